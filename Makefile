@@ -14,7 +14,7 @@ help: ## list the commands
 
 demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also lets phones in, by invitation
 	@echo 'Starting the demo …'
-	@$(BIN)/holdfast demo $(if $(LAN),--lan)
+	@$(BIN)/tenuto demo $(if $(LAN),--lan)
 
 # tests that `make test-long` runs: its steps name them
 LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py stores/test_sqlite_damage.py
@@ -59,18 +59,18 @@ fuzz: $(VENV)/.dev node_modules/.installed ## send arbitrary input from every ki
 	SEED=$$seed FUZZ_SECONDS=$$((seconds / 4)) node --test tests/web/fuzz.test.js
 
 attack: $(VENV)/.dev ## unknown peers against a real server, in the long form
-	HOLDFAST_ATTACKS=long $(BIN)/pytest -s tests/attacks
+	TENUTO_ATTACKS=long $(BIN)/pytest -s tests/attacks
 
 $(VENV)/bin/python:
 	@scripts/make_venv $(PYTHON) $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
-	@echo 'Installing Holdfast and its dependencies in $(VENV) …'
+	@echo 'Installing Tenuto and its dependencies in $(VENV) …'
 	@scripts/install $(VENV) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	@echo 'Installing Holdfast and the tools for its tests in $(VENV) …'
+	@echo 'Installing Tenuto and the tools for its tests in $(VENV) …'
 	@scripts/install $(VENV) --editable '.[demo]' --group dev
 	@touch $@ $(VENV)/.demo
 

@@ -27,7 +27,7 @@ _VIEWERS = 200
 _TOKENS_PER_S = 50
 _LIMIT = 1.5
 _TIMEOUT_S = 30.0
-_MOUNTED_AT = "/holdfast"
+_MOUNTED_AT = "/tenuto"
 
 
 class _Round(NamedTuple):
@@ -91,8 +91,8 @@ async def _main(database: str) -> None:
     from starlette.applications import Starlette
 
     from bench.server import Producers, Written, start_app
-    from holdfast import Hub, MessageWriter
-    from holdfast.interop import AISDK
+    from tenuto import Hub, MessageWriter
+    from tenuto.interop import AISDK
 
     hub, app = Hub(f"sqlite:///{database}"), Starlette()
     hub.install(app, _MOUNTED_AT)

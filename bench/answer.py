@@ -91,7 +91,7 @@ def _round(options: Options, count: int, tokens: int) -> _Round:
 
 async def _main(database: str) -> None:
     from bench.server import Producers, Written, start_server
-    from holdfast import Hub, Turn
+    from tenuto import Hub, Turn
 
     hub = Hub(f"sqlite:///{database}")
     producers = Producers(hub)

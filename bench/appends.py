@@ -5,7 +5,7 @@ as a producer must if no shown token may be lost. SQLite with `synchronous=FULL`
 `appendfsync always`: both survive a power cut. Two more variants have no budget: 20 tokens at a time, and both sides
 with settings that can lose the last second or moments (`everysec`, `NORMAL`). The main figures have no viewers. This
 favours both sides: in the usual design each viewer has a Redis connection and receives every token separately, and
-without viewers Holdfast puts eight times as many rows into a commit. So the rate is measured once more with one viewer.
+without viewers Tenuto puts eight times as many rows into a commit. So the rate is measured once more with one viewer.
 
 Time is the CPU time of the whole process tree, redis-server included, all on one core. Then every conversation is read
 back through its resume endpoint and compared with the tokens that were acknowledged as stored. A missing, additional or
@@ -100,13 +100,13 @@ def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
         for name in ("always", "everysec"):
             (folder / name).mkdir()
         systems: dict[str, Appending] = {
-            "Holdfast, FULL": stack.enter_context(ours(folder / "full.db")),
+            "Tenuto, FULL": stack.enter_context(ours(folder / "full.db")),
             "XADD, AOF always": stack.enter_context(xadd(folder / "always", "always")),
-            "Holdfast, NORMAL": stack.enter_context(ours(folder / "normal.db", synchronous="normal")),
+            "Tenuto, NORMAL": stack.enter_context(ours(folder / "normal.db", synchronous="normal")),
             "XADD, AOF everysec": stack.enter_context(xadd(folder / "everysec", "everysec")),
         }
         client = stack.enter_context(peer_load())
-        compared = {name: systems[name] for name in ("Holdfast, FULL", "XADD, AOF always")}
+        compared = {name: systems[name] for name in ("Tenuto, FULL", "XADD, AOF always")}
         full, always = compared.values()
         yield from _each_rows(alternate(systems, client, sizes, at_once=1), sizes, always.version)
         yield _watched_row(alternate(compared, client, sizes, at_once=1, watched=1))
@@ -171,12 +171,12 @@ def verify(system: Appending, client: Child, channels: list[str], sent: dict[str
 
 
 def _ratios(rounds: dict[str, list[Round]]) -> list[float]:
-    full, always = rounds["Holdfast, FULL"], rounds["XADD, AOF always"]
+    full, always = rounds["Tenuto, FULL"], rounds["XADD, AOF always"]
     return [one.tokens_per_s / other.tokens_per_s for one, other in zip(full, always, strict=True)]
 
 
 def _each_rows(rounds: dict[str, list[Round]], sizes: Sizes, version: str) -> list[Row]:
-    full, always = rounds["Holdfast, FULL"], rounds["XADD, AOF always"]
+    full, always = rounds["Tenuto, FULL"], rounds["XADD, AOF always"]
     ratios = _ratios(rounds)
     median = statistics.median(ratios)
     what = f"durable appends, {sizes.producers} producers that await each token: SQLite FULL against XADD, AOF always"

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from bench.control import reply, serve_requests
-from holdfast import serving
+from tenuto import serving
 
 _SSE_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
@@ -23,7 +23,7 @@ _SSE_HEAD = (
 )
 _UPGRADE_HEAD = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n"
+    b"Sec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: tenuto.v1\r\n\r\n"
 )
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _SLEEP_S = 0.002  # batches due within this time are written now: a timer for each would cost more than the writes
@@ -128,7 +128,7 @@ def _chunk(payload: bytes) -> bytes:
 
 async def _main() -> None:
     bare = Bare()
-    with serving.listen("127.0.0.1", 0) as listener:  # with the socket options of `holdfast serve`
+    with serving.listen("127.0.0.1", 0) as listener:  # with the socket options of `tenuto serve`
         async with await asyncio.get_running_loop().create_server(lambda: _Viewer(bare), sock=listener):
             reply(port=listener.getsockname()[1])
             await serve_requests({"load": bare.load, "play": bare.play})

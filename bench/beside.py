@@ -1,14 +1,14 @@
-"""Holdfast beside nchan, Socket.IO and Centrifugo: the same tokens, at the same times, to the same viewers.
+"""Tenuto beside nchan, Socket.IO and Centrifugo: the same tokens, at the same times, to the same viewers.
 
 All systems run in one go, in turn, on one core. One load client on the other core drives all of them and compares every
 token of every viewer with the sent ones. The measure is the server's CPU time per delivered *token*, not per write: a
 system that joins the tokens of 40 ms writes less often, and shows a token up to 40 ms later. The latencies are listed
 too.
 
-Do not conclude more than this: the peers promise less than Holdfast (`System.promises`), so a ratio shows
+Do not conclude more than this: the peers promise less than Tenuto (`System.promises`), so a ratio shows
 the cost of the promises, not the quality of a peer. Another process publishes to nchan and Centrifugo over HTTP, and
-its time is not counted. The producers of Holdfast and Socket.IO, and Holdfast's store, are counted. Against nchan and
-Centrifugo there is a second row, without Holdfast's producers, whose time is measured alone in each round.
+its time is not counted. The producers of Tenuto and Socket.IO, and Tenuto's store, are counted. Against nchan and
+Centrifugo there is a second row, without Tenuto's producers, whose time is measured alone in each round.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ __all__ = ["Shape", "Sizes", "measure", "run"]
 _TIMEOUT_S = 60.0
 _OVERRUN_S = 0.5  # a system that is later than this at the end did not keep up
 _FILES_TO_SPARE = 400
-_ALONE_S = 2.0  # how long the producers of Holdfast work alone, for each round
-_LESS = {"SSE": 1.0, "WebSocket": 1.0}  # Holdfast must cost less where it joins tokens for many viewers
+_ALONE_S = 2.0  # how long the producers of Tenuto work alone, for each round
+_LESS = {"SSE": 1.0, "WebSocket": 1.0}  # Tenuto must cost less where it joins tokens for many viewers
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ Start = Callable[[Path, int], AbstractContextManager[System]]
 """Start a system that keeps its files in a folder and serves so many connections."""
 
 SYSTEMS: dict[str, Start] = {
-    "Holdfast": lambda folder, _: ours(folder / "beside.db"),
+    "Tenuto": lambda folder, _: ours(folder / "beside.db"),
     "nchan": lambda _, connections: nchan(connections=connections),
     "nchan, joined": lambda _, connections: nchan(connections=connections, sort=NchanJoined),
     "nchan with Redis": lambda folder, connections: nchan_redis(folder, connections=connections),
@@ -109,7 +109,7 @@ CENTRIFUGO: dict[str, Start] = {
 
 class _Round(NamedTuple):
     us_per_token: float
-    producers_us: float  # the part of Holdfast's producers, measured alone; 0 for other systems
+    producers_us: float  # the part of Tenuto's producers, measured alone; 0 for other systems
     overrun_s: float  # time from the due time of the last token to the arrival of the last token
     frames_per_token: float
     bytes_per_token: float
@@ -150,7 +150,7 @@ def _systems() -> dict[str, Start]:
 
 def needs(options: Options) -> Needs:
     peers = [
-        name for name in _systems() if name not in ("Holdfast", "nchan, joined")
+        name for name in _systems() if name not in ("Tenuto", "nchan, joined")
     ]  # nchan with Redis needs the same packages as nchan
     return Needs(
         seconds=(180 if options.is_quick else 700) * len(_systems()) / len(SYSTEMS),

@@ -129,7 +129,7 @@ def _round(options: Options, running: int, questions: int, before_s: float, afte
 
 async def _main(database: str) -> None:
     from bench.server import Producers, start_server
-    from holdfast import Hub, Turn
+    from tenuto import Hub, Turn
 
     hub = Hub(f"sqlite:///{database}")
     producers = Producers(hub)

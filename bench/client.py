@@ -1,6 +1,6 @@
 """The cost of the load client itself: a thousand connections to the bare server, 25 frames per second each.
 
-Not a benchmark of Holdfast: it shows that the load client does not distort the others. It needs no Holdfast server.
+Not a benchmark of Tenuto: it shows that the load client does not distort the others. It needs no Tenuto server.
 """
 
 import hashlib

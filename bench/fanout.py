@@ -1,7 +1,7 @@
 """CPU per delivery, as a ratio to a bare server that writes the same bytes at the same times.
 
 The shapes: one channel with a thousand viewers, a hundred with ten, a thousand with one; SSE and WebSocket; under
-`holdfast serve` and mounted under granian. Rounds alternate, because a noisy machine drifts: our server, then the bare
+`tenuto serve` and mounted under granian. Rounds alternate, because a noisy machine drifts: our server, then the bare
 server with the bytes that our viewers received; then our other server, and the bare one again. A delivery is one batch
 to one viewer. Our CPU time is that of the whole process, with producers, store and all other work. So with many
 channels the ratio shows the cost of a conversation, not of a write. The producers' time is measured alone, in each
@@ -205,7 +205,7 @@ def _rows(shape: Shape, kind: str, under: str, pairs: list[tuple[_Round, _Round]
     less = [(ours.us_per_delivery - ours.producers_us) / bare.us_per_delivery for ours, bare in pairs]
     limit = shape.limits.get((kind, under))
     ours, bare = pairs[-1]
-    what = f"fan-out {shape} {_NAMES[kind]}, {'holdfast serve' if under == 'serve' else 'mounted under granian'}"
+    what = f"fan-out {shape} {_NAMES[kind]}, {'tenuto serve' if under == 'serve' else 'mounted under granian'}"
     rows = [
         Row(
             f"{what}: CPU per delivery against a bare server",

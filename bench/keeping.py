@@ -4,7 +4,7 @@ They are not part of `make bench`, because they write files of gigabytes: `make 
 (SQLite FULL): 100 conversations in the hub's process, each with 25 appends a second that wait until they are stored.
 
 - `backup`: fills a store of each size of `--mb`, and makes a backup at 50 MB/s; of a small store several in a row.
-  Appends before, during and after it are compared. Then the backup is checked like `holdfast verify` does, and opened:
+  Appends before, during and after it are compared. Then the backup is checked like `tenuto verify` does, and opened:
   each running answer must be a prefix of its text with all that was stored at the beginning, and old messages must be
   equal.
 - `deletes`: deletes 400 of 500 channels in a row. Appends before, meanwhile and after it are compared.
@@ -37,19 +37,19 @@ from unittest import mock
 from bench import report
 from bench.common import Row
 from bench.proc import rss_bytes
-from holdfast import Hub, MessageWriter
-from holdfast.core.document import Document
-from holdfast.core.ops import Entry
-from holdfast.core.records import MessageRecord, imported
-from holdfast.core.retention import DAY_MS
-from holdfast.hub import retention
-from holdfast.hub.clock import Clock
-from holdfast.serving import settle_collector
-from holdfast.stores import sqlite
-from holdfast.stores.base import Committed, Write
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_backup import copy
-from holdfast.stores.sqlite_verify import verify
+from tenuto import Hub, MessageWriter
+from tenuto.core.document import Document
+from tenuto.core.ops import Entry
+from tenuto.core.records import MessageRecord, imported
+from tenuto.core.retention import DAY_MS
+from tenuto.hub import retention
+from tenuto.hub.clock import Clock
+from tenuto.serving import settle_collector
+from tenuto.stores import sqlite
+from tenuto.stores.base import Committed, Write
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_backup import copy
+from tenuto.stores.sqlite_verify import verify
 
 _CONVERSATIONS = 100
 _APPENDS_PER_S = 25

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from bench.control import reply, serve_requests
-from holdfast.hub.nodes import RENEW_S, TERM_MS
-from holdfast.stores import open_url
-from holdfast.stores.base import Notice, Notices
-from holdfast.stores.bus import open_bus
-from holdfast.stores.postgres import PostgresStore
+from tenuto.hub.nodes import RENEW_S, TERM_MS
+from tenuto.stores import open_url
+from tenuto.stores.base import Notice, Notices
+from tenuto.stores.bus import open_bus
+from tenuto.stores.postgres import PostgresStore
 
 
 class Listeners:

@@ -20,14 +20,14 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast import Hub
-from holdfast.core.events import MessageAppend
-from holdfast.hub import committer
-from holdfast.hub.feed import Feed
-from holdfast.serving import settle_collector
-from holdfast.stores.base import Committed, Conflict, Write
-from holdfast.stores.memory import MemoryStore
-from holdfast.stores.sqlite import SqliteStore
+from tenuto import Hub
+from tenuto.core.events import MessageAppend
+from tenuto.hub import committer
+from tenuto.hub.feed import Feed
+from tenuto.serving import settle_collector
+from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.memory import MemoryStore
+from tenuto.stores.sqlite import SqliteStore
 
 _PRODUCERS = 500
 _ROUNDS_OF_TOKENS = 60

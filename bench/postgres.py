@@ -105,7 +105,7 @@ def durable(options: Options, sizes: appends.Sizes) -> Iterator[Row]:
         (folder / "redis").mkdir()
         system, _ = stack.enter_context(ours_on_postgres(options.directory))
         redis = stack.enter_context(xadd(folder / "redis", "always"))
-        systems: dict[str, appends.Appending] = {"Holdfast": system, "XADD": redis}
+        systems: dict[str, appends.Appending] = {"Tenuto": system, "XADD": redis}
         rounds = appends.alternate(systems, stack.enter_context(peer_load()), sizes, at_once=1)
     ratios = [one.tokens_per_s / other.tokens_per_s for one, other in zip(*rounds.values(), strict=True)]
     costs_ = [other.us_per_token / one.us_per_token for one, other in zip(*rounds.values(), strict=True)]

@@ -32,7 +32,7 @@ _SHORT_LIVE, _SHORT_LASTS_S = 6, (2.0, 6.0)  # of a soak without verdict, so tha
 _JUDGED_S = 300.0  # a shorter soak has figures but no verdict: the first third ends before retention keeps up
 _GROWTH = 1.1
 _SAMPLES = 60
-_SCHEMA = "holdfast"
+_SCHEMA = "tenuto"
 # what an hour has: the defaults of retention and of PostgreSQL, with the least value that each accepts
 _KEPT_S, _LEAST_KEPT_S = 600, 4
 _CHECKPOINT_S, _LEAST_CHECKPOINT_S = 300, 30

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from bench.common import Row
-from holdfast import __version__
+from tenuto import __version__
 
 __all__ = ["BEGIN", "END", "Machine", "check_page", "summary", "text", "write"]
 
@@ -40,7 +40,7 @@ class Machine:
         """Return the facts, one per line."""
         versions = [f"{name} {_version(name)}" for name in _PACKAGES]
         return [
-            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Holdfast {__version__}{_commit()}",
+            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Tenuto {__version__}{_commit()}",
             f"{_field('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores, "
             f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 1024**2:.0f} GiB",
             f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
@@ -154,7 +154,7 @@ def _commit() -> str:
     """Return the commit, if there is one, and whether the files differ from it."""
     try:
         commit = _git("rev-parse", "--short", "HEAD")
-        changes = _git("status", "--porcelain", "holdfast", "bench")
+        changes = _git("status", "--porcelain", "tenuto", "bench")
     except (OSError, subprocess.SubprocessError):
         return ""
     return f" at {commit}{' with uncommitted changes' if changes else ''}"

@@ -15,10 +15,10 @@ from bench.needs import Needs
 from wirecheck import SseViewer
 
 _CHANNEL = "bench:resume"
-_QUESTION = 'What is a holdfast, and why does "it" hold?'
+_QUESTION = 'What is a tenuto, and why does "it" hold?'
 _ANSWER_BYTES = 8 * 1024
 _MISSED_BYTES = 1_200
-_WORDS = ["a", "holdfast", "keeps", "the", "plant", "where", "it", "is,", "—", '"so"', "naïve", "水", "🌊", "\n\n"]
+_WORDS = ["a", "tenuto", "keeps", "the", "plant", "where", "it", "is,", "—", '"so"', "naïve", "水", "🌊", "\n\n"]
 
 
 def run(options: Options) -> list[Row]:

@@ -1,7 +1,7 @@
 """The server under test, with in-process producers that work on request.
 
 Run as a child: `python -m bench.server STORE_URL [--port N] [--under serve|granian] [--idle-s N] [--bus URL]`. Under
-`serve` it runs on uvicorn as `holdfast serve` does; under granian it is mounted in a Starlette app, as in an
+`serve` it runs on uvicorn as `tenuto serve` does; under granian it is mounted in a Starlette app, as in an
 application. With `--mute` it sends no notices, as if all were lost. With `--kept-s` retention removes messages after
 that many seconds. Requests arrive on standard input, so only viewers use its port.
 """
@@ -24,15 +24,15 @@ from bench.control import reply, serve_requests
 from bench.lateness import Lateness
 from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, summary, token
-from holdfast import Hub, Limits, MessageWriter, serving
-from holdfast.core import retention as core_retention
-from holdfast.hub import retention
-from holdfast.hub.housekeeping import free_memory
-from holdfast.hub.retention import Rules
-from holdfast.stores.base import Notice
+from tenuto import Hub, Limits, MessageWriter, serving
+from tenuto.core import retention as core_retention
+from tenuto.hub import retention
+from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.retention import Rules
+from tenuto.stores.base import Notice
 
 _HOST = "127.0.0.1"
-_MOUNTED_AT = "/holdfast"
+_MOUNTED_AT = "/tenuto"
 _START_S = 10.0
 _POLL_S = 0.01
 _AT_ONCE = 100  # limit of concurrent messages during a fill
@@ -278,7 +278,7 @@ def _known(seed: int) -> Append:
 async def start_server(hub: Hub, port: int = 0) -> AsyncIterator[int]:
     """Serve `hub` on a loopback port (0: a free one), and yield the port. Raises OSError if it is taken.
 
-    Socket options, collector settings and HTTP implementation are those of `holdfast serve`.
+    Socket options, collector settings and HTTP implementation are those of `tenuto serve`.
     """
     hub.drive_by_hand = True
     async with start_app(hub, port) as found:

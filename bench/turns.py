@@ -20,7 +20,7 @@ from bench.needs import Needs
 from bench.proc import SERVER_CORE, Child
 
 if TYPE_CHECKING:
-    from holdfast import Turn
+    from tenuto import Turn
 
 __all__ = ["answer", "is_right", "turns"]
 
@@ -75,7 +75,7 @@ def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:
 
 
 async def _turns(directory: str, conversations: int) -> dict[str, Any]:
-    from holdfast import Hub, Turn
+    from tenuto import Hub, Turn
 
     hub = Hub(f"sqlite:///{Path(directory) / 'turns.db'}", hooks_signals=False)
     sent_s: dict[str, float] = {}

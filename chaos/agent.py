@@ -17,8 +17,8 @@ import zlib
 from dataclasses import dataclass
 
 from chaos.producer import say
-from holdfast.agents.turn import OnCrash, Turn
-from holdfast.client import Client
+from tenuto.agents.turn import OnCrash, Turn
+from tenuto.client import Client
 from oracle.plans import Piece, Script
 
 __all__ = ["AgentOrders", "answer", "asks"]

@@ -1,8 +1,8 @@
-"""The app that `holdfast serve --app` serves in a run: a mounted hub, with writers in its process.
+"""The app that `tenuto serve --app` serves in a run: a mounted hub, with writers in its process.
 
 Layer: chaos.
 
-The environment variable `HOLDFAST_CHAOS` holds the settings (JSON: `Wanted`). A `POST` to `/write` starts the message
+The environment variable `TENUTO_CHAOS` holds the settings (JSON: `Wanted`). A `POST` to `/write` starts the message
 of a plan, which `Hub.message` writes as an agent would. The file `acks` outlives the process: it gets one JSON object
 per line for each acknowledged `flush`.
 """
@@ -21,9 +21,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from holdfast import Hub
-from holdfast.hub.identity import Identity, Scope
-from holdfast.stores.sqlite import SqliteStore
+from tenuto import Hub
+from tenuto.hub.identity import Identity, Scope
+from tenuto.stores.sqlite import SqliteStore
 from oracle.plans import Append, Plan
 
 __all__ = ["OPERATOR", "Wanted", "app", "verify"]
@@ -47,7 +47,7 @@ class Wanted:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"HOLDFAST_CHAOS": json.dumps(vars(self))}
+        return {"TENUTO_CHAOS": json.dumps(vars(self))}
 
 
 app: Starlette  # built on first access: an import of this module opens no store
@@ -67,9 +67,9 @@ def _build(wanted: Wanted) -> Starlette:
 
     app = Starlette(routes=[Route("/write", write, methods=["POST"])])
     if wanted.is_lazy:
-        app.mount("/holdfast", hub)
+        app.mount("/tenuto", hub)
     else:
-        hub.install(app, "/holdfast")
+        hub.install(app, "/tenuto")
     return app
 
 
@@ -103,5 +103,5 @@ async def _write(hub: Hub, channel: str, plan: Plan, per_second: float, acks: in
 def __getattr__(name: str) -> Starlette:
     """`app`."""
     if name == "app":
-        return _build(Wanted(**json.loads(os.environ["HOLDFAST_CHAOS"])))
+        return _build(Wanted(**json.loads(os.environ["TENUTO_CHAOS"])))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

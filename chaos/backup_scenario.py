@@ -18,8 +18,8 @@ import msgspec
 
 from chaos.processes import Child, Server, ask
 from chaos.world import Failure, World
-from holdfast import Hub
-from holdfast.stores.sqlite_verify import verify
+from tenuto import Hub
+from tenuto.stores.sqlite_verify import verify
 from oracle.acknowledged import AcknowledgedMessage
 
 __all__ = ["backups"]
@@ -65,7 +65,7 @@ async def _round(world: World, server: Server, target: Path, victim: str | None)
     speed = world.random.uniform(*MB_PER_S)
     arguments = [
         "-m",
-        "holdfast",
+        "tenuto",
         "backup",
         str(target),
         "--mb-per-s",

@@ -23,7 +23,7 @@ from chaos.nginx import configuration
 from chaos.processes import Server, ask
 from chaos.report import Failure
 from chaos.world import World
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["Cluster", "Node"]
 
@@ -40,9 +40,9 @@ class Node(Server):
     def __init__(
         self, world: World, conversation: Conversation, name: str, network: FaultProxy, bus: str | None
     ) -> None:
-        arguments = ["-m", "holdfast", "serve", "--app", "chaos.cluster_app:app", "--trust-proxy", "127.0.0.1"]
+        arguments = ["-m", "tenuto", "serve", "--app", "chaos.cluster_app:app", "--trust-proxy", "127.0.0.1"]
         report = world.checked(name, conversation.take_report)
-        super().__init__(name, world.folder, world.store, arguments=arguments, prefix="/holdfast", report=report)
+        super().__init__(name, world.folder, world.store, arguments=arguments, prefix="/tenuto", report=report)
         self.network = network
         orders = AgentOrders(
             url="", name=name, pattern=PATTERN, seed=world.seed, steps=world.scale.steps,
@@ -64,7 +64,7 @@ class Cluster(Server):
     """All nodes as one server, whose port is that of nginx."""
 
     def __init__(self, world: World, conversation: Conversation, *, has_bus: bool) -> None:
-        super().__init__("nginx", world.folder, world.store, arguments=[], prefix="/holdfast")
+        super().__init__("nginx", world.folder, world.store, arguments=[], prefix="/tenuto")
         self._program = "nginx"
         self.world = world
         self.database = PostgresPair(world.folder)

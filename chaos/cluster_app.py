@@ -2,7 +2,7 @@
 
 Layer: chaos.
 
-The environment variable `HOLDFAST_CHAOS` holds the settings (JSON: `NodeOrders`). The agent prints its reports as a
+The environment variable `TENUTO_CHAOS` holds the settings (JSON: `NodeOrders`). The agent prints its reports as a
 remote one does, so they outlive the process.
 """
 
@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 
 from chaos.agent import AgentOrders, answer
 from chaos.app import verify
-from holdfast import Hub
-from holdfast.agents.turn import Turn
+from tenuto import Hub
+from tenuto.agents.turn import Turn
 
 __all__ = ["NodeOrders", "app"]
 
@@ -35,7 +35,7 @@ class NodeOrders:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"HOLDFAST_CHAOS": json.dumps(asdict(self))}
+        return {"TENUTO_CHAOS": json.dumps(asdict(self))}
 
 
 app: Starlette  # built on first access: an import of this module opens no store
@@ -49,13 +49,13 @@ def _build(wanted: NodeOrders) -> Starlette:
         await answer(turn, wanted.agent)
 
     app = Starlette()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     return app
 
 
 def __getattr__(name: str) -> Starlette:
     """`app`."""
     if name == "app":
-        settings = json.loads(os.environ["HOLDFAST_CHAOS"])
+        settings = json.loads(os.environ["TENUTO_CHAOS"])
         return _build(NodeOrders(**{**settings, "agent": AgentOrders(**settings["agent"])}))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

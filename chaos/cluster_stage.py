@@ -20,7 +20,7 @@ from chaos.people import Person, wrong_signals
 from chaos.report import Failure
 from chaos.viewer import Viewer
 from chaos.world import World
-from holdfast.core.cursor import NO_EPOCH
+from tenuto.core.cursor import NO_EPOCH
 from oracle.acknowledged import AcknowledgedMessage
 
 __all__ = ["Stage"]

@@ -21,7 +21,7 @@ from chaos.app import OPERATOR
 from chaos.processes import Child, ask
 from chaos.viewer import Transport, Viewer
 from chaos.world import Failure, World
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 from oracle.plans import Piece, Script
 from oracle.questions import Question, Questions, SentCommand
 
@@ -431,9 +431,9 @@ class Conversation:
             status, text = await node.get(f"/metrics?client={OPERATOR}")
             if status != 200:
                 raise Failure(f"/metrics got status {status}: {text}")
-            lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("holdfast_turns_"))
+            lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("tenuto_turns_"))
             for what in left:
-                left[what] += int(float(lines[f"holdfast_turns_{what}"]))
+                left[what] += int(float(lines[f"tenuto_turns_{what}"]))
         return left
 
     async def until_viewers_agree(

@@ -16,7 +16,7 @@ from pathlib import Path
 from chaos.postgres_server import MEMORY, PROGRAMS, Postgres
 from chaos.processes import Child, free_port
 from chaos.report import Failure
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["PostgresPair", "Redis", "check_programs"]
 
@@ -48,7 +48,7 @@ class PostgresPair:
         self.standby: Postgres
 
     def _new(self) -> Postgres:
-        server = Postgres(Path(tempfile.mkdtemp(prefix="holdfast-postgres-", dir=MEMORY)))
+        server = Postgres(Path(tempfile.mkdtemp(prefix="tenuto-postgres-", dir=MEMORY)))
         self._servers.append(server)
         return server
 

@@ -2,7 +2,7 @@
 
 Layer: chaos.
 
-`holdfast.testing.proxy` defines each fault. You can change the mixture freely.
+`tenuto.testing.proxy` defines each fault. You can change the mixture freely.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from holdfast.testing.proxy import Direction, FaultProxy
+from tenuto.testing.proxy import Direction, FaultProxy
 
 __all__ = ["FAULTS", "FaultModel"]
 

@@ -22,7 +22,7 @@ from chaos.processes import free_port
 
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 _INSTALLED = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
-PROGRAMS = Path(os.environ.get("HOLDFAST_POSTGRES", _INSTALLED))  # of the release that runs
+PROGRAMS = Path(os.environ.get("TENUTO_POSTGRES", _INSTALLED))  # of the release that runs
 ACCOUNT = "nobody"  # PostgreSQL refuses to run as root
 # Its many small files are slow on a disk.
 MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
@@ -167,7 +167,7 @@ def running_postgres(
 ) -> Iterator[Postgres]:
     """Run a server in a folder below `directory`, by default one in memory."""
     with tempfile.TemporaryDirectory(
-        prefix="holdfast-postgres-", dir=directory or MEMORY, ignore_cleanup_errors=True
+        prefix="tenuto-postgres-", dir=directory or MEMORY, ignore_cleanup_errors=True
     ) as name:
         server = Postgres(Path(name))
         server.create(files)

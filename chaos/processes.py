@@ -116,7 +116,7 @@ class Child:
     async def _read(self, report: Report) -> None:
         assert self.process.stdout is not None
         while (line := await self.process.stdout.readline()).endswith(b"\n"):
-            if line.startswith(b"{"):  # otherwise a line of `holdfast serve`
+            if line.startswith(b"{"):  # otherwise a line of `tenuto serve`
                 report(json.loads(line))
 
     @property
@@ -196,15 +196,15 @@ class Server(Child):
 
     @classmethod
     def plain(cls, name: str, folder: Path, store: Path, *, by: list[str] | None = None) -> Server:
-        """Return `holdfast serve`, started with `by` instead of `-m holdfast`."""
-        arguments = [*(by or ["-m", "holdfast"]), "serve", "--store", f"sqlite:///{store}"]
+        """Return `tenuto serve`, started with `by` instead of `-m tenuto`."""
+        arguments = [*(by or ["-m", "tenuto"]), "serve", "--store", f"sqlite:///{store}"]
         return cls(name, folder, store, arguments=arguments)
 
     @classmethod
     def of_app(cls, name: str, folder: Path, wanted: Wanted) -> Server:
-        """Return `holdfast serve --app` with the app of `chaos.app`."""
-        arguments = ["-m", "holdfast", "serve", "--app", "chaos.app:app"]
-        server = cls(name, folder, Path(wanted.store), arguments=arguments, prefix="/holdfast")
+        """Return `tenuto serve --app` with the app of `chaos.app`."""
+        arguments = ["-m", "tenuto", "serve", "--app", "chaos.app:app"]
+        server = cls(name, folder, Path(wanted.store), arguments=arguments, prefix="/tenuto")
         server.environment = wanted.environment
         return server
 

@@ -260,7 +260,7 @@ def _free(server: Server, mounted: Path | None) -> None:
 def _mount(place: Path) -> Path | None:
     """Mount a small file system, if the machine allows it; otherwise the limit on file sizes is used."""
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "holdfast-chaos", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tenuto-chaos", str(place)]
     try:
         done = subprocess.run(command, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:

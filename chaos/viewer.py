@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from holdfast.core.cursor import NO_EPOCH
+from tenuto.core.cursor import NO_EPOCH
 from oracle.plans import Kind
 from oracle.views import HISTORY, PlanOracle
 from wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
@@ -170,7 +170,7 @@ class Viewer:
         return SseViewer(
             "127.0.0.1", watching.port, watching.channel, checker=self.checker, prefix=watching.prefix,
             query={name: str(value) for name, value in options.items()}, uses_last_event_id=is_source,
-            headers={} if is_source else {"Holdfast-Client": "chaos"},
+            headers={} if is_source else {"Tenuto-Client": "chaos"},
         )  # fmt: skip
 
     async def _follow(self, viewer: SseViewer | WsViewer) -> None:
@@ -251,7 +251,7 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
     """Send one GET on its own connection. Raises OSError if it was cut, and WireError."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHoldfast-Client: chaos\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTenuto-Client: chaos\r\n\r\n"
         writer.write(head.encode("latin-1"))
         response, body = Response(), b""
         while not response.is_complete:

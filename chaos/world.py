@@ -29,7 +29,7 @@ from chaos.processes import Child, Server, agent, producer
 from chaos.producer import Orders
 from chaos.report import Failure, Story, short
 from chaos.viewer import Transport, Viewer, Watching
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 from oracle.acknowledged import Acknowledged
 from oracle.plans import first_difference
 from oracle.views import HISTORY
@@ -83,7 +83,7 @@ class World:
         self.seed = seed
         self.scale = scale
         self.random = random.Random(f"{name}:{seed}")
-        self.folder = Path(tempfile.mkdtemp(prefix=f"holdfast-chaos-{name}-{seed}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"tenuto-chaos-{name}-{seed}-"))
         self.store = self.folder / "chaos.db"
         self.acknowledged = Acknowledged(seed, scale.steps)
         self.viewers: list[Viewer] = []

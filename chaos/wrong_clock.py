@@ -1,4 +1,4 @@
-"""Start `holdfast` with a wrong wall clock. A file holds the offset, which can change at any moment.
+"""Start `tenuto` with a wrong wall clock. A file holds the offset, which can change at any moment.
 
     python -P wrong_clock.py OFFSET_FILE serve …
 
@@ -44,6 +44,6 @@ def install(path: Path) -> None:
 
 if __name__ == "__main__":
     install(Path(sys.argv.pop(1)))
-    from holdfast.cli import main
+    from tenuto.cli import main
 
-    main(prog_name="holdfast")
+    main(prog_name="tenuto")

@@ -2,21 +2,21 @@
 
 The server needs no code. Create a secret, and serve:
 
-    pip install "holdfast[serve,client]"
+    pip install "tenuto[serve,client]"
     openssl rand -base64 48 > chat.secret
-    holdfast serve --jwt-secret-file chat.secret --jwt-audience chat
+    tenuto serve --jwt-secret-file chat.secret --jwt-audience chat
 
 In a second terminal, start the agent; start it once more in a third. Each message goes to one of the two.
 
-    export HOLDFAST_TOKEN=$(python examples/agent_elsewhere.py token bot chat.secret)
+    export TENUTO_TOKEN=$(python examples/agent_elsewhere.py token bot chat.secret)
     python examples/agent_elsewhere.py
 
 In a fourth, ask a question. Then ask again, and `kill -9` the answering agent: the other one continues its answer.
 
-    export HOLDFAST_TOKEN=$(python examples/agent_elsewhere.py token ann chat.secret)
+    export TENUTO_TOKEN=$(python examples/agent_elsewhere.py token ann chat.secret)
     python examples/agent_elsewhere.py ask "Why?"
 
-`HOLDFAST_URL` is the address of the server, by default http://127.0.0.1:8000.
+`TENUTO_URL` is the address of the server, by default http://127.0.0.1:8000.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from pathlib import Path
 
 import jwt
 
-from holdfast import HoldfastError, Turn
-from holdfast.client import Client
+from tenuto import TenutoError, Turn
+from tenuto.client import Client
 
-URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
-TOKEN = os.environ.get("HOLDFAST_TOKEN")
+URL = os.environ.get("TENUTO_URL", "http://127.0.0.1:8000")
+TOKEN = os.environ.get("TENUTO_TOKEN")
 PACE_S = 0.01
 
 PERSON = ["subscribe", "history", "publish", "command"]
@@ -76,7 +76,7 @@ def token(name: str, secret_file: str) -> str:
         "sub": name,
         "aud": "chat",
         "exp": time.time() + 24 * 3600,
-        "holdfast": {"chat:*": AGENT if name == "bot" else PERSON},
+        "tenuto": {"chat:*": AGENT if name == "bot" else PERSON},
     }
     return jwt.encode(claims, Path(secret_file).read_bytes().rstrip(b"\r\n"), algorithm="HS256")
 
@@ -93,5 +93,5 @@ if __name__ == "__main__":
                 print(token(name, secret_file))
             case _:
                 sys.exit(__doc__)
-    except HoldfastError as error:
+    except TenutoError as error:
         sys.exit(str(error))

@@ -15,11 +15,11 @@ from contextlib import closing
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from holdfast import HookEvent, Hub, Turn
+from tenuto import HookEvent, Hub, Turn
 
 hub = Hub("sqlite:///agent-example.db")
 app = FastAPI()
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 
 ARCHIVE = "agent-archive.db"
 PACE_S = 0.05
@@ -73,15 +73,15 @@ async def page() -> str:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
-<title>An agent and Holdfast</title>
+<title>An agent and Tenuto</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } p { white-space: pre-wrap }</style>
 <div id="messages"></div>
 <form id="form"><input id="question" required autofocus placeholder="Ask something"> <button>Ask</button></form>
 <button id="cancel" disabled>Stop</button> <span id="agents"></span>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
-  const channel = connect({ url: "holdfast", client: "you" }).channel("chat:1")
+  const channel = connect({ url: "tenuto", client: "you" }).channel("chat:1")
   let running
 
   channel.subscribe(() => {

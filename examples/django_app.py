@@ -1,8 +1,8 @@
-"""Holdfast beside Django, in one file.
+"""Tenuto beside Django, in one file.
 
 Run `python examples/django_app.py` (or `uvicorn examples.django_app:application`), open http://127.0.0.1:8000, ask
 a question and press F5 during the answer. `Remark` goes through an ordinary view in a thread, with `hub.sync`; `Ask`
-goes through an async view. The hub serves all paths below /holdfast, Django serves the others.
+goes through an async view. The hub serves all paths below /tenuto, Django serves the others.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.views.decorators.http import require_POST
 
-from holdfast import Hub
+from tenuto import Hub
 
 settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1", "localhost"], MIDDLEWARE=[])
 
@@ -56,7 +56,7 @@ def page(request: HttpRequest) -> HttpResponse:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
-<title>Django and Holdfast</title>
+<title>Django and Tenuto</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } p { white-space: pre-wrap }</style>
 <div id="messages"></div>
 <form id="form">
@@ -64,9 +64,9 @@ PAGE = """<!doctype html>
   <button value="ask">Ask</button> <button value="remark">Remark</button>
 </form>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
-  const channel = connect({ url: "holdfast" }).channel("chat:django")
+  const channel = connect({ url: "tenuto" }).channel("chat:django")
 
   function line({ author, status, parts = [] }) {
     const p = document.createElement("p")
@@ -86,7 +86,7 @@ PAGE = """<!doctype html>
 
 urlpatterns = [path("", page), path("ask", ask), path("remark", remark)]
 
-application = hub.wrap(get_asgi_application(), "/holdfast")
+application = hub.wrap(get_asgi_application(), "/tenuto")
 
 if __name__ == "__main__":
     import uvicorn

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from holdfast import Hub
+from tenuto import Hub
 
 hub = Hub("sqlite:///edit-example.db")
 
@@ -25,7 +25,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 
 
 @app.get("/", response_class=HTMLResponse)
@@ -56,10 +56,10 @@ PAGE = """<!doctype html>
 <button id="save" disabled>Save</button> <button id="take" hidden>Load the other text</button>
 <p id="notice" role="status"></p>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
   const me = new URLSearchParams(location.search).get("me") ?? "guest"
-  const channel = connect({ url: "holdfast", client: me }).channel("page:home")
+  const channel = connect({ url: "tenuto", client: me }).channel("page:home")
   const SIGNAL_MS = 2_000
   let begun // the message that the text on screen began from
   let signalled = -SIGNAL_MS

@@ -13,11 +13,11 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
-from holdfast import Hub
+from tenuto import Hub
 
 hub = Hub("sqlite:///fastapi-example.db")
 app = FastAPI()
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 
 PACE_S = 0.05
 
@@ -53,14 +53,14 @@ async def page() -> str:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
-<title>FastAPI and Holdfast</title>
+<title>FastAPI and Tenuto</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } p { white-space: pre-wrap }</style>
 <div id="messages"></div>
 <form id="form"><input id="question" required autofocus placeholder="Ask something"> <button>Ask</button></form>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
-  const channel = connect({ url: "holdfast" }).channel("chat:1")
+  const channel = connect({ url: "tenuto" }).channel("chat:1")
 
   function line({ author, status, parts = [] }) {
     const p = document.createElement("p")

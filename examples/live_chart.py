@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from holdfast import Hub
+from tenuto import Hub
 
 hub = Hub("sqlite:///chart-example.db")
 
@@ -43,7 +43,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
-hub.install(app, "/holdfast")  # starts the hub before the app's own lifespan begins
+hub.install(app, "/tenuto")  # starts the hub before the app's own lifespan begins
 
 
 @app.get("/", response_class=HTMLResponse)
@@ -72,9 +72,9 @@ PAGE = """<!doctype html>
 <svg viewBox="0 0 1000 320"><path d="M0 80H1000M0 160H1000M0 240H1000" /><path id="line" /></svg>
 <p><span id="count">0</span> values</p>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
-  const channel = connect({ url: "holdfast" }).channel("chart", { history: 5 })
+  const channel = connect({ url: "tenuto" }).channel("chart", { history: 5 })
 
   channel.subscribe(() => {
     const { messages } = channel.getSnapshot()

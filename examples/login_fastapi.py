@@ -22,7 +22,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 from starlette.requests import HTTPConnection
 
-from holdfast import Hub, Identity
+from tenuto import Hub, Identity
 
 READER = frozenset({"subscribe", "history"})
 WRITER = READER | {"publish", "presence", "command"}
@@ -60,7 +60,7 @@ async def authenticate(scope: dict[str, Any]) -> Identity | None:
 
 hub = Hub("sqlite:///login-example.db", authenticate=authenticate)
 app = FastAPI()
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 
 
 class Login(BaseModel):
@@ -91,7 +91,7 @@ def page(session: Annotated[str | None, Cookie()] = None) -> str:
 
 HEAD = """<!doctype html>
 <meta charset="utf-8">
-<title>Logins and Holdfast</title>
+<title>Logins and Tenuto</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui }</style>
 <script type="module">
   async function post(path, body = {}) {
@@ -123,10 +123,10 @@ You are <b id="me">USER</b>. <button id="logout">Log out</button>
 <form id="say"><input name="text" required> <button>Say</button></form>
 <button id="pry">Read another user's notes</button> <code id="answer"></code>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
   const user = me.textContent
-  const client = connect({ url: "holdfast" }) // the browser sends the cookie by itself
+  const client = connect({ url: "tenuto" }) // the browser sends the cookie by itself
 
   const own = client.channel(`user:${user}:notes`)
   own.subscribe(() => notes.replaceChildren(...own.getSnapshot().messages.map(line)))
@@ -147,10 +147,10 @@ You are <b id="me">USER</b>. <button id="logout">Log out</button>
 
   async function watchLobby() {
     const headers = { "Content-Type": "application/json" }
-    const response = await fetch("holdfast/v1/tickets", { method: "POST", headers, body: '{"channel":"lobby"}' })
+    const response = await fetch("tenuto/v1/tickets", { method: "POST", headers, body: '{"channel":"lobby"}' })
     if (!response.ok) return // logged out
     const { ticket } = await response.json()
-    const source = new EventSource(`holdfast/v1/channels/lobby/events?history=20&ticket=${ticket}`)
+    const source = new EventSource(`tenuto/v1/channels/lobby/events?history=20&ticket=${ticket}`)
     source.addEventListener("channel.attached", ({ data }) => JSON.parse(data).resumed || lobby.replaceChildren())
     for (const type of ["message.create", "message.update"]) {
       source.addEventListener(type, ({ data }) => lobby.append(line(JSON.parse(data).message)))
@@ -163,7 +163,7 @@ You are <b id="me">USER</b>. <button id="logout">Log out</button>
   watchLobby()
 
   pry.onclick = async () => {
-    const response = await fetch(`holdfast/v1/channels/user:${user === "ann" ? "bob" : "ann"}:notes/messages`)
+    const response = await fetch(`tenuto/v1/channels/user:${user === "ann" ? "bob" : "ann"}:notes/messages`)
     answer.textContent = `${response.status} ${(await response.json()).code}`
   }
 </script>

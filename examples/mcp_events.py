@@ -22,7 +22,7 @@ from mcp_types import JSONRPCMessage, jsonrpc_message_adapter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from holdfast import Hub
+from tenuto import Hub
 
 hub = Hub("sqlite:///mcp-example.db")
 server = MCPServer("counter")

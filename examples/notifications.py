@@ -8,11 +8,11 @@ time of the newest message that it has shown; the server needs no table of unrea
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from holdfast import Hub
+from tenuto import Hub
 
 hub = Hub("sqlite:///notifications-example.db")
 app = FastAPI()
-hub.install(app, "/holdfast")  # starts the hub on the app's event loop, before a thread calls it
+hub.install(app, "/tenuto")  # starts the hub on the app's event loop, before a thread calls it
 
 
 @app.post("/notify", status_code=201)
@@ -50,9 +50,9 @@ PAGE = """<!doctype html>
 <form id="form"><input id="text" required value="Your parcel is on its way"> <button>Send</button></form>
 <ul id="list"></ul>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
-  const channel = connect({ url: "holdfast" }).channel("inbox:you", { history: 20 })
+  const channel = connect({ url: "tenuto" }).channel("inbox:you", { history: 20 })
   const seen = Number(localStorage.getItem("seen")) // when the newest message was sent that this browser has shown
 
   function line({ text, created_at }) {

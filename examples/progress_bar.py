@@ -10,11 +10,11 @@ import asyncio
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from holdfast import Hub
+from tenuto import Hub
 
 hub = Hub("memory://")
 app = FastAPI()
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 
 STEPS = 200
 PACE_S = 0.05
@@ -59,9 +59,9 @@ PAGE = """<!doctype html>
 <button id="begin">Import data</button>
 <div id="jobs"></div>
 <script type="module">
-  import { connect } from "./holdfast/web/client.js"
+  import { connect } from "./tenuto/web/client.js"
 
-  const channel = connect({ url: "holdfast" }).channel("jobs")
+  const channel = connect({ url: "tenuto" }).channel("jobs")
 
   function bar({ status, parts }) {
     const { done = 0, of = 1 } = parts[0]?.data ?? {}

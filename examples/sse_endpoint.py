@@ -20,11 +20,11 @@ from functools import partial
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from holdfast import HoldfastError, Hub
+from tenuto import TenutoError, Hub
 
 hub = Hub("sqlite:///sse-example.db")
 app = FastAPI()
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 
 PACE_S = 0.05
 
@@ -61,8 +61,8 @@ async def chat_events(prompt: str, id: str) -> Response:
     return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id)
 
 
-@app.exception_handler(HoldfastError)
-async def refused(request: Request, error: HoldfastError) -> Response:
+@app.exception_handler(TenutoError)
+async def refused(request: Request, error: TenutoError) -> Response:
     """Report a refusal, such as an invalid id, in the hub's own form instead of as a 500."""
     return JSONResponse(error.problem(), error.status, media_type="application/problem+json")
 
@@ -74,7 +74,7 @@ async def page() -> str:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
-<title>An SSE endpoint and Holdfast</title>
+<title>An SSE endpoint and Tenuto</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } pre { white-space: pre-wrap }</style>
 <form id="form"><input id="question" required autofocus placeholder="Ask something"> <button>Ask</button></form>
 <pre id="text"></pre>

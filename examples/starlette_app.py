@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from holdfast import Hub, MessageWriter
+from tenuto import Hub, MessageWriter
 
 hub = Hub("sqlite:///starlette-example.db")
 
@@ -54,7 +54,7 @@ async def page(request: Request) -> Response:
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
-<title>Starlette and Holdfast</title>
+<title>Starlette and Tenuto</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } pre { white-space: pre-wrap }</style>
 <button id="ask">Ask</button> <code id="address"></code>
 <pre id="text"></pre>
@@ -66,7 +66,7 @@ PAGE = """<!doctype html>
     source?.close()
     text.textContent = state.textContent = ""
     if (!location.hash) return
-    const url = new URL(`holdfast/v1/channels/answers/messages/${location.hash.slice(1)}/events`, location.href)
+    const url = new URL(`tenuto/v1/channels/answers/messages/${location.hash.slice(1)}/events`, location.href)
     address.textContent = `curl -N ${url.href.split("#")[0]}`
     source = new EventSource(url)
     source.addEventListener("answer", ({ data }) => (text.textContent += JSON.parse(data)))
@@ -86,7 +86,7 @@ PAGE = """<!doctype html>
 """
 
 app = Starlette(
-    routes=[Route("/", page), Route("/answers", begin, methods=["POST"]), Mount("/holdfast", hub)],
+    routes=[Route("/", page), Route("/answers", begin, methods=["POST"]), Mount("/tenuto", hub)],
 )
 
 if __name__ == "__main__":

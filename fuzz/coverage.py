@@ -15,7 +15,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import holdfast
+import tenuto
 
 # Folders and files of the package: those that handle a peer's input, the identity code, and the store decoders.
 WATCHED = (
@@ -28,7 +28,7 @@ WATCHED = (
     "stores/sqlite_documents.py",
     "stores/sqlite_log.py",
 )
-_ROOT = Path(holdfast.__file__).parent
+_ROOT = Path(tenuto.__file__).parent
 _BELOW = f"{_ROOT}/"
 _ELSEWHERE = -1
 _LINE_BITS = 12

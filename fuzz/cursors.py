@@ -19,9 +19,9 @@ from fuzz import mutate
 from fuzz.engine import Finding
 from fuzz.mutate import Json, to_bytes
 from fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
-from holdfast.core.cursor import parse_cursor
-from holdfast.core.events import Batch, known_events
-from holdfast.core.view import View, ViewGap
+from tenuto.core.cursor import parse_cursor
+from tenuto.core.events import Batch, known_events
+from tenuto.core.view import View, ViewGap
 from wirecheck import SseParser
 
 MAX_STEPS = 30

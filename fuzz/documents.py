@@ -1,4 +1,4 @@
-"""The target `documents`: a SQLite file with damaged rows, or with rows of a newer Holdfast.
+"""The target `documents`: a SQLite file with damaged rows, or with rows of a newer Tenuto.
 
 Layer: fuzz.
 
@@ -38,13 +38,13 @@ from fuzz.engine import Finding
 from fuzz.mutate import Json, to_bytes
 from fuzz.requests import PARTS
 from fuzz.world import as_dict, as_list, as_text, blame
-from holdfast.app import Hub
-from holdfast.core.document import DAMAGE, document, restored
-from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.core.events import encode_json
-from holdfast.core.message_state import DAMAGED, CommandState, MessageState
-from holdfast.core.names import command_key
-from holdfast.core.requests import (
+from tenuto.app import Hub
+from tenuto.core.document import DAMAGE, document, restored
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
+from tenuto.core.events import encode_json
+from tenuto.core.message_state import DAMAGED, CommandState, MessageState
+from tenuto.core.names import command_key
+from tenuto.core.requests import (
     AppendText,
     Caller,
     CreateMessage,
@@ -54,11 +54,11 @@ from holdfast.core.requests import (
     ReplyCommand,
     SendCommand,
 )
-from holdfast.stores.sqlite_documents import Documents as SqliteDocuments
-from holdfast.stores.sqlite_engine import Engine
-from holdfast.stores.sqlite_file import SqliteFile
-from holdfast.stores.sqlite_slots import LENGTH_BYTES, pack, unpack
-from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
+from tenuto.stores.sqlite_documents import Documents as SqliteDocuments
+from tenuto.stores.sqlite_engine import Engine
+from tenuto.stores.sqlite_file import SqliteFile
+from tenuto.stores.sqlite_slots import LENGTH_BYTES, pack, unpack
+from tenuto.stores.sqlite_sums import SUM_BYTES, sealed
 
 C = "c"
 MAX_EDITS = 6
@@ -91,7 +91,7 @@ class Documents:
     is_guided = True
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="holdfast-fuzz-")
+        self._folder = tempfile.TemporaryDirectory(prefix="tenuto-fuzz-")
         path = Path(self._folder.name) / "whole.db"
         with contextlib.closing(asyncio.new_event_loop()) as loop:
             loop.run_until_complete(_write(path))
@@ -378,7 +378,7 @@ def _change_blob(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
     before, after = _edited(data, edit)
     if after == data or not slots:
         return False
-    # All entries in the first slot: a slot may be larger than any that Holdfast writes.
+    # All entries in the first slot: a slot may be larger than any that Tenuto writes.
     db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(after, len(after) + LENGTH_BYTES), slots[0]))
     db.execute("DELETE FROM pieces WHERE document = ? AND blob = ? AND chunk > 0", (key, blob))
     with contextlib.suppress(*DAMAGE):

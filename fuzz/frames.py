@@ -201,7 +201,7 @@ class Frames:
             case 2:
                 new["headers"] = [draw.choice(HEADER_LINES) for _ in range(draw.randint(0, 3))]
             case _:
-                new["subprotocols"] = draw.choice(([], ["holdfast.v1"], ["x", "holdfast.v1"], ["x"], [""]))
+                new["subprotocols"] = draw.choice(([], ["tenuto.v1"], ["x", "tenuto.v1"], ["x"], [""]))
 
     def _step(self, draw: Random) -> dict[str, Json]:
         choice = draw.random()

@@ -211,7 +211,7 @@ class Identities:
             [_socket(None, [{"wait_s": 6}, auth])],
             [_socket(None, [attach, auth])],
             [{**one, "as": {**ALL, "exp": 8}, "beside": True, "headers": line} for one in FOLLOW
-             for line in ([], [["Holdfast-Client", "js/1"]])] + [{"wait_s": 30}],
+             for line in ([], [["Tenuto-Client", "js/1"]])] + [{"wait_s": 30}],
             *([_socket({**who, "exp": 20}, [*WORK, *more, *WORK[2:]])] for who in (ALL, BOT) for more in MID_TURN),
             *([{**_socket({**ALL, "by": by}, [attach]), "headers": line}] for line in ORIGINS for by in ("cookie", "")),
             [{"method": "PUT", "path": f"{A}/presence/all", "json": {"lease_s": 3600}, "as": {**ALL, "exp": 9}}],

@@ -90,7 +90,7 @@ def _rights_of(claims: dict[str, Json], now_s: float) -> Rights | None:
         return None
     if claims.get("nbf") is not None and (begins is None or now < begins - LEEWAY_S):
         return None
-    grants = _grants(claims.get("holdfast"), sub)
+    grants = _grants(claims.get("tenuto"), sub)
     return Rights(sub, grants, ends + LEEWAY_S - START_S) if grants is not None else None
 
 

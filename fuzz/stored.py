@@ -16,8 +16,8 @@ from fuzz import mutate
 from fuzz.engine import Finding
 from fuzz.mutate import Json, to_bytes
 from fuzz.requests import PARTS
-from holdfast.core.names import command_key
-from holdfast.core.ops import (
+from tenuto.core.names import command_key
+from tenuto.core.ops import (
     Append,
     Claim,
     Command,

@@ -22,20 +22,20 @@ from fuzz import mutate
 from fuzz.engine import Finding
 from fuzz.mutate import Json, to_bytes
 from fuzz.world import as_dict, as_text, blame
-from holdfast.core.errors import Unauthenticated
-from holdfast.hub.identity import Identity
-from holdfast.hub.tokens import jwt_verifier
+from tenuto.core.errors import Unauthenticated
+from tenuto.hub.identity import Identity
+from tenuto.hub.tokens import jwt_verifier
 
 SECRET = b"a secret of this target, 32 bytes"
 NOW_S = 1_750_000_000
 AUDIENCE = "chat"
 LEEWAY_S = 10
 HEADER: dict[str, Json] = {"alg": "HS256", "typ": "JWT"}
-CLAIMS: dict[str, Json] = {"sub": "ada", "aud": "chat", "exp": NOW_S + 60, "holdfast": {"chat:*": ["subscribe"]}}
+CLAIMS: dict[str, Json] = {"sub": "ada", "aud": "chat", "exp": NOW_S + 60, "tenuto": {"chat:*": ["subscribe"]}}
 WORDS: list[Json] = [
     "alg", "typ", "kid", "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "HS256", "HS512", "none", "None",
     "RS256", "ES256",
-    "sub", "aud", "exp", "nbf", "iat", "iss", "holdfast", "subscribe", "admin", "*", "chat:*", "{sub}", "chat",
+    "sub", "aud", "exp", "nbf", "iat", "iss", "tenuto", "subscribe", "admin", "*", "chat:*", "{sub}", "chat",
     NOW_S, NOW_S - 11, NOW_S + 11, float(NOW_S), 1e400, True, None, "ada", "..", ["chat", 1], {"chat": ["admin"]},
     ["b64"],
 ]  # fmt: skip

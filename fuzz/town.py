@@ -179,7 +179,7 @@ class Town:
             "sub": known.get("sub"),
             "aud": known.get("aud", AUDIENCE),
             "exp": START_S + expiry if is_span and abs(expiry) < 1e12 else expiry,
-            "holdfast": known.get("can"),
+            "tenuto": known.get("can"),
         }
         if begins is not None:
             claims["nbf"] = START_S + begins if isinstance(begins, int) and abs(begins) < 1e12 else begins

@@ -1,4 +1,4 @@
-"""The targets `raw-http` and `raw-socket`: bytes at a real `holdfast serve`, below the level of client libraries.
+"""The targets `raw-http` and `raw-socket`: bytes at a real `tenuto serve`, below the level of client libraries.
 
 Layer: fuzz.
 
@@ -109,7 +109,7 @@ class Running:
         self._server = self._folder = None
 
     def _start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="holdfast-fuzz-")
+        self._folder = tempfile.TemporaryDirectory(prefix="tenuto-fuzz-")
         self._server = Server("serve", Path(self._folder.name))
         self._server.start()
         path = f"/v1/channels/{PRECIOUS}/messages"
@@ -133,7 +133,7 @@ class Running:
         if self._server.message(PRECIOUS, "p")["parts"] != [{"type": "text", "text": PRECIOUS_TEXT}]:
             raise Finding("lost: the messages stored before")
         deadline_s = time.monotonic() + LET_GO_S
-        while self._count_files() > self._files + SPARE_FILES or b"holdfast_feeds 0\n" not in self._metrics():
+        while self._count_files() > self._files + SPARE_FILES or b"tenuto_feeds 0\n" not in self._metrics():
             if time.monotonic() > deadline_s:
                 raise Finding(f"leak: {self._count_files()} open files, {self._files} at first; {self._metrics()!r}")
             time.sleep(0.02)  # a server does not signal that it has released a connection
@@ -345,7 +345,7 @@ _LINES = [f"{name}: {value}" for name, value in HEADER_LINES] + [
     "Connection: keep-alive, upgrade", "Transfer-Encoding: chunked", "Transfer-Encoding: identity", "Range: bytes=5-2",
     "Range: bytes=" + "0-," * 3_000, "If-Range: x", "If-Modified-Since: Mon, 99 Foo 20000 99:99:99 GMT", "X : y",
     "no colon", "\x00: \x00", ": empty", "Host", "Host: a\rb", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}",
-    "Sec-WebSocket-Key: x", "Upgrade: websocket", "Sec-WebSocket-Protocol: \x7f, holdfast.v1", "d", "0", "ffffffffff",
+    "Sec-WebSocket-Key: x", "Upgrade: websocket", "Sec-WebSocket-Protocol: \x7f, tenuto.v1", "d", "0", "ffffffffff",
 ]  # fmt: skip
 
 

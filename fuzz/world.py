@@ -23,11 +23,11 @@ from urllib.parse import unquote
 from fuzz.engine import Finding
 from fuzz.mutate import to_bytes
 from fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
-from holdfast.app import Hub
-from holdfast.core.limits import Limits
-from holdfast.hub.identity import allow_everyone
-from holdfast.hub.rates import Rates
-from holdfast.hub.tokens import jwt_verifier
+from tenuto.app import Hub
+from tenuto.core.limits import Limits
+from tenuto.hub.identity import allow_everyone
+from tenuto.hub.rates import Rates
+from tenuto.hub.tokens import jwt_verifier
 from simulation.clock import SimClock, Stuck, VirtualLoop
 from wirecheck import Checker, SseParser, WireError
 
@@ -56,7 +56,7 @@ PRECIOUS = "precious-5f0c"  # a channel whose name no input contains
 PRECIOUS_TEXT = "stored before, häßlich 😀"
 WATCHED = "c"  # a channel with a viewer from the beginning to the end
 JSON = [[b"host", b"localhost"], [b"content-type", b"application/json"]]
-ROOT = {"sub": "root", "aud": AUDIENCE, "exp": START_S + 10**8, "holdfast": {"*": list(CAPABILITIES)}}
+ROOT = {"sub": "root", "aud": AUDIENCE, "exp": START_S + 10**8, "tenuto": {"*": list(CAPABILITIES)}}
 
 
 @cache
@@ -184,11 +184,11 @@ class _ErrorLog(logging.Handler):
 
 def blame(error: BaseException | None) -> str:
     """Return the product's innermost function in the traceback. Findings are distinguished by it."""
-    function = "code outside Holdfast"
+    function = "code outside Tenuto"
     trace = error.__traceback__ if error is not None else None
     while trace is not None:
         code = trace.tb_frame.f_code
-        if "/holdfast/" in code.co_filename and "/testing/" not in code.co_filename:
+        if "/tenuto/" in code.co_filename and "/testing/" not in code.co_filename:
             function = f"{Path(code.co_filename).stem}.{code.co_name}"
         trace = trace.tb_next
     return f"{type(error).__name__} in {function}"
@@ -232,7 +232,7 @@ class World:
         """Run `job` in this world, and check the state that it leaves. Raises Finding."""
         errors = _ErrorLog()
         logger = logging.getLogger()
-        known = [logging.getLogger(name) for name in ("holdfast", "holdfast.hub", "holdfast.transports", "asyncio")]
+        known = [logging.getLogger(name) for name in ("tenuto", "tenuto.hub", "tenuto.transports", "asyncio")]
         before = [(one, one.level, one.propagate) for one in known]
         logger.addHandler(errors)
         for one in known:

@@ -1,4 +1,4 @@
-"""Oracles: independent judges of the entries, events and promises of Holdfast.
+"""Oracles: independent judges of the entries, events and promises of Tenuto.
 
 Layer: oracle.
 

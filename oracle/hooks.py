@@ -16,10 +16,10 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from holdfast.core.names import COMMAND_MARK, command_id, command_key
-from holdfast.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
-from holdfast.hub.hooks import HookEvent
-from holdfast.hub.patterns import matches
+from tenuto.core.names import COMMAND_MARK, command_id, command_key
+from tenuto.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
+from tenuto.hub.hooks import HookEvent
+from tenuto.hub.patterns import matches
 from oracle.log import EpochLog, StoredLogs, client_command
 from oracle.violation import Violation
 

@@ -15,11 +15,11 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from holdfast.core import model
-from holdfast.core.cursor import NO_EPOCH
-from holdfast.core.model import APPENDABLE, Message, Part
-from holdfast.core.names import command_id, command_key
-from holdfast.core.ops import (
+from tenuto.core import model
+from tenuto.core.cursor import NO_EPOCH
+from tenuto.core.model import APPENDABLE, Message, Part
+from tenuto.core.names import command_id, command_key
+from tenuto.core.ops import (
     Append,
     Claim,
     Command,
@@ -35,7 +35,7 @@ from holdfast.core.ops import (
     Update,
     WriterIdentity,
 )
-from holdfast.stores.base import Head, Write
+from tenuto.stores.base import Head, Write
 from oracle.violation import Violation
 
 GIVEN_BACK_MS = 1  # length of the lease of a turn that its agent gives back

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from holdfast.hub.presence_state import GRACE_S
+from tenuto.hub.presence_state import GRACE_S
 from oracle.violation import Violation
 
 Place = tuple[str, str]  # a channel, and the id of a message, command or member

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from holdfast.core.cursor import parse_cursor
+from tenuto.core.cursor import parse_cursor
 from oracle.log import StoredLogs, text_of
 from oracle.violation import Violation
 from wirecheck import SseEvent

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from holdfast.core.ops import Finish, Takeover, WriterIdentity
-from holdfast.stores.base import Write
+from tenuto.core.ops import Finish, Takeover, WriterIdentity
+from tenuto.stores.base import Write
 from oracle.log import EpochLog, StoredLogs
 from oracle.violation import Violation
 

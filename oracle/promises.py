@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from holdfast.core.ops import (
+from tenuto.core.ops import (
     Append,
     Claim,
     Command,
@@ -28,9 +28,9 @@ from holdfast.core.ops import (
     Takeover,
     WriterIdentity,
 )
-from holdfast.core.turns import CANCEL_S
-from holdfast.hub.leases import BROKEN_S
-from holdfast.stores.base import Write
+from tenuto.core.turns import CANCEL_S
+from tenuto.hub.leases import BROKEN_S
+from tenuto.stores.base import Write
 from oracle.log import StoredLogs
 from oracle.members import EARLY_S, Connection, Members, Place, Process
 from oracle.nodes import NodeLeases

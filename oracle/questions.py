@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.turns import ATTEMPTS
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.turns import ATTEMPTS
 from oracle.plans import Script
 
 Json = dict[str, Any]

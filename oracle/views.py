@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from holdfast.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
-from holdfast.core.events import (
+from tenuto.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
+from tenuto.core.events import (
     Batch,
     ChannelAttached,
     EphemeralEvent,
@@ -26,8 +26,8 @@ from holdfast.core.events import (
     Signal,
     StoredEvent,
 )
-from holdfast.core.limits import Limits
-from holdfast.core.view import View, ViewGap
+from tenuto.core.limits import Limits
+from tenuto.core.view import View, ViewGap
 from oracle.log import EpochLog, StoredLogs, text_of
 from oracle.plans import PLANNED, Kind, Planned, first_difference
 from oracle.promises import Promises

@@ -17,10 +17,10 @@ CLONE = Path(__file__).parents[1]
 LIMIT_BYTES = 1_500_000
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 REQUIRED = {
-    "holdfast/py.typed",
-    "holdfast/web/client.js",
-    "holdfast/web/demo/index.html",
-    "holdfast/demo/text/README.md",
+    "tenuto/py.typed",
+    "tenuto/web/client.js",
+    "tenuto/web/demo/index.html",
+    "tenuto/demo/text/README.md",
 }
 
 
@@ -39,14 +39,14 @@ def built() -> set[str]:
 
 def wheel_files() -> set[str]:
     """Return the paths that the wheel must hold: the package, and the pages of docs/ that the demo's answers quote."""
-    files = tracked("holdfast")
+    files = tracked("tenuto")
     if built():
         files = {
-            name for name in files if not name.startswith("holdfast/web/") or name.startswith("holdfast/web/demo/")
+            name for name in files if not name.startswith("tenuto/web/") or name.startswith("tenuto/web/demo/")
         }
-        files |= {f"holdfast/web/{name}" for name in built()}
+        files |= {f"tenuto/web/{name}" for name in built()}
     pages = {name for name in tracked("docs", "README.md") if name.endswith(".md") and "/decisions/" not in name}
-    return files | {f"holdfast/demo/text/{name}" for name in pages}
+    return files | {f"tenuto/demo/text/{name}" for name in pages}
 
 
 def check(archive: str, found: set[str], expected: set[str]) -> None:
@@ -67,7 +67,7 @@ def main(wheel: Path, sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         inside = {entry.name.removeprefix(f"{name}/") for entry in archive.getmembers() if entry.isfile()}
     hook = tracked("scripts/wheel_files.py")
-    sources = tracked("holdfast", "docs", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", ".gitignore")
+    sources = tracked("tenuto", "docs", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", ".gitignore")
     check(sdist.name, inside, sources | {f"dist/web/{name}" for name in built()} | hook | {"PKG-INFO"})
 
     wheel_bytes = wheel.stat().st_size

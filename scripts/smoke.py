@@ -1,4 +1,4 @@
-"""Use an installed Holdfast as its users do: the command, a server that is killed, the client, the demo.
+"""Use an installed Tenuto as its users do: the command, a server that is killed, the client, the demo.
 
 Layer: scripts. `test_package` runs it with the Python of a fresh environment, in an empty folder outside of the clone.
 """
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import holdfast
-from holdfast.client import SyncClient
-from holdfast.core.events import MessageFinish
+import tenuto
+from tenuto.client import SyncClient
+from tenuto.core.events import MessageFinish
 
-HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
+TENUTO = str(Path(sys.executable).with_name("tenuto"))
 CLONE = Path(__file__).parents[1]
 END_S = 20
 TEXT = "You asked: 你好 👋 "
@@ -30,7 +30,7 @@ TEXT = "You asked: 你好 👋 "
 def running(*arguments: str, ends_with: int) -> Iterator[str]:
     """Run the command until the block ends, and yield the address that it prints."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "ANTHROPIC_"))}
-    command = [HOLDFAST, *arguments, "--port", "0"]
+    command = [TENUTO, *arguments, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
         assert process.stdout is not None
         try:
@@ -50,9 +50,9 @@ def page(url: str) -> str:
 
 def main() -> None:
     """Raise AssertionError if the installed package does not work."""
-    assert not Path(holdfast.__file__).is_relative_to(CLONE), holdfast.__file__
-    shown = subprocess.run([HOLDFAST, "--version"], capture_output=True, text=True, check=True).stdout
-    assert version("holdfast") in shown, shown
+    assert not Path(tenuto.__file__).is_relative_to(CLONE), tenuto.__file__
+    shown = subprocess.run([TENUTO, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version("tenuto") in shown, shown
 
     with running("serve", ends_with=signal.SIGKILL) as address, SyncClient(address) as client:
         with client.message("chat:1", id="m1") as message:
@@ -66,7 +66,7 @@ def main() -> None:
 
     with running("demo", ends_with=signal.SIGTERM) as address:
         assert "<html" in page(address)
-        with SyncClient(f"{address}/holdfast", client_id="ada") as client:
+        with SyncClient(f"{address}/tenuto", client_id="ada") as client:
             question = client.create("demo:smoke", text="What is a cursor?", id="q1")
             events = client.subscribe("demo:smoke")
             end = next(event for event in events if isinstance(event, MessageFinish) and event.id != question.id)

@@ -18,8 +18,8 @@ from fastapi import FastAPI
 from playwright.async_api import Browser, Page, expect
 from starlette.staticfiles import StaticFiles
 
-from holdfast import Hub
-from holdfast.testing import FaultProxy
+from tenuto import Hub
+from tenuto.testing import FaultProxy
 from tests.browser.tab import chromium
 from tests.examples.nodes import two_nodes
 from tests.examples.programs import served_app
@@ -120,7 +120,7 @@ async def check_assistant_ui(browser: Browser, url: str, move: Move) -> None:
 async def check_frameworks(browser: Browser, built: Path) -> None:
     """Send a message from the component for Vue and one from that for Svelte; both show both."""
     app = FastAPI()
-    Hub("memory://").install(app, "/holdfast")
+    Hub("memory://").install(app, "/tenuto")
     app.mount("/", StaticFiles(directory=built, html=True))
     async with served_app(app) as address:
         page, errors = await open_page(browser, address)

@@ -2,7 +2,7 @@
 
 Layer: scripts. `pyproject.toml` names it.
 
-After `scripts/build_web` the wheel has the files of `dist/web` under `holdfast/web`, as the npm package has them.
+After `scripts/build_web` the wheel has the files of `dist/web` under `tenuto/web`, as the npm package has them.
 Without it, for example in an installation from a git clone, the wheel has the sources there. The hub serves either.
 The demo answers from the pages of docs/, so the wheel has them, without their images and without the decisions.
 """
@@ -20,7 +20,7 @@ class WheelFiles(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the files to the archive. Raise ValueError if the built ones are older than their sources."""
-        source, built = Path(self.root, "holdfast", "web"), Path(self.root, "dist", "web")
+        source, built = Path(self.root, "tenuto", "web"), Path(self.root, "dist", "web")
         if version == "editable":
             return
         sources = [
@@ -29,17 +29,17 @@ class WheelFiles(BuildHookInterface[Any]):
         files = [path for path in built.rglob("*") if path.is_file()]
         changed = max(path.stat().st_mtime for path in sources)
         if files and min(path.stat().st_mtime for path in files) < changed:
-            raise ValueError("dist/web is older than holdfast/web: run scripts/build_web, or remove dist/web")
+            raise ValueError("dist/web is older than tenuto/web: run scripts/build_web, or remove dist/web")
         if self.target_name == "wheel":
             folder, chosen = (built, files) if files else (source, sources)
             build_data["force_include"].update(
-                {str(path): f"holdfast/web/{path.relative_to(folder)}" for path in sorted(chosen)}
+                {str(path): f"tenuto/web/{path.relative_to(folder)}" for path in sorted(chosen)}
             )
             documents = [
                 Path("README.md"),
                 *(path.relative_to(self.root) for path in Path(self.root, "docs").glob("*.md")),
             ]
-            build_data["force_include"].update({str(path): f"holdfast/demo/text/{path}" for path in sorted(documents)})
+            build_data["force_include"].update({str(path): f"tenuto/demo/text/{path}" for path in sorted(documents)})
         else:
             build_data["force_include"].update(
                 {str(path): f"dist/web/{path.relative_to(built)}" for path in sorted(files)}

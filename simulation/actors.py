@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from holdfast.core.errors import Busy, Draining, LocalError, StoreUnavailable
-from holdfast.core.model import Message
+from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable
+from tenuto.core.model import Message
 from oracle.violation import Violation
 from simulation.network import ConnectionLost, HttpClient, Response
 from simulation.sockets import RESPONSE_S, ClientSocket, request_frame

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from holdfast.agents.turn import OnCrash, Turn
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.errors import HoldfastError
-from holdfast.core.ops import Claim
-from holdfast.hub.workers import WhenBusy
+from tenuto.agents.turn import OnCrash, Turn
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.errors import TenutoError
+from tenuto.core.ops import Claim
+from tenuto.hub.workers import WhenBusy
 from oracle.log import marks
 from oracle.violation import Violation
 from simulation.actors import RETRY_STATUS, Actor, summary
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 
-class OnPurpose(HoldfastError):
+class OnPurpose(TenutoError):
     """Raised by a handler that fails."""
 
 

@@ -17,15 +17,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
-from holdfast.core import state as states
-from holdfast.hub import batches
-from holdfast.hub import channel as channels
-from holdfast.hub import presence_state as presence_limits
-from holdfast.hub.channel import Channel
-from holdfast.hub.hub import HubCore
-from holdfast.hub.runtime import Runtime
-from holdfast.transports.app import App
-from holdfast.transports.session import Session
+from tenuto.core import state as states
+from tenuto.hub import batches
+from tenuto.hub import channel as channels
+from tenuto.hub import presence_state as presence_limits
+from tenuto.hub.channel import Channel
+from tenuto.hub.hub import HubCore
+from tenuto.hub.runtime import Runtime
+from tenuto.transports.app import App
+from tenuto.transports.session import Session
 from oracle.violation import Violation
 
 EVERY = 16  # number of steps between two checks of all parts

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, TypeVar
 
-from holdfast.hub.clock import Clock
+from tenuto.hub.clock import Clock
 
 T = TypeVar("T")
 

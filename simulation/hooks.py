@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from holdfast.app import Hub
-from holdfast.core.errors import Deleted, HoldfastError
-from holdfast.core.model import Message
-from holdfast.hub.hooks import KINDS, HookEvent, HookKind
+from tenuto.app import Hub
+from tenuto.core.errors import Deleted, TenutoError
+from tenuto.core.model import Message
+from tenuto.hub.hooks import KINDS, HookEvent, HookKind
 from oracle.hooks import HookOracle
 from oracle.log import StoredLogs
 from oracle.responses import check_message
@@ -165,4 +165,4 @@ def _check_stored(stored: StoredLogs, channel: str, message: Message) -> None:
 def is_expected(arguments: object) -> bool:
     """Return whether a logged error of a hook, with these arguments, is an error that the simulator causes."""
     listed = arguments if isinstance(arguments, tuple) else ()
-    return any(isinstance(one, HoldfastError) or one in EXPECTED for one in listed)
+    return any(isinstance(one, TenutoError) or one in EXPECTED for one in listed)

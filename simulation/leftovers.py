@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from holdfast.app import Hub
-from holdfast.core.events import Presence
-from holdfast.hub.hub import HubCore
-from holdfast.transports.app import App
+from tenuto.app import Hub
+from tenuto.core.events import Presence
+from tenuto.hub.hub import HubCore
+from tenuto.transports.app import App
 from oracle.log import EpochLog
 from oracle.violation import Violation
 

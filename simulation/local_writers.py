@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from holdfast.core.errors import Busy, Deleted, Fenced, Finished, IdConflict, NotFound, StoreUnavailable
-from holdfast.core.model import Part
-from holdfast.hub.hub import HubCore
-from holdfast.hub.writer import MessageWriter
+from tenuto.core.errors import Busy, Deleted, Fenced, Finished, IdConflict, NotFound, StoreUnavailable
+from tenuto.core.model import Part
+from tenuto.hub.hub import HubCore
+from tenuto.hub.writer import MessageWriter
 from oracle.violation import Violation
 from simulation.actors import RETRY_ERRORS, STUCK_S
 from simulation.writers import Author, grow

@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from holdfast.core.names import command_key
-from holdfast.hub import presence_state
-from holdfast.hub.presence_state import GRACE_S
+from tenuto.core.names import command_key
+from tenuto.hub import presence_state
+from tenuto.hub.presence_state import GRACE_S
 from oracle.views import ViewOracle
 from oracle.violation import Violation
 from simulation.actors import RETRY_STATUS, Actor, DecodedResponse, asks_by_socket

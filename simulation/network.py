@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from random import Random
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from holdfast.app import Hub
+from tenuto.app import Hub
 from oracle.log import StoredLogs
 from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
@@ -359,7 +359,7 @@ class HttpClient:
             "root_path": "",
             "query_string": f"client={client}".encode() if client else b"",
             "headers": [(b"host", b"localhost")],
-            "subprotocols": ["holdfast.v1"],
+            "subprotocols": ["tenuto.v1"],
             "client": ("127.0.0.1", 1),
         }
         return await self._open(process, hub, scope, "", patience_s)

@@ -12,9 +12,9 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from holdfast.app import Hub
-from holdfast.core.errors import HoldfastError
-from holdfast.hub.writer import MessageWriter
+from tenuto.app import Hub
+from tenuto.core.errors import TenutoError
+from tenuto.hub.writer import MessageWriter
 from oracle.violation import Violation
 from simulation.agents import local_handler
 from simulation.bounds import Bounds
@@ -155,7 +155,7 @@ class Node:
             await self._start(hub)
 
     async def _start(self, hub: Hub) -> None:
-        with contextlib.suppress(HoldfastError):  # the next request starts it again
+        with contextlib.suppress(TenutoError):  # the next request starts it again
             await hub.start()
 
 

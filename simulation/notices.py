@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from holdfast.stores.base import Notice
+from tenuto.stores.base import Notice
 from simulation.clock import Process, VirtualLoop
 from simulation.faults import FaultModel
 

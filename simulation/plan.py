@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from holdfast.core.limits import Limits
+from tenuto.core.limits import Limits
 from simulation.agents import LocalPlan
 from simulation.editor import Editor
 from simulation.faults import FaultModel
@@ -23,21 +23,21 @@ from simulation.writers import Author, BlindWriter, HttpWriter, PipelinedWriter
 # Bounds of the product that change no behaviour but its frequency: small ones make rare cases frequent.
 # Module, name and values.
 SIZES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    ("holdfast.core.state", "TAIL_ENTRIES", (2, 1_000)),
-    ("holdfast.core.state", "TAIL_BYTES", (500, 1024 * 1024)),
-    ("holdfast.core.text", "MAX_MARKS", (8, 65_536)),
-    ("holdfast.core.text", "JOIN_PIECES", (2, 64)),
-    ("holdfast.core.document", "MARK_BYTES", (1, 16, 256)),
-    ("holdfast.hub.committer", "DOCUMENT_BYTES", (30, 300, 64 * 1024)),
-    ("holdfast.hub.committer", "MAX_ROWS", (1, 3, 128)),
-    ("holdfast.hub.committer", "MAX_ITEMS", (2, 1_024)),
-    ("holdfast.hub.batches", "FRAME_BYTES", (100, 1_000, 256 * 1024)),
-    ("holdfast.hub.ticks", "SLICE_FEEDS", (1, 100)),
-    ("holdfast.hub.presence_state", "KEPT_SIGNALS", (2, 256)),
-    ("holdfast.hub.presence_state", "KEPT_LEFT", (1, 1_000)),
-    ("holdfast.hub.batches", "MAX_CACHED_BATCHES", (2, 64)),
-    ("holdfast.core.state", "KEPT_COMMANDS", (1, 1_000)),
-    ("holdfast.hub.channel", "FOLLOW_BYTES", (40, 256 * 1024)),
+    ("tenuto.core.state", "TAIL_ENTRIES", (2, 1_000)),
+    ("tenuto.core.state", "TAIL_BYTES", (500, 1024 * 1024)),
+    ("tenuto.core.text", "MAX_MARKS", (8, 65_536)),
+    ("tenuto.core.text", "JOIN_PIECES", (2, 64)),
+    ("tenuto.core.document", "MARK_BYTES", (1, 16, 256)),
+    ("tenuto.hub.committer", "DOCUMENT_BYTES", (30, 300, 64 * 1024)),
+    ("tenuto.hub.committer", "MAX_ROWS", (1, 3, 128)),
+    ("tenuto.hub.committer", "MAX_ITEMS", (2, 1_024)),
+    ("tenuto.hub.batches", "FRAME_BYTES", (100, 1_000, 256 * 1024)),
+    ("tenuto.hub.ticks", "SLICE_FEEDS", (1, 100)),
+    ("tenuto.hub.presence_state", "KEPT_SIGNALS", (2, 256)),
+    ("tenuto.hub.presence_state", "KEPT_LEFT", (1, 1_000)),
+    ("tenuto.hub.batches", "MAX_CACHED_BATCHES", (2, 64)),
+    ("tenuto.core.state", "KEPT_COMMANDS", (1, 1_000)),
+    ("tenuto.hub.channel", "FOLLOW_BYTES", (40, 256 * 1024)),
 )
 FAULTS = (
     "kill",

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
-from holdfast.core.document import Stored, restore, restore_command
-from holdfast.core.errors import StoreUnavailable
-from holdfast.core.message_state import CommandState
-from holdfast.core.model import ChannelSummary
-from holdfast.core.names import COMMAND_MARK
-from holdfast.core.ops import Delete
-from holdfast.stores.base import (
+from tenuto.core.document import Stored, restore, restore_command
+from tenuto.core.errors import StoreUnavailable
+from tenuto.core.message_state import CommandState
+from tenuto.core.model import ChannelSummary
+from tenuto.core.names import COMMAND_MARK
+from tenuto.core.ops import Delete
+from tenuto.stores.base import (
     NOTHING,
     Changes,
     Committed,
@@ -44,7 +44,7 @@ from holdfast.stores.base import (
     Tail,
     Write,
 )
-from holdfast.stores.memory import MemoryStore
+from tenuto.stores.memory import MemoryStore
 from oracle.log import EpochLog, StoredLogs, describe
 from oracle.nodes import READ_S, NodeLeases
 from oracle.promises import TROUBLE_S, Promises

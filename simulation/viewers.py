@@ -18,12 +18,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from holdfast.core.cursor import EMPTY
-from holdfast.core.errors import HoldfastError
-from holdfast.core.events import Page
-from holdfast.core.model import Message
-from holdfast.core.view import View
-from holdfast.hub.hub import HubCore
+from tenuto.core.cursor import EMPTY
+from tenuto.core.errors import TenutoError
+from tenuto.core.events import Page
+from tenuto.core.model import Message
+from tenuto.core.view import View
+from tenuto.hub.hub import HubCore
 from oracle.message_streams import MessageStreamOracle
 from oracle.responses import check_deleted, check_message, check_serial, is_correct_refusal
 from oracle.views import ViewOracle
@@ -435,7 +435,7 @@ class LocalViewer(Viewer):
                 async for batch in batches:
                     self.receive(channel, msgspec.to_builtins(batch.events), batch.cursor, self.world.stored.stamp)
                     await self.read_on()
-        except (HoldfastError, TimeoutError) as error:
+        except (TenutoError, TimeoutError) as error:
             self.world.trace.note(f"{self.name} leaves: {error!r}")
 
 

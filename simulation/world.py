@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from holdfast.app import Hub
-from holdfast.core.cursor import Cursor
-from holdfast.core.errors import HoldfastError
-from holdfast.core.turns import Phase
-from holdfast.hub.housekeeping import free_memory
-from holdfast.hub.presence_state import GRACE_S
-from holdfast.hub.subscription import take
+from tenuto.app import Hub
+from tenuto.core.cursor import Cursor
+from tenuto.core.errors import TenutoError
+from tenuto.core.turns import Phase
+from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.presence_state import GRACE_S
+from tenuto.hub.subscription import take
 from oracle.log import StoredLogs
 from oracle.promises import Promises
 from oracle.violation import Violation
@@ -387,7 +387,7 @@ class World:
     async def _crowd(self, hub: Hub, channel: str) -> None:
         """Attach many viewers for a moment, each with another cursor."""
         log = self.stored.head(channel)
-        with contextlib.suppress(HoldfastError):
+        with contextlib.suppress(TenutoError):
             for serial in range(0, log.serial, 1 + log.serial // 100):
                 feed = await hub.attach(channel, Cursor(log.epoch, serial), history=serial, wake=_nothing)
                 try:
@@ -565,7 +565,7 @@ class World:
 
 def _free_memory(node: Node) -> None:
     if node.hub.is_running:
-        with contextlib.suppress(HoldfastError):
+        with contextlib.suppress(TenutoError):
             free_memory(node.hub.runtime)
             node.bounds.trimmed()
 
@@ -609,7 +609,7 @@ class _Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         self._trace.note(f"log: {text}")
-        if record.levelno >= logging.ERROR and not (record.name == "holdfast.hooks" and is_expected(record.args)):
+        if record.levelno >= logging.ERROR and not (record.name == "tenuto.hooks" and is_expected(record.args)):
             error = record.exc_info[1] if record.exc_info else None
             if error is not None:
                 self._trace.note("".join(traceback.format_exception(error)))
@@ -618,7 +618,7 @@ class _Listener(logging.Handler):
 
 @contextlib.contextmanager
 def _listening(trace: Trace) -> Iterator[None]:
-    logger = logging.getLogger("holdfast")
+    logger = logging.getLogger("tenuto")
     listener = _Listener(trace)
     before, level = logger.propagate, logger.level
     logger.propagate = False

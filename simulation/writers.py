@@ -9,7 +9,7 @@ import itertools
 import json
 from typing import Any
 
-from holdfast.core.model import Part
+from tenuto.core.model import Part
 from oracle.log import text_of
 from oracle.responses import check_cursor, check_message, check_serial, check_text, is_correct_refusal
 from oracle.violation import Violation

@@ -36,8 +36,8 @@ ARGUMENTS = (
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    path = os.environ.get("HOLDFAST_CHROMIUM") or shutil.which("chromium")
-    assert path is not None, "no Chromium: install Debian's package chromium, or set HOLDFAST_CHROMIUM to one's path"
+    path = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium")
+    assert path is not None, "no Chromium: install Debian's package chromium, or set TENUTO_CHROMIUM to one's path"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser

@@ -78,17 +78,17 @@ class Process:
 
 
 class Server(Process):
-    """`holdfast demo` or `holdfast serve`, on the same port after each start."""
+    """`tenuto demo` or `tenuto serve`, on the same port after each start."""
 
     def __init__(
         self,
         command: str,
         folder: Path,
         *options: str,
-        by: tuple[str, ...] = ("-m", "holdfast"),
+        by: tuple[str, ...] = ("-m", "tenuto"),
         host: str = "127.0.0.1",
     ) -> None:
-        """Prepare the command. `by` are the arguments of Python that run `holdfast`."""
+        """Prepare the command. `by` are the arguments of Python that run `tenuto`."""
         self.port = free_port()
         self.host = host
         self.store = folder / "test.db"
@@ -107,7 +107,7 @@ class Server(Process):
     @property
     def hub(self) -> str:
         """Return the path prefix of the hub."""
-        return "/holdfast" if "demo" in self._arguments else ""
+        return "/tenuto" if "demo" in self._arguments else ""
 
     def start(self) -> None:
         """Start the server, and wait until it serves."""

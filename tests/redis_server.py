@@ -66,7 +66,7 @@ class RedisServer:
 @contextmanager
 def running_redis(*options: str, program: str = "redis-server") -> Iterator[RedisServer]:
     """Run a server in a folder that is removed at the end; gives the server."""
-    with tempfile.TemporaryDirectory(prefix="holdfast-redis-") as name:
+    with tempfile.TemporaryDirectory(prefix="tenuto-redis-") as name:
         server = RedisServer(Path(name), *options, program=program)
         try:
             server.start()

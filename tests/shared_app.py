@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from holdfast import Hub, allow_everyone
-from holdfast.agents.turn import Turn
+from tenuto import Hub, allow_everyone
+from tenuto.agents.turn import Turn
 
 
 async def seen(request: Request) -> JSONResponse:
@@ -41,7 +41,7 @@ def main(port: str, url: str, *parts: str) -> None:
                 print(f"model of {turn.channel} closed", flush=True)
 
     app = Starlette()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_route("/seen", seen)
     uvicorn.run(
         app,

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import pytest
 
-from holdfast import routes
-from holdfast.core import errors
+from tenuto import routes
+from tenuto.core import errors
 
-PACKAGE = Path(__file__).parents[1] / "holdfast"
+PACKAGE = Path(__file__).parents[1] / "tenuto"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CORE = sorted((PACKAGE / "core").glob("*.py"))
 
@@ -52,7 +52,7 @@ LAYER_NUMBER = {name: number for number, row in enumerate(LAYERS) for name in ro
 # Folders for the tests of applications: they may import the whole product, and the product imports none of them.
 FOR_TESTS = ("testing",)
 
-# Modules outside Holdfast that the core may import: none of them waits, opens a file, reads a clock or draws numbers.
+# Modules outside Tenuto that the core may import: none of them waits, opens a file, reads a clock or draws numbers.
 ALLOWED_IN_CORE = {
     "__future__",
     "array",
@@ -76,7 +76,7 @@ CLIENT_SIDE = ("core.view", "core.events", "core.cursor", "core.errors", "core.n
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a module without `holdfast.`; the package itself is `__init__`."""
+    """Return the name of a module without `tenuto.`; the package itself is `__init__`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1]) if parts[-1] == "__init__" and len(parts) > 1 else ".".join(parts)
 
@@ -111,8 +111,8 @@ def outline_of(path: Path) -> Outline:
             module = node.module or ""
             full = [f"{module}.{alias.name}" for alias in node.names]
             outline.imports.extend([module, *filter(is_own_module, full)])
-            if module.startswith("holdfast."):
-                home = module.removeprefix("holdfast.")
+            if module.startswith("tenuto."):
+                home = module.removeprefix("tenuto.")
                 outline.homes.update({alias.asname or alias.name: (home, alias.name) for alias in node.names})
         elif isinstance(node, ast.ClassDef):
             bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
@@ -130,15 +130,15 @@ def classes_in(path: Path) -> list[Class]:
 
 
 def is_own_module(name: str) -> bool:
-    """Return whether `name` is a module of Holdfast."""
+    """Return whether `name` is a module of Tenuto."""
     place = PACKAGE.parent.joinpath(*name.split("."))
-    return name.startswith("holdfast.") and (place.with_suffix(".py").exists() or place.is_dir())
+    return name.startswith("tenuto.") and (place.with_suffix(".py").exists() or place.is_dir())
 
 
 def own_imports(path: Path) -> list[str]:
-    """Return the imports of a module from the package, without `holdfast.`; the package itself is `__init__`."""
-    found = [name for name in imports(path) if name == "holdfast" or name.startswith("holdfast.")]
-    return [name.removeprefix("holdfast.") if name != "holdfast" else "__init__" for name in found]
+    """Return the imports of a module from the package, without `tenuto.`; the package itself is `__init__`."""
+    found = [name for name in imports(path) if name == "tenuto" or name.startswith("tenuto.")]
+    return [name.removeprefix("tenuto.") if name != "tenuto" else "__init__" for name in found]
 
 
 def top(name: str) -> str:
@@ -373,7 +373,7 @@ def test_every_folder_has_a_layer() -> None:
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_core_imports_no_module_that_waits_or_performs_io(path: Path) -> None:
-    foreign = {name for name in imports(path) if top(name) != "holdfast"}
+    foreign = {name for name in imports(path) if top(name) != "tenuto"}
     assert foreign <= ALLOWED_IN_CORE
 
 
@@ -416,7 +416,7 @@ def test_a_connection_to_a_database_is_closed_by_its_block() -> None:
         assert "with sqlite3" + ".connect(" not in path.read_text(), path
 
 
-def error_classes(base: type[errors.HoldfastError] = errors.HoldfastError) -> Iterator[type[errors.HoldfastError]]:
+def error_classes(base: type[errors.TenutoError] = errors.TenutoError) -> Iterator[type[errors.TenutoError]]:
     """Yield each error class of `core.errors`."""
     yield base
     for one in base.__subclasses__():
@@ -432,7 +432,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("error", list(error_classes()), ids=lambda one: one.__name__)
-def test_every_error_has_a_title_and_a_status_that_fits_its_retry(error: type[errors.HoldfastError]) -> None:
+def test_every_error_has_a_title_and_a_status_that_fits_its_retry(error: type[errors.TenutoError]) -> None:
     assert error.__doc__
     assert error.title[0].isupper()
     assert 400 <= error.status < 600
@@ -440,7 +440,7 @@ def test_every_error_has_a_title_and_a_status_that_fits_its_retry(error: type[er
         assert error.status in (429, 503)
     problem = error("detail", length=3).problem()
     assert problem == {
-        "type": f"urn:holdfast:error:{error.code}",
+        "type": f"urn:tenuto:error:{error.code}",
         "title": error.title,
         "status": error.status,
         "detail": "detail",
@@ -457,7 +457,7 @@ PUBLIC = {"__init__", "routes", "core.errors"}  # for adapters: documented in `d
 def test_an_adapter_uses_public_names_only_and_has_at_most_400_lines(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert {name for name in own_imports(path) if top(name) != "interop"} <= PUBLIC
-    named = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module == "holdfast.routes"]
+    named = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module == "tenuto.routes"]
     assert {alias.name for one in named for alias in one.names} <= set(routes.__all__)
     foreign = [one for one in ast.walk(tree) if isinstance(one, ast.Attribute) and one.attr.startswith("_")]
     assert all(isinstance(one.value, ast.Name) and one.value.id == "self" for one in foreign)

@@ -18,10 +18,10 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from holdfast import archiving, server_requests
-from holdfast.app import Hub
-from holdfast.cli import main
-from holdfast.stores.sqlite import SqliteStore
+from tenuto import archiving, server_requests
+from tenuto.app import Hub
+from tenuto.cli import main
+from tenuto.stores.sqlite import SqliteStore
 from tests.stores.files import run_from_outside
 from tests.transports.conftest import asking, new_hub, serving
 
@@ -167,7 +167,7 @@ async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_p
 
     def check(*where: str) -> None:
         for command in (("verify",), ("forget", "ann"), *COMMANDS[:2]) if place == "file" else COMMANDS[:3]:
-            arguments = [sys.executable, "-m", "holdfast", *command, *where]
+            arguments = [sys.executable, "-m", "tenuto", *command, *where]
             reader, closed = os.pipe()
             os.close(reader)
             with open("/dev/full", "wb") as full, open(closed, "wb") as pipe:
@@ -194,7 +194,7 @@ def test_an_option_whose_output_cannot_be_written_ends_with_an_error(option: str
     for unbuffered in ("", "1"):
         with open("/dev/full", "wb") as full:
             ran = subprocess.run(
-                [sys.executable, "-m", "holdfast", option],
+                [sys.executable, "-m", "tenuto", option],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -215,7 +215,7 @@ def test_a_token_without_a_server_is_refused(command: tuple[str, ...]) -> None:
                 "Error: --token has no effect without --url; give --url for a hub that a server serves, or leave the "
                 "token out: a command beside the file needs none\n"
             )
-    known = CliRunner(env={"HOLDFAST_TOKEN": "secret"}).invoke(main, [*command, "--store", "sqlite:////none/hub.db"])
+    known = CliRunner(env={"TENUTO_TOKEN": "secret"}).invoke(main, [*command, "--store", "sqlite:////none/hub.db"])
     assert "--token" not in known.stderr
 
 
@@ -248,7 +248,7 @@ async def test_a_hub_carries_out_the_commands_on_its_own_store(tmp_path: Path) -
         assert "channel 'chat:1' is not empty" in refused.stderr
 
         held = await asyncio.to_thread(run, "hold", "copy", "--reason", "case 17", *store)
-        assert (held.exit_code, held.output) == (0, "copy is held; holdfast release ends that.\n")
+        assert (held.exit_code, held.output) == (0, "copy is held; tenuto release ends that.\n")
         assert [one.reason for one in await hub.archive.holds()] == ["case 17"]
         listed = await asyncio.to_thread(run, "channels", *store)
         assert [line.split()[-2:] for line in listed.output.splitlines()][2] == ["held", "copy"]

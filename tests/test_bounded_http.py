@@ -1,4 +1,4 @@
-"""Bodies of unknown peers under `holdfast serve`, for an application of one's own: in virtual time, without sockets."""
+"""Bodies of unknown peers under `tenuto serve`, for an application of one's own: in virtual time, without sockets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from holdfast.bounded_http import BODY_BYTES, BODY_S, SLICE_BYTES, BoundedHttpProtocol
-from holdfast.connections import CHANCE_S, MAX_LARGE, READ_BYTES, SWEEP_S, Connections
-from holdfast.transports.server_connection import connection_of
+from tenuto.bounded_http import BODY_BYTES, BODY_S, SLICE_BYTES, BoundedHttpProtocol
+from tenuto.connections import CHANCE_S, MAX_LARGE, READ_BYTES, SWEEP_S, Connections
+from tenuto.transports.server_connection import connection_of
 from tests.virtual import virtually
 
 

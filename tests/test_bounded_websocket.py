@@ -1,4 +1,4 @@
-"""The memory of an idle WebSocket under `holdfast serve`: uvicorn's protocol with our bounds, without a network."""
+"""The memory of an idle WebSocket under `tenuto serve`: uvicorn's protocol with our bounds, without a network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from holdfast.bounded_websocket import BoundedWebSocketProtocol
-from holdfast.connections import Connections
+from tenuto.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.connections import Connections
 from tests.test_bounded_http import Transport
 
 HANDSHAKE = (

@@ -17,7 +17,7 @@ from tests.processes import Server, serving
 from wirecheck import SseViewer, WsViewer
 
 CHANNEL = "chat:bytes"
-WORDS = ["a ", "holdfast ", "keeps ", 'the "plant" ', "where ", "it ", "is, ", "naïve ", "水 ", "🌊 ", "\n\n"]
+WORDS = ["a ", "tenuto ", "keeps ", 'the "plant" ', "where ", "it ", "is, ", "naïve ", "水 ", "🌊 ", "\n\n"]
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from holdfast import allow_everyone, serving
-from holdfast.connections import (
+from tenuto import allow_everyone, serving
+from tenuto.connections import (
     CHANCE_S,
     MAX_BURST,
     SWEEP_S,
@@ -20,8 +20,8 @@ from holdfast.connections import (
     TrustedProxies,
     address_group,
 )
-from holdfast.core.errors import LocalError
-from holdfast.serving import listen
+from tenuto.core.errors import LocalError
+from tenuto.serving import listen
 from tests.transports.conftest import new_hub
 from tests.virtual import virtually
 

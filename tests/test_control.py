@@ -18,22 +18,22 @@ import pytest
 from click.testing import CliRunner
 
 from chaos.processes import free_port
-from holdfast import Hub
-from holdfast.cli import main
-from holdfast.control_client import NotServed, call
-from holdfast.core.errors import LocalError
-from holdfast.hub import control
-from holdfast.hub.control import MAX_OPEN, REQUEST_BYTES, path_of
+from tenuto import Hub
+from tenuto.cli import main
+from tenuto.control_client import NotServed, call
+from tenuto.core.errors import LocalError
+from tenuto.hub import control
+from tenuto.hub.control import MAX_OPEN, REQUEST_BYTES, path_of
 from tests.processes import PATIENCE_S, Process, Server, request, serving
 from tests.stores.files import run_from_outside
 
 
 def command(*arguments: str, store: Path) -> list[str]:
-    return [sys.executable, "-m", "holdfast", *arguments, "--store", f"sqlite:///{store}"]
+    return [sys.executable, "-m", "tenuto", *arguments, "--store", f"sqlite:///{store}"]
 
 
 def run(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command of `holdfast` in a process beside the server."""
+    """Run a command of `tenuto` in a process beside the server."""
     return subprocess.run(
         command(*arguments, store=store),
         capture_output=True,
@@ -192,10 +192,10 @@ MOUNTED = """
 import sys
 import uvicorn
 from starlette.applications import Starlette
-from holdfast import Hub
+from tenuto import Hub
 
 app = Starlette()
-app.mount("/holdfast", Hub(sys.argv[1]))
+app.mount("/tenuto", Hub(sys.argv[1]))
 uvicorn.run(app, port=int(sys.argv[2]))
 """
 
@@ -208,7 +208,7 @@ def test_a_hub_that_is_only_mounted_removes_its_socket_before_a_signal_ends_the_
     server = Process(["-c", MOUNTED, f"sqlite:///{store}", str(port)], tmp_path / "server.log")
     server.start()
     try:
-        server.until(lambda: request(port, "GET", "/holdfast/readyz")[0] == 200)
+        server.until(lambda: request(port, "GET", "/tenuto/readyz")[0] == 200)
         assert next(call(store, "inspect"))["pid"] == server.running.pid
         server.end(number)
     finally:
@@ -348,7 +348,7 @@ def test_another_user_cannot_connect(server: Server) -> None:
 
 
 def test_server_that_is_silent_or_sends_other_lines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.control_client.SILENT_S", 0.05)
+    monkeypatch.setattr("tenuto.control_client.SILENT_S", 0.05)
     path = path_of(tmp_path / "chat.db")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(str(path))

@@ -19,10 +19,10 @@ from typing import Any
 import click
 import pytest
 
-import holdfast
-from holdfast import Hub, Limits, MessageWriter
-from holdfast.cli import main
-from holdfast.core import errors
+import tenuto
+from tenuto import Hub, Limits, MessageWriter
+from tenuto.cli import main
+from tenuto.core import errors
 from tests.examples.programs import client_of, follow
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def test_the_readmes_agent_is_present_as_listening(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "not used")
     with client_of(run_program(AGENT)["app"]) as client:
-        members = client.get("/holdfast/v1/channels/chat:1/presence").json()["members"]
+        members = client.get("/tenuto/v1/channels/chat:1/presence").json()["members"]
         assert [(one["id"], one["data"]) for one in members] == [("assistant", {"state": "listening"})]
 
 
@@ -110,7 +110,7 @@ def commands() -> list[tuple[str, click.Command]]:
 @pytest.mark.parametrize(("name", "command"), commands())
 def test_every_option_of_a_command_is_documented(name: str, command: click.Command) -> None:
     arguments = [param.name.upper() for param in command.params if isinstance(param, click.Argument) and param.name]
-    documented = rows(section(PYTHON, f"### `{' '.join(['holdfast', name, *arguments])}`"))
+    documented = rows(section(PYTHON, f"### `{' '.join(['tenuto', name, *arguments])}`"))
     options = {param.opts[0]: param for param in command.params if isinstance(param, click.Option)}
     assert {shown.split()[0] for shown in documented} == set(options)
     for shown, default in documented.items():
@@ -139,18 +139,18 @@ def test_every_argument_of_the_hub_is_documented_with_its_default() -> None:
 
 
 def test_every_logger_is_documented() -> None:
-    sources = [path.read_text() for path in (ROOT / "holdfast").rglob("*.py")]
-    used = {name for source in sources for name in re.findall(r'getLogger\("(holdfast\.\w+)"\)', source)}
+    sources = [path.read_text() for path in (ROOT / "tenuto").rglob("*.py")]
+    used = {name for source in sources for name in re.findall(r'getLogger\("(tenuto\.\w+)"\)', source)}
     (sentence,) = re.findall(r"^Log messages go to the loggers (.*?)\.$", PYTHON, re.MULTILINE | re.DOTALL)
     assert set(re.findall("`(.+?)`", sentence)) == used
 
 
 def test_every_public_name_is_documented() -> None:
-    assert [name for name in holdfast.__all__ if f"`{name}`" not in PYTHON] == []
+    assert [name for name in tenuto.__all__ if f"`{name}`" not in PYTHON] == []
 
 
 def test_every_error_is_documented() -> None:
-    known = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, errors.HoldfastError)]
+    known = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, errors.TenutoError)]
     table = section(PYTHON, "## Errors")
     assert [one.__name__ for one in known if f"`{one.__name__}`" not in table or f"`{one.code}`" not in table] == []
     on_the_wire = [one.code for one in known if one is not errors.LocalError]
@@ -222,14 +222,14 @@ _PATH = re.compile(r"`((?:core|stores|hub|transports|testing|web|demo)/[\w/.]+|t
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "protocol.md"], ids=shown_path)
 def test_every_documented_file_exists(page: Path) -> None:
     found = _PATH.findall(page.read_text())
-    missing = [path for path in found if not (ROOT / path).exists() and not (ROOT / "holdfast" / path).exists()]
+    missing = [path for path in found if not (ROOT / path).exists() and not (ROOT / "tenuto" / path).exists()]
     assert missing == []
 
 
 def test_the_map_of_the_architecture_names_each_module_of_the_package() -> None:
     text = section((ROOT / "docs" / "architecture.md").read_text(), "## Where to find things")
     folders = {part.split("/")[0]: part for part in re.split(r"^  (?=\w)", text, flags=re.MULTILINE)}
-    package = ROOT / "holdfast"
+    package = ROOT / "tenuto"
     found = [path for pattern in ("*.py", "*/*.py", "*/*.js") for path in package.glob(pattern) if path.stem[0] != "_"]
     assert len(found) > 200
     inside = [path for path in found if path.parent != package]
@@ -257,7 +257,7 @@ PROSE_PAGES = [
 ]
 SOURCES = [
     path
-    for folder in ("holdfast", "oracle", "simulation", "chaos", "wirecheck", "tests")
+    for folder in ("tenuto", "oracle", "simulation", "chaos", "wirecheck", "tests")
     for path in (ROOT / folder).rglob("*.py")
 ]
 

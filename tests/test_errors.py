@@ -26,18 +26,18 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import holdfast
-from holdfast import Hub, Identity
-from holdfast.agents.sources import UpstreamEnded, UpstreamError, pipe
-from holdfast.client import Client, Timing
-from holdfast.client.dial import Refusal
-from holdfast.client.problems import NotHoldfast, UnknownProblem, Unreachable, error_of
-from holdfast.core import errors
-from holdfast.core.errors import HoldfastError, LocalError, shown, shown_url
-from holdfast.core.events import Batch, MessageAppend, MessageCreate
-from holdfast.core.limits import Limits
-from holdfast.core.model import Message
-from holdfast.core.requests import (
+import tenuto
+from tenuto import Hub, Identity
+from tenuto.agents.sources import UpstreamEnded, UpstreamError, pipe
+from tenuto.client import Client, Timing
+from tenuto.client.dial import Refusal
+from tenuto.client.problems import NotTenuto, UnknownProblem, Unreachable, error_of
+from tenuto.core import errors
+from tenuto.core.errors import TenutoError, LocalError, shown, shown_url
+from tenuto.core.events import Batch, MessageAppend, MessageCreate
+from tenuto.core.limits import Limits
+from tenuto.core.model import Message
+from tenuto.core.requests import (
     AppendText,
     Caller,
     CreateMessage,
@@ -49,16 +49,16 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.view import View, ViewGap
-from holdfast.demo.guests import Guests
-from holdfast.demo.refusals import NoAnswer, NoInvite, NoLan, NoSupervisor, NotAnAgent
-from holdfast.hub.identity import Expired
-from holdfast.hub.tokens import jwt_verifier
-from holdfast.stores import open_url, sqlite
-from holdfast.stores.base import CommitUnknown, StoreReplaced, head_of
-from holdfast.stores.postgres_life import StoreLife
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.tail import Refused, follow
+from tenuto.core.view import View, ViewGap
+from tenuto.demo.guests import Guests
+from tenuto.demo.refusals import NoAnswer, NoInvite, NoLan, NoSupervisor, NotAnAgent
+from tenuto.hub.identity import Expired
+from tenuto.hub.tokens import jwt_verifier
+from tenuto.stores import open_url, sqlite
+from tenuto.stores.base import CommitUnknown, StoreReplaced, head_of
+from tenuto.stores.postgres_life import StoreLife
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.tail import Refused, follow
 from tests.demo.test_app import CHANNEL, NoParent, Pace, demo
 from tests.transports.conftest import asking, listening, new_hub, serving
 
@@ -72,7 +72,7 @@ SMALL = Limits(
 C, M = "chat:1", "m1"
 QUICK = Timing(open_s=0.05, response_s=0.05, request_s=0.1, backoff_s=0.001, backoff_cap_s=0.002, leave_s=0.1)
 
-PACKAGE = Path(holdfast.__file__).parent
+PACKAGE = Path(tenuto.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 Provoke = Callable[["Place"], Awaitable[object]]
@@ -146,7 +146,7 @@ def test_text_without_a_subject_or_a_verb_breaks_the_rule(text: str) -> None:
 
 def texts_of_errors(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield line, class and text of each error that the module at `path` makes, with `'x'` for inserted values."""
-    known = {one.__name__: one for one in _classes(HoldfastError)}
+    known = {one.__name__: one for one in _classes(TenutoError)}
     for node in ast.walk(ast.parse(path.read_text())):
         if not (isinstance(node, ast.Call) and node.args):
             continue
@@ -166,7 +166,7 @@ def is_assembled(text: str) -> bool:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_text_of_each_error_is_a_sentence_with_a_remedy(path: Path) -> None:
-    known = {one.__name__: one for one in _classes(HoldfastError)}
+    known = {one.__name__: one for one in _classes(TenutoError)}
     wrong = []
     for line, name, text in texts_of_errors(path):
         problem = None if is_assembled(text) else problem_with(text)
@@ -204,7 +204,7 @@ class Case(NamedTuple):
 
 
 def asked(
-    error: type[HoldfastError], values: tuple[object, ...], request: Request, caller: Caller = ANN, **create: Any
+    error: type[TenutoError], values: tuple[object, ...], request: Request, caller: Caller = ANN, **create: Any
 ) -> Case:
     """Return the case of a request about the message `m1` in process."""
 
@@ -216,7 +216,7 @@ def asked(
 
 
 def after(
-    error: type[HoldfastError], values: tuple[object, ...], first: Request, request: Request, caller: Caller = ANN
+    error: type[TenutoError], values: tuple[object, ...], first: Request, request: Request, caller: Caller = ANN
 ) -> Case:
     """Return the case of a request that is refused because `first` came before it."""
 
@@ -241,7 +241,7 @@ def called(error: type[Exception], values: tuple[object, ...], call: Callable[[]
     return Case(error, values, provoke)
 
 
-def over_http(error: type[HoldfastError], values: tuple[object, ...], method: str, path: str, **options: Any) -> Case:
+def over_http(error: type[TenutoError], values: tuple[object, ...], method: str, path: str, **options: Any) -> Case:
     """Return the case of an HTTP request to the ASGI app; the problem comes back as the client's exception."""
     hub_options = options.pop("hub", {})
     address = options.pop("address", "127.0.0.1")
@@ -257,13 +257,13 @@ def over_http(error: type[HoldfastError], values: tuple[object, ...], method: st
     return Case(error, values, provoke)
 
 
-def raise_problem(error: type[HoldfastError], response: Any) -> None:
+def raise_problem(error: type[TenutoError], response: Any) -> None:
     """Raise the refusal in a response, as `error` if it has the code of that class."""
     problem = response.json()
     raise error(problem["detail"]) if problem["code"] == error.code else error_of(problem)
 
 
-def at_demo(error: type[HoldfastError], values: tuple[object, ...], path: str, **options: Any) -> Case:
+def at_demo(error: type[TenutoError], values: tuple[object, ...], path: str, **options: Any) -> Case:
     """Return the case of a request to a route of the demo."""
 
     async def provoke(_: Place) -> None:
@@ -393,7 +393,7 @@ async def store_not_open(place: Place) -> None:
 
 
 def replaced_life() -> StoreLife:
-    life = StoreLife("holdfast", "'postgresql://db/app'")
+    life = StoreLife("tenuto", "'postgresql://db/app'")
     life._is_over = True  # a server that was promoted: tests/stores/test_postgres_failover.py
     return life
 
@@ -423,7 +423,7 @@ async def unreachable(place: Place) -> None:
         await client.create(C, text="x")
 
 
-async def not_holdfast(place: Place) -> None:
+async def not_tenuto(place: Place) -> None:
     async def another_server(url: str, headers: dict[str, str]) -> Any:
         raise Refusal(404, {}, 0.0)
 
@@ -585,8 +585,8 @@ CASES: list[Case] = [
     Case(UpstreamEnded, ("finish",), piped({"choices": []}, source="openai-chat")),
     # the client
     Case(Unreachable, ("nowhere.example",), unreachable),
-    Case(NotHoldfast, ("nowhere.example", "404", "path"), not_holdfast),
-    Case(HoldfastError, ("$.message", "`int`"), invalid_response),
+    Case(NotTenuto, ("nowhere.example", "404", "path"), not_tenuto),
+    Case(TenutoError, ("$.message", "`int`"), invalid_response),
     Case(UnknownProblem, ("'p1'", "teapot"), unknown_code),
     called(LocalError, ("ftp",), lambda: Client("ftp://nowhere")),
     called(LocalError, ("token_provider",), lambda: Client("http://nowhere", token="t", token_provider=nobody)),
@@ -630,19 +630,19 @@ async def _raised(case: Case, place: Place) -> Exception:
     raise AssertionError("the call raised no error")
 
 
-def _classes(base: type[HoldfastError]) -> Iterator[type[HoldfastError]]:
+def _classes(base: type[TenutoError]) -> Iterator[type[TenutoError]]:
     yield base
     for one in base.__subclasses__():
-        if one.__module__.partition(".")[0] == "holdfast":
+        if one.__module__.partition(".")[0] == "tenuto":
             yield from _classes(one)
 
 
 def test_every_error_class_has_a_case() -> None:
-    for module in pkgutil.walk_packages(holdfast.__path__, "holdfast."):
-        if not module.name.startswith("holdfast.__main__"):
+    for module in pkgutil.walk_packages(tenuto.__path__, "tenuto."):
+        if not module.name.startswith("tenuto.__main__"):
             with suppress(ImportError):  # an optional dependency may be missing
                 importlib.import_module(module.name)
-    assert set(_classes(HoldfastError)) - {case.error for case in CASES} == set()
+    assert set(_classes(TenutoError)) - {case.error for case in CASES} == set()
 
 
 # Values in messages -----------------------------------------------------------------------------------------------

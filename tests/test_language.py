@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import pytest
 
-from holdfast.core import errors
+from tenuto.core import errors
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = (
-    *("holdfast", "oracle", "simulation", "chaos", "fuzz", "wirecheck"),
+    *("tenuto", "oracle", "simulation", "chaos", "fuzz", "wirecheck"),
     *("bench", "examples", "scripts", "tests", "docs", ".ci"),
 )
 SCRIPTS = (ROOT / "scripts", ROOT / ".ci")  # folders in which files without a suffix count, too
@@ -64,11 +64,11 @@ PRIVATE_WORDS = {"owed", "planted", "throttling"} | _SINGULAR | {f"{word}s" for 
 # The glossary replaces these words by send, receive, notify and request. Tests and examples have people and models that
 # say a text, so the rule holds for names of the package and of the programs that test it.
 SPOKEN_WORDS = {"tell", "tells", "telling", "told", "hear", "heard", "said"}
-SPEECHLESS = ("holdfast", "oracle", "simulation", "chaos", "fuzz", "wirecheck", "bench", "scripts")
+SPEECHLESS = ("tenuto", "oracle", "simulation", "chaos", "fuzz", "wirecheck", "bench", "scripts")
 # Where a private word has its standard meaning: Python's wheels, the wheel of a mouse, and a tool in examples of SDKs.
 WHEELS = (
     *("CHANGELOG.md", "oracle/__init__.py", "scripts", "wirecheck/__init__.py"),
-    *("tests/demo/test_page.py", "holdfast/web/demo/visitor.js"),
+    *("tests/demo/test_page.py", "tenuto/web/demo/visitor.js"),
 )
 STANDARD_IN = {"wheel": WHEELS, "weather": ("tests/agents/sources",)}
 STANDARD_IN_PROSE = {"weather", "seq", "packet"}  # Socket.IO has packets
@@ -89,7 +89,7 @@ class Line(NamedTuple):
 def folder_of(path: Path) -> str:
     """Return the folder that `path` counts for: two levels deep in the package and in the tests."""
     parts = path.relative_to(ROOT).parts
-    return "/".join(parts[: 2 if parts[0] in ("holdfast", "tests") and len(parts) > 2 else 1])
+    return "/".join(parts[: 2 if parts[0] in ("tenuto", "tests") and len(parts) > 2 else 1])
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The waits of a WebSocket under `holdfast serve` behave as those of asyncio, in whatever order they are used."""
+"""The waits of a WebSocket under `tenuto serve` behave as those of asyncio, in whatever order they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.lean_waits import Gate, Inbox
+from tenuto.lean_waits import Gate, Inbox
 
 Step = tuple[str, int]
 steps = st.lists(

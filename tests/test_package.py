@@ -1,4 +1,4 @@
-"""The public names of `import holdfast`, and the modules that it loads.
+"""The public names of `import tenuto`, and the modules that it loads.
 
 Layer: tests.
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-import holdfast
+import tenuto
 
-SERVER = ("starlette", "uvicorn", "sqlite3", "holdfast.hub", "holdfast.transports", "holdfast.stores")
+SERVER = ("starlette", "uvicorn", "sqlite3", "tenuto.hub", "tenuto.transports", "tenuto.stores")
 
 
 def run(program: str) -> str:
@@ -27,29 +27,29 @@ def run(program: str) -> str:
 
 
 def imported_for_type_checkers() -> dict[str, str]:
-    tree = ast.parse(Path(str(holdfast.__file__)).read_text())
+    tree = ast.parse(Path(str(tenuto.__file__)).read_text())
     imports = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module != "typing"]
     return {alias.name: str(one.module) for one in imports for alias in one.names if alias.name != "import_module"}
 
 
 def test_names_for_type_checkers_are_the_public_names() -> None:
     found = imported_for_type_checkers()
-    assert sorted(found) == sorted(holdfast.__all__)
-    assert [name for name in found if getattr(holdfast, name) is not getattr(import_module(found[name]), name)] == []
-    assert set(dir(holdfast)) >= set(holdfast.__all__)
+    assert sorted(found) == sorted(tenuto.__all__)
+    assert [name for name in found if getattr(tenuto, name) is not getattr(import_module(found[name]), name)] == []
+    assert set(dir(tenuto)) >= set(tenuto.__all__)
 
 
 def test_unknown_name_raises_the_usual_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'holdfast' has no attribute 'Hubb'"):
-        _ = holdfast.Hubb  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="module 'tenuto' has no attribute 'Hubb'"):
+        _ = tenuto.Hubb  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     "program",
     [
-        "import holdfast",
-        "from holdfast.client import Client, SyncClient; Client('http://127.0.0.1:1')",
-        "from holdfast import Turn; from holdfast.client import Client\n"
+        "import tenuto",
+        "from tenuto.client import Client, SyncClient; Client('http://127.0.0.1:1')",
+        "from tenuto import Turn; from tenuto.client import Client\n"
         "async def bot(turn: Turn): ...\n"
         "Client('http://127.0.0.1:1').agent('chat:*')(bot)",
     ],
@@ -63,10 +63,10 @@ def test_client_loads_no_module_of_a_server(program: str) -> None:
 def test_client_without_its_extra_names_the_extra_to_install(missing: str) -> None:
     program = (
         f"import asyncio, sys; sys.modules[{missing!r}] = None\n"
-        "from holdfast.client import Client\n"
+        "from tenuto.client import Client\n"
         "async def main():\n"
         "    async with Client('http://127.0.0.1:1') as client: await client.read('c', 'm')\n"
         "try: asyncio.run(main())\n"
         "except Exception as error: print(error)"
     )
-    assert run(program) == f"Client needs the package {missing}; install Holdfast with [client], as its README shows"
+    assert run(program) == f"Client needs the package {missing}; install Tenuto with [client], as its README shows"

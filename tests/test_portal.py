@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast import Hub
-from holdfast.core.errors import LocalError
-from holdfast.portal import NoResponse, Portal, run_on
+from tenuto import Hub
+from tenuto.core.errors import LocalError
+from tenuto.portal import NoResponse, Portal, run_on
 
 REMEDY = "await it"
 PATIENCE_S = 20.0

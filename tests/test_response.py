@@ -12,13 +12,13 @@ import pytest
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import StreamingResponse
 
-from holdfast import Hub
-from holdfast.agents.writer import AgentWriter
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.errors import HoldfastError, IdConflict, LocalError
-from holdfast.core.requests import Caller, CreateMessage
-from holdfast.core.turns import BUILT_IN_COMMANDS, CANCEL
-from holdfast.response import check_source
+from tenuto import Hub
+from tenuto.agents.writer import AgentWriter
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.errors import TenutoError, IdConflict, LocalError
+from tenuto.core.requests import Caller, CreateMessage
+from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL
+from tenuto.response import check_source
 from tests.transports.conftest import Served, new_hub, serving
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
@@ -54,7 +54,7 @@ class Source:
 
 def new_app(hub: Hub, source: Source, **options: Any) -> FastAPI:
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
 
     async def request_session() -> AsyncIterator[str]:
         async with source.session() as session:
@@ -87,7 +87,7 @@ async def test_caller_gets_the_stream_and_its_location() -> None:
     async with served_app(source) as served:
         response = await served.http.post("/chat?prompt=hi")
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert (response.headers["holdfast-channel"], response.headers["holdfast-message"]) == ("chat:1", "r")
+        assert (response.headers["tenuto-channel"], response.headers["tenuto-message"]) == ("chat:1", "r")
         assert 'event: answer\ndata: "with session: ' in response.text
         assert response.text.count("event: done") == 1
         again = await served.http.get(response.headers["location"])
@@ -106,7 +106,7 @@ async def test_location_has_the_path_that_a_proxy_takes_away() -> None:
     hub = new_hub()
     async with serving(hub, new_app(hub, source), root_path="/behind") as served:
         response = await served.http.post("/chat?prompt=hi")
-        assert response.headers["location"] == "/behind/holdfast/v1/channels/chat%3A1/messages/r/events"
+        assert response.headers["location"] == "/behind/tenuto/v1/channels/chat%3A1/messages/r/events"
 
 
 async def test_plain_data_ends_with_done() -> None:
@@ -131,7 +131,7 @@ async def test_disconnected_caller_does_not_stop_the_answer() -> None:
         message, _ = await served.hub.read("chat:1", "r")
         assert message.status == "streaming"
         source.gate.set()
-        joined = await served.http.get("/holdfast/v1/channels/chat:1/messages/r/events")
+        joined = await served.http.get("/tenuto/v1/channels/chat:1/messages/r/events")
         assert joined.text.endswith('event: done\ndata: {"status":"complete"}\n' + joined.text.split("\n")[-3] + "\n\n")
         assert (await served.hub.read("chat:1", "r"))[0].text == "with session: the end"
         await served.until(lambda: source.open_sessions == 0)
@@ -203,7 +203,7 @@ async def test_cancel_command_stops_the_answer_and_closes_the_source(monkeypatch
             pieces = response.aiter_raw()
             await anext(pieces)
             sent = await served.http.post(
-                "/holdfast/v1/channels/chat:1/commands", json={"name": "cancel", "target": "r"}
+                "/tenuto/v1/channels/chat:1/commands", json={"name": "cancel", "target": "r"}
             )
             assert sent.status_code == 201
             async with asyncio.timeout(20):
@@ -240,7 +240,7 @@ async def test_source_that_raises_ends_the_answer_as_failed() -> None:
         raise RuntimeError("secret")
 
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_api_route("/chat", lambda: hub.stream_response("chat:1", broken), methods=["POST"])
     async with serving(hub, app) as served:
         response = await served.http.post("/chat")
@@ -279,7 +279,7 @@ async def test_plain_data_sends_failed_before_done() -> None:
         raise RuntimeError("secret")
 
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_api_route("/chat", lambda: hub.stream_response("chat:1", broken, style="data"), methods=["POST"])
     async with serving(hub, app) as served:
         body = (await served.http.post("/chat")).text
@@ -295,7 +295,7 @@ async def test_reading_caller_counts_as_a_viewer() -> None:
             yield f"{number} "
 
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
 
     async def chat() -> Response:
         return hub.stream_response("chat:1", source, cancel_after_s=0, style="data")
@@ -316,7 +316,7 @@ async def response_of(stream: object, accept: str = "*/*", **options: Any) -> tu
     """Return the body of the response with `stream`, and the stored answer."""
     hub = new_hub()
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_api_route("/chat", lambda: hub.stream_response("chat:1", stream, reply_id="r", **options))
     async with serving(hub, app) as served:
         body = (await served.http.get("/chat", headers={"accept": accept})).text
@@ -508,7 +508,7 @@ async def test_function_that_returns_a_response_ends_the_answer_with_the_remedy(
 ) -> None:
     hub = new_hub()
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_api_route("/chat", lambda: hub.stream_response("chat:1", lambda: wrapped(), reply_id="m"))
     async with serving(hub, app) as served:
         await served.http.get("/chat")
@@ -542,13 +542,13 @@ async def test_error_of_a_stream_names_the_option_of_its_call(
     caplog: pytest.LogCaptureFixture, items: list[object], remedy: str
 ) -> None:
     hub = new_hub()
-    with pytest.raises(HoldfastError) as refused:
+    with pytest.raises(TenutoError) as refused:
         async with hub.message("chat:1") as message:
             assert isinstance(message, AgentWriter)
             await message.pipe(items)
     assert remedy.format("source") in refused.value.detail
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_api_route("/chat", lambda: hub.stream_response("chat:1", lambda: iter(items)))
     async with serving(hub, app) as served:
         await served.http.get("/chat")
@@ -558,7 +558,7 @@ async def test_error_of_a_stream_names_the_option_of_its_call(
 async def test_eventsource_that_reconnects_after_the_end_begins_no_second_answer() -> None:
     hub = new_hub()
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_api_route("/chat", lambda: hub.stream_response("chat:1", framed, style=json_frame))
     async with serving(hub, app) as served:
         event_source = {"accept": "text/event-stream"}
@@ -587,16 +587,16 @@ async def test_eventsource_that_reconnects_without_a_reply_id_joins_its_answer(s
         return hub.stream_response(channel, source, prompt=q, style=style)
 
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     app.add_api_route("/chat", chat)
     async with serving(hub, app) as served:
         event_source = {"accept": "text/event-stream"}
         async with served.http.stream("GET", "/chat?q=hi", headers=event_source) as response:
             first = (await first_bytes(response)).decode()
-            named = [response.headers[name] for name in ("holdfast-message", "location")]
+            named = [response.headers[name] for name in ("tenuto-message", "location")]
         last = ids(first)[-1]
         async with served.http.stream("GET", "/chat?q=hi", headers={**event_source, "last-event-id": last}) as response:
-            assert [response.headers[name] for name in ("holdfast-message", "location")] == named
+            assert [response.headers[name] for name in ("tenuto-message", "location")] == named
             gate.set()
             rest = (await response.aread()).decode()
         assert "three" in rest
@@ -610,5 +610,5 @@ async def test_eventsource_that_reconnects_without_a_reply_id_joins_its_answer(s
         for query, cursor in (("q=other", last), ("q=hi&channel=chat:2", last), ("q=hi", forged)):
             whole = await served.http.get(f"/chat?{query}", headers={**event_source, "last-event-id": cursor})
             assert "one two" in whole.text
-            assert whole.headers["holdfast-message"] != named[0]
+            assert whole.headers["tenuto-message"] != named[0]
         assert begun == ["hi", "other", "hi", "hi"]

@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 from chaos.processes import free_port
-from holdfast.cli import main
+from tenuto.cli import main
 from tests.processes import PATIENCE_S, Process, request
 
 APP = """
-from holdfast import Hub
-from holdfast.hub.tokens import jwt_verifier
+from tenuto import Hub
+from tenuto.hub.tokens import jwt_verifier
 
 hub = Hub(
     "sqlite:///{store}",
@@ -39,7 +39,7 @@ OTHER_COOKIE = "hidden-value-of-a-cookie-of-the-app"
 
 def token(secret: str = SECRET, *, left_s: int = 600) -> str:
     grants = {"*": ["subscribe", "history", "publish", "admin"]}
-    claims = {"sub": "ann", "aud": "chat", "exp": int(time.time()) + left_s, "holdfast": grants}
+    claims = {"sub": "ann", "aud": "chat", "exp": int(time.time()) + left_s, "tenuto": grants}
     return jwt.encode(claims, secret, algorithm="HS256")
 
 
@@ -61,7 +61,7 @@ def test_secrets_are_in_no_log_receipt_or_export(tmp_path: Path, monkeypatch: py
     store, port = tmp_path / "chat.db", free_port()
     (tmp_path / "secret_app.py").write_text(APP.format(store=store, secret=SECRET, key=TICKET_KEY))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    arguments = ["-m", "holdfast", "serve", "--app", "secret_app:hub", "--port", str(port), "--log-level", "debug"]
+    arguments = ["-m", "tenuto", "serve", "--app", "secret_app:hub", "--port", str(port), "--log-level", "debug"]
     server = Process(arguments, tmp_path / "server.log")
     good, expired, forged = token(), token(left_s=-600), token(WRONG_SECRET)
     tickets: list[str] = []

@@ -1,4 +1,4 @@
-"""Other servers than `holdfast serve` run several processes on one PostgreSQL store, one after the other or at once.
+"""Other servers than `tenuto serve` run several processes on one PostgreSQL store, one after the other or at once.
 
 Layer: tests.
 """
@@ -19,10 +19,10 @@ import asyncpg
 import httpx2
 import pytest
 
-from holdfast.client import Client
-from holdfast.client.subscription import is_new_start
-from holdfast.core.model import Message
-from holdfast.core.view import View
+from tenuto.client import Client
+from tenuto.client.subscription import is_new_start
+from tenuto.core.model import Message
+from tenuto.core.view import View
 from tests.postgres import needs_postgres, running_postgres
 from tests.redis_server import needs_redis, running_redis
 from tests.transports.test_shutdown import START_S, Running, running
@@ -39,7 +39,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from holdfast import Hub, allow_everyone
+from tenuto import Hub, allow_everyone
 
 
 async def pid(request):
@@ -48,7 +48,7 @@ async def pid(request):
 
 hub = Hub({url!r}, authenticate=allow_everyone, drain_s=0.5)
 app = Starlette(routes=[Route("/pid", pid)])
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 """
 AGENT = """
 import asyncio
@@ -85,7 +85,7 @@ GUNICORN = ["-m", "gunicorn", "--worker-class", "uvicorn_worker.UvicornWorker", 
 ON_SOCKET = (
     "import socket, sys, uvicorn as u; u.Server(u.Config(sys.argv[2])).run([socket.socket(fileno=int(sys.argv[1]))])"
 )
-MESSAGES = "/holdfast/v1/channels/c/messages"
+MESSAGES = "/tenuto/v1/channels/c/messages"
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ async def test_workers_that_a_server_forks_after_it_has_made_the_hub_receive_the
                 while sum(map(bool, received.values())) < 2:
                     pid, count = map(int, (await server.text_at("/received")).split())
                     received[pid] = count
-            names = "SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name LIKE 'holdfast on %'"
+            names = "SELECT DISTINCT application_name FROM pg_stat_activity WHERE application_name LIKE 'tenuto on %'"
             db = await asyncpg.connect(url)
             shown = {int(name.rpartition(" ")[2]) for (name,) in await db.fetch(names)}
             await db.close()
@@ -186,7 +186,7 @@ async def test_an_answer_and_its_viewer_continue_in_the_next_process(
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0))) if kind == "overlap" else None
         server = await stack.enter_async_context(running(tmp_path, command, "shared:app", listener=listener))
         (old,) = await processes(server, lambda found: len(found) == 1)
-        client = await stack.enter_async_context(Client(f"http://127.0.0.1:{server.port}/holdfast"))
+        client = await stack.enter_async_context(Client(f"http://127.0.0.1:{server.port}/tenuto"))
         batches = await stack.enter_async_context(aclosing(client.subscribe("chat:1").batches()))
         view = View()
 

@@ -17,11 +17,11 @@ import httpx2
 import pytest
 
 from chaos.processes import free_port
-from holdfast import Hub
-from holdfast.agents.turn import Turn
-from holdfast.client import ChannelView, Client
-from holdfast.client.subscription import is_new_start
-from holdfast.hub.hooks import HookEvent
+from tenuto import Hub
+from tenuto.agents.turn import Turn
+from tenuto.client import ChannelView, Client
+from tenuto.client.subscription import is_new_start
+from tenuto.hub.hooks import HookEvent
 from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs
 from tests.postgres import needs_postgres, running_postgres
@@ -42,10 +42,10 @@ class Node(Process):
     def __init__(self, url: str, log: Path, *parts: str) -> None:
         self.port = free_port()
         super().__init__(["-m", "tests.shared_app", str(self.port), url, *parts], log)
-        self.url = f"http://127.0.0.1:{self.port}/holdfast"
+        self.url = f"http://127.0.0.1:{self.port}/tenuto"
 
     def until_ready(self) -> None:
-        self.until(lambda: request(self.port, "GET", "/holdfast/readyz")[0] == 200)
+        self.until(lambda: request(self.port, "GET", "/tenuto/readyz")[0] == 200)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ async def test_two_processes_behind_a_proxy_serve_each_other_on_each_transport(
 ) -> None:
     ports = {f"127.0.0.1:{node.port}" for node in nodes}
     name = f"chat:{'nginx' if is_nginx else 'caddy'}"
-    prefix, channel = "/chat/holdfast", f"/v1/channels/{name}"
+    prefix, channel = "/chat/tenuto", f"/v1/channels/{name}"
     each = [node.port for node in nodes]
     # The page's nginx believes the address that a trusted proxy before it sends. Its Caddy trusts none.
     client = "203.0.113.9" if is_nginx else "127.0.0.1"
@@ -127,7 +127,7 @@ async def test_two_processes_behind_a_proxy_serve_each_other_on_each_transport(
             assert set(served[:2]) == set(served[2:]) == ports
 
             asked = {"id": "q", "role": "user", "text": "?"}
-            assert (await http.post(f"/holdfast{channel}/messages", json=asked)).status_code == 201
+            assert (await http.post(f"/tenuto{channel}/messages", json=asked)).status_code == 201
             await viewers[0].until(lambda: "q" in viewers[0].checker.messages, PATIENCE_S)
             await viewers[0].until(lambda: len(viewers[0].checker.messages) == 2, PATIENCE_S)
             answer = next(one for one in viewers[0].checker.messages if one != "q")
@@ -140,7 +140,7 @@ async def test_two_processes_behind_a_proxy_serve_each_other_on_each_transport(
                 while polled != ports:
                     since = {"since": polls.cursor} if polls.cursor is not None else {}
                     polls.begin(polls.cursor, is_poll=True)
-                    response = await http.get(f"/holdfast{channel}/poll", params=since)
+                    response = await http.get(f"/tenuto{channel}/poll", params=since)
                     batch = response.json()
                     polls.take(batch["events"], batch["cursor"])
                     if any(one["type"] == "message.append" for one in batch["events"]):
@@ -149,7 +149,7 @@ async def test_two_processes_behind_a_proxy_serve_each_other_on_each_transport(
 
             while (await http.get("/seen")).headers["x-node"] != f"127.0.0.1:{nodes[0].port}":
                 pass
-            stop = await http.post(f"/holdfast{channel}/commands", json={"name": "cancel", "target": answer})
+            stop = await http.post(f"/tenuto{channel}/commands", json={"name": "cancel", "target": answer})
             assert (stop.status_code, stop.headers["x-node"]) == (201, f"127.0.0.1:{nodes[1].port}")
             await asyncio.to_thread(nodes[0].until, lambda: f"model of {name} closed" in nodes[0].output)
             for viewer in viewers:
@@ -250,7 +250,7 @@ async def test_one_node_calls_a_hook_and_another_one_goes_on_when_it_ends(url: s
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the test finds the workers in /proc")
 def test_a_worker_that_dies_is_replaced(url: str, tmp_path: Path) -> None:
     port = str(free_port())
-    arguments = ["-m", "holdfast", "serve", "--workers", "2", "--port", port, "--store", f"{url}?schema=workers"]
+    arguments = ["-m", "tenuto", "serve", "--workers", "2", "--port", port, "--store", f"{url}?schema=workers"]
     serving = Process(arguments, tmp_path / "log")
 
     def workers() -> list[int]:
@@ -276,11 +276,11 @@ def test_workers_on_a_file_are_refused_before_the_server_listens(tmp_path: Path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = str(taken.getsockname()[1])
-        done = Process(["-m", "holdfast", "serve", "--workers", "2", "--port", port], tmp_path / "log")
+        done = Process(["-m", "tenuto", "serve", "--workers", "2", "--port", port], tmp_path / "log")
         done.start()
         try:
             assert done.wait() == 1
         finally:
             done.clean_up()
-    assert "--workers 2 needs a store that processes share, and 'sqlite:///holdfast.db' serves one" in done.output
+    assert "--workers 2 needs a store that processes share, and 'sqlite:///tenuto.db' serves one" in done.output
     assert "change it to --store postgresql://" in done.output

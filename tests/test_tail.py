@@ -1,4 +1,4 @@
-"""`holdfast tail` prints a channel as it happens, through outages, and ends when the server refuses.
+"""`tenuto tail` prints a channel as it happens, through outages, and ends when the server refuses.
 
 Layer: tests.
 """
@@ -19,8 +19,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from chaos.processes import free_port
-from holdfast.client import Client, NotHoldfast, Timing, Unreachable
-from holdfast.tail import Refused, follow
+from tenuto.client import Client, NotTenuto, Timing, Unreachable
+from tenuto.tail import Refused, follow
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 NO_CONNECTION = (
@@ -163,10 +163,10 @@ def test_tail_and_client_give_a_first_connection_five_seconds() -> None:
     assert inspect.signature(Client).parameters["connect_s"].default == 5.0
 
 
-@pytest.mark.parametrize(("path", "status"), [("/other", 403), ("/holdfast/v2", 404)])
+@pytest.mark.parametrize(("path", "status"), [("/other", 403), ("/tenuto/v2", 404)])
 async def test_tail_names_a_wrong_path(path: str, status: int) -> None:
     hub = new_hub()
-    async with serving(hub, Starlette(routes=[Mount("/holdfast", hub)])) as served:
+    async with serving(hub, Starlette(routes=[Mount("/tenuto", hub)])) as served:
         url = f"http://{served.host}:{served.port}{path}"
         running = asyncio.to_thread(
             follow, url, "c", since=None, history=10, out=Screen(), notices=io.StringIO(), timing=Timing(connect_s=3.0)
@@ -174,8 +174,8 @@ async def test_tail_names_a_wrong_path(path: str, status: int) -> None:
         with pytest.raises(Refused) as raised:
             await asyncio.wait_for(running, PATIENCE_S)
     assert raised.value.detail == (
-        f"not_holdfast: {url} responded {status} to a WebSocket, unlike a Holdfast server; the hub may be at another "
-        "port or path, such as /holdfast, or served without WebSockets (uvicorn needs the package websockets)"
+        f"not_tenuto: {url} responded {status} to a WebSocket, unlike a Tenuto server; the hub may be at another "
+        "port or path, such as /tenuto, or served without WebSockets (uvicorn needs the package websockets)"
     )
 
 
@@ -197,11 +197,11 @@ async def test_calls_over_http_name_a_wrong_path(served: Served) -> None:
         for call, refusal in (
             (
                 client.read("c", "m"),
-                "responded 404, unlike a Holdfast server; the hub may be at another port or path, ",
+                "responded 404, unlike a Tenuto server; the hub may be at another port or path, ",
             ),
-            (client.create("c", text="x"), "responded 403 to a WebSocket, unlike a Holdfast server; .*port or path, "),
+            (client.create("c", text="x"), "responded 403 to a WebSocket, unlike a Tenuto server; .*port or path, "),
         ):
-            with pytest.raises(NotHoldfast, match=f"{refusal}such as /holdfast"):
+            with pytest.raises(NotTenuto, match=f"{refusal}such as /tenuto"):
                 await call
 
 

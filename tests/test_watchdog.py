@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from holdfast.watchdog import Watchdog, WatchedOperation
+from tenuto.watchdog import Watchdog, WatchedOperation
 from simulation.clock import VirtualLoop
 from tests.virtual import virtually
 

@@ -1,4 +1,4 @@
-"""`holdfast serve --workers N`: which workers its parent starts, when it replaces one, and how all of them end.
+"""`tenuto serve --workers N`: which workers its parent starts, when it replaces one, and how all of them end.
 
 Layer: tests.
 """
@@ -22,10 +22,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
 from chaos.processes import free_port
-from holdfast import Hub, workers
-from holdfast.core.errors import LocalError
-from holdfast.serving import hubs_in
-from holdfast.workers import BEAT_S, FAILED_S, HUNG_S, Supervisor
+from tenuto import Hub, workers
+from tenuto.core.errors import LocalError
+from tenuto.serving import hubs_in
+from tenuto.workers import BEAT_S, FAILED_S, HUNG_S, Supervisor
 from tests.processes import PATIENCE_S, Process, request
 
 SERVES = ["sh", "-c", "echo >&0; exec cat"]  # a worker that serves, and runs until it gets a signal
@@ -55,7 +55,7 @@ async def fails(scope, receive, send):
 """
 # The command with shorter times, for the parent and its workers.
 COMMAND = """
-from holdfast import cli, serving, workers
+from tenuto import cli, serving, workers
 
 workers.COMMAND = (__file__,)
 workers.BEAT_S, workers.HUNG_S, workers.END_S, workers.FAILED_S = 0.1, 2.0, 1.0 - serving.DRAIN_S, 0.01
@@ -114,7 +114,7 @@ def test_parent_gives_up_if_its_first_workers_fail_after_some_time(tmp_path: Pat
 
 def test_workers_import_as_the_installed_command_does_and_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "email.py").write_text("raise RuntimeError('this is not the library')")
-    with parent(tmp_path, "-P", "-m", "holdfast") as (process, port):
+    with parent(tmp_path, "-P", "-m", "tenuto") as (process, port):
         pid_at(process, port)
         process.running.kill()
         process.wait()
@@ -128,7 +128,7 @@ def test_a_worker_ends_with_a_parent_that_has_not_read_all_bytes(last: signal.Si
     before = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if last == signal.SIGKILL else ""
     program = f"""
 import os, signal
-from holdfast import workers
+from tenuto import workers
 {before}
 os.write(0, b".")
 workers._end_with_parent({0.0 if last == signal.SIGKILL else PATIENCE_S})
@@ -145,12 +145,12 @@ def test_workers_on_a_file_behind_middleware_are_refused_before_the_server_liste
     (tmp_path / "wrapped.py").write_text(
         "from starlette.applications import Starlette\n"
         "from starlette.middleware.cors import CORSMiddleware\n"
-        "from holdfast import Hub\n"
+        "from tenuto import Hub\n"
         "inner = Starlette()\n"
-        "Hub('sqlite:///chat.db').install(inner, '/holdfast')\n"
+        "Hub('sqlite:///chat.db').install(inner, '/tenuto')\n"
         "app = CORSMiddleware(inner, allow_origins=['*'])\n"
     )
-    with parent(tmp_path, "-m", "holdfast", app="wrapped:app") as (process, _):
+    with parent(tmp_path, "-m", "tenuto", app="wrapped:app") as (process, _):
         assert process.wait() == 1
         assert "--workers 2 needs a store that processes share" in process.output
         assert "serves http" not in process.output

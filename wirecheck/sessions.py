@@ -24,7 +24,7 @@ __all__ = ["Observe", "Session", "SseSession", "WsSession"]
 Observe = Callable[[str, Json, float], None]
 """Called with channel, event and the time at which its bytes were read, before the checker takes the event."""
 
-_SUBPROTOCOL = "holdfast.v1"
+_SUBPROTOCOL = "tenuto.v1"
 _BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, TypeError)
 
 
@@ -85,7 +85,7 @@ class SseSession:
         self.is_over = False
         self._has_events = False
         self._observe = observe
-        self._is_own_client = "holdfast-client" in {name.lower() for name in headers or {}} or "sdk" in (query or {})
+        self._is_own_client = "tenuto-client" in {name.lower() for name in headers or {}} or "sdk" in (query or {})
         parameters = ({"since": since} if since is not None else {}) | (query or {})
         path = f"{prefix}/v1/channels/{quote(checker.channel, safe='')}/events"
         request_headers = {"Host": host, "Accept": "text/event-stream"}

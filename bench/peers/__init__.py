@@ -1,4 +1,4 @@
-"""The systems that are measured beside Holdfast: one module each, with its start and its requests.
+"""The systems that are measured beside Tenuto: one module each, with its start and its requests.
 
 Layer: bench.
 

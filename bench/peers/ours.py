@@ -1,4 +1,4 @@
-"""Holdfast itself, as one of the systems: in-process producers, served as `holdfast serve` does it."""
+"""Tenuto itself, as one of the systems: in-process producers, served as `tenuto serve` does it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ __all__ = ["Ours", "ours", "ours_on_postgres"]
 
 
 class Ours(System):
-    name = "Holdfast, SQLite FULL"
+    name = "Tenuto, SQLite FULL"
     kinds: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
     resuming: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
     promises = "a token is on disk before any viewer receives it; late joiners get joined text"

@@ -1,4 +1,4 @@
-"""Holdfast beside the peers: the server of `bench.server`, with producers that wait for durability.
+"""Tenuto beside the peers: the server of `bench.server`, with producers that wait for durability.
 
 Run as a child: `python -m bench.peers.ours_app STORE_URL`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from bench.control import reply, serve_requests
 from bench.peers.summary import Sent, appended, summary
 from bench.server import Producers, start_server
-from holdfast import Hub, MessageWriter
+from tenuto import Hub, MessageWriter
 
 
 class Appenders:

@@ -1,7 +1,7 @@
-"""Packages of the peers, of exact versions, kept apart from Holdfast's own environment in a cache of the benchmarks.
+"""Packages of the peers, of exact versions, kept apart from Tenuto's own environment in a cache of the benchmarks.
 
-They are not dependencies of Holdfast, not even for development: only a measurement beside peers fetches them. The cache
-is `$HOLDFAST_BENCH_CACHE`, else `holdfast-bench` in the user's cache folder. A download is put in place by one rename,
+They are not dependencies of Tenuto, not even for development: only a measurement beside peers fetches them. The cache
+is `$TENUTO_BENCH_CACHE`, else `tenuto-bench` in the user's cache folder. A download is put in place by one rename,
 so an interrupted or concurrent run finds all of it or none.
 """
 
@@ -55,9 +55,9 @@ def is_fetched(*wanted: str) -> bool:
 
 def cache() -> Path:
     """Return the cache folder."""
-    if own := os.environ.get("HOLDFAST_BENCH_CACHE"):
+    if own := os.environ.get("TENUTO_BENCH_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast-bench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tenuto-bench"
 
 
 def _fetched(name: str, command: Callable[[str], list[str]]) -> Path:

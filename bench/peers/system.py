@@ -120,5 +120,5 @@ def on_core(core: int) -> Iterator[None]:
 @contextlib.contextmanager
 def config_folder() -> Iterator[Path]:
     """Yield a folder for configuration and sockets, under a short path: a socket's path has at most 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="hf-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tenuto-") as folder:
         yield Path(folder)

@@ -30,7 +30,7 @@ _BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, IndexEr
 class TextChecker:
     """One channel as one viewer sees it, over any number of connections.
 
-    It has the attributes that `bench.load` reads from a checker. `batches` counts tokens: Holdfast delivers batches.
+    It has the attributes that `bench.load` reads from a checker. `batches` counts tokens: Tenuto delivers batches.
     """
 
     def __init__(self, channel: str, latencies: "array[float] | None" = None) -> None:

@@ -1,7 +1,7 @@
 """The usual design: a Redis stream per conversation, one XADD per token, and a resume endpoint that replays it.
 
 The application is `bench.peers.xadd_app`; beside it runs a redis-server of our own. Both share the server's core, as
-Holdfast and its store do, and the time of both is counted.
+Tenuto and its store do, and the time of both is counted.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ that reconnects sends Last-Event-ID and receives all entries after it; a new one
 is written as one piece. A stream is not trimmed and does not expire in a run.
 
 Run as a child: `python -m bench.peers.xadd_app SOCKET_PATH POOL`. It is not our server: it imports no module of
-holdfast.
+tenuto.
 """
 
 import asyncio

@@ -20,8 +20,8 @@ from fastapi import FastAPI, Query
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 
-from holdfast import Hub, Turn
-from holdfast.hub.tokens import jwt_verifier
+from tenuto import Hub, Turn
+from tenuto.hub.tokens import jwt_verifier
 
 PAGE = os.environ.get("PAGE_ORIGIN", "http://localhost:5173")
 PORT = int(os.environ.get("PORT", "8000"))
@@ -32,7 +32,7 @@ PACE_S = 0.03
 verify = jwt_verifier(secret=SECRET, audience="chat")
 hub = Hub("sqlite:///react-example.db", authenticate=verify, allowed_origins=[PAGE])
 app = FastAPI()
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 app.add_middleware(CORSMiddleware, allow_origins=[PAGE], allow_methods=["*"], allow_headers=["*"])
 
 
@@ -43,7 +43,7 @@ async def token(name: Annotated[str, Query(pattern="^[a-z]{1,20}$")]) -> str:
         "sub": name,
         "aud": "chat",
         "exp": time.time() + LASTS_S,
-        "holdfast": {"chat:*": ["subscribe", "history", "publish", "command"]},
+        "tenuto": {"chat:*": ["subscribe", "history", "publish", "command"]},
     }
     return jwt.encode(claims, SECRET)
 

@@ -19,15 +19,15 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from holdfast import Hub, Turn
-from holdfast.interop import AISDK
+from tenuto import Hub, Turn
+from tenuto.interop import AISDK
 
 PAGE = Path(__file__).parent / "dist"
 PACE_S = 0.03
 
 hub = Hub("sqlite:///use-chat.db")
 app = FastAPI()
-hub.install(app, "/holdfast")
+hub.install(app, "/tenuto")
 AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
 app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False))
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.turn import Turn
-from holdfast.core.errors import Fenced, StoreUnavailable
-from holdfast.stores.base import Committed, Conflict, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto import Hub
+from tenuto.agents.turn import Turn
+from tenuto.core.errors import Fenced, StoreUnavailable
+from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import messages, new_hub, until_over
 from tests.virtual import virtually
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.local import LocalBackend
-from holdfast.agents.turn import Turn
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.errors import HoldfastError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
-from holdfast.core.limits import Limits
-from holdfast.core.model import Message
-from holdfast.core.ops import Claim, Create
-from holdfast.hub.housekeeping import free_memory
-from holdfast.stores.base import Committed, Conflict, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto import Hub
+from tenuto.agents.local import LocalBackend
+from tenuto.agents.turn import Turn
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.errors import TenutoError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
+from tenuto.core.limits import Limits
+from tenuto.core.model import Message
+from tenuto.core.ops import Claim, Create
+from tenuto.hub.housekeeping import free_memory
+from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
 from tests.agents.test_turns import left_in_mid_answer, messages, new_hub, until_over
 from tests.virtual import virtual_clock, virtually
@@ -56,7 +56,7 @@ def questions(hub: Hub) -> list[str]:
     ids=["half a surrogate pair", "not JSON", "too large"],
 )
 @virtually
-async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[HoldfastError]) -> None:
+async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[TenutoError]) -> None:
     hub = new_hub()
     refused: list[Exception] = []
 
@@ -65,7 +65,7 @@ async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[Ho
         async with turn.reply() as message:
             try:
                 turn.progress("using a tool", tool=value)
-            except HoldfastError as error:
+            except TenutoError as error:
                 refused.append(error)
             await message.append("whole")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.history import as_turns, path_to
-from holdfast.agents.turn import Turn
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.model import Message, Part
+from tenuto import Hub
+from tenuto.agents.history import as_turns, path_to
+from tenuto.agents.turn import Turn
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.model import Message, Part
 from tests.agents.test_turns import new_hub, until_over
 from tests.virtual import virtually
 

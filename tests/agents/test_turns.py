@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.turn import Turn
-from holdfast.client import Client
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.errors import Draining, Finished, HoldfastError, LocalError, StoreUnavailable
-from holdfast.core.model import Message
-from holdfast.core.ops import Claim
-from holdfast.stores.base import Committed, Conflict, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto import Hub
+from tenuto.agents.turn import Turn
+from tenuto.client import Client
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.errors import Draining, Finished, TenutoError, LocalError, StoreUnavailable
+from tenuto.core.model import Message
+from tenuto.core.ops import Claim
+from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
 
@@ -231,7 +231,7 @@ async def test_turn_that_exceeds_its_time_limit_fails_with_timeout() -> None:
 async def test_server_ends_the_answer_of_a_handler_that_ignores_its_cancellation() -> None:
     """After two seconds the server ends the answer, and the handler's next append is refused."""
     hub = new_hub()
-    refused: list[HoldfastError] = []
+    refused: list[TenutoError] = []
 
     @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:
@@ -359,7 +359,7 @@ async def test_ask_returns_the_first_reply_or_expired() -> None:
     (pending,) = hub.channel("chat:1").state.pending_commands()
     assert (pending.name, pending.data, pending.by) == ("approve", {"tool": "rm"}, "bot")
     await hub.reply("chat:1", pending.id[1:], ok=False, data="no", by="ann")
-    with pytest.raises(HoldfastError):
+    with pytest.raises(TenutoError):
         await hub.reply("chat:1", pending.id[1:], ok=True, by="bob")
     await until_over(hub, 1)
     assert (replies[0].ok, replies[0].data, replies[0].by) == (False, "no", "ann")
@@ -630,9 +630,9 @@ def test_unknown_setting_is_refused(settings: dict[str, Any]) -> None:
     async def bot(turn: Turn) -> None:
         raise AssertionError
 
-    with pytest.raises(HoldfastError):
+    with pytest.raises(TenutoError):
         new_hub().agent("chat:*", **settings)(bot)
-    with pytest.raises(HoldfastError):
+    with pytest.raises(TenutoError):
         Client("http://127.0.0.1:1").agent("chat:*", **settings)(bot)
 
 

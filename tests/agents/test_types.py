@@ -17,7 +17,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 SHAPES = """
 from anthropic import AsyncAnthropic
-from holdfast import Hub, Turn
+from tenuto import Hub, Turn
 from openai import AsyncOpenAI
 
 hub = Hub("memory://")

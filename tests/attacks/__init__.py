@@ -1,4 +1,4 @@
-"""Attacks on a real `holdfast serve` by unknown peers, and by clients within their rates.
+"""Attacks on a real `tenuto serve` by unknown peers, and by clients within their rates.
 
 Layer: tests.
 

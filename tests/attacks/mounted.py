@@ -1,4 +1,4 @@
-"""A hub under another server than `holdfast serve`, alone or behind nginx with the settings of `docs/deployment.md`.
+"""A hub under another server than `tenuto serve`, alone or behind nginx with the settings of `docs/deployment.md`.
 
 Layer: tests.
 
@@ -27,14 +27,14 @@ from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_to
 from tests.nginx import nginx_of_the_docs
 from tests.processes import Process, request
 
-HYPERCORN = os.environ.get("HOLDFAST_HYPERCORN") or shutil.which("hypercorn")  # its program, in any environment
+HYPERCORN = os.environ.get("TENUTO_HYPERCORN") or shutil.which("hypercorn")  # its program, in any environment
 
 _APP = """
 import asyncio
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
-from holdfast import Hub
-from holdfast.hub.tokens import jwt_verifier
+from tenuto import Hub
+from tenuto.hub.tokens import jwt_verifier
 verifier = jwt_verifier(secret={secret!r}, audience={audience!r})
 hub = Hub({store!r}, authenticate=verifier)
 
@@ -79,7 +79,7 @@ SERVERS = {
         "{port}",
         "served:app",
     ],
-    "holdfast": ["-m", "holdfast", "serve", "--port", "{port}", "--app", "served:slow_hub"],
+    "tenuto": ["-m", "tenuto", "serve", "--port", "{port}", "--app", "served:slow_hub"],
     "hypercorn": ["-w", "0", "-b", "127.0.0.1:{port}", "served:app"],
 }
 
@@ -89,7 +89,7 @@ class MountedServer(Process):
 
     def __init__(self, name: str, folder: Path) -> None:
         self.port = free_port()
-        # Without a sync for each commit, as in the scene of `holdfast serve`.
+        # Without a sync for each commit, as in the scene of `tenuto serve`.
         store = f"sqlite:///{folder}/attacked.db?synchronous=normal"
         (folder / "served.py").write_text(_APP.format(store=store, secret=SECRET, audience=AUDIENCE))
         self._working_folder = folder
@@ -97,7 +97,7 @@ class MountedServer(Process):
         program = sys.executable
         if name == "hypercorn":
             if HYPERCORN is None:
-                pytest.skip("hypercorn is not installed: set HOLDFAST_HYPERCORN to its program")
+                pytest.skip("hypercorn is not installed: set TENUTO_HYPERCORN to its program")
             program = HYPERCORN
         elif importlib.util.find_spec(arguments[1]) is None:
             pytest.skip(f"{arguments[1]} is not installed")
@@ -131,7 +131,7 @@ class MountedServer(Process):
 
 @contextlib.asynccontextmanager
 async def mounted_scene(folder: Path, name: str, *, is_behind_nginx: bool) -> AsyncIterator[Scene]:
-    """A mounted hub that has served a little, as `scene` has it for `holdfast serve`."""
+    """A mounted hub that has served a little, as `scene` has it for `tenuto serve`."""
     server = MountedServer(name, folder)
     with contextlib.ExitStack() as stack:
         stack.callback(server.clean_up)

@@ -2,7 +2,7 @@
 
 Layer: tests.
 
-The server runs `holdfast serve` with a verifier. The bystander appends to a message and measures each request. Two
+The server runs `tenuto serve` with a verifier. The bystander appends to a message and measures each request. Two
 strict viewers of `wirecheck` follow it, by SSE and by WebSocket. The attack runs in a process of its own, so that it
 does not delay the measurements.
 """
@@ -26,11 +26,11 @@ from typing import Any
 
 import jwt
 
-from holdfast.portal import Portal
+from tenuto.portal import Portal
 from tests.processes import Process, Server
 from wirecheck import SseViewer, WsViewer, encode_frame
 
-IS_LONG = os.environ.get("HOLDFAST_ATTACKS") == "long"
+IS_LONG = os.environ.get("TENUTO_ATTACKS") == "long"
 ATTACK_S = 15.0 if IS_LONG else 2.0
 QUIET_REQUESTS = 60
 # The median on an idle machine. With a smaller one as the measure, chance would decide.
@@ -51,7 +51,7 @@ CHANNEL = "bystander"
 
 def token(client: str, capabilities: list[str], channels: str = "*") -> str:
     """Return a token that the server accepts."""
-    claims = {"sub": client, "aud": AUDIENCE, "exp": time.time() + 3600, "holdfast": {channels: capabilities}}
+    claims = {"sub": client, "aud": AUDIENCE, "exp": time.time() + 3600, "tenuto": {channels: capabilities}}
     return jwt.encode(claims, SECRET, algorithm="HS256")
 
 
@@ -192,7 +192,7 @@ def writer_token() -> str:
 
 
 @contextlib.asynccontextmanager
-async def scene(folder: Path, *options: str, by: tuple[str, ...] = ("-m", "holdfast")) -> AsyncIterator[Scene]:
+async def scene(folder: Path, *options: str, by: tuple[str, ...] = ("-m", "tenuto")) -> AsyncIterator[Scene]:
     """A server with a verifier that has served a little, so that its memory is that of a working server."""
     secret = folder / "secret"
     secret.write_text(SECRET)

@@ -50,11 +50,11 @@ HEADS_CPU_S = 0.18
 # A first storm leaves 5 to 11 MiB for the life of the process, further ones nothing (measured, decision 0078).
 STORM_BYTES = 8 * MIB
 SPARE_FILES = 20  # files that the clients of the test may have open, and that they may take from the crowd
-# Python's arguments in place of `-m holdfast`: a system that allows only 1,024 files.
+# Python's arguments in place of `-m tenuto`: a system that allows only 1,024 files.
 FEW_FILES = (
     "-c",
     "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024));"
-    "runpy.run_module('holdfast', run_name='__main__')",
+    "runpy.run_module('tenuto', run_name='__main__')",
 )
 
 

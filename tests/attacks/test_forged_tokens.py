@@ -35,7 +35,7 @@ def forged(algorithm: str = "HS256") -> str:
 
 def claims(capabilities: list[str]) -> dict[str, Any]:
     """Return the claims of a valid token of 4.2 KB."""
-    return {"sub": "mallory", "aud": AUDIENCE, "exp": 2**33, "holdfast": {"*": capabilities}, "pad": "x" * 3_000}
+    return {"sub": "mallory", "aud": AUDIENCE, "exp": 2**33, "tenuto": {"*": capabilities}, "pad": "x" * 3_000}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 Layer: tests.
 
-Real servers (`holdfast serve`), a real nginx, and real processes of other accounts.
+Real servers (`tenuto serve`), a real nginx, and real processes of other accounts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from chaos.processes import free_port
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 from tests.accounts import NOBODY, ask_as, needs_accounts, request_of
 from tests.attacks.scene import bystander
 from tests.nginx import needs_nginx, nginx
@@ -238,16 +238,16 @@ async def test_forwarded_port_is_served(server: Server) -> None:
 
 _SERVE_AS = """
 import os, sys
-import holdfast.serving, holdfast.cli, holdfast.app, uvicorn, uvicorn.protocols.http.httptools_impl
-import uvicorn.protocols.websockets.websockets_sansio_impl, uvicorn.lifespan.on, encodings.idna, holdfast.stores.memory
+import tenuto.serving, tenuto.cli, tenuto.app, uvicorn, uvicorn.protocols.http.httptools_impl
+import uvicorn.protocols.websockets.websockets_sansio_impl, uvicorn.lifespan.on, encodings.idna, tenuto.stores.memory
 user = int(sys.argv.pop(1))
 os.setgroups([]), os.setgid(user), os.setuid(user)
-holdfast.cli.main()
+tenuto.cli.main()
 """
 
 
 class AccountServer(Process):
-    """`holdfast serve` with an account of its own."""
+    """`tenuto serve` with an account of its own."""
 
     def __init__(self, user: int, folder: Path) -> None:
         self.port = free_port()
@@ -306,7 +306,7 @@ def test_hub_for_everyone_on_loopback_refuses_rebound_names(tmp_path: Path) -> N
 
 
 def test_public_origin_must_be_an_origin() -> None:
-    arguments = ["-m", "holdfast", "serve", "--store", "memory://", "--public-origin", "chat.example"]
+    arguments = ["-m", "tenuto", "serve", "--store", "memory://", "--public-origin", "chat.example"]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Attacks on the log of `holdfast serve`: unknown peers cause few lines, however often they are refused."""
+"""Attacks on the log of `tenuto serve`: unknown peers cause few lines, however often they are refused."""
 
 from __future__ import annotations
 

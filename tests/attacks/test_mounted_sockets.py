@@ -16,7 +16,7 @@ from tests.attacks.mounted import MountedServer
 from tests.attacks.scene import MIB, PERSON, bystander, token, writer_token
 from wirecheck import encode_frame
 
-MAX_BYTES = MIB + 64 * 1024  # as `holdfast serve` sets it
+MAX_BYTES = MIB + 64 * 1024  # as `tenuto serve` sets it
 MASK = b"\0\0\0\0"
 
 

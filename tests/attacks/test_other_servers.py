@@ -1,4 +1,4 @@
-"""Attacks on a hub under other servers than `holdfast serve`, without a proxy: their own bounds (`docs/deployment.md`).
+"""Attacks on a hub under other servers than `tenuto serve`, without a proxy: their own bounds (`docs/deployment.md`).
 
 These tests run in the long form alone (`make attack`).
 """
@@ -18,7 +18,7 @@ from tests.attacks.test_http import HEAD
 from tests.attacks.test_traffic import MESSAGES, PAID_BYTES, attacker, publish
 from wirecheck import encode_frame
 
-pytestmark = pytest.mark.skipif(not IS_LONG, reason="set HOLDFAST_ATTACKS=long, as `make attack` does")
+pytestmark = pytest.mark.skipif(not IS_LONG, reason="set TENUTO_ATTACKS=long, as `make attack` does")
 
 STATUS = {"uvicorn-h11": 400, "granian": 431, "hypercorn": 431}
 

@@ -46,7 +46,7 @@ def hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]
 
 def token(audience: str, **claims: Any) -> str:
     """Return a token of a reader."""
-    known = {"sub": "ada", "aud": audience, "exp": time.time() + 600, "holdfast": {"c": ["subscribe", "history"]}}
+    known = {"sub": "ada", "aud": audience, "exp": time.time() + 600, "tenuto": {"c": ["subscribe", "history"]}}
     return jwt.encode({**known, **claims}, SECRET, algorithm="HS256")
 
 
@@ -55,7 +55,7 @@ def viewers_beside(hubs: dict[str, Server]) -> Iterator[None]:
     """At each hub a client writes with a token of that hub, and its viewers miss no text."""
     with ExitStack() as stack:
         for name, server in hubs.items():
-            own = token("other" if name == "other" else "chat", sub="bystander", iss=ISSUER, holdfast=WRITER)
+            own = token("other" if name == "other" else "chat", sub="bystander", iss=ISSUER, tenuto=WRITER)
             stack.enter_context(bystander(server.port, own))
         yield
 
@@ -86,7 +86,7 @@ def test_token_of_another_audience_or_issuer_is_refused(hubs: dict[str, Server],
 
 
 def test_metrics_need_admin_where_there_is_a_verifier(hubs: dict[str, Server]) -> None:
-    for claims, status in (({}, 403), ({"holdfast": {"c": ["admin"]}}, 403), ({"holdfast": {"*": ["admin"]}}, 200)):
+    for claims, status in (({}, 403), ({"tenuto": {"c": ["admin"]}}, 403), ({"tenuto": {"*": ["admin"]}}, 200)):
         bearer = {"Authorization": f"Bearer {token('chat', **claims)}"}
         assert ask(hubs["chat"], "GET", "/metrics", **bearer)[0] == status
     assert ask(hubs["chat"], "GET", "/metrics")[0] == 401

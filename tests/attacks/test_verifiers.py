@@ -24,8 +24,8 @@ SOCKET = f"{HANDSHAKE}Authorization: Bearer slow\r\n"
 
 @pytest.fixture
 async def attacked_app(tmp_path: Path) -> AsyncIterator[Scene]:
-    """`holdfast serve --app`, with a verifier that takes nine seconds for the token `slow`."""
-    async with mounted_scene(tmp_path, "holdfast", is_behind_nginx=False) as one:
+    """`tenuto serve --app`, with a verifier that takes nine seconds for the token `slow`."""
+    async with mounted_scene(tmp_path, "tenuto", is_behind_nginx=False) as one:
         for number in range(WARMING_SOCKETS):
             assert await introduces_itself(one, f"early-{number}")
         yield one

@@ -113,7 +113,7 @@ def test_server_with_too_few_file_descriptors_is_reported(tmp_path: Path) -> Non
             load.request("connect", kind="sse", channels=["bench:1"] * 40, timeout_s=0.5, **server.address)
 
 
-# words of a full disk: of Holdfast, the kernel and Redis
+# words of a full disk: of Tenuto, the kernel and Redis
 SAYS_FULL = ("the disk is full", "No space left on device", "AOF write error")
 
 

@@ -397,7 +397,7 @@ def test_appends_without_redis_fail_with_an_installation_hint(tmp_path: Path, mo
 
 
 def test_failed_download_is_reported_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOLDFAST_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("TENUTO_BENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(BenchError, match=r"could not fetch .* redis==0\.0\.nothing"):
         packages.python_packages("redis==0.0.nothing")
@@ -437,8 +437,8 @@ def test_appends_are_measured_on_the_real_systems(tmp_path: Path) -> None:
 
 
 @needs_nchan
-def test_nchan_and_holdfast_are_measured_by_the_same_rows(tmp_path: Path) -> None:
-    systems = {name: beside.SYSTEMS[name] for name in ("Holdfast", "nchan", "nchan, joined")}
+def test_nchan_and_tenuto_are_measured_by_the_same_rows(tmp_path: Path) -> None:
+    systems = {name: beside.SYSTEMS[name] for name in ("Tenuto", "nchan", "nchan, joined")}
     figures = "\n".join(_figures(beside.measure(tmp_path, TINY, systems)))
     assert figures.count("CPU per delivered token, against nchan, memory") == 3  # SSE, WebSocket, and joined
     assert figures.count("without our producers, measured alone") == 3
@@ -470,8 +470,8 @@ def working(tmp_path: Path, systems: dict[str, beside.Start]) -> list[Row]:
 
 
 def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: Path) -> None:
-    one = functools.partial(dying, "Holdfast")
-    rows = working(tmp_path, {"dying": one, "Holdfast": beside.SYSTEMS["Holdfast"]})
+    one = functools.partial(dying, "Tenuto")
+    rows = working(tmp_path, {"dying": one, "Tenuto": beside.SYSTEMS["Tenuto"]})
     died = [row for row in rows if row.has_failed]
     assert {row.measured for row in died} <= {"VOID", "not measured"}
     assert len(died) == 2 + 2  # fan-out, and reload with resume; each by SSE and WebSocket
@@ -496,7 +496,7 @@ def test_a_peer_that_dies_in_mid_run_has_no_figures(name: str, kinds: int, tmp_p
 def test_a_system_that_dies_under_idle_viewers_has_no_memory(tmp_path: Path) -> None:
     sizes = dataclasses.replace(TINY, shapes=(), pages=0)
     with in_the_middle("connect", lambda children: children[-2].kill()):  # the load client is the youngest
-        rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+        rows = list(beside.measure(tmp_path, sizes, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
     died, lived = [row for row in rows if "memory per idle" in row.what]
     assert (died.measured, died.has_failed) == ("not measured", True)
     assert not lived.has_failed  # this kind has a system of its own
@@ -505,7 +505,7 @@ def test_a_system_that_dies_under_idle_viewers_has_no_memory(tmp_path: Path) -> 
 def test_dead_load_client_beside_peers_gives_no_figure(tmp_path: Path) -> None:
     sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
     with in_the_middle("capture", lambda children: children[-1].kill()):
-        rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+        rows = list(beside.measure(tmp_path, sizes, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
     died = [row for row in rows if row.what.strip().startswith("2 × 2")]
     assert [row.measured for row in died] == ["not measured"] * 2
     assert all("bench.peers.load is gone" in row.note for row in died)
@@ -536,7 +536,7 @@ def test_appends_have_no_figure_when_a_side_dies(victim: str, tmp_path: Path) ->
 def test_void_row_beside_peers_reports_the_observations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expect_other_texts(monkeypatch)
     sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
-    rows = list(beside.measure(tmp_path, sizes, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+    rows = list(beside.measure(tmp_path, sizes, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
     void = [row for row in rows if row.what.strip().startswith("2 × 2")]
     assert [row.measured for row in void] == ["VOID"] * 2
     assert all("producers were late by " in row.note and "the load client used " in row.note for row in void)
@@ -544,7 +544,7 @@ def test_void_row_beside_peers_reports_the_observations(tmp_path: Path, monkeypa
 
 def test_overloaded_load_client_beside_peers_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
-    rows = list(beside.measure(tmp_path, TINY, {"Holdfast": beside.SYSTEMS["Holdfast"]}))
+    rows = list(beside.measure(tmp_path, TINY, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
     fan_out = [row for row in rows if row.what.strip().startswith("2 × 2")]
     assert [row.measured for row in fan_out] == ["not measured"] * 2
     assert all("of its core, so the figure would be that of the load client" in row.note for row in fan_out)
@@ -603,7 +603,7 @@ def test_appends_are_void_when_redis_stores_other_tokens_than_it_acknowledged(
             appends.verify(system, client, ["bench:a"], sent)
 
 
-def test_appends_are_void_when_holdfast_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:
+def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:
     with ours(tmp_path / "ours.db") as system, peer_load() as client:
         text = system.grow("bench:a", 5)
         (sent,) = system.child.request("finish")["messages"].values()

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from tests.browser.tab import TIMEOUT_MS
 from tests.transports.conftest import listening
 
-WEB = Path(__file__).parents[2] / "holdfast" / "web"
+WEB = Path(__file__).parents[2] / "tenuto" / "web"
 _DEFINED = (WEB / "gallery_states.js").read_text().split("\nconst states = ")[1]
 STATES = re.findall(r'^  "?([\w-]+)"?: \{', _DEFINED, re.MULTILINE)
 

@@ -1,9 +1,9 @@
 /** Functions for the tests of Markdown, which call them in the page. */
-import { element } from "/holdfast/web/chat_nodes.js"
-import { LAUNCHER_STYLE, PANEL_STYLE, sheetOf } from "/holdfast/web/chat_style.js"
-import { GrowingMarkdown } from "/holdfast/web/markdown.js"
-import { appendBlocks } from "/holdfast/web/markdown_nodes.js"
-import { parseBlocks } from "/holdfast/web/markdown_parser.js"
+import { element } from "/tenuto/web/chat_nodes.js"
+import { LAUNCHER_STYLE, PANEL_STYLE, sheetOf } from "/tenuto/web/chat_style.js"
+import { GrowingMarkdown } from "/tenuto/web/markdown.js"
+import { appendBlocks } from "/tenuto/web/markdown_nodes.js"
+import { parseBlocks } from "/tenuto/web/markdown_parser.js"
 import { randomOf } from "/tests/web/random.js"
 import { hostileShapes, longBlocks, randomDocument } from "/tests/browser/markdown_documents.js"
 import { reference, shown } from "/tests/browser/markdown_reference.js"
@@ -197,7 +197,7 @@ window.tests = {
   },
   /** Make an empty message, whose text will grow to `text`. */
   async stage(text) {
-    const host = document.createElement("holdfast-stage")
+    const host = document.createElement("tenuto-stage")
     const shadow = host.attachShadow({ mode: "open" })
     shadow.adoptedStyleSheets = [sheetOf(LAUNCHER_STYLE), sheetOf(PANEL_STYLE)]
     const node = element("div", { class: "markdown" })

@@ -22,7 +22,7 @@ TIMEOUT_MS = 30_000
 
 # The text from which the chat element draws a message: Markdown is tested elsewhere.
 _TEXT = """id => {
-  const chat = document.querySelector("holdfast-chat")
+  const chat = document.querySelector("tenuto-chat")
   const channel = chat?.client?.channel(chat.getAttribute("channel"))
   return channel?.getSnapshot().messages.find(message => message.id === id)?.text ?? null
 }"""
@@ -30,10 +30,10 @@ _TEXT = """id => {
 
 def chromium_path() -> str:
     """Return the path of Chromium."""
-    path = os.environ.get("HOLDFAST_CHROMIUM") or shutil.which("chromium")
+    path = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium")
     assert path is not None, (
         "the browser tests need Chromium and found none: "
-        "install the package chromium, or set HOLDFAST_CHROMIUM to its path"
+        "install the package chromium, or set TENUTO_CHROMIUM to its path"
     )
     return path
 

@@ -19,7 +19,7 @@ from tests.browser.test_markdown import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
-_FLOATING = '<button>Before</button><holdfast-chat channel="chat:1" heading="Ask the docs" launcher></holdfast-chat>'
+_FLOATING = '<button>Before</button><tenuto-chat channel="chat:1" heading="Ask the docs" launcher></tenuto-chat>'
 # Define `focused()`: the focused element, and whether a person sees it.
 _FOCUSED = """() => { window.focused = () => {
   const node = document.activeElement.shadowRoot?.activeElement ?? document.activeElement
@@ -28,16 +28,16 @@ _FOCUSED = """() => { window.focused = () => {
   const isSeen = hasRing && node.checkVisibility({ opacityProperty: true })
   return { name: node.ariaLabel ?? node.textContent.trim() ?? "", tag: node.localName, isSeen }
 } }"""
-_SMALL = """() => [...document.querySelector("holdfast-chat").shadowRoot.querySelectorAll("button, summary, a.source")]
+_SMALL = """() => [...document.querySelector("tenuto-chat").shadowRoot.querySelectorAll("button, summary, a.source")]
   .filter((node) => node.getClientRects().length && (node.offsetWidth < 44 || node.offsetHeight < 44))
   .map((node) => `${node.className || node.localName} ${node.offsetWidth} x ${node.offsetHeight}`)"""
-_MOVING = """() => [...document.querySelector("holdfast-chat").shadowRoot.querySelectorAll("*")].flatMap((node) => {
+_MOVING = """() => [...document.querySelector("tenuto-chat").shadowRoot.querySelectorAll("*")].flatMap((node) => {
   const { transitionDuration, animationName } = getComputedStyle(node)
   return parseFloat(transitionDuration) > 0 || animationName !== "none" ? [node.className] : []
 })"""
 # Record each text of the live region with its time.
 _LISTEN = """() => {
-  const root = document.querySelector("holdfast-chat").shadowRoot
+  const root = document.querySelector("tenuto-chat").shadowRoot
   const region = root.querySelector("[role=status]")
   window.spoken = []
   new MutationObserver(() => window.spoken.push({ text: region.textContent, at: performance.now() }))
@@ -148,12 +148,12 @@ async def test_nothing_moves_where_the_person_wants_less_motion(browser: Browser
 
 
 async def test_text_grows_with_the_size_that_the_person_chose(browser: Browser, address: str) -> None:
-    sizes = """() => [...document.querySelector("holdfast-chat").shadowRoot.querySelectorAll("*")]
+    sizes = """() => [...document.querySelector("tenuto-chat").shadowRoot.querySelectorAll("*")]
       .filter((node) => node.innerText && !node.matches(".code *"))
       .map((node) => parseFloat(getComputedStyle(node).fontSize))"""
     page = await open_gallery(browser, address, "state=streaming")
     usual = await page.evaluate(sizes)
-    await page.evaluate("document.querySelector('holdfast-chat').classList.add('large')")
+    await page.evaluate("document.querySelector('tenuto-chat').classList.add('large')")
     assert await page.evaluate(sizes) == pytest.approx([size * 2 for size in usual], rel=0.01)
 
 
@@ -185,7 +185,7 @@ _UNSEEN = """() => {
   }
   const unseen = []
   const counts = { texts: 0, controls: 0 }
-  for (const chat of document.querySelectorAll("holdfast-chat")) {
+  for (const chat of document.querySelectorAll("tenuto-chat")) {
     const name = chat.getAttribute("channel")
     const fail = (node, why) => unseen.push(`${name} ${node.localName}.${node.className} ${why}`)
     for (const node of chat.shadowRoot.querySelectorAll(":not(svg, path, slot)")) {
@@ -229,7 +229,7 @@ _FORCED_MARKS = """() => {
   }
 }"""
 _PARTS = """() => {
-  const chats = [...document.querySelectorAll("holdfast-chat")]
+  const chats = [...document.querySelectorAll("tenuto-chat")]
   const nodes = chats.flatMap(({ shadowRoot }) => [...shadowRoot.querySelectorAll("*")])
   const others = nodes.filter((node) => !node.part.length && !node.closest(".markdown") && !node.closest("svg"))
   return {

@@ -22,8 +22,8 @@ _FOLLOW = """async ([port, options]) => {
   window.warnings = []
   const { warn } = console
   console.warn = (text) => { window.warnings.push(text); warn(text) }
-  const { connect } = await import(`http://localhost:${port}/holdfast/web/client.js`)
-  window.client = connect({ url: "/holdfast", ...options })
+  const { connect } = await import(`http://localhost:${port}/tenuto/web/client.js`)
+  window.client = connect({ url: "/tenuto", ...options })
   window.channel = window.client.channel("chat:1")
   window.shown = []
   window.channel.subscribe(() => {
@@ -147,11 +147,11 @@ async def test_identity_that_the_server_does_not_confirm_loses_its_views_at_once
 
 _BREAK = {
     "newer version": """() => new Promise((resolve) => {
-      const opening = indexedDB.open("holdfast:" + location.origin + "/holdfast", 9)
+      const opening = indexedDB.open("tenuto:" + location.origin + "/tenuto", 9)
       opening.onsuccess = () => resolve(opening.result.close())
     })""",
     "damaged": """() => new Promise((resolve) => {
-      const opening = indexedDB.open("holdfast:" + location.origin + "/holdfast", 1)
+      const opening = indexedDB.open("tenuto:" + location.origin + "/tenuto", 1)
       opening.onsuccess = () => {
         const change = opening.result.transaction("views", "readwrite")
         const data = new TextEncoder().encode("{")

@@ -19,8 +19,8 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
 from chaos.processes import free_port
-from holdfast import Hub, Limits
-from holdfast.hub.tokens import jwt_verifier
+from tenuto import Hub, Limits
+from tenuto.hub.tokens import jwt_verifier
 from tests.browser.gallery import gallery_server, open_gallery
 from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, token, verified
 from tests.browser.test_markdown import POLICY
@@ -28,14 +28,14 @@ from tests.transports.conftest import new_hub, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
-_INLINE = '<holdfast-chat channel="chat:1" heading="Ask the docs"></holdfast-chat>'
-_FLOATING = '<holdfast-chat channel="chat:1" heading="Ask the docs" launcher></holdfast-chat>'
+_INLINE = '<tenuto-chat channel="chat:1" heading="Ask the docs"></tenuto-chat>'
+_FLOATING = '<tenuto-chat channel="chat:1" heading="Ask the docs" launcher></tenuto-chat>'
 
 
 # The page makes the client itself, so that a test can disconnect it, and keeps the events of the element.
 _MOUNT = """async ([options, attributes, pages]) => {
-  const { connect } = await import("/holdfast/web/client.js")
-  window.client = connect({ url: "/holdfast", ...options })
+  const { connect } = await import("/tenuto/web/client.js")
+  window.client = connect({ url: "/tenuto", ...options })
   window.channel = client.channel("chat:1")
   if (pages) {
     const isLive = () => channel.state === "live"
@@ -43,13 +43,13 @@ _MOUNT = """async ([options, attributes, pages]) => {
     for (let n = 0; n < pages; n++) await channel.loadOlder(200)
   }
   window.told = []
-  window.chat = document.createElement("holdfast-chat")
+  window.chat = document.createElement("tenuto-chat")
   for (const [name, value] of Object.entries({ channel: "chat:1", ...attributes })) chat.setAttribute(name, value)
   for (const name of ["send", "answer", "ask", "status", "open", "close", "error", "link"]) {
-    chat.addEventListener(`holdfast-${name}`, (event) => told.push([name, event.detail]))
+    chat.addEventListener(`tenuto-${name}`, (event) => told.push([name, event.detail]))
   }
   chat.client = client
-  document.querySelector("holdfast-chat")?.remove()
+  document.querySelector("tenuto-chat")?.remove()
   document.body.append(chat)
   window.root = chat.shadowRoot
   window.shown = (selector) => [...root.querySelectorAll(selector)].filter((node) => node.getClientRects().length)
@@ -144,10 +144,10 @@ async def scene(
                 stored.set()
 
     async def document(request: object) -> HTMLResponse:
-        page = f"<!doctype html><title>Chat</title><script type=module src=/holdfast/web/chat.js></script>{tag}"
+        page = f"<!doctype html><title>Chat</title><script type=module src=/tenuto/web/chat.js></script>{tag}"
         return HTMLResponse(page, headers={"content-security-policy": POLICY})
 
-    app = Starlette(routes=[Route("/", document), Mount("/holdfast", hub)])
+    app = Starlette(routes=[Route("/", document), Mount("/tenuto", hub)])
     async with serving(hub, app) as served:
         page = await page_at(browser, served.port)
         here = Scene(page, hub, pieces, stored)
@@ -193,7 +193,7 @@ async def test_steering_sends_the_text_to_the_running_answer(browser: Browser) -
         await here.page.get_by_text("Steer this answer").click()
         await here.ask("In French")
         await here.page.wait_for_function(
-            "() => document.querySelector('holdfast-chat').shadowRoot.querySelector('textarea').value === ''"
+            "() => document.querySelector('tenuto-chat').shadowRoot.querySelector('textarea').value === ''"
         )
         assert await here.page.locator(".user").count() == 1
 
@@ -296,7 +296,7 @@ async def test_a_sign_out_removes_the_draft_and_the_next_person_of_the_tab_gets_
 
 async def test_a_long_greeting_is_shown_from_its_beginning(browser: Browser) -> None:
     greeting = f'<div slot="empty"><p>Hello</p>{"<br>" * 100}</div>'
-    async with scene(browser, f'<holdfast-chat channel="chat:1">{greeting}</holdfast-chat>') as here:
+    async with scene(browser, f'<tenuto-chat channel="chat:1">{greeting}</tenuto-chat>') as here:
         await here.until("Hello")
         await here.page.locator(".people", has_text="Online").wait_for()
         await here.frames()
@@ -336,12 +336,12 @@ async def test_the_launcher_loads_the_panel_when_it_opens_and_gets_the_focus_bac
 @pytest.mark.parametrize(
     ("tag", "words"),
     [
-        ("<holdfast-chat></holdfast-chat>", 'channel must be a name such as chat:1, got ""'),
-        ('<holdfast-chat channel="a b/ü"></holdfast-chat>', 'channel must be a name such as chat:1, got "a b/ü"'),
-        ('<holdfast-chat channel=".."></holdfast-chat>', 'channel must be a name such as chat:1, got ".."'),
-        ('<holdfast-chat channel="chat:1" theme="blue"></holdfast-chat>', 'auto, light, dark, got "blue"'),
-        ('<holdfast-chat channel="chat:1" images="all"></holdfast-chat>', 'same-origin or absent, got "all"'),
-        ('<holdfast-chat channel="chat:1" url="http://[bad"></holdfast-chat>', 'got "http://[bad"'),
+        ("<tenuto-chat></tenuto-chat>", 'channel must be a name such as chat:1, got ""'),
+        ('<tenuto-chat channel="a b/ü"></tenuto-chat>', 'channel must be a name such as chat:1, got "a b/ü"'),
+        ('<tenuto-chat channel=".."></tenuto-chat>', 'channel must be a name such as chat:1, got ".."'),
+        ('<tenuto-chat channel="chat:1" theme="blue"></tenuto-chat>', 'auto, light, dark, got "blue"'),
+        ('<tenuto-chat channel="chat:1" images="all"></tenuto-chat>', 'same-origin or absent, got "all"'),
+        ('<tenuto-chat channel="chat:1" url="http://[bad"></tenuto-chat>', 'got "http://[bad"'),
     ],
 )
 async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
@@ -353,26 +353,26 @@ async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
         await here.page.reload()
         await here.until(words)
         assert await here.page.locator("textarea").count() == 0
-        assert [words in text and text.startswith("<holdfast-chat>") for text in named] == [True]
+        assert [words in text and text.startswith("<tenuto-chat>") for text in named] == [True]
 
 
 _TAG = """async (url) => {
-  await import("/holdfast/web/chat.js")
-  const { connect } = await import("/holdfast/web/client.js")
-  document.body.innerHTML = `<holdfast-chat channel="chat:1" url="${url}"></holdfast-chat>`
+  await import("/tenuto/web/chat.js")
+  const { connect } = await import("/tenuto/web/client.js")
+  document.body.innerHTML = `<tenuto-chat channel="chat:1" url="${url}"></tenuto-chat>`
   window.channel = connect({ url }).channel("chat:1")
   channel.getSnapshot() // an app keeps it until the next change
 }"""
 
 
 @pytest.mark.parametrize(
-    ("url", "code"), [("/nowhere", "not_holdfast"), ("http://localhost:{}/holdfast", "unreachable")]
+    ("url", "code"), [("/nowhere", "not_tenuto"), ("http://localhost:{}/tenuto", "unreachable")]
 )
 async def test_status_line_says_why_a_wrong_address_does_not_connect(browser: Browser, url: str, code: str) -> None:
     async with app_with(new_hub()) as port:
         page = await page_at(browser, port)
         await page.evaluate(_TAG, url.format(free_port()))
-        line = page.locator("holdfast-chat [part=status]")
+        line = page.locator("tenuto-chat [part=status]")
         await expect(line).to_contain_text("correct its address", timeout=FIRST_WORDS_S * 1000)
         await page.wait_for_function("code => channel.getSnapshot().status.error?.code === code", arg=code)
         await page.goto("about:blank")
@@ -463,7 +463,7 @@ async def test_places_of_marks_do_not_depend_on_the_pieces(browser: Browser) -> 
     async with scene(browser, "") as here:
         found = await here.page.evaluate(
             """async () => {
-              const { GrowingMarkdown } = await import("/holdfast/web/markdown.js")
+              const { GrowingMarkdown } = await import("/tenuto/web/markdown.js")
               const blocks = ["A paragraph.", "- one\\n- two\\n\\n  more", "```py\\nx = 1\\n\\ny = 2\\n```", "# Title",
                 "|a|b|\\n|-|-|\\n|1|2|", "> quoted",
                 "x".repeat(30) + " word".repeat(3_400), ("- item\\n").repeat(650), "last"]
@@ -548,7 +548,7 @@ async def test_buttons_appear_when_the_server_confirms_who_the_person_is(browser
         await here.mount(client="ada")
         await here.page.evaluate(
             """async () => {  // as the cache does
-              const { View } = await import("/holdfast/web/view.js")
+              const { View } = await import("/tenuto/web/view.js")
               const view = new View()
               const message = { id: "a", role: "user", author: "ada", status: "complete", created: 1, version: 1 }
               message.parts = [{ type: "text", text: "What is a cursor?" }]
@@ -788,7 +788,7 @@ async def test_each_part_has_its_form(browser: Browser) -> None:
         ]
         await here.hub.command("chat:1", "approve", target="a", data="May I?")
         await here.until("May I?")
-        await here.page.evaluate("chat.addEventListener('holdfast-link', (event) => event.preventDefault())")
+        await here.page.evaluate("chat.addEventListener('tenuto-link', (event) => event.preventDefault())")
         await here.page.get_by_text("Protocol").click()
         assert await here.page.evaluate("told.at(-1)") == ["link", {"href": "https://docs.example/protocol"}]
 
@@ -818,14 +818,14 @@ async def test_app_draws_parts_of_its_own_and_its_mistake_harms_no_other(browser
         await here.hub.create("chat:1", id="a", role="assistant", parts=parts)
         await here.page.evaluate(
             """async () => {
-              const chat = document.createElement("holdfast-chat") // before its tag is defined
+              const chat = document.createElement("tenuto-chat") // before its tag is defined
               chat.setAttribute("channel", "chat:1")
               chat.renderPart = ({ name }) => {
                 if (name === "broken") throw new Error("no such chart")
                 return name === "chart" ? Object.assign(document.createElement("b"), { textContent: "a chart" }) : null
               }
               document.body.append(chat)
-              await import("/holdfast/web/chat.js")
+              await import("/tenuto/web/chat.js")
               window.root = chat.shadowRoot
             }"""
         )
@@ -839,8 +839,8 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.until("Online")
         await here.page.evaluate(
             """async () => {
-              const { connect } = await import("/holdfast/web/client.js")
-              window.other = connect({ url: "/holdfast", client: "u-17" }).channel("chat:1")
+              const { connect } = await import("/tenuto/web/client.js")
+              window.other = connect({ url: "/tenuto", client: "u-17" }).channel("chat:1")
               await other.enter({ name: "Bea" })
               other.typing()
             }"""
@@ -915,7 +915,7 @@ async def test_a_page_begins_at_the_end_also_while_messages_get_their_first_layo
         page = await open_gallery(browser, address, "state=reconnecting", viewport={"width": 400, "height": 560})
         assert await page.evaluate(
             """() => {
-              const root = document.querySelector("holdfast-chat").shadowRoot
+              const root = document.querySelector("tenuto-chat").shadowRoot
               const { scrollTop, scrollHeight, clientHeight } = root.querySelector(".log")
               return [scrollTop > 0, scrollHeight - clientHeight - scrollTop < 1, root.querySelector(".jump").hidden]
             }"""
@@ -1065,7 +1065,7 @@ async def test_app_keeps_or_changes_what_is_sent(browser: Browser) -> None:
     async with scene(browser, "") as here:
         await here.mount()
         await here.page.evaluate(
-            """() => chat.addEventListener("holdfast-send", (event) => {
+            """() => chat.addEventListener("tenuto-send", (event) => {
               if (event.detail.parts[0].text === "keep") event.preventDefault()
               else event.detail.parts[0].text += "!"
             })"""
@@ -1106,7 +1106,7 @@ async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Bro
         await here.until("Online")
         await here.hub.create("chat:1", text="kept", author="Bea")
         await here.page.fill("textarea", "My draft")
-        claims = {"sub": "ada", "aud": "chat", "exp": time.time() + 600, "holdfast": {"other": ["subscribe"]}}
+        claims = {"sub": "ada", "aud": "chat", "exp": time.time() + 600, "tenuto": {"other": ["subscribe"]}}
         lost = jwt.encode(claims, SECRET, algorithm="HS256")
         await here.page.evaluate("lost => { client.token.source = () => lost; client.token.renew('expired') }", lost)
         await here.page.evaluate("client.suspend(), client.resume()")
@@ -1156,17 +1156,17 @@ _VARIABLES = {
 
 async def test_each_attribute_property_and_variable_of_a_tag_takes_effect(browser: Browser) -> None:
     async with scene(browser, "", verified(), has_agent=False) as here:
-        image = f"{here.page.url}holdfast/icon.png"
+        image = f"{here.page.url}tenuto/icon.png"
         text = f"![Icon]({image}) ![Other](https://other.example/x.png) `x` $y^2$"
         await here.hub.create("chat:1", id="q", role="user", author="Bea", text="Why?")
         await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text=text)
         await here.page.evaluate(
             """([token, variables]) => {
-              const chat = document.createElement("holdfast-chat")
-              const attributes = { channel: "chat:1", url: "/holdfast", lang: "de", theme: "dark",
+              const chat = document.createElement("tenuto-chat")
+              const attributes = { channel: "chat:1", url: "/tenuto", lang: "de", theme: "dark",
                 images: "same-origin", placeholder: "Frag uns", heading: "Hilfe" }
               for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
-              for (const [name, [value]] of Object.entries(variables)) chat.style.setProperty(`--hf-${name}`, value)
+              for (const [name, [value]] of Object.entries(variables)) chat.style.setProperty(`--tenuto-${name}`, value)
               chat.tokenProvider = async () => token
               chat.strings = { copy: "Abschreiben" }
               chat.renderMath = (tex) => Object.assign(document.createElement("var"), { textContent: tex })
@@ -1200,7 +1200,7 @@ async def test_token_and_identity_of_a_tag_are_those_of_its_client(browser: Brow
         async with here.page.expect_console_message(lambda message: "knows this page as" in message.text) as warning:
             await here.page.evaluate(
                 """token => {
-                  const chat = document.createElement("holdfast-chat")
+                  const chat = document.createElement("tenuto-chat")
                   const attributes = { channel: "chat:1", token, identity: "zoe", launcher: "", open: "" }
                   for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
                   chat.append(Object.assign(document.createElement("b"), { slot: "launcher", textContent: "Help" }))
@@ -1245,14 +1245,14 @@ async def test_ids_that_are_names_of_objects_are_messages_like_others(browser: B
 
 async def test_slots_are_those_of_the_page(browser: Browser) -> None:
     tag = (
-        '<holdfast-chat channel="chat:1" heading="Docs" placeholder="Ask us">'
+        '<tenuto-chat channel="chat:1" heading="Docs" placeholder="Ask us">'
         "<b slot=header>H</b><b slot=empty>Nothing yet</b><b slot=composer-start>+</b><b slot=footer>Not a model</b>"
-        "</holdfast-chat>"
+        "</tenuto-chat>"
     )
     async with scene(browser, tag) as here:
         for text in ("H", "Nothing yet", "+", "Not a model", "Docs"):
             await here.page.get_by_text(text, exact=True).wait_for()
         await here.page.locator("textarea[placeholder='Ask us']").wait_for()
-        await here.page.evaluate("document.querySelector('holdfast-chat').setAttribute('readonly', '')")
+        await here.page.evaluate("document.querySelector('tenuto-chat').setAttribute('readonly', '')")
         await here.until("This chat is read-only.")
         await here.page.locator("textarea[placeholder='Ask us']").wait_for(state="hidden")

@@ -26,12 +26,12 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
 from chaos.processes import free_port
-from holdfast.app import Hub
-from holdfast.hub.clock import Clock
-from holdfast.hub.tokens import jwt_verifier
-from holdfast.testing.proxy import FaultProxy
-from holdfast.transports import origin
-from holdfast.transports.refusals import Refusals
+from tenuto.app import Hub
+from tenuto.hub.clock import Clock
+from tenuto.hub.tokens import jwt_verifier
+from tenuto.testing.proxy import FaultProxy
+from tenuto.transports import origin
+from tenuto.transports.refusals import Refusals
 from tests.browser.tab import TIMEOUT_MS
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
@@ -66,8 +66,8 @@ async def page(request: Any) -> HTMLResponse:
 
 @asynccontextmanager
 async def app_with(hub: Hub) -> AsyncIterator[int]:
-    """Serve `hub` at /holdfast, beside an empty page; yield the port."""
-    app = Starlette(routes=[Route("/", page), Mount("/holdfast", hub)])
+    """Serve `hub` at /tenuto, beside an empty page; yield the port."""
+    app = Starlette(routes=[Route("/", page), Mount("/tenuto", hub)])
     async with serving(hub, app) as served:
         yield served.port
 
@@ -80,8 +80,8 @@ async def page_at(browser: Browser, port: int, path: str = "/") -> Page:
     return window
 
 
-async def follow(window: Page, port: int, *, url: str = "/holdfast", **options: Any) -> None:
-    module = f"http://localhost:{port}/holdfast/web/client.js"
+async def follow(window: Page, port: int, *, url: str = "/tenuto", **options: Any) -> None:
+    module = f"http://localhost:{port}/tenuto/web/client.js"
     await window.evaluate(_FOLLOW, [module, {"url": url, **options}, "chat:1"])
 
 
@@ -120,7 +120,7 @@ def token(left_s: float = 600, *, ahead_s: float = 0, secret: str = SECRET, sub:
         "sub": sub,
         "aud": "chat",
         "exp": Clock().now_ms() / 1000 + ahead_s + left_s,
-        "holdfast": {"chat:*": ["subscribe", "history", "publish"]},
+        "tenuto": {"chat:*": ["subscribe", "history", "publish"]},
     }
     return jwt.encode(claims, secret, algorithm="HS256")
 
@@ -228,7 +228,7 @@ async def test_storage_that_fails_costs_no_message_and_one_warning(browser: Brow
         "damaged": """
           const number = '{"id":"c","channel":"chat:1","draft":5,"at":1}'
           for (const [id, value] of [["a", "{"], ["b", '"x"'], ["c", number]])
-            sessionStorage[`holdfast:${location.origin}/holdfast::${id}`] = value""",
+            sessionStorage[`tenuto:${location.origin}/tenuto::${id}`] = value""",
         "denied": "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no') } })",
     }[kind]
     hub, warnings = verified(), list[str]()
@@ -266,11 +266,11 @@ async def test_message_of_one_person_is_not_shown_to_the_next_in_the_same_tab(br
 # Errors, each with its name within five seconds
 
 
-async def test_wrong_path_is_not_holdfast(browser: Browser) -> None:
+async def test_wrong_path_is_not_tenuto(browser: Browser) -> None:
     async with app_with(new_hub()) as port:
         window = await page_at(browser, port)
         await follow(window, port, url="/chat")
-        assert await error_code(window) == "not_holdfast"
+        assert await error_code(window) == "not_tenuto"
 
 
 async def test_port_without_a_server_is_unreachable_until_a_server_starts(browser: Browser) -> None:
@@ -278,7 +278,7 @@ async def test_port_without_a_server_is_unreachable_until_a_server_starts(browse
     async with app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
         proxy.refuse()
         window = await page_at(browser, port)
-        await follow(window, port, url=f"http://localhost:{proxy.port}/holdfast", token=token())
+        await follow(window, port, url=f"http://localhost:{proxy.port}/tenuto", token=token())
         assert await error_code(window) == "unreachable"
         await window.wait_for_function("() => window.client.status.retryAt")
         proxy.accept()
@@ -289,7 +289,7 @@ async def test_port_without_a_server_is_unreachable_until_a_server_starts(browse
 
 @pytest.mark.parametrize("transport", ["auto", "sse"])
 async def test_each_tab_learns_why_the_tab_that_leads_does_not_connect(browser: Browser, transport: str) -> None:
-    options = {"url": f"http://localhost:{free_port()}/holdfast", "identity": "ada", "transport": transport}
+    options = {"url": f"http://localhost:{free_port()}/tenuto", "identity": "ada", "transport": transport}
     is_asked, may_load = asyncio.Event(), asyncio.Event()
 
     async def hold(route: Interception) -> None:
@@ -339,7 +339,7 @@ async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Brows
         await window.evaluate("window.client.close()")
 
         async with window.expect_event("requestfailed", lambda request: request.url.endswith("/probe.js")):
-            await follow(window, port, url=f"http://localhost:{free_port()}/holdfast")
+            await follow(window, port, url=f"http://localhost:{free_port()}/tenuto")
         missing.clear()
         assert await error_code(window) == "unreachable"
         assert not failures
@@ -352,7 +352,7 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
         window.on("console", lambda line: warnings.append(line.text) if line.type == "warning" else None)
         await window.route("**/client-of-the-page/*", lambda route: _own_file(route))
         await window.evaluate(
-            _FOLLOW, ["/client-of-the-page/client.js", {"url": f"http://localhost:{port}/holdfast"}, "chat:1"]
+            _FOLLOW, ["/client-of-the-page/client.js", {"url": f"http://localhost:{port}/tenuto"}, "chat:1"]
         )
         assert await error_code(window) == "origin_refused"
         detail = await window.evaluate("window.client.status.error.message")
@@ -364,7 +364,7 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
         async with app_with(allowing) as allowed_port:
             await window.evaluate(
                 _FOLLOW,
-                ["/client-of-the-page/client.js", {"url": f"http://localhost:{allowed_port}/holdfast"}, "chat:1"],
+                ["/client-of-the-page/client.js", {"url": f"http://localhost:{allowed_port}/tenuto"}, "chat:1"],
             )
             await window.evaluate("window.channel.create({ id: 'q', text: 'hello' })")
             await until_shown(window, "hello")
@@ -376,7 +376,7 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
 def from_another_machine(app: Any) -> Any:
     """Return `app` as a server on 0.0.0.0 calls it for a peer in the network: the scope has that peer's address.
 
-    `holdfast serve --host 0.0.0.0` without a verifier does not start (`test_serve_refuses_conflicting_options`), but
+    `tenuto serve --host 0.0.0.0` without a verifier does not start (`test_serve_refuses_conflicting_options`), but
     another server does. The tests listen on loopback alone, so only the address of the peer is written into the scope.
     """
 
@@ -391,7 +391,7 @@ async def test_page_on_another_machine_shows_why_a_hub_without_a_verifier_refuse
     browser: Browser, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     hub = new_hub()
-    app = Starlette(routes=[Route("/", page), Mount("/holdfast", hub)])
+    app = Starlette(routes=[Route("/", page), Mount("/tenuto", hub)])
     monkeypatch.setattr(origin, "refusals", Refusals())  # each hour a reason is logged once, by the whole process
     async with serving(hub, from_another_machine(app)) as served:
         for _ in range(3):  # one page after another
@@ -402,7 +402,7 @@ async def test_page_on_another_machine_shows_why_a_hub_without_a_verifier_refuse
             assert "the peer's address '192.0.2.7' is not a loopback address" in shown
             assert "Hub(authenticate=...)" in shown
             await window.evaluate("window.client.close()")
-    lines = [line.getMessage() for line in caplog.records if line.name == "holdfast.transports"]
+    lines = [line.getMessage() for line in caplog.records if line.name == "tenuto.transports"]
     assert len(lines) == 1, lines
     assert [line.getMessage() for line in caplog.records if line.levelname == "ERROR"] == []
     assert lines[0].startswith("refused 192.0.2.7 with no_verifier: This hub has no verifier")
@@ -410,7 +410,7 @@ async def test_page_on_another_machine_shows_why_a_hub_without_a_verifier_refuse
 
 async def _own_file(route: Any) -> None:
     name = route.request.url.rpartition("/")[2]
-    web = Path(__file__).parents[2] / "holdfast" / "web"
+    web = Path(__file__).parents[2] / "tenuto" / "web"
     await route.fulfill(path=web / name, content_type="text/javascript")
 
 
@@ -420,7 +420,7 @@ async def test_content_security_policy_that_blocks_the_server_is_named(browser: 
         return HTMLResponse("<!doctype html><title>test</title>", headers={"Content-Security-Policy": policy})
 
     hub = new_hub()
-    app = Starlette(routes=[Route("/", strict), Mount("/holdfast", hub)])
+    app = Starlette(routes=[Route("/", strict), Mount("/tenuto", hub)])
     async with serving(hub, app) as served:
         window = await page_at(browser, served.port)
         await follow(window, served.port)
@@ -433,7 +433,7 @@ async def test_missing_capability_is_forbidden_and_closes_the_channel(browser: B
         window = await page_at(browser, port)
         await window.evaluate(
             _FOLLOW,
-            [f"http://localhost:{port}/holdfast/web/client.js", {"url": "/holdfast", "token": token()}, "other:1"],
+            [f"http://localhost:{port}/tenuto/web/client.js", {"url": "/tenuto", "token": token()}, "other:1"],
         )
         await window.wait_for_function("() => window.channel.error", timeout=FIRST_WORDS_S * 1000)
         assert await window.evaluate("window.channel.error.code") == "forbidden"

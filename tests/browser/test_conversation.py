@@ -12,15 +12,15 @@ import jwt
 import pytest
 from playwright.async_api import Browser, Page
 
-from holdfast.agents.turn import Turn
-from holdfast.app import Hub
-from holdfast.hub.clock import Clock
+from tenuto.agents.turn import Turn
+from tenuto.app import Hub
+from tenuto.hub.clock import Clock
 from tests.browser.test_client import SECRET, app_with, page_at, verified
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _FOLLOW = """async ([options, name]) => {
-  const { connect } = await import("/holdfast/web/client.js")
+  const { connect } = await import("/tenuto/web/client.js")
   window.client = connect(options)
   window.channel = client.channel(name)
   window.path = () => channel.getSnapshot().messages.map(({ text }) => text).join("|")
@@ -34,10 +34,10 @@ async def follow(window: Page, person: str = "ada", transport: str = "websocket"
         "sub": person,
         "aud": "chat",
         "exp": Clock().now_ms() / 1000 + 600,
-        "holdfast": {"chat:*": ["subscribe", "history", "publish", "command", "presence"]},
+        "tenuto": {"chat:*": ["subscribe", "history", "publish", "command", "presence"]},
     }
     token = jwt.encode(claims, SECRET, algorithm="HS256")
-    await window.evaluate(_FOLLOW, [{"url": "/holdfast", "token": token, "transport": transport}, "chat:1"])
+    await window.evaluate(_FOLLOW, [{"url": "/tenuto", "token": token, "transport": transport}, "chat:1"])
     await window.wait_for_function("() => channel.state === 'live'")
 
 

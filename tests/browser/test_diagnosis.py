@@ -22,13 +22,13 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_client import _FOLLOW, app_with, error_code, follow, page, page_at, token, verified
 from tests.conftest import ARGUMENTS
 from tests.transports.conftest import listening
 
-WEB = Path(__file__).parents[2] / "holdfast" / "web"
+WEB = Path(__file__).parents[2] / "tenuto" / "web"
 HUB_HOST = "hub.test"  # to a browser a name of loopback would be as secure as https
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
@@ -73,13 +73,13 @@ async def test_secure_page_learns_that_the_browser_blocks_a_hub_without_https(tm
         for origin in (f"http://localhost:{plain}", f"https://localhost:{secure}"):
             windows.append(await context.new_page())
             await windows[-1].goto(origin)
-            options = {"url": f"http://{HUB_HOST}:{port}/holdfast", "token": token()}
+            options = {"url": f"http://{HUB_HOST}:{port}/tenuto", "token": token()}
             await windows[-1].evaluate(_FOLLOW, ["/web/client.js", options, "chat:1"])
         await windows[0].wait_for_function("() => window.channel.state === 'live'")
         assert await error_code(windows[1]) == "mixed_content"
         detail = await windows[1].evaluate("window.client.status.error.message")
-        assert f"http://{HUB_HOST}:{port}/holdfast" in detail
-        assert "serve Holdfast over https" in detail
+        assert f"http://{HUB_HOST}:{port}/tenuto" in detail
+        assert "serve Tenuto over https" in detail
         assert await windows[1].evaluate("window.client.status.state") == "connecting"
         await browser.close()
 
@@ -88,14 +88,14 @@ def newer_server() -> Starlette:
     """Return a server as a later release could be: another protocol at `/v1`, and other paths."""
 
     async def about(request: Any) -> JSONResponse:
-        return JSONResponse({"server": "holdfast", "protocol": 2})
+        return JSONResponse({"server": "tenuto", "protocol": 2})
 
     async def unknown(request: Any) -> JSONResponse:
         return JSONResponse({"code": "not_found", "status": 404, "detail": "no such path"}, 404)
 
-    web = Mount("/holdfast/web", StaticFiles(directory=WEB))
-    rest = Route("/holdfast/v1/{path:path}", unknown, methods=["GET", "POST"])
-    return Starlette(routes=[Route("/", page), web, Route("/holdfast/v1", about), rest])
+    web = Mount("/tenuto/web", StaticFiles(directory=WEB))
+    rest = Route("/tenuto/v1/{path:path}", unknown, methods=["GET", "POST"])
+    return Starlette(routes=[Route("/", page), web, Route("/tenuto/v1", about), rest])
 
 
 @pytest.mark.parametrize("transport", ["auto", "websocket", "sse", "poll"])
@@ -105,7 +105,7 @@ async def test_server_of_a_newer_protocol_is_named_as_such(browser: Browser, tra
         await follow(window, port, transport=transport)
         assert await error_code(window) == "unsupported_protocol"
         detail = await window.evaluate("window.client.status.error.message")
-        assert f"localhost:{port}/holdfast speaks protocol 2, this client 1" in detail
+        assert f"localhost:{port}/tenuto speaks protocol 2, this client 1" in detail
         assert await window.evaluate("window.channel.state") == "connecting"  # the server may be changed again
         await window.evaluate("window.client.close()")
 
@@ -115,7 +115,7 @@ async def test_token_callback_that_hangs_or_throws_counts_as_a_failed_attempt(br
         window = await page_at(browser, port)
         await window.clock.install()
         await window.reload()
-        options = {"url": "/holdfast", "token": token()}
+        options = {"url": "/tenuto", "token": token()}
         await window.evaluate(
             """async ([module, options]) => {
               const { connect } = await import(module)
@@ -132,7 +132,7 @@ async def test_token_callback_that_hangs_or_throws_counts_as_a_failed_attempt(br
               client.subscribe(() => errors.push(client.status.error?.message ?? ""))
               window.channel = client.channel("chat:1")
             }""",
-            [f"http://localhost:{port}/holdfast/web/client.js", options],
+            [f"http://localhost:{port}/tenuto/web/client.js", options],
         )
         await window.wait_for_function("() => calls.length === 1")
         assert await window.evaluate("client.status.error") is None
@@ -159,6 +159,6 @@ async def test_port_that_accepts_connections_and_never_responds_is_unreachable(b
     async with app_with(verified(allowed_origins=["*"])) as port, FaultProxy("127.0.0.1", port) as proxy:
         proxy.black_hole()
         window = await page_at(browser, port)
-        await follow(window, port, url=f"http://localhost:{proxy.port}/holdfast", token=token())
+        await follow(window, port, url=f"http://localhost:{proxy.port}/tenuto", token=token())
         assert await error_code(window) == "unreachable"
         await window.goto("about:blank")

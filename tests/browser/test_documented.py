@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
-from holdfast.app import Hub
+from tenuto.app import Hub
 from tests.browser.test_client import page_at
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -40,7 +40,7 @@ async def served_page(hub: Hub, html: str) -> AsyncIterator[Served]:
     async def document(request: object) -> HTMLResponse:
         return HTMLResponse(html)
 
-    async with serving(hub, Starlette(routes=[Route("/", document), Mount("/holdfast", hub)])) as served:
+    async with serving(hub, Starlette(routes=[Route("/", document), Mount("/tenuto", hub)])) as served:
         yield served
 
 

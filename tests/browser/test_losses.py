@@ -20,8 +20,8 @@ import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, WebSocketRoute
 
-from holdfast.app import Hub
-from holdfast.testing.proxy import FaultProxy
+from tenuto.app import Hub
+from tenuto.testing.proxy import FaultProxy
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.browser.test_tabs import transport, window_of
 
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the
 
 # The page keeps each text of message `a` that it has shown, and whether any snapshot had a message twice.
 _FOLLOW = """async ([options]) => {
-  const { connect } = await import("/holdfast/web/client.js")
-  window.client = connect({ url: "/holdfast", ...options })
+  const { connect } = await import("/tenuto/web/client.js")
+  window.client = connect({ url: "/tenuto", ...options })
   window.channel = client.channel("chat:1")
   window.text = (id) => channel.getSnapshot().messages.find((one) => one.id === id)?.text ?? ""
   window.shown = []
@@ -192,7 +192,7 @@ async def test_right_that_is_withdrawn_closes_the_channel_in_each_tab_and_keeps_
 ) -> None:
     hub = verified()
     lost = jwt.encode(
-        {"sub": "ada", "aud": "chat", "exp": time.time() + 600, "holdfast": {"other": ["subscribe"]}}, SECRET, "HS256"
+        {"sub": "ada", "aud": "chat", "exp": time.time() + 600, "tenuto": {"other": ["subscribe"]}}, SECRET, "HS256"
     )
     async with app_with(hub) as port:
         context = await window_of(browser)
@@ -287,7 +287,7 @@ async def test_message_that_one_tab_discards_is_sent_by_no_tab(browser: Browser,
     hub = verified(allowed_origins=["*"])
     own = {"identity": "ada"} if is_shown else {}
     async with app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
-        url = f"http://localhost:{proxy.port}/holdfast"  # only the connection can be cut, not the pages
+        url = f"http://localhost:{proxy.port}/tenuto"  # only the connection can be cut, not the pages
         context = await window_of(browser)
         await context.clock.install()
         tabs = [await open_tab(context, port, url=url, **own) for _ in range(2)]

@@ -39,7 +39,7 @@ async def markdown_page(browser: Browser, policy: str = POLICY) -> AsyncIterator
 
     hub = new_hub()
     files = StaticFiles(directory=ROOT / "tests")
-    app = Starlette(routes=[Route("/", document), Mount("/tests", files), Mount("/holdfast", hub)])
+    app = Starlette(routes=[Route("/", document), Mount("/tests", files), Mount("/tenuto", hub)])
     async with serving(hub, app) as served:
         page = await page_at(browser, served.port)
         await page.wait_for_function("() => window.tests !== undefined")

@@ -15,8 +15,8 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
-from holdfast.agents.turn import Turn
-from holdfast.transports import app as transport
+from tenuto.agents.turn import Turn
+from tenuto.transports import app as transport
 from tests.browser.test_client import page_at
 from tests.processes import PATIENCE_S
 from tests.transports.conftest import new_hub, serving
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the
 
 _PAGE = """<!doctype html><p id="text"></p>
 <script type="module">
-  import { connect } from "/holdfast/web/client.js"
-  import { countPoints } from "/holdfast/web/view.js"
-  const channel = connect({ url: "/holdfast" }).channel("chat:1")
+  import { connect } from "/tenuto/web/client.js"
+  import { countPoints } from "/tenuto/web/view.js"
+  const channel = connect({ url: "/tenuto" }).channel("chat:1")
   channel.subscribe(() => {
     text.textContent = channel.getSnapshot().messages.map(({ text }) => `${text}: ${countPoints(text)}`).join()
   })
@@ -48,7 +48,7 @@ async def test_page_gets_the_minified_client_from_the_hub(
     assert await build.wait() == 0
     monkeypatch.setattr(transport, "WEB", tmp_path)
     hub = new_hub()
-    async with serving(hub, Starlette(routes=[Route("/", page), Mount("/holdfast", hub)])) as served:
+    async with serving(hub, Starlette(routes=[Route("/", page), Mount("/tenuto", hub)])) as served:
         window = await page_at(browser, served.port)
         loaded: list[str] = []
         window.on("response", lambda response: loaded.append(response.url.rpartition("/")[2]))
@@ -61,7 +61,7 @@ async def test_page_gets_the_minified_client_from_the_hub(
 
 
 _PROGRAM = """
-import { connect } from "holdfast"
+import { connect } from "tenuto"
 const client = connect({ url: process.argv[2], client: "ann" })
 const channel = client.channel("chat:1")
 const shown = () => channel.getSnapshot().messages
@@ -74,7 +74,7 @@ client.close()
 
 
 async def test_node_program_sends_and_receives_messages_and_ends_after_close(tmp_path: Path) -> None:
-    package = tmp_path / "node_modules" / "holdfast"
+    package = tmp_path / "node_modules" / "tenuto"
     build = await asyncio.create_subprocess_exec(ROOT / "scripts" / "build_web", package)
     assert await build.wait() == 0
     (tmp_path / "program.mjs").write_text(_PROGRAM)

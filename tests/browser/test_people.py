@@ -11,18 +11,18 @@ import re
 import pytest
 from playwright.async_api import Browser, expect
 
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, Tab
 from tests.processes import Server, text_of
 
 ANSWER = ".assistant"
 AGENTS = ("guide~1", "guide~2")
 _HAS_AGENTS = """names => {
-  const chat = document.querySelector("holdfast-chat")
+  const chat = document.querySelector("tenuto-chat")
   const { members } = chat.client.channel(chat.getAttribute("channel")).getSnapshot().presence
   return names.every(name => members.some(({ id }) => id === name))
 }"""
-_MARKS = "document.querySelector('holdfast-chat').marks"
+_MARKS = "document.querySelector('tenuto-chat').marks"
 
 expect.set_options(timeout=TIMEOUT_MS)
 

@@ -20,7 +20,7 @@ from tests.browser.test_client import page_at
 from tests.transports.conftest import new_hub, serving
 
 ROOT = Path(__file__).parents[2]
-WEB = ROOT / "holdfast" / "web"
+WEB = ROOT / "tenuto" / "web"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
@@ -32,9 +32,9 @@ import Page from "./page.jsx"
 createRoot(document.getElementById("root")).render(createElement(StrictMode, null, createElement(Page)))
 """
 _OWN = """
-import { connect } from "holdfast"
-import { HoldfastProvider, useMessage, useStatus } from "holdfast/react"
-const client = window.client = connect({ url: "/holdfast" })
+import { connect } from "tenuto"
+import { TenutoProvider, useMessage, useStatus } from "tenuto/react"
+const client = window.client = connect({ url: "/tenuto" })
 window.renders = { first: 0, second: 0 }
 function One({ id }) {
   const message = useMessage("chat:1", id)
@@ -43,18 +43,18 @@ function One({ id }) {
 }
 const Status = () => <p id="status">{useStatus().state}</p>
 export default function Page() {
-  return <HoldfastProvider client={client}><One id="first" /><One id="second" /><Status /></HoldfastProvider>
+  return <TenutoProvider client={client}><One id="first" /><One id="second" /><Status /></TenutoProvider>
 }
 """
 # One component names its channel, the other gets the app's own. `show` mounts and unmounts both.
 _MOUNTED = """
 import { useState } from "react"
-import { connect } from "holdfast"
-import { HoldfastProvider, useMessages } from "holdfast/react"
-const client = window.client = connect({ url: "/holdfast" })
+import { connect } from "tenuto"
+import { TenutoProvider, useMessages } from "tenuto/react"
+const client = window.client = connect({ url: "/tenuto" })
 const own = client.channel("chat:own")
 const Texts = ({ of, id }) => <p id={id}>{useMessages(of).map(({ text }) => text).join()}</p>
-const Both = () => <HoldfastProvider client={client}><Texts of="chat:named" id="named" /></HoldfastProvider>
+const Both = () => <TenutoProvider client={client}><Texts of="chat:named" id="named" /></TenutoProvider>
 export default function Page() {
   const [isShown, show] = useState(true)
   window.show = show
@@ -74,7 +74,7 @@ def bundle(folder: Path, page: str) -> str:
     (folder / "page.jsx").write_text(page)
     (folder / "main.jsx").write_text(_MAIN)
     program = ROOT / "node_modules" / ".bin" / "esbuild"
-    aliases = [f"--alias:holdfast={WEB}/client.js", f"--alias:holdfast/react={WEB}/react.js"]
+    aliases = [f"--alias:tenuto={WEB}/client.js", f"--alias:tenuto/react={WEB}/react.js"]
     packages = [f"--alias:{name}={ROOT}/node_modules/{name}" for name in ("react", "react-dom")]
     subprocess.run(
         [
@@ -103,7 +103,7 @@ async def test_documented_chat_has_ten_lines_and_runs_in_strict_mode(browser: Br
     assert len(documented_page().splitlines()) == 10
     hub = new_hub()
     app = await app_of(tmp_path, documented_page())
-    app.routes.append(Mount("/holdfast", hub))
+    app.routes.append(Mount("/tenuto", hub))
     async with serving(hub, app) as served:
         window = await page_at(browser, served.port)
         await window.fill("input[name=text]", "Hello")
@@ -120,7 +120,7 @@ async def test_documented_chat_has_ten_lines_and_runs_in_strict_mode(browser: Br
 async def test_component_of_one_message_renders_only_for_its_own_changes(browser: Browser, tmp_path: Path) -> None:
     hub = new_hub()
     app = await app_of(tmp_path, _OWN)
-    app.routes.append(Mount("/holdfast", hub))
+    app.routes.append(Mount("/tenuto", hub))
     async with serving(hub, app) as served:
         await hub.create("chat:1", id="first", text="one")
         async with hub.message("chat:1", id="second") as message:
@@ -144,7 +144,7 @@ async def test_hook_closes_the_channel_that_it_has_opened_and_not_that_of_the_ap
 ) -> None:
     hub = new_hub()
     app = await app_of(tmp_path, _MOUNTED)
-    app.routes.append(Mount("/holdfast", hub))
+    app.routes.append(Mount("/tenuto", hub))
     async with serving(hub, app) as served:
         for name in ("named", "own"):
             await hub.create(f"chat:{name}", text=name)

@@ -18,7 +18,7 @@ import pytest
 from playwright.async_api import Browser
 
 from chaos.producer import Orders
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 from oracle.plans import Plan
 from tests.browser.tab import Tab, units
 from tests.processes import Process, Server, text_of

@@ -16,7 +16,7 @@ import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
-from holdfast.testing.proxy import FaultProxy
+from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, token, verified
@@ -39,8 +39,8 @@ _NOTE_DELAYS = """() => {
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _FOLLOW = """async ([port, channel, options]) => {
-  const { connect } = await import(`http://localhost:${port}/holdfast/web/client.js`)
-  window.client = connect({ url: "/holdfast", ...options })
+  const { connect } = await import(`http://localhost:${port}/tenuto/web/client.js`)
+  window.client = connect({ url: "/tenuto", ...options })
   window.channel = window.client.channel(channel)
   window.shown = []
   window.channel.subscribe(() => {
@@ -68,7 +68,7 @@ _LISTEN = """
 def token_for(sub: str, *channels: str) -> str:
     """Return a token for `channels` only."""
     rights = {name: ["subscribe", "history", "publish", "presence"] for name in channels}
-    claims = {"sub": sub, "aud": "chat", "exp": time.time() + 600, "holdfast": rights}
+    claims = {"sub": sub, "aud": "chat", "exp": time.time() + 600, "tenuto": rights}
     return jwt.encode(claims, SECRET, algorithm="HS256")
 
 
@@ -312,7 +312,7 @@ async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_wh
 async def test_page_that_returns_from_the_back_forward_cache_sends_no_message_that_another_tab_has_discarded() -> None:
     hub = verified(allowed_origins=["*"])
     async with caching_window() as context, app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
-        own = {"identity": "ada", "url": f"http://localhost:{proxy.port}/holdfast"}
+        own = {"identity": "ada", "url": f"http://localhost:{proxy.port}/tenuto"}
         leader, first = [await open_tab(context, port, **own) for _ in range(2)]
         proxy.black_hole()
         await first.evaluate("""() => {

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from holdfast.agents.turn import Turn
-from holdfast.client import Client
+from tenuto.agents.turn import Turn
+from tenuto.client import Client
 
 
 async def main(url: str, name: str, on_crash: str, drain_s: str) -> None:

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast import Hub
-from holdfast.client import Client
+from tenuto import Hub
+from tenuto.client import Client
 from tests.client.wire import Wire, client_of, memory_hub
 
 

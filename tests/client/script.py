@@ -12,8 +12,8 @@ from collections import deque
 from random import Random
 from typing import Any
 
-from holdfast.client import Client, Timing
-from holdfast.client.dial import Closed, Refusal
+from tenuto.client import Client, Timing
+from tenuto.client.dial import Closed, Refusal
 
 QUICK = Timing(
     open_s=2.0, silence_s=2.0, response_s=2.0, request_s=2.0, backoff_s=0.001, backoff_cap_s=0.004, retry_s=0.001
@@ -91,4 +91,4 @@ class ScriptedSocket:
 
 def client_of(script: Script, **options: Any) -> Client:
     """Return a client that dials `script`, with short delays and a seed."""
-    return Client("https://host.example/holdfast", **{"dial": script, "timing": QUICK, "random": Random(5), **options})
+    return Client("https://host.example/tenuto", **{"dial": script, "timing": QUICK, "random": Random(5), **options})

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub, allow_everyone
-from holdfast.agents.turn import AskReply, Turn
-from holdfast.client import ClaimedTurn, Client
-from holdfast.client.lease import SHORTEST_LEASE_S
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.errors import HoldfastError
-from holdfast.core.model import Message
-from holdfast.core.requests import SERVER, FinishMessage
-from holdfast.core.turns import BUILT_IN_COMMANDS, CANCEL
-from holdfast.hub.identity import Identity
+from tenuto import Hub, allow_everyone
+from tenuto.agents.turn import AskReply, Turn
+from tenuto.client import ClaimedTurn, Client
+from tenuto.client.lease import SHORTEST_LEASE_S
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.errors import TenutoError
+from tenuto.core.model import Message
+from tenuto.core.requests import SERVER, FinishMessage
+from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL
+from tenuto.hub.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Line, Wire, becomes, client_of
 from tests.processes import python
@@ -500,7 +500,7 @@ async def test_invalid_state_of_an_agent_raises_and_its_claim_is_kept() -> None:
                 for value in (object(), "\ud83d", "x" * 2_000_000):
                     try:
                         turn.progress("using a tool", tool=value)
-                    except HoldfastError as error:
+                    except TenutoError as error:
                         refused.append(error.code)
                 for _ in range(40):
                     await asyncio.sleep(1)

@@ -12,18 +12,18 @@ import sys
 
 import pytest
 
-from holdfast import Hub
-from holdfast.client import Client
-from holdfast.core.errors import (
+from tenuto import Hub
+from tenuto.client import Client
+from tenuto.core.errors import (
     Deleted,
-    HoldfastError,
+    TenutoError,
     InvalidName,
     InvalidRequest,
     NotFound,
     TooLarge,
     VersionConflict,
 )
-from holdfast.core.surrogates import whole_text
+from tenuto.core.surrogates import whole_text
 from tests.client.wire import Wire, client_of
 
 
@@ -113,7 +113,7 @@ async def test_many_calls_at_once_over_a_connection_that_breaks(wire: Wire, clie
         (TooLarge, lambda c: c.create("c", text="x", meta={"f": "y" * 20_000})),
     ],
 )
-async def test_refusals_are_raised(client: Client, kind: type[HoldfastError], call: object) -> None:
+async def test_refusals_are_raised(client: Client, kind: type[TenutoError], call: object) -> None:
     with pytest.raises(kind):
         await call(client)  # type: ignore[operator]
     assert (await client.create("c", text="still here")).text == "still here"
@@ -122,14 +122,14 @@ async def test_refusals_are_raised(client: Client, kind: type[HoldfastError], ca
 def test_the_client_imports_no_server() -> None:
     """Besides `core` and `portal` it loads no part of the package."""
     program = (
-        "import sys, types; package = types.ModuleType('holdfast'); package.__path__ = [sys.argv[1]]; "
-        "sys.modules['holdfast'] = package; import holdfast.client; "
-        "print(sorted({n.split('.')[1] for n in sys.modules if n.startswith('holdfast.')}), "
+        "import sys, types; package = types.ModuleType('tenuto'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['tenuto'] = package; import tenuto.client; "
+        "print(sorted({n.split('.')[1] for n in sys.modules if n.startswith('tenuto.')}), "
         "sorted(n for n in ('starlette', 'uvicorn', 'click', 'httpx2', 'websockets', 'sqlite3') if n in sys.modules))"
     )
-    import holdfast
+    import tenuto
 
     ran = subprocess.run(
-        [sys.executable, "-c", program, holdfast.__path__[0]], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", program, tenuto.__path__[0]], capture_output=True, text=True, check=True, timeout=30
     )
     assert ran.stdout.strip() == "['client', 'core', 'portal'] []"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import holdfast.client
-from holdfast.client import ChannelView, Client, SyncClient, SyncWriter
+import tenuto.client
+from tenuto.client import ChannelView, Client, SyncClient, SyncWriter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -59,7 +59,7 @@ def test_every_argument_is_documented_with_its_default() -> None:
 
 def test_every_public_name_is_documented() -> None:
     without = {"Presence", "SyncWriter"}  # given by calls whose use is shown
-    assert [name for name in holdfast.client.__all__ if f"`{name}" not in PAGE and name not in without] == []
+    assert [name for name in tenuto.client.__all__ if f"`{name}" not in PAGE and name not in without] == []
 
 
 def test_names_of_a_view_are_documented() -> None:

@@ -15,8 +15,8 @@ from random import Random
 
 import pytest
 
-from holdfast.client import ChannelView, Client, RemoteWriter, Timing
-from holdfast.testing.proxy import FaultProxy
+from tenuto.client import ChannelView, Client, RemoteWriter, Timing
+from tenuto.testing.proxy import FaultProxy
 from oracle.plans import NASTY, ORDINARY
 from tests.client.wire import becomes
 from tests.processes import Process, Server, serving, text_of
@@ -138,7 +138,7 @@ async def test_calls_wait_for_a_server_that_has_not_started(server: Server, prox
 
 WRITES_FOR_EVER = """
 import sys, time
-from holdfast.client import SyncClient
+from tenuto.client import SyncClient
 with SyncClient(sys.argv[1]) as client, client.presence("chat:1"), client.message("chat:1") as message:
     while True:
         message.append("more ")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.agents.turn import Turn
-from holdfast.client import Client, Timing
+from tenuto.agents.turn import Turn
+from tenuto.client import Client, Timing
 from tests.client.test_agents import answers, virtual_hub, working
 from tests.client.wire import Wire, becomes, client_of
 from tests.virtual import virtually

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.client import Client, Timing, UnknownProblem, Unreachable
-from holdfast.client.dial import Refusal
-from holdfast.client.pending import PENDING_REQUESTS
-from holdfast.core import errors
-from holdfast.core.errors import HoldfastError, LocalError
+from tenuto.client import Client, Timing, UnknownProblem, Unreachable
+from tenuto.client.dial import Refusal
+from tenuto.client.pending import PENDING_REQUESTS
+from tenuto.core import errors
+from tenuto.core.errors import TenutoError, LocalError
 from tests.client.script import QUICK, Script, client_of
 from tests.client.wire import PATIENCE_S, Wire, memory_hub
 from tests.client.wire import client_of as wired_client
@@ -40,9 +40,9 @@ async def deleting(client: Client, message_id: str) -> asyncio.Task[None]:
     return task
 
 
-async def ended(client: Client) -> HoldfastError:
+async def ended(client: Client) -> TenutoError:
     """Return the error that calls raise after the link has stopped."""
-    with pytest.raises(HoldfastError) as caught:
+    with pytest.raises(TenutoError) as caught:
         await client.delete("c", "m")
     assert client.error is caught.value
     return caught.value
@@ -176,7 +176,7 @@ async def test_an_outage_is_one_line_in_the_log(script: Script, caplog: pytest.L
         first.bye(None)
         await script.socket()
     warnings = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert warnings == ["no connection to https://host.example/holdfast (1006); trying again"]
+    assert warnings == ["no connection to https://host.example/tenuto (1006); trying again"]
     assert "secret-token" not in caplog.text
 
 
@@ -258,8 +258,8 @@ async def test_a_token_travels_in_a_header_alone(script: Script, caplog: pytest.
         (await script.socket()).bye(4200, "expired")
         error = await ended(client)
         assert isinstance(error, errors.Unauthenticated)
-    assert script.urls == ["wss://host.example/holdfast/v1/ws?client=ada"]
-    assert script.headers == [{"Holdfast-Client": "python", "Authorization": "Bearer secret-token"}]
+    assert script.urls == ["wss://host.example/tenuto/v1/ws?client=ada"]
+    assert script.headers == [{"Tenuto-Client": "python", "Authorization": "Bearer secret-token"}]
     assert "secret" not in caplog.text + str(error)
 
 
@@ -329,7 +329,7 @@ async def test_refusals_that_pass_are_tried_again(script: Script, refusal: Refus
         (Refusal(403, {"code": "forbidden"}, 0.0), "forbidden"),
         (Refusal(403, {"code": "no_verifier"}, 0.0), "no_verifier"),
         (Refusal(400, {"code": "invalid_name"}, 0.0), "invalid_name"),
-        (Refusal(404, {}, 0.0), "not_holdfast"),
+        (Refusal(404, {}, 0.0), "not_tenuto"),
         (Refusal(401, {}, 0.0), "unauthenticated"),
     ],
 )
@@ -350,13 +350,13 @@ async def test_refusal_of_a_proxy_is_tried_again_after_an_earlier_connection(scr
 # Errors -----------------------------------------------------------------------------------------------------------
 
 
-def codes() -> list[type[HoldfastError]]:
-    known = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, HoldfastError)]
+def codes() -> list[type[TenutoError]]:
+    known = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, TenutoError)]
     return [one for one in known if one is not LocalError]
 
 
 @pytest.mark.parametrize("kind", codes(), ids=lambda one: one.__name__)
-async def test_refusal_is_raised_as_the_class_that_the_hub_raises(script: Script, kind: type[HoldfastError]) -> None:
+async def test_refusal_is_raised_as_the_class_that_the_hub_raises(script: Script, kind: type[TenutoError]) -> None:
     async with client_of(script, token="a-token") as client:
         socket = await script.socket()
         asked = await deleting(client, "m")
@@ -367,7 +367,7 @@ async def test_refusal_is_raised_as_the_class_that_the_hub_raises(script: Script
             socket.bye(1012)
             socket = await script.socket()
             socket.say(**{**errors.Busy("what went wrong", length=7).problem(), "type": "error", "ref": frame["ref"]})
-        with pytest.raises(HoldfastError) as caught:
+        with pytest.raises(TenutoError) as caught:
             await asked
     assert type(caught.value) is (errors.Busy if kind is errors.Draining else kind)
     assert (caught.value.detail, caught.value.details) == ("what went wrong", {"length": 7})
@@ -420,14 +420,14 @@ async def test_client_closes_while_its_connection_breaks(steps: int) -> None:
     await hub.close()
 
 
-_FORM = "url must be like 'https://host/holdfast'"
+_FORM = "url must be like 'https://host/tenuto'"
 _PORT = f"{_FORM}, with a port from 1 to 65535 or none"
 
 
 @pytest.mark.parametrize(
     ("url", "detail"),
     [
-        ("host/holdfast", f"{_FORM}, got 'host/holdfast'"),
+        ("host/tenuto", f"{_FORM}, got 'host/tenuto'"),
         ("ftp://host", f"{_FORM}, got 'ftp://host'"),
         ("https://", f"{_FORM}, got 'https://'"),
         ("http://[::1", f"{_FORM}, got 'http://[::1'"),

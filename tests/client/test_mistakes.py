@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub, Turn, allow_everyone
-from holdfast.client import Client
-from holdfast.core.errors import LocalError
+from tenuto import Hub, Turn, allow_everyone
+from tenuto.client import Client
+from tenuto.core.errors import LocalError
 from tests.client.test_agents import until_answered, working
 from tests.client.wire import Wire, becomes, client_of
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.client import ChannelView, ClaimedTurn, Client
-from holdfast.core.errors import (
+from tenuto import Hub
+from tenuto.client import ChannelView, ClaimedTurn, Client
+from tenuto.core.errors import (
     AlreadyAnswered,
     IdConflict,
     InvalidName,

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.turn import Turn
-from holdfast.client import Client
-from holdfast.client.shutdown import Signals
-from holdfast.core.answer_ids import reply_id
+from tenuto import Hub
+from tenuto.agents.turn import Turn
+from tenuto.client import Client
+from tenuto.client.shutdown import Signals
+from tenuto.core.answer_ids import reply_id
 from tests.client.test_agents import agent_process, answers, until_answered
 from tests.client.wire import Wire, becomes, client_of
 from tests.transports.conftest import Served, new_hub, serving

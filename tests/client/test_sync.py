@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.client import SyncClient
-from holdfast.core.errors import Finished, LocalError, NotFound
-from holdfast.core.events import MessageCreate, MessageFinish, MessageUpdate, ServerEvent
+from tenuto.client import SyncClient
+from tenuto.core.errors import Finished, LocalError, NotFound
+from tenuto.core.events import MessageCreate, MessageFinish, MessageUpdate, ServerEvent
 from tests.processes import Server, serving, text_of
 
 

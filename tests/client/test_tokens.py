@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub, Turn
-from holdfast.client import Client
-from holdfast.core.errors import Forbidden, HoldfastError, NotWriter, Unauthenticated
-from holdfast.hub.tokens import jwt_verifier
+from tenuto import Hub, Turn
+from tenuto.client import Client
+from tenuto.core.errors import Forbidden, TenutoError, NotWriter, Unauthenticated
+from tenuto.hub.tokens import jwt_verifier
 from tests.client.wire import Wire, becomes, client_of
 
 SECRET = "a secret of at least thirty-two bytes, as it should be"
@@ -28,7 +28,7 @@ WRITER = {"*": ["subscribe", "history", "publish", "append", "presence"]}
 
 
 def token(sub: str, lasts_s: float, grants: dict[str, list[str]] | None = None, *, secret: str = SECRET) -> str:
-    claims = {"sub": sub, "exp": time.time() + lasts_s, "aud": "chat", "holdfast": grants or WRITER}
+    claims = {"sub": sub, "exp": time.time() + lasts_s, "aud": "chat", "tenuto": grants or WRITER}
     body = ".".join(_encoded(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
     return f"{body}.{_encoded(hmac.digest(secret.encode(), body.encode(), hashlib.sha256))}"
 
@@ -159,6 +159,6 @@ async def test_final_expiry_is_raised_in_all_calls_and_views(wire: Wire) -> None
 
 
 async def _raises(client: Client, *_: Any) -> None:
-    with pytest.raises(HoldfastError) as caught:
+    with pytest.raises(TenutoError) as caught:
         await client.create("c", text="x")
     assert caught.value.code == "unauthenticated"

@@ -11,10 +11,10 @@ from contextlib import aclosing
 
 import pytest
 
-from holdfast import Hub, Identity
-from holdfast.client import Client, Subscription
-from holdfast.core.errors import Forbidden, LocalError
-from holdfast.core.events import (
+from tenuto import Hub, Identity
+from tenuto.client import Client, Subscription
+from tenuto.core.errors import Forbidden, LocalError
+from tenuto.core.events import (
     Batch,
     ChannelAttached,
     MessageAppend,

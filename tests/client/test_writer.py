@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub, Limits
-from holdfast.client import Client, Timing, Unreachable
-from holdfast.core.errors import (
+from tenuto import Hub, Limits
+from tenuto.client import Client, Timing, Unreachable
+from tenuto.core.errors import (
     Busy,
     Deleted,
     Fenced,
     Finished,
-    HoldfastError,
+    TenutoError,
     IdConflict,
     InvalidRequest,
     LocalError,
@@ -27,7 +27,7 @@ from holdfast.core.errors import (
     StoreUnavailable,
     TooLarge,
 )
-from holdfast.core.model import Message
+from tenuto.core.model import Message
 from tests.client.script import Script, ScriptedSocket
 from tests.client.script import client_of as scripted
 from tests.client.wire import QUICK, Wire, becomes, client_of, memory_hub
@@ -180,7 +180,7 @@ async def test_taken_id_raises_id_conflict(client: Client) -> None:
     ],
 )
 async def test_mistake_is_raised_by_its_call_and_the_message_continues(
-    hub: Hub, client: Client, call: Any, error: type[HoldfastError]
+    hub: Hub, client: Client, call: Any, error: type[TenutoError]
 ) -> None:
     async with client.message("c", parts=[{"type": "data", "name": "n", "data": 1}]) as message:
         with pytest.raises(error):
@@ -372,7 +372,7 @@ async def no_server(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_message_that_broke_upstream_is_interrupted_by_its_lease(hub: Hub, client: Client) -> None:
-    class BrokeOff(HoldfastError):
+    class BrokeOff(TenutoError):
         code, ends_as = "broke_off", "interrupted"
 
     async with client.channel("c") as view:

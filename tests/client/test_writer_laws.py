@@ -15,8 +15,8 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast import Hub
-from holdfast.client import RemoteWriter
+from tenuto import Hub
+from tenuto.client import RemoteWriter
 from tests.client.wire import PATIENCE_S, Wire, client_of, memory_hub
 from tests.core.writing import Action, Expected, contents
 from tests.virtual import virtually

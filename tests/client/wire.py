@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from holdfast import Hub, allow_everyone
-from holdfast.client import ChannelView, Client, Timing
-from holdfast.client.dial import Closed, Refusal
+from tenuto import Hub, allow_everyone
+from tenuto.client import ChannelView, Client, Timing
+from tenuto.client.dial import Closed, Refusal
 
 QUICK = Timing(
     open_s=2.0,
@@ -95,7 +95,7 @@ class Line:
             "query_string": parts.query.encode(),
             "headers": [(b"host", b"localhost"), *((k.lower().encode(), v.encode()) for k, v in headers.items())],
             "client": ("127.0.0.1", 5),
-            "subprotocols": ["holdfast.v1"],
+            "subprotocols": ["tenuto.v1"],
             "extensions": {"websocket.http.response": {}},
         }
         await self._up.put({"type": "websocket.connect"})

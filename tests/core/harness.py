@@ -11,15 +11,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from holdfast.core.decide import decide
-from holdfast.core.decision import Decision
-from holdfast.core.draft import Draft
-from holdfast.core.limits import Limits
-from holdfast.core.message_state import CommandState, MessageState
-from holdfast.core.model import Message
-from holdfast.core.names import command_key
-from holdfast.core.ops import Entry, WriterIdentity
-from holdfast.core.requests import (
+from tenuto.core.decide import decide
+from tenuto.core.decision import Decision
+from tenuto.core.draft import Draft
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.model import Message
+from tenuto.core.names import command_key
+from tenuto.core.ops import Entry, WriterIdentity
+from tenuto.core.requests import (
     AppendText,
     Caller,
     ClaimTurn,
@@ -36,7 +36,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, apply_entry
+from tenuto.core.state import ChannelState, apply_entry
 
 ANN = Caller(id="ann")
 BOB = Caller(id="bob")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
-from holdfast.core.document import mark_documented
-from holdfast.core.events import (
+from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
+from tenuto.core.document import mark_documented
+from tenuto.core.events import (
     ChannelAttached,
     CommandReply,
     CommandSent,
@@ -28,11 +28,11 @@ from holdfast.core.events import (
     StoredEvent,
     encode_json,
 )
-from holdfast.core.limits import Limits
-from holdfast.core.model import Command
-from holdfast.core.ops import Entry, Update
-from holdfast.core.state import TAIL_ENTRIES, ChannelState, apply_entry
-from holdfast.hub.batches import EncodedBatch
+from tenuto.core.limits import Limits
+from tenuto.core.model import Command
+from tenuto.core.ops import Entry, Update
+from tenuto.core.state import TAIL_ENTRIES, ChannelState, apply_entry
+from tenuto.hub.batches import EncodedBatch
 from tests.core.harness import ADMIN, BOB, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import Shelf
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.errors import (
+from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,
     Finished,
     Forbidden,
-    HoldfastError,
+    TenutoError,
     IdConflict,
     InvalidName,
     InvalidRequest,
@@ -27,12 +27,12 @@ from holdfast.core.errors import (
     TooLarge,
     TooMany,
 )
-from holdfast.core.limits import Limits
-from holdfast.core.message_state import ClaimState
-from holdfast.core.model import Command as CommandSeen
-from holdfast.core.ops import Claim, Command, Entry, Finish, Reply
-from holdfast.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, needs
-from holdfast.core.state import apply_entry
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import ClaimState
+from tenuto.core.model import Command as CommandSeen
+from tenuto.core.ops import Claim, Command, Entry, Finish, Reply
+from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, needs
+from tenuto.core.state import apply_entry
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness, served_log
 
 HALF = "\ud83d"  # half of a surrogate pair
@@ -825,7 +825,7 @@ def test_a_refused_command_adds_nothing(batch: LogHarness, send: Any) -> None:
     batch.command("other")
     batch.commit()
     batch.append("m", "a")
-    with pytest.raises(HoldfastError):
+    with pytest.raises(TenutoError):
         send(batch)
     batch.append("m", "b")
     assert [one.serial for one in batch.commit()] == [3]

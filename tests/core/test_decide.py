@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.errors import (
+from tenuto.core.errors import (
     Deleted,
     Fenced,
     Finished,
     ForbiddenStatus,
     Gap,
-    HoldfastError,
+    TenutoError,
     IdConflict,
     InvalidName,
     InvalidRequest,
@@ -32,9 +32,9 @@ from holdfast.core.errors import (
     TooLarge,
     VersionConflict,
 )
-from holdfast.core.limits import Limits
-from holdfast.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity
-from holdfast.core.requests import (
+from tenuto.core.limits import Limits
+from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity
+from tenuto.core.requests import (
     AppendText,
     Caller,
     CreateMessage,
@@ -1030,7 +1030,7 @@ REFUSED: list[tuple[str, Request]] = [
 def test_a_refused_request_adds_nothing(batch: LogHarness, message_id: str, request_: Request) -> None:
     batch.stream("m", "")
     batch.append("m", "a")
-    with pytest.raises(HoldfastError):
+    with pytest.raises(TenutoError):
         batch.ask(message_id, request_)
     batch.append("m", "b")
     ops = [entry.op for entry in batch.commit()]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from holdfast.core.catch_up import events_since
-from holdfast.core.deltas import (
+from tenuto.core.catch_up import events_since
+from tenuto.core.deltas import (
     Delta,
     MessageContinued,
     MessageDeleted,
@@ -26,8 +26,8 @@ from holdfast.core.deltas import (
     Sent,
     TextAdded,
 )
-from holdfast.core.events import ChannelAttached, MessageAppend, MessageTakeover
-from holdfast.core.model import APPENDABLE, Message
+from tenuto.core.events import ChannelAttached, MessageAppend, MessageTakeover
+from tenuto.core.model import APPENDABLE, Message
 from tests.core.worlds import IDS, Asked, World, batches
 
 MANY = 10**6  # more changed messages than a world has

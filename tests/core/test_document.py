@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core import text as text_module
-from holdfast.core.document import (
+from tenuto.core import text as text_module
+from tenuto.core.document import (
     KEPT_MS,
     MessageHead,
     Segment,
@@ -29,14 +29,14 @@ from holdfast.core.document import (
     restored,
     used_up_head,
 )
-from holdfast.core.draft import Draft
-from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
-from holdfast.core.events import encode_json
-from holdfast.core.message_state import ClaimState, CommandState, MessageState
-from holdfast.core.ops import Append, Entry, Lease, WriterIdentity, decode_op, encode_op
-from holdfast.core.requests import Caller, ClaimTurn
-from holdfast.core.state import ChannelState, apply_entry
-from holdfast.core.text import MARK_BYTES, Text
+from tenuto.core.draft import Draft
+from tenuto.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
+from tenuto.core.events import encode_json
+from tenuto.core.message_state import ClaimState, CommandState, MessageState
+from tenuto.core.ops import Append, Entry, Lease, WriterIdentity, decode_op, encode_op
+from tenuto.core.requests import Caller, ClaimTurn
+from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.text import MARK_BYTES, Text
 from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, served_log, text_part, tool_part
 from tests.core.worlds import (
     COMMANDS,

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from holdfast.core.errors import public_reason
-from holdfast.core.limits import Limits
-from holdfast.core.model import check_json
+from tenuto.core.errors import public_reason
+from tenuto.core.limits import Limits
+from tenuto.core.model import check_json
 
 
 class Spoken(Exception):

@@ -10,18 +10,18 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.catch_up import events_since, new_start, newest_messages, resumed
-from holdfast.core.cursor import EMPTY, NO_EPOCH
-from holdfast.core.decide import decide, plain_append
-from holdfast.core.draft import Draft
-from holdfast.core.errors import HoldfastError
-from holdfast.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
-from holdfast.core.limits import Limits
-from holdfast.core.message_state import MessageState
-from holdfast.core.ops import Append, Claim, Lease, WriterIdentity, decode_op, encode_op
-from holdfast.core.requests import AppendText, Caller
-from holdfast.core.state import ChannelState, apply_entry
-from holdfast.core.view import View
+from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
+from tenuto.core.cursor import EMPTY, NO_EPOCH
+from tenuto.core.decide import decide, plain_append
+from tenuto.core.draft import Draft
+from tenuto.core.errors import TenutoError
+from tenuto.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import MessageState
+from tenuto.core.ops import Append, Claim, Lease, WriterIdentity, decode_op, encode_op
+from tenuto.core.requests import AppendText, Caller
+from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.view import View
 from tests.core.worlds import IDS, LIMITS, Asked, Shelf, World, batches, everything, fold, thing
 
 LIMIT = 200
@@ -358,7 +358,7 @@ def test_fast_path_for_appends_returns_the_decision_or_none(
     short = plain_append(world.state, key, request, limits)
     try:
         ops = decide(Draft(world.state), key, request, caller=writer, now_ms=0, limits=limits).ops
-    except HoldfastError:
+    except TenutoError:
         ops = ()
     is_in_place = None not in (request.at, request.part, request.generation)
     is_whole = bool(ops) and isinstance(ops[0], Append) and ops[0].text == request.text

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import InvalidRequest, InvalidText, TooLarge
-from holdfast.core.events import ChannelAttached, MessageAppend, MessageFinish, MessagePart, encode_json
-from holdfast.core.limits import Limits
-from holdfast.core.model import Command, Member, Message, check_json, check_part, check_text
+from tenuto.core.errors import InvalidRequest, InvalidText, TooLarge
+from tenuto.core.events import ChannelAttached, MessageAppend, MessageFinish, MessagePart, encode_json
+from tenuto.core.limits import Limits
+from tenuto.core.model import Command, Member, Message, check_json, check_part, check_text
 
 LIMITS = Limits()
 

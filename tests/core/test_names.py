@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.errors import InvalidName
-from holdfast.core.names import check_channel, check_id, command_id, command_key
+from tenuto.core.errors import InvalidName
+from tenuto.core.names import check_channel, check_id, command_id, command_key
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:~@=+-"
 

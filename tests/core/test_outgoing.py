@@ -15,12 +15,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.errors import (
+from tenuto.core.errors import (
     Busy,
     Draining,
     Fenced,
     Finished,
-    HoldfastError,
+    TenutoError,
     InvalidRequest,
     LocalError,
     Mismatch,
@@ -29,11 +29,11 @@ from holdfast.core.errors import (
     StoreUnavailable,
     TooLarge,
 )
-from holdfast.core.limits import Limits
-from holdfast.core.model import Message
-from holdfast.core.outgoing import Outgoing, OutgoingRequest, OutgoingState
-from holdfast.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
-from holdfast.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from tenuto.core.limits import Limits
+from tenuto.core.model import Message
+from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState
+from tenuto.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
+from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tests.core.harness import APP, LogHarness
 from tests.core.writing import Action, Expected, contents
 
@@ -172,10 +172,10 @@ class Network:
             self.epoch += "x"
         self._see()
 
-    def _decide(self, one: OutgoingRequest) -> HoldfastError | None:
+    def _decide(self, one: OutgoingRequest) -> TenutoError | None:
         try:
             self.harness.ask("m", one.request, APP)
-        except HoldfastError as error:
+        except TenutoError as error:
             return error
         finally:
             self.harness.commit()
@@ -431,7 +431,7 @@ def in_state(state: OutgoingState, kind: type[Outgoing]) -> Outgoing:
 def test_content_is_accepted_in_the_open_state_only(
     kind: type[Outgoing],
     state: OutgoingState,
-    error: type[HoldfastError] | None,
+    error: type[TenutoError] | None,
     accepting: Callable[[Outgoing], None],
 ) -> None:
     outgoing = in_state(state, kind)
@@ -507,7 +507,7 @@ def test_empty_text_opens_no_part(kind: type[Outgoing]) -> None:
     ],
 )
 def test_mistake_is_raised_by_its_call_and_changes_no_state(
-    kind: type[Outgoing], mistake: Callable[[Outgoing], None], error: type[HoldfastError]
+    kind: type[Outgoing], mistake: Callable[[Outgoing], None], error: type[TenutoError]
 ) -> None:
     outgoing = opened(kind)
     outgoing.accept_part({"type": "data", "name": "n", "data": 1})

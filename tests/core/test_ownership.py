@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.errors import Deleted, Fenced, Finished, Forbidden, HoldfastError, NotFound, NotWriter
-from holdfast.core.ops import WriterIdentity
-from holdfast.core.requests import (
+from tenuto.core.errors import Deleted, Fenced, Finished, Forbidden, TenutoError, NotFound, NotWriter
+from tenuto.core.ops import WriterIdentity
+from tenuto.core.requests import (
     AppendText,
     Caller,
     ClaimTurn,
@@ -269,7 +269,7 @@ def test_request_is_granted_or_refused_as_in_the_table(
 def outcome(harness: LogHarness, request: Request, caller: Caller) -> str:
     try:
         harness.ask("m", request, caller)
-    except HoldfastError as error:
+    except TenutoError as error:
         return error.code
     return "ok"
 

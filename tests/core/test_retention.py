@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.core.errors import LocalError
-from holdfast.core.model import ChannelSummary
-from holdfast.core.patterns import matches
-from holdfast.core.retention import (
+from tenuto.core.errors import LocalError
+from tenuto.core.model import ChannelSummary
+from tenuto.core.patterns import matches
+from tenuto.core.retention import (
     DAY_MS,
     LEAST_MS,
     TOMBSTONE_MS,

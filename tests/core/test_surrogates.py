@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.app import Hub
+from tenuto.app import Hub
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "surrogates.json").read_text())
 

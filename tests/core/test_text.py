@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core import text as text_module
-from holdfast.core.text import JOIN_PIECES, MAX_MARKS, Text, TextFork
+from tenuto.core import text as text_module
+from tenuto.core.text import JOIN_PIECES, MAX_MARKS, Text, TextFork
 
 letters = st.sampled_from("ab é中🙂\n")
 pieces = st.lists(st.tuples(st.text(letters, max_size=6), st.integers(0, 3)), max_size=3 * JOIN_PIECES)

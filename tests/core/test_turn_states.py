@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from holdfast.core.errors import HoldfastError, StillStreaming
-from holdfast.core.message_state import MessageState
-from holdfast.core.requests import Caller, ClaimTurn
-from holdfast.core.turns import (
+from tenuto.core.errors import TenutoError, StillStreaming
+from tenuto.core.message_state import MessageState
+from tenuto.core.requests import Caller, ClaimTurn
+from tenuto.core.turns import (
     TRANSITIONS,
     ChannelTurns,
     HeldFate,
@@ -372,7 +372,7 @@ def test_turn_agrees_with_the_log_whenever_no_claim_is_under_way(steps: list[str
                     log.end("q", log.known("q").claim.generation, "done" if step == "end" else "cancelled")
                 case "delete":
                     log.delete("q")
-        except HoldfastError:
+        except TenutoError:
             pass  # the log refuses the claim, because the turn is over or another attempt has it
         look(turn, log)
         claim = log.known("q").claim

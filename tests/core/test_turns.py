@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.answer_ids import reply_id
-from holdfast.core.catch_up import events_since
-from holdfast.core.decide_turns import GIVEN_BACK_MS
-from holdfast.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
-from holdfast.core.limits import Limits
-from holdfast.core.message_state import ClaimState
-from holdfast.core.ops import Claim, Create, Finish, Lease, WriterIdentity
-from holdfast.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
-from holdfast.core.state import ChannelState, apply_entry
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.catch_up import events_since
+from tenuto.core.decide_turns import GIVEN_BACK_MS
+from tenuto.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import ClaimState
+from tenuto.core.ops import Claim, Create, Finish, Lease, WriterIdentity
+from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
+from tenuto.core.state import ChannelState, apply_entry
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness, served_log
 from tests.core.worlds import fold
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.events import (
+from tenuto.core.events import (
     Batch,
     ChannelAttached,
     CommandReply,
@@ -29,9 +29,9 @@ from holdfast.core.events import (
     encode_json,
     known_events,
 )
-from holdfast.core.model import Command, Message
-from holdfast.core.text import Text
-from holdfast.core.view import View, ViewGap
+from tenuto.core.model import Command, Message
+from tenuto.core.text import Text
+from tenuto.core.view import View, ViewGap
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 

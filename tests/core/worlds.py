@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from holdfast.core.decide import decide
-from holdfast.core.document import Document, Segment, Stored, document, mark_documented, restored
-from holdfast.core.draft import Draft
-from holdfast.core.errors import HoldfastError
-from holdfast.core.events import CommandReply
-from holdfast.core.limits import Limits
-from holdfast.core.message_state import CommandState, MessageState
-from holdfast.core.model import Command, Message
-from holdfast.core.names import COMMAND_MARK
-from holdfast.core.ops import Entry
-from holdfast.core.requests import (
+from tenuto.core.decide import decide
+from tenuto.core.document import Document, Segment, Stored, document, mark_documented, restored
+from tenuto.core.draft import Draft
+from tenuto.core.errors import TenutoError
+from tenuto.core.events import CommandReply
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.model import Command, Message
+from tenuto.core.names import COMMAND_MARK
+from tenuto.core.ops import Entry
+from tenuto.core.requests import (
     AppendText,
     Caller,
     ClaimTurn,
@@ -39,7 +39,7 @@ from holdfast.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from holdfast.core.state import ChannelState, apply_entry
+from tenuto.core.state import ChannelState, apply_entry
 
 IDS = ("m1", "m2", "m3")
 COMMANDS = ("!k1", "!k2", "!k3", "!k4")  # a command ends with its reply, so the worlds need several
@@ -144,7 +144,7 @@ class World:
         self.log += entries
         return entries
 
-    def decide(self, draft: Draft, one: Asked) -> HoldfastError | None:
+    def decide(self, draft: Draft, one: Asked) -> TenutoError | None:
         """Add the operations of `one` to `draft`; returns the refusal if there is one."""
         request = begun(draft, one)
         if not is_command(one.message_id):
@@ -153,7 +153,7 @@ class World:
             decision = decide(
                 draft, one.message_id, request, caller=SERVER, now_ms=self.now_ms, limits=LIMITS, is_served=True
             )
-        except HoldfastError as error:
+        except TenutoError as error:
             return error
         for op in decision.ops:
             draft.add(op)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from holdfast.core.model import Message
+from tenuto.core.model import Message
 
 PIECES = ["", "the ", "🙂", "e\u0301", "中文", "\n", "\ud83d", "\ude00", "x" * 300]
 

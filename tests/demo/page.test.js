@@ -8,11 +8,11 @@ import { test } from "node:test"
 
 import { transformSync } from "esbuild"
 
-import { noteChat, stateOf } from "../../holdfast/web/demo/chats.js"
-import { breaksOf, lostOf, marksOf, Score } from "../../holdfast/web/demo/score.js"
-import { freeName, idOf, whoAmI } from "../../holdfast/web/demo/visitor.js"
+import { noteChat, stateOf } from "../../tenuto/web/demo/chats.js"
+import { breaksOf, lostOf, marksOf, Score } from "../../tenuto/web/demo/score.js"
+import { freeName, idOf, whoAmI } from "../../tenuto/web/demo/visitor.js"
 
-const FOLDER = new URL("../../holdfast/web/demo/", import.meta.url)
+const FOLDER = new URL("../../tenuto/web/demo/", import.meta.url)
 
 /** A storage that survives its page. */
 class MemoryStorage {
@@ -50,7 +50,7 @@ test("servers that died between two looks are counted, and the first look counts
 test("a damaged score in the storage counts as empty", () => {
   for (const kept of ["{", "[", "null", "1"]) {
     const storage = new MemoryStorage()
-    storage.setItem("holdfast-demo.score", kept)
+    storage.setItem("tenuto-demo.score", kept)
     assert.equal(new Score(storage).kept.reloads, 0)
   }
 })
@@ -139,7 +139,7 @@ test("every name has a valid id, and different names have different ids", () => 
 test("an invalid person in the storage is ignored, and a lone surrogate gives a random name", () => {
   for (const kept of ["", "{", "null", "[]", '{"id": 1}', '{"id": "", "name": "x"}']) {
     const storage = new MemoryStorage()
-    storage.setItem("holdfast-demo.me", kept)
+    storage.setItem("tenuto-demo.me", kept)
     assert.equal(whoAmI(null, storage, () => 0).name, "Ada")
   }
   assert.equal(whoAmI("\ud800", new MemoryStorage(), () => 0).name, "Ada")

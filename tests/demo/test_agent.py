@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from holdfast.demo.agent import (
+from tenuto.demo.agent import (
     LONGEST_S,
     MOST_STEERING,
     SHORTEST_S,
@@ -28,8 +28,8 @@ from holdfast.demo.agent import (
     quotable,
     script,
 )
-from holdfast.demo.answers import ready_answers
-from holdfast.demo.passages import Library
+from tenuto.demo.answers import ready_answers
+from tenuto.demo.passages import Library
 
 WORDS = "A lease ends unless its writer renews it. Then the message becomes interrupted, and every viewer sees it."
 GUIDE = Library({"docs/guide.md": "# Guide\n\n" + "\n\n".join(f"## Lease {n}\n\n{WORDS * 4}" for n in range(40))})
@@ -65,7 +65,7 @@ def test_an_answer_depends_on_question_and_seed_only(question: str, seed: int, s
 
 def test_another_process_makes_the_same_script() -> None:
     program = (
-        "import json; from holdfast.demo.agent import script; from holdfast.demo.passages import Library;"
+        "import json; from tenuto.demo.agent import script; from tenuto.demo.passages import Library;"
         f"print(json.dumps(script('lease, writer, message?', 7, Library({{'a.md': {WORDS!r}}}))))"
     )
     other = subprocess.run(

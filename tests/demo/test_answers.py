@@ -15,9 +15,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from holdfast import Hub
-from holdfast.demo.answers import ReadyAnswer, ready_answer, ready_answers
-from holdfast.demo.passages import documents
+from tenuto import Hub
+from tenuto.demo.answers import ReadyAnswer, ready_answer, ready_answers
+from tenuto.demo.passages import documents
 
 CODE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"^\|(?:-+\|)+$", re.MULTILINE)

@@ -18,15 +18,15 @@ import httpx2
 import msgspec
 import pytest
 
-from holdfast import Hub
-from holdfast.demo.agent import OTHER_TEXT, Settled, plan
-from holdfast.demo.answers import ready_answers
-from holdfast.demo.app import Supervision, build, qr_rows
-from holdfast.demo.control import IN_SERVER
-from holdfast.demo.guests import Guests
-from holdfast.demo.guide import Sleep, continued
+from tenuto import Hub
+from tenuto.demo.agent import OTHER_TEXT, Settled, plan
+from tenuto.demo.answers import ready_answers
+from tenuto.demo.app import Supervision, build, qr_rows
+from tenuto.demo.control import IN_SERVER
+from tenuto.demo.guests import Guests
+from tenuto.demo.guide import Sleep, continued
 
-WEB = Path(__file__).parents[2] / "holdfast" / "web"
+WEB = Path(__file__).parents[2] / "tenuto" / "web"
 
 CHANNEL = "demo:test"
 QUESTION = "What happens when I press F5?"
@@ -68,11 +68,11 @@ class Demo:
         return await self.post("messages", {"id": id, "text": text, "meta": {"name": "Ada"}})
 
     async def post(self, path: str, body: object) -> httpx2.Response:
-        return await self.http.post(f"/holdfast/v1/channels/{CHANNEL}/{path}", params={"client": "@ada"}, json=body)
+        return await self.http.post(f"/tenuto/v1/channels/{CHANNEL}/{path}", params={"client": "@ada"}, json=body)
 
     async def messages(self) -> list[dict[str, Any]]:
         """Return the messages, oldest first."""
-        page = await self.http.get(f"/holdfast/v1/channels/{CHANNEL}/messages")
+        page = await self.http.get(f"/tenuto/v1/channels/{CHANNEL}/messages")
         return list(reversed(page.json()["messages"]))
 
     async def answer(self, to: str = "q1", *, status: str = "") -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Demo:
         """Return the command `approve` that waits for a reply."""
         async with asyncio.timeout(20):
             async for _ in self.hub.subscribe(CHANNEL):
-                page = await self.http.get(f"/holdfast/v1/channels/{CHANNEL}/poll", params={"history": 0})
+                page = await self.http.get(f"/tenuto/v1/channels/{CHANNEL}/poll", params={"history": 0})
                 for command in page.json()["events"][0].get("commands", []):
                     if command["name"] == "approve" and command["id"] != but_not:
                         found: dict[str, Any] = command
@@ -185,7 +185,7 @@ async def test_an_answer_takes_up_steering() -> None:
 async def test_people_have_the_names_of_their_presence() -> None:
     pace = Pace(60)
     async with demo("memory://", pace.sleep) as here:
-        path = f"/holdfast/v1/channels/{CHANNEL}/presence/@ada"
+        path = f"/tenuto/v1/channels/{CHANNEL}/presence/@ada"
         entered = await here.http.put(path, params={"client": "@ada"}, json={"data": {"name": "Ada"}})
         assert entered.status_code == 204
         await here.ask()
@@ -257,7 +257,7 @@ async def test_an_answer_stops_when_the_documentation_changed_in_between(
     async with demo(store, pace.sleep) as here:
         await here.ask()
         await pace.is_waiting.wait()
-    monkeypatch.setattr("holdfast.demo.guide.is_as_begun", lambda question, settled: False)
+    monkeypatch.setattr("tenuto.demo.guide.is_as_begun", lambda question, settled: False)
     async with demo(store) as here:
         assert text_of(await here.answer()).endswith(OTHER_TEXT)
 
@@ -337,7 +337,7 @@ async def test_without_a_supervisor_the_routes_name_the_command() -> None:
             assert (response.status_code, response.json()["code"]) == (409, code)
             assert response.headers["content-type"] == "application/problem+json"
             assert remedy in response.json()["detail"]
-            assert response.json()["type"] == f"urn:holdfast:error:{code}"
+            assert response.json()["type"] == f"urn:tenuto:error:{code}"
 
 
 class NoParent:
@@ -470,7 +470,7 @@ async def test_a_stranger_gets_the_page_and_no_chat() -> None:
             response = await here.http.request(method, path, json=body)
             assert (response.status_code, response.json()["code"]) == (401, "unauthenticated"), path
         assert (await here.ask()).status_code == 401
-        assert (await here.http.get(f"/holdfast/v1/channels/{CHANNEL}/messages")).status_code == 401
+        assert (await here.http.get(f"/tenuto/v1/channels/{CHANNEL}/messages")).status_code == 401
 
 
 async def test_a_guest_trades_the_secret_for_a_cookie_once() -> None:
@@ -483,13 +483,13 @@ async def test_a_guest_trades_the_secret_for_a_cookie_once() -> None:
         person = (await here.http.get("/demo/info")).json()["person"]
         assert person == joined.json()["person"]
         asked = await here.http.post(
-            f"/holdfast/v1/channels/{CHANNEL}/messages", json={"id": "q1", "text": "?"}, headers={"origin": BASE}
+            f"/tenuto/v1/channels/{CHANNEL}/messages", json={"id": "q1", "text": "?"}, headers={"origin": BASE}
         )
         assert asked.json()["message"]["author"] == person["id"]
         foreign = {"origin": "http://evil.example"}
         assert (await here.http.post("/demo/kill", json={}, headers=foreign)).status_code == 403
         other = await here.http.post(
-            "/holdfast/v1/channels/chat:1/messages", json={"text": "?"}, headers={"origin": BASE}
+            "/tenuto/v1/channels/chat:1/messages", json={"text": "?"}, headers={"origin": BASE}
         )
         assert other.status_code == 403  # a guest is let into the chats of the demo alone
 
@@ -519,21 +519,21 @@ async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert page.headers["content-security-policy"].startswith("default-src 'self';")
         for name in ("demo/page.js", "demo/demo.css", "demo/icon.svg"):
-            assert f"/holdfast/web/{name}" in page.text
-            assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
+            assert f"/tenuto/web/{name}" in page.text
+            assert (await here.http.get(f"/tenuto/web/{name}")).status_code == 200
         for name in ("demo/board.js", "demo/trials.js", "demo/plain.js", "chat.js", "client.js"):
-            assert (await here.http.get(f"/holdfast/web/{name}")).status_code == 200
+            assert (await here.http.get(f"/tenuto/web/{name}")).status_code == 200
 
 
 async def test_every_file_of_the_page_has_a_content_security_policy() -> None:
     async with demo("memory://") as here:
         files = [path.relative_to(WEB).as_posix() for path in (WEB / "demo").rglob("*") if path.is_file()]
         assert len(files) >= 15
-        for path in ("/", *(f"/holdfast/web/{file}" for file in files)):
+        for path in ("/", *(f"/tenuto/web/{file}" for file in files)):
             response = await here.http.get(path)
             assert response.status_code == 200
             assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
             assert response.headers.get_list("x-content-type-options") == ["nosniff"]
-        for path in ("/demo/info", "/holdfast/web/client.js"):
+        for path in ("/demo/info", "/tenuto/web/client.js"):
             response = await here.http.get(path)
             assert (response.status_code, response.headers.get("x-content-type-options")) == (200, "nosniff")

@@ -10,9 +10,9 @@ import base64
 import msgspec
 import pytest
 
-from holdfast.core.errors import TooMany
-from holdfast.demo.control import IN_SERVER
-from holdfast.demo.guests import (
+from tenuto.core.errors import TooMany
+from tenuto.demo.control import IN_SERVER
+from tenuto.demo.guests import (
     COOKIE,
     GUESSES_S,
     INVITE_S,
@@ -22,8 +22,8 @@ from holdfast.demo.guests import (
     Guests,
     Person,
 )
-from holdfast.demo.refusals import NoInvite
-from holdfast.hub.identity import Scope
+from tenuto.demo.refusals import NoInvite
+from tenuto.hub.identity import Scope
 
 PEER = "127.0.0.3"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.errors import LocalError
-from holdfast.demo.app import build
-from holdfast.demo.model import model_in, who_answers
+from tenuto.core.errors import LocalError
+from tenuto.demo.app import build
+from tenuto.demo.model import model_in, who_answers
 from tests.agents.sources.provider import HOLD, Provider
 from tests.agents.sources.wires import (
     CHAT_USAGE,

@@ -26,7 +26,7 @@ ANSWER = ".assistant"
 STORY_S = 20  # time from opening the page until the visitor has seen an answer survive and a plain stream end
 # The messages as the chat element has them: their text as stored, not as drawn. Unsent ones count too.
 _MESSAGES = """(() => {
-  const chat = document.querySelector("holdfast-chat")
+  const chat = document.querySelector("tenuto-chat")
   return chat?.client?.channel(chat.getAttribute("channel")).getSnapshot().messages ?? []
 })()"""
 _ANSWER = f"""() => {_MESSAGES}.filter(({{ role }}) => role === "assistant").at(-1)?.text ?? "" """
@@ -143,7 +143,7 @@ async def test_a_visitor_who_only_presses_reload_sees_an_answer_survive_and_a_pl
         assert seen_s <= STORY_S
         words = await page.inner_text("#box-reload p")
         assert re.fullmatch(r"[\d,]+ characters came back in 1 event, \d+ ms", words), words
-        marks = await page.evaluate("document.querySelector('holdfast-chat').marks")
+        marks = await page.evaluate("document.querySelector('tenuto-chat').marks")
         assert [one["text"].split(".")[0] for one in marks] == ["You reloaded here"]
         assert marks[0]["at"] >= 80
         assert (await until_length(page, len(before) + 40)).startswith(before)
@@ -162,7 +162,7 @@ async def test_a_reload_that_loses_text_is_counted_and_ticks_no_box(
         path = f"{shared.hub}/v1/channels/{channel}/messages"
         await asyncio.to_thread(shared.post, path, {"id": "m", "role": "assistant", "text": "abc"})
         await until_length(page, 3)
-        kept = "sessionStorage['holdfast-demo.score']"  # the page has kept that it showed "abc"
+        kept = "sessionStorage['tenuto-demo.score']"  # the page has kept that it showed "abc"
         await page.add_init_script(f"if ({kept}) {kept} = {kept}.replace('\"abc\"', '\"abX and more\"')")
         await page.reload()
         await box(page, "reload").to_have_attribute("data-state", "lost")
@@ -227,7 +227,7 @@ async def test_offline_for_ten_seconds_a_question_waits_and_is_sent(
         await ask(page, question=3)
         await page.click("#do-offline")
         await expect(page.locator("#connection-text")).to_have_text("Offline")
-        await expect(page.locator("holdfast-chat .status")).to_have_text("Offline. Messages are sent later.")
+        await expect(page.locator("tenuto-chat .status")).to_have_text("Offline. Messages are sent later.")
         await expect(page.locator("#plain-words")).to_contain_text("Cut off after")
         await page.fill("textarea", "Are you still there?")
         await page.press("textarea", "Enter")
@@ -236,7 +236,7 @@ async def test_offline_for_ten_seconds_a_question_waits_and_is_sent(
         await box(page, "offline").to_have_attribute("data-state", "ok")
         await box(page, "offline").to_contain_text(re.compile(r"[\d,]+ characters? followed in \d+ events?, \d+ ms"))
         await expect(page.locator('.user[data-status="complete"]')).to_have_count(2)
-        await expect(page.locator("holdfast-chat .hairline")).to_contain_text("You were offline here.")
+        await expect(page.locator("tenuto-chat .hairline")).to_contain_text("You were offline here.")
         assert await total(page, "lost") == 0
 
 
@@ -272,7 +272,7 @@ async def test_any_input_ends_autoplay_and_with_reduced_motion_there_is_none(bro
             await expect(page.locator("#welcome")).to_be_visible()
             if kind:
                 await page.wait_for_function(
-                    "sessionStorage.getItem('holdfast-demo.visited')"
+                    "sessionStorage.getItem('tenuto-demo.visited')"
                 )  # the page listens for input
                 await page.evaluate(
                     """type => {
@@ -332,7 +332,7 @@ async def test_chats_of_earlier_days_stand_under_a_heading_of_their_own(
         await expect(page.locator("#chat-list li")).to_have_count(1)
         await expect(page.get_by_role("heading", name="Earlier")).to_be_hidden()
         await page.evaluate("""() => {
-          const key = "holdfast-demo.chats"
+          const key = "tenuto-demo.chats"
           const newest_ms = Date.parse("2026-01-05")
           const chat = { channel: "demo:earlier", title: "A question", state: "0 messages", newest_ms }
           localStorage[key] = JSON.stringify([...JSON.parse(localStorage[key]), chat])
@@ -431,14 +431,14 @@ async def test_the_page_one_tag_shows_the_code_that_runs(browser: Browser, share
     async with visiting(browser) as context:
         page = await context.new_page()
         await page.goto(f"http://127.0.0.1:{shared.port}/one-tag")
-        tag = '<holdfast-chat channel="demo:one-tag" heading="Ask the docs" launcher></holdfast-chat>'
+        tag = '<tenuto-chat channel="demo:one-tag" heading="Ask the docs" launcher></tenuto-chat>'
         await expect(page.locator("#code")).to_contain_text(tag)
         await expect(page.locator("textarea")).to_be_visible()
         await page.get_by_role("button", name="React").click()
         await expect(page.locator("#code")).to_contain_text("useMessages(channel)")
         await page.fill("#react input", "What is a cursor?")
         await page.press("#react input", "Enter")
-        await expect(page.locator("holdfast-chat .user")).to_contain_text("What is a cursor?")
+        await expect(page.locator("tenuto-chat .user")).to_contain_text("What is a cursor?")
         await expect(page.locator("#react p").nth(1)).to_contain_text("A cursor says")
         await page.click(".stop")
         await page.get_by_role("button", name="One tag").click()
@@ -447,7 +447,7 @@ async def test_the_page_one_tag_shows_the_code_that_runs(browser: Browser, share
         await expect(page.locator("#code")).to_contain_text("channel.send(form.text.value)")
         await page.fill("#stage input", "What does it cost?")
         await page.press("#stage input", "Enter")
-        await expect(page.locator("holdfast-chat .user").nth(1)).to_contain_text("What does it cost?")
+        await expect(page.locator("tenuto-chat .user").nth(1)).to_contain_text("What does it cost?")
         await expect(page.locator("#stage > div")).to_contain_text(
             re.compile("What does it cost.*guide: .+", re.DOTALL)
         )

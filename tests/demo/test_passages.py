@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.demo.passages import LONGEST_PASSAGE, Library, cut_into_passages, library, terms
+from tenuto.demo.passages import LONGEST_PASSAGE, Library, cut_into_passages, library, terms
 
 GUIDE = """# The guide
 
@@ -180,5 +180,5 @@ def test_printed_figures_of_benchmarks_are_left_out() -> None:
     passages = [passage for passage in library().passages if passage.source == "docs/benchmarks.md"]
     assert passages
     assert not any(
-        "us_per_delivery" in passage.text or "holdfast serve: CPU per" in passage.text for passage in passages
+        "us_per_delivery" in passage.text or "tenuto serve: CPU per" in passage.text for passage in passages
     )

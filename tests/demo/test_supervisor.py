@@ -20,12 +20,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.demo.agent import Settled, plan
-from holdfast.demo.answers import ready_answers
-from holdfast.demo.control import AGENTS
-from holdfast.demo.server import is_of_interest
-from holdfast.demo.supervisor import MOST_RESTARTS, RESTARTS_S, _Restarts
-from holdfast.transports.socket_owner import SocketOwner, objection
+from tenuto.demo.agent import Settled, plan
+from tenuto.demo.answers import ready_answers
+from tenuto.demo.control import AGENTS
+from tenuto.demo.server import is_of_interest
+from tenuto.demo.supervisor import MOST_RESTARTS, RESTARTS_S, _Restarts
+from tenuto.transports.socket_owner import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
 
 CHANNEL = "demo:test"
@@ -174,7 +174,7 @@ def end(demo: Server, number: signal.Signals) -> None:
 
 
 def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
-    process = Process(["-m", "holdfast", "demo", "--port", "0", "--store", "nonsense://"], tmp_path / "log")
+    process = Process(["-m", "tenuto", "demo", "--port", "0", "--store", "nonsense://"], tmp_path / "log")
     process.start()
     try:
         assert process.wait() == 1
@@ -197,7 +197,7 @@ def test_restarts_are_bounded_within_a_minute() -> None:
 def test_connections_that_were_given_up_are_not_in_the_terminal(owner: SocketOwner | None, is_shown: bool) -> None:
     reason = objection(owner, 0)
     assert reason is not None
-    line = logging.LogRecord("holdfast.transports", logging.WARNING, "", 0, "refused: %s", (reason,), None)
+    line = logging.LogRecord("tenuto.transports", logging.WARNING, "", 0, "refused: %s", (reason,), None)
     assert is_of_interest(line) is is_shown
 
 
@@ -258,7 +258,7 @@ def join(lan: Server, secret: str) -> str:
 
 
 def test_without_the_option_for_the_network_other_addresses_are_refused(tmp_path: Path) -> None:
-    process = Process(["-m", "holdfast", "demo", "--host", "192.0.2.1"], tmp_path / "log")
+    process = Process(["-m", "tenuto", "demo", "--host", "192.0.2.1"], tmp_path / "log")
     process.start()
     try:
         assert process.wait() == 1

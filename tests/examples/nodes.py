@@ -3,7 +3,7 @@
 Layer: tests.
 
 An app of one process becomes that of several by one changed line, the address of its store. So `shared` copies an
-example, changes this line alone, and uvicorn runs the copy. An example that runs no server gets two `holdfast serve`.
+example, changes this line alone, and uvicorn runs the copy. An example that runs no server gets two `tenuto serve`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from chaos.processes import free_port
-from holdfast.client import ChannelView, Client
-from holdfast.core.model import Message
+from tenuto.client import ChannelView, Client
+from tenuto.core.model import Message
 from tests.examples.programs import FOLDER, PROCESSES
 from tests.processes import Process, request
 
@@ -31,7 +31,7 @@ class Node(Process):
     def __init__(self, arguments: list[str], store: str, log: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.hub = f"{self.url}/holdfast"
+        self.hub = f"{self.url}/tenuto"
         self.store = store
         super().__init__(["-m", *arguments, "--port", str(self.port)], log)
 
@@ -63,7 +63,7 @@ async def two_nodes(name: str, url: str, folder: Path) -> AsyncIterator[tuple[No
         secret = folder / "chat.secret"
         secret.write_text("a secret of at least thirty-two bytes, as it should be\n")
         options = ["--jwt-secret-file", str(secret), "--jwt-audience", "chat"]
-        command = ["holdfast", "serve", "--store", store, *options]
+        command = ["tenuto", "serve", "--store", store, *options]
     else:
         command = shared(name, store, folder)
     here, there = nodes = [Node(command, store, folder / f"{flat}.{number}.log") for number in range(2)]

@@ -22,10 +22,10 @@ from django.urls import clear_url_caches
 from django.utils.functional import empty
 from starlette.testclient import TestClient
 
-from holdfast.core.events import Batch, known_events
-from holdfast.core.model import Message
-from holdfast.core.view import View
-from holdfast.serving import address_of, listen, server
+from tenuto.core.events import Batch, known_events
+from tenuto.core.model import Message
+from tenuto.core.view import View
+from tenuto.serving import address_of, listen, server
 
 FOLDER = Path(__file__).parents[2] / "examples"
 PROCESSES = ("agent_elsewhere",)  # they run no server: `test_agents` starts them
@@ -92,7 +92,7 @@ def follow(client: TestClient, channel: str, until: Callable[[list[Message]], bo
     view = View()
     for _ in range(1_000):
         query = {"wait_s": "2"} if view.cursor is None else {"wait_s": "2", "since": view.cursor}
-        response = client.get(f"{prefix}/holdfast/v1/channels/{channel}/poll", params=query)
+        response = client.get(f"{prefix}/tenuto/v1/channels/{channel}/poll", params=query)
         assert response.status_code == 200, response.text
         body = response.json()
         view.receive(Batch(events=known_events(body["events"]), cursor=body["cursor"]))

@@ -17,8 +17,8 @@ from types import ModuleType
 import httpx2
 import pytest
 
-from holdfast.client import ChannelView, Client
-from holdfast.core.model import Message
+from tenuto.client import ChannelView, Client
+from tenuto.core.model import Message
 from tests.examples.programs import FOLDER, served
 from tests.processes import PATIENCE_S, python, serving
 
@@ -50,7 +50,7 @@ async def test_a_hook_copies_a_finished_answer_to_the_apps_table(program: Load) 
     async with (
         served(program("agent_fastapi"), pace_s=0.0) as address,
         httpx2.AsyncClient(base_url=address) as http,
-        Client(f"{address}/holdfast", client_id="ann") as ann,
+        Client(f"{address}/tenuto", client_id="ann") as ann,
         ann.channel("chat:1") as view,
     ):
         prompt = await ann.create("chat:1", text="why?")
@@ -80,8 +80,8 @@ async def archived(http: httpx2.AsyncClient, count: int) -> list[dict[str, str]]
 async def test_a_stop_from_a_second_client_ends_the_answer_for_both(program: Load) -> None:
     async with (
         served(program("agent_fastapi"), pace_s=0.02) as address,
-        Client(f"{address}/holdfast", client_id="ann") as ann,
-        Client(f"{address}/holdfast", client_id="bob") as bob,
+        Client(f"{address}/tenuto", client_id="ann") as ann,
+        Client(f"{address}/tenuto", client_id="bob") as bob,
         ann.channel("chat:1") as anns,
         bob.channel("chat:1") as bobs,
     ):
@@ -128,12 +128,12 @@ async def test_another_agent_continues_the_answer_of_a_killed_agent(
     options = ["--jwt-secret-file", str(secret), "--jwt-audience", "chat"]
     with serving("serve", tmp_path, *options) as server:
         url = f"http://127.0.0.1:{server.port}"
-        bot = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("bot", str(secret))}
-        ann = {"HOLDFAST_URL": url, "HOLDFAST_TOKEN": token("ann", str(secret))}
+        bot = {"TENUTO_URL": url, "TENUTO_TOKEN": token("bot", str(secret))}
+        ann = {"TENUTO_URL": url, "TENUTO_TOKEN": token("ann", str(secret))}
         async with contextlib.AsyncExitStack() as programs:
             first = await programs.enter_async_context(python(str(PROGRAM), **bot))
             second = await programs.enter_async_context(python(str(PROGRAM), **bot))
-            await until_seen(url, ann["HOLDFAST_TOKEN"], connections=2)  # an earlier message waits for no agent
+            await until_seen(url, ann["TENUTO_TOKEN"], connections=2)  # an earlier message waits for no agent
             person = await programs.enter_async_context(python(str(PROGRAM), "ask", LONG, **ann))
             assert first.stdout is not None
             assert second.stdout is not None
@@ -158,13 +158,13 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
     token = program("agent_elsewhere").token
     foreign, ann = token("bot", str(other)), token("ann", str(secret))
     with serving("serve", tmp_path, "--jwt-secret-file", str(secret), "--jwt-audience", "chat") as server:
-        url = {"HOLDFAST_URL": f"http://127.0.0.1:{server.port}"}
+        url = {"TENUTO_URL": f"http://127.0.0.1:{server.port}"}
         runs = await asyncio.gather(
             run(**url),
-            run(**url, HOLDFAST_TOKEN="garbled-token"),
-            run(**url, HOLDFAST_TOKEN=foreign),
-            run("ask", "why?", **url, HOLDFAST_TOKEN=foreign),
-            run(**url, HOLDFAST_TOKEN=ann),
+            run(**url, TENUTO_TOKEN="garbled-token"),
+            run(**url, TENUTO_TOKEN=foreign),
+            run("ask", "why?", **url, TENUTO_TOKEN=foreign),
+            run(**url, TENUTO_TOKEN=ann),
         )
         log = server.output
     assert [(code, out) for code, out, _ in runs] == [(1, "")] * 5
@@ -198,12 +198,12 @@ async def test_a_repeated_request_gets_the_same_whole_answer(program: Load) -> N
             await anext(dropped.aiter_raw())
         assert plain((await http.get("/chat", params=query)).text) == ENDPOINT_ANSWER
         named = await http.get("/chat/events", params=query)
-        assert named.headers["holdfast-message"] == "a1"
+        assert named.headers["tenuto-message"] == "a1"
         assert "event: done" in named.text
         assert plain((await http.get("/chat", params={"prompt": "why?", "id": "a2"})).text).startswith(
             "You asked: why? (asked 2 times so far)\n"
         )
-        history = (await http.get("/holdfast/v1/channels/chat:1/messages")).json()["messages"]
+        history = (await http.get("/tenuto/v1/channels/chat:1/messages")).json()["messages"]
         assert [one["role"] for one in history] == ["assistant", "user", "assistant", "user"]
 
 
@@ -215,7 +215,7 @@ async def test_an_invalid_id_is_refused_and_not_a_server_error(program: Load) ->
 
 # Logins ----------------------------------------------------------------------------------------------------------
 
-LOBBY = "/holdfast/v1/channels/lobby"
+LOBBY = "/tenuto/v1/channels/lobby"
 
 
 async def test_a_login_opens_only_the_channels_of_its_user(program: Load) -> None:
@@ -224,7 +224,7 @@ async def test_a_login_opens_only_the_channels_of_its_user(program: Load) -> Non
         assert (await http.post("/login", json={"name": "ann:x"})).status_code == 422
         assert (await http.post("/login", json={"name": "ann"})).status_code == 204
         page = {"Origin": address}
-        notes = "/holdfast/v1/channels/user:{}:notes/messages"
+        notes = "/tenuto/v1/channels/user:{}:notes/messages"
         assert (await http.post(notes.format("ann"), json={"text": "mine"}, headers=page)).status_code == 201
         assert (await http.post(notes.format("bob"), json={"text": "mine"}, headers=page)).status_code == 403
         assert (await http.get(notes.format("bob"))).json()["code"] == "forbidden"
@@ -240,7 +240,7 @@ async def test_a_ticket_allows_only_watching_the_lobby(program: Load) -> None:
     async with served(program("login_fastapi")) as address, httpx2.AsyncClient(base_url=address) as http:
         await http.post("/login", json={"name": "ann"})
         page = {"Origin": address}
-        response = await http.post("/holdfast/v1/tickets", json={"channel": "lobby"}, headers=page)
+        response = await http.post("/tenuto/v1/tickets", json={"channel": "lobby"}, headers=page)
         ticket = {"ticket": response.json()["ticket"]}
         await http.post(f"{LOBBY}/messages", json={"text": "Hello"}, headers=page)
         http.cookies.clear()

@@ -35,7 +35,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
-from holdfast import Hub
+from tenuto import Hub
 
 settings.configure(DEBUG=True, ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x")
 hub = Hub("sqlite:///mysite.db")
@@ -96,8 +96,8 @@ urlpatterns = [
     path("", lambda request: HttpResponse("ready")),
 ]
 wsgi = get_wsgi_application()
-application = hub.wrap(get_asgi_application(), "/holdfast")
-below_asgi = hub.wrap(WsgiToAsgi(wsgi), "/holdfast")
+application = hub.wrap(get_asgi_application(), "/tenuto")
+below_asgi = hub.wrap(WsgiToAsgi(wsgi), "/tenuto")
 
 if __name__ == "__main__":
     execute_from_command_line(sys.argv)
@@ -164,7 +164,7 @@ def test_a_wsgi_app_below_an_asgi_server_may_write(project: Path) -> None:
     with running(project, *arguments, port=port) as process:
         status, message_id = request(port, "POST", "/say", {})
         assert status == 201, process.output
-        status, page = request(port, "GET", "/holdfast/v1/channels/chat:1/messages")
+        status, page = request(port, "GET", "/tenuto/v1/channels/chat:1/messages")
         assert (status, [one["id"] for one in page["messages"]]) == (200, [message_id])
 
 
@@ -189,14 +189,14 @@ call_command("migrate", verbosity=0)
 
 from django.contrib.auth import get_user_model
 from django.test import Client
-from holdfast import Hub
+from tenuto import Hub
 from page import authenticate
 
 ann, _ = get_user_model().objects.get_or_create(username="ann")
 client = Client()
 client.force_login(ann)
 hub = Hub("memory://", authenticate=authenticate)
-application = hub.wrap(get_asgi_application(), "/holdfast")
+application = hub.wrap(get_asgi_application(), "/tenuto")
 
 
 async def status(path, cookie):
@@ -212,7 +212,7 @@ async def status(path, cookie):
 
 async def main():
     known = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"
-    path = "/holdfast/v1/channels/chat:{}:notes/messages"
+    path = "/tenuto/v1/channels/chat:{}:notes/messages"
     for number, cookie in ((ann.pk, known), (ann.pk + 1, known), (ann.pk, "sessionid=other"), (ann.pk, "")):
         print(await status(path.format(number), cookie))
 
@@ -236,6 +236,6 @@ def test_an_asgi_server_serves_the_hub_and_ordinary_views(project: Path) -> None
     with running(project, *arguments, port=port) as process:
         status, message_id = request(port, "POST", "/say", {})
         assert status == 201, process.output
-        status, page = request(port, "GET", "/holdfast/v1/channels/chat:1/messages")
+        status, page = request(port, "GET", "/tenuto/v1/channels/chat:1/messages")
         assert (status, [one["id"] for one in page["messages"]]) == (200, [message_id])
         assert "no page can reach the hub" not in process.output

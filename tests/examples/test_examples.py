@@ -26,9 +26,9 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from chaos.processes import free_port
-from holdfast.core.model import Message
-from holdfast.serving import listen
-from holdfast.serving import server as uvicorn_server
+from tenuto.core.model import Message
+from tenuto.serving import listen
+from tenuto.serving import server as uvicorn_server
 from tests.examples.programs import FOLDER, NAMES, OPEN, app_of, client_of, follow, forget_django
 from tests.processes import PATIENCE_S, Process, request
 from wirecheck import SseViewer, WsViewer
@@ -37,7 +37,7 @@ Load = Callable[[str], ModuleType]
 
 NUMBERS = "".join(f"{count} " for count in range(1, 121))
 # Without a whole address, Starlette's client uses the host `testserver` for sockets.
-SOCKET = "ws://localhost/deep/down/holdfast/v1/ws"
+SOCKET = "ws://localhost/deep/down/tenuto/v1/ws"
 ANSWER = "You asked: why?\n" + NUMBERS.removeprefix("1 ")
 
 
@@ -54,16 +54,16 @@ def ask(client: TestClient, *, prefix: str = "") -> None:
 def test_an_example_serves_its_page_and_its_hub(program: Load, name: str) -> None:
     with client_of(app_of(program(name))) as client:
         assert client.get("/").text.startswith("<!doctype html>")
-        assert client.get("/holdfast/readyz").json() == {"status": "ready"}
-        assert "export function connect" in client.get("/holdfast/web/client.js").text
+        assert client.get("/tenuto/readyz").json() == {"status": "ready"}
+        assert "export function connect" in client.get("/tenuto/web/client.js").text
 
 
 @pytest.mark.parametrize("name", OPEN)
 def test_an_example_works_without_a_lifespan(program: Load, name: str) -> None:
     client = client_of(app_of(program(name)))
     assert client.get("/").text.startswith("<!doctype html>")
-    assert client.get("/holdfast/readyz").json() == {"status": "ready"}
-    assert client.get("/holdfast/v1/channels/chat:1").json()["serial"] == 0
+    assert client.get("/tenuto/readyz").json() == {"status": "ready"}
+    assert client.get("/tenuto/v1/channels/chat:1").json()["serial"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +106,7 @@ def test_an_answer_is_unchanged_by_ordinary_middleware(program: Load) -> None:
     with client_of(app) as client:
         ask(client)
         assert follow(client, "chat:1", has_answer).messages()[1].text == ANSWER
-        read = client.get("/holdfast/v1/channels/chat:1/messages")
+        read = client.get("/tenuto/v1/channels/chat:1/messages")
         assert (read.headers["x-stamp"], read.headers["content-encoding"]) == ("seen", "gzip")
 
 
@@ -121,7 +121,7 @@ async def test_a_stream_flows_live_through_ordinary_middleware(program: Load, ki
     running = uvicorn_server(chat.app)
     serving = asyncio.create_task(running.serve(sockets=[listening]))
     try:
-        async with kind("127.0.0.1", port, "chat:1", prefix="/holdfast") as viewer:
+        async with kind("127.0.0.1", port, "chat:1", prefix="/tenuto") as viewer:
             await viewer.until_attached(PATIENCE_S)
             response = await asyncio.to_thread(request, port, "POST", "/chats/1/questions", {"text": "why?"})
             assert response[0] == 201
@@ -137,9 +137,9 @@ async def test_a_stream_flows_live_through_ordinary_middleware(program: Load, ki
 def test_an_example_lives_under_a_root_path(program: Load, name: str) -> None:
     with client_of(app_of(program(name)), root_path="/deep/down") as client:
         assert client.get("/deep/down/").text.startswith("<!doctype html>")
-        assert client.get("/deep/down/holdfast/readyz").json() == {"status": "ready"}
-        assert client.get("/deep/down/holdfast/web/view.js").status_code == 200
-        with client.websocket_connect(SOCKET, subprotocols=["holdfast.v1"]) as socket:
+        assert client.get("/deep/down/tenuto/readyz").json() == {"status": "ready"}
+        assert client.get("/deep/down/tenuto/web/view.js").status_code == 200
+        with client.websocket_connect(SOCKET, subprotocols=["tenuto.v1"]) as socket:
             socket.send_json({"type": "attach", "ref": 1, "channel": "empty:1"})
             reply = socket.receive_json()
             assert (reply["type"], reply["ref"]) == ("ok", 1)
@@ -155,7 +155,7 @@ def test_a_question_outlives_the_event_loop_that_stored_it(program: Load) -> Non
     client = client_of(program("fastapi_app").app)  # a new event loop for each request
     ask(client)
     ask(client)
-    stored = client.get("/holdfast/v1/channels/chat:1/messages").json()["messages"]
+    stored = client.get("/tenuto/v1/channels/chat:1/messages").json()["messages"]
     assert [message["parts"][0]["text"] for message in stored if message["role"] == "user"] == ["why?", "why?"]
 
 
@@ -163,7 +163,7 @@ def test_one_answer_as_a_stream_ends_after_done(program: Load) -> None:
     with client_of(program("starlette_app").app) as client:
         begun = client.post("/answers")
         assert begun.status_code == 201
-        stream = client.get(f"/holdfast/v1/channels/answers/messages/{begun.json()['id']}/events")
+        stream = client.get(f"/tenuto/v1/channels/answers/messages/{begun.json()['id']}/events")
         assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert stream.text.rstrip().splitlines()[-3:-1] == ["event: done", 'data: {"status":"complete"}']
 
@@ -187,7 +187,7 @@ def test_a_progress_bar_is_one_part_that_is_replaced(program: Load) -> None:
 
 def test_a_slow_reader_gets_the_last_value_and_not_all_of_them(program: Load) -> None:
     with client_of(program("progress_bar").app) as client:
-        poll = "/holdfast/v1/channels/jobs/poll"
+        poll = "/tenuto/v1/channels/jobs/poll"
         cursor = client.get(poll, params={"wait_s": "0"}).json()["cursor"]
         assert client.post("/jobs").status_code == 202
         follow(client, "jobs", lambda messages: any(one.status == "complete" for one in messages))  # 201 values later
@@ -203,7 +203,7 @@ def test_the_server_of_the_react_example_serves_its_page_s_origin_with_a_token(p
         issued = client.post("/token", params={"name": "ann"}, headers=page)
         assert issued.headers["access-control-allow-origin"] == server.PAGE
         assert client.post("/token", params={"name": "Not A Name"}, headers=page).status_code == 422
-        messages = "/holdfast/v1/channels/chat:1/messages"
+        messages = "/tenuto/v1/channels/chat:1/messages"
         assert client.get(messages, headers=page).status_code == 401
         read = client.get(messages, headers={**page, "authorization": f"Bearer {issued.text}"})
         assert (read.status_code, read.headers.get_list("access-control-allow-origin")) == (200, [server.PAGE])
@@ -228,7 +228,7 @@ def test_a_chart_starts_a_new_message_when_one_is_full(program: Load) -> None:
 
 def test_an_edit_from_an_old_version_is_refused(program: Load) -> None:
     with client_of(program("edit_notice").app) as client:
-        text = "/holdfast/v1/channels/page:home/messages/text"
+        text = "/tenuto/v1/channels/page:home/messages/text"
         version = client.get(text).json()["message"]["version"]
         ann = client.patch(text, json={"text": "Ann's", "meta": {"by": "ann"}, "if_version": version})
         assert ann.json()["message"]["meta"] == {"by": "ann"}
@@ -241,7 +241,7 @@ def test_the_text_to_edit_is_made_once(program: Load) -> None:
     app = program("edit_notice").app
     for _ in range(2):
         with client_of(app) as client:
-            assert client.get("/holdfast/v1/channels/page:home").json()["serial"] == 1
+            assert client.get("/tenuto/v1/channels/page:home").json()["serial"] == 1
 
 
 @pytest.fixture
@@ -260,12 +260,12 @@ async def test_a_viewer_under_uvicorn_survives_refresh_and_restart(server: tuple
     process.start()
     await until_ready(process, port)
     assert request(port, "POST", "/chats/1/questions", {"text": "why?"})[0] == 201
-    async with SseViewer("127.0.0.1", port, "chat:1", prefix="/holdfast") as viewer:
+    async with SseViewer("127.0.0.1", port, "chat:1", prefix="/tenuto") as viewer:
         await viewer.until(lambda: answer_of(viewer) > 40, PATIENCE_S)
         before = answer_of(viewer)
 
         # Refresh: a page without state gets all the text so far in one event.
-        async with SseViewer("127.0.0.1", port, "chat:1", prefix="/holdfast") as refreshed:
+        async with SseViewer("127.0.0.1", port, "chat:1", prefix="/tenuto") as refreshed:
             await refreshed.until_attached()
             updates = [one.event for one in refreshed.events if one.event["type"] == "message.update"]
             assert len(updates[-1]["message"]["parts"][0]["text"]) >= before
@@ -277,7 +277,7 @@ async def test_a_viewer_under_uvicorn_survives_refresh_and_restart(server: tuple
         await until_ready(process, port)
         await viewer.reconnect()
         await viewer.until_attached(PATIENCE_S)
-        _, answer = request(port, "GET", "/holdfast/v1/channels/chat:1/messages")[1]["messages"][::-1]
+        _, answer = request(port, "GET", "/tenuto/v1/channels/chat:1/messages")[1]["messages"][::-1]
         await viewer.until(lambda: viewer.checker.status(answer["id"]) == "interrupted", PATIENCE_S)
         assert viewer.checker.differences(answer) == []
         assert len(viewer.checker.text(answer["id"])) >= before
@@ -299,7 +299,7 @@ async def until_ready(process: Process, port: int) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(OSError):
-                if (await asyncio.to_thread(request, port, "GET", "/holdfast/readyz"))[0] == 200:
+                if (await asyncio.to_thread(request, port, "GET", "/tenuto/readyz"))[0] == 200:
                     return
             assert process.running.poll() is None, process.output
             await asyncio.sleep(0.02)  # between two tries to connect to a process that is starting

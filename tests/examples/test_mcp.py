@@ -14,7 +14,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.streamable_http import EventMessage
 from mcp_types import JSONRPCNotification
 
-from holdfast import Hub
+from tenuto import Hub
 from tests.examples.programs import served_app
 
 Load = Callable[[str], ModuleType]

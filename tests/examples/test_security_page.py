@@ -20,13 +20,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from holdfast import Hub, allow_everyone
+from tenuto import Hub, allow_everyone
 from tests.examples.programs import client_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 _, _, SECTION = PAGE.partition("\n## In another app\n")
 PROGRAM = re.findall(r"^```python\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)[0]
-CHANNEL = "/holdfast/v1/channels/chat:ann:notes/messages"
+CHANNEL = "/tenuto/v1/channels/chat:ann:notes/messages"
 
 
 class Guard:
@@ -54,32 +54,32 @@ async def refusing(connection: HTTPConnection) -> None:
 
 def with_dependencies(hub: Hub) -> Any:
     app = FastAPI(dependencies=[Depends(refusing)])
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     return app
 
 
 def with_http_middleware(hub: Hub) -> Any:
     app = FastAPI()
     app.add_middleware(BaseHTTPMiddleware, dispatch=refuse)
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     return app
 
 
 def with_asgi_middleware(hub: Hub) -> Any:
     app = FastAPI()
     app.add_middleware(Guard)
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     return app
 
 
 def inside_wrap(hub: Hub) -> Any:
     app = Starlette()
     app.add_middleware(Guard)
-    return hub.wrap(app, "/holdfast")
+    return hub.wrap(app, "/tenuto")
 
 
 def around_wrap(hub: Hub) -> Any:
-    return Guard(hub.wrap(Starlette(), "/holdfast"))
+    return Guard(hub.wrap(Starlette(), "/tenuto"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_parts_of_another_app_cover_the_hub_as_the_table_states(
 
 def is_socket_refused(client: TestClient) -> bool:
     try:
-        with client.websocket_connect("ws://localhost/holdfast/v1/ws", subprotocols=["holdfast.v1"]):
+        with client.websocket_connect("ws://localhost/tenuto/v1/ws", subprotocols=["tenuto.v1"]):
             return False
     except WebSocketDisconnect:
         return True

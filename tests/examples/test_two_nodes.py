@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 from mcp.server.streamable_http import EventMessage
 
-from holdfast import Hub
+from tenuto import Hub
 from tests.examples.nodes import FOLLOW_S, Node, is_over, two_nodes, until, viewing
 from tests.examples.programs import FOLDER, NAMES, PAGELESS, PROCESSES, load
 from tests.interop.pages import pages_at, text_of
@@ -114,7 +114,7 @@ async def starlette_app(here: Node, there: Node) -> None:
     """An answer that begins at one node streams from the other one, also to the browser's own EventSource."""
     async with http(here) as one, http(there) as other:
         message = (await one.post("/answers")).json()["id"]
-        path = f"/holdfast/v1/channels/answers/messages/{message}/events"
+        path = f"/tenuto/v1/channels/answers/messages/{message}/events"
         for body in [response.text for response in await asyncio.gather(one.get(path), other.get(path))]:
             events = events_of(body)
             assert "".join(json.loads(data) for name, data in events if name == "answer") == NUMBERS
@@ -166,7 +166,7 @@ async def live_chart(here: Node, there: Node) -> None:
 
 async def edit_notice(here: Node, there: Node) -> None:
     """Two people edit one text at two nodes: each sees that the other types, and neither overwrites the other."""
-    text = "/holdfast/v1/channels/page:home/messages/text"
+    text = "/tenuto/v1/channels/page:home/messages/text"
     async with (
         viewing(here.hub, "page:home", client_id="ann") as (ann, anns),
         viewing(there.hub, "page:home", client_id="bob") as (_, bobs),
@@ -199,7 +199,7 @@ async def repeat(act: Callable[[], Awaitable[None]]) -> None:
 
 async def login_fastapi(here: Node, there: Node) -> None:
     """Who logs in at one node is known at the other, until the logout at either; a stranger is refused at both."""
-    lobby, notes = "/holdfast/v1/channels/lobby/messages", "/holdfast/v1/channels/user:{}:notes/messages"
+    lobby, notes = "/tenuto/v1/channels/lobby/messages", "/tenuto/v1/channels/user:{}:notes/messages"
     async with http(here) as one, http(there) as other:
         for node in (one, other):
             assert (await node.get(lobby)).status_code == 401
@@ -210,7 +210,7 @@ async def login_fastapi(here: Node, there: Node) -> None:
             assert (sent.status_code, sent.json()["message"]["author"]) == (201, "ann")
             assert (await node.get(notes.format("ann"))).status_code == 200
             assert (await node.get(notes.format("bob"))).status_code == 403
-        begun = await one.post("/holdfast/v1/tickets", json={"channel": "lobby"}, headers={"Origin": here.url})
+        begun = await one.post("/tenuto/v1/tickets", json={"channel": "lobby"}, headers={"Origin": here.url})
         assert 'You are <b id="me">ann</b>' in (await other.get("/")).text
         session = httpx2.Cookies(one.cookies)
         assert (await other.post("/logout")).status_code == 204
@@ -220,7 +220,7 @@ async def login_fastapi(here: Node, there: Node) -> None:
             node.cookies = httpx2.Cookies()
         query = {"ticket": begun.json()["ticket"], "history": 20}
         said = 0
-        async with other.stream("GET", "/holdfast/v1/channels/lobby/events", params=query) as stream:
+        async with other.stream("GET", "/tenuto/v1/channels/lobby/events", params=query) as stream:
             async for line in stream.aiter_lines():
                 said += '"Hello"' in line
                 if said == 2:
@@ -233,7 +233,7 @@ async def react_server(here: Node, there: Node) -> None:
     for node, name in ((here, "ann"), (there, "bob")):
         async with http(node) as one:
             tokens.append((await one.post("/token", params={"name": name})).text)
-            assert (await one.get("/holdfast/v1/channels/chat:1/messages")).status_code == 401
+            assert (await one.get("/tenuto/v1/channels/chat:1/messages")).status_code == 401
     async with (
         viewing(here.hub, "chat:1", token=tokens[1]) as (_, bobs),
         viewing(there.hub, "chat:1", token=tokens[0]) as (ann, anns),
@@ -317,7 +317,7 @@ async def agent_elsewhere(here: Node, there: Node) -> None:
     token = load("agent_elsewhere").token
 
     def run(node: Node, name: str, *arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-        return python(program, *arguments, HOLDFAST_URL=node.url, HOLDFAST_TOKEN=token(name, secret))
+        return python(program, *arguments, TENUTO_URL=node.url, TENUTO_TOKEN=token(name, secret))
 
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(run(here, "bot"))
@@ -377,7 +377,7 @@ async def runs(url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
             if name in NAMES:
                 for node in (here, there):
                     assert str((await asyncio.to_thread(node.get, "/"))[1]).startswith("<!doctype html>")
-                    assert await asyncio.to_thread(node.get, "/holdfast/readyz") == (200, {"status": "ready"})
+                    assert await asyncio.to_thread(node.get, "/tenuto/readyz") == (200, {"status": "ready"})
             async with asyncio.timeout(2 * FOLLOW_S):
                 await scene(here, there)
 

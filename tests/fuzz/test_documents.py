@@ -13,12 +13,12 @@ import pytest
 
 from fuzz.documents import Documents
 from fuzz.engine import check
-from holdfast.app import Hub
-from holdfast.core import document
-from holdfast.core.errors import StoreUnusable
-from holdfast.core.message_state import PartState
-from holdfast.core.model import Message
-from holdfast.stores import sqlite_documents, sqlite_engine
+from tenuto.app import Hub
+from tenuto.core import document
+from tenuto.core.errors import StoreUnusable
+from tenuto.core.message_state import PartState
+from tenuto.core.model import Message
+from tenuto.stores import sqlite_documents, sqlite_engine
 from tests.stores.files import run_from_outside
 
 decode_head, read, value = document._decode_head, sqlite_documents.Documents.read, PartState.value

@@ -23,11 +23,11 @@ from fuzz.requests import Requests, run_step
 from fuzz.targets import TARGETS
 from fuzz.wire import complaint
 from fuzz.world import World, documented_codes
-from holdfast.core.cursor import Cursor
-from holdfast.core.deltas import Sent
-from holdfast.core.errors import MethodNotAllowed
-from holdfast.hub import tickets, tokens
-from holdfast.transports import message_stream, session, sse
+from tenuto.core.cursor import Cursor
+from tenuto.core.deltas import Sent
+from tenuto.core.errors import MethodNotAllowed
+from tenuto.hub import tickets, tokens
+from tenuto.transports import message_stream, session, sse
 
 SEED = 1
 RUNS = {

@@ -12,13 +12,13 @@ import pytest
 from fuzz.engine import check
 from fuzz.identities import Identities
 from fuzz.rights import needs_of_frame, needs_of_request, rights_in, token_of
-from holdfast.core.cursor import Cursor
-from holdfast.core.errors import Unauthenticated
-from holdfast.hub import tickets, tokens
-from holdfast.hub.hub import HubCore
-from holdfast.hub.identity import Identity, Scope
-from holdfast.hub.rates import ConnectionSlot
-from holdfast.transports import access, credentials, http, longpoll, message_stream, resume_limits, session, sse
+from tenuto.core.cursor import Cursor
+from tenuto.core.errors import Unauthenticated
+from tenuto.hub import tickets, tokens
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import Identity, Scope
+from tenuto.hub.rates import ConnectionSlot
+from tenuto.transports import access, credentials, http, longpoll, message_stream, resume_limits, session, sse
 from tests.transports.permissions import LISTED, OPERATIONS, Operation
 
 
@@ -55,7 +55,7 @@ def test_needs_of_frame_match_the_permission_table(one: Operation) -> None:
 
 
 def test_token_with_another_signature_grants_no_rights() -> None:
-    good = token_of({"sub": "ada", "aud": "chat", "exp": 2**40, "holdfast": {"c:*": ["append"]}})
+    good = token_of({"sub": "ada", "aud": "chat", "exp": 2**40, "tenuto": {"c:*": ["append"]}})
     rights = rights_in(good, 0.0)
     assert rights is not None
     assert (rights.has("append", "c:1"), rights.has("append", "c"), rights.has("publish", "c:1")) == (
@@ -73,7 +73,7 @@ def test_each_operation_for_each_capability_finds_no_bug(target: Identities) -> 
 # Mutants
 
 
-logger = logging.getLogger("holdfast.hub")
+logger = logging.getLogger("tenuto.hub")
 has, verify_token = Identity.has, tokens.JwtVerifier.verify_token
 
 

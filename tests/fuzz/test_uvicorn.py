@@ -1,4 +1,4 @@
-"""Behaviour of uvicorn beyond ASGI, and its cost for Holdfast."""
+"""Behaviour of uvicorn beyond ASGI, and its cost for Tenuto."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.hub import HubCore
+from tenuto.hub import HubCore
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -12,12 +12,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
-from holdfast import Hub, Turn
-from holdfast.core.errors import Draining
-from holdfast.core.requests import AppendText, Caller, CreateMessage
-from holdfast.hub import HubCore, admission
-from holdfast.hub.results import Result, result_later
-from holdfast.stores.base import Committed, Conflict, Write
+from tenuto import Hub, Turn
+from tenuto.core.errors import Draining
+from tenuto.core.requests import AppendText, Caller, CreateMessage
+from tenuto.hub import HubCore, admission
+from tenuto.hub.results import Result, result_later
+from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.test_pacing import Stage
 from tests.hub.test_windows import Timed, new_hub, now_s
 from tests.virtual import virtual_clock, virtually

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.core.errors import InvalidName, InvalidRequest
-from holdfast.core.patterns import matches
-from holdfast.hub import HubCore
-from holdfast.hub.archive import _within
+from tenuto.core.errors import InvalidName, InvalidRequest
+from tenuto.core.patterns import matches
+from tenuto.hub import HubCore
+from tenuto.hub.archive import _within
 
 NAMES = st.text("ab:", max_size=4)
 PATTERNS = st.one_of(NAMES.filter(bool), NAMES.map(lambda stem: f"{stem}*"))

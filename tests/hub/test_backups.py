@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from holdfast import Hub
-from holdfast.cli import main
-from holdfast.core.errors import LocalError
-from holdfast.hub import backups
-from holdfast.hub.backups import RETRY_S, BackupSchedule
+from tenuto import Hub
+from tenuto.cli import main
+from tenuto.core.errors import LocalError
+from tenuto.hub import backups
+from tenuto.hub.backups import RETRY_S, BackupSchedule
 from tests.processes import serving
 from tests.stores.files import PATIENCE_S, run_from_outside
 from wirecheck import SseViewer, WsViewer
@@ -180,8 +180,8 @@ def test_served_hub_makes_backups_and_removes_old_ones(tmp_path: Path, folder: P
     with serving("serve", tmp_path, *options) as server:
         server.until(lambda: any(name.startswith("test-000002-") for name in names(folder)))
         server.until(lambda: not any(name.startswith("test-000001-") for name in names(folder)))
-        assert "holdfast_store_failed_backups 0\n" in server.get("/metrics")[1]
-        assert "holdfast_retention_rounds 0\n" in server.get("/metrics")[1]
+        assert "tenuto_store_failed_backups 0\n" in server.get("/metrics")[1]
+        assert "tenuto_retention_rounds 0\n" in server.get("/metrics")[1]
 
 
 def test_options_without_a_folder_are_refused() -> None:

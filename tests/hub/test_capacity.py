@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import Hub, Turn
-from holdfast.core.errors import LocalError, StoreFull
-from holdfast.hub import HubCore
+from tenuto import Hub, Turn
+from tenuto.core.errors import LocalError, StoreFull
+from tenuto.hub import HubCore
 from tests.agents.test_turns import until_over
 from tests.processes import request, serving, text_of
 
@@ -62,7 +62,7 @@ async def test_full_store_refuses_new_messages_and_lets_running_answers_end(
         counts = hub.stats()
         assert 0.95 * 10 * MB <= counts["used_bytes"] <= counts["max_bytes"] == 10 * MB
         assert counts["store_full_refusals"] == 3
-        with caplog.at_level(logging.WARNING, "holdfast.hub"):
+        with caplog.at_level(logging.WARNING, "tenuto.hub"):
             hub.runtime.capacity.watch()
             hub.runtime.capacity.watch()
         assert [record.args for record in caplog.records] == [(counts["used_bytes"], 10 * MB, 0.95 * 10 * MB)]
@@ -95,7 +95,7 @@ def test_a_full_store_answers_507_over_http_until_messages_are_deleted(tmp_path:
         assert server.post(f"{chat}/running/finish", {"status": "complete"})[0] == 200
         answer = server.message("chat", "running")
         assert (answer["status"], text_of(answer)) == ("complete", "goes on")
-        assert "holdfast_store_full_refusals 3\n" in server.get("/metrics")[1]
+        assert "tenuto_store_full_refusals 3\n" in server.get("/metrics")[1]
 
         assert request(server.port, "DELETE", "/v1/channels/log")[0] == 204
         server.until(lambda: server.post(chat, {"id": "again", "text": "small"})[0] in (200, 201))

@@ -15,8 +15,8 @@ from itertools import pairwise
 
 import pytest
 
-from holdfast.core.cursor import parse_cursor
-from holdfast.core.errors import (
+from tenuto.core.cursor import parse_cursor
+from tenuto.core.errors import (
     AlreadyAnswered,
     Draining,
     Fenced,
@@ -25,11 +25,11 @@ from holdfast.core.errors import (
     InvalidText,
     StoreUnavailable,
 )
-from holdfast.core.events import ChannelAttached, MessageUpdate
-from holdfast.core.limits import Limits
-from holdfast.core.message_state import MessageState
-from holdfast.core.ops import WriterIdentity
-from holdfast.core.requests import (
+from tenuto.core.events import ChannelAttached, MessageUpdate
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import MessageState
+from tenuto.core.ops import WriterIdentity
+from tenuto.core.requests import (
     AppendText,
     Caller,
     ClaimTurn,
@@ -41,16 +41,16 @@ from holdfast.core.requests import (
     Request,
     TakeOver,
 )
-from holdfast.hub import HubCore, MessageWriter
-from holdfast.hub.batches import Behind, EncodedBatch
-from holdfast.hub.committer import STORE_TIMEOUT_S
-from holdfast.hub.feed import Feed
-from holdfast.hub.housekeeping import TIDY_S, free_memory
-from holdfast.hub.results import Result, result_later
-from holdfast.hub.writer import RETRY_S
-from holdfast.hub.writers import ABANDONED_S
-from holdfast.stores.base import Changes, Committed, CommitUnknown, Conflict, Head, Tail, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto.hub import HubCore, MessageWriter
+from tenuto.hub.batches import Behind, EncodedBatch
+from tenuto.hub.committer import STORE_TIMEOUT_S
+from tenuto.hub.feed import Feed
+from tenuto.hub.housekeeping import TIDY_S, free_memory
+from tenuto.hub.results import Result, result_later
+from tenuto.hub.writer import RETRY_S
+from tenuto.hub.writers import ABANDONED_S
+from tenuto.stores.base import Changes, Committed, CommitUnknown, Conflict, Head, Tail, Write
+from tenuto.stores.memory import MemoryStore
 from tests.hub.watching import Watcher
 from tests.virtual import virtual_clock, virtually
 
@@ -534,7 +534,7 @@ class SilentStore(ScriptedStore):
 async def test_no_viewer_sees_a_channel_whose_deletion_was_stored_and_failed(
     monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    monkeypatch.setattr("holdfast.hub.following.STALE_S", 0.05)
+    monkeypatch.setattr("tenuto.hub.following.STALE_S", 0.05)
     store = SilentStore()
     hub = HubCore(store, hooks_signals=False, drain_s=0.1)
     await hub.create("c", id="m1", text="deleted")

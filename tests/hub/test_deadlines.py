@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from holdfast.hub import deadlines
-from holdfast.hub.deadlines import Deadlines
+from tenuto.hub import deadlines
+from tenuto.hub.deadlines import Deadlines
 from tests.virtual import virtually
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub, Turn, allow_everyone
-from holdfast.core.events import MessageFinish
-from holdfast.development import exception_reason
+from tenuto import Hub, Turn, allow_everyone
+from tenuto.core.events import MessageFinish
+from tenuto.development import exception_reason
 
 
 class CardRefused(Exception):

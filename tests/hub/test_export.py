@@ -21,11 +21,11 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.cli import main
-from holdfast.core.errors import (
+from tenuto.cli import main
+from tenuto.core.errors import (
     Busy,
     Damaged,
-    HoldfastError,
+    TenutoError,
     IdConflict,
     InvalidName,
     InvalidRequest,
@@ -35,15 +35,15 @@ from holdfast.core.errors import (
     StoreUnusable,
     TooLarge,
 )
-from holdfast.core.events import Page
-from holdfast.core.limits import Limits
-from holdfast.hub import HubCore, exporting, importing, retention
-from holdfast.hub.clock import Clock
-from holdfast.hub.legal_holds import held_in
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
-from holdfast.stores.memory import MemoryStore
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_reader import list_channels
+from tenuto.core.events import Page
+from tenuto.core.limits import Limits
+from tenuto.hub import HubCore, exporting, importing, retention
+from tenuto.hub.clock import Clock
+from tenuto.hub.legal_holds import held_in
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
+from tenuto.stores.memory import MemoryStore
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_reader import list_channels
 from tests.stores.files import run_from_outside
 
 CHANNEL = "chat:1"
@@ -106,7 +106,7 @@ async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path, cap
     data = await exported(hub)
     await streaming.__aexit__(None, None, None)
     lines = lines_of(data)
-    assert lines[0] == {"type": "holdfast.export", "format": 1, "channel": CHANNEL}
+    assert lines[0] == {"type": "tenuto.export", "format": 1, "channel": CHANNEL}
     assert [one["status"] for one in lines if one.get("id") == streaming.id] == ["interrupted"]
     assert b"deleted words" not in data
     before = await hub.info(CHANNEL)
@@ -221,7 +221,7 @@ def _second(lines: list[Any], **fields: Any) -> list[Any]:
 
 LOST = {"status": "failed", "reason": "damaged", "created_at": 0, "parts": []}
 
-BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[HoldfastError], str]] = {
+BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[TenutoError], str]] = {
     "nothing": (lambda lines: b"", InvalidRequest, "line 1 of .*was cut"),
     "no export": (lambda lines: b"{}\n", InvalidRequest, "line 1 of .*not the header"),
     "a newer format": (
@@ -566,7 +566,7 @@ async def test_an_export_leaves_out_a_command_that_retention_removes_meanwhile()
         await store.prune(CHANNEL, epoch=head.epoch, versions={one.id: one.version for one in facts})
 
     store.meanwhile = prune
-    assert [one["type"] for one in lines_of(await exported(hub))] == ["holdfast.export", "message", "end"]
+    assert [one["type"] for one in lines_of(await exported(hub))] == ["tenuto.export", "message", "end"]
     await hub.close()
 
 
@@ -583,9 +583,9 @@ async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Pat
 
 DYING = """
 import asyncio, os, signal, sys
-from holdfast.hub import HubCore, importing, retention
-from holdfast.hub import importing
-from holdfast.stores.sqlite import SqliteStore
+from tenuto.hub import HubCore, importing, retention
+from tenuto.hub import importing
+from tenuto.stores.sqlite import SqliteStore
 
 importing.BATCH = 2
 path, file, moment, count = sys.argv[1:]

@@ -13,16 +13,16 @@ from random import Random
 
 import pytest
 
-from holdfast.core.document import Stored
-from holdfast.core.errors import StoreUnavailable
-from holdfast.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver
-from holdfast.hub import HubCore
-from holdfast.hub.feed import Feed
-from holdfast.hub.following import FOLLOW_S, HEADS_S, SLOW_S
-from holdfast.hub.loading import READ_TIMEOUT_S
-from holdfast.hub.notices import MOVED_BYTES, WINDOW_S
-from holdfast.stores.base import Changes, Head, Notice, StoredPage, Tail
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.document import Stored
+from tenuto.core.errors import StoreUnavailable
+from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver
+from tenuto.hub import HubCore
+from tenuto.hub.feed import Feed
+from tenuto.hub.following import FOLLOW_S, HEADS_S, SLOW_S
+from tenuto.hub.loading import READ_TIMEOUT_S
+from tenuto.hub.notices import MOVED_BYTES, WINDOW_S
+from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
+from tenuto.stores.memory import MemoryStore
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.watching import Watcher
 from tests.virtual import virtually

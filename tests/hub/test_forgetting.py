@@ -17,20 +17,20 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.document import Stored, restore_command
-from holdfast.core.errors import Busy, Held, InvalidName, NotFound
-from holdfast.core.events import ChannelAttached
-from holdfast.core.names import command_key
-from holdfast.core.requests import Caller, CreateMessage
-from holdfast.hub import HubCore
-from holdfast.hub import archive as archive_module
-from holdfast.hub import forgetting as forgetting_module
-from holdfast.hub.clock import Clock
-from holdfast.hub.forgetting import NOTE, Forgetting, Receipt, direct, intended
-from holdfast.stores.base import Head, Pruned
-from holdfast.stores.memory import MemoryStore
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_file import SCHEMA
+from tenuto.core.document import Stored, restore_command
+from tenuto.core.errors import Busy, Held, InvalidName, NotFound
+from tenuto.core.events import ChannelAttached
+from tenuto.core.names import command_key
+from tenuto.core.requests import Caller, CreateMessage
+from tenuto.hub import HubCore
+from tenuto.hub import archive as archive_module
+from tenuto.hub import forgetting as forgetting_module
+from tenuto.hub.clock import Clock
+from tenuto.hub.forgetting import NOTE, Forgetting, Receipt, direct, intended
+from tenuto.stores.base import Head, Pruned
+from tenuto.stores.memory import MemoryStore
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_file import SCHEMA
 from simulation.clock import START_MS, SimClock, VirtualLoop
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened

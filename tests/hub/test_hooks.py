@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import Draining, LocalError, StoreUnavailable
-from holdfast.hub import HubCore
-from holdfast.hub.hooks import HookEvent
-from holdfast.stores.base import Changes
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.errors import Draining, LocalError, StoreUnavailable
+from tenuto.hub import HubCore
+from tenuto.hub.hooks import HookEvent
+from tenuto.stores.base import Changes
+from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
 

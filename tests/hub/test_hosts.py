@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.app import Hub
-from holdfast.core.errors import LocalError
-from holdfast.hub.hosts import Host, Origin, parse_host, parse_origin
+from tenuto.app import Hub
+from tenuto.core.errors import LocalError
+from tenuto.hub.hosts import Host, Origin, parse_host, parse_origin
 
 HOSTS: list[tuple[str, Host | None]] = [
     ("localhost", Host("localhost", None)),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.errors import (
+from tenuto.core.errors import (
     Busy,
     Deleted,
     Draining,
@@ -24,11 +24,11 @@ from holdfast.core.errors import (
     NotText,
     TooLarge,
 )
-from holdfast.core.events import ChannelAttached, MessageAppend, MessageUpdate
-from holdfast.core.limits import Limits
-from holdfast.core.model import Message
-from holdfast.hub import HubCore, MessageWriter
-from holdfast.hub.housekeeping import free_memory
+from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate
+from tenuto.core.limits import Limits
+from tenuto.core.model import Message
+from tenuto.hub import HubCore, MessageWriter
+from tenuto.hub.housekeeping import free_memory
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
 
 

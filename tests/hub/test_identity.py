@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.errors import Forbidden, InvalidName, LocalError
-from holdfast.core.requests import Caller
-from holdfast.hub.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
-from holdfast.hub.patterns import matches
+from tenuto.core.errors import Forbidden, InvalidName, LocalError
+from tenuto.core.requests import Caller
+from tenuto.hub.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
+from tenuto.hub.patterns import matches
 
 READER = frozenset({"subscribe", "history"})
 names = st.text(alphabet="ab:./-~*{}", min_size=1, max_size=8)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import AlreadyAnswered, Deleted, Fenced, Finished, HoldfastError, NotFound, NotWriter
-from holdfast.core.model import Message
-from holdfast.core.requests import (
+from tenuto.core.errors import AlreadyAnswered, Deleted, Fenced, Finished, TenutoError, NotFound, NotWriter
+from tenuto.core.model import Message
+from tenuto.core.requests import (
     AppendText,
     Caller,
     CreateMessage,
@@ -22,11 +22,11 @@ from holdfast.core.requests import (
     SendCommand,
     TakeOver,
 )
-from holdfast.core.turns import CANCEL_S
-from holdfast.hub import HubCore
-from holdfast.hub.leases import BROKEN_S
-from holdfast.stores.base import Committed, Conflict, Tail, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.turns import CANCEL_S
+from tenuto.hub import HubCore
+from tenuto.hub.leases import BROKEN_S
+from tenuto.stores.base import Committed, Conflict, Tail, Write
+from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared as SharedClock
 from tests.hub.test_recovery import new_hub as node
 from tests.virtual import virtual_clock, virtually
@@ -309,7 +309,7 @@ async def test_refused_request_does_not_renew_the_lease() -> None:
     await begin(hub, 5.0)
     for _ in range(4):
         await asyncio.sleep(1.3)
-        with pytest.raises(HoldfastError):
+        with pytest.raises(TenutoError):
             await hub.ask("c", "m", AppendText(text="x", at=9), ANN)
         with pytest.raises((NotWriter, Finished)):
             await hub.ask("c", "m", RenewLease(), BOB)

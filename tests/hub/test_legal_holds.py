@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from holdfast.core.errors import Deleted, Held, InvalidRequest, NotFound, StoreUnavailable
-from holdfast.hub import HubCore
-from holdfast.hub.legal_holds import MAX_REASON, NOTE, LegalHolds
-from holdfast.stores.base import Committed, Conflict, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.errors import Deleted, Held, InvalidRequest, NotFound, StoreUnavailable
+from tenuto.hub import HubCore
+from tenuto.hub.legal_holds import MAX_REASON, NOTE, LegalHolds
+from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.memory import MemoryStore
 
 
 async def test_a_held_channel_keeps_its_messages_until_the_release(hub: HubCore) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub, Identity, allow_everyone
-from holdfast.agents.writer import AgentWriter
-from holdfast.core import outgoing_properties
-from holdfast.core.errors import LocalError
+from tenuto import Hub, Identity, allow_everyone
+from tenuto.agents.writer import AgentWriter
+from tenuto.core import outgoing_properties
+from tenuto.core.errors import LocalError
 
 # Settings ---------------------------------------------------------------------------------------------------------
 

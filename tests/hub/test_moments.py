@@ -13,15 +13,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from holdfast.core.document import Stored
-from holdfast.core.errors import Busy, Deleted, Draining, Finished, HoldfastError, StoreUnavailable
-from holdfast.core.ops import Takeover
-from holdfast.core.requests import SERVER, Caller, CreateMessage, DeleteMessage, FinishMessage
-from holdfast.hub import HubCore
-from holdfast.hub.pace import Pace
-from holdfast.hub.writer import MessageWriter
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Tail, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.document import Stored
+from tenuto.core.errors import Busy, Deleted, Draining, Finished, TenutoError, StoreUnavailable
+from tenuto.core.ops import Takeover
+from tenuto.core.requests import SERVER, Caller, CreateMessage, DeleteMessage, FinishMessage
+from tenuto.hub import HubCore
+from tenuto.hub.pace import Pace
+from tenuto.hub.writer import MessageWriter
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Tail, Write
+from tenuto.stores.memory import MemoryStore
 from tests.hub.test_hooks import Gated, new_hub
 from tests.hub.watching import PATIENCE_S
 from tests.virtual import virtual_clock, virtually
@@ -310,7 +310,7 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     watching = asyncio.ensure_future(watch())
     await hub.create("c", text="hello")
     monkeypatch.setattr(Pace, "took", lambda *_: 1 / 0)
-    with pytest.raises((Draining, HoldfastError)):
+    with pytest.raises((Draining, TenutoError)):
         await hub.create("c", text="unlucky")
     monkeypatch.undo()
     async with asyncio.timeout(5):

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
-from holdfast.hub.node_holds import BATCH_BYTES
-from holdfast.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
-from holdfast.hub.shared_presence import HOLD_BYTES
-from holdfast.stores.base import Hold, Renewal
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.hub.node_holds import BATCH_BYTES
+from tenuto.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
+from tenuto.hub.shared_presence import HOLD_BYTES
+from tenuto.stores.base import Hold, Renewal
+from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtually
 
 
@@ -47,7 +47,7 @@ class Cluster:
         self.store = FailingStore(now_ms=lambda: self.now_ms + self.store_ahead_ms)
         self.store.is_exclusive = is_exclusive
         self.recovered: list[tuple[str, str]] = []  # nodes, each with a channel that it has recovered
-        self.error: HoldfastError | None = None  # ends each recovery
+        self.error: TenutoError | None = None  # ends each recovery
 
     async def node(self, name: str) -> NodeLease:
         lease = NodeLease(self.store, name, lambda: self.now_ms / 1000)
@@ -217,7 +217,7 @@ async def test_responsible_node_recovers_each_channel_first_and_after_a_term_eac
     ("error", "is_soon"), [(StoreUnavailable("the store is down"), True), (StoreUnusable("damaged"), False)]
 )
 async def test_recovery_is_repeated_soon_once_the_store_works_and_seldom_if_a_channel_is_damaged(
-    error: HoldfastError, is_soon: bool
+    error: TenutoError, is_soon: bool
 ) -> None:
     cluster = Cluster()
     here, _ = await cluster.node("a"), await cluster.node("b")

@@ -16,14 +16,14 @@ from random import Random
 
 import pytest
 
-from holdfast.core.errors import StoreUnavailable
-from holdfast.core.requests import AppendText, Caller, CreateMessage
-from holdfast.hub import HubCore, MessageWriter
-from holdfast.hub.committer import MAX_ROWS, STORE_TIMEOUT_S
-from holdfast.hub.housekeeping import TIDY_S
-from holdfast.hub.ticks import Ticks
-from holdfast.hub.writer import RETRY_S
-from holdfast.stores.base import Committed, Conflict, Write
+from tenuto.core.errors import StoreUnavailable
+from tenuto.core.requests import AppendText, Caller, CreateMessage
+from tenuto.hub import HubCore, MessageWriter
+from tenuto.hub.committer import MAX_ROWS, STORE_TIMEOUT_S
+from tenuto.hub.housekeeping import TIDY_S
+from tenuto.hub.ticks import Ticks
+from tenuto.hub.writer import RETRY_S
+from tenuto.stores.base import Committed, Conflict, Write
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_windows import WINDOW_S, Shown, Timed, new_hub, now_s
 from tests.virtual import virtually

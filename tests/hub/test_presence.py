@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.errors import Forbidden, TooLarge, TooMany
-from holdfast.core.events import (
+from tenuto.core.errors import Forbidden, TooLarge, TooMany
+from tenuto.core.events import (
     Batch,
     ChannelAttached,
     PresenceEnter,
@@ -20,11 +20,11 @@ from holdfast.core.events import (
     PresenceUpdate,
     Signal,
 )
-from holdfast.core.limits import Limits
-from holdfast.core.view import View
-from holdfast.hub import HubCore
-from holdfast.hub.presence import check_member
-from holdfast.hub.presence_state import CROWD_S, GRACE_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, PresenceState
+from tenuto.core.limits import Limits
+from tenuto.core.view import View
+from tenuto.hub import HubCore
+from tenuto.hub.presence import check_member
+from tenuto.hub.presence_state import CROWD_S, GRACE_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, PresenceState
 from tests.hub.watching import Watcher
 from tests.virtual import virtual_clock, virtually
 
@@ -414,7 +414,7 @@ def test_events_since_any_position_bring_a_view_up_to_date(
     steps: list[tuple[str, bool]], kept: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("holdfast.hub.presence_state.KEPT_LEFT", kept)
+        patch.setattr("tenuto.hub.presence_state.KEPT_LEFT", kept)
         presence_state, views = new_state(), [(0, View()), (0, View()), (0, View())]
         for member_id, is_coming in steps:
             if is_coming:
@@ -437,8 +437,8 @@ def test_delayed_events_of_a_crowd_bring_every_view_up_to_date(
     steps: list[tuple[str, bool, bool]], named: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("holdfast.hub.presence_state.CROWD_MEMBERS", 1)
-        patch.setattr("holdfast.hub.presence_state.CROWD_MOVES", 2)
+        patch.setattr("tenuto.hub.presence_state.CROWD_MEMBERS", 1)
+        patch.setattr("tenuto.hub.presence_state.CROWD_MOVES", 2)
         due: list[Callable[[], None]] = []
         received: list[int] = []
         presence_state = PresenceState(

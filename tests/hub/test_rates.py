@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.errors import TooMany
-from holdfast.core.limits import KIB, MIB
-from holdfast.hub import rates
-from holdfast.hub.identity import Identity
-from holdfast.hub.rates import ClientLimits, Rates
+from tenuto.core.errors import TooMany
+from tenuto.core.limits import KIB, MIB
+from tenuto.hub import rates
+from tenuto.hub.identity import Identity
+from tenuto.hub.rates import ClientLimits, Rates
 
 ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe", "history", "publish", "presence", "command"}))
 EVE = Identity(client_id="eve", capabilities=frozenset({"subscribe"}))

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.document import Stored, restore
-from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.core.ops import WriterIdentity
-from holdfast.core.requests import AppendText, Caller, CreateMessage
-from holdfast.hub import HubCore
-from holdfast.hub.nodes import NodeLease, responsible_node
-from holdfast.hub.writer import MessageWriter
-from holdfast.stores.base import Hold, Notice, Renewal
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.document import Stored, restore
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
+from tenuto.core.ops import WriterIdentity
+from tenuto.core.requests import AppendText, Caller, CreateMessage
+from tenuto.hub import HubCore
+from tenuto.hub.nodes import NodeLease, responsible_node
+from tenuto.hub.writer import MessageWriter
+from tenuto.stores.base import Hold, Notice, Renewal
+from tenuto.stores.memory import MemoryStore
 from simulation.clock import START_MS, SimClock, VirtualLoop
 from tests.virtual import virtually
 

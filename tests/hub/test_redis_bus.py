@@ -9,12 +9,12 @@ from itertools import count
 
 import pytest
 
-from holdfast import Hub
-from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.core.events import Signal
-from holdfast.hub.writer import MessageWriter
-from holdfast.stores.base import Head
-from holdfast.stores.postgres import PostgresStore
+from tenuto import Hub
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
+from tenuto.core.events import Signal
+from tenuto.hub.writer import MessageWriter
+from tenuto.stores.base import Head
+from tenuto.stores.postgres import PostgresStore
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.redis_server import RedisServer, needs_redis, running_redis

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from holdfast.cli import main
-from holdfast.core.errors import NotFound
-from holdfast.core.events import ChannelAttached, MessageCreate, MessageUpdate
-from holdfast.core.names import command_key
-from holdfast.core.requests import SERVER, ClaimTurn, CreateMessage, FinishMessage, TakeOver
-from holdfast.core.retention import Policies, Retention
-from holdfast.core.view import View
-from holdfast.hub import HubCore
-from holdfast.hub import retention as retention_module
-from holdfast.hub.clock import Clock
-from holdfast.hub.legal_holds import held_in
-from holdfast.hub.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
-from holdfast.stores.base import head_of
-from holdfast.stores.memory import MemoryStore
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_reader import due_channels
+from tenuto.cli import main
+from tenuto.core.errors import NotFound
+from tenuto.core.events import ChannelAttached, MessageCreate, MessageUpdate
+from tenuto.core.names import command_key
+from tenuto.core.requests import SERVER, ClaimTurn, CreateMessage, FinishMessage, TakeOver
+from tenuto.core.retention import Policies, Retention
+from tenuto.core.view import View
+from tenuto.hub import HubCore
+from tenuto.hub import retention as retention_module
+from tenuto.hub.clock import Clock
+from tenuto.hub.legal_holds import held_in
+from tenuto.hub.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
+from tenuto.stores.base import head_of
+from tenuto.stores.memory import MemoryStore
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_reader import due_channels
 from simulation.clock import SimClock
 from tests.hub.watching import Watcher
 from tests.stores.files import on_disk, run_from_outside, run_on_thread
@@ -593,7 +593,7 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
     assert len((await hub.archive.channels()).channels) == 3
     await hub.close()
     (tmp_path / "kept_chat.py").write_text(
-        f"from holdfast import Hub\nhub = Hub({url!r}, hooks_signals=False, retention={{'chat:*': '2d'}})\n"
+        f"from tenuto import Hub\nhub = Hub({url!r}, hooks_signals=False, retention={{'chat:*': '2d'}})\n"
         "bare = Hub('memory://', hooks_signals=False)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,14 +11,14 @@ import pytest
 from chaos.processes import free_port
 from tests.processes import Process, request
 
-# The wrapper has no attribute that leads to the app, so `holdfast serve` does not find the hub.
+# The wrapper has no attribute that leads to the app, so `tenuto serve` does not find the hub.
 APP = """
 from starlette.applications import Starlette
 
-from holdfast import Hub, allow_everyone
+from tenuto import Hub, allow_everyone
 
 inner = Starlette()
-Hub("memory://", authenticate=allow_everyone, drain_s=0).install(inner, "/holdfast")
+Hub("memory://", authenticate=allow_everyone, drain_s=0).install(inner, "/tenuto")
 
 
 async def app(scope, receive, send):
@@ -26,7 +26,7 @@ async def app(scope, receive, send):
 """
 UVICORN = ("-m", "uvicorn", "--app-dir", ".", "wrapped:app", "--port")
 GUNICORN = ("-m", "gunicorn", "wrapped:app", "--worker-class", "uvicorn_worker.UvicornWorker", "--bind")
-SERVE = ("-m", "holdfast", "serve", "--app", "wrapped:app", "--port")
+SERVE = ("-m", "tenuto", "serve", "--app", "wrapped:app", "--port")
 needs_gunicorn = pytest.mark.skipif(
     find_spec("gunicorn") is None or find_spec("uvicorn_worker") is None, reason="gunicorn is not installed"
 )
@@ -40,7 +40,7 @@ def output_of(folder: Path, server: Sequence[str], *options: str) -> str:
     process = Process([*server, address, *options], folder / "log", folder=folder)
     process.start()
     try:
-        process.until(lambda: request(port, "GET", "/holdfast/readyz")[0] == 200)
+        process.until(lambda: request(port, "GET", "/tenuto/readyz")[0] == 200)
     finally:
         process.clean_up()
     return process.output

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from holdfast.app import Hub
-from holdfast.core.errors import StoreUnavailable
-from holdfast.hub.hooks import SHARE_S, HookEvent
-from holdfast.hub.nodes import TERM_MS
-from holdfast.stores.base import Head, Hold, Renewal
+from tenuto.app import Hub
+from tenuto.core.errors import StoreUnavailable
+from tenuto.hub.hooks import SHARE_S, HookEvent
+from tenuto.hub.nodes import TERM_MS
+from tenuto.stores.base import Head, Hold, Renewal
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, say
 from tests.virtual import virtually

@@ -14,20 +14,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.agents.turn import Turn
-from holdfast.app import Hub
-from holdfast.core.errors import TooMany
-from holdfast.core.events import PresenceLeave, Signal
-from holdfast.core.limits import Limits
-from holdfast.core.model import Member
-from holdfast.hub import HubCore
-from holdfast.hub.identity import Identity, Scope
-from holdfast.hub.nodes import TERM_MS
-from holdfast.hub.notices import WAITING_NOTICES
-from holdfast.hub.presence_state import GRACE_S, MAX_CONNECTIONS
-from holdfast.hub.shared_presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
-from holdfast.stores.base import Hold, Notice, Renewal
-from holdfast.stores.memory import MemoryStore
+from tenuto.agents.turn import Turn
+from tenuto.app import Hub
+from tenuto.core.errors import TooMany
+from tenuto.core.events import PresenceLeave, Signal
+from tenuto.core.limits import Limits
+from tenuto.core.model import Member
+from tenuto.hub import HubCore
+from tenuto.hub.identity import Identity, Scope
+from tenuto.hub.nodes import TERM_MS
+from tenuto.hub.notices import WAITING_NOTICES
+from tenuto.hub.presence_state import GRACE_S, MAX_CONNECTIONS
+from tenuto.hub.shared_presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
+from tenuto.stores.base import Hold, Notice, Renewal
+from tenuto.stores.memory import MemoryStore
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared, new_hub
 from tests.hub.test_shared_turns import answer, answered, say

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub, Limits
-from holdfast.core.errors import TooLarge
-from holdfast.hub.clock import Clock
+from tenuto import Hub, Limits
+from tenuto.core.errors import TooLarge
+from tenuto.hub.clock import Clock
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 

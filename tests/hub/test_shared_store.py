@@ -11,16 +11,16 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from holdfast.core.document import Stored
-from holdfast.core.errors import Deleted, Finished, NotFound, TooMany
-from holdfast.core.events import ChannelAttached
-from holdfast.core.limits import Limits
-from holdfast.core.names import command_key
-from holdfast.core.requests import AppendText, Caller, CreateMessage, FinishMessage, SendCommand
-from holdfast.hub import HubCore
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Head, Write
-from holdfast.stores.memory import MemoryStore
-from holdfast.testing.contract import Chat, append, create, emptied
+from tenuto.core.document import Stored
+from tenuto.core.errors import Deleted, Finished, NotFound, TooMany
+from tenuto.core.events import ChannelAttached
+from tenuto.core.limits import Limits
+from tenuto.core.names import command_key
+from tenuto.core.requests import AppendText, Caller, CreateMessage, FinishMessage, SendCommand
+from tenuto.hub import HubCore
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
+from tenuto.stores.memory import MemoryStore
+from tenuto.testing.contract import Chat, append, create, emptied
 from tests.hub.watching import Watcher
 
 ANN = Caller(id="ann")

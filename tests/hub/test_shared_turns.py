@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from holdfast.agents.backend import Watch, Writer
-from holdfast.agents.local import LocalBackend
-from holdfast.agents.turn import Turn
-from holdfast.app import Hub
-from holdfast.core import turns
-from holdfast.core.errors import StoreUnusable
-from holdfast.core.events import Signal
-from holdfast.core.ops import Claim, Create
-from holdfast.core.turns import ATTEMPTS
-from holdfast.hub import shared_turns
-from holdfast.hub.workers import AssignedTurn, WhenBusy
-from holdfast.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
+from tenuto.agents.backend import Watch, Writer
+from tenuto.agents.local import LocalBackend
+from tenuto.agents.turn import Turn
+from tenuto.app import Hub
+from tenuto.core import turns
+from tenuto.core.errors import StoreUnusable
+from tenuto.core.events import Signal
+from tenuto.core.ops import Claim, Create
+from tenuto.core.turns import ATTEMPTS
+from tenuto.hub import shared_turns
+from tenuto.hub.workers import AssignedTurn, WhenBusy
+from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher

@@ -8,16 +8,16 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.catch_up import events_since, sole_append
-from holdfast.core.cursor import NO_EPOCH
-from holdfast.core.events import MessageAppend, encode_json
-from holdfast.core.limits import Limits
-from holdfast.core.ops import Append
-from holdfast.core.state import ChannelState, apply_entry
-from holdfast.hub.batches import EncodedBatch
-from holdfast.hub.channel import Channel
-from holdfast.hub.ticks import Ticks
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.catch_up import events_since, sole_append
+from tenuto.core.cursor import NO_EPOCH
+from tenuto.core.events import MessageAppend, encode_json
+from tenuto.core.limits import Limits
+from tenuto.core.ops import Append
+from tenuto.core.state import ChannelState, apply_entry
+from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.channel import Channel
+from tenuto.hub.ticks import Ticks
+from tenuto.stores.memory import MemoryStore
 from tests.core.worlds import Asked, Shelf, World, batches, thing
 
 LIMIT = 200

@@ -20,8 +20,8 @@ CELL = (
 )
 FIRST = (
     "from functools import partial\n"
-    "from holdfast import Hub\n"
-    "from holdfast.stores.sqlite import SqliteStore\n"
+    "from tenuto import Hub\n"
+    "from tenuto.stores.sqlite import SqliteStore\n"
     "FastStore = partial(SqliteStore, lock_wait_s=0.1)\n"
 )
 
@@ -110,7 +110,7 @@ def test_hub_in_use_is_not_replaced(tmp_path: Path, holding: str) -> None:
 
 CLOSED = """
 import asyncio
-from holdfast import Hub
+from tenuto import Hub
 
 def run(count):
     async def main():
@@ -135,9 +135,9 @@ def test_hub_of_a_closed_event_loop_is_replaced(tmp_path: Path) -> None:
 
 LIVE = """
 import asyncio
-from holdfast import Hub
-from holdfast.core.errors import StoreInUse
-from holdfast.stores.sqlite import SqliteStore
+from tenuto import Hub
+from tenuto.core.errors import StoreInUse
+from tenuto.stores.sqlite import SqliteStore
 
 async def main():
     first = Hub("sqlite:///chat.db", hooks_signals=False)

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from holdfast.core.errors import Unauthenticated
-from holdfast.hub import HubCore
-from holdfast.hub.identity import Identity
-from holdfast.hub.ticket_keys import FOLLOW_S, MAX_KEYS, NOTE
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.errors import Unauthenticated
+from tenuto.hub import HubCore
+from tenuto.hub.identity import Identity
+from tenuto.hub.ticket_keys import FOLLOW_S, MAX_KEYS, NOTE
+from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared, new_hub
 from tests.virtual import virtually
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.cursor import Cursor, parse_cursor
-from holdfast.core.errors import Forbidden, LocalError, Unauthenticated
-from holdfast.hub.identity import Expired, Identity
-from holdfast.hub.tickets import MAX_CHARACTERS, Tickets, split_seal
+from tenuto.core.cursor import Cursor, parse_cursor
+from tenuto.core.errors import Forbidden, LocalError, Unauthenticated
+from tenuto.hub.identity import Expired, Identity
+from tenuto.hub.tickets import MAX_CHARACTERS, Tickets, split_seal
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 ADA = Identity(
@@ -151,7 +151,7 @@ def test_ticket_with_the_longest_names_fits_its_limit(tickets: Tickets) -> None:
 
 
 def test_cursor_with_a_seal_and_the_longest_sent_field_is_parsed(tickets: Tickets) -> None:
-    from holdfast.transports.framing import sent_field
+    from tenuto.transports.framing import sent_field
 
     seal = tickets.seal(tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None))
     sent = sent_field([10**7] * 256, is_finished=False)

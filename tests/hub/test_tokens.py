@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from holdfast.core.cursor import Cursor
-from holdfast.core.errors import Busy, LocalError, Unauthenticated, shown
-from holdfast.hub import keys
-from holdfast.hub.identity import Expired, Identity
-from holdfast.hub.keys import KeySet, fetch_set, keys_of_set
-from holdfast.hub.tickets import Tickets
-from holdfast.hub.tokens import JwtVerifier, jwt_verifier
+from tenuto.core.cursor import Cursor
+from tenuto.core.errors import Busy, LocalError, Unauthenticated, shown
+from tenuto.hub import keys
+from tenuto.hub.identity import Expired, Identity
+from tenuto.hub.keys import KeySet, fetch_set, keys_of_set
+from tenuto.hub.tickets import Tickets
+from tenuto.hub.tokens import JwtVerifier, jwt_verifier
 
 NOW_S = 1_700_000_000
 SECRET = "this-is-a-secret-of-more-than-sixty-four-bytes-since-HS512-wants-so-many"
@@ -60,7 +60,7 @@ def jwk(key: Any, **fields: Any) -> dict[str, Any]:
 
 def claims(**changed: Any) -> dict[str, Any]:
     """Good claims, with changes; those set to None are left out."""
-    good = {"sub": "ada", "aud": "chat", "exp": NOW_S + 60, "holdfast": {"chat:*": ["subscribe", "history"]}}
+    good = {"sub": "ada", "aud": "chat", "exp": NOW_S + 60, "tenuto": {"chat:*": ["subscribe", "history"]}}
     return {name: value for name, value in {**good, **changed}.items() if value is not None}
 
 
@@ -88,7 +88,7 @@ def scope(*headers: tuple[str, str], query: str = "") -> dict[str, Any]:
 
 
 async def test_valid_token_names_client_id_grants_and_expiry() -> None:
-    identity = await verifier().verify_token(signed(holdfast={"chat:*": ["subscribe"], "user:{sub}": ["publish"]}))
+    identity = await verifier().verify_token(signed(tenuto={"chat:*": ["subscribe"], "user:{sub}": ["publish"]}))
     assert identity == Identity(
         client_id="ada",
         grants={"chat:*": frozenset({"subscribe"}), "user:ada": frozenset({"publish"})},
@@ -97,7 +97,7 @@ async def test_valid_token_names_client_id_grants_and_expiry() -> None:
 
 
 async def test_token_without_grants_gives_no_capability() -> None:
-    identity = await verifier().verify_token(signed(holdfast=None))
+    identity = await verifier().verify_token(signed(tenuto=None))
     assert identity.grants == {}
     assert not identity.has("subscribe", "chat:1")
 
@@ -336,15 +336,15 @@ WRONG_CLAIMS: list[dict[str, Any]] = [
     {"nbf": "now"},
     {"nbf": {}},
     {"nbf": float("nan")},
-    {"holdfast": []},
-    {"holdfast": "all"},
-    {"holdfast": {"chat:*": "subscribe"}},
-    {"holdfast": {"chat:*": [1]}},
-    {"holdfast": {"chat:*": [["subscribe"]]}},
-    {"holdfast": {"chat:*": None}},
-    {"holdfast": {"chat*": ["subscribe"]}},
-    {"holdfast": {"{name}": ["subscribe"]}},
-    {"holdfast": {f"c{number}": [] for number in range(201)}},
+    {"tenuto": []},
+    {"tenuto": "all"},
+    {"tenuto": {"chat:*": "subscribe"}},
+    {"tenuto": {"chat:*": [1]}},
+    {"tenuto": {"chat:*": [["subscribe"]]}},
+    {"tenuto": {"chat:*": None}},
+    {"tenuto": {"chat*": ["subscribe"]}},
+    {"tenuto": {"{name}": ["subscribe"]}},
+    {"tenuto": {f"c{number}": [] for number in range(201)}},
 ]
 
 
@@ -391,7 +391,7 @@ async def test_claim_of_a_wrong_type_is_refused(wrong: dict[str, Any]) -> None:
 
 async def test_error_names_an_unknown_capability() -> None:
     with pytest.raises(Unauthenticated, match="names the unknown capabilities 'writ'; there are admin, agent"):
-        await verifier().verify_token(signed(holdfast={"chat:*": ["subscribe", "writ"]}))
+        await verifier().verify_token(signed(tenuto={"chat:*": ["subscribe", "writ"]}))
 
 
 # Secrecy
@@ -401,7 +401,7 @@ async def test_errors_logs_and_reprs_contain_no_token_and_no_secret(caplog: pyte
     caplog.set_level(logging.DEBUG)
     one = verifier(secret=SECRET, cookie="session")
     output = repr(one) + str(one) + repr(one._keys)
-    tokens = [signed(OTHER_SECRET), signed(exp=1), signed(sub="a b"), signed(holdfast={"x": ["writ"]}), "garbage" * 9]
+    tokens = [signed(OTHER_SECRET), signed(exp=1), signed(sub="a b"), signed(tenuto={"x": ["writ"]}), "garbage" * 9]
     for token in tokens:
         for connection in (scope(("authorization", f"Bearer {token}")), scope(("cookie", f"session={token}"))):
             with pytest.raises(Unauthenticated) as refused:

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.turn import Turn
-from holdfast.core.errors import Fenced, StoreUnavailable
-from holdfast.core.limits import Limits
-from holdfast.core.model import Message
-from holdfast.core.ops import Claim, Command, WriterIdentity
-from holdfast.core.requests import Caller, ClaimTurn
-from holdfast.core.turns import ATTEMPTS, attempt_of
-from holdfast.hub.leases import BROKEN_S
-from holdfast.hub.turns import LEASE_S
-from holdfast.hub.workers import AssignedTurn, WhenBusy
-from holdfast.stores.base import Committed, CommitUnknown, Conflict, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto import Hub
+from tenuto.agents.turn import Turn
+from tenuto.core.errors import Fenced, StoreUnavailable
+from tenuto.core.limits import Limits
+from tenuto.core.model import Message
+from tenuto.core.ops import Claim, Command, WriterIdentity
+from tenuto.core.requests import Caller, ClaimTurn
+from tenuto.core.turns import ATTEMPTS, attempt_of
+from tenuto.hub.leases import BROKEN_S
+from tenuto.hub.turns import LEASE_S
+from tenuto.hub.workers import AssignedTurn, WhenBusy
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
+from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
 CHANNEL = "chat:1"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import Draining, StoreUnavailable
-from holdfast.hub import HubCore
-from holdfast.hub.nodes import TERM_MS
-from holdfast.hub.viewing import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
+from tenuto.core.errors import Draining, StoreUnavailable
+from tenuto.hub import HubCore
+from tenuto.hub.nodes import TERM_MS
+from tenuto.hub.viewing import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
 from simulation.clock import Process, SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher

@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
 
-from holdfast.core.events import MessageAppend, MessagePart
-from holdfast.hub import HubCore
-from holdfast.hub.feed import Feed
-from holdfast.hub.pace import PATIENCE_S
-from holdfast.hub.ticks import Ticks
-from holdfast.stores.base import Committed, Conflict, Write
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.events import MessageAppend, MessagePart
+from tenuto.hub import HubCore
+from tenuto.hub.feed import Feed
+from tenuto.hub.pace import PATIENCE_S
+from tenuto.hub.ticks import Ticks
+from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
 WINDOW_S = 0.04

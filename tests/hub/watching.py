@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from holdfast.core.events import Batch, ServerEvent
-from holdfast.core.model import Message
-from holdfast.core.view import View
-from holdfast.hub import HubCore
+from tenuto.core.events import Batch, ServerEvent
+from tenuto.core.model import Message
+from tenuto.core.view import View
+from tenuto.hub import HubCore
 
 PATIENCE_S = 10.0
 

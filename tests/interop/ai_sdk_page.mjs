@@ -30,7 +30,7 @@ class Chat extends AbstractChat {
         this.requests += 1
         return fetch(...request)
       },
-      ...(process.env.HOLDFAST_AI_STRICT && {
+      ...(process.env.TENUTO_AI_STRICT && {
         prepareReconnectToStreamRequest: () => ({ api: `${url}/${id}/stream?last=${this.messages.at(-1)?.id}` }),
       }),
       ...(message && { prepareSendMessagesRequest: lastMessage }),

@@ -16,11 +16,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("ai_sdk_page.mjs")
-# `HOLDFAST_AI` names another folder of the package, for the matrix of scripts/test_interop.
-PACKAGE = Path(os.environ.get("HOLDFAST_AI") or ROOT / "node_modules" / "ai")
+# `TENUTO_AI` names another folder of the package, for the matrix of scripts/test_interop.
+PACKAGE = Path(os.environ.get("TENUTO_AI") or ROOT / "node_modules" / "ai")
 VERSION = str(json.loads((PACKAGE / "package.json").read_text())["version"]) if PACKAGE.is_dir() else ""
 MAJOR = int(VERSION.partition(".")[0] or 7)
-IS_STRICT = bool(os.environ.get("HOLDFAST_AI_STRICT"))  # the release refuses fields that it does not know
+IS_STRICT = bool(os.environ.get("TENUTO_AI_STRICT"))  # the release refuses fields that it does not know
 PATIENCE_S = 30.0
 
 
@@ -44,7 +44,7 @@ class Pages:
 @asynccontextmanager
 async def pages_at(url: str, script: Path = SCRIPT, package: Path = PACKAGE) -> AsyncIterator[Pages]:
     """Run the process until the block ends. `script` gets the module of `package`, and the address."""
-    node = os.environ.get("HOLDFAST_NODE") or shutil.which("node")
+    node = os.environ.get("TENUTO_NODE") or shutil.which("node")
     assert node is not None, "no Node.js: install Debian's package nodejs"
     entry = _entry(package)
     process = await asyncio.create_subprocess_exec(

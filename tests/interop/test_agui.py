@@ -15,10 +15,10 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Hub, Identity, Turn
-from holdfast.core.model import Status
-from holdfast.core.requests import SERVER, CreateMessage, FinishMessage
-from holdfast.interop import AGUI
+from tenuto import Hub, Identity, Turn
+from tenuto.core.model import Status
+from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
+from tenuto.interop import AGUI
 from tests.transports.conftest import new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -210,7 +210,7 @@ async def test_every_part_is_shown_and_a_run_after_any_cut_has_the_same_messages
     assert [one["content"] for one in (done, failed, denied, result)] == ['{"c": 7}', "no", "denied", "text"]
     assert [one.get("metadata") for one in (done, failed, denied)] == [None, {"state": "error"}, {"state": "denied"}]
     assert calls["toolCalls"][0]["id"] == "c4"
-    assert whole.customs == [("holdfast.source", {"url": "https://example.com/"}), ("map", [1])]
+    assert whole.customs == [("tenuto.source", {"url": "https://example.com/"}), ("map", [1])]
     assert await scene.loaded() == whole.messages
     for cut in range(1, len(events)):
         client = Client([user()])
@@ -313,7 +313,7 @@ async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(sc
             for event in events_of(await anext(lines)):
                 client.take(event)
         ((name, question),) = client.customs
-        assert name == "holdfast.question"
+        assert name == "tenuto.question"
         assert {**question, "id": ""} == {"id": "", "name": "choose", "data": {"of": ["red", "blue"]}, "open": True}
         await scene.hub.reply("chat:1", question["id"], data="red")
         async for line in lines:

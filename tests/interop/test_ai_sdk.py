@@ -14,12 +14,12 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from holdfast import Hub, Identity, Turn
-from holdfast.core.model import Message
-from holdfast.interop import AISDK
-from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import InAnswer, MessageOpened, PartOpened, TextAdded
-from holdfast.testing import FaultProxy
+from tenuto import Hub, Identity, Turn
+from tenuto.core.model import Message
+from tenuto.interop import AISDK
+from tenuto.interop.ai_sdk_stream import UIStream
+from tenuto.routes import InAnswer, MessageOpened, PartOpened, TextAdded
+from tenuto.testing import FaultProxy
 from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -57,7 +57,7 @@ class Scene:
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
     hub, app = new_hub(), FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     AISDK(hub, channel="chat:{id}", version=MAJOR, strict=IS_STRICT, browser_tools=["place"]).install(app, "/api/chat")
 
     async def agent(turn: Turn) -> None:
@@ -1082,7 +1082,7 @@ async def endpoint(words: Callable[[], AsyncIterator[str]]) -> AsyncIterator[tup
     if IS_STRICT:
         pytest.skip("the style has all optional fields")
     hub, app = new_hub(), FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
 
     @app.post("/api/own")
     async def own(request: Request) -> Response:

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from starlette.responses import JSONResponse
 
-from holdfast.core.deltas import MessageProgress
-from holdfast.core.model import Command, Message
-from holdfast.core.turn_deltas import TurnProgress
-from holdfast.interop.ai_sdk_parts import COMPARED_CHARS, PageParts, Release, ui_messages
-from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import (
+from tenuto.core.deltas import MessageProgress
+from tenuto.core.model import Command, Message
+from tenuto.core.turn_deltas import TurnProgress
+from tenuto.interop.ai_sdk_parts import COMPARED_CHARS, PageParts, Release, ui_messages
+from tenuto.interop.ai_sdk_stream import UIStream
+from tenuto.routes import (
     InAnswer,
     MessageFinished,
     MessageOpened,

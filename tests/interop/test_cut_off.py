@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Hub
-from holdfast.core.requests import SERVER, CreateMessage
-from holdfast.hub.viewing import CUT_OFF_S, STEP_S
-from holdfast.interop import AGUI, AISDK, OpenAI
+from tenuto import Hub
+from tenuto.core.requests import SERVER, CreateMessage
+from tenuto.hub.viewing import CUT_OFF_S, STEP_S
+from tenuto.interop import AGUI, AISDK, OpenAI
 from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_viewing import Remote
 from tests.interop.test_ends import STREAMS
@@ -21,7 +21,7 @@ from tests.virtual import virtually
 
 OTHERS: list[tuple[str, str, Any]] = [
     ("GET", "/api/chat/1/stream", None),
-    ("GET", "/holdfast/v1/channels/chat%3A1/messages/a/events", None),
+    ("GET", "/tenuto/v1/channels/chat%3A1/messages/a/events", None),
 ]
 
 
@@ -31,7 +31,7 @@ async def test_stream_that_opens_while_the_hub_is_cut_off_ends_within_a_term(met
     loop, store, app = asyncio.get_running_loop(), Remote(), FastAPI()
     assert isinstance(loop, VirtualLoop)
     hub = Hub(store, hooks_signals=False, drain_s=0.0, clock=SimClock(loop, Random(1)))
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
     AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
     OpenAI(hub).install(app, "/v1")

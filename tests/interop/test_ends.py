@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Hub, Turn
-from holdfast.core.errors import Deleted
-from holdfast.core.requests import SERVER, AppendText, CreateMessage, FinishMessage, TakeOver
-from holdfast.interop import AGUI, AISDK, OpenAI
-from holdfast.interop.openai_items import REQUEST, Reference
+from tenuto import Hub, Turn
+from tenuto.core.errors import Deleted
+from tenuto.core.requests import SERVER, AppendText, CreateMessage, FinishMessage, TakeOver
+from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.interop.openai_items import REQUEST, Reference
 from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "you"}]}

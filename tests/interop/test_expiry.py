@@ -11,10 +11,10 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Hub, Identity, Turn
-from holdfast.hub.clock import Clock
-from holdfast.interop import AGUI, AISDK, OpenAI
-from holdfast.interop.openai_items import Reference
+from tenuto import Hub, Identity, Turn
+from tenuto.hub.clock import Clock
+from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.interop.openai_items import Reference
 from tests.transports.conftest import Served, new_hub, serving
 
 RUN = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "you"}]}

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Hub
-from holdfast.interop import AGUI, AISDK, OpenAI
-from holdfast.interop.openai_items import Reference
-from holdfast.transports.chunks import cycle_of
+from tenuto import Hub
+from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.interop.openai_items import Reference
+from tenuto.transports.chunks import cycle_of
 from tests.transports.conftest import new_hub, serving
 
 PIECES, PIECE = 4_000, "the word, said   again and again with an end\n  that holds 🙂"[:50]
 ROUNDS = 15
 MOST = 2.5  # times the CPU time of our own SSE; seen: 1.3 to 1.6
-OWN = ("GET", "/holdfast/v1/channels/chat:1/events?history=50", None)
+OWN = ("GET", "/tenuto/v1/channels/chat:1/events?history=50", None)
 RUN = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "you"}]}
 RESPONSE = f"/v1/responses/{Reference('chat:1', 'u').id()}?stream=true"
 
 
 def app_with_adapters(hub: Hub) -> FastAPI:
     app = FastAPI()
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
     AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
     OpenAI(hub).install(app, "/v1")

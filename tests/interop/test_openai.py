@@ -15,10 +15,10 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Hub, Identity, Turn
-from holdfast.core.errors import LocalError
-from holdfast.interop import OpenAI
-from holdfast.interop.openai_items import Reference, reference
+from tenuto import Hub, Identity, Turn
+from tenuto.core.errors import LocalError
+from tenuto.interop import OpenAI
+from tenuto.interop.openai_items import Reference, reference
 from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()

@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Identity
-from holdfast.hub.rates import ClientLimits, Rates
+from tenuto import Identity
+from tenuto.hub.rates import ClientLimits, Rates
 from tests.interop.test_expiry import STREAMS, WAITING, install_adapters
 from tests.transports.conftest import new_hub, serving
 

@@ -16,15 +16,15 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from holdfast import Hub, Identity, Turn
-from holdfast.core.errors import Deleted, Draining, Forbidden
-from holdfast.core.limits import Limits
-from holdfast.hub import turn_status
-from holdfast.hub.rates import Rates
-from holdfast.interop.ai_sdk_stream import UIStream
-from holdfast.routes import InAnswer, Sent, TurnChanged, TurnDelta, TurnStatus, guarded, newest_branch
-from holdfast.stores.base import StoredPage
-from holdfast.transports.chunks import cycle_of
+from tenuto import Hub, Identity, Turn
+from tenuto.core.errors import Deleted, Draining, Forbidden
+from tenuto.core.limits import Limits
+from tenuto.hub import turn_status
+from tenuto.hub.rates import Rates
+from tenuto.interop.ai_sdk_stream import UIStream
+from tenuto.routes import InAnswer, Sent, TurnChanged, TurnDelta, TurnStatus, guarded, newest_branch
+from tenuto.stores.base import StoredPage
+from tenuto.transports.chunks import cycle_of
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from holdfast.core.errors import StoreUnavailable
-from holdfast.interop.ids import hashed
-from holdfast.stores.base import Changes
-from holdfast.stores.memory import MemoryStore
+from tenuto.core.errors import StoreUnavailable
+from tenuto.interop.ids import hashed
+from tenuto.stores.base import Changes
+from tenuto.stores.memory import MemoryStore
 from tests.interop.test_expiry import STREAMS, WAITING, begun, check_cut, install_adapters, is_broken_off
 from tests.transports.conftest import new_hub, serving
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.core.ops import Create, Entry, Finish, Op
-from holdfast.stores.base import Write
+from tenuto.core.ops import Create, Entry, Finish, Op
+from tenuto.stores.base import Write
 from oracle.log import StoredLogs
 
 END = Finish(id="m", status="complete", reason=None, meta={}, at_ms=2)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.ops import Delete, Op, Update
-from holdfast.hub.hooks import KINDS, HookEvent
+from tenuto.core.ops import Delete, Op, Update
+from tenuto.hub.hooks import KINDS, HookEvent
 from oracle.hooks import FAULT_S, HookOracle
 from oracle.log import StoredLogs
 from oracle.violation import Violation

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, WriterIdentity
-from holdfast.stores.base import Write
+from tenuto.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, WriterIdentity
+from tenuto.stores.base import Write
 from oracle.log import GENERATION, StoredLogs, marks
 from oracle.violation import Violation
 from tests.oracle.entries import create, write

@@ -12,11 +12,11 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.events import ChannelAttached, MessageCreate, PresenceLeave
-from holdfast.core.limits import Limits
-from holdfast.core.names import command_key
-from holdfast.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity
-from holdfast.stores.base import Head
+from tenuto.core.events import ChannelAttached, MessageCreate, PresenceLeave
+from tenuto.core.limits import Limits
+from tenuto.core.names import command_key
+from tenuto.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity
+from tenuto.stores.base import Head
 from oracle.log import StoredLogs
 from oracle.nodes import NodeLeases
 from oracle.promises import Promises

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.answer_ids import reply_id
+from tenuto.core.answer_ids import reply_id
 from oracle.questions import Question, Questions, SentCommand
 from tests.oracle.test_plans import STEPS, script_text
 from tests.oracle.test_views import SEED

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
-from holdfast.core.limits import Limits
-from holdfast.core.ops import Append
+from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
+from tenuto.core.limits import Limits
+from tenuto.core.ops import Append
 from oracle.log import StoredLogs
 from oracle.plans import Piece, Plan, Script
 from oracle.views import PlanOracle, ViewOracle

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from holdfast.core.limits import Limits
-from holdfast.hub.hooks import KINDS
+from tenuto.core.limits import Limits
+from tenuto.hub.hooks import KINDS
 from simulation.agents import LocalPlan
 from simulation.editor import Editor
 from simulation.faults import FaultModel

@@ -18,14 +18,14 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core import catch_up, decide_commands
-from holdfast.core import decide as decisions
-from holdfast.core.cursor import kept_serial
-from holdfast.core.decide import decide, plain_append
-from holdfast.core.decision import Decision
-from holdfast.core.deltas import Delta
-from holdfast.core.draft import Draft
-from holdfast.core.events import (
+from tenuto.core import catch_up, decide_commands
+from tenuto.core import decide as decisions
+from tenuto.core.cursor import kept_serial
+from tenuto.core.decide import decide, plain_append
+from tenuto.core.decision import Decision
+from tenuto.core.deltas import Delta
+from tenuto.core.draft import Draft
+from tenuto.core.events import (
     ChannelAttached,
     MessageAppend,
     MessageUpdate,
@@ -33,42 +33,42 @@ from holdfast.core.events import (
     StoredEvent,
     encode_json,
 )
-from holdfast.core.limits import Limits
-from holdfast.core.message_state import MessageState
-from holdfast.core.model import Message
-from holdfast.core.ops import Append, Entry, Op, Reply, SetPart
-from holdfast.core.requests import AppendText
-from holdfast.core.state import ChannelState, PartTail
-from holdfast.core.text import Text
-from holdfast.hub import channel as channels
-from holdfast.hub import committer, hooks, presence, recovery, shared_presence, shared_turns
-from holdfast.hub import hub as hubs
-from holdfast.hub.batches import BatchCache, EncodedBatch
-from holdfast.hub.channel import Channel
-from holdfast.hub.clock import StoreClock
-from holdfast.hub.committer import Committer
-from holdfast.hub.feed import Feed
-from holdfast.hub.following import Follower
-from holdfast.hub.hooks import HookEvent, HookRunner
-from holdfast.hub.hub import HubCore
-from holdfast.hub.leases import LeaseMonitor
-from holdfast.hub.lifecycle import Lifecycle
-from holdfast.hub.loading import Loader
-from holdfast.hub.nodes import NodeLease
-from holdfast.hub.pending import Decided, Waiting
-from holdfast.hub.presence_state import PresenceState, _Member
-from holdfast.hub.shared_presence import SharedPresence
-from holdfast.hub.shared_turns import SharedTurns
-from holdfast.hub.ticks import Group
-from holdfast.hub.turns import LEASE_S, OpenTurn, TurnScheduler
-from holdfast.hub.workers import AssignedTurn, Worker, WorkerPool
-from holdfast.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
-from holdfast.stores.memory import MemoryStore
-from holdfast.transports import codec, framing, socket_worker
-from holdfast.transports.access import caller_of
-from holdfast.transports.frames import DeleteFrame
-from holdfast.transports.session import Session
-from holdfast.watchdog import Watchdog
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import MessageState
+from tenuto.core.model import Message
+from tenuto.core.ops import Append, Entry, Op, Reply, SetPart
+from tenuto.core.requests import AppendText
+from tenuto.core.state import ChannelState, PartTail
+from tenuto.core.text import Text
+from tenuto.hub import channel as channels
+from tenuto.hub import committer, hooks, presence, recovery, shared_presence, shared_turns
+from tenuto.hub import hub as hubs
+from tenuto.hub.batches import BatchCache, EncodedBatch
+from tenuto.hub.channel import Channel
+from tenuto.hub.clock import StoreClock
+from tenuto.hub.committer import Committer
+from tenuto.hub.feed import Feed
+from tenuto.hub.following import Follower
+from tenuto.hub.hooks import HookEvent, HookRunner
+from tenuto.hub.hub import HubCore
+from tenuto.hub.leases import LeaseMonitor
+from tenuto.hub.lifecycle import Lifecycle
+from tenuto.hub.loading import Loader
+from tenuto.hub.nodes import NodeLease
+from tenuto.hub.pending import Decided, Waiting
+from tenuto.hub.presence_state import PresenceState, _Member
+from tenuto.hub.shared_presence import SharedPresence
+from tenuto.hub.shared_turns import SharedTurns
+from tenuto.hub.ticks import Group
+from tenuto.hub.turns import LEASE_S, OpenTurn, TurnScheduler
+from tenuto.hub.workers import AssignedTurn, Worker, WorkerPool
+from tenuto.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
+from tenuto.stores.memory import MemoryStore
+from tenuto.transports import codec, framing, socket_worker
+from tenuto.transports.access import caller_of
+from tenuto.transports.frames import DeleteFrame
+from tenuto.transports.session import Session
+from tenuto.watchdog import Watchdog
 from simulation import watchdog
 from simulation.store import SimStore
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.app import Hub
-from holdfast.hub.deadlines import Deadlines
+from tenuto.app import Hub
+from tenuto.hub.deadlines import Deadlines
 from oracle.violation import Violation
 from simulation.bounds import HELD, SPARE, Bounds
 from simulation.hooks import is_expected

@@ -13,12 +13,12 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.cursor import kept_serial
-from holdfast.core.document import document
-from holdfast.core.draft import Draft
-from holdfast.core.ops import Append, Command, Create, Delete, Op, Reply
-from holdfast.core.state import ChannelState, apply_entry
-from holdfast.stores.base import (
+from tenuto.core.cursor import kept_serial
+from tenuto.core.document import document
+from tenuto.core.draft import Draft
+from tenuto.core.ops import Append, Command, Create, Delete, Op, Reply
+from tenuto.core.state import ChannelState, apply_entry
+from tenuto.stores.base import (
     Committed,
     CommitUnknown,
     Conflict,
@@ -225,6 +225,6 @@ def test_data_of_a_command_with_a_reply_whose_target_is_deleted_is_a_violation(
             apply_entry(state, entry)
         state.epoch = "e1"
         if is_mutant:
-            monkeypatch.setattr("holdfast.stores.memory._Channel.drop_data_of_deleted", lambda *_: None)
+            monkeypatch.setattr("tenuto.stores.memory._Channel.drop_data_of_deleted", lambda *_: None)
         with pytest.raises(Violation, match="stored is Command") if is_mutant else nullcontext():
             disk.store.commit("p", [write(state, Delete(id="m"), documents=["m"])])

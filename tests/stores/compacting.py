@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from holdfast.stores.base import Head, head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_compact import compact
-from holdfast.testing.contract import Chat, append, create, emptied, finish, texts
+from tenuto.stores.base import Head, head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_compact import compact
+from tenuto.testing.contract import Chat, append, create, emptied, finish, texts
 
 TEXT = "0123456789" * 1_000
 EVENTS = ("open", "os.rename", "os.remove", "os.truncate", "os.chmod", "sqlite3.connect")

@@ -11,10 +11,10 @@ import signal
 import sys
 from pathlib import Path
 
-from holdfast.stores.base import Committed
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_lock import FileLock
-from holdfast.testing.contract import Chat, create
+from tenuto.stores.base import Committed
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_lock import FileLock
+from tenuto.testing.contract import Chat, create
 
 
 def die_at(write: int, moment: str) -> None:

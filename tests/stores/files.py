@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from holdfast.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite import SqliteStore
 
 PATIENCE_S = 20.0
 
@@ -41,13 +41,13 @@ def on_disk(path: Path) -> bytes:
 
 
 def store_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("holdfast-sqlite")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tenuto-sqlite")]
 
 
 async def no_thread_left() -> None:
     """Return when the threads of all stores have ended."""
     for thread in threading.enumerate():
-        if thread.name.startswith("holdfast-sqlite"):
+        if thread.name.startswith("tenuto-sqlite"):
             await asyncio.to_thread(thread.join, PATIENCE_S)
     assert store_threads() == []
 

@@ -22,12 +22,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from holdfast.hub import HubCore, forgetting, retention
-from holdfast.hub.clock import Clock
-from holdfast.hub.forgetting import Forgetting, direct
-from holdfast.stores import sqlite_file
-from holdfast.stores.base import Store
-from holdfast.stores.sqlite import SqliteStore
+from tenuto.hub import HubCore, forgetting, retention
+from tenuto.hub.clock import Clock
+from tenuto.hub.forgetting import Forgetting, direct
+from tenuto.stores import sqlite_file
+from tenuto.stores.base import Store
+from tenuto.stores.sqlite import SqliteStore
 
 CHANNELS = 2  # of each kind
 CALLS = (

@@ -1,6 +1,6 @@
-"""Writes a store file with the code of an earlier Holdfast, for `test_sqlite_migrations`.
+"""Writes a store file with the code of an earlier Tenuto, for `test_sqlite_migrations`.
 
-    git archive COMMIT holdfast | tar -x -C /tmp/old
+    git archive COMMIT tenuto | tar -x -C /tmp/old
     PYTHONPATH=/tmp/old:. python -m tests.stores.old_schemas tests/stores/files/schema-N
 
 It writes `schema-N.db.gz`, the file as a backup of the open store has it, and `schema-N.json`, the messages as that
@@ -18,14 +18,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from holdfast.core import document as documents
-from holdfast.core import requests
-from holdfast.core.requests import CreateMessage
-from holdfast.stores import sqlite_file
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_engine import Engine
-from holdfast.testing import contract
-from holdfast.testing.contract import Chat, append, create, delete, edit, finish, put_part
+from tenuto.core import document as documents
+from tenuto.core import requests
+from tenuto.core.requests import CreateMessage
+from tenuto.stores import sqlite_file
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_engine import Engine
+from tenuto.testing import contract
+from tenuto.testing.contract import Chat, append, create, delete, edit, finish, put_part
 
 WORDS = "the quick brown fox jumps over the lazy dog, naïve 中文 🙂 "
 

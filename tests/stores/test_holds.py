@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from holdfast.stores.base import Hold, Renewal
-from holdfast.stores.holds import Holds
-from holdfast.stores.memory import MemoryStore
+from tenuto.stores.base import Hold, Renewal
+from tenuto.stores.holds import Holds
+from tenuto.stores.memory import MemoryStore
 from tests.stores.files import opened
 
 

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast.stores.memory import MemoryStore
-from holdfast.testing import RetentionContract, StoreContract
+from tenuto.stores.memory import MemoryStore
+from tenuto.testing import RetentionContract, StoreContract
 
 
 class TestMemoryStore(StoreContract, RetentionContract):

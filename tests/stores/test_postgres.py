@@ -16,16 +16,16 @@ import pytest
 from click.testing import CliRunner
 
 from chaos.processes import free_port
-from holdfast import Hub, Retention, archiving
-from holdfast.cli import main
-from holdfast.core.errors import Busy, Held, HoldfastError, StoreInUse, StoreUnavailable, StoreUnusable
-from holdfast.core.events import ChannelAttached
-from holdfast.hub import importing, retention
-from holdfast.hub.clock import Clock, StoreClock
-from holdfast.hub.forgetting import Receipt
-from holdfast.hub.nodes import RENEW_TIMEOUT_S
-from holdfast.stores import open_url
-from holdfast.stores.base import (
+from tenuto import Hub, Retention, archiving
+from tenuto.cli import main
+from tenuto.core.errors import Busy, Held, TenutoError, StoreInUse, StoreUnavailable, StoreUnusable
+from tenuto.core.events import ChannelAttached
+from tenuto.hub import importing, retention
+from tenuto.hub.clock import Clock, StoreClock
+from tenuto.hub.forgetting import Receipt
+from tenuto.hub.nodes import RENEW_TIMEOUT_S
+from tenuto.stores import open_url
+from tenuto.stores.base import (
     NOTHING,
     Committed,
     CommitUnknown,
@@ -37,11 +37,11 @@ from holdfast.stores.base import (
     Write,
     head_of,
 )
-from holdfast.stores.postgres import READERS, PostgresStore
-from holdfast.stores.postgres_holds import renew
-from holdfast.stores.postgres_server import PostgresServer
-from holdfast.testing import FaultProxy
-from holdfast.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
+from tenuto.stores.postgres import READERS, PostgresStore
+from tenuto.stores.postgres_holds import renew
+from tenuto.stores.postgres_server import PostgresServer
+from tenuto.testing import FaultProxy
+from tenuto.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.stores.two import Two, TwoContract, opened
@@ -201,7 +201,7 @@ async def test_notices_that_never_arrive_are_reported_with_the_remedy(
         pass
 
     monkeypatch.setattr(asyncpg.Connection, "add_listener", ignore)
-    monkeypatch.setattr("holdfast.stores.postgres_notices.CHECK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tenuto.stores.postgres_notices.CHECK_TIMEOUT_S", 0.1)
     async with opened(server, schema) as store:
         store.listen(lambda notice: None)
         async with asyncio.timeout(20):
@@ -214,7 +214,7 @@ async def test_notices_that_never_arrive_are_reported_with_the_remedy(
 
 def _end_sessions(server: Postgres) -> None:
     """End all connections of stores, as an administrator or a restart does."""
-    server.disconnect("application_name LIKE 'holdfast on %'")
+    server.disconnect("application_name LIKE 'tenuto on %'")
 
 
 async def test_a_lost_connection_loses_no_text_and_is_replaced(server: Postgres, schema: str) -> None:
@@ -399,18 +399,18 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
 async def test_release_that_needs_the_store_for_itself_and_this_one_keep_each_other_away(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.stores.postgres_schema.LOCK_WAIT_MS", 50)
+    monkeypatch.setattr("tenuto.stores.postgres_schema.LOCK_WAIT_MS", 50)
     earlier = await asyncpg.connect(server.url)
     take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
     try:
-        assert await earlier.fetchval(take, f"holdfast.{schema}.hub")
+        assert await earlier.fetchval(take, f"tenuto.{schema}.hub")
         with pytest.raises(
-            StoreInUse, match="earlier release of Holdfast, which allows one process; stop that process"
+            StoreInUse, match="earlier release of Tenuto, which allows one process; stop that process"
         ):
             await PostgresStore(server.url, schema=schema).open()
         await earlier.execute("SELECT pg_advisory_unlock_all()")
         async with opened(server, schema), opened(server, schema):
-            assert not await earlier.fetchval(take, f"holdfast.{schema}.hub")
+            assert not await earlier.fetchval(take, f"tenuto.{schema}.hub")
     finally:
         await earlier.close()
 
@@ -522,8 +522,8 @@ async def test_an_answer_continues_over_a_crash_of_the_server_which_loses_holds(
 # -- servers and roles that cannot work --------------------------------------------------------------------------
 
 
-async def _refusal(url: str) -> HoldfastError:
-    with pytest.raises(HoldfastError) as caught:
+async def _refusal(url: str) -> TenutoError:
+    with pytest.raises(TenutoError) as caught:
         await open_url(url).open()
     return caught.value
 
@@ -615,7 +615,7 @@ async def test_an_administrators_limits_do_not_end_statements_or_weaken_commits(
 ) -> None:
     server.sql("ALTER DATABASE app SET synchronous_commit = off; ALTER DATABASE app SET statement_timeout = '1ms'")
     try:
-        with caplog.at_level(logging.INFO, "holdfast.stores"):
+        with caplog.at_level(logging.INFO, "tenuto.stores"):
             async with opened(server, schema) as store:
                 assert await Chat(store).do(create("m1", "a")) == Committed(1)
     finally:
@@ -644,7 +644,7 @@ async def test_a_setting_that_is_reloaded_does_not_weaken_the_commits_of_an_open
 async def test_a_store_may_leave_the_disk_to_the_server(
     server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "holdfast.stores"):
+    with caplog.at_level(logging.INFO, "tenuto.stores"):
         store = open_url(f"{server.url}?schema={schema}&durability=async")
         await store.open()
         await store.close()
@@ -793,7 +793,7 @@ async def test_viewers_of_a_restored_database_begin_anew(server: Postgres, schem
         server.sql(f"TRUNCATE {server.sql(named)}")
         await asyncio.to_thread(server.restore, schema, "--data-only")
         # the store cannot notice it
-        server.sql(statement.replace("holdfast.", f"{schema}."))
+        server.sql(statement.replace("tenuto.", f"{schema}."))
 
     hub = hub_on(server, schema)
     await hub.create("c", id="m3", text="new")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.errors import StoreUnusable
-from holdfast.stores import postgres
-from holdfast.stores.base import Committed
-from holdfast.stores.postgres import PostgresStore
-from holdfast.testing.contract import MINUTE_MS, Chat, append, create, texts
+from tenuto.core.errors import StoreUnusable
+from tenuto.stores import postgres
+from tenuto.stores.base import Committed
+from tenuto.stores.postgres import PostgresStore
+from tenuto.testing.contract import MINUTE_MS, Chat, append, create, texts
 from tests.postgres import Postgres, needs_postgres
 from tests.stores.two import opened
 from tests.transports.conftest import new_hub, serving

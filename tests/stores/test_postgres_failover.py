@@ -16,17 +16,17 @@ import asyncpg
 import pytest
 
 from chaos.postgres_server import MEMORY
-from holdfast import Hub
-from holdfast.core.cursor import kept_serial
-from holdfast.core.errors import Draining, Fenced, HoldfastError, StoreUnavailable
-from holdfast.core.events import ChannelAttached
-from holdfast.stores import open_url
-from holdfast.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
-from holdfast.stores.postgres import PostgresStore
-from holdfast.stores.postgres_server import PostgresServer
-from holdfast.testing import FaultProxy
-from holdfast.testing.contract import Chat, append, create, texts
-from holdfast.testing.proxy import Direction
+from tenuto import Hub
+from tenuto.core.cursor import kept_serial
+from tenuto.core.errors import Draining, Fenced, TenutoError, StoreUnavailable
+from tenuto.core.events import ChannelAttached
+from tenuto.stores import open_url
+from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
+from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres_server import PostgresServer
+from tenuto.testing import FaultProxy
+from tenuto.testing.contract import Chat, append, create, texts
+from tenuto.testing.proxy import Direction
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.transports.conftest import new_hub, serving
@@ -101,7 +101,7 @@ async def test_channels_of_a_replaced_store_have_new_epochs_that_name_the_former
 
 
 async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writes() -> None:
-    with running_postgres(fsync="off") as primary, TemporaryDirectory(prefix="holdfast-postgres-", dir=MEMORY) as name:
+    with running_postgres(fsync="off") as primary, TemporaryDirectory(prefix="tenuto-postgres-", dir=MEMORY) as name:
         standby = Postgres(Path(name))
         standby.follow(primary, primary.port, fsync="off")
         hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"
@@ -115,7 +115,7 @@ async def test_url_that_names_a_standby_first_finds_the_server_that_accepts_writ
                 assert await store._db.fetchval("SELECT inet_server_port()") == primary.port
                 await store.close()
             for value in ("read-write", "any"):
-                with pytest.raises(HoldfastError, match=r"accepts (no )?writes; .*name the primary"):
+                with pytest.raises(TenutoError, match=r"accepts (no )?writes; .*name the primary"):
                     await open_url(f"{standby.url}?target_session_attrs={value}").open()
 
             await store.open()
@@ -302,7 +302,7 @@ async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
                 assert socket.session.bye is not None
                 assert socket.session.bye["reason"] == "draining"
                 for path in ("/readyz", poll):
-                    refused = await cut.http.get(path, headers={"holdfast-client": "test/1"})
+                    refused = await cut.http.get(path, headers={"tenuto-client": "test/1"})
                     assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
                     assert "retry-after" in refused.headers
 

@@ -11,12 +11,12 @@ from itertools import count
 import asyncpg
 import pytest
 
-from holdfast import Hub
-from holdfast.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
-from holdfast.stores import open_url
-from holdfast.stores.base import Committed, CommitUnknown, Store, StoreReplaced
-from holdfast.stores.postgres import PostgresStore
-from holdfast.testing.contract import Chat, append, create
+from tenuto import Hub
+from tenuto.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
+from tenuto.stores import open_url
+from tenuto.stores.base import Committed, CommitUnknown, Store, StoreReplaced
+from tenuto.stores.postgres import PostgresStore
+from tenuto.testing.contract import Chat, append, create
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres, running_postgres
@@ -63,7 +63,7 @@ async def test_viewers_behind_a_pooler_see_the_text_of_another_node_by_reads_and
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there = (Hub(url, hooks_signals=False, drain_s=0.0) for _ in range(2))
-    with caplog.at_level(logging.INFO, "holdfast.stores"):
+    with caplog.at_level(logging.INFO, "tenuto.stores"):
         await here.start()
     assert "prepare=0, so notices of other nodes do not arrive: their text is up to a second late" in caplog.text
     assert "synchronous_commit on, synchronous standbys none" in caplog.text
@@ -168,15 +168,15 @@ async def test_commit_whose_connection_a_pooler_refuses_is_known_not_to_be_store
 async def test_release_that_needs_the_store_for_itself_is_kept_from_each_transaction(
     server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.stores.postgres_schema.LOCK_WAIT_MS", 50)
+    monkeypatch.setattr("tenuto.stores.postgres_schema.LOCK_WAIT_MS", 50)
     schema = url.partition("schema=")[2].partition("&")[0]
     earlier = await asyncpg.connect(server.url)
     take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
     try:
         async with opened(url) as store:
             chat = Chat(store)
-            assert await earlier.fetchval(take, f"holdfast.{schema}.hub")
-            with pytest.raises(StoreUnavailable, match="in use by an earlier release of Holdfast"):
+            assert await earlier.fetchval(take, f"tenuto.{schema}.hub")
+            with pytest.raises(StoreUnavailable, match="in use by an earlier release of Tenuto"):
                 await chat.do(create("m1", "a"))
             with pytest.raises(StoreInUse, match="stop that process first"):
                 await open_url(url).open()

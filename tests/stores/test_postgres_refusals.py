@@ -16,12 +16,12 @@ import asyncpg
 import pytest
 
 from chaos.postgres_server import ACCOUNT
-from holdfast import Hub
-from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
-from holdfast.stores import open_url, postgres_schema, postgres_server
-from holdfast.stores.base import Committed, Store
-from holdfast.stores.postgres import PostgresStore
-from holdfast.testing.contract import Chat, create
+from tenuto import Hub
+from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.stores import open_url, postgres_schema, postgres_server
+from tenuto.stores.base import Committed, Store
+from tenuto.stores.postgres import PostgresStore
+from tenuto.testing.contract import Chat, create
 from tests.certificates import make_certificate
 from tests.postgres import Postgres, needs_postgres, running_postgres
 
@@ -66,9 +66,9 @@ def with_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Postgre
         yield server, certificate
 
 
-async def refusal(url: str) -> HoldfastError:
+async def refusal(url: str) -> TenutoError:
     """Return the error with which the store at `url` does not open."""
-    with pytest.raises(HoldfastError) as caught:
+    with pytest.raises(TenutoError) as caught:
         await open_url(url).open()
     return caught.value
 

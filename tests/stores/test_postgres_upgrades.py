@@ -13,14 +13,14 @@ import asyncpg
 import msgspec
 import pytest
 
-from holdfast import Hub
-from holdfast.core.errors import Draining, HoldfastError, StoreUnavailable, StoreUnusable
-from holdfast.core.events import Signal
-from holdfast.stores import open_url, postgres_schema
-from holdfast.stores.base import Committed, Hold, Notice, Store, StoreReplaced
-from holdfast.stores.postgres import PostgresStore
-from holdfast.stores.postgres_schema import MIGRATIONS, Migration
-from holdfast.testing.contract import MINUTE_MS, Chat, append, approve, create, delete, finish, refuse, texts
+from tenuto import Hub
+from tenuto.core.errors import Draining, TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.core.events import Signal
+from tenuto.stores import open_url, postgres_schema
+from tenuto.stores.base import Committed, Hold, Notice, Store, StoreReplaced
+from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres_schema import MIGRATIONS, Migration
+from tenuto.testing.contract import MINUTE_MS, Chat, append, approve, create, delete, finish, refuse, texts
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres
@@ -158,10 +158,10 @@ async def test_start_on_tables_of_a_newer_release_that_admit_this_one_says_so_in
     server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await upgrade(server, schema)
-    with caplog.at_level(logging.INFO, "holdfast.stores"):
+    with caplog.at_level(logging.INFO, "tenuto.stores"):
         async with opened(server, schema) as store:
             assert await Chat(store).do(create("m1", "a")) == Committed(1)
-    line = f"schema '{schema}' has tables of version {NOW + 1}, which this Holdfast of {NOW} may use"
+    line = f"schema '{schema}' has tables of version {NOW + 1}, which this Tenuto of {NOW} may use"
     assert [one.getMessage() for one in caplog.records].count(line) == 1
     assert version(server, schema) == f"{NOW + 1}|1"
 
@@ -174,7 +174,7 @@ async def test_start_on_tables_that_need_newer_code_is_refused_with_both_version
         await PostgresStore(server.url, schema=schema).open()
     assert str(caught.value) == (
         f"schema '{schema}' has tables of version {NOW + 1}, which code of version {NOW + 1} or newer may use, "
-        f"and this Holdfast has {NOW}; upgrade Holdfast, or name another schema with ?schema= in the store URL"
+        f"and this Tenuto has {NOW}; upgrade Tenuto, or name another schema with ?schema= in the store URL"
     )
 
 
@@ -193,7 +193,7 @@ async def test_running_node_stores_nothing_in_tables_that_need_newer_code(server
             store.hold("n1", MINUTE_MS, {}),
         ):
             # on which a hub opens the store again, and is refused
-            with pytest.raises(StoreReplaced, match="or a newer Holdfast has changed its tables"):
+            with pytest.raises(StoreReplaced, match="or a newer Tenuto has changed its tables"):
                 await change
             store._life._is_over = False  # each call finds it by itself
     with next_release(oldest=NOW + 1):
@@ -205,7 +205,7 @@ async def test_running_node_stores_nothing_in_tables_that_need_newer_code(server
 async def test_running_hub_whose_code_is_too_old_sends_its_viewers_away_and_names_the_remedy(
     server: Postgres, schema: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.hub.lifecycle.RESTART_S", 0.05)
+    monkeypatch.setattr("tenuto.hub.lifecycle.RESTART_S", 0.05)
     hub = Hub(f"{server.url}?schema={schema}", hooks_signals=False, drain_s=0.0)
     await hub.create("c", id="m1", text="kept")
     viewer = Watcher(hub, "c")
@@ -213,7 +213,7 @@ async def test_running_hub_whose_code_is_too_old_sends_its_viewers_away_and_name
     await upgrade(server, schema, oldest=NOW + 1)
     with pytest.raises(Draining):
         await viewer.take()
-    with pytest.raises(HoldfastError):
+    with pytest.raises(TenutoError):
         await hub.create("c", id="m2", text="never stored")
     async with asyncio.timeout(20):
         while "code of version" not in caplog.text:
@@ -228,7 +228,7 @@ async def test_of_several_starts_at_once_one_migrates(
     server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(server, schema) as old:
-        with caplog.at_level(logging.INFO, "holdfast.stores"), next_release():
+        with caplog.at_level(logging.INFO, "tenuto.stores"), next_release():
             stores = [PostgresStore(server.url, schema=schema) for _ in range(6)]
             await asyncio.gather(*(store.open() for store in stores))
         line = f"schema '{schema}' has tables of version {NOW + 1} now; it had {NOW}"
@@ -274,7 +274,7 @@ async def test_migration_waits_for_a_long_transaction_while_nodes_go_on_to_commi
             monkeypatch.setattr(postgres_schema, "MIGRATION_WAITS_MS", (20,) * 100)
             waiting = asyncio.create_task(upgrade(server, schema))
             caplog.clear()
-            with caplog.at_level(logging.INFO, "holdfast.stores"):
+            with caplog.at_level(logging.INFO, "tenuto.stores"):
                 while "keeps a table" not in caplog.text:
                     assert isinstance(await chat.do(append("m1", "a")), Committed)
         await waiting
@@ -297,7 +297,7 @@ async def test_migration_behind_a_pooler_waits_for_a_transaction_and_goes_on(
         await chat.do(create("m1", streaming=True))
         async with reader.transaction():
             await reader.fetchval(f"SELECT count(*) FROM {schema}.channels")
-            with caplog.at_level(logging.INFO, "holdfast.stores"), next_release():
+            with caplog.at_level(logging.INFO, "tenuto.stores"), next_release():
                 migrating = asyncio.create_task(stores[1].open())
                 while "keeps a table" not in caplog.text:
                     assert isinstance(await chat.do(append("m1", "a")), Committed)
@@ -383,7 +383,7 @@ async def test_channel_with_an_unknown_entry_sends_its_viewers_away_and_no_other
     for viewer in viewers:
         await viewer.take()
     store_unknown_entry(server, schema, "c")
-    unknown = "holds an entry that this Holdfast cannot read .*a newer Holdfast wrote it; upgrade Holdfast"
+    unknown = "holds an entry that this Tenuto cannot read .*a newer Tenuto wrote it; upgrade Tenuto"
     with pytest.raises(StoreUnusable, match=unknown):
         await viewers[0].take()
     with pytest.raises(StoreUnusable, match=unknown):

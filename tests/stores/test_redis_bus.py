@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from chaos.processes import free_port
-from holdfast import Hub
-from holdfast.core.errors import LocalError, StoreUnusable
-from holdfast.stores.base import Bus, Notice
-from holdfast.stores.bus import open_bus
-from holdfast.testing.proxy import FaultProxy
+from tenuto import Hub
+from tenuto.core.errors import LocalError, StoreUnusable
+from tenuto.stores.base import Bus, Notice
+from tenuto.stores.bus import open_bus
+from tenuto.testing.proxy import FaultProxy
 from tests.certificates import make_certificate
 from tests.redis_server import RedisServer, needs_redis, needs_valkey, running_redis
 
@@ -29,7 +29,7 @@ PATIENCE_S = 10.0
 @pytest.fixture(scope="module", params=["redis-server", pytest.param("valkey-server", marks=needs_valkey)])
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     with running_redis(program=request.param) as server:
-        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&holdfast:*", "+publish", "+subscribe", "+unsubscribe")
+        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&tenuto:*", "+publish", "+subscribe", "+unsubscribe")
         server.ask("ACL", "SETUSER", "other", "on", ">secret", "&another:*", "+publish", "+subscribe", "+unsubscribe")
         yield server
 
@@ -105,7 +105,7 @@ async def test_a_server_that_dies_is_found_again(server: RedisServer, caplog: py
     with running_redis() as dying:
         async with listening(dying.url, "a") as first, listening(dying.url, "a") as second:
             dying.kill()
-            with caplog.at_level(logging.WARNING, "holdfast.stores"):
+            with caplog.at_level(logging.WARNING, "tenuto.stores"):
                 await first.bus.notify([Notice("moved", "a", b"lost")])
                 dying.start()
                 assert [await first.next(), await second.next()] == [None, None]  # notices may have been missed
@@ -200,7 +200,7 @@ async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
         listening(server.url, "a") as second,
     ):
         with monkeypatch.context() as patch:
-            patch.setattr("holdfast.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
+            patch.setattr("tenuto.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
             proxy.stall(direction)  # type: ignore[arg-type]
             await first.bus.notify([Notice("moved", "a", b"lost")])
         proxy.resume()
@@ -222,12 +222,12 @@ class Warned(logging.Handler):
 
 @needs_redis
 async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.stores.redis_bus.CHECK_S", 0.05)
-    warned, logger = Warned(), logging.getLogger("holdfast.stores")
+    monkeypatch.setattr("tenuto.stores.redis_bus.CHECK_S", 0.05)
+    warned, logger = Warned(), logging.getLogger("tenuto.stores")
     logger.addHandler(warned)
     try:
         async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
-            monkeypatch.setattr("holdfast.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
+            monkeypatch.setattr("tenuto.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
             proxy.stall("down")
             async with asyncio.timeout(PATIENCE_S):
                 while not one.bus.stats()["bus_losses"]:
@@ -239,7 +239,7 @@ async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypa
 
 @needs_redis
 async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.stores.redis_bus.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tenuto.stores.redis_bus.CONNECT_TIMEOUT_S", 0.2)
     late = asyncio.Event()
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -264,7 +264,7 @@ async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatc
     [
         ("app:wrong@", "refused the user .*; check user and password in the bus URL"),
         ("none:wrong@", "refused the user .*; check user and password in the bus URL"),
-        ("other:secret@", r"refused a command .*needs: ACL SETUSER name &holdfast:\* \+publish \+subscribe"),
+        ("other:secret@", r"refused a command .*needs: ACL SETUSER name &tenuto:\* \+publish \+subscribe"),
     ],
 )
 async def test_refused_users_get_the_remedy(server: RedisServer, user: str, expected: str) -> None:
@@ -320,7 +320,7 @@ async def test_sentinels_name_the_server(server: RedisServer) -> None:
 
 @needs_redis
 async def test_bus_follows_its_server_over_a_failover(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.stores.redis_bus.RETRY_S", (0.1, 0.5))
+    monkeypatch.setattr("tenuto.stores.redis_bus.RETRY_S", (0.1, 0.5))
     with (
         running_redis("--repl-diskless-sync-delay", "0") as primary,
         running_redis("--replicaof", "127.0.0.1", str(primary.port)) as replica,
@@ -388,7 +388,7 @@ async def test_tls_with_a_certificate_of_the_client(
     own, other = (make_certificate(folder) for folder in (tmp_path / "own", tmp_path / "other") if not folder.mkdir())
     port = free_port()
     with running_redis(*tls(certificate, port, own)) as server:
-        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&holdfast:*", "+publish", "+subscribe", "+unsubscribe")
+        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&tenuto:*", "+publish", "+subscribe", "+unsubscribe")
         url = f"rediss://app:secret@localhost:{port}?ssl_ca_certs={certificate}"
         files = f"&ssl_certfile={own}&ssl_keyfile={own.with_name('key.pem')}"
         async with listening(url + files, "a") as first, listening(url + files, "a") as second:
@@ -420,7 +420,7 @@ async def test_sentinels_with_tls_name_a_server_with_tls(tmp_path: Path) -> None
         running_redis(*tls(certificate, place, certificate), *options) as server,
         running_redis("--sentinel", *tls(certificate, at, certificate), *options) as sentinel,
     ):
-        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&holdfast:*", "+publish", "+subscribe", "+unsubscribe")
+        server.ask("ACL", "SETUSER", "app", "on", ">secret", "&tenuto:*", "+publish", "+subscribe", "+unsubscribe")
         sentinel.ask("SENTINEL", "MONITOR", "main", "127.0.0.1", str(place), "1")
         url = f"rediss+sentinel://app:secret@127.0.0.1:{at}/main?ssl_ca_certs={certificate}"
         async with listening(url, "a") as first, listening(url, "a") as second:
@@ -477,7 +477,7 @@ def test_a_bus_needs_a_store_that_processes_share() -> None:
 
 
 def test_command_reports_a_bus_that_cannot_work_in_one_line(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "holdfast", "serve", "--port", "0", "--bus", "redis:db"]
+    arguments = [sys.executable, "-m", "tenuto", "serve", "--port", "0", "--bus", "redis:db"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1, done.stderr

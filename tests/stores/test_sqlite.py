@@ -14,14 +14,14 @@ from typing import Literal
 import pytest
 from msgspec.structs import replace
 
-from holdfast.core.document import Segment
-from holdfast.core.errors import LocalError, StoreUnavailable
-from holdfast.stores import sqlite, sqlite_channels, sqlite_engine, sqlite_space
-from holdfast.stores.base import Committed, CommitUnknown, Head, head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_file import SqliteFile
-from holdfast.testing import RetentionContract, StoreContract
-from holdfast.testing.contract import Chat, append, create, texts
+from tenuto.core.document import Segment
+from tenuto.core.errors import LocalError, StoreUnavailable
+from tenuto.stores import sqlite, sqlite_channels, sqlite_engine, sqlite_space
+from tenuto.stores.base import Committed, CommitUnknown, Head, head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_file import SqliteFile
+from tenuto.testing import RetentionContract, StoreContract
+from tenuto.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, opened, run_from_outside, run_on_thread, store_threads, wal
 
 
@@ -51,7 +51,7 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 async def test_close_leaves_no_thread_and_no_wal(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do(create("m1", "a"))
-        assert store_threads() == ["holdfast-sqlite-chat.db"]
+        assert store_threads() == ["tenuto-sqlite-chat.db"]
     assert store_threads() == []
     assert sorted(file.name for file in path.parent.iterdir()) == ["chat.db", "chat.db.lock"]
 
@@ -74,8 +74,8 @@ def test_store_continues_on_another_event_loop(path: Path) -> None:
 
 FORGETFUL = """
 import asyncio, sys
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.testing.contract import Chat, create
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.testing.contract import Chat, create
 
 async def main():
     store = SqliteStore(sys.argv[1])

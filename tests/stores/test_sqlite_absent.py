@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from holdfast.cli import main
-from holdfast.core.errors import LocalError
-from holdfast.core.requests import AppendText, CreateMessage
-from holdfast.hub import HubCore
-from holdfast.stores import sqlite_absent
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_absent import MAX_PLACES, Word, read_words
+from tenuto.cli import main
+from tenuto.core.errors import LocalError
+from tenuto.core.requests import AppendText, CreateMessage
+from tenuto.hub import HubCore
+from tenuto.stores import sqlite_absent
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_absent import MAX_PLACES, Word, read_words
 
 FILES = Path(__file__).parent / "files"
 

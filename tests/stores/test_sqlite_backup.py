@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from holdfast import store_commands
-from holdfast.app import Hub
-from holdfast.cli import main
-from holdfast.core.document import restore as restore_message
-from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
-from holdfast.stores import sqlite, sqlite_backup
-from holdfast.stores.base import Committed, head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_backup import keep_wal, partial_file, restore
-from holdfast.stores.sqlite_lock import FileLock
-from holdfast.stores.sqlite_restored import BACKUP, check_wal, read_file_state
-from holdfast.stores.thread import StoreThread
-from holdfast.testing.contract import Chat, append, create, texts
+from tenuto import store_commands
+from tenuto.app import Hub
+from tenuto.cli import main
+from tenuto.core.document import restore as restore_message
+from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from tenuto.stores import sqlite, sqlite_backup
+from tenuto.stores.base import Committed, head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_backup import keep_wal, partial_file, restore
+from tenuto.stores.sqlite_lock import FileLock
+from tenuto.stores.sqlite_restored import BACKUP, check_wal, read_file_state
+from tenuto.stores.thread import StoreThread
+from tenuto.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
 from tests.stores.writing import MESSAGES
 
@@ -327,7 +327,7 @@ async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_com
     lock(path).unlink()
     for _ in range(2):
         with pytest.raises(
-            StoreUnusable, match=r"its lock file is missing.*holdfast restore BACKUP.*restore --keep-wal"
+            StoreUnusable, match=r"its lock file is missing.*tenuto restore BACKUP.*restore --keep-wal"
         ):
             await SqliteStore(path).open()
     keep_wal(path)

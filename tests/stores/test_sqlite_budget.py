@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.stores.base import Write
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
+from tenuto.stores.base import Write
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.stores.files import opened, run_on_thread
 
 TOKEN = "word "

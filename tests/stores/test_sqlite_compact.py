@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from holdfast.cli import main
-from holdfast.core.errors import StoreInUse, StoreUnavailable
-from holdfast.stores import sqlite_compact, sqlite_space
-from holdfast.stores.base import head_of
-from holdfast.stores.sqlite_backup import PAGE_BYTES
-from holdfast.stores.sqlite_compact import compact
-from holdfast.stores.sqlite_verify import verify
-from holdfast.testing.contract import Chat, append, create, emptied, finish, texts
+from tenuto.cli import main
+from tenuto.core.errors import StoreInUse, StoreUnavailable
+from tenuto.stores import sqlite_compact, sqlite_space
+from tenuto.stores.base import head_of
+from tenuto.stores.sqlite_backup import PAGE_BYTES
+from tenuto.stores.sqlite_compact import compact
+from tenuto.stores.sqlite_verify import verify
+from tenuto.testing.contract import Chat, append, create, emptied, finish, texts
 from tests.stores.compacting import TEXT, check, fill
 from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, run_on_thread, write
 
@@ -38,7 +38,7 @@ def test_compacted_file_has_its_messages_and_epochs_without_its_free_slots(path:
         return CliRunner().invoke(main, ["verify", "--store", f"sqlite:///{path}"]).output
 
     asyncio.run(fill(path))
-    assert "bytes are free; holdfast compact gives them back" in verified()
+    assert "bytes are free; tenuto compact gives them back" in verified()
     sizes = compact(path)
     assert verified() == f"{path}: no damage found\n"
     assert (sizes.after, path.stat().st_mode & 0o777) == (path.stat().st_size, 0o600)
@@ -142,9 +142,9 @@ def test_compaction_counts_anew_unless_messages_may_be_lost(
         write(path, bytes(data))
     else:
         run_from_outside(path, change)
-        line = "its count of messages or bytes is wrong; if none of its messages is named, run `holdfast compact`"
+        line = "its count of messages or bytes is wrong; if none of its messages is named, run `tenuto compact`"
         assert line in run("verify")
-    assert "run `holdfast verify`" in run("export", "chat:1")
+    assert "run `tenuto verify`" in run("export", "chat:1")
     before = run("verify")
     compact(path)
     assert (run("export", "chat:1") == whole) == is_mended
@@ -211,7 +211,7 @@ async def test_free_space_is_counted_and_reported_once(
         await store.tidy(0)
         used = store.stats()
         (counted,) = await run_on_thread(store, "SELECT sum(room) FROM free")
-    assert len([one for one in caplog.messages if "`holdfast compact` gives them back" in one]) == 1
+    assert len([one for one in caplog.messages if "`tenuto compact` gives them back" in one]) == 1
     assert before["free_bytes"] < 20_000
     assert 300_000 < stats["free_bytes"] <= stats["file_bytes"] < 600_000
     assert stats["free_bytes"] - used["free_bytes"] == pytest.approx(len(TEXT), abs=1_000)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.errors import StoreUnusable
-from holdfast.stores import sqlite_file
-from holdfast.stores.base import Committed, Head, head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_backup import keep_wal
-from holdfast.testing.contract import Chat, append, create, texts
+from tenuto.core.errors import StoreUnusable
+from tenuto.stores import sqlite_file
+from tenuto.stores.base import Committed, Head, head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_backup import keep_wal
+from tenuto.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
 

@@ -16,32 +16,32 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from holdfast.archiving import forget_client
-from holdfast.cli import main
-from holdfast.core.document import Stored, restored
-from holdfast.core.errors import Damaged, Held, StoreUnavailable, StoreUnusable
-from holdfast.core.requests import SendCommand
-from holdfast.core.retention import Policies
-from holdfast.hub import HubCore
-from holdfast.hub.clock import Clock
-from holdfast.hub.exporting import export_lines
-from holdfast.hub.legal_holds import held_in
-from holdfast.hub.pending import DocumentDue
-from holdfast.stores.base import NOTHING, Committed, Store, head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_compact import compact
-from holdfast.stores.sqlite_engine import OLD_MS
-from holdfast.stores.sqlite_file import SCHEMA
-from holdfast.stores.sqlite_reader import due_channels
-from holdfast.stores.sqlite_sums import SUM_BYTES, sealed
-from holdfast.stores.sqlite_sums import opened as opened_row
-from holdfast.stores.sqlite_verify import verify
-from holdfast.testing.contract import Chat, append, create, delete, edit, emptied
+from tenuto.archiving import forget_client
+from tenuto.cli import main
+from tenuto.core.document import Stored, restored
+from tenuto.core.errors import Damaged, Held, StoreUnavailable, StoreUnusable
+from tenuto.core.requests import SendCommand
+from tenuto.core.retention import Policies
+from tenuto.hub import HubCore
+from tenuto.hub.clock import Clock
+from tenuto.hub.exporting import export_lines
+from tenuto.hub.legal_holds import held_in
+from tenuto.hub.pending import DocumentDue
+from tenuto.stores.base import NOTHING, Committed, Store, head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_compact import compact
+from tenuto.stores.sqlite_engine import OLD_MS
+from tenuto.stores.sqlite_file import SCHEMA
+from tenuto.stores.sqlite_reader import due_channels
+from tenuto.stores.sqlite_sums import SUM_BYTES, sealed
+from tenuto.stores.sqlite_sums import opened as opened_row
+from tenuto.stores.sqlite_verify import verify
+from tenuto.testing.contract import Chat, append, create, delete, edit, emptied
 from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
 from tests.stores.old_schemas import described
 
 FILE = Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz"
-IS_LONG = os.environ.get("HOLDFAST_STORES") == "long"
+IS_LONG = os.environ.get("TENUTO_STORES") == "long"
 FLIPS, TORN = (2_000, 200) if IS_LONG else (300, 30)
 PAGE = 4_096
 INNER_PAGE = 5  # first byte of a page of a table that holds the numbers of other pages
@@ -461,7 +461,7 @@ async def test_channels_are_listed_beside_a_server_and_verify_reports_a_wrong_co
     run_from_outside(path, "UPDATE channels SET messages = 7 WHERE name = 'log:1'")
     assert list(verify(path)) == [
         "channel 'log:1': its count of messages or bytes is wrong; if none of its messages is named, run "
-        "`holdfast compact`, which counts anew"
+        "`tenuto compact`, which counts anew"
     ]
 
 
@@ -619,7 +619,7 @@ async def test_damaged_list_of_free_slots_costs_free_space_only(
         checked = CliRunner().invoke(main, ["verify", "--store", f"sqlite:///{path}"])
         assert re.fullmatch(
             r"store file \S+ is damaged \(.*\n?.*\); if no message is named below, "
-            r"run `holdfast compact`; if that fails, restore a backup\n"
+            r"run `tenuto compact`; if that fails, restore a backup\n"
             r"\S+: 1 damaged\n",
             checked.output,
         )

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.requests import ReplyCommand, SendCommand
-from holdfast.stores import sqlite_engine
-from holdfast.stores.base import Store, head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_pruning import Pruning
-from holdfast.stores.sqlite_slots import MAX_ROOM
-from holdfast.stores.sqlite_sums import SUM_BYTES
-from holdfast.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
+from tenuto.core.requests import ReplyCommand, SendCommand
+from tenuto.stores import sqlite_engine
+from tenuto.stores.base import Store, head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_pruning import Pruning
+from tenuto.stores.sqlite_slots import MAX_ROOM
+from tenuto.stores.sqlite_sums import SUM_BYTES
+from tenuto.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
 from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.stores import sqlite
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_backup import finish
-from holdfast.stores.sqlite_known import known_backups, noted
+from tenuto.stores import sqlite
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_backup import finish
+from tenuto.stores.sqlite_known import known_backups, noted
 
 
 def after(*backups: Path) -> dict[str, bytes]:

@@ -15,20 +15,20 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.document import restored
-from holdfast.core.errors import StoreUnavailable
-from holdfast.stores.base import head_of
-from holdfast.stores.sqlite import OPEN_TIMEOUT_S, SqliteStore
-from holdfast.stores.sqlite_documents import Documents
-from holdfast.stores.sqlite_file import SCHEMA
-from holdfast.stores.sqlite_verify import verify
-from holdfast.testing.contract import Chat, append, create, delete, texts
+from tenuto.core.document import restored
+from tenuto.core.errors import StoreUnavailable
+from tenuto.stores.base import head_of
+from tenuto.stores.sqlite import OPEN_TIMEOUT_S, SqliteStore
+from tenuto.stores.sqlite_documents import Documents
+from tenuto.stores.sqlite_file import SCHEMA
+from tenuto.stores.sqlite_verify import verify
+from tenuto.testing.contract import Chat, append, create, delete, texts
 from tests.stores.files import PATIENCE_S, on_disk, opened, run_from_outside, write
 from tests.stores.old_schemas import content
 
 FILES = Path(__file__).parent / "files"
 # The long form kills the migration before each of its statements, the short form before some.
-EVERY = 1 if os.environ.get("HOLDFAST_STORES") == "long" else 45
+EVERY = 1 if os.environ.get("TENUTO_STORES") == "long" else 45
 SCHEMAS = range(1, SCHEMA + 1)
 
 

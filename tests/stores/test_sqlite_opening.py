@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
-from holdfast.stores.base import Committed, Head, head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_sums import sealed
-from holdfast.testing.contract import Chat, append, create, finish, put_part
+from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
+from tenuto.stores.base import Committed, Head, head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_sums import sealed
+from tenuto.testing.contract import Chat, append, create, finish, put_part
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
 
@@ -40,7 +40,7 @@ async def test_second_store_of_this_process_is_refused_as_such(store: SqliteStor
 
 HOLD = """
 import asyncio, sys
-from holdfast.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite import SqliteStore
 
 async def main():
     await SqliteStore(sys.argv[1]).open()
@@ -85,8 +85,8 @@ async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], 
 
 WORKER = """
 import asyncio, multiprocessing, sys, time
-from holdfast.core.errors import StoreInUse
-from holdfast.stores.sqlite import SqliteStore
+from tenuto.core.errors import StoreInUse
+from tenuto.stores.sqlite import SqliteStore
 
 async def hold(path, opened, end):
     await SqliteStore(path).open()
@@ -173,7 +173,7 @@ async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
     async with opened(path):
         pass
     run_from_outside(path, "PRAGMA user_version = 7")
-    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 5\. Upgrade Holdfast"):
+    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 5\. Upgrade Tenuto"):
         await SqliteStore(path).open()
 
 
@@ -255,7 +255,7 @@ async def test_a_torn_file_is_refused(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store).do(create("m1", "x" * 100_000))
     write(path, read(path)[: 5 * 4096])
-    with pytest.raises(StoreUnusable, match=r"the file is damaged; run `holdfast verify`.* or restore a backup"):
+    with pytest.raises(StoreUnusable, match=r"the file is damaged; run `tenuto verify`.* or restore a backup"):
         await SqliteStore(path).open()
 
 
@@ -272,7 +272,7 @@ async def test_a_log_with_an_unknown_operation_is_refused(path: Path) -> None:
         await Chat(store).do_each(create("m1", streaming=True), finish("m1"))
     unknown = msgspec.msgpack.encode([[1, 2, 0, msgspec.msgpack.encode([99, ""])]])
     run_from_outside(path, "UPDATE log SET body = ?", sealed(1, unknown))
-    with pytest.raises(StoreUnusable, match="an operation that this Holdfast does not know"):
+    with pytest.raises(StoreUnusable, match="an operation that this Tenuto does not know"):
         await SqliteStore(path).open()
 
 
@@ -322,8 +322,8 @@ async def test_synchronous_is_set_as_configured(path: Path, setting: str, level:
 
 SAY_WHY = """
 import asyncio, os, sys
-from holdfast.core.errors import StoreUnavailable
-from holdfast.stores.sqlite import SqliteStore
+from tenuto.core.errors import StoreUnavailable
+from tenuto.stores.sqlite import SqliteStore
 if os.geteuid() == 0:
     os.setuid(65534)  # file modes do not bind root
 try:

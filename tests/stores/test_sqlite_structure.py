@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from holdfast.cli import main
-from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.stores.base import head_of
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.stores.sqlite_channels import ChannelRow, Channels
-from holdfast.stores.sqlite_file import SCHEMA
-from holdfast.stores.sqlite_sums import check_above
-from holdfast.stores.sqlite_verify import verify
-from holdfast.testing.contract import Chat, create
+from tenuto.cli import main
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
+from tenuto.stores.base import head_of
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite_channels import ChannelRow, Channels
+from tenuto.stores.sqlite_file import SCHEMA
+from tenuto.stores.sqlite_sums import check_above
+from tenuto.stores.sqlite_verify import verify
+from tenuto.testing.contract import Chat, create
 from tests.stores.files import opened, read, run_from_outside, wal, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
@@ -120,7 +120,7 @@ def test_message_that_an_index_lost_is_named_and_compact_brings_it_back(tmp_path
     assert [line.split(": ")[1] for line in lines] == [
         f"message {one!r}" for one in ("u-waiting", "u-taken", "!c-open", "!c-replied")
     ]
-    assert all(line.endswith("so it is not shown; run `holdfast compact`") for line in lines)
+    assert all(line.endswith("so it is not shown; run `tenuto compact`") for line in lines)
     result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
     assert result.exit_code == 0, result.output
     assert list(verify(path)) == []

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import LocalError
-from holdfast.stores import thread as worker_module
-from holdfast.stores.thread import Late, StoreThread
+from tenuto.core.errors import LocalError
+from tenuto.stores import thread as worker_module
+from tenuto.stores.thread import Late, StoreThread
 
 
 def nothing(is_idle: bool) -> float | None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.core.errors import LocalError
-from holdfast.stores import open_url
-from holdfast.stores.memory import MemoryStore
-from holdfast.stores.postgres import PostgresStore
-from holdfast.stores.sqlite import SqliteStore
+from tenuto.core.errors import LocalError
+from tenuto.stores import open_url
+from tenuto.stores.memory import MemoryStore
+from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.sqlite import SqliteStore
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_postgresql_url_names_a_schema_and_keeps_the_drivers_options() -> None
     store = open_url("postgres://app:pw@db:5433/chat?schema=staging&sslmode=require")
     assert isinstance(store, PostgresStore)
     assert (store.dsn, store.schema) == ("postgres://app:pw@db:5433/chat?sslmode=require", "staging")
-    assert open_url("postgresql://db/chat").schema == "holdfast"
+    assert open_url("postgresql://db/chat").schema == "tenuto"
 
 
 def test_memory_is_a_store_of_its_own_each_time() -> None:
@@ -96,7 +96,7 @@ def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str)
     ],
 )
 def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "holdfast", "serve", "--port", "0", "--store", url]
+    arguments = [sys.executable, "-m", "tenuto", "serve", "--port", "0", "--store", url]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -108,11 +108,11 @@ def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     "url",
     [
-        "mysql://user:geheim@db/holdfast",
+        "mysql://user:geheim@db/tenuto",
         "postgres://user:geheim@db",
-        "postgresql://user:ge/heim?x=geheim@db/holdfast",
-        "postgresql://user:heim/geheim@db/holdfast",
-        "postgres://db/holdfast?password=geheim",
+        "postgresql://user:ge/heim?x=geheim@db/tenuto",
+        "postgresql://user:heim/geheim@db/tenuto",
+        "postgres://db/tenuto?password=geheim",
         "sqlite://user:geheim@chat.db",
         "sqlite:///?password=geheim",
         "memory://user:geheim@here",

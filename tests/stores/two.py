@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from holdfast.stores.base import Notice, Store
-from holdfast.stores.postgres import PostgresStore
-from holdfast.testing import RetentionContract, StoreContract
-from holdfast.testing.contract import check_fold
+from tenuto.stores.base import Notice, Store
+from tenuto.stores.postgres import PostgresStore
+from tenuto.testing import RetentionContract, StoreContract
+from tenuto.testing.contract import check_fold
 from tests.postgres import Postgres
 
 

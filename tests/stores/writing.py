@@ -8,12 +8,12 @@ import asyncio
 import sys
 from pathlib import Path
 
-from holdfast.core.document import restored
-from holdfast.core.state import ChannelState
-from holdfast.stores import sqlite_file
-from holdfast.stores.base import Committed
-from holdfast.stores.sqlite import SqliteStore
-from holdfast.testing.contract import Chat, append, create
+from tenuto.core.document import restored
+from tenuto.core.state import ChannelState
+from tenuto.stores import sqlite_file
+from tenuto.stores.base import Committed
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.testing.contract import Chat, append, create
 
 MESSAGES = ("m0", "m1", "m2")
 

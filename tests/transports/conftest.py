@@ -19,9 +19,9 @@ import httpx2
 import pytest
 import uvicorn
 
-from holdfast.app import Hub
-from holdfast.transports import access, origin
-from holdfast.transports.refusals import Refusals
+from tenuto.app import Hub
+from tenuto.transports import access, origin
+from tenuto.transports.refusals import Refusals
 
 PATIENCE_S = 10.0
 
@@ -58,7 +58,7 @@ class Served:
 async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
     """uvicorn on this event loop; gives the port. Its end must not wait for tasks that the app has not ended."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 16 * 1024)  # as `holdfast serve` sets it
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 16 * 1024)  # as `tenuto serve` sets it
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, **{"log_config": None, "access_log": False, "http": "httptools", **options})
     config.load()

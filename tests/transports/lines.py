@@ -11,9 +11,9 @@ import json
 from collections.abc import Coroutine
 from typing import Any
 
-from holdfast.app import Hub
-from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.transports.session import Session
+from tenuto.app import Hub
+from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.transports.session import Session
 from tests.transports.conftest import PATIENCE_S
 
 Json = dict[str, Any]

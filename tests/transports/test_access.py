@@ -12,14 +12,14 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from holdfast.app import Hub
-from holdfast.core.errors import Forbidden
-from holdfast.hub.identity import Identity, allow_everyone
-from holdfast.transports import access
+from tenuto.app import Hub
+from tenuto.core.errors import Forbidden
+from tenuto.hub.identity import Identity, allow_everyone
+from tenuto.transports import access
 from tests.transports.asgi import HERE, Headers, ask
 from tests.transports.conftest import new_hub
 
-WEB = Path(__file__).parents[2] / "holdfast" / "web"
+WEB = Path(__file__).parents[2] / "tenuto" / "web"
 
 PATHS = [
     "/",
@@ -104,13 +104,13 @@ INSIDE: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("why", "how"), OUTSIDE, ids=[why for why, _ in OUTSIDE])
 async def test_hub_without_verifier_refuses_requests_from_elsewhere(closed: Hub, why: str, how: dict[str, Any]) -> None:
-    mounted = Starlette(routes=[Mount("/deep/holdfast", closed)])
+    mounted = Starlette(routes=[Mount("/deep/tenuto", closed)])
     for path in PATHS:
         assert await ask(closed, path, **how) == (403, "no_verifier")
-    assert await ask(mounted, "/deep/holdfast/v1/channels/c/messages", **how) == (403, "no_verifier")
+    assert await ask(mounted, "/deep/tenuto/v1/channels/c/messages", **how) == (403, "no_verifier")
     post = {**how, "headers": [*how.get("headers", HERE), (b"content-type", b"application/json")]}
     assert await ask(closed, "/v1/channels/c/messages", method="POST", body=b"{}", **post) == (403, "no_verifier")
-    for app, path in ((closed, "/v1/ws"), (mounted, "/deep/holdfast/v1/ws")):
+    for app, path in ((closed, "/v1/ws"), (mounted, "/deep/tenuto/v1/ws")):
         assert await ask(app, path, kind="websocket", **how) == (403, "no_verifier")
         extensions: dict[str, Any] = {"websocket.http.response": {}}
         assert await ask(app, path, kind="websocket", extensions=extensions, **how) == (403, "no_verifier")
@@ -121,11 +121,11 @@ async def test_hub_without_verifier_refuses_requests_from_elsewhere(closed: Hub,
 async def test_hub_without_verifier_accepts_requests_of_this_machine(
     closed: Hub, why: str, how: dict[str, Any]
 ) -> None:
-    mounted = Starlette(routes=[Mount("/holdfast", closed)])
+    mounted = Starlette(routes=[Mount("/tenuto", closed)])
     assert (await ask(closed, **how))[0] == 200
-    assert (await ask(mounted, "/holdfast/v1/channels/c", **how))[0] == 200
+    assert (await ask(mounted, "/tenuto/v1/channels/c", **how))[0] == 200
     assert (await ask(closed, "/v1/ws", kind="websocket", **how))[0] == 101
-    assert (await ask(mounted, "/holdfast/v1/ws", kind="websocket", **how))[0] == 101
+    assert (await ask(mounted, "/tenuto/v1/ws", kind="websocket", **how))[0] == 101
 
 
 async def test_page_modules_are_served_to_every_peer(closed: Hub) -> None:

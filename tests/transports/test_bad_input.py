@@ -10,9 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from holdfast.app import Hub
-from holdfast.core.limits import Limits
-from holdfast.transports import calls
+from tenuto.app import Hub
+from tenuto.core.limits import Limits
+from tenuto.transports import calls
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub
 from tests.transports.test_http import M1, MESSAGES, create, refused, stream
 

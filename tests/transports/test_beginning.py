@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from holdfast import Hub, allow_everyone
+from tenuto import Hub, allow_everyone
 from tests.transports.asgi import HERE
 from tests.virtual import virtual_clock, virtually
 

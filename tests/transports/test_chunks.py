@@ -16,9 +16,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
-from holdfast.core.events import MessageAppend
-from holdfast.hub.batches import EncodedBatch
-from holdfast.transports.chunks import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
+from tenuto.core.events import MessageAppend
+from tenuto.hub.batches import EncodedBatch
+from tenuto.transports.chunks import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 from wirecheck import SseViewer, WsViewer
@@ -65,7 +65,7 @@ async def test_batches_do_not_go_through_the_servers_send(by_hand: Served, sent:
 async def test_batches_go_through_send_if_uvicorn_differs(
     by_hand: Served, sent: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.transports.sender.cycle_of", lambda send: None)
+    monkeypatch.setattr("tenuto.transports.sender.cycle_of", lambda send: None)
     await watched(by_hand)
     assert [body for body in sent if b"event: message.append" in body]
 
@@ -157,7 +157,7 @@ async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_f
 async def test_frames_go_through_send_if_uvicorns_socket_differs(
     by_hand: Served, sent_frames: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.transports.sender.socket_of", lambda send: None)
+    monkeypatch.setattr("tenuto.transports.sender.socket_of", lambda send: None)
     await watched_by_socket(by_hand)
     assert [text for text in sent_frames if "message.append" in text]
 

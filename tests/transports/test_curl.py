@@ -79,7 +79,7 @@ def documented(served: Served, message: str) -> list[str]:
 
 async def test_documented_command_shows_an_answer_piece_by_piece_to_its_end() -> None:
     hub = new_hub()
-    async with serving(hub, Starlette(routes=[Mount("/holdfast", hub)])) as served:
+    async with serving(hub, Starlette(routes=[Mount("/tenuto", hub)])) as served:
         async with hub.message("chat:1", id="a1") as message:
             await message.append("One, ")
             async with curl(*documented(served, "a1")) as first:

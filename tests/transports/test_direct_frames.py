@@ -2,7 +2,7 @@
 
 Layer: tests.
 
-Two sockets watch the same channels under the protocol of `holdfast serve`; one of them never takes the short path.
+Two sockets watch the same channels under the protocol of `tenuto serve`; one of them never takes the short path.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from holdfast import Hub, allow_everyone
-from holdfast.bounded_websocket import BoundedWebSocketProtocol
-from holdfast.connections import Connections
-from holdfast.core.events import MessageAppend
-from holdfast.hub.batches import EncodedBatch
-from holdfast.transports.chunks import MAX_BYTES, Frames, can_frame
-from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.sender import DirectSender, Sender, TaskSender
-from holdfast.transports.session import FIRST_PING_S, PING_EARLY_S, Session
+from tenuto import Hub, allow_everyone
+from tenuto.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.connections import Connections
+from tenuto.core.events import MessageAppend
+from tenuto.hub.batches import EncodedBatch
+from tenuto.transports.chunks import MAX_BYTES, Frames, can_frame
+from tenuto.transports.heartbeats import Heartbeats
+from tenuto.transports.sender import DirectSender, Sender, TaskSender
+from tenuto.transports.session import FIRST_PING_S, PING_EARLY_S, Session
 from tests.test_bounded_websocket import HANDSHAKE, Owner, SocketTransport
 from tests.transports.conftest import new_hub
 from tests.transports.test_chunks import batch

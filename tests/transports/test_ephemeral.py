@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.core.events import Signal
-from holdfast.core.requests import AppendText, Caller, CreateMessage
+from tenuto import Hub
+from tenuto.core.events import Signal
+from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tests.transports.asgi import HERE
 from tests.virtual import virtual_clock, virtually
 

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from holdfast.transports.heartbeats import Heartbeats
+from tenuto.transports.heartbeats import Heartbeats
 
 
 class Heart:

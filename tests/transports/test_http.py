@@ -11,15 +11,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from holdfast.agents.turn import Turn
-from holdfast.app import Hub
-from holdfast.core.errors import StoreUnavailable
-from holdfast.core.limits import Limits
-from holdfast.hub.identity import Identity, Scope
-from holdfast.hub.rates import ClientLimits
-from holdfast.transports import http as http_module
-from holdfast.transports.app import WEB
-from holdfast.transports.web import Web
+from tenuto.agents.turn import Turn
+from tenuto.app import Hub
+from tenuto.core.errors import StoreUnavailable
+from tenuto.core.limits import Limits
+from tenuto.hub.identity import Identity, Scope
+from tenuto.hub.rates import ClientLimits
+from tenuto.transports import http as http_module
+from tenuto.transports.app import WEB
+from tenuto.transports.web import Web
 from tests.transports.asgi import ask
 from tests.transports.conftest import asking, new_hub
 from tests.virtual import virtual_clock, virtually
@@ -44,7 +44,7 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
     assert response.headers["cache-control"] == "no-store"
     problem = response.json()
     assert problem["status"] == response.status_code
-    assert problem["type"] == f"urn:holdfast:error:{problem['code']}"
+    assert problem["type"] == f"urn:tenuto:error:{problem['code']}"
     return response.status_code, problem["code"]
 
 
@@ -332,7 +332,7 @@ async def test_version_is_sent_to_callers_without_an_identity_and_without_permis
     response = await http.get("/v1", headers=headers)
     refused = response.json()
     assert (response.status_code, refused.pop("problem")["code"]) == (200, "no_verifier")
-    assert refused == (await http.get("/v1")).json() == {"server": "holdfast", "protocol": 1}
+    assert refused == (await http.get("/v1")).json() == {"server": "tenuto", "protocol": 1}
     assert "access-control-allow-origin" not in response.headers
 
 
@@ -408,7 +408,7 @@ async def test_health_readiness_and_metrics_respond(http: httpx2.AsyncClient) ->
     assert (await http.get("/readyz")).json() == {"status": "ready"}
     metrics = await http.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
-    assert "holdfast_entries 1\n" in metrics.text
+    assert "tenuto_entries 1\n" in metrics.text
 
 
 async def test_draining_hub_is_not_ready(hub: Hub, http: httpx2.AsyncClient) -> None:

@@ -22,19 +22,19 @@ from starlette.routing import Mount
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
-from holdfast.app import Hub
-from holdfast.bounded_http import BoundedHttpProtocol
-from holdfast.bounded_websocket import BoundedWebSocketProtocol
-from holdfast.cli import main
-from holdfast.connections import Connections
-from holdfast.core.errors import Busy, LocalError
-from holdfast.hub.clock import Clock
-from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.hub.rates import ClientLimits, Rates
-from holdfast.hub.tickets import Tickets
-from holdfast.hub.tokens import jwt_verifier
-from holdfast.serving import check_guarded
-from holdfast.transports import close_codes, websocket
+from tenuto.app import Hub
+from tenuto.bounded_http import BoundedHttpProtocol
+from tenuto.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.cli import main
+from tenuto.connections import Connections
+from tenuto.core.errors import Busy, LocalError
+from tenuto.hub.clock import Clock
+from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.hub.tickets import Tickets
+from tenuto.hub.tokens import jwt_verifier
+from tenuto.serving import check_guarded
+from tenuto.transports import close_codes, websocket
 from tests import processes
 from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -72,7 +72,7 @@ class Verified(Served):
             "sub": sub,
             "aud": "chat",
             "exp": self.watch.now_s() + left_s,
-            "holdfast": {channel: list(capabilities or PERSON)},
+            "tenuto": {channel: list(capabilities or PERSON)},
         }
         return jwt.encode(claims, SECRET, algorithm="HS256")
 
@@ -131,10 +131,10 @@ async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) 
 
 async def test_own_client_is_broken_off_when_its_identity_expires(served: Verified) -> None:
     token = served.token(*READER, left_s=LEFT_S)
-    stream = await Stream.open(served, EVENTS, Holdfast_Client="test", **header(token))
+    stream = await Stream.open(served, EVENTS, Tenuto_Client="test", **header(token))
     assert not await stream.until_over()
     assert [event.event for event in stream.events if event.event == "bye"] == []
-    stream = await Stream.open(served, EVENTS, Holdfast_Client="test", **header(token))
+    stream = await Stream.open(served, EVENTS, Tenuto_Client="test", **header(token))
     assert stream.response.status == 401
 
 
@@ -236,10 +236,10 @@ async def test_cookie_at_the_upgrade_needs_an_allowed_origin(served: Verified) -
 
 
 async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_left(served: Verified) -> None:
-    headers = {**served.bearer("subscribe", "history"), "Holdfast-Client": "test/1"}
+    headers = {**served.bearer("subscribe", "history"), "Tenuto-Client": "test/1"}
     polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=headers)
     stream = await Stream.open(
-        served, "/v1/channels/chat:1/events", Holdfast_Client="test/1", **served.bearer("subscribe", "history")
+        served, "/v1/channels/chat:1/events", Tenuto_Client="test/1", **served.bearer("subscribe", "history")
     )
     await stream.until_event("channel.attached")
     async with dialled(served) as peer:
@@ -384,7 +384,7 @@ async def test_renewal_that_grants_less_closes_the_socket(served: Verified) -> N
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-@pytest.mark.parametrize("is_of_serve", [False, True], ids=["uvicorn", "holdfast serve"])
+@pytest.mark.parametrize("is_of_serve", [False, True], ids=["uvicorn", "tenuto serve"])
 async def test_close_codes_of_an_identity_arrive_under_each_server(is_of_serve: bool) -> None:
     """The fixture `served` lets uvicorn choose its implementation of WebSockets; here it is named."""
     options: dict[str, Any] = {"ws": "websockets-sansio"}
@@ -478,7 +478,7 @@ async def test_a_ticket_alone_opens_nothing_after_its_minute(served: Verified) -
     cursor = next(event.id for event in stream.events if event.id)
     served.watch.ahead_ms += 60_000
     for last in ({}, {"Last_Event_ID": "e:1"}, {"Last_Event_ID": cursor.rpartition(":")[0]}):
-        refused = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Holdfast_Client="t", **last)
+        refused = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Tenuto_Client="t", **last)
         assert refused.response.status == 401
         stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}", **last)
         assert (await stream.until_event("bye")).data == b'"unauthenticated"'
@@ -506,7 +506,7 @@ async def test_the_stream_of_a_ticket_ends_with_the_identity_behind_it(served: V
     await stream.until_event("channel.attached")
     cursor = next(event.id for event in stream.events if event.id)
     await stream.until_event("bye")
-    over = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor, Holdfast_Client="t")
+    over = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor, Tenuto_Client="t")
     assert over.response.status == 401
 
 
@@ -600,7 +600,7 @@ async def test_cookie_ticket_and_mark_of_a_hub_are_refused_by_one_with_another_a
     """The hubs serve one store after each other: the cursor names the same log at both."""
 
     def token(**claims: Any) -> str:
-        return jwt.encode({"sub": "ada", "holdfast": {"c": ["subscribe"]}, **claims}, SECRET, algorithm="HS256")
+        return jwt.encode({"sub": "ada", "tenuto": {"c": ["subscribe"]}, **claims}, SECRET, algorithm="HS256")
 
     def hub(**settings: Any) -> Hub:
         verifier = jwt_verifier(secret=SECRET, cookie="session", **{"audience": "chat", **settings})
@@ -681,11 +681,11 @@ async def test_connections_of_a_client_are_bounded_over_all_transports(served: V
         assert (await stream.until_event("bye")).data == b'"too_many"'
         assert stream.parser.retry_ms is not None
         assert stream.parser.retry_ms >= 15_000
-        refused = await Stream.open(served, EVENTS, Holdfast_Client="t", **headers)
+        refused = await Stream.open(served, EVENTS, Tenuto_Client="t", **headers)
         assert refused.response.status == 429
         assert "retry-after" in refused.response.headers
         assert (await served.http.get("/v1/channels/chat:1/poll", headers=headers)).status_code == 429
-        ticketed = await Stream.open(served, f"{EVENTS}?ticket={await served.ticket()}", Holdfast_Client="t")
+        ticketed = await Stream.open(served, f"{EVENTS}?ticket={await served.ticket()}", Tenuto_Client="t")
         assert ticketed.response.status == 429
         with pytest.raises(InvalidStatus) as upgrade:
             async with dialled(served, additional_headers=headers):
@@ -772,7 +772,7 @@ async def test_refusal_does_not_reveal_what_exists(served: Verified) -> None:
 
 
 async def test_tokens_and_tickets_are_in_no_log(served: Verified, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="holdfast")
+    caplog.set_level(logging.DEBUG, logger="tenuto")
     token, ticket = served.token(), await served.ticket()
     stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
     await stream.until_event("channel.attached")
@@ -816,7 +816,7 @@ async def test_identity_with_an_invalid_client_id_is_refused() -> None:
     await hub.close()
 
 
-# `holdfast serve`
+# `tenuto serve`
 
 
 @pytest.fixture
@@ -829,7 +829,7 @@ def secret_file(tmp_path: Path) -> Path:
 def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, secret_file: Path) -> None:
     watch = Watch()
     options = ["--jwt-secret-file", str(secret_file), "--jwt-audience", "chat", "--log-level", "debug"]
-    claims = {"sub": "ada", "aud": "chat", "exp": watch.now_s() + 60, "holdfast": {"*": list(PERSON)}}
+    claims = {"sub": "ada", "aud": "chat", "exp": watch.now_s() + 60, "tenuto": {"*": list(PERSON)}}
     token = jwt.encode(claims, SECRET, algorithm="HS256")
     with processes.serving("serve", tmp_path, *options) as server:
         with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as http:
@@ -845,7 +845,7 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
                 socket.send(json.dumps({"type": "auth", "ref": 1, "token": token}))
                 assert json.loads(socket.recv(PATIENCE_S))["type"] == "ok"
         server.end()
-        assert "Holdfast" in server.output
+        assert "Tenuto" in server.output
         assert not found_in(server.output, token, ticket, SECRET)
 
 
@@ -920,7 +920,7 @@ def test_programs_of_the_security_page_compile(source: str) -> None:
 def test_every_capability_claim_argument_option_and_close_code_is_documented() -> None:
     assert first_cells("Capabilities") == CAPABILITIES
     arguments = set(inspect.signature(jwt_verifier).parameters)
-    assert first_cells("Tokens") == arguments | {"sub", "exp", "aud", "iss", "nbf", "holdfast"}
+    assert first_cells("Tokens") == arguments | {"sub", "exp", "aud", "iss", "nbf", "tenuto"}
     options = {one.split()[0] for one in first_cells("The command")}
     assert options == {one for param in main.commands["serve"].params for one in param.opts if is_about_identity(one)}
     codes = set(re.findall(r"^\| (4\d+) \|", SECURITY, re.MULTILINE))

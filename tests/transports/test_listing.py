@@ -2,8 +2,8 @@
 
 import httpx2
 
-from holdfast.app import Hub
-from holdfast.hub.identity import CAPABILITIES, Identity
+from tenuto.app import Hub
+from tenuto.hub.identity import CAPABILITIES, Identity
 from tests.transports.conftest import asking
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from holdfast.core.cursor import Cursor, parse_cursor
-from holdfast.core.events import Batch, decode_event
-from holdfast.core.limits import Limits
-from holdfast.core.view import View
-from holdfast.hub import presence_state
-from holdfast.hub.housekeeping import free_memory
-from holdfast.hub.identity import Identity, Scope
-from holdfast.transports.headers import header
+from tenuto.core.cursor import Cursor, parse_cursor
+from tenuto.core.events import Batch, decode_event
+from tenuto.core.limits import Limits
+from tenuto.core.view import View
+from tenuto.hub import presence_state
+from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.identity import Identity, Scope
+from tenuto.transports.headers import header
 from tests.transports.asgi import HERE
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_websocket import dialled

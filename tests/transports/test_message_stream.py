@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.cursor import parse_cursor
-from holdfast.core.deltas import PartOpened, Sent
-from holdfast.transports.framing import sent_by, sent_field
+from tenuto.core.cursor import parse_cursor
+from tenuto.core.deltas import PartOpened, Sent
+from tenuto.transports.framing import sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.test_sse import drained, pass_seconds
 from tests.transports.watching import NASTY, Stream, write
@@ -138,7 +138,7 @@ async def test_id_of_a_message_stream_is_valid_on_the_channel_stream(served: Ser
 
 async def test_message_taken_over_after_done_continues_from_there(served: Served) -> None:
     """A takeover by the server: a message that its restart interrupted streams again."""
-    from holdfast.core.requests import Caller, FinishMessage, TakeOver
+    from tenuto.core.requests import Caller, FinishMessage, TakeOver
 
     await begin(served)
     await change(served, "POST", "/m1/append", {"text": "half "})

@@ -24,9 +24,9 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
-from holdfast.app import Hub
-from holdfast.core.errors import LocalError, StoreUnusable
-from holdfast.hub.identity import CAPABILITIES
+from tenuto.app import Hub
+from tenuto.core.errors import LocalError, StoreUnusable
+from tenuto.hub.identity import CAPABILITIES
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_sse import drained
 from tests.transports.watching import Stream, write
@@ -60,16 +60,16 @@ MIDDLEWARE = {
 
 @pytest.fixture(params=list(MIDDLEWARE))
 async def mounted(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
-    """A hub at /deep/holdfast of another app."""
+    """A hub at /deep/tenuto of another app."""
     hub = new_hub()
     app = Starlette(
-        routes=[Mount("/deep", Starlette(routes=[Mount("/holdfast", hub)]))], middleware=MIDDLEWARE[request.param]
+        routes=[Mount("/deep", Starlette(routes=[Mount("/tenuto", hub)]))], middleware=MIDDLEWARE[request.param]
     )
     async with serving(hub, app) as served:
         yield served
 
 
-PREFIX = "/deep/holdfast"
+PREFIX = "/deep/tenuto"
 
 
 async def test_requests_are_routed_below_the_mount(mounted: Served) -> None:
@@ -155,39 +155,39 @@ async def test_install_puts_the_hub_before_a_route_that_would_hide_it(
     route: BaseRoute, kind: type[Starlette], caplog: pytest.LogCaptureFixture
 ) -> None:
     hub, app = new_hub(), kind()
-    app.router.routes += [Route("/", page), Route("/holdfast/own", page), route]
-    hub.install(app, "/holdfast/")
+    app.router.routes += [Route("/", page), Route("/tenuto/own", page), route]
+    hub.install(app, "/tenuto/")
     (warning,) = caplog.records
     assert warning.levelname == "WARNING"  # which Python prints without any configuration
     assert re.fullmatch(
-        r"hub\.install put the hub at /holdfast before the route .+, which would have hidden it; call hub\.install "
+        r"hub\.install put the hub at /tenuto before the route .+, which would have hidden it; call hub\.install "
         "before you add that route",
         warning.getMessage(),
     )
     async with serving(hub, app) as served:
-        assert (await served.http.get("/holdfast/readyz")).status_code == 200
-        async with WsViewer(served.host, served.port, "c", prefix="/holdfast") as socket:
+        assert (await served.http.get("/tenuto/readyz")).status_code == 200
+        async with WsViewer(served.host, served.port, "c", prefix="/tenuto") as socket:
             await socket.until_attached()
-        assert (await served.http.get("/holdfast/own")).text == "page"  # routes that do not hide the hub stay before it
+        assert (await served.http.get("/tenuto/own")).text == "page"  # routes that do not hide the hub stay before it
 
 
 async def test_install_leaves_other_routes_in_their_order(caplog: pytest.LogCaptureFixture) -> None:
     hub, app = new_hub(), Starlette(routes=[Route("/", page), Mount("/static", StaticFiles(directory="."))])
     with caplog.at_level("INFO"):
-        hub.install(app, "/holdfast")
-    assert [getattr(route, "path", "") for route in app.routes] == ["/", "/static", "/holdfast"]
+        hub.install(app, "/tenuto")
+    assert [getattr(route, "path", "") for route in app.routes] == ["/", "/static", "/tenuto"]
     assert caplog.text == ""
 
 
 def test_install_and_wrap_refuse_other_apps_with_the_remedy() -> None:
     hub, anything = new_hub(), cast("Any", object())
     with pytest.raises(LocalError, match=r"hub.install takes a Starlette or FastAPI app.* hub.wrap\(app, path\)"):
-        hub.install(get_asgi_application, "/holdfast")
+        hub.install(get_asgi_application, "/tenuto")
     with pytest.raises(LocalError, match=r"hub\.wrap takes an ASGI app"):
-        hub.wrap(anything, "/holdfast")
+        hub.wrap(anything, "/tenuto")
     with pytest.raises(LocalError, match=r"got the WSGI app .*get_asgi_application\(\) and an ASGI server"):
-        hub.wrap(cast("Any", WSGIHandler.__new__(WSGIHandler)), "/holdfast")
-    for path in ("holdfast", "", None):
+        hub.wrap(cast("Any", WSGIHandler.__new__(WSGIHandler)), "/tenuto")
+    for path in ("tenuto", "", None):
         with pytest.raises(LocalError, match="path of the hub must begin with a slash"):
             hub.install(Starlette(), cast("Any", path))
 
@@ -214,7 +214,7 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
     hub = new_hub()
 
     async def unusable() -> None:
-        raise StoreUnusable("the file is not a Holdfast store")
+        raise StoreUnusable("the file is not a Tenuto store")
 
     monkeypatch.setattr(hub.store, "open", unusable)
     sent: list[Any] = []
@@ -226,7 +226,7 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
         sent.append(message)
 
     await hub({"type": "lifespan"}, receive, send)
-    assert sent == [{"type": "lifespan.startup.failed", "message": "the file is not a Holdfast store"}]
+    assert sent == [{"type": "lifespan.startup.failed", "message": "the file is not a Tenuto store"}]
     async with asking(hub) as http:
         for path in ("/readyz", "/v1/channels/c/poll", "/v1/channels/c/messages"):
             response = await http.get(path)
@@ -239,12 +239,12 @@ async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(mo
 
 def fastapi_app(hub: Hub) -> FastAPI:
     app = FastAPI()
-    app.mount("/holdfast", hub)
+    app.mount("/tenuto", hub)
     return app
 
 
 def starlette_app(hub: Hub) -> Starlette:
-    return Starlette(routes=[Mount("/holdfast", hub)])
+    return Starlette(routes=[Mount("/tenuto", hub)])
 
 
 def installed_app(hub: Hub) -> FastAPI:
@@ -256,7 +256,7 @@ def installed_app(hub: Hub) -> FastAPI:
         yield {"seen": seen}
 
     app = FastAPI(lifespan=lifespan)
-    hub.install(app, "/holdfast")
+    hub.install(app, "/tenuto")
     return app
 
 
@@ -267,10 +267,10 @@ def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], wit
     if with_lifespan:
         client.__enter__()
     try:
-        messages = "/holdfast/v1/channels/c/messages"
+        messages = "/tenuto/v1/channels/c/messages"
         assert client.post(messages, json={"id": "m1", "text": "hello"}).status_code == 201
         assert client.get(f"{messages}/m1").json()["message"]["parts"] == [{"type": "text", "text": "hello"}]
-        assert [event["type"] for event in client.get("/holdfast/v1/channels/c/poll").json()["events"]] == [
+        assert [event["type"] for event in client.get("/tenuto/v1/channels/c/poll").json()["events"]] == [
             "channel.attached",
             "message.update",
         ]
@@ -280,8 +280,8 @@ def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], wit
                 "event: done",
             ]
         # The client's base_url is not for sockets: without a host of its own it would say `testserver`.
-        with client.websocket_connect("ws://localhost/holdfast/v1/ws", subprotocols=["holdfast.v1"]) as socket:
-            assert socket.accepted_subprotocol == "holdfast.v1"
+        with client.websocket_connect("ws://localhost/tenuto/v1/ws", subprotocols=["tenuto.v1"]) as socket:
+            assert socket.accepted_subprotocol == "tenuto.v1"
             socket.send_json({"type": "attach", "ref": 1, "channel": "c"})
             assert socket.receive_json() == {
                 "type": "ok",
@@ -308,7 +308,7 @@ def test_a_test_client_may_leave_a_stream_in_the_middle(with_lifespan: bool) -> 
         client.__enter__()
     try:
         for _ in range(2):
-            with client.stream("GET", "/holdfast/v1/channels/c/events") as stream:
+            with client.stream("GET", "/tenuto/v1/channels/c/events") as stream:
                 lines = stream.iter_lines()
                 assert next(lines).startswith("retry: ")
                 assert [next(lines), next(lines)] == ["", "event: channel.attached"]
@@ -320,6 +320,6 @@ def test_a_test_client_may_leave_a_stream_in_the_middle(with_lifespan: bool) -> 
 
 def test_default_test_client_is_refused() -> None:
     client = TestClient(fastapi_app(new_hub()))
-    assert client.get("/holdfast/v1/channels/c").json()["code"] == "no_verifier"
-    with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/holdfast/v1/ws"):
+    assert client.get("/tenuto/v1/channels/c").json()["code"] == "no_verifier"
+    with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/tenuto/v1/ws"):
         pass

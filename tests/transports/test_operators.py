@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from holdfast.app import Hub
-from holdfast.cli import main
-from holdfast.core.errors import Held, StoreUnusable
-from holdfast.core.records import End, encode_line
-from holdfast.hub.archive import MAX_REMOVALS
-from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.stores.base import Pruned
-from holdfast.transports import lines
-from holdfast.transports.lines import with_signs
+from tenuto.app import Hub
+from tenuto.cli import main
+from tenuto.core.errors import Held, StoreUnusable
+from tenuto.core.records import End, encode_line
+from tenuto.hub.archive import MAX_REMOVALS
+from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.stores.base import Pruned
+from tenuto.transports import lines
+from tenuto.transports.lines import with_signs
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
 
 
@@ -63,7 +63,7 @@ async def test_an_operator_works_over_http_as_on_the_machine(stored: Hub, tmp_pa
     async with serving(stored) as served:
         server = ("--url", f"http://{served.host}:{served.port}", "--token", "operator")
         held = await asyncio.to_thread(run, "hold", "chat:1", "--reason", "case 17", *server)
-        assert (held.exit_code, held.output) == (0, "chat:1 is held; holdfast release ends that.\n")
+        assert (held.exit_code, held.output) == (0, "chat:1 is held; tenuto release ends that.\n")
         assert [one.reason for one in await stored.archive.holds()] == ["case 17"]
         refused = await asyncio.to_thread(run, "forget", "ann", *server)
         assert (refused.exit_code, "refused the removal: channel 'chat:1' is held" in refused.stderr) == (1, True)
@@ -313,14 +313,14 @@ def listing(*names: str, more: bool = False) -> bytes:
     [
         (("forget", "ann"), b"{}\n{}\n", "the same command goes on with the removal"),
         (("forget", "ann"), b'{}\n{"type": "error", "error": {"detail": "it is\\u001bheld"}}\n', "it is held"),
-        (("forget", "ann"), b"<html>\n", "check that --url names a server of Holdfast"),
+        (("forget", "ann"), b"<html>\n", "check that --url names a server of Tenuto"),
         (("verify",), b'{"type": "damage", "detail": "m1"}\n', "did not send the whole check"),
-        (("inspect",), b"<html>", "check that --url names a server of Holdfast"),
-        (("inspect",), b'{"a":' * 100_000, "check that --url names a server of Holdfast"),
-        (("verify",), b'{"a":' * 100_000, "check that --url names a server of Holdfast"),
+        (("inspect",), b"<html>", "check that --url names a server of Tenuto"),
+        (("inspect",), b'{"a":' * 100_000, "check that --url names a server of Tenuto"),
+        (("verify",), b'{"a":' * 100_000, "check that --url names a server of Tenuto"),
         (("verify",), b'{"type": "error", "error": {"detail": "", "title": "Held"}}\n', "did not end the check: Held"),
         (("verify",), b'{"type": "error", "error": {}}\n', "did not end the check: it sent no reason"),
-        (("hold", "c", "--reason", "case 17"), b"<html>", "check that --url names a server of Holdfast"),
+        (("hold", "c", "--reason", "case 17"), b"<html>", "check that --url names a server of Tenuto"),
         (("hold", "c", "--reason", "case 17"), b'{"channel":"d","reason":"","since_ms":1}', "'d' instead of 'c'"),
         (("release", "c"), b"<html>", "status 200 instead of 204"),
         (("channels",), listing("a\x1b[2Jb"), "no valid list of channels (channel name must be 1-200 characters"),
@@ -336,7 +336,7 @@ async def test_a_response_that_breaks_off_is_named(command: tuple[str, ...], bod
     assert (done.exit_code, expected in done.stderr) == (1, True), done.stderr
 
 
-HEADER = b'{"type":"holdfast.export","format":1,"channel":"c"}\n'
+HEADER = b'{"type":"tenuto.export","format":1,"channel":"c"}\n'
 LINE = b'{"type":"message","id":"m1"}\n'
 
 
@@ -437,7 +437,7 @@ def test_a_wrong_url_of_tail_is_shown_without_its_password(url: str, found: str)
 
 @pytest.mark.parametrize("token", ["geheim\r", "geheim\n", "geheimä", "geheim\udc80"])
 def test_a_token_that_no_header_can_carry_is_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOLDFAST_TOKEN", token)
+    monkeypatch.setenv("TENUTO_TOKEN", token)
     done = run("inspect", "--url", "http://127.0.0.1:1")
-    assert (done.exit_code, f"got {len(token)} characters; check HOLDFAST_TOKEN" in done.stderr) == (1, True), done
+    assert (done.exit_code, f"got {len(token)} characters; check TENUTO_TOKEN" in done.stderr) == (1, True), done
     assert "geheim" not in done.output

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, get_args
 import jwt
 import pytest
 
-from holdfast.app import Hub
-from holdfast.core.errors import HoldfastError
-from holdfast.core.requests import (
+from tenuto.app import Hub
+from tenuto.core.errors import TenutoError
+from tenuto.core.requests import (
     Caller,
     CreateMessage,
     DeleteMessage,
@@ -26,12 +26,12 @@ from holdfast.core.requests import (
     SettleCommand,
     TakeOver,
 )
-from holdfast.hub.clock import Clock
-from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.hub.rates import ClientLimits
-from holdfast.hub.tokens import jwt_verifier
-from holdfast.transports import http
-from holdfast.transports.operations import frame_decoder
+from tenuto.hub.clock import Clock
+from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.hub.rates import ClientLimits
+from tenuto.hub.tokens import jwt_verifier
+from tenuto.transports import http
+from tenuto.transports.operations import frame_decoder
 from tests.transports.conftest import PATIENCE_S, new_hub, serving
 from tests.transports.permissions import (
     EVERY_CHANNEL,
@@ -161,7 +161,7 @@ class Place:
             "root_path": "",
             "query_string": b"",
             "headers": [(name.encode(), value.encode()) for name, value in lines.items()],
-            "subprotocols": ["holdfast.v1"],
+            "subprotocols": ["tenuto.v1"],
             "client": ("192.0.2.1", 5),
             "extensions": {"websocket.http.response": {}},
         }
@@ -445,14 +445,14 @@ def refuses(cell: Cell, name: str, state: str) -> bool:
     return (cell.operation, cell.state) == (name, state) and cell.outcome != "ok"
 
 
-def statuses(error: type[HoldfastError]) -> dict[str, int]:
+def statuses(error: type[TenutoError]) -> dict[str, int]:
     found = {error.code: error.status}
     for narrower in error.__subclasses__():
         found |= statuses(narrower)
     return found
 
 
-HTTP_STATUS = statuses(HoldfastError)
+HTTP_STATUS = statuses(TenutoError)
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))
@@ -944,7 +944,7 @@ async def test_ephemeral_events_reach_the_stream_of_a_ticket_complete(place: Pla
 
 SECRET = "a secret that only tests know, of at least thirty-two bytes"
 NOW_S = 1_800_000_000
-CLAIMS: Json = {"sub": "ann", "aud": "chat", "exp": NOW_S + 600, "holdfast": {"*": sorted(CAPABILITIES)}}
+CLAIMS: Json = {"sub": "ann", "aud": "chat", "exp": NOW_S + 600, "tenuto": {"*": sorted(CAPABILITIES)}}
 
 
 def signed(secret: str = SECRET, headers: Json | None = None, **claims: Any) -> str:
@@ -992,7 +992,7 @@ async def test_invalid_token_is_refused_everywhere(guarded: Place, kind: str) ->
         if one.http is not None:
             method, path = filled(one.http, CHANNEL, "m1").split(" ")
             body = filled(one.body, CHANNEL, "m1")
-            refused = await guarded.ask(method, path, body, token=token, holdfast_client="test")
+            refused = await guarded.ask(method, path, body, token=token, tenuto_client="test")
             assert (refused.status, refused.code) == (401, "unauthenticated"), one.name
     async with guarded.socket(token) as wire:
         assert (await wire.until(lambda: wire.refused))["code"] == "unauthenticated"

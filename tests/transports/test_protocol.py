@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from holdfast.core import errors, events
-from holdfast.core.errors import HoldfastError
-from holdfast.core.limits import KIB, MIB, Limits
-from holdfast.core.turns import commands_table
-from holdfast.transports import close_codes
-from holdfast.transports.operations import OPERATIONS, table
+from tenuto.core import errors, events
+from tenuto.core.errors import TenutoError
+from tenuto.core.limits import KIB, MIB, Limits
+from tenuto.core.turns import commands_table
+from tenuto.transports import close_codes
+from tenuto.transports.operations import OPERATIONS, table
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -30,7 +30,7 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def classes(base: type[HoldfastError] = HoldfastError) -> Iterator[type[HoldfastError]]:
+def classes(base: type[TenutoError] = TenutoError) -> Iterator[type[TenutoError]]:
     yield base
     for child in base.__subclasses__():
         yield from classes(child)
@@ -121,7 +121,7 @@ def test_the_limits_are_the_defaults() -> None:
 def test_a_section_that_is_cited_is_there() -> None:
     root = Path(__file__).parents[2]
     cited = set()
-    for path in [*root.glob("holdfast/**/*.py"), *root.glob("tests/**/*.py")]:
+    for path in [*root.glob("tenuto/**/*.py"), *root.glob("tests/**/*.py")]:
         cited |= set(re.findall(r"protocol\.md(?:`)?, ((?:\d+\.)?\d+)", path.read_text()))
     assert cited
     for number in cited:
@@ -130,6 +130,6 @@ def test_a_section_that_is_cited_is_there() -> None:
 
 def test_a_named_section_that_is_cited_is_there() -> None:
     root = Path(__file__).parents[2]
-    for path in root.glob("holdfast/**/*.py"):
+    for path in root.glob("tenuto/**/*.py"):
         for name in re.findall(r'protocol\.md`, "([^"]+)"', path.read_text()):
             assert re.search(rf"^#+ [\d.]+ .*{re.escape(name)}", TEXT, re.MULTILINE), f"{path.name}: {name}"

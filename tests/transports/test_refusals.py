@@ -8,11 +8,11 @@ from typing import Any
 import jwt
 import pytest
 
-from holdfast.core.errors import Forbidden, StoreUnavailable, StoreUnusable
-from holdfast.hub.identity import Identity
-from holdfast.hub.tokens import jwt_verifier
-from holdfast.transports import access, refusals
-from holdfast.transports.refusals import Refusals
+from tenuto.core.errors import Forbidden, StoreUnavailable, StoreUnusable
+from tenuto.hub.identity import Identity
+from tenuto.hub.tokens import jwt_verifier
+from tenuto.transports import access, refusals
+from tenuto.transports.refusals import Refusals
 from tests.transports.asgi import HERE, ask
 from tests.transports.conftest import new_hub
 

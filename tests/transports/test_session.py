@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from holdfast.app import Hub
-from holdfast.core.errors import StoreUnavailable
-from holdfast.core.limits import Limits
-from holdfast.hub.feed import Feed
-from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.hub.leases import BROKEN_S
-from holdfast.transports.app import asgi
+from tenuto.app import Hub
+from tenuto.core.errors import StoreUnavailable
+from tenuto.core.limits import Limits
+from tenuto.hub.feed import Feed
+from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.hub.leases import BROKEN_S
+from tenuto.transports.app import asgi
 from tests.hub.test_leases import ANN, INTERRUPTED, STREAMING, begin, status
 from tests.hub.test_leases import new_hub as new_leasing_hub
 from tests.transports.conftest import new_hub

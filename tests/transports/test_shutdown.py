@@ -30,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from holdfast.app import Hub
+from tenuto.app import Hub
 
 
 async def pid(request):
@@ -70,13 +70,13 @@ SERVERS = {
 }
 
 
-SERVE = ["-m", "holdfast", "serve", "--port", "{port}", "--app"]
+SERVE = ["-m", "tenuto", "serve", "--port", "{port}", "--app"]
 DRAINED_S = 0.5 + 5.0  # `drain_s` of the app above, and the time that docs/python.md adds to it
 
 FORCED = """
 import asyncio, os, signal, sys, time
-from holdfast.app import Hub
-from holdfast.serving import listen, run
+from tenuto.app import Hub
+from tenuto.serving import listen, run
 
 hub = Hub("memory://", drain_s=0.0)
 
@@ -114,8 +114,8 @@ run(hub, hub, listen("127.0.0.1", 0), started=started, force_s=0.5 if sys.argv[1
 SILENT = """
 import asyncio
 
-from holdfast.app import Hub
-from holdfast.stores.memory import MemoryStore
+from tenuto.app import Hub
+from tenuto.stores.memory import MemoryStore
 
 
 class Silent(MemoryStore):
@@ -133,8 +133,8 @@ hub = Hub(Silent(), drain_s=0.0)
 SILENT_LATER = """
 import asyncio
 
-from holdfast.app import Hub
-from holdfast.stores.memory import MemoryStore
+from tenuto.app import Hub
+from tenuto.stores.memory import MemoryStore
 
 
 class SilentLater(MemoryStore):
@@ -212,7 +212,7 @@ async def watched(server: Running, prefix: str) -> AsyncIterator[tuple[SseViewer
     host, port = "127.0.0.1", server.port
     async with (
         SseViewer(host, port, "c", prefix=prefix) as plain,
-        SseViewer(host, port, "c", prefix=prefix, headers={"Holdfast-Client": "py/1"}) as ours,
+        SseViewer(host, port, "c", prefix=prefix, headers={"Tenuto-Client": "py/1"}) as ours,
         WsViewer(host, port, "c", prefix=prefix) as socket,
         WsViewer(host, port, "d", prefix=prefix) as other,
     ):
@@ -314,7 +314,7 @@ async def stalled(server: Running, prefix: str, kind: str) -> socket.socket:
             "Connection: Upgrade",
             "Sec-WebSocket-Version: 13",
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-            "Sec-WebSocket-Protocol: holdfast.v1",
+            "Sec-WebSocket-Protocol: tenuto.v1",
         )
         await read_until(reader, b"\r\n\r\n")
         frame = b'{"type":"attach","ref":1,"channel":"c"}'

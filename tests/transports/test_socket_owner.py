@@ -16,12 +16,12 @@ import httpx2
 import pytest
 
 from chaos.processes import free_port
-from holdfast import serving
-from holdfast.core.errors import Busy, NoVerifier
-from holdfast.transports import socket_owner
-from holdfast.transports.origin import check_peer
-from holdfast.transports.refusals import refusals
-from holdfast.transports.socket_owner import Pair, SocketOwner, by_netlink, by_table, foreign_owner, objection, pair_of
+from tenuto import serving
+from tenuto.core.errors import Busy, NoVerifier
+from tenuto.transports import socket_owner
+from tenuto.transports.origin import check_peer
+from tenuto.transports.refusals import refusals
+from tenuto.transports.socket_owner import Pair, SocketOwner, by_netlink, by_table, foreign_owner, objection, pair_of
 from tests.transports.conftest import new_hub
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell no owner")

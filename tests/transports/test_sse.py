@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.errors import HoldfastError, StoreUnavailable, StoreUnusable
-from holdfast.hub.channel import Channel
-from holdfast.transports import sender
-from holdfast.transports.app import App
-from holdfast.transports.chunks import socket_of
+from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.hub.channel import Channel
+from tenuto.transports import sender
+from tenuto.transports.app import App
+from tenuto.transports.chunks import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.watching import NASTY, Stream, stored, write
 from wirecheck import SseViewer, WsViewer
@@ -304,7 +304,7 @@ async def test_viewer_aborted_during_a_write_leaves_no_feed(served: Served) -> N
 
 
 async def test_reader_that_stalls_too_long_is_aborted(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.transports.sender.SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("tenuto.transports.sender.SEND_TIMEOUT_S", 0.05)
     async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
         await viewer.until_attached()
         viewer.stall()
@@ -321,7 +321,7 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
     served: Served,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    kind: type[HoldfastError],
+    kind: type[TenutoError],
 ) -> None:
     async def gone(self: Channel, history: int) -> None:
         raise kind("the disk is gone")
@@ -358,7 +358,7 @@ async def test_eventsource_of_a_draining_hub_gets_bye_and_retry(served: Served) 
     assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
 
 
-@pytest.mark.parametrize("opening", [{"path": f"{EVENTS}?sdk=js"}, {"path": EVENTS, "Holdfast_Client": "py/1"}])
+@pytest.mark.parametrize("opening", [{"path": f"{EVENTS}?sdk=js"}, {"path": EVENTS, "Tenuto_Client": "py/1"}])
 async def test_own_clients_are_broken_off_without_bye(served: Served, opening: dict[str, str]) -> None:
     stream = await Stream.open(served, **opening)
     await stream.until_event("channel.attached")
@@ -388,7 +388,7 @@ async def test_draining_hub_refuses_new_streams_before_other_checks(served: Serv
     assert stream.response.status == 200
     assert [(event.event, event.data) for event in stream.events] == [("bye", b'"draining"')]
     assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
-    response = await served.http.get(path, headers={"holdfast-client": "py/1"})
+    response = await served.http.get(path, headers={"tenuto-client": "py/1"})
     assert (response.status_code, response.json()["code"]) == (503, "draining")
     assert response.headers["retry-after"] in ("1", "2", "3")
 
@@ -434,4 +434,4 @@ async def test_shutdown_does_not_wait_for_streams(served: Served, caplog: pytest
         await served.hub.close()
         for stream in streams:
             assert await stream.until_over() is False
-    assert not [record for record in caplog.records if record.name.startswith(("holdfast", "asyncio"))]
+    assert not [record for record in caplog.records if record.name.startswith(("tenuto", "asyncio"))]

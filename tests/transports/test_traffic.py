@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from holdfast.hub.identity import Identity
-from holdfast.hub.rates import ClientLimits, Rates
-from holdfast.transports import calls
+from tenuto.hub.identity import Identity
+from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.transports import calls
 from tests.transports.conftest import PATIENCE_S
 from tests.transports.test_identity import EVENTS, Verified, served
 from tests.transports.test_websocket import dialled
@@ -169,7 +169,7 @@ async def test_large_traffic_counts_on_each_transport(
     wait_s = refused.json()["retry_after_s"]
     assert wait_s > 1_500
     assert wait_s <= int(refused.headers["retry-after"]) <= wait_s + 2
-    ticketed = await Stream.open(counted, f"{EVENTS}?ticket={ticket_of_ada(counted)}", Holdfast_Client="t")
+    ticketed = await Stream.open(counted, f"{EVENTS}?ticket={ticket_of_ada(counted)}", Tenuto_Client="t")
     assert ticketed.response.status == 429
     assert (await counted.http.get(CHANNEL, headers=counted.bearer(sub="eve"))).status_code == 200
 

@@ -16,12 +16,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from holdfast.core.errors import StoreUnavailable, StoreUnusable
-from holdfast.core.limits import Limits
-from holdfast.hub.channel import Channel
-from holdfast.hub.identity import CAPABILITIES
-from holdfast.testing.proxy import FaultProxy
-from holdfast.transports.app import App
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
+from tenuto.core.limits import Limits
+from tenuto.hub.channel import Channel
+from tenuto.hub.identity import CAPABILITIES
+from tenuto.testing.proxy import FaultProxy
+from tenuto.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats, is_complete, pass_seconds
 from tests.transports.watching import NASTY, stored, write
@@ -91,7 +91,7 @@ class Peer:
 
 @asynccontextmanager
 async def dialled(served: Served, *, query: str = "", port: int | None = None, **options: Any) -> AsyncIterator[Peer]:
-    options = {"subprotocols": [Subprotocol("holdfast.v1")], "proxy": None, "compression": None, **options}
+    options = {"subprotocols": [Subprotocol("tenuto.v1")], "proxy": None, "compression": None, **options}
     url = f"ws://localhost:{port or served.port}/v1/ws{query}"
     async with connect(url, host="127.0.0.1", max_size=None, **options) as socket:
         yield Peer(socket)
@@ -105,8 +105,8 @@ def watching(served: Served, channel: str = "c", **options: Any) -> WsViewer:
 
 
 async def test_the_subprotocol_is_chosen(served: Served) -> None:
-    async with dialled(served, subprotocols=[Subprotocol("other"), Subprotocol("holdfast.v1")]) as peer:
-        assert peer.socket.subprotocol == "holdfast.v1"
+    async with dialled(served, subprotocols=[Subprotocol("other"), Subprotocol("tenuto.v1")]) as peer:
+        assert peer.socket.subprotocol == "tenuto.v1"
     async with dialled(served, subprotocols=None) as peer:
         assert peer.socket.subprotocol is None
         assert (await peer.ask("detach", channel="c"))["type"] == "ok"
@@ -125,7 +125,7 @@ async def test_the_subprotocol_is_chosen(served: Served) -> None:
 async def test_a_socket_is_refused_with_our_problem(
     served: Served, path: str, options: Any, status: int, code: str
 ) -> None:
-    options = {"subprotocols": [Subprotocol("holdfast.v1")], **options}
+    options = {"subprotocols": [Subprotocol("tenuto.v1")], **options}
     with pytest.raises(InvalidStatus) as refused:
         async with connect(f"ws://localhost:{served.port}{path}", host="127.0.0.1", proxy=None, **options):
             pass

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.turn import Turn
-from holdfast.core.model import Message
-from holdfast.hub.identity import CAPABILITIES, Identity
-from holdfast.stores.memory import MemoryStore
-from holdfast.transports.close_codes import SILENT
-from holdfast.transports.credentials import Credentials
-from holdfast.transports.heartbeats import Heartbeats
-from holdfast.transports.socket_worker import MAX_PATTERNS
-from holdfast.transports.websocket import Sockets
+from tenuto import Hub
+from tenuto.agents.turn import Turn
+from tenuto.core.model import Message
+from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.stores.memory import MemoryStore
+from tenuto.transports.close_codes import SILENT
+from tenuto.transports.credentials import Credentials
+from tenuto.transports.heartbeats import Heartbeats
+from tenuto.transports.socket_worker import MAX_PATTERNS
+from tenuto.transports.websocket import Sockets
 from tests.transports.lines import LiveLine as Line
 from tests.virtual import virtual_clock, virtually
 

@@ -20,7 +20,7 @@ APP = """
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from holdfast import Hub
+from tenuto import Hub
 
 app = Starlette(routes=[Mount("/mounted", Hub("sqlite:///chat.db"))])
 """

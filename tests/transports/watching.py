@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
-from holdfast.app import Hub
+from tenuto.app import Hub
 from tests.transports.conftest import PATIENCE_S, Served
 from wirecheck import Response, SseEvent, SseParser
 

@@ -2,14 +2,14 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
-import { connect } from "../../holdfast/web/client.js"
+import { connect } from "../../tenuto/web/client.js"
 import { append, attached, goLive, message, settled, texts, update, world } from "./fakes.js"
 
 const refusal = (code) => (error) => error.name === "Error" && error.code === code
 
 test("a relative url outside of a page is refused with the remedy", () => {
-  const expected = 'connect() needs an absolute `url` outside of a page, got "/holdfast": call it in the browser only'
-  assert.throws(() => connect({ url: "/holdfast" }), { code: "invalid_request", message: expected })
+  const expected = 'connect() needs an absolute `url` outside of a page, got "/tenuto": call it in the browser only'
+  assert.throws(() => connect({ url: "/tenuto" }), { code: "invalid_request", message: expected })
 })
 
 describe("a channel over WebSocket", () => {
@@ -17,7 +17,7 @@ describe("a channel over WebSocket", () => {
     const w = world(t)
     const channel = w.client.channel("c", { history: 20 })
     assert.equal(w.socket.url, "ws://server.test/base/v1/ws?sdk=js")
-    assert.equal(w.socket.protocol, "holdfast.v1")
+    assert.equal(w.socket.protocol, "tenuto.v1")
     assert.equal(w.client.state, "connecting")
     w.socket.open()
     assert.equal(w.client.state, "live")

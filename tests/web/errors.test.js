@@ -8,7 +8,7 @@ import { describe, test } from "node:test"
 
 import { settled, world } from "./fakes.js"
 
-const FOLDER = new URL("../../holdfast/web/", import.meta.url)
+const FOLDER = new URL("../../tenuto/web/", import.meta.url)
 const NO_SUBJECT = /^(?:an?|it|they|no|not|invalid|cannot|could|must|may|use|call|give|pass|set|send|expected|failed|missing|nobody|nothing|whoever|whatever)\b/i
 const FINITE_VERB = /\b(?:is|are|was|were|has|must|needs|shows|changed|closed|sent|speaks|responds|does|refuses|blocks|failed|wait)\b/
 // The cause behind the colon comes from the app's own callback, and the client tries again.
@@ -36,7 +36,7 @@ function problemWith(text) {
   const [clause] = text.split(/: |; /)
   if (NO_SUBJECT.test(text)) return "it begins with no subject"
   if (!FINITE_VERB.test(clause)) return "no finite verb follows the subject"
-  if (!text.includes("X") && !text.includes("<HoldfastProvider")) return "it shows no value"
+  if (!text.includes("X") && !text.includes("<TenutoProvider")) return "it shows no value"
   if (!/: |; /.test(text) && !text.includes(" needs ")) return "it names no remedy"
   return text.endsWith("?") ? "it ends with a question" : null
 }
@@ -74,7 +74,7 @@ test("a code of the server without words names the address, the status and a rem
   const w = world(t, { transport: "websocket" })
   w.client.channel("c")
   w.socket.drop()
-  await import("../../holdfast/web/probe.js") // the client loads this module in the same way
+  await import("../../tenuto/web/probe.js") // the client loads this module in the same way
   await settled()
   await w.http.probed(503, { code: "busy" })
   assert.equal(w.client.status.error.message, "http://server.test/base/v1 sent status 503: read its log")

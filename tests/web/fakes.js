@@ -1,8 +1,8 @@
 /** A network that a test controls: sockets, streams and fetches that wait for the test. */
 import { mock } from "node:test"
 
-import { connect } from "../../holdfast/web/client.js"
-import { loadFallback } from "../../holdfast/web/connection.js"
+import { connect } from "../../tenuto/web/client.js"
+import { loadFallback } from "../../tenuto/web/connection.js"
 
 // Load the fallback transports, as any page does whose first connection is open: then their choice takes no time.
 await loadFallback()
@@ -172,7 +172,7 @@ export async function settled() {
   for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve))
 }
 
-/** @type {import("../../holdfast/web/client.js").Client | undefined} of the latest world */
+/** @type {import("../../tenuto/web/client.js").Client | undefined} of the latest world */
 let current
 
 /** Let `page` be the page of the code that runs from now on; without one there is none. @param {EventTarget} [page] */

@@ -9,8 +9,8 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { countPoints, dropPoints, SurrogateJoiner } from "../../holdfast/web/text.js"
-import { View } from "../../holdfast/web/view.js"
+import { countPoints, dropPoints, SurrogateJoiner } from "../../tenuto/web/text.js"
+import { View } from "../../tenuto/web/view.js"
 import { append, attached, message, settled, texts, update, world } from "./fakes.js"
 import { anything, changed, changedText, IDS, isUnpolluted, SEED, seeds, TEXTS } from "./fuzzing.js"
 import { randomOf } from "./random.js"

@@ -8,7 +8,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { View } from "../../holdfast/web/view.js"
+import { View } from "../../tenuto/web/view.js"
 import { randomOf } from "./random.js"
 
 const SEEDS = process.env.SEED ? [Number(process.env.SEED)] : Array.from({ length: 400 }, (_, seed) => seed)

@@ -2,9 +2,9 @@
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
 
-import { connect } from "../../holdfast/web/client.js"
-import { Sharing } from "../../holdfast/web/sharing.js"
-import { WEBSOCKET } from "../../holdfast/web/websocket.js"
+import { connect } from "../../tenuto/web/client.js"
+import { Sharing } from "../../tenuto/web/sharing.js"
+import { WEBSOCKET } from "../../tenuto/web/websocket.js"
 import { attached, message, settled, texts, update, usePage, world } from "./fakes.js"
 
 /** A browser's storage; `limit` characters fit. */
@@ -207,7 +207,7 @@ describe("a sent message", () => {
 
   test("that another tab discards at this moment is not loaded", (t) => {
     const warned = t.mock.method(console, "warn", () => {})
-    withStorage(t, Object.assign(new FakeStorage(), { "holdfast:http://server.test/base::q": "" }))
+    withStorage(t, Object.assign(new FakeStorage(), { "tenuto:http://server.test/base::q": "" }))
     assert.deepEqual(shown(world(t).client.channel("c")), [])
     assert.equal(warned.mock.callCount(), 0)
   })
@@ -282,7 +282,7 @@ describe("the outbox", () => {
     for (const one of sent) one.catch(() => {})
   })
 
-  for (const [what, storage] of [["full", new FakeStorage(10)], ["damaged", Object.assign(new FakeStorage(), { "holdfast:http://server.test/base::q": "{" })]]) {
+  for (const [what, storage] of [["full", new FakeStorage(10)], ["damaged", Object.assign(new FakeStorage(), { "tenuto:http://server.test/base::q": "{" })]]) {
     test(`works from memory when the storage is ${what}`, async (t) => {
       withStorage(t, storage)
       const { w, channel } = live(t)

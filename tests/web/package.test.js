@@ -28,8 +28,8 @@ function run(program, ...options) {
 const filesOf = (folder) => Object.fromEntries(readdirSync(folder).sort().map((name) => [name, readFileSync(join(folder, name), "utf8")]))
 
 before(() => {
-  app = mkdtempSync(join(tmpdir(), "holdfast-package-"))
-  built = join(app, "node_modules", "holdfast")
+  app = mkdtempSync(join(tmpdir(), "tenuto-package-"))
+  built = join(app, "node_modules", "tenuto")
   mkdirSync(join(app, "node_modules"))
   for (const name of ["react", "@types", "csstype"]) symlinkSync(join(ROOT, "node_modules", name), join(app, "node_modules", name))
   writeFileSync(join(app, "package.json"), '{ "type": "module" }')
@@ -57,7 +57,7 @@ test("each export has a module, its types, and a source map with the sources", (
 test("a strict importer gets the types of every entry and those of its own data, without internal members", () => {
   cpSync(join(ROOT, "tests", "web", "types.tsx"), join(app, "types.tsx"))
   const documented = PAGE.match(/```ts\n([^]*?)```/)?.[1].replace(/^.*does not compile$/gm, "// @ts-expect-error\n$&")
-  writeFileSync(join(app, "documented.ts"), `import type { Client } from "holdfast"\ndeclare const client: Client\n${documented}`)
+  writeFileSync(join(app, "documented.ts"), `import type { Client } from "tenuto"\ndeclare const client: Client\n${documented}`)
   const options = ["--ignoreConfig", "--strict", "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "--target", "es2022",
     "--lib", "es2022,dom,dom.iterable", "--preserveSymlinks", "--types", "", "--jsx", "react-jsx", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noUnusedLocals"]
   assert.deepEqual(run(join(ROOT, "node_modules", ".bin", "tsc"), ...options, "types.tsx", "documented.ts"), { status: 0, output: "" })
@@ -80,7 +80,7 @@ test("the public members of the types are documented, and the documented members
 })
 
 test("the pages of the package import entries only, since the other modules have no file of their own", () => {
-  const folder = join(ROOT, "holdfast", "web", "demo")
+  const folder = join(ROOT, "tenuto", "web", "demo")
   const modules = readdirSync(folder).filter((name) => name.endsWith(".js")).map((name) => readFileSync(join(folder, name), "utf8")).join("\n")
   const used = [...modules.matchAll(/(?:from |import |import\()"\.\.\/(\w+\.js)"/g)].map(([, name]) => name)
   assert.ok(used.includes("client.js"))
@@ -92,8 +92,8 @@ test("a server can import every entry: no module touches the objects of a browse
     for (const name of ["window", "customElements", "CSSStyleSheet", "document", "location", "localStorage", "sessionStorage", "indexedDB", "addEventListener"]) {
       Object.defineProperty(globalThis, name, { get: () => { throw new Error("touched " + name) } })
     }
-    const modules = await Promise.all(["holdfast", "holdfast/react", "holdfast/view", "holdfast/element", "holdfast/chat"].map((name) => import(name)))
-    console.log(modules.map((one) => typeof (one.connect ?? one.useChannel ?? one.View ?? one.HoldfastChat)).join())
+    const modules = await Promise.all(["tenuto", "tenuto/react", "tenuto/view", "tenuto/element", "tenuto/chat"].map((name) => import(name)))
+    console.log(modules.map((one) => typeof (one.connect ?? one.useChannel ?? one.View ?? one.TenutoChat)).join())
   `)
   assert.deepEqual(run(process.execPath, "server.js"), { status: 0, output: "function,function,function,function,undefined\n" })
 })

@@ -16,7 +16,7 @@ function checkNamed(names, what) {
 }
 
 test("the page names every option", () => {
-  const options = read("holdfast/web/client.js").split("@typedef {object} Options")[1].split("*/")[0]
+  const options = read("tenuto/web/client.js").split("@typedef {object} Options")[1].split("*/")[0]
   checkNamed([...options.matchAll(/@property \{.*\} \[?(\w+)/g)].map(([, name]) => name), "options")
 })
 
@@ -29,12 +29,12 @@ test("the page names every field of a snapshot and of the status", async (t) => 
 })
 
 test("the page names every state, transport and reason for a token", () => {
-  const types = [["client", "State"], ["client", "TransportName"], ["token", "Why"]].map(([module, name]) => read(`holdfast/web/${module}.js`).match(new RegExp(`@typedef \\{(.*)\\} ${name}\\b`))[1])
+  const types = [["client", "State"], ["client", "TransportName"], ["token", "Why"]].map(([module, name]) => read(`tenuto/web/${module}.js`).match(new RegExp(`@typedef \\{(.*)\\} ${name}\\b`))[1])
   checkNamed([...types.join().matchAll(/"(\w+)"/g)].map(([, value]) => value), "values")
 })
 
 test("the page names every error code of the client's own that a status can have", () => {
-  const sources = FOLDER.map((name) => read(`holdfast/web/${name}.js`)).join("\n")
+  const sources = FOLDER.map((name) => read(`tenuto/web/${name}.js`)).join("\n")
   const codes = new Set([...sources.matchAll(/refusal\(\s*"(\w+)"/g)].map(([, code]) => code))
   const others = ["closed", "too_many", "stale", "invalid_request", "discarded", "deleted", "not_found"] // codes of requests, which the table of verbs or the protocol explains
   checkNamed([...codes].filter((code) => !others.includes(code)), "codes")

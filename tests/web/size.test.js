@@ -40,7 +40,7 @@ function checkDocumented(row, bytes, limit_bytes) {
 
 for (const [file, external, limit_bytes, row] of LIMITS) {
   test(`${file}, minified and gzipped, has at most ${limit_bytes} bytes`, (t) => {
-    const entry = fileURLToPath(new URL(`../../holdfast/web/${file}`, import.meta.url))
+    const entry = fileURLToPath(new URL(`../../tenuto/web/${file}`, import.meta.url))
     const built = buildSync({ entryPoints: [entry], bundle: true, external, format: "esm", minify: true, target: "es2022", write: false })
     const bytes = gzipSync(built.outputFiles[0].contents, { level: 9 }).length
     t.diagnostic(`${bytes} bytes`)

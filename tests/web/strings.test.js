@@ -3,9 +3,9 @@ import assert from "node:assert/strict"
 import { readFileSync, readdirSync } from "node:fs"
 import { test } from "node:test"
 
-import { STRINGS, stringsOf } from "../../holdfast/web/chat_strings.js"
+import { STRINGS, stringsOf } from "../../tenuto/web/chat_strings.js"
 
-const folder = new URL("../../holdfast/web/", import.meta.url)
+const folder = new URL("../../tenuto/web/", import.meta.url)
 const isCode = (/** @type {string} */ name) => /^(chat_(?!strings).*|element)\.js$/.test(name)
 const code = readdirSync(folder).filter(isCode).map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n")
 

@@ -2,11 +2,11 @@
 import assert from "node:assert/strict"
 import { mock, test } from "node:test"
 
-import { Sharing } from "../../holdfast/web/sharing.js"
-import { Observable } from "../../holdfast/web/errors.js"
-import { Tabs } from "../../holdfast/web/tabs.js"
-import { View } from "../../holdfast/web/view.js"
-import { WEBSOCKET } from "../../holdfast/web/websocket.js"
+import { Sharing } from "../../tenuto/web/sharing.js"
+import { Observable } from "../../tenuto/web/errors.js"
+import { Tabs } from "../../tenuto/web/tabs.js"
+import { View } from "../../tenuto/web/view.js"
+import { WEBSOCKET } from "../../tenuto/web/websocket.js"
 import { append, attached, message, settled, update } from "./fakes.js"
 
 /** Web Locks: exclusive ones, with `ifAvailable`, `steal` and `signal`. */

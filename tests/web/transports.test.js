@@ -188,18 +188,18 @@ describe("the diagnosis", () => {
     const w = world(t, { transport: "websocket", ...options })
     w.client.channel("c")
     w.socket.drop()
-    await import("../../holdfast/web/probe.js") // the client loads this module in the same way
+    await import("../../tenuto/web/probe.js") // the client loads this module in the same way
     await settled()
     return { w, warnings: () => warn.mock.calls.map(({ arguments: [text] }) => text) }
   }
 
-  test("of a wrong path is not_holdfast", async (t) => {
+  test("of a wrong path is not_tenuto", async (t) => {
     const { w, warnings } = await failed(t)
     await w.http.probed(404, { detail: "Not Found" })
-    assert.equal(w.client.status.error.code, "not_holdfast")
+    assert.equal(w.client.status.error.code, "not_tenuto")
     assert.equal(w.client.status.state, "connecting")
     assert.deepEqual(warnings(), [
-      "holdfast: not_holdfast: http://server.test/base sent status 404, but not as a Holdfast server: correct its address",
+      "tenuto: not_tenuto: http://server.test/base sent status 404, but not as a Tenuto server: correct its address",
     ])
   })
 
@@ -230,7 +230,7 @@ describe("the diagnosis", () => {
     w.client.close()
     globalThis.location = { ...PAGE, protocol: "https:" }
     for (const [host, isBlocked] of [["server.test", true], ["localhost.test", true], ["127.test", true], ["localhost", false], ["127.0.0.1:80", false], ["[::1]:8000", false]]) {
-      const secure = world(t, { transport: "websocket", url: `http://${host}/holdfast` })
+      const secure = world(t, { transport: "websocket", url: `http://${host}/tenuto` })
       secure.client.channel("c")
       secure.socket.drop()
       await settled()
@@ -241,7 +241,7 @@ describe("the diagnosis", () => {
 
   test("of a server of a newer protocol names both versions and the remedy", async (t) => {
     const { w } = await failed(t)
-    await w.http.probed(200, { server: "holdfast", protocol: 2 })
+    await w.http.probed(200, { server: "tenuto", protocol: 2 })
     assert.equal(w.client.status.error.code, "unsupported_protocol")
     assert.equal(
       w.client.status.error.message,
@@ -253,21 +253,21 @@ describe("the diagnosis", () => {
   test("of a stream under an unknown path is left to the probe", async (t) => {
     const { w } = await failed(t, { transport: "auto" })
     await w.source.refuse(404, { code: "not_found", detail: "no such path" })
-    await w.http.probed(200, { server: "holdfast", protocol: 2 })
+    await w.http.probed(200, { server: "tenuto", protocol: 2 })
     assert.equal(w.client.status.error.code, "unsupported_protocol")
     assert.equal(w.client.channels.size, 1)
   })
 
   test("finds no error if the server responds as it should, and is made once", async (t) => {
     const { w, warnings } = await failed(t)
-    await w.http.probed(200, { server: "holdfast", protocol: 1 })
+    await w.http.probed(200, { server: "tenuto", protocol: 1 })
     assert.equal(w.client.status.error, null)
     assert.deepEqual(warnings(), [])
   })
 
   test("is not made after a connection has worked", async (t) => {
     const { w } = await failed(t)
-    await w.http.probed(200, { server: "holdfast", protocol: 1 })
+    await w.http.probed(200, { server: "tenuto", protocol: 1 })
     w.pass(250)
     w.socket.open()
     w.socket.drop()

@@ -3,11 +3,11 @@
  *
  * `package.test.js` checks it against the built types, and `scripts/test_npm` builds it inside a Vite app.
  */
-import { connect, HoldfastError, type Channel, type Client, type Command, type Message, type Part, type Snapshot, type Status, type WireEvent } from "holdfast"
-import { useChannel, useMessage, useMessages, useSnapshot, useStatus } from "holdfast/react"
-import { HoldfastChat } from "holdfast/element"
-import { View } from "holdfast/view"
-import "holdfast/chat"
+import { connect, TenutoError, type Channel, type Client, type Command, type Message, type Part, type Snapshot, type Status, type WireEvent } from "tenuto"
+import { useChannel, useMessage, useMessages, useSnapshot, useStatus } from "tenuto/react"
+import { TenutoChat } from "tenuto/element"
+import { View } from "tenuto/view"
+import "tenuto/chat"
 
 interface Meta { model: string; tokens: number }
 type Data = { percent: number } | { tool: string }
@@ -81,9 +81,9 @@ export function Typed({ name, id }: { name: string; id: string }) {
 }
 
 export function options() {
-  const client: Client = connect({ url: "/holdfast", token: async (why) => (why === "start" ? "a" : "b") })
+  const client: Client = connect({ url: "/tenuto", token: async (why) => (why === "start" ? "a" : "b") })
   const channel = client.channel("chat:1")
-  const chat: HoldfastChat = new HoldfastChat()
+  const chat: TenutoChat = new TenutoChat()
   chat.tokenProvider = async () => "token"
   // @ts-expect-error
   connect({ url: 1 })
@@ -95,5 +95,5 @@ export function options() {
   channel.view
   // @ts-expect-error
   channel.presence
-  return [new View().getSnapshot(), HoldfastError]
+  return [new View().getSnapshot(), TenutoError]
 }

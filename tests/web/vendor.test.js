@@ -12,7 +12,7 @@ const SHA256 = {
 
 for (const [file, expected] of Object.entries(SHA256)) {
   test(`${file} has the content that its script wrote, and names its origin`, () => {
-    const module = readFileSync(new URL(`../../holdfast/web/${file}`, import.meta.url), "utf8")
+    const module = readFileSync(new URL(`../../tenuto/web/${file}`, import.meta.url), "utf8")
     assert.equal(createHash("sha256").update(module).digest("hex"), expected)
     assert.match(module, /^\/\*! (markdown-it|@speed-highlight\/core|react-dom) [\d.]+, (MIT|CC0-1\.0) \*\/\n\/\/ sha512-\S+; made by scripts\/vendor_web;/)
     if (!file.startsWith("demo/")) assert.doesNotMatch(module, /\beval\(|new Function|innerHTML|document\.write/)

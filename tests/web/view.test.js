@@ -2,7 +2,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { View } from "../../holdfast/web/view.js"
+import { View } from "../../tenuto/web/view.js"
 
 test("an append costs its own text, not the text before it", () => {
   const view = new View()

@@ -661,7 +661,7 @@ class WsPeer:
         accept = base64.b64encode(hashlib.sha1(key).digest())
         self._writer.write(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Protocol: holdfast.v1\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            b"Sec-WebSocket-Protocol: tenuto.v1\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
         )
 
     def send(self, frame: Json) -> None:
@@ -687,7 +687,7 @@ async def test_a_websocket_viewer_attaches_and_follows_batches_over_several_fram
     asked = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        assert headers["Sec-WebSocket-Protocol"] == "holdfast.v1"
+        assert headers["Sec-WebSocket-Protocol"] == "tenuto.v1"
         peer = WsPeer(reader, writer)
         peer.accept(headers)
         asked.append((path, json.loads((await peer.receive())[1])))

@@ -1,9 +1,9 @@
 import { AssistantRuntimeProvider } from "@assistant-ui/react"
-import { connect } from "holdfast"
-import { HoldfastProvider } from "holdfast/react"
+import { connect } from "tenuto"
+import { TenutoProvider } from "tenuto/react"
 import { StrictMode } from "react"
 import { createRoot } from "react-dom/client"
-import { useHoldfastRuntime } from "./runtime"
+import { useTenutoRuntime } from "./runtime"
 import "./style.css"
 import { Thread } from "./thread"
 
@@ -15,11 +15,11 @@ async function token() {
   return response.text()
 }
 
-const client = connect({ url: `${SERVER}/holdfast`, token })
+const client = connect({ url: `${SERVER}/tenuto`, token })
 
 function App() {
   return (
-    <AssistantRuntimeProvider runtime={useHoldfastRuntime("chat:2")}>
+    <AssistantRuntimeProvider runtime={useTenutoRuntime("chat:2")}>
       <Thread />
     </AssistantRuntimeProvider>
   )
@@ -27,8 +27,8 @@ function App() {
 
 createRoot(document.getElementById("root")!).render(
   <StrictMode>
-    <HoldfastProvider client={client}>
+    <TenutoProvider client={client}>
       <App />
-    </HoldfastProvider>
+    </TenutoProvider>
   </StrictMode>,
 )

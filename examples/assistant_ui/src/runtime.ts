@@ -4,13 +4,13 @@
  * assistant-ui changes this interface often; the example pins the release that it was written for.
  */
 import { type AppendMessage, ExportedMessageRepository, type ThreadMessage, type ThreadMessageLike, useExternalStoreRuntime } from "@assistant-ui/react"
-import type { Command, Message, Part } from "holdfast"
-import { useChannel, useSnapshot } from "holdfast/react"
+import type { Command, Message, Part } from "tenuto"
+import { useChannel, useSnapshot } from "tenuto/react"
 import { useMemo } from "react"
 
 type Content = Exclude<ThreadMessageLike["content"], string>[number]
 
-export function useHoldfastRuntime(name: string) {
+export function useTenutoRuntime(name: string) {
   const channel = useChannel(name)
   const { all, messages, commands, streaming } = useSnapshot(name)
 

@@ -1,8 +1,8 @@
 "use client"
 
-import { connect } from "holdfast"
+import { connect } from "tenuto"
 import type { FormEvent } from "react"
-import { HoldfastProvider, useChannel, useMessages, useStatus } from "holdfast/react"
+import { TenutoProvider, useChannel, useMessages, useStatus } from "tenuto/react"
 
 const SERVER = process.env["NEXT_PUBLIC_SERVER"] ?? "http://localhost:8000"
 
@@ -11,7 +11,7 @@ async function token() {
   return response.text()
 }
 
-const client = connect({ url: `${SERVER}/holdfast`, token })
+const client = connect({ url: `${SERVER}/tenuto`, token })
 
 function Messages() {
   const channel = useChannel("chat:1")
@@ -33,5 +33,5 @@ function Messages() {
 }
 
 export default function Chat() {
-  return <HoldfastProvider client={client}><Messages /></HoldfastProvider>
+  return <TenutoProvider client={client}><Messages /></TenutoProvider>
 }

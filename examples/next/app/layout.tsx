@@ -1,6 +1,6 @@
 import type { ReactNode } from "react"
 
-export const metadata = { title: "Holdfast in Next.js" }
+export const metadata = { title: "Tenuto in Next.js" }
 
 export default function Layout({ children }: { children: ReactNode }) {
   return (

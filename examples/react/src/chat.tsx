@@ -1,6 +1,6 @@
-import type { Message } from "holdfast"
+import type { Message } from "tenuto"
 import type { FormEvent } from "react"
-import { useChannel, useMessage, useSnapshot, useStatus } from "holdfast/react"
+import { useChannel, useMessage, useSnapshot, useStatus } from "tenuto/react"
 
 export function Chat({ channel: name }: { channel: string }) {
   const channel = useChannel(name)
@@ -17,7 +17,7 @@ export function Chat({ channel: name }: { channel: string }) {
   return (
     <main>
       <header>
-        <h1>Holdfast in React</h1>
+        <h1>Tenuto in React</h1>
         <Status />
       </header>
       <section aria-label="Conversation">

@@ -1,5 +1,5 @@
-import { connect } from "holdfast"
-import { HoldfastProvider } from "holdfast/react"
+import { connect } from "tenuto"
+import { TenutoProvider } from "tenuto/react"
 import { StrictMode } from "react"
 import { createRoot } from "react-dom/client"
 import { Chat } from "./chat"
@@ -14,12 +14,12 @@ async function token() {
   return response.text()
 }
 
-const client = connect({ url: `${SERVER}/holdfast`, token, identity: name })
+const client = connect({ url: `${SERVER}/tenuto`, token, identity: name })
 
 createRoot(document.getElementById("root")!).render(
   <StrictMode>
-    <HoldfastProvider client={client}>
+    <TenutoProvider client={client}>
       <Chat channel="chat:1" />
-    </HoldfastProvider>
+    </TenutoProvider>
   </StrictMode>,
 )

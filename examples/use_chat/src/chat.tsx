@@ -19,7 +19,7 @@ export function Chat({ id, initial }: { id: string; initial: UIMessage[] }) {
   return (
     <main>
       <header>
-        <h1>Holdfast with useChat</h1>
+        <h1>Tenuto with useChat</h1>
         <p role="status">{status}</p>
       </header>
       <section aria-label="Conversation">

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from holdfast import Hub
+from tenuto import Hub
 from tests.agents.sources.provider import Provider
 
 _QUIET = {

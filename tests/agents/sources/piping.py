@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.sources import Piped, UpstreamEnded, UpstreamError, pipe
-from holdfast.core.errors import NotFound
-from holdfast.core.model import Message
+from tenuto import Hub
+from tenuto.agents.sources import Piped, UpstreamEnded, UpstreamError, pipe
+from tenuto.core.errors import NotFound
+from tenuto.core.model import Message
 from tests.agents.sources.provider import Provider
 
 PATIENCE_S = 30

@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from holdfast import Hub
-from holdfast.core.errors import HoldfastError
+from tenuto import Hub
+from tenuto.core.errors import TenutoError
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, sse
@@ -147,7 +147,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 async def test_malformed_events_fail_or_are_ignored(hub: Hub, garbage: object) -> None:
-    _, error = await broken(hub, [garbage], HoldfastError, source="ai-sdk")
+    _, error = await broken(hub, [garbage], TenutoError, source="ai-sdk")
     assert error.code in ("upstream_error", "upstream_ended")
 
 

@@ -14,8 +14,8 @@ from typing import IO, Any
 import httpx2
 import pytest
 
-from holdfast import Hub
-from holdfast.agents.sources import ai_sdk, pipe
+from tenuto import Hub
+from tenuto.agents.sources import ai_sdk, pipe
 from tests.agents.sources.piping import SEEN_WITHIN_S, ended, failed, has_text, pipe_all
 
 ROOT = Path(__file__).parents[3]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
-from holdfast import Hub
-from holdfast.agents.sources import ToolCall
-from holdfast.core.errors import HoldfastError
+from tenuto import Hub
+from tenuto.agents.sources import ToolCall
+from tenuto.core.errors import TenutoError
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import (
@@ -168,6 +168,6 @@ async def test_malformed_events_fail_or_are_ignored(
 ) -> None:
     provider.will_say([*claude_begin(), garbage])
     stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
-    stored, error = await broken(hub, stream, HoldfastError)
+    stored, error = await broken(hub, stream, TenutoError)
     assert error.code in ("upstream_error", "upstream_ended")
     assert stored.text == ""

@@ -9,9 +9,9 @@ import pytest
 from google import genai
 from google.genai import types
 
-from holdfast import Hub
-from holdfast.agents.sources import ToolCall
-from holdfast.core.errors import HoldfastError
+from tenuto import Hub
+from tenuto.agents.sources import ToolCall
+from tenuto.core.errors import TenutoError
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import FIRST, GEMINI_USAGE, PARTS, SECOND, TEXT, gemini, gemini_answer, sse
@@ -129,7 +129,7 @@ async def test_malformed_events_fail_or_are_ignored(
     hub: Hub, provider: Provider, client: genai.Client, garbage: bytes
 ) -> None:
     provider.will_say([gemini({"text": "Hello"}), garbage])
-    stored, error = await broken(hub, await client.aio.models.generate_content_stream(**ASK), HoldfastError)
+    stored, error = await broken(hub, await client.aio.models.generate_content_stream(**ASK), TenutoError)
     assert error.code in ("upstream_error", "upstream_ended")
     assert stored.text == "Hello"
 

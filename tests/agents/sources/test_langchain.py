@@ -13,8 +13,8 @@ from langchain_openai import ChatOpenAI
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from holdfast import Hub
-from holdfast.core.errors import HoldfastError
+from tenuto import Hub
+from tenuto.core.errors import TenutoError
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import (
@@ -120,7 +120,7 @@ async def test_provider_sees_the_early_end_of_a_model(
 
 async def test_malformed_events_fail(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say([b"data: {broken\n\n"])
-    _, error = await broken(hub, model.astream("Hi"), HoldfastError)
+    _, error = await broken(hub, model.astream("Hi"), TenutoError)
     assert error.code == "upstream_error"
 
 

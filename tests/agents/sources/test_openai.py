@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from holdfast import Hub
-from holdfast.agents.sources import ToolCall, UpstreamEnded
-from holdfast.core.errors import HoldfastError
+from tenuto import Hub
+from tenuto.agents.sources import ToolCall, UpstreamEnded
+from tenuto.core.errors import TenutoError
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import (
@@ -281,10 +281,10 @@ async def test_malformed_events_fail_or_are_ignored(
     provider.will_say([garbage])
     if is_chat:
         stream: object = await client.chat.completions.create(**CHAT, stream=True)
-        stored, error = await broken(hub, stream, HoldfastError, source="openai-chat")
+        stored, error = await broken(hub, stream, TenutoError, source="openai-chat")
     else:
         stream = await client.responses.create(**ASK, stream=True)
-        stored, error = await broken(hub, stream, HoldfastError, source="openai-responses")
+        stored, error = await broken(hub, stream, TenutoError, source="openai-responses")
     assert error.code in ("upstream_error", "upstream_ended")
     assert stored.text == ""
 

@@ -9,8 +9,8 @@ import pytest
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool
 from openai import AsyncOpenAI
 
-from holdfast import Hub
-from holdfast.core.errors import HoldfastError
+from tenuto import Hub
+from tenuto.core.errors import TenutoError
 from tests.agents.sources.piping import SEEN_WITHIN_S, broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import (
@@ -127,7 +127,7 @@ async def test_cancelled_run_ends_at_the_provider(hub: Hub, provider: Provider, 
     where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     odd = wire.event("response.output_text.delta", **where, delta=5, logprobs=[])
     provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), odd, HOLD])
-    stored, error = await broken(hub, Runner.run_streamed(agent, "Hi"), HoldfastError)
+    stored, error = await broken(hub, Runner.run_streamed(agent, "Hi"), TenutoError)
     assert (stored.text, error.code) == ("Hello", "upstream_error")
     async with asyncio.timeout(SEEN_WITHIN_S):
         await provider.is_left.wait()
@@ -135,5 +135,5 @@ async def test_cancelled_run_ends_at_the_provider(hub: Hub, provider: Provider, 
 
 async def test_malformed_events_fail(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     provider.will_say([b"data: {broken\n\n"])
-    _, error = await broken(hub, Runner.run_streamed(agent, "Hi"), HoldfastError)
+    _, error = await broken(hub, Runner.run_streamed(agent, "Hi"), TenutoError)
     assert error.code == "upstream_error"

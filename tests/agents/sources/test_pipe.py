@@ -18,19 +18,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast import Hub
-from holdfast.agents import sources
-from holdfast.agents.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
-from holdfast.agents.sources.errors import reported
-from holdfast.core.errors import Finished, HoldfastError, LocalError, TooLarge
-from holdfast.core.limits import Limits
+from tenuto import Hub
+from tenuto.agents import sources
+from tenuto.agents.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
+from tenuto.agents.sources.errors import reported
+from tenuto.core.errors import Finished, TenutoError, LocalError, TooLarge
+from tenuto.core.limits import Limits
 from tests.agents.sources.piping import PATIENCE_S, broken, pipe_all
 
 ROOT = Path(__file__).parents[3]
 MODULES = sorted(Path(sources.__file__).parent.glob("*.py"))
 IMPORTS = """
 import sys
-import holdfast.agents.sources
+import tenuto.agents.sources
 sdks = {"openai", "anthropic", "google", "agents", "pydantic_ai", "langchain_core", "langgraph"}
 print(sorted(sdks & set(sys.modules)))
 """
@@ -327,7 +327,7 @@ def test_random_events_raise_only_our_errors(name: str, events: list[Any]) -> No
         try:
             async with hub.message("chat:1") as message:
                 await pipe(message, events_of(events), source=name)
-        except HoldfastError:
+        except TenutoError:
             pass
         finally:
             await hub.close()
@@ -352,7 +352,7 @@ def test_only_a_short_code_of_the_provider_is_public(code: object) -> None:
 
 
 @pytest.mark.parametrize(("error", "code"), [(UpstreamEnded, "upstream_ended"), (UpstreamError, "upstream_error")])
-def test_the_errors_have_stable_codes(error: type[HoldfastError], code: str) -> None:
+def test_the_errors_have_stable_codes(error: type[TenutoError], code: str) -> None:
     assert (error.code, error.status, error.retry) == (code, 502, False)
 
 
@@ -387,4 +387,4 @@ def test_no_sdk_is_imported() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom)
     }
-    assert named <= {*sys.stdlib_module_names, "holdfast", "msgspec"}
+    assert named <= {*sys.stdlib_module_names, "tenuto", "msgspec"}

@@ -11,8 +11,8 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from holdfast import Hub
-from holdfast.core.errors import HoldfastError
+from tenuto import Hub
+from tenuto.core.errors import TenutoError
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import (
@@ -154,5 +154,5 @@ async def test_provider_sees_the_early_end_of_a_run(
 @ALL_WAYS
 async def test_malformed_events_fail(hub: Hub, provider: Provider, agent: Agent[None, str], way: str) -> None:
     provider.will_say([b"data: {broken\n\n"])
-    _, error = await broken(hub, run(agent, way), HoldfastError)
+    _, error = await broken(hub, run(agent, way), TenutoError)
     assert error.code == "upstream_error"

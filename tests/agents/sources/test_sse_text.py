@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast import Hub
-from holdfast.agents.sources import UpstreamError, pipe
-from holdfast.agents.sources.sse_text import SSEText
-from holdfast.agents.sources.vocabulary import Add
-from holdfast.core.errors import LocalError
+from tenuto import Hub
+from tenuto.agents.sources import UpstreamError, pipe
+from tenuto.agents.sources.sse_text import SSEText
+from tenuto.agents.sources.vocabulary import Add
+from tenuto.core.errors import LocalError
 from tests.agents.sources.piping import broken, pipe_all
 
 TOKENS = ["You ", "asked:\n", '"why?" ', "🙂 "]

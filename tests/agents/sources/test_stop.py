@@ -7,9 +7,9 @@ import contextlib
 
 from openai import AsyncOpenAI
 
-from holdfast import Turn
-from holdfast.client import ChannelView
-from holdfast.core.model import Message
+from tenuto import Turn
+from tenuto.client import ChannelView
+from tenuto.core.model import Message
 from tests.agents.sources.provider import HOLD, Provider
 from tests.agents.sources.wires import chat_said
 from tests.client.wire import Wire, client_of, memory_hub

@@ -31,7 +31,7 @@ _MEASURE = """async () => {
   while (channel.getSnapshot().hasOlder) await channel.loadOlder(200)
   chat.remove()
   await new Promise((done) => setTimeout(done)) // it has let go of its nodes
-  const next = document.createElement("holdfast-chat")
+  const next = document.createElement("tenuto-chat")
   next.setAttribute("channel", "chat:1")
   next.client = client
   const frame = () => new Promise(requestAnimationFrame)

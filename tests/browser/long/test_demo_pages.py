@@ -34,7 +34,7 @@ async def open_at(browser: Browser, server: Server, path: str, width: int, theme
     page = await context.new_page()
     await page.goto(f"http://127.0.0.1:{server.port}{path}")
     if path == "/one-tag":
-        await page.locator("#code", has_text="holdfast-chat").wait_for()
+        await page.locator("#code", has_text="tenuto-chat").wait_for()
     else:
         await page.locator("#suggestions button").first.click()
         await page.locator(".assistant ol").wait_for()

@@ -24,7 +24,7 @@ FINDINGS = """async () => {
 }"""
 # Elements that reach out of the panel, and parts of the panel that scroll sideways. Code and tables may.
 # A message out of view has no size of its own, so all are drawn.
-_CUT = """() => [...document.querySelectorAll("holdfast-chat")].flatMap((chat) => {
+_CUT = """() => [...document.querySelectorAll("tenuto-chat")].flatMap((chat) => {
   const name = chat.getAttribute("channel")
   const sheet = new CSSStyleSheet()
   sheet.replaceSync("* { content-visibility: visible !important }")
@@ -60,7 +60,7 @@ async def test_axe_finds_nothing_serious(browser: Browser, address: str, name: s
 
 async def test_axe_finds_nothing_serious_where_both_themes_are_on_one_page(browser: Browser, address: str) -> None:
     page = await open_gallery(browser, address, bypass_csp=True)
-    await page.evaluate("""() => document.querySelectorAll("holdfast-chat:not([theme=blue])").forEach((chat, n) => {
+    await page.evaluate("""() => document.querySelectorAll("tenuto-chat:not([theme=blue])").forEach((chat, n) => {
       chat.setAttribute("theme", n % 2 ? "dark" : "light")
     })""")
     await page.evaluate(AXE.read_text())
@@ -72,7 +72,7 @@ async def test_nothing_is_cut_off(browser: Browser, address: str, width: int) ->
     page = await open_gallery(browser, address, viewport={"width": width, "height": 800})
     cut = await page.evaluate(_CUT)
     assert cut == [], cut
-    await page.evaluate("document.querySelectorAll('holdfast-chat').forEach((chat) => chat.classList.add('large'))")
+    await page.evaluate("document.querySelectorAll('tenuto-chat').forEach((chat) => chat.classList.add('large'))")
     cut = await page.evaluate(_CUT)
     assert cut == [], cut
 
@@ -84,4 +84,4 @@ async def test_no_state_violates_the_policy(browser: Browser, address: str) -> N
     await page.reload()
     await page.wait_for_selector("body[data-ready]")
     assert errors == []
-    assert await page.locator("holdfast-chat").count() == len(STATES)
+    assert await page.locator("tenuto-chat").count() == len(STATES)

@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from holdfast import Limits
+from tenuto import Limits
 from tests.browser.long.main_thread import MainThread, start_tasks, stop_tasks, stop_tasks_at
 from tests.browser.tab import chromium
 from tests.browser.test_chat import scene

@@ -13,14 +13,14 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from holdfast import Hub, Turn
-from holdfast.interop import AGUI, AISDK, OpenAI
+from tenuto import Hub, Turn
+from tenuto.interop import AGUI, AISDK, OpenAI
 
-FOLDER = Path(os.environ["HOLDFAST_FOLDER"])
-ON_CRASH = os.environ["HOLDFAST_ON_CRASH"]
+FOLDER = Path(os.environ["TENUTO_FOLDER"])
+ON_CRASH = os.environ["TENUTO_ON_CRASH"]
 app, hub = FastAPI(), Hub(f"sqlite:///{FOLDER}/chat.db", drain_s=0.2)
-hub.install(app, "/holdfast")
-MAJOR, IS_STRICT = int(os.environ.get("HOLDFAST_AI_MAJOR", "7")), bool(os.environ.get("HOLDFAST_AI_STRICT"))
+hub.install(app, "/tenuto")
+MAJOR, IS_STRICT = int(os.environ.get("TENUTO_AI_MAJOR", "7")), bool(os.environ.get("TENUTO_AI_STRICT"))
 AISDK(hub, channel="chat:{id}", version=MAJOR, strict=IS_STRICT).install(app, "/api/chat")
 AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
 OpenAI(hub).install(app, "/v1")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from holdfast import Hub, Turn
-from holdfast.interop import AGUI
+from tenuto import Hub, Turn
+from tenuto.interop import AGUI
 from tests.interop.long.restarts import served
 from tests.interop.pages import ROOT, Pages, pages_at
 from tests.interop.test_agui import everything
 from tests.transports.conftest import new_hub, serving
 
-PACKAGE = Path(os.environ.get("HOLDFAST_AGUI", "")) / "@ag-ui" / "client"
+PACKAGE = Path(os.environ.get("TENUTO_AGUI", "")) / "@ag-ui" / "client"
 SCRIPT = Path(__file__).parents[1] / "agui_page.mjs"
 DOCUMENT = ROOT / "docs" / "interop.md"
 

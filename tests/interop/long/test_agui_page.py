@@ -12,7 +12,7 @@ from playwright.async_api import expect
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from holdfast import Hub, Turn
+from tenuto import Hub, Turn
 from tests.browser.tab import chromium
 from tests.interop.long.test_agui_client import PACKAGE
 from tests.interop.pages import ROOT

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from playwright.async_api import expect
 
-from holdfast import Turn
+from tenuto import Turn
 from tests.browser.tab import chromium
 from tests.interop.long.test_react import build, program
 from tests.transports.conftest import new_hub, serving

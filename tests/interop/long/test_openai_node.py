@@ -16,13 +16,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from holdfast import Turn
-from holdfast.interop import OpenAI
+from tenuto import Turn
+from tenuto.interop import OpenAI
 from tests.interop.test_openai import ANSWER, Scene, channel_of, scene_of
 from tests.transports.conftest import new_hub, serving
 
 FOLDER = Path(__file__).parents[1]
-PACKAGE = Path(os.environ.get("HOLDFAST_OPENAI", "no package"))
+PACKAGE = Path(os.environ.get("TENUTO_OPENAI", "no package"))
 LINE_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 60.0
 
@@ -41,7 +41,7 @@ def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
 
 def node() -> str:
     """Return the path of Node.js, which needs the npm package."""
-    found = os.environ.get("HOLDFAST_NODE") or shutil.which("node")
+    found = os.environ.get("TENUTO_NODE") or shutil.which("node")
     assert found, "no Node.js: install Debian's package nodejs"
     assert PACKAGE.is_dir(), "scripts/test_interop installs the npm package openai, and runs this test"
     return found

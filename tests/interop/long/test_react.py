@@ -17,9 +17,9 @@ from playwright.async_api import Browser, Page, Route, expect
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route as AppRoute
 
-from holdfast import Hub, Turn
-from holdfast.interop import AISDK
-from holdfast.testing import FaultProxy
+from tenuto import Hub, Turn
+from tenuto.interop import AISDK
+from tenuto.testing import FaultProxy
 from tests.browser.tab import chromium
 from tests.interop.long.restarts import served as running
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT

@@ -20,8 +20,8 @@ expect.set_options(timeout=30_000)
 
 
 def built() -> Path:
-    folder = os.environ.get("HOLDFAST_USE_CHAT")
-    assert folder is not None, "HOLDFAST_USE_CHAT names the built example; scripts/test_interop builds it"
+    folder = os.environ.get("TENUTO_USE_CHAT")
+    assert folder is not None, "TENUTO_USE_CHAT names the built example; scripts/test_interop builds it"
     return Path(folder)
 
 

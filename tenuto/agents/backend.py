@@ -1,0 +1,138 @@
+"""The operations that a turn needs of its hub, in this process or in another one.
+
+Layer: agents.
+
+The same handler runs in both places; `local` and `tenuto.client` each have a `Backend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tenuto.core.errors import Deleted, NotFound
+from tenuto.core.events import CommandReply, Page
+from tenuto.core.model import Command, Json, Message, Part
+
+
+class Writer(Protocol):
+    """A message that is being written; `MessageWriter` has these methods."""
+
+    cancelled_as: tuple[str, str | None]
+    # returns another id if the id of the message is taken; None: the writer raises the error
+    spare_id: Callable[[], str] | None
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def meta(self) -> dict[str, Json]: ...
+
+    @property
+    def is_begun(self) -> bool: ...
+
+    @property
+    def is_over(self) -> bool: ...
+
+    @property
+    def length(self) -> int: ...
+
+    async def append(self, text: str, *, part: int | None = None) -> None: ...
+
+    async def part(self, part: Part, *, index: int | None = None) -> int: ...
+
+    async def update(self, *, meta: dict[str, Json]) -> None: ...
+
+    async def flush(self) -> None: ...
+
+    async def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None: ...
+
+    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Any: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Watch(Protocol):
+    """The state of a channel, followed while a turn runs."""
+
+    def commands(self) -> list[Command]:
+        """Return the commands that wait for a reply."""
+
+    async def reply_to(self, command: Command) -> CommandReply:
+        """Wait for the reply to a command that was sent since this watch began, and return it."""
+
+    def waiting(self) -> list[Message]:
+        """Return the user messages that wait for an agent."""
+
+    async def changed(self) -> None:
+        """Wait until the channel may have changed since the last call."""
+
+    def close(self) -> None:
+        """Stop following the channel."""
+
+
+class Backend(Protocol):
+    """The operations of a hub that a turn uses."""
+
+    @property
+    def is_shutting_down(self) -> bool:
+        """Return whether the process is about to end; its turns are then left for another process."""
+
+    @property
+    def may_begin(self) -> bool:
+        """Return whether a handler may begin: no other process can have its turn, as far as this one knows."""
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason to store for a turn that `error` ended: in development the exception's name, else None."""
+
+    def write(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        author: str,
+        reply_to: str,
+        parent: str | None,
+        meta: dict[str, Json],
+    ) -> Writer:
+        """Return the writer of a new answer, for `async with`. It follows `parent`, else `reply_to`."""
+
+    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+        """Take over an interrupted answer, and return its writer, for `async with`."""
+
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
+
+    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
+        """Return a page of messages, newest first."""
+
+    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
+        """Send a command, and return it."""
+
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+        """Reply to a command."""
+
+    async def watch(self, channel: str) -> Watch:
+        """Follow a channel from now on."""
+
+    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
+        """Take a waiting user message into the turn of message `turn`. Return False if another turn has it."""
+
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent, which is never stored."""
+
+
+async def find(backend: Backend, channel: str, message_id: str) -> Message | None:
+    """Return a message, or None if it does not exist."""
+    try:
+        message, _ = await backend.read(channel, message_id)
+    except (NotFound, Deleted):
+        return None
+    return message

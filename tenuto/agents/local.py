@@ -1,0 +1,216 @@
+"""Agents in the hub's own process: `@hub.agent("chat:*")`.
+
+Layer: agents.
+
+A `LocalAgent` is a worker of the turn scheduler; `LocalBackend` gives turns the operations of the hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Literal
+
+from tenuto.agents.backend import Watch, Writer, find
+from tenuto.agents.running import Agent, Running, check_worker_settings, patiently
+from tenuto.agents.writer import AgentWriter
+from tenuto.core.catch_up import reply_to
+from tenuto.core.errors import Deleted, Fenced, Finished
+from tenuto.core.events import CommandReply, Page
+from tenuto.core.model import Command, Json, Message, check_json, plain
+from tenuto.core.names import command_key
+from tenuto.hub.results import result_later
+from tenuto.hub.workers import AssignedTurn, WhenBusy
+
+if TYPE_CHECKING:
+    from tenuto.hub.hub import HubCore
+
+logger = logging.getLogger("tenuto.agents")
+
+
+class LocalAgent:
+    """A worker that runs an agent's handler in this process."""
+
+    is_local = True
+
+    def __init__(self, hub: HubCore, agent: Agent, pattern: str, *, when_busy: WhenBusy, slots: int) -> None:
+        check_worker_settings(when_busy, slots)
+        self.name = agent.name
+        self.pattern = pattern
+        self.when_busy = when_busy
+        self.slots = slots
+        self.free = slots
+        self._hub = hub
+        self._agent = agent
+        self._running: dict[tuple[str, str], Running] = {}
+
+    def start(self) -> None:
+        """Take turns from now on, because the hub has started."""
+        self.free = self.slots
+        self._running.clear()
+        self._hub.runtime.scheduler.register(self)
+
+    def begin(self, turn: AssignedTurn) -> None:
+        """Begin the turn (`Worker.begin`)."""
+        self._hub.start_task(self._run(turn, asyncio.get_running_loop().time()))
+
+    def ended(self, turn: AssignedTurn, state: str) -> None:
+        """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
+        running = self._running.get((turn.channel, turn.message_id))
+        if running is not None and running.generation == turn.generation:
+            running.stop(is_lost=state == "lost")
+
+    async def _run(self, turn: AssignedTurn, claimed_s: float) -> None:
+        backend = LocalBackend(self._hub, turn.generation, claimed_s)
+        key = (turn.channel, turn.message_id)
+        running = None
+        try:
+            message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
+            if message is None:
+                return
+            running = self._running[key] = Running(self._agent, backend, turn.channel, message, turn.generation)
+            state = await running.run()
+            if state is not None:
+                await self._end(turn, state)
+        finally:
+            self._running.pop(key, None)
+            if not self._hub.is_draining and self._hub.is_running:
+                if not any(channel == turn.channel for channel, _ in self._running):
+                    self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
+                has_begun = running is None or not running.came_too_late
+                self._hub.runtime.scheduler.left(self, turn, has_begun=has_begun)
+                self._hub.runtime.scheduler.freed(self)
+
+    async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
+        """Store the end of the turn, and retry while the store fails.
+
+        A turn without an end would keep its channel busy.
+        """
+        with contextlib.suppress(Finished, Fenced, Deleted):
+            await patiently(lambda: self._end_once(turn, state))
+
+    async def _end_once(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
+        ended, done = result_later()
+        self._hub.runtime.scheduler.end(self, turn, state, done)
+        await ended
+
+
+class LocalBackend:
+    """The hub in this process, as the backend of an attempt at a turn."""
+
+    def __init__(self, hub: HubCore, attempt: int, claimed_s: float) -> None:
+        """Give the operations to attempt `attempt`, which `hub` has since `claimed_s`, a time of its loop."""
+        self._hub = hub
+        self._attempt = attempt
+        self._claimed_s = claimed_s
+
+    @property
+    def is_shutting_down(self) -> bool:
+        """Return whether the hub drains."""
+        return self._hub.is_draining
+
+    @property
+    def may_begin(self) -> bool:
+        """Return whether the other nodes have counted this one as alive since the claim (`Backend.may_begin`)."""
+        return self._hub.runtime.nodes.is_kept_since(self._claimed_s)
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason for a message that `error` ended (`Backend.reason_of`)."""
+        return self._hub.reason_of(error)
+
+    def write(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        author: str,
+        reply_to: str,
+        parent: str | None,
+        meta: dict[str, Json],
+    ) -> Writer:
+        """Return the writer of a new answer (`Backend.write`)."""
+        writer = self._hub.message(
+            channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
+        )
+        writer.attempt = self._attempt
+        return _agent_writer(writer)
+
+    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+        """Take over an interrupted answer (`Backend.take_over`)."""
+        return _agent_writer(await self._hub.take_over(channel, message_id, author=author))
+
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """Return a message and its cursor (`Backend.read`)."""
+        return await self._hub.read(channel, message_id)
+
+    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
+        """Return a page of messages (`Backend.page`)."""
+        return await self._hub.history(channel, before=before, limit=limit)
+
+    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
+        """Send a command (`Backend.command`)."""
+        return await self._hub.command(channel, name, target=target, data=data, by=by, expires_s=expires_s)
+
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+        """Reply to a command (`Backend.reply`)."""
+        await self._hub.reply(channel, command_id, ok=ok, data=data, error=error, by=by)
+
+    async def watch(self, channel: str) -> Watch:
+        """Follow a channel (`Backend.watch`)."""
+        return LocalWatch(self._hub, channel)
+
+    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
+        """Take a waiting user message into a turn (`Backend.take_waiting`)."""
+        return await self._hub.take_waiting(channel, message_id, by, turn=turn)
+
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent (`Backend.progress`)."""
+        limits = self._hub.limits
+        # bounded, because the state is sent to all viewers
+        check_json(data, limits.data_bytes, "an agent's state", depth=limits.depth)
+        self._hub.runtime.scheduler.set_state(channel, name, plain(data))
+
+
+class LocalWatch:
+    """A channel's state in memory, with a wake-up after each change."""
+
+    def __init__(self, hub: HubCore, channel: str) -> None:
+        self._channel = hub.channel(channel)
+        self._woken = asyncio.Event()
+        self._channel.listeners[self._woken.set] = None
+
+    def commands(self) -> list[Command]:
+        """Return the commands without a reply (`Watch.commands`)."""
+        return [one.command() for one in self._channel.state.pending_commands()]
+
+    async def reply_to(self, command: Command) -> CommandReply:
+        """Wait for the reply to a command (`Watch.reply_to`)."""
+        key = command_key(command.id)
+        while True:
+            if self._channel.state.command(key) is None:  # the command has a reply, and has left memory since
+                await patiently(lambda: self._channel.load_messages([key]))
+            known = self._channel.state.command(key)
+            if known is not None and (reply := reply_to(known)) is not None:
+                return reply
+            await self.changed()
+
+    def waiting(self) -> list[Message]:
+        """Return the user messages that wait for an agent (`Watch.waiting`)."""
+        state = self._channel.state
+        found = [state.messages[message_id] for message_id in state.pending]
+        return [one.message() for one in sorted(found, key=lambda one: one.created)]
+
+    async def changed(self) -> None:
+        """Wait for a change of the channel (`Watch.changed`)."""
+        await self._woken.wait()
+        self._woken.clear()
+
+    def close(self) -> None:
+        """Stop following the channel (`Watch.close`)."""
+        self._channel.listeners.pop(self._woken.set, None)
+
+
+def _agent_writer(writer: object) -> Writer:
+    assert isinstance(writer, AgentWriter)  # `tenuto.Hub` makes writers of this class
+    return writer

@@ -1,0 +1,386 @@
+"""Runs a turn: the handler in one task, and a second task that waits for a stop.
+
+Layer: agents.
+
+It is the same in the hub's process and in another one. Whichever way a handler ends, its answers and its turn are
+ended, and each client that sent a stop gets a reply. A traceback stays in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal, NamedTuple, TypeVar
+
+from tenuto.agents.backend import Backend, Watch, Writer, find
+from tenuto.agents.stops import reply_to_stops, until_stopped
+from tenuto.agents.turn import OnCrash, Turn
+from tenuto.core.answer_ids import ANSWERS, reply_id, reply_ids
+from tenuto.core.decide_turns import CRASHED
+from tenuto.core.errors import (
+    AlreadyAnswered,
+    Deleted,
+    Draining,
+    Fenced,
+    Finished,
+    Forbidden,
+    TenutoError,
+    LocalError,
+    NotFound,
+    StillStreaming,
+    StoreUnavailable,
+    public_reason,
+)
+from tenuto.core.model import Json, Message
+from tenuto.core.names import check_id
+from tenuto.core.turns import Replier, attempt_of, rules_of
+
+logger = logging.getLogger("tenuto.agents")
+
+# longest wait for the end of an earlier attempt's lease, after which this attempt continues its answer
+PATIENCE_S = 30.0
+RETRY_S = 1.0  # wait before the next try after the store failed
+SHUTDOWN_S = 10.0  # time that a cancelled handler has to clean up
+
+WITHDRAWN: Json = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
+
+T = TypeVar("T")
+State = Literal["done", "cancelled"]  # how a turn ends
+Handler = Callable[[Turn], Awaitable[None]]
+
+
+class Agent(NamedTuple):
+    """A handler and its settings."""
+
+    handler: Handler
+    name: str
+    on_crash: OnCrash = "restart"
+    timeout_s: float = 3600.0  # longest time that one turn may take
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `call`, and repeat it while the store fails. Raises errors that a retry cannot cure."""
+    while True:
+        try:
+            return await call()
+        except TenutoError as error:
+            if not error.retry or isinstance(error, Draining):
+                raise
+            logger.warning("an agent tries again in %g s: %s", RETRY_S, error)
+        await asyncio.sleep(RETRY_S)
+
+
+def check_agent(agent: Agent) -> Agent:
+    """Return `agent`. Raises LocalError or InvalidName for a setting that is not valid."""
+    if inspect.isroutine(agent.handler) and not inspect.iscoroutinefunction(agent.handler):
+        shown = getattr(agent.handler, "__name__", repr(agent.handler))
+        raise LocalError(
+            f"the handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`"
+        )
+    check_id(agent.name, "an agent's name")
+    if agent.on_crash not in ("interrupt", "restart", "continue"):
+        raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
+    if not agent.timeout_s > 0:
+        raise LocalError(f"timeout_s must be above 0, got {agent.timeout_s!r}")
+    return agent
+
+
+def check_worker_settings(when_busy: str, slots: int) -> None:
+    """Raise LocalError for settings that are not valid."""
+    if when_busy not in ("queue", "interrupt", "parallel"):
+        raise LocalError(f"when_busy must be 'queue', 'interrupt' or 'parallel', got {when_busy!r}")
+    if slots < 1:
+        raise LocalError(f"slots must be at least 1, got {slots!r}")
+
+
+class _Left(NamedTuple):
+    """The answer that an earlier attempt left unfinished or without a stored end of its turn."""
+
+    answer: Message | None = None
+    writer: Writer | None = None  # a writer that continues the answer
+    is_over: bool = False  # True: the answer is complete or cancelled, and only the end of the turn must be stored
+
+
+class Running:
+    """One turn of `agent`, from its claim to its end. `run` carries it out; `stop` ends it early."""
+
+    def __init__(self, agent: Agent, backend: Backend, channel: str, message: Message, generation: int) -> None:
+        self.channel = channel
+        self.message = message
+        self.generation = generation
+        self.attempt = attempt_of(generation)
+        self._agent = agent
+        self._backend = backend
+        self._work: asyncio.Task[None] | None = None
+        self._is_stopped = False
+        self._is_lost = False
+        self.came_too_late = False  # the handler was not begun
+        self._is_late = False
+        self._is_shutting_down = False
+        self._failure: str | None = None  # public reason of the handler's failure
+        self._ending = asyncio.Event()  # set when the handler must end
+        self._turn: Turn | None = None
+
+    def stop(self, *, is_lost: bool = False) -> None:
+        """End the handler, because the turn was cancelled or, with `is_lost`, because another worker has it now."""
+        self._is_stopped = True
+        self._is_lost = self._is_lost or is_lost
+        self._ending.set()
+        if self._turn is not None:
+            self._turn.is_cancelled = True
+            for reply in self._turn.replies:  # no person has stopped the answer of an attempt that is lost
+                reply.cancelled_as = ("interrupted" if self._is_lost else "cancelled", None)
+        if self._work is not None:
+            self._work.cancel()
+
+    async def run(self) -> State | None:
+        """Carry out the turn. Return how it ended, `done` or `cancelled`; None if another worker carries it out."""
+        watch = await self._backend.watch(self.channel)
+        try:
+            return await self._run(watch)
+        finally:
+            watch.close()
+
+    async def _run(self, watch: Watch) -> State | None:
+        left = await patiently(lambda: self._after_crash(watch))
+        turn = self._turn = Turn(
+            self._backend,
+            watch,
+            self.channel,
+            self.message,
+            self.generation,
+            name=self._agent.name,
+            previous=left.answer,
+            taken_up=left.writer,
+        )
+        if self.attempt > 1:
+            await self._withdraw(self._questions_left(watch, left.answer))
+        if left.is_over:
+            return "cancelled" if left.answer is not None and left.answer.status == "cancelled" else "done"
+        if self.attempt > 1 and self._agent.on_crash == "interrupt":
+            if left.answer is None:
+                await self._store_failed_answer(turn, CRASHED)
+            return "done"
+        return await self._work_on(watch, turn)
+
+    async def _work_on(self, watch: Watch, turn: Turn) -> State | None:
+        """Run the handler until it ends or is stopped.
+
+        Then end its answers, withdraw its questions and reply to the clients that stopped it.
+        """
+        backend = self._backend
+        turn.progress("thinking")
+        self._work = asyncio.ensure_future(self._handle(turn))
+        listening = asyncio.ensure_future(self._listen(watch, turn))
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            if self._is_stopped:
+                self._work.cancel()
+            await asyncio.wait([self._work, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not self._work.done():  # wait a limited time for a handler that ignores its cancellation
+                await asyncio.wait([self._work], timeout=SHUTDOWN_S)
+        except asyncio.CancelledError:  # the process shuts down, so the answer is interrupted instead of cancelled
+            for reply in turn.replies:
+                reply.cancelled_as = ("interrupted", None)
+            self._is_shutting_down = True
+            self._work.cancel()
+            await asyncio.wait([self._work], timeout=SHUTDOWN_S)
+            raise
+        finally:
+            listening.cancel()
+            ending.cancel()
+            await asyncio.wait([listening, ending])
+        if self._is_lost or (backend.is_shutting_down and self._work.cancelled()):
+            if self._is_lost:
+                await self._give_back(turn)
+            return None  # another worker has the turn or will get it
+        await self._withdraw(turn.open_questions)
+        if self._is_late:
+            # after a timeout the turn has failed, even if the handler ignored its cancellation
+            self._failure = self._failure or "timeout"
+        if self._failure is not None:
+            await self._store_failed_answer(turn, self._failure)
+        await self._end_what_is_open(turn)
+        await reply_to_stops(watch, lambda: turn.targets, self._reply_to_stop)
+        return "cancelled" if self._is_stopped else "done"
+
+    async def _handle(self, turn: Turn) -> None:
+        """Run the handler, and record the public reason if it fails."""
+        if not self._backend.may_begin:  # for example after a suspension of the process
+            self._is_lost = self.came_too_late = True
+            return
+        limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
+        try:
+            await self._agent.handler(turn)
+        except asyncio.CancelledError as error:
+            if self._is_late:
+                timeout_s = self._agent.timeout_s
+                logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, timeout_s)
+                self._failure = "timeout"
+            elif self._is_stopped or self._is_shutting_down or self._backend.is_shutting_down:
+                raise
+            else:  # the cancellation was not a stop: other code cancelled a task that the handler awaited
+                logger.error("turn of %s in %s failed", self.message.id, self.channel, exc_info=error)
+                self._failure = "error"
+        except TenutoError as error:
+            if self._is_stopped and isinstance(error, Finished | Fenced):
+                return
+            if isinstance(error, Finished) and await self._is_interrupted(turn):
+                self._is_lost = True  # the turn waits for its next attempt, as after a crash
+                return
+            trace = None if isinstance(error, StoreUnavailable) else error  # not a mistake of the handler
+            logger.warning("turn of %s in %s failed: %s", self.message.id, self.channel, error, exc_info=trace)
+            self._failure = error.code
+        except Exception as error:
+            logger.exception("turn of %s in %s failed", self.message.id, self.channel)
+            self._failure = public_reason(error) or self._backend.reason_of(error) or "error"
+        finally:
+            limit.cancel()
+
+    async def _is_interrupted(self, turn: Turn) -> bool:
+        """Return whether the hub has interrupted the handler's answer, because a lease had ended."""
+        if not turn.begun:
+            return False
+        answer_id = turn.begun[-1].id
+        with contextlib.suppress(TenutoError):
+            answer = await patiently(lambda: find(self._backend, self.channel, answer_id))
+            return answer is not None and answer.status == "interrupted"
+        return False
+
+    def _time_out(self, turn: Turn) -> None:
+        self._is_late = True
+        self._ending.set()
+        for reply in turn.replies:
+            reply.cancelled_as = ("failed", "timeout")
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _store_failed_answer(self, turn: Turn, reason: str) -> None:
+        """Store a failed answer, so that people see the failure, unless the handler has begun an answer itself."""
+
+        async def store() -> None:
+            if self._is_lost or (turn.replies and turn.replies[-1].is_begun):
+                return
+            turn.replies = turn.begun
+            async with turn.reply() as message:
+                await message.finish("failed", reason=reason)
+
+        try:
+            await patiently(store)
+        except TenutoError as error:
+            logger.warning("the failure of a turn was not stored: %s", error)
+
+    async def _end_what_is_open(self, turn: Turn) -> None:
+        """Finish the answers that the handler has left open, and an earlier answer that it did not continue."""
+        taken_up = turn.take_unused()
+        if taken_up is not None:
+            with contextlib.suppress(TenutoError):
+                async with taken_up:
+                    await taken_up.finish("cancelled" if self._is_stopped else "failed", reason=None)
+        for reply in turn.begun:
+            with contextlib.suppress(TenutoError):
+                if reply.is_over:
+                    await reply.flush()  # store the end of the answer first, the end of the turn afterwards
+                else:
+                    reason = "timeout" if self._is_late else None
+                    await reply.finish("cancelled" if self._is_stopped else "failed", reason=reason)
+
+    async def _give_back(self, turn: Turn) -> None:
+        """Interrupt an earlier answer that the handler did not continue, so that the next attempt can continue it."""
+        taken_up = turn.take_unused()
+        if taken_up is not None:
+            taken_up.cancelled_as = ("interrupted", None)
+            with contextlib.suppress(TenutoError, GeneratorExit):
+                async with taken_up:
+                    raise GeneratorExit  # ends the answer as `cancelled_as` says
+
+    async def _listen(self, watch: Watch, turn: Turn) -> None:
+        """Stop the handler when a client cancels the turn."""
+        await until_stopped(watch, lambda: turn.targets)
+        self.stop()
+
+    async def _reply_to_stop(self, command_id: str) -> None:
+        by = self._agent.name
+        await self._backend.reply(self.channel, command_id, ok=self._is_stopped, data=None, error=None, by=by)
+
+    def _questions_left(self, watch: Watch, answer: Message | None) -> list[str]:
+        """Return the ids of open questions of earlier attempts."""
+        authors = {self._agent.name, answer.author if answer is not None else None} - {None}
+        targets = {self.message.id, *reply_ids(self.message.id, self.generation - 1)}
+        return [
+            one.id
+            for one in watch.commands()
+            if one.from_ in authors and one.target in targets and rules_of(one.name).replier is Replier.READER
+        ]
+
+    async def _withdraw(self, questions: Iterable[str]) -> None:
+        """Reply to the agent's own questions that they are withdrawn."""
+        for command_id in tuple(questions):
+            try:
+                async with asyncio.timeout(SHUTDOWN_S):
+                    await self._withdraw_one(command_id)
+            except AlreadyAnswered:
+                pass
+            except (TenutoError, TimeoutError) as error:  # no matter: the question expires later
+                logger.warning("a question in %s was not withdrawn: %r", self.channel, error)
+
+    async def _withdraw_one(self, command_id: str) -> None:
+        by = self._agent.name
+        await patiently(
+            lambda: self._backend.reply(self.channel, command_id, ok=False, data=None, error=WITHDRAWN, by=by)
+        )
+
+    async def _after_crash(self, watch: Watch) -> _Left:
+        """Return the answer of the previous attempt; for `on_crash="continue"` with a writer that continues it."""
+        for generation in range(self.generation - 1, self.generation - self.attempt, -1):
+            answers = await self._answers_of(generation)
+            if not answers:
+                continue
+            previous = answers[0]
+            if answers[-1].status in ("complete", "cancelled"):
+                return _Left(answers[-1], is_over=True)
+            if self._agent.on_crash != "continue" or previous.status not in ("streaming", "interrupted"):
+                return _Left(previous)
+            return await self._go_on(watch, previous)
+        return _Left()
+
+    async def _answers_of(self, generation: int) -> list[Message]:
+        """Return the answers of an earlier attempt; none if the agent has no right to read them."""
+        answers: list[Message] = []
+        for number in range(ANSWERS):
+            try:
+                one = await find(self._backend, self.channel, reply_id(self.message.id, generation, number))
+            except Forbidden as error:
+                logger.warning("an agent may not read its answers from before a crash: %s", error)
+                break
+            # the message is not an answer of this turn
+            if one is None or one.reply_to != self.message.id or one.role == "user":
+                break
+            answers.append(one)
+        return answers
+
+    async def _go_on(self, watch: Watch, previous: Message) -> _Left:
+        """Take over the answer of an earlier attempt once its lease has ended."""
+        writer = await self._taken_over(watch, previous)
+        if writer is None:
+            return _Left(previous)
+        try:  # from here on this attempt must end the answer, even after an error
+            return _Left(await patiently(lambda: find(self._backend, self.channel, previous.id)), writer)
+        except TenutoError as error:
+            logger.warning("an answer that was taken over could not be read: %s", error)
+            return _Left(previous, writer)
+
+    async def _taken_over(self, watch: Watch, previous: Message) -> Writer | None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    try:
+                        return await self._backend.take_over(self.channel, previous.id, author=self._agent.name)
+                    except StillStreaming:
+                        await watch.changed()
+                    except (Finished, Fenced, Deleted, NotFound):  # another client has ended the answer or continues it
+                        return None
+        return None

@@ -1,0 +1,237 @@
+"""AI SDK (`ai`): the chunks of its UI message stream, as dicts, or as the lines or bytes of server-sent events.
+
+| chunk | becomes |
+|---|---|
+| `text-start`, `text-delta` | text: a new part with each start |
+| `reasoning-start`, `reasoning-delta` | reasoning, likewise |
+| `tool-input-start`, `tool-input-delta` | tool: call, name, streaming input |
+| `tool-input-available`, `tool-input-error` | the tool is `called` (with its input), or in `error` |
+| `tool-output-available`, `tool-output-error` | its output: `done`, or `error` |
+| `tool-output-denied` | `error`, with the output `denied` |
+| `tool-output-available` that is preliminary | the output so far |
+| `source-url`, `source-document` | source |
+| `file`, `reasoning-file` | file |
+| `data-<name>` | data, replaced by a later one of the same name and `id`; ignored if it is `transient` |
+| `message-metadata`, and `messageMetadata` of `start` and `finish` | `meta.usage`, `meta.model` if present |
+| `reset-step` | the parts since the last `start-step` are withdrawn: each becomes an empty text |
+| `finish` | `meta.finish_reason`; the end |
+| `abort` | UpstreamEnded |
+| `error` | UpstreamError |
+| `tool-approval-request`, `tool-approval-response` | ignored: the tool stays `called` until its output comes |
+| `steering-message`, `custom` | ignored: a user's message to the model, and a provider's own chunk |
+| `start-step`, `finish-step`, `text-end`, `reasoning-end`, `[DONE]` and others | ignored |
+
+A model's stream that breaks off inside the AI SDK without an error ends there with the finish reason `other`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Hashable, Iterator
+
+from tenuto.agents.sources.errors import UpstreamEnded, malformed, reported
+from tenuto.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, needed, plain, text, word
+from tenuto.agents.sources.vocabulary import (
+    CALLED,
+    DONE,
+    ERROR,
+    Add,
+    Drop,
+    Edit,
+    Meta,
+    Open,
+    Set,
+    Source,
+    free,
+    tool,
+)
+
+USAGE = {
+    "input_tokens": "inputTokens",
+    "output_tokens": "outputTokens",
+    "total_tokens": "totalTokens",
+    "cached_tokens": "inputTokenDetails.cacheReadTokens",
+    "cache_write_tokens": "inputTokenDetails.cacheWriteTokens",
+    "reasoning_tokens": "outputTokenDetails.reasoningTokens",
+}
+# names up to version 6 of the SDK
+OLDER_USAGE = {"cached_tokens": "cachedInputTokens", "reasoning_tokens": "reasoningTokens"}
+FINISH = {"content-filter": "content_filter", "tool-calls": "tool_calls"}
+# Types of chunks; a stream of this SDK begins with one of them.
+STARTS = ("start", "start-step", "text-start", "reasoning-start", "tool-input-start", "message-metadata", "error")
+_LINE_LIMIT = 8 * 1024 * 1024  # limit of one event in characters: the limit of a message
+
+
+class AISDKSource(Source):
+    name = "ai-sdk"
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        self._line = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._streamed: set[str] = set()  # tool calls whose input was streamed
+        self._made = 0
+        # for each id the number of its latest text, because the steps of a stream use the same ids again
+        self._last: dict[Hashable, int] = {}
+        self._opened: set[Hashable] = set()  # keys of the parts that were opened
+        self._step: list[Hashable] = []  # keys of the parts that the current step has opened
+
+    def take(self, event: object) -> Iterator[Edit]:
+        if isinstance(event, bytes | bytearray | memoryview):
+            event = self._decode(bytes(event))
+        if not isinstance(event, str):
+            yield from self._edits(event)
+            return
+        for line in self._lines(event):
+            if (chunk := chunk_of(line)) is not None:
+                yield from self._edits(chunk)
+
+    def end(self) -> Iterator[Edit]:
+        if self._line and (chunk := chunk_of(self._line)) is not None:
+            yield from self._edits(chunk)
+        if not self._is_ended:
+            raise UpstreamEnded("the model's stream ended without a finish chunk, so the answer may be incomplete")
+
+    def _lines(self, piece: str) -> Iterator[str]:
+        """Yield whole lines.
+
+        The items may be lines without their line ends, or bytes that are cut anywhere. If an item is a line with
+        complete JSON, the items are lines.
+        """
+        *whole, self._line = (self._line + piece).split("\n")
+        yield from whole
+        if len(self._line) > _LINE_LIMIT:
+            raise malformed(f"an event is longer than {_LINE_LIMIT} characters")
+        if self._line.endswith(("}", "[DONE]")) and is_whole(self._line):
+            line, self._line = self._line, ""
+            yield line
+        elif self._line and "\n" not in piece and not "data:".startswith(self._line[:5]):
+            self._line = ""  # a comment, or a field other than `data`: a complete line without a chunk
+
+    def _edits(self, chunk: object) -> Iterator[Edit]:
+        """Yield the edits for `chunk`, and record which parts its step has opened."""
+        for edit in self._chunk(chunk):
+            key = _opens(edit)
+            if key is not None and key not in self._opened:
+                self._opened.add(key)
+                self._step.append(key)
+            yield edit
+
+    def _chunk(self, chunk: object) -> Iterator[Edit]:
+        kind = word(chunk, "type") or ""
+        match kind:
+            case "text-start" | "reasoning-start":
+                self._made += 1
+                self._last[kind[0], word(chunk, "id")] = self._made
+                yield Open((kind[0], self._made), {"type": kind.removesuffix("-start")})
+            case "text-delta" | "reasoning-delta":
+                name = word(chunk, "id")
+                key = (kind[0], self._last.get((kind[0], name), name))
+                yield Add(key, text(chunk, "delta"), kind.removesuffix("-delta"))
+            case "source-url":
+                url = word(chunk, "url", LINE_CHARACTERS)
+                yield Open(("source", url), free("source", url=url, title=word(chunk, "title")))
+            case "source-document":
+                names = {"title": "title", "filename": "filename", "media_type": "mediaType"}
+                fields = {ours: word(chunk, theirs) for ours, theirs in names.items()}
+                yield Open(("source", word(chunk, "sourceId")), free("source", **fields))
+            case "file" | "reasoning-file":
+                self._made += 1
+                url = text(chunk, "url")
+                yield Open(("file", self._made), free("file", media_type=word(chunk, "mediaType"), url=url))
+            case "start" | "message-metadata" | "finish":
+                yield from self._metadata(get(chunk, "messageMetadata"))
+                if kind == "finish":
+                    self._is_ended = True
+                    reason = word(chunk, "finishReason")
+                    yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None)
+            case "start-step":
+                self._step.clear()
+            case "reset-step":
+                yield from self._reset()
+            case "abort":
+                raise UpstreamEnded("the model's stream was aborted by its sender (chunk `abort`)")
+            case "error":
+                raise reported(get(chunk, "code"))
+            case _ if kind.startswith("tool-"):
+                yield from self._tool(kind, chunk)
+            case _ if kind.startswith("data-") and get(chunk, "transient") is not True:
+                name, known = kind.removeprefix("data-"), word(chunk, "id")
+                self._made += 1
+                yield Set(
+                    (kind, known or self._made), {"type": "data", "name": name, "data": plain(get(chunk, "data"))}
+                )
+
+    def _tool(self, kind: str, chunk: object) -> Iterator[Edit]:
+        call = word(chunk, "toolCallId")
+        if call is None:
+            return
+        key = ("call", call)
+        match kind:
+            case "tool-input-start":
+                yield Open(key, tool(call, needed(chunk, "toolName")))
+            case "tool-input-delta":
+                self._streamed.add(call)
+                yield Add(key, text(chunk, "inputTextDelta"), "tool")
+            case "tool-input-available" | "tool-input-error":
+                yield Open(key, tool(call, needed(chunk, "toolName")))
+                if call not in self._streamed and (given := get(chunk, "input")) is not None:
+                    yield Add(key, as_json(given), "tool")
+                if kind == "tool-input-available":
+                    yield Set(key, {"state": CALLED})
+                else:
+                    yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
+            case "tool-output-available":
+                state = {} if get(chunk, "preliminary") is True else {"state": DONE}
+                yield Set(key, {**state, "output": plain(get(chunk, "output"))})
+            case "tool-output-error":
+                yield Set(key, {"state": ERROR, "output": word(chunk, "errorText", LINE_CHARACTERS)})
+            case "tool-output-denied":
+                yield Set(key, {"state": ERROR, "output": "denied"})
+
+    def _reset(self) -> Iterator[Edit]:
+        for key in self._step:
+            self._opened.discard(key)
+            yield Drop(key)
+        self._step.clear()
+        self._streamed.clear()  # the calls of earlier steps already have their input
+
+    def _metadata(self, about: object) -> Iterator[Edit]:
+        usage = get(about, "usage") or get(about, "totalUsage")
+        found = {**(counts(usage, OLDER_USAGE) or {}), **(counts(usage, USAGE) or {})}
+        yield Meta(model=word(about, "model") or word(about, "modelId"), usage=found or None)
+
+
+def _opens(edit: Edit) -> Hashable | None:
+    """Return the key of the part that `edit` may open."""
+    match edit:
+        case Open(key) | Set(key, {"type": _}):
+            return key
+        case Add(key, text) if text:
+            return key
+    return None
+
+
+def is_whole(line: str) -> bool:
+    """Return whether the text is one complete `data:` line."""
+    try:
+        return chunk_of(line) is not None or line.endswith("[DONE]")
+    except Exception:
+        return False
+
+
+def chunk_of(line: str) -> object | None:
+    """Return the chunk in a line of server-sent events; None if it holds none.
+
+    Raises UpstreamError for invalid JSON.
+    """
+    name, colon, value = line.rstrip("\r").partition(":")
+    value = value.removeprefix(" ")
+    if not colon or name != "data" or not value or value == "[DONE]":
+        return None
+    try:
+        chunk: object = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise malformed("an event is not valid JSON") from error
+    return chunk

@@ -1,0 +1,133 @@
+"""Anthropic Messages (`anthropic`): `messages.create(stream=True)`, and the helper `messages.stream()`.
+
+| event | becomes |
+|---|---|
+| `message_start` | `meta.model`, `meta.usage` |
+| `content_block_start` of `text`, `thinking` | text, reasoning |
+| `content_block_start` of `tool_use`, `server_tool_use`, `mcp_tool_use` | tool: call, name |
+| `content_block_start` of `…_tool_result` | the output of its tool: `done`, or `error` |
+| `content_block_delta`: `text_delta`, `thinking_delta`, `input_json_delta` | text, reasoning, a tool's input |
+| `content_block_delta`: `citations_delta` | source |
+| `content_block_stop` of a `tool_use` | the tool is `called` |
+| `message_delta` | `meta.finish_reason`, `meta.usage` |
+| `message_stop` | the end |
+| `error` | UpstreamError |
+| the helper's own events (`text`, `thinking`, `input_json`, …) | ignored: they repeat others |
+| `signature_delta`, `redacted_thinking`, `ping` | ignored: they are for the provider alone |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tenuto.agents.sources.errors import UpstreamEnded, malformed, reported
+from tenuto.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, index, needed, plain, text, word
+from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.core.errors import shown
+from tenuto.core.model import Json
+
+USAGE = {
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "cached_tokens": "cache_read_input_tokens",
+    "cache_write_tokens": "cache_creation_input_tokens",
+}
+FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
+
+
+class Anthropic(Source):
+    name = "anthropic"
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        self._calls: dict[int, tuple[str, str]] = {}  # call and block type, by the index of the block
+        self._streamed: set[int] = set()  # indexes of tool blocks whose input was streamed
+
+    def take(self, event: object) -> Iterator[Edit]:
+        match get(event, "type"):
+            case "message_start":
+                message = get(event, "message")
+                yield Meta(model=word(message, "model"), usage=counts(get(message, "usage"), USAGE))
+            case "content_block_start":
+                yield from self._start(index(event, "index"), get(event, "content_block"))
+            case "content_block_delta":
+                yield from self._delta(index(event, "index"), get(event, "delta"))
+            case "content_block_stop":
+                yield from self._stop(index(event, "index"))
+            case "message_delta":
+                reason = word(get(event, "delta"), "stop_reason")
+                usage = counts(get(event, "usage"), USAGE)
+                yield Meta(finish_reason=FINISH.get(reason, reason) if reason else None, usage=usage)
+            case "message_stop":
+                self._is_ended = True
+            case "error":
+                raise reported(get(get(event, "error"), "type"))
+
+    def end(self) -> Iterator[Edit]:
+        if not self._is_ended:
+            raise UpstreamEnded(
+                "the model's stream ended without the event message_stop, so the answer may be incomplete"
+            )
+        return iter(())
+
+    def _start(self, position: int, block: object) -> Iterator[Edit]:
+        kind = word(block, "type") or ""
+        if kind == "text":
+            yield Open(position, {"type": "text"})
+            yield Add(position, text(block, "text"))
+        elif kind == "thinking":
+            yield Open(position, {"type": "reasoning"})
+            yield Add(position, text(block, "thinking"), "reasoning")
+        elif kind in _TOOLS:
+            call = needed(block, "id")
+            self._calls[position] = (call, kind)
+            yield Open(("call", call), tool(call, needed(block, "name")))
+            if given := get(block, "input"):  # the input came at once instead of in deltas
+                self._streamed.add(position)
+                yield Add(("call", call), as_json(given), "tool")
+        elif kind.endswith("_tool_result"):
+            content = get(block, "content")
+            failed = get(block, "is_error") is True or (word(content, "type") or "").endswith("_error")
+            output = _without_encrypted(plain(content))
+            yield Set(("call", needed(block, "tool_use_id")), {"output": output, "state": ERROR if failed else DONE})
+
+    def _delta(self, position: int, delta: object) -> Iterator[Edit]:
+        match get(delta, "type"):
+            case "text_delta":
+                yield Add(position, text(delta, "text"))
+            case "thinking_delta":
+                yield Add(position, text(delta, "thinking"), "reasoning")
+            case "input_json_delta":
+                if position not in self._calls:
+                    raise malformed(f"block {shown(position)} has tool input, but is not a tool call")
+                self._streamed.add(position)
+                yield Add(("call", self._calls[position][0]), text(delta, "partial_json"), "tool")
+            case "citations_delta":
+                cited = get(delta, "citation")
+                title = word(cited, "title") or word(cited, "document_title")
+                if url := word(cited, "url", LINE_CHARACTERS) or word(cited, "source", LINE_CHARACTERS):
+                    yield Open(("source", url), free("source", url=url, title=title))
+                elif title:
+                    yield Open(("source", title), free("source", title=title))
+
+    def _stop(self, position: int) -> Iterator[Edit]:
+        call, kind = self._calls.get(position, ("", ""))
+        if kind == "tool_use":
+            yield Set(("call", call), {"state": CALLED})
+
+
+def _without_encrypted(output: Json) -> Json:
+    """Return `output` without the fields that only the provider can read."""
+    if isinstance(output, list):
+        return [_without_encrypted(one) for one in output]
+    if isinstance(output, dict):
+        return {name: _without_encrypted(value) for name, value in output.items() if not name.startswith("encrypted_")}
+    return output

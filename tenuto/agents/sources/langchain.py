@@ -1,0 +1,198 @@
+"""LangChain (`langchain-core` and the packages of its models): `astream` of a chat model, `astream_events` (v2).
+
+| event | becomes |
+|---|---|
+| `AIMessageChunk`: text and reasoning blocks | text, reasoning |
+| its tool call chunks | tool: call, name, streaming input |
+| its citations | source |
+| its image and file blocks with a URL or data | file |
+| `finish_reason`, `stop_reason`, `done_reason`, `status` | `meta.finish_reason`; tools are `called`; the message ends |
+| `usage_metadata`, `model_name` | `meta.usage`, `meta.model` |
+| `ToolMessage` | the output of that tool: `done`, or `error` |
+| `on_chat_model_stream`, `on_chat_model_end` | as for the chunk or message in it |
+| `on_tool_end` | the output of its tool |
+| other events | ignored |
+| the end, with every message ended | the end |
+
+A model whose package sets no `model_provider` ends with the chunk that LangChain marks as the last. LangChain marks
+one also if the connection broke without an error, so a crash of such a provider looks like its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+
+from tenuto.agents.sources.errors import unfinished
+from tenuto.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
+from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.core.model import Part
+
+USAGE = {
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "total_tokens": "total_tokens",
+    "cached_tokens": "input_token_details.cache_read",
+    "cache_write_tokens": "input_token_details.cache_creation",
+    "reasoning_tokens": "output_token_details.reasoning",
+}
+_REASONS = ("finish_reason", "stop_reason", "done_reason", "status")
+_FINISH = {
+    **dict.fromkeys(("completed", "end_turn", "stop_sequence", "STOP"), "stop"),
+    **dict.fromkeys(("incomplete", "max_tokens", "MAX_TOKENS"), "length"),
+    **dict.fromkeys(("SAFETY", "refusal"), "content_filter"),
+    "tool_use": "tool_calls",
+}
+AI = ("ai", "AIMessageChunk")
+_TOOL = ("tool", "ToolMessageChunk")
+
+
+class _OpenMessage:
+    """A message of the model that has not ended yet."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number  # counts the messages that follow each other under the same name
+        self.has_provider = False
+        self.kind = ""  # kind of the text that is streaming, for blocks without an index
+        self.run = 0  # number of the text that is streaming
+        self.calls: dict[Hashable, str] = {}
+        self.usage: dict[str, int] = {}
+
+
+class LangChain(Source):
+    name = "langchain"
+
+    def __init__(self) -> None:
+        self._open: dict[Hashable, _OpenMessage] = {}
+        self._closed: dict[Hashable, _OpenMessage] = {}
+        self._made = 0
+        self._has_ended = False  # True: at least one message has ended
+        # ids of messages and runs that were written chunk by chunk, so that the whole message must be skipped
+        self._written: set[object] = set()
+
+    def take(self, event: object) -> Iterator[Edit]:
+        if isinstance(event, Mapping):
+            yield from self._event(event)
+        else:
+            yield from self.message(event, None)
+
+    def end(self) -> Iterator[Edit]:
+        if self._open or not self._has_ended:
+            raise unfinished()
+        return iter(())
+
+    def message(self, message: object, where: Hashable) -> Iterator[Edit]:
+        """Yield the edits for a message or a chunk of one. Chunks with the same `where` belong to one message."""
+        kind = get(message, "type")
+        if kind == "AIMessageChunk":
+            self._written.add(get(message, "id"))
+            yield from self._chunk(message, where)
+        elif kind == "ai" and get(message, "id") not in self._written:
+            yield from self._chunk(message, where, is_whole=True)
+        elif kind in _TOOL and (call := word(message, "tool_call_id")):
+            state = ERROR if get(message, "status") == "error" else DONE
+            yield Set(("call", call), {"output": plain(get(message, "content")), "state": state})
+
+    def _event(self, event: Mapping[str, object]) -> Iterator[Edit]:
+        run, data = event.get("run_id"), event.get("data")
+        where = run if isinstance(run, str) else None
+        match event.get("event"):
+            case "on_chat_model_stream":
+                self._written.add(run)
+                yield from self.message(get(data, "chunk"), where)
+            case "on_chat_model_end":
+                output = get(data, "output")
+                if run not in self._written:
+                    yield from self._chunk(output, where, is_whole=True)
+                elif where in self._open and (reason := _reason(output)):
+                    yield from self._close(where, reason)
+            case "on_tool_end":
+                yield from self.message(get(data, "output"), where)
+
+    def _chunk(self, message: object, where: Hashable, *, is_whole: bool = False) -> Iterator[Edit]:
+        blocks = list(items(message, "content_blocks"))
+        if where not in self._open and where in self._closed and not blocks:
+            # the usage arrived in a separate chunk after the finish reason
+            yield from self._usage(self._closed[where], message)
+            return
+        if where not in self._open:
+            self._made += 1
+            self._open[where] = _OpenMessage(self._made)
+        state = self._open[where]
+        about = get(message, "response_metadata")
+        state.has_provider = state.has_provider or word(about, "model_provider") is not None
+        for block in blocks:
+            yield from self._block(state, block)
+        yield Meta(model=word(about, "model_name") or word(about, "model"))
+        yield from self._usage(state, message)
+        is_last = is_whole or (get(message, "chunk_position") == "last" and not state.has_provider)
+        if (reason := _reason(message)) or is_last:
+            yield from self._close(where, reason)
+
+    def _usage(self, state: _OpenMessage, message: object) -> Iterator[Edit]:
+        usage = counts(get(message, "usage_metadata"), USAGE)
+        for name, value in (usage or {}).items():  # the usage of several chunks is added up
+            state.usage[name] = state.usage.get(name, 0) + value
+        if usage:
+            yield Meta(usage=dict(state.usage), of=state.number)
+
+    def _close(self, where: Hashable, reason: str | None) -> Iterator[Edit]:
+        state = self._closed[where] = self._open.pop(where)
+        self._has_ended = True
+        finish = _FINISH.get(reason, reason) if reason else None
+        if finish != "length":
+            for call in dict.fromkeys(state.calls.values()):
+                yield Set(("call", call), {"state": CALLED})
+        yield Meta(finish_reason="tool_calls" if state.calls and finish in ("stop", None) else finish)
+
+    def _block(self, state: _OpenMessage, block: object) -> Iterator[Edit]:
+        kind = word(block, "type") or ""
+        match kind:
+            case "text" | "reasoning":
+                yield Add(self._text_key(state, kind, get(block, "index")), text(block, kind), kind)
+                for note in items(block, "annotations"):
+                    if url := word(note, "url", LINE_CHARACTERS):
+                        yield Open(("source", url), free("source", url=url, title=word(note, "title")))
+            case "tool_call_chunk" | "tool_call" | "server_tool_call_chunk" | "server_tool_call":
+                state.kind = ""
+                yield from self._call(state, block)
+            case "server_tool_result":
+                if call := word(block, "tool_call_id"):
+                    result = ERROR if get(block, "status") == "error" else DONE
+                    yield Set(("call", call), {"output": plain(get(block, "output")), "state": result})
+            case "image" | "file" | "audio" | "video":
+                state.kind = ""
+                self._made += 1
+                if (part := _file(block)) is not None:
+                    yield Open(("file", self._made), part)
+
+    def _text_key(self, state: _OpenMessage, kind: str, position: object) -> Hashable:
+        if isinstance(position, int | str):
+            return (state.number, kind, position)
+        if kind != state.kind:
+            state.kind, state.run = kind, state.run + 1
+        return (state.number, state.run)
+
+    def _call(self, state: _OpenMessage, block: object) -> Iterator[Edit]:
+        position, given, name = get(block, "index"), word(block, "id"), word(block, "name")
+        key = position if isinstance(position, int | str) else None
+        call = state.calls.get(key)
+        if given is not None and (call is None or (key is None and given != call)):
+            call = state.calls[key if key is not None else given] = given
+            state.calls[key] = given
+            yield Open(("call", call), tool(call, name or ""))
+        arguments = get(block, "args")
+        if call is not None:
+            yield Add(("call", call), arguments if isinstance(arguments, str) else as_json(arguments or {}), "tool")
+
+
+def _reason(message: object) -> str | None:
+    about = get(message, "response_metadata")
+    found = (word(about, name) for name in _REASONS)
+    return next((reason for reason in found if reason is not None and reason != "in_progress"), None)
+
+
+def _file(block: object) -> Part | None:
+    media_type, url, data = word(block, "mime_type"), word(block, "url", LINE_CHARACTERS), text(block, "base64")
+    if url is None and data:
+        url = f"data:{media_type or ''};base64,{data}"
+    return free("file", media_type=media_type, url=url) if url else None

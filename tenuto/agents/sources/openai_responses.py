@@ -1,0 +1,209 @@
+"""OpenAI Responses (`openai`): the events of `responses.create(stream=True)` and of the helper `responses.stream()`.
+
+| event `response.…` | becomes |
+|---|---|
+| `created`, `in_progress` | `meta.model` |
+| `output_item.added` of a `function_call`, `custom_tool_call`, `mcp_call` | tool: call, name |
+| `output_item.added` of another `…_call` (`web_search_call`, …), which the provider runs | tool of that name |
+| `content_part.added`, `output_text.delta`, `refusal.delta` | text |
+| `reasoning_summary_part.added`, `reasoning_summary_text.delta`, `reasoning_text.delta` | reasoning |
+| `function_call_arguments.delta`, `custom_tool_call_input.delta` | a tool's input |
+| `mcp_call_arguments.delta`, `code_interpreter_call_code.delta` | the input of a tool that the provider runs |
+| `.done` of these inputs, `output_text.done`, `refusal.done` | the whole, if no delta came before |
+| `output_text.annotation.added` | source |
+| `output_item.done` of a call | the tool is `called`; or `done` or `error`, with its output, if the provider ran it |
+| `output_item.done` of an `image_generation_call` | file |
+| `completed`, `incomplete` | `meta.usage`, `meta.finish_reason`; the end |
+| `failed`, and `error` | UpstreamError |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+from tenuto.agents.sources.errors import UpstreamEnded, reported
+from tenuto.agents.sources.reading import (
+    LINE_CHARACTERS,
+    as_json,
+    counts,
+    get,
+    index,
+    needed,
+    plain,
+    text,
+    word,
+)
+from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.core.model import Json, Part
+
+USAGE = {
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "total_tokens": "total_tokens",
+    "cached_tokens": "input_tokens_details.cached_tokens",
+    "reasoning_tokens": "output_tokens_details.reasoning_tokens",
+}
+FINISH = {"max_output_tokens": "length", "content_filter": "content_filter"}
+_CALLS = ("function_call", "custom_tool_call")  # tool calls whose output the app writes
+_DELTAS = ("function_call_arguments", "custom_tool_call_input", "mcp_call_arguments", "code_interpreter_call_code")
+_WHOLE = ("arguments", "input", "code")
+_OUTPUTS = ("output", "results", "outputs")
+
+
+class OpenAIResponses(Source):
+    name = "openai-responses"
+
+    def __init__(self) -> None:
+        self.is_open = False  # True while a response has begun and not ended
+        self._is_ended = False
+        self._turn = 0  # number of the agent's response, because its responses may reuse the ids of items
+        self._calls: dict[Hashable, str] = {}  # tool calls, by the id of their item
+        self._streamed: set[Hashable] = set()  # keys of parts that received a delta
+        self._has_calls = False
+
+    def take(self, event: object) -> Iterator[Edit]:
+        kind = get(event, "type")
+        if not isinstance(kind, str):
+            return
+        if kind == "error":
+            raise reported(get(event, "code"), get(get(event, "error"), "code"), get(get(event, "error"), "type"))
+        what = kind.removeprefix("response.")
+        match what:
+            case "created" | "in_progress" | "queued":
+                yield from self._begin(get(event, "response"))
+            case "output_item.added":
+                yield from self._item_added(event, get(event, "item"))
+            case "output_item.done":
+                yield from self._item_done(event, get(event, "item"))
+            case "content_part.added":
+                yield from self._content_added(event, get(event, "part"))
+            case "output_text.delta" | "refusal.delta":
+                yield self._delta(self._content(event), text(event, "delta"))
+            case "output_text.done" | "refusal.done":
+                yield from self._rest(self._content(event), text(event, "text") or text(event, "refusal"))
+            case "output_text.annotation.added":
+                yield from self._annotation(get(event, "annotation"))
+            case "reasoning_text.delta":
+                yield self._delta(self._content(event), text(event, "delta"), "reasoning")
+            case "reasoning_summary_part.added":
+                yield Open(self._summary(event), {"type": "reasoning"})
+            case "reasoning_summary_text.delta":
+                yield self._delta(self._summary(event), text(event, "delta"), "reasoning")
+            case "completed" | "incomplete":
+                yield from self._end(get(event, "response"), is_complete=what == "completed")
+            case "failed":
+                raise reported(get(get(get(event, "response"), "error"), "code"))
+            case _:
+                yield from self._input(event, what)
+
+    def end(self) -> Iterator[Edit]:
+        if not self._is_ended:
+            raise UpstreamEnded(
+                "the model's stream ended without the event response.completed, so the answer may be incomplete"
+            )
+        return iter(())
+
+    def _begin(self, response: object) -> Iterator[Edit]:
+        if not self.is_open:
+            self.is_open, self._is_ended, self._has_calls = True, False, False
+        yield Meta(model=word(response, "model"))
+
+    def _item(self, event: object) -> Hashable:
+        item = (self._turn, index(event, "output_index"))
+        return ("call", self._calls[item]) if item in self._calls else item
+
+    def _content(self, event: object) -> Hashable:
+        return (self._turn, index(event, "output_index"), index(event, "content_index"))
+
+    def _summary(self, event: object) -> Hashable:
+        return (self._turn, index(event, "output_index"), "summary", index(event, "summary_index"))
+
+    def _delta(self, key: Hashable, more: str, kind: str = "text") -> Add:
+        self._streamed.add(key)
+        return Add(key, more, kind)
+
+    def _rest(self, key: Hashable, whole: str) -> Iterator[Edit]:
+        if key not in self._streamed:
+            yield self._delta(key, whole)
+
+    def _input(self, event: object, what: str) -> Iterator[Edit]:
+        name, _, end = what.rpartition(".")
+        if name not in _DELTAS:
+            return
+        if end == "delta":
+            yield self._delta(self._item(event), text(event, "delta"), "tool")
+        elif end == "done":
+            yield from self._rest(self._item(event), next(filter(None, (text(event, one) for one in _WHOLE)), ""))
+
+    def _content_added(self, event: object, part: object) -> Iterator[Edit]:
+        match get(part, "type"):
+            case "output_text" | "refusal":
+                yield Open(self._content(event), {"type": "text"})
+            case "reasoning_text":
+                yield Open(self._content(event), {"type": "reasoning"})
+
+    def _item_added(self, event: object, item: object) -> Iterator[Edit]:
+        kind = word(item, "type") or ""
+        if kind in _CALLS:
+            self._has_calls = True
+            call, name = needed(item, "call_id"), needed(item, "name")
+        elif kind.endswith("_call"):
+            name = word(item, "name") or kind.removesuffix("_call")
+            call = word(item, "id") or name
+        else:
+            return
+        self._calls[self._turn, index(event, "output_index")] = call
+        yield Open(("call", call), tool(call, name))
+
+    def _item_done(self, event: object, item: object) -> Iterator[Edit]:
+        kind = word(item, "type") or ""
+        if not kind.endswith("_call"):
+            return
+        yield from self._item_added(event, item)  # some items come without an `added` event
+        key = self._item(event)
+        given = next(filter(None, (text(item, name) for name in _WHOLE)), "")
+        action = get(item, "action") or get(item, "queries")
+        yield from self._rest(key, given or (as_json(action) if action else ""))
+        if kind == "image_generation_call":
+            yield Set(key, {"state": DONE})
+            if image := text(item, "result"):
+                kind_of_image = word(item, "output_format") or "png"
+                yield Open((key, "file"), _image(image, kind_of_image))
+        elif kind in _CALLS:
+            if get(item, "status") != "incomplete":
+                yield Set(key, {"state": CALLED})
+        else:
+            yield Set(key, _output(item))
+
+    def _annotation(self, note: object) -> Iterator[Edit]:
+        match get(note, "type"):
+            case "url_citation":
+                if url := word(note, "url", LINE_CHARACTERS):
+                    yield Open(("source", url), free("source", url=url, title=word(note, "title")))
+            case "file_citation" | "container_file_citation" | "file_path":
+                if file := word(note, "file_id"):
+                    title = word(note, "filename")
+                    yield Open(("source", file), free("source", file_id=file, title=title))
+
+    def _end(self, response: object, *, is_complete: bool) -> Iterator[Edit]:
+        self.is_open, self._is_ended = False, True
+        if is_complete:
+            reason = "tool_calls" if self._has_calls else "stop"
+        else:
+            cause = word(get(response, "incomplete_details"), "reason") or "other"
+            reason = FINISH.get(cause, cause)
+        usage = counts(get(response, "usage"), USAGE)
+        yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._turn)
+        self._turn += 1
+
+
+def _output(item: object) -> dict[str, Json]:
+    """Return the fields of the part for the outcome of a call that the provider has carried out."""
+    if get(item, "error") is not None or get(item, "status") == "failed":
+        return {"state": ERROR, "output": plain(get(item, "error"))}
+    output = next((found for name in _OUTPUTS if (found := get(item, name)) is not None), None)
+    return {"state": DONE} if output is None else {"state": DONE, "output": plain(output)}
+
+
+def _image(base64: str, kind: str) -> Part:
+    return {"type": "file", "media_type": f"image/{kind}", "url": f"data:image/{kind};base64,{base64}"}

@@ -1,0 +1,231 @@
+"""Reads a stream event by event, async or blocking, and closes it, if needed before its end.
+
+Layer: agents.sources.
+
+Blocking iterators run in a thread of their own, one item ahead at most. A stream that is no longer needed is closed at
+once, and an SDK gets little time for that: the provider must see the end within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from tenuto.core.errors import LocalError
+
+logger = logging.getLogger("tenuto.agents")
+
+CLOSE_S = 0.5  # time limit for each step of closing a stream early
+BREAK_S = 0.02  # interval between attempts to break a thread's read
+_HTTP_CLIENTS = ("httpcore", "httpcore2", "urllib3", "http")
+
+_END = object()
+
+
+class Upstream:
+    """The argument of `pipe`: a stream, an awaitable that returns one, or a context manager around one."""
+
+    def __init__(self, given: object) -> None:
+        self.stream = given
+        self._manager: Any = None  # the SDK's context manager that was entered and must be exited
+        self._iterator: AsyncIterator[object] | None = None
+
+    async def open(self) -> None:
+        """Await the stream and enter its context manager as needed. Raises the SDK's errors."""
+        if inspect.isawaitable(self.stream):
+            self.stream = await self.stream
+        if _is_iterable(self.stream):
+            return
+        if hasattr(self.stream, "__aenter__"):
+            manager: Any = self.stream
+            self.stream = await manager.__aenter__()
+            self._manager = manager
+        elif hasattr(self.stream, "__enter__"):
+            manager = _InThread(self.stream)
+            self.stream = await manager.__aenter__()
+            self._manager = manager
+
+    def events(self, events: object) -> AsyncIterator[object]:
+        """Return `events`, which is the stream or was made from it, as an async iterator."""
+        if hasattr(events, "__aiter__"):
+            self._iterator = aiter(events)
+        elif hasattr(events, "__iter__"):
+            self._iterator = Threaded(events)
+        else:
+            what = type(events).__name__
+            if hasattr(events, "body_iterator"):
+                what += "; pass the generator that the response wraps"
+            elif inspect.isroutine(events):
+                what += f"; call it: pipe({events.__name__}())"
+            raise LocalError(f"stream must be an iterator, an awaitable or a context manager of one, got {what}")
+        return self._iterator
+
+    async def finish(self) -> None:
+        """Close a stream that has ended by itself. Raises the SDK's errors."""
+        if self._manager is not None:
+            manager, self._manager = self._manager, None
+            await manager.__aexit__(None, None, None)
+        await self.close(None, None)
+
+    async def close(self, error: BaseException | None, stop: Callable[[object], Awaitable[None]] | None) -> None:
+        """Close the stream and its context manager at once, after `stop`, even if the caller is cancelled again.
+
+        This runs in the task that opened the stream: the SDKs' managers hold scopes that belong to a task.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled = task.cancelling()
+        if stop is not None:
+            await _quietly(stop(self.stream))
+        for thing in (self._iterator, self.stream):
+            close = getattr(thing, "aclose", None) or getattr(thing, "close", None)
+            if callable(close) and not inspect.isgenerator(thing):  # a generator is closed by its own thread
+                await _quietly(_called(close))
+        if self._manager is not None:
+            manager, self._manager = self._manager, None
+            kind = type(error) if error is not None else None
+            await _quietly(manager.__aexit__(kind, error, error.__traceback__ if error is not None else None))
+        if task.cancelling() > cancelled:
+            raise asyncio.CancelledError
+
+
+class Threaded:
+    """Turns a blocking iterator into an async one.
+
+    Its thread produces one item while the previous one is being written.
+    """
+
+    def __init__(self, items: Any) -> None:  # `Any`: an iterable of any items
+        self._items = items
+        self._loop = asyncio.get_running_loop()
+        # produced items; the semaphore limits their number
+        self._made: asyncio.Queue[tuple[object, BaseException | None]] = asyncio.Queue()
+        self._room = threading.Semaphore(1)
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._ended = self._loop.create_future()
+
+    def __aiter__(self) -> Threaded:
+        return self
+
+    async def __anext__(self) -> object:
+        if self._thread is None:
+            context = contextvars.copy_context()
+            # A daemon thread: a provider that never responds must not prevent the process from ending.
+            self._thread = threading.Thread(target=context.run, args=(self._run,), name="tenuto-pipe", daemon=True)
+            self._thread.start()
+        item, error = await self._made.get()
+        self._room.release()
+        if error is not None:
+            raise error
+        if item is _END:
+            raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """Stop the thread. Breaks the connection from which it reads, so that the read ends."""
+        self._is_closed = True
+        self._room.release()
+        if self._thread is None or self._ended.done():
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while not self._ended.done():
+                    _break_read(self._thread)  # repeated, because the thread may not have begun its read yet
+                    await asyncio.wait((self._ended,), timeout=BREAK_S)
+
+    def _run(self) -> None:
+        iterator: Iterator[object] | None = None
+        error: BaseException | None = None
+        try:
+            iterator = iter(self._items)
+            while True:
+                self._room.acquire()
+                if self._is_closed:
+                    break
+                self._put(next(iterator), None)
+        except StopIteration:
+            pass
+        except BaseException as met:
+            error = met
+        finally:
+            # Closed in this thread, because another thread cannot close a generator while it runs.
+            for thing in (iterator, self._items):
+                close = getattr(thing, "close", None)
+                if callable(close):
+                    with suppress(Exception):
+                        close()
+            self._put(_END, error)
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._set_ended)
+
+    def _put(self, item: object, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the event loop is closed, so no task reads the items any more
+            self._loop.call_soon_threadsafe(self._made.put_nowait, (item, error))
+
+    def _set_ended(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+class _InThread:
+    """Turns a blocking context manager into an async one."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    async def __aenter__(self) -> object:
+        return await asyncio.to_thread(self._manager.__enter__)
+
+    async def __aexit__(self, *how: object) -> None:
+        await asyncio.to_thread(self._manager.__exit__, *how)
+
+
+def _is_iterable(stream: object) -> bool:
+    return hasattr(stream, "__aiter__") or hasattr(stream, "__iter__")
+
+
+async def _called(close: Callable[[], object]) -> None:
+    """Call `close`; in a thread if it is not a coroutine function, because it may block."""
+    if inspect.iscoroutinefunction(close) or inspect.isbuiltin(close):
+        result = close()
+    else:
+        result = await asyncio.to_thread(close)
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _quietly(closing: Awaitable[object]) -> None:
+    """Await `closing` for a short time, and ignore its errors, which do not change how the stream ended."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await closing
+    except (Exception, asyncio.CancelledError) as error:
+        logger.debug("a stream did not close well: %r", type(error))
+
+
+def _break_read(thread: threading.Thread) -> None:
+    """Shut down the socket that an HTTP client reads from in `thread`: closing it would not wake the read.
+
+    The socket is found on the thread's stack, because a blocking generator does not expose the response behind it.
+    Other sockets (of the app's database, in a generator of its own) are left alone.
+    """
+    frame = sys._current_frames().get(thread.ident or 0)
+    found: socket.socket | None = None
+    while frame is not None:
+        held = getattr(frame.f_locals.get("self"), "_sock", None)
+        if found is None and isinstance(held, socket.socket):
+            found = held
+        if found is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _HTTP_CLIENTS:
+            with suppress(OSError):
+                socket.socket.shutdown(found, socket.SHUT_RDWR)  # shut down the socket itself, below TLS
+            return
+        frame = frame.f_back

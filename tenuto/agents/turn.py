@@ -1,0 +1,228 @@
+"""A turn: an agent's work on one user message, as its handler gets it.
+
+Layer: agents.
+
+A handler gets a `Turn` and writes its `reply()`. The same in the hub's process and in another one.
+Names without an underscore are public.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from typing import Any, Literal, NamedTuple
+
+from tenuto.agents.backend import Backend, Watch, Writer
+from tenuto.agents.history import Shape, as_turns, path_to
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.errors import AlreadyAnswered, TenutoError, LocalError
+from tenuto.core.events import CommandReply
+from tenuto.core.model import Command, Json, Message
+from tenuto.core.names import base32
+from tenuto.core.turns import STEER, attempt_of
+
+logger = logging.getLogger("tenuto.agents")
+
+GRACE_S = 5.0  # time to wait, beyond that of the question, for the server's report that it has expired
+
+OnCrash = Literal["interrupt", "restart", "continue"]
+
+
+class Steer(NamedTuple):
+    """Input that arrived while the turn ran: the data of a `steer` command, or a further user message."""
+
+    text: str
+    data: Json = None  # data of the `steer` command
+    message: Message | None = None  # the further user message
+    by: str | None = None
+
+
+class AskReply(NamedTuple):
+    """The result of `Turn.ask`."""
+
+    ok: bool
+    data: Json
+    error: Json  # `{"code": "expired"}` if no reply arrived in time
+    by: str | None
+
+
+class Turn:
+    """The work on one user message, as its handler gets it."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        watch: Watch,
+        channel: str,
+        message: Message,
+        generation: int,
+        *,
+        name: str,
+        previous: Message | None,
+        taken_up: Writer | None,
+    ) -> None:
+        self.channel = channel
+        self.message = message  # the user message that the turn answers
+        self.attempt = attempt_of(generation)  # number of the attempt: 1, or higher after a crash
+        self.previous = previous  # the unfinished answer of an attempt that crashed
+        self.name = name  # the agent's name: author of the answers, and member that people see
+        self.is_cancelled = False  # True: a client has stopped the turn
+        # number of the attempt over all rounds (each `regenerate` begins a round); part of the answers' ids
+        self.generation = generation
+        self._backend = backend
+        self._watch = watch
+        self._taken_up = taken_up
+        self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
+        self._others: set[str] = set()  # ids of messages that this turn has tried to take in
+        self.replies: list[Writer] = []
+        self.open_questions: set[str] = set()  # ids of questions that have no reply yet
+
+    @property
+    def text(self) -> str:
+        """Return the text of the user message."""
+        return self.message.text
+
+    async def history(self, shape: Shape = "text", *, limit: int = 200) -> list[Any]:
+        """Return the conversation up to this message, oldest first, in the shape that a model's API takes.
+
+        `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: for Chat
+        Completions, with tool calls and their results. `responses`: items of OpenAI's Responses. `anthropic`: for
+        Anthropic's Messages, with alternating turns and without system messages (pass those as `system`). At most
+        `limit` messages are returned; of a conversation with branches, those on the path to this message. Each item is
+        a dict; a type checker accepts it for the type that the SDK declares.
+        """
+        page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
+        # an old message is being answered again, and is not on the newest page
+        if page.more and page.messages[-1].created > self.message.created:
+            page = await self._backend.page(self.channel, before=self.message.created, limit=min(limit, 200))
+        return as_turns([*path_to(self.message, page.messages), self.message], shape)
+
+    def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
+        """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.
+
+        After a crash, with `on_crash="continue"`, the first call returns the unfinished answer (`previous`), which
+        continues at its `length`. Its block raises Fenced if the turn has a later attempt by now.
+        """
+        writer = self.take_unused()
+        if writer is None:
+            message_id = reply_id(self.message.id, self.generation, len(self.replies))
+            writer = self._backend.write(
+                self.channel,
+                message_id,
+                author=self.name,
+                reply_to=self.message.id,
+                parent=self.begun[-1].id if self.begun else None,
+                meta=meta or {},
+            )
+            writer.spare_id = _spare_id
+        # if no client stopped the turn, a cancellation of the block comes from the handler itself
+        if not self.is_cancelled:
+            writer.cancelled_as = ("failed", "error")
+        self.replies.append(writer)
+        self.progress("answering")
+        return writer
+
+    def progress(self, state: str, **data: Json) -> None:
+        """Show people the state of the agent, such as `thinking`, `answering` or `using a tool`. It is never stored."""
+        self._backend.progress(self.channel, self.name, {"state": state, "message": self.message.id, **data})
+
+    async def steered(self, *, messages: bool = True) -> list[Steer]:
+        """Return the input that arrived for this turn since the last call. Its messages get no turns of their own.
+
+        First come the `steer` commands that name this message or its answer (this call replies to them), then further
+        user messages; both are sorted, oldest first. With `messages=False` further user messages wait for their turns.
+        """
+        arrived: list[Steer] = []
+        for command in self._watch.commands():
+            is_ours = command.name == STEER.name and command.target in self.targets
+            if is_ours and command.id not in self._accepted and await self._accept(command):
+                arrived.append(Steer(_text_in(command.data), command.data, None, command.from_))
+        for message in self._watch.waiting() if messages else ():
+            if message.id == self.message.id or message.id in self._others:
+                continue
+            self._others.add(message.id)  # try each message once, because in another process a try costs a request
+            if await self._backend.take_waiting(self.channel, message.id, by=self.name, turn=self.message.id):
+                arrived.append(Steer(message.text, None, message, message.author))
+        return arrived
+
+    async def _accept(self, command: Command) -> bool:
+        """Reply to a `steer` command.
+
+        Return False if it already has a reply, for example because it expired. Other errors are logged.
+        """
+        self._accepted.add(command.id)
+        try:
+            await self._backend.reply(self.channel, command.id, ok=True, data=None, error=None, by=self.name)
+        except AlreadyAnswered:
+            return False
+        except TenutoError as error:
+            logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
+        return True
+
+    async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0) -> AskReply:
+        """Ask the people in the channel, for example to `approve`, and return the first reply.
+
+        The question is a command: it is stored, all devices show it, and the first reply counts. Without a reply within
+        `timeout_s` seconds the result is `ok=False` with the error `expired`. A question that is open at the end of the
+        turn is withdrawn.
+        """
+        if not 1 <= timeout_s <= 24 * 3600:
+            raise LocalError(f"timeout_s must be from 1 to 86,400 seconds, got {timeout_s!r}")
+        begun = self.begun
+        target = begun[-1].id if begun else self.message.id
+        if begun:
+            await begun[-1].flush()  # store the text first, so that people see it above the question
+        command = await self._backend.command(
+            self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
+        )
+        self.open_questions.add(command.id)
+        self.progress("waiting", command=command.id)
+        reply = await self._reply_to(command, timeout_s + GRACE_S)
+        self.open_questions.discard(command.id)
+        if reply is None:
+            return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
+        self.progress("answering" if begun else "thinking")
+        return _ask_reply(reply)
+
+    def take_unused(self) -> Writer | None:
+        """Return, and remove, the answer of the crashed attempt; None if `reply` has returned it already."""
+        writer, self._taken_up = self._taken_up, None
+        return writer
+
+    async def _reply_to(self, command: Command, timeout_s: float) -> CommandReply | None:
+        """Return the reply; None if it did not arrive in time, for example because this process was disconnected."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                return await self._watch.reply_to(command)
+        return None
+
+    @property
+    def begun(self) -> list[Writer]:
+        """Return the answers whose beginning is stored."""
+        return [reply for reply in self.replies if reply.is_begun]
+
+    @property
+    def targets(self) -> set[str]:
+        """Return the ids that a command to this turn may name: those of the user message and of its answers."""
+        return {self.message.id, *(reply.id for reply in self.replies)}
+
+
+def _spare_id() -> str:
+    """Return a random id for an answer whose computed id is taken.
+
+    A client cannot guess it, and so cannot take it, too.
+    """
+    return base32(secrets.randbits(90), 18)
+
+
+def _ask_reply(reply: CommandReply) -> AskReply:
+    return AskReply(reply.ok, reply.data, reply.error, reply.from_)
+
+
+def _text_in(data: Json) -> str:
+    """Return the text of a `steer` command: its data, or the field `text` of its data."""
+    if isinstance(data, dict):
+        data = data.get("text")
+    return data if isinstance(data, str) else ""

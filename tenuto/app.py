@@ -1,0 +1,317 @@
+"""The hub as an ASGI application, which users import as `tenuto.Hub`.
+
+Layer: top, beside `cli`.
+
+This module joins the hub and its transports. `Hub(...)` can be mounted like any ASGI app; `install` and `wrap` also tie
+its lifespan to that of the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from msgspec.structs import replace
+
+from tenuto.agents.local import LocalAgent
+from tenuto.agents.running import Agent, Handler, check_agent
+from tenuto.agents.turn import OnCrash
+from tenuto.agents.writer import AgentWriter
+from tenuto.core.answer_ids import reply_id as reply_id_of
+from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
+from tenuto.core.model import Command, Json
+from tenuto.core.names import check_channel
+from tenuto.core.requests import CreateMessage
+from tenuto.core.turn_deltas import TurnStatus
+from tenuto.hub import HubCore
+from tenuto.hub.control import check_speed
+from tenuto.hub.patterns import check_pattern
+from tenuto.hub.turn_status import next_status, read_pending, read_turn
+from tenuto.hub.workers import WhenBusy
+from tenuto.response import Answering, StreamResponse, Style, check_source, check_style
+from tenuto.routes import Access, authorize
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.transports.app import App, asgi
+from tenuto.transports.framing import EndFrame
+from tenuto.transports.mounting import check_asgi, check_path, mount
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def _refuse_block(hub: HubCore) -> None:
+    raise LocalError(
+        "a Hub is no context manager, because it starts by itself on first use; write hub = Hub(...), and at the end "
+        "of a script `await hub.close()`, or hub.sync.close() without async"
+    )
+
+
+class Hub(HubCore):
+    """Durable channels over HTTP, SSE, WebSocket and long poll: `app.mount("/tenuto", Hub("sqlite:///chat.db"))`."""
+
+    writer_class = AgentWriter
+    path = ""  # path under which the hub is mounted; `install` and `wrap` set it
+
+    def agent(
+        self,
+        pattern: str,
+        *,
+        name: str | None = None,
+        when_busy: WhenBusy = "queue",
+        on_crash: OnCrash = "restart",
+        timeout_s: float = 3600.0,
+        slots: int = 1_000,
+    ) -> Callable[[Handler], Handler]:
+        """Run a handler for each new user message in channels that match `pattern`: `@hub.agent("chat:*")`.
+
+        `name` (by default the function's) is the author of its answers, and the member that people see. `when_busy`
+        decides about a message that arrives while the channel has a turn: `queue` waits for the turn's end, `interrupt`
+        cancels it, `parallel` runs beside it. `on_crash` decides about a turn whose process died: `restart` runs the
+        handler again (the written text stays, as `interrupted`), `continue` runs it with the interrupted answer, which
+        it continues, `interrupt` ends the turn. A turn takes at most `timeout_s` seconds, and at most `slots` run at
+        once.
+        """
+
+        if not isinstance(pattern, str):
+            raise LocalError(f'pattern must be a string, as in @hub.agent("chat:*"), got {shown(pattern)}')
+        check_pattern(pattern)
+
+        def register(handler: Handler) -> Handler:
+            agent = check_agent(Agent(handler, name or handler.__name__, on_crash, timeout_s))
+            local = LocalAgent(self, agent, check_pattern(pattern), when_busy=when_busy, slots=slots)
+            self.on_start(local.start)
+            return handler
+
+        return register
+
+    def stream_response(
+        self,
+        channel: str,
+        source: object,
+        *,
+        prompt: str | None = None,
+        prompt_by: str | None = None,
+        reply_id: str | None = None,
+        author: str | None = "assistant",
+        style: Style = "events",
+        end_frame: EndFrame | None = None,
+        source_kind: str | None = None,
+        text_field: str | None = None,
+        meta: dict[str, Json] | None = None,
+        headers: Mapping[str, str] | None = None,
+        cancel_after_s: float | None = None,
+    ) -> StreamResponse:
+        """Return the response of an endpoint that streams an answer; the answer outlives the request.
+
+        `source` is the stream, of text, of server-sent events with text, or of a model's SDK as `pipe` accepts it, or a
+        function that returns one. A function is better: the resources it opens then live as long as the stream, not as
+        long as the request. `source_kind` names its kind if its first item does not, as `source` of `pipe` does: "text"
+        for prose that may begin with `data:`. `text_field` names the field with the text in JSON objects of server-sent
+        events. A task of the hub, with the caller's context variables, writes the stream to message `reply_id` of
+        `channel`, after the user's `prompt` if given.
+
+        `style` is `events` (named events `thinking`, `answer`, `done`), `data` (plain `data:` and `[DONE]`), `ai-sdk`
+        (the stream of the AI SDK), or a function that returns the frame of a text; `end_frame` then follows a complete
+        answer, or is a function of the answer's status. The headers `Tenuto-Channel`, `Tenuto-Message` and
+        `Location` tell a reloaded page where to find the answer. A disconnected reader does not stop the answer; with
+        `cancel_after_s` it is cancelled after that time without any reader, of this response or of the channel. A
+        repeat with the same `reply_id` joins the existing answer, if this application began it as `author` for the same
+        prompt; any other message under that id is an IdConflict. Without a `reply_id`, an EventSource that reconnects
+        joins the answer that it was reading.
+        """
+        check_source(source, source_kind, text_field)
+        check_style(style, end_frame)
+        message_id = self.clock.id_or_new(reply_id)
+        check_channel(channel)
+
+        async def ask(message_id: str) -> str | None:
+            """Store the prompt of the answer `message_id`.
+
+            A repeated call adds no second prompt, because it computes the same id.
+            """
+            if prompt is None:
+                return None
+            request = CreateMessage(role="user", text=prompt)
+            caller = replace(self.caller(prompt_by), brings_answer=True)
+            prompt_id = reply_id_of(message_id, 0)
+            await self.ask(channel, prompt_id, request, caller)
+            return prompt_id
+
+        async def join(known: str) -> bool:
+            """Return whether the message `known`, of an earlier request, is the answer to the same prompt."""
+            await self.start()
+            prompt_id = reply_id_of(known, 0) if prompt is not None else None
+            try:
+                await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
+                await ask(known)  # raises IdConflict if the prompt is another one
+                await self.read(channel, known)
+            except (NotFound, Deleted, IdConflict):
+                return False
+            return True
+
+        async def begin(message_id: str) -> Answering | None:
+            await self.start()
+            prompt_id = await ask(message_id)
+            writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
+            assert isinstance(writer, AgentWriter)
+            # a repeated request waits here for the first one
+            async with self._openings.setdefault((channel, message_id), asyncio.Lock()):
+                try:
+                    await writer.open()
+                except IdConflict:
+                    await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
+                    return None
+            answering = Answering(
+                self,
+                writer,
+                source,
+                prompt_id,
+                source_kind=source_kind,
+                text_field=text_field,
+                cancel_after_s=cancel_after_s,
+            )
+            answering.start()
+            return answering
+
+        return StreamResponse(
+            begin,
+            join,
+            self._asgi,
+            channel,
+            message_id,
+            is_repeatable=reply_id is not None,
+            style=style,
+            end_frame=end_frame,
+            path=self.path,
+            headers=headers,
+        )
+
+    @cached_property
+    def _openings(self) -> WeakValueDictionary[tuple[str, str], asyncio.Lock]:
+        """Return the locks of answers that are being opened. A lock lives as long as a request holds it."""
+        return WeakValueDictionary()
+
+    async def authorize(
+        self, scope: MutableMapping[str, Any], channel: str | None = None, capabilities: Iterable[str] = ()
+    ) -> Access:
+        """Return the access of the caller of a route of your own, under the rules of the hub's own routes.
+
+        The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
+        needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
+        """
+        return await authorize(self._asgi, dict(scope), channel, capabilities)
+
+    async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
+        """Return the turn of a user message: its state, its answers, and the agent's questions without a reply.
+
+        With `after`, an earlier status, wait until the state, an answer's status or the questions are others. Raises
+        NotFound, Deleted, and Draining while it waits.
+        """
+        await self.start()
+        if after is None:
+            return await read_turn(self.runtime, check_channel(channel), message_id)
+        woken = asyncio.Event()
+        unhook = self.on_drain(woken.set)
+        try:
+            while True:
+                if self.is_draining:
+                    raise Draining("hub is shutting down; ask for the turn again after its restart")
+                now = await next_status(self.runtime, check_channel(channel), after, woken)
+                if now is not None:
+                    return now
+        finally:
+            unhook()
+
+    async def pending_commands(self, channel: str) -> list[Command]:
+        """Return the commands of `channel` without a reply, oldest first: cancels, questions of agents, your own."""
+        await self.start()
+        return await read_pending(self.runtime, check_channel(channel))
+
+    async def backup(self, path: str | os.PathLike[str], *, mb_per_s: float = 50) -> None:
+        """Write a backup of the store into the new file `path` while the hub serves, at most `mb_per_s` MB in a second.
+
+        It is one file with mode 0600. The name `path` appears when it is whole and checked. A start from it begins new
+        epochs.
+        """
+        check_speed(mb_per_s)
+        await self.start()
+        if not isinstance(self.store, SqliteStore):
+            raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")
+        await self.store.backup(Path(path), mb_per_s=mb_per_s)
+
+    if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
+        __aenter__ = __aexit__ = __enter__ = __exit__ = _refuse_block
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._asgi(scope, receive, send)
+
+    @cached_property
+    def _asgi(self) -> App:
+        return asgi(self)
+
+    def install(self, app: Any, path: str) -> None:
+        """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan.
+
+        The hub is placed before earlier routes that would hide it, such as static files at `/`.
+        """
+        self.path = check_path(path)
+        mount(app, self.path, self)
+        before = app.router.lifespan_context
+
+        @asynccontextmanager
+        async def lifespan(host: Any) -> AsyncIterator[Any]:
+            await self.start()
+            try:
+                async with before(host) as state:
+                    yield state
+            finally:
+                await self.close()
+
+        app.router.lifespan_context = lifespan
+
+    def wrap(self, app: AsgiApp, path: str) -> AsgiApp:
+        """Return an ASGI app that serves the hub under `path`, and `app` elsewhere, such as Django's.
+
+        The hub handles the lifespan protocol, which Django does not support.
+        """
+        check_asgi(app)
+        prefix = self.path = check_path(path)
+
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await self(scope, receive, send)
+                return
+            root = scope.get("root_path", "")
+            inner = scope["path"].removeprefix(root)
+            if inner == prefix or inner.startswith(prefix + "/"):
+                await self({**scope, "root_path": root + prefix}, receive, send)
+            else:
+                await app(scope, receive, send)
+
+        return wrapped
+
+
+async def _check_own_answer(
+    hub: Hub, channel: str, message_id: str, *, author: str | None, reply_to: str | None
+) -> None:
+    """Raise IdConflict unless the message is an answer to `reply_to` that this application began as `author`.
+
+    An id may come from the page. Another message under it, of a person or for another prompt, is not the answer.
+    """
+    known = await hub.runtime.message(channel, message_id)
+    writer = known.writer
+    # only a writer in a hub's process has a `node`, so the message is this application's, not a client's
+    is_by_app = writer is not None and writer.node is not None and writer.by == author
+    if not (is_by_app and (known.role, known.author, known.reply_to) == ("assistant", author, reply_to)):
+        raise IdConflict(
+            f"message {shown(message_id)} exists and is not the answer of author {shown(author)} that this "
+            "application began for the same prompt; choose another reply_id"
+        )

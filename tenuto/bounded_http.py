@@ -1,0 +1,499 @@
+"""The HTTP protocol of `tenuto serve`: uvicorn's, with bounds on its peer.
+
+Layer: serving, between `connections` and `serving`, which imports it on first use because uvicorn is optional.
+
+uvicorn parses all input as fast as it arrives. This subclass bounds heads, parses in slices, and reads no further while
+a request waits behind the running one or while the peer does not read. Knowledge of uvicorn's internals is here, in
+`http_parts`, `bounded_websocket` and `transports.chunks`; `tests/attacks` shows whether the installed uvicorn is as
+expected.
+
+Safe to change: the constants, which `docs/security.md` names. Not safe: one more `await` or copy for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from tenuto.connections import LARGE_BYTES, Connection, Connections
+from tenuto.core.errors import TenutoError, InvalidRequest
+from tenuto.http_parts import (
+    HEAD_END,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    Flow,
+    HeadTooLarge,
+    body_length,
+    handshake_problem,
+    has_peer_left,
+    head_refusal,
+    head_without_upgrade,
+    refusal,
+    release_transport,
+    too_large,
+    write_last,
+)
+from tenuto.parse_queue import HTTP_S, PARSE_S
+from tenuto.transports.server_connection import EXTENSION
+
+HEAD_S = 10.0  # time for a head that has begun, counted from the opening of the connection or from the last response
+BODY_S = 10.0  # time in which an unknown peer must send `BODY_BYTES` of a body, or the rest of the body
+BODY_BYTES = 5_000
+UNREAD_S = 60.0  # time in which a peer must read at least a byte of a response that waits for it
+LINGER_S = 1.0  # time in which a refused peer can read the reason, while the server reads no more from it
+UNREAD_BYTES = 8 * 1024  # bytes that are still read while a request waits
+WHOLE_BYTES = 4 * 1024  # input that is parsed at once, if it holds one request
+SLICE_BYTES = 1024  # bytes of larger input to parse at once: up to 200 chunks of a byte
+
+
+class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
+    """One HTTP connection.
+
+    It reads into a buffer that all connections share, and parses no more requests than it can begin.
+    """
+
+    # Beside uvicorn's own attributes: with more than 30, Python stores the names anew for each connection (2.3 KB).
+    __slots__ = (
+        "_begun_scope",
+        "_body_bytes",
+        "_body_left",
+        "_book",
+        "_connection",
+        "_extensions",
+        "_has_body_grown",
+        "_is_in_body",
+        "_is_known",
+        "_is_last",
+        "_is_refused",
+        "_stalled_bytes",
+        "_unread",
+        "_unsent_bytes",
+    )
+
+    def __init__(self, book: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self._book = book
+        # the entry in the book of connections; None if it was refused, lost or upgraded
+        self._connection: Connection | None = None
+        self._unread = b""  # input that was read but not parsed yet
+        self._begun_scope: Any = None  # the ASGI scope of the last request whose head is complete
+        self._extensions: dict[str, dict[object, object]] = {EXTENSION: {"connection": self}}
+        self._is_known = False
+        self._is_refused = False
+        self._is_last = False  # the running request is the last one, because the input behind it was refused
+        self._stalled_bytes = 0  # size of an incomplete head, or of later input that contained no body
+        self._has_body_grown = False  # True: the last input contained bytes of the body
+        self._is_in_body = False  # True while an unknown peer's request runs and more of its body is expected
+        self._body_left = 0  # bytes of the body that are still to come, if its head announced the length
+        self._body_bytes = 0  # bytes of the body received since its deadline was set
+        self._unsent_bytes = 0  # bytes that the peer had not read when the deadline for reading was set
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow: Flow = Flow(transport, self)
+        connection = self._connection = self._book.opened(self.client[0] if self.client else "", self)
+        if connection is None:
+            transport.abort()
+        elif not connection.is_from_proxy:
+            connection.wait(HEAD_S, may_burst=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self._release()
+        super().connection_lost(exc)
+        release_transport(self.transport)
+
+    def _release(self) -> None:
+        """Drop the references to this object, which would otherwise live until the next garbage collection."""
+        self._unread = b""
+        self._extensions.clear()
+        self.flow.protocol = None
+
+    def expire(self) -> None:
+        """End the connection, because its peer has missed the deadline.
+
+        A peer that reads its response gets more time.
+        """
+        if self._is_refused:
+            self.transport.abort()
+            return
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent < self._unsent_bytes:
+            self._wait_for_reader()
+        elif self._is_in_body and not unsent:
+            self._expire_body()
+        elif unsent or not self.is_in_head():
+            self.transport.abort()
+        else:
+            detail = f"the head of the request was not complete within {HEAD_S:.0f} s; send it without pauses"
+            self._refuse(InvalidRequest(detail), 408)
+
+    def _expire_body(self) -> None:
+        # True: the application does not read the body now
+        is_held_here = self.flow.read_paused or self.cycle.waiting_for_100_continue
+        if is_held_here or self._body_bytes >= BODY_BYTES:
+            self._wait_for_body()
+        else:
+            detail = f"the body of a request must be complete, or grow by {BODY_BYTES} bytes, within {BODY_S:.0f} s"
+            self._refuse(InvalidRequest(detail), 408)
+
+    def evict(self) -> None:
+        """End the connection to make room for another one."""
+        self.transport.abort()
+
+    def known(self) -> None:
+        """Stop counting the connection, because its peer is known (`transports.server_connection`)."""
+        self._is_known = True
+        self._is_in_body = False
+        connection = self._connection
+        if connection is not None:
+            connection.proceed()
+            if self.cycle.more_body and not connection.is_from_proxy:
+                connection.rest()
+
+    def verify(self, limit: asyncio.Timeout) -> None:
+        """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
+        connection = self._connection
+        if connection is not None and not self._is_known:
+            connection.verification = limit
+            if not self._is_refused:
+                self._wait_for_verifier(connection)
+
+    def verified(self) -> None:
+        """Stop counting the connection for its verifier."""
+        connection = self._connection
+        if connection is None or connection.verification is None:
+            return
+        connection.verification = None
+        is_unread = self.flow.write_paused and not connection.is_from_proxy
+        if not (self._is_refused or self._is_in_body or is_unread):
+            connection.proceed()
+
+    def _wait_for_verifier(self, connection: Connection) -> None:
+        connection.wait_for_verifier()
+        head_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if head_bytes + len(self.cycle.body) > LARGE_BYTES:
+            connection.grow()
+
+    # Reading
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._book.input_view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._book.input_view[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._unread or self.pipeline or self._is_last:
+            self._unread += data
+            if not self.may_read():
+                self.flow.pause_reading()
+        # The parser takes the body of an announced length as one piece. If other data contains one end of a head, at
+        # most one request can begin, behind the running one.
+        elif len(data) <= self._body_left or (len(data) <= WHOLE_BYTES and data.count(HEAD_END) <= 1):
+            self._parse(data)
+        else:
+            self._parse_in_slices(data)
+        if self.scope is not self._begun_scope and self._connection is not None:
+            self._wait_for_head(self._connection)
+
+    def is_in_head(self) -> bool:
+        """Return whether a head has begun and is not complete; uvicorn makes a scope when a head begins."""
+        return self.scope is not self._begun_scope
+
+    def may_read(self) -> bool:
+        """Return whether the connection should read more input now.
+
+        While a request waits, and after the last request, it reads a little more, because it notices the end of the
+        connection only after all input.
+        """
+        cycle = self.cycle
+        return not (
+            len(self._unread) >= (UNREAD_BYTES if self.pipeline or self._is_last else 1)
+            or self._is_refused
+            or self.flow.write_paused
+            or (cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT)
+        )
+
+    def _parse_in_slices(self, data: bytes) -> None:
+        """Parse `data` until a request waits or the time ends. No part of a head is set aside: many fill the memory."""
+        at, until_s = 0, self._book.parsing.end_s() - PARSE_S + HTTP_S
+        while at < len(data) and not (self._is_refused or self._is_last):
+            is_held = self.pipeline or self.flow.write_paused
+            if is_held or (at and not self.is_in_head() and self.loop.time() > until_s):
+                self._unread = data[at:]
+                self.flow.pause_reading()
+                if not is_held:
+                    self._book.parsing.add(self._go_on)
+                return
+            most = at + SLICE_BYTES
+            if self.is_in_head():
+                most = min(most, at + MAX_HEAD_BYTES - self._stalled_bytes)
+            end = data.find(HEAD_END, at, most)
+            end = max(at + self._body_left, most if end < 0 else end + len(HEAD_END))
+            self._parse(data[at:end])
+            at = end
+
+    def _go_on(self) -> None:
+        """Parse the input that was set aside; when it is used up, read more."""
+        if self._unread and self._is_void() and has_peer_left(self.transport):
+            self.transport.abort()
+            return
+        if self._unread and not (self.pipeline or self._is_last or self.transport.is_closing()):
+            data, self._unread = self._unread, b""
+            self.data_received(data)
+        self.flow.resume_reading()
+
+    def _is_void(self) -> bool:
+        """Return whether the input that was set aside is of no use: blank lines, or a body after its response."""
+        cycle = self.cycle
+        if self.is_in_head() or (cycle is not None and not cycle.response_complete):
+            return False
+        return (cycle is not None and cycle.more_body) or not self._unread.strip(b"\r\n")
+
+    def _parse(self, data: bytes) -> None:
+        cycle = self.cycle
+        was_in_head = self.scope is not self._begun_scope
+        was_in_body = cycle is not None and cycle.more_body
+        self._has_body_grown = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, HeadTooLarge):
+                self._refuse(*head_refusal(self.url, self.headers))
+            else:
+                self._refuse(InvalidRequest(f"the request does not follow HTTP/1.1: {error}"), 400)
+        else:
+            if self.scope is not self._begun_scope:
+                # A head that begins behind a body is counted from here, because most of the data may have been the
+                # body.
+                self._stalled_bytes = 0 if was_in_body and not was_in_head else self._stalled_bytes + len(data)
+                if self._stalled_bytes >= MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+                    self._refuse(*head_refusal(self.url, self.headers))
+            elif was_in_body and cycle is self.cycle and cycle.more_body and not self._has_body_grown:
+                self._stalled_bytes += len(data)
+                self._bound_trailer(cycle)
+            else:
+                self._stalled_bytes = 0
+            if not self._is_known and self.cycle is not None and (self._is_in_body or self.cycle.more_body):
+                self._follow_body(len(data))
+
+    def _bound_trailer(self, cycle: RequestResponseCycle) -> None:
+        """Bound the input behind a body: a trailer, or an extension of a chunk. The parser keeps its last line."""
+        if self._stalled_bytes > LARGE_BYTES and self._connection is not None:
+            self._connection.grow()
+        if self._stalled_bytes <= MAX_HEAD_BYTES:
+            return
+        error = too_large("the trailer of a request", MAX_HEAD_BYTES, "bytes")
+        if cycle.response_complete:
+            self._is_refused = True
+            self._book.note(error.detail)
+            self.transport.abort()
+        else:
+            self._refuse(error, 431)
+
+    # Callbacks of the parser
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.scope is not self._begun_scope:
+            super().on_header(name, value)
+        # A line of a trailer is thrown away.
+
+    def on_body(self, body: bytes) -> None:
+        self._has_body_grown = True
+        self._body_left -= len(body)
+        super().on_body(body)
+
+    def on_headers_complete(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            raise HeadTooLarge
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            return  # `_upgrade` parses this head again
+        connection = self._connection
+        if connection is not None:
+            if connection.is_from_proxy:
+                self._take_forwarded(connection)
+            elif connection.verification is None:  # else the request waits behind the one that is verified
+                connection.proceed()
+        self.scope["extensions"] = self._extensions
+        self._begun_scope = self.scope
+        self._body_left = body_length(self.headers)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self.is_in_head():
+            return  # a head that requests an upgrade is not yet a request
+        super().on_message_complete()
+        connection = self._connection
+        if connection is not None and connection.is_idle:
+            connection.proceed()
+
+    def _take_forwarded(self, connection: Connection) -> None:
+        """Replace the proxy's address by the client's, which a trusted proxy has named."""
+        proxy = self.client[0] if self.client else ""
+        client = self._book.proxies.client_of(proxy, self.headers)
+        connection.move(client)
+        self._is_known = False
+        if client != proxy:
+            self.scope["client"] = (client, 0)
+
+    # Requests
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Begin a WebSocket, or serve the request without the upgrade. `rest` is the input after its head.
+
+        The parser takes the message for complete, although a body may follow; that body is not another request.
+        """
+        if self.parser.get_method() == b"CONNECT":
+            detail = "method CONNECT is not supported: this server is not a proxy; request a path of the server"
+            self._refuse(InvalidRequest(detail), 400)
+        elif not self._should_upgrade():
+            parser = self.parser
+            self._parse(head_without_upgrade(parser.get_method(), self.url, parser.get_http_version(), self.headers))
+            if rest and not self._is_refused:
+                self._parse(rest)
+        elif detail := handshake_problem(self.parser.get_http_version(), self.headers, self.cycle):
+            self._refuse(InvalidRequest(detail), 400)
+        else:
+            self.handle_websocket_upgrade()
+
+    def handle_websocket_upgrade(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            self.transport.abort()
+            return
+        protocol: Any = self.ws_protocol_class
+        self.ws_protocol_class = partial(protocol, self._book, connection)  # type: ignore[assignment]
+        super().handle_websocket_upgrade()
+        # From here on the WebSocket protocol owns the transport.
+        self._is_refused = True
+        self._release()
+        self.parser = None  # type: ignore[assignment]
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._unread:
+            self._unset_keepalive_if_required()
+            self._book.parsing.add(self._go_on)
+        connection = self._connection
+        if self.cycle.response_complete:
+            self._is_in_body = False
+        if connection is None or not self.cycle.response_complete:
+            return  # another request has begun
+        if self.transport.get_write_buffer_size():
+            self._wait_for_reader()
+        elif not (self._is_known or connection.is_from_proxy) or self.cycle.more_body:
+            connection.wait(HEAD_S, may_burst=self._is_known)
+        elif not connection.is_from_proxy:
+            connection.rest()
+        if not (self.pipeline or self.is_in_head() or self.cycle.more_body):
+            self._forget_request()
+
+    def _forget_request(self) -> None:
+        """Drop the head of the completed request: it may be large, and the connection may now be idle."""
+        self._forget_head()
+        self.cycle.scope = None  # type: ignore[assignment]
+
+    def _forget_head(self) -> None:
+        self.url, self.headers = b"", []
+        self.scope = self._begun_scope = None  # type: ignore[assignment]
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.flow.pause_reading()
+        if not self._is_known:
+            self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        connection = self._connection
+        if connection is not None and not self.cycle.response_complete:
+            connection.proceed()
+            if self._is_in_body:
+                self._wait_for_body()
+            elif connection.verification is not None:
+                self._wait_for_verifier(connection)
+        self._go_on()
+
+    def _follow_body(self, size: int) -> None:
+        """Count the connection as waiting while more of its body is expected. `size` bytes have just arrived."""
+        cycle, connection = self.cycle, self._connection
+        if connection is None or self._is_refused:
+            return
+        if not cycle.more_body:
+            self._is_in_body = False
+            connection.proceed()
+        elif self._is_in_body:
+            self._body_bytes += size
+        elif not cycle.response_complete:
+            self._is_in_body = True
+            self._wait_for_body()
+        if connection.verification is not None:
+            self._wait_for_verifier(connection)
+
+    def _wait_for_body(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            self._body_bytes = 0
+            # while its first request arrives, the connection may be part of a burst, as for the head
+            connection.wait(BODY_S, may_burst=connection.may_burst)
+
+    def _wait_for_head(self, connection: Connection) -> None:
+        if not (connection.is_waiting or connection.is_from_proxy):
+            connection.wait(HEAD_S, may_burst=self._is_known or self.cycle is None)
+        if self._stalled_bytes > LARGE_BYTES:
+            connection.grow()
+
+    def _wait_for_reader(self) -> None:
+        connection = self._connection
+        if connection is None or connection.is_from_proxy:
+            return
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        connection.wait(UNREAD_S, may_burst=self._is_known)
+        if self._unsent_bytes > LARGE_BYTES:
+            connection.grow()
+
+    # Refusals
+
+    def _refuse(self, error: TenutoError, status: int) -> None:
+        """Respond with `error`, and read no more. A running request gets its response first, and is the last one."""
+        if self._is_refused or self._is_last:
+            return
+        self._unread = b""
+        self._book.note(error.detail)
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self.is_in_head() or not cycle.more_body:  # the refused input follows the running request
+                cycle.keep_alive = False
+                self._is_last = True
+                return
+            self._is_refused = True
+            if cycle.response_started or self.pipeline:
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # the application gets no more of the body
+            cycle.message_event.set()
+        self._is_refused = True
+        self.flow.pause_reading()
+        write_last(self.transport, refusal(error, status))
+        self._forget_head()
+        self.parser = None  # type: ignore[assignment]  # it keeps the last line of the head
+        if self._connection is None or self._connection.is_from_proxy:
+            self.loop.call_later(LINGER_S, self.transport.abort)
+        else:
+            self._connection.wait(LINGER_S, may_burst=False)

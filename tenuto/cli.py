@@ -1,0 +1,415 @@
+"""The `tenuto` command: serve, demo, tail, and the commands of `store_commands` and `archiving`.
+
+Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
+status 1; a traceback means a bug of Tenuto.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tenuto import archiving, store_commands
+from tenuto._version import __version__
+from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.retention import rules_of
+from tenuto.hub import HubCore, identity
+from tenuto.hub.backups import BackupSchedule
+from tenuto.hub.identity import Authenticate
+from tenuto.hub.ticks import FLUSH_CLASSES_MS
+from tenuto.serving import (
+    PORT_TRIES,
+    address_of,
+    check_guarded,
+    check_loopback,
+    hubs_in,
+    is_local,
+    listen,
+    load_app,
+    longest_drain_s,
+    run,
+)
+from tenuto.store_commands import sqlite_store
+from tenuto.stores.sqlite import SqliteStore
+from tenuto.workers import beat, check_shared, inherited_socket, run_workers
+
+DEFAULT_PORT = 8000
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+
+
+class _Group(click.Group):
+    """Commands whose TenutoErrors are printed as one line, and so are the system's errors about a file or the output.
+
+    A command whose output is a pipe that no program reads any more ends without a line.
+    """
+
+    def make_context(self, *arguments: Any, **fields: Any) -> click.Context:
+        with _as_one_line():  # the output of --version and --help
+            return super().make_context(*arguments, **fields)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _as_one_line():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _as_one_line() -> Iterator[None]:
+    """Raise the errors of the block that a command prints as one line as click's own."""
+    try:
+        yield
+    except TenutoError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        if error.filename is None:
+            if error.errno not in _OF_DISK:
+                raise
+            _drop_output()
+            raise click.ClickException(
+                f"output or a file cannot be written: {error.strerror}; check its disk, and repeat the command"
+            ) from None
+        path = shown(str(error.filename))
+        raise click.ClickException(
+            f"file {path} cannot be used: {error.strerror}; check its name, its owner and its disk"
+        ) from None
+
+
+def _drop_output() -> None:
+    """Drop output that cannot be written. Otherwise the end of the process would try it again, and fail."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__, prog_name="tenuto")
+def main() -> None:
+    """Tenuto: a durable realtime transport for AI conversations."""
+
+
+@main.command()
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a verifier."
+)
+@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--store",
+    default=None,
+    help="memory://, sqlite:////absolute/path or postgresql://host/db  [default: sqlite:///tenuto.db]",
+)
+@click.option(
+    "--bus",
+    default=None,
+    metavar="URL",
+    help="redis://host:6379 of a Redis or Valkey server that carries the notices between processes.",
+)
+@click.option(
+    "--flush-ms",
+    default=None,
+    type=click.IntRange(0, FLUSH_CLASSES_MS[-1]),
+    help="Default flush window of viewers, in ms.  [default: 40]",
+)
+@click.option("--drain-s", default=None, type=click.FloatRange(0, 3600), help="Time for running answers at the end.")
+@click.option(
+    "--backup-dir",
+    default=None,
+    type=click.Path(file_okay=False, path_type=Path),  # it may not exist yet: a disk that is mounted later
+    help="Folder for backups of the store at regular times.",
+)
+@click.option(
+    "--backup-every", default=None, metavar="TIME", help="Time between two backups, such as 30m.  [default: 1h]"
+)
+@click.option(
+    "--backup-keep",
+    default=None,
+    type=click.IntRange(1),
+    help="Number of backups; older ones are removed.  [default: 24]",
+)
+@click.option(
+    "--retention",
+    "ages",
+    multiple=True,
+    metavar="PATTERN=AGE",
+    help="How long messages of these channels stay, such as chat:*=90d; repeatable.",
+)
+@click.option(
+    "--max-bytes",
+    default=None,
+    metavar="SIZE",
+    help="Refuse new messages when the store has nearly this size, such as 10GB.",
+)
+@click.option(
+    "--no-migration-backup",
+    is_flag=True,
+    help="Write no backup FILE.before-N when this version of Tenuto changes the tables of the store's file.",
+)
+@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
+@click.option(
+    "--jwt-secret-file",
+    "secret_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Accept tokens signed with the secret in this file; repeatable, for rotation.",
+)
+@click.option("--jwks", default=None, metavar="URL", help="Accept tokens signed with a key published at this URL.")
+@click.option(
+    "--jwt-audience", "audiences", multiple=True, metavar="NAME", help="Audience that tokens must name; repeatable."
+)
+@click.option(
+    "--jwt-issuer", "issuers", multiple=True, metavar="NAME", help="Issuer that tokens must name; repeatable."
+)
+@click.option(
+    "--allowed-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose pages may send requests; repeatable.",
+)
+@click.option(
+    "--public-origin",
+    default=None,
+    metavar="ORIGIN",
+    help="Origin of this server's own pages, behind a proxy with TLS.",
+)
+@click.option("--allow-everyone", is_flag=True, help="Accept every caller, unverified, with every capability.")
+@click.option(
+    "--trust-proxy",
+    "proxies",
+    multiple=True,
+    metavar="ADDRESSES",
+    help="Address or network of a proxy whose X-Forwarded-For names the client; repeatable, or separated by commas.",
+)
+@click.option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS))
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that serve; more than one need a PostgreSQL store.",
+)
+def serve(
+    host: str,
+    port: int,
+    store: str | None,
+    bus: str | None,
+    flush_ms: int | None,
+    drain_s: float | None,
+    backup_dir: Path | None,
+    backup_every: str | None,
+    backup_keep: int | None,
+    ages: tuple[str, ...],
+    max_bytes: str | None,
+    no_migration_backup: bool,
+    target: str | None,
+    secret_files: tuple[Path, ...],
+    jwks: str | None,
+    audiences: tuple[str, ...],
+    issuers: tuple[str, ...],
+    origins: tuple[str, ...],
+    public_origin: str | None,
+    allow_everyone: bool,
+    proxies: tuple[str, ...],
+    log_level: str,
+    workers: int,
+) -> None:
+    """Serve a hub: on this machine or, with a verifier, to other machines."""
+    from tenuto.app import Hub
+
+    verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
+    if target is not None:
+        is_ours = (store, bus, flush_ms, drain_s, public_origin) != (None,) * 5 or origins or secret_files or jwks
+        if is_ours or ages or max_bytes is not None or no_migration_backup:
+            raise LocalError(
+                "--app brings its own hub: set --store, --bus, --flush-ms, --drain-s, --allowed-origin, "
+                "--public-origin, --retention, --max-bytes, --no-migration-backup and the options for tokens there"
+            )
+        app = load_app(target)
+        if not allow_everyone:
+            check_guarded(host, app)
+        for one in hubs_in(app):
+            one.authenticate = one.authenticate or verifier
+    else:
+        settings: dict[str, Any] = {"bus": bus, "flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
+        settings |= {"allowed_origins": origins, "public_origin": public_origin}
+        settings["max_bytes"] = (
+            int(max_bytes) if max_bytes and max_bytes.isdecimal() and len(max_bytes) < 19 else max_bytes
+        )
+        settings["retention"] = rules_of("--retention", ages)
+        known = {name: value for name, value in settings.items() if value is not None}
+        store_url = "sqlite:///tenuto.db" if store is None else store
+        app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)
+        check_guarded(host, app)
+    _schedule_backups(hubs_in(app), backup_dir, backup_every, backup_keep)
+    if allow_everyone and not is_local(host):
+        click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
+    elif allow_everyone:
+        for one in hubs_in(app):  # otherwise the DNS name of any web page could point at this machine
+            one.requires_own_host = True
+    hub = app if isinstance(app, Hub) else None
+    if hub is not None:
+        hub.drive_by_hand = True  # safe, because no middleware stands between the hub and the server
+    if workers > 1:
+        check_shared(hubs_in(app), workers)
+    inherited = inherited_socket(longest_drain_s(app)) if workers > 1 else None
+    listening = inherited or _listen(host, port)
+    addresses = [one for text in proxies for one in text.split(",")]
+
+    def print_start() -> None:
+        if inherited is None:
+            click.echo(f"Tenuto {__version__} serves {address_of(listening)}")
+
+    if workers > 1 and inherited is None:
+        click.echo(f"Tenuto {__version__} serves {address_of(listening)} with {workers} workers")
+        _end_as(run_workers(workers, listening, longest_drain_s(app)))
+        return
+    with _showing_log(log_level):
+        on_startup = beat if inherited is not None else None
+        _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses, on_startup=on_startup)
+
+
+@contextlib.contextmanager
+def _showing_log(level: str) -> Iterator[None]:
+    """Print what the hub logs, from `level` on. By itself Python prints warnings only."""
+    logger, handler = logging.getLogger("tenuto"), logging.StreamHandler()
+    if logger.hasHandlers():  # the app has its own way to print logs
+        yield
+        return
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+@main.command()
+@click.option("--host", default=None, help="Address to listen on.  [default: 127.0.0.1, or with --lan the network's]")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--store", default="sqlite:///tenuto-demo.db", show_default=True, help="Where the chat is kept.")
+@click.option("--lan", "is_lan", is_flag=True, help="Let people in the local network in, by invitation.")
+def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
+    """A chat page that survives reloads, crashes and a killed server."""
+    from tenuto.demo.model import who_answers
+    from tenuto.demo.supervisor import network_address, supervise
+
+    host = (host or network_address()) if is_lan else check_loopback(host or "127.0.0.1")
+    listening = _listen(host, port, tries=PORT_TRIES)
+
+    def print_start(invite: str | None) -> None:
+        address = address_of(listening)
+        if port and listening.getsockname()[1] != port:
+            click.echo(f"Port {port} is taken; this is the next free one.")
+        click.echo(f"\n  Open  {click.style(invite or address, bold=True)}  and ask something.\n")
+        if invite is not None:
+            click.echo("  The link works once, within ten minutes. The page makes links and QR codes for others.\n")
+        click.echo(f"  {who_answers(os.environ)}")
+        click.echo(
+            "  The page has buttons that reload it, kill the server, and crash the agent. Ctrl-C ends the demo.\n"
+        )
+
+    number = supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo)
+    _end_as(number)
+
+
+for _command in (*store_commands.COMMANDS, *archiving.COMMANDS):
+    main.add_command(_command)
+
+
+def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | None, keep: int | None) -> None:
+    """Let the hubs make backups into `folder`, if one is given. Raises LocalError for options that do not fit."""
+    if folder is None:
+        if (every, keep) != (None, None):
+            raise LocalError("--backup-every and --backup-keep need --backup-dir; name the folder")
+        return
+    if not hubs:
+        raise LocalError("--backup-dir found no hub in this app; make a BackupSchedule(hub, folder) in its code")
+    for hub in hubs:
+        BackupSchedule(hub, folder, every=every or "1h", keep=keep or 24)
+
+
+def _store_without_backup(url: str) -> SqliteStore:
+    """Return the store that `url` names; its migration writes no backup."""
+    store = sqlite_store(url)
+    store.migration_backup = False
+    return store
+
+
+@main.command()
+@click.argument("channel")
+@click.option("--url", default=f"http://127.0.0.1:{DEFAULT_PORT}", show_default=True, help="Where the hub is served.")
+@click.option("--history", default=10, show_default=True, type=click.IntRange(0, 200), help="Messages to begin with.")
+@click.option("--since", default=None, help="A cursor to resume from.")
+def tail(channel: str, url: str, history: int, since: str | None) -> None:
+    """Follow CHANNEL in the terminal; reconnects by itself."""
+    from tenuto.client.access import check_address
+    from tenuto.tail import follow
+
+    check_address(url, name="--url", example="http://host:8000")
+    try:
+        follow(url, channel, since=since, history=history, out=sys.stdout, notices=sys.stderr)
+    except KeyboardInterrupt:
+        click.echo()
+
+
+def _verifier(
+    secret_files: tuple[Path, ...],
+    jwks: str | None,
+    audiences: tuple[str, ...],
+    issuers: tuple[str, ...],
+    *,
+    allow_everyone: bool,
+) -> Authenticate | None:
+    """Build the authenticator from the options, if any were given. Raises LocalError for options that conflict."""
+    if allow_everyone:
+        if secret_files or jwks or audiences or issuers:
+            raise LocalError("--allow-everyone verifies no token: leave it out, or leave out the options for tokens")
+        return identity.allow_everyone
+    if not secret_files and jwks is None:
+        if audiences or issuers:
+            raise LocalError("--jwt-audience and --jwt-issuer need --jwt-secret-file or --jwks")
+        return None
+    if not audiences:
+        raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
+    from tenuto.hub.tokens import jwt_verifier  # imported here, because the import is slow
+
+    secrets = [_secret(path) for path in secret_files]
+    return jwt_verifier(secret=secrets, jwks_url=jwks, audience=audiences, issuer=issuers or None)
+
+
+def _secret(path: Path) -> bytes:
+    """Return the secret in a file, without the line end that editors add."""
+    try:
+        return path.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        raise LocalError(f"--jwt-secret-file {path} cannot be read: {error.strerror}") from None
+
+
+def _end_as(number: int) -> None:
+    """End as other programs do after SIGTERM, so that the caller sees the signal."""
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def _listen(host: str, port: int, *, tries: int = 1) -> Any:
+    try:
+        return listen(host, port, tries=tries)
+    except OSError as error:
+        raise LocalError(f"server cannot listen on {host} port {port}: {error.strerror}; try another --port") from None
+
+
+def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> None:
+    with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
+        if not run(app, hub, listening, started=started, **options):
+            sys.exit(1)

@@ -1,0 +1,32 @@
+"""The remote client: `pip install "tenuto[client]"`.
+
+Layer: client. It needs `core` and `portal` only: it knows the protocol (`docs/protocol.md`), but not the hub.
+The names of this module are public, and `docs/client.md` documents them; the modules below may change.
+"""
+
+from tenuto.client.client import Client
+from tenuto.client.presence import Presence
+from tenuto.client.problems import NotTenuto, UnknownProblem, Unreachable
+from tenuto.client.subscription import Subscription
+from tenuto.client.sync import SyncClient
+from tenuto.client.timing import Timing
+from tenuto.client.view import Change, ChannelView
+from tenuto.client.work import ClaimedTurn
+from tenuto.client.writer import RemoteWriter
+from tenuto.portal import SyncWriter
+
+__all__ = [
+    "Change",
+    "ChannelView",
+    "ClaimedTurn",
+    "Client",
+    "NotTenuto",
+    "Presence",
+    "RemoteWriter",
+    "Subscription",
+    "SyncClient",
+    "SyncWriter",
+    "Timing",
+    "UnknownProblem",
+    "Unreachable",
+]

@@ -1,0 +1,295 @@
+"""Agents in another process: `@client.agent("chat:*")` runs the same handlers as `@hub.agent`.
+
+Layer: client.
+
+`work` takes the turns and `tenuto.agents` runs them; `RemoteBackend` gives such a turn the operations of the hub. Of
+the client's modules only this one loads `tenuto.agents`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from tenuto.agents.backend import Watch, Writer
+from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
+from tenuto.agents.turn import OnCrash
+from tenuto.client.view import ChannelView
+from tenuto.client.work import ClaimedTurn, check_pattern
+from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.events import CommandReply, Page
+from tenuto.core.model import Command, Json, Message
+from tenuto.development import failure_reason
+
+if TYPE_CHECKING:
+    from tenuto.client.client import Client
+
+logger = logging.getLogger("tenuto.client")
+
+WhenBusy = Literal["queue", "interrupt", "parallel"]
+KEPT_REPLIES = 100
+HISTORY = 20  # earlier messages that a turn loads at first; it can request more
+
+
+class Agents:
+    """All agents of a client, and the views that their turns share."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._agents: list[RemoteAgent] = []
+        self._shared: dict[ChannelView, int] = {}  # views in use, with the number of turns that use each
+        self._runs: list[asyncio.Task[None]] = []
+
+    def register(
+        self,
+        pattern: str,
+        *,
+        name: str | None,
+        when_busy: WhenBusy,
+        on_crash: OnCrash,
+        timeout_s: float,
+        slots: int,
+        debug: bool | None,
+    ) -> Callable[[Handler], Handler]:
+        """Register an agent (`Client.agent`)."""
+        check_pattern(pattern)
+        check_worker_settings(when_busy, slots)
+        if debug is not None and not isinstance(debug, bool):
+            raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
+
+        def register(handler: Handler) -> Handler:
+            agent = check_agent(Agent(handler, name or "agent", on_crash, timeout_s))
+            self._agents.append(RemoteAgent(self._client, self, agent, pattern, name, when_busy, slots, debug))
+            return handler
+
+        return register
+
+    async def run(self) -> None:
+        """Run all agents until cancelled, drained or shut down."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._runs = [tasks.create_task(agent.run()) for agent in self._agents]
+        except* TenutoError as group:
+            raise group.exceptions[0] from None
+
+    def leave(self) -> None:
+        """Cancel the running turns, so that other workers take them over."""
+        for run in self._runs:
+            run.cancel()
+
+    def borrow(self, channel: str) -> ChannelView:
+        """Return the view of `channel`. The caller must return it with `give_back`."""
+        is_anothers = self._client._is_watched(channel) and channel not in {view.channel for view in self._shared}
+        view = self._client.channel(channel, history=HISTORY)
+        # if the app has opened the view, the app counts as one more user, so that the view is never closed here
+        self._shared[view] = self._shared.get(view, int(is_anothers)) + 1
+        return view
+
+    def give_back(self, view: ChannelView) -> None:
+        """Close the view after the last turn that borrowed it has given it back."""
+        left = self._shared.pop(view, 0) - 1
+        if left > 0:
+            self._shared[view] = left
+        elif left == 0:
+            view.close()
+
+
+class RemoteAgent:
+    """An agent that works for a hub in another process."""
+
+    def __init__(
+        self,
+        client: Client,
+        agents: Agents,
+        agent: Agent,
+        pattern: str,
+        name: str | None,
+        when_busy: WhenBusy,
+        slots: int,
+        debug: bool | None,
+    ) -> None:
+        self._client = client
+        self._agents = agents
+        self._agent = agent
+        self._pattern = pattern
+        self._name = name
+        self._when_busy = when_busy
+        self._slots = slots
+        self._debug = debug
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises the server's refusal, such as Forbidden."""
+        await self._client.work(
+            self._pattern, on_turn=self._turn, slots=self._slots, when_busy=self._when_busy, name=self._name
+        )
+
+    async def _turn(self, turn: ClaimedTurn) -> None:
+        backend = RemoteBackend(self._client, self._agents, turn, debug=self._debug)
+        running = Running(self._agent, backend, turn.channel, turn.message, turn.generation)
+        turn.outcome = await running.run()
+
+
+class RemoteBackend:
+    """Gives one turn the operations of a hub in another process."""
+
+    may_begin = True  # `watch` has confirmed the turn
+    is_shutting_down = False  # always False: a client that shuts down cancels its turns, and their claims end
+
+    def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn, *, debug: bool | None) -> None:
+        self._client = client
+        self._agents = agents
+        self._turn = turn
+        self._debug = debug
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason for a message that `error` ended (`Backend.reason_of`).
+
+        The hub decides whether a reason names the exception; this process decides whether it includes the exception's
+        text.
+
+        The text of an exception may hold a key of this process, so only the process's own setting `debug` sends it.
+        """
+        return failure_reason(error, debug=self._debug, is_development=self._turn.is_development)
+
+    def write(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        author: str,
+        reply_to: str,
+        parent: str | None,
+        meta: dict[str, Json],
+    ) -> Writer:
+        """Return the writer of a new answer (`Backend.write`).
+
+        Its author is the client's own id, which the server sets.
+        """
+        writer = self._client.message(channel, id=message_id, reply_to=reply_to, meta=meta, parent=parent or reply_to)
+        writer.reason_of = self.reason_of
+        return writer
+
+    async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
+        """Take over an interrupted answer (`Backend.take_over`)."""
+        writer = self._client.take_over(channel, message_id)
+        writer.reason_of = self.reason_of
+        return await writer.open()
+
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """Return a message and its cursor (`Backend.read`)."""
+        return await self._client.read(channel, message_id)
+
+    async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
+        """Return a page of messages (`Backend.page`)."""
+        return await self._client.history(channel, before=before, limit=limit)
+
+    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
+        """Send a command (`Backend.command`)."""
+        return await self._client.command(channel, name, target=target, data=data, expires_s=expires_s)
+
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+        """Reply to a command (`Backend.reply`)."""
+        await self._client.reply(channel, command_id, ok=ok, data=data, error=error)
+
+    async def watch(self, channel: str) -> Watch:
+        """Follow a channel (`Backend.watch`)."""
+        watch = RemoteWatch(self._client, self._agents, channel, self._turn.message)
+        await watch.begin()
+        try:
+            await self._turn.confirm()
+        except BaseException:
+            watch.close()
+            raise
+        return watch
+
+    async def take_waiting(self, channel: str, message_id: str, *, by: str, turn: str) -> bool:
+        """Take a waiting user message into a turn (`Backend.take_waiting`)."""
+        return await self._client.take_waiting(channel, message_id, turn=turn)
+
+    def progress(self, channel: str, name: str, data: dict[str, Json]) -> None:
+        """Show people the state of the agent (`Backend.progress`)."""
+        self._turn.progress(data)
+
+
+class RemoteWatch:
+    """A view of the turn's channel. All turns that run in the channel share it."""
+
+    def __init__(self, client: Client, agents: Agents, channel: str, message: Message) -> None:
+        self._client = client
+        self._agents = agents
+        self._view = agents.borrow(channel)
+        self._message = message
+        self._replies: dict[str, CommandReply] = {}
+        self._starts = 0  # number of new starts that the view had when this watch began
+        self._woken = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Follow the channel from now on; returns when the view is complete."""
+        self._reading = asyncio.ensure_future(self._read())
+        try:
+            await self._view.live()
+        except BaseException:
+            self.close()
+            raise
+        self._starts = self._view._starts
+
+    def commands(self) -> list[Command]:
+        """Return the commands without a reply (`Watch.commands`)."""
+        return self._view.commands
+
+    async def reply_to(self, command: Command) -> CommandReply:
+        """Wait for the reply to a command (`Watch.reply_to`).
+
+        A view that has begun anew since has missed replies; then the reply is requested from the server.
+        """
+        seen = self._starts
+        while (reply := self._replies.get(command.id)) is None:
+            if seen != self._view._starts and all(one.id != command.id for one in self.commands()):
+                seen = self._view._starts
+                reply = await self._ask_for_reply(command)
+                if reply is not None:
+                    return reply
+            else:
+                await self.changed()
+        return reply
+
+    async def _ask_for_reply(self, command: Command) -> CommandReply | None:
+        try:
+            return await self._client._reply_to(self._view.channel, command)
+        except TenutoError as error:
+            logger.warning("the reply to a command in %s could not be requested: %s", self._view.channel, error)
+            return None
+
+    def waiting(self) -> list[Message]:
+        """Return messages that may wait for an agent (`Watch.waiting`); only the server knows whether they do."""
+        return [
+            one
+            for one in self._view.messages
+            if one.role == "user" and one.status == "complete" and one.created > self._message.created
+        ]
+
+    async def changed(self) -> None:
+        """Wait for a change of the channel (`Watch.changed`)."""
+        await self._woken.wait()
+        self._woken.clear()
+
+    def close(self) -> None:
+        """Stop using the view (`Watch.close`)."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        self._agents.give_back(self._view)
+
+    async def _read(self) -> None:
+        try:
+            async for change in self._view:
+                for reply in change.replies:
+                    self._replies[reply.id] = reply
+                    if len(self._replies) > KEPT_REPLIES:
+                        del self._replies[next(iter(self._replies))]
+                self._woken.set()
+        except TenutoError:
+            self._woken.set()  # no need to raise the error here: the turn's own requests raise it

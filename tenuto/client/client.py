@@ -1,0 +1,458 @@
+"""The client, which offers the calls of a hub over the network.
+
+Layer: client. `Client` combines the modules beside it: `links` (connections), `feed`, `subscription` and `view`
+(following channels), `writer`, `presence` and `work`.
+Public names without an underscore are the API and are documented in `docs/client.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as system
+import time
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import UNSET, Struct, UnsetType
+
+from tenuto.client.access import ServerAccess, TokenProvider
+from tenuto.client.dial import Dial, websocket_dial
+from tenuto.client.http import Http
+from tenuto.client.link import Link
+from tenuto.client.links import Links
+from tenuto.client.presence import Presence
+from tenuto.client.problems import Unreachable, decode_response
+from tenuto.client.shutdown import Signals
+from tenuto.client.subscription import Subscription
+from tenuto.client.timing import Timing
+from tenuto.client.view import ChannelView
+from tenuto.client.work import OnTurn, RemoteWorker, Workers
+from tenuto.client.writer import RemoteWriter
+from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.events import CommandReply, Page
+from tenuto.core.limits import Limits
+from tenuto.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
+from tenuto.core.names import check_channel, check_id
+from tenuto.core.surrogates import whole_text
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from tenuto.agents.running import Handler
+    from tenuto.agents.turn import OnCrash
+    from tenuto.client.agents import Agents, WhenBusy
+
+logger = logging.getLogger("tenuto.client")
+
+LEASE_S = 15.0
+# The largest message, with each character escaped.
+FRAME_FACTOR = 8
+
+
+class _MessageResponse(Struct, frozen=True, kw_only=True):
+    message: Message
+
+
+class _Read(Struct, frozen=True, kw_only=True):
+    message: Message
+    cursor: str
+
+
+class _Commanded(Struct, frozen=True, kw_only=True):
+    command: Command
+    reply: CommandReply | None = None  # the stored reply, if the command already has one
+
+
+class _Members(Struct, frozen=True, kw_only=True):
+    members: list[Member]
+    count: int
+
+
+class Client:
+    """A hub in another process. `async with Client("https://host/tenuto", token=…) as client`.
+
+    The client connects in the background, reconnects by itself, and repeats requests without a response. A call takes
+    at most `timeout_s` for that, before the first connection `connect_s`, and then raises Unreachable. A refusal by the
+    server is raised as the same TenutoError that the hub raises in process.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        token_provider: TokenProvider | None = None,
+        client_id: str | None = None,
+        timeout_s: float = 30.0,
+        connect_s: float = 5.0,
+        limits: Limits | None = None,
+        timing: Timing | None = None,
+        random: Random | None = None,
+        now: Callable[[], float] = time.time,
+        dial: Dial | None = None,
+        http_transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._access = ServerAccess(url, token=token, token_provider=token_provider, client_id=client_id, now=now)
+        self._limits = limits or Limits()
+        self._timing = timing or Timing(request_s=timeout_s, connect_s=connect_s)
+        self._random = random or system.SystemRandom()
+        self._now = now
+        self._http = Http(self._access, timing=self._timing, random=self._random, transport=http_transport)
+        dial = dial or websocket_dial(frame_bytes=FRAME_FACTOR * self._limits.message_bytes)
+        self._links = Links(
+            lambda: Link(self._access, dial, timing=self._timing, random=self._random, limits=self._limits),
+            max_channels=self._limits.socket_channels,
+        )
+        self._views: dict[str, ChannelView] = {}
+        self._workers: Workers | None = None
+        self._is_draining = False
+        self._agents: Agents | None = None
+
+    # -- opening and closing ---------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to connect; entering the block calls this. It does not wait for a connection, but calls do."""
+        await self._links.start()
+
+    async def close(self) -> None:
+        """Close all connections and views. Requests without a response are given up."""
+        self._links.stop()
+        for view in tuple(self._views.values()):
+            view.close()
+        await self._links.close()
+        await self._http.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Return whether there is a connection now."""
+        return self._links.is_connected
+
+    @property
+    def error(self) -> TenutoError | None:
+        """Return why the client has stopped connecting; None while it connects."""
+        return self._links.error
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- messages ----------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        channel: str,
+        *,
+        text: str | None = None,
+        id: str | None = None,
+        role: str = "user",
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+    ) -> Message:
+        """Store a complete message. With your own `id` the call may be repeated. Raises IdConflict."""
+        fields = self._create_fields(id, role, parts, meta, parent, reply_to)
+        if text is not None:
+            fields["text"] = whole_text(text)
+        return decode_response(await self._ask("create", channel, fields), _MessageResponse).message
+
+    async def update(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        text: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        if_version: int | None = None,
+    ) -> Message:
+        """Change a finished message; `meta` is merged. Raises StillStreaming, VersionConflict, NotFound, Deleted."""
+        fields = _given(text=whole_text(text) if text is not None else None, if_version=if_version)
+        fields |= {"id": check_id(message_id), "request": self._new_id(), **self._content(parts, meta)}
+        return decode_response(await self._ask("update", channel, fields), _MessageResponse).message
+
+    async def finish(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        status: str = "complete",
+        reason: str | None = None,
+        meta: dict[str, Json] | None = None,
+        generation: int | None = None,
+    ) -> None:
+        """End a streaming message that this client writes. Raises Finished, Fenced, NotWriter, NotFound, Deleted."""
+        fields = _given(status=status, reason=reason, generation=generation, request=self._new_id())
+        await self._ask("finish", channel, {"id": check_id(message_id), **fields, **self._content(None, meta)})
+
+    async def delete(self, channel: str, message_id: str) -> None:
+        """Delete a message. Raises NotFound."""
+        await self._ask("delete", channel, {"id": check_id(message_id)})
+
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
+        path = ("v1", "channels", check_channel(channel), "messages", check_id(message_id))
+        response = decode_response(await self._http.get(*path), _Read)
+        return response.message, response.cursor
+
+    async def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:
+        """Return a page of messages, newest first.
+
+        `before` is the field `created` of the oldest message that you have.
+        """
+        return decode_response(await self._ask("history", channel, _given(before=before, limit=limit)), Page)
+
+    def message(
+        self,
+        channel: str,
+        *,
+        id: str | None = None,
+        role: str = "assistant",
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+        lease_s: float = LEASE_S,
+    ) -> RemoteWriter:
+        """Return a writer of a new message: `async with client.message("chat:1") as m: await m.append("…")`."""
+        fields = self._create_fields(id, role, parts, meta, parent, reply_to)
+        fields |= {"status": "streaming", "lease_s": lease_s}
+        return self._writer(channel, fields.pop("id"), lease_s, fields)
+
+    def take_over(self, channel: str, message_id: str, *, lease_s: float = LEASE_S) -> RemoteWriter:
+        """Return a writer that continues an interrupted message at its end.
+
+        Entering raises Finished, StillStreaming, NotFound, Deleted. The server fences the previous writer.
+        """
+        return self._writer(channel, check_id(message_id), lease_s, None)
+
+    # -- watching ----------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
+    ) -> Subscription:
+        """Return the channel's events: `async for event in client.subscribe("chat:1")`. It reconnects by itself."""
+        check_channel(channel)
+        return Subscription(channel, since, lambda consumer: self._links.feed(channel, consumer, history, flush_ms))
+
+    def channel(self, name: str, *, history: int | None = None, flush_ms: int | None = None) -> ChannelView:
+        """Return the current state of the channel, kept up to date: the same object until it is closed."""
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = ChannelView(
+                name,
+                open_feed=lambda consumer: self._links.feed(name, consumer, history, flush_ms),
+                when_closed=lambda: self._views.__delitem__(name),
+            )
+        return view
+
+    def _is_watched(self, name: str) -> bool:
+        """Return whether there is a view of channel `name`."""
+        return name in self._views
+
+    # -- people, agents and commands ---------------------------------------------------------------------------
+
+    async def command(
+        self,
+        channel: str,
+        name: str,
+        *,
+        target: str | None = None,
+        data: Json = None,
+        expires_s: float | None = None,
+        id: str | None = None,
+    ) -> Command:
+        """Send a command: `cancel`, `steer`, `approve`, or one that the app defines. Its reply comes as an event."""
+        command_id = self._new_id() if id is None else check_id(id)
+        fields = _given(id=command_id, name=name, target=target, data=self._data(data), expires_s=expires_s)
+        return decode_response(await self._ask("command", channel, fields), _Commanded).command
+
+    async def reply(
+        self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
+    ) -> None:
+        """Reply to a command. Raises AlreadyAnswered if another client has replied before."""
+        fields = _given(ok=ok, data=self._data(data), error=self._data(error), request=self._new_id())
+        await self._ask("reply", channel, {"id": check_id(command_id), **fields})
+
+    async def _reply_to(self, channel: str, command: Command) -> CommandReply | None:
+        """Send a command of this client again, under the same id. Return its reply, or None while there is none.
+
+        The server responds to a repeated command with its reply, and stores the command again if a crash has lost it.
+        Raises as `command`.
+        """
+        left_s = command.expires_at / 1000 - self._now()
+        fields = _given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
+        return decode_response(await self._ask("command", channel, {"id": command.id, **fields}), _Commanded).reply
+
+    def presence(self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None) -> Presence:
+        """Return a presence: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""
+        if member is not None:
+            check_id(member, "a member's id")
+        return Presence(self._links.first, check_channel(channel), data or {}, member)
+
+    async def members(self, channel: str) -> list[Member]:
+        """Return the present members, at most the first hundred."""
+        response = await self._http.get("v1", "channels", check_channel(channel), "presence")
+        return decode_response(response, _Members).members
+
+    async def signal(self, channel: str, name: str, data: Json = None) -> None:
+        """Send a signal, such as `typing`, to the present clients. Without a connection it is lost without an error."""
+        fields = {"channel": check_channel(channel), **_given(name=name, data=self._data(data))}
+        try:
+            await self._links.first.request("signal", fields, is_repeatable=False)
+        except Unreachable:
+            logger.debug("a signal to %s was lost", channel)
+
+    async def work(
+        self,
+        pattern: str,
+        *,
+        on_turn: OnTurn,
+        slots: int = 1,
+        when_busy: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Take turns of channels that match `pattern`, at most `slots` at a time, until cancelled or drained.
+
+        `on_turn(turn)` works on one turn. Its claim is renewed meanwhile, and it is cancelled if the claim is lost.
+        `name` is the member that people see, `when_busy` is as of `hub.agent`. Raises the server's refusal.
+        """
+        link = self._links.first
+        if self._is_draining:
+            return
+        if self._workers is None:
+            self._workers = Workers(link)
+        worker = RemoteWorker(link, pattern, slots=slots, when_busy=when_busy, name=name, on_turn=on_turn)
+        await self._workers.run(worker)
+
+    async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
+        """Take a waiting user message into this client's turn of message `turn`. Return False if another turn has it.
+
+        Without a response the request is repeated, and the response is the same.
+        """
+        response = await self._ask("turn.take", channel, {"message": check_id(message_id), "turn": check_id(turn)})
+        return bool(response.get("taken"))
+
+    def agent(
+        self,
+        pattern: str,
+        *,
+        name: str | None = None,
+        when_busy: WhenBusy = "queue",
+        on_crash: OnCrash = "restart",
+        timeout_s: float = 3600.0,
+        slots: int = 100,
+        debug: bool | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Register a handler as `hub.agent` does: `@client.agent("chat:*")`, then `await client.run()`.
+
+        `name` is the member that people see: the client's id (the default), or that with `~` and a suffix. The author
+        of the answers is the client's id. It needs `subscribe`, `history`, `publish`, `append`, `command`, `agent`.
+        `debug` is as of `Hub`; with None the reason of a failed answer names the exception if the hub's reasons do.
+        """
+        from tenuto.client.agents import Agents  # imported here: clients that only watch do not need the agents
+
+        if self._agents is None:
+            self._agents = Agents(self)
+        return self._agents.register(
+            pattern, name=name, when_busy=when_busy, on_crash=on_crash, timeout_s=timeout_s, slots=slots, debug=debug
+        )
+
+    async def run(self, *, drain_s: float | None = 30.0) -> None:
+        """Connect and run the agents until cancelled. Raises the server's refusal, such as Forbidden.
+
+        At SIGTERM or Ctrl-C it takes no more turns, gives the running ones `drain_s` seconds, cancels the remaining
+        ones, which other workers take over, and passes the signal on. A second signal cancels them at once. With None
+        it leaves the signals alone.
+        """
+        if self._agents is None:
+            raise LocalError("this client has no agent to run; register one with @client.agent")
+        if drain_s is None:
+            await self._run_agents(self._agents)
+            return
+        if drain_s < 0:
+            raise LocalError(f"drain_s must be 0 or more, got {drain_s}")
+        with Signals(first=partial(self._drain_within, drain_s), again=self._agents.leave):
+            await self._run_agents(self._agents)
+
+    def drain(self) -> None:
+        """Take no more turns: `run` and `work` return when the running turns are over."""
+        self._is_draining = True
+        if self._workers is not None:
+            self._workers.drain()
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    async def _run_agents(self, agents: Agents) -> None:
+        await self.start()
+        try:
+            await agents.run()
+        finally:
+            await self.close()
+
+    def _drain_within(self, drain_s: float) -> None:
+        assert self._agents is not None
+        logger.info("no more turns are taken; the running ones have %.0f s, or until a second signal", drain_s)
+        self.drain()
+        asyncio.get_running_loop().call_later(drain_s, self._agents.leave)
+
+    def _writer(self, channel: str, message_id: str, lease_s: float, create: dict[str, Any] | None) -> RemoteWriter:
+        check_channel(channel)
+        return RemoteWriter(
+            self._links.first,
+            channel,
+            message_id,
+            lease_s=lease_s,
+            create=create,
+            read=lambda: self.read(channel, message_id),
+        )
+
+    async def _ask(self, kind: str, channel: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return await self._links.first.request(kind, {"channel": check_channel(channel), **fields})
+
+    def _create_fields(
+        self,
+        id: str | None,
+        role: str,
+        parts: list[Part] | None,
+        meta: dict[str, Json] | None,
+        parent: str | UnsetType | None,
+        reply_to: str | None,
+    ) -> dict[str, Any]:
+        # The client makes the id, so that the request is safe to repeat.
+        fields = {"id": self._new_id() if id is None else check_id(id), "role": role, **self._content(parts, meta)}
+        if parent is not UNSET:
+            fields["parent"] = parent
+        return {**fields, **_given(reply_to=reply_to)}
+
+    def _content(self, parts: list[Part] | None, meta: dict[str, Json] | None) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        if parts is not None:
+            fields["parts"] = [check_part(part, self._limits) for part in parts]
+        if meta:
+            check_json(meta, self._limits.meta_bytes, "meta", depth=self._limits.depth)
+            fields["meta"] = plain(meta)
+        return fields
+
+    def _data(self, data: Json) -> Json:
+        if data is not None:
+            check_json(data, self._limits.data_bytes, "data", depth=self._limits.depth)
+        return data
+
+    def _new_id(self) -> str:
+        """Return an id that is unique in practice: 90 random bits."""
+        return f"{self._random.getrandbits(90):018x}"
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Return the `fields` that are not None; the server has defaults for missing ones."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,335 @@
+"""Turns of a remote worker: the server assigns them to workers, each of which serves a pattern of channels.
+
+Layer: client.
+
+This is the lower level of agents: it accepts turns and renews their claims. `tenuto.agents` builds the turn of a
+handler on it, with history and reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from tenuto.client.link import Link
+from tenuto.client.pending import Outcome
+from tenuto.core.errors import (
+    Deleted,
+    Fenced,
+    Finished,
+    TenutoError,
+    InvalidRequest,
+    InvalidText,
+    LocalError,
+    NotFound,
+    TooLarge,
+)
+from tenuto.core.model import Json, Message, check_json, plain
+from tenuto.core.patterns import invalid_pattern, is_pattern, matches
+
+logger = logging.getLogger("tenuto.client")
+
+RENEWALS = 3  # number of renewals within the length of a lease
+_LOST = (Fenced, Finished, Deleted, NotFound)
+# errors that concern the state sent along with a renewal, while the renewal itself is fine
+_STATE_REFUSED = (InvalidRequest, InvalidText, TooLarge)
+
+
+class TurnOffer(Struct, frozen=True, kw_only=True):
+    """A turn that the server assigns: the message to work on, and the claim."""
+
+    channel: str
+    message: Message
+    generation: int
+    lease_s: float
+    pattern: str | None = None  # channel pattern of the worker that gets the turn
+    name: str | None = None
+    debug: bool = False  # True: the reason of a failed answer may name the exception
+
+
+OnTurn = Callable[["ClaimedTurn"], Awaitable[None]]
+
+
+class RemoteWorker:
+    """Serves one channel pattern on one link."""
+
+    def __init__(
+        self, link: Link, pattern: str, *, slots: int, when_busy: str | None, name: str | None, on_turn: OnTurn
+    ) -> None:
+        self.pattern = check_pattern(pattern)
+        if slots < 1:
+            raise LocalError(f"slots must be 1 or more, got {slots}")
+        self._link = link
+        self._slots = slots
+        self._fields = {"when_busy": when_busy, "name": name}
+        self._on_turn = on_turn
+        self._turns: dict[tuple[str, str], ClaimedTurn] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        # done when the server has refused the worker, or when the worker has drained
+        self._over: asyncio.Future[None] | None = None
+        self._is_draining = False
+        self._is_asking = False  # True: a request for work has no response yet
+        self._is_listed = True  # True: the server may assign turns to this worker
+        self._open = 0  # number of turns whose end the server has not confirmed
+
+    async def run(self) -> None:
+        """Work until cancelled or drained. Raises the server's refusal, such as Forbidden.
+
+        If it is cancelled, its running turns are cancelled without a report: their claims lapse, and another worker
+        takes them over.
+        """
+        if self._is_draining:
+            return
+        self._over = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._link.add_listener(self)
+                try:
+                    await self._over
+                finally:
+                    self._link.remove_listener(self)
+                    if self._link.is_live and not self._is_draining:
+                        self._link.begin("work", self._frame(0), _take, is_repeatable=False)
+        except* TenutoError as group:
+            raise group.exceptions[0] from None
+
+    def drain(self) -> None:
+        """Take no more turns; `run` returns when the running ones are over."""
+        if not self._is_draining:
+            self._is_draining = True
+            if not self._is_asking:  # otherwise after the response
+                self._unlist()
+
+    def is_for(self, offer: TurnOffer) -> bool:
+        """Return whether the turn is meant for this worker."""
+        name = self._fields["name"]
+        is_ours = offer.pattern in (None, self.pattern) and (name is None or offer.name in (None, name))
+        return is_ours and matches(self.pattern, offer.channel)
+
+    def take(self, offer: TurnOffer) -> None:
+        """Accept a turn that the server has assigned."""
+        key = offer.channel, offer.message.id
+        known = self._turns.get(key)
+        if known is not None:
+            if offer.generation <= known.generation:
+                return  # a repeated frame: the turn is already running
+            known.cancel()
+        assert self._tasks is not None
+        turn = self._turns[key] = ClaimedTurn(self._link, offer)
+        turn.task = self._tasks.create_task(self._run(key, turn), name=f"turn {offer.channel}")
+        self._open += 1
+        turn.task.add_done_callback(self._closed)
+
+    # Calls of the link
+
+    def opened(self) -> None:
+        if self._is_draining and not self._open:
+            self._unlist()
+            return
+        # Also while draining: the server accepts a renewal and the end of a turn only on a socket that has requested
+        # work.
+        slots = self._open if self._is_draining else self._slots
+        self._is_asking = self._is_listed = True
+        self._link.begin("work", self._frame(slots), self._on_result, is_repeatable=False)
+        for turn in self._turns.values():
+            turn.renew()  # renew at once, because the server shortened the claims when the previous socket ended
+
+    def broken(self) -> None:
+        """Continue the turns, since a claim lasts for the rest of its lease without a socket."""
+
+    def stopped(self, error: TenutoError) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_exception(error)
+
+    # Internal
+
+    def _unlist(self) -> None:
+        """Request no more turns.
+
+        A turn that was assigned before the server's response arrives before that response, and is carried out.
+        """
+        self._link.begin("work", self._frame(0), self._unlisted, is_repeatable=False)
+
+    def _unlisted(self, result: Outcome) -> None:
+        # without a connection this is certain, because the server assigns turns over connections only
+        self._is_listed = False
+        self._check_drained()
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._open -= 1
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        is_drained = self._is_draining and not self._is_listed and not self._open
+        if is_drained and self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+    async def _run(self, key: tuple[str, str], turn: ClaimedTurn) -> None:
+        """Carry out a turn.
+
+        If that fails, its end is not sent, so that the claim ends and the turn is tried again.
+        """
+        turn.renew_later()
+        try:
+            await self._on_turn(turn)
+        except asyncio.CancelledError:
+            if not turn.is_lost:
+                raise
+            logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
+            return
+        except TenutoError as error:
+            logger.error("the turn of %s in %s failed: %s", turn.message.id, turn.channel, error)
+            return
+        except Exception:
+            logger.exception("the turn of %s in %s failed", turn.message.id, turn.channel)
+            return
+        finally:
+            turn.end()
+            if self._turns.get(key) is turn:
+                del self._turns[key]
+        if turn.outcome is None:
+            logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
+        await turn.done()
+
+    def _on_result(self, result: Outcome) -> None:
+        """Handle the response to a request for work. After a temporary refusal, repeat the request later."""
+        self._is_asking = False
+        if self._is_draining:
+            self._unlist()
+        if not isinstance(result, TenutoError) or self._over is None or self._over.done():
+            return
+        if not result.retry:
+            self._over.set_exception(result)
+        elif self._link.is_live:
+            delay_s = self._link.timing.retry(4, self._link.random)
+            asyncio.get_running_loop().call_later(delay_s, self._ask_again)
+
+    def _ask_again(self) -> None:
+        if self._link.is_live and self._over is not None and not self._over.done():
+            self.opened()
+
+    def _frame(self, slots: int) -> dict[str, Any]:
+        fields = {name: value for name, value in self._fields.items() if value is not None}
+        return {"pattern": self.pattern, "slots": slots, **fields}
+
+
+class ClaimedTurn:
+    """A turn that this client has claimed. The claim is renewed while the handler runs."""
+
+    def __init__(self, link: Link, offer: TurnOffer) -> None:
+        self.channel = offer.channel
+        self.message = offer.message  # the user message to answer
+        self.generation = offer.generation  # number of the attempt that the claim began
+        self.lease_s = offer.lease_s
+        # True: the hub is in development, so that reasons of failed answers name the exception
+        self.is_development = offer.debug
+        # how the turn ends when the handler returns; None: it does not, and waits for its next attempt
+        self.outcome: Literal["done", "cancelled"] | None = "done"
+        self.is_lost = False  # True: the turn is over, or another worker has it; the handler is being cancelled
+        self.task: asyncio.Task[None] | None = None
+        self._link = link
+        self._state: dict[str, Json] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def progress(self, state: dict[str, Json]) -> None:
+        """Show people the state of the agent, which is never stored. Raises InvalidRequest, InvalidText or TooLarge."""
+        limits = self._link.limits
+        check_json(state, limits.data_bytes, "an agent's state", depth=limits.depth)
+        self._state = plain(state)
+        self.renew()
+
+    # Calls of the worker
+
+    def renew_later(self) -> None:
+        self.end()
+        self._timer = asyncio.get_running_loop().call_later(self.lease_s / RENEWALS, self.renew)
+
+    def renew(self) -> None:
+        """Renew the claim. Without a connection it lasts for the rest of its lease."""
+        state = {} if self._state is None else {"state": self._state}
+        on_result = partial(self._renewed, self._state)
+        self._link.begin("turn.renew", {**self._claim(), **state}, on_result, is_repeatable=False)
+        self.renew_later()
+
+    async def confirm(self) -> None:
+        """Renew the claim and wait for the response, because the turn may have arrived late. Raises Fenced."""
+        await self._link.request("turn.renew", self._claim())
+
+    def end(self) -> None:
+        """Renew no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the handler, and do not report the end of the turn."""
+        self.is_lost = True
+        if self.task is not None:
+            self.task.cancel()
+
+    async def done(self) -> None:
+        """Report the end of the turn, or of this attempt."""
+        try:
+            await self._link.request("turn.done", {**self._claim(), "state": self.outcome or "lost"})
+        except TenutoError as error:
+            logger.warning("the end of the turn of %s could not be sent: %s", self.message.id, error.code)
+
+    def _renewed(self, sent: dict[str, Json] | None, result: Outcome) -> None:
+        if self.task is None or self.task.done():
+            return
+        if isinstance(result, _LOST):
+            self.cancel()
+        elif isinstance(result, _STATE_REFUSED) and sent is not None and sent is self._state:
+            logger.warning("the state of the agent for %s cannot be sent: %s", self.message.id, result)
+            self._state = None
+            self.renew()  # renew separately, because the frame with the state may be refused
+
+    def _claim(self) -> dict[str, Any]:
+        return {"channel": self.channel, "message": self.message.id, "generation": self.generation}
+
+
+class Workers:
+    """The workers of a client. Each turn that arrives is passed to one of them."""
+
+    def __init__(self, link: Link) -> None:
+        self._workers: list[RemoteWorker] = []
+        link.when_turn = self._take
+
+    def drain(self) -> None:
+        """Take no more turns."""
+        for worker in self._workers:
+            worker.drain()
+
+    async def run(self, worker: RemoteWorker) -> None:
+        """Run `worker` with the turns of its pattern."""
+        self._workers.append(worker)
+        try:
+            await worker.run()
+        finally:
+            self._workers.remove(worker)
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        try:
+            offer = msgspec.convert(frame, TurnOffer)
+        except msgspec.ValidationError as error:
+            logger.error("the server sent an invalid turn: %s", error)
+            return
+        worker = next((one for one in self._workers if one.is_for(offer)), None)
+        if worker is not None:  # otherwise the worker has stopped meanwhile, and the claim will end
+            worker.take(offer)
+
+
+def check_pattern(pattern: str) -> str:
+    """Return `pattern`. Raises InvalidRequest if it is not a channel pattern."""
+    if not is_pattern(pattern):
+        raise InvalidRequest(invalid_pattern(pattern))
+    return pattern
+
+
+def _take(result: Outcome) -> None:
+    """Ignore the response, because the worker has ended."""

@@ -1,0 +1,492 @@
+"""A message that is written over the network: `async with client.message("chat:1") as message`.
+
+Layer: client.
+
+`core.outgoing_remote` holds the rules: which content is accepted, which requests can be sent together, and the content
+that is sent again after a failure. This module connects them to the connection (`link`), the lease and the timers. On
+each new connection the writer first reads its message: it sends the create again, which returns an existing message and
+does not change it. A message that was taken over is read from the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
+
+from tenuto.client.lease import SHORTEST_LEASE_S, WriterLease
+from tenuto.client.link import Link
+from tenuto.client.pending import Outcome
+from tenuto.client.problems import Unreachable, decode_response
+from tenuto.core.cursor import parse_cursor
+from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError, IdConflict, LocalError, NotFound, NotWriter
+from tenuto.core.events import Page
+from tenuto.core.model import Json, Message, Part
+from tenuto.core.outgoing import ENDED, NEW, OPEN, OutgoingRequest, WriterRequest
+from tenuto.core.outgoing_properties import OutgoingProperties, end_for, needs_await
+from tenuto.core.outgoing_remote import RemoteOutgoing
+from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from tenuto.portal import retrieve_exception
+
+if TYPE_CHECKING:
+    from tenuto.agents.sources import Piping
+
+logger = logging.getLogger("tenuto.client")
+
+# After these errors the server accepts no further request for the message, not even its end.
+_OVER = (Finished, Fenced, Deleted, NotFound, NotWriter, LocalError)
+
+
+class Created(Struct, frozen=True, kw_only=True):
+    """The response to a create."""
+
+    message: Message
+    serial: int
+    generation: int
+    cursor: str
+
+
+class TakenOver(Struct, frozen=True, kw_only=True):
+    """The response to a takeover."""
+
+    generation: int
+
+
+class RemoteWriter(OutgoingProperties):
+    """Writes one streaming message. Made by `Client.message` and `Client.take_over`; used by one task at a time."""
+
+    made_by = "client"
+    _outgoing: RemoteOutgoing
+
+    def __init__(
+        self,
+        link: Link,
+        channel: str,
+        message_id: str,
+        *,
+        lease_s: float,
+        create: dict[str, Any] | None,
+        read: Callable[[], Awaitable[tuple[Message, str]]],
+    ) -> None:
+        """Create the message with the fields `create`, or take it over if they are None; then `read` returns it."""
+        self.channel = channel
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason if its task is cancelled
+        self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
+        # Returns the reason to store for a message whose block an exception ended.
+        self.reason_of: Callable[[BaseException], str | None] | None = None
+        self._link = link
+        self._create = create
+        self._read = read
+        self._outgoing = RemoteOutgoing(message_id, link.limits, f"{link.random.getrandbits(40):010x}")
+        self._lease = WriterLease(
+            link,
+            self._frame,
+            lease_s,
+            is_in_trouble=lambda: self._outgoing.trouble is not None,
+            when_lost=self._lease_lost,
+        )
+        self._created = 0  # serial of the message's create
+        self._appends, self._kept = 0, []
+        self._reads = 0  # number of the latest read of the message, so that results of earlier ones are ignored
+        self._failures = 0  # number of failures in a row
+        self._timer: asyncio.TimerHandle | None = None  # timer of the next try after a failure
+        self._stored_at_s = 0.0
+        self._changed = asyncio.Event()
+
+    # -- public ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_begun(self) -> bool:
+        """Return whether the beginning of the message is stored."""
+        return self._outgoing.state is not NEW
+
+    @property
+    def text(self) -> str:
+        """Return the accepted text of all text parts."""
+        return self._outgoing.text
+
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
+        """Add `text` to the message's last text part, or to part `part`; without one, it opens a text part.
+
+        Returns when the text is accepted: at once, unless the writer is ahead of the server by more than
+        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
+        Deleted, TooLarge; LocalError after the end. Raises Unreachable if no request was stored for the client's
+        `timeout_s`; accepted content is kept and sent later. Half a surrogate pair at the end of `text` is held back
+        and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
+        """
+        self._appends += 1
+        return self._append(text, part)
+
+    async def _append(self, text: str, part: int | None) -> None:
+        self._appends -= 1
+        self._outgoing.accept_text(text, part)
+        await self._accepted()
+
+    @needs_await("part(part)")
+    async def part(self, part: Part, *, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
+        position = self._outgoing.accept_part(part, index)
+        await self._accepted()
+        return position
+
+    def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
+        """Write a model's stream into this message, as `tenuto.agents.sources.pipe` does. Await it, as `append`."""
+        from tenuto.agents.sources import begin_pipe  # imported here: clients that only watch need no sources
+
+        return begin_pipe(self, stream, source=source, text_field=text_field)
+
+    @needs_await("update(meta=meta)")
+    async def update(self, *, meta: dict[str, Json]) -> None:
+        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
+        self._outgoing.accept_update(meta)
+        await self._accepted()
+
+    async def flush(self) -> None:
+        """Wait until all accepted content is stored. Raises as `append`."""
+        await self._until(lambda: not self._outgoing.unstored_bytes)
+
+    @needs_await("finish()")
+    async def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None:
+        """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
+        self._accept_end(status, reason, meta)
+        self._pump()
+        await self._until(lambda: self._outgoing.state is ENDED)
+
+    async def open(self) -> Self:
+        """Store the beginning of the message, so that its `id` can be sent before a task enters `async with message`.
+
+        Entering the block calls this. A message that is opened must be entered, or it streams until its lease ends.
+        While the server refuses it for now, the request is repeated for the client's `timeout_s`. Raises IdConflict if
+        another message has its id; of a takeover Finished, StillStreaming, NotFound; Unreachable as `append`.
+        """
+        while self._outgoing.state is NEW:
+            try:
+                await (self._take_over() if self._create is None else self._begin(self._create))
+            except (IdConflict, Deleted):
+                if self.spare_id is None:
+                    raise
+                self._outgoing.id = self.spare_id()
+        return self
+
+    async def _begin(self, create: dict[str, Any]) -> None:
+        """Create the message."""
+        created = decode_response(await self._created_or_ended(create), Created)
+        message = created.message
+        if message.version != message.created or message.status != "streaming":
+            raise IdConflict(f"message {self.id!r} exists already; use another id")
+        self._opened_at(message, created.generation, created.cursor, sockets=self._link.sockets)
+
+    async def _take_over(self) -> None:
+        """Take the message over, and read it."""
+        sockets = self._link.sockets
+        fields = {
+            "lease_s": self._lease.term_s,
+            "request": f"{self._outgoing.nonce}.{self._link.random.getrandbits(40)}",
+        }
+        taken = decode_response(await self._link.insist("takeover", self._frame(fields)), TakenOver)
+        message, cursor = await self._read()
+        self._opened_at(message, taken.generation, cursor, sockets=sockets)
+
+    def _opened_at(self, message: Message, generation: int, cursor: str, *, sockets: int) -> None:
+        """Accept content after that of `message`, which was read over the socket with number `sockets`."""
+        self._created = message.created
+        self._stored_at_s = _now_s()
+        self._outgoing.load(message, generation)
+        self._outgoing.epoch = _epoch_of(cursor)
+        self._outgoing.open()
+        self._lease.begin(generation)
+        self._link.add_listener(self, since=sockets)
+
+    async def _created_or_ended(self, create: dict[str, Any]) -> dict[str, Any]:
+        """Send the create and return the response.
+
+        If cancelled meanwhile, end the message in case it was created.
+        """
+        try:
+            return await self._link.insist("create", self._frame(create))
+        except asyncio.CancelledError:
+            status, reason = self.cancelled_as
+            kind, fields = "finish", {"generation": 1, "status": status, "reason": reason}
+            if status == "interrupted":  # the server alone sets `interrupted`, when the lease ends
+                kind, fields = "lease", {"generation": 1, "lease_s": SHORTEST_LEASE_S}
+            # the message was not created, or there is no connection, in which case its lease will end
+            with contextlib.suppress(TenutoError):
+                await self._link.request(kind, self._frame(fields), timeout_s=self._link.timing.leave_s)
+            raise
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outgoing = self._outgoing
+        misuse = self._not_awaited() if error is None else None
+        try:
+            if misuse is not None:
+                await self._end_early(*end_for(misuse))
+            elif error is None and outgoing.error is None:
+                await self._end_as("complete", None)
+        except Unreachable:
+            raise  # the writer has already waited for a connection, so it does not retry
+        except BaseException:
+            await self._end_early(*self.cancelled_as)
+            raise
+        else:
+            if error is not None:
+                await self._end_early(*self._end_for(error))
+        finally:
+            outgoing.close()
+            await self._finish_after_refusal()
+            self._close()
+        if misuse is not None:
+            raise misuse
+        if kind is None:
+            outgoing.raise_error()
+
+    # -- for the link ------------------------------------------------------------------------------------------
+
+    def opened(self) -> None:
+        """Renew the lease, which the end of the old connection has shortened, and read the message before writing."""
+        if self._outgoing.is_settled:
+            return
+        self._outgoing.disconnected(
+            Unreachable(
+                f"the connection broke before message {self.id!r} was stored whole; the client repeats its requests"
+            )
+        )
+        self._lease.renew()
+        self._read_message()
+
+    def broken(self) -> None:
+        """Wait for the next connection."""
+        self._reads += 1
+        self._cancel_timer()
+
+    def stopped(self, error: TenutoError) -> None:
+        """Refuse all content, because there will be no other connection."""
+        if not self._outgoing.is_settled:
+            self._refuse(error)
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    async def _accepted(self) -> None:
+        """Send the requests that can be sent, and wait while the writer is too far ahead of the server."""
+        self._pump()
+        limit = self._link.limits.writer_bytes
+        if self._outgoing.unstored_bytes > limit:
+            await self._until(lambda: self._outgoing.unstored_bytes <= limit)
+
+    def _pump(self) -> None:
+        """Send the requests that can be sent now."""
+        outgoing = self._outgoing
+        if outgoing.state is NEW or not self._link.is_live:
+            return
+        for one in outgoing.requests_to_send(self._link.limits.writer_bytes):
+            if outgoing.is_settled:
+                return  # the link refused one of these before it was sent
+            self._lease.use()
+            kind, fields = _frame_of(one.request)
+            fields = {**self._frame(fields), "generation": outgoing.generation}
+            self._link.begin(kind, fields, partial(self._request_done, one), is_repeatable=False)
+
+    def _request_done(self, one: OutgoingRequest, result: Outcome) -> None:
+        outgoing = self._outgoing
+        if outgoing.is_settled:
+            return
+        if isinstance(result, TenutoError):
+            outgoing.request_failed(one, result)
+        else:
+            outgoing.request_stored(one)
+            self._failures = 0
+            self._stored_at_s = _now_s()
+        if outgoing.trouble is None:
+            self._pump()
+        elif not outgoing.in_flight and self._link.is_live:  # without a connection, `opened` continues later
+            self._later(self._retry)
+        self._changed.set()
+
+    # -- after a failure ---------------------------------------------------------------------------------------
+
+    def _retry(self) -> None:
+        if self._outgoing.is_lost:
+            self._read_message()
+        else:
+            self._outgoing.resume()
+            self._pump()
+
+    def _read_message(self) -> None:
+        """Request the present state of the message from the server.
+
+        A repeated create with the same fields returns the message and does not change it.
+        """
+        self._cancel_timer()
+        self._reads += 1
+        when_done = partial(self._message_read, self._reads)
+        if self._create is not None:
+            self._link.begin("create", self._frame(self._create), when_done, is_repeatable=False)
+        else:
+            fields = {"channel": self.channel, "before": self._created + 1, "limit": 1}
+            self._link.begin("history", fields, when_done, is_repeatable=False)
+
+    def _message_read(self, number: int, result: Outcome) -> None:
+        outgoing = self._outgoing
+        if number != self._reads or outgoing.is_settled:
+            return
+        try:
+            if isinstance(result, TenutoError):
+                raise result
+            message, epoch = self._message_of(result)
+        except TenutoError as error:
+            if not error.retry:
+                self._refuse(error)
+            elif self._link.is_live:
+                self._later(self._read_message)
+            return
+        if outgoing.seen(message, epoch):
+            logger.warning("message %r of %s lacks stored content; it is written again", self.id, self.channel)
+        self._pump()
+        self._changed.set()  # a waiting call must check again, since no content may be left to store
+
+    def _message_of(self, response: dict[str, Any]) -> tuple[Message, str]:
+        """Return the message in `response`, and the epoch of the log. Raises NotFound."""
+        if self._create is not None:
+            created = decode_response(response, Created)
+            return created.message, _epoch_of(created.cursor)
+        page = decode_response(response, Page)
+        if not page.messages or page.messages[0].id != self.id:
+            raise NotFound(f"message {self.id!r} is not in channel {self.channel!r} any more; write another message")
+        return page.messages[0], _epoch_of(page.cursor)
+
+    def _lease_lost(self, error: TenutoError) -> None:
+        if self._outgoing.state is OPEN:
+            self._refuse(error)
+
+    def _refuse(self, error: TenutoError) -> None:
+        self._outgoing.refuse(error)
+        self._cancel_timer()
+        self._changed.set()
+
+    def _later(self, step: Callable[[], None]) -> None:
+        """Schedule `step`, with a delay that grows with each failure."""
+        self._cancel_timer()
+        self._failures += 1
+        delay_s = self._link.timing.retry(self._failures, self._link.random)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, step)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- waiting and ending ------------------------------------------------------------------------------------
+
+    async def _until(self, is_true: Callable[[], bool]) -> None:
+        """Wait for `is_true`. Raises a refusal; if no request is stored in time, the present failure or Unreachable."""
+        patience_s = self._link.timing.request_s
+        began_s = _now_s()
+        self._outgoing.raise_error()
+        while not is_true():
+            left_s = max(began_s, self._stored_at_s) + patience_s - _now_s()
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                if _now_s() - max(began_s, self._stored_at_s) < patience_s:
+                    continue
+                trouble = self._outgoing.trouble
+                if trouble is not None and not isinstance(trouble, Unreachable):
+                    raise trouble from None
+                what = f"message {self.id!r} made no progress for {patience_s:g} s"
+                raise self._link.unreachable(what) from None
+            self._outgoing.raise_error()
+
+    async def _end_early(self, status: str, reason: str | None) -> None:
+        """Store the accepted content and end the message as `status`, because its block ended early."""
+        if self._outgoing.is_settled:
+            return
+        ending = asyncio.ensure_future(self._end_as(status, reason))
+        ending.add_done_callback(retrieve_exception)
+        try:
+            async with asyncio.timeout(self._link.timing.leave_s):
+                await asyncio.shield(ending)
+        except (TenutoError, TimeoutError) as error:
+            ending.cancel()
+            logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
+
+    def _end_for(self, error: BaseException) -> tuple[str, str | None]:
+        """Return the status and reason of the message whose block `error` ended."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return self.cancelled_as
+        status, reason = end_for(error)
+        if reason is None and self.reason_of is not None:
+            reason = self.reason_of(error)
+        return status, reason
+
+    async def _end_as(self, status: str, reason: str | None) -> None:
+        if self._outgoing.state is OPEN:
+            # the server alone sets `interrupted`, when the lease ends, which is soon
+            if status == "interrupted":
+                await self.flush()
+                await self._lease.let_end()
+                return
+            self._outgoing.accept_end(status, reason=reason)
+            self._pump()
+        await self._until(lambda: self._outgoing.state is ENDED)
+
+    async def _finish_after_refusal(self) -> None:
+        """If a request was refused while the message streams, finish the message as failed, with the text so far."""
+        error = self._outgoing.error
+        if error is None or isinstance(error, _OVER) or self._link.error is not None:
+            return
+        fields = {"status": "failed", "reason": error.code, "generation": self.generation}
+        try:
+            await self._link.request("finish", self._frame(fields), timeout_s=self._link.timing.leave_s)
+        except TenutoError as trouble:
+            logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
+
+    def _close(self) -> None:
+        self._link.remove_listener(self)
+        self._reads += 1
+        self._cancel_timer()
+        self._lease.end()
+
+    def _frame(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return `fields` with the names of the channel and the message."""
+        return {"channel": self.channel, "id": self.id, **fields}
+
+
+def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
+    """Return the type and the fields of the frame for `request`, without names and generation."""
+    match request:
+        case AppendText():
+            return "append", {"part": request.part, "at": request.at, "text": request.text}
+        case PutPart():
+            return "part", {"part": request.index, "value": request.part, "request": request.request}
+        case UpdateMessage():
+            return "update", {"meta": request.meta, "request": request.request}
+        case FinishMessage():
+            fields: dict[str, Any] = {"status": request.status, "request": request.request}
+            if request.reason is not None:
+                fields["reason"] = request.reason
+            if request.meta:
+                fields["meta"] = request.meta
+            return "finish", fields
+
+
+def _epoch_of(cursor: str) -> str:
+    known = parse_cursor(cursor)
+    return "" if known is None else known.epoch
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

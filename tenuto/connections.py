@@ -1,0 +1,458 @@
+"""The book of open connections: it limits the connections whose peers keep the server waiting, and their time.
+
+Layer: serving, below `bounded_http` and `bounded_websocket`.
+
+A connection is *waiting* while its peer has to act before any work is done for it: until the head of its first request
+is complete, until a socket is authenticated, between two requests of a client that no verifier has identified, and
+while a peer does not read its response. It is also waiting while the verifier runs for an unknown peer. Only waiting
+connections are bounded, first by address, then in total. If there is no room, the book ends the oldest waiting
+connection, so that a new one gets its chance: its peer may be known.
+
+A connection is *idle* while a known peer has to act: between two of its requests, and while its body is to come. Idle
+connections are not bounded, and the book ends the oldest one only if no descriptor is left and no connection waits.
+
+The protocols of those modules call the book, and every method runs on the server's event loop. The constants may
+be changed freely; `docs/security.md` and `docs/python.md` name them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Protocol
+
+from tenuto.core.errors import LocalError
+from tenuto.parse_queue import ParseQueue
+
+logger = logging.getLogger("tenuto.serving")
+
+# Preallocated: the memory of many small objects would not be given back, because a few that live on keep whole arenas
+# of Python's allocator (measured).
+MAX_WAITING = 144
+# Limit per address. A browser opens at most six connections for a page, and hundreds of people may share the address of
+# an office.
+MAX_WAITING_OF_ADDRESS = 96
+# Limit of waiting connections for which the server holds more than `LARGE_BYTES`, such as a large head or response.
+MAX_LARGE = 50
+LARGE_BYTES = 8 * 1024
+OWN_DESCRIPTORS = 64  # descriptors for the store, the listening socket, the event loop and the application
+MAX_DESCRIPTORS = 1_048_576  # a higher soft limit has no use, and some systems allow a billion
+# After a restart a thousand viewers reconnect at once, and their requests lie in the kernel until the loop has read
+# them. Therefore a connection may exceed the limits for this time, up to a number of connections that is always
+# enforced.
+CHANCE_S = 2.0
+MAX_BURST = 1_200
+# Time for the verifier of an unknown peer. It is above the time limit of `transports.access`, which ends the verifier.
+VERIFY_S = 20.0
+SWEEP_S = 1.0
+NOTICE_S = 10.0  # least time between two log lines about connections that were ended
+# After this many waiting connections have ended, free memory is returned to the system, at most once in `TRIM_S`
+# seconds.
+TRIM_AFTER = 200
+TRIM_S = 5.0
+TRIM_PAUSE = 50  # pause after a return of memory, as a multiple of its duration, which grows with the objects in memory
+MAX_COLLECTED = 1_000  # with more open connections, a garbage collection would hold the event loop for too long
+READ_BYTES = 16 * 1024  # limit of bytes read from one connection at once, after which the loop serves the others
+
+
+class ConnectionOwner(Protocol):
+    """The protocol object of a connection."""
+
+    def expire(self) -> None:
+        """End the connection, or give its peer more time, because the deadline of a waiting connection has passed."""
+
+    def evict(self) -> None:
+        """End the connection at once, to make room for another one."""
+
+
+class Connection:
+    """One open connection. It belongs to the book until `close`, which its owner calls when the transport is gone."""
+
+    __slots__ = (
+        "_book",
+        "address",
+        "deadline_s",
+        "is_evicted",
+        "is_from_proxy",
+        "is_idle",
+        "is_large",
+        "is_verifying",
+        "is_waiting",
+        "may_burst",
+        "owner",
+        "since_s",
+        "verification",
+    )
+
+    def __init__(self, book: Connections, address: str, owner: ConnectionOwner, *, is_from_proxy: bool) -> None:
+        self._book = book
+        self.address = address
+        self.owner: ConnectionOwner | None = owner  # None after `close`, because the two objects refer to each other
+        self.is_from_proxy = is_from_proxy
+        self.is_waiting = False
+        self.is_idle = False
+        self.may_burst = True
+        self.is_large = False
+        self.is_verifying = False
+        self.is_evicted = False
+        self.since_s = asyncio.get_running_loop().time()  # loop time at which the peer's `CHANCE_S` begins
+        self.deadline_s = 0.0
+        self.verification: asyncio.Timeout | None = None  # time limit of the verifier that runs for an unknown peer
+
+    def wait(self, timeout_s: float, *, may_burst: bool) -> None:
+        """Count the connection as waiting, for at most `timeout_s` seconds. Call it again for a new deadline.
+
+        With `may_burst` it may exceed the limits for `CHANCE_S`, as one of many that reconnect at once. Without it, it
+        counts at once, from the time when it was opened: otherwise each completed request would give it that time
+        again.
+        """
+        self._book.wait(self, timeout_s, may_burst=may_burst)
+
+    def grow(self) -> None:
+        """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
+        self._book.grow(self)
+
+    def wait_for_verifier(self) -> None:
+        """Count the connection as waiting while `verification` runs."""
+        if not self.is_waiting:  # else its peer has to act, too, and has less time for that
+            # in its first request the peer may belong to a burst, as for the head
+            self.wait(VERIFY_S, may_burst=self.may_burst)
+        self._book.verify(self)
+
+    def rest(self) -> None:
+        """Count the connection as idle: its peer is known, and has to act."""
+        self._book.rest(self)
+
+    def proceed(self) -> None:
+        """Stop counting the connection as waiting or idle."""
+        if self.is_waiting or self.is_idle:
+            self._book.proceed(self)
+
+    def move(self, address: str) -> None:
+        """Count the connection for `address` from now on, because a trusted proxy has named its client."""
+        self.proceed()
+        self.address = address_group(address)
+        self.since_s = asyncio.get_running_loop().time()
+
+    def close(self) -> None:
+        """Remove the connection from the book, because its transport is closed.
+
+        A verifier that runs for the peer ends, as if its time were over.
+        """
+        self._book.close(self)
+        limit, self.verification = self.verification, None
+        if limit is not None and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time())
+
+
+class Connections:
+    """All connections of one server. `input_view` is the buffer into which all of them read, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        max_open: int,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_of_address: int = MAX_WAITING_OF_ADDRESS,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        self.max_open = max_open
+        # At most a quarter of the descriptors: the others are reserved for known clients.
+        self.max_waiting = max(1, min(max_waiting, max_open // 4))
+        self.max_waiting_of_address = max(1, min(max_waiting_of_address, self.max_waiting))
+        self.proxies = proxies or TrustedProxies(())
+        self.input_view = memoryview(bytearray(READ_BYTES))
+        self.parsing = ParseQueue()
+        self.open = 0
+        self.waiting = 0
+        self._by_address: dict[str, dict[Connection, None]] = {}  # waiting connections by address, the oldest first
+        self._large: dict[Connection, None] = {}
+        self._verifying: dict[Connection, None] = {}
+        self._idle: dict[Connection, None] = {}  # idle connections, the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = 0  # connections ended since the last log line
+        self._reason = ""
+        self._notice_due_s = 0.0
+        self._closed = 0  # connections closed since memory was given back
+        self._is_after_wave = False
+        self._trim_due_s = 0.0
+        _malloc_trim()  # loaded now, because objects made during a wave would keep memory of that wave
+
+    def opened(self, peer: str, owner: ConnectionOwner) -> Connection | None:
+        """Return the entry for a new connection of `peer`; None if no descriptor is left for it."""
+        if self.open >= self.max_open:
+            if self.waiting:
+                self._evict_oldest("no descriptor was left")
+            elif self._idle:
+                self._evict(next(iter(self._idle)), "no descriptor was left, and a known client did not use this one")
+            else:
+                self._note_end("a known client uses each descriptor")
+                return None
+        self.open += 1
+        return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
+
+    def wait(self, one: Connection, timeout_s: float, *, may_burst: bool) -> None:
+        """Count a connection as waiting (`Connection.wait`)."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        one.deadline_s = now_s + timeout_s
+        if one.is_waiting and one.may_burst == may_burst:
+            return
+        one.proceed()
+        one.may_burst = may_burst
+        if may_burst:
+            one.since_s = now_s
+        of_address = self._by_address.get(one.address, {})
+        oldest = next(iter(of_address), None)
+        had_chance = oldest is not None and oldest.since_s <= now_s - CHANCE_S
+        is_burst_over = not may_burst or self.waiting >= min(MAX_BURST, self.max_open // 2)
+        if oldest is not None and len(of_address) >= self.max_waiting_of_address and (had_chance or is_burst_over):
+            self._evict(oldest, f"{one.address} kept {len(of_address)} connections waiting")
+        elif self.waiting >= self.max_waiting:
+            self._evict_oldest(f"{self.waiting} connections were waiting", is_forced=is_burst_over)
+        one.is_waiting = True
+        self.waiting += 1
+        self._by_address.setdefault(one.address, {})[one] = None
+        if self._timer is None:
+            self._timer = loop.call_later(SWEEP_S, self._sweep)
+
+    def grow(self, one: Connection) -> None:
+        """Count a connection as large (`Connection.grow`)."""
+        if one.is_large or not one.is_waiting:
+            return
+        if len(self._large) >= MAX_LARGE:
+            self._evict(next(iter(self._large)), f"{MAX_LARGE} waiting connections held more than {LARGE_BYTES} bytes")
+        one.is_large = True
+        self._large[one] = None
+
+    def verify(self, one: Connection) -> None:
+        """Count a connection as one for which a verifier runs (`Connection.wait_for_verifier`)."""
+        if one.is_verifying:
+            return
+        # No more in a burst: a request in progress takes some 25 KiB in small objects (measured).
+        if len(self._verifying) >= self.max_waiting:
+            self._evict(next(iter(self._verifying)), f"the verifier ran for {self.max_waiting} unknown peers")
+        one.is_verifying = True
+        self._verifying[one] = None
+
+    def rest(self, one: Connection) -> None:
+        """Count a connection as idle (`Connection.rest`)."""
+        one.proceed()
+        one.is_idle = True
+        self._idle[one] = None
+
+    def proceed(self, one: Connection) -> None:
+        """Stop counting a connection as waiting or idle (`Connection.proceed`)."""
+        if one.is_idle:
+            one.is_idle = False
+            del self._idle[one]
+            return
+        one.is_waiting = False
+        self.waiting -= 1
+        of_address = self._by_address[one.address]
+        del of_address[one]
+        if not of_address:
+            del self._by_address[one.address]
+        if one.is_large:
+            one.is_large = False
+            del self._large[one]
+        if one.is_verifying:
+            one.is_verifying = False
+            del self._verifying[one]
+
+    def close(self, one: Connection) -> None:
+        """Remove a connection (`Connection.close`)."""
+        # An evicted connection no longer counts as waiting, but no verifier has identified its peer either.
+        self._closed += one.is_waiting or one.is_evicted
+        one.proceed()
+        one.owner = None
+        self.open -= 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def note(self, reason: str) -> None:
+        """Count a connection that its protocol ends because of `reason`, for the next log line."""
+        self._note_end(reason)
+
+    def _evict_oldest(self, reason: str, *, is_forced: bool = True) -> bool:
+        """End the oldest waiting connection of the address that has most of them. Return whether it found one.
+
+        Many clients of one address may connect in one moment. Therefore only addresses count whose oldest connection is
+        older than `CHANCE_S`. Without such an address, the oldest connection of all is ended if `is_forced`. With a
+        thousand addresses the search takes 50 µs, less than accepting a connection.
+        """
+        chance_s = asyncio.get_running_loop().time() - CHANCE_S
+        oldest = [(next(iter(group)), len(group)) for group in self._by_address.values()]
+        had_chance = [(count, one) for one, count in oldest if one.since_s <= chance_s]
+        if had_chance:
+            victim = max(had_chance, key=lambda found: found[0])[1]
+        elif not is_forced:
+            return False
+        else:
+            victim = min((one for one, _ in oldest), key=lambda one: one.since_s)
+        self._evict(victim, reason)
+        return True
+
+    def _evict(self, one: Connection, reason: str) -> None:
+        one.proceed()
+        one.is_evicted = True
+        self._note_end(reason)
+        if one.owner is not None:
+            one.owner.evict()
+
+    def _note_end(self, reason: str) -> None:
+        self._ended += 1
+        self._reason = reason
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _end_burst(self, chance_s: float) -> None:
+        """End the connections beyond the limits that are older than `CHANCE_S`, the oldest first."""
+        for address, group in list(self._by_address.items()):
+            for one in list(group)[: max(0, len(group) - self.max_waiting_of_address)]:
+                if one.since_s <= chance_s:
+                    self._evict(one, f"{address} kept more than {self.max_waiting_of_address} connections waiting")
+        reason = f"more than {self.max_waiting} connections were waiting"
+        while self.waiting > self.max_waiting and self._evict_oldest(reason, is_forced=False):
+            pass
+
+    def _sweep(self) -> None:
+        """End the connections whose deadline has passed, log a line about ended connections, and give memory back."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(SWEEP_S, self._sweep)  # now, so that no error in this call ends the sweeps
+        now_s = loop.time()
+        overdue = [one for group in self._by_address.values() for one in group if one.deadline_s <= now_s]
+        for one in overdue:
+            if one.owner is not None:
+                one.owner.expire()
+        self._end_burst(now_s - CHANCE_S)
+        if self._ended and now_s >= self._notice_due_s:
+            logger.warning("ended %d connections; the last one because %s", self._ended, self._reason)
+            self._ended, self._notice_due_s = 0, now_s + NOTICE_S
+        # Also after the end of a wave of connections, however few the last ones are.
+        is_trim_due = self._closed >= (1 if self._is_after_wave else TRIM_AFTER)
+        if is_trim_due and now_s >= self._trim_due_s:
+            self._is_after_wave = self._closed >= TRIM_AFTER
+            took_s = give_memory_back(collects=self.open <= MAX_COLLECTED)
+            self._closed, self._trim_due_s, is_trim_due = 0, now_s + max(TRIM_S, TRIM_PAUSE * took_s), False
+        if not (self.waiting or self._ended or is_trim_due):
+            self._timer.cancel()
+            self._timer = None
+
+
+class TrustedProxies:
+    """The proxies whose `X-Forwarded-For` header is trusted to name the client."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        """Trust `addresses`, each an address or a network. Raises LocalError for any other text."""
+        self._networks = [_network(text) for text in addresses]
+        self.includes: Callable[[str], bool] = lru_cache(maxsize=1024)(self._includes)
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def client_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Return the address of the client behind the trusted proxy `peer`: the last one that no trusted proxy has.
+
+        A client can write any header, but only in front of the addresses that the proxies append.
+        """
+        hops = [
+            hop.strip()
+            for name, value in headers
+            if name == b"x-forwarded-for"
+            for hop in value.decode("latin-1").split(",")
+        ]
+        client = peer
+        for hop in reversed(hops):
+            host = _host_of(hop)
+            if host is None:
+                break
+            client = host
+            if not self.includes(host):
+                break
+        return client
+
+    def _includes(self, address: str) -> bool:
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            return False
+        plain = getattr(ip, "ipv4_mapped", None) or ip
+        return any(plain in network for network in self._networks)
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise LocalError(
+            f"--trust-proxy must be an address or a network such as 127.0.0.1 or 10.0.0.0/8, got {text[:100]!r}"
+        ) from None
+
+
+def _host_of(hop: str) -> str | None:
+    """Return the address in an entry of `X-Forwarded-For`, which may have a port; None if it holds no address."""
+    host = hop
+    if hop.startswith("["):
+        host = hop[1:].partition("]")[0]
+    elif hop.count(":") == 1:
+        host = hop.partition(":")[0]
+    with contextlib.suppress(ValueError):
+        return str(ip_address(host.partition("%")[0]))  # a zone is of no use here, and could have control characters
+    return None
+
+
+def address_group(address: str) -> str:
+    """Return the group as which a peer is counted: an IPv4 address, or the /64 network of an IPv6 address."""
+    if ":" not in address:
+        return address
+    try:
+        ip = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ip.ipv4_mapped or IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open files as far as the system allows, and return the limit."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MAX_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MAX_DESCRIPTORS)
+
+
+def give_memory_back(*, collects: bool) -> float:
+    """Free the remains of closed connections, and return free memory to the system if the C library can do so.
+
+    Return the seconds that it took.
+    """
+    began_s = time.perf_counter()
+    if collects:
+        gc.collect()
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+    return time.perf_counter() - began_s
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):  # the C library is not GNU's
+        return None
+    return trim

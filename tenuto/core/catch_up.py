@@ -1,0 +1,199 @@
+"""Catch-up: computes the events between a viewer's cursor and now, joined.
+
+Layer: core.
+
+No event is queued for a viewer: a feed reads the missed events from the channel's state when the viewer can take
+them. So appends since its cursor arrive as one event per part, a part that was replaced twenty times as its
+last value, and an edited message once, as it is now. `docs/protocol.md`, "Joining", has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tenuto.core.events import (
+    ChannelAttached,
+    CommandReply,
+    CommandSent,
+    MessageAppend,
+    MessageCreate,
+    MessageDelete,
+    MessageEvent,
+    MessageFinish,
+    MessagePart,
+    MessageTakeover,
+    MessageUpdate,
+    StoredEvent,
+)
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import CommandState, MessageState, PartState
+from tenuto.core.names import command_id
+from tenuto.core.ops import Append, Entry, SetPart
+from tenuto.core.state import ChannelState, PartTail
+from tenuto.core.text import Text
+
+
+def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredEvent] | None:
+    """Return all events after serial `since` in order; None if more than `limit` messages or commands changed.
+
+    The caller ensures that `state` is complete since then (`state.complete_since <= since`).
+    """
+    assert since >= state.complete_since
+    events: list[StoredEvent] = []
+    for count, message in enumerate(state.changed_since(since), 1):
+        if count > limit:
+            return None
+        events.extend(_message_since(message, state.tail, since))
+    for count, command in enumerate(state.commands_since(since), 1):
+        if count > limit:
+            return None
+        events.extend(_command_since(command, since))
+    if len(events) > 1:
+        events.sort(key=lambda event: event.serial)
+    return events
+
+
+def sole_append(state: ChannelState, entry: Entry) -> MessageAppend | None:
+    """Return the event of an append that `entry` will add to `state`, for a viewer at the serial before it, or None.
+
+    Hot path: it must return exactly what `events_since` would return once the entry is applied, or None.
+    """
+    op = entry.op
+    if type(op) is not Append or entry.serial != state.serial + 1 or not op.text:
+        return None
+    message = state.messages.get(op.id)
+    if message is None or message.deleted or op.part >= len(message.parts):
+        return None
+    text = message.parts[op.part].text
+    if not isinstance(text, Text) or text.length != op.at or text.length_at(state.serial) != op.at:
+        return None
+    return MessageAppend(serial=entry.serial, id=op.id, part=op.part, at=op.at, text=op.text)
+
+
+def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[list[MessageState], bool] | None:
+    """Return the newest `history` messages, newest first, and whether older ones exist; None if not all are in memory.
+
+    Finished messages have at most `limits.history_bytes` together; the newest message is always included.
+    """
+    present = (message for message in state.messages.values() if not message.deleted)
+    newest = sorted(present, key=lambda message: message.created, reverse=True)
+    page: list[MessageState] = []
+    size = 0
+    for message in newest:
+        if message.created < state.history_from:
+            break  # between this message and the page there may be messages that only the store holds
+        if len(page) >= history:
+            return page, True
+        size += 0 if message.is_streaming else message.size_bytes
+        if page and size > limits.history_bytes:
+            return page, True
+        page.append(message)
+    is_whole = len(page) >= history or (state.is_history_cut and page) or not state.has_older
+    return (page, state.has_older) if is_whole else None
+
+
+def new_start(state: ChannelState, page: list[MessageState], more: bool) -> tuple[ChannelAttached, list[MessageUpdate]]:
+    """Return the events of a new start: the messages of `page` and all streaming ones."""
+    shown = {message.id: message for message in page}
+    shown.update((message.id, message) for message in state.messages.values() if message.is_streaming)
+    attached = ChannelAttached(
+        channel=state.channel,
+        epoch=state.epoch,
+        serial=state.serial,
+        resumed=False,
+        more=more,
+        before=min((message.created for message in page), default=state.serial + 1),
+        commands=[command.command() for command in state.pending_commands()],
+    )
+    updates = [MessageUpdate(serial=message.version, message=message.message()) for message in shown.values()]
+    updates.sort(key=lambda event: event.serial)
+    return attached, updates
+
+
+def resumed(state: ChannelState) -> ChannelAttached:
+    """Return the `channel.attached` event with which a resumed view continues; the missed events follow it."""
+    return ChannelAttached(
+        channel=state.channel,
+        epoch=state.epoch,
+        serial=state.serial,
+        resumed=True,
+        commands=[command.command() for command in state.pending_commands()],
+    )
+
+
+def reply_to(command: CommandState) -> CommandReply | None:
+    """Return the event for the command's reply, or None while it waits for one."""
+    reply = command.reply
+    if reply is None:
+        return None
+    return CommandReply(
+        serial=command.reply_serial,
+        id=command_id(command.id),
+        ok=reply.ok,
+        data=reply.data,
+        error=reply.error,
+        from_=reply.by,
+    )
+
+
+def _command_since(command: CommandState, since: int) -> Iterator[StoredEvent]:
+    if command.created > since:
+        yield CommandSent(serial=command.created, command=command.command())
+    reply = reply_to(command)
+    if reply is not None and reply.serial > since:
+        yield reply
+
+
+def _message_since(message: MessageState, tail: PartTail, since: int) -> Iterator[MessageEvent]:
+    if message.deleted:
+        yield MessageDelete(serial=message.version, id=message.id)
+    elif message.created > since:
+        yield MessageCreate(serial=message.version, message=message.message())
+    elif message.edited > since or (message.shaped > since and tail.floor > since):
+        yield MessageUpdate(serial=message.version, message=message.message())
+    else:
+        yield from _changes(message, tail, since)
+
+
+def _changes(message: MessageState, tail: PartTail, since: int) -> Iterator[MessageEvent]:
+    """Yield the events of a message that was neither created nor edited after `since`."""
+    ends = sorted(end for end in (message.finished, message.taken_over) if end > since)
+    for index, part in enumerate(message.parts):
+        if part.changed > since:
+            yield from _part_events(message, tail, since, index, part)
+        if isinstance(part.text, Text) and part.text.mark_serials and part.text.mark_serials[-1] > since:
+            yield from _appends(message.id, index, part.text, max(since, part.changed), ends)
+    if message.finished > since:
+        status, reason = message.finished_as
+        yield MessageFinish(
+            serial=message.finished,
+            id=message.id,
+            status=status,
+            reason=reason,
+            meta=message.meta,
+            updated_at=message.updated_at,
+        )
+    if message.taken_over > max(since, message.finished):
+        yield MessageTakeover(serial=message.taken_over, id=message.id)
+
+
+def _part_events(
+    message: MessageState, tail: PartTail, since: int, index: int, part: PartState
+) -> Iterator[MessageEvent]:
+    """Yield the event that opened a part, then the event with the part's latest value, because parts open in order."""
+    if since < part.opened < part.changed:
+        opening = tail.ops[part.opened]
+        assert isinstance(opening, SetPart)
+        yield MessagePart(serial=part.opened, id=message.id, index=index, updated_at=opening.at_ms, part=opening.part)
+    replaced = tail.ops[part.changed]
+    yield MessagePart(serial=part.changed, id=message.id, index=index, updated_at=replaced.at_ms, part=replaced.part)
+
+
+def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
+    """Yield the text after `since` as one append; split it where the message finished or was taken over (`ends`)."""
+    at = text.length_at(since)
+    for until in [*(end - 1 for end in ends), text.mark_serials[-1]]:
+        length, serial = text.length_at(until), text.last_serial(until)
+        if length > at and serial > since:
+            yield MessageAppend(serial=serial, id=message_id, part=index, at=at, text=text.slice(at, length))
+            at = length

@@ -1,0 +1,496 @@
+"""Decisions: whether a request becomes operations, or is refused. No other module accepts or refuses requests.
+
+Layer: core.
+
+`decide` reads the durable state plus the draft of the running batch. It returns the operations to store, or raises a
+TenutoError and leaves the state unchanged. The order of the checks is part of the
+protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced, finished, the rest.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from msgspec import UNSET
+
+from tenuto.core.decide_commands import (
+    check_may_begin,
+    check_room_for_pending,
+    reply_command,
+    send_command,
+    settle_command,
+    with_approval,
+)
+from tenuto.core.decide_leases import check_silent, renew_lease
+from tenuto.core.decide_turns import check_attempt, claim_turn, end_turn
+from tenuto.core.decision import Decidable, Decision
+from tenuto.core.errors import (
+    Deleted,
+    Finished,
+    Forbidden,
+    ForbiddenStatus,
+    Gap,
+    IdConflict,
+    InvalidRequest,
+    InvalidText,
+    Mismatch,
+    NoPart,
+    NotFound,
+    NotText,
+    StillStreaming,
+    TooLarge,
+    VersionConflict,
+    shown,
+)
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import MessageState, PartState, part_bytes, utf8_len
+from tenuto.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
+from tenuto.core.names import check_id
+from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, digest
+from tenuto.core.ownership import (
+    check_generation,
+    check_may_change,
+    check_readable,
+    check_streaming,
+    check_writer,
+    fenced,
+    is_author,
+    is_author_or_writer,
+    is_writer,
+    name_of,
+)
+from tenuto.core.requests import (
+    AboutMessages,
+    AppendText,
+    Caller,
+    ClaimTurn,
+    CreateMessage,
+    DeleteMessage,
+    EndTurn,
+    ExpireLease,
+    FinishMessage,
+    PutPart,
+    RenewLease,
+    ReplyCommand,
+    Request,
+    SendCommand,
+    SettleCommand,
+    TakeOver,
+    UpdateMessage,
+)
+from tenuto.core.state import ChannelState
+
+
+def decide(
+    state: Decidable,
+    key: str,
+    request: Request,
+    *,
+    caller: Caller,
+    now_ms: int,
+    limits: Limits,
+    is_served: bool = False,
+) -> Decision:
+    """Return the decision on `request` about the message or command `key`. Raises a TenutoError if it is refused.
+
+    `is_served`: agents serve this channel, so a new user message, or one to be answered again, waits for an agent.
+    """
+    if not isinstance(request, AppendText):  # hot path first: nearly all requests are appends
+        match request:
+            case CreateMessage():
+                return _create(state, key, request, caller, now_ms, limits, is_served)
+            case SendCommand():
+                return send_command(state, key, request, caller, now_ms, limits, is_served)
+            case ReplyCommand():
+                return reply_command(state, key, request, caller, now_ms, limits)
+            case SettleCommand():
+                return settle_command(state, key, request, now_ms)
+    message = state.message(key)
+    if message is None or (not caller.may_read and not is_author_or_writer(message, caller)):
+        raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
+    if message.deleted and isinstance(request, DeleteMessage):
+        return Decision(serial=message.version)
+    check_readable(message, request)
+    return _decide_existing(state, message, request, caller, now_ms, limits)
+
+
+def _decide_existing(
+    state: Decidable, message: MessageState, request: AboutMessages, caller: Caller, now_ms: int, limits: Limits
+) -> Decision:
+    """Decide `request` about an existing message."""
+    match request:
+        case AppendText():
+            check_writer(message, caller, request.generation)
+            return _append(message, request, limits, now_ms)
+        case PutPart():
+            check_writer(message, caller, request.generation)
+            return _earlier_decision(message, request.request) or _put_part(message, request, limits, now_ms)
+        case UpdateMessage():
+            check_may_change(message, caller)
+            return _earlier_decision(message, request.request) or _update(message, request, caller, limits, now_ms)
+        case FinishMessage():
+            check_writer(message, caller, request.generation)
+            return _earlier_decision(message, request.request) or _finish(message, request, caller, limits, now_ms)
+        case TakeOver():
+            is_ours = caller.is_app or caller.is_server or is_writer(message, caller)
+            # The id of another writer's request may be the same, by chance: the result of that request does not count.
+            known = _earlier_decision(message, request.request) if is_ours else None
+            return known or _take_over(message, request, caller, now_ms)
+        case RenewLease():
+            check_writer(message, caller, request.generation)
+            return renew_lease(message, request, now_ms)
+        case ExpireLease():
+            check_writer(message, caller, request.end.generation)
+            return check_silent(message, request) or _finish(message, request.end, caller, limits, now_ms)
+        case DeleteMessage():
+            check_may_change(message, caller)
+            return Decision(ops=(Delete(id=message.id, at_ms=now_ms),))
+        case ClaimTurn():
+            return claim_turn(state, message, request, caller, now_ms)
+        case EndTurn():
+            return end_turn(message, request, caller, now_ms)
+        case _:
+            assert_never(request)
+
+
+def _create(
+    state: Decidable,
+    message_id: str,
+    request: CreateMessage,
+    caller: Caller,
+    now_ms: int,
+    limits: Limits,
+    is_served: bool,
+) -> Decision:
+    check_id(message_id)
+    fingerprint = _fingerprint(request, caller)
+    known = state.message(message_id)
+    if known is not None:
+        # A caller without the right to read, which did not write the message either, learns only that the id is taken.
+        if known.deleted and (caller.may_read or is_author(known, caller)):
+            raise Deleted(f"message {message_id!r} was deleted; its id cannot be used again, choose another one")
+        if known.deleted or known.digest != fingerprint:
+            raise IdConflict(f"message {message_id!r} exists and was created with other content; choose another id")
+        return Decision(serial=known.created, generation=1)
+    check_may_begin(state, caller)
+    if request.reply_to is not None:
+        check_attempt(state, request.reply_to, message_id, caller.attempt)
+    if request.status == "interrupted":
+        raise ForbiddenStatus("status 'interrupted' is set by the server only; create the message as 'streaming'")
+    if request.status not in ("complete", "streaming"):
+        raise InvalidRequest(f"status of a new message must be 'complete' or 'streaming', got {shown(request.status)}")
+    if request.role not in ROLES:
+        raise InvalidRequest(f"role must be 'user', 'assistant', 'system' or 'tool', got {shown(request.role)}")
+    parts = _parts(request.text, request.parts, limits) or []
+    is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
+    if is_pending:
+        check_room_for_pending(state, limits)
+    op = Create(
+        id=message_id,
+        role=request.role,
+        author=caller.id,
+        status=request.status,
+        parts=parts,
+        meta=_merged({}, request.meta, limits),
+        parent=_parent(state, request),
+        reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
+        at_ms=now_ms,
+        digest=fingerprint,
+        writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
+        is_pending=is_pending,
+    )
+    return Decision(ops=(op,), generation=1)
+
+
+def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
+    parent = "default" if request.parent is UNSET else [request.parent]
+    try:
+        return digest(
+            caller.id,
+            request.role,
+            request.text,
+            request.parts,
+            request.status,
+            request.meta,
+            parent,
+            request.reply_to,
+        )
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"a string in the new message holds {lone_surrogate(error)}") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"the new message cannot be stored as JSON ({error}); send JSON values only") from None
+
+
+def _parent(state: Decidable, request: CreateMessage) -> str | None:
+    if request.parent is UNSET:
+        return request.reply_to or state.newest
+    return check_id(request.parent, "parent") if request.parent is not None else None
+
+
+def _writer(caller: Caller, lease_s: float) -> WriterIdentity:
+    return caller.writer or WriterIdentity(by=caller.id, lease_ms=int(lease_s * 1000))
+
+
+def plain_append(state: ChannelState, key: str, request: AppendText, limits: Limits) -> Append | None:
+    """Return the operation for text that a writer of this process appends at the end of its part, else None.
+
+    Nearly all text arrives in this way. This is a fast path: it must return exactly what `decide` would store, or None,
+    and then the caller asks `decide`, which may also refuse.
+    """
+    message, index, text = state.messages.get(key), request.part, request.text
+    if message is None or message.status != "streaming" or message.deleted:
+        return None
+    if message.generation != request.generation or index is None or not 0 <= index < len(message.parts):
+        return None
+    known = message.parts[index].text
+    if known is None or known.length != request.at or not text:
+        return None
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        return None
+    if size > limits.append_bytes or message.size_bytes + size > limits.message_bytes:
+        return None
+    return Append(id=key, part=index, at=known.length, text=text)
+
+
+def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: int) -> Decision:
+    """Decide an append. Hot path: each piece of a model's output comes here, so the common case is checked inline."""
+    at, index, text = request.at, request.part, request.text
+    _check_count(at, "at")
+    _check_count(index, "part")
+    check_generation(message, request.generation)
+    size = len(text) if text.isascii() else utf8_len(check_text(text))
+    if size > limits.append_bytes:
+        raise _too_large(f"the text has {size} bytes", limits.append_bytes, "append_bytes", "append it in pieces")
+    if index is None:
+        index = message.last_text_part
+        if index is None:
+            return _open_text_part(message, request, text, size, limits, now_ms)
+    if index >= len(message.parts):
+        check_streaming(message)
+        raise NoPart(
+            f"message {message.id!r} has {len(message.parts)} parts, the append was for part {index}; name one of them",
+            parts=len(message.parts),
+        )
+    part = message.parts[index]
+    if part.text is None:
+        check_streaming(message)
+        raise NotText(
+            f"part {index} of message {message.id!r} is of type {shown(part.fields['type'])}, "
+            "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
+        )
+    length = part.text.length
+    new = text if at is None or at == length else _text_after_overlap(message, part, index, at, text)
+    if not new:
+        return Decision(serial=message.version, part=index, length=length)
+    check_streaming(message)
+    _check_size(message, size if new is text else utf8_len(new), limits)
+    at_ms = now_ms if message.writer is not None and message.writer.lease_ms else 0
+    op = Append(id=message.id, part=index, at=length, text=new, at_ms=at_ms)
+    return Decision(ops=(op,), part=index, length=length + len(new))
+
+
+def _text_after_overlap(message: MessageState, part: PartState, index: int, at: int, text: str) -> str:
+    """Return the end of `text`, which begins at offset `at`, that `part` does not hold yet; raises Gap or Mismatch."""
+    assert part.text is not None
+    length = part.length
+    if at > length:
+        check_streaming(message)
+        raise Gap(
+            f"part {index} of message {message.id!r} has {length} characters, the append was for offset {at}; "
+            f"continue at offset {length}",
+            length=length,
+        )
+    overlap = min(length - at, len(text))
+    if overlap and part.text.slice(at, at + overlap) != text[:overlap]:
+        check_streaming(message)
+        raise Mismatch(
+            f"part {index} of message {message.id!r} has {length} characters, "
+            f"and those at offset {at} differ from the append; read the message and continue from its text",
+            length=length,
+        )
+    return text[overlap:]
+
+
+def _open_text_part(
+    message: MessageState, request: AppendText, text: str, size: int, limits: Limits, now_ms: int
+) -> Decision:
+    """Decide an append to a message without a text part: it opens one, as an entry of its own."""
+    check_streaming(message)
+    if request.at:
+        raise Gap(f"message {message.id!r} has no text, the append was for offset {request.at}; begin at 0", length=0)
+    index = len(message.parts)
+    if not text:
+        return Decision(serial=message.version, part=index, length=0)
+    _check_part_count(index + 1, limits)
+    _check_size(message, size, limits)
+    op = SetPart(id=message.id, index=index, part={"type": "text", "text": text}, at_ms=now_ms)
+    return Decision(ops=(op,), part=index, length=len(text))
+
+
+def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: int) -> Decision:
+    _check_count(request.index, "index")
+    check_generation(message, request.generation)
+    check_streaming(message)
+    count = len(message.parts)
+    if request.index > count:
+        raise NoPart(
+            f"message {message.id!r} has {count} parts, the request was for part {request.index}; use 0 to {count}",
+            parts=count,
+        )
+    _check_part_count(request.index + 1, limits)
+    part = check_part(request.part, limits)
+    replaced = 0
+    if request.index < count:
+        earlier = message.parts[request.index].value()
+        replaced = part_bytes(earlier)
+        part = with_approval(part, earlier)
+    _check_size(message, part_bytes(part) - replaced, limits)
+    op = SetPart(id=message.id, index=request.index, part=part, at_ms=now_ms, request=_request(request.request))
+    return Decision(ops=(op,))
+
+
+def _update(message: MessageState, request: UpdateMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
+    if message.is_streaming and request.generation is None:
+        raise StillStreaming(
+            f"message {message.id!r} is streaming in generation {message.generation}; "
+            "only its writer may update it, with that generation"
+        )
+    if message.is_streaming:
+        check_writer(message, caller, request.generation)
+        if not (caller.may_write or caller.is_app or caller.is_server):
+            raise Forbidden(
+                f"message {message.id!r} is streaming, and {name_of(caller)} lacks the capability 'append' to "
+                "update it; wait for its end"
+            )
+    if request.generation is not None:
+        check_generation(message, request.generation)
+    if request.if_version is not None and request.if_version != message.version:
+        raise VersionConflict(
+            f"message {message.id!r} has version {message.version}, not {request.if_version}; read it again",
+            version=message.version,
+        )
+    parts = _parts(request.text, request.parts, limits)
+    if parts is not None:
+        calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
+        parts = [with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]
+    meta = _merged(message.meta, request.meta, limits)
+    op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
+    return Decision(ops=(op,))
+
+
+def _finish(message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
+    check_generation(message, request.generation)
+    if request.status == "interrupted" and not caller.is_server:
+        raise ForbiddenStatus(
+            "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
+        )
+    check_finish(request, limits)
+    if message.status == request.status:
+        return Decision(serial=message.finished or message.created)
+    check_streaming(message)
+    op = Finish(
+        id=message.id,
+        status=request.status,
+        reason=request.reason,
+        meta=_merged(message.meta, request.meta, limits),
+        at_ms=now_ms,
+        request=_request(request.request),
+    )
+    return Decision(ops=(op,))
+
+
+def check_finish(request: FinishMessage, limits: Limits) -> None:
+    """Raise InvalidRequest, InvalidText or TooLarge if `request` cannot finish any message."""
+    if request.status == "streaming" or request.status not in STATUSES:
+        raise InvalidRequest(
+            f"status of a finish must be 'complete', 'cancelled' or 'failed', got {shown(request.status)}"
+        )
+    if request.reason is not None:
+        check_json(request.reason, limits.data_bytes, "reason", depth=1)
+    _merged({}, request.meta, limits)
+
+
+def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms: int) -> Decision:
+    if request.generation is not None and request.generation != message.generation:
+        raise fenced(message, request.generation)
+    if message.status == "streaming" and not (caller.is_server or caller.is_admin):
+        raise StillStreaming(
+            f"message {message.id!r} is streaming in generation {message.generation}; "
+            "a takeover is possible once it is 'interrupted'"
+        )
+    if message.status not in ("streaming", "interrupted"):
+        raise Finished(f"message {message.id!r} is {message.status!r}; only an 'interrupted' one can be taken over")
+    generation = message.generation + 1
+    op = Takeover(
+        id=message.id,
+        generation=generation,
+        writer=_writer(caller, request.lease_s),
+        request=_request(request.request),
+        at_ms=now_ms,
+    )
+    return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])
+
+
+def _earlier_decision(message: MessageState, request: str | None) -> Decision | None:
+    """Return the decision of the request with id `request` if it was carried out already, else None."""
+    if request is None:
+        return None
+    # latest request first: if two writers used the same request id, only the later one can still repeat its request
+    for known, serial, generation in reversed(message.requests):
+        if known == request:
+            lengths = [part.length for part in message.parts]
+            return Decision(serial=serial, generation=generation, lengths=lengths)
+    return None
+
+
+def _request(request: str | None) -> str | None:
+    return check_id(request, "request") if request is not None else None
+
+
+def _check_count(number: int | None, what: str) -> None:
+    """Raise InvalidRequest for a negative `number` in a request made in process; transports check it while decoding."""
+    if number is not None and number < 0:
+        raise InvalidRequest(f"{what} must be 0 or more, got {number}")
+
+
+def _too_large(what: str, limit: int, name: str, remedy: str) -> TooLarge:
+    return TooLarge(f"{what}, the limit is {limit} (Limits.{name}); {remedy}", limit=limit)
+
+
+def _check_size(message: MessageState, more_bytes: int, limits: Limits) -> None:
+    size = message.size_bytes + more_bytes
+    if size > limits.message_bytes:
+        what = f"message {message.id!r} would have {size} bytes"
+        raise _too_large(what, limits.message_bytes, "message_bytes", "continue in another message")
+
+
+def _check_part_count(count: int, limits: Limits) -> None:
+    if count > limits.parts:
+        raise _too_large(f"the message would have {count} parts", limits.parts, "parts", "send fewer")
+
+
+def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:
+    """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`."""
+    if text is not None and parts is not None:
+        raise InvalidRequest(f"the request has both the text {shown(text)} and {len(parts)} parts; send one of them")
+    if text is not None:
+        parts = [{"type": "text", "text": text}]
+    if parts is None:
+        return None
+    _check_part_count(len(parts), limits)
+    checked = [check_part(part, limits) for part in parts]
+    check_json(checked, limits.message_bytes, "a message", depth=limits.depth + 2)
+    return checked
+
+
+def _merged(old: dict[str, Json], new: dict[str, Json], limits: Limits) -> dict[str, Json]:
+    """Return `new` merged into `old` at the top level; null removes a key."""
+    if not isinstance(new, dict):
+        raise InvalidRequest(f"meta must be an object, got {shown(new)}")
+    if not new:
+        return old
+    merged = {name: value for name, value in {**old, **new}.items() if value is not None}
+    check_json(merged, limits.meta_bytes, "meta", depth=limits.depth)
+    return plain(merged)

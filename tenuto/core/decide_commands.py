@@ -1,0 +1,396 @@
+"""Decisions about commands.
+
+Layer: core; `decide` calls this module. A command is stored, and the first reply to it counts.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tenuto.core.decision import Decidable, Decision
+from tenuto.core.errors import (
+    AlreadyAnswered,
+    Deleted,
+    Finished,
+    Forbidden,
+    TenutoError,
+    IdConflict,
+    InvalidRequest,
+    InvalidText,
+    NotFound,
+    StillStreaming,
+    TooMany,
+    shown,
+)
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import ClaimState, CommandState, MessageState
+from tenuto.core.model import Approval, Json, Part, check_json, plain
+from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
+from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, digest
+from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
+from tenuto.core.turns import APPROVE, Replier, next_round, rules_of
+
+LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
+OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
+REASON_CHARS = 1_000  # maximal length of the reason of an approval or denial in the tool part; the reply has all of it
+DENIED = "denied"  # state of a tool part whose call a person has not approved
+
+
+def send_command(
+    state: Decidable, key: str, request: SendCommand, caller: Caller, now_ms: int, limits: Limits, is_served: bool
+) -> Decision:
+    """Store a command. A `regenerate`, and a `cancel` of a turn that waits, are carried out in the same batch."""
+    assert key.startswith(COMMAND_MARK)  # without its prefix the stored command would be read as a message
+    check_id(command_id(key), "a command's id")
+    check_id(request.name, "a command's name")
+    fingerprint = _fingerprint(request, caller)
+    known = state.command(key)
+    if known is not None:
+        if known.digest != fingerprint:
+            raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
+        return Decision(serial=known.created)
+    check_may_begin(state, caller)
+    if not 0 < request.expires_s <= LONGEST_S:
+        raise InvalidRequest(f"expires_s must be above 0 and at most {LONGEST_S}, got {request.expires_s}")
+    data = _data(request.data, limits)
+    target = _target(state, request, caller)
+    command = Command(
+        id=key,
+        name=request.name,
+        target=request.target,
+        data=data,
+        by=caller.id,
+        at_ms=now_ms,
+        expires_ms=now_ms + int(request.expires_s * 1000),
+        digest=fingerprint,
+    )
+    if rules_of(request.name).restarts:
+        assert target is not None
+        claims = _restarted(state, target, is_served, now_ms, limits)
+        return Decision(ops=(command, *claims, _reply(key, now_ms, ok=True)), result_op=0)
+    if rules_of(request.name).stops and target is not None and _is_only_waiting(state, target):
+        assert target.claim is not None
+        ops = (command, _cancelled(target, target.claim, now_ms), _reply(key, now_ms, ok=True))
+        # the result of a `regenerate` carries the serial of the command, so that a repeated request gets the same
+        # result
+        return Decision(ops=ops, result_op=0)
+    if not (caller.is_server or caller.is_app):
+        _check_room(state, request, caller, limits)
+    return Decision(ops=(command,))
+
+
+def _restarted(
+    state: Decidable, target: MessageState, is_served: bool, now_ms: int, limits: Limits
+) -> tuple[Claim, ...]:
+    """Return the operation by which `target` waits for an agent again; none if it waits already.
+
+    The next attempts are numbered in a new round. Their answers therefore get new ids, and earlier crashes do not count
+    towards the limit of attempts.
+    """
+    if target.role != "user":
+        raise InvalidRequest(
+            f"a regenerate needs the id of a user message as `target`, got a message of role {target.role!r}: "
+            "name the message in its `reply_to`"
+        )
+    if _is_only_waiting(state, target):
+        return ()
+    if _is_at_work(state, target):
+        raise StillStreaming(f"message {target.id!r} is being answered: wait for the end, or send a cancel first")
+    if not is_served:
+        raise Finished(f"message {target.id!r} cannot wait for an answer: no agent serves its channel")
+    check_room_for_pending(state, limits)
+    generation = next_round(target.claim.generation if target.claim is not None else 0)
+    return (Claim(id=target.id, state="pending", generation=generation, at_ms=now_ms),)
+
+
+def check_room_for_pending(state: Decidable, limits: Limits) -> None:
+    """Raise TooMany if too many messages wait for an agent: such messages stay in memory until an agent takes them."""
+    pending = state.pending()
+    if len(pending) >= (limit := limits.pending_messages):
+        raise TooMany(
+            f"the channel has {len(pending)} messages that wait for an agent, the limit is {limit}; try again later",
+            limit=limit,
+        )
+    if (size_bytes := sum(one.size_bytes for one in pending)) >= (limit := limits.pending_bytes):
+        raise TooMany(
+            f"the channel has {size_bytes} bytes of messages that wait for an agent, the limit is {limit}; "
+            "try again later",
+            limit=limit,
+        )
+
+
+def check_may_begin(state: Decidable, caller: Caller) -> None:
+    """Raise TooMany if the request would create a channel and `caller` has created too many in this hour."""
+    if not caller.may_begin and state.is_empty:
+        name = f"client {shown(caller.id)}" if caller.id is not None else "a client without an id"
+        raise TooMany(
+            f"the channel does not exist, and {name} has created as many channels in the last hour as it may; "
+            "try again later"
+        )
+
+
+def _check_room(state: Decidable, request: SendCommand, caller: Caller, limits: Limits) -> None:
+    """Raise TooMany if too many commands wait for a reply.
+
+    `cancel` commands are counted separately, so that people can stop an answer while many other commands wait. They
+    need no limit per sender, because the server replies to each within seconds.
+    """
+    stops = rules_of(request.name).stops
+    alike = [one for one in state.open_commands() if rules_of(one.name).stops is stops]
+    if stops:
+        _check_count(sum(one.target == request.target for one in alike), OPEN_CANCELS, "cancels of that target")
+        return
+    _check_count(len(alike), limits.open_commands, "commands")
+    _check_count(
+        sum(one.by == caller.id for one in alike), max(1, limits.open_commands // 4), "commands of this sender"
+    )
+
+
+def _check_count(count: int, limit: int, what: str) -> None:
+    if count >= limit:
+        raise TooMany(
+            f"{limit} {what} wait for a reply, which is the limit; send it again when one has its reply", limit=limit
+        )
+
+
+def reply_command(
+    state: Decidable, key: str, request: ReplyCommand, caller: Caller, now_ms: int, limits: Limits
+) -> Decision:
+    """Store the reply to a command. The first reply counts; a later one is refused."""
+    command = _command(state, key)
+    if command.reply is not None and _is_repeat(command.reply, request, caller):
+        return Decision(serial=command.reply_serial)
+    is_senders = caller.id is not None and command.by == caller.id
+    is_at_work = _is_at_work_on(state, command.target, caller)
+    if not (caller.may_read or is_senders or is_at_work):
+        raise _unknown(key)
+    is_trusted = is_at_work or caller.is_admin or caller.is_app or caller.is_server
+    if rules_of(command.name).replier is Replier.WORKER and not is_trusted:
+        _check_may_reply(command, caller)
+    if command.reply is not None:
+        raise AlreadyAnswered(f"command {command_id(key)!r} already has a reply; only the first one counts")
+    reply = Reply(
+        id=key,
+        ok=request.ok,
+        data=_data(request.data, limits),
+        error=_data(request.error, limits),
+        by=caller.id,
+        request=check_id(request.request, "request") if request.request is not None else None,
+        at_ms=now_ms,
+    )
+    return Decision(ops=(reply, *_noted(state, command, request, now_ms)), result_op=0)
+
+
+def _noted(state: Decidable, command: CommandState, request: ReplyCommand, now_ms: int) -> tuple[SetPart, ...]:
+    """Return the operation that notes the reply at the tool call which an `approve` names in `data.call`, if it waits.
+
+    A reply with an error, such as that of an agent that withdraws its question, is not noted.
+    """
+    call = command.data.get("call") if isinstance(command.data, dict) else None
+    target = state.message(command.target) if command.target is not None else None
+    is_judgement = command.name == APPROVE.name and request.error is None
+    if not is_judgement or target is None or not target.is_streaming:
+        return ()
+    for index, part in enumerate(target.parts):
+        fields = part.fields
+        if fields["type"] == "tool" and fields["call"] == call and "output" not in fields:
+            denied = {} if request.ok else {"state": DENIED}
+            noted = {**part.value(), **denied, "approval": _approval(command, request)}
+            return (SetPart(id=target.id, index=index, part=noted, at_ms=now_ms),)
+    return ()
+
+
+def _approval(command: CommandState, request: ReplyCommand) -> dict[str, Json]:
+    """Return the field `approval` of a tool part: the reply, without its author."""
+    reason = request.data.get("reason") if isinstance(request.data, dict) else None
+    short = reason[:REASON_CHARS] if isinstance(reason, str) else None
+    approval: dict[str, Json] = msgspec.to_builtins(
+        Approval(id=command_id(command.id), approved=request.ok, reason=short)
+    )
+    return approval
+
+
+def with_approval(part: Part, earlier: Part) -> Part:
+    """Return `part`, which replaces `earlier`, with the approval of the same tool call: a writer may not know it."""
+    is_same_call = part["type"] == earlier["type"] == "tool" and part["call"] == earlier["call"]
+    if is_same_call and "approval" in earlier and "approval" not in part:
+        return {**part, "approval": earlier["approval"]}
+    return part
+
+
+def _is_repeat(reply: Reply, request: ReplyCommand, caller: Caller) -> bool:
+    """Return whether the request repeats the stored reply; the client that sent it may have finished its work since."""
+    return reply.by == caller.id and request.request is not None and reply.request == request.request
+
+
+def _check_may_reply(command: CommandState, caller: Caller) -> None:
+    """Raise Forbidden if `caller`, which does not work on the target, may not reply to this `cancel` or `steer`.
+
+    The server does not carry out a `cancel` that has a reply, so a reply by another client would keep the answer
+    running. Any client that may write replies to a command without a target.
+    """
+    if command.target is not None:
+        raise Forbidden(
+            f"only the agent that works on message {command.target!r} may reply to this "
+            f"{command.name}; wait for its reply"
+        )
+    if not caller.may_write:
+        raise Forbidden(f"a reply to command {command.name!r} without a target needs the capability 'append'")
+
+
+def _is_at_work_on(state: Decidable, target_id: str | None, caller: Caller) -> bool:
+    """Return whether `caller`, in another process, writes the message, has its turn, or writes all answers to it.
+
+    It must write all answers, and no worker may have the turn: otherwise a client that starts an answer itself could
+    claim that the other answers have stopped. Messages that are being worked on are always in memory; a message that is
+    not in memory is finished.
+    """
+    target = state.message(target_id) if target_id is not None else None
+    if target is None or target.deleted:
+        return False
+    if _is_written_by(target, caller) or _has_turn(target, caller):
+        return True
+    if target.claim is not None and target.claim.is_open:
+        return False
+    answers = [one for one in state.streaming() if one.reply_to == target.id]
+    return bool(answers) and all(_is_written_by(one, caller) for one in answers)
+
+
+def _is_written_by(message: MessageState, caller: Caller) -> bool:
+    writer = message.writer
+    return writer is not None and writer.node is None and writer.by == caller.id and caller.may_write
+
+
+def _has_turn(message: MessageState, caller: Caller) -> bool:
+    claim = message.claim
+    return claim is not None and claim.state == "taken" and claim.node is None and is_own_name(claim.by, caller.id)
+
+
+def settle_command(state: Decidable, key: str, request: SettleCommand, now_ms: int) -> Decision:
+    """Give the server's reply to a command without one: carry out a `cancel`, and expire a command that is too old."""
+    command = _command(state, key)
+    if command.reply is not None:
+        return Decision(serial=command.reply_serial)
+    if request.expires_ms not in (None, command.expires_ms):
+        return Decision(serial=command.created)
+    if rules_of(command.name).stops and command.target is not None:
+        ops = _carry_out(state, command.target, now_ms)
+        if ops:
+            return Decision(ops=(*ops, _reply(key, now_ms, ok=True)))
+        return Decision(
+            ops=(
+                _reply(
+                    key,
+                    now_ms,
+                    ok=False,
+                    error=_error(
+                        Finished("the answer ended before the cancel was carried out; no other cancel is needed")
+                    ),
+                ),
+            )
+        )
+    if request.is_expired:
+        return Decision(
+            ops=(_reply(key, now_ms, ok=False, error={"code": "expired", "detail": "no reply arrived in time"}),)
+        )
+    return Decision(serial=command.created)
+
+
+def _carry_out(state: Decidable, target: str, now_ms: int) -> list[Op]:
+    """Return the operations that end the turn and one answer, or all answers to a user message."""
+    ops: list[Op] = []
+    turns = {target}
+    for message in state.streaming():
+        if target in (message.id, message.reply_to):
+            ops.append(Finish(id=message.id, status="cancelled", reason=None, meta=message.meta, at_ms=now_ms))
+            if message.reply_to is not None:
+                turns.add(message.reply_to)
+    for message_id in sorted(turns):
+        user_message = state.message(message_id)
+        if (
+            user_message is not None
+            and not user_message.deleted
+            and user_message.claim is not None
+            and user_message.claim.is_open
+        ):
+            ops.append(_cancelled(user_message, user_message.claim, now_ms))
+    return ops
+
+
+def _target(state: Decidable, request: SendCommand, caller: Caller) -> MessageState | None:
+    """Return the message that a command names. Raise NotFound, Deleted, or Finished if no answer to it is running."""
+    if request.target is None:
+        if rules_of(request.name).needs_target:
+            raise InvalidRequest(
+                f"a {request.name} needs `target`: the id of an answer, or of the user message that it answers"
+            )
+        return None
+    check_id(request.target, "target")
+    target = state.message(request.target)
+    if target is None or not (
+        caller.may_read or _is_of(target, caller)
+    ):  # a caller without the right to read must not learn which messages exist
+        raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
+    if target.deleted:
+        raise Deleted(f"message {request.target!r} was deleted; check the target")
+    if rules_of(request.name).stops and not _is_at_work(state, target):
+        raise Finished(f"message {request.target!r} has no running answer to cancel; it may have ended already")
+    return target
+
+
+def _is_of(message: MessageState, caller: Caller) -> bool:
+    """Return whether `caller` created the message or is its current writer."""
+    writer = message.writer
+    return caller.id is not None and (message.author == caller.id or (writer is not None and writer.by == caller.id))
+
+
+def _is_at_work(state: Decidable, target: MessageState) -> bool:
+    return target.is_open or _has_answers(state, target)
+
+
+def _is_only_waiting(state: Decidable, target: MessageState) -> bool:
+    """Return whether the turn waits for a worker and has no answer, so that no process has to stop first."""
+    return target.is_pending and not _has_answers(state, target)
+
+
+def _has_answers(state: Decidable, target: MessageState) -> bool:
+    return any(message.reply_to == target.id for message in state.streaming())
+
+
+def _command(state: Decidable, key: str) -> CommandState:
+    command = state.command(key)
+    if command is None:
+        raise _unknown(key)
+    return command
+
+
+def _unknown(key: str) -> NotFound:
+    return NotFound(f"command {command_id(key)!r} does not exist in this channel; check the id")
+
+
+def _reply(key: str, now_ms: int, *, ok: bool, error: Json = None) -> Reply:
+    return Reply(id=key, ok=ok, data=None, error=error, by=None, at_ms=now_ms)
+
+
+def _error(error: TenutoError) -> Json:
+    return {"code": error.code, "detail": error.detail}
+
+
+def _data(value: Json, limits: Limits) -> Json:
+    if value is None:
+        return None
+    check_json(value, limits.data_bytes, "data", depth=limits.depth)
+    return plain({"data": value})["data"]
+
+
+def _fingerprint(request: SendCommand, caller: Caller) -> bytes:
+    try:
+        return digest(caller.id, request.name, request.target, request.data)
+    except UnicodeEncodeError:
+        raise InvalidText("the command holds a lone surrogate; send whole characters") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"the command cannot be stored as JSON ({error}); send JSON values only") from None
+
+
+def _cancelled(message: MessageState, claim: ClaimState, now_ms: int) -> Claim:
+    return Claim(id=message.id, state="cancelled", generation=claim.generation, by=claim.by, at_ms=now_ms)

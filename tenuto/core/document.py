@@ -1,0 +1,464 @@
+"""Documents: the form in which a store keeps a message, and the way back into memory.
+
+Layer: core.
+
+A document is a head (all fields but growing text) and segments of text, each with sparse marks
+(serial, length). A new document of a message rewrites the head and adds only the text since the last
+one, so its cost is that of the change; after an edit it is `fresh` and replaces all segments. Head fields are stored by
+position: add at the end, with a default.
+
+The data of a command and of its reply is a segment, not part of the head, so that a store can remove it and keep the
+rest: an id stays used up, and a repeated command is recognised.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple, replace
+
+from tenuto.core.errors import StoreUnusable
+from tenuto.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, PartState, utf8_len
+from tenuto.core.model import Json, Part
+from tenuto.core.names import COMMAND_MARK, is_id
+from tenuto.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
+from tenuto.core.state import apply_op, apply_to_command
+from tenuto.core.text import MARK_BYTES, Text, TextFork
+
+
+class Segment(Struct, frozen=True, array_like=True):
+    """A stretch of a part's text. `marks` alternate serial and length, each as the difference to the mark before."""
+
+    part: int
+    at: int  # offset of the segment in the part's text
+    text: str
+    marks: list[int]
+
+
+class PartHead(Struct, frozen=True, array_like=True):
+    """The stored fields of a part, without its growing text."""
+
+    fields: Part
+    opened: int
+    changed: int
+
+
+class ClaimHead(Struct, frozen=True, array_like=True):
+    """The stored state of a turn. Add new fields to `MessageHead`: earlier builds refuse a longer claim."""
+
+    state: str
+    generation: int
+    by: str | None
+    node: str | None
+    lease_ms: int
+    within: str | None
+    within_generation: int
+    round_from: int = 0
+
+
+class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
+    """The stored fields of a message, without its growing text."""
+
+    role: str
+    author: str | None
+    status: str
+    reason: str | None
+    meta: dict[str, Json]
+    parent: str | None
+    reply_to: str | None
+    created: int
+    version: int
+    created_at: int
+    updated_at: int
+    digest: bytes
+    writer: WriterIdentity | None
+    generation: int
+    deleted: bool
+    edited: int
+    shaped: int
+    finished: int
+    finished_as: tuple[str, str | None]
+    taken_over: int
+    requests: list[tuple[str, int, int]]
+    parts: list[PartHead]
+    last: int = 0
+    claim: ClaimHead | None = None
+    confirmed: int = 0  # of the claim
+    alive_at: int = 0  # of an open message
+
+
+class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
+    """A command, with its reply if it has one, both without their data."""
+
+    command: Command
+    created: int
+    reply: Reply | None
+    reply_serial: int
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    """A document on its way to a store. The store keeps `head` as opaque bytes and indexes the other fields."""
+
+    id: str
+    # serial that places the message in the history of its channel; 0 for a command, which is not part of the history
+    created: int
+    version: int  # the document contains all changes of the message up to this serial
+    is_open: bool  # True while a message streams or waits for an agent, and while a command waits for its reply
+    is_deleted: bool
+    size_bytes: int
+    head: bytes
+    fresh: bool  # True: these segments replace all stored ones; False: they are added to them
+    segments: list[Segment]
+    # id of a message: if it is deleted and this document is no longer open, the store removes the segments
+    target: str | None = None
+    until_ms: int | None = None  # time in ms since 1970 at which the store removes this document's segments in any case
+    at_ms: int = 0  # time of the last change, apart from text, in ms since 1970
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """A document as a store returns it: with all its segments in order, and the entries stored after it."""
+
+    id: str
+    head: bytes
+    segments: list[Segment]
+    entries: list[Entry]
+
+
+# How long after a command's expiry a store keeps the command's data, unless its target is deleted earlier. Webhooks and
+# viewers that were away for longer receive the command without its data.
+KEPT_MS = 7 * 24 * 3_600_000
+
+# Exceptions of decoding that mean a store returned damaged data. ValueError stands for text that is not UTF-8.
+DAMAGE = (
+    msgspec.DecodeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
+_encode_head = msgspec.msgpack.Encoder().encode
+_decode_head = msgspec.msgpack.Decoder(MessageHead).decode
+_decode_command = msgspec.msgpack.Decoder(CommandHead).decode
+
+
+def document(message: MessageState | CommandState) -> Document:
+    """Return the document to store for `message` as it is now. Once it is stored, call `mark_documented`."""
+    if isinstance(message, CommandState):
+        return _command_document(message)
+    # Deleted text must leave the store too, so the document of a deleted message replaces all segments.
+    fresh = message.deleted or message.documented < message.shaped or not message.documented
+    since = 0 if fresh else message.documented
+    segments = []
+    for index, part in enumerate(message.parts):
+        if part.text is not None:
+            start = part.text.length_at(since)
+            if start < part.text.length:
+                segments.append(_segment(index, part.text, start))
+    return Document(
+        id=message.id,
+        created=message.created,
+        version=message.last,
+        is_open=message.is_open,
+        is_deleted=message.deleted,
+        size_bytes=message.size_bytes,
+        head=_encode_head(_head(message)),
+        fresh=fresh,
+        segments=segments,
+        at_ms=max(message.updated_at, message.moved_at),
+    )
+
+
+def _command_document(command: CommandState) -> Document:
+    reply = command.reply
+    head = _encode_head(
+        CommandHead(
+            command=Command(
+                id=command.id,
+                name=command.name,
+                target=command.target,
+                data=None,
+                by=command.by,
+                at_ms=command.created_at,
+                expires_ms=command.expires_ms,
+                digest=command.digest,
+            ),
+            created=command.created,
+            reply=replace(reply, data=None, error=_outcome(reply.error)) if reply is not None else None,
+            reply_serial=command.reply_serial,
+        )
+    )
+    data = [command.data, *([reply.data, reply.error] if reply is not None else [])]
+    text = msgspec.json.encode(data).decode() if any(one is not None for one in data) else ""
+    return Document(
+        id=command.id,
+        created=0,
+        version=command.version,
+        is_open=command.is_open,
+        is_deleted=False,
+        size_bytes=len(head) + utf8_len(text),
+        head=head,
+        fresh=True,
+        segments=[Segment(part=0, at=0, text=text, marks=[])] if text else [],
+        target=command.target,
+        until_ms=command.expires_ms + KEPT_MS,
+        at_ms=command.updated_at,
+    )
+
+
+def times_in(document_id: str, head: bytes) -> tuple[int, int]:
+    """Return when the message or command of a stored document was created, and when it changed last, in ms since 1970.
+
+    Raises an exception of `DAMAGE`.
+    """
+    if document_id.startswith(COMMAND_MARK):
+        command = _command_in(_decode_command(head))
+        return command.created_at, command.updated_at
+    decoded = _decode_head(head)
+    return decoded.created_at, decoded.updated_at
+
+
+def _outcome(error: Json) -> Json:
+    """Return the code of a reply's error. The code stays in the store when the rest of the error is removed."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return {"code": code} if isinstance(code, str) and is_id(code) else None
+
+
+def mark_documented(message: MessageState, version: int) -> None:
+    """Note that the store holds a document of `message` at `version`."""
+    message.documented = version
+    message.undocumented_bytes = 0
+
+
+def restore(stored: Stored) -> MessageState:
+    """Return the message in `stored`. Raises StoreUnusable if it is damaged."""
+    try:
+        return _restored_message(stored)
+    except DAMAGE as error:
+        raise _damaged(stored, f"{type(error).__name__}: {error}") from error
+
+
+def restore_command(stored: Stored) -> CommandState:
+    """Return the command in `stored`. Raises StoreUnusable if it is damaged."""
+    try:
+        return _restored_command(stored)
+    except DAMAGE as error:
+        raise _damaged(stored, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(stored: Stored, why: str) -> StoreUnusable:
+    what = "command" if stored.id.startswith(COMMAND_MARK) else "message"
+    return StoreUnusable(f"{what} {stored.id!r} is damaged ({why[:200]}); restore a backup")
+
+
+def _restored_message(stored: Stored) -> MessageState:
+    head = _decode_head(stored.head)
+    message = _from_head(stored.id, head)
+    for segment in stored.segments:
+        part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
+        if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
+            raise _damaged(stored, f"text at offset {segment.at} of part {segment.part} does not fit there")
+        message.size_bytes += utf8_len(_extend(part.text, segment))
+    mark_documented(message, head.last or head.version)
+    for entry in stored.entries:
+        if type(entry.op) is Append and not _follows(message, entry.op, entry.serial):
+            raise _damaged(stored, f"entry {entry.serial} does not begin at the end of its part")
+        apply_op(message, entry.op, entry.serial)
+    return message
+
+
+def _follows(message: MessageState, op: Append, serial: int) -> bool:
+    """Return whether the append `op` fits to the end of its part, as it did when it was stored.
+
+    An append that the document already contains fits, too.
+    """
+    if serial <= message.last:
+        return True
+    part = message.parts[op.part] if 0 <= op.part < len(message.parts) else None
+    return part is not None and part.text is not None and op.at == part.text.length
+
+
+def _joins(text: Text, segment: Segment) -> bool:
+    """Return whether a segment begins within `text`, agrees with the overlap, and has marks for all of its own text."""
+    if not 0 <= segment.at <= text.length or sum(segment.marks[1::2]) != len(segment.text):
+        return False
+    overlap = text.length - segment.at
+    return not overlap or text.slice(segment.at, segment.at + len(segment.text)) == segment.text[:overlap]
+
+
+def _restored_command(stored: Stored) -> CommandState:
+    command = _command_in(_decode_command(stored.head))
+    for segment in stored.segments:
+        command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
+        if command.reply is not None:
+            data, error = of_reply
+            command.reply = replace(command.reply, data=data, error=error)
+    for entry in stored.entries:
+        apply_to_command(command, entry.op, entry.serial)
+    return command
+
+
+def _command_in(head: CommandHead) -> CommandState:
+    command = CommandState(head.command, head.created)
+    command.reply, command.reply_serial = head.reply, head.reply_serial
+    return command
+
+
+def used_up_head(message_id: str) -> bytes:
+    """Return the head of a message that was deleted with its channel: only its id is known, and stays used up."""
+    return _encode_head(_head(_used_up_message(message_id)))
+
+
+def _used_up_message(message_id: str) -> MessageState:
+    message = MessageState(
+        Create(
+            id=message_id,
+            role="assistant",
+            author=None,
+            status="interrupted",
+            parts=[],
+            meta={},
+            parent=None,
+            reply_to=None,
+            at_ms=0,
+            digest=b"",
+        ),
+        0,
+    )
+    message.deleted = True
+    return message
+
+
+def damaged_head(message_id: str, created: int, version: int) -> bytes:
+    """Return the head of a damaged message, which has failed and has no text, or of a damaged command."""
+    if message_id.startswith(COMMAND_MARK):
+        command = Command(
+            id=message_id, name=DAMAGED, target=None, data=None, by=None, at_ms=0, expires_ms=0, digest=b""
+        )
+        reply = Reply(id=message_id, ok=False, data=None, error={"code": DAMAGED}, by=None)
+        return _encode_head(CommandHead(command=command, created=version, reply=reply, reply_serial=version))
+    message = _used_up_message(message_id)
+    message.deleted = False
+    message.status, message.reason = "failed", DAMAGED
+    message.created, message.version, message.last = created, version, version
+    message.edited = message.shaped = message.finished = version  # so a viewer gets the message whole
+    message.finished_as = ("failed", DAMAGED)
+    return _encode_head(_head(message))
+
+
+def _segment(index: int, text: Text | TextFork, start: int) -> Segment:
+    marks: list[int] = []
+    serial_before, length_before = 0, start
+    pending: tuple[int, int] | None = None
+    for serial, length in text.marks_after(start):
+        pending = (serial, length)
+        # Compare characters first: text is never shorter in JSON than in characters, so most marks need no encoding.
+        if length - length_before >= MARK_BYTES or _json_len(text, length_before, length) >= MARK_BYTES:
+            marks += (serial - serial_before, length - length_before)
+            serial_before, length_before, pending = serial, length, None
+    if pending is not None:
+        marks += (pending[0] - serial_before, pending[1] - length_before)
+    return Segment(part=index, at=start, text=text.slice(start), marks=marks)
+
+
+def _json_len(text: Text | TextFork, start: int, end: int) -> int:
+    if (end - start) * 6 < MARK_BYTES:  # a character takes at most 6 bytes in JSON (\u1234) and at most 4 in UTF-8
+        return 0
+    return len(msgspec.json.encode(text.slice(start, end))) - 2
+
+
+def _extend(text: Text, segment: Segment) -> str:
+    """Add a segment's text, and all its marks, to `text`; returns the text that was not there yet."""
+    new = segment.text[max(0, text.length - segment.at) :]
+    serial, length = 0, segment.at
+    before = text.length
+    steps = iter(segment.marks)
+    for serial_step, length_step in zip(steps, steps, strict=True):
+        serial, length = serial + serial_step, length + length_step
+        if length > text.length:
+            text.append(new[text.length - before : length - before], serial)
+    return new
+
+
+def _head(message: MessageState) -> MessageHead:
+    claim = message.claim
+    return MessageHead(
+        role=message.role,
+        author=message.author,
+        status=message.status,
+        reason=message.reason,
+        meta=message.meta,
+        parent=message.parent,
+        reply_to=message.reply_to,
+        created=message.created,
+        version=message.version,
+        created_at=message.created_at,
+        updated_at=message.updated_at,
+        digest=message.digest,
+        writer=message.writer,
+        generation=message.generation,
+        deleted=message.deleted,
+        edited=message.edited,
+        shaped=message.shaped,
+        finished=message.finished,
+        finished_as=message.finished_as,
+        taken_over=message.taken_over,
+        requests=list(message.requests),
+        parts=[_part_head(part) for part in message.parts],
+        last=message.last,
+        claim=ClaimHead(*claim[:-1]) if claim is not None else None,
+        confirmed=claim.confirmed if claim is not None else 0,
+        alive_at=message.alive_at if message.is_open else 0,
+    )
+
+
+def _part_head(part: PartState) -> PartHead:
+    return PartHead(part.fields, part.opened, part.changed)
+
+
+def _from_head(message_id: str, head: MessageHead) -> MessageState:
+    message = MessageState(
+        Create(
+            id=message_id,
+            role=head.role,
+            author=head.author,
+            status=head.status,
+            parts=[],
+            meta=head.meta,
+            parent=head.parent,
+            reply_to=head.reply_to,
+            at_ms=head.created_at,
+            digest=head.digest,
+            writer=head.writer,
+        ),
+        head.created,
+    )
+    message.reason = head.reason
+    message.version = head.version
+    message.last = head.last or head.version
+    if head.claim is not None:
+        message.claim = ClaimState._make((*astuple(head.claim), head.confirmed))
+    message.updated_at, message.alive_at = head.updated_at, head.alive_at
+    message.generation = head.generation
+    message.deleted = head.deleted
+    message.edited, message.shaped = head.edited, head.shaped
+    message.finished, message.finished_as = head.finished, head.finished_as
+    message.taken_over = head.taken_over
+    message.requests = deque(head.requests, maxlen=message.requests.maxlen)
+    message.parts = [_part_from(part) for part in head.parts]
+    message.size_bytes = sum(len(msgspec.json.encode(part.fields)) for part in head.parts)
+    return message
+
+
+def _part_from(head: PartHead) -> PartState:
+    return PartState(head.fields, head.opened, head.changed)
+
+
+def restored(stored: Iterable[Stored]) -> list[MessageState | CommandState]:
+    """Return all documents in `stored` as messages and commands."""
+    return [restore_command(one) if one.id.startswith(COMMAND_MARK) else restore(one) for one in stored]

@@ -1,0 +1,151 @@
+"""A draft: the running batch on top of the durable state; joins the appends that the batch will store.
+
+Layer: core.
+
+Requests of a batch are decided one after another. Each must see the effect of the earlier ones,
+while viewers read only the durable state. A draft copies (forks) a message only if it is read again after it changed,
+so a batch of one append copies none. Dropping a draft undoes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
+from tenuto.core.state import ChannelState, apply_to_command, change
+
+
+class Draft:
+    """The state that a channel will have when the batch is stored; `base`, the durable state, stays as it is."""
+
+    def __init__(self, base: ChannelState) -> None:
+        self.base = base
+        self.newest = base.newest
+        self.ops: list[Op] = []
+        # ids of messages and commands with other changes than appends, which need a new document
+        self.reshaped: dict[str, None] = {}
+        self.grown: dict[str, int] = {}  # for each message the number of code points appended
+        self._texts: dict[int, list[str]] = {}  # for each joined append, by its index in `ops`: the texts to join
+        self._forks: dict[str, MessageState] = {}
+        self._commands: dict[str, CommandState] = {}
+        self._pending: dict[str, None] = {}  # ids of messages that will wait for an agent because of this batch
+        self._taken: dict[str, None] = {}  # ids of messages whose turns this batch claims
+        self._unapplied: dict[str, list[tuple[int, Op]]] = {}
+        # message id → part → index in `ops` of the append that the next text of this part can join
+        self._joinable: dict[str, dict[int, int]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether the channel's log is empty and the batch so far adds no entry."""
+        return not (self.base.serial or self.ops)
+
+    def message(self, message_id: str) -> MessageState | None:
+        """Return the message as it will be after the batch so far."""
+        unapplied = self._unapplied.pop(message_id, None)
+        message = self._forks.get(message_id)
+        if unapplied is None:
+            return message or self.base.message(message_id)
+        if message is None and (known := self.base.message(message_id)) is not None:
+            message = known.fork()
+        for serial, op in unapplied:
+            if message is None:
+                assert isinstance(op, Create)
+                message = MessageState(op, serial)
+            else:
+                change(message, op, serial)
+        assert message is not None
+        self._forks[message_id] = message
+        return message
+
+    def command(self, key: str) -> CommandState | None:
+        """Return the command as it will be after the batch so far."""
+        return self._commands.get(key) or self.base.command(key)
+
+    def streaming(self) -> Iterator[MessageState]:
+        """Yield the messages that will stream after the batch so far."""
+        # The loop goes over a copy of the ids, because it calls `message`, which changes `_unapplied`.
+        for message_id in {**self.base.messages, **self._forks, **self._unapplied}:
+            message = self.message(message_id)
+            if message is not None and message.is_streaming:
+                yield message
+
+    def running(self) -> Iterator[MessageState]:
+        """Yield the user messages whose own turns an attempt will have after the batch so far."""
+        for message_id in {**self.base.taken, **self._taken}:
+            message = self.message(message_id)
+            if message is not None and message.is_taken:
+                yield message
+
+    def open_commands(self) -> list[CommandState]:
+        """Return the commands that will wait for a reply after the batch so far."""
+        known = {**self.base.commands, **self._commands}
+        return [one for one in known.values() if one.is_open]
+
+    def pending(self) -> list[MessageState]:
+        """Return the messages that will wait for an agent after the batch so far."""
+        found = map(self.message, {**self.base.pending, **self._pending})
+        return [one for one in found if one is not None and one.is_pending]
+
+    def add(self, op: Op) -> int:
+        """Add `op` to the batch; returns the serial of its entry. Neighbouring appends become one."""
+        if type(op) is Append:
+            self.grown[op.id] = self.grown.get(op.id, 0) + len(op.text)
+        elif isinstance(op, Command | Reply):
+            return self._add_about_command(op)
+        index = self._add_or_join(op)
+        serial = self.base.serial + index + 1
+        self._unapplied.setdefault(op.id, []).append((serial, op))
+        if type(op) is Create:
+            self.newest = op.id
+            if op.is_pending:
+                self._pending[op.id] = None
+        elif type(op) is Claim and op.state == "pending":
+            self._pending[op.id] = None
+        elif type(op) is Claim and op.state == "taken":
+            self._taken[op.id] = None
+        return serial
+
+    def thing(self, key: str) -> MessageState | CommandState | None:
+        """Return the message or command as it will be after the batch so far."""
+        return self.command(key) or self.message(key)
+
+    def entries(self) -> list[Entry]:
+        """Return the entries to store for the batch."""
+        for index, pieces in self._texts.items():
+            self.ops[index] = replace(self.ops[index], text="".join(pieces))
+        self._texts.clear()
+        return [Entry(serial, op) for serial, op in enumerate(self.ops, self.base.serial + 1)]
+
+    def _add_about_command(self, op: Command | Reply) -> int:
+        self.ops.append(op)
+        serial = self.base.serial + len(self.ops)
+        known = self.command(op.id)
+        changed = apply_to_command(known.fork() if known is not None else None, op, serial)
+        if changed is not None:
+            self._commands[op.id] = changed
+        self.reshaped[op.id] = None
+        return serial
+
+    def _add_or_join(self, op: Op) -> int:
+        """Append `op` to `ops`, or join its text to an earlier append; returns the index in `ops`."""
+        joinable = self._joinable.setdefault(op.id, {})
+        if type(op) is Append:
+            known = joinable.get(op.part)
+            if known is not None:
+                earlier = self.ops[known]
+                assert type(earlier) is Append
+                self._texts.setdefault(known, [earlier.text]).append(op.text)
+                return known
+            joinable[op.part] = len(self.ops)
+        elif type(op) is SetPart:
+            joinable.pop(op.index, None)  # text must not move across another operation of the same part
+        elif type(op) is Claim or type(op) is Lease:
+            self.reshaped[op.id] = None
+        else:
+            joinable.clear()  # text must not move across an update, finish, takeover or delete of the message either
+            self.reshaped[op.id] = None
+        self.ops.append(op)
+        return len(self.ops) - 1

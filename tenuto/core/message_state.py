@@ -1,0 +1,312 @@
+"""The state of one message, of its parts and its turn, and of one command.
+
+Layer: core. `state` folds entries into these records; they change nothing themselves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+
+from tenuto.core import model
+from tenuto.core.model import APPENDABLE, Message, Part
+from tenuto.core.names import command_id
+from tenuto.core.ops import (
+    Command,
+    Create,
+    Reply,
+)
+from tenuto.core.text import Text, TextFork
+
+# requests remembered per message, so that a repeated request with an id is recognised (`docs/protocol.md`, 8.2)
+KEPT_REQUESTS = 16
+
+
+DAMAGED = "damaged"  # reason of a message that a store can no longer read; a command has it as its error's code
+
+
+class PartState:
+    """The state of one part: its fields, and its growing text if its type has one."""
+
+    __slots__ = ("changed", "fields", "key", "opened", "text")
+
+    def __init__(self, part: Part, opened: int, changed: int) -> None:
+        self.key = APPENDABLE.get(part["type"], "")
+        self.opened = opened  # serial of the entry that opened the part
+        self.changed = changed  # serial of the last entry that replaced the part; appends do not count
+        self.fields = part
+        self.text: Text | TextFork | None = None
+        if self.key:
+            self.fields = {name: value for name, value in part.items() if name != self.key}
+            self.text = Text(part.get(self.key, ""), changed)
+
+    def fork(self) -> PartState:
+        """Return a copy; changes to it leave this part as it is."""
+        copy = PartState.__new__(PartState)
+        copy.key, copy.opened, copy.changed, copy.fields = self.key, self.opened, self.changed, self.fields
+        copy.text = TextFork(self.text) if self.text is not None else None
+        return copy
+
+    @property
+    def length(self) -> int:
+        """Return the length of the growing text in code points; 0 for a part without one."""
+        return self.text.length if self.text is not None else 0
+
+    def value(self, until: int | None = None) -> Part:
+        """Return the part as clients see it; with `until`, only that many code points of its text."""
+        if self.text is None:
+            return self.fields
+        text = str(self.text) if until is None else self.text.slice(0, until)
+        return {**self.fields, self.key: text}
+
+
+class ClaimState(NamedTuple):
+    """The state of a message's turn: waiting for an agent, taken by one, or over."""
+
+    state: str  # pending, taken, done or cancelled
+    generation: int = 0  # number of the last attempt; 0 before the first
+    by: str | None = None
+    node: str | None = None
+    lease_ms: int = 0
+    within: str | None = None  # id of the message whose turn has taken this message in: both turns end together
+    within_generation: int = 0  # the attempt that has taken this message in; if it is lost, this message waits again
+    round_from: int = 0  # serial of the `regenerate` that began this round of attempts; 0 for the first round
+    # number of times that the node has claimed this attempt again before a handler began it, or, on a shared store,
+    # that its remote worker has renewed its lease
+    confirmed: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("pending", "taken")
+
+
+class MessageState:
+    """The state of one message: the fold of its entries."""
+
+    __slots__ = (
+        "alive_at",
+        "author",
+        "claim",
+        "created",
+        "created_at",
+        "deleted",
+        "digest",
+        "documented",
+        "edited",
+        "finished",
+        "finished_as",
+        "generation",
+        "id",
+        "last",
+        "meta",
+        "moved_at",
+        "parent",
+        "parts",
+        "reason",
+        "reply_to",
+        "requests",
+        "role",
+        "shaped",
+        "size_bytes",
+        "status",
+        "taken_over",
+        "undocumented_bytes",
+        "updated_at",
+        "version",
+        "writer",
+    )
+
+    def __init__(self, op: Create, serial: int) -> None:
+        self.id = op.id
+        self.role = op.role
+        self.author = op.author
+        self.status = op.status
+        self.reason: str | None = None
+        self.meta = op.meta
+        self.parent = op.parent
+        self.reply_to = op.reply_to
+        self.created = self.version = serial
+        self.last = serial  # serial of the last entry of any kind; `version` is the serial of the last visible change
+        self.created_at = self.updated_at = op.at_ms
+        # time of the last claim or takeover since the message was loaded; neither head nor clients have it
+        self.moved_at = 0
+        # time of the last sign of life of the remote writer, or of the agent that has the turn; 0: unknown
+        self.alive_at = op.at_ms
+        self.digest = op.digest
+        self.writer = op.writer
+        self.generation = 1
+        self.claim = ClaimState("pending") if op.is_pending else None
+        self.deleted = False
+        self.edited = serial  # serial of the last create or update operation
+        # serial of the last create, update or part; a viewer older than it needs more than the missing text
+        self.shaped = serial
+        self.finished = 0  # serial of the last finish operation
+        self.finished_as: tuple[str, str | None] = ("", None)  # status and reason of the last finish
+        self.taken_over = 0  # serial of the last takeover
+        # recent requests: id, serial, generation
+        self.requests: deque[tuple[str, int, int]] = deque(maxlen=KEPT_REQUESTS)
+        self.parts: list[PartState] = []
+        self.size_bytes = 0  # size of the text and of all fields, in bytes of UTF-8
+        self.documented = 0  # version of the message that the store's document contains
+        set_parts(self, op.parts, serial)
+        # size of the text and fields that arrived after that document was stored
+        self.undocumented_bytes = self.size_bytes
+
+    def fork(self) -> MessageState:
+        """Return a copy; changes to it leave this message as it is. Copies the head, not the text."""
+        copy = MessageState.__new__(MessageState)
+        for name in MessageState.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy.parts = [part.fork() for part in self.parts]
+        copy.requests = self.requests.copy()
+        return copy
+
+    @property
+    def is_streaming(self) -> bool:
+        return self.status == "streaming" and not self.deleted
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the message streams, or its turn is waiting or taken."""
+        return self.is_streaming or (self.claim is not None and self.claim.is_open and not self.deleted)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Return whether this stands for a message that the store cannot read (`document.damaged_head`)."""
+        return self.reason == DAMAGED and self.status == "failed" and not self.created_at and not self.deleted
+
+    @property
+    def is_pending(self) -> bool:
+        """Return whether the message waits for an agent to take its turn."""
+        return self.claim is not None and self.claim.state == "pending" and not self.deleted
+
+    @property
+    def is_taken(self) -> bool:
+        """Return whether an attempt has the message's own turn."""
+        claim = self.claim
+        return claim is not None and claim.state == "taken" and claim.within is None and not self.deleted
+
+    @property
+    def last_text_part(self) -> int | None:
+        """Return the index of the last text part, the target of an append that names no part."""
+        for index in range(len(self.parts) - 1, -1, -1):
+            if self.parts[index].fields["type"] == "text":
+                return index
+        return None
+
+    def message(self) -> Message:
+        """Return the message in the form that clients see."""
+        return Message(
+            id=self.id,
+            role=self.role,
+            author=self.author,
+            status=self.status,
+            reason=self.reason,
+            parts=[part.value() for part in self.parts],
+            meta=self.meta,
+            parent=self.parent,
+            reply_to=self.reply_to,
+            created=self.created,
+            version=self.version,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+        )
+
+    def cost_bytes(self) -> int:
+        """Return an estimate of the memory that this message uses."""
+        texts = sum(part.text.cost_bytes() for part in self.parts if isinstance(part.text, Text))
+        return 1_000 + self.size_bytes + texts
+
+
+def set_parts(message: MessageState, parts: list[Part], serial: int) -> None:
+    """Replace all parts of `message`."""
+    message.parts = [PartState(part, serial, serial) for part in parts]
+    message.size_bytes = sum(part_bytes(part) for part in parts)
+
+
+class CommandState:
+    """The state of one command: the fold of its entries."""
+
+    __slots__ = (
+        "by",
+        "created",
+        "created_at",
+        "data",
+        "digest",
+        "expires_ms",
+        "id",
+        "name",
+        "reply",
+        "reply_serial",
+        "target",
+    )
+
+    def __init__(self, op: Command, serial: int) -> None:
+        self.id = op.id  # the id of the command, with its prefix `!`
+        self.name = op.name
+        self.target = op.target
+        self.data = op.data
+        self.by = op.by
+        self.created = serial
+        self.created_at = op.at_ms
+        self.expires_ms = op.expires_ms
+        self.digest = op.digest
+        self.reply: Reply | None = None
+        self.reply_serial = 0  # serial of the reply; 0 while there is none
+
+    def fork(self) -> CommandState:
+        """Return a copy; changes to it leave this command as it is."""
+        copy = CommandState.__new__(CommandState)
+        for name in CommandState.__slots__:
+            setattr(copy, name, getattr(self, name))
+        return copy
+
+    @property
+    def is_damaged(self) -> bool:
+        """Return whether this stands for a command that the store cannot read (`document.damaged_head`)."""
+        return self.name == DAMAGED and not self.created_at
+
+    @property
+    def version(self) -> int:
+        """Return the serial of the command's last entry."""
+        return self.reply_serial or self.created
+
+    @property
+    def updated_at(self) -> int:
+        """Return the time of the command or of its reply, in ms since 1970."""
+        return max(self.created_at, self.reply.at_ms) if self.reply is not None else self.created_at
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the command still waits for its reply."""
+        return self.reply is None
+
+    def command(self) -> model.Command:
+        """Return the command in the form that clients see."""
+        return model.Command(
+            id=command_id(self.id),
+            name=self.name,
+            target=self.target,
+            data=self.data,
+            from_=self.by,
+            expires_at=self.expires_ms,
+        )
+
+
+def utf8_len(text: str) -> int:
+    """Return the length of `text` in bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def part_bytes(part: Part) -> int:
+    """Return the size of a part: its text, plus its other fields as JSON.
+
+    The size does not depend on how the text came, so removing a part subtracts exactly the bytes that it added.
+    """
+    key = APPENDABLE.get(part["type"])
+    if key is None:
+        return len(msgspec.json.encode(part))
+    fields = {name: value for name, value in part.items() if name != key}
+    return len(msgspec.json.encode(fields)) + utf8_len(part.get(key, ""))

@@ -1,0 +1,438 @@
+"""The state machine of a message writer: the content that it has accepted, and the requests that store this content.
+
+Layer: core.
+
+Both writers use it. The hub's writer gives all requests to the committer at once; the client's writer sends each one
+over a connection (`outgoing_remote`). An `Outgoing` waits for no event and knows no time. Its writer calls a verb for
+each event and then takes the requests that can be sent.
+
+    NEW -- open --> OPEN -- accept_end --> ENDING -- stored --> ENDED
+                      |                      |
+                      +------- refuse -------+-----> REFUSED
+
+After `close` it accepts no more content, in whatever state it was, and keeps its error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tenuto.core.decide import check_finish
+from tenuto.core.errors import TenutoError, InvalidRequest, LocalError, NotText, shown
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
+from tenuto.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
+from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from tenuto.core.surrogates import SurrogateJoiner
+
+
+class OutgoingState(Enum):
+    """The states of a message writer."""
+
+    NEW = auto()  # the beginning of the message is not stored yet
+    OPEN = auto()  # the writer accepts content
+    ENDING = auto()  # the writer has accepted the end of the message, which is not stored yet
+    ENDED = auto()  # the end of the message is stored, or the writer was closed
+    REFUSED = auto()  # the server has refused a request
+
+
+# Module names for the members: Python 3.11 finds them faster than attributes of the class.
+NEW, OPEN, ENDING, ENDED, REFUSED = OutgoingState
+
+WriterRequest = AppendText | PutPart | UpdateMessage | FinishMessage
+
+
+class OutgoingRequest(Struct, eq=False, gc=False):
+    """A request of a writer, with its size: at least one byte, so that a size of 0 means that no request waits."""
+
+    request: WriterRequest
+    size_bytes: int
+    is_replacing: bool = False  # the request replaces an existing part
+
+
+class OutgoingPart(Struct):
+    """A part of the message as it will be once all requests are stored."""
+
+    type: str
+    length: int  # length in code points of the text that is in requests; gathered text is not
+    is_open: bool = True  # False: the part is only reserved, and its first text opens it
+
+
+class Outgoing:
+    """A message that is being written. Text gathers until a request can be sent, and is sent as one append.
+
+    All requests, applied in order, make up exactly the accepted content. Each stays in flight until it is stored, so
+    that the writer can repeat it.
+    """
+
+    __slots__ = (
+        "_halves",
+        "_numbers",
+        "_parts",
+        "_piece",
+        "_queue",
+        "_text_part",
+        "_texts",
+        "_texts_part",
+        "error",
+        "generation",
+        "id",
+        "in_flight",
+        "limits",
+        "meta",
+        "nonce",
+        "state",
+        "unstored_bytes",
+    )
+
+    max_in_flight = KEPT_REQUESTS  # a message recognises repeats of this many requests by their ids
+
+    def __init__(self, message_id: str, limits: Limits, nonce: str = "") -> None:
+        """Write the message `message_id`. Its request ids begin with `nonce`, which no other writer has."""
+        self.id = message_id  # the message's id; only error messages use it
+        self.limits = limits
+        self.nonce = nonce
+        self.state = NEW
+        self.error: TenutoError | None = None  # the server's refusal of a request
+        self.generation = 1
+        self.meta: dict[str, Json] = {}  # the message's meta after all accepted updates
+        self.in_flight: list[OutgoingRequest] = []
+        self.unstored_bytes = 0  # size of all accepted requests that are not stored, including gathered text
+        self._numbers = 0
+        # characters in one append at most: a character has up to four bytes
+        self._piece = max(1, limits.append_bytes // 4)
+        self._parts: list[OutgoingPart] = []
+        self._text_part = -1  # index of the part that receives text without an index; -1: there is no text part
+        self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
+        self._texts: list[str] = []  # text that gathers for the next append
+        self._texts_part = 0  # index of the part that the gathered text belongs to
+        self._halves: dict[int, str] = {}  # for each part that ends in half a surrogate pair: that half
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the end was accepted or a request refused."""
+        return self.state is ENDING or self.is_settled
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether the message needs no further request."""
+        return self.state is ENDED or self.state is REFUSED
+
+    @property
+    def length(self) -> int:
+        """Return the accepted code points of the text part that text without an index goes to; 0 without one."""
+        if self._text_part < 0:
+            return 0
+        gathered = sum(map(len, self._texts)) if self._texts_part == self._text_part else 0
+        return self._parts[self._text_part].length + gathered
+
+    @property
+    def has_requests(self) -> bool:
+        """Return whether unstored content other than gathered text exists."""
+        return bool(self._queue or self.in_flight)
+
+    def load(self, message: Message, generation: int) -> None:
+        """Continue the stored `message` at its end, as the writer with number `generation`."""
+        self.generation = generation
+        self.meta = plain(message.meta)
+        for index, part in enumerate(message.parts):
+            self._set_part(index, plain(part))
+        self._find_text_part()
+
+    def open(self) -> None:
+        """Accept content from now on: the beginning of the message is stored."""
+        self.state = OPEN
+
+    def close(self) -> None:
+        """Accept no more content."""
+        self.state = ENDED
+
+    def check_open(self) -> None:
+        """Raise the server's refusal, or LocalError, unless the writer accepts content."""
+        if self.state is REFUSED and self.error is not None:
+            raise self.error
+        if self.state is NEW:
+            raise LocalError(f"message {self.id!r} is not open; enter `async with` before you write")
+        if self.state is not OPEN:
+            raise LocalError(f"message {self.id!r} has ended; write another message")
+
+    def raise_error(self) -> None:
+        """Raise the refusal if there is one."""
+        if self.error is not None:
+            raise self.error
+
+    # -- content -----------------------------------------------------------------------------------------------
+
+    def accept_text(self, text: str, part: int | None = None) -> None:
+        """Add `text` to the last text part, or to part `part`; without a text part it opens one.
+
+        Half a surrogate pair at the end of `text` is held back until the next text of its part, or the end.
+        """
+        if self.state is not OPEN:
+            self.check_open()
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text must be a str, got {type(text).__name__}")
+        index = self._text_part if part is None else self._checked_index(part)
+        if not text:
+            return
+        if index < 0:
+            index = self._reserve_text_part()
+        if text.isascii() and not self._halves:  # the common case, without a call
+            size = len(text)
+        else:
+            text = self._join_halves(text, index)
+            size = utf8_len(text)
+            if not text:
+                return
+        if self._texts_part != index:
+            self._gather()
+            self._texts_part = index
+        self._texts.append(text)
+        self.unstored_bytes += size
+
+    def accept_part(self, part: Part, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one. Return its index."""
+        self.check_open()
+        part = check_part(part, self.limits)
+        count = len(self._parts)
+        position = count if index is None else index
+        if not 0 <= position <= count:
+            raise LocalError(
+                f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
+            )
+        if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
+            self._open_reserved()
+        self._gather()
+        self._halves.pop(position, None)
+        self._set_part(position, part)
+        self._find_text_part()
+        size = part_bytes(part)
+        self.unstored_bytes += size
+        self._put_part(position, part, size, is_replacing=position < count)
+        return position
+
+    def accept_update(self, meta: dict[str, Json]) -> None:
+        """Merge `meta` into the message's meta; None removes a key."""
+        self.check_open()
+        if not isinstance(meta, dict):
+            raise InvalidRequest(f"meta must be an object, got {shown(meta)}")
+        size = check_json(meta, self.limits.meta_bytes, "meta", depth=self.limits.depth)
+        self._gather()
+        self.unstored_bytes += size
+        self._put_update(plain(meta), size)
+
+    def accept_end(
+        self,
+        status: str = "complete",
+        *,
+        reason: str | None = None,
+        meta: dict[str, Json] | None = None,
+        is_server: bool = False,
+    ) -> None:
+        """End the message. Only the server may end it as `interrupted`."""
+        self.check_open()
+        if status == "interrupted" and not is_server:
+            raise InvalidRequest(
+                "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
+            )
+        end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
+        check_finish(end, self.limits)
+        for part in tuple(self._halves):
+            self._release_half(part)
+        self._gather()
+        self._merge(end.meta)
+        self.unstored_bytes += 1
+        self._queue.append(OutgoingRequest(replace(end, meta=plain(end.meta), request=self._new_request()), 1))
+        self.state = ENDING
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def requests_to_send(self, max_bytes: int) -> list[OutgoingRequest]:
+        """Put requests in flight, about `max_bytes` in all but at least one. Return all in flight, in order."""
+        queue, in_flight = self._queue, self.in_flight
+        if not in_flight and not queue:  # the common case: only text
+            self._gather()
+            if len(queue) == 1:
+                in_flight.append(queue.popleft())
+                return in_flight
+        room_bytes = max_bytes - sum([one.size_bytes for one in in_flight])
+        while queue or self._texts:
+            if in_flight and (room_bytes <= 0 or len(in_flight) >= self.max_in_flight):
+                break
+            if not queue:
+                self._gather()
+            if in_flight and self._must_wait(queue[0]):
+                break
+            one = queue.popleft()
+            room_bytes -= one.size_bytes
+            in_flight.append(one)
+        return in_flight
+
+    def stored(self, count: int) -> None:
+        """Forget the first `count` requests in flight, which are stored."""
+        in_flight = self.in_flight
+        if count == 1:  # the common case: one request was stored
+            self.unstored_bytes -= in_flight.pop(0).size_bytes
+        else:
+            self.unstored_bytes -= sum([one.size_bytes for one in in_flight[:count]])
+            del in_flight[:count]
+        if self.state is ENDING and not in_flight and not self._queue:
+            self.state = ENDED
+
+    def failed(self, error: TenutoError) -> None:
+        """Note that the requests in flight were not stored.
+
+        Repeat them if `error` is temporary, else refuse all of them.
+        """
+        if not error.retry:
+            self.refuse(error)
+
+    def refuse(self, error: TenutoError) -> None:
+        """Drop all content that is not stored, and raise `error` at the next call."""
+        self.state = REFUSED
+        self.error = error
+        self._queue.clear()
+        self._texts.clear()
+        self._halves.clear()
+        self.in_flight.clear()
+        self.unstored_bytes = 0
+
+    def _must_wait(self, next_one: OutgoingRequest) -> bool:
+        """Return whether `next_one` must wait until the requests in flight are stored.
+
+        A part is replaced only after its text is stored: if the outcome of a commit is unknown, all requests in flight
+        are decided again, and text for a replaced part would be refused. An append without a part index opens a part.
+        """
+        request = next_one.request
+        return isinstance(request, PutPart) and any(
+            isinstance(one.request, AppendText) and one.request.part in (request.index, None) for one in self.in_flight
+        )
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
+        """Record `part` at `index`, in place of an earlier one."""
+        key = APPENDABLE.get(part["type"])
+        text = part.get(key, "") if key is not None else ""
+        self._parts[index : index + 1] = [OutgoingPart(part["type"], len(text), is_open)]
+
+    def _find_text_part(self) -> None:
+        texts = [index for index, part in enumerate(self._parts) if part.type == "text"]
+        self._text_part = texts[-1] if texts else -1
+
+    def _checked_index(self, index: int) -> int:
+        """Return `index` if the message has this part and the part accepts text."""
+        count = len(self._parts)
+        if not 0 <= index < count:
+            raise LocalError(f"message {self.id!r} has {count} parts, got the index {index}; open that part first")
+        if self._parts[index].type not in APPENDABLE:
+            raise NotText(
+                f"part {index} of message {self.id!r} is of type {shown(self._parts[index].type)}, "
+                "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
+            )
+        return index
+
+    def _reserve_text_part(self) -> int:
+        """Return the index of a new text part. Its first whole character opens it."""
+        self._text_part = len(self._parts)
+        self._set_part(self._text_part, {"type": "text", "text": ""}, is_open=False)
+        return self._text_part
+
+    def _open_reserved(self) -> None:
+        """Open a text part that has only half a surrogate pair so far, because another part opens after it."""
+        last = len(self._parts) - 1
+        if last >= 0 and not self._parts[last].is_open and not (self._texts and self._texts_part == last):
+            self._release_half(last)
+
+    # -- text --------------------------------------------------------------------------------------------------
+
+    def _join_halves(self, text: str, index: int) -> str:
+        """Return the held half of a surrogate pair joined with `text`, and hold back a half at the end of `text`."""
+        joiner = SurrogateJoiner()
+        joiner.held = self._halves.pop(index, "")
+        whole = joiner.write(text)
+        if joiner.held:
+            self._halves[index] = joiner.held
+        return whole
+
+    def _release_half(self, index: int) -> None:
+        """Accept a replacement character for the held half in part `index`, because the other half did not come."""
+        del self._halves[index]
+        self.accept_text("\ufffd", index)
+
+    def _gather(self) -> None:
+        """Move the gathered text to the queue, as one request."""
+        texts = self._texts
+        if not texts:
+            return
+        text = texts[0] if len(texts) == 1 else "".join(texts)
+        texts.clear()
+        index = self._texts_part
+        part = self._parts[index]
+        length = len(text)
+        # the common case: one piece of ASCII text for an open part
+        if part.is_open and length <= self._piece and text.isascii():
+            request = AppendText(text=text, at=part.length, part=index, generation=self.generation)
+            self._queue.append(OutgoingRequest(request, length))
+            part.length += length
+        else:
+            self._queue_text(index, text)
+
+    def _queue_text(self, index: int, text: str) -> None:
+        """Queue `text` for the end of part `index`; opens the part if it is only reserved."""
+        part = self._parts[index]
+        for start in range(0, len(text), self._piece):
+            piece = text[start : start + self._piece]
+            size = utf8_len(piece)
+            if part.is_open:
+                request = AppendText(text=piece, at=part.length, part=index, generation=self.generation)
+                self._queue.append(OutgoingRequest(request, size))
+            else:
+                part.is_open = True
+                self._open_text_part(index, piece, size)
+            part.length += len(piece)
+
+    def _open_text_part(self, index: int, text: str, size: int) -> None:
+        """Queue the request that opens the text part `index`: an append of `text` without an index."""
+        request = AppendText(text=text, at=0, generation=self.generation)
+        self._queue.append(OutgoingRequest(request, size))
+
+    # -- other requests ----------------------------------------------------------------------------------------
+
+    def _new_request(self) -> str:
+        """Return a request id, unique to this writer, by which the message recognises a repeat."""
+        self._numbers += 1
+        return f"{self.nonce}{self.generation}.{self._numbers}"
+
+    def _put_part(self, index: int, part: Part, size: int, *, is_replacing: bool = False) -> None:
+        last = self._queue[-1] if self._queue else None
+        if is_replacing and last is not None and last.is_replacing and part_of(last.request) == index:
+            # only the last of several values counts, for example of a progress bar while the store is slow
+            self._queue.pop()
+            self.unstored_bytes -= last.size_bytes
+        request = PutPart(index=index, part=part, generation=self.generation, request=self._new_request())
+        self._queue.append(OutgoingRequest(request, size, is_replacing))
+
+    def _put_update(self, meta: dict[str, Json], size: int) -> None:
+        self._merge(meta)
+        request = UpdateMessage(meta=meta, generation=self.generation, request=self._new_request())
+        self._queue.append(OutgoingRequest(request, size))
+
+    def _merge(self, meta: dict[str, Json]) -> None:
+        self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}
+
+
+def part_of(request: WriterRequest) -> int | None:
+    """Return the index of the part that `request` changes, or None."""
+    match request:
+        case AppendText():
+            return request.part
+        case PutPart():
+            return request.index
+    return None

@@ -1,0 +1,219 @@
+"""A message that is written over a network: the rules that a connection adds to `Outgoing`.
+
+Layer: core.
+
+Three rules make it safe to lose a connection, a response, or the log on the server:
+
+- Each request names its offset (`at`) or itself (`request`), so it can be sent again. Only requests that do not depend
+  on each other are in flight together, because the server refuses each of them on its own.
+- After a refusal that passes, no request is sent until all in flight have their response; then the refused ones go
+  again, first.
+- After each new connection, and whenever the server knows less than it has acknowledged, the writer reads the message
+  before it sends more. In another epoch, or if stored text is missing, it writes the missing content again from its
+  copy of all accepted content.
+"""
+
+from __future__ import annotations
+
+from tenuto.core.errors import Finished, Gap, TenutoError, Mismatch, NoPart, NotFound
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import part_bytes
+from tenuto.core.model import APPENDABLE, Json, Message, Part, check_json
+from tenuto.core.outgoing import Outgoing, OutgoingRequest, part_of
+from tenuto.core.requests import FinishMessage, UpdateMessage
+from tenuto.core.text import Text
+
+FRAME_BYTES = 1024  # estimated size of a request without its part
+MAX_REFILLS = 3  # refills without a stored request in between; more than these mean a bug in the client or the server
+
+# The server has less of the message than it has acknowledged, or other content.
+LOST = (Gap, Mismatch, NoPart, NotFound)
+
+
+class KeptPart:
+    """A copy of a part: its text, and its other fields."""
+
+    __slots__ = ("fields", "key", "text")
+
+    def __init__(self, part: Part) -> None:
+        self.key = APPENDABLE.get(part["type"], "")
+        self.fields = part
+        self.text = Text(part.get(self.key, "") if self.key else "")
+
+    def value(self, length: int) -> Part:
+        """Return the part with the first `length` code points of its text."""
+        return {**self.fields, self.key: self.text.slice(0, length)} if self.key else self.fields
+
+    def stored_length(self, stored: Part) -> int | None:
+        """Return the length of the text of `stored` if this part continues it, else None."""
+        if not self.key:
+            return 0 if stored == self.fields else None
+        if {**self.fields, self.key: ""} != {**stored, self.key: ""}:
+            return None
+        text = stored.get(self.key, "")
+        return len(text) if self.text.slice(0, len(text)) == text else None
+
+
+class RemoteOutgoing(Outgoing):
+    """A message that is written over a network. It keeps a copy of all content until the end."""
+
+    __slots__ = ("_again", "_kept", "_refills", "epoch", "trouble")
+
+    max_in_flight = 8
+
+    def __init__(self, message_id: str, limits: Limits, nonce: str) -> None:
+        super().__init__(message_id, limits, nonce)
+        self.epoch = ""  # epoch of the log in which the requests were stored
+        self.trouble: TenutoError | None = None  # a temporary failure; while it is set, no request is sent
+        self._again: list[OutgoingRequest] = []  # requests that failed and will be sent again
+        self._kept: list[KeptPart] = []
+        self._refills = 0
+
+    @property
+    def text(self) -> str:
+        """Return the accepted text of all text parts."""
+        texts = [str(kept.text) if kept.fields["type"] == "text" else "" for kept in self._kept]
+        if self._texts and self._parts[self._texts_part].type == "text":
+            texts[self._texts_part] += "".join(self._texts)
+        return "".join(texts)
+
+    @property
+    def is_lost(self) -> bool:
+        """Return whether the server lost acknowledged content; the writer must then read the message and refill it."""
+        return isinstance(self.trouble, LOST)
+
+    def accept_part(self, part: Part, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one. Return its index. It must fit into one request."""
+        self.check_open()
+        limits = self.limits
+        check_json(part, limits.request_bytes - FRAME_BYTES, "part", depth=limits.depth)
+        return super().accept_part(part, index)
+
+    # -- responses ---------------------------------------------------------------------------------------------
+
+    def requests_to_send(self, max_bytes: int) -> list[OutgoingRequest]:
+        """Put requests in flight as `Outgoing` does, but none while `trouble` is set. Return the newly added ones."""
+        if self.trouble is not None:
+            return []
+        before = len(self.in_flight)
+        return super().requests_to_send(max_bytes)[before:]
+
+    def request_stored(self, one: OutgoingRequest) -> None:
+        """Note that `one`, which was in flight, is stored."""
+        if self.is_settled:
+            return
+        self.in_flight.remove(one)
+        self.unstored_bytes -= one.size_bytes
+        self._refills = 0
+        self._take_back()
+        self.stored(0)
+
+    def request_failed(self, one: OutgoingRequest, error: TenutoError) -> None:
+        """Note that the server refused `one`, or that its outcome is unknown.
+
+        Unless `error` is temporary, refuse all.
+        """
+        if self.is_settled:
+            return
+        if not (error.retry or isinstance(error, LOST)):
+            self.refuse(error)
+            return
+        self.in_flight.remove(one)
+        self._again.append(one)
+        # Requests after the first failed one must be repeated with it: text after refused text would leave a gap.
+        self.trouble = self.trouble or error
+        self._take_back()
+
+    def disconnected(self, error: TenutoError) -> None:
+        """Send no request until the message has been read on a new connection."""
+        self.trouble = self.trouble or error
+
+    def resume(self) -> None:
+        """Send requests again, beginning with those that failed."""
+        self.trouble = None
+
+    def seen(self, stored: Message, epoch: str) -> bool:
+        """Continue from the message as the server has it. Return whether content was missing and will be sent again."""
+        if epoch == self.epoch and not self.is_lost:
+            self.trouble = None
+            return False
+        # a refill because of a new epoch is neither side's error, so it does not count towards MAX_REFILLS
+        self._refills = self._refills + 1 if epoch == self.epoch else 0
+        if self._refills > MAX_REFILLS and self.trouble is not None:
+            self.refuse(self.trouble)
+            return False
+        self.epoch = epoch
+        self._refill(stored)
+        return True
+
+    def refuse(self, error: TenutoError) -> None:
+        super().refuse(error)
+        self._again.clear()
+
+    def _take_back(self) -> None:
+        """Queue the failed requests before all others once no request is in flight."""
+        if not self.in_flight:
+            self._queue.extendleft(reversed(self._again))
+            self._again.clear()
+
+    def _must_wait(self, next_one: OutgoingRequest) -> bool:
+        return any(_depends(next_one, one) for one in self.in_flight)
+
+    # -- writing missing content again -------------------------------------------------------------------------
+
+    def _refill(self, stored: Message) -> None:
+        """Replace the queue by requests for all accepted content that `stored` lacks."""
+        self._gather()
+        end = self._queue.pop() if self._queue and isinstance(self._queue[-1].request, FinishMessage) else None
+        self._queue.clear()
+        for index in range(len(self._parts)):
+            if self._parts[index].is_open:
+                self._refill_part(index, stored.parts[index] if index < len(stored.parts) else None)
+        meta: dict[str, Json] = dict.fromkeys(stored.meta.keys() - self.meta.keys())
+        meta |= {key: value for key, value in self.meta.items() if stored.meta.get(key) != value}
+        if meta:
+            self._put_update(meta, 1)
+        if stored.status != "streaming" and (self._queue or not _is_end(end, stored.status)):
+            self.refuse(Finished(f"message {self.id!r} is {stored.status!r}; only a 'streaming' one can be written"))
+            return
+        if end is not None:
+            self._queue.append(end)
+        self.unstored_bytes = sum(one.size_bytes for one in self._queue)
+        self.trouble = None
+
+    def _refill_part(self, index: int, stored: Part | None) -> None:
+        part, kept = self._parts[index], self._kept[index]
+        length = kept.stored_length(stored) if stored is not None else None
+        if length is None:
+            length = min(kept.text.length, self._piece)
+            value = kept.value(length)
+            self._put_part(index, value, part_bytes(value), is_replacing=stored is not None)
+        part.length = length
+        self._queue_text(index, kept.text.slice(length))
+
+    def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
+        super()._set_part(index, part, is_open=is_open)
+        self._kept[index : index + 1] = [KeptPart(part)]
+
+    def _gather(self) -> None:
+        if self._texts:
+            self._kept[self._texts_part].text.append("".join(self._texts), 0)
+        super()._gather()
+
+    def _open_text_part(self, index: int, text: str, size: int) -> None:
+        """Queue the request that opens text part `index`. It has the index, because other parts may open before it."""
+        self._put_part(index, {"type": "text", "text": text}, size)
+
+
+def _depends(one: OutgoingRequest, earlier: OutgoingRequest) -> bool:
+    """Return whether `one` could fail or be undone if `earlier` were refused and then sent again after it."""
+    if isinstance(one.request, FinishMessage):
+        return True
+    if isinstance(one.request, UpdateMessage):
+        return isinstance(earlier.request, UpdateMessage)
+    is_same = part_of(one.request) == part_of(earlier.request)
+    return is_same and (one.is_replacing or earlier.is_replacing)
+
+
+def _is_end(one: OutgoingRequest | None, status: str) -> bool:
+    return one is not None and isinstance(one.request, FinishMessage) and one.request.status == status

@@ -1,0 +1,218 @@
+"""Requests about one message or command, the same on every transport and in process.
+
+Layer: core.
+
+HTTP bodies and WebSocket frames decode into these; `decide` accepts or refuses them. Unknown fields are
+ignored. New optional fields are welcome; names are part of the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from tenuto.core.model import Json, Part, Role, Status
+from tenuto.core.names import is_id
+from tenuto.core.ops import WriterIdentity
+
+# Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Generation = Annotated[int, Meta(ge=1, le=2**53)]
+LeaseSeconds = Annotated[float, Meta(ge=5, le=3600)]
+ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
+
+
+class CreateMessage(Struct, frozen=True, kw_only=True):
+    """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message."""
+
+    id: str | None = None
+    role: Role = "user"
+    text: str | None = None
+    parts: list[Part] | None = None
+    status: Status = "complete"
+    meta: dict[str, Json] = {}
+    parent: str | UnsetType | None = UNSET
+    reply_to: str | None = None
+    lease_s: LeaseSeconds = 15.0
+
+
+class AppendText(Struct, frozen=True, kw_only=True, gc=False):
+    """`POST …/append`. Without `at` the text goes to the end of the part, and it is not safe to repeat the request."""
+
+    text: str
+    at: Count | None = None
+    part: Count | None = None
+    generation: Generation | None = None
+
+
+class PutPart(Struct, frozen=True, kw_only=True):
+    """`PUT …/parts/{n}`: opens part `index` or replaces it."""
+
+    index: Count
+    part: Part
+    generation: Generation | None = None
+    request: str | None = None
+
+
+class UpdateMessage(Struct, frozen=True, kw_only=True):
+    """`PATCH …/messages/{id}`: merges `meta` at the top level, null removes a key."""
+
+    text: str | None = None
+    parts: list[Part] | None = None
+    meta: dict[str, Json] = {}
+    generation: Generation | None = None
+    if_version: Count | None = None
+    request: str | None = None
+
+
+class FinishMessage(Struct, frozen=True, kw_only=True):
+    """`POST …/finish`. Only the server may send `interrupted`."""
+
+    status: Status = "complete"
+    reason: str | None = None
+    meta: dict[str, Json] = {}
+    generation: Generation | None = None
+    request: str | None = None
+
+
+class TakeOver(Struct, frozen=True, kw_only=True):
+    """`POST …/takeover`: continue where another writer ended. With `generation`, only as its direct successor."""
+
+    lease_s: LeaseSeconds = 15.0
+    generation: Generation | None = None
+    request: str | None = None
+
+
+class DeleteMessage(Struct, frozen=True, kw_only=True):
+    """`DELETE …/messages/{id}`."""
+
+
+class RenewLease(Struct, frozen=True, kw_only=True):
+    """`POST …/lease`: the writer is alive; its lease begins anew, with this term."""
+
+    lease_s: LeaseSeconds = 15.0
+    generation: Generation | None = None
+
+
+class ExpireLease(Struct, frozen=True, kw_only=True):
+    """The hub's own request: `end` the message, unless it has entries after serial `last`, which show that its writer
+    lives."""
+
+    end: FinishMessage
+    last: int
+
+
+class SendCommand(Struct, frozen=True, kw_only=True):
+    """`POST …/commands`. Without a reply within `expires_s` the server replies."""
+
+    name: str
+    id: str | None = None
+    target: str | None = None
+    data: Json = None
+    expires_s: ExpirySeconds = 300.0
+
+
+class ReplyCommand(Struct, frozen=True, kw_only=True):
+    """`POST …/commands/{id}/reply`: the first reply counts."""
+
+    ok: bool = True
+    data: Json = None
+    error: Json = None
+    request: str | None = None
+
+
+class ClaimTurn(Struct, frozen=True, kw_only=True):
+    """Take the turn that a message waits for, after attempt `generation` (0: the first attempt). Sent by the server."""
+
+    generation: int
+    confirmed: int = 0  # the confirmations of attempt `generation` that the server knows
+    # True: no handler has begun attempt `generation`, which is this node's; the claim confirms it and begins no other
+    confirms: bool = False
+    renews: bool = False  # True: renew the lease of attempt `generation`, which a remote worker has begun
+    gives_back: bool = False  # with `renews`, True: that worker has lost the attempt, so the lease ends at once
+    above: int = (
+        # the new attempt gets a number in a later round than this one, the highest that a worker of a deleted message
+        # with the same id may still use
+        0
+    )
+    lease_s: float = 0.0
+    within: str | None = None  # id of the message whose running turn takes this message in
+    within_generation: int = 0  # the attempt of the turn that takes this message in
+    # None: other turns of the channel may run meanwhile; else no attempt may run but these, which are lost: each with
+    # the id of its message and its confirmations
+    lost: tuple[tuple[str, int, int], ...] | None = None
+
+
+class EndTurn(Struct, frozen=True, kw_only=True):
+    """End a turn. With `failure`, because no attempt completed, also create a failed answer. Sent by the server."""
+
+    generation: Generation
+    confirmed: int | None = None  # the confirmations of the attempt that the server knows; None: it has begun
+    state: Literal["done", "cancelled"] = "done"
+    failure: str | None = None  # id of the failed answer; no other message has this id
+
+
+class SettleCommand(Struct, frozen=True, kw_only=True):
+    """Settle a command without a reply: carry out a `cancel`, or reply that it `is_expired`. Sent by the server."""
+
+    is_expired: bool = False
+    # expiry of the command to settle, because another command may have the same id after its channel was deleted
+    expires_ms: int | None = None
+
+
+class EnterChannel(Struct, frozen=True, kw_only=True):
+    """`PUT …/presence/{member}`: a member is present, with a little data (None: unchanged). Never stored."""
+
+    data: dict[str, Json] | None = None
+    lease_s: LeaseSeconds = 30.0
+
+
+class SendSignal(Struct, frozen=True, kw_only=True):
+    """`POST …/signals`: a signal to the present viewers. Never stored."""
+
+    name: str
+    data: Json = None
+
+
+AboutCommands = SendCommand | ReplyCommand | SettleCommand
+AboutMessages = (
+    AppendText
+    | PutPart
+    | UpdateMessage
+    | FinishMessage
+    | ExpireLease
+    | TakeOver
+    | DeleteMessage
+    | RenewLease
+    | ClaimTurn
+    | EndTurn
+)
+Request = CreateMessage | AboutMessages | AboutCommands
+
+
+class Caller(Struct, frozen=True, kw_only=True):
+    """The identity behind a request, as the server knows it; never taken from the request."""
+
+    id: str | None = None  # client id; becomes the author and the writer of messages
+    writer: WriterIdentity | None = None  # the writer that this caller becomes by creating or taking over a message
+    is_admin: bool = False  # may change and delete messages of other authors
+    may_read: bool = True  # may learn which messages exist
+    may_begin: bool = True  # may create a channel by its first entry; clients may create a limited number per hour
+    may_write: bool = True  # has the capability `append`, so it may reply to commands for writers
+    brings_answer: bool = False  # the caller answers its user messages itself, so that they wait for no agent
+    is_app: bool = False  # code in this process; the app itself checks the rights
+    is_server: bool = False  # the hub itself; may interrupt and take over streaming messages
+    # the agent's attempt at the turn of the message that its new message answers; refused if there is a later attempt
+    attempt: int | None = None
+
+
+SERVER = Caller(is_server=True)  # the caller of the hub's own requests
+
+
+def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
+    """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
+    target = request.target if isinstance(request, SendCommand) else None
+    if isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
+        target = request.reply_to
+    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later

@@ -1,0 +1,475 @@
+"""The turn of a user message as a state machine, and the rules of the built-in commands.
+
+Layer: core. The turn scheduler (`tenuto.hub.turns`) drives the turns of its hub and sets their timers. Two tables are
+printed in the documents, and tests compare both: `TRANSITIONS` is the drawing in `docs/architecture.md`,
+`BUILT_IN_COMMANDS` the table in `docs/protocol.md`. Safe to change: a row, together with its document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Generic, NamedTuple, TypeVar
+
+from tenuto.core.message_state import ClaimState, MessageState
+from tenuto.core.state import ChannelState
+
+CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` before the server does
+# limit of attempts for one message, however they ended (crash, restart, lost lease); then the turn fails. An attempt
+# that a living node gives up before its handler has begun does not count: the node confirms it by its next claim
+ATTEMPTS = 5
+ROUND = 8  # numbers reserved for one round of attempts: 1–7, then 9–15 after a `regenerate`, and so on
+
+W = TypeVar("W")  # the type of a worker; the state machine only passes workers on
+
+# -- turns -----------------------------------------------------------------------------------------------------
+
+
+class Phase(Enum):
+    """The phase of an open turn, as one hub knows it."""
+
+    NEW = "the hub has not observed the message yet"
+    WAITING = "no worker has the turn"
+    CLAIMING = "the committer has a claim of this hub"
+    DELAYED = "the claim failed, and is sent again in a second"
+    RUNNING = "the claim of an attempt is stored"
+    HELD = "the turn of another message has taken this message in"
+    ENDING = "the turn is over, and its handler still runs"
+    OVER = "the turn is done or cancelled, or its message is gone"
+
+
+class TurnEvent(Enum):
+    """The cause of a transition."""
+
+    PENDING = "the log shows no attempt, or one whose process is gone"
+    CLAIM = "the hub sends a claim"
+    TAKEN = "an attempt is stored"
+    TAKEN_IN = "the claim of another turn is stored"
+    REFUSED = "the log holds another claim, or the outcome is unknown"
+    FAILED = "the store failed"
+    DUE = "the delay is over"
+    LOST = "the worker, or the attempt that holds the message, is gone"
+    UNHEARD = "the turn that took the message in has no result of its request"
+    STOPPED = "the end of the turn is stored, or its channel was deleted, while its handler runs"
+    ENDED = "the end of the turn is stored"
+
+
+TRANSITIONS: dict[Phase, dict[TurnEvent, Phase]] = {
+    Phase.NEW: {TurnEvent.PENDING: Phase.WAITING, TurnEvent.TAKEN: Phase.RUNNING, TurnEvent.TAKEN_IN: Phase.HELD},
+    Phase.WAITING: {
+        TurnEvent.CLAIM: Phase.CLAIMING,
+        TurnEvent.TAKEN: Phase.RUNNING,  # another hub has the turn, or a claim whose outcome was unknown was stored
+        TurnEvent.TAKEN_IN: Phase.HELD,
+        TurnEvent.ENDED: Phase.OVER,
+    },
+    Phase.CLAIMING: {
+        TurnEvent.TAKEN: Phase.RUNNING,
+        TurnEvent.TAKEN_IN: Phase.HELD,
+        TurnEvent.REFUSED: Phase.WAITING,
+        TurnEvent.FAILED: Phase.DELAYED,
+        TurnEvent.ENDED: Phase.OVER,  # the last attempt was lost, and the hub ended the turn
+    },
+    Phase.DELAYED: {TurnEvent.DUE: Phase.WAITING},
+    Phase.RUNNING: {TurnEvent.LOST: Phase.WAITING, TurnEvent.STOPPED: Phase.ENDING, TurnEvent.ENDED: Phase.OVER},
+    Phase.HELD: {
+        TurnEvent.LOST: Phase.WAITING,
+        TurnEvent.UNHEARD: Phase.WAITING,
+        TurnEvent.ENDED: Phase.OVER,
+    },
+    Phase.ENDING: {
+        TurnEvent.PENDING: Phase.WAITING,  # the channel was deleted, and the message was created again
+        TurnEvent.ENDED: Phase.OVER,
+    },
+    Phase.OVER: {},
+}
+
+
+def attempt_of(generation: int) -> int:
+    """Return the number of an attempt in its round: 1 for the first, more after crashes."""
+    return generation % ROUND
+
+
+def next_round(generation: int) -> int:
+    """Return the generation that precedes the first attempt of the round after that of `generation`."""
+    return (generation // ROUND + 1) * ROUND
+
+
+class Left(NamedTuple, Generic[W]):
+    """A turn's last transition: the phase and attempt that it left, and the worker that no longer has it."""
+
+    phase: Phase
+    attempt: int
+    worker: W | None
+
+
+class TurnState(Generic[W]):
+    """The open turn of one message. Its methods move it along `TRANSITIONS`, and are the only ones to do so.
+
+    The log decides: call `observe` with each change of the message. While a claim of this hub is under way or delayed,
+    and while a handler runs on after the end, the turn stays as it is. It follows the log afterwards (`resolve`,
+    `due`, `handler_ended`).
+    """
+
+    __slots__ = (
+        "_is_orphan",
+        "_requests",
+        "alive_at",
+        "attempt",
+        "begun",
+        "claim",
+        "confirmed",
+        "created",
+        "handler",
+        "is_interrupted",
+        "message_id",
+        "phase",
+        "suspect",
+        "unheard",
+        "worker",
+    )
+
+    def __init__(self, message_id: str) -> None:
+        self.message_id = message_id
+        self.phase = Phase.NEW
+        self.created = 0  # serial of the entry that created the message
+        self.alive_at = 0  # `MessageState.alive_at`: time of the last claim or renewal
+        self.attempt = 0  # number of the running or last attempt; 0 before the first
+        self.confirmed = 0  # `ClaimState.confirmed` of that attempt
+        self.begun = 0  # number of the last attempt that a handler of this hub has begun
+        self.claim: ClaimState | None = None  # the state of the turn in the log; None if the message no longer exists
+        self.worker: W | None = None  # the worker that carries out the attempt; None if this hub does not know it
+        self.handler: W | None = None  # the worker whose handler of some attempt still runs
+        self.suspect: W | None = None  # the worker that lost the turn: its connection may be dead
+        self.is_interrupted = False  # True: a newer message has cancelled this turn
+        # the turn and attempt that may have taken this message in without knowing it (the result of the request was
+        # lost)
+        self.unheard: tuple[str, int] | None = None
+        self._is_orphan = False
+        self._requests = 0  # number of claims without an outcome yet
+
+    @property
+    def is_taken(self) -> bool:
+        """Return whether an attempt has the turn: one of its own, or one of the turn that has taken it in."""
+        return self.phase in (Phase.RUNNING, Phase.HELD)
+
+    @property
+    def is_broken(self) -> bool:
+        """Return whether the connection to the worker that runs the attempt is broken."""
+        return self.handler is not None and self.worker is None
+
+    @property
+    def host(self) -> tuple[str, int] | None:
+        """Return the id of the message whose turn has taken this one in, and the number of that turn's attempt."""
+        if self.phase is not Phase.HELD or self.claim is None or self.claim.within is None:
+            return None
+        return self.claim.within, self.claim.within_generation
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Return whether the log shows an open turn, and no later attempt or confirmation than the known one."""
+        claim, known = self.claim, (self.attempt, self.confirmed)
+        return claim is not None and claim.is_open and (claim.generation, claim.confirmed) == known
+
+    def is_run_by(self, name: str) -> bool:
+        """Return whether the agent `name`, in a process of its own, has the running attempt."""
+        claim = self.claim
+        return self.phase is Phase.RUNNING and claim is not None and (claim.by, claim.node) == (name, None)
+
+    def is_unbegun_by(self, node: str) -> bool:
+        """Return whether `node`, that of this hub, has the last attempt in the log, and no handler has begun it.
+
+        The claim was stored too late, its result was lost, or the worker had gone by then.
+        """
+        claim = self.claim
+        if claim is None or (claim.state, claim.node, claim.within) != ("taken", node, None):
+            return False
+        return claim.generation == self.attempt != self.begun
+
+    def is_used_up(self, node: str) -> bool:
+        """Return whether the message has no attempt left. An attempt without a handler at `node`, this one, is left."""
+        return attempt_of(self.attempt) >= ATTEMPTS and not self.is_unbegun_by(node)
+
+    def observe(self, message: MessageState | None, *, is_orphan: bool) -> Left[W] | None:
+        """Record the state of the turn in the log, and follow the log unless a claim is under way.
+
+        `is_orphan`: only the process that stored this claim can carry it out, and it is this process or one that is
+        gone. Unless the turn runs here, it waits again. Like `resolve`, `due` and `lose`, return the phase that the
+        turn has left, or None if it has not moved.
+        """
+        left = self._leave()
+        self.claim = None if message is None or message.deleted else message.claim
+        if message is not None:
+            self.created, self.alive_at = message.created, message.alive_at
+        self._is_orphan = is_orphan
+        self._follow()
+        return self._moved(left)
+
+    def send_claim(self) -> None:
+        """Note that a claim was sent. `resolve` must be called with its outcome."""
+        if self.phase is Phase.DELAYED:
+            self._move(TurnEvent.DUE)
+        if self.phase is Phase.WAITING:
+            self._move(TurnEvent.CLAIM)
+        self._requests += 1
+
+    def resolve(self, event: TurnEvent, attempt: int | None = None) -> Left[W] | None:
+        """Note the outcome of a claim: `TAKEN` with its attempt, `TAKEN_IN`, `REFUSED`, `FAILED` or `ENDED`."""
+        self._requests -= 1
+        is_stored = event not in (TurnEvent.REFUSED, TurnEvent.FAILED)
+        if self.phase is not Phase.CLAIMING or (self._requests and not is_stored):
+            return None
+        left = self._leave()
+        if event is TurnEvent.TAKEN_IN:
+            # the turn that had taken this one in has ended meanwhile
+            if self.claim is None or self.claim.within is None:
+                event = TurnEvent.REFUSED
+            else:
+                attempt = self.claim.generation
+        self._move(event)
+        if attempt is not None:
+            self.attempt = attempt
+        self._follow()
+        return self._moved(left)
+
+    def due(self) -> Left[W] | None:
+        """Note that the delay after a failed claim has passed."""
+        if self.phase is not Phase.DELAYED:
+            return None
+        left = self._leave()
+        self._move(TurnEvent.DUE)
+        self._follow()
+        return self._moved(left)
+
+    def begin(self, worker: W) -> None:
+        """Note that `worker` has the attempt and runs its handler, until `handler_ended` or `lose` is called."""
+        self.worker = self.handler = worker
+        self.begun = self.attempt
+
+    def handler_ended(self) -> Left[W] | None:
+        """Note that the handler of an attempt has ended.
+
+        If its message was created again meanwhile, the turn now waits.
+        """
+        self.handler = None
+        if self.phase is not Phase.ENDING:
+            return None
+        left = self._leave()
+        is_open = self.claim is not None and self.claim.is_open
+        self._move(TurnEvent.PENDING if is_open else TurnEvent.ENDED)
+        self.attempt, self.confirmed, self.begun, self.suspect, self.is_interrupted = 0, 0, 0, None, False
+        self._follow()
+        return self._moved(left)
+
+    def lose(self, event: TurnEvent = TurnEvent.LOST) -> Left[W] | None:
+        """Let the turn wait again, because its worker is gone, or the attempt that has taken the message in."""
+        left = self._leave()
+        self._lose(event)
+        self.handler = None
+        return self._moved(left)
+
+    def _lose(self, event: TurnEvent) -> None:
+        self._move(event)
+        self.suspect = self.worker or self.suspect
+        self.worker = self.unheard = None
+
+    def _follow(self) -> None:
+        """Make the transition that the log shows."""
+        claim = self.claim
+        if self.phase in (Phase.CLAIMING, Phase.DELAYED, Phase.ENDING, Phase.OVER):
+            return
+        if claim is None or not claim.is_open:
+            self._move(
+                TurnEvent.ENDED if self.handler is None or self.phase is not Phase.RUNNING else TurnEvent.STOPPED
+            )
+            self.worker = None
+            return
+        if self.is_taken:
+            if claim.state == "taken" and claim.generation == self.attempt:
+                self.confirmed = claim.confirmed
+                return
+            self._lose(TurnEvent.LOST)
+        known, self.attempt, self.confirmed = (self.attempt, self.confirmed), claim.generation, claim.confirmed
+        if claim.state == "taken" and known != (claim.generation, claim.confirmed) and not self._is_orphan:
+            self._move(TurnEvent.TAKEN if claim.within is None else TurnEvent.TAKEN_IN)
+        elif self.phase is Phase.NEW:
+            self._move(TurnEvent.PENDING)
+
+    def _move(self, event: TurnEvent) -> None:
+        self.phase = TRANSITIONS[self.phase][event]
+
+    def _leave(self) -> Left[W]:
+        return Left(self.phase, self.attempt, self.worker)
+
+    def _moved(self, left: Left[W]) -> Left[W] | None:
+        return None if (left.phase, left.attempt) == (self.phase, self.attempt) else left
+
+
+class ChannelTurns(Generic[W]):
+    """The open turns of one channel."""
+
+    __slots__ = ("_turns",)
+
+    def __init__(self) -> None:
+        self._turns: dict[str, TurnState[W]] = {}  # in the order in which they were taken, the latest last
+
+    def __iter__(self) -> Iterator[TurnState[W]]:
+        return iter(tuple(self._turns.values()))
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def get(self, message_id: str) -> TurnState[W] | None:
+        """Return the open turn of a message."""
+        return self._turns.get(message_id)
+
+    def put(self, turn: TurnState[W]) -> None:
+        """Add `turn`, or move it to the end."""
+        self._turns.pop(turn.message_id, None)
+        self._turns[turn.message_id] = turn
+
+    def drop(self, turn: TurnState[W]) -> None:
+        """Forget `turn`, which is over."""
+        self._turns.pop(turn.message_id, None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a turn runs or is being claimed."""
+        return any(turn.is_taken or turn.phase is Phase.CLAIMING for turn in self._turns.values())
+
+    def waiting(self) -> list[TurnState[W]]:
+        """Return the waiting turns whose earlier attempts have no running handler, oldest message first."""
+        waiting = [turn for turn in self._turns.values() if turn.phase is Phase.WAITING and turn.handler is None]
+        return sorted(waiting, key=lambda turn: (turn.created, turn.attempt))
+
+    def lost(self) -> tuple[tuple[str, int, int], ...]:
+        """Return the lost attempts that the log may show as running: each with its message and its confirmations."""
+        return tuple(
+            (turn.message_id, turn.attempt, turn.confirmed)
+            for turn in self._turns.values()
+            if turn.claim is not None
+            and turn.claim.state == "taken"
+            and turn.claim.within is None
+            and not turn.is_taken
+        )
+
+    def to_interrupt(self, newest: TurnState[W]) -> list[TurnState[W]]:
+        """Return the turns that the author of message `newest` interrupts by sending it."""
+        older = [turn for turn in self if turn.phase is Phase.RUNNING] + self.waiting()
+        return [turn for turn in older if turn is not newest and not turn.is_interrupted]
+
+    def held_by(self, message_id: str) -> list[TurnState[W]]:
+        """Return the turns of the messages that the turn of `message_id` has taken in."""
+        return [turn for turn in self._turns.values() if turn.host is not None and turn.host[0] == message_id]
+
+    def newest_of(self, name: str, message_id: str | None) -> TurnState[W] | None:
+        """Return the latest running turn of agent `name`; with `message_id`, only the turn of that message."""
+        for turn in reversed(self._turns.values()):
+            is_own = turn.phase is Phase.RUNNING and turn.claim is not None and turn.claim.by == name
+            if is_own and message_id in (None, turn.message_id):
+                return turn
+        return None
+
+
+class HeldFate(Enum):
+    """The transition that a held turn makes because of the turn that has taken it in."""
+
+    HELD = "that attempt runs"
+    LOST = "that attempt is lost, or had ended before"
+    UNHEARD = "that attempt does not know that it has the message"
+    DONE = "that turn is done"
+    CANCELLED = "that turn was cancelled, or its message is gone"
+
+
+def fate_of_held(turn: TurnState[W], turns: ChannelTurns[W], state: ChannelState | None) -> HeldFate:
+    """Return the fate of `turn`, which another turn has taken in.
+
+    `state` is None while the channel is not in memory.
+    """
+    assert turn.host is not None
+    message_id, attempt = turn.host
+    if turn.unheard == turn.host:
+        return HeldFate.UNHEARD
+    host = state.message(message_id) if state is not None else None
+    is_open = host is not None and host.claim is not None and host.claim.is_open and not host.deleted
+    if state is None or is_open:  # a channel outside memory is loaded again when the turn ends
+        running = turns.get(message_id)
+        is_running = running is not None and running.is_taken and running.attempt == attempt
+        return HeldFate.HELD if is_running else HeldFate.LOST
+    held = state.message(turn.message_id)
+    # the other turn had ended before it took this one in
+    if host is not None and held is not None and host.last < held.last:
+        return HeldFate.LOST
+    is_done = host is not None and host.claim is not None and host.claim.state == "done"
+    return HeldFate.DONE if is_done else HeldFate.CANCELLED
+
+
+def drawing() -> str:
+    """Return the drawing of `docs/architecture.md`: `TRANSITIONS` as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2"]
+    for phase, row in TRANSITIONS.items():
+        source = "[*]" if phase is Phase.NEW else phase.name
+        for target in Phase:
+            if events := [event.name.lower() for event, to in row.items() if to is target]:
+                lines.append(f"    {source} --> {target.name}: {', '.join(events)}")
+    return "\n".join([*lines, "    OVER --> [*]"]) + "\n"
+
+
+# -- commands --------------------------------------------------------------------------------------------------
+
+
+class Replier(Enum):
+    """The clients that may reply to a command, beside the app. A reply also needs the capability `command`."""
+
+    WORKER = "the client at work on the target, a caller with `admin`"
+    NONE = "no client"
+    READER = "any caller that may read the channel, the sender, the client at work on the target"
+
+
+class ServerAction(Enum):
+    """The server's action on a command that no client has replied to."""
+
+    STOP = "ends the answers and the turn as `cancelled`, and replies `ok: true`"
+    RESTART = "makes the message wait for a turn again, and replies `ok: true`"
+    EXPIRE = 'replies `ok: false` with `error: {code: "expired"}`'
+
+
+class CommandRules(NamedTuple):
+    """The rules of one command name."""
+
+    name: str
+    needs_target: bool
+    replier: Replier
+    action: ServerAction
+    after_s: float | None  # the server acts this long after the command was sent; None: when the command expires
+
+    @property
+    def stops(self) -> bool:
+        """Return whether the command stops its target: an answer, or all answers to a message and its turn."""
+        return self.action is ServerAction.STOP
+
+    @property
+    def restarts(self) -> bool:
+        """Return whether the target waits for an agent again, from the commit that stores the command on."""
+        return self.action is ServerAction.RESTART
+
+
+CANCEL = CommandRules("cancel", True, Replier.WORKER, ServerAction.STOP, CANCEL_S)
+STEER = CommandRules("steer", False, Replier.WORKER, ServerAction.EXPIRE, None)
+REGENERATE = CommandRules("regenerate", True, Replier.NONE, ServerAction.RESTART, 0.0)
+APPROVE = CommandRules("approve", False, Replier.READER, ServerAction.EXPIRE, None)
+BUILT_IN_COMMANDS = {rules.name: rules for rules in (CANCEL, STEER, REGENERATE, APPROVE)}
+
+
+def commands_table() -> str:
+    """Return the table of `docs/protocol.md`, 8.2."""
+    lines = ["| command | target | replies | without a reply, the server | after |", "|---|---|---|---|---|"]
+    for rules in BUILT_IN_COMMANDS.values():
+        target = "required" if rules.needs_target else "optional"
+        after = "`expires_s`" if rules.after_s is None else f"{rules.after_s:g} s" if rules.after_s else "at once"
+        lines.append(f"| `{rules.name}` | {target} | {rules.replier.value} | {rules.action.value} | {after} |")
+    return "\n".join(lines) + "\n"
+
+
+def rules_of(name: str) -> CommandRules:
+    """Return the rules of the command `name`. Commands that an app defines have the rules of `approve`."""
+    return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)

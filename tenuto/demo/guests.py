@@ -1,0 +1,136 @@
+"""Guests: people of the local network, who are let in by an invitation that works once.
+
+Layer: demo.
+
+`tenuto demo --lan` listens on an address that other machines reach, so the hub needs a verifier: `Guests`. An
+invitation is a secret in the fragment of a link, which a browser sends to no server by itself. The page trades it for a
+cookie. The cookie is signed with a key that the supervisor keeps, so it outlives a killed server; open invitations do
+not.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlencode
+
+import msgspec
+from msgspec import Struct
+
+from tenuto.core.errors import TooMany
+from tenuto.demo.control import CHANNELS, IN_SERVER
+from tenuto.demo.refusals import NoInvite
+from tenuto.hub.identity import Identity, Scope
+from tenuto.transports.headers import header
+
+__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "Person"]
+
+INVITE_S = 600.0
+STAY_S = 12 * 3600.0
+MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends
+MOST_GUESSES = 10  # limit of wrong secrets from one address within GUESSES_S
+GUESSES_S = 60.0
+MOST_GUESSERS = 1_000  # limit of addresses whose wrong secrets are counted
+COOKIE = "tenuto_demo"
+
+_RIGHTS = frozenset({"subscribe", "history", "publish", "presence", "command"})
+_HOW = ("Calm", "Quick", "Kind", "Bold", "Quiet", "Bright", "Lucky", "Gentle", "Merry", "Clever", "Sunny", "Brave")
+_WHO = ("Otter", "Seal", "Heron", "Whale", "Crab", "Puffin", "Urchin", "Limpet", "Dolphin", "Turtle", "Gull", "Squid")
+
+
+class Person(Struct, frozen=True, kw_only=True):
+    """A guest, as the cookie names them."""
+
+    id: str
+    name: str
+    until_s: float  # when the cookie ends, in seconds since 1970
+
+
+class Guests:
+    """The verifier of a demo that other machines reach: it knows its agents by a token, and people by a cookie."""
+
+    reads_cookies = True
+
+    def __init__(self, address: str, *, key: str, agent_token: str, now_s: Callable[[], float] = time.time) -> None:
+        self.address = address
+        self._key = key.encode()
+        self._agent = f"Bearer {agent_token}".encode()
+        self._now_s = now_s
+        self._open: dict[str, float] = {}  # for each secret of an open invitation the time of its end, oldest first
+        self._guesses: OrderedDict[str, list[float]] = OrderedDict()  # for each address the times of its wrong secrets
+
+    async def __call__(self, scope: Scope) -> Identity | None:
+        """Return the identity of an agent or of a person; None for a stranger."""
+        given = header(scope, b"authorization")
+        if given is not None:
+            is_agent = hmac.compare_digest(given.encode("latin-1"), self._agent)
+            return Identity(client_id=IN_SERVER) if is_agent else None
+        person = self.person(scope)
+        if person is None:
+            return None
+        return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=int(person.until_s * 1000))
+
+    def person(self, scope: Scope) -> Person | None:
+        """Return the person that the cookie of a request names; None without a cookie that this demo has signed."""
+        try:
+            found = SimpleCookie(header(scope, b"cookie") or "").get(COOKIE)
+        except CookieError:
+            return None
+        body, _, signature = (found.value if found is not None else "").partition(".")
+        if not body or not hmac.compare_digest(signature.encode(), self._signature(body).encode()):
+            return None
+        person = msgspec.json.decode(base64.urlsafe_b64decode(body), type=Person)
+        return person if person.until_s > self._now_s() else None
+
+    def cookie_of(self, person: Person) -> str:
+        """Return the value of the cookie."""
+        body = base64.urlsafe_b64encode(msgspec.json.encode(person)).decode()
+        return f"{body}.{self._signature(body)}"
+
+    def invite(self, channel: str | None = None) -> str:
+        """Return a link that lets one person in within INVITE_S, to `channel` if it is given."""
+        now_s = self._now_s()
+        self._open = {secret: end_s for secret, end_s in self._open.items() if end_s > now_s}
+        while len(self._open) >= MOST_INVITES:
+            del self._open[next(iter(self._open))]
+        secret = secrets.token_urlsafe(18)
+        self._open[secret] = now_s + INVITE_S
+        query = f"?{urlencode({'channel': channel}, safe=':')}" if channel is not None else ""
+        return f"{self.address}/{query}#join={secret}"
+
+    def join(self, secret: str, peer: str) -> Person:
+        """Return a new person for the secret of an open invitation, which ends. Raises NoInvite, TooMany."""
+        now_s = self._now_s()
+        self._check_guesses(peer, now_s)
+        # Compare all secrets, each in constant time, so that the duration shows neither which one fits nor how much of
+        # it.
+        fitting = [known for known in self._open if hmac.compare_digest(known.encode(), secret.encode())]
+        if not fitting or self._open.pop(fitting[0]) <= now_s:
+            self._guesses.setdefault(peer, []).append(now_s)
+            raise NoInvite(
+                f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one."
+            )
+        number = secrets.token_hex(4)
+        name = f"{secrets.choice(_HOW)} {secrets.choice(_WHO)}"
+        return Person(id=f"{name.lower().replace(' ', '-')}-{number}", name=name, until_s=now_s + STAY_S)
+
+    def _check_guesses(self, peer: str, now_s: float) -> None:
+        guesses = [at_s for at_s in self._guesses.pop(peer, ()) if now_s - at_s < GUESSES_S]
+        if guesses:
+            self._guesses[peer] = guesses
+        while len(self._guesses) > MOST_GUESSERS:
+            self._guesses.popitem(last=False)
+        if len(guesses) >= MOST_GUESSES:
+            raise TooMany(
+                f"{MOST_GUESSES} secrets from this address were wrong within {GUESSES_S:.0f} s; wait a minute, and ask "
+                "for a new invitation",
+                limit=MOST_GUESSES,
+            )
+
+    def _signature(self, body: str) -> str:
+        return hmac.new(self._key, body.encode(), "sha256").hexdigest()

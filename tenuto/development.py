@@ -1,0 +1,65 @@
+"""Reasons of failed messages in development: the exception that ended the block, and its line of code.
+
+Layer: development, beside `portal`; hubs and clients with agents use it.
+
+A reason is stored with its message, and every reader of the channel sees it. So it names the class of the exception and
+a line of the app's code, and the exception's text only if the app asks for it: such a text may hold a key, a path or a
+customer's data. In production a reason says neither.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+REASON_CHARACTERS = 200
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_OURS = str(Path(__file__).parent)
+
+
+def failure_reason(error: BaseException, *, debug: bool | None, is_development: bool) -> str | None:
+    """Return the reason to store for a message that `error` ended, or None if it must not name the exception.
+
+    The setting `debug` decides: True adds the exception's text, False names no exception. With None a reason names the
+    exception in development only.
+    """
+    return exception_reason(error, has_text=bool(debug)) if names_exceptions(debug, is_development) else None
+
+
+def names_exceptions(debug: bool | None, is_development: bool) -> bool:
+    """Return whether reasons name the exception (see `failure_reason`)."""
+    return is_development if debug is None else debug
+
+
+def exception_reason(error: BaseException, *, has_text: bool) -> str:
+    """Return a reason such as `KeyError in bot.py, line 12`, in a form that can be stored.
+
+    `has_text` adds the exception's text.
+    """
+    kind = type(error)
+    module = kind.__module__.partition(".")[0]
+    name = kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
+    line = _line_of_app(error)
+    reason = f"{name} in {Path(line.filename).name}, line {line.lineno}" if line is not None else name
+    if has_text and (text := _text_of(error)):
+        reason = f"{reason}: {text}"
+    reason = "".join(letter if letter.isprintable() else " " for letter in reason)
+    return reason[:REASON_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def _line_of_app(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost line of the traceback that belongs neither to a library nor to Tenuto."""
+    lines = traceback.extract_tb(error.__traceback__)
+    return next((line for line in reversed(lines) if _is_of_app(line.filename)), None)
+
+
+def _is_of_app(filename: str) -> bool:
+    return "-packages" not in filename and not filename.startswith((*_LIBRARIES, _OURS, "<"))
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a foreign class may raise any exception here
+        return ""

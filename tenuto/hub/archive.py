@@ -1,0 +1,261 @@
+"""The channels of a hub as records: lists, exports, imports, legal holds, and the removal of a person.
+
+Layer: hub.
+
+`Hub.archive` is an `Archive`. Its calls work on the store; an import and a hold load their channel into memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tenuto.core.errors import Busy, TenutoError, InvalidRequest, StoreUnavailable
+from tenuto.core.limits import Limits
+from tenuto.core.model import ChannelSummary
+from tenuto.core.names import check_channel, check_id, check_prefix
+from tenuto.hub.clock import Clock
+from tenuto.hub.exporting import export_lines
+from tenuto.hub.forgetting import Forgetting, Receipt, intended
+from tenuto.hub.importing import NOTE as IMPORT
+from tenuto.hub.importing import Imported, check_file, mend_import, write_file
+from tenuto.hub.legal_holds import ChannelHold
+from tenuto.hub.lifecycle import Lifecycle
+from tenuto.hub.retention import READ_PAUSE_S
+from tenuto.hub.verifying import damage_in
+from tenuto.stores.base import Store
+from tenuto.stores.sqlite import SqliteStore
+
+logger = logging.getLogger("tenuto.hub")
+
+RESUME_S = 60.0  # after a start, removals of persons that a crash has stopped go on; by then the hub serves
+MAX_REMOVALS = 8  # removals of persons at once: one of them runs, and the others wait
+LET_GO_S = 5.0  # time after which a node tries again to let go of a removal that was cut off
+_OUTLIVING = ("sqlite", "postgresql")  # stores that outlive the process, so that a removal may be left in them
+MAX_LISTED = 500  # channels on a page
+DEFAULT_LISTED = 100
+_STEP = 200  # patterns in one call of the store
+_LAST = "\x7f"  # after all characters of channel names
+
+
+class ChannelPage(Struct, frozen=True, kw_only=True):
+    """Channels in the order of their names. `more`: others follow; continue after the last name."""
+
+    channels: list[ChannelSummary]
+    more: bool
+
+
+class Archive:
+    """The records of a hub: `hub.archive`."""
+
+    def __init__(self, lifecycle: Lifecycle, store: Store, limits: Limits, clock: Clock) -> None:
+        self._lifecycle = lifecycle
+        self._store = store
+        self._limits = limits
+        self._clock = clock
+        self._forgetting = asyncio.Lock()
+        self._removals = asyncio.Semaphore(MAX_REMOVALS)
+        self._is_verifying = False
+        lifecycle.on_start(self._begin)
+
+    async def channels(
+        self,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = DEFAULT_LISTED,
+        patterns: Iterable[str] = ("*",),
+    ) -> ChannelPage:
+        """Return at most `limit` (500) channels with messages or commands, in order of their names.
+
+        A channel into which an import runs is left out.
+
+        Their names begin with `prefix`, come after the name `after`, and match one of `patterns`. Raises InvalidName,
+        InvalidRequest.
+        """
+        check_prefix(prefix)
+        if after is not None:
+            check_channel(after)
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_LISTED:
+            raise InvalidRequest(f"limit must be a whole number from 1 to {MAX_LISTED}, got {limit!r}")
+        await self._lifecycle.start()
+        importing = {name.removeprefix(IMPORT) for name in await self._store.notes(IMPORT)}
+        found: list[ChannelSummary] = []
+        wanted = _within(prefix, after or "", patterns)
+        for start in range(0, len(wanted), _STEP):
+            listed = await self._store.summaries(
+                wanted[start : start + _STEP], after=after, limit=limit + 1 - len(found) + len(importing)
+            )
+            found += [one for one in listed if one.channel not in importing]
+            if len(found) > limit:
+                break
+        holds = self._lifecycle.runtime.legal_holds
+        page = [replace(one, held=True) if holds.is_held(one.channel) else one for one in found[:limit]]
+        return ChannelPage(channels=page, more=len(found) > limit)
+
+    async def export(self, channel: str) -> AsyncGenerator[bytes]:
+        """Yield the lines of an export of `channel`: its messages and commands as JSON, each with its line end.
+
+        Raises InvalidName, NotFound for a channel without messages, Busy if it is deleted meanwhile
+        or has a part of an import, Damaged before the last line if messages are missing, StoreUnavailable.
+        """
+        check_channel(channel)
+        await self._lifecycle.start()
+        async for line in export_lines(self._store, channel):
+            yield line
+
+    async def import_file(
+        self, path: str | os.PathLike[str], *, channel: str | None = None, damaged: bool = False
+    ) -> Imported:
+        """Write the messages of an export file into an empty channel, by default that of its header; all or none.
+
+        No turn starts. A file with damaged messages is refused unless `damaged`. Raises IdConflict if the channel is
+        not empty, and for a wrong file InvalidRequest or another error that names the line, before the channel is
+        changed. Raises StoreFull.
+        """
+        if channel is not None:
+            check_channel(channel)
+        await self._lifecycle.start()
+        check_space = self._lifecycle.runtime.capacity.check
+        check_space()
+        checked = await check_file(Path(path), self._limits, self._clock.now_ms(), damaged=damaged)
+        name = channel or checked.channel
+        live = self._lifecycle.runtime.channel(name)
+        write = partial(write_file, self._store, name, checked, self._limits, self._clock, check_space)
+        return await live.rewrite(write, partial(mend_import, self._store, name))
+
+    async def hold(self, channel: str, reason: str) -> ChannelHold:
+        """Refuse every deletion in `channel` with Held until `release`, also after a restart.
+
+        When this returns, no deletion that was accepted before is running. A second hold replaces the reason. Raises
+        InvalidName, InvalidRequest, StoreUnavailable.
+        """
+        check_channel(channel)
+        await self._lifecycle.start()
+        runtime = self._lifecycle.runtime
+        hold = await runtime.legal_holds.hold(channel, reason, self._clock.now_ms())
+        await runtime.channel(channel).refresh()  # waits for the end of a running commit or deletion
+        return hold
+
+    async def release(self, channel: str) -> ChannelHold:
+        """End the hold of `channel`, and return it. Raises InvalidName, NotFound, StoreUnavailable."""
+        check_channel(channel)
+        await self._lifecycle.start()
+        return await self._lifecycle.runtime.legal_holds.release(channel)
+
+    async def holds(self) -> list[ChannelHold]:
+        """Return all holds, in the order of the channels' names."""
+        await self._lifecycle.start()
+        return self._lifecycle.runtime.legal_holds.all()
+
+    async def is_held(self, channel: str) -> bool:
+        """Return whether `channel` is held."""
+        await self._lifecycle.start()
+        return self._lifecycle.runtime.legal_holds.is_held(channel)
+
+    async def forget(self, client_id: str, *, channels: bool = False) -> Receipt:
+        """Remove all messages and commands of a person, and return a receipt.
+
+        With `channels`, channels in which no other person wrote go as a whole, with the answers. If the call is cut
+        off, the next call or the next start of the hub goes on. A call that finds nothing more returns the receipt of
+        the last one. Raises InvalidName, Held before anything is removed, StoreUnavailable, and Busy while another
+        process of the store removes the person, or while eight calls run or wait.
+        """
+        check_id(client_id, "a client id")
+        await self._lifecycle.start()
+        if self._removals.locked():
+            raise Busy(
+                f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat the call when one ends"
+            )
+        async with self._removals, self._forgetting:
+            return await self._forget(client_id, channels=channels)
+
+    async def verify(self) -> AsyncGenerator[str]:
+        """Yield one line for each damaged part of the store's file, in a process of its own.
+
+        Raises Busy while another check runs, and InvalidRequest for a store without a file of its own.
+        """
+        await self._lifecycle.start()
+        if not isinstance(self._store, SqliteStore):
+            raise InvalidRequest(f"store {self._store.name!r} cannot be verified; a check needs a store in a file")
+        if self._is_verifying:
+            raise Busy("the store is being verified already; wait until that has ended")
+        self._is_verifying = True
+        try:
+            async with contextlib.aclosing(damage_in(self._store.path)) as lines:
+                async for line in lines:
+                    yield line.replace(str(self._store.path), self._store.path.name)
+        finally:
+            self._is_verifying = False
+
+    async def _forget(self, client_id: str, *, channels: bool | None) -> Receipt:
+        runtime = self._lifecycle.runtime
+        running = Forgetting(
+            *(self._store, client_id, self._clock, self._rewrite),
+            tidies=False,
+            pause_s=READ_PAUSE_S,
+            nodes=runtime.nodes,
+        )
+        try:
+            return await running.run(channels=channels)
+        except BaseException:
+            if not self._store.is_exclusive:
+                with contextlib.suppress(RuntimeError):  # the run of the hub has ended, and so its node
+                    runtime.tasks.start_background(self._let_go(running))
+            raise
+
+    async def _let_go(self, cut: Forgetting) -> None:
+        """Let other nodes go on with a removal, unless this node does so first."""
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                async with self._forgetting:
+                    return await cut.let_go()
+            await asyncio.sleep(LET_GO_S)
+
+    async def _rewrite(self, channel: str, write: Callable[[], Awaitable[bool]]) -> bool:
+        return await self._lifecycle.runtime.channel(channel).rewrite(write)
+
+    def _begin(self) -> None:
+        self._forgetting = asyncio.Lock()  # an earlier run may have used another event loop
+        self._removals = asyncio.Semaphore(MAX_REMOVALS)
+        if self._store.name in _OUTLIVING:
+            self._lifecycle.runtime.tasks.start_background(self._resume())
+
+    async def _resume(self) -> None:
+        """Go on with the removals of persons that an earlier run has not ended."""
+        await asyncio.sleep(RESUME_S)
+        for client_id in await intended(self._store):
+            async with self._forgetting:
+                if client_id in await intended(self._store):
+                    try:
+                        with contextlib.suppress(Busy):  # another process removes this person's messages
+                            await self._forget(client_id, channels=None)
+                    except TenutoError as error:
+                        logger.warning("the removal of a person did not end; repeat the call: %s", error)
+
+
+def _within(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
+    """Narrow `patterns` to the names that begin with `prefix`, and return the result in order.
+
+    Patterns that match no name after `after` are left out. No name matches two of the returned patterns.
+    """
+    found: list[str] = []
+    covered: str | None = None  # the prefix of the last range
+    for stem, is_name in sorted((one.removesuffix("*"), not one.endswith("*")) for one in patterns):
+        low = stem if is_name else max(stem, prefix)
+        is_outside = not low.startswith(prefix) or not low.startswith(stem)
+        if is_outside or (covered is not None and low.startswith(covered)):
+            continue
+        if (low if is_name else low + _LAST) > after:
+            found.append(low if is_name else f"{low}*")
+        if not is_name:
+            covered = low
+    return found

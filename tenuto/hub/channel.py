@@ -1,0 +1,500 @@
+"""A live channel: its durable state in memory, and the feeds that follow it.
+
+Layer: hub.
+
+The state in memory is always durable, so a channel cannot show a token that a crash could lose. Only the committer
+moves the state. The methods that read the store into it (`load_*`, `refresh`) run while no commit of this channel is in
+flight, because a read that races a commit would leave a hole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed, sole_append
+from tenuto.core.document import Document, mark_documented, restored
+from tenuto.core.errors import Busy, shown
+from tenuto.core.events import ChannelAttached, ServerEvent
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.ops import Append, Command, Create, Entry
+from tenuto.core.state import ChannelState, apply_entry
+from tenuto.hub.batches import BatchCache, Behind, EncodedBatch
+from tenuto.hub.presence_state import PresenceState
+from tenuto.hub.ticks import Group, Ticks, Woken, flush_class
+from tenuto.stores.base import Conflict, Head, Store, head_of
+
+# Called with the ids of the changed messages and commands; None means that they are unknown.
+Observe = Callable[["Channel", "Iterable[str] | None"], None]
+T = TypeVar("T")
+MAX_CONFLICTS = 100  # conflicts in a row after which a request fails
+FOLLOW_BYTES = 256 * 1024  # limit of the entries of other hubs that are read one by one
+KEPT_ABSENT = 10_000  # ids that the store is known not to have, so that a new message looks its id up at most once
+
+
+class Channel:
+    """One channel in memory. Its state is durable, and only the committer moves it."""
+
+    def __init__(
+        self, name: str, store: Store, limits: Limits, ticks: Ticks, *, now_s: float, observe: Observe
+    ) -> None:
+        self.name = name
+        self.state = ChannelState(name)
+        self.is_stale = False  # the store may hold more than this state, so requests must wait until it is read
+        self.conflicts = 0  # number of commits in a row that failed because the store's data differed from this state
+        self.used_s = now_s
+        self.presence_state = PresenceState(limits, self._ephemeral_moved)
+        # functions to call after entries other than appends (a dict keeps their order)
+        self.listeners: dict[Callable[[], None], None] = {}
+        self._observe = observe
+        self._store = store
+        self._limits = limits
+        self._ticks = ticks
+        # called before the first read of the channel, and again until the channel was read; then None
+        self._prepare: Callable[[], Awaitable[None]] | None = _keep
+        self._absent: set[str] = set()
+        self._groups: dict[int, Group] = {}
+        self.watchers = 0  # number of feeds that follow this channel
+        self.batches = BatchCache()
+        self._loading = asyncio.Lock()
+        self._loaders = 0
+        # The committer sets this future while a commit of this channel is in flight: no load may begin until it is
+        # done.
+        self.commit_over: asyncio.Future[None] | None = None
+        # memory to keep in a trim that had to be delayed; it runs before the next decision
+        self.trim_bytes: int | None = None
+
+    # -- for the committer -------------------------------------------------------------------------------------
+
+    @property
+    def is_loaded(self) -> bool:
+        """Return whether the head was read from the store; this stays True while more is being read."""
+        return self._prepare is None
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the committer can decide requests on the present state."""
+        return self._prepare is None and not self._loaders and not self.is_stale
+
+    def is_ready_for(self, ids: Iterable[str]) -> bool:
+        """Return whether requests about `ids` can be decided now, without a read of the store."""
+        if not self.is_ready:
+            return False
+        messages = self.state.messages
+        for one in ids:
+            if one not in messages and one not in self.state.commands and one not in self._absent:
+                return False
+        return True
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        """Return the ids among `ids` that must be read from the store before a decision."""
+        messages, commands, absent = self.state.messages, self.state.commands, self._absent
+        return [one for one in ids if one not in messages and one not in commands and one not in absent]
+
+    def trim(self, keep_bytes: int) -> None:
+        """Drop finished messages from memory beyond `keep_bytes`; while a commit runs, do it after that commit."""
+        if self.commit_over is None:
+            self.trim_bytes = None
+            self.state.trim(keep_bytes)
+        else:
+            self.trim_bytes = keep_bytes
+
+    def committed(self, epoch: str, entries: Sequence[Entry], documents: Sequence[Document]) -> None:
+        """Apply `entries` and `documents`, which this hub or another one has stored, and wake the feeds."""
+        state = self.state
+        if len(entries) == 1 and type(entries[0].op) is Append and not documents:  # the common case: one append
+            # without a group the channel has had no subscriber yet, so it keeps no batch
+            event = sole_append(state, entries[0]) if self._groups else None
+            apply_entry(state, entries[0])
+            if self._groups:
+                self.moved()
+                if event is not None:
+                    self.batches.appended = (state.epoch, event)
+            return
+        if state.serial == 0 and entries:
+            state.epoch, state.lives = epoch, 0
+        shaped: dict[str, None] = {}
+        for entry in entries:
+            apply_entry(state, entry)
+            if type(entry.op) is not Append:
+                self._absent.discard(entry.op.id)
+                shaped[entry.op.id] = None
+        for document in documents:
+            message = state.message(document.id)
+            if message is not None:
+                mark_documented(message, document.version)
+        if entries:
+            self.moved()
+        if shaped:
+            self._changed(shaped)
+
+    def _changed(self, keys: Iterable[str] | None) -> None:
+        """Notify listeners of changes other than appends. `keys` are the affected ids; None means unknown."""
+        self._observe(self, keys)
+        for listener in tuple(self.listeners):
+            listener()
+
+    # -- for feeds ---------------------------------------------------------------------------------------------
+
+    def add_feed(self, feed: Woken, flush_ms: int) -> Group:
+        """Wake `feed` from now on, and return the group of feeds that is woken together with it."""
+        window = flush_class(flush_ms)
+        group = self._groups.setdefault(window, Group(self._ticks, window))
+        group.add(feed)
+        self.watchers += 1
+        return group
+
+    def remove_feed(self, feed: Woken, group: Group) -> None:
+        """Stop waking `feed`. A second call has no effect."""
+        if group.remove(feed):
+            self.watchers -= 1
+
+    @property
+    def feeds(self) -> list[Woken]:
+        """Return the feeds of this channel."""
+        return [feed for group in self._groups.values() for feed in group]
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether the channel is unused: no subscriber, member, commit, pending read or rest of a `rewrite`."""
+        is_wanted = self.listeners or self.presence_state.has_people or self.watchers
+        has_part = self._prepare is not None and self._prepare is not _keep
+        return not (self._loaders or self.commit_over or self.is_stale or has_part or is_wanted)
+
+    def close(self) -> None:
+        """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""
+        self.presence_state.close()
+
+    @property
+    def flush_s(self) -> float:
+        """Return when the first flush window ends, in the loop's time; without viewers, a time in the past."""
+        return min(self._window_ends_s(), default=0.0)
+
+    @property
+    def last_flush_s(self) -> float:
+        """Return when the last flush window ends, in the loop's time; without viewers, a time in the past."""
+        return max(self._window_ends_s(), default=0.0)
+
+    def _window_ends_s(self) -> list[float]:
+        return [group.over_s for group in self._groups.values() if len(group)]
+
+    @property
+    def has_unbuffered_viewers(self) -> bool:
+        """Return whether a viewer has requested each event at once, without a flush window."""
+        group = self._groups.get(0)
+        return group is not None and len(group) > 0
+
+    def moved(self) -> None:
+        """Wake the feeds, because the durable serial has moved."""
+        self.batches.forget()
+        for group in self._groups.values():
+            group.moved()
+
+    def _ephemeral_moved(self) -> None:
+        self.batches.forget_presence()
+        for group in self._groups.values():
+            group.ephemeral_moved()
+
+    def ephemeral_since(self, position: int, attached_s: float) -> EncodedBatch:
+        """Return the presence changes and signals since `position`, encoded once for all subscribers at it."""
+        # A subscriber may have been at the node of a signal that was sent before it attached here.
+        if self.presence_state.has_late_signals(position, attached_s):
+            return EncodedBatch(self.name, "", self.presence_state.since(position, attached_s))
+        known = self.batches.ephemeral.get(position)
+        if known is not None:
+            return known
+        return self.batches.keep_ephemeral(position, EncodedBatch(self.name, "", self.presence_state.since(position)))
+
+    def batch_since(self, since: int, *, attach: bool) -> EncodedBatch | None:
+        """Return the events after serial `since`; with `attach`, `channel.attached` first.
+
+        Returns None if too many messages changed. Raises Behind if a message that it needs is not in memory.
+        """
+        known = self.batches.first.get(("resume", since)) if attach else self.batches.live.get(since)
+        if known is not None:
+            return known
+        if since < self.state.complete_since:
+            raise Behind
+        events = events_since(self.state, since, limit=self._limits.catch_up_messages)
+        if events is None:
+            return None
+        if attach:
+            return self._first_batch(("resume", since), resumed(self.state), events)
+        return self.batches.keep_live(since, EncodedBatch(self.name, str(self.state.cursor), events))
+
+    def append_since(self, since: int) -> EncodedBatch | None:
+        """Return the events after serial `since` if they are the single append of the last commit, else None.
+
+        Hot path: it returns exactly what `batch_since` would. The kept append names its epoch and its serial, since the
+        state may have moved by a read of the store instead.
+        """
+        kept = self.batches.appended
+        if kept is None:
+            return None
+        epoch, event = kept
+        state = self.state
+        serial = event.serial
+        if serial != since + 1 or serial != state.serial or epoch != state.epoch:
+            return None
+        batch = EncodedBatch(self.name, f"{epoch}:{serial}", (event,))
+        return self.batches.keep_live(since, batch) if self.watchers > 1 else batch
+
+    def new_start(self, history: int) -> EncodedBatch:
+        """Return a new start: the newest `history` messages and all streaming ones. Raises Behind as `batch_since`."""
+        known = self.batches.first.get(("new", history))
+        if known is not None:
+            return known
+        page = newest_messages(self.state, history, self._limits)
+        if page is None:
+            raise Behind
+        attached, updates = new_start(self.state, *page)
+        return self._first_batch(("new", history), attached, updates)
+
+    def _first_batch(
+        self, key: tuple[str, int], attached: ChannelAttached, rest: Sequence[ServerEvent]
+    ) -> EncodedBatch:
+        if len(self.presence_state):
+            attached = replace(attached, presence=self.presence_state.presence())
+        return self.batches.keep_first(key, EncodedBatch(self.name, str(self.state.cursor), [attached, *rest]))
+
+    # -- reading the store -------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the head of the channel from the store, unless it is known."""
+        if not self.is_loaded:
+            async with self._exclusive():
+                if not self.is_loaded:
+                    await self._reload()
+
+    async def load_messages(self, ids: Sequence[str]) -> None:
+        """Load those of the messages `ids` that exist."""
+        await self.load()
+        async with self._exclusive():
+            while wanted := self.missing(ids):
+                head, found = await self._store.messages(self.name, wanted)
+                if not await self._has_passed(head):
+                    continue
+                self._insert(restored(found.values()))
+                if len(self._absent) > KEPT_ABSENT:
+                    self._absent.clear()
+                self._absent.update(one for one in self.missing(wanted) if one not in found)
+
+    async def load_since(self, since: int) -> bool:
+        """Load every message that changed after `since`.
+
+        Return False if too many changed: the viewer needs a new start.
+        """
+        await self.load()
+        async with self._exclusive():
+            limit = self._limits.catch_up_messages
+            while since < self.state.complete_since:
+                changes = await self._store.changes(self.name, after=since, limit=limit)
+                if not await self._has_passed(changes.head):
+                    continue
+                if changes.messages is None:
+                    return False
+                self._insert(restored(changes.messages))
+                self.state.complete_since = min(self.state.complete_since, since)
+            return True
+
+    async def load_history(self, history: int) -> None:
+        """Load the newest `history` messages."""
+        await self.load()
+        async with self._exclusive():
+            limits = self._limits
+            wanted = max(1, history)
+            while newest_messages(self.state, history, limits) is None:
+                page = await self._store.page(self.name, before=None, limit=wanted, limit_bytes=limits.history_bytes)
+                if not await self._has_passed(page.head):
+                    continue
+                state = self.state
+                found = restored(page.messages)
+                self._insert(found)
+                state.has_older = page.more
+                state.is_history_cut = page.more and len(found) < wanted
+                oldest = min((one.created for one in found), default=1)
+                state.history_from = min(state.history_from, oldest if page.more else 1)
+
+    async def refresh(self) -> None:
+        """Read what another hub, or a commit with an unknown outcome, has stored. Raises StoreUnavailable."""
+        await self.load()
+        async with self._exclusive():
+            await self._catch_up()
+            self.is_stale, self.batches.unreadable = False, None
+
+    async def delete(self, until_ms: int) -> None:
+        """Empty the channel; its next entry begins a new epoch.
+
+        Ids of streaming messages cannot be used until `until_ms`. Raises Busy if other processes write to the channel
+        faster than this one can read it, StoreUnavailable.
+        """
+        await self.load()
+        async with self._exclusive():
+            head = await head_of(self._store, self.name)
+            self.is_stale = True  # until it is read again: a call that fails may have emptied the channel all the same
+            for _ in range(MAX_CONFLICTS):
+                await self._follow(head)
+                streaming = [message.id for message in self.state.messages.values() if message.is_streaming]
+                result = await self._store.delete_channel(
+                    self.name, expected=head, used_up=streaming, until_ms=until_ms
+                )
+                if not isinstance(result, Conflict):
+                    break
+                head = result.head
+            else:
+                raise outpaced(self.name, MAX_CONFLICTS)
+            await self._reload()
+            self.is_stale, self.batches.unreadable = False, None
+        self.moved()
+
+    async def rewrite(self, write: Callable[[], Awaitable[T]], mend: Callable[[], Awaitable[None]] | None = None) -> T:
+        """Run `write`, which changes this channel in the store without a request, and return its result.
+
+        Requests and new viewers wait until `mend`, which removes a part that `write` left, has worked and the channel
+        was read again; None if no part has to go. Raises StoreUnavailable.
+        """
+        await self.load()
+        async with self._exclusive():
+            try:
+                return await write()
+            finally:
+                self._prepare = mend or _keep
+                await self._reload()
+                self.moved()
+
+    async def _has_passed(self, head: Head) -> bool:
+        """Return whether the state is at `head`, which a read of the store returned, or further; catch up first.
+
+        Messages of that read that are not in the state are then as they were: a change would have put them there.
+        """
+        state = self.state
+        await self._follow(head)
+        return self.state is state and head == (state.epoch, min(head.serial, state.serial), state.floor, state.lives)
+
+    def is_at(self, head: Head) -> bool:
+        """Return whether the state in memory is at `head`."""
+        state = self.state
+        return head == (state.epoch, state.serial, state.floor, state.lives)
+
+    async def _follow(self, head: Head) -> None:
+        """Bring the state up to the channel's head in the store, unless it is at `head`."""
+        if not self.is_at(head):
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Bring the state up to the channel's head in the store.
+
+        Apply the entries that are missing. If they cannot be applied one by one, read the changed messages whole.
+        """
+        state = self.state
+        head, entries = await self._store.entries(self.name, after=state.serial, limit_bytes=FOLLOW_BYTES)
+        if self.is_at(head):
+            return
+        is_next = (head.epoch, head.floor) == (state.epoch, state.floor) and head.serial > state.serial
+        if is_next and entries is not None and self._can_apply(entries):
+            self.committed(head.epoch, entries, ())
+            return
+        if is_next or not state.serial:  # of an empty channel the head's whole epoch is missing
+            self._absent.clear()
+            limit = self._limits.catch_up_messages
+            head, newest, found = await self._store.changes(self.name, after=state.serial, limit=limit)
+            if found and (not state.serial or (head.epoch, head.floor) == (state.epoch, state.floor)):
+                state.insert(restored(found))
+                (state.epoch, state.serial, state.floor, state.lives), state.newest = head, newest
+                state.tail.restart(state.serial)
+                self.moved()
+                self._changed(None)
+                return
+        await self._reload()
+        self.moved()
+
+    def take_entries(self, epoch: str, floor: int, serial: int, entries: Sequence[Entry], *, lives: int) -> bool:
+        """Apply `entries`, which another hub has stored up to `serial`; return whether the state is at `serial` now.
+
+        If not, `refresh` is due: one before them is missing, the state may not move, or other `lives` are over.
+        """
+        state = self.state
+        is_same = (epoch, floor) == (state.epoch, state.floor) if state.serial else lives == state.lives
+        if not self.is_ready or self.commit_over is not None or not is_same:
+            return False
+        new = [entry for entry in entries if entry.serial > state.serial]
+        if new and new[0].serial == state.serial + 1 and self._can_apply(new):
+            self.committed(epoch, new, ())
+        return serial <= state.serial
+
+    def _can_apply(self, entries: Iterable[Entry]) -> bool:
+        """Return whether all messages and commands of `entries` are in memory, or begin with one of the entries."""
+        begun = {entry.op.id for entry in entries if type(entry.op) is Create or type(entry.op) is Command}
+        return all(entry.op.id in begun or self.state.knows(entry.op.id) for entry in entries)
+
+    async def _reload(self) -> None:
+        if self._prepare is not None:
+            await self._prepare()
+        while True:
+            first = changes = await self._store.changes(self.name, after=0, limit=0)
+            opened, since = await self._store.open_documents(self.name), first.head.serial
+            if self._store.is_exclusive:
+                break
+            # what other processes have changed since the first read is read whole; to read again could go on for ever
+            changes = await self._store.changes(self.name, after=since, limit=self._limits.catch_up_messages)
+            if changes.messages is not None and (not since or changes.head._replace(serial=since) == first.head):
+                break
+        state = ChannelState(self.name, changes.head.epoch, changes.head.serial, changes.head.floor)
+        state.lives, state.newest = changes.head.lives, changes.newest
+        # of an empty channel, the open messages may be those of an epoch that came and went between the reads
+        state.insert(restored([*(opened if since else ()), *(changes.messages or ())]))
+        self.state = state
+        self._absent.clear()
+        self._prepare = None
+        self._changed(None)
+
+    def _insert(self, found: Iterable[MessageState | CommandState]) -> None:
+        """Insert messages that the store returned, unless they are in memory: those are as new, and have more marks."""
+        fresh = [one for one in found if not self.state.knows(one.id)]
+        if fresh:
+            self.state.insert(fresh)
+
+    @asynccontextmanager
+    async def _exclusive(self) -> AsyncIterator[None]:
+        """Keep commits of this channel from starting until the block ends; wait for a running one first."""
+        self._loaders += 1
+        try:
+            async with self._loading:
+                while self.commit_over is not None:
+                    await asyncio.shield(self.commit_over)
+                yield
+        finally:
+            self._loaders -= 1
+
+
+async def _keep() -> None:
+    """Prepare a channel in which `rewrite` has left no part."""
+
+
+def is_settling(channel: Channel) -> bool:
+    """Return whether a `rewrite` of `channel` or a read of the store runs."""
+    return channel._loading.locked()
+
+
+async def until_settled(channel: Channel | None) -> None:
+    """Wait for the end of a `rewrite` of `channel`, and of reads of the store. Raises StoreUnavailable."""
+    if channel is None:
+        return
+    if is_settling(channel):
+        async with channel._loading:
+            pass
+    if channel._prepare is not None and channel._prepare is not _keep:  # `rewrite` has left a part
+        await channel.load()
+
+
+def outpaced(channel: str, conflicts: int) -> Busy:
+    """Return the error of a request that met `conflicts` writes of other processes in a row."""
+    return Busy(
+        f"other processes write to channel {shown(channel)} faster than this hub can read it: "
+        f"{conflicts} commits in a row have failed; try again later"
+    )

@@ -1,0 +1,104 @@
+"""Time and new ids for the hub. A simulator can replace both.
+
+Layer: hub.
+
+asyncio provides waiting (a virtual loop has virtual time); this module provides the wall clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from tenuto.core.names import base32, check_id
+
+logger = logging.getLogger("tenuto.hub")
+
+APART_MS = 60_000  # a larger difference between the clocks of the machine and of the store is logged
+
+
+class Clock:
+    """The wall clock, and ids that contain its time."""
+
+    owner = "this machine"  # whose clock it is, for log messages
+
+    def __init__(self) -> None:
+        self._last_ms = 0
+        self._count = 0
+
+    def now_ms(self) -> int:
+        """Return the time in milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+    def random_bits(self, bits: int) -> int:
+        """Return a random number of `bits` bits."""
+        return secrets.randbits(bits)
+
+    def new_id(self) -> str:
+        """Return a new id of 18 characters: it sorts by time, within a millisecond by a counter; the rest is random.
+
+        Ids keep rising if the clock is set back.
+        """
+        now_ms = self.now_ms()
+        if now_ms > self._last_ms:
+            self._last_ms, self._count = now_ms, 0
+        else:
+            self._count += 1
+            if self._count >= 1 << 15:
+                self._last_ms, self._count = self._last_ms + 1, 0
+        return base32(self._last_ms, 10) + base32(self._count, 3) + base32(self.random_bits(25), 5)
+
+    def id_or_new(self, given: str | None) -> str:
+        """Return the id `given`, or a new one for None. Raises InvalidName."""
+        return self.new_id() if given is None else check_id(given)
+
+    def new_epoch(self) -> str:
+        """Return the name of a new epoch: random, so that two epochs never share one."""
+        return base32(self.random_bits(40), 8)
+
+
+class StoreClock(Clock):
+    """The clock of a store that several hubs share, so that they agree about each time; `own` is that of the machine.
+
+    Each renewal of the lease measures it. Between two renewals, and while they fail, the clock of the event loop
+    continues it. Before the first one it is the clock of the machine.
+    """
+
+    owner = "the store"
+
+    def __init__(self, own: Clock) -> None:
+        super().__init__()
+        self._own = own
+        self._now_s: Callable[[], float] = time.monotonic  # the clock of the event loop
+        self._ahead_ms: float | None = None  # the store's clock, less that of the event loop
+        self._is_apart = False
+
+    def now_ms(self) -> int:
+        return self._own.now_ms() if self._ahead_ms is None else int(1000 * self._now_s() + self._ahead_ms)
+
+    def random_bits(self, bits: int) -> int:
+        return self._own.random_bits(bits)
+
+    def new_id(self) -> str:
+        # ids keep rising, so one from a clock that is ahead would give its time to later ones
+        return self._own.new_id() if self._ahead_ms is None else super().new_id()
+
+    def measure(self, store_ms: int, sent_s: float, now_s: Callable[[], float]) -> None:
+        """Note that the store's clock read `store_ms` between loop time `sent_s` and now; `now_s` is the loop's clock.
+
+        The time goes back only if the former measurement would be later than the store can be now. So a slow response
+        does not set it back, but a store whose clock was set back does.
+        """
+        earliest_ms, latest_ms = store_ms - 1000 * now_s(), store_ms + 1 - 1000 * sent_s
+        known_ms = earliest_ms if self._ahead_ms is None else self._ahead_ms
+        self._now_s, self._ahead_ms = now_s, min(max(known_ms, earliest_ms), latest_ms)
+        apart_ms = self._own.now_ms() - self.now_ms()
+        was_apart, self._is_apart = self._is_apart, abs(apart_ms) > APART_MS / (2 if self._is_apart else 1)
+        if self._is_apart and not was_apart:
+            logger.warning(
+                "the clock of this machine is %d s %s that of the store; the hub uses that of the store, but checks "
+                "tokens by that of this machine: set the wrong one, for example by NTP",
+                *(abs(apart_ms) // 1000, "ahead of" if apart_ms > 0 else "behind"),
+            )

@@ -1,0 +1,477 @@
+"""Hooks: functions of the app that receive stored entries, `@hub.on("message.finish", "chat:*", name="billing")`.
+
+Layer: hub.
+
+A hook is called at least once for each entry, in order per channel, after the commit, and it never delays the log. Each
+hook has a position in each channel, kept in the store, and reads on from there like a viewer that is behind. So a hook
+that was down receives a message's latest state, and a hook that fails is retried while everything else continues. A new
+hook begins at each channel's head at its first registration: the wall clock, which may be wrong, decides nothing. A hub
+stores the registration before it serves, and never again; of several hubs one stores it.
+
+On a store that several hubs share, one node calls a hook, also for the entries of other nodes. A note names it. Another
+node that has registered the hook takes the note over when the lease of that one has ended, and a node that drains gives
+it back after its last call. A node begins a call only while its lease surely runs. So two nodes call a hook at the same
+time only if one is suspended, or loses its store, during a call; that call may be repeated. No entry is missed, because
+a position is stored after the call and read when a node takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, Literal, TypeVar, get_args
+
+from msgspec import Struct
+
+from tenuto.core.catch_up import reply_to
+from tenuto.core.cursor import NO_EPOCH, kept_serial
+from tenuto.core.document import restored
+from tenuto.core.errors import TenutoError, LocalError, StoreUnusable
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.model import Command, Json, Message
+from tenuto.core.names import check_id
+from tenuto.core.state import ChannelState
+from tenuto.hub.channel import Channel
+from tenuto.hub.loading import in_time
+from tenuto.hub.nodes import NodeLease
+from tenuto.hub.patterns import check_pattern, matches
+from tenuto.hub.store_errors import logs_errors
+from tenuto.stores.base import Store, head_of
+
+logger = logging.getLogger("tenuto.hooks")
+
+T = TypeVar("T")
+
+HookKind = Literal["message.create", "message.update", "message.finish", "message.delete", "command", "command.reply"]
+KINDS = get_args(HookKind)
+FIRST_RETRY_S = 1.0
+LAST_RETRY_S = 60.0
+TIMEOUT_S = 60.0  # longest time that one call may take
+EVERYTHING = 2**53  # limit of messages in a hook's catch-up: none, since a hook must receive all of them
+SCAN_PAGE = 500  # channels that one step of the scan after a start reads
+SHARE_S = 3.0  # time between two looks at a store that several hubs share, for entries and for other nodes
+STOP_S = 2.0  # time in which the running calls of a node that drains must end, and in which others learn of it
+REST = 10  # a node rests that many times as long as its last scan took, because a store may have many channels
+DAMAGED = ("", -1)  # stands for a position that cannot be read
+MAX_RUNNING = 100  # channels for which one hook may run at the same time
+
+
+class HookEvent(Struct, frozen=True, kw_only=True):
+    """The argument of a hook. `message` and `command` are as they are now, not as they were at `serial`."""
+
+    type: str
+    channel: str
+    serial: int  # serial of the entry; a hook recognises a repeated call by channel, epoch and serial
+    epoch: str
+    id: str  # id of the message or command
+    message: Message | None = None  # None if the message was deleted
+    command: Command | None = None
+    reply: Json = None  # reply to the command: `{ok, data, error, from}`
+
+
+HookHandler = Callable[[HookEvent], Awaitable[None]]
+_POSITION = re.compile(rb"([A-Za-z0-9_-]*):([0-9]{1,16})")
+Start = Callable[[Coroutine[Any, Any, None]], asyncio.Task[Any]]  # a function that starts a background task
+
+
+class Hook:
+    """One registered function. Its name identifies its stored position: keep the name when the code moves."""
+
+    def __init__(self, name: str, kinds: tuple[str, ...], pattern: str, handler: HookHandler) -> None:
+        check_id(name, "a hook's name")
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds:
+            raise LocalError(
+                f"hook kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}"
+            )
+        if inspect.isroutine(handler) and not inspect.iscoroutinefunction(handler):
+            # Refused at registration: otherwise each call would fail later and be retried for ever, with only a log
+            # line.
+            raise LocalError(f"hook {name!r} must be an async function; define it with `async def`")
+        self.name = name
+        self.kinds = frozenset(kinds)
+        self.pattern = check_pattern(pattern)
+        self.handler = handler
+
+
+async def register(store: Store, hook: Hook, early: Mapping[str, tuple[str, int]]) -> None:
+    """Store that `hook` exists, if it is new, and that it begins at the present head of each channel.
+
+    `early` has the heads of channels that may have moved since the app registered the hook. Raises StoreUnavailable.
+    """
+    registered = f"hook-registered/{hook.name}"
+    if registered in await in_time(store.notes(registered), store.name):
+        return
+    known = await _positions(store, hook)  # of a registration that was cut off
+    is_new = {registered: None}  # another hub may have registered it meanwhile, and stored entries for it
+    after: str | None = None
+    while page := await in_time(store.channels(after=after, limit=SCAN_PAGE), store.name):
+        fresh = [one for one in page if matches(hook.pattern, one) and one not in known]
+        heads = zip(fresh, await in_time(store.heads(fresh), store.name), strict=True)
+        found = {_note_name(hook, one): _encoded(*early.get(one, (head.epoch, head.serial))) for one, head in heads}
+        if not await in_time(store.note(found, expected=is_new), store.name):
+            return
+        after = page[-1]
+    await in_time(store.note({registered: b"1"}, expected=is_new), store.name)
+
+
+async def _positions(store: Store, hook: Hook) -> dict[str, tuple[str, int]]:
+    """Return for each channel the epoch and serial up to which `hook` was called."""
+    prefix = _note_name(hook, "")
+    notes = await in_time(store.notes(prefix), store.name)
+    return {name.removeprefix(prefix): _position(value) for name, value in notes.items()}
+
+
+def _note_name(hook: Hook, channel: str) -> str:
+    """Return the name of the note with the position of `hook` in `channel`."""
+    return f"hook/{hook.name}/{channel}"
+
+
+class HookRunner:
+    """Calls one hook for the entries of each channel in order of their serials, and stores the last serial."""
+
+    def __init__(
+        self, store: Store, nodes: NodeLease, start_background: Start, hook: Hook, live: Mapping[str, ChannelState]
+    ) -> None:
+        """Run `hook`; `live` maps names to the channels in memory."""
+        self._store = store
+        self._nodes = nodes
+        self._is_standby = False  # another node calls the hook
+        self._turn = 0  # number of times that this node had no longer surely the hook
+        self._kept_s = 0.0  # loop time at which the store last said that this node has the hook
+        self._scan_due_s = 0.0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._start_background = start_background
+        self._hook = hook
+        # for each channel: the epoch and serial up to which the hook was called
+        self._positions: dict[str, tuple[str, int]] = {}
+        self._is_ready = False
+        # Until the positions are known: the heads of channels as they were loaded, or before they moved. A new hook
+        # begins there, because the head has moved on when the hook reads such a channel.
+        self._early = {name: (head.epoch, head.serial) for name, head in live.items()}
+        self._running: set[str] = set()
+        self._again: set[str] = set()  # channels that moved while the hook was being called
+        self._room = asyncio.Semaphore(MAX_RUNNING)
+
+    def begin(self) -> None:
+        """Register the hook and call it, until the hub ends or `stop`."""
+        self._begin(self._run())
+
+    def _begin(self, job: Coroutine[Any, Any, None]) -> None:
+        task = self._start_background(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self) -> None:
+        """Register the hook, then call it; on a shared store whenever it is the turn of this node."""
+        await self._until_stored(lambda: register(self._store, self._hook, self._early))
+        if not self._store.is_exclusive:
+            await self._share()
+        await self._until_stored(self._recall)
+        await self._until_stored(self._scan)
+
+    async def _share(self) -> None:
+        """Call the hook whenever it is the turn of this node, until this task is cancelled."""
+        while True:
+            with logs_errors(f"hook {self._hook.name!r} did not see the entries of other processes"):
+                await self._take_turn()
+            await asyncio.sleep(SHARE_S)
+
+    async def _take_turn(self) -> None:
+        """Begin, go on or stop, as the note about the hook says. Raises StoreUnavailable."""
+        loop = asyncio.get_running_loop()
+        if not self._nodes.is_kept_since(loop.time()):
+            await self._nodes.renew()
+        if not (self._is_ready and self._nodes.is_kept_since(self._kept_s)):
+            self._end_turn()  # another node may have had the hook since
+        asked_s = loop.time()
+        if not await self._has_turn():
+            self._end_turn()
+            self._is_standby, self._early = True, {}
+            return
+        self._is_standby, self._kept_s = False, asked_s
+        if not self._is_ready:
+            await self._recall()
+        if asked_s >= self._scan_due_s:
+            await self._scan()
+            self._scan_due_s = loop.time() + min(REST * (loop.time() - asked_s), LAST_RETRY_S)
+
+    def _end_turn(self) -> None:
+        """Begin no further calls, until the positions were read again."""
+        self._is_ready = False
+        self._turn += 1
+
+    async def _has_turn(self) -> bool:
+        """Return whether this node has the hook; take it if no living node has it. Raises StoreUnavailable."""
+        store, name, own = self._store, self._turn_note, self._own_turn
+        found = (await in_time(store.notes(name), store.name)).get(name)
+        node = found.decode(errors="replace").partition(" ")[0] if found is not None else ""
+        if found is not None and node != self._nodes.node:
+            if self._nodes.is_gone(node):
+                await self._nodes.renew()  # it may have begun, or have run again after a pause, since the last renewal
+            if not self._nodes.is_gone(node):
+                return False
+        # each turn has a note of its own, so a node that is about to take the hook over from an earlier one fails
+        return found == own or await in_time(store.note({name: own}, expected={name: found}), store.name)
+
+    @property
+    def _own_turn(self) -> bytes:
+        return f"{self._nodes.node} {self._turn}".encode()
+
+    @property
+    def _turn_note(self) -> str:
+        """Return the name of the note with the node that calls the hook; one with another pattern is another hook."""
+        return f"hook-node/{self._hook.name}/{self._hook.pattern}"
+
+    def _may_call(self, turn: int) -> bool:
+        """Return whether this node surely still has the hook, as it has had since it began its turn number `turn`."""
+        return self._is_ready and self._turn == turn and self._nodes.is_kept_since(self._kept_s)
+
+    async def stop(self) -> None:
+        """Cancel the running calls, and let another node have the hook at once."""
+        had_turn, own = self._is_ready, self._own_turn
+        self._end_turn()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_S)
+        if had_turn:
+            # otherwise the others see soon that the lease of this node has ended
+            with logs_errors(f"hook {self._hook.name!r} was not given back"), suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await self._store.note({self._turn_note: None}, expected={self._turn_note: own})
+
+    async def _until_stored(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `step`, which is repeated as long as the store fails."""
+        wait_s = FIRST_RETRY_S
+        while True:
+            try:
+                return await step()
+            except TenutoError as error:
+                logger.error(
+                    "hook %r cannot begin yet (%s); it is tried again in %.0f s", self._hook.name, error, wait_s
+                )
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LAST_RETRY_S)
+
+    async def _recall(self) -> None:
+        """Read the positions, and begin with the channels that moved before. Raises StoreUnavailable."""
+        self._positions = await _positions(self._store, self._hook)
+        self._is_ready = True
+        self._scan_due_s = 0.0
+        early, self._early = self._early, {}
+        for channel in early:
+            self.moved(channel)
+
+    async def _scan(self) -> None:
+        """Find channels that moved or were deleted while the hook did not run."""
+        store = self._store
+        after: str | None = None
+        gone = set(self._positions)
+        while page := await store.channels(after=after, limit=SCAN_PAGE):
+            gone.difference_update(page)
+            wanted = [channel for channel in page if matches(self._hook.pattern, channel)]
+            for channel, head in zip(wanted, await store.heads(wanted), strict=True):
+                if self._positions.get(channel) != (head.epoch, head.serial):
+                    self.moved(channel)
+            after = page[-1]
+        for channel in gone:
+            self.moved(channel)
+
+    def changed(self, channel: Channel) -> None:
+        """Note that `channel` was loaded or may have moved, and call the hook for new entries."""
+        if self._is_ready:
+            self.moved(channel.name)
+        elif not self._is_standby and channel.name not in self._early:
+            self._early[channel.name] = (channel.state.epoch, channel.state.serial)
+
+    def moved(self, channel: str) -> None:
+        """Call the hook for new entries of the channel with this name."""
+        if not matches(self._hook.pattern, channel):
+            return
+        if channel in self._running:
+            self._again.add(channel)
+            return
+        self._running.add(channel)
+        self._begin(self._follow(channel))
+
+    async def _follow(self, channel: str) -> None:
+        """Call the hook for the entries of `channel` until it has caught up."""
+        wait_s = FIRST_RETRY_S
+        try:
+            while True:
+                self._again.discard(channel)
+                try:
+                    async with self._room:
+                        await self._deliver(channel, self._turn)
+                except Exception as error:
+                    self._log(channel, error, wait_s)
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2 * wait_s, LAST_RETRY_S)
+                    continue
+                wait_s = FIRST_RETRY_S
+                if channel not in self._again:
+                    return
+        finally:
+            self._running.discard(channel)
+
+    def _log(self, channel: str, error: Exception, wait_s: float) -> None:
+        """Log a failure; the first of several in a row with its traceback, unless the store is damaged."""
+        is_damage = isinstance(error, StoreUnusable)
+        trace = error if wait_s == FIRST_RETRY_S and not is_damage else None
+        kind = error if is_damage else type(error).__name__
+        message = "hook %r failed for %s (%s); it is tried again in %.0f s"
+        logger.error(message, self._hook.name, channel, kind, wait_s, exc_info=trace)
+
+    async def _deliver(self, channel: str, turn: int) -> None:
+        if not self._may_call(turn):
+            return
+        store = self._store
+        epoch, serial = self._positions.get(channel, ("", 0))
+        head = await head_of(store, channel)
+        if (head.epoch, head.serial) == (epoch, serial):
+            return
+        if head.epoch == NO_EPOCH:
+            await self._note(channel, None, turn)
+            return
+        if (epoch, serial) == DAMAGED:
+            epoch, serial = await self._position_put_right(channel)
+        serial = max(0, min(serial, kept_serial(epoch, head.epoch)))  # 0 in an epoch of another history
+        changes = await store.changes(channel, after=serial, limit=EVERYTHING)
+        if changes.head.epoch != head.epoch:  # the channel was deleted meanwhile: `serial` is none of the next epoch
+            self._again.add(channel)
+            return
+        head = changes.head
+        events = [
+            event
+            for one in restored(changes.messages or ())
+            for event in self._events(channel, head.epoch, one, serial)
+            if event.type in self._hook.kinds
+        ]
+        for event in sorted(events, key=lambda event: event.serial):
+            if not self._may_call(turn):
+                return
+            async with asyncio.timeout(TIMEOUT_S):
+                await self._hook.handler(event)
+            await self._note(channel, (head.epoch, event.serial), turn)
+        await self._note(channel, (head.epoch, head.serial), turn)
+
+    def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
+        """Return the hook's events for a message or command after serial `since`."""
+        if isinstance(one, CommandState):
+            return _of_command(channel, epoch, one, since)
+        happened: list[tuple[str, int]] = []
+        if one.deleted:
+            happened.append(("message.delete", one.version))
+        else:
+            happened.append(("message.create", one.created))
+            if one.edited > one.created:
+                happened.append(("message.update", one.edited))
+            if one.finished and one.status != "streaming":
+                happened.append(("message.finish", one.finished))
+        message = None if one.deleted else one.message()
+        return [
+            HookEvent(type=kind, channel=channel, serial=serial, epoch=epoch, id=one.id, message=message)
+            for kind, serial in happened
+            if serial > since
+        ]
+
+    async def _position_put_right(self, channel: str) -> tuple[str, int]:
+        """Return a position that was damaged. Raises StoreUnusable if it still is, StoreUnavailable."""
+        name = _note_name(self._hook, channel)
+        value = (await in_time(self._store.notes(name), self._store.name)).get(name)
+        position = _position(value) if value is not None else ("", 0)
+        if position == DAMAGED:
+            raise StoreUnusable(
+                f"note {name!r} with the hook's position is damaged; restore a backup, or delete the note: the hook is "
+                "then called again for all of the channel"
+            )
+        return position
+
+    async def _note(self, channel: str, position: tuple[str, int] | None, turn: int) -> None:
+        """Store the position in `channel`, unless another node may have the hook.
+
+        None: the channel was deleted, and the hook receives its next epoch from the beginning.
+        """
+        positions = self._positions  # replaced when another turn of this node begins
+        if not self._may_call(turn) or positions.get(channel) == position:
+            return
+        await self._store.note({_note_name(self._hook, channel): _encoded(*position) if position else None})
+        if position is not None:
+            positions[channel] = position
+        else:
+            positions.pop(channel, None)
+
+
+def _of_command(channel: str, epoch: str, command: CommandState, since: int) -> list[HookEvent]:
+    events = []
+    shown = command.command()
+    if command.created > since:
+        events.append(
+            HookEvent(type="command", channel=channel, serial=command.created, epoch=epoch, id=shown.id, command=shown)
+        )
+    reply = reply_to(command)
+    if reply is not None and reply.serial > since:
+        events.append(
+            HookEvent(
+                type="command.reply",
+                channel=channel,
+                serial=reply.serial,
+                epoch=epoch,
+                id=shown.id,
+                command=shown,
+                reply={"ok": reply.ok, "data": reply.data, "error": reply.error, "from": reply.from_},
+            )
+        )
+    return events
+
+
+def _encoded(epoch: str, serial: int) -> bytes:
+    return f"{epoch}:{serial}".encode()
+
+
+def _position(value: bytes) -> tuple[str, int]:
+    """Return the position in a note; DAMAGED if it is not of the form of `_encoded`."""
+    found = _POSITION.fullmatch(value)
+    return (found[1].decode(), int(found[2])) if found is not None else DAMAGED
+
+
+class Hooks:
+    """All hooks of one run of a hub, each with its runner."""
+
+    def __init__(self, store: Store, nodes: NodeLease, start_background: Start) -> None:
+        self._store = store
+        self._nodes = nodes
+        self._start_background = start_background
+        self._runners: list[HookRunner] = []
+
+    def begin(self, hook: Hook, channels: Mapping[str, Channel]) -> None:
+        """Call `hook` from now on; `channels` maps names to the channels in memory."""
+        # The runner is notified of a channel that is being loaded when its head is known.
+        known = {name: one.state for name, one in channels.items() if one.is_loaded}
+        runner = HookRunner(self._store, self._nodes, self._start_background, hook, known)
+        self._runners.append(runner)
+        runner.begin()
+
+    def stop(self) -> None:
+        """Stop, because the hub ends.
+
+        Hooks receive pending entries after the restart; a call that began now could not be cancelled.
+        """
+        self._runners.clear()
+
+    async def leave(self) -> None:
+        """Stop, and let other nodes have the hooks, before the lease of this node ends; not on an exclusive store."""
+        if not self._store.is_exclusive:
+            runners = list(self._runners)
+            self._runners.clear()
+            await asyncio.gather(*(runner.stop() for runner in runners))
+
+    def changed(self, channel: Channel) -> None:
+        """Notify the hooks of entries other than appends in `channel`."""
+        for runner in self._runners:
+            runner.changed(channel)

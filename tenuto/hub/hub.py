@@ -1,0 +1,499 @@
+"""The hub without its transports: the Python API, and the calls that transports and agents use.
+
+Layer: hub.
+
+`HubCore` is a facade; `tenuto.Hub` adds agents and the ASGI side. The lifecycle starts and ends a run of the hub
+(`lifecycle`), and the services of a run do the work (`runtime`). Names without an underscore are the public API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from tenuto.core.cursor import Cursor
+from tenuto.core.document import restore
+from tenuto.core.events import Page, Presence
+from tenuto.core.limits import Limits
+from tenuto.core.model import Command, Json, Message, Part
+from tenuto.core.names import check_channel, check_id, check_key, command_key
+from tenuto.core.requests import (
+    Caller,
+    CreateMessage,
+    DeleteMessage,
+    FinishMessage,
+    ReplyCommand,
+    Request,
+    SendCommand,
+    UpdateMessage,
+)
+from tenuto.development import failure_reason
+from tenuto.hub.archive import Archive
+from tenuto.hub.capacity import Capacity
+from tenuto.hub.channel import Channel, until_settled
+from tenuto.hub.clock import Clock, StoreClock
+from tenuto.hub.control import open_control
+from tenuto.hub.drain import SignalHook
+from tenuto.hub.feed import Feed
+from tenuto.hub.hooks import Hook, HookHandler, HookKind
+from tenuto.hub.hosts import check_allowed_origins, check_public_origin
+from tenuto.hub.identity import Authenticate
+from tenuto.hub.lifecycle import Lifecycle
+from tenuto.hub.patterns import check_pattern
+from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.hub.recovery import Adopter, Recovery
+from tenuto.hub.results import ChannelInfo, Done, Result, info_of, message_of, own_copy
+from tenuto.hub.retention import Retainer, Rules
+from tenuto.hub.runtime import Runtime
+from tenuto.hub.settings import check_bus, check_job, check_settings, check_store
+from tenuto.hub.store_owner import is_named, names_of_cell
+from tenuto.hub.subscription import Subscription
+from tenuto.hub.sync import SyncHub
+from tenuto.hub.taking import take_waiting
+from tenuto.hub.tickets import Tickets
+from tenuto.hub.writer import MessageWriter
+from tenuto.hub.writers import Writers
+from tenuto.hub.wsgi import warn_of_wsgi
+from tenuto.stores.base import Bus, Store, head_of
+
+USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
+
+
+class HubCore:
+    """Durable channels: create, append, watch. `store` is a URL or an unopened store.
+
+    `flush_ms` is the default flush window of viewers, `drain_s` how long running answers may go on when the
+    process receives a signal to end; `hooks_signals=False` installs no signal handlers (then call `drain` yourself).
+    Pages of `allowed_origins` may send requests; `public_origin` is the address of this server's own pages behind TLS.
+    `ticket_keys` sign tickets, so that tickets outlive the process; the verifier may provide keys, too. `debug` names
+    exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
+    """
+
+    writer_class: type[MessageWriter] = MessageWriter  # `tenuto.agents` replaces it by one with more methods
+
+    def __init__(
+        self,
+        store: str | Store = "sqlite:///tenuto.db",
+        *,
+        authenticate: Authenticate | None = None,
+        allowed_origins: tuple[str, ...] | list[str] = (),
+        public_origin: str | None = None,
+        limits: Limits | None = None,
+        flush_ms: int = 40,
+        drain_s: float = 5.0,
+        clock: Clock | None = None,
+        hooks_signals: bool = True,
+        client_limits: ClientLimits | None = None,
+        ticket_keys: Sequence[bytes] = (),
+        debug: bool | None = None,
+        retention: Rules | None = None,
+        max_bytes: str | int | None = None,
+        bus: str | Bus | None = None,
+    ) -> None:
+        check_settings(
+            authenticate=authenticate,
+            limits=limits,
+            client_limits=client_limits,
+            flush_ms=flush_ms,
+            drain_s=drain_s,
+            debug=debug,
+        )
+        warn_of_wsgi()
+        self.store: Store = check_store(store)
+        self.authenticate = authenticate
+        self.allowed_origins = check_allowed_origins(allowed_origins)
+        self.public_origin = check_public_origin(public_origin)
+        self.limits = limits or Limits()
+        self.flush_ms = flush_ms
+        self.drain_s = drain_s
+        self.debug = debug
+        self.clock = clock or Clock()
+        if not self.store.is_exclusive:
+            self.clock = StoreClock(self.clock)
+        self.rates = Rates(client_limits)
+        self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
+        self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this
+        self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this
+        self.sync = SyncHub(self)  # blocking versions of the main calls, for threads
+        names, recovery = names_of_cell(), Recovery()
+        self._lifecycle = Lifecycle(
+            self.store,
+            self.limits,
+            self.clock,
+            recover=lambda runtime, mine: recovery.run(runtime, self._lifecycle.adopters, self._writers, mine),
+            release_loop=self.sync.release_loop,
+            close=self.close,
+            is_named=lambda: names is None or is_named(names, self, self.sync),
+            signals=SignalHook(self.drain) if hooks_signals else None,
+            capacity=Capacity(max_bytes, self.store),
+            tickets=self.tickets,
+            bus=check_bus(bus, self.store),
+        )
+        self.viewing = self._lifecycle.viewing  # whether viewers may attach and stay
+        self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
+        self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held)
+        self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
+        self.on_start(partial(open_control, self))
+
+    # -- lifecycle ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the store and serve, as happens on first use. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        await self._lifecycle.start()
+
+    async def drain(self) -> None:
+        """Shut down gracefully: disconnect viewers, give running answers `drain_s` seconds, then cancel the rest.
+
+        Messages whose work was cancelled stay `streaming` in the store; the next start adopts or interrupts them. It
+        follows only after `close`. Until then a hub that has its store for itself ends no leases of remote writers.
+        """
+        await self._lifecycle.drain(self.drain_s)
+
+    async def close(self) -> None:
+        """Drain, store all accepted requests, and close the store. A second call has no effect."""
+        await self._lifecycle.close(self.drain_s)
+
+    @property
+    def node(self) -> str:
+        """Return the random name of this run of the hub, by which leases name it; new at each start."""
+        return self._lifecycle.node
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the hub has started and has not ended."""
+        return self._lifecycle.is_running
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether the hub is shutting down or has shut down."""
+        return self._lifecycle.is_draining
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the event loop on which the hub runs; None if it does not run."""
+        return self._lifecycle.loop
+
+    @property
+    def runtime(self) -> Runtime:
+        """Return the services of the running hub. Raises Busy, Draining or LocalError if it does not run."""
+        return self._lifecycle.runtime
+
+    def hook_signals(self) -> None:
+        """Drain at SIGTERM and SIGINT, then call the previous handlers.
+
+        The hub calls this at its start; a server that installs its own handlers later must call it again.
+        """
+        self._lifecycle.hook_signals()
+
+    def on_drain(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` when draining begins. Return a function that removes it."""
+        self._lifecycle.drain_callbacks[callback] = None
+        return lambda: self._lifecycle.drain_callbacks.pop(callback, None)
+
+    def on_start(self, callback: Callable[[], None]) -> None:
+        """Call `callback` at each start, after recovery and before any request is served; at once if the hub serves."""
+        self._lifecycle.on_start(callback)
+
+    def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `job` as a task of the hub, which may outlive its request; a drain gives it time to finish."""
+        check_job(job)
+        return self.runtime.tasks.start_job(job)
+
+    def start_background(self, job: Coroutine[Any, Any, Any]) -> None:
+        """Run `job` until the hub ends, which cancels it without waiting for its end."""
+        self.runtime.tasks.start_background(job)
+
+    def on(
+        self, kinds: HookKind | tuple[HookKind, ...], pattern: str, *, name: str
+    ) -> Callable[[HookHandler], HookHandler]:
+        """Call a function for entries stored in channels that match `pattern`: `@hub.on("message.finish", "chat:*")`.
+
+        The hub calls it at least once for each entry, in order per channel, with retries, also for entries stored while
+        the hub was down, but not for entries older than the hook. `name` names the stored position; each hook needs its
+        own.
+        """
+
+        def register(handler: HookHandler) -> HookHandler:
+            self._lifecycle.add_hook(Hook(name, (kinds,) if isinstance(kinds, str) else tuple(kinds), pattern, handler))
+            return handler
+
+        return register
+
+    def adopt(self, pattern: str) -> Callable[[Adopter], Adopter]:
+        """Register a function that continues messages whose writer died with its process, on matching channels.
+
+        The function gets a `MessageWriter` at the end of the stored text (`length`, `meta`); the message is complete
+        when it returns. Messages without such a function become `interrupted`. Both happen before the hub serves.
+        """
+
+        def register(adopter: Adopter) -> Adopter:
+            self._lifecycle.adopters.append((check_pattern(pattern), adopter))
+            return adopter
+
+        return register
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def message(
+        self,
+        channel: str,
+        *,
+        id: str | None = None,
+        role: str = "assistant",
+        author: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+    ) -> MessageWriter:
+        """Return a writer of a new message: `async with hub.message("chat:1") as m: await m.append("…")`.
+
+        The end of the block completes the message; an exception makes it `failed`, cancellation `cancelled`, each with
+        the text so far. Entering raises IdConflict if the message exists already.
+        """
+        create = CreateMessage(
+            role=role,  # type: ignore[arg-type]  # checked with the request
+            parts=parts,
+            status="streaming",
+            meta=meta or {},
+            parent=parent,
+            reply_to=reply_to,
+        )
+        return self._writers.new(check_channel(channel), self.clock.id_or_new(id), author, create)
+
+    async def create(
+        self,
+        channel: str,
+        *,
+        text: str | None = None,
+        id: str | None = None,
+        role: str = "user",
+        author: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+        starts_turn: bool = True,
+    ) -> Message:
+        """Store a whole message and return it. With your own `id` the call is safe to repeat. Raises IdConflict."""
+        request = CreateMessage(
+            role=role,  # type: ignore[arg-type]
+            text=text,
+            parts=parts,
+            meta=meta or {},
+            parent=parent,
+            reply_to=reply_to,
+        )
+        message_id = self.clock.id_or_new(id)
+        # a user message that starts no turn waits for no agent, such as one of an imported conversation
+        caller = replace(self.caller(author), brings_answer=not starts_turn)
+        return message_of(await self.ask(channel, message_id, request, caller), message_id)
+
+    async def update(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        text: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        if_version: int | None = None,
+    ) -> Message:
+        """Change a finished message and return it. `meta` is merged; None removes a key. Raises VersionConflict, …"""
+        request = UpdateMessage(text=text, parts=parts, meta=meta or {}, if_version=if_version)
+        return message_of(await self.ask(channel, message_id, request, self.caller(None)), message_id)
+
+    async def finish(
+        self,
+        channel: str,
+        message_id: str,
+        *,
+        status: str = "complete",
+        reason: str | None = None,
+        meta: dict[str, Json] | None = None,
+    ) -> None:
+        """End a streaming message of any writer: the writer's next append is refused with Finished."""
+        await self.start()
+        known = await self.runtime.message(channel, message_id)
+        request = FinishMessage(
+            status=status,  # type: ignore[arg-type]
+            reason=reason,
+            meta=meta or {},
+            generation=known.generation,
+        )
+        await self.ask(channel, message_id, request, self.caller(None))
+
+    async def take_over(self, channel: str, message_id: str, *, author: str | None = None) -> MessageWriter:
+        """Return a writer that continues an interrupted message; the previous writer is fenced.
+
+        Enter it like a writer of `message`. Raises StillStreaming, Finished, NotFound, Deleted.
+        """
+        return await self._writers.take_over(check_channel(channel), message_id, author)
+
+    async def delete(self, channel: str, message_id: str) -> None:
+        """Delete a message. Its text leaves the store within a minute; its id cannot be used again."""
+        await self.ask(channel, message_id, DeleteMessage(), self.caller(None))
+
+    async def delete_channel(self, channel: str) -> None:
+        """Empty a channel. Its viewers get a new start, and its next message begins a new epoch."""
+        await self.start()
+        await self.runtime.delete_channel(check_channel(channel), self.clock.now_ms() + USED_UP_MS)
+
+    async def command(
+        self,
+        channel: str,
+        name: str,
+        *,
+        target: str | None = None,
+        data: Json = None,
+        id: str | None = None,
+        by: str | None = None,
+        expires_s: float = 300.0,
+    ) -> Command:
+        """Send a command: `cancel`, `steer`, `approve`, or a name of your own. It is stored, and all devices see it.
+
+        `target` is an answer, or the message it answers. Raises NotFound, Finished (no running answer), TooMany, …
+        """
+        key = command_key(self.clock.id_or_new(id))
+        request = SendCommand(name=name, target=target, data=data, expires_s=expires_s)
+        sent = await self._writers.ask(check_channel(channel), key, request, self.caller(by))
+        assert sent.command is not None
+        return sent.command
+
+    async def reply(
+        self,
+        channel: str,
+        command_id: str,
+        *,
+        ok: bool = True,
+        data: Json = None,
+        error: Json = None,
+        by: str | None = None,
+    ) -> None:
+        """Reply to a command. Raises AlreadyAnswered if it has a reply, NotFound."""
+        key = command_key(check_id(command_id))
+        request = ReplyCommand(ok=ok, data=data, error=error)
+        await self._writers.ask(check_channel(channel), key, request, self.caller(by))
+
+    async def signal(self, channel: str, name: str, data: Json = None, *, by: str | None = None) -> None:
+        """Send a signal to the current subscribers of `channel`; it is never stored. Raises TooLarge."""
+        await self.start()
+        self.runtime.presence.signal(check_channel(channel), name, data, by)
+
+    async def members(self, channel: str) -> Presence:
+        """Return the members of `channel`, at most 100, and the count of all."""
+        await self.start()
+        return await self.runtime.presence.present(check_channel(channel))
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    async def history(
+        self, channel: str, *, before: int | None = None, after: int | None = None, limit: int = 50
+    ) -> Page:
+        """Return the newest messages created before serial `before`, newest first; at most `limit` (200) or 2 MiB.
+
+        With `after`, return the oldest ones created after that serial, oldest first.
+        """
+        await self.start()
+        await until_settled(self.runtime.channels.get(channel))  # the store may have a part of an import
+        page = await self.store.page(
+            check_channel(channel),
+            before=before,
+            after=after,
+            limit=max(1, min(limit, self.limits.history)),
+            limit_bytes=self.limits.history_bytes,
+        )
+        messages = [restore(stored).message() for stored in page.messages]
+        return Page(messages=messages, more=page.more, cursor=str(Cursor(page.head.epoch, page.head.serial)))
+
+    async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
+        """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
+        await self.start()
+        live, known = await self.runtime.found(channel, message_id)
+        return own_copy(known.message()), str(live.state.cursor)
+
+    def subscribe(
+        self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None
+    ) -> Subscription:
+        """Return the live events of a channel: `async for event in hub.subscribe("chat:1")`.
+
+        Without `since` (a cursor) it begins with the newest `history` messages; resume later from its `.cursor`.
+        """
+        return Subscription(self, check_channel(channel), since, history, flush_ms)
+
+    # -- for transports ----------------------------------------------------------------------------------------
+
+    async def ask(self, channel: str, message_id: str, request: Request, caller: Caller) -> Result:
+        """Submit `request` and return its result, which is durable. Raises the refusal."""
+        await self.start()
+        return await self.runtime.ask(check_channel(channel), check_key(message_id), request, caller)
+
+    def submit(self, channel: str, message_id: str, request: Request, caller: Caller, done: Done) -> None:
+        """Submit `request` and call `done` with the result or the error. The hub must have started.
+
+        Requests of one channel are decided in the order they were submitted. Raises Busy, InvalidName.
+        """
+        key = check_key(message_id)
+        self._lifecycle.runtime.submit(check_channel(channel), key, request, caller, done)
+
+    async def take_waiting(self, channel: str, message_id: str, by: str, *, turn: str | None = None) -> bool:
+        """Take a waiting user message into a running turn of agent `by`, so that it gets no turn of its own.
+
+        The message is over when that turn is; if the turn is lost, for example with its process, the message waits
+        again. `turn` is the message of the turn; with it the call is safe to repeat, without it the newest turn counts.
+        Return False if another turn has the message, if it does not wait, or if there is no such turn.
+        """
+        await self.start()
+        return await take_waiting(self.runtime, channel, message_id, by, turn)
+
+    async def attach(
+        self,
+        channel: str,
+        since: Cursor | None,
+        *,
+        history: int | None = None,
+        flush_ms: int | None = None,
+        wake: Callable[[], None],
+        has_ephemeral: bool = False,
+    ) -> Feed:
+        """Return a feed that resumes after the cursor `since`, or begins with a new start.
+
+        With `has_ephemeral` it also takes presence and signals. Raises Draining, StoreUnavailable.
+        """
+        await self.start()
+        node = self.node
+        self.viewing.check()
+        async with self.viewing.reading():
+            live = await self.runtime.fresh(channel, with_members=has_ephemeral)
+        self.viewing.check(has_ended=self.node != node)  # the run of this channel
+        wanted = self.limits.default_history if history is None else min(history, self.limits.history)
+        window_ms = self.flush_ms if flush_ms is None else flush_ms
+        return Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_ephemeral=has_ephemeral)
+
+    async def info(self, channel: str) -> ChannelInfo:
+        """Return the head of `channel`."""
+        await self.start()
+        return info_of(channel, await head_of(self.store, check_channel(channel)))
+
+    def channel(self, name: str) -> Channel:
+        """Return the live channel `name`; it may not be loaded yet."""
+        return self.runtime.channel(check_channel(name))
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of the hub, and those of its store with the prefix `store_`."""
+        counts = {f"store_{name}": value for name, value in self.store.stats().items()}
+        counts |= self._lifecycle.capacity.stats()
+        return counts | self.runtime.stats() | self.retainer.stats() if self.is_running else counts
+
+    def caller(self, author: str | None) -> Caller:
+        """Return the caller for requests of code in this process."""
+        return self._writers.caller(author)
+
+    def reason_of(self, error: BaseException) -> str | None:
+        """Return the reason for a message that `error` ended: in development the exception's name, else None."""
+        return failure_reason(error, debug=self.debug, is_development=self.authenticate is None)

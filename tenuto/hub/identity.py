@@ -1,0 +1,188 @@
+"""Identities: the caller as the server knows it, never as the request claims.
+
+Layer: hub.
+
+Each operation of each transport is checked against an identity: a client id and its capabilities by channel pattern.
+The names of capabilities are part of the protocol (`docs/security.md`): new ones may be added, and none changes its
+meaning.
+`tokens`, `tickets` and the app's own callback authenticate a caller and make its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
+from tenuto.core.names import check_id
+from tenuto.core.requests import Caller
+from tenuto.hub.patterns import check_pattern, matches
+
+CAPABILITIES = frozenset(
+    ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin"),
+)
+_IN_ORDER = tuple(sorted(CAPABILITIES))  # sorted once, because each attach uses the list
+# A client with one of these serves other clients, and may send more than a person can type.
+TRUSTED = frozenset(("append", "agent", "admin"))
+EVERYWHERE = "*"
+_SUB = "{sub}"
+
+Grants = Mapping[str, frozenset[str]]  # a type: capabilities by channel pattern
+Scope = dict[str, Any]  # a type: the scope of an ASGI connection
+Authenticate = Callable[[Scope], Awaitable["Identity | None"]]
+
+
+class Expired(Unauthenticated):
+    """The identity behind a request has expired; with a new token the client can continue."""
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """A client id, its capabilities, and when they end.
+
+    `grants` are capabilities by channel pattern; `{sub}` in a pattern is the client id. Without `grants` the
+    `capabilities` (by default all) hold on every channel. Raises LocalError for an invalid pattern or an unknown
+    capability, InvalidName if `{sub}` would be filled with an invalid id.
+    """
+
+    client_id: str | None = None
+    capabilities: frozenset[str] = CAPABILITIES
+    grants: Grants | None = None
+    expires_at_ms: int | None = None  # milliseconds since 1970; None: the identity holds as long as the connection
+
+    def __post_init__(self) -> None:
+        if self.grants is None:
+            check_capabilities(self.capabilities, EVERYWHERE)
+            return
+        filled: dict[str, frozenset[str]] = {}
+        for pattern, capabilities in self.grants.items():
+            name = fill_pattern(pattern, self.client_id)
+            filled[name] = filled.get(name, frozenset()) | check_capabilities(capabilities, pattern)
+        force_setattr(self, "grants", filled)
+        # If only grants are given, `capabilities` must not keep its default, which would hold on every channel.
+        force_setattr(self, "capabilities", filled.get(EVERYWHERE, frozenset()))
+
+    def has(self, capability: str, channel: str) -> bool:
+        """Return whether `capability` is granted on `channel`."""
+        if capability in self.capabilities:
+            return True
+        grants = self.grants
+        if grants is None:
+            return False
+        return any(capability in granted and matches(pattern, channel) for pattern, granted in grants.items())
+
+    def has_everywhere(self, capability: str) -> bool:
+        """Return whether `capability` is granted on all channels."""
+        return capability in self.capabilities
+
+    def capabilities_on(self, channel: str) -> list[str]:
+        """Return the capabilities that are granted on `channel`, in alphabetical order."""
+        return [one for one in _IN_ORDER if self.has(one, channel)]
+
+    def check(self, capability: str, channel: str) -> None:
+        """Raise Forbidden unless this identity holds `capability` on `channel`."""
+        if not self.has(capability, channel):
+            raise Forbidden(f"{self._name()} needs the capability {capability!r} on channel {shown(channel)}")
+
+    def has_pattern(self, capability: str, pattern: str) -> bool:
+        """Return whether one grant gives `capability` on every channel that matches `pattern`."""
+        if capability in self.capabilities:
+            return True
+        grants = self.grants or {}
+        # Channels that match a pattern begin with its stem (the text before `*`), so a grant that covers the stem
+        # covers them all.
+        return any(
+            capability in granted and (known == pattern or matches(known, pattern)) for known, granted in grants.items()
+        )
+
+    def check_pattern(self, capability: str, pattern: str) -> None:
+        """Raise Forbidden unless this identity holds `capability` on every channel that matches `pattern`."""
+        if not self.has_pattern(capability, pattern):
+            raise Forbidden(f"{self._name()} needs the capability {capability!r} on all channels of {shown(pattern)}")
+
+    def patterns(self, *capabilities: str) -> list[str]:
+        """Return the patterns of channels on which one of them is granted. Raises Forbidden if there is none."""
+        if not self.capabilities.isdisjoint(capabilities):
+            return [EVERYWHERE]
+        found = [pattern for pattern, granted in (self.grants or {}).items() if not granted.isdisjoint(capabilities)]
+        if not found:
+            names = " or ".join(map(repr, capabilities))
+            raise Forbidden(f"{self._name()} needs the capability {names} on a channel")
+        return found
+
+    def includes(self, other: Identity) -> bool:
+        """Return whether this identity holds every grant of `other`."""
+        granted = {EVERYWHERE: other.capabilities, **(other.grants or {})}
+        return all(self.has_pattern(one, pattern) for pattern, names in granted.items() for one in names)
+
+    def _name(self) -> str:
+        """Return the name of this client for error messages."""
+        return f"client {shown(self.client_id)}" if self.client_id is not None else "a client without an id"
+
+    def caller(self, channel: str | None = None) -> Caller:
+        """Return the caller for a request on `channel`; with None, its rights are those on all channels."""
+        has = self.has_everywhere if channel is None else _on(self, channel)
+        return Caller(
+            id=self.client_id,
+            is_admin=has("admin"),
+            may_read=has("subscribe") or has("history"),
+            may_write=has("append"),
+        )
+
+    @property
+    def is_trusted(self) -> bool:
+        """Return whether the client serves others (`append`, `agent` or `admin` on a channel), without rate limits."""
+        if not self.capabilities.isdisjoint(TRUSTED):
+            return True
+        return self.grants is not None and not all(map(TRUSTED.isdisjoint, self.grants.values()))
+
+    def is_expired(self, now_ms: int) -> bool:
+        """Return whether the identity has expired."""
+        return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
+
+
+def _on(identity: Identity, channel: str) -> Callable[[str], bool]:
+    return lambda capability: identity.has(capability, channel)
+
+
+def check_capabilities(names: Iterable[str], pattern: str) -> frozenset[str]:
+    """Return `names` as a set.
+
+    Raises LocalError for an unknown name, since an unknown capability could not be enforced.
+    """
+    granted = frozenset(names)
+    unknown = sorted(str(name)[:50] for name in granted - CAPABILITIES)
+    if unknown:
+        raise LocalError(
+            f"grant on {pattern!r} names the unknown capabilities {', '.join(map(repr, unknown))}; there are "
+            f"{', '.join(sorted(CAPABILITIES))}"
+        )
+    return granted
+
+
+def fill_pattern(pattern: str, client_id: str | None) -> str:
+    """Return `pattern` with `{sub}` filled in. Raises LocalError for an invalid pattern, InvalidName for an invalid id.
+
+    A `*` directly after `{sub}` is refused, as after any other letter, since an id may end in `:`, `/` or `.`.
+    """
+    check_pattern(pattern.replace(_SUB, "x"))
+    rest = pattern.replace(_SUB, "")
+    if "{" in rest or "}" in rest:
+        raise LocalError(f"pattern {pattern!r} holds braces other than {_SUB}; only {_SUB} is filled in")
+    if _SUB not in pattern:
+        return pattern
+    return pattern.replace(_SUB, check_id(client_id, "a client id"))
+
+
+def claimed_identity(scope: Scope) -> Identity:
+    """Return the identity of an unverified peer: `?client=`, else `anonymous`."""
+    claimed = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("client", ["anonymous"])[0]
+    return Identity(client_id=claimed[:64] or "anonymous")
+
+
+async def allow_everyone(scope: Scope) -> Identity:
+    """Give all callers all capabilities, without a check: an `authenticate` for tests and for trusted networks."""
+    return claimed_identity(scope)

@@ -1,0 +1,432 @@
+"""Imports: an export file becomes the messages of an empty channel, all of them or none.
+
+Layer: hub. `core.records` defines the lines.
+
+The whole file is checked first, and read a second time while its records are written, so memory holds one batch. Each
+batch is an ordinary commit. A note in the store names the running import: it is written before each commit, and removed
+after the last one. If the process dies in between, the next start of a hub or the next import empties the channel, and
+the import can be repeated. Messages that were written after such a part stay, and so does a held channel. Each import
+changes only its own note, so of two processes that import into one channel, one that has lost the note fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tenuto.core.document import DAMAGE, Document, restored
+from tenuto.core.errors import (
+    TenutoError,
+    IdConflict,
+    InvalidRequest,
+    LocalError,
+    StoreUnavailable,
+    StoreUnusable,
+    TooLarge,
+    shown,
+)
+from tenuto.core.limits import MIB, Limits
+from tenuto.core.names import check_channel, command_key
+from tenuto.core.ops import Entry
+from tenuto.core.records import (
+    HEADER_BYTES,
+    IMPORTED,
+    End,
+    MessageRecord,
+    Record,
+    check_record,
+    decode_header,
+    decode_line,
+    imported,
+    line_bytes,
+)
+from tenuto.hub.clock import Clock
+from tenuto.hub.legal_holds import LegalHolds, is_held_in
+from tenuto.stores.base import Committed, Conflict, Head, Store, Write, head_of
+
+logger = logging.getLogger("tenuto.hub")
+
+NOTE = "import:"  # prefix of the notes about running imports; the channel follows
+BATCH = 200  # records in one commit
+BATCH_BYTES = 1 * MIB
+
+
+class Imported(Struct, frozen=True, kw_only=True):
+    """The result of an import: the channel, and how many messages and commands it has now."""
+
+    channel: str
+    messages: int
+    commands: int
+
+
+class _Running(Struct, frozen=True, array_like=True):
+    """The note about a running import: the last serial and the id of its record, before and after the next commit."""
+
+    before: tuple[int, str] = (0, "")
+    after: tuple[int, str] = (0, "")
+    run: str = ""  # a random id of the import; empty: its part is being removed
+
+
+class _Line(NamedTuple):
+    number: int
+    size: int
+    record: Record
+
+
+class ExportFile:
+    """A file of records that is read line by line. A line is at most as long as the largest message."""
+
+    def __init__(self, path: Path, limits: Limits, now_ms: int, *, damaged: bool = False) -> None:
+        self.path = path
+        self.may_be_damaged = damaged
+        self.channel = ""  # the name in the header
+        self.end: End | None = None  # the last line, once it was read
+        self._limits = limits
+        self._now_ms = now_ms
+        self._digest = hashlib.sha256()
+        self._number = 0
+
+    def lines(self) -> Iterator[_Line]:
+        """Yield the checked records, and check the end. Raises a TenutoError that names the line, LocalError."""
+        messages = commands = damaged = 0
+        with self._open() as file, self._named_line():
+            header = self._next(file, HEADER_BYTES)
+            self.channel = check_channel(decode_header(header).channel)
+            self._digest.update(header)
+            limit = line_bytes(self._limits)
+            while True:
+                data = self._next(file, limit)
+                record = decode_line(data)
+                if isinstance(record, End):
+                    self._check_end(record, messages, commands, damaged)
+                    break
+                self._digest.update(data)
+                yield _Line(self._number, len(data), check_record(record, self._limits, self._now_ms))
+                messages += isinstance(record, MessageRecord)
+                commands += not isinstance(record, MessageRecord)
+                damaged += record.is_damaged
+            if file.read(1):
+                self._number += 1
+                raise InvalidRequest("the line is after the end of the export; remove it, or export the channel again")
+        self.end = record
+
+    def _open(self) -> BinaryIO:
+        """Open the file. Raises LocalError, also for a pipe or a device."""
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe does not wait for a writer
+        except OSError as error:
+            raise LocalError(f"file {self.path} cannot be read: {error.strerror}; check its name") from None
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise LocalError(
+                f"file {self.path} must be a regular file, because it is read twice; save the export first"
+            )
+        return os.fdopen(file, "rb")
+
+    def _next(self, file: BinaryIO, limit: int) -> bytes:
+        """Return the next line, at most `limit` bytes of it. Raises TooLarge, InvalidRequest."""
+        self._number += 1
+        data = file.readline(limit + 1)
+        if len(data) > limit:
+            raise TooLarge(
+                f"the line is longer than {limit} bytes; name a file of tenuto export, or import it in a hub with a "
+                "higher Limits.message_bytes",
+                limit=limit,
+            )
+        if not data.endswith(b"\n"):
+            raise InvalidRequest(
+                "the file was cut here: the last line of an export is missing; copy it or export the channel again"
+            )
+        return data
+
+    def _check_end(self, end: End, messages: int, commands: int, damaged: int) -> None:
+        # the end in a file of an earlier release does not name the damaged ones
+        if (end.messages, end.commands) != (messages, commands) or end.damaged not in (0, damaged):
+            raise InvalidRequest(
+                f"the file has {messages} messages and {commands} commands, {damaged} of them damaged; its end names "
+                f"{end.messages}, {end.commands} and {end.damaged}; export the channel again"
+            )
+        if damaged and not self.may_be_damaged:
+            raise InvalidRequest(
+                f"the file has {damaged} damaged messages or commands, whose content is lost; export the channel from "
+                "an earlier backup, or import the file as it is with --damaged"
+            )
+        if end.sha256 != self._digest.hexdigest():
+            raise InvalidRequest(
+                "the checksum is not that of the lines before it: the file was changed; copy it or export it again"
+            )
+
+    @contextlib.contextmanager
+    def _named_line(self) -> Iterator[None]:
+        """Add the number of the line to errors."""
+        try:
+            yield
+        except TenutoError as error:
+            raise at_line(error, self._number, self.path) from None
+
+
+def at_line(error: TenutoError, number: int, path: Path) -> TenutoError:
+    """Return `error` as one about a line of a file."""
+    return type(error)(f"line {number} of {path}: {error.detail}", **{**error.details, "line": number})
+
+
+async def check_file(path: Path, limits: Limits, now_ms: int, *, damaged: bool = False) -> ExportFile:
+    """Read and check a whole file, and return it. With `damaged`, damaged messages may be in it.
+
+    Raises a TenutoError that names the line, LocalError.
+    """
+    file = ExportFile(path, limits, now_ms, damaged=damaged)
+
+    def read() -> None:
+        for _ in file.lines():
+            pass
+
+    await asyncio.to_thread(read)
+    return file
+
+
+async def write_file(
+    store: Store,
+    channel: str,
+    checked: ExportFile,
+    limits: Limits,
+    clock: Clock,
+    check_space: Callable[[], None] = lambda: None,
+) -> Imported:
+    """Write the records of a checked file into the empty `channel`, or write none.
+
+    `check_space` is called before each commit, and raises StoreFull. No other code may write to the channel meanwhile.
+    Raises IdConflict if the channel is not empty or an id cannot be used, StoreUnavailable, and the errors of
+    `check_file` if the file was changed since.
+    """
+    await undo_import(store, channel)
+    mark = _Mark(store, channel, clock)
+    try:
+        await mark.put(_Running(run=mark.run))
+        head = await head_of(store, channel)
+        if head.serial:
+            raise IdConflict(
+                f"channel {channel!r} is not empty; import into another one with --channel, or delete this one first"
+            )
+        file = ExportFile(checked.path, limits, clock.now_ms(), damaged=checked.may_be_damaged)
+        await _write(store, channel, file, head, clock, check_space, mark)
+        if file.end != checked.end:
+            raise InvalidRequest(f"file {file.path} was changed while it was imported; import it again")
+        await mark.put(None)
+    except BaseException:
+        try:
+            if await mark.is_own():
+                await undo_import(store, channel)
+            else:  # the import that took the note did not find a part that was committed later
+                await _remove_part(store, channel, mark.running, epoch=mark.epoch)
+        except TenutoError as error:
+            logger.warning(
+                "a part of an import is left in channel %s; the next request, import or start removes it: %s",
+                *(channel, error),
+            )
+        raise
+    assert file.end is not None
+    return Imported(channel=channel, messages=file.end.messages, commands=file.end.commands)
+
+
+class _Mark:
+    """The note about one import. No other import may have changed it meanwhile."""
+
+    def __init__(self, store: Store, channel: str, clock: Clock) -> None:
+        self.run = clock.new_id()
+        self.epoch = clock.new_epoch()  # of the channel, if this import fills it
+        self.running = _Running()  # of the last note that this import stored
+        self._store, self._channel = store, channel
+        self._note: bytes | None = None  # as this import stored it
+
+    async def put(self, running: _Running | None) -> None:
+        """Replace the note; None removes it. Raises IdConflict if another import has put or taken it."""
+        name, note = NOTE + self._channel, msgspec.msgpack.encode(running) if running is not None else None
+        if not await self._store.note({name: note}, expected={name: self._note}):
+            raise IdConflict(
+                f"another import into channel {self._channel!r} runs; import into another one with --channel, "
+                "or try again when it has ended"
+            )
+        self._note, self.running = note, running or self.running
+
+    async def is_own(self) -> bool:
+        """Return whether the stored note is that of this import. Raises StoreUnavailable, StoreUnusable."""
+        note = (await self._store.notes(NOTE + self._channel)).get(NOTE + self._channel)
+        if note is None:
+            return False
+        running = _decoded(note)
+        if running is None:
+            raise _damaged_note(self._channel)
+        return running.run == self.run
+
+
+async def _write(
+    store: Store,
+    channel: str,
+    file: ExportFile,
+    head: Head,
+    clock: Clock,
+    check_space: Callable[[], None],
+    mark: _Mark,
+) -> None:
+    lines, epoch = file.lines(), mark.epoch
+    serial, lives = 0, head.lives
+    before = (0, "")
+    while batch := await asyncio.to_thread(_batch, lines):
+        check_space()
+        await _check_new(store, channel, batch, file.path)
+        entries: list[Entry] = []
+        documents: list[Document] = []
+        for line in batch:
+            one = imported(line.record, serial + len(entries) + 1, clock.now_ms())
+            entries += one.entries
+            documents.append(one.document)
+        after = (serial + len(entries), documents[-1].id)
+        await mark.put(_Running(before, after, mark.run))
+        write = Write(channel=channel, epoch=epoch, expected=serial, entries=entries, documents=documents, lives=lives)
+        (result,) = await store.commit([write])
+        if not isinstance(result, Committed):
+            raise IdConflict(
+                f"channel {channel!r} was written while it was imported; import into another one with --channel"
+            )
+        serial, lives, before = result.serial, 0, after
+
+
+def _batch(lines: Iterator[_Line]) -> list[_Line]:
+    """Return the next records, for one commit; none at the end of the file."""
+    batch: list[_Line] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += line.size
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            break
+    return batch
+
+
+async def _check_new(store: Store, channel: str, batch: list[_Line], path: Path) -> None:
+    """Raise IdConflict if two lines have an id, or if the id was used up by a channel of this name."""
+    keys = [_key(line.record) for line in batch]
+    _, taken = await store.messages(channel, keys)
+    seen = set(taken)
+    for line, key in zip(batch, keys, strict=True):
+        if key in seen:
+            error = IdConflict(
+                f"id {line.record.id!r} is that of an earlier line, or of a message in a deleted channel {channel!r}; "
+                "export the channel again, or import into another one with --channel"
+            )
+            raise at_line(error, line.number, path)
+        seen.add(key)
+
+
+def _key(record: Record) -> str:
+    return record.id if isinstance(record, MessageRecord) else command_key(record.id)
+
+
+async def is_importing(store: Store, channel: str) -> bool:
+    """Return whether an import into `channel` runs, or has not ended. Raises StoreUnavailable."""
+    return NOTE + channel in await store.notes(NOTE + channel)
+
+
+async def undo_import(store: Store, channel: str) -> None:
+    """Empty `channel` if an import into it has not ended. Raises StoreUnavailable, StoreUnusable."""
+    note = (await store.notes(NOTE + channel)).get(NOTE + channel)
+    if note is not None:
+        await _undo(store, channel, note)
+
+
+async def mend_import(store: Store, channel: str) -> None:
+    """Empty `channel` like `undo_import`, or log that its note is damaged and leave it. Raises StoreUnavailable."""
+    with _logs_damage():
+        await undo_import(store, channel)
+
+
+async def undo_imports(store: Store) -> None:
+    """Empty all channels whose import has not ended, except damaged ones. No import may run.
+
+    Raises StoreUnavailable, and StoreUnusable if a note about a hold is damaged.
+    """
+    parts = await store.notes(NOTE)
+    if parts:
+        await LegalHolds(store).load()  # it mends damaged notes about holds
+    for name, note in parts.items():
+        with _logs_damage():  # damage to one import must not keep the other channels from service
+            await _undo(store, name.removeprefix(NOTE), note)
+
+
+@contextlib.contextmanager
+def _logs_damage() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnusable as error:
+        logger.error("an import that has not ended was not undone: %s", error)
+
+
+async def _undo(store: Store, channel: str, note: bytes) -> None:
+    name, running = NOTE + channel, _decoded(note)
+    if running is None:
+        if (await head_of(store, channel)).serial:
+            raise _damaged_note(channel)
+        running = _Running()  # an empty channel has no part
+    taken = msgspec.msgpack.encode(_Running(running.before, running.after))
+    if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
+        raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
+    if await _remove_part(store, channel, running):
+        await store.note({name: None}, expected={name: taken})
+
+
+async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> bool:
+    """Empty the channel if its last entry is that of the import in `running`, and its epoch `epoch`, if given.
+
+    Return whether no part is left. Raises StoreUnavailable.
+    """
+    head = await head_of(store, channel)
+    if not head.serial or epoch not in (None, head.epoch):
+        return True
+    if not await _is_part(store, channel, head, running):
+        if running.after[0]:  # else the import was refused before its first commit, so there is no part
+            logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
+        return True
+    if await is_held_in(store, channel):
+        logger.warning("channel %s is held, so a part of an import stays in it until its release", channel)
+        return False
+    result = await store.delete_channel(channel, expected=head, used_up=(), until_ms=0)
+    if isinstance(result, Conflict):
+        raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
+    logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
+    return True
+
+
+def _decoded(note: bytes) -> _Running | None:
+    """Return the running import in a note; None if it is damaged."""
+    try:
+        return msgspec.msgpack.decode(note, type=_Running)
+    except DAMAGE:
+        return None
+
+
+def _damaged_note(channel: str) -> StoreUnusable:
+    return StoreUnusable(
+        f"note {shown(NOTE + channel)} is damaged, so the messages of its channel may be a part of an export; delete "
+        "the channel and import the file again, or restore a backup"
+    )
+
+
+async def _is_part(store: Store, channel: str, head: Head, running: _Running) -> bool:
+    """Return whether the last entry of the channel is that of the import in `note`.
+
+    The epoch says nothing about that: a restored backup has another one.
+    """
+    last = (await store.changes(channel, after=head.serial - 1, limit=1)).messages or []
+    ends = [(head.serial, one.id) for one in restored(last) if one.digest == IMPORTED]
+    return any(end in (running.before, running.after) for end in ends)

@@ -1,0 +1,277 @@
+"""Expire writer leases, commands without a reply, and cancels that no writer carries out.
+
+Layer: hub.
+
+The lease monitor inspects each message and command that changed, and sets deadlines: for the lease of a remote
+writer, whose message ends as `interrupted`; for a `cancel` that no writer carries out; for a command without a reply.
+Deadlines belong to this hub and are not stored: after a restart a lease begins with one full term, so that a writer
+that reconnects in time keeps it. The lease monitor's requests go through the committer like all others.
+
+On a shared store the writer may send its requests to another hub. That hub stores text and renewals as entries, with
+their times. So the lease monitor reads the message at the end of a term, and ends it only if it has no new entry by the
+commit. A lease ends about one term after the last entry, also if this hub reads that entry later (`NodeLease.left_s`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+from tenuto.core.errors import TenutoError
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.names import COMMAND_MARK
+from tenuto.core.requests import SERVER, Caller, ExpireLease, FinishMessage, Request, SettleCommand
+from tenuto.core.turns import rules_of
+from tenuto.hub.channel import Channel
+from tenuto.hub.clock import Clock
+from tenuto.hub.deadlines import Deadlines
+from tenuto.hub.results import Done, Result
+
+logger = logging.getLogger("tenuto.hub")
+
+BROKEN_S = 3.0  # rest of a lease when the connection of its holder breaks
+RETRY_S = 1.0  # wait before the next try after the store failed
+
+Read = Callable[[str, str], Coroutine[Any, Any, MessageState]]  # returns a stored message of a channel
+Submit = Callable[[str, str, Request, Caller, Done], None]
+
+
+class _Holder(NamedTuple):
+    """The connection on which the writer of a message was last seen."""
+
+    connection: Hashable
+    is_last: bool  # the writer has used no other connection since
+
+
+class LeaseMonitor:
+    """Holds the deadlines of the leases and commands of one hub; its `submit` carries out the requests."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        deadlines: Deadlines,
+        submit: Submit,
+        *,
+        read: Read | None,
+        left_s: Callable[[float, int], float],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        """Make a lease monitor. `read` reads a message from a shared store; None: no other hub hears its writer.
+
+        `left_s` returns the rest of a term from a stored time on (`NodeLease.left_s`).
+        """
+        self._loop = loop
+        self._clock = clock
+        self._deadlines = deadlines
+        self._submit = submit
+        self._read = read
+        self._left_s = left_s
+        self._spawn = spawn
+        self._is_closed = False
+        # for each message with a lease: serial of its last entry when the term began
+        self._last: dict[tuple[str, str], int] = {}
+        # for each message: generation of its writer, and length of the lease in seconds
+        self._leases: dict[tuple[str, str], tuple[int, float]] = {}
+        self._in: dict[str, set[str]] = {}  # the messages with a lease, by their channels
+        # for each message the connection on which its writer was last seen, if known
+        self._holders: dict[tuple[str, str], _Holder] = {}
+
+    def close(self) -> None:
+        """End no more leases of a store that no other hub has open, because the hub is shutting down.
+
+        Remote writers lose their sockets, and their leases begin anew with its next start.
+        """
+        self._is_closed = self._read is None
+
+    def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """Update the deadlines of the messages and commands `keys` of `channel`; None means all of them."""
+        state = channel.state
+        if keys is None:
+            keys = [*state.messages, *(command.id for command in state.pending_commands())]
+        for key in keys:
+            if key.startswith(COMMAND_MARK):
+                self.inspect_command(channel.name, key, state.command(key))
+            else:
+                self.inspect_writer(channel.name, key, state.message(key))
+
+    def inspect_writer(self, channel: str, key: str, message: MessageState | None, *, is_late: bool = False) -> None:
+        """Begin, change or drop the lease of the writer of message `key`; `message` is None if it no longer exists.
+
+        `is_late`: its entries may have been stored long ago, because this hub does not follow the channel.
+        """
+        message_key = (channel, key)
+        writer = message.writer if message is not None and message.is_streaming else None
+        if message is None or writer is None or writer.node is not None or not writer.lease_ms:
+            if message_key in self._leases:
+                self._deadlines.drop(("lease", *message_key))
+                self._forget(message_key)
+            return
+        lease, known = (message.generation, writer.lease_ms / 1000), self._leases.get(message_key)
+        if known != lease:
+            self._leases[message_key] = lease
+            self._in.setdefault(channel, set()).add(key)
+            if lease[0] > 1 and (known is None or known[0] != lease[0]):
+                self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
+            (self._renew_as_stored if is_late or known is None else self.renew)(channel, key, message)
+        elif self._read is not None and message.last > self._last[message_key]:
+            # another hub has received a request of the writer
+            (self._renew_as_stored if is_late else self.renew)(channel, key, message)
+
+    def followed(self, channel: Channel) -> None:
+        """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
+        for key in self._in.get(channel.name, ()) if self._read is not None else ():
+            message = channel.state.message(key)
+            if message is not None and message.last > self._last[channel.name, key]:
+                self.renew(channel.name, key, message)
+
+    def renew(self, channel: str, key: str, message: MessageState | None, left_s: float | None = None) -> None:
+        """Restart the lease of `message` with id `key`, if it has one, because its writer sent a request.
+
+        The lease ends in `left_s`, or for None in a full term.
+        """
+        lease = self._leases.get((channel, key))
+        if lease is not None:
+            self._last[channel, key] = message.last if message is not None else 0
+            # drop the retry of a finish that the store had refused
+            self._deadlines.drop(("again", channel, key, FinishMessage))
+            self._end_lease_in(channel, key, lease[1] if left_s is None else left_s)
+            if (channel, key) in self._holders:
+                self._holders[channel, key] = self._holders[channel, key]._replace(is_last=False)
+
+    def _renew_as_stored(self, channel: str, key: str, message: MessageState) -> None:
+        """Restart the lease of `message` from the time on at which a request of its writer was stored."""
+        self.renew(channel, key, message, self._left_s(self._leases[channel, key][1], message.alive_at))
+
+    def held(self, channel: str, key: str, connection: Hashable) -> None:
+        """Record that the last request of the writer of `key` came over `connection`."""
+        if (channel, key) in self._leases:
+            self._holders[channel, key] = _Holder(connection, True)
+
+    def broken(self, channel: str, key: str, connection: Hashable, *, is_late: bool = False) -> None:
+        """Shorten the lease of the writer of `key`, whose `connection` broke, so that a crash shows soon.
+
+        The lease stays if the writer has used another connection since. `is_late`: the connection had broken before
+        this request was carried out.
+        """
+        lease, holder = self._leases.get((channel, key)), self._holders.get((channel, key))
+        if lease is None:
+            return
+        if holder is None or (holder.connection is connection and (holder.is_last or is_late)):
+            self._deadlines.hasten(("lease", channel, key), self._loop.time() + BROKEN_S)
+
+    def end(self, channel: str, key: str) -> None:
+        """End the lease of the message `key` now, if it has one: its writer is known to be gone."""
+        self._expire(channel, key)
+
+    def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:
+        self._deadlines.set(("lease", channel, key), self._loop.time() + term_s, partial(self._lapse, channel, key))
+
+    def _lapse(self, channel: str, key: str) -> None:
+        """End the lease, whose term has passed, unless another hub has received a request of the writer."""
+        if self._is_closed:
+            return
+        lease = self._leases.get((channel, key))
+        if lease is not None and self._read is not None:
+            with suppress(RuntimeError):  # the hub is ending
+                self._spawn(self._read_and_expire(self._read, channel, key, lease))
+        else:
+            self._expire(channel, key)
+
+    async def _read_and_expire(self, read: Read, channel: str, key: str, lease: tuple[int, float]) -> None:
+        last = self._last.get((channel, key))
+        try:
+            message = await read(channel, key)
+        except Exception as error:  # an error of a third-party store must not end the lease, nor keep it for good
+            if isinstance(error, TenutoError) and not error.retry:
+                self._lease_ended(channel, key, lease)
+                return
+            if not isinstance(error, TenutoError):
+                logger.exception("%s of channel %s could not be read; the hub tries again", key, channel)
+            again = partial(self._lapse, channel, key)
+            self._deadlines.set(("again", channel, key, FinishMessage), self._loop.time() + RETRY_S, again)
+            return
+        self.inspect_writer(channel, key, message)  # renews the lease if the message has new entries
+        if self._leases.get((channel, key)) == lease and self._last[channel, key] != last:
+            self._renew_as_stored(channel, key, message)
+        if self._leases.get((channel, key)) == lease and ("lease", channel, key) not in self._deadlines:
+            self._expire(channel, key)
+
+    def _expire(self, channel: str, key: str) -> None:
+        """End the message, unless it gets another entry first."""
+        lease = self._leases.get((channel, key))
+        if lease is not None:
+            end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease[0])
+            last = self._last[channel, key]
+            self._submit_as_server(
+                channel,
+                key,
+                end if self._read is None else ExpireLease(end=end, last=last),
+                partial(self._lapse, channel, key),
+                finished=partial(self._lease_ended, channel, key, lease),
+            )
+
+    def _lease_ended(self, channel: str, key: str, lease: tuple[int, float]) -> None:
+        """Forget the lease, because its message has ended, by this request or by another one."""
+        if self._leases.get((channel, key)) == lease:
+            self._forget((channel, key))
+
+    def _forget(self, message_key: tuple[str, str]) -> None:
+        for known in (self._leases, self._last, self._holders):
+            known.pop(message_key, None)
+        channel, key = message_key
+        self._in[channel].discard(key)
+        if not self._in[channel]:
+            del self._in[channel]
+
+    def inspect_command(self, channel: str, key: str, command: CommandState | None) -> None:
+        """Set or drop the deadlines of the command `key`; None if the command no longer exists."""
+        if command is None:
+            return  # its deadlines need not be dropped: they have no effect on a command that has a reply or is gone
+        expires_ms = command.expires_ms
+        cancel, expiry = ("cancel", channel, key, expires_ms), ("expiry", channel, key, expires_ms)
+        if not command.is_open:
+            self._deadlines.drop(cancel)
+            self._deadlines.drop(expiry)
+            return
+        now_s, now_ms = self._loop.time(), self._clock.now_ms()
+        if expiry not in self._deadlines:
+            left_s = max(0.0, min((command.expires_ms - now_ms) / 1000, 24 * 3600))
+            self._deadlines.set(expiry, now_s + left_s, partial(self._settle, channel, key, expires_ms, True))
+        after_s = rules_of(command.name).after_s
+        if after_s is not None and cancel not in self._deadlines:
+            self._deadlines.set(cancel, now_s + after_s, partial(self._settle, channel, key, expires_ms, False))
+
+    def _settle(self, channel: str, key: str, expires_ms: int, is_expired: bool) -> None:
+        again = partial(self._settle, channel, key, expires_ms, is_expired)
+        self._submit_as_server(channel, key, SettleCommand(is_expired=is_expired, expires_ms=expires_ms), again)
+
+    def _submit_as_server(
+        self,
+        channel: str,
+        key: str,
+        request: Request,
+        again: Callable[[], None],
+        finished: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Submit `request` as the server. If the store fails call `again` later, else `finished`."""
+
+        def done(result: Result | TenutoError) -> None:
+            if isinstance(result, TenutoError) and result.retry:
+                self._deadlines.set(("again", channel, key, type(request)), self._loop.time() + RETRY_S, again)
+                return
+            if isinstance(request, ExpireLease) and isinstance(result, Result) and not result.created:
+                again()  # the message had a new entry
+                return
+            if isinstance(result, TenutoError):
+                logger.debug("%s of channel %s was not ended: %s", key, channel, result)
+            finished()
+
+        try:
+            self._submit(channel, key, request, SERVER, done)
+        except TenutoError as error:
+            done(error)

@@ -1,0 +1,374 @@
+"""The lifecycle of a hub: start, drain, close, and start again.
+
+Layer: hub.
+
+A hub starts by itself on first use, on the running event loop, and starts again on another loop after that one ended.
+Each run opens the store, builds a `Runtime`, recovers the messages and commands that the previous run left open, and
+serves until it is closed. A `Lifecycle` has at most one run at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+from tenuto.core.errors import Busy, Draining, TenutoError, LocalError, StoreUnavailable
+from tenuto.core.limits import Limits
+from tenuto.hub.capacity import Capacity
+from tenuto.hub.clock import Clock
+from tenuto.hub.drain import SignalHook
+from tenuto.hub.hooks import Hook, register
+from tenuto.hub.housekeeping import keep_house
+from tenuto.hub.nodes import IsMine, every_channel
+from tenuto.hub.runtime import Runtime
+from tenuto.hub.several_workers import warn_of_several_workers
+from tenuto.hub.shared_turns import SharedTurns
+from tenuto.hub.store_owner import StoreOwner
+from tenuto.hub.ticket_keys import follow_keys, share_keys
+from tenuto.hub.tickets import Tickets
+from tenuto.hub.viewing import Viewing
+from tenuto.hub.wsgi import check_not_wsgi
+from tenuto.stores.base import Bus, Store
+
+logger = logging.getLogger("tenuto.hub")
+
+RESTART_S = 1.0  # time between two attempts to begin again after the store was replaced
+SHUTDOWN_S = 2.0  # time that cancelled tasks have to clean up; loops of the hub are then cancelled again
+
+
+class Run:
+    """One run of the hub on one event loop, from its start to its end."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        serve: Callable[[Run], Coroutine[Any, Any, None]],
+        served: Mapping[str, int],
+    ) -> None:
+        self.loop = loop
+        self.served = served  # served patterns that the last run knew (`WorkerPool.patterns`), then those of this one
+        self.ready: asyncio.Future[None] = loop.create_future()  # done when the hub serves or its start has failed
+        self.stop = asyncio.Event()
+        self.has_begun = False  # whether the callbacks of the start were called and all hooks begin
+        self.is_over = False
+        self.draining: asyncio.Task[None] | None = None
+        self.main: asyncio.Task[None] = loop.create_task(serve(self), name="tenuto-hub")
+
+
+class Lifecycle:
+    """Starts, drains and closes a hub."""
+
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        clock: Clock,
+        *,
+        recover: Callable[[Runtime, IsMine], Awaitable[None]],
+        release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
+        close: Callable[[], Awaitable[None]],
+        is_named: Callable[[], bool],
+        signals: SignalHook | None,
+        capacity: Capacity,
+        tickets: Tickets,
+        bus: Bus | None = None,
+    ) -> None:
+        """Run a hub on `store`, with the notices of `bus` if there is one.
+
+        `recover` handles the messages that ended nodes left open, in the channels of this one.
+
+        `release_loop` ends a run on another loop if that loop belongs to `hub.sync`, and returns whether it does.
+        `close` closes the hub. `is_named` returns whether a name in the app's code still leads to the hub, as far as
+        that is known.
+        """
+        self.node = ""  # random name of this run, by which leases name the hub; new at each start
+        self.viewing = Viewing(store.name)
+        self.adopters: list[tuple[str, Callable[..., Coroutine[Any, Any, None]]]] = []  # with patterns of channels
+        self.capacity = capacity
+        self.drain_callbacks: dict[Callable[[], None], None] = {}
+        self._store = store
+        self._bus = bus
+        self._owner = StoreOwner(store, close, release_loop, self._is_out_of_reach)
+        self._is_named = is_named
+        self._limits = limits
+        self._clock = clock
+        self._recover = recover
+        self._release_loop = release_loop
+        self._signals = signals
+        self._tickets = tickets
+        self._hooks: dict[str, Hook] = {}  # hooks by name
+        self._start_callbacks: list[Callable[[], object]] = []
+        self._run: Run | None = None  # the current run, or the last one
+        self._restarting: asyncio.Task[None] | None = None  # begins a run after the store was replaced
+        self._runtime: Runtime | None = None  # the services of the current run, once its store is open
+
+    @property
+    def runtime(self) -> Runtime:
+        """Return the services.
+
+        Raises Busy while the store opens, Draining after the end, LocalError before the first start.
+        """
+        if self._runtime is None:
+            raise self._no_runtime()
+        return self._runtime
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether the hub shuts down or has shut down."""
+        return self.viewing.is_draining
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the services run: the hub has started, perhaps not recovered yet, and has not ended."""
+        return self._runtime is not None
+
+    @property
+    def has_recovered(self) -> bool:
+        """Return whether a registration takes effect at once, because its moment in the start of the hub is over."""
+        run = self._run
+        return run is not None and not run.is_over and run.has_begun and not run.stop.is_set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the event loop on which the hub runs, or None."""
+        run = self._run
+        return run.loop if run is not None and not run.is_over and run.loop.is_running() else None
+
+    def on_start(self, callback: Callable[[], object]) -> None:
+        """Call `callback` at each start, after recovery; at once if the hub serves."""
+        self._start_callbacks.append(callback)
+        if self.has_recovered:
+            callback()
+
+    def add_hook(self, hook: Hook) -> None:
+        """Register `hook`. Raises LocalError if its name is taken, since two hooks would share one position."""
+        if hook.name in self._hooks:
+            raise LocalError(f"hook name {hook.name!r} is taken already; give each hook its own name")
+        self._hooks[hook.name] = hook
+        if self.has_recovered:
+            self.runtime.hooks.begin(hook, self.runtime.channels)
+
+    async def start(self) -> None:
+        """Start, unless the hub runs; return when it serves. Raises StoreInUse, StoreUnusable, StoreUnavailable."""
+        loop = asyncio.get_running_loop()
+        while (run := self._run) is not None and run.loop is not loop:
+            if not await self._release_loop(run.loop) and run.loop.is_running():
+                raise LocalError("hub runs on the event loop of another thread; use hub.sync, or create another hub")
+            await self._owner.close_store()  # needed if the event loop of the last run ended without `close`
+            if self._run is run:
+                self._run = None
+                self._runtime = None
+        while run is not None and run.is_over and not run.main.done():
+            await asyncio.wait([run.main])  # which still closes the store
+            run = self._run
+        if run is None or run.is_over:
+            check_not_wsgi(is_exclusive=self._store.is_exclusive)
+            if self._store.is_exclusive:
+                warn_of_several_workers(self._store.name)
+            self.node = self._clock.new_id()
+            self.viewing.is_draining = self.viewing.has_drained = False
+            run = self._run = Run(loop, self._serve, {} if run is None else run.served)
+        await asyncio.shield(run.ready)
+
+    async def drain(self, drain_s: float) -> None:
+        """Disconnect viewers, give running answers `drain_s` seconds, then cancel the rest."""
+        run = self._run
+        if run is None or run.is_over:
+            return
+        if not run.ready.done():
+            await asyncio.wait([run.ready])  # a start in progress must complete before the run can be ended
+        if run.ready.exception() is not None:
+            return
+        if run.draining is None:
+            run.draining = asyncio.get_running_loop().create_task(self._drain(self.runtime, drain_s))
+        await asyncio.shield(run.draining)
+
+    async def close(self, drain_s: float) -> None:
+        """Drain, store all accepted requests, and close the store. A second call has no effect."""
+        run = self._run
+        if run is None or run.loop is not asyncio.get_running_loop():
+            return
+        restarting, self._restarting = self._restarting, None
+        if restarting is not None:
+            restarting.cancel()
+            await asyncio.wait([restarting])
+            run = self._run
+        if run is None or run.main.done():
+            return
+        if not run.is_over:  # a start that has failed is over, and still closes the store
+            await self.drain(drain_s)
+            run.stop.set()
+        await asyncio.wait([run.main])
+
+    def hook_signals(self) -> None:
+        """Install the signal hook, or install it again behind the handlers of a server."""
+        if self._signals is not None:
+            self._signals.install()
+
+    def _begin_again(self, run: Run) -> None:
+        """End `run` and begin another one: its memory may hold entries that the store has lost."""
+        if self._restarting is None and run.draining is None:
+            logger.warning("the store was replaced, so this run of the hub ends, and another one begins")
+            self._restarting = asyncio.get_running_loop().create_task(self._restart(run))
+
+    async def _restart(self, run: Run) -> None:
+        await self.drain(0.0)
+        run.stop.set()
+        await asyncio.wait([run.main])
+        while True:
+            try:
+                await self.start()
+                break
+            except Exception as error:
+                logger.warning("the hub did not start again; it tries again: %r", error)
+                await asyncio.sleep(RESTART_S)
+        self._restarting = None
+
+    async def _serve(self, run: Run) -> None:
+        """Run the hub on this event loop until `run.stop` is set."""
+        runtime: Runtime | None = None
+        try:
+            await self._owner.open_store()
+            if self._bus is not None:
+                await self._bus.open(getattr(self._store, "notices_name", ""))
+            async with asyncio.TaskGroup() as group:
+                runtime = self._runtime = Runtime(
+                    self._store, self._limits, self._clock, self.node, group, self.capacity, self._bus
+                )
+                await self._serve_open(run, runtime, group)
+        except BaseException as error:
+            if run.ready.done():
+                if not isinstance(error, Exception):
+                    raise
+                logger.error("a mistake has ended this life of the hub", exc_info=error)
+                if not self.is_draining and runtime is not None:
+                    self._send_away(runtime)
+                return
+            cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+            run.ready.set_exception(cause)
+            run.ready.exception()  # marked as retrieved: each caller may have been cancelled
+            if not isinstance(cause, TenutoError):
+                raise
+        finally:
+            run.is_over = True
+            if runtime is not None:
+                runtime.deadlines.close()
+            if self._run is run:
+                self._runtime = None
+            if self._signals is not None:
+                self._signals.remove()
+            try:
+                if self._bus is not None:
+                    await self._bus.close()
+            finally:
+                await self._owner.close_store()
+
+    async def _serve_open(self, run: Run, runtime: Runtime, group: asyncio.TaskGroup) -> None:
+        """Recover and serve, after the store was opened and the services were built."""
+        recover = partial(self._recover, runtime)
+        runtime.nodes.replaced = partial(self._begin_again, run)
+        await runtime.nodes.renew()  # before this node writes
+        workers: list[asyncio.Task[None]] = []
+        shared_turns = SharedTurns(
+            runtime.store, runtime.nodes, runtime.scheduler, runtime.channels, runtime.fresh, runtime.follower
+        )
+        if not self._store.is_exclusive:
+            (self._bus or self._store).listen(runtime.follower.receive)
+            workers.append(group.create_task(runtime.follower.notifier.run()))
+            workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
+            workers.append(group.create_task(follow_keys(self._store, self._tickets)))
+            if runtime.presence.shared is not None:
+                workers.append(group.create_task(runtime.presence.shared.publish()))
+                workers.append(group.create_task(runtime.presence.shared.follow()))
+            await shared_turns.read()  # before a message is refused an agent of another node
+            await share_keys(self._store, self._tickets)
+        await runtime.legal_holds.load()
+        await runtime.scheduler.workers.recall(run.served)
+        run.served = runtime.scheduler.workers.patterns
+        committing = group.create_task(runtime.committer.run())
+        for hook in list(self._hooks.values()):
+            await register(self._store, hook, {})  # before this node stores entries
+        if self._store.is_exclusive:
+            await recover(every_channel)
+        for callback in self._start_callbacks:
+            callback()
+        for hook in self._hooks.values():
+            runtime.hooks.begin(hook, runtime.channels)
+        run.has_begun = True
+        workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
+        if not self._store.is_exclusive:
+            # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
+            with contextlib.suppress(StoreUnavailable):
+                await shared_turns.begin()
+            workers.append(group.create_task(shared_turns.run()))
+            workers.append(group.create_task(self.viewing.watch(runtime.responded_s, runtime.wake_feeds)))
+        self.hook_signals()
+        run.ready.set_result(None)
+        await run.stop.wait()
+        runtime.hooks.stop()
+        runtime.follower.stop()
+        committing.cancel()  # once: it still stores the accepted requests
+        runtime.tasks.cancel()
+        while workers:
+            for task in workers:
+                task.cancel()
+            # a driver that fails at the moment of a cancellation may raise its error in place of it (Python 3.11)
+            workers = list((await asyncio.wait(workers, timeout=SHUTDOWN_S))[1])
+
+    async def _drain(self, runtime: Runtime, drain_s: float) -> None:
+        runtime.scheduler.close()
+        runtime.leases.close()
+        runtime.nodes.leave()
+        self._send_away(runtime)
+        tasks, writers = runtime.tasks, runtime.writers
+        try:
+            async with asyncio.timeout(drain_s):
+                while tasks.jobs or writers:
+                    tasks.quieter.clear()
+                    await tasks.quieter.wait()
+        except TimeoutError:
+            logger.info("%d answers are left unfinished", len(writers))
+        jobs = [job for job in tasks.jobs if not job.done()]
+        for job in jobs:
+            job.cancel()
+        if jobs:
+            await asyncio.wait(jobs, timeout=SHUTDOWN_S)
+        # writers in tasks of the app: store the text that they have accepted, unless the store refuses everything
+        for writer in list(writers.values()) if self._restarting is None else ():
+            try:
+                async with asyncio.timeout(SHUTDOWN_S):
+                    await writer.flush()
+            except (TenutoError, TimeoutError) as error:
+                logger.warning("the last text of message %r was not stored: %r", writer.id, error)
+        await runtime.hooks.leave()
+        await runtime.nodes.end()
+        if self._restarting is None:
+            self.viewing.end_drain()
+        tasks.drained.set()
+
+    def _send_away(self, runtime: Runtime) -> None:
+        """Disconnect all viewers; they reconnect to the next run of the hub, or to another hub."""
+        self.viewing.drain()
+        for callback in list(self.drain_callbacks):
+            callback()
+        runtime.wake_feeds()
+
+    def _is_out_of_reach(self) -> bool:
+        """Return whether a later cell of a notebook may take the store: no name leads to this hub, and it is idle."""
+        runtime = self._runtime
+        if runtime is None or self._is_named():
+            return False
+        is_watched = any(channel.watchers for channel in list(runtime.channels.values()))  # another thread may ask
+        return not (is_watched or runtime.tasks.jobs or runtime.writers)
+
+    def _no_runtime(self) -> TenutoError:
+        """Return the error that says why there are no services now."""
+        if self._run is not None and not self._run.is_over:
+            return Busy("hub is starting; retry")  # a socket may outlive a hub that was closed and is starting again
+        if self._run is not None and self.is_draining:
+            return Draining("hub is closed; start it again, or reconnect to another one")
+        return LocalError("hub is not running; await hub.start() first")

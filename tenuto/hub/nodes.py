@@ -1,0 +1,279 @@
+"""The lease of this node, and the nodes whose leases have expired.
+
+Layer: hub.
+
+Each run of a hub is a node. On a store that several hubs share, a node renews a lease each second, and each renewal
+returns the nodes whose leases run. When the lease of a node has expired, another one recovers its messages. The living
+node with the highest hash of both names is responsible for a channel. One term later each living node recovers the
+messages that are left. Each step is a conditional commit, so two nodes that recover the same message do no harm.
+
+An exclusive store has one node, which takes no lease: all other nodes have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any
+
+from tenuto.core.errors import TenutoError, StoreUnavailable
+from tenuto.hub.clock import Clock, StoreClock
+from tenuto.hub.node_holds import NodeHolds
+from tenuto.hub.store_errors import logs_errors
+from tenuto.stores.base import Renewal, Store, StoreReplaced
+
+logger = logging.getLogger("tenuto.hub")
+
+TERM_MS = 4_000  # length of the lease of a node
+RENEW_S = 1.0  # time between two renewals
+RENEW_TIMEOUT_S = 2.0  # a renewal without a response for this long is sent again
+FIRST_TIMEOUT_S = 10.0  # the same for the first one, which keeps no lease: a process that starts would end
+RETRY_S = 4.0  # longest wait before a recovery that met an unavailable store or a full queue is repeated
+STORED_S = 1.0  # time in which a request is stored, since a stored time is that of its decision
+SET_MS = 1_000  # a clock of the store that is further ahead than the last renewal allows was set
+LEAVING = "leaving/"  # begins the name of the hold that a node has while it drains
+ROUND_S = 60.0  # time between two recoveries; a commit of a dead node may be stored late
+
+IsMine = Callable[[str], bool]  # returns whether this node recovers a channel
+Recover = Callable[[IsMine], Awaitable[None]]  # recovers the messages of all nodes that are gone in those channels
+
+
+def every_channel(channel: str) -> bool:
+    """Return True: this node recovers each channel."""
+    return True
+
+
+def _nothing() -> None:
+    return None
+
+
+def responsible_node(channel: str, nodes: Iterable[str]) -> str:
+    """Return the node that recovers `channel` first: all nodes with the same view name the same one."""
+    return max(nodes, key=lambda node: hashlib.blake2b(f"{channel}\n{node}".encode(), digest_size=8).digest())
+
+
+class NodeLease:
+    """The lease of one node on its store, and the state of all nodes at the last renewal."""
+
+    def __init__(self, store: Store, node: str, now_s: Callable[[], float], clock: Clock | None = None) -> None:
+        """Make the lease of `node`; `now_s` is the clock of the event loop. Renewals measure a `clock` of the store."""
+        self.node = node
+        self.renewal: Renewal | None = None  # the result of the last renewal
+        self.holds = NodeHolds()
+        self.holds.sources.append(self._shown)
+        self.renewed_s = 0.0  # loop time at which that result was noted
+        self._sent_s = 0.0  # when that renewal was sent
+        self._store = store
+        self._now_s = now_s
+        self._clock = clock if isinstance(clock, StoreClock) else None
+        self._certain_s = float("inf")  # from then on a node without a lease is gone
+        self._own_due_s = float("inf")  # when this node recovers the channels that it is responsible for
+        self._all_due_s = float("inf")  # when it recovers all channels
+        self._kept_since_s = self._kept_until_s = float("-inf")  # the time in which the lease surely runs
+        self.regained: Callable[[], None] = _nothing  # called when the lease runs again after it had expired
+        self.replaced: Callable[[], None] = _nothing  # called when the store goes on from an earlier state
+        self._retry_s = RENEW_S  # wait before a recovery that failed is repeated; it doubles with each failure
+        self._is_recovering = False
+        self.is_leaving = False  # this node drains, and recovers no further messages
+        self._is_over = False
+        self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Return whether this is the only node of its store, so that all others have ended."""
+        return self._store.is_exclusive
+
+    def is_kept_since(self, time_s: float) -> bool:
+        """Return whether other nodes have counted this one as alive from loop time `time_s` until now."""
+        return self._store.is_exclusive or self._kept_since_s <= time_s <= self._now_s() < self._kept_until_s
+
+    def left_s(self, term_s: float, alive_ms: int) -> float:
+        """Return the rest of a lease whose holder gave the stored sign of life at `alive_ms`; 0 if that is unknown.
+
+        The term counts from then, and not from the moment at which this node reads of it. It counts from a later moment
+        if before that the holder may have reached no node: when this one began, its lease had ended, the store had lost
+        the leases, or the store's clock was set.
+        """
+        since_s = max(self._kept_since_s, self._certain_s - TERM_MS / 1000)
+        if self._store.is_exclusive or not alive_ms or not self.is_kept_since(since_s):
+            return term_s
+        silent_s = min((self.now_ms - alive_ms) / 1000 - STORED_S, self._now_s() - since_s)
+        return max(0.0, term_s - max(0.0, silent_s))
+
+    async def renew(self) -> None:
+        """Take or renew the lease, and note the living nodes; not on an exclusive store. Raises StoreUnavailable."""
+        if not self._store.is_exclusive:
+            await self._renew()
+
+    async def put(self) -> None:
+        """Renew the lease until the store has all holds; not on an exclusive store. Raises StoreUnavailable."""
+        await self.renew()
+        while self.holds.is_behind and not self._is_over:
+            await self.renew()
+
+    async def keep(self, recover: Recover, start: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+        """Renew the lease each second, and recover the messages of ended nodes, until this task is cancelled."""
+        while not self._is_over:
+            slept_s = self._now_s()
+            await asyncio.sleep(RENEW_S)
+            if not self._store.is_exclusive and (late_s := self._now_s() - slept_s) > TERM_MS / 1000:
+                logger.warning(
+                    "this process renewed no lease for %.0f s, so others may have ended its answers: it was suspended, "
+                    "or a call blocked its event loop; run such a call with asyncio.to_thread",
+                    late_s,
+                )
+            with logs_errors("the lease of this node was not renewed; the hub tries again"):
+                try:
+                    await self.put()
+                except StoreReplaced:
+                    self.replaced()
+                    raise
+                if self.is_recovery_due and not self._is_recovering:
+                    start(self.recover(recover))
+
+    @property
+    def now_ms(self) -> int:
+        """Return the time by the store's clock at the earliest, from the last renewal; 0 before the first."""
+        return self.renewal.now_ms + int(1000 * (self._now_s() - self.renewed_s)) if self.renewal is not None else 0
+
+    @property
+    def latest_ms(self) -> int:
+        """Return the same at the latest: later than `now_ms` by the duration of that renewal."""
+        return self.renewal.now_ms + math.ceil(1000 * (self._now_s() - self._sent_s)) if self.renewal is not None else 0
+
+    def leave(self) -> None:
+        """Recover no further messages, because this node drains. Its lease runs until `end`."""
+        self.is_leaving = True
+
+    async def end(self) -> None:
+        """End the lease now, so that other nodes recover the messages of this one. The lease is not renewed again."""
+        self.is_leaving = self._is_over = True
+        if self._store.is_exclusive:
+            return
+        async with self._renewing:  # a renewal that the store carries out later would begin a new lease
+            try:
+                async with asyncio.timeout(RENEW_TIMEOUT_S):
+                    await self._store.hold(self.node, 0, {})
+            except (TenutoError, TimeoutError) as error:
+                logger.warning("the lease of this node was not ended; it expires within %d ms: %r", TERM_MS, error)
+            except Exception:  # an error of a third-party store must not keep the hub from closing
+                logger.exception("the lease of this node was not ended; it expires within %d ms", TERM_MS)
+
+    # -- other nodes -------------------------------------------------------------------------------------------
+
+    def is_gone(self, node: str) -> bool:
+        """Return whether `node` has ended, as far as the last renewal shows."""
+        if node == self.node:
+            return False
+        if self._store.is_exclusive:
+            return True
+        return self.renewal is not None and self._now_s() >= self._certain_s and node not in self.renewal.nodes
+
+    @property
+    def has_others(self) -> bool:
+        """Return whether another node lives, as far as the last renewal shows."""
+        return self.renewal is not None and not self.renewal.nodes <= {self.node}
+
+    @property
+    def is_recovery_due(self) -> bool:
+        """Return whether this node may have messages of other nodes to recover."""
+        return not self.is_leaving and self._now_s() >= min(self._own_due_s, self._all_due_s)
+
+    def recover_soon(self) -> None:
+        """Let all channels be recovered again soon, because the recovery of one has failed."""
+        self._all_due_s = min(self._all_due_s, self._now_s() + RETRY_S)
+
+    async def recover(self, recover: Recover) -> None:
+        """Recover the messages that ended nodes have left. If this fails, it is due again soon."""
+        self._is_recovering, is_for_all = True, self._now_s() >= self._all_due_s
+        try:
+            is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
+            await self._renew()  # this process may have been suspended since the last renewal
+            if not self.is_recovery_due:
+                return
+            self._own_due_s = self._now_s() + ROUND_S
+            if is_for_all:
+                self._all_due_s = float("inf")
+            await recover(is_mine)
+            self._retry_s = RENEW_S
+        except Exception as error:  # an error of a third-party store must not end the recovery for good
+            due_s = self._now_s() + self._retry_s
+            self._own_due_s = min(self._own_due_s, due_s)
+            if is_for_all:
+                self._all_due_s = min(self._all_due_s, due_s)
+            self._retry_s = min(2 * self._retry_s, RETRY_S if isinstance(error, StoreUnavailable) else ROUND_S)
+            if isinstance(error, TenutoError):
+                logger.warning("the messages of other nodes were not recovered; the hub tries again: %s", error)
+            else:
+                logger.exception("the messages of other nodes were not recovered; the hub tries again")
+        finally:
+            self._is_recovering = False
+
+    async def _draining(self) -> frozenset[str]:
+        """Return the nodes that drain; none if the store does not respond soon. Raises StoreUnavailable."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RENEW_TIMEOUT_S):
+                return frozenset(node for node, _ in (await self._store.holds(LEAVING)).values())
+        return frozenset()
+
+    def _is_mine(self, draining: frozenset[str], channel: str) -> bool:
+        renewal = self.renewal
+        return renewal is not None and responsible_node(channel, renewal.nodes - draining | {self.node}) == self.node
+
+    def _shown(self) -> dict[str, bytes]:
+        return {f"{LEAVING}{self.node}": b""} if self.is_leaving else {}
+
+    async def _renew(self) -> None:
+        """Renew the lease and note the nodes. Raises StoreUnavailable."""
+        async with self._renewing:
+            if self._is_over:
+                return
+            timeout_s = FIRST_TIMEOUT_S if self.renewal is None else RENEW_TIMEOUT_S
+            try:
+                async with asyncio.timeout(timeout_s):
+                    if await self._send():
+                        await self._send()
+            except TimeoutError:
+                raise StoreUnavailable(
+                    f"store {self._store.name!r} did not renew the lease of this node within {timeout_s:g} s; "
+                    "check its load and the network"
+                ) from None
+
+    async def _send(self) -> bool:
+        """Renew the lease, and put the holds that are due. Return whether the store may have lost the others."""
+        sent_s = self._now_s()
+        values = self.holds.due()
+        renewal = await self._store.hold(self.node, TERM_MS, values)
+        if self._clock is not None:
+            self._clock.measure(renewal.now_ms, sent_s, self._now_s)
+        self.holds.note_put(values)
+        is_lost = self.renewal is not None and renewal.lease != self.renewal.lease
+        if is_lost:
+            self.holds.lose()
+        # a lease may have expired by a clock that was set, and stored times may be older than they seem
+        is_regained = self._now_s() >= self._kept_until_s or renewal.now_ms > self.latest_ms + SET_MS
+        self._note(renewal)
+        self._sent_s = sent_s
+        self._kept_until_s = sent_s + TERM_MS / 1000
+        if is_regained:
+            self._kept_since_s = self._now_s()
+            self.regained()
+        return is_lost
+
+    def _note(self, renewal: Renewal) -> None:
+        now_s, term_s = self._now_s(), TERM_MS / 1000
+        before, self.renewal, self.renewed_s = self.renewal, renewal, now_s
+        if before is None or before.lease != renewal.lease:
+            # The leases of other nodes may be lost, too. They renew them within a term.
+            self._certain_s = self._own_due_s = now_s + term_s
+            self._all_due_s = self._certain_s + term_s
+        elif before.ended != renewal.ended or before.nodes - renewal.nodes:
+            due_s = max(now_s, self._certain_s)
+            self._own_due_s = min(self._own_due_s, due_s)
+            # the first of several nodes that vanish one after another decides; the recovery is for all of them
+            self._all_due_s = min(self._all_due_s, due_s + term_s)

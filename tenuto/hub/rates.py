@@ -1,0 +1,302 @@
+"""Rates and counts that bound a client without a serving capability.
+
+Layer: hub.
+
+A client with `append`, `agent` or `admin` writes tokens all day and is bounded in bytes alone (`core.limits`). Other
+clients, which are people and their pages, are counted here by client id over all their connections: their requests, and
+the bytes that their requests cause (decision 0037). Time is an argument of the constructor. The number of counted
+clients is bounded: beyond it the client that was idle longest is forgotten, and counts like a new one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Self
+
+from tenuto.core.errors import TooMany, shown
+from tenuto.core.limits import KIB, MIB
+from tenuto.hub.identity import Identity
+
+MAX_CLIENTS = 100_000  # limit of clients that are counted at the same time; each needs about 600 bytes
+HOUR_S = 3600.0
+# Traffic of this size counts as one request: reading and sending a large page takes about 7 ms for each MiB.
+REQUEST_COST_BYTES = 128 * KIB
+# Each request includes this much traffic: its own bytes, its response, and its event for each viewer.
+FREE_BYTES = 4 * KIB
+# limit for all open request bodies of one client: the bytes of this number of bodies of the largest size
+OPEN_BODIES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLimits:
+    """The limits of one client that has none of the capabilities `append`, `agent` and `admin`."""
+
+    client_connections: int = 20  # streams, polls and sockets that are open at the same time
+    # requests per second; twice as many in a burst, so that a socket's channels can attach again
+    client_requests: int = 50
+    client_bytes: int = 1024 * MIB  # bytes per hour: requests, their responses, and their events for each viewer
+    client_signals: int = 20  # signals per second
+    client_channels: int = 1_000  # channels created per hour
+
+
+class _Bucket:
+    """A token bucket: `level` refills it, `take` takes tokens. Below zero it is in debt, and refills from there."""
+
+    __slots__ = ("_at_s", "_level")
+
+    def __init__(self, size: float, now_s: float) -> None:
+        self._level = size
+        self._at_s = now_s
+
+    def level(self, size: float, per_s: float, now_s: float) -> float:
+        """Refill the bucket for the time since the last call and return how many tokens it holds."""
+        self._level = min(size, self._level + max(0.0, now_s - self._at_s) * per_s)
+        self._at_s = now_s
+        return self._level
+
+    def take(self, tokens: float = 1) -> None:
+        """Take `tokens`; a negative number gives them back. Call `level` first."""
+        self._level -= tokens
+
+    def wait_s(self, per_s: float) -> int:
+        """Return in how many whole seconds the bucket will hold a token again. Call `level` first."""
+        return max(1, ceil(min(HOUR_S, (1 - self._level) / per_s if per_s > 0 else HOUR_S)))
+
+
+class _Client:
+    """The counters of one client."""
+
+    __slots__ = ("body_bytes", "bytes", "channels", "connections", "requests", "signals")
+
+    def __init__(self, limits: ClientLimits, now_s: float) -> None:
+        self.connections = 0
+        self.body_bytes = 0  # size of the request bodies that are still open
+        self.requests = _Bucket(2 * limits.client_requests, now_s)
+        self.bytes = _Bucket(limits.client_bytes, now_s)
+        self.signals: _Bucket | None = None  # made on first use, since most clients never need these two
+        self.channels: _Bucket | None = None
+
+
+class ConnectionSlot:
+    """One of the connections that a client may hold; `leave` gives it back."""
+
+    __slots__ = ("_client",)
+
+    def __init__(self, client: _Client | None) -> None:
+        self._client = client
+
+    def leave(self) -> None:
+        """Give the slot back. A second call has no effect."""
+        if self._client is not None:
+            self._client.connections -= 1
+            self._client = None
+
+
+class OpenBody:
+    """A request body that has not ended: a context manager that counts its bytes for its client.
+
+    A step that raises TooMany leaves the count as it is.
+    """
+
+    __slots__ = ("_client", "_held_bytes", "_max_bytes", "_name", "_size")
+
+    def __init__(self, client: _Client | None, name: str = "", *, least_bytes: int = 0, max_bytes: int = 0) -> None:
+        """Count at least `least_bytes`, and at most `max_bytes` for all open bodies of the client.
+
+        `client` None: count nothing at all.
+        """
+        self._client = client
+        self._name = name
+        self._held_bytes = least_bytes
+        self._max_bytes = max_bytes
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        """Count the body as open. Raises TooMany."""
+        if self._client is not None:
+            self._count(self._client, self._held_bytes)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._client is not None:
+            self._client.body_bytes -= self._held_bytes
+
+    def grow(self, size: int) -> None:
+        """Count `size` more bytes, which have arrived. Raises TooMany."""
+        if self._client is None:
+            return
+        self._size += size
+        if self._size > self._held_bytes:
+            self._count(self._client, self._size - self._held_bytes)
+            self._held_bytes = self._size
+
+    def _count(self, client: _Client, size: int) -> None:
+        if client.body_bytes + size > self._max_bytes:
+            raise TooMany(
+                f"the unfinished request bodies of client {self._name} have {client.body_bytes} bytes together, the "
+                f"limit is {self._max_bytes}; send fewer at a time",
+                limit=self._max_bytes,
+            )
+        client.body_bytes += size
+
+
+UNCOUNTED = OpenBody(None)  # the open body of a client whose traffic is not limited
+
+
+class Rates:
+    """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
+
+    A call that raises TooMany leaves the counts as they are.
+    """
+
+    def __init__(self, limits: ClientLimits | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits or ClientLimits()
+        self._now_s = now_s
+        # clients in order of their last activity, the latest last
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def request(self, identity: Identity, peer: str = "", *, size: int = 0) -> None:
+        """Count a request, or a frame of a socket, of `size` bytes.
+
+        `peer` is the address, which identifies a client without an id. Raises TooMany for a client in debt, whatever
+        the size: earlier traffic decides, so that even the largest request is possible.
+        """
+        client = self._client(identity, peer)
+        if client is None:
+            return
+        now_s, limits = self._now_s(), self.limits
+        limit, bytes_limit = limits.client_requests, limits.client_bytes
+        level = client.requests.level(2 * limit, limit, now_s)
+        bytes_level = client.bytes.level(bytes_limit, bytes_limit / HOUR_S, now_s)
+        if level < 1:
+            wait_s = client.requests.wait_s(limit)
+            raise TooMany(
+                f"client {_name(identity, peer)} has used {2 * limit - level:.0f} of {2 * limit} requests at once, "
+                f"which refill by {limit} a second; {REQUEST_COST_BYTES // KIB} KiB of traffic count as one. "
+                f"Wait {wait_s} s, or raise ClientLimits(client_requests=...)",
+                limit=limit,
+                retry_after_s=wait_s,
+            )
+        if bytes_level < 1:
+            wait_s = client.bytes.wait_s(bytes_limit / HOUR_S)
+            raise TooMany(
+                f"client {_name(identity, peer)} has caused {bytes_limit - bytes_level:.0f} bytes of traffic, the "
+                f"limit is {bytes_limit} in an hour. Wait {wait_s} s, or raise ClientLimits(client_bytes=...)",
+                limit=bytes_limit,
+                retry_after_s=wait_s,
+            )
+        client.requests.take(1 + _cost(size))
+        client.bytes.take(size)
+
+    def charge(self, identity: Identity, peer: str = "", *, size: int) -> None:
+        """Count `size` bytes that a request has caused; a negative number gives them back.
+
+        Never raises, since the traffic has already happened: the next requests are refused until it is made up for.
+        """
+        client = self._client(identity, peer)
+        if client is None:
+            return
+        now_s, limits = self._now_s(), self.limits
+        client.requests.level(2 * limits.client_requests, limits.client_requests, now_s)
+        client.bytes.level(limits.client_bytes, limits.client_bytes / HOUR_S, now_s)
+        client.requests.take(_cost(size))
+        client.bytes.take(size)
+
+    def signal(self, identity: Identity, peer: str = "") -> None:
+        """Count a signal. Raises TooMany."""
+        client = self._client(identity, peer)
+        if client is None:
+            return
+        limit, now_s = self.limits.client_signals, self._now_s()
+        if client.signals is None:
+            client.signals = _Bucket(limit, now_s)
+        if client.signals.level(limit, limit, now_s) < 1:
+            raise TooMany(
+                f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit; send fewer",
+                limit=limit,
+            )
+        client.signals.take()
+
+    def may_begin(self, identity: Identity, peer: str = "") -> bool:
+        """Return whether the client may create one more channel.
+
+        Does not count it yet, since the request may still fail.
+        """
+        client = self._client(identity, peer)
+        if client is None or client.channels is None:
+            return True
+        limit = self.limits.client_channels
+        return client.channels.level(limit, limit / HOUR_S, self._now_s()) >= 1
+
+    def began(self, identity: Identity, peer: str = "") -> None:
+        """Count a new channel whose first entry is stored. Never raises, since the entry is already stored."""
+        client = self._client(identity, peer)
+        if client is None:
+            return
+        limit, now_s = self.limits.client_channels, self._now_s()
+        if client.channels is None:
+            client.channels = _Bucket(limit, now_s)
+        client.channels.level(limit, limit / HOUR_S, now_s)
+        client.channels.take()
+
+    def connect(self, identity: Identity, peer: str = "") -> ConnectionSlot:
+        """Return a slot for a stream, poll or socket; the caller must call `leave` at its end."""
+        client = self._client(identity, peer)
+        if client is None:
+            return ConnectionSlot(None)
+        limit = self.limits.client_connections
+        if client.connections >= limit:
+            raise TooMany(
+                f"client {_name(identity, peer)} has {limit} open connections, which is the limit; close one of them",
+                limit=limit,
+            )
+        client.connections += 1
+        return ConnectionSlot(client)
+
+    def body(self, identity: Identity, peer: str = "", *, largest_bytes: int) -> OpenBody:
+        """Return the count of a request body of at most `largest_bytes`.
+
+        The bodies of a client that have not ended hold at most as much as eight of the largest, and each holds at least
+        a sixteenth of one, so that there are at most 128.
+        """
+        client = self._client(identity, peer)
+        name = _name(identity, peer) if client is not None else ""
+        return OpenBody(client, name, least_bytes=largest_bytes // 16, max_bytes=OPEN_BODIES * largest_bytes)
+
+    def _client(self, identity: Identity, peer: str) -> _Client | None:
+        """Return the counters of the client behind `identity`; None if its traffic is not limited."""
+        if identity.is_trusted:
+            return None
+        # An id contains no slash, so no client can choose the key of an address as its name.
+        name = identity.client_id if identity.client_id is not None else f"/{peer}"
+        client = self._clients.get(name)
+        if client is None:
+            self._make_room()
+            client = self._clients[name] = _Client(self.limits, self._now_s())
+        else:
+            self._clients.move_to_end(name)
+        return client
+
+    def _make_room(self) -> None:
+        """Forget the client that was idle longest and has neither slots nor open bodies."""
+        for _ in range(len(self._clients) - MAX_CLIENTS + 1):
+            name, client = self._clients.popitem(last=False)
+            if client.connections or client.body_bytes:
+                self._clients[name] = client
+
+
+def _cost(size: int) -> float:
+    """Return how many requests traffic of `size` bytes counts for."""
+    return size / REQUEST_COST_BYTES if abs(size) > FREE_BYTES else 0.0
+
+
+def _name(identity: Identity, peer: str) -> str:
+    """Return the name of a client for error messages: its id or its address."""
+    return shown(identity.client_id if identity.client_id is not None else peer)

@@ -1,0 +1,257 @@
+"""Retention: removes messages whose time is over, in small steps between the commits of a running hub.
+
+Layer: hub.
+
+A round reads the list of channels and sweeps those whose policy may let messages go (`core.retention`). Each step
+removes a bounded number of messages in a transaction of its own, and a pause follows, so appends wait for one step at
+most. A viewer gets no event: the floor of the channel rises, and a cursor below it leads to a new start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from tenuto.core.errors import TenutoError, StoreUnusable
+from tenuto.core.model import ChannelSummary
+from tenuto.core.retention import DAY_MS, ClockTrust, Fact, Policies, Policy, Retention, Sweep
+from tenuto.hub.importing import is_importing
+from tenuto.hub.lifecycle import Lifecycle
+from tenuto.hub.runtime import Runtime
+from tenuto.stores.base import Head, head_of
+
+logger = logging.getLogger("tenuto.hub")
+
+ROUND_S = 300.0  # pause between two rounds
+PAGE = 200  # channels in one read
+READ_FACTS = 32
+READ_PAUSE_S = 0.02  # after a read of facts, also by `forgetting`
+# Bounds of one step. A message that is larger than the bytes is a step of its own.
+STEP_MESSAGES = 16
+STEP_BYTES = 128 * 1024
+# Between two steps. With 50 busy conversations the p99 of appends was 16 ms without retention, 24 to 28 ms with this
+# pause, and 45 ms with 50 ms, mostly because of checkpoints (a machine of two cores under load).
+PAUSE_S = 0.2
+MAX_COUNTS = 10_000  # channels whose counts are remembered
+GONE_MS = 24 * 3_600_000  # as after `Hub.delete_channel`: the life of a removed channel is remembered for this time
+
+Rules = Mapping[str, str | Retention]  # how long messages stay, by channel pattern
+IsHeld = Callable[[str], Awaitable[bool]]
+
+
+class Retainer:
+    """Carries out the policies of a hub. Its counts grow over all runs of the hub."""
+
+    def __init__(self, rules: Rules | None, lifecycle: Lifecycle, is_held: IsHeld) -> None:
+        """Remove messages by `rules` while the hub runs, but none of a channel for which `is_held` returns True."""
+        self.policies = Policies(rules if rules is not None else {})
+        self._is_held = is_held
+        self._trust = ClockTrust()
+        self._newest_ms: int | None = None  # None: not read yet
+        self._is_distrusted = False
+        self._messages = self._bytes = self._channels = 0
+        self._rounds = self._last_ms = 0
+        self._counts: dict[str, tuple[str, int, int]] = {}  # epoch, serial and messages of counted channels
+        if self.policies:
+            lifecycle.on_start(lambda: lifecycle.runtime.tasks.start_background(self.run(lifecycle.runtime)))
+
+    def stats(self) -> dict[str, int]:
+        """Return counts of removed data, and when the last round ended, in ms since 1970; none without rules."""
+        if not self.policies:
+            return {}
+        return {
+            "retention_messages": self._messages,
+            "retention_bytes": self._bytes,
+            "retention_channels": self._channels,
+            "retention_rounds": self._rounds,
+            "retention_last_ms": self._last_ms,
+        }
+
+    async def run(self, runtime: Runtime) -> None:
+        """Run one round after another, until this task is cancelled."""
+        self._trust, self._newest_ms = ClockTrust(), None
+        with contextlib.suppress(TenutoError):  # the first round reads it then
+            await self._stored_before(runtime)
+        while True:
+            await asyncio.sleep(ROUND_S)
+            try:
+                await self._round(runtime)
+            except TenutoError as error:
+                logger.warning("retention will try again in %.0f s: %s", ROUND_S, error)
+            except Exception:
+                logger.exception("retention failed, and will try again in %.0f s", ROUND_S)
+
+    async def _round(self, runtime: Runtime) -> None:
+        now_ms = runtime.clock.now_ms()  # of the whole round: the clock may jump meanwhile
+        if not await self._trusts_clock(runtime, now_ms):
+            return
+        after: str | None = None
+        damaged, first = 0, None
+        while page := await runtime.store.summaries(self.policies.within(), after=after, limit=PAGE):
+            for summary in page:
+                try:
+                    await self._sweep(runtime, summary, now_ms)
+                except StoreUnusable as error:  # the channel is damaged; the others are not
+                    damaged, first = damaged + 1, first or error
+            after = page[-1].channel
+            await asyncio.sleep(PAUSE_S)
+        if damaged:
+            logger.error("retention left out %d channels that cannot be read; the first: %s", damaged, first)
+        self._rounds += 1
+        self._last_ms = runtime.clock.now_ms()
+
+    async def _trusts_clock(self, runtime: Runtime, now_ms: int) -> bool:
+        """Return whether the clock, which reads `now_ms`, is plausible; log when that changes."""
+        is_new = self._trust.is_new
+        newest_ms = await self._stored_before(runtime)
+        steady_ms = int(runtime.loop.time() * 1000)
+        is_trusted = self._trust.trusts(now_ms, steady_ms=steady_ms, newest_ms=newest_ms)
+        if is_trusted == self._is_distrusted:
+            self._is_distrusted = not is_trusted
+            if is_trusted:
+                logger.warning("the clock is plausible again, and retention goes on")
+            elif is_new:
+                logger.warning(
+                    "the clock of %s is %.1f days %s the newest stored time, so retention removes no message yet; "
+                    "correct the clock, or, if it is right, let it run evenly for a day",
+                    *(
+                        runtime.clock.owner,
+                        abs(now_ms - newest_ms) / DAY_MS,
+                        "after" if now_ms > newest_ms else "before",
+                    ),
+                )
+            else:
+                logger.warning(
+                    "the clock of %s is not plausible: it has jumped, so retention removes no message; "
+                    "correct the clock, or let it run evenly for a day",
+                    runtime.clock.owner,
+                )
+        return is_trusted
+
+    async def _stored_before(self, runtime: Runtime) -> int:
+        """Return the newest time that was stored before the hub started. A wrong clock stores wrong times later."""
+        if self._newest_ms is None:
+            self._newest_ms = await runtime.store.newest_ms()
+        return self._newest_ms
+
+    async def _sweep(self, runtime: Runtime, listed: ChannelSummary, now_ms: int) -> None:
+        """Remove the messages of one channel that go, and the channel if it is empty then."""
+        channel = listed.channel
+        policy = self.policies.find(channel)
+        if policy is None or not Sweep(policy, listed, now_ms).is_needed or await self._is_held(channel):
+            return
+        head = await head_of(runtime.store, channel)
+        summaries = await runtime.store.summaries([channel], after=None, limit=1)  # the list may be hours old
+        if not summaries or await is_importing(runtime.store, channel):
+            return
+        summary = summaries[0]
+        sweep = Sweep(policy, summary, now_ms)
+        if sweep.is_above:
+            summary = await self._counted(runtime, summary, head, policy)
+            sweep = Sweep(policy, summary, now_ms)
+        if sweep.is_whole and await self._is_busy(runtime, channel):
+            sweep = Sweep(policy, summary, now_ms, is_busy=True)
+        if not sweep.is_needed:
+            return
+        while not sweep.is_over:
+            found = await runtime.store.facts(channel, after=sweep.after, limit=READ_FACTS)
+            await asyncio.sleep(READ_PAUSE_S)
+            for step in steps(sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)):
+                if await self._is_held(channel) or not await _is_as_before(runtime, channel, head, sweep):
+                    return
+                await self._remove(runtime, channel, head.epoch, step)
+                await asyncio.sleep(PAUSE_S)
+        if sweep.is_emptied and not await self._is_held(channel):
+            await self._remove_channel(runtime, channel)
+
+    async def _counted(self, runtime: Runtime, summary: ChannelSummary, head: Head, policy: Policy) -> ChannelSummary:
+        """Return `summary` with no more messages and bytes than the store finds: a damaged count removes no message.
+
+        A number of messages that was right in an earlier round is right if it has risen by one per entry at most. A
+        damaged one that passes this lets no more messages go than those that new ones replace in two rounds.
+        """
+        channel = summary.channel
+        epoch, serial, before = self._counts.get(channel, ("", 0, 0))
+        is_known = epoch == head.epoch and summary.messages - before <= head.serial - serial
+        if is_known and policy.size_bytes is None:
+            self._counts[channel] = head.epoch, head.serial, summary.messages
+            return summary
+        messages = size_bytes = 0
+        async for facts in _facts(runtime, summary.channel):
+            sizes = [one.size_bytes for one in facts if one.is_counted]
+            messages, size_bytes = messages + len(sizes), size_bytes + sum(sizes)
+        self._counts.pop(channel, None)
+        if messages == summary.messages:
+            if len(self._counts) == MAX_COUNTS:
+                self._counts.clear()
+            self._counts[channel] = head.epoch, head.serial, messages
+        return replace(
+            summary, messages=min(summary.messages, messages), size_bytes=min(summary.size_bytes, size_bytes)
+        )
+
+    async def _is_busy(self, runtime: Runtime, channel: str) -> bool:
+        """Return whether a message or command of the channel is busy (`Fact.is_busy`)."""
+        async with contextlib.aclosing(_facts(runtime, channel)) as pages:
+            async for facts in pages:
+                if any(one.is_busy for one in facts):
+                    return True
+        return False
+
+    async def _remove(self, runtime: Runtime, channel: str, epoch: str, step: Sequence[Fact]) -> None:
+        """Remove the messages of one step that have not changed since."""
+        pruned = await runtime.store.prune(channel, epoch=epoch, versions={one.id: one.version for one in step})
+        gone = [one for one in step if one.id in pruned.ids]
+        self._messages += sum(one.is_counted for one in gone)
+        self._bytes += sum(one.size_bytes for one in gone)
+        await _follow(runtime, channel)
+
+    async def _remove_channel(self, runtime: Runtime, channel: str) -> None:
+        """Remove a channel without messages and commands, unless it has moved meanwhile."""
+        left = await runtime.store.facts(channel, after=0, limit=1)
+        if left.facts or not left.head.serial:
+            return
+        until_ms = runtime.clock.now_ms() + GONE_MS
+        result = await runtime.store.delete_channel(channel, expected=left.head, used_up=(), until_ms=until_ms)
+        self._channels += isinstance(result, Head)
+        await _follow(runtime, channel)
+        await asyncio.sleep(PAUSE_S)
+
+
+async def _facts(runtime: Runtime, channel: str) -> AsyncGenerator[Sequence[Fact]]:
+    """Yield all facts of `channel`, in pages, with a pause after each."""
+    after = 0
+    while facts := (await runtime.store.facts(channel, after=after, limit=READ_FACTS)).facts:
+        yield facts
+        after = facts[-1].version
+        await asyncio.sleep(READ_PAUSE_S)
+
+
+def steps(due: Sequence[Fact]) -> Iterator[list[Fact]]:
+    """Divide `due` into the steps of one transaction each."""
+    step: list[Fact] = []
+    size_bytes = 0
+    for fact in due:
+        if step and (len(step) == STEP_MESSAGES or size_bytes + fact.size_bytes > STEP_BYTES):
+            yield step
+            step, size_bytes = [], 0
+        step.append(fact)
+        size_bytes += fact.size_bytes
+    if step:
+        yield step
+
+
+async def _is_as_before(runtime: Runtime, channel: str, head: Head, sweep: Sweep) -> bool:
+    """Return whether the channel was not deleted since `head`, and not written if it goes as a whole."""
+    now = await head_of(runtime.store, channel)
+    return now.epoch == head.epoch and (now.serial == head.serial or not sweep.is_whole)
+
+
+async def _follow(runtime: Runtime, channel: str) -> None:
+    """Bring a channel in memory up to its head in the store."""
+    live = runtime.channels.get(channel)
+    if live is not None and live.is_loaded:
+        await live.refresh()

@@ -1,0 +1,245 @@
+"""The services of a running hub.
+
+Layer: hub.
+
+A `Runtime` serves one run of the hub on one event loop. The lifecycle builds it, complete, once the store is open, and
+drops it when the run ends; a later start builds another one. Its methods assume that the hub has started and that the
+names they get are valid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from tenuto.core.errors import Deleted, NotFound
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import MessageState
+from tenuto.core.names import check_channel, check_id
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, Request
+from tenuto.hub.capacity import Capacity, Find
+from tenuto.hub.channel import Channel
+from tenuto.hub.clock import Clock
+from tenuto.hub.committer import Committer
+from tenuto.hub.deadlines import Deadlines
+from tenuto.hub.following import Follower
+from tenuto.hub.hooks import Hooks
+from tenuto.hub.leases import LeaseMonitor
+from tenuto.hub.legal_holds import LegalHolds
+from tenuto.hub.loading import in_time
+from tenuto.hub.nodes import NodeLease
+from tenuto.hub.notices import Notifier
+from tenuto.hub.pace import Pace
+from tenuto.hub.pending import Waiting
+from tenuto.hub.presence import PresenceTracker
+from tenuto.hub.results import Done, Result, result_later
+from tenuto.hub.shared_presence import SharedPresence
+from tenuto.hub.tasks import Tasks
+from tenuto.hub.ticks import Ticks
+from tenuto.hub.turns import TurnScheduler
+from tenuto.hub.workers import WorkerPool
+from tenuto.hub.writer_hub import OpenWriter
+from tenuto.stores.base import Bus, Store
+
+
+class Runtime:
+    """All services of one run of a hub. `node` names the run in the leases of its writers."""
+
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        clock: Clock,
+        node: str,
+        group: asyncio.TaskGroup,
+        capacity: Capacity,
+        bus: Bus | None = None,
+    ) -> None:
+        self.store = store
+        self.limits = limits
+        self.clock = clock
+        self.node = node
+        self.capacity = capacity
+        self.loop = asyncio.get_running_loop()
+        self.nodes = NodeLease(store, node, self.loop.time, clock)
+        self.legal_holds = LegalHolds(store)
+        self.tasks = Tasks(group)
+        self.channels: dict[str, Channel] = {}  # the channels in memory, by name
+        self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
+        self.deadlines = Deadlines(self.loop)
+        self.ticks = Ticks()
+        self.pace = Pace(self.ticks)
+        self.hooks = Hooks(store, self.nodes, self.tasks.start_background)
+        self.leases = LeaseMonitor(
+            self.loop,
+            clock,
+            self.deadlines,
+            self.submit,
+            read=None if store.is_exclusive else self.message_in_time,
+            left_s=self.nodes.left_s,
+            spawn=self.tasks.spawn,
+        )
+        workers = WorkerPool(
+            self.loop,
+            clock,
+            self.deadlines,
+            store=store,
+            live=lambda: list(self.channels.values()),
+            spawn=self.tasks.spawn,
+        )
+        self.scheduler = TurnScheduler(
+            self.loop,
+            clock,
+            self.deadlines,
+            workers,
+            nodes=self.nodes,
+            submit=self.submit,
+            find=self.channels.get,
+        )
+        self.nodes.regained = self.scheduler.offer_all
+        notifier = Notifier(bus or store, self.nodes)
+        shared: SharedPresence | None = None
+        if not store.is_exclusive:
+            shared = SharedPresence(store, self.nodes, notifier, self.channels, workers.patterns_by_name)
+        self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel, shared)
+        self.follower = Follower(store, self.channels, notifier, bus)
+        self.follower.followed = self.leases.followed
+        if shared is not None:
+            self.follower.receivers.append(shared.receive)
+        self.committer = Committer(
+            store,
+            limits,
+            clock,
+            self.channels,
+            self.channel,
+            self.tasks.spawn,
+            self.pace,
+            is_served=workers.serves,
+            accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
+            check=self._check,
+            stored=None if store.is_exclusive else self.follower.notifier.stored,
+            followed=self.leases.followed,
+        )
+
+    def channel(self, name: str) -> Channel:
+        """Return the live channel `name`; it may not be loaded yet."""
+        now_s = self.loop.time()
+        channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(
+                name, self.store, self.limits, self.ticks, now_s=now_s, observe=self._changed
+            )
+            if self.presence.shared is not None:
+                self.presence.shared.loaded(channel)
+            self.scheduler.workers.loaded(channel)
+            if self.follower.bus is not None:
+                self.follower.bus.follow(name)
+        channel.used_s = now_s
+        return channel
+
+    def forget(self, name: str) -> None:
+        """Drop the idle channel `name` from memory."""
+        self.channels.pop(name).close()
+        self.scheduler.forget(name)
+        if self.follower.bus is not None:
+            self.follower.bus.unfollow(name)
+
+    async def fresh(self, name: str, *, with_members: bool = False) -> Channel:
+        """Return the channel, loaded; on a shared store, with the entries of other hubs. Raises StoreUnavailable.
+
+        `with_members`: also with the members of other hubs, which are followed as long as the channel is in memory.
+        """
+        live = None
+        # memory may be freed while the members are read; a feed of a channel that is not in memory would get no events
+        while live is None or self.channels.get(name) is not live:
+            live = self.channel(check_channel(name))
+            await live.load()
+            if live.is_stale or not (self.store.is_exclusive or await self._has_latest(live)):
+                await live.refresh()
+                self.leases.followed(live)
+            if with_members and self.presence.shared is not None:
+                await self.presence.shared.read(live)
+        return live
+
+    async def _has_latest(self, live: Channel) -> bool:
+        """Return whether the channel has all entries that the store has at this call. Raises StoreUnavailable."""
+        head = await self.follower.heads.read(live.name)
+        return live.is_at(head._replace(serial=max(head.serial, live.state.serial)))
+
+    async def message(self, channel: str, message_id: str) -> MessageState:
+        """Return the message in its stored state. Raises NotFound, Deleted, StoreUnavailable."""
+        return (await self.found(channel, message_id))[1]
+
+    async def found(self, channel: str, message_id: str) -> tuple[Channel, MessageState]:
+        """Return the message as `message` does, and the channel in whose state it is: both of one run of the hub."""
+        live = await self.fresh(channel)
+        await live.load_messages([check_id(message_id)])
+        known = live.state.message(message_id)
+        if known is None:
+            raise NotFound(f"message {message_id!r} does not exist in this channel; check the id")
+        if known.deleted:
+            raise Deleted(f"message {message_id!r} was deleted; create another one")
+        return live, known
+
+    async def message_in_time(self, channel: str, message_id: str) -> MessageState:
+        """Return the message as `message` does, or raise StoreUnavailable if the reads take too long."""
+        return await in_time(self.message(channel, message_id), self.store.name)
+
+    def submit(
+        self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool = False
+    ) -> None:
+        """Submit `request` and call `done` with the result or the error. Raises Busy, Draining.
+
+        With `is_repeat` the same request was submitted before, and may have been stored although it failed.
+        """
+        self.committer.submit(Waiting(channel, key, request, caller, done, is_repeat=is_repeat))
+
+    async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
+        """Submit `request` and return its result, which is durable. Raises the refusal."""
+        outcome, done = result_later()
+        self.submit(channel, key, request, caller, done)
+        return await outcome
+
+    async def delete_channel(self, channel: str, until_ms: int) -> None:
+        """Empty `channel`; ids of streaming messages cannot be used until `until_ms`. Raises Held, StoreUnavailable."""
+        self.legal_holds.check(channel)
+        await self.channel(channel).delete(until_ms)
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of the services."""
+        channels = self.channels.values()
+        return {
+            "channels": len(channels),
+            "feeds": sum(len(channel.feeds) for channel in channels),
+            "writers": len(self.writers),
+            "commits": self.committer.commits,
+            "entries": self.committer.entries,
+            "waiting": self.committer.waiting,
+            "deadlines": len(self.deadlines),
+            "members": sum(len(channel.presence_state) for channel in channels),
+            **self.scheduler.stats(),
+            **(self.follower.bus.stats() if self.follower.bus is not None else {}),
+        }
+
+    def responded_s(self) -> float:
+        """Return the loop time of the last response of the store, as far as the hub asks it at regular times."""
+        return max(self.nodes.renewed_s, self.follower.responded_s)
+
+    def wake_feeds(self) -> None:
+        """Wake all feeds so that they notice that viewers must leave."""
+        for channel in self.channels.values():
+            for feed in channel.feeds:
+                feed.wake()
+
+    def _check(self, channel: str, request: CreateMessage | DeleteMessage, find: Find) -> None:
+        """Raise Held for a deletion in a held channel, and StoreFull for a message if the store has no space for it."""
+        if isinstance(request, DeleteMessage):
+            self.legal_holds.check(channel)
+        else:
+            self.capacity.check_create(request, find)
+
+    def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """Notify the services of entries other than appends in `channel`."""
+        self.leases.inspect(channel, keys)
+        self.scheduler.inspect(channel, keys)
+        self.hooks.changed(channel)

@@ -1,0 +1,209 @@
+"""Tickets: short-lived signed permissions to open one stream, for EventSource, which cannot send a token.
+
+Layer: hub.
+
+A ticket is part of a URL, and URLs end up in logs, so a ticket alone opens a stream for a minute only. The cursors of
+that stream carry a seal (a signature made from the ticket); a client that reconnects with such a cursor continues the
+stream until the identity ends. Tickets are not stored: each process with the key verifies them. Safe to change: the
+fields, since a page whose ticket is refused requests a new one. Not safe: reading a field before the signature is
+verified.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import DecodeError, Struct
+from msgspec.json import Decoder
+
+from tenuto.core.cursor import Cursor
+from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
+from tenuto.core.events import encode_json
+from tenuto.hub.clock import Clock
+from tenuto.hub.identity import Expired, Identity
+
+START_S = 60  # seconds in which the stream must be opened
+# For an identity without an expiry, the time after which its stream must get a new ticket: the verifier is not called
+# while a stream reconnects by itself.
+MAX_LIFE_S = 12 * 3600
+READING = ("subscribe", "history")  # the only capabilities that a ticket may carry
+MAX_CHARACTERS = 1024
+MIN_KEY_BYTES = 32
+_MAC_BYTES = 16
+_SEAL = "k"  # first letter of a seal in a cursor's extra field; other fields begin with other letters
+_SEAL_CHARACTERS = 23
+_MARK = "h"  # first letter of the signature in a cursor that was given to a client without the capability `history`
+_MARK_CHARACTERS = 23
+_NAME = "n"  # first letter of the name of an answer, in cursors of the response that created the answer
+_NAMED_CHARACTERS = 18  # length of the ids that the hub makes
+_NAME_CHARACTERS = 23 + _NAMED_CHARACTERS
+
+
+class Ticket(Struct, frozen=True, kw_only=True, array_like=True):
+    """The right of a client to read one channel by a stream that begins soon. The fields are signed in this order."""
+
+    id: str
+    channel: str
+    client_id: str | None
+    capabilities: list[str]
+    start_by_ms: int
+    expires_at_ms: int
+
+    def identity(self) -> Identity:
+        """Return the identity of the ticket's owner, limited to the rights of the ticket."""
+        return Identity(
+            client_id=self.client_id,
+            grants={self.channel: frozenset(self.capabilities)},
+            expires_at_ms=self.expires_at_ms,
+        )
+
+
+_ticket = Decoder(Ticket)
+
+
+class Replaceable(Protocol):
+    """A stream that was opened with a ticket."""
+
+    def replace(self) -> None:
+        """End this stream, because the client has opened the same stream again."""
+
+
+class Tickets:
+    """Issues and verifies tickets. The first of `keys` signs; all of them verify.
+
+    Without keys it generates one for this process; after a restart, pages have to request new tickets. Hubs that share
+    a store keep it there (`ticket_keys`).
+    """
+
+    def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
+        if any(len(key) < MIN_KEY_BYTES for key in keys):
+            raise LocalError(
+                f"ticket key has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make one with: "
+                "openssl rand -base64 48"
+            )
+        self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
+        self._keys = list(keys) if self.generated is None else [self.generated]
+        self._now_ms = now_ms or Clock().now_ms
+        self._open: dict[str, Replaceable] = {}
+
+    def __repr__(self) -> str:
+        return f"Tickets({len(self._keys)} keys, {len(self._open)} open)"
+
+    def use(self, keys: Sequence[bytes]) -> None:
+        """Sign with the first of `keys`, which hubs that share a store have generated, and verify with all of them."""
+        self._keys = list(keys)
+
+    def issue(self, identity: Identity, channel: str) -> str:
+        """Return a ticket for one stream of `channel`. Raises Forbidden unless `identity` may subscribe to it."""
+        identity.check("subscribe", channel)
+        now_ms = self._now_ms()
+        ends_ms = now_ms + MAX_LIFE_S * 1000
+        ticket = Ticket(
+            id=secrets.token_urlsafe(9),
+            channel=channel,
+            client_id=identity.client_id,
+            capabilities=[one for one in READING if identity.has(one, channel)],
+            start_by_ms=now_ms + START_S * 1000,
+            expires_at_ms=ends_ms if identity.expires_at_ms is None else min(ends_ms, identity.expires_at_ms),
+        )
+        body = _text(encode_json(ticket))
+        return f"{body}.{_mac(self._keys[0], 'ticket', body)}"
+
+    def read(self, text: str, channel: str, last: Cursor | None) -> Ticket:
+        """Return the ticket in `text` for a stream of `channel` that begins, or reconnects with the cursor `last`.
+
+        Raises Unauthenticated, Expired, and Forbidden if the ticket is for another channel.
+        """
+        ticket = self._verified(text)
+        now_ms = self._now_ms()
+        if now_ms >= ticket.expires_at_ms:
+            raise Expired("identity behind the ticket has expired; request another ticket with a new token")
+        if ticket.channel != channel:
+            raise Forbidden(f"ticket is for another channel than {shown(channel)}; request one for this channel")
+        if now_ms >= ticket.start_by_ms and not self._is_sealed(ticket, last):
+            raise Expired(f"ticket was issued more than {START_S} s ago; request another one")
+        return ticket
+
+    def seal(self, ticket: Ticket) -> str:
+        """Return the seal that cursors of the ticket's stream carry in their extra field."""
+        return _SEAL + _mac(self._keys[0], "stream", ticket.id)
+
+    def mark(self, cursor: Cursor, client_id: str | None, channel: str) -> str:
+        """Return the signature by which the server later recognises that it gave `cursor` to this client."""
+        return _MARK + _mac(self._keys[0], "seen", _seen(cursor, client_id, channel))
+
+    def is_marked(self, cursor: Cursor, client_id: str | None, channel: str) -> bool:
+        """Return whether the signature in `cursor` proves that it was given to this client."""
+        mark = split_seal(cursor.extra)[1][:_MARK_CHARACTERS]
+        seen = _seen(cursor, client_id, channel)
+        return mark.startswith(_MARK) and self._is_signed("seen", seen, mark[len(_MARK) :])
+
+    def name(self, channel: str, message_id: str) -> str:
+        """Return the signed name of an answer, which cursors of the answer's reader carry in their extra field.
+
+        An EventSource that reconnects sends it back, and joins the answer instead of beginning another one.
+        """
+        assert len(message_id) == _NAMED_CHARACTERS
+        return _NAME + _mac(self._keys[0], "answer", f"{channel}/{message_id}") + message_id
+
+    def named(self, cursor: Cursor, channel: str) -> str | None:
+        """Return the id of the answer that `cursor` names; None if it names none or the signature is wrong."""
+        name = split_seal(cursor.extra)[0]
+        mac, message_id = name[1:-_NAMED_CHARACTERS], name[-_NAMED_CHARACTERS:]
+        is_ours = name.startswith(_NAME) and self._is_signed("answer", f"{channel}/{message_id}", mac)
+        return message_id if is_ours else None
+
+    def opened(self, ticket: Ticket, stream: Replaceable) -> None:
+        """Record `stream` as the open stream of the ticket, in place of an older one."""
+        older = self._open.get(ticket.id)
+        self._open[ticket.id] = stream
+        if older is not None and older is not stream:
+            older.replace()
+
+    def closed(self, ticket: Ticket, stream: Replaceable) -> None:
+        """Forget `stream`, which has ended."""
+        if self._open.get(ticket.id) is stream:
+            del self._open[ticket.id]
+
+    def _verified(self, text: str) -> Ticket:
+        body, _, mac = text.partition(".")
+        if len(text) > MAX_CHARACTERS or not text.isascii() or not self._is_signed("ticket", body, mac):
+            raise Unauthenticated("ticket was not signed with a key of this server; request another one")
+        try:
+            return _ticket.decode(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        except (DecodeError, ValueError):  # signed by this server, but by another version of it
+            raise Unauthenticated("ticket was issued by another version of the server; request another one") from None
+
+    def _is_sealed(self, ticket: Ticket, last: Cursor | None) -> bool:
+        if last is None:
+            return False
+        seal = last.extra[:_SEAL_CHARACTERS]
+        return seal.startswith(_SEAL) and self._is_signed("stream", ticket.id, seal[len(_SEAL) :])
+
+    def _is_signed(self, purpose: str, text: str, mac: str) -> bool:
+        given = mac.encode()
+        return any(hmac.compare_digest(_mac(key, purpose, text).encode(), given) for key in self._keys)
+
+
+def split_seal(extra: str) -> tuple[str, str]:
+    """Split a cursor's extra field into the seal or name (may be empty) and the rest."""
+    length = _SEAL_CHARACTERS if extra.startswith(_SEAL) else _NAME_CHARACTERS if extra.startswith(_NAME) else 0
+    return extra[:length], extra[length:]
+
+
+def _seen(cursor: Cursor, client_id: str | None, channel: str) -> str:
+    # a client id contains no slash, so different clients have different texts
+    return f"{client_id or ''}/{channel}/{cursor.epoch}:{cursor.serial}"
+
+
+def _mac(key: bytes, purpose: str, text: str) -> str:
+    digest = hmac.digest(key, f"{purpose}:{text}".encode(), "sha256")
+    return _text(digest[:_MAC_BYTES])
+
+
+def _text(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()

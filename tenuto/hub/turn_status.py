@@ -1,0 +1,182 @@
+"""The state of a turn, and the turns of a conversation, as the store has them.
+
+Layer: hub.
+
+`Hub.turn` and the routes of an app (`tenuto.routes`) read turns here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from tenuto.core.branches import newest_branch
+from tenuto.core.document import restore
+from tenuto.core.message_state import ClaimState, MessageState
+from tenuto.core.model import Command, Message
+from tenuto.core.turn_deltas import TurnStatus, is_answer_of, is_question, turn_state
+from tenuto.core.turns import CANCEL
+from tenuto.hub.channel import Channel
+from tenuto.hub.results import own_copy
+from tenuto.hub.runtime import Runtime
+
+PAGES = (20, 200)  # newest messages to load until the answers of a turn are in memory; older ones are read in pages
+MAX_PAGES = 10  # pages of the store to read for one turn, since a peer may name the oldest message of a long channel
+
+
+async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStatus:
+    """Return the turn of a user message, with its answers among the newest 2,000 messages (`MAX_PAGES`).
+
+    Raises NotFound, Deleted, StoreUnavailable.
+    """
+    known = await runtime.message(channel, message_id)
+    live = await runtime.fresh(channel)
+    older = await _answers_outside_memory(live, runtime, known)
+    if not older and not _answers_in_memory(live, known):
+        await live.load_since(known.created)  # also deleted answers, unless too many messages have changed since
+    # No wait from here on, so that the parts of the status belong to one moment.
+    known = live.state.message(message_id) or known
+    answers = {one.id: one for one in (*older, *_answers_in_memory(live, known))}
+    return _status(live, _pending(live), known.message(), known.claim, answers.values())
+
+
+async def read_open_turns(runtime: Runtime, channel: str) -> list[TurnStatus]:
+    """Return the turns that wait or run, oldest first, and answers that stream without a user message.
+
+    Their answers are those that stream. These are always in memory, as waiting messages are, so this is cheap. An
+    answer to a message that does not exist, or was deleted, has no user message.
+    """
+    live = await runtime.fresh(channel)
+    await live.load_messages([one.reply_to for one in _streaming_answers(live) if one.reply_to is not None])
+    # No wait from here on, so that the turns belong to one moment.
+    asked = {one.id: one for one in live.state.messages.values() if one.is_open and one.role == "user"}
+    pending = _pending(live)
+    answers: dict[str, list[MessageState]] = {}
+    turns: list[TurnStatus] = []
+    for one in _streaming_answers(live):
+        question = live.state.message(one.reply_to) if one.reply_to is not None else None
+        if question is None or question.deleted:
+            turns.append(_status(live, pending, None, None, [one]))
+            continue
+        asked[question.id] = question
+        if is_answer_of(one, question.id, question.claim):
+            answers.setdefault(question.id, []).append(one)
+    turns += [_status(live, pending, one.message(), one.claim, answers.get(one.id, ())) for one in asked.values()]
+    is_open = [one for one in turns if one.state in ("waiting", "running")]
+    return sorted(is_open, key=lambda one: (one.message or one.answers[0]).created)
+
+
+def _streaming_answers(live: Channel) -> list[MessageState]:
+    return [one for one in live.state.messages.values() if one.is_streaming and one.role != "user"]
+
+
+async def read_conversation(runtime: Runtime, channel: str, limit: int) -> list[TurnStatus]:
+    """Return the turns of the newest branch, oldest first, of the newest `limit` messages of the channel."""
+    live = await runtime.fresh(channel)
+    limits = runtime.limits
+    page = await runtime.store.page(
+        channel, before=None, limit=max(1, min(limit, limits.history)), limit_bytes=limits.history_bytes
+    )
+    states = {one.id: one for one in map(restore, page.messages)}
+    states |= {message_id: one for message_id, one in live.state.messages.items() if message_id in states}
+    messages = {message_id: one.message() for message_id, one in states.items() if not one.deleted}
+    branch = newest_branch(messages.values())
+    pending = _pending(live)
+    turns: list[TurnStatus] = []
+    answered = {one.reply_to for one in branch if one.role != "user"}
+    for message in branch:
+        if message.role == "user":
+            claim = states[message.id].claim
+            shown = [one for one in branch if one.reply_to == message.id and one.role != "user"]
+            is_last_round = not shown or all(is_answer_of(one, message.id, claim) for one in shown)
+            is_open = claim is not None and claim.is_open
+            if is_open or is_last_round:  # also the interrupted attempts of the round, which the branch leaves out
+                shown = [one for one in messages.values() if is_answer_of(one, message.id, claim)]
+            turns.append(_status(live, pending, message, claim, (states[one.id] for one in shown)))
+        elif message.reply_to not in messages or message.reply_to not in answered:
+            turns.append(_status(live, pending, None, None, [states[message.id]]))
+    return turns
+
+
+def _status(
+    live: Channel,
+    pending: list[Command],
+    message: Message | None,
+    claim: ClaimState | None,
+    answers: Iterable[MessageState],
+) -> TurnStatus:
+    known = list(answers)
+    ordered = sorted((one for one in known if not one.deleted), key=lambda one: one.created)
+    ids = {one.id for one in ordered} | ({message.id} if message is not None else set())
+    is_being_cancelled = any(one.name == CANCEL.name and one.target in ids for one in pending)
+    return TurnStatus(
+        message=own_copy(message) if message is not None else None,
+        state=turn_state(claim, ["deleted" if one.deleted else one.status for one in known]),
+        answers=[own_copy(one.message()) for one in ordered],
+        questions=[] if is_being_cancelled else [one for one in pending if is_question(one, ids)],
+        cursor=str(live.state.cursor),
+        is_cancelled=claim is not None and claim.state == "cancelled",
+        is_deleted=bool(known) and not ordered,
+    )
+
+
+async def read_pending(runtime: Runtime, channel: str) -> list[Command]:
+    """Return the commands of a channel without a reply, oldest first. Raises StoreUnavailable."""
+    return _pending(await runtime.fresh(channel))
+
+
+def _pending(live: Channel) -> list[Command]:
+    return [one.command() for one in live.state.pending_commands()]
+
+
+def _answers_in_memory(live: Channel, message: MessageState) -> list[MessageState]:
+    return [one for one in live.state.messages.values() if is_answer_of(one, message.id, message.claim)]
+
+
+async def _answers_outside_memory(live: Channel, runtime: Runtime, message: MessageState) -> list[MessageState]:
+    claim = message.claim
+    # serial of the first entry that can be an answer of the last round (`is_answer_of`)
+    first = 1 + max(message.created, claim.round_from if claim is not None else 0)
+    for wanted in PAGES:
+        if live.state.history_from <= first:
+            return []
+        await live.load_history(wanted)
+    found: list[MessageState] = []
+    before = None
+    for _ in range(MAX_PAGES):
+        if live.state.history_from <= first or (before is not None and before <= first):
+            break
+        page = await runtime.store.page(
+            live.name, before=before, limit=PAGES[-1], limit_bytes=runtime.limits.history_bytes
+        )
+        restored = [restore(one) for one in page.messages]
+        found += [one for one in restored if is_answer_of(one, message.id, claim)]
+        if not page.more or not restored:
+            break
+        before = restored[-1].created
+    return found
+
+
+async def next_status(runtime: Runtime, channel: str, status: TurnStatus, woken: asyncio.Event) -> TurnStatus | None:
+    """Wait until the turn has another state, answer, end of an answer, or question, and return it as it is then.
+
+    Return None if `woken` was set without such a change, for example because the hub drains. Raises NotFound, Deleted.
+    """
+    assert status.message is not None
+    live = await runtime.fresh(channel)
+    live.listeners[woken.set] = None
+    try:
+        now = await read_turn(runtime, channel, status.message.id)
+        if _outline(now) != _outline(status):
+            return now
+        await woken.wait()
+        woken.clear()
+        now = await read_turn(runtime, channel, status.message.id)
+        return now if _outline(now) != _outline(status) else None
+    finally:
+        live.listeners.pop(woken.set, None)
+
+
+def _outline(status: TurnStatus) -> object:
+    answers = [(one.id, one.status) for one in status.answers]
+    return status.state, answers, [one.id for one in status.questions]

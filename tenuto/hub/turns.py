@@ -1,0 +1,499 @@
+"""The turn scheduler: it assigns user messages to agents.
+
+Layer: hub.
+
+A user message in a channel that agents serve is stored as pending, in the same commit. The turn scheduler offers
+pending messages to matching workers, by a claim that is stored before the work begins. So exactly one process works on
+a message, and when it dies another takes over. Pending messages are found again after any crash, since they are in the
+store; the turn scheduler holds no state that it could not read again.
+
+The phases of a turn are those of `tenuto.core.turns`; `docs/architecture.md` draws them. The scheduler moves each
+turn according to the log and to the outcomes of its own requests, and sets a timer for the phase that the turn enters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+from tenuto.core.errors import TenutoError
+from tenuto.core.events import Signal
+from tenuto.core.message_state import ClaimState, MessageState
+from tenuto.core.names import COMMAND_MARK, command_key
+from tenuto.core.ops import WriterIdentity
+from tenuto.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
+from tenuto.core.turns import (
+    ATTEMPTS,
+    CANCEL,
+    ChannelTurns,
+    HeldFate,
+    Left,
+    Phase,
+    TurnEvent,
+    TurnState,
+    fate_of_held,
+)
+from tenuto.hub.channel import Channel
+from tenuto.hub.clock import Clock
+from tenuto.hub.deadlines import Deadlines
+from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit
+from tenuto.hub.nodes import NodeLease
+from tenuto.hub.renewing import share_loss
+from tenuto.hub.results import Done, Result
+from tenuto.hub.unended import UnendedAttempts
+from tenuto.hub.workers import AssignedTurn, Worker, WorkerPool
+
+logger = logging.getLogger("tenuto.hub")
+
+LEASE_S = 15.0  # length of the lease of a remote worker's turn; the worker renews it after a third
+UNCLAIMED_S = 5.0  # if a message is unclaimed for this long, viewers get a `nobody_listening` signal
+
+OpenTurn = TurnState[Worker]
+OpenTurns = ChannelTurns[Worker]
+
+
+class TurnScheduler:
+    """Assigns turns to workers. Before each assignment a claim is stored. All methods run on the hub's loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        deadlines: Deadlines,
+        workers: WorkerPool,
+        *,
+        nodes: NodeLease,
+        submit: Submit,
+        find: Callable[[str], Channel | None],
+    ) -> None:
+        self._loop, self._clock, self._deadlines = loop, clock, deadlines
+        self.workers = workers
+        self._nodes, self._node = nodes, nodes.node
+        self._submit = submit
+        self._find = find  # returns a channel if it is in memory
+        self._turns: dict[str, OpenTurns] = {}
+        self.unended = UnendedAttempts()
+        self._is_over = False
+
+    # -- workers -----------------------------------------------------------------------------------------------
+
+    def register(self, worker: Worker) -> None:
+        """Assign turns to `worker` from now on, and make it a member of each channel that it serves."""
+        self.workers.add(worker)
+        self.offer_all()
+
+    def unregister(self, worker: Worker, *, is_broken: bool = False, keeps_leases: bool = False) -> None:
+        """Assign no more turns to `worker`. With `is_broken` its turns are lost soon, or only when the leases end."""
+        if not self.workers.remove(worker) and not is_broken:
+            return
+        self.workers.hide(worker, is_broken=is_broken)
+        if is_broken:  # a worker that stops taking turns keeps those that it has
+            for channel, turn in self.where(lambda turn: turn.worker is worker):
+                turn.worker = None
+                if turn.phase is Phase.RUNNING and not (worker.is_local or keeps_leases):
+                    self._deadlines.hasten(("turn", channel, turn.message_id), self._loop.time() + BROKEN_S)
+
+    def abandon(self, name: str) -> list[AssignedTurn]:
+        """Let the turns of the agent `name` in another process wait again now, since that process is known to be gone.
+
+        Return the lost attempts. Without this call the turns wait again at the end of their leases.
+        """
+        lost = self.where(lambda turn: turn.is_run_by(name))
+        attempts = [AssignedTurn(channel, turn.message_id, turn.attempt, None) for channel, turn in lost]
+        for channel, turn in lost:
+            self.lose(channel, turn)
+        return attempts
+
+    def hand_over(self, worker: Worker, heir: Worker) -> None:
+        """Pass the turns of `worker` on to `heir`, a new registration of the same agent."""
+        for _, turn in self.where(lambda turn: turn.worker is worker):
+            turn.begin(heir)
+
+    def freed(self, worker: Worker) -> None:
+        """Offer waiting turns, because the worker has one more free slot.
+
+        If it had one before, no turn waits for a slot: what releases a waiting turn offers the turns of its channel.
+        """
+        worker.free += 1
+        if worker.free == 1:
+            self.offer_all()
+
+    def left(self, worker: Worker, assigned: AssignedTurn, *, has_begun: bool = True) -> bool:
+        """Note that a handler has ended. A turn without an end waits again. Return False for any other attempt."""
+        turn = self._turn(assigned.channel, assigned.message_id)
+        if turn is None or turn.handler is not worker or turn.begun != assigned.generation:
+            return False
+        turn.begun = assigned.generation if has_begun else 0  # 0: the next claim confirms the attempt
+        is_left = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
+        (self.lose if is_left else self._handler_ended)(assigned.channel, turn)
+        return True
+
+    def _handler_ended(self, channel: str, turn: OpenTurn) -> None:
+        if turn.handler is not None:
+            self._moved(channel, turn, turn.handler_ended())
+            self.offer(channel)
+
+    def _handler_lapsed(self, channel: str, turn: OpenTurn) -> None:
+        """Stop waiting for the handler of a deleted message."""
+        if turn.handler is not None:
+            self.unended.note(channel, turn.message_id, turn.attempt)
+            self._handler_ended(channel, turn)
+
+    def set_state(self, channel: str, worker_name: str, data: dict[str, object]) -> None:
+        """Set the state that an agent shows to people in `channel`."""
+        if (live := self._find(channel)) is not None:
+            live.presence_state.update(worker_name, data)
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of waiting and running turns and of workers."""
+        phases = [turn.phase for turns in self._turns.values() for turn in turns]
+        waiting = phases.count(Phase.WAITING) + phases.count(Phase.DELAYED)
+        return {"agents": len(self.workers), "turns_waiting": waiting, "turns_running": phases.count(Phase.RUNNING)}
+
+    def where(self, is_wanted: Callable[[OpenTurn], bool], channel: str | None = None) -> list[tuple[str, OpenTurn]]:
+        """Return the open turns that are wanted, of `channel` or of all channels, each with its channel."""
+        channels = self._turns if channel is None else {channel: self._turns.get(channel, OpenTurns())}
+        return [(name, turn) for name, turns in channels.items() for turn in turns if is_wanted(turn)]
+
+    def close(self) -> None:
+        """Assign no more turns, because the hub is shutting down."""
+        self._is_over = True
+
+    # -- the log -----------------------------------------------------------------------------------------------
+
+    def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
+        """Update the turns of the messages `keys` of `channel`; None means all of them."""
+        state = channel.state
+        if keys is None:
+            keys = dict.fromkeys((*state.messages, *(turn.message_id for turn in self._turns.get(channel.name, ()))))
+        is_changed = False
+        for key in keys:
+            if not key.startswith(COMMAND_MARK):
+                is_changed |= self.inspect_message(channel.name, key, state.message(key))
+        if is_changed:
+            self.offer(channel.name)
+
+    def inspect_message(self, channel: str, key: str, message: MessageState | None) -> bool:
+        """Update the turn of the message `key`. Return True if waiting turns of the channel should be offered."""
+        claim = message.claim if message is not None and not message.deleted else None
+        turn = self._turn(channel, key)
+        if turn is None:
+            if claim is None or not claim.is_open:
+                return False
+            turn = OpenTurn(key)
+            self._turns.setdefault(channel, OpenTurns()).put(turn)
+        node = claim.node if claim is not None else None
+        # `tenuto.hub.shared_turns` asks the store whether another node lives before its turns wait again
+        is_orphan = node is not None and (node == self._node or self._nodes.is_exclusive)
+        confirmed = turn.confirmed
+        left = turn.observe(message, is_orphan=is_orphan)
+        is_confirmed = left is None and turn.phase is Phase.RUNNING and turn.confirmed > confirmed
+        if is_confirmed and claim is not None and claim.lease_ms:
+            self._lapse_in(channel, turn, claim.lease_ms / 1000)  # a hub of this store has stored a renewal
+            turn.worker = None  # the agent may have renewed elsewhere; its renewal here names its worker again
+        return self._moved(channel, turn, left)
+
+    def forget(self, channel: str) -> None:
+        """Forget the turns of other nodes in `channel`, which leaves memory: this node follows it no longer."""
+        for turn in self._turns.get(channel, OpenTurns()):
+            node = turn.claim.node if turn.claim is not None and turn.handler is None else None
+            if node not in (None, self._node) and turn.is_taken:
+                self._deadlines.drop(("turn", channel, turn.message_id))
+                self._turns[channel].drop(turn)
+        if not self._turns.get(channel, True):
+            del self._turns[channel]
+
+    def _look_again(self, channel: str) -> None:
+        if (live := self._find(channel)) is not None:
+            self.inspect(live, None)
+
+    def _moved(self, channel: str, turn: OpenTurn, left: Left[Worker] | None) -> bool:
+        """Act on the phase that `turn` has entered. Return True if waiting turns of the channel should be offered."""
+        if left is None:
+            return False
+        self._set_timers(channel, turn, left.phase)
+        if turn.phase is Phase.RUNNING:
+            self._turns[channel].put(turn)  # move it to the end: a worker that names no turn means its latest one
+        if turn.phase is Phase.OVER:
+            if turn.claim is None and turn.attempt:  # a worker that has lost the turn may come back with it
+                self.unended.note(channel, turn.message_id, turn.attempt)
+            self._turns[channel].drop(turn)
+            if not self._turns[channel]:
+                del self._turns[channel]
+        if left.worker is not None:
+            is_over = turn.phase in (Phase.ENDING, Phase.OVER)
+            state = turn.claim.state if is_over and turn.claim is not None else "cancelled" if is_over else "lost"
+            left.worker.ended(AssignedTurn(channel, turn.message_id, left.attempt, None), state)
+        if left.phase is Phase.RUNNING:
+            for held in self._turns.get(channel, OpenTurns()).held_by(turn.message_id):
+                self._check_held(channel, held)
+        return turn.phase in (Phase.WAITING, Phase.ENDING, Phase.OVER)
+
+    def _set_timers(self, channel: str, turn: OpenTurn, left: Phase) -> None:
+        key, unclaimed = ("turn", channel, turn.message_id), ("unclaimed", channel, turn.message_id)
+        now_s = self._loop.time()
+        if turn.phase is Phase.WAITING:
+            if left in (Phase.NEW, Phase.RUNNING, Phase.HELD):
+                self._deadlines.set(unclaimed, now_s + UNCLAIMED_S, partial(self._signal_unclaimed, channel, turn))
+        elif turn.phase is not Phase.DELAYED:
+            self._deadlines.drop(unclaimed)
+        match turn.phase:
+            case Phase.DELAYED:
+                self._deadlines.set(key, now_s + RETRY_S, partial(self._try_again, channel, turn))
+            case Phase.RUNNING if turn.claim is not None and turn.claim.lease_ms:
+                alive_ms = turn.alive_at if left is Phase.NEW else 0  # of a claim that this hub has read late
+                self._lapse_in(channel, turn, self._nodes.left_s(turn.claim.lease_ms / 1000, alive_ms))
+            case Phase.HELD:  # checked later, after all changed messages were inspected
+                self._deadlines.set(key, now_s, partial(self._check_held, channel, turn))
+            case Phase.WAITING | Phase.ENDING if turn.handler is not None and not turn.handler.is_local:
+                # A handler in another process ends at the latest when its lease ends.
+                self._deadlines.set(key, now_s + LEASE_S, partial(self._handler_lapsed, channel, turn))
+            case _:
+                self._deadlines.drop(key)
+
+    def _turn(self, channel: str, message_id: str) -> OpenTurn | None:
+        turns = self._turns.get(channel)
+        return turns.get(message_id) if turns is not None else None
+
+    def _signal_unclaimed(self, channel: str, turn: OpenTurn) -> None:
+        live = self._find(channel)
+        has_agent = self.workers.has_agent(channel) or self.workers.is_served_elsewhere(channel)
+        if turn.phase is Phase.WAITING and live is not None and not has_agent:
+            live.presence_state.signal(Signal(name="nobody_listening", data={"message": turn.message_id}))
+
+    # -- claims ------------------------------------------------------------------------------------------------
+
+    def offer_all(self) -> None:
+        """Offer waiting turns of all channels, since a worker has free slots."""
+        for channel in list(self._turns):
+            self.offer(channel)
+
+    def offer(self, channel: str) -> None:
+        """Give waiting turns of `channel` to workers with free slots."""
+        turns = self._turns.get(channel)
+        if turns is None or self._is_over or not self._nodes.is_kept_since(self._loop.time()):
+            return
+        waiting = [turn for turn in turns.waiting() if not self._give_up(channel, turn)]
+        for turn in waiting:
+            worker = self.workers.best_for(channel, turn.suspect)
+            if worker is None:
+                self.workers.changed()
+                return
+            if turn.phase is not Phase.WAITING:
+                continue
+            is_busy = turns.is_busy
+            if is_busy and worker.when_busy == "queue":
+                return
+            if worker.when_busy == "interrupt":
+                for older in turns.to_interrupt(waiting[-1]):
+                    older.is_interrupted = True
+                    self._interrupt(channel, older.message_id, command_key(self._clock.new_id()))
+                if is_busy or turn is not waiting[-1]:
+                    continue  # the turn is offered again when the running turn is over
+            self._turns[channel] = self._turns.pop(channel)  # the other channels are offered first next time
+            turn.send_claim()
+            worker.free -= 1
+            self._claim(channel, turn, worker, None if worker.when_busy == "parallel" else turns.lost())
+
+    def _give_up(self, channel: str, turn: OpenTurn) -> bool:
+        """End a turn that has used all its attempts: otherwise its message could crash one worker after another.
+
+        This is called only when the turn would be offered, so never before the hub has recovered: recovery decides
+        about the answer of the last attempt. The request stores the end of the turn and a failed answer in one
+        decision, so that the answer is created once.
+        """
+        if not turn.is_used_up(self._node) or not self.workers.has_agent(channel):
+            return False
+
+        def done(result: Result | TenutoError) -> None:
+            if isinstance(result, TenutoError):
+                self._not_claimed(channel, turn, result)
+                return
+            logger.warning("message %s of %s is given up after %d attempts", turn.message_id, channel, ATTEMPTS)
+            self._moved(channel, turn, turn.resolve(TurnEvent.ENDED))
+            self.offer(channel)
+
+        turn.send_claim()
+        request = EndTurn(generation=turn.attempt, confirmed=turn.confirmed, failure=self._clock.new_id())
+        self._request(channel, turn.message_id, request, SERVER, done)
+        return True
+
+    @contextmanager
+    def taking(self, channel: str, message_id: str, within: str, attempt: int) -> Iterator[None]:
+        """Do not offer `message_id` while a running turn claims it.
+
+        If the claim is committed with an unknown outcome, the running turn does not know that it owns this message.
+        """
+        if (live := self._find(channel)) is not None:
+            self.inspect_message(channel, message_id, live.state.message(message_id))
+        turn = self._turn(channel, message_id)
+        if turn is None or turn.is_taken:  # a message in this phase needs no protection: the claim will be refused
+            yield
+            return
+        turn.send_claim()
+        event = TurnEvent.REFUSED
+        try:
+            yield
+            event = TurnEvent.TAKEN_IN
+        finally:
+            turn.unheard = (within, attempt) if event is TurnEvent.REFUSED else None
+            self._moved(channel, turn, turn.resolve(event))
+            self._check_held(channel, turn)
+            self._look_again(channel)
+            self.offer(channel)  # offer messages that waited behind this one, in case the turn ended meanwhile
+
+    def _claim(
+        self, channel: str, turn: OpenTurn, worker: Worker, lost: tuple[tuple[str, int, int], ...] | None
+    ) -> None:
+        writer = WriterIdentity(by=worker.name, node=self._node) if worker.is_local else None
+        caller = Caller(id=worker.name, writer=writer, is_server=True)
+        lease_s, asked_s = 0.0 if worker.is_local else LEASE_S, self._loop.time()
+
+        def done(result: Result | TenutoError) -> None:
+            if isinstance(result, TenutoError):
+                self._loop.call_soon(self.freed, worker)
+                self._not_claimed(channel, turn, result)
+                return
+            assert result.generation is not None
+            assigned = AssignedTurn(channel, turn.message_id, result.generation, lease_s or None)
+            self._claimed(worker, turn, assigned, self._nodes.is_kept_since(asked_s))
+
+        request = ClaimTurn(
+            generation=turn.attempt,
+            confirmed=turn.confirmed,
+            confirms=worker.is_local and turn.is_unbegun_by(self._node),
+            lease_s=lease_s,
+            above=self.unended.attempt(channel, turn.message_id),
+            lost=lost,
+        )
+        self._request(channel, turn.message_id, request, caller, done)
+
+    def _not_claimed(self, channel: str, turn: OpenTurn, error: TenutoError) -> None:
+        # Wait first: after a refusal that the log does not explain, the same claim would be refused again at once.
+        event = TurnEvent.FAILED if error.retry or turn.is_unchanged else TurnEvent.REFUSED
+        self._moved(channel, turn, turn.resolve(event))
+        if not error.retry:
+            logger.debug("message %s of %s was not assigned to this hub: %s", turn.message_id, channel, error)
+            self._loop.call_soon(self.offer, channel)
+
+    def _try_again(self, channel: str, turn: OpenTurn) -> None:
+        """Let the turn wait again after its claim failed, unless it has changed meanwhile."""
+        self._moved(channel, turn, turn.due())
+        self._look_again(channel)
+        self.offer(channel)
+
+    def _claimed(self, worker: Worker, turn: OpenTurn, assigned: AssignedTurn, is_safe: bool) -> None:
+        self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
+        is_ours = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
+        if is_ours and is_safe and worker in self.workers:
+            turn.begin(worker)
+            worker.begin(assigned)
+            if worker.when_busy == "interrupt":  # a newer message may have been stored together with the claim
+                self.offer(assigned.channel)
+            return
+        # The turn has ended meanwhile, the worker is gone, or another node may have the turn by now: no handler begins.
+        self._loop.call_soon(self.freed, worker)
+        self._loop.call_soon(self.offer, assigned.channel)  # offer messages that waited behind this one
+        if is_ours:
+            self._lapse_in(assigned.channel, turn, 0.0)
+
+    def _request(self, channel: str, key: str, request: Request, caller: Caller, done: Done) -> None:
+        try:
+            self._submit(channel, key, request, caller, done)
+        except TenutoError as error:
+            done(error)
+
+    # -- running turns -----------------------------------------------------------------------------------------
+
+    def renew(self, worker: Worker, assigned: AssignedTurn) -> bool:
+        """Renew the lease of a remote worker's turn. Return False if the worker no longer has the turn."""
+        turn = self._turn(assigned.channel, assigned.message_id)
+        if turn is None or turn.phase is not Phase.RUNNING or turn.attempt != assigned.generation:
+            return False
+        if turn.claim is None or turn.claim.node is not None or turn.claim.by != worker.name:
+            return False  # another agent has the turn; a worker that reconnects would have the same name
+        turn.begin(worker)
+        self._lapse_in(assigned.channel, turn, (turn.claim.lease_ms or LEASE_S * 1000) / 1000)
+        return True
+
+    def claimed_by(self, channel: str, message_id: str) -> str | None:
+        """Return the name of the agent that has the turn of `message_id`, or None."""
+        turn = self._turn(channel, message_id)
+        return turn.claim.by if turn is not None and turn.is_taken and turn.claim is not None else None
+
+    def turn_of(self, channel: str, name: str, message_id: str | None) -> tuple[str, int, ClaimState] | None:
+        """Return the turn of `message_id` of agent `name`, with attempt and claim; for None the agent's latest turn."""
+        turn = self._turns.get(channel, OpenTurns()).newest_of(name, message_id)
+        return (turn.message_id, turn.attempt, turn.claim) if turn is not None and turn.claim is not None else None
+
+    def is_held(self, channel: str, message_id: str, within: str, attempt: int) -> bool:
+        """Return whether attempt `attempt` at the turn of `within` has taken `message_id` in."""
+        turn = self._turn(channel, message_id)
+        return turn is not None and turn.host == (within, attempt)
+
+    def end(self, worker: Worker, assigned: AssignedTurn, state: Literal["done", "cancelled"], done: Done) -> None:
+        """Store the end of a turn, then offer waiting messages. `done` is called with the result."""
+        turn = self._turn(assigned.channel, assigned.message_id)
+        is_own = turn is not None and turn.handler is worker and turn.attempt == assigned.generation
+        if turn is not None and is_own:
+            turn.worker = None  # the worker that ends the turn itself needs no notification
+        caller = Caller(id=worker.name, is_server=worker.is_local)
+        request = EndTurn(generation=assigned.generation, state=state)
+        self._request(assigned.channel, assigned.message_id, request, caller, done)
+        if turn is not None and is_own:  # do this after the request, which must not end a turn that follows
+            self._handler_ended(assigned.channel, turn)
+
+    def _check_held(self, channel: str, turn: OpenTurn) -> None:
+        """Resolve a turn that another has taken in: it ends with the other, or waits again if the other is lost."""
+        if turn.host is None:
+            return
+        live = self._find(channel)
+        match fate_of_held(turn, self._turns[channel], live.state if live is not None else None):
+            case HeldFate.LOST:
+                self.lose(channel, turn)
+            case HeldFate.UNHEARD:
+                self.lose(channel, turn, TurnEvent.UNHEARD)
+            case HeldFate.DONE | HeldFate.CANCELLED as fate:
+                self._end_held(channel, turn, "done" if fate is HeldFate.DONE else "cancelled")
+
+    def _end_held(self, channel: str, turn: OpenTurn, state: Literal["done", "cancelled"]) -> None:
+        def done(result: Result | TenutoError) -> None:
+            if isinstance(result, TenutoError) and result.retry:
+                again = partial(self._check_held, channel, turn)
+                self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + RETRY_S, again)
+
+        self._request(channel, turn.message_id, EndTurn(generation=turn.attempt, state=state), SERVER, done)
+
+    def _lapse_in(self, channel: str, turn: OpenTurn, term_s: float) -> None:
+        attempt = turn.attempt
+
+        def lapse() -> None:
+            if turn.phase is Phase.RUNNING and turn.attempt == attempt:
+                self.lose(channel, turn)
+
+        self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + term_s, lapse)
+
+    def lose(self, channel: str, turn: OpenTurn, event: TurnEvent = TurnEvent.LOST) -> None:
+        """Offer the turn again, because its worker is gone, or the attempt that had taken the message in."""
+        is_broken = turn.is_broken
+        self._moved(channel, turn, turn.lose(event))
+        self.offer(channel)
+        if is_broken and turn.phase is Phase.WAITING and self.workers.is_served_elsewhere(channel):  # not taken here
+            share_loss(self._submit, channel, turn)
+
+    def _interrupt(self, channel: str, message_id: str, key: str) -> None:
+        """Cancel the turn of `message_id`, as a `cancel` command would, because a newer message interrupts it."""
+
+        def done(result: Result | TenutoError) -> None:
+            if isinstance(result, TenutoError) and result.retry:
+                again = partial(self._interrupt, channel, message_id, key)
+                self._deadlines.set(("interrupt", channel, message_id), self._loop.time() + RETRY_S, again)
+            elif isinstance(result, TenutoError):
+                logger.debug("message %s of %s needed no interruption: %s", message_id, channel, result)
+
+        command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
+        self._request(channel, key, command, SERVER, done)

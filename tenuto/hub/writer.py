@@ -1,0 +1,421 @@
+"""A message being written in this process.
+
+Layer: hub.
+
+`core.outgoing` holds the rules: which content is accepted, and the requests for it. This module connects them to the
+committer, which collects the requests of a writer for its next commit, and to timers: text that only viewers wait for
+is stored shortly before their flush, and a failed commit is tried again. Only documented names of `MessageWriter` are
+public.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
+
+from tenuto.core.errors import (
+    Deleted,
+    Draining,
+    Fenced,
+    Finished,
+    TenutoError,
+    IdConflict,
+    LocalError,
+    NotFound,
+    StoreUnavailable,
+)
+from tenuto.core.model import Json, Message, Part
+from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
+from tenuto.core.outgoing_properties import OutgoingProperties, end_for, needs_await
+from tenuto.core.requests import Caller, CreateMessage, FinishMessage
+from tenuto.hub.pace import Begin
+from tenuto.hub.pending import Ask, Decided
+from tenuto.hub.results import Result, result_later
+from tenuto.portal import retrieve_exception
+
+if TYPE_CHECKING:
+    from tenuto.hub.channel import Channel
+    from tenuto.hub.writer_hub import WriterHub
+
+logger = logging.getLogger("tenuto.hub")
+
+RETRY_S = 0.25  # wait before the next try after the store failed; a full disk is not emptied faster
+PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait while the store fails
+# The same for the end of a block while the hub drains. After two seconds (`lifecycle.SHUTDOWN_S`) it waits for handlers
+# no more, and one that still runs would work beside those of the next run.
+LEAVING_S = 1.5
+
+
+class MessageWriter(OutgoingProperties):
+    """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
+
+    __slots__ = (  # with this many attributes, slots are faster than a `__dict__`
+        "_caller",
+        "_create",
+        "_has_gap",
+        "_hub",
+        "_is_delayed",
+        "_live",
+        "_max_bytes",
+        "_retry",
+        "_trouble",
+        "_waiters",
+        "attempt",
+        "cancelled_as",
+        "channel",
+        "ids",
+    )
+
+    made_by = "hub"
+    is_beginning = False  # its beginning is a request of its own
+    size_bytes = 0  # counted as 0 in the committer's queue: the writer bounds its accepted text itself
+
+    def __init__(
+        self, hub: WriterHub, channel: str, message_id: str, *, create: CreateMessage | None, author: str | None
+    ) -> None:
+        self.channel = channel
+        self.ids: tuple[str, ...] = (message_id,)
+        # status and reason of the message if its task is cancelled
+        self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
+        # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
+        self.attempt: int | None = None
+        self._hub = hub
+        self._create = create
+        self._caller: Caller = hub.caller(author)
+        self._outgoing = Outgoing(message_id, hub.limits)
+        self._outgoing.meta = dict(create.meta) if create is not None else {}
+        self._max_bytes = hub.limits.writer_bytes
+        # None: not queued at the committer; else whether the commit of the queued text may keep its gap to the last one
+        self._has_gap: bool | None = None
+        self._is_delayed = False  # True: will be queued shortly before the next flush
+        # the channel of the last commit, to find its viewers; None or outdated: no viewers
+        self._live: Channel | None = None
+        self._trouble: TenutoError | None = None  # the error while the store fails, else None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._appends, self._kept = 0, []
+        self._retry: asyncio.TimerHandle | None = None
+
+    # -- public ------------------------------------------------------------------------------------------------
+
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]:
+        """Add `text` to the message's last text part, or to part `part`; without one, it opens a text part.
+
+        Returns when the text is accepted: at once, unless the writer is ahead of its store by more than
+        `Limits.writer_bytes`. Raises the refusal of an earlier append: Finished (a client stopped the message), Fenced,
+        Deleted, TooLarge, StoreUnavailable; LocalError after the end. Half a surrogate pair at the end of `text` is
+        held back and joined to the next piece. The block fails if a call was not awaited: its text would be missing.
+        """
+        self._appends += 1
+        return self._append(text, part)
+
+    async def _append(self, text: str, part: int | None) -> None:
+        self._appends -= 1
+        outgoing = self._outgoing
+        outgoing.accept_text(text, part)
+        if self._has_gap is None:
+            self._schedule_submit()
+        if outgoing.unstored_bytes > self._max_bytes:
+            await self._not_too_far_ahead()
+
+    @needs_await("part(part)")
+    async def part(self, part: Part, *, index: int | None = None) -> int:
+        """Open a part (without `index`) or replace one. Return its index. It is accepted as `append` is."""
+        position = self._outgoing.accept_part(part, index)
+        self._submit()
+        await self._not_too_far_ahead()
+        return position
+
+    @needs_await("update(meta=meta)")
+    async def update(self, *, meta: dict[str, Json]) -> None:
+        """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
+        self._outgoing.accept_update(meta)
+        self._submit()
+        await self._not_too_far_ahead()
+
+    async def flush(self) -> None:
+        """Wait until all accepted requests are stored. Raises as `append`."""
+        outgoing = self._outgoing
+        until_s: float | None = None
+        while outgoing.unstored_bytes:
+            waiter = self._waiter()
+            if self._trouble is None and until_s is None:  # the common case, without a call of another coroutine
+                await waiter
+            else:
+                until_s = await self._wait_for_store(waiter, until_s)
+        if outgoing.error is not None:
+            raise outgoing.error
+
+    @needs_await("finish()")
+    async def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None:
+        """End the message (`complete`, `cancelled` or `failed`) and wait until it is stored whole."""
+        self._accept_end(status, reason, meta)
+        self._submit()
+        await self.flush()
+
+    async def open(self) -> Self:
+        """Store the beginning of the message, so that its `id` can be sent before a task enters `async with message`.
+
+        `async with` calls this too. Only the end of that block ends the message, so an opened message needs one.
+        """
+        outgoing = self._outgoing
+        if outgoing.state is not NEW:
+            return self
+        if self._create is None:
+            self._hub.register_writer(self)
+        else:
+            await self._hub.start()
+            self._caller = self._hub.caller(self._caller.id)
+            self._hub.register_writer(self)
+            try:
+                result = await self._created(self._create)
+                if not result.created:
+                    raise IdConflict(f"message {self.id!r} exists already; use another id")
+                if result.message is None:  # the message was created, and deleted before the result arrived
+                    raise Deleted(f"message {self.id!r} was deleted; create another one")
+            except BaseException:
+                self._hub.unregister_writer(self)
+                raise
+            self.take_up(result.message, result.generation or 1)
+        outgoing.open()
+        return self
+
+    async def _created(self, create: CreateMessage) -> Result:
+        """Store the beginning, and try again while the store fails. Raises the refusal; StoreUnavailable, Busy."""
+        until_s, is_repeat = asyncio.get_running_loop().time() + PATIENCE_S, False
+        while True:
+            try:
+                return await self._created_or_ended(create, is_repeat=is_repeat)
+            except TenutoError as error:
+                is_over = asyncio.get_running_loop().time() + RETRY_S >= until_s
+                if is_over or not error.retry or isinstance(error, Draining):
+                    raise
+                is_repeat = True
+                await asyncio.sleep(RETRY_S)
+                if self._hub.caller(self._caller.id) != self._caller:  # the hub has begun another run
+                    raise
+
+    async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
+        """Store the beginning. If cancelled meanwhile, end the message if it was created."""
+        creating, done = result_later()
+        caller = replace(self._caller, attempt=self.attempt)
+        self._hub.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating], timeout=PATIENCE_S)
+            if creating.done() and creating.exception() is None and creating.result().created:
+                status, reason = self.cancelled_as
+                end = self._ask(FinishMessage(status=status, reason=reason, generation=1))  # type: ignore[arg-type]
+                with contextlib.suppress(
+                    TenutoError
+                ):  # leave the message open: the hub is shutting down, and its next start recovers the message
+                    await self._hub.ask(self.channel, self.id, end.request, end.caller)
+            raise
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        misuse = self._not_awaited() if error is None else None
+        try:
+            if not self._outgoing.is_over:
+                early = error or misuse
+                if early is not None:
+                    await self._finish_early(early)
+                else:
+                    await self.finish()
+        finally:
+            self._outgoing.close()
+            await self._finish_after_refusal()
+            self._hub.unregister_writer(self)
+        if misuse is not None:
+            raise misuse
+        if kind is None:
+            self._outgoing.raise_error()
+
+    # -- for the committer -------------------------------------------------------------------------------------
+
+    def asks(self) -> Sequence[Ask]:
+        """Put all requests in flight that can be sent now, and return all that are in flight."""
+        outgoing = self._outgoing
+        sent = outgoing.requests_to_send(self._max_bytes)
+        if len(sent) == 1 and outgoing.state is OPEN:  # the common case: one request was in flight
+            return (Ask(outgoing.id, sent[0].request, self._caller),)
+        return [self._ask(one.request) for one in sent]
+
+    def decided(self, decided: Decided) -> None:
+        self._live = decided.channel
+        self._trouble = None
+        self._has_gap = None
+        outgoing = self._outgoing
+        if decided.refusal is None:
+            outgoing.stored(len(decided.asks))
+        else:
+            outgoing.refuse(decided.refusal)
+        if outgoing.unstored_bytes:
+            if self._waiters or outgoing.has_requests:
+                self._submit()
+            else:
+                self._schedule_submit()
+        if self._waiters:
+            self._wake_waiters()
+
+    def failed(self, error: TenutoError) -> None:
+        """Keep all requests and retry later, because the store failed. If the hub has stopped, refuse them."""
+        self._has_gap = None
+        if isinstance(error, Draining):
+            self._outgoing.refuse(error)
+        else:
+            self._outgoing.failed(error)
+        if self._outgoing.error is None:
+            self._trouble = error
+            if self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+        self._wake_waiters()
+
+    # -- for the hub -------------------------------------------------------------------------------------------
+
+    def name(self, message_id: str) -> None:
+        """Set the id of the message to write."""
+        self._outgoing.id = message_id
+        self.ids = (message_id,)
+
+    def take_up(self, message: Message, generation: int) -> None:
+        """Continue at the end of `message`, which may contain text of another writer."""
+        # the prefix of the request ids is set only now: the name of the hub's run is known once the hub has started
+        self._outgoing.nonce = self._hub.node[-5:]
+        self._outgoing.load(message, generation)
+
+    # -- queueing ----------------------------------------------------------------------------------------------
+
+    def _ask(self, request: WriterRequest) -> Ask:
+        caller = self._caller
+        if type(request) is FinishMessage and request.status == "interrupted":
+            caller = replace(caller, is_server=True)
+        return Ask(self._outgoing.id, request, caller)
+
+    def _schedule_submit(self) -> None:
+        """Submit text that only viewers wait for, early enough to be stored by the end of their flush window."""
+        if self._is_delayed:
+            return
+        live = self._live
+        if live is None or not live.watchers:
+            self._submit()
+            return
+        begin = self._hub.schedule_commit(live, self._delay_ended)
+        if begin is Begin.LATER:
+            self._is_delayed = True
+        else:
+            self._submit(is_urgent=begin is Begin.NOW)
+
+    def _delay_ended(self) -> None:
+        self._is_delayed = False
+        self._submit()
+
+    def _try_again(self) -> None:
+        """Submit again, because the store failed or the committer's queue was full."""
+        self._retry = None
+        self._submit()
+
+    def _submit(self, *, is_urgent: bool = True) -> None:
+        """Queue this writer at the committer if it has requests; while the store fails, `_try_again` does so later.
+
+        With `is_urgent` the next commit keeps no gap to the last one.
+        """
+        if self._has_gap is not None:
+            if is_urgent and self._has_gap:
+                self._has_gap = False
+                self._hub.hurry_commit()
+        elif self._retry is None and self._outgoing.unstored_bytes:
+            self._has_gap = not is_urgent
+            try:
+                self._hub.queue(self, self._caller, is_urgent=is_urgent)
+            except TenutoError as error:
+                self.failed(error)
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    async def _not_too_far_ahead(self) -> None:
+        until_s: float | None = None
+        while self._outgoing.unstored_bytes > self._max_bytes:
+            until_s = await self._wait_for_store(self._waiter(), until_s)
+        self._outgoing.raise_error()
+
+    def _waiter(self) -> asyncio.Future[None]:
+        """Return a future that is done after the next commit or failure."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        # do not wait for the flush; but while the store fails, a retry is already scheduled
+        if self._has_gap or (self._is_delayed and self._trouble is None):
+            self._submit()
+        return waiter
+
+    async def _wait_for_store(self, waiter: asyncio.Future[None], until_s: float | None) -> float | None:
+        """Wait for `waiter`. While the store fails, wait only until `until_s`, then raise StoreUnavailable.
+
+        Return the deadline for further waits while the store fails.
+        """
+        if self._trouble is None:  # a timeout would cost more than the rest of a flush
+            await waiter
+            return None
+        until_s = until_s or asyncio.get_running_loop().time() + PATIENCE_S
+        try:
+            async with asyncio.timeout_at(until_s):
+                await waiter
+        except TimeoutError:
+            detail = self._trouble.detail if self._trouble is not None else "store did not respond"
+            raise StoreUnavailable(detail) from None
+        return until_s
+
+    def _wake_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- the end of the block ----------------------------------------------------------------------------------
+
+    async def _finish_after_refusal(self) -> None:
+        """If a request was refused while the message streams, finish the message as failed, with the text so far."""
+        error = self._outgoing.error
+        if error is None or isinstance(error, Finished | Fenced | Deleted | NotFound | Draining | LocalError):
+            return
+        end = FinishMessage(status="failed", reason=error.code, generation=self.generation)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._hub.ask(self.channel, self.id, end, self._caller)
+        except (TenutoError, TimeoutError) as trouble:
+            logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
+
+    async def _finish_early(self, error: BaseException) -> None:
+        """Store the accepted requests and finish the message, because `error` ended its block early.
+
+        A draining hub leaves the message open: the next start adopts or interrupts it.
+        """
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            status, reason = self.cancelled_as
+        else:
+            status, reason = end_for(error)
+            reason = reason or self._hub.reason_of(error)
+        try:
+            if not self._hub.is_draining:
+                self._outgoing.accept_end(status, reason=reason, is_server=True)
+                self._submit()
+            ending = asyncio.ensure_future(self.flush())
+            ending.add_done_callback(retrieve_exception)
+            async with asyncio.timeout(LEAVING_S if self._hub.is_draining else PATIENCE_S):
+                await asyncio.shield(ending)
+        except (TenutoError, TimeoutError) as trouble:
+            if status == "interrupted" and isinstance(trouble, Finished | Fenced):
+                return  # another node has interrupted the message, or continues it
+            logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, trouble)

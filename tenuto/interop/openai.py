@@ -1,0 +1,334 @@
+"""The routes of OpenAI's API: the SDK `openai` works on a hub unmodified.
+
+Layer: interop.
+
+`OpenAI(hub).install(app, "/v1")` adds Responses, Chat Completions and the list of models to an app. A model is an
+agent. A response id names a channel and a message, so each server of the same store knows it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, request_response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tenuto import Hub
+from tenuto import Message as Stored
+from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
+from tenuto.interop.bodies import body_of
+from tenuto.interop.ids import hashed
+from tenuto.interop.openai_chat import ChatStream, completion
+from tenuto.interop.openai_input import (
+    GivenInput,
+    approval_place,
+    given_in_chat,
+    given_in_responses,
+    no_approval_request,
+    output_part,
+    request_meta,
+)
+from tenuto.interop.openai_items import REQUEST, Json, Place, Reference, has_result, own_tools, reference
+from tenuto.interop.openai_stream import ASKING, ResponseStream, events_of
+from tenuto.interop.openai_whole import whole_response
+from tenuto.routes import Access, TurnStatus, guarded
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+SHORTER = "send only what is new, with previous_response_id"
+SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
+_NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class OpenAI:
+    """The routes of OpenAI's API: `OpenAI(hub).install(app, "/v1")`.
+
+    A model is the name of an agent. A request without a previous response begins a new channel: that of the agent's
+    pattern, with an id in place of the star, or `channel`, where `{model}`, `{client}` and `{id}` are replaced.
+    """
+
+    def __init__(self, hub: Hub, *, channel: str | None = None) -> None:
+        if channel is not None and "{id}" not in channel:
+            raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
+        self._hub = hub
+        self._channel = channel
+
+    def install(self, app: Any, path: str) -> None:
+        """Add the routes to a Starlette or FastAPI app, before its other routes."""
+        path = path.rstrip("/")
+        routes = {
+            f"{path}/responses": ("POST", self._create),
+            f"{path}/responses/{{id}}": ("GET", self._retrieve),
+            f"{path}/responses/{{id}}/cancel": ("POST", self._cancel),
+            f"{path}/chat/completions": ("POST", self._complete),
+            f"{path}/models": ("GET", self._models),
+        }
+        app.router.routes[:0] = [
+            # an app in place of a function gets requests of each method, so that `_Envelope` has all errors
+            Route(path, _Envelope(request_response(guarded(_only(method, endpoint)))))
+            for path, (method, endpoint) in routes.items()
+        ]
+
+    async def _create(self, request: Request) -> Response:
+        """Store the question, or answer the agent, and respond as `stream` and `background` say."""
+        access = await self._hub.authorize(request.scope)
+        body = await body_of(access, request, SHORTER)
+        given = given_in_responses(body)
+        question, of = await self._begin(request, access, body, given)
+        if body.get("stream") is True:
+            return access.stream(of.channel, of.message_id, ResponseStream(question, of))
+        if body.get("background") is True:
+            return _json(events_of(await access.turn(of.channel, of.message_id), of).response())
+        return whole_response(access, question, of)
+
+    async def _complete(self, request: Request) -> Response:
+        """Begin a channel with the messages, and respond with the completion."""
+        access = await self._hub.authorize(request.scope)
+        body = await body_of(access, request, SHORTER_CHAT)
+        given = given_in_chat(body)
+        body.pop("previous_response_id", None)
+        question, of = await self._begin(request, access, body, given)
+        if body.get("stream") is True:
+            options = body.get("stream_options")
+            has_usage = isinstance(options, dict) and options.get("include_usage") is True
+            return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
+        return whole_response(access, question, of, completion)
+
+    async def _begin(self, request: Request, access: Access, body: Json, given: GivenInput) -> tuple[Stored, Reference]:
+        """Return the question of the turn that answers a request, and the response that the caller gets."""
+        previous, turn = body.get("previous_response_id"), None
+        key = request.headers.get("idempotency-key")
+        id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
+        meta = request_meta(body)
+        if previous is not None:
+            of = reference(previous, "previous_response_id")
+            reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
+            access.check(of.channel, "subscribe", "history", *reply)
+            channel, turn = of.channel, await _turn(access, of)
+            if (start := await self._reply(access, of, turn, given)) is not None:
+                assert turn.message is not None
+                return turn.message, Reference(channel, of.message_id, start)
+            if body.get("model") is not None:
+                _pattern_of(access, body)
+        else:
+            channel = self._new_channel(access, body, id)
+            access.check(channel, "subscribe", "history", "publish")
+            await self._remember(access, channel, id, given)
+        parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
+        if not parts:
+            raise NotFound("the input replies to a question that has a reply; send a message")
+        question = await access.create(channel, id=id, parts=parts, meta={REQUEST: meta})
+        return question, Reference(channel, question.id)
+
+    async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
+        """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
+        if given.earlier and id not in channel:
+            raise InvalidRequest(
+                f"the agent answers all requests in channel {channel!r}, so a request may not bring "
+                f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
+            )
+        with suppress(NotFound):
+            await access.turn(channel, id)
+            return
+        for number, (role, parts) in enumerate(given.earlier):
+            await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
+
+    def _new_channel(self, access: Access, body: Json, id: str) -> str:
+        pattern = _pattern_of(access, body)
+        if self._channel is None:
+            return pattern.replace("*", id)
+        names = {"model": body["model"], "client": access.identity.client_id or "anonymous", "id": id}
+        return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
+
+    async def _reply(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
+        """Send the replies that a request has, and return where its response begins; None for a new turn."""
+        assert turn.message is not None
+        open_calls = {
+            one.data["call"]: one.id
+            for one in turn.questions
+            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
+        }
+        approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
+        if given.parts and (
+            approved_ids & {one.id for one in turn.questions} or open_calls.keys() & given.outputs.keys()
+        ):
+            raise InvalidRequest(
+                "the input has a reply to a call that waits for it, and a message of the user; send the message when "
+                "the response to the reply has ended",
+                param="input",
+            )
+        calls = {
+            part["call"]: ((a, index), part)
+            for a, answer in enumerate(turn.answers)
+            for index, part in enumerate(answer.parts)
+            if part["type"] == "tool" and part["name"] in own_tools(turn.message)
+        }
+        for call in given.outputs:
+            if call not in calls:
+                raise NotFound(
+                    f"the response has no function_call with the call_id {call[:64]!r}; send one that it has"
+                )
+        places: list[Place] = []
+        for id, (approved, reason) in given.approvals.items():
+            place, command = approval_place(id)
+            with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
+                await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
+            places.append(place)
+        for call, output in list(given.outputs.items()):
+            place, part = calls.pop(call)
+            if call in open_calls:
+                access.check(of.channel, "command")
+                with suppress(AlreadyAnswered):
+                    await access.reply(of.channel, open_calls[call], data=output)
+            elif turn.state == "over" and not has_result(part):
+                continue  # the agent has ended its turn, so the output begins a new one
+            del given.outputs[call]
+            places.append((place[0], place[1] + 1))
+        if not places or given.parts:
+            return None
+        # calls that the request leaves open are in the new response again
+        left = [place for place, part in calls.values() if part["call"] in open_calls and place > of.start]
+        return min([max(places) if not given.approvals else min(places), *left])
+
+    async def _retrieve(self, request: Request) -> Response:
+        of = reference(request.path_params["id"])
+        stream = request.query_params.get("stream", "false")
+        if stream.lower() not in ("true", "1", "false", "0"):
+            raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
+        is_stream = stream.lower() in ("true", "1")
+        needs = ["subscribe", "history"] if is_stream else ["history"]
+        access = await self._hub.authorize(request.scope, of.channel, needs)
+        status = await _turn(access, of)
+        assert status.message is not None
+        if not is_stream:
+            return _json(events_of(status, of).response())
+        after = -1
+        if (value := request.query_params.get("starting_after")) is not None:
+            after = int(value) if _NUMBER.match(value) else -1
+            if not 0 <= after < 2 * ASKING:
+                raise InvalidRequest(
+                    f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}",
+                    param="starting_after",
+                )
+        return access.stream(of.channel, of.message_id, ResponseStream(status.message, of, after))
+
+    async def _cancel(self, request: Request) -> Response:
+        """Cancel the turn for all clients, and respond when it has ended."""
+        of = reference(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, of.channel, ["subscribe", "history", "command"])
+        status = await _turn(access, of)
+        assert status.message is not None
+        if status.state in ("waiting", "running"):
+            with suppress(Finished):
+                await access.command(of.channel, "cancel", target=of.message_id)
+        return whole_response(access, status.message, of, is_cancelled=True)
+
+    async def _models(self, request: Request) -> Response:
+        access = await self._hub.authorize(request.scope)
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"} for name in sorted(access.agents())
+        ]
+        return _json({"object": "list", "data": data})
+
+
+def _pattern_of(access: Access, body: Json) -> str:
+    """Return the channel pattern of the agent that a request names as its model. Raises NotFound."""
+    model, agents = body.get("model"), access.agents()
+    if not isinstance(model, str) or model not in agents:
+        detail = f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
+        raise NotFound(detail, param="model")
+    return agents[model]
+
+
+async def _turn(access: Access, of: Reference) -> TurnStatus:
+    """Return the turn of a response. Raises NotFound, also for an answer, or a place that the turn does not have."""
+    status = await access.turn(of.channel, of.message_id)
+    a, index = of.start
+    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    if status.message is None or status.message.role != "user" or not has_place:
+        raise NotFound(f"response {of.id()[:64]!r} does not exist; use the id of a response of this server")
+    return status
+
+
+async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) -> str:
+    """Return the id of the question that an approval request is about.
+
+    Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
+    """
+    assert turn.message is not None
+    (a, index), command = approval_place(id)
+    parts = turn.answers[a].parts if a < len(turn.answers) else []
+    part = parts[index] if index < len(parts) else {}
+    is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.message)
+    asked = next((one for one in turn.questions if one.id == command), None)
+    if asked is not None:
+        call = asked.data.get("call") if isinstance(asked.data, dict) else None
+        is_call = is_call and asked.name == "approve" and call == part["call"]
+    elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
+        is_call = all(one.id != command for one in await access.pending_commands(of.channel))
+    if not is_call:
+        raise no_approval_request(id)
+    return command
+
+
+def _only(method: str, endpoint: Endpoint) -> Endpoint:
+    """Return `endpoint` for requests of this method only."""
+
+    async def checked(request: Request) -> Response:
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
+            detail = f"method {request.method[:20]} is not supported at this path; use {method}"
+            raise MethodNotAllowed(detail, allow=[method])
+        return await endpoint(request)
+
+    return checked
+
+
+class _Envelope:
+    """Middleware that gives problem responses the form of OpenAI's errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem: Message | None = None
+        body = b""
+
+        async def translated(message: Message) -> None:
+            nonlocal problem, body
+            if message["type"] == "http.response.start":
+                headers = dict(message["headers"])
+                if headers.get(b"content-type", b"").startswith(b"application/problem+json"):
+                    problem = message
+                    return
+            elif problem is not None:
+                body += message.get("body", b"")
+                if message.get("more_body"):
+                    return
+                about = msgspec.json.decode(body)
+                body = msgspec.json.encode({"error": error_of(about)})
+                kept = [one for one in problem["headers"] if one[0] not in (b"content-type", b"content-length")]
+                length = (b"content-length", str(len(body)).encode())
+                await send({**problem, "headers": [*kept, (b"content-type", b"application/json"), length]})
+                message = {"type": "http.response.body", "body": body}
+            await send(message)
+
+        await self._app(scope, receive, translated)
+
+
+def error_of(problem: Json) -> Json:
+    """Return a problem as an error of OpenAI's API."""
+    status = problem["status"]
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    message, param = problem["detail"] or problem["title"], problem.get("param")
+    return {"message": message, "type": kind, "code": problem["code"], "param": param}
+
+
+def _json(body: Json) -> Response:
+    return JSONResponse(body, headers={"cache-control": "no-store"})

@@ -1,0 +1,262 @@
+"""The requests of OpenAI's clients: messages, and replies to the agent.
+
+Layer: interop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tenuto.core.errors import InvalidRequest, NotFound
+from tenuto.interop.openai_items import Json, Place
+from tenuto.interop.tool_json import value_of
+
+Role = Literal["user", "assistant", "system", "tool"]
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+# Items of earlier responses, which a client may send again. The store has them.
+_ECHOED = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
+_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
+MAX_EARLIER = 200  # messages before the question
+_KEPT = (
+    "model",
+    "instructions",
+    "metadata",
+    "temperature",
+    "top_p",
+    "tool_choice",
+    "previous_response_id",
+    "background",
+)
+_BOOL, _TEXT, _OBJECT, _NUMBER = (
+    (bool, "true or false"),
+    (str, "a text"),
+    (dict, "an object"),
+    (int | float, "a number"),
+)
+# the types of the fields that this API reads or keeps, and their names; each may be null
+_FIELDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("stream", "background"), _BOOL),
+    **dict.fromkeys(("model", "instructions", "previous_response_id"), _TEXT),
+    **dict.fromkeys(("metadata", "stream_options"), _OBJECT),
+    **dict.fromkeys(("temperature", "top_p"), _NUMBER),
+    "tool_choice": (str | dict, "a text or an object"),
+}
+
+
+@dataclass
+class GivenInput:
+    """The input of a request: earlier messages, the question, and replies to the agent."""
+
+    earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
+    parts: list[Json] = field(default_factory=list)  # of the question
+    outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
+    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
+
+    def add(self, role: Role, parts: list[Json]) -> None:
+        """Add a message. The last messages of the user are the question."""
+        if role == "user":
+            self.parts += parts
+            return
+        if self.parts:
+            self.earlier.append(("user", self.parts))
+            self.parts = []
+        if parts:
+            self.earlier.append((role, parts))
+
+
+def check_fields(body: Json) -> None:
+    """Raise InvalidRequest unless the fields of a request, but for its input and tools, have their types."""
+    for name, (kind, expected) in _FIELDS.items():
+        value = body.get(name)
+        is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if value is not None and not is_right:
+            raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name)
+    metadata = body.get("metadata") or {}
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidRequest(
+            f"metadata must be an object whose values are texts, got {metadata!r:.80}", param="metadata"
+        )
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Let an InvalidRequest name the field `name` of the request, unless it names another one."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.details.setdefault("param", name)
+        raise
+
+
+@_about("input")
+def given_in_responses(body: Json) -> GivenInput:
+    """Return the input of `POST /responses`. Raises InvalidRequest."""
+    check_fields(body)
+    if (conversation := body.get("conversation")) is not None:
+        raise InvalidRequest(
+            f"conversation is not supported, got {conversation!r:.80}; send previous_response_id, the id of the "
+            "response that the request continues",
+            param="conversation",
+        )
+    value = body.get("input")
+    given = GivenInput()
+    items = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
+        raise InvalidRequest(f"input must be a text or a list of at least one item, got {value!r:.80}")
+    for item in items:
+        kind = item.get("type", "message")
+        if kind == "message":
+            given.add(_role(item.get("role")), _content(item.get("content")))
+        elif kind == "function_call_output":
+            given.outputs[_text(item, "call_id")] = _output(item.get("output"))
+        elif kind == "mcp_approval_response":
+            approve, reason = item.get("approve"), item.get("reason")
+            if not isinstance(approve, bool):
+                raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
+            approved = approve, reason if isinstance(reason, str) else None
+            given.approvals[_text(item, "approval_request_id")] = approved
+        elif kind not in _ECHOED:
+            raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
+    if body.get("previous_response_id") is None:
+        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
+        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
+        if unknown:
+            raise InvalidRequest(
+                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
+                "previous_response_id of that response"
+            )
+    return _checked(given)
+
+
+@_about("messages")
+def given_in_chat(body: Json) -> GivenInput:
+    """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
+    check_fields(body)
+    messages = body.get("messages")
+    given = GivenInput()
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
+    called: set[str] = set()  # ids of the calls in earlier messages
+    for message in messages:
+        if message.get("role") == "tool":
+            call = _text(message, "tool_call_id")
+            if call not in called:
+                raise InvalidRequest(
+                    f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
+                    "the assistant message with its tool_calls first"
+                )
+            given.outputs[call] = _output(message.get("content"))
+            continue
+        role = _role(message.get("role"))
+        calls = message.get("tool_calls") if role == "assistant" else None
+        if calls is not None and not isinstance(calls, list):
+            raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
+        parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
+        tools = [_call(one) for one in calls or ()]
+        called |= {one["call"] for one in tools}
+        given.add(role, [*parts, *tools])
+        if role == "assistant":
+            given.earlier += [("user", [output_part(*one)]) for one in given.outputs.items()]
+            given.outputs.clear()
+    return _checked(given)
+
+
+def request_meta(body: Json) -> Json:
+    """Return the fields of a request that the agent gets in `meta.openai` of the question."""
+    kept = {name: body[name] for name in _KEPT if body.get(name) is not None}
+    tools = body.get("tools")
+    if tools is not None:
+        if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+            raise InvalidRequest(f"tools must be a list of objects, got {tools!r:.80}", param="tools")
+        # chat completions nest a function
+        kept["tools"] = [{"type": "function", **one["function"]} if _is_nested(one) else one for one in tools]
+    return kept
+
+
+def output_part(call: str, output: object) -> Json:
+    """Return the part of a question with the output of a tool, for a turn that has ended without it."""
+    return {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}
+
+
+def approval_place(id: str) -> tuple[Place, str]:
+    """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
+    if (found := _APPROVAL.match(id)) is None:
+        raise no_approval_request(id)
+    return (int(found[1]), int(found[2])), found[3]
+
+
+def no_approval_request(id: str) -> NotFound:
+    """Return the error about an id that no approval request of the response has."""
+    return NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+
+
+def _checked(given: GivenInput) -> GivenInput:
+    if not (given.parts or given.outputs or given.approvals):
+        raise InvalidRequest(
+            "the input must end with a message of the user that has a text or a file, or with an output; add one"
+        )
+    if len(given.earlier) > MAX_EARLIER:
+        raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
+    return given
+
+
+def _is_nested(tool: Json) -> bool:
+    return isinstance(tool.get("function"), dict)
+
+
+def _role(role: object) -> Role:
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
+    return _ROLES[role]
+
+
+def _content(content: object) -> list[Json]:
+    """Return the parts of a message, without empty texts."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list):
+        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
+    parts: list[Json] = []
+    for part in content:
+        match part:
+            case {"type": "input_text" | "output_text" | "text", "text": str(text)} | {
+                "type": "refusal",
+                "refusal": str(text),
+            }:
+                parts += _content(text)
+            case {"type": "input_image", "image_url": str(url)} | {"type": "image_url", "image_url": {"url": str(url)}}:
+                parts.append({"type": "file", "url": url, "mediaType": "image/*"})
+            case {"type": "input_file", "file_url": str(url)}:
+                parts.append({"type": "file", "url": url})
+            case _:
+                raise InvalidRequest(
+                    f"a part of content must be a text, an image or a file with a URL, got {part!r:.80}"
+                )
+    return parts
+
+
+def _call(call: object) -> Json:
+    match call:
+        case {"id": str(id), "function": {"name": str(name), "arguments": str(arguments)}}:
+            return {"type": "tool", "call": id, "name": name, "input": arguments, "state": "called"}
+    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
+
+
+def _text(item: Json, name: str) -> str:
+    if not isinstance(item.get(name), str):
+        raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}")
+    return str(item[name])
+
+
+def _output(output: object) -> Any:
+    """Return the output of a tool: a value if it is JSON, as agents expect it."""
+    if not isinstance(output, str):
+        return output
+    try:
+        return value_of(output)
+    except ValueError:
+        return output

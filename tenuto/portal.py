@@ -1,0 +1,183 @@
+"""Blocking calls for threads: an event loop in its own thread, and the blocking version of both message writers.
+
+Layer: portal, directly above `core`. `Hub.sync`, `SyncClient` and the message writers use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from tenuto.core.errors import LocalError
+from tenuto.core.model import Json, Part
+
+T = TypeVar("T")
+
+
+class NoResponse(Exception):
+    """A call did not end in time, and was cancelled."""
+
+
+class Portal:
+    """An event loop in a daemon thread, from `start` to `stop`. It may start again."""
+
+    def __init__(self, name: str) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._name = name  # name of the thread
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> asyncio.AbstractEventLoop:
+        """Return the loop; the first call starts it."""
+        with self._lock:
+            if self.loop is None:
+                self.loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self.loop.run_forever, name=self._name, daemon=True)
+                self._thread.start()
+            return self.loop
+
+    def stop(self, close: Callable[[], Coroutine[Any, Any, None]], timeout_s: float) -> None:
+        """Run `close` on the loop, then end the loop and its thread. Each step takes at most `timeout_s`."""
+        with self._lock:
+            loop, self.loop = self.loop, None
+        if loop is None or self._thread is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(close(), loop).result(timeout_s)
+            asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(timeout_s)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join(timeout_s)
+            loop.close()
+
+
+def run_on(
+    loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T], *, remedy: str, timeout_s: float | None = None
+) -> T:
+    """Run `call` on `loop` and block until it ends. If this thread is interrupted meanwhile, the call is cancelled.
+
+    Raises LocalError, with `remedy` in its text, when called in the thread that runs `loop`, and NoResponse after
+    `timeout_s`.
+    """
+    if loop is _running_loop():
+        call.close()
+        raise LocalError(f"a blocking call would stop the event loop that runs in this thread; {remedy}")
+    future = asyncio.run_coroutine_threadsafe(call, loop)
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        if future.cancel():
+            raise NoResponse from None
+        raise  # the call itself raised it
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def retrieve_exception(ending: asyncio.Future[None]) -> None:
+    """Mark the exception of `ending` as retrieved, so that asyncio does not log it if its waiter gave up."""
+    if not ending.cancelled():
+        ending.exception()
+
+
+class AsyncWriter(Protocol):
+    """The methods that `MessageWriter` and `RemoteWriter` have in common."""
+
+    channel: str
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def meta(self) -> dict[str, Json]: ...
+
+    def append(self, text: str, *, part: int | None = None) -> Coroutine[Any, Any, None]: ...
+
+    async def part(self, part: Part, *, index: int | None = None) -> int: ...
+
+    async def update(self, *, meta: dict[str, Json]) -> None: ...
+
+    async def flush(self) -> None: ...
+
+    async def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@contextmanager
+def writing(run: Run, open_writer: Callable[[], Coroutine[Any, Any, AsyncWriter]]) -> Iterator[SyncWriter]:
+    """Return the blocking version of the writer that `open_writer` opens. The end of the block ends its message."""
+    writer = run(open_writer())
+    try:
+        yield SyncWriter(run, writer)
+    except BaseException as error:
+        # Exceptions such as Ctrl-C, which end a thread, correspond to the cancellation of a task, so they cancel the
+        # message.
+        cause = error if isinstance(error, Exception) else asyncio.CancelledError()
+        run(writer.__aexit__(type(cause), cause, error.__traceback__))
+        raise
+    run(writer.__aexit__(None, None, None))
+
+
+class SyncWriter:
+    """The blocking version of `MessageWriter` and `RemoteWriter`."""
+
+    def __init__(self, run: Run, writer: AsyncWriter) -> None:
+        self._run = run
+        self._writer = writer
+        self.channel = writer.channel
+        self.id = writer.id
+
+    @property
+    def length(self) -> int:
+        """Return the number of accepted code points of the text part that `append` goes to; 0 without one."""
+        return self._writer.length
+
+    @property
+    def meta(self) -> dict[str, Json]:
+        """Return the message's meta after all accepted updates."""
+        return self._writer.meta
+
+    def append(self, text: str, *, part: int | None = None) -> None:
+        """Add text, as the writer's `append` does."""
+        self._run(self._writer.append(text, part=part))
+
+    def part(self, part: Part, *, index: int | None = None) -> int:
+        """Open or replace a part, as the writer's `part` does."""
+        position: int = self._run(self._writer.part(part, index=index))
+        return position
+
+    def update(self, *, meta: dict[str, Json]) -> None:
+        """Merge meta, as the writer's `update` does."""
+        self._run(self._writer.update(meta=meta))
+
+    def flush(self) -> None:
+        """Wait until all is stored, as the writer's `flush` does."""
+        self._run(self._writer.flush())
+
+    def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None:
+        """End the message, as the writer's `finish` does."""
+        self._run(self._writer.finish(status, reason=reason, meta=meta))

@@ -1,0 +1,347 @@
+"""One line for an SSE endpoint: `return hub.stream_response(channel, generator)`.
+
+Layer: response, below `app`.
+
+A task of the hub writes the answer to a message and outlives the request. The response streams that message to the
+caller (`transports.message_stream`), as any other reader may follow it. The form of the response is public.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Literal
+from urllib.parse import quote
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tenuto.agents.local import LocalWatch
+from tenuto.agents.sources import named_source, pipe
+from tenuto.agents.stops import reply_to_stops, until_stopped
+from tenuto.agents.writer import AgentWriter
+from tenuto.core.cursor import Cursor, parse_cursor
+from tenuto.core.deltas import Delta
+from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.turn_deltas import InAnswer, TurnChanged
+from tenuto.hub.hub import HubCore
+from tenuto.transports.credentials import Credentials
+from tenuto.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, Position, sent_by
+from tenuto.transports.message_stream import MessageStream, resume_point
+from tenuto.transports.sender import TaskSender
+from tenuto.transports.sse import StreamApp
+from tenuto.transports.turn_stream import TurnFormat
+
+logger = logging.getLogger("tenuto.agents")
+
+Style = Literal["events", "data", "ai-sdk"] | Callable[[str], str | bytes]
+# For a style in the format of another client: the class of the format. It is in a layer above, and so named here only.
+FORMATS = {"ai-sdk": ("tenuto.interop.ai_sdk_stream", "UIStream")}
+VIEWERS_POLL_S = 1.0  # interval of the check whether an answer that ends without viewers has any
+
+
+class Answering:
+    """An answer in progress: the task that writes it, and the commands that stop it."""
+
+    def __init__(
+        self,
+        hub: HubCore,
+        writer: AgentWriter,
+        source: object,
+        prompt_id: str | None,
+        *,
+        source_kind: str | None,
+        text_field: str | None,
+        cancel_after_s: float | None,
+    ) -> None:
+        self._hub = hub
+        self._writer = writer
+        self._source = source
+        self._source_kind = source_kind
+        self._text_field = text_field
+        self._targets = {writer.id} if prompt_id is None else {writer.id, prompt_id}
+        self._cancel_after_s = cancel_after_s
+        self._readers = 0
+
+    def start(self) -> None:
+        """Write the answer in a task of the hub, which does not depend on the caller."""
+        self._hub.start_task(self._run())
+
+    def reader_came(self) -> None:
+        """Count one more reader of the response."""
+        self._readers += 1
+
+    def reader_left(self) -> None:
+        """Count one reader of the response less."""
+        self._readers -= 1
+
+    async def _run(self) -> None:
+        watch = LocalWatch(self._hub, self._writer.channel)
+        try:
+            await self._write_until_stopped(watch)
+            await reply_to_stops(watch, lambda: self._targets, self._reply_to_stop)
+        finally:
+            watch.close()
+
+    async def _write_until_stopped(self, watch: LocalWatch) -> None:
+        writing = asyncio.ensure_future(self._write())
+        watching = [asyncio.ensure_future(self._cancel_at_stop(watch, writing))]
+        if self._cancel_after_s is not None:
+            watching.append(asyncio.ensure_future(self._cancel_without_viewers(writing, self._cancel_after_s)))
+        try:
+            await asyncio.wait([writing])
+        finally:
+            writing.cancel()
+            for one in watching:
+                one.cancel()
+            await asyncio.wait([writing, *watching])
+
+    async def _write(self) -> None:
+        """Write the whole source into the message. The message records how the source ended."""
+        try:
+            async with self._writer as message:
+                stream = self._source() if callable(self._source) else self._source
+                if inspect.isawaitable(stream):
+                    stream = await stream
+                await pipe(message, stream, source=self._source_kind, text_field=self._text_field, option="source_kind")
+        except TenutoError as error:
+            logger.warning("the answer %s ended early: %s", self._writer.id, error)
+        except Exception:
+            logger.exception("the answer %s failed", self._writer.id)
+
+    async def _cancel_at_stop(self, watch: LocalWatch, writing: asyncio.Future[None]) -> None:
+        await until_stopped(watch, lambda: self._targets)
+        writing.cancel()
+
+    async def _reply_to_stop(self, command_id: str) -> None:
+        await self._hub.reply(self._writer.channel, command_id, by=None)
+
+    async def _cancel_without_viewers(self, writing: asyncio.Future[None], cancel_after_s: float) -> None:
+        """Cancel the answer when it has had no viewer for `cancel_after_s` seconds."""
+        alone_s = 0.0
+        step_s = min(VIEWERS_POLL_S, cancel_after_s) or VIEWERS_POLL_S
+        while alone_s == 0.0 or alone_s < cancel_after_s:  # check at least once, also if `cancel_after_s` is 0
+            await asyncio.sleep(step_s)
+            is_watched = self._readers > 0 or self._hub.channel(self._writer.channel).feeds
+            alone_s = 0.0 if is_watched else alone_s + step_s
+        logger.info("the answer %s has no viewer any more; it is cancelled", self._writer.id)
+        writing.cancel()
+
+
+class StreamResponse(Response):
+    """The answer as a response. If the caller disconnects, only this response ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        begin: Callable[[str], Coroutine[Any, Any, Answering | None]],
+        join: Callable[[str], Coroutine[Any, Any, bool]],
+        app: StreamApp,
+        channel: str,
+        message_id: str,
+        *,
+        is_repeatable: bool,
+        style: Style,
+        end_frame: EndFrame | None,
+        path: str,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        super().__init__(status_code=200)
+        self._is_repeatable = is_repeatable  # True: a repeat of the same request joins the same answer
+        self._end_frame = end_frame
+        self._begin = begin  # awaited only when the response is sent, so that its errors reach the app
+        self._join = join
+        self._app = app
+        self._channel = channel
+        self._message_id = message_id
+        self._style = style
+        self._path = path
+        known = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache, no-transform",
+            "X-Content-Type-Options": "nosniff",
+            "X-Accel-Buffering": "no",
+            "Tenuto-Channel": channel,
+            **self._location_of(message_id),
+            **(headers or {}),
+        }
+        # the format of a turn that the style names, for this one response
+        self._turn_format = _turn_format_of(style, message_id)
+        if self._turn_format is not None:
+            known = {**known, **self._turn_format.headers, **(headers or {})}
+        self._own_headers = {name.lower() for name in headers or ()}
+        del self.headers["content-length"]
+        for name, value in known.items():
+            self.headers[name] = value
+
+    def _location_of(self, message_id: str) -> dict[str, str]:
+        """Return the headers from which a reloaded page learns where to find the answer."""
+        message = f"channels/{quote(self._channel, safe='')}/messages/{quote(message_id, safe='')}"
+        return {"Tenuto-Message": message_id, "Location": f"{self._path}/v1/{message}/events"}
+
+    def _name(self, message_id: str) -> None:
+        """Let the headers name the answer, except for those that the app has set."""
+        for name, value in self._location_of(message_id).items():
+            if name.lower() not in self._own_headers:
+                self.headers[name] = value
+
+    async def _begin_or_join(self, since: Cursor | None) -> Answering | None:
+        """Begin the answer, or join the one that an EventSource, which reconnects with `since`, was reading.
+
+        Without a `reply_id` only the request's cursor names the answer, with the hub's signature.
+        """
+        if not self._is_repeatable and since is not None:
+            known = self._app.hub.tickets.named(since, self._channel)
+            if known is not None and await self._join(known):
+                self._message_id = known
+                self._name(known)
+                return None
+        return await self._begin(self._message_id)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hub = self._app.hub
+        requested = Headers(scope=scope)
+        # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
+        self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
+        self._name(self._message_id)
+        # a format of another client begins with the first character, because its chunks have no ids
+        since = parse_cursor(requested.get("last-event-id", "")) if self._turn_format is None else None
+        if not self._is_repeatable and sent_by(since).is_finished:
+            # status 204 stops an EventSource, which would otherwise repeat the request
+            await Response(status_code=204)(scope, receive, send)
+            return
+        answering = await self._begin_or_join(since)  # None: the answer exists already, and this is one more reader
+        message, cursor = await hub.read(self._channel, self._message_id)
+        # no reader has received any text of a new answer
+        sent = resume_point(since if answering is None else None, cursor)
+        if sent.is_finished and message.status != "streaming":
+            await Response(status_code=204)(scope, receive, send)  # status 204 stops an EventSource
+            return
+        # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the answer
+        # only.
+        stream = MessageStream(
+            self._app,
+            send,
+            Credentials(hub, dict(scope), None),
+            self._message_id,
+            sent,
+            self._framer(requested),
+            is_own_client=True,
+            # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
+            sender_class=TaskSender,
+            name="" if self._is_repeatable else hub.tickets.name(self._channel, self._message_id),
+        )
+        if answering is not None:
+            answering.reader_came()
+        try:
+            await stream.attach(self._channel, message, cursor)
+            del message  # a stream lasts long, so it does not keep the text of its beginning
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await stream.run(receive)
+        finally:
+            if answering is not None:
+                answering.reader_left()
+            stream.close()
+
+    def _framer(self, requested: Headers) -> Framer:
+        if self._turn_format is not None:
+            return TurnFrames(self._turn_format, self._message_id)
+        if self._style == "events":
+            return NamedEvents()
+        # Only an EventSource gets ids, from which it resumes after it reconnects by itself. Other readers get only the
+        # data.
+        has_ids = "text/event-stream" in requested.get("accept", "")
+        if self._style == "data":
+            return PlainData(has_ids=has_ids)
+        assert callable(self._style)
+        return OwnFrames(self._style, self._end_frame, has_ids=has_ids)
+
+
+def _turn_format_of(style: Style, message_id: str) -> TurnFormat | None:
+    if not isinstance(style, str) or style not in FORMATS:
+        return None
+    module, name = FORMATS[style]
+    turn_format: TurnFormat = getattr(import_module(module), name)(message_id)
+    return turn_format
+
+
+class TurnFrames:
+    """One answer through the format of a turn."""
+
+    def __init__(self, turn_format: TurnFormat, message_id: str) -> None:
+        self._format = turn_format
+        self._message_id = message_id
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Return the bytes for `deltas` (`Framer.frame`)."""
+        over = [TurnChanged("over")] if status is not None else []
+        return self._format.frame([*(InAnswer(self._message_id, delta) for delta in deltas), *over])
+
+
+def check_source(source: object, source_kind: str | None, text_field: str | None) -> None:
+    """Raise LocalError unless `source` may be a stream, or a function that returns one, and its options fit."""
+    named_source(source_kind, text_field, option="source_kind")
+    what = _response_of(source)  # a response is an ASGI app, so it is callable too
+    attributes = ("__call__", "__aiter__", "__iter__", "__await__", "__aenter__", "__enter__")
+    if what or not any(hasattr(source, name) for name in attributes):
+        remedy = "the generator that the response wraps" if what else "an async generator or its function"
+        raise LocalError(
+            f"source must be a stream, or a function that returns one, got {what or shown(source)}; pass {remedy}, as "
+            "in stream_response(channel, events)"
+        )
+
+
+def _response_of(source: object) -> str | None:
+    """Return the words for `source` if it is a response, or a function whose annotation says that it returns one."""
+    if isinstance(source, Response):
+        return f"a {type(source).__name__}"
+    if isinstance(source, type):
+        return f"the class {source.__name__}" if issubclass(source, Response) else None
+    returned = getattr(source, "__annotations__", {}).get("return")
+    if isinstance(returned, str):  # in modules that delay annotations
+        returned = getattr(source, "__globals__", {}).get(returned)
+    if not (isinstance(returned, type) and issubclass(returned, Response)):
+        return None
+    return f"the function {shown(getattr(source, '__name__', 'source'))} that returns a {returned.__name__}"
+
+
+def check_style(style: object, end_frame: object) -> None:
+    """Raise LocalError unless `style` is a known style or a function, and `end_frame` fits it."""
+    if not callable(style) and style not in ("events", "data", *FORMATS):
+        raise LocalError(
+            "style must be 'events', 'data', 'ai-sdk', or a function that returns the frame of a text, "
+            f"got {shown(style)}"
+        )
+    _check_frame_function(style, "style", "text")
+    if end_frame is not None and not callable(style):
+        raise LocalError(f"end_frame belongs to a style that is a function; style {style!r} has its own end")
+    if end_frame is not None and not callable(end_frame) and not isinstance(end_frame, str | bytes):
+        raise LocalError(f"end_frame must be a str, bytes, or a function of the status, got {shown(end_frame)}")
+    _check_frame_function(end_frame, "end_frame", "status")
+
+
+def _check_frame_function(function: object, option: str, argument: str) -> None:
+    """Raise LocalError for a function that cannot be called with `argument` alone, or that returns no frame."""
+    if not callable(function):
+        return
+    remedy = f"write `def frame({argument})`, which returns a str or bytes"
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise LocalError(f"{option} must be an ordinary function of the {argument}, got an async one; {remedy}")
+    if inspect.isgeneratorfunction(function):
+        raise LocalError(f"{option} must be an ordinary function of the {argument}, got a generator; {remedy}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return
+    try:
+        signature.bind("")
+    except TypeError as error:
+        raise LocalError(
+            f"{option} must be a function of the {argument} alone, got {shown(function)} with the parameters "
+            f"{signature} ({error}); {remedy}"
+        ) from None

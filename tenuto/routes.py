@@ -1,0 +1,337 @@
+"""Routes of an app's own that serve turns in a wire format of its own.
+
+Layer: routes, below `app`.
+
+`await hub.authorize(…)` returns the `Access` of the caller of such a route: it checks, counts and stores as the hub's
+own routes do. `Access.stream` returns a response that streams a turn through a `TurnFormat`. The names in `__all__` are
+public (`docs/python.md`); the adapters of `tenuto.interop` use no others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tenuto.core.branches import newest_branch, versions_of
+from tenuto.core.deltas import (
+    Delta,
+    MessageContinued,
+    MessageDeleted,
+    MessageFinished,
+    MessageOpened,
+    MessageReplaced,
+    PartFinished,
+    PartOpened,
+    PartReplaced,
+    Sent,
+    TextAdded,
+)
+from tenuto.core.errors import Finished, TenutoError, InvalidRequest, NotFound
+from tenuto.core.events import Page
+from tenuto.core.model import Command, Json, Message, Part, Role
+from tenuto.core.names import check_channel, check_id, command_key, is_id
+from tenuto.core.requests import CreateMessage, ReplyCommand, SendCommand
+from tenuto.core.requests import Request as HubRequest
+from tenuto.core.turn_deltas import (
+    InAnswer,
+    QuestionAsked,
+    QuestionReplied,
+    TurnChanged,
+    TurnDelta,
+    TurnState,
+    TurnStatus,
+)
+from tenuto.hub.identity import Identity
+from tenuto.hub.identity import Scope as HubScope
+from tenuto.hub.results import Result, message_of
+from tenuto.hub.turn_status import read_conversation, read_open_turns, read_pending, read_turn
+from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
+from tenuto.transports.calls import read_body
+from tenuto.transports.codec import decode, unexpected
+from tenuto.transports.credentials import Credentials
+from tenuto.transports.http import problem_response
+from tenuto.transports.origin import check_peer
+from tenuto.transports.sse import StreamApp
+from tenuto.transports.traffic import charge, declared_bytes, event_bytes, message_bytes, open_body, turn_bytes
+from tenuto.transports.turn_stream import TurnFormat, TurnStream
+
+__all__ = [
+    "Access",
+    "Delta",
+    "InAnswer",
+    "MessageContinued",
+    "MessageDeleted",
+    "MessageFinished",
+    "MessageOpened",
+    "MessageReplaced",
+    "PartFinished",
+    "PartOpened",
+    "PartReplaced",
+    "QuestionAsked",
+    "QuestionReplied",
+    "Sent",
+    "TextAdded",
+    "TurnChanged",
+    "TurnDelta",
+    "TurnFormat",
+    "TurnResponse",
+    "TurnState",
+    "TurnStatus",
+    "guarded",
+    "is_id",
+    "newest_branch",
+    "versions_of",
+]
+
+logger = logging.getLogger("tenuto.transports")
+_JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Access:
+    """The access of one request to the hub: who sends it, and what the caller may do. See `Hub.authorize`."""
+
+    def __init__(self, app: StreamApp, scope: HubScope, identity: Identity) -> None:
+        self._app = app
+        self._hub = app.hub
+        self._scope = scope
+        self.identity = identity
+
+    def check(self, channel: str, *capabilities: str) -> None:
+        """Raise Forbidden unless the caller holds all `capabilities` on `channel`, InvalidName for an invalid name."""
+        check_channel(channel)
+        for capability in capabilities:
+            self.identity.check(capability, channel)
+
+    async def body(self, request: Request) -> dict[str, Json]:
+        """Return the request's body, a JSON object. Raises InvalidRequest, InvalidText, TooLarge, TooMany, …"""
+        # The server reads and discards the rest of a refused body.
+        declared, size = declared_bytes(self._hub, self._scope), 0
+
+        def grow(more: int) -> None:
+            nonlocal size
+            size += more
+            count.grow(more)
+
+        try:
+            with open_body(self._hub, self.identity, self._scope) as count:
+                data = await read_body(request, self._hub.limits.request_bytes, grow)
+        except ClientDisconnect:
+            declared = 0
+            raise
+        finally:
+            self._charge(max(declared, size))
+        return decode(data, _JSON_OBJECT)
+
+    async def create(
+        self,
+        channel: str,
+        *,
+        id: str | None = None,
+        text: str | None = None,
+        parts: list[Part] | None = None,
+        meta: dict[str, Json] | None = None,
+        parent: str | UnsetType | None = UNSET,
+        reply_to: str | None = None,
+    ) -> Message:
+        """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
+
+        Raises IdConflict, and Deleted if the message was deleted at once.
+        """
+        self.check(channel, "publish")
+        request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
+        check_create(request, self.identity, channel)
+        message_id = self._hub.clock.id_or_new(id)
+        return message_of(await self._ask(channel, message_id, request), message_id)
+
+    async def remember(self, channel: str, *, id: str, role: Role, parts: list[Part]) -> Message:
+        """Store a message of a conversation that the caller brings, and return it. It starts no turn.
+
+        The caller says what its role is, so use it only for a channel that the request begins. Safe to repeat. Raises
+        IdConflict, Deleted.
+        """
+        self.check(channel, "publish")
+        request = CreateMessage(role=role, parts=parts)
+        return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
+
+    async def command(
+        self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None
+    ) -> Command:
+        """Send a command of the caller, such as `cancel` or `regenerate`. Raises NotFound, Finished, TooMany, …"""
+        self.check(channel, "command")
+        key = command_key(self._hub.clock.id_or_new(id))
+        result = await self._ask(channel, key, SendCommand(name=name, target=target, data=data))
+        assert result.command is not None
+        return result.command
+
+    async def cancel_turns(self, channel: str) -> None:
+        """Cancel the turns of `open_turns`, as the command `cancel` does. Turns that end meanwhile are left alone."""
+        self.check(channel, "command")
+        for turn in await self.open_turns(channel):
+            with suppress(Finished, NotFound):
+                target = turn.message if turn.message is not None else turn.answers[0]
+                await self.command(channel, "cancel", target=target.id)
+
+    async def reply(
+        self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
+    ) -> None:
+        """Reply to a command as the caller. Raises AlreadyAnswered, NotFound, Forbidden."""
+        self.check(channel, "command")
+        await self._ask(channel, command_key(check_id(command_id)), ReplyCommand(ok=ok, data=data, error=error))
+
+    def agents(self) -> dict[str, str]:
+        """Return the names of the agents that are present, also in other processes, each with its channel pattern."""
+        return self._hub.runtime.scheduler.workers.patterns_by_name()
+
+    async def turn(self, channel: str, message_id: str) -> TurnStatus:
+        """Return the turn of a user message, as `Hub.turn` does. Raises NotFound, Deleted."""
+        self.check(channel, "history")
+        async with self._hub.viewing.reading():
+            return self._charged([await read_turn(self._hub.runtime, channel, check_id(message_id))])[0]
+
+    async def conversation(self, channel: str, *, limit: int = 200) -> list[TurnStatus]:
+        """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 200, 2 MiB)."""
+        self.check(channel, "history")
+        async with self._hub.viewing.reading():
+            return self._charged(await read_conversation(self._hub.runtime, channel, limit))
+
+    async def open_turns(self, channel: str) -> list[TurnStatus]:
+        """Return the turns that wait or run, oldest first, and answers that stream without a user message.
+
+        The answers of a turn are those that stream.
+        """
+        self.check(channel, "history")
+        async with self._hub.viewing.reading():
+            return self._charged(await read_open_turns(self._hub.runtime, channel))
+
+    async def pending_commands(self, channel: str) -> list[Command]:
+        """Return the commands of a channel without a reply, oldest first, as `Hub.pending_commands` does."""
+        self.check(channel, "history")
+        async with self._hub.viewing.reading():
+            commands = await read_pending(self._hub.runtime, channel)
+        self._charge(len(msgspec.json.encode(commands)))
+        return commands
+
+    async def history(
+        self, channel: str, *, before: int | None = None, after: int | None = None, limit: int = 50
+    ) -> Page:
+        """Return a page of the channel's messages, as `Hub.history` does."""
+        self.check(channel, "history")
+        async with self._hub.viewing.reading():
+            page = await self._hub.history(channel, before=before, after=after, limit=limit)
+        self._charge(message_bytes(page.messages))
+        return page
+
+    def stream(
+        self, channel: str, message_id: str, turn_format: TurnFormat, *, sent: Mapping[str, Sent] | None = None
+    ) -> TurnResponse:
+        """Return the response that streams a turn, and ends with it. It needs `subscribe` too.
+
+        `sent` has the caller's position in each answer that it has, by the answers' ids; other answers are whole.
+        Raises InvalidRequest for a negative length.
+        """
+        self.check(channel, "subscribe", "history")
+        for id, position in (sent or {}).items():
+            if any(length < 0 for length in position.lengths):
+                raise InvalidRequest(
+                    f"each length in sent[{id[:64]!r}] must be at least 0, the number of code points that the caller "
+                    f"has of a part, got {min(position.lengths)}"
+                )
+        credentials = Credentials(self._hub, self._scope, self.identity)
+        return TurnResponse(self._app, credentials, channel, message_id, turn_format, sent or {})
+
+    async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
+        hub = self._hub
+        caller = replace(caller_of(hub, self.identity, channel), brings_answer=not starts_turn)
+        result = await hub.ask(channel, key, request, caller)
+        count_new_channel(hub, self.identity, result)
+        size = len(msgspec.json.encode(request))
+        self._charge(event_bytes(hub, channel, result, size))
+        return result
+
+    def _charged(self, turns: list[TurnStatus]) -> list[TurnStatus]:
+        """Count the bytes of `turns`, which a response will have, and return them."""
+        self._charge(turn_bytes(turns))
+        return turns
+
+    def _charge(self, size: int) -> None:
+        charge(self._hub, self.identity, self._scope, size)
+
+
+class TurnResponse(Response):
+    """The stream of a turn as a response. An error before the first byte becomes a problem response."""
+
+    def __init__(
+        self,
+        app: StreamApp,
+        credentials: Credentials,
+        channel: str,
+        message_id: str,
+        turn_format: TurnFormat,
+        sent: Mapping[str, Sent],
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache, no-transform", **turn_format.headers})
+        del self.headers["content-length"]
+        self._app = app
+        self._credentials = credentials
+        self._channel = channel
+        self._message_id = message_id
+        self._format = turn_format
+        self._sent = sent
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = TurnStream(self._app, send, self._credentials, self._message_id, self._format, self._sent)
+        hub = self._app.hub
+        try:
+            try:
+                self._credentials.take_slot()
+                async with hub.viewing.reading():
+                    # no variable, which would keep the text of the turn until the stream ends
+                    await stream.attach(self._channel, await read_turn(hub.runtime, self._channel, self._message_id))
+            except TenutoError as error:
+                await problem_response(error)(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await stream.run(receive)
+        finally:
+            stream.close()
+
+
+async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabilities: Iterable[str]) -> Access:
+    """Return the access of a caller (`Hub.authorize`)."""
+    await check_peer(app.hub, scope)
+    await check_serving(app.hub)
+    access = Access(app, scope, await identify(app.hub, scope))
+    if channel is not None:
+        access.check(channel, *capabilities)
+    return access
+
+
+def guarded(endpoint: Endpoint) -> Endpoint:
+    """Return `endpoint` with its errors as problem responses: a TenutoError as it is, any other one as `internal`."""
+
+    async def wrapped(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except TenutoError as error:
+            return problem_response(error)
+        except ClientDisconnect:
+            return Response(status_code=499)  # the peer is gone, so no client receives it
+        except Exception:
+            logger.exception("a route failed")
+            return problem_response(unexpected())
+
+    return wrapped

@@ -1,0 +1,340 @@
+"""The commands about the file of a store: backup, restore, compact, inspect, verify, channels and retention.
+
+Layer: store_commands, above `archiving` and below `cli`.
+
+A hub that serves the file carries out a backup. `restore` and `compact` work on a file that no process has open; the
+others read the file, also while it is served; `channels` and `retention` also a database. With `--url`, a server
+inspects, verifies and lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import msgspec
+from msgspec.structs import replace
+
+from tenuto.archiving import STORE, TOKEN, URL, opened
+from tenuto.control_client import NotServed, call
+from tenuto.core.errors import LocalError, StoreInUse, shown, shown_url
+from tenuto.core.model import ChannelSummary
+from tenuto.core.names import check_prefix
+from tenuto.core.retention import Due, Policies, Sweep, rules_of
+from tenuto.hub.control import check_speed
+from tenuto.hub.importing import NOTE as IMPORT
+from tenuto.hub.legal_holds import NOTE as HOLD
+from tenuto.hub.legal_holds import held_in
+from tenuto.server_requests import channels_of, damage_at, state_at
+from tenuto.serving import hubs_in, load_app
+from tenuto.stores import open_url
+from tenuto.stores.base import Store
+from tenuto.stores.sqlite import SqliteStore
+
+_ASK = "for another store ask its server with --url http://host:8000"
+PAGE = 200  # channels or messages in one read of a database
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@STORE
+@click.option(
+    "--mb-per-s", default=None, type=click.FloatRange(0, 100_000, min_open=True), help="Limit.  [default: 50 if served]"
+)
+def backup(file: Path, store: str, mb_per_s: float | None) -> None:
+    """Write a backup of a store into FILE, also while it is served."""
+    from tenuto.stores.sqlite_backup import check_target, receipt_of
+
+    opened = sqlite_store(store)
+    if not opened.path.exists():
+        raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
+
+    async def run_backup() -> None:
+        try:
+            await opened.open()
+        except StoreInUse as error:
+            raise LocalError(
+                f"{error}. The hub there has no control socket (its log has the cause): call hub.backup(path) there"
+            ) from None
+        try:
+            await opened.backup(file, mb_per_s=mb_per_s or 100_000)
+        finally:
+            await opened.close()
+
+    if mb_per_s is not None:
+        check_speed(mb_per_s)
+    check_target(file, opened.path)
+    try:
+        (written,) = call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50)
+    except NotServed:
+        asyncio.run(run_backup())
+    else:
+        is_here = file.exists() and all(
+            written.get(name) == value
+            for name, value in receipt_of(file).items()
+            if name != "mark" or name in written  # a server of an earlier release sends none
+        )
+        if not is_here:
+            raise LocalError(
+                f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not "
+                "here: that process has other disks, as in a container; name a folder that both have"
+            )
+    click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
+
+
+@click.command()
+@STORE
+@URL
+@TOKEN
+def inspect(store: str, url: str | None, token: str | None) -> None:
+    """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
+    if url is not None:
+        click.echo(state_at(url, token))
+    else:
+        click.echo(msgspec.json.format(msgspec.json.encode(_state_beside(sqlite_store(store, remedy=_ASK).path))))
+
+
+def _state_beside(path: Path) -> object:
+    """Return the state of the hub that serves a file."""
+    try:
+        (found,) = call(path, "inspect")
+    except NotServed:
+        raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
+    return found
+
+
+@click.command()
+@click.argument("backup", required=False, type=click.Path(path_type=Path))
+@STORE
+@click.option("--keep-wal", is_flag=True, help="No backup: the -wal beside the file is its own.")
+def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
+    """Put BACKUP in the place of a store's file, which is kept under another name."""
+    from tenuto.stores import sqlite_backup
+
+    path = sqlite_store(store).path
+    if (backup is None) != keep_wal:
+        raise LocalError("restore needs either a BACKUP or --keep-wal; give one of them")
+    if backup is None:
+        sqlite_backup.keep_wal(path)
+        click.echo(f"The next start of {path} uses its -wal, and begins new epochs.")
+        return
+    done = sqlite_backup.restore(backup, path)
+    click.echo(f"{path} is now the content of {backup}; its next start begins new epochs.")
+    if done.kept is not None:
+        click.echo(f"The replaced file is {done.kept}.")
+    for line in done.damage:
+        click.echo(line, err=True)
+    if done.damage:
+        found = len(done.damage)
+        click.echo(f"{backup}: {found} damaged, all else is whole; an earlier backup may have them whole", err=True)
+
+
+@click.command()
+@STORE
+@click.option("--no-migration-backup", is_flag=True, help="As for tenuto serve, if the tables of the file are older.")
+def compact(store: str, no_migration_backup: bool) -> None:
+    """Make the file of a store smaller: without its free space. No process may have it open."""
+    from tenuto.stores import sqlite_compact
+
+    path = sqlite_store(store).path
+    try:
+        sizes = sqlite_compact.compact(path, migration_backup=not no_migration_backup)
+    except StoreInUse as error:
+        raise LocalError(f"{error}. A store cannot be compacted while a process has it open") from None
+    click.echo(f"{path} had {sizes.before:,} bytes, and has {sizes.after:,} now.")
+
+
+@click.command()
+@STORE
+@URL
+@TOKEN
+@click.option(
+    "--absent",
+    "words_file",
+    default=None,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Search the store and its known backups for the words in FILE instead, one in each line.",
+)
+def verify(store: str, url: str | None, token: str | None, words_file: Path | None) -> None:
+    """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    if url is not None:
+        if words_file is not None:
+            raise LocalError("--absent needs the files of the store; run the command beside them, without --url")
+        _verify_at(url, token)
+        return
+    from tenuto.stores.sqlite_absent import Word, places_of, read_words
+    from tenuto.stores.sqlite_verify import free_space
+    from tenuto.stores.sqlite_verify import verify as damage_in
+
+    remedy = _ASK if words_file is None else "--absent searches files only"
+    path = sqlite_store(store, remedy=remedy).path
+    words = read_words(words_file) if words_file is not None else []
+    found, counts = 0, Counter[Word]()
+    for line in places_of(path, words, counts) if words else damage_in(path):
+        click.echo(line)
+        found += 1
+    if words:
+        places = f", in {counts.total():,} places" if counts else ", but not all was searched" if found else ""
+        click.echo(f"{path}: {len(counts) or 'none'} of {len(words):,} words found{places}")
+    else:
+        click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+        size_bytes, free_bytes = free_space(path)
+        if free_bytes * 2 > size_bytes:
+            click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
+    if found:
+        sys.exit(1)
+
+
+def _verify_at(url: str, token: str | None) -> None:
+    found = 0
+    for line in damage_at(url, token):
+        click.echo(line)
+        found += 1
+    click.echo(f"{shown_url(url)}: {found} damaged" if found else f"{shown_url(url)}: no damage found")
+    if found:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("prefix", default="")
+@STORE
+@URL
+@TOKEN
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object for each channel.")
+def channels(prefix: str, store: str, url: str | None, token: str | None, is_json: bool) -> None:
+    """List the channels of a store whose names begin with PREFIX, also while it is served."""
+    check_prefix(prefix)
+    found = channels_of(url, prefix, token) if url is not None else _channels_in(store, prefix)
+    if is_json:
+        for one in found:  # in ASCII, because a terminal obeys some characters
+            click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
+        return
+    first = list(islice(found, 1))  # an error of the first page comes before the table
+    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
+    for one in chain(first, found):
+        name = one.channel if one.channel.isprintable() else shown(one.channel)
+        held = "held" if one.held else ""
+        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {_utc(one.updated_ms):<19}  {held:<4}  {name}")
+
+
+def _utc(at_ms: int) -> str:
+    """Return a time of a list. A changed bit in the file can make it one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "damaged"
+
+
+def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
+    """Yield channels from the hub that serves a file, from the file, or from a database."""
+    from tenuto.stores.sqlite_reader import list_channels
+
+    if is_shared(url):
+        yield from asyncio.run(_collected(url, lambda store: _listed(store, [f"{prefix}*"])))
+        return
+    path = sqlite_store(url).path
+    try:
+        for one in call(path, "channels", prefix=prefix):
+            yield msgspec.convert(one, ChannelSummary)
+    except NotServed:
+        yield from list_channels(path, prefix, held_in)
+
+
+@click.command()
+@STORE
+@click.option("--dry-run", is_flag=True, required=True, help="Required: messages go only in a hub that serves.")
+@click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Use the rules of this hub.")
+@click.option("--keep", "ages", multiple=True, metavar="PATTERN=AGE", help="A rule, such as chat:*=90d; repeatable.")
+def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ...]) -> None:
+    """Say which messages retention would remove now, also while the store is served."""
+    if (target is None) == (not ages):
+        raise LocalError("retention needs rules: give either --app MODULE:NAME or --keep PATTERN=AGE")
+    rules = rules_of("--keep", ages)
+    hubs = hubs_in(load_app(target)) if target is not None else []
+    if target is not None and not any(one.retainer.policies for one in hubs):
+        raise LocalError(f"--app {target} has no hub with the setting retention; give rules with --keep")
+    policies = [one.retainer.policies for one in hubs] or [Policies(rules)]
+    total = size_bytes = damaged = 0
+    for policy in policies:
+        for due in _due_in(store, policy, time.time_ns() // 1_000_000):
+            if due.damage is not None:
+                click.echo(f"retention leaves out a channel that cannot be read: {due.damage}", err=True)
+                damaged += 1
+                continue
+            gone = "  (the whole channel)" if due.is_gone else ""
+            click.echo(f"{due.messages:>10,} {due.size_bytes:>14,}  {due.channel}{gone}")
+            total, size_bytes = total + due.messages, size_bytes + due.size_bytes
+    click.echo(f"{total:,} messages with {size_bytes:,} bytes would go.")
+    if damaged:
+        sys.exit(1)
+
+
+def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
+    """Yield what retention would remove from a file or a database."""
+    from tenuto.stores.sqlite_reader import due_channels
+
+    if is_shared(url):
+        yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))
+    else:
+        yield from due_channels(sqlite_store(url).path, policies, now_ms, held_in)
+
+
+def is_shared(url: str) -> bool:
+    """Return whether `url` names a store that other processes may have open."""
+    return not open_url(url).is_exclusive
+
+
+async def _collected(url: str, read: Callable[[Store], AsyncIterator[T]]) -> list[T]:
+    async with opened(url) as store:
+        return [one async for one in read(store)]
+
+
+async def _listed(store: Store, within: Sequence[str]) -> AsyncIterator[ChannelSummary]:
+    """Yield the channels of an open store, without those into which an import runs (`Store.summaries`)."""
+    held, importing = await store.notes(HOLD), await store.notes(IMPORT)
+    after = None
+    while page := await store.summaries(within, after=after, limit=PAGE):
+        for one in page:
+            if IMPORT + one.channel not in importing:
+                yield replace(one, held=HOLD + one.channel in held)
+        after = page[-1].channel
+
+
+async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[Due]:
+    """Yield what retention would remove of each channel of an open store at `now_ms`."""
+    async for summary in _listed(store, policies.within()):
+        policy = policies.find(summary.channel)
+        if policy is None or summary.held or not Sweep(policy, summary, now_ms).is_needed:
+            continue
+        sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
+        messages = size_bytes = 0
+        while sweep.is_needed and not sweep.is_over:
+            facts = (await store.facts(summary.channel, after=sweep.after, limit=PAGE)).facts
+            due = [one for one in sweep.take(facts, is_last=len(facts) < PAGE) if one.is_counted]
+            messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
+        if messages or sweep.is_emptied:
+            yield Due(summary.channel, messages, size_bytes, sweep.is_emptied)
+
+
+def sqlite_store(url: str, *, remedy: str = "PostgreSQL has its own tools for this") -> SqliteStore:
+    """Return the store in a file that `url` names. Raises LocalError with the remedy for another store."""
+    store = open_url(url)
+    if not isinstance(store, SqliteStore):
+        raise LocalError(f"--store must name a file, sqlite:///path, got {shown_url(url)}; {remedy}")
+    return store
+
+
+COMMANDS = (backup, inspect, restore, compact, verify, channels, retention)

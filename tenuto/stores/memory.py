@@ -1,0 +1,398 @@
+"""The memory store: keeps the promises of `Store` in plain dicts, for the life of the process.
+
+Layer: stores.
+
+For tests, and for channels that need not survive. It keeps its content between `close` and
+`open`, and several hubs of one event loop may share it, as if it were a server of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tenuto.core.document import DAMAGE, Document, Segment, Stored, times_in, used_up_head
+from tenuto.core.model import ChannelSummary
+from tenuto.core.names import COMMAND_MARK
+from tenuto.core.ops import Append, Delete, Entry
+from tenuto.core.patterns import matches
+from tenuto.core.retention import Fact
+from tenuto.stores.base import (
+    NOTHING,
+    Changes,
+    Committed,
+    Conflict,
+    Facts,
+    Head,
+    Hold,
+    Notice,
+    Pruned,
+    Renewal,
+    StoredPage,
+    Tail,
+    Write,
+    next_lives,
+    tail_of,
+)
+from tenuto.stores.holds import Holds, steady_ms
+
+OLD_MS = 45_000  # as in the SQLite store: a minute, less the time between two calls of `tidy`
+MAX_ENTRY_BYTES = 64 * 1024 * 1024
+
+
+class _Message:
+    """A stored message: its last document with all segments, and the entries after the document."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.segments: list[Segment] = list(document.segments)
+        self.entries: list[Entry] = []
+        self.since_ms: int | None = None  # time of the first entry in `entries`, by the clock of `tidy`
+
+    @property
+    def last(self) -> int:
+        return self.entries[-1].serial if self.entries else self.document.version
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.document.is_deleted or any(type(entry.op) is Delete for entry in self.entries)
+
+    def stored(self) -> Stored:
+        return Stored(
+            id=self.document.id, head=self.document.head, segments=list(self.segments), entries=list(self.entries)
+        )
+
+    def take_document(self, document: Document) -> None:
+        if document.version < self.document.version:
+            return
+        self.document = document
+        if document.fresh:
+            self.segments.clear()
+        self.segments += document.segments
+        self.entries = [entry for entry in self.entries if entry.serial > document.version]
+        if not self.entries:
+            self.since_ms = None
+
+    def entry_bytes(self) -> int:
+        return sum(len(entry.op.text) for entry in self.entries if type(entry.op) is Append)
+
+
+class _Channel:
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
+        self.serial = self.floor = 0
+        self.created_ms = self.updated_ms = 0
+        self.messages: dict[str, _Message] = {}
+
+    @property
+    def head(self) -> Head:
+        return Head(self.epoch, self.serial, self.floor)
+
+    def summary(self, name: str) -> ChannelSummary:
+        documents = [message.document for message in self.messages.values()]
+        sizes = [one.size_bytes for one in documents if one.created and not one.is_deleted]
+        return ChannelSummary(
+            channel=name,
+            created_ms=self.created_ms,
+            updated_ms=self.updated_ms,
+            messages=len(sizes),
+            size_bytes=sum(sizes),
+        )
+
+    def note_time(self, documents: Sequence[Document]) -> None:
+        """Note the time of documents that were stored."""
+        times = [one.at_ms for one in documents]
+        if not times:
+            return
+        self.updated_ms = max([self.updated_ms, *times])
+        self.created_ms = min([self.created_ms, *times] if self.serial else times)
+
+    def drop_data_of_deleted(self, documents: Sequence[Document]) -> None:
+        """Remove the segments of documents whose target is deleted, as far as the write of `documents` causes this."""
+        deleted = {document.id for document in documents if document.is_deleted}
+        deleted |= {one.target for one in documents if one.target is not None and self._is_deleted(one.target)}
+        for message in self.messages.values() if deleted else ():
+            if message.document.target in deleted and not message.document.is_open:
+                message.segments.clear()
+
+    def facts(self) -> list[Fact]:
+        """Return the facts about all messages and commands, in the order of their last changes."""
+        targets = {one.document.target for one in self.messages.values() if one.document.is_open}
+        documents = sorted((one.document for one in self.messages.values()), key=lambda one: one.version)
+        return [
+            Fact(
+                id=one.id,
+                version=one.version,
+                is_counted=bool(one.created) and not one.is_deleted,
+                size_bytes=one.size_bytes,
+                at_ms=_changed_ms(one),
+                is_busy=one.is_open or one.id in targets or bool(self.messages[one.id].entries),
+            )
+            for one in documents
+        ]
+
+    def _is_deleted(self, message_id: str) -> bool:
+        return message_id in self.messages and self.messages[message_id].document.is_deleted
+
+    def by_creation(self, *, newest_first: bool) -> list[_Message]:
+        return sorted(self.messages.values(), key=lambda message: message.document.created, reverse=newest_first)
+
+
+def _changed_ms(document: Document) -> int | None:
+    try:
+        return times_in(document.id, document.head)[1]
+    except DAMAGE:
+        return None
+
+
+class MemoryStore:
+    """A store in memory. Its data lives as long as the instance."""
+
+    name = "memory"
+    is_exclusive = True
+
+    def __init__(self, *, now_ms: Callable[[], int] | None = None) -> None:
+        """Make an empty store. `now_ms` is its clock, by which holds end: Unix time in ms."""
+        self._channels: dict[str, _Channel] = {}
+        # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
+        self._used_up: dict[tuple[str, str], int] = {}
+        self._lives: dict[str, int] = {}  # `Head.lives` of deleted channels
+        self._now_ms: int | None = None
+        self._commits = 0
+        self._row_bytes = 0
+        self._notes: dict[str, bytes] = {}
+        self._clock_ms = now_ms if now_ms is not None else steady_ms()
+        self._holds = Holds(self._clock_ms)
+        self._listeners: list[Callable[[Notice | None], None]] = []
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send notices to all hubs that share the store (`Store.notify`)."""
+        for notice in notices:
+            for on_notice in self._listeners:
+                on_notice(notice)
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Call `on_notice` with each notice (`Store.listen`), also after `close`: several hubs share the store."""
+        self._listeners.append(on_notice)
+        on_notice(None)
+
+    def lose_holds(self) -> None:
+        """Lose all leases and holds, as a server does that starts again."""
+        self._holds = Holds(self._clock_ms)
+
+    async def open(self) -> None:
+        """Open the store (`Store.open`)."""
+
+    async def close(self) -> None:
+        """Close the store (`Store.close`). The content stays."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """Store the writes that do not conflict (`Store.commit`)."""
+        results = [self._commit(write) for write in writes]
+        self._commits += any(isinstance(result, Committed) for result in results)
+        return results
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return [self._head(channel) for channel in channels]
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        """Return the messages that changed after a serial (`Store.changes`)."""
+        known = self._channels.get(channel)
+        if known is None:
+            return Changes(self._head(channel), None, [])
+        changed = [message.stored() for message in known.messages.values() if message.last > after]
+        newest = next((one.document.id for one in known.by_creation(newest_first=True) if one.document.created), None)
+        return Changes(known.head, newest, changed if len(changed) <= limit else None)
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        known = self._channels.get(channel)
+        messages = known.messages.values() if known is not None else ()
+        found = [entry for message in messages if message.last > after for entry in message.entries]
+        return tail_of(self._head(channel), found, after=after, limit_bytes=limit_bytes)
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        """Return messages and commands by their ids (`Store.messages`)."""
+        known = self._channels.get(channel)
+        found = {}
+        for message_id in ids:
+            if known is not None and message_id in known.messages:
+                found[message_id] = known.messages[message_id].stored()
+            elif (channel, message_id) in self._used_up:
+                found[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
+        return self._head(channel), found
+
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
+        """Return a page of messages (`Store.page`)."""
+        known = self._channels.get(channel)
+        page: list[Stored] = []
+        size_bytes = 0
+        for message in known.by_creation(newest_first=after is None) if known is not None else ():
+            created = message.document.created  # serial of the message's create; 0 for a command
+            is_here = created > (after or 0) and (before is None or created < before)
+            if not created or message.is_deleted or not is_here:
+                continue
+            size_bytes += message.document.size_bytes
+            if len(page) == limit or (size_bytes > limit_bytes and page):
+                return StoredPage(self._head(channel), page, more=True)
+            page.append(message.stored())
+        return StoredPage(self._head(channel), page, more=False)
+
+    async def open_channels(self) -> list[str]:
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
+        return [
+            name
+            for name, known in self._channels.items()
+            if any(message.document.is_open for message in known.messages.values())
+        ]
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        """Return the open documents of `channel` (`Store.open_documents`)."""
+        known = self._channels.get(channel)
+        messages = known.messages.values() if known is not None else ()
+        return [message.stored() for message in messages if message.document.is_open]
+
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        """Empty `channel` (`Store.delete_channel`)."""
+        head = self._head(channel)
+        if head != expected:
+            return Conflict(head)
+        if head.serial or used_up:
+            self._lives[channel] = next_lives(self._lives.get(channel, 0), until_ms)
+            self._used_up |= {(channel, message_id): until_ms for message_id in used_up}
+            self._channels.pop(channel, None)
+        return self._head(channel)
+
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """Return the names of channels that are not empty (`Store.channels`)."""
+        return sorted(name for name in self._channels if after is None or name > after)[:limit]
+
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        wanted = [
+            name
+            for name in sorted(self._channels)
+            if (after is None or name > after) and any(matches(one, name) for one in within)
+        ]
+        return [self._channels[name].summary(name) for name in wanted[:limit]]
+
+    async def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        return max((known.updated_ms for known in self._channels.values()), default=0)
+
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        known = self._channels.get(channel)
+        facts = [one for one in known.facts() if one.version > after][:limit] if known is not None else []
+        return Facts(self._head(channel), facts)
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+        """Remove messages and commands (`Store.prune`)."""
+        known = self._channels.get(channel)
+        gone: list[Fact] = []
+        if known is not None and known.epoch == epoch:
+            gone = [one for one in known.facts() if versions.get(one.id) == one.version and not one.is_busy]
+            for one in gone:
+                del known.messages[one.id]
+            if gone:
+                known.floor = max(known.floor, *(one.version for one in gone))
+        return Pruned(self._head(channel), [one.id for one in gone])
+
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        known = self._channels.get(channel)
+        ids = [one for one in known.messages if one.startswith(COMMAND_MARK)] if known is not None else []
+        return sorted(one for one in ids if after is None or one > after)[:limit]
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the hub's notes under a prefix (`Store.notes`)."""
+        return {name: value for name, value in self._notes.items() if name.startswith(prefix)}
+
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        """Keep or delete notes of the hub (`Store.note`)."""
+        if any(self._notes.get(name) != value for name, value in (expected or {}).items()):
+            return False
+        for name, value in values.items():
+            self._notes.pop(name, None)
+            if value is not None:
+                self._notes[name] = value
+        return True
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
+        return self._holds.hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        return self._holds.holds(prefix)
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """Do a round of housekeeping (`Store.tidy`)."""
+        self._now_ms = now_ms
+        self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
+        self._lives = {channel: lives for channel, lives in self._lives.items() if lives > now_ms}
+        for known in self._channels.values():
+            for message in known.messages.values():
+                until_ms = message.document.until_ms
+                if until_ms is not None and until_ms <= now_ms and not message.document.is_open:
+                    message.segments.clear()
+        waiting = [
+            (channel, message)
+            for channel, known in self._channels.items()
+            for message in known.messages.values()
+            if message.entries
+        ]
+        is_heavy = sum(message.entry_bytes() for _, message in waiting) > MAX_ENTRY_BYTES
+        due = []
+        for channel, message in waiting:
+            if message.since_ms is None:
+                message.since_ms = now_ms
+            if is_heavy or message.is_deleted or now_ms - message.since_ms >= OLD_MS:
+                due.append((channel, message.document.id))
+        return due
+
+    async def wipe(self) -> bool:
+        """Return True: no file holds deleted text (`Store.wipe`)."""
+        return True
+
+    def stats(self) -> dict[str, int]:
+        """Return counters (`Store.stats`)."""
+        return {"commits": self._commits, "row_bytes": self._row_bytes, "channels": len(self._channels)}
+
+    def _head(self, channel: str) -> Head:
+        known = self._channels.get(channel)
+        return known.head if known is not None else NOTHING._replace(lives=self._lives.get(channel, 0))
+
+    def _commit(self, write: Write) -> Committed | Conflict:
+        channel = self._channels.get(write.channel)
+        head = self._head(write.channel)
+        is_same_life = write.lives == head.lives if channel is None else write.epoch == head.epoch
+        is_same_life = is_same_life and write.floor == head.floor
+        if write.expected != head.serial or not is_same_life:
+            return Conflict(head)
+        if channel is None:
+            if not write.entries:
+                return Committed(0)
+            channel = self._channels[write.channel] = _Channel(write.epoch)
+        for document in write.documents:
+            known = channel.messages.get(document.id)
+            if known is None:
+                channel.messages[document.id] = _Message(document)
+            else:
+                known.take_document(document)
+        channel.note_time(write.documents)
+        channel.drop_data_of_deleted(write.documents)
+        for entry in write.entries:
+            message = channel.messages[entry.op.id]
+            if entry.serial > message.document.version:
+                if not message.entries:
+                    message.since_ms = self._now_ms
+                message.entries.append(entry)
+        channel.serial += len(write.entries)
+        return Committed(channel.serial)

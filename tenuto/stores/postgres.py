@@ -1,0 +1,479 @@
+"""The PostgreSQL store: the tables of one schema, which several processes share.
+
+Layer: stores.
+
+Writes use one connection, reads and holds a few others, and notices one of their own. Commits are conditional, so an
+instance needs no lock on the schema: if a connection breaks, the next call opens another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from tenuto.core.document import Stored
+from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown
+from tenuto.core.model import ChannelSummary
+from tenuto.stores.base import (
+    Changes,
+    Committed,
+    CommitUnknown,
+    Conflict,
+    Facts,
+    Head,
+    Hold,
+    Notice,
+    Pruned,
+    Renewal,
+    StoredPage,
+    Tail,
+    Write,
+)
+from tenuto.stores.postgres_holds import read_holds, renew
+from tenuto.stores.postgres_life import StoreLife
+from tenuto.stores.postgres_log import Uncovered
+from tenuto.stores.postgres_notices import PostgresNotices
+from tenuto.stores.postgres_pool import PostgresPool
+from tenuto.stores.postgres_reading import PostgresReader
+from tenuto.stores.postgres_schema import check_room, check_server, prepare_schema, share_lock
+from tenuto.stores.postgres_server import PostgresServer
+from tenuto.stores.postgres_writing import PostgresWriter
+
+logger = logging.getLogger("tenuto.stores")
+
+READERS = 4  # connections for reads at most; the pool has one more, so that renewals of the lease do not wait for them
+LOCKED_S = (0.002, 0.05)  # shortest and longest pause after a commit that met a locked row
+CONNECTIONS = READERS + 3  # of a process at most: also one for writes, and one for notices
+RELOADED = 500  # channels that one call of `tidy` reads again at most
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+    PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Transaction = asyncpg.transaction.Transaction
+
+
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")  # needs no quotes in SQL
+
+
+class PostgresStore:
+    """A store in the schema `schema` of the database that `dsn` names (`postgresql://role:password@host:port/database`).
+
+    `is_async`: commits do not wait for the disk (`synchronous_commit = off`), so a crash of the server loses the last
+    ones. `is_pooled`: a pooler in transaction mode may be in between, so the store sends and receives no notices.
+    """
+
+    name = "postgresql"
+    is_exclusive = False
+
+    def __init__(self, dsn: str, *, schema: str = "tenuto", is_async: bool = False, is_pooled: bool = False) -> None:
+        if not _SCHEMA.match(schema):
+            raise LocalError(
+                f"schema must be 1-63 characters of a-z 0-9 _ that begin with no digit, got {shown(schema)}"
+            )
+        self.dsn = dsn
+        self.schema = schema
+        self._is_async = is_async
+        self._server = PostgresServer(dsn, schema, is_pooled=is_pooled)
+        self._pool: PostgresPool | None = None
+        self._db: Connection | None = None  # the connection for writes
+        # the server's process for that connection, or for the last one, with its start
+        self._session: tuple[int, object] = (0, None)
+        self._writing = asyncio.Lock()
+        self._reads = asyncio.Semaphore(READERS)
+        self._notices: PostgresNotices | None = None
+        self._life = StoreLife(schema, self._server.shown)
+        self._uncovered = Uncovered()
+        self._ended = 0  # number of leases that had ended at the last renewal
+        self._is_left = True  # a node may have left entries that no instance tracks
+        self._left_out: dict[str, int] = {}  # channels whose entries could not be read, with the number of attempts
+        self._locked = 0  # commits in a row that met a locked row
+        self._stats = {"commits": 0, "row_bytes": 0}
+        self.notices_name = ""  # the secret name of its notices, once the store was opened; a bus uses it, too
+
+    async def open(self) -> None:
+        """Open the store (`Store.open`)."""
+        if self._pool is not None:
+            return
+        server = self._server
+        async with server.translated(is_opening=True):
+            db = await server.connect()
+            try:
+                async with AsyncExitStack() as stack:
+                    if server.is_pooled:
+                        await stack.enter_async_context(_in_one_session(db))
+                    server.synchronous_commit = await check_server(
+                        db, is_async=self._is_async, is_pooled=server.is_pooled
+                    )
+                    await self._take_over(db)
+                    await prepare_schema(db, self.schema)
+                    self._life = StoreLife(self.schema, server.shown)
+                    await self._life.begin(db)
+                    self.notices_name = self._life.notices_name
+                    if not server.is_pooled:
+                        await check_room(db, self.schema, CONNECTIONS)
+                self._pool = await server.pool(READERS + 1, self._life.check)
+                self._uncovered, self._ended, self._is_left = Uncovered(), 0, True
+                if not server.is_pooled:
+                    self._notices = PostgresNotices(server.connect_translated, self.notices_name)
+            except BaseException:
+                db.terminate()
+                self._db = None
+                pool, self._pool = self._pool, None
+                if pool is not None:
+                    pool.terminate()
+                raise
+
+    async def close(self) -> None:
+        """Close the store (`Store.close`)."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if self._notices is not None:
+            await self._notices.close()
+        async with self._writing:
+            db, self._db = self._db, None
+            try:
+                async with asyncio.timeout(self._server.timeout_s):
+                    await pool.close()
+                    if db is not None:
+                        await db.close()
+            except Exception:
+                pool.terminate()
+                if db is not None:
+                    db.terminate()
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """Store the writes that do not conflict (`Store.commit`)."""
+        if not writes:
+            return []
+        channels = [write.channel for write in writes]
+        try:
+            async with self._writing, self._server.translated(late=CommitUnknown):
+                db = await self._writer()
+                writer = PostgresWriter(db, self.schema, self._life.name, self._uncovered)
+                if self._server.is_pooled or any(write.documents or not write.expected for write in writes):
+                    async with _in_one_session(db):
+                        await self._begin(db, is_write=True)
+                        results = await writer.commit(writes)
+                else:
+                    results = await writer.commit(writes)
+        except BaseException as error:
+            self._uncovered.unsure.update(channels)
+            if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
+                self._drop_connection()
+            raise
+        stored = [write for write, result in zip(writes, results, strict=True) if isinstance(result, Committed)]
+        for write in stored:
+            self._uncovered.stored(write)
+        self._stats["commits"] += bool(stored)
+        self._stats["row_bytes"] += writer.row_bytes
+        await self._pause_if_locked(writes, results)
+        return results
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        async with self._reading_once() as reader:
+            return await reader.heads(channels)
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        """Return the messages that changed after a serial (`Store.changes`)."""
+        async with self._reading() as reader:
+            return await reader.changes(channel, after, limit)
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        async with self._reading_once() as reader:
+            return await reader.entries(channel, after, limit_bytes)
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        """Return messages and commands by their ids (`Store.messages`)."""
+        async with self._reading() as reader:
+            return await reader.messages(channel, ids)
+
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
+        """Return a page of messages (`Store.page`)."""
+        async with self._reading() as reader:
+            return await reader.page(channel, before, after, limit, limit_bytes)
+
+    async def open_channels(self) -> list[str]:
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
+        async with self._reading() as reader:
+            return await reader.open_channels()
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        """Return the open documents of `channel` (`Store.open_documents`)."""
+        async with self._reading() as reader:
+            return await reader.open_documents(channel)
+
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        """Empty `channel` (`Store.delete_channel`)."""
+        async with self._transaction(late=CommitUnknown) as writer:
+            result = await writer.delete_channel(channel, expected, used_up, until_ms)
+        if isinstance(result, Head) and (expected.serial or used_up):
+            self._uncovered.forget(channel)
+        return result
+
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """Return the names of channels that are not empty (`Store.channels`)."""
+        async with self._reading() as reader:
+            return await reader.names(after, limit)
+
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        async with self._reading() as reader:
+            return await reader.summaries(within, after, limit)
+
+    async def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        async with self._reading() as reader:
+            return await reader.newest_ms()
+
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        async with self._reading() as reader:
+            return await reader.facts(channel, after, limit)
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+        """Remove messages and commands (`Store.prune`)."""
+        async with self._transaction(late=CommitUnknown) as writer:
+            return await writer.prune(channel, epoch, versions)
+
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        async with self._reading() as reader:
+            return await reader.commands(channel, after, limit)
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the hub's notes under a prefix (`Store.notes`)."""
+        async with self._reading() as reader:
+            return await reader.notes(prefix)
+
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        """Keep or delete notes of the hub (`Store.note`)."""
+        async with self._transaction(late=CommitUnknown) as writer:
+            return await writer.note(values, expected or {})
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
+        async with self._pooled_transaction(is_renewal=True) as db:
+            if not self._server.is_pooled:
+                await self._life.check_stored(db)
+            renewal = await renew(db, self.schema, node, term_ms, values)
+        self._is_left |= renewal.ended != self._ended
+        self._ended = renewal.ended
+        return renewal
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        async with self._pooled_transaction(readonly=True) as db:
+            return await read_holds(db, self.schema, prefix)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send notices to the other instances (`Store.notify`)."""
+        if self._notices is not None:
+            await self._notices.notify(notices)
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Call `on_notice` with each notice of the other instances (`Store.listen`)."""
+        self._open_pool()
+        if self._notices is not None:
+            self._notices.listen(on_notice)
+        else:
+            logger.warning(
+                "the store URL has prepare=0, so notices of other nodes do not arrive: their text is up to a second "
+                "late, and their signals are lost; a bus carries both (bus= of the hub)"
+            )
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """Do a round of housekeeping (`Store.tidy`)."""
+        async with self._transaction() as writer:
+            await writer.tidy(now_ms)
+        if self._is_left:
+            ended = self._ended
+            async with self._reading() as reader:
+                self._uncovered.note_channels(await reader.channels_with_entries())
+            self._is_left = ended != self._ended
+        await self._reload_unsure()
+        due = self._uncovered.due(now_ms)
+        if due:  # another instance may have stored their documents
+            channels = sorted({channel for channel, _ in due})
+            self._uncovered.note_heads(dict(zip(channels, await self.heads(channels), strict=True)))
+            await self._reload_unsure()
+            due = [one for one in self._uncovered.due(now_ms) if one[0] not in self._uncovered.unsure]
+        return due
+
+    async def wipe(self) -> None:
+        """Return None: PostgreSQL removes deleted rows itself, and its WAL keeps them (`Store.wipe`)."""
+
+    def stats(self) -> dict[str, int]:
+        """Return counters since the store was made (`Store.stats`)."""
+        return dict(self._stats)
+
+    # -- connections ---------------------------------------------------------------------------------------------
+
+    def _open_pool(self) -> PostgresPool:
+        if self._pool is None:
+            raise LocalError(f"store {self._server.shown} is not open; call open() first")
+        self._life.require()
+        return self._pool
+
+    async def _writer(self) -> Connection:
+        """Return the connection for writes; opens another one if the last one broke."""
+        self._open_pool()
+        if self._db is None or self._db.is_closed():
+            async with self._server.translated():  # of a commit that waits for it, nothing is stored
+                await self._open_writer()
+        assert self._db is not None
+        return self._db
+
+    async def _open_writer(self) -> None:
+        db = await self._server.connect()
+        if self._server.is_pooled:  # each transaction is checked
+            self._db = db
+            return
+        try:
+            await check_server(db, is_async=self._is_async)
+            await self._life.check(db)
+            # the last one may still carry out a statement whose result is unknown
+            await db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
+                *self._session,
+            )
+            await self._take_over(db)
+        except BaseException as error:
+            db.terminate()
+            if isinstance(error, StoreUnusable | StoreInUse):  # such as a standby that is about to be promoted
+                raise StoreUnavailable(str(error)) from error
+            raise
+
+    async def _take_over(self, db: Connection) -> None:
+        if self._server.is_pooled:
+            await self._server.set_locally(db)
+        await share_lock(db, self.schema, is_local=self._server.is_pooled)
+        started = await db.fetchval("SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        self._db, self._session = db, (db.get_server_pid(), started)
+
+    def _drop_connection(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            db.terminate()
+
+    @asynccontextmanager
+    async def _transaction(self, *, late: type[StoreUnavailable] = StoreUnavailable) -> AsyncIterator[PostgresWriter]:
+        try:
+            async with self._writing, self._server.translated(late=late):
+                db = await self._writer()
+                async with _in_one_session(db):
+                    await self._begin(db, is_write=True)
+                    if not self._server.is_pooled:
+                        await self._life.check_stored(db)
+                    yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
+        except BaseException as error:
+            if not isinstance(error, StoreUnavailable) or isinstance(error, CommitUnknown):
+                self._drop_connection()
+            raise
+
+    @asynccontextmanager
+    async def _pooled(self, *, is_renewal: bool = False) -> AsyncIterator[PoolConnectionProxy]:
+        """Give a connection of the pool. It is dropped after an error, because a lost one is silent.
+
+        At most `READERS` callers have one, beside a renewal: viewers that attach at once must not delay renewals.
+        """
+        async with self._server.translated(), AsyncExitStack() as slot:
+            if not is_renewal:
+                async with asyncio.timeout(self._server.timeout_s):
+                    await slot.enter_async_context(self._reads)
+            async with self._open_pool().connection() as db:
+                try:
+                    yield db
+                except BaseException:
+                    with suppress(asyncpg.InterfaceError):  # the connection is lost, so the pool has taken it back
+                        db.terminate()
+                    raise
+
+    @asynccontextmanager
+    async def _pooled_transaction(
+        self, *, is_renewal: bool = False, **options: Any
+    ) -> AsyncIterator[PoolConnectionProxy]:
+        """Give a connection of the pool in a transaction, which ends with the connection if there is an error.
+
+        With ROLLBACK a caller whose time is over would wait for a response.
+        """
+        async with self._pooled(is_renewal=is_renewal) as db:
+            transaction = db.transaction(**{"isolation": "read_committed", **options})
+            await transaction.start()
+            await self._begin(db)
+            yield db
+            await transaction.commit()
+
+    async def _begin(self, db: Connection | PoolConnectionProxy, *, is_write: bool = False) -> None:
+        """Begin a transaction behind a pooler, which may have led it to any session, or to another server."""
+        if self._server.is_pooled:
+            await self._server.set_locally(db)
+            if is_write:
+                try:
+                    await share_lock(db, self.schema, is_local=True)
+                except StoreInUse as error:
+                    raise StoreUnavailable(str(error)) from error
+            await self._life.check_transaction(db)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[PostgresReader]:
+        async with self._pooled_transaction(isolation="repeatable_read", readonly=True) as db:
+            yield PostgresReader(db, self.schema, self._life.name)
+
+    @asynccontextmanager
+    async def _reading_once(self) -> AsyncIterator[PostgresReader]:
+        """Give a reader for one statement, which needs a transaction behind a pooler only."""
+        if self._server.is_pooled:
+            async with self._reading() as reader:
+                yield reader
+        else:
+            async with self._pooled() as db:
+                yield PostgresReader(db, self.schema, self._life.name)
+
+    async def _reload_unsure(self) -> None:
+        """Read again which entries of unsure channels no document contains, first of those with the fewest attempts."""
+        unsure = self._uncovered.unsure
+        attempts = self._left_out = {one: count for one, count in self._left_out.items() if one in unsure}
+        for channel in sorted(unsure, key=lambda one: (attempts.get(one, 0), one))[:RELOADED]:
+            async with self._transaction() as writer:
+                try:
+                    await writer.reload(channel)
+                except StoreUnusable as error:  # it stays unsure, and keeps its entries
+                    if channel not in attempts:
+                        logger.warning("channel %r is left out of the housekeeping: %s", channel, error)
+                    attempts[channel] = attempts.get(channel, 0) + 1
+
+    async def _pause_if_locked(self, writes: Sequence[Write], results: Sequence[Committed | Conflict]) -> None:
+        """Wait a moment if another instance had a channel locked: the caller finds nothing new, and tries again."""
+        pairs = zip(writes, results, strict=True)
+        if any(isinstance(result, Conflict) and _expects(write, result.head) for write, result in pairs):
+            shortest_s, longest_s = LOCKED_S
+            await asyncio.sleep(min(shortest_s * 2 ** min(self._locked, 10), longest_s))
+            self._locked += 1
+        else:
+            self._locked = 0
+
+
+def _in_one_session(db: Connection) -> Transaction:
+    """Return a transaction of a writer: behind a pooler, its statements reach one session."""
+    return db.transaction(isolation="read_committed")
+
+
+def _expects(write: Write, head: Head) -> bool:
+    if not write.expected:
+        return not head.serial and write.lives == head.lives
+    return (write.epoch, write.expected, write.floor) == (head.epoch, head.serial, head.floor)

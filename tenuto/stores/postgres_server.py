@@ -1,0 +1,267 @@
+"""The server of a PostgreSQL store: connections to it, their settings, and its errors with the remedies.
+
+Layer: stores.
+
+A pooler in transaction mode, such as PgBouncer, gives each transaction any session of the server. Behind one
+(`?prepare=0`) the store keeps nothing in a session: each statement is in a transaction, each transaction begins with
+its settings, and no statement has a name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import asyncpg
+
+from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable, shown, shown_url
+from tenuto.stores.postgres_pool import PostgresPool
+from tenuto.stores.postgres_schema import behind_pooler, grant_of_tables
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+    PoolConnectionProxy = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
+CONNECT_TIMEOUT_S = 10.0
+IDLE_MS = 3_000  # a transaction whose process is suspended for this long ends, and releases its rows
+
+UNREAD_MS = 5_000  # a session whose process takes nothing of a response for this long ends, and releases its rows
+
+# Limits that an administrator may have set for all sessions; 0 is none.
+_LIMITS = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": str(IDLE_MS),
+    "tcp_user_timeout": str(UNREAD_MS),
+}
+# A session whose machine has vanished ends within 45 s. By default the system notices it after two hours.
+_KEEPALIVE = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+_NEWER_LIMITS = {14: "idle_session_timeout", 17: "transaction_timeout"}  # by the release that has them first
+_FILES = ("sslrootcert", "sslcert", "sslkey")
+_TLS = "check sslmode, sslrootcert, sslcert and sslkey in the store URL"
+
+
+class PostgresServer:
+    """The server and the database that `dsn` names, for a store in `schema`.
+
+    `is_pooled`: a pooler in transaction mode may be in between.
+    """
+
+    timeout_s = 20.0  # of one statement; the hub waits a little longer for its store
+
+    def __init__(self, dsn: str, schema: str, *, is_pooled: bool) -> None:
+        self.is_pooled = is_pooled
+        self.shown = shown_url(dsn)
+        self.synchronous_commit = "on"  # of each transaction behind a pooler
+        self._dsn = dsn
+        self._hosts = _one_by_one(dsn)  # the URL with each of its hosts alone, in the order of attempts
+        self._schema = schema
+        self._settings: dict[str, str] = {}
+        if not is_pooled:
+            self._settings = {**_LIMITS, **_KEEPALIVE, "default_transaction_isolation": "read committed"}
+
+    async def connect(self) -> Connection:
+        """Open a connection on which no limit of an administrator ends a statement."""
+        db = await self._reach(**self._options())
+        newer = [name for since, name in _NEWER_LIMITS.items() if db.get_server_version().major >= since]
+        if not self.is_pooled and newer[-1:] and newer[-1] not in self._settings:
+            await db.execute("; ".join(f"SET {name} = 0" for name in newer))
+            self._settings |= dict.fromkeys(newer, "0")  # earlier releases refuse a connection that names them
+        return db
+
+    async def connect_translated(self) -> Connection:
+        """Open a connection as `connect` does. Raises StoreUnavailable."""
+        async with self.translated():
+            return await self.connect()
+
+    async def pool(
+        self, size: int, check: Callable[[Connection | PoolConnectionProxy], Awaitable[None]]
+    ) -> PostgresPool:
+        """Open a pool of up to `size` connections. Each is checked when it is opened, if it has one session."""
+        options = self._options() if self.is_pooled else self._options() | {"init": check}
+        # with a minimum, the driver logs a traceback whenever the server is away
+        one: dict[str, Any] = {"min_size": 0, "max_size": 1, "reset": _keep, **options}
+        one["connect"] = lambda _, **options: self._reach(**options)
+        places = [await asyncpg.create_pool(self._dsn, **one) for _ in range(size)]
+        return PostgresPool(places, self.shown, self.timeout_s)
+
+    async def set_locally(self, db: Connection | PoolConnectionProxy) -> None:
+        """Set what a transaction needs, for its duration."""
+        settings = _LIMITS | {"synchronous_commit": self.synchronous_commit}
+        await db.execute("; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings.items()))
+
+    async def _reach(self, **options: Any) -> Connection:
+        """Open a connection to the first host that gives one. A host that does not respond takes its share of the time.
+
+        The driver has one timeout for all hosts, and one that does not respond would use all of it.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + CONNECT_TIMEOUT_S
+        hosts = list(self._hosts)
+        failure: Exception | None = None
+        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+            try:
+                db: Connection = await asyncpg.connect(host, timeout=(end_s - loop.time()) / left, **options)
+            except (OSError, asyncpg.CannotConnectNowError) as error:
+                failure = error
+            except asyncpg.TargetServerAttributeNotMatched as error:
+                failure = failure or error
+            else:
+                if _must_accept_writes(host):  # further connections need not wait for the hosts before it
+                    self._hosts = [host, *(one for one in hosts if one != host)]
+                return db
+        assert failure is not None
+        raise failure
+
+    def _options(self) -> dict[str, Any]:
+        self._check_files()
+        name = f"tenuto on {socket.gethostname()}, process {os.getpid()}"  # a server may have forked meanwhile
+        options: dict[str, Any] = {
+            "command_timeout": self.timeout_s,
+            "server_settings": {"application_name": name[:63], **self._settings},
+        }
+        return options | ({"statement_cache_size": 0} if self.is_pooled else {})
+
+    def _role_and_database(self) -> tuple[str, str]:
+        """Return the names that the driver uses: from the URL, its query, the environment, or the system."""
+        url = urlsplit(self._dsn)
+        query = dict(parse_qsl(url.query))
+        role = unquote(url.username or "") or query.get("user") or os.environ.get("PGUSER")
+        if not role:
+            with suppress(KeyError, OSError):  # the process runs as a user without a name
+                role = getpass.getuser()
+        named = unquote(url.path[1:]) or query.get("database") or query.get("dbname") or os.environ.get("PGDATABASE")
+        return role or "ROLE", named or role or "DATABASE"
+
+    def _check_files(self) -> None:
+        """Check that the files in the URL can be read; the driver's error would not name them."""
+        for name, path in parse_qsl(urlsplit(self._dsn).query):
+            if name in _FILES:
+                try:
+                    with open(path, "rb"):
+                        pass
+                except (OSError, ValueError) as error:
+                    reason = getattr(error, "strerror", None) or error
+                    raise asyncpg.ClientConfigurationError(
+                        f"{name} names {shown(path)}, which cannot be read: {reason}"
+                    ) from None
+
+    @asynccontextmanager
+    async def translated(
+        self, *, late: type[StoreUnavailable] = StoreUnavailable, is_opening: bool = False
+    ) -> AsyncIterator[None]:
+        """Translate the errors of the driver. Raises `late` if the statement may have been carried out.
+
+        A mistake in the settings is StoreUnusable if `is_opening`. Later it may be mended while callers try again.
+        """
+        where = f"PostgreSQL at {self.shown}"
+        refused: type[TenutoError] = StoreUnusable if is_opening else StoreUnavailable
+        try:
+            yield
+        except asyncpg.InvalidAuthorizationSpecificationError as error:
+            raise refused(f"{where} refused the role ({_reason(error)}); {_remedy_of_role(_reason(error))}") from error
+        except asyncpg.InvalidCatalogNameError as error:
+            raise refused(f"{where} has no such database ({_reason(error)}); create it first") from error
+        except asyncpg.TooManyConnectionsError as error:
+            raise StoreUnavailable(
+                f"{where} has no connection left ({_reason(error)}); raise max_connections or the CONNECTION LIMIT of "
+                "the role or database, or stop other clients"
+            ) from error
+        except asyncpg.ProtocolViolationError as error:  # of a pooler
+            if "startup parameter" in str(error):
+                raise refused(f"{behind_pooler(where)} ({_reason(error)})") from error
+            raise late(
+                f"the pooler before {where} refused the connection ({_reason(error)}); check its settings"
+            ) from error
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            raise StoreUnavailable(
+                f"{where} has no host that accepts writes; promote a standby, or name the primary in the store URL"
+            ) from error
+        except (
+            asyncpg.PostgresConnectionError,
+            asyncpg.OperatorInterventionError,
+            asyncpg.InternalClientError,  # the driver has received the error of the server, and not the end
+        ) as error:
+            raise late(f"{where} ended the connection ({_reason(error)}); check that the server runs") from error
+        except asyncpg.DiskFullError as error:
+            raise StoreUnavailable(f"the disk of {where} is full ({_reason(error)}); free space on it") from error
+        except asyncpg.ReadOnlySQLTransactionError as error:
+            raise StoreUnavailable(
+                f"{where} is read-only for this role ({_reason(error)}); "
+                "set default_transaction_read_only to off for it"
+            ) from error
+        except asyncpg.InsufficientPrivilegeError as error:
+            role, database = self._role_and_database()
+            if error.severity_en == "FATAL":  # of a connection
+                raise refused(
+                    f"{where} refused the role ({_reason(error)}); as the owner of the database run: "
+                    f'GRANT CONNECT ON DATABASE "{database}" TO "{role}"'
+                ) from error
+            raise StoreUnavailable(
+                f"{where} refused a statement ({_reason(error)}); as the owner of the schema run: "
+                f'GRANT USAGE ON SCHEMA {self._schema} TO "{role}"; {grant_of_tables(self._schema, role)}'
+            ) from error
+        except asyncpg.PostgresError as error:
+            raise StoreUnavailable(
+                f"{where} refused a statement ({error.sqlstate}: {_reason(error)}); its log has the reason"
+            ) from error
+        except asyncpg.ClientConfigurationError as error:
+            raise refused(f"the store URL of {where} cannot be used ({_reason(error)}); {_TLS}") from error
+        except ssl.SSLCertVerificationError as error:
+            raise refused(
+                f"{where} has a certificate that is not accepted ({error.verify_message}); name the file of its "
+                "authority as sslrootcert in the store URL, and the host as the certificate does"
+            ) from error
+        except ssl.SSLError as error:
+            raise refused(f"TLS with {where} failed ({_reason(error)}); {_TLS}") from error
+        except TimeoutError as error:
+            raise late(
+                f"{where} did not respond within {self.timeout_s:g} s to a statement, or {CONNECT_TIMEOUT_S:g} s to a "
+                "new connection; check the server"
+            ) from error
+        except (asyncpg.InterfaceError, OSError) as error:
+            if "rejected SSL upgrade" in str(error):
+                raise refused(
+                    f"{where} offers no TLS ({_reason(error)}); "
+                    "check host and port, and set ssl to on there, or sslmode=prefer in the store URL"
+                ) from error
+            raise late(
+                f"{where} cannot be reached ({_reason(error)}); check its host and port, and the server"
+            ) from error
+
+
+def _one_by_one(dsn: str) -> list[str]:
+    url = urlsplit(dsn)
+    before, at, hosts = url.netloc.rpartition("@")
+    if "," not in hosts:
+        return [dsn]
+    return [url._replace(netloc=f"{before}{at}{host}").geturl() for host in hosts.split(",")]
+
+
+def _must_accept_writes(dsn: str) -> bool:
+    target = dict(parse_qsl(urlsplit(dsn).query)).get("target_session_attrs")
+    return target in ("read-write", "primary")
+
+
+def _remedy_of_role(reason: str) -> str:
+    if "no pg_hba.conf entry" not in reason:
+        return "check role, password and sslmode in the store URL"
+    if reason.endswith(("no encryption", "SSL off")):
+        return "the server may require TLS: write sslmode=require in the store URL, or add a line to its pg_hba.conf"
+    return "add a line for it to pg_hba.conf of the server"
+
+
+async def _keep(db: Connection) -> None:
+    """Keep the state of a session for the next use of the connection: no use changes it."""
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error: the next ones are hints of the server, and details, which may hold data."""
+    return str(error).partition("\n")[0]

@@ -1,0 +1,351 @@
+"""The SQLite store: one file, one thread, one connection.
+
+Layer: stores.
+
+Event loops use this module. It passes each call to a thread (`thread`), which alone
+touches the file (`sqlite_engine`, and below it `sqlite_file`, `sqlite_documents` and `sqlite_log`). So commits,
+reads, checkpoints and housekeeping never overlap, and a read sees all commits that preceded it.
+Reads are rare: the hub keeps live channels in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from tenuto.core.document import Stored
+from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, shown
+from tenuto.core.model import ChannelSummary
+from tenuto.stores.base import (
+    Changes,
+    Committed,
+    CommitUnknown,
+    Conflict,
+    Facts,
+    Head,
+    Hold,
+    Notice,
+    Pruned,
+    Renewal,
+    StoredPage,
+    Tail,
+    Write,
+)
+from tenuto.stores.holds import Holds, steady_ms
+from tenuto.stores.sqlite_backup import Stopped, check_target, copy, finish, keep_synced, partial_file
+from tenuto.stores.sqlite_engine import Engine
+from tenuto.stores.sqlite_file import SqliteFile, Synchronous
+from tenuto.stores.sqlite_known import BACKUP_NOTE, KnownBackup, known_backups, noted
+from tenuto.stores.sqlite_migration import prepare
+from tenuto.stores.sqlite_sums import damaged
+from tenuto.stores.thread import Late, StoreThread
+
+T = TypeVar("T")
+
+OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log; a migration has no limit
+TIMEOUT_S = 30.0  # far above `busy_s`; a disk that is slower than this counts as failed
+JOIN_S = 5.0
+
+_SYNCHRONOUS: dict[str, Synchronous] = {"normal": "normal", "full": "full", "extra": "extra"}
+
+
+class SqliteStore:
+    """A store in the SQLite file at `path`, created if it is missing, with `-wal`, `-shm` and `.lock` files beside it.
+
+    `synchronous`: "full" survives a power cut; "normal" may lose the last commits in one (then new epochs begin). The
+    store waits `busy_s` seconds for another program's lock on the database, and `lock_wait_s` seconds for another
+    process that has the store open. It waits once: after a refusal, later calls of `open` only check whether the other
+    process has ended. `migration_backup`: before a migration of the file, write the backup
+    `PATH.before-N` (N is the new schema).
+    """
+
+    name = "sqlite"
+    is_exclusive = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: str = "full",
+        busy_s: float = 5.0,
+        lock_wait_s: float = 5.0,
+        migration_backup: bool = True,
+    ) -> None:
+        if synchronous not in _SYNCHRONOUS:
+            raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
+        if os.fspath(path) in ("", ":memory:"):
+            raise LocalError(
+                f"path must name a file, got {shown(os.fspath(path))}; for a store in memory use memory://"
+            )
+        self.path = Path(path)
+        self._synchronous = _SYNCHRONOUS[synchronous]
+        self._busy_s = busy_s
+        self._lock_wait_s = lock_wait_s
+        self.migration_backup = migration_backup
+        self._was_in_use = False
+        self._open: _Open | None = None
+        self._stats = {"commits": 0, "row_bytes": 0}
+        self._failed_backups = 0
+        self._backup_s: float | None = None  # when the last good backup was made, on the monotonic clock
+
+    async def open(self) -> None:
+        """Open the store (`Store.open`). An open store stays open, and another event loop may take it over."""
+        if self._open is not None:
+            return
+        wait_s = 0.0 if self._was_in_use else self._lock_wait_s
+        file = SqliteFile(self.path, synchronous=self._synchronous, busy_s=self._busy_s, lock_wait_s=wait_s)
+        engine = Engine(file)
+        thread = StoreThread(f"tenuto-sqlite-{self.path.name}", engine.spare)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
+                file.on_migration = partial(self._prepare_migration, file, asyncio.get_running_loop(), limit)
+                await thread.run(engine.open, timeout_s=None)
+        except BaseException as error:
+            file.give_up()
+            thread.stop(file.abandon)
+            self._was_in_use = isinstance(error, StoreInUse)
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailable(
+                    f"store file {self.path} could not be opened in {OPEN_TIMEOUT_S:.0f} s; check the disk"
+                ) from None
+            raise
+        self._was_in_use = False
+        self._open = _Open(engine, file, thread, Holds(steady_ms()))
+        atexit.register(self._at_exit)
+
+    async def close(self) -> None:
+        """Close the store (`Store.close`)."""
+        opened = self._take_open()
+        if opened is None:
+            return
+        try:
+            await opened.thread.finish(opened.engine.close, timeout_s=TIMEOUT_S)
+        except Late:
+            raise StoreUnavailable(
+                f"store file {self.path} could not be closed in {TIMEOUT_S:.0f} s; check the disk"
+            ) from None
+
+    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """Store the writes that do not conflict (`Store.commit`)."""
+        return await self._run(lambda engine: engine.commit(writes), late=CommitUnknown)
+
+    async def heads(self, channels: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return await self._run(lambda engine: engine.heads(channels))
+
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        """Return the messages that changed after a serial (`Store.changes`)."""
+        return await self._run(lambda engine: engine.changes(channel, after, limit))
+
+    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        return await self._run(lambda engine: engine.entries(channel, after, limit_bytes))
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        """Return messages and commands by their ids (`Store.messages`)."""
+        return await self._run(lambda engine: engine.messages(channel, ids))
+
+    async def page(
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
+    ) -> StoredPage:
+        """Return a page of messages (`Store.page`)."""
+        return await self._run(lambda engine: engine.page(channel, before, after, limit, limit_bytes))
+
+    async def open_channels(self) -> list[str]:
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
+        return await self._run(lambda engine: engine.open_channels())
+
+    async def open_documents(self, channel: str) -> list[Stored]:
+        """Return the open documents of `channel` (`Store.open_documents`)."""
+        return await self._run(lambda engine: engine.open_documents(channel))
+
+    async def delete_channel(
+        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
+    ) -> Head | Conflict:
+        """Empty `channel` (`Store.delete_channel`)."""
+        return await self._run(
+            lambda engine: engine.delete_channel(channel, expected, used_up, until_ms), late=CommitUnknown
+        )
+
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """Return the names of channels that are not empty (`Store.channels`)."""
+        return await self._run(lambda engine: engine.channels.names(after, limit))
+
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        return await self._run(lambda engine: engine.channels.summaries(within, after, limit))
+
+    async def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        return await self._run(lambda engine: engine.channels.newest_ms())
+
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
+        return await self._run(lambda engine: engine.pruning.facts(channel, after, limit))
+
+    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
+        """Remove messages and commands (`Store.prune`)."""
+        return await self._run(lambda engine: engine.pruning.prune(channel, epoch, versions), late=CommitUnknown)
+
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
+        return await self._run(lambda engine: engine.channels.commands(channel, after, limit))
+
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the hub's notes under a prefix (`Store.notes`)."""
+        return await self._run(lambda engine: engine.notes(prefix))
+
+    async def note(
+        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
+    ) -> bool:
+        """Keep or delete notes of the hub (`Store.note`)."""
+        kept, known = dict(values), dict(expected or {})
+        return await self._run(lambda engine: engine.note(kept, known), late=CommitUnknown)
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        """Renew the lease of a node, and put or drop holds (`Store.hold`). They end with this opening of the file."""
+        return self._opened().holds.hold(node, term_ms, values)
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds under a prefix (`Store.holds`)."""
+        return self._opened().holds.holds(prefix)
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send no notice: one hub owns the file (`Store.notify`)."""
+
+    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
+        """Do nothing: no other hub sends a notice (`Store.listen`)."""
+
+    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """Do a round of housekeeping (`Store.tidy`)."""
+        return await self._run(lambda engine: engine.tidy(now_ms))
+
+    async def wipe(self) -> bool:
+        """Go on with the removal of deleted text from the files (`Store.wipe`)."""
+        return await self._run(lambda engine: engine.wipe())
+
+    async def backups(self) -> list[KnownBackup]:
+        """Return the backups of this store that still exist, oldest first, as far as it knows them."""
+        return await asyncio.to_thread(known_backups, self.path, await self.notes(BACKUP_NOTE))
+
+    async def backup(self, target: Path, *, mb_per_s: float) -> None:
+        """Write a backup of the open store into the new file `target`, at most `mb_per_s` MB in a second.
+
+        Commits and reads go on meanwhile. Raises LocalError, StoreUnavailable or StoreUnusable.
+        """
+        opened = self._opened()
+        check_target(target, self.path)
+        begun_ms = time.time_ns() // 1_000_000
+        gone = threading.Event()
+
+        def pause(seconds: float) -> bool:
+            return opened.thread.serve(seconds) and not gone.is_set()
+
+        with partial_file(target) as partial:
+
+            def call() -> None:
+                copy(opened.file.db, partial, bytes_per_s=mb_per_s * 1e6, pause=pause)
+
+            is_over = asyncio.Event()
+            syncing = asyncio.create_task(keep_synced(partial, is_over, gone))
+            try:
+                await opened.thread.run(call, timeout_s=None)
+            except Stopped:
+                if not syncing.done():  # otherwise a sync has failed, and stopped the copy
+                    raise StoreUnavailable(f"backup {target} was stopped: the store closes") from None
+            finally:
+                gone.set()
+                is_over.set()
+                await asyncio.wait([syncing])
+                syncing.exception()  # asyncio logs an error that is not read, as when the copy has failed too
+            syncing.result()  # raises the error of a sync, which the next one would not report again
+            # The note comes first, so that a process that dies never leaves a backup of which the store does not know.
+            # A note about a file that does not exist is dropped with the next backup.
+            with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
+                await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
+            await asyncio.to_thread(finish, partial, target)
+        self.note_backup(0.0)
+
+    def note_backup(self, age_s: float) -> None:
+        """Note that the last good backup was made `age_s` seconds ago."""
+        self._backup_s = time.monotonic() - age_s
+
+    def note_failed_backup(self) -> None:
+        """Count a scheduled backup that failed."""
+        self._failed_backups += 1
+
+    def stats(self) -> dict[str, int]:
+        """Return counters since the store was opened (`Store.stats`), and the age of the last good backup, if known."""
+        if self._open is not None:
+            self._stats = self._open.engine.stats()
+        backups = {"failed_backups": self._failed_backups}
+        if self._backup_s is not None:
+            backups["backup_age_s"] = int(time.monotonic() - self._backup_s)
+        return self._stats | backups
+
+    async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
+        """Run `call` on the store's thread. Raises `late` if the call began and did not end in time."""
+        opened = self._opened()
+
+        def translated() -> T:
+            try:
+                return call(opened.engine)
+            except sqlite3.Error as error:
+                raise opened.file.unavailable(error) from error
+            except UnicodeDecodeError as error:  # an error of SQLite that names a damaged table or index
+                raise damaged(self.path, error) from error
+
+        try:
+            return await opened.thread.run(translated, timeout_s=TIMEOUT_S)
+        except Late as error:
+            kind = late if error.is_begun else StoreUnavailable
+            raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
+
+    def _prepare_migration(self, file: SqliteFile, loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
+        _lift(loop, limit)
+        prepare(file.db, self.path, has_backup=self.migration_backup)
+
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise LocalError(f"store file {self.path} is not open; call open() first")
+        return self._open
+
+    def _take_open(self) -> _Open | None:
+        self.stats()
+        opened, self._open = self._open, None
+        atexit.unregister(self._at_exit)
+        return opened
+
+    def _at_exit(self) -> None:
+        """Close the file cleanly at the end of a process that has not closed the store."""
+        opened = self._take_open()
+        if opened is not None:
+            opened.thread.stop(opened.engine.close)
+            opened.thread.join(JOIN_S)
+
+
+def _lift(loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
+    """Lift a time limit, from any thread: a migration takes as long as it needs."""
+
+    def lift() -> None:
+        with contextlib.suppress(RuntimeError):  # the caller has stopped waiting
+            limit.reschedule(None)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(lift)
+
+
+class _Open(NamedTuple):
+    engine: Engine
+    file: SqliteFile
+    thread: StoreThread
+    holds: Holds

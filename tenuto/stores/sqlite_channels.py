@@ -1,0 +1,278 @@
+"""The channels of a SQLite file that the engine keeps in memory.
+
+Layer: stores. This code runs on the store's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+from collections.abc import Collection, Sequence
+
+from tenuto.core.document import DAMAGE, Document, times_in
+from tenuto.core.errors import StoreUnusable
+from tenuto.core.model import ChannelSummary
+from tenuto.core.names import COMMAND_MARK
+from tenuto.stores.base import NOTHING, Head, next_lives
+from tenuto.stores.sqlite_documents import INTEGER_BYTES, Documents
+from tenuto.stores.sqlite_log import Tracked
+from tenuto.stores.sqlite_sums import channel_sum, check_above
+
+# limit of channels in memory; above it half of them are dropped, except those with pinned log rows
+MAX_CHANNELS = 10_000
+LIVES = ""  # no message has this id: in `graves` it keeps the `Head.lives` of a deleted channel, as its `until_ms`
+# The right counts of a channel, and the channels that have other ones.
+COUNTS = (
+    "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents"
+    " WHERE channel = channels.id AND deleted = 0 AND created > 0"
+)
+MISCOUNTED = f"SELECT id, name FROM channels WHERE name IS NOT NULL AND (messages, size_bytes) IS NOT ({COUNTS})"
+# after damage to the row a value may be of another type
+_SUMMARY = ", ".join(
+    f"coalesce(CAST({one} AS INTEGER), 0)" for one in ("created_ms", "updated_ms", "messages", "size_bytes")
+)
+_LAST = "\U0010ffff"  # the last character: text that begins with a prefix is below the prefix and this
+
+
+class ChannelRow:
+    """The state of one channel, kept on the store's thread."""
+
+    __slots__ = ("epoch", "floor", "id", "name", "serial", "tracked", "used")
+
+    def __init__(self, number: int, name: str, epoch: str, floor: int, serial: int) -> None:
+        self.id = number
+        self.name = name
+        self.epoch = epoch
+        self.floor = floor
+        self.serial = serial
+        self.tracked: dict[str, Tracked] = {}  # messages that stream, or that have entries without a document, by id
+        # number of the latest commit when the channel was last used, apart from commits to the channel itself
+        self.used = 0
+
+    @property
+    def head(self) -> Head:
+        return Head(self.epoch, self.serial, self.floor)
+
+
+def begin_epochs(db: sqlite3.Connection) -> None:
+    """Begin a new epoch in each channel. A damaged row stays damaged."""
+    for number, name, epoch, floor, checksum in db.execute(
+        "SELECT id, name, epoch, floor, crc FROM channels WHERE name IS NOT NULL"
+    ).fetchall():
+        if checksum == _sum_or_none(number, name, epoch, floor):
+            new = secrets.token_hex(4)
+            db.execute(
+                "UPDATE channels SET epoch = ?, crc = ? WHERE id = ?",
+                (new, channel_sum(number, name, new, floor), number),
+            )
+
+
+def add_channel_sums(db: sqlite3.Connection) -> None:
+    """Add the checksums of all channels: schema 4 introduced them."""
+    for number, name, epoch, floor in db.execute(
+        "SELECT id, name, epoch, floor FROM channels WHERE name IS NOT NULL"
+    ).fetchall():
+        db.execute("UPDATE channels SET crc = ? WHERE id = ?", (channel_sum(number, name, epoch, floor), number))
+
+
+def add_summaries(db: sqlite3.Connection, documents: Documents, unreadable: Collection[int]) -> None:
+    """Add the times and counts of all channels: schema 5 introduced them.
+
+    A time that only damaged documents or those in `unreadable` give stays 0.
+    """
+    db.execute(f"UPDATE channels SET (messages, size_bytes) = ({COUNTS})")
+    for (number,) in db.execute("SELECT id FROM channels WHERE name IS NOT NULL").fetchall():
+        created_ms = updated_ms = 0
+        keys = db.execute("SELECT id, message FROM documents WHERE channel = ? ORDER BY version", (number,)).fetchall()
+        with contextlib.suppress(*DAMAGE):
+            first = min((one for one in keys if one[0] not in unreadable), default=None)
+            if first is not None:
+                created_ms = times_in(first[1], documents.head(first[0]))[0]
+        for key, message in keys[-1:]:
+            with contextlib.suppress(*DAMAGE):
+                if key not in unreadable:
+                    updated_ms = times_in(message, documents.head(key))[1]
+        times = (created_ms, max(created_ms, updated_ms))
+        db.execute("UPDATE channels SET created_ms = ?, updated_ms = ? WHERE id = ?", (*times, number))
+
+
+def _sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
+    try:
+        return channel_sum(number, name, epoch, floor)
+    except DAMAGE:  # a value of another type
+        return None
+
+
+class Plan:
+    """The documents that one write stores, with the tracked message of each."""
+
+    __slots__ = ("channel", "documents", "is_born", "new")
+
+    def __init__(self, channel: ChannelRow, is_born: bool) -> None:
+        self.channel = channel
+        self.is_born = is_born
+        self.new: dict[str, Tracked] = {}  # messages that have no document yet
+        self.documents: list[tuple[Tracked, Document]] = []
+
+
+class Channels:
+    """The channels in memory, with the numbers of the commits that last used them."""
+
+    def __init__(self, db: sqlite3.Connection, documents: Documents) -> None:
+        self.by_name: dict[str, ChannelRow] = {}
+        self._db = db
+        self._documents = documents
+        self._limit = MAX_CHANNELS
+        (number,) = db.execute("SELECT max(id) FROM channels").fetchone()
+        self._next = (number or 0) + 1
+
+    def find(self, name: str, *, at: int) -> ChannelRow | None:
+        """Return the channel `name`, read from the file if needed; None if it does not exist.
+
+        `at` is the number of the latest commit, which counts as the time of use. Raises StoreUnusable if the row is
+        damaged.
+        """
+        channel = self.by_name.get(name)
+        if channel is None:
+            row = self._db.execute("SELECT id, epoch, floor, crc FROM channels WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return None
+            number, epoch, floor, checksum = row
+            if checksum != _sum_or_none(number, name, epoch, floor):
+                raise StoreUnusable(f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup")
+            # after `prune` the floor may be above the versions of all documents that are left
+            channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
+            self.by_name[name] = channel
+        channel.used = at
+        return channel
+
+    def head(self, name: str, *, at: int) -> Head:
+        """Return the head of the channel `name`; `at` as in `find`."""
+        channel = self.find(name, at=at)
+        return channel.head if channel is not None else self.empty(name)
+
+    def empty(self, name: str) -> Head:
+        """Return the head of the channel `name`, which has no entries."""
+        row = self._db.execute(
+            "SELECT until_ms FROM graves WHERE channel = ? AND message = ?", (name, LIVES)
+        ).fetchone()
+        return NOTHING._replace(lives=row[0]) if row is not None else NOTHING
+
+    def bury(self, name: str, used_up: Sequence[str], until_ms: int) -> int:
+        """Empty the channel `name` and write its used-up ids and next `lives`, in the transaction of the caller.
+
+        Return the bytes handed to the database.
+        """
+        self._db.execute("UPDATE channels SET name = NULL WHERE name = ?", (name,))
+        lives = next_lives(self.empty(name).lives, until_ms)
+        rows = [(name, LIVES, lives), *((name, message_id, until_ms) for message_id in used_up)]
+        self._db.executemany("REPLACE INTO graves VALUES (?, ?, ?)", rows)
+        return sum(2 * INTEGER_BYTES + len(name) + len(message_id) for _, message_id, _ in rows)
+
+    def tracked(self, key: int) -> Tracked | None:
+        """Return the message whose document has this key, without its entries in the log; None if there is none."""
+        known = self._documents.by_key(key)
+        if known is None:
+            return None
+        found, number = known
+        (name,) = self._db.execute("SELECT name FROM channels WHERE id = ?", (number,)).fetchone()
+        return Tracked(name, key, found.id, found.version) if name is not None else None
+
+    def new(self, name: str, epoch: str) -> ChannelRow:
+        """Return a new channel with its own number. It enters `by_name` with its first commit."""
+        channel = ChannelRow(self._next, name, epoch, 0, 0)
+        self._next += 1
+        return channel
+
+    def add(self, channel: ChannelRow) -> None:
+        """Write the row of a new channel, in the transaction of the caller."""
+        checksum = channel_sum(channel.id, channel.name, channel.epoch, channel.floor)
+        row = (channel.id, channel.name, channel.epoch, channel.floor, checksum)
+        self._db.execute("INSERT INTO channels (id, name, epoch, floor, crc) VALUES (?, ?, ?, ?, ?)", row)
+
+    def count(self, channel: ChannelRow, messages: int, size_bytes: int, first_ms: int, last_ms: int) -> None:
+        """Add to the counts of a channel, in the transaction of the caller.
+
+        `first_ms` and `last_ms` are the earliest and the latest time of the documents that it writes.
+        """
+        self._db.execute(
+            # after damage to the row a value may be NULL
+            "UPDATE channels SET created_ms = CASE ? WHEN 0 THEN ? ELSE min(coalesce(created_ms, 0), ?) END,"
+            " updated_ms = max(coalesce(updated_ms, 0), ?), messages = coalesce(messages, 0) + ?,"
+            " size_bytes = coalesce(size_bytes, 0) + ? WHERE id = ?",
+            (channel.serial, first_ms, first_ms, last_ms, messages, size_bytes, channel.id),
+        )
+
+    def prune(self, channel: ChannelRow, floor: int, messages: int, size_bytes: int) -> None:
+        """Raise the floor of a channel and lower its counts, in the transaction of the caller."""
+        checksum = channel_sum(channel.id, channel.name, channel.epoch, floor)
+        self._db.execute(
+            "UPDATE channels SET floor = ?, crc = ?, messages = coalesce(messages, 0) - ?,"
+            " size_bytes = coalesce(size_bytes, 0) - ? WHERE id = ?",
+            (floor, checksum, messages, size_bytes, channel.id),
+        )
+
+    def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
+        (newest_ms,) = self._db.execute("SELECT max(updated_ms) FROM channels WHERE name IS NOT NULL").fetchone()
+        return newest_ms or 0
+
+    def names(self, after: str | None, limit: int) -> list[str]:
+        """Return the names of channels that are not empty (`Store.channels`)."""
+        rows = self._db.execute("SELECT name FROM channels WHERE name > ? ORDER BY name LIMIT ?", (after or "", limit))
+        names = [name for (name,) in rows]
+        check_above(names, after or "")
+        return names
+
+    def commands(self, name: str, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands of a channel (`Store.commands`)."""
+        rows = self._db.execute(
+            "SELECT message FROM documents WHERE channel = (SELECT id FROM channels WHERE name = ?)"
+            " AND message > ? AND message < ? ORDER BY message LIMIT ?",
+            (name, after or COMMAND_MARK, chr(ord(COMMAND_MARK) + 1), limit),
+        )
+        found = [message for (message,) in rows]
+        check_above(found, after or COMMAND_MARK)
+        return found
+
+    def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
+        found: list[ChannelSummary] = []
+        for one in sorted(within):
+            low = one.removesuffix("*")
+            high = low + _LAST if low != one else low
+            rows = self._db.execute(
+                f"SELECT name, {_SUMMARY} FROM channels WHERE name BETWEEN ? AND ? AND name > ? ORDER BY name LIMIT ?",
+                (low, high, after or "", limit - len(found)),
+            )
+            for name, created_ms, updated_ms, messages, size_bytes in rows:
+                found.append(
+                    ChannelSummary(
+                        channel=name,
+                        created_ms=created_ms,
+                        updated_ms=updated_ms,
+                        messages=messages,
+                        size_bytes=size_bytes,
+                    )
+                )
+            if len(found) == limit:
+                break
+        check_above([one.channel for one in found], after or "")
+        return found
+
+    def bound(self) -> None:
+        """Beyond the limit, drop the least recently used half, except channels that pin rows of the log.
+
+        Never called within a commit, which keeps references to its channels.
+        """
+        if len(self.by_name) <= self._limit:
+            return
+        by_use = sorted(self.by_name.values(), key=lambda channel: channel.used)
+        kept = 0
+        for channel in by_use[: len(by_use) // 2]:
+            if any(tracked.slots for tracked in channel.tracked.values()):
+                kept += 1
+            else:
+                del self.by_name[channel.name]
+        self._limit = MAX_CHANNELS + kept

@@ -1,0 +1,500 @@
+"""Documents: how the SQLite file keeps messages.
+
+Layer: stores. This code runs on the store's thread.
+
+A row in `documents` holds the indexed fields; a document's bytes are
+blobs, cut into chunks that lie in slots (`sqlite_file`). Blob 0 is the head, which each write replaces, in the same
+slot if it fits; each later blob holds the segments of one write. Freed slots are filled with zeros at once.
+
+Each read checks the checksums (`sqlite_sums`): that of each piece of segments is in `pieces`, that of the head in
+`documents`. The latter covers the row's other fields, and the number of the last blob, so that a missing blob is
+noticed. A row without a checksum is damaged: entries of its message were lost (`CommitLog`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Collection, Generator, Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from tenuto.core.document import DAMAGE, Document, Segment, Stored, document, restore_command, times_in
+from tenuto.core.errors import StoreUnusable
+from tenuto.core.retention import Fact
+from tenuto.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
+from tenuto.stores.sqlite_sums import head_sum, is_damage, piece_sum
+
+HEAD = 0  # number of the blob that holds a document's head
+INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`
+
+_encode_segments = msgspec.msgpack.Encoder().encode
+_decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
+
+
+class WrongChecksum(ValueError):
+    """A checksum differs from that of the data."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} has a wrong checksum")
+
+
+class Counted(NamedTuple):
+    """What a document adds to the counts of its channel."""
+
+    messages: int
+    size_bytes: int
+
+
+class Found(NamedTuple):
+    """The indexed fields of one document."""
+
+    key: int
+    id: str
+    version: int
+    size_bytes: int
+
+
+# The fields of a row that the checksum of the head covers, and the checksum.
+_ROW = "SELECT channel, message, created, version, open, deleted, size_bytes, target, crc FROM documents WHERE id = ?"
+_FACT = (
+    "SELECT id, message, version, created > 0 AND NOT deleted, size_bytes, open OR EXISTS"
+    " (SELECT 1 FROM documents AS one WHERE one.channel = documents.channel AND one.target = documents.message"
+    " AND one.open = 1) FROM documents "
+)
+_MOST = 2**62  # above every serial, and an integer of SQLite
+_FOUND = "SELECT id, message, version, size_bytes FROM documents "
+
+
+class Documents:
+    """The documents in the file. Methods run inside the transaction of their caller."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        # bytes of all rows handed to the database since the start, also of transactions that were rolled back
+        self.row_bytes = 0
+        (highest,) = db.execute("SELECT max(id) FROM documents").fetchone()
+        self._next_key = (highest or 0) + 1
+        (highest,) = db.execute("SELECT max(id) FROM texts").fetchone()
+        self._next_slot = (highest or 0) + 1
+        self.free_bytes = 0  # size of all free slots; after a rollback it is wrong until `count_free`
+
+    def count_free(self) -> None:
+        """Add up the size of all free slots. The time depends on their number."""
+        # The plus makes SQLite read the whole table, and so find damage anywhere in it.
+        total = "SELECT coalesce(sum(room), 0) FROM free WHERE +room BETWEEN 1 AND ?"
+        (self.free_bytes,) = self._db.execute(total, (MAX_ROOM,)).fetchone()
+
+    def skip_keys(self, highest: int) -> None:
+        """Assign only keys above `highest`, because old rows of the log may name documents that no longer exist."""
+        self._next_key = max(self._next_key, highest + 1)
+
+    def new_key(self) -> int:
+        """Return a new key for a document that will be written. No key is returned twice."""
+        self._next_key += 1
+        return self._next_key - 1
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def add(self, channel: int, key: int, document: Document) -> Counted:
+        """Write the first document of a message."""
+        has_segments = bool(document.segments) and self._may_keep_data(channel, document)
+        checksum = _sum_of(channel, document, HEAD + has_segments)
+        self._db.execute(
+            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(key, channel, document.id, document.created, *_changing(document)),
+                *(document.target, document.until_ms, checksum),
+            ),
+        )
+        self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
+        self._put(key, HEAD, document.head, self._head_room(document))
+        if has_segments:
+            self._put(key, HEAD + 1, _encode_segments(document.segments))
+        if document.is_deleted:
+            self._drop_data_about(channel, document.id)
+        return _counted(document)
+
+    def update(self, channel: int, key: int, document: Document) -> Counted:
+        """Write a further document of a message."""
+        before = Counted(
+            *self._db.execute(
+                "SELECT counted, counted * size_bytes FROM"
+                " (SELECT created > 0 AND NOT deleted AS counted, size_bytes FROM documents WHERE id = ?)",
+                (key,),
+            ).fetchone()
+        )
+        if document.fresh:
+            self._free(key, from_blob=HEAD + 1)
+            last = HEAD
+        else:
+            (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
+        self._replace_head(key, document)
+        if document.segments and self._may_keep_data(channel, document):
+            last += 1
+            self._put(key, last, _encode_segments(document.segments))
+        self._db.execute(
+            "UPDATE documents SET version = ?, open = ?, deleted = ?, size_bytes = ?, crc = ? WHERE id = ?",
+            (*_changing(document), _sum_of(channel, document, last), key),
+        )
+        self.row_bytes += 6 * INTEGER_BYTES
+        if document.is_deleted:
+            self._drop_data_about(channel, document.id)
+        counted = _counted(document)
+        return Counted(counted.messages - before.messages, counted.size_bytes - before.size_bytes)
+
+    def remove_keys(self, keys: Collection[int]) -> int:
+        """Remove the documents `keys`, and return how many of them were found.
+
+        The text of a slot that a damaged one shares with another document stays.
+        """
+        damaged = []
+        for key in keys:
+            try:
+                self.read(key, *self._db.execute("SELECT message FROM documents WHERE id = ?", (key,)).fetchone())
+            except (StoreUnusable, TypeError):
+                damaged.append(key)
+        if damaged:  # one scan of the table for all of them
+            theirs = f"document IN ({', '.join('?' * len(damaged))})"
+            others = f"SELECT slot FROM pieces WHERE NOT {theirs} AND slot IN (SELECT slot FROM pieces WHERE {theirs})"
+            self._db.execute(f"DELETE FROM pieces WHERE {theirs} AND slot IN ({others})", 3 * damaged)
+        for key in keys:
+            self._free(key, from_blob=HEAD)
+        return self._db.executemany("DELETE FROM documents WHERE id = ?", [(key,) for key in keys]).rowcount
+
+    def _may_keep_data(self, channel: int, document: Document) -> bool:
+        """Return whether the store may keep the segments of `document`.
+
+        It may not if the document is no longer open and its target is deleted.
+        """
+        if document.target is None or document.is_open:
+            return True
+        row = self._db.execute(
+            "SELECT deleted FROM documents WHERE channel = ? AND message = ?", (channel, document.target)
+        ).fetchone()
+        return row is None or not row[0]
+
+    def _drop_data_about(self, channel: int, target: str) -> None:
+        """Remove the segments of all documents with this target that are no longer open."""
+        keys = self._db.execute(
+            "SELECT id FROM documents WHERE channel = ? AND target = ? AND open = 0", (channel, target)
+        ).fetchall()
+        for (key,) in keys:
+            self._free_segments(key)
+
+    def outdated(self, now_ms: int, limit: int) -> list[int]:
+        """Return the keys of up to `limit` documents that are no longer open and whose `until_ms` has passed."""
+        rows = self._db.execute("SELECT id FROM documents WHERE until_ms <= ? AND open = 0 LIMIT ?", (now_ms, limit))
+        return [key for (key,) in rows]
+
+    def drop_data(self, keys: list[int]) -> None:
+        """Remove the segments of the documents `keys`, because their `until_ms` has passed."""
+        for key in keys:
+            self._free_segments(key)
+        self._db.executemany("UPDATE documents SET until_ms = NULL WHERE id = ?", [(key,) for key in keys])
+
+    def upgrade_commands(self) -> None:
+        """Rewrite all commands: before schema 3 their data was in their heads and had no target."""
+        rows = self._db.execute("SELECT id, channel, message FROM documents WHERE message >= '!' AND message < '\"'")
+        for key, channel, message_id in rows.fetchall():
+            blobs = self._blobs(key, is_checked=False)
+            head, segments = blobs.pop(HEAD), _segments(blobs)
+            command = restore_command(Stored(id=message_id, head=head, segments=segments, entries=[]))
+            current = document(command)
+            self._db.execute(
+                "UPDATE documents SET target = ?, until_ms = ? WHERE id = ?", (current.target, current.until_ms, key)
+            )
+            self.update(channel, key, current)
+
+    def add_sums(self, unreadable: Collection[int]) -> None:
+        """Add all checksums of pieces and heads: schema 4 introduced them. Damaged rows get none.
+
+        The documents `unreadable` are skipped: SQLite refuses all writes of a transaction that read a damaged page.
+        """
+        for (key,) in self._db.execute("SELECT id FROM documents").fetchall():
+            if key not in unreadable:
+                with contextlib.suppress(*DAMAGE):
+                    self.add_sums_of(key)
+
+    def unreadable(self) -> set[int]:
+        """Return the documents with text on pages that SQLite cannot read. Call it outside of a transaction."""
+        found = set()
+        for (key,) in self._db.execute("SELECT id FROM documents").fetchall():
+            try:
+                self._db.execute(
+                    "SELECT body FROM pieces JOIN texts ON texts.id = slot WHERE document = ?", (key,)
+                ).fetchall()
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                found.add(key)
+        return found
+
+    def add_sums_of(self, key: int) -> None:
+        """Add the checksums of one document."""
+        rows = self._db.execute(
+            "SELECT blob, chunk, body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? AND blob > ?",
+            (key, HEAD),
+        )
+        sums = [(piece_sum(key, blob, chunk, unpack(body)), key, blob, chunk) for blob, chunk, body in rows.fetchall()]
+        self._db.executemany("UPDATE pieces SET crc = ? WHERE document = ? AND blob = ? AND chunk = ?", sums)
+        *fields, _ = self._db.execute(_ROW, (key,)).fetchone()
+        blobs = self._blobs(key, is_checked=False)
+        checksum = head_sum((*fields, max(blobs)), blobs[HEAD])
+        self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
+
+    def mark_damaged(self, keys: Iterable[int]) -> None:
+        """Mark all open documents and those with `keys` as damaged: entries of their messages were lost."""
+        self._db.execute("UPDATE documents SET crc = NULL WHERE open = 1")
+        self._db.executemany("UPDATE documents SET crc = NULL WHERE id = ?", [(key,) for key in keys])
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def find(self, channel: int, message_id: str, created: int = 0) -> Found | None:
+        """Return the document of a message, or None; with `created` also if a damaged index does not list its id."""
+        row = self._db.execute(_FOUND + "WHERE channel = ? AND message = ?", (channel, message_id)).fetchone()
+        if row is None and created:
+            by_creation = _FOUND + "WHERE channel = ? AND deleted IN (0, 1) AND created = ? AND +message = ?"
+            row = self._db.execute(by_creation, (channel, created, message_id)).fetchone()
+        return Found(*row) if row else None
+
+    def by_key(self, key: int) -> tuple[Found, int] | None:
+        """Return the document with this key and the number of its channel, or None."""
+        row = self._db.execute(_FOUND.replace(" FROM", ", channel FROM") + "WHERE id = ?", (key,)).fetchone()
+        return (Found(*row[:-1]), row[-1]) if row is not None else None
+
+    def place(self, key: int) -> tuple[int, int]:
+        """Return at which serial a document's message was created, and the document's version; 1 and 1 if unknown."""
+        try:
+            row = self._db.execute("SELECT created, version FROM documents WHERE id = ?", (key,)).fetchone()
+            return int(row[0]), int(row[1])
+        except (sqlite3.DatabaseError, *DAMAGE):
+            return 1, 1
+
+    def changed(self, channel: int, after: int, limit: int) -> list[Found]:
+        """Return up to `limit` documents whose version is above `after`."""
+        rows = self._db.execute(_FOUND + "WHERE channel = ? AND version > ? LIMIT ?", (channel, after, limit))
+        return [Found(*row) for row in rows]
+
+    def by_creation(self, channel: int, before: int | None, after: int | None) -> Generator[Found]:
+        """Yield the documents that are not deleted, in the order of `Store.page`; rows are read on demand."""
+        order = "DESC" if after is None else "ASC"
+        first = 1 if after is None else min(max(after, 0), _MOST) + 1
+        last = _MOST if before is None else min(before, _MOST) - 1
+        rows = self._db.execute(
+            f"{_FOUND}WHERE channel = ? AND deleted = 0 AND created BETWEEN ? AND ? ORDER BY created {order}",
+            (channel, first, last),
+        )
+        with contextlib.closing(rows):  # a statement that is left open would keep the WAL from being emptied
+            for row in rows:
+                yield Found(*row)
+
+    def is_used_up(self, channel: str, message_id: str) -> bool:
+        """Return whether the id belonged to a message of the deleted channel of this name."""
+        row = self._db.execute(
+            "SELECT 1 FROM graves WHERE channel = ? AND message = ?", (channel, message_id)
+        ).fetchone()
+        return row is not None
+
+    def newest(self, channel: int) -> str | None:
+        """Return the id of the message that was created last, even if it is deleted."""
+        latest = [
+            self._db.execute(
+                "SELECT created, message FROM documents WHERE channel = ? AND deleted = ? AND created > 0"
+                " ORDER BY created DESC LIMIT 1",
+                (channel, deleted),
+            ).fetchone()
+            for deleted in (0, 1)
+        ]
+        return max((row for row in latest if row), default=(0, None))[1]
+
+    def facts(self, channel: int, after: int, limit: int) -> list[tuple[int, Fact]]:
+        """Return facts about up to `limit` documents whose version is above `after`, in its order, with their keys."""
+        rows = self._db.execute(
+            _FACT + "WHERE channel = ? AND version > ? ORDER BY version LIMIT ?", (channel, after, limit)
+        )
+        return [self._fact(*row) for row in rows.fetchall()]
+
+    def fact(self, channel: int, message_id: str) -> tuple[int, Fact] | None:
+        """Return the facts about one document, with its key, or None."""
+        row = self._db.execute(_FACT + "WHERE channel = ? AND message = ?", (channel, message_id)).fetchone()
+        return self._fact(*row) if row is not None else None
+
+    def _fact(
+        self, key: int, message_id: str, version: int, is_counted: int, size: int, is_busy: int
+    ) -> tuple[int, Fact]:
+        try:
+            at_ms = times_in(message_id, self._whole_head(key))[1]
+        except (*DAMAGE, sqlite3.DatabaseError):
+            at_ms = None
+        return key, Fact(message_id, version, bool(is_counted), size, at_ms, bool(is_busy))
+
+    def _whole_head(self, key: int) -> bytes:
+        """Return the head of a document. Raises WrongChecksum."""
+        *fields, checksum = self._db.execute(_ROW, (key,)).fetchone()
+        (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
+        chunks = self._db.execute(
+            "SELECT body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? AND blob = ? ORDER BY chunk",
+            (key, HEAD),
+        )
+        head = b"".join(unpack(body) for (body,) in chunks)
+        if checksum != head_sum((*fields, last), head):
+            raise WrongChecksum("its head")
+        return head
+
+    def top(self, channel: int) -> int:
+        """Return the highest version of the channel's documents."""
+        (version,) = self._db.execute("SELECT max(version) FROM documents WHERE channel = ?", (channel,)).fetchone()
+        return version or 0
+
+    def open_channels(self) -> list[str]:
+        """Return the names of the channels with open documents."""
+        rows = self._db.execute(
+            "SELECT DISTINCT channels.name FROM documents JOIN channels ON channels.id = documents.channel"
+            " WHERE open = 1 AND channels.name IS NOT NULL ORDER BY channels.name"
+        )
+        return [name for (name,) in rows]
+
+    def open(self, channel: int) -> dict[int, str]:
+        """Return the keys and ids of a channel's open documents."""
+        rows = self._db.execute(
+            "SELECT id, message FROM documents WHERE open = 1 AND channel = ? ORDER BY id", (channel,)
+        )
+        return dict(rows.fetchall())
+
+    def read(self, key: int, message_id: str, channel: int | None = None) -> tuple[bytes, list[Segment]]:
+        """Return the head and the segments of the document of a message. Raises StoreUnusable if it is damaged.
+
+        With `channel` it is also damaged if it belongs to another channel: a damaged index may list it for this one.
+        """
+        try:
+            row = self._db.execute(_ROW, (key,)).fetchone()
+            blobs = self._blobs(key)
+            last = max(blobs, default=HEAD)
+            head = blobs.pop(HEAD, b"")
+            if row is None or not head or row[1] != message_id or row[-1] != head_sum((*row[:-1], last), head):
+                raise WrongChecksum("its head")
+            if channel not in (None, row[0]):
+                raise WrongChecksum("an index of its channel")
+            return head, _segments(blobs)
+        except DAMAGE as error:
+            reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__
+            raise StoreUnusable(f"message {message_id!r} is damaged ({reason}); restore a backup") from error
+
+    def head(self, key: int) -> bytes:
+        """Return the head of a document, without a check."""
+        return self._blobs(key, is_checked=False)[HEAD]
+
+    def _blobs(self, key: int, *, is_checked: bool = True) -> dict[int, bytes]:
+        """Return the blobs of a document, by their numbers. Raises WrongChecksum."""
+        rows = self._db.execute(
+            # LEFT JOIN, so that a missing slot is found as damage instead of shortening the document.
+            "SELECT blob, chunk, body, crc FROM pieces LEFT JOIN texts ON texts.id = slot WHERE document = ?"
+            " ORDER BY blob, chunk",
+            (key,),
+        )
+        chunks: dict[int, list[bytes]] = {}
+        for blob, chunk, body, checksum in rows.fetchall():
+            data = unpack(body)
+            if is_checked and blob != HEAD and checksum != piece_sum(key, blob, chunk, data):
+                raise WrongChecksum(f"piece {chunk} of text {blob}")
+            chunks.setdefault(blob, []).append(data)
+        return {blob: b"".join(pieces) for blob, pieces in chunks.items()}
+
+    # -- slots ---------------------------------------------------------------------------------------------------
+
+    def _head_room(self, document: Document) -> int:
+        """Return the size of the slot for a head.
+
+        The head of an open message will grow by a reason, a request id or another part.
+        """
+        size = len(document.head)
+        return size + size // 4 + 32 if document.is_open else size
+
+    def _replace_head(self, key: int, document: Document) -> None:
+        slots = self._db.execute(
+            "SELECT slot, length(body) FROM pieces CROSS JOIN texts ON texts.id = slot WHERE document = ? AND blob = ?",
+            (key, HEAD),
+        ).fetchall()
+        size = len(document.head)
+        needed = size + LENGTH_BYTES
+        if len(slots) == 1 and needed <= slots[0][1] <= 2 * needed + 64:
+            slot, room = slots[0]
+            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(document.head, room), slot))
+            self.row_bytes += room + INTEGER_BYTES
+            return
+        self._free(key, from_blob=HEAD, to_blob=HEAD)
+        self._put(key, HEAD, document.head, self._head_room(document))
+
+    def _put(self, key: int, blob: int, data: bytes, room_bytes: int = 0) -> None:
+        """Write `data` as a blob; its last chunk gets a slot for up to `room_bytes`."""
+        for chunk, start in enumerate(range(0, len(data), MAX_DATA)):
+            piece = data[start : start + MAX_DATA]
+            slot = self._write(piece, room_for(LENGTH_BYTES + max(len(piece), room_bytes - start)))
+            checksum = piece_sum(key, blob, chunk, piece) if blob != HEAD else None
+            self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", (key, blob, chunk, slot, checksum))
+            self.row_bytes += 5 * INTEGER_BYTES
+
+    def _write(self, data: bytes, wanted: int) -> int:
+        free = self._db.execute(
+            "SELECT room, slot FROM free WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1",
+            (wanted, larger_rooms(wanted)[-1]),
+        ).fetchone()
+        if free is not None:
+            room, slot = free
+            self._db.execute("DELETE FROM free WHERE room = ? AND slot = ?", free)
+            self.free_bytes -= room
+            # a damaged row of `free` may name a slot in use, whose text must stay
+            is_free = "UPDATE texts SET body = ? WHERE id = ? AND body = zeroblob(?)"
+            if not self._db.execute(is_free, (pack(data, room), slot, room)).rowcount:
+                free = None
+        if free is None:
+            room, slot = wanted, self._next_slot
+            self._next_slot += 1
+            self._db.execute("INSERT INTO texts VALUES (?, ?)", (slot, pack(data, room)))
+        self.row_bytes += room + INTEGER_BYTES
+        return int(slot)
+
+    def _free_segments(self, key: int) -> None:
+        """Free the segments of a document, and note in its checksum that it has none."""
+        try:
+            blobs = self._blobs(key)
+            *fields, checksum = self._db.execute(_ROW, (key,)).fetchone()
+            is_whole = checksum == head_sum((*fields, max(blobs)), blobs[HEAD])
+        except DAMAGE:
+            is_whole = False
+        self._free(key, from_blob=HEAD + 1)
+        if is_whole:  # otherwise the document stays damaged
+            checksum = head_sum((*fields, HEAD), blobs[HEAD])
+            self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
+
+    def _free(self, key: int, *, from_blob: int, to_blob: int = 2**62) -> None:
+        """Fill the slots of some blobs with zeros, and free them."""
+        which = (key, from_blob, to_blob)
+        slots = "(SELECT slot FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?)"
+        freed = self._db.execute(f"SELECT length(body), id FROM texts WHERE id IN {slots}", which).fetchall()
+        self._db.executemany("INSERT OR IGNORE INTO free VALUES (?, ?)", freed)
+        self.free_bytes += sum(room for room, _ in freed)
+        self._db.execute(f"UPDATE texts SET body = zeroblob(length(body)) WHERE id IN {slots}", which)
+        self._db.execute("DELETE FROM pieces WHERE document = ? AND blob BETWEEN ? AND ?", which)
+
+
+def _counted(document: Document) -> Counted:
+    return Counted(1, document.size_bytes) if document.created and not document.is_deleted else Counted(0, 0)
+
+
+def _changing(document: Document) -> tuple[int, bool, bool, int]:
+    return document.version, document.is_open, document.is_deleted, document.size_bytes
+
+
+def _sum_of(channel: int, document: Document, last_blob: int) -> int:
+    """Return the checksum for a document's row and head."""
+    version, is_open, is_deleted, size_bytes = _changing(document)
+    fields = (channel, document.id, document.created, version, int(is_open), int(is_deleted), size_bytes)
+    return head_sum((*fields, document.target, last_blob), document.head)
+
+
+def _segments(blobs: dict[int, bytes]) -> list[Segment]:
+    """Return the segments in `blobs`, which are in order."""
+    return [segment for data in blobs.values() for segment in _decode_segments(data)]

@@ -1,0 +1,499 @@
+"""The engine of the SQLite store, without threads: commits, reads, housekeeping.
+
+Layer: stores. This code runs on the store's thread; other threads may call `stats` only.
+
+The state in memory (channels, the log's pins) mirrors the file and changes only after a commit. So a failed
+transaction needs no repair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from tenuto.core.document import DAMAGE, Stored, used_up_head
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
+from tenuto.stores.base import Changes, Committed, Conflict, Head, StoredPage, Tail, Write, tail_of
+from tenuto.stores.sqlite_channels import ChannelRow, Channels, Plan
+from tenuto.stores.sqlite_documents import INTEGER_BYTES, Documents
+from tenuto.stores.sqlite_file import SqliteFile
+from tenuto.stores.sqlite_log import CommitLog, LogEntry, Tracked
+from tenuto.stores.sqlite_pruning import Pruning
+from tenuto.stores.sqlite_space import Space
+from tenuto.stores.sqlite_sums import damaged
+from tenuto.stores.sqlite_whole import WholeMessages
+
+logger = logging.getLogger("tenuto.stores")
+
+# Documents are requested before a minute is over. The hub calls `tidy` only every few seconds, and rows that share
+# deleted text must be free by then.
+OLD_MS = 45_000
+MAX_LOG_BYTES = 64 * 1024 * 1024
+IDLE_LOG_BYTES = 1024 * 1024  # space that the log keeps for the next entries when none of its rows is needed
+# Beyond about this many pages (4 MiB) the WAL is moved into the file. A higher limit did not help (at four times that,
+# disk bytes within 3 %), and a start has to read the whole WAL.
+CHECKPOINT_PAGES = 1_024
+COMMIT_PAGES = 3  # estimated WAL pages of a commit, in addition to those for its bytes
+DOCUMENT_PAGES = 8
+IDLE_S = 1.0  # after this time without work the WAL is emptied, which removes deleted text from it
+RETRY_S = 5.0  # wait before the next try after housekeeping failed
+# Housekeeping between two commits goes in steps of a few milliseconds at most.
+STEP_SLOTS = 128
+STEP_DOCUMENTS = 16
+TIDY_S = 0.1
+
+
+class Engine:
+    """The work of the SQLite store. All methods but `stats` run on the store's thread."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+        self._is_open = False
+
+    # -- opening and closing ---------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the file and read its state. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
+        self._file.open()
+        try:
+            self._load()
+        except sqlite3.Error as error:
+            self._file.abandon()
+            raise self._file.refusal(error) from error
+        except DAMAGE as error:
+            self._file.abandon()
+            raise damaged(self._file.path, error) from error
+        except StoreUnusable as error:
+            self._file.abandon()
+            raise StoreUnusable(f"store file {self._file.path} cannot be used: {error}") from error
+        except BaseException:
+            self._file.abandon()
+            raise
+        self._is_open = True
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn errors about rows of an impossible form into StoreUnusable: the file is damaged."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise damaged(self._file.path, error) from error
+
+    def _load(self) -> None:
+        db = self._file.db
+        self._commits = 0
+        self._documents_written = 0
+        self._checkpoints = 0
+        self._row_bytes = 0
+        self._wal_pages = 0  # estimated pages in the WAL since the last checkpoint
+        self._is_wal_empty = True
+        self._retry_at_s = 0.0
+        self._truncate_at_s = 0.0
+        self._documents = Documents(db)
+        self.channels = Channels(db, self._documents)
+        self._whole = WholeMessages(self._file.path, self._documents, self.channels)
+        self.pruning = Pruning(self._file, self.channels, self._documents, self._channel, self._note_deleted)
+        self._log, highest = self._whole.load_log(self._file)
+        self._documents.skip_keys(highest)
+        for tracked in self._log.pinned.values():
+            channel = self._whole.channel(tracked.channel, at=0)
+            if channel is None:
+                continue
+            channel.tracked[tracked.id] = tracked
+            channel.serial = max(channel.serial, tracked.last)
+        # Deleted channels whose documents are still to be removed.
+        self._deleted = [number for (number,) in db.execute("SELECT id FROM channels WHERE name IS NULL")]
+        self._is_wipe_due = True  # True: text may have been deleted just before the last process ended
+        self._is_wiping = False
+        self._space = Space(self._file, self._documents)
+        self._space.measure(self._log)
+
+    def close(self) -> None:
+        """Finish pending housekeeping for at most a second, and close the file cleanly."""
+        self._is_open = False
+        with contextlib.suppress(sqlite3.Error, StoreUnavailable):
+            self.wipe(1.0)
+        self._file.close()
+
+    # -- commits -----------------------------------------------------------------------------------------------
+
+    def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
+        """Store the writes that do not conflict (`Store.commit`)."""
+        assert len({write.channel for write in writes}) == len(writes)
+        results: list[Committed | Conflict] = []
+        plans: list[Plan] = []
+        entries: list[LogEntry] = []
+        heads: list[tuple[ChannelRow, int]] = []
+        known = self.channels.by_name
+        for write in writes:
+            channel = known.get(write.channel) or self._channel(write.channel)
+            new = write.entries
+            if channel is None:
+                fits = write.expected == 0 and write.lives == self.channels.empty(write.channel).lives
+            else:
+                fits = (
+                    write.expected == channel.serial and write.epoch == channel.epoch and write.floor == channel.floor
+                )
+                if fits and len(new) == 1 and not write.documents:  # hot path: nearly all writes are a single append
+                    tracked = channel.tracked.get(new[0].op.id)
+                    if tracked is not None:
+                        entries.append((tracked, new[0].serial, new[0].op))
+                        heads.append((channel, new[0].serial))
+                        results.append(Committed(new[0].serial))
+                        continue
+            if not fits:
+                results.append(Conflict(self._head(write.channel)))
+                continue
+            serial = write.expected + len(write.entries)
+            results.append(Committed(serial))
+            if channel is None:
+                if not write.entries:
+                    continue
+                channel = self.channels.new(write.channel, write.epoch)
+                plans.append(self._plan(write, channel, is_born=True))
+            elif write.documents:
+                plans.append(self._plan(write, channel, is_born=False))
+            self._collect_entries(write, channel, plans[-1] if write.documents else None, entries)
+            if write.entries:
+                heads.append((channel, serial))
+        if plans or entries:
+            self._store(plans, entries, heads)
+        return results
+
+    def _plan(self, write: Write, channel: ChannelRow, *, is_born: bool) -> Plan:
+        plan = Plan(channel, is_born)
+        for document in write.documents:
+            tracked = plan.new.get(document.id) or self._tracked(channel, document.id, document.created)
+            if tracked is None:
+                tracked = Tracked(channel.name, self._documents.new_key(), document.id, 0)
+                plan.new[document.id] = tracked
+            if document.version >= tracked.version:
+                plan.documents.append((tracked, document))
+        return plan
+
+    def _collect_entries(self, write: Write, channel: ChannelRow, plan: Plan | None, entries: list[LogEntry]) -> None:
+        """Add to `entries` those of `write` that no document of its `plan` contains."""
+        known = channel.tracked
+        covered = {document.id: document.version for _, document in plan.documents} if plan is not None else None
+        for entry in write.entries:
+            op = entry.op
+            if covered is not None and entry.serial <= covered.get(op.id, 0):
+                continue
+            tracked = known.get(op.id) or self._tracked(channel, op.id)
+            if tracked is None and plan is not None:
+                tracked = plan.new.get(op.id)
+            if tracked is None:
+                raise ValueError(f"the write to channel {channel.name!r} has no document for new message {op.id!r}")
+            entries.append((tracked, entry.serial, op))
+
+    def _tracked(self, channel: ChannelRow, message_id: str, created: int = 0) -> Tracked | None:
+        """Return the state of a message in the log (`Tracked`); None if the message has no document."""
+        tracked = channel.tracked.get(message_id)
+        if tracked is None:
+            found = self._documents.find(channel.id, message_id, created if created <= channel.serial else 0)
+            if found is not None:
+                tracked = channel.tracked[message_id] = Tracked(channel.name, found.key, found.id, found.version)
+        return tracked
+
+    def _store(self, plans: list[Plan], entries: list[LogEntry], heads: list[tuple[ChannelRow, int]]) -> None:
+        rows = self._log.rows(entries)
+        handed = -self._documents.row_bytes
+        with self._file.transaction() as db:
+            for plan in plans:
+                handed += self._write_plan(db, plan)
+            slots, log_bytes = self._log.write(db, rows)
+        handed += self._documents.row_bytes + log_bytes
+        self._note_written(handed, documents=sum(len(plan.documents) for plan in plans))
+        self._log.written(rows, slots)
+        for plan in plans:
+            self._note_plan(plan)
+        for channel, serial in heads:
+            channel.serial = serial
+            channel.used = self._commits
+
+    def _write_plan(self, db: sqlite3.Connection, plan: Plan) -> int:
+        """Write the rows outside the log. Return the bytes handed to the database, apart from those of documents."""
+        channel = plan.channel
+        handed = 0
+        if plan.is_born:
+            self.channels.add(channel)
+            handed = 3 * INTEGER_BYTES + len(channel.name) + len(channel.epoch)
+        new = set(plan.new)
+        messages = size_bytes = 0
+        for tracked, document in plan.documents:
+            if document.id in new:
+                new.remove(document.id)
+                counted = self._documents.add(channel.id, tracked.key, document)
+            else:
+                counted = self._documents.update(channel.id, tracked.key, document)
+            messages, size_bytes = messages + counted.messages, size_bytes + counted.size_bytes
+        if plan.documents:
+            times = [document.at_ms for _, document in plan.documents]
+            self.channels.count(channel, messages, size_bytes, min(times), max(times))
+            handed += 3 * INTEGER_BYTES
+        return handed
+
+    def _note_plan(self, plan: Plan) -> None:
+        channel = plan.channel
+        if plan.is_born:
+            channel.used = self._commits
+            self.channels.by_name[channel.name] = channel
+        channel.tracked.update(plan.new)
+        for tracked, document in plan.documents:
+            tracked.version = document.version
+            self._log.release(tracked, document.version)
+            if document.is_deleted:
+                self._is_wipe_due = True
+            if not document.is_open and not tracked.slots:
+                channel.tracked.pop(document.id, None)
+
+    def _note_written(self, row_bytes: int, *, documents: int = 0) -> None:
+        self._commits += 1
+        self._documents_written += documents
+        self._row_bytes += row_bytes
+        self._space.wrote(row_bytes, self._log)
+        self._note_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
+
+    def _note_deleted(self, row_bytes: int, documents: int) -> int:
+        """Note a commit that removed documents with their text; returns its number."""
+        self._note_written(row_bytes, documents=documents)
+        self._is_wipe_due = True
+        return self._commits
+
+    def delete_channel(self, name: str, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
+        """Empty `channel` (`Store.delete_channel`)."""
+        channel, head = self._channel(name), self._head(name)
+        if head != expected:
+            return Conflict(head)
+        if channel is None and not used_up:
+            return head
+        with self._file.transaction():
+            handed = self.channels.bury(name, used_up, until_ms)
+        self._note_written(handed)
+        self.channels.by_name.pop(name, None)
+        if channel is not None:
+            for tracked in channel.tracked.values():
+                self._log.release(tracked, channel.serial)
+            self._deleted.append(channel.id)
+            self._is_wipe_due = True
+        return self._head(name)
+
+    def note(self, values: Mapping[str, bytes | None], expected: Mapping[str, bytes | None]) -> bool:
+        """Keep or delete notes of the hub (`Store.note`)."""
+        gone = [(name,) for name, value in values.items() if value is None]
+        kept = [(name, value) for name, value in values.items() if value is not None]
+        if any(self.notes(name).get(name) != value for name, value in expected.items()):
+            return False
+        with self._file.transaction() as db:
+            db.executemany("DELETE FROM notes WHERE name = ?", gone)
+            db.executemany("REPLACE INTO notes VALUES (?, ?)", kept)
+        self._note_written(sum(len(name) + len(value) for name, value in kept))
+        return True
+
+    # -- reads -------------------------------------------------------------------------------------------------
+
+    def heads(self, names: Sequence[str]) -> list[Head]:
+        """Return the heads of `channels` (`Store.heads`)."""
+        return [self._head(name) for name in names]
+
+    def changes(self, name: str, after: int, limit: int) -> Changes:
+        """Return the messages that changed after a serial (`Store.changes`)."""
+        with self._reading():
+            channel = self._channel(name)
+            if channel is None:
+                return Changes(self._head(name), None, [])
+            changed = {found.key: found.id for found in self._documents.changed(channel.id, after, limit + 1)}
+            changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
+            messages = self._stored(channel, changed) if len(changed) <= limit else None
+            return Changes(channel.head, self._documents.newest(channel.id), messages)
+
+    def entries(self, name: str, after: int, limit_bytes: int) -> Tail:
+        """Return the entries after a serial (`Store.entries`)."""
+        with self._reading():
+            channel = self._channel(name)
+            known = channel.tracked.values() if channel is not None else ()
+            keys = [tracked.key for tracked in known if tracked.last > after]
+            found, _ = self._log.entries(self._file.db, keys)
+            entries = [entry for of_message in found.values() for entry in of_message]
+            return tail_of(self._head(name), entries, after=after, limit_bytes=limit_bytes)
+
+    def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        """Return messages and commands by their ids (`Store.messages`)."""
+        with self._reading():
+            channel = self._channel(name)
+            known: dict[str, Stored] = {}
+            if channel is not None:
+                found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
+                known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
+            for message_id in ids:
+                if message_id not in known and self._documents.is_used_up(name, message_id):
+                    known[message_id] = Stored(id=message_id, head=used_up_head(message_id), segments=[], entries=[])
+            return self._head(name), known
+
+    def page(self, name: str, before: int | None, after: int | None, limit: int, limit_bytes: int) -> StoredPage:
+        """Return a page of messages (`Store.page`)."""
+        with self._reading():
+            channel = self._channel(name)
+            if channel is None:
+                return StoredPage(self._head(name), [], False)
+            page: dict[int, str] = {}
+            size_bytes = 0
+            more = False
+            with contextlib.closing(self._documents.by_creation(channel.id, before, after)) as documents:
+                for found in documents:
+                    tracked = self._log.pinned.get(found.key)
+                    if tracked is not None and tracked.is_deleted:
+                        continue
+                    size_bytes += found.size_bytes
+                    more = len(page) == limit or (size_bytes > limit_bytes and bool(page))
+                    if more:
+                        break
+                    page[found.key] = found.id
+            return StoredPage(channel.head, self._stored(channel, page), more)
+
+    def open_channels(self) -> list[str]:
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
+        names = self._documents.open_channels()
+        return [name for name in names if self._whole.channel(name, at=self._commits) is not None]
+
+    def open_documents(self, name: str) -> list[Stored]:
+        """Return the open documents of `channel` (`Store.open_documents`)."""
+        channel = self._channel(name)
+        return self._stored(channel, self._documents.open(channel.id)) if channel is not None else []
+
+    def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the hub's notes under a prefix (`Store.notes`)."""
+        rows = self._file.db.execute(
+            "SELECT name, value FROM notes WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
+        )
+        return dict(rows.fetchall())
+
+    def _stored(self, channel: ChannelRow, documents: dict[int, str]) -> list[Stored]:
+        """Return the stored form of documents, given by key and id, each with its entries, in the same order."""
+        return self._whole.read(self._file.db, self._log, channel.id, documents)
+
+    def _channel(self, name: str) -> ChannelRow | None:
+        return self.channels.find(name, at=self._commits)
+
+    def _head(self, name: str) -> Head:
+        return self.channels.head(name, at=self._commits)
+
+    # -- housekeeping ------------------------------------------------------------------------------------------
+
+    def tidy(self, now_ms: int) -> list[tuple[str, str]]:
+        """Do a round of housekeeping (`Store.tidy`)."""
+        self._space.count_free()  # first, because the rest fails if the list of free slots is damaged
+        due = list(self._log.due(now_ms, old_ms=OLD_MS, limit_bytes=MAX_LOG_BYTES))
+        outdated = self.pruning.drop_outdated(now_ms, STEP_DOCUMENTS)
+        if outdated is not None:
+            self._note_pages(COMMIT_PAGES + outdated * DOCUMENT_PAGES)
+        self.wipe()
+        self._space.measure(self._log)
+        return [(tracked.channel, tracked.id) for tracked in due if self._whole.is_readable(tracked)]
+
+    def wipe(self, limit_s: float = TIDY_S) -> bool:
+        """Go on with the pending housekeeping for `limit_s` (`Store.wipe`)."""
+        deadline_s = time.monotonic() + limit_s
+        self._start_wipe()
+        while self._step() and time.monotonic() < deadline_s:
+            pass
+        return not (self._is_wiping or self._deleted)
+
+    def spare(self, is_idle: bool) -> float | None:
+        """Do a step of housekeeping, as after each call.
+
+        Return the seconds until the next step; None: none is needed.
+        """
+        if not self._is_open:
+            return None
+        self.channels.bound()
+        wait_s, has_stepped = max(self._retry_at_s - time.monotonic(), 0.0), False
+        try:
+            has_stepped = not wait_s and self._step()
+        except (sqlite3.Error, StoreUnavailable) as error:
+            wait_s = self._put_off(error)
+        is_idle &= not has_stepped
+        # also after a step or an error: neither many steps nor one that damage ends each time may let the WAL grow
+        if self._wal_pages >= CHECKPOINT_PAGES or (is_idle and not self._is_wal_empty):
+            try:
+                self._checkpoint("TRUNCATE" if is_idle else "PASSIVE")
+            except (sqlite3.Error, StoreUnavailable) as error:
+                return self._put_off(error)
+        if has_stepped or self._is_wal_empty:
+            return 0.0 if has_stepped else wait_s or None
+        return min(wait_s, IDLE_S) or IDLE_S
+
+    def _put_off(self, error: Exception) -> float:
+        """Log that housekeeping failed, and return the seconds until the next try."""
+        logger.warning("housekeeping of store file %s failed, next try in %.0f s: %s", self._file.path, RETRY_S, error)
+        self._retry_at_s = time.monotonic() + RETRY_S
+        return RETRY_S
+
+    def _step(self) -> bool:
+        """Do one step of the pending housekeeping; returns False if none is pending."""
+        log = self._log
+        if self._deleted:
+            if self.pruning.sweep(self._deleted[-1], STEP_DOCUMENTS):
+                self._deleted.pop()
+            self._note_pages(STEP_DOCUMENTS * DOCUMENT_PAGES)
+        elif not log.live_rows and log.slot_bytes > IDLE_LOG_BYTES:
+            with self._file.transaction() as db:
+                # delete all rows at once: this moves no row to another page, and zeroes their pages
+                db.execute("DELETE FROM log")
+            self._log = CommitLog(log.now_ms)
+            self._note_pages(log.slot_bytes // 4096)
+        elif self._is_wiping and log.can_wipe:
+            with self._file.transaction() as db:
+                wiped = log.wipe(db, STEP_SLOTS)
+            wiped()
+            self._note_pages(STEP_SLOTS)
+        else:
+            if self._is_wiping and log.is_wiped and time.monotonic() >= self._truncate_at_s:
+                if self._checkpoint("TRUNCATE"):
+                    self._is_wiping = False
+                else:
+                    self._truncate_at_s = time.monotonic() + IDLE_S  # a reader in another process blocks it
+            return False
+        return True
+
+    def _start_wipe(self) -> None:
+        """Schedule the removal of deleted text from the log, if text was deleted."""
+        if self._is_wipe_due:
+            self._is_wipe_due = False
+            self._is_wiping = True
+            self._log.start_wipe()
+
+    def _checkpoint(self, mode: Literal["PASSIVE", "TRUNCATE"]) -> bool:
+        self._wal_pages = 0  # reset it even if a reader blocked the checkpoint, so that the next try is not immediate
+        is_done = self._file.checkpoint(mode)
+        self._is_wal_empty = is_done and mode == "TRUNCATE"
+        self._checkpoints += 1
+        if is_done:
+            self._file.drop_former_nonces()
+        return is_done
+
+    def _note_pages(self, pages: int) -> None:
+        self._wal_pages += pages
+        self._is_wal_empty = False
+
+    def stats(self) -> dict[str, int]:
+        """Return counters (`Store.stats`). May be called from any thread, since it only reads numbers."""
+        log = self._log
+        return {
+            "commits": self._commits,
+            "row_bytes": self._row_bytes,
+            "documents": self._documents_written,
+            "checkpoints": self._checkpoints,
+            "channels": len(self.channels.by_name),
+            "log_rows": log.live_rows,
+            "log_bytes": log.live_bytes,
+            "log_slots": log.slots,
+            "log_slot_bytes": log.slot_bytes,
+            "pinned": len(log.pinned),
+            "damaged": len(self._whole.messages),
+            **self._space.stats(),
+        }

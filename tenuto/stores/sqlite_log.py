@@ -1,0 +1,473 @@
+"""The commit log: entries that no document covers yet, one row per commit for the entries of all channels.
+
+Layer: stores. This code runs on the store's thread.
+
+One row per entry wrote 850 bytes to disk per streamed byte at 500 busy
+conversations, one row per commit 72, and overwriting rows that are no longer needed is less again. A row is a slot
+(`sqlite_file`) with a list of items in MessagePack: `[document, serial, at, text]` for an append to part 0,
+`[document, serial, part, at, text]` to another one, `[document, serial, n, bytes]` for the n-th piece of another
+operation. A commit that does not fit into one slot uses more, and a long append becomes several items with one serial.
+One filler element, which is not an item, fills the rest of a slot. A checksum precedes the list (`sqlite_sums`). A slot
+of zeros is empty.
+
+Only memory knows which slots are needed: each message pins the slots that hold entries above its
+document's version. A slot without pins is free to be overwritten; its old items have no effect, since their documents
+cover them. So a commit writes one row and changes no other.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from tenuto.core.document import DAMAGE
+from tenuto.core.errors import StoreUnusable
+from tenuto.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
+from tenuto.stores.sqlite_slots import MAX_ROOM, larger_rooms, room_for
+from tenuto.stores.sqlite_sums import SUM_BYTES, opened, sealed
+
+SHORT_LIST = 14  # items in a list whose head takes one byte, less the element that fills the slot
+MAX_ITEM_BYTES = MAX_ROOM - 3  # largest item: a slot without the head of a long list
+# length of the pieces of an append that does not fit into a slot; each has at most 4,000 bytes
+PIECE_CHARACTERS = 1_000
+PIECE_BYTES = 4_000
+
+Item = list[Any]  # an item as decoded: a list whose forms the module's docstring describes
+
+_SERIAL = itemgetter(1)
+_PIECE = itemgetter(-2)  # sort key for the items of one operation: an append's offset, or the number of the piece
+_encode = msgspec.msgpack.Encoder().encode
+_decode_items = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+class Tracked:
+    """A message in the log: the version of its document, and the slots that hold its later entries."""
+
+    __slots__ = ("channel", "id", "is_deleted", "key", "serials", "since_ms", "slots", "version")
+
+    def __init__(self, channel: str, key: int, message_id: str, version: int) -> None:
+        self.channel = channel
+        self.key = key  # key of the message's document
+        self.id = message_id
+        self.version = version  # version of the message's document
+        self.is_deleted = False  # True: an entry that the document does not contain has deleted the message
+        self.serials = array("Q")  # for each slot in `slots`: serial of the message's last entry in it
+        self.slots = array("Q")
+        self.since_ms: int | None = None  # since when the message pins slots, by the clock of `tidy`
+
+    @property
+    def last(self) -> int:
+        """Return the serial of the message's last entry after the document, or 0."""
+        return self.serials[-1] if self.serials else 0
+
+
+LogEntry = tuple[Tracked, int, Op]  # an entry to store in the log: its message, its serial, its operation
+
+
+class Row(NamedTuple):
+    """One row to write: its items in MessagePack, their size in bytes, and for each item the entry that it stores."""
+
+    items: list[bytes]
+    size: int
+    entries: list[LogEntry]
+
+
+class CommitLog:
+    """The slots of the log, and the messages that pin them. This state changes only after a commit: see `written`."""
+
+    def __init__(self, now_ms: int | None = None) -> None:
+        self.pinned: dict[int, Tracked] = {}  # messages that pin slots, by the key of their document
+        self.now_ms = now_ms  # time of the last call of `tidy`
+        self.live_rows = 0
+        self.live_bytes = 0
+        self.slot_bytes = 0
+        # These arrays are indexed by slot number, which begins at 1:
+        self._rooms = array("H", [0])
+        self._pins = array("L", [0])
+        self._stamps = array("Q", [0])  # number of the commit that wrote the slot; 0: the slot is empty
+        self._stamp = 0
+        self._free: dict[int, list[int]] = {}  # free slots, by their size
+        # Wiping: slots that were written up to this commit are overwritten as soon as they are free.
+        self._wipe_stamp = 0
+        self._wipe_list: list[int] = []
+        self._wipe_waits = 0  # number of slots to wipe that are still pinned
+        self.damaged: list[int] = []  # slots whose rows were found damaged by `load`
+        # True if `load` found that the rows do not have the numbers 1, 2, 3 and so on, or that one is no row of the log
+        self.is_disordered = False
+
+    @property
+    def slots(self) -> int:
+        return len(self._rooms) - 1
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def rows(entries: Iterable[LogEntry]) -> list[Row]:
+        """Return the rows for `entries`, as few as possible."""
+        rows = []
+        items: list[bytes] = []
+        owners: list[LogEntry] = []
+        size = 0
+        for entry in entries:
+            tracked, serial, op = entry
+            # the common case: one item for an append to part 0
+            if type(op) is Append and not op.part and len(op.text) <= PIECE_CHARACTERS:
+                pieces: Iterable[bytes] = (_encode((tracked.key, serial, op.at, op.text)),)
+            else:
+                pieces = _items(tracked, serial, op)
+            for item in pieces:
+                size += len(item)
+                if size > MAX_ITEM_BYTES:
+                    rows.append(_row(items, owners))
+                    items, owners, size = [], [], len(item)
+                items.append(item)
+                owners.append(entry)
+        if items:
+            rows.append(_row(items, owners))
+        return rows
+
+    def write(self, db: sqlite3.Connection, rows: Sequence[Row]) -> tuple[list[int], int]:
+        """Write `rows`; returns their slots and the bytes handed to the database. Call `written` after the commit."""
+        slots: list[int] = []
+        taken: dict[int, int] = {}  # for each slot size: how many of its free slots are already taken by these rows
+        new = len(self._rooms)
+        handed = 0
+        for row in rows:
+            wanted = room_for(row.size)
+            slot = self._find_free(wanted, taken)
+            if slot is None:
+                slot, new = new, new + 1
+                body = sealed(slot, _body(row, wanted))
+                db.execute("INSERT INTO log VALUES (?, ?)", (slot, body))
+            else:
+                body = sealed(slot, _body(row, self._rooms[slot]))
+                db.execute("UPDATE log SET body = ? WHERE id = ?", (body, slot))
+            slots.append(slot)
+            handed += len(body) + 8
+        return slots, handed
+
+    def written(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
+        """Note that `rows` are committed in `slots`. Call this directly after the commit, before any `release`."""
+        self._stamp += 1
+        for row, slot in zip(rows, slots, strict=True):
+            if slot == len(self._rooms):
+                self._add_slot(room_for(row.size))
+            else:
+                last_free = self._free[self._rooms[slot]].pop()
+                assert last_free == slot
+            self._stamps[slot] = self._stamp
+            for tracked, serial, op in row.entries:
+                self._pin(tracked, serial, slot)
+                if type(op) is Delete:
+                    tracked.is_deleted = True
+
+    def release(self, tracked: Tracked, version: int) -> None:
+        """Note that the committed document of `tracked` contains its entries up to `version`; frees slots."""
+        count = bisect_right(tracked.serials, version)
+        for slot in tracked.slots[:count]:
+            self._pins[slot] -= 1
+            if not self._pins[slot]:
+                self._free_slot(slot)
+        del tracked.serials[:count], tracked.slots[:count]
+        if not tracked.slots:
+            self.pinned.pop(tracked.key, None)
+            tracked.since_ms = None
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def entries(self, db: sqlite3.Connection, keys: Iterable[int]) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+        """Return for each document in `keys` the entries after its version, in order. Each row is read only once.
+
+        The second result holds the documents of which a row is damaged, each with the reason.
+        """
+        wanted = {key: self.pinned[key] for key in keys if key in self.pinned}
+        found: dict[int, list[Item]] = {key: [] for key in wanted}
+        damaged: dict[int, str] = {}
+        for slot in sorted({slot for tracked in wanted.values() for slot in tracked.slots}):
+            row = db.execute("SELECT body FROM log WHERE id = ?", (slot,)).fetchone()
+            body = opened(slot, row[0]) if row is not None else None
+            if not body or not body[0]:  # damaged, missing, or zeros, which no pinned slot has
+                reason = f"row {slot} of the log is damaged"
+                damaged |= {key: reason for key, tracked in wanted.items() if slot in tracked.slots}
+                continue
+            for item in _read_items(body, slot):
+                of_message = found.get(item[0])
+                if of_message is not None:
+                    of_message.append(item)
+        entries = {}
+        for key in wanted.keys() - damaged.keys():
+            try:
+                entries[key] = _entries(wanted[key], found[key])
+            except DAMAGE as error:
+                damaged[key] = f"its entries cannot be read ({type(error).__name__})"
+        return entries, damaged
+
+    def load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
+        """Compute from the rows which slots are pinned; `find` returns the tracked state of the document with a key.
+
+        Returns the highest key in the rows. Raises StoreUnusable if they cannot be read. `damaged` are
+        the slots whose rows have a wrong checksum; a caller that writes begins a log without them (`WholeMessages`).
+        """
+        try:
+            return self._load(db, find)
+        except DAMAGE as error:
+            raise _damaged(error) from error
+
+    def _load(self, db: sqlite3.Connection, find: Callable[[int], Tracked | None]) -> int:
+        known: dict[int, Tracked | None] = {}
+        pins: list[tuple[int, int, Tracked]] = []
+        operations: dict[tuple[int, int], list[Item]] = {}
+        for slot, row in db.execute("SELECT id, body FROM log ORDER BY id"):
+            if slot != len(self._rooms) or type(row) is not bytes or len(row) <= SUM_BYTES:
+                self.is_disordered = True
+                raise StoreUnusable(
+                    f"the log is damaged: its row {len(self._rooms)} is missing or has another number; "
+                    "the next start puts it in order"
+                )
+            self._add_slot(len(row) - SUM_BYTES)
+            body = opened(slot, row)
+            if body is None:
+                self.damaged.append(slot)
+                continue
+            for item in _read_items(body, slot):
+                self._stamps[slot] = 1
+                key, serial = item[0], item[1]
+                if key not in known:
+                    known[key] = find(key)
+                tracked = known[key]
+                if tracked is not None and serial > tracked.version:
+                    pins.append((serial, slot, tracked))
+                    if type(item[-1]) is bytes:
+                        operations.setdefault((key, serial), []).append(item)
+        # sort, because slots are not in the order of serials
+        for serial, slot, tracked in sorted(pins, key=lambda pin: pin[:2]):
+            self._pin(tracked, serial, slot)
+        for (key, _), items in operations.items():
+            self.pinned[key].is_deleted |= isinstance(_operation("", items), Delete)
+        _check_removed(db, {key for key, tracked in known.items() if tracked is None})
+        self._stamp = 1
+        for slot in range(1, len(self._rooms)):
+            if not self._pins[slot]:
+                self._free.setdefault(self._rooms[slot], []).append(slot)
+        return max(known, default=0)
+
+    # -- freeing -------------------------------------------------------------------------------------------------
+
+    def start_wipe(self) -> None:
+        """Schedule all present rows for overwriting as soon as they are not needed: each may hold deleted text."""
+        self._wipe_stamp = self._stamp
+        dirty = [slot for slot in range(1, len(self._rooms)) if self._stamps[slot]]
+        self._wipe_list = [slot for slot in dirty if not self._pins[slot]]
+        self._wipe_waits = len(dirty) - len(self._wipe_list)
+
+    @property
+    def is_wiped(self) -> bool:
+        """Return whether all rows that were in the log at `start_wipe` are overwritten."""
+        return not self._wipe_list and not self._wipe_waits
+
+    @property
+    def can_wipe(self) -> bool:
+        return bool(self._wipe_list)
+
+    def wipe(self, db: sqlite3.Connection, limit: int) -> Callable[[], None]:
+        """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
+        taken = self._wipe_list[-limit:]
+        dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
+        db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [self._empty(slot) for slot in dirty])
+
+        def wiped() -> None:
+            del self._wipe_list[-len(taken) :]
+            for slot in dirty:
+                self._stamps[slot] = 0
+
+        return wiped
+
+    def due(self, now_ms: int, *, old_ms: int, limit_bytes: int) -> Iterator[Tracked]:
+        """Yield the messages that need a new document:
+
+        deleted ones, those that have pinned slots for `old_ms`, and all if the needed rows exceed `limit_bytes`.
+        """
+        self._keep_ages(now_ms)
+        self.now_ms = now_ms
+        is_heavy = self.live_bytes > limit_bytes
+        for tracked in self.pinned.values():
+            if tracked.since_ms is None:
+                tracked.since_ms = now_ms
+            if is_heavy or tracked.is_deleted or now_ms - tracked.since_ms >= old_ms:
+                yield tracked
+
+    def _keep_ages(self, now_ms: int) -> None:
+        """Keep the age of pins although the clock was set back: else a wipe due in a minute could take an hour."""
+        set_back_ms = 0 if self.now_ms is None else self.now_ms - now_ms
+        if set_back_ms > 0:
+            for tracked in self.pinned.values():
+                if tracked.since_ms is not None:
+                    tracked.since_ms -= set_back_ms
+
+    # -- slots ---------------------------------------------------------------------------------------------------
+
+    def _empty(self, slot: int) -> tuple[int, int]:
+        return self._rooms[slot] + SUM_BYTES, slot
+
+    def _add_slot(self, room: int) -> None:
+        self._rooms.append(room)
+        self._pins.append(0)
+        self._stamps.append(0)
+        self.slot_bytes += room
+
+    def _find_free(self, wanted: int, taken: dict[int, int]) -> int | None:
+        """Return the smallest fitting slot that is free and not `taken`, and count it as taken; None if none fits."""
+        for room in (wanted, *larger_rooms(wanted)):
+            free = self._free.get(room, ())
+            count = taken.get(room, 0)
+            if count < len(free):
+                taken[room] = count + 1
+                return free[-1 - count]
+        return None
+
+    def _pin(self, tracked: Tracked, serial: int, slot: int) -> None:
+        if tracked.slots and tracked.slots[-1] == slot:
+            tracked.serials[-1] = serial
+            return
+        if not tracked.slots:
+            self.pinned[tracked.key] = tracked
+            tracked.since_ms = self.now_ms
+        tracked.serials.append(serial)
+        tracked.slots.append(slot)
+        if not self._pins[slot]:
+            self.live_rows += 1
+            self.live_bytes += self._rooms[slot]
+        self._pins[slot] += 1
+
+    def _free_slot(self, slot: int) -> None:
+        room = self._rooms[slot]
+        self._free.setdefault(room, []).append(slot)
+        self.live_rows -= 1
+        self.live_bytes -= room
+        if 0 < self._stamps[slot] <= self._wipe_stamp:
+            self._wipe_waits -= 1
+            self._wipe_list.append(slot)
+
+
+def _check_removed(db: sqlite3.Connection, keys: set[int]) -> None:
+    """Raise StoreUnusable if a document that is not found by its key is in an index: it was not removed, but is lost.
+
+    Its message would otherwise be read without its last entries as soon as SQLite finds the row again.
+    """
+    if not keys:
+        return
+    for (key,) in db.execute("SELECT id FROM documents INDEXED BY documents_version"):
+        if key in keys and db.execute("SELECT 1 FROM documents NOT INDEXED WHERE id = ?", (key,)).fetchone() is None:
+            raise StoreUnusable(f"the table of messages is damaged: no row has the key {key}; restore a backup")
+
+
+def _items(tracked: Tracked, serial: int, op: Op) -> Iterable[bytes]:
+    key = tracked.key
+    if type(op) is Append:
+        prefix = (key, serial, op.part) if op.part else (key, serial)
+        item = _encode((*prefix, op.at, op.text))
+        if len(item) <= MAX_ITEM_BYTES:
+            return (item,)
+        return [
+            _encode((*prefix, op.at + start, op.text[start : start + PIECE_CHARACTERS]))
+            for start in range(0, len(op.text), PIECE_CHARACTERS)
+        ]
+    data = encode_op(replace(op, id=""))  # without the id, which the document has
+    return [
+        _encode((key, serial, number, data[start : start + PIECE_BYTES]))
+        for number, start in enumerate(range(0, len(data), PIECE_BYTES))
+    ]
+
+
+def _row(items: list[bytes], entries: list[LogEntry]) -> Row:
+    return Row(items, sum(map(len, items)) + (1 if len(items) <= SHORT_LIST else 3), entries)
+
+
+def _body(row: Row, room: int) -> bytes:
+    """Return the body of a row: the list of its items, filled up to `room` bytes."""
+    spare = room - row.size
+    count = len(row.items) + (spare > 0)
+    head = bytes((0x90 | count,)) if len(row.items) <= SHORT_LIST else b"\xdc" + count.to_bytes(2)
+    return b"".join([head, *row.items, _filler(spare)])
+
+
+def _filler(size: int) -> bytes:
+    """Return a MessagePack element of exactly `size` bytes."""
+    if size < 2:
+        return bytes(size)  # in MessagePack, a zero byte is the number 0
+    if size < 258:
+        return b"\xc4" + (size - 2).to_bytes() + bytes(size - 2)
+    return b"\xc5" + (size - 3).to_bytes(2) + bytes(size - 3)
+
+
+def _read_items(body: bytes, slot: int) -> list[Item]:
+    if not body[0]:
+        return []
+    try:
+        items = _decode_items(body)
+    except msgspec.DecodeError as error:
+        raise StoreUnusable(f"the log is damaged: slot {slot} cannot be read ({error}); restore a backup") from error
+    if type(items[-1]) is not list:
+        items.pop()
+    return items
+
+
+def _damaged(error: Exception) -> StoreUnusable:
+    return StoreUnusable(f"the log is damaged ({type(error).__name__}: {error}); restore a backup")
+
+
+def _entries(tracked: Tracked, items: list[Item]) -> list[Entry]:
+    """Return the entries that follow the document of `tracked`, in order."""
+    items.sort(key=_SERIAL)  # slots are not in the order of serials
+    entries: list[Entry] = []
+    start, count = 0, len(items)
+    while start < count:
+        item = items[start]
+        serial = item[1]
+        end = start + 1
+        while end < count and items[end][1] == serial:
+            end += 1
+        if serial > tracked.version:
+            # Fast path: a start may read half a million entries, and most are appends of one item.
+            is_short = end == start + 1 and type(item[-1]) is str
+            op = _append(tracked.id, item) if is_short else _operation(tracked.id, items[start:end])
+            entries.append(Entry(serial, op))
+        start = end
+    return entries
+
+
+def _append(message_id: str, item: Item) -> Append:
+    return Append(id=message_id, part=item[2] if len(item) == 5 else 0, at=item[-2], text=item[-1])
+
+
+def _operation(message_id: str, items: list[Item]) -> Op:
+    """Return the operation that `items`, in any order, make up. Raises StoreUnusable."""
+    items.sort(key=_PIECE)
+    if type(items[0][-1]) is str:
+        return replace(_append(message_id, items[0]), text="".join([item[-1] for item in items]))
+    if [item[-2] for item in items] != list(range(len(items))):
+        raise StoreUnusable("the log is damaged: a piece of an operation is missing; restore a backup")
+    try:
+        op = decode_op(b"".join([item[-1] for item in items]))
+    except msgspec.DecodeError as error:
+        if not isinstance(error, msgspec.ValidationError):  # a piece was cut off at the end, or is damaged
+            raise _damaged(error) from error
+        raise StoreUnusable(
+            f"the log holds an operation that this Tenuto does not know ({error}), written by a newer one; "
+            "upgrade Tenuto"
+        ) from error
+    return replace(op, id=message_id)
+
+
+def add_log_sums(db: sqlite3.Connection) -> None:
+    """Copy the rows of the table `log_before` into the log, each with its checksum: schema 4 introduced them."""
+    for slot, body in db.execute("SELECT id, body FROM log_before ORDER BY id"):
+        row = sealed(slot, body) if any(body) else bytes(SUM_BYTES + len(body))
+        db.execute("INSERT INTO log VALUES (?, ?)", (slot, row))

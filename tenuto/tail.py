@@ -1,0 +1,128 @@
+"""`tenuto tail`: a channel in the terminal.
+
+Layer: tail, beside `cli`.
+
+It follows the channel with the Python client and keeps a `core.view.View`, as any other viewer does, and prints the
+difference after each batch. So after a broken connection no text is missing and none is printed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import TextIO
+
+from tenuto.client import Client
+from tenuto.client.timing import Timing
+from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.model import Message
+from tenuto.core.names import check_channel
+from tenuto.core.view import View, ViewGap
+
+# A terminal obeys control characters, which could move the cursor, change the title, or type a command. They are
+# replaced.
+_CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)], "\N{REPLACEMENT CHARACTER}")
+_TEXT = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\n\t"}
+
+
+class Refused(TenutoError):
+    """The server refused the request, and would refuse it again."""
+
+
+class Printer:
+    """Prints the difference of a view since the last call of `show`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._printed: dict[str, str] = {}
+        self._status: dict[str, str] = {}
+        self._current: str | None = None
+
+    def show(self, view: View) -> None:
+        """Print the text and the ends that are new in `view`."""
+        for message in view.messages():
+            text, before = message.text, self._printed.get(message.id)
+            if before is None or not text.startswith(before):
+                self._begin(message, "" if before is None else " (edited)")
+                before = ""
+            elif text != before and self._current != message.id:
+                self._begin(message, " (goes on)")
+            self._write(text[len(before) :].translate(_TEXT))
+            self._printed[message.id] = text
+            self._end(message)
+
+    def _begin(self, message: Message, note: str) -> None:
+        if self._current is not None:
+            self._write("\n\n")
+        author = message.role if message.author is None else f"{message.role} {message.author}"
+        self._write(f"── {author.translate(_CONTROLS)}{note}\n")
+        self._current = message.id
+
+    def _end(self, message: Message) -> None:
+        before = self._status.get(message.id)
+        self._status[message.id] = message.status
+        if before == "streaming" and message.status not in ("streaming", "complete"):
+            reason = f": {message.reason.translate(_CONTROLS)}" if message.reason else ""
+            self._write(f"\n[{message.status}{reason}]")
+
+
+class _Notices(logging.Handler):
+    """Prints one line for each outage: the client logs only the first failure of an outage as a warning."""
+
+    def __init__(self, url: str, notices: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self._url = url
+        self._notices = notices
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the log record as one line."""
+        print(f"(no response from {self._url}, trying again)", file=self._notices, flush=True)
+
+
+def follow(
+    url: str,
+    channel: str,
+    *,
+    since: str | None,
+    history: int,
+    out: TextIO,
+    notices: TextIO,
+    timing: Timing | None = None,
+) -> None:
+    """Print `channel` to `out` as it happens, until interrupted. Raises Refused, LocalError."""
+    check_channel(channel)
+    logger, handler = logging.getLogger("tenuto.client"), _Notices(url, notices)
+    does_propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        asyncio.run(_follow(url, channel, since, history, out, timing or Timing()))
+    except LocalError:
+        raise
+    except TenutoError as error:
+        raise Refused(f"{error.code}: {error.detail}".translate(_CONTROLS)) from None
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = does_propagate
+
+
+async def _follow(url: str, channel: str, since: str | None, history: int, out: TextIO, timing: Timing) -> None:
+    view, printer = View(), Printer(out.write)
+    view.cursor = since
+    gaps = 0
+    async with Client(url, timing=timing) as client:
+        while True:
+            try:
+                async with aclosing(client.subscribe(channel, since=view.cursor, history=history).batches()) as batches:
+                    async for batch in batches:
+                        view.receive(batch)
+                        gaps = 0
+                        if view.cursor is not None:
+                            printer.show(view)
+                            out.flush()
+            except ViewGap:  # events are missing: begin anew without a cursor, after a delay
+                view.cut()
+                gaps += 1
+                await asyncio.sleep(timing.backoff(gaps, random.Random()))

@@ -1,0 +1,1294 @@
+"""The contract of stores: the full meaning of `tenuto.stores.base`.
+
+Layer: testing.
+
+A store's own test file is this class, that of `contract_retention`, and one fixture:
+
+    class TestMyStore(StoreContract, RetentionContract):
+        @pytest.fixture
+        async def store(self):
+            store = MyStore()
+            await store.open()
+            yield store
+            await store.close()
+
+Each test checks one promise. A `Chat` makes the messages, documents and entries with the real core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tenuto.core.decide import decide
+from tenuto.core.document import KEPT_MS, document, mark_documented, restore, restore_command, restored, used_up_head
+from tenuto.core.draft import Draft
+from tenuto.core.errors import TenutoError
+from tenuto.core.limits import Limits
+from tenuto.core.message_state import CommandState, MessageState, part_bytes
+from tenuto.core.model import ChannelSummary, Json
+from tenuto.core.ops import Command, Create, Entry, WriterIdentity
+from tenuto.core.requests import (
+    AppendText,
+    Caller,
+    ClaimTurn,
+    CreateMessage,
+    DeleteMessage,
+    EndTurn,
+    FinishMessage,
+    PutPart,
+    RenewLease,
+    ReplyCommand,
+    Request,
+    SendCommand,
+    SettleCommand,
+    TakeOver,
+    UpdateMessage,
+)
+from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.text import Text
+from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Store, Tail, Write, head_of
+from tenuto.testing.contract_holds import HoldsContract
+from tenuto.testing.contract_notices import NoticesContract
+
+LIMITS = Limits()
+SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
+MINUTE_MS = 60_000
+PAGE = 1_000_000  # page size in bytes: more than the messages of a test have
+
+Step = tuple[str, Request]
+
+
+def create(message_id: str, text: str | None = None, *, streaming: bool = False, **meta: Json) -> Step:
+    """Return the id and request that create a message, for `Chat`. `text` defaults to none while streaming."""
+    status = "streaming" if streaming else "complete"
+    return message_id, CreateMessage(text=text, status=status, meta=meta)  # type: ignore[arg-type]
+
+
+def append(message_id: str, text: str, *, part: int | None = None) -> Step:
+    """Return the id and request that append text, for `Chat`."""
+    return message_id, AppendText(text=text, part=part)
+
+
+def put_part(message_id: str, index: int, part: dict[str, Json]) -> Step:
+    """Return the id and request that open or replace a part, for `Chat`."""
+    return message_id, PutPart(index=index, part=part)
+
+
+def edit(message_id: str, text: str) -> Step:
+    """Return the id and request that replace the text, for `Chat`."""
+    return message_id, UpdateMessage(text=text)
+
+
+def finish(message_id: str) -> Step:
+    """Return the id and request that finish a streaming message, for `Chat`."""
+    return message_id, FinishMessage()
+
+
+def delete(message_id: str) -> Step:
+    """Return the id and request that delete the message, for `Chat`."""
+    return message_id, DeleteMessage()
+
+
+class Chat:
+    """A channel as a hub keeps it: its state, and the writes that it passes to the store."""
+
+    def __init__(
+        self, store: Store, channel: str = "c", epoch: str = "e1", *, is_served: bool = False, lives: int = 0
+    ) -> None:
+        self.store = store
+        self.epoch = epoch
+        self.is_served = is_served  # True: agents work on this channel
+        self.state = ChannelState(channel)
+        self.state.lives = lives
+        self.entries: list[Entry] = []  # all entries of the channel since it was empty
+
+    @property
+    def channel(self) -> str:
+        return self.state.channel
+
+    @property
+    def head(self) -> Head:
+        return Head(self.state.epoch, self.state.serial, self.state.floor, self.state.lives)
+
+    def write(self, *steps: Step, documents: Iterable[str] = ()) -> Write:
+        """Return the write for `steps`, each an id and a request.
+
+        New messages and `documents` get a document. A refused step adds no entry.
+        """
+        draft = Draft(self.state)
+        for message_id, request in steps:
+            try:
+                current = _in_generation(draft, message_id, request)
+                decision = decide(draft, message_id, current, is_served=self.is_served, **_DECIDING)
+            except TenutoError:
+                continue
+            for op in decision.ops:
+                draft.add(op)
+        entries = draft.entries()
+        wanted = {entry.op.id for entry in entries if type(entry.op) in (Create, Command)} | set(documents)
+        things = [draft.thing(key) for key in sorted(wanted)]
+        return Write(
+            channel=self.channel,
+            epoch=self.state.epoch if self.state.serial else self.epoch,
+            expected=self.state.serial,
+            entries=entries,
+            documents=[document(thing) for thing in things if thing is not None],
+            lives=self.state.lives,
+            floor=self.state.floor,
+        )
+
+    async def do(self, *steps: Step, documents: Iterable[str] = ()) -> Committed | Conflict:
+        """Store `steps`, each an id and a request, in one commit, and apply them if they were stored."""
+        write = self.write(*steps, documents=documents)
+        (outcome,) = await self.store.commit([write])
+        if isinstance(outcome, Committed):
+            self.take(write)
+        return outcome
+
+    async def do_each(self, *steps: Step) -> None:
+        """Store each of `steps` in a separate commit."""
+        for step in steps:
+            assert isinstance(await self.do(step), Committed)
+
+    def take(self, write: Write) -> None:
+        """Apply a stored write to the channel's state."""
+        self.entries = [*(self.entries if write.expected else []), *write.entries]
+        for entry in write.entries:
+            self.state.epoch, self.state.lives = write.epoch, 0
+            apply_entry(self.state, entry)
+        for one in write.documents:
+            if one.id in self.state.messages:
+                mark_documented(self.state.messages[one.id], one.version)
+
+    async def write_documents(self, due: Iterable[tuple[str, str]]) -> None:
+        """Write the documents that `tidy` requests, if they belong to this channel."""
+        await self.do(documents=[message_id for channel, message_id in due if channel == self.channel])
+
+
+_DECIDING: dict[str, Json] = {"caller": SERVER, "now_ms": 1_000, "limits": LIMITS}
+
+
+def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
+    """Return `request` with the current generation of its message, or of the message's turn."""
+    message = draft.message(message_id)
+    if message is None:
+        return request
+    if isinstance(request, ClaimTurn | EndTurn):
+        return replace(request, generation=message.claim.generation if message.claim is not None else 0)
+    if isinstance(request, AppendText | PutPart | UpdateMessage | FinishMessage | RenewLease):
+        return replace(request, generation=message.generation)
+    return request
+
+
+def known(message: MessageState) -> dict[str, Json]:
+    """Return the fields of a message's state that must be the same after it was stored and read."""
+    return {
+        "message": message.message(),
+        "digest": message.digest,
+        "writer": message.writer,
+        "generation": message.generation,
+        "deleted": message.deleted,
+        "shaped": message.shaped,
+        "finished": (message.finished, *message.finished_as),
+        "taken_over": message.taken_over,
+        "requests": list(message.requests),
+        "last": message.last,
+        "claim": message.claim,
+        "opened": [(part.opened, part.changed) for part in message.parts],
+    }
+
+
+def known_command(command: CommandState) -> dict[str, Json]:
+    """Return all facts of a command's state."""
+    return {name: getattr(command, name) for name in CommandState.__slots__}
+
+
+async def emptied(store: Store, channel: str, *, used_up: Sequence[str] = (), until_ms: int = 0) -> Head:
+    """Empty `channel` as it is now, and return its new head."""
+    head = await store.delete_channel(
+        channel, expected=await head_of(store, channel), used_up=used_up, until_ms=until_ms
+    )
+    assert isinstance(head, Head)
+    return head
+
+
+async def messages_of(store: Store, channel: str, *ids: str) -> list[MessageState]:
+    """Return the messages `ids`, read from the store."""
+    _, stored = await store.messages(channel, ids)
+    return [restore(stored[message_id]) for message_id in ids if message_id in stored]
+
+
+async def texts(store: Store, channel: str, *ids: str) -> list[str]:
+    """Return the texts of the messages `ids`, read from the store."""
+    return [message.message().text for message in await messages_of(store, channel, *ids)]
+
+
+def approve(key: str, target: str | None) -> Step:
+    return key, SendCommand(name="approve", target=target, data=1)
+
+
+def refuse(key: str) -> Step:
+    return key, ReplyCommand(ok=False, data=2, error={"code": "no", "detail": "why"}, request="r")
+
+
+async def _data(store: Store, *keys: str) -> list[tuple[Json, Json]]:
+    """Return the data of the commands `keys` and of their replies, read from the store."""
+    _, stored = await store.messages("c", keys)
+    commands = [restore_command(stored[key]) for key in keys]
+    return [(one.data, one.reply.data if one.reply is not None else None) for one in commands]
+
+
+class StoreContract(HoldsContract, NoticesContract):
+    """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store."""
+
+    pytestmark = pytest.mark.asyncio
+
+    # -- commits ------------------------------------------------------------------------------------------------
+
+    async def test_an_unknown_channel_is_empty(self, store: Store) -> None:
+        assert await head_of(store, "c") == NOTHING
+        assert await store.changes("c", after=0, limit=10) == (NOTHING, None, [])
+        assert await store.messages("c", ["m1"]) == (NOTHING, {})
+        assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (NOTHING, [], False)
+        assert await store.open_documents("c") == []
+
+    async def test_a_channel_is_born_with_the_epoch_of_its_first_write(self, store: Store) -> None:
+        assert await Chat(store, epoch="e7").do(create("m1", "one"), create("m2", "two")) == Committed(2)
+        assert await head_of(store, "c") == Head("e7", 2)
+
+    async def test_a_committed_write_is_read_back(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "hello"))
+        (message,) = await messages_of(store, "c", "m1")
+        assert known(message) == known(chat.state.messages["m1"])
+
+    async def test_serials_continue_from_commit_to_commit(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        assert await chat.do(append("m1", "b"), put_part("m1", 1, {"type": "text", "text": "c"})) == Committed(3)
+        assert await chat.do(finish("m1")) == Committed(4)
+        assert await head_of(store, "c") == Head("e1", 4)
+
+    async def test_of_two_writes_at_one_serial_exactly_one_wins(self, store: Store) -> None:
+        first, second = Chat(store), Chat(store, epoch="e2")
+        outcomes = await asyncio.gather(first.do(create("a", "A")), second.do(create("b", "B")))
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Committed", "Conflict"]
+        _, stored = await store.messages("c", ["a", "b"])
+        assert len(stored) == 1
+
+    async def test_a_conflict_names_the_head(self, store: Store) -> None:
+        late = Chat(store)
+        await Chat(store).do(create("m1", "one"), create("m2", "two"))
+        assert await late.do(create("m3", "three")) == Conflict(Head("e1", 2))
+
+    async def test_a_write_that_expects_a_later_serial_conflicts(self, store: Store) -> None:
+        chat = Chat(store)
+        chat.state.epoch, chat.state.serial = "e1", 5
+        assert await chat.do(create("m1", "one")) == Conflict(NOTHING)
+
+    async def test_a_write_of_another_epoch_conflicts(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "one"))
+        chat.state.epoch = "e2"
+        assert await chat.do(create("m2", "two")) == Conflict(Head("e1", 1))
+
+    async def test_a_write_that_conflicts_stores_no_entry(self, store: Store) -> None:
+        late = Chat(store)
+        await Chat(store).do(create("m1", "one"))
+        await late.do(create("m1", "other"), create("m2", "two"))
+        assert await head_of(store, "c") == Head("e1", 1)
+        assert await texts(store, "c", "m1", "m2") == ["one"]
+
+    async def test_a_conflict_of_one_channel_does_not_touch_the_others(self, store: Store) -> None:
+        taken, late, free = Chat(store, "a"), Chat(store, "a"), Chat(store, "b")
+        await taken.do(create("m1", "one"))
+        writes = [late.write(create("m2", "two")), free.write(create("m3", "three"))]
+        assert await store.commit(writes) == [Conflict(Head("e1", 1)), Committed(1)]
+        assert await texts(store, "a", "m1", "m2") == ["one"]
+        assert await texts(store, "b", "m3") == ["three"]
+
+    async def test_results_are_in_the_order_of_the_writes(self, store: Store) -> None:
+        chats = [Chat(store, f"c{number}") for number in range(4)]
+        writes = [
+            chat.write(*(create(f"m{entry}", "x") for entry in range(count)))
+            for count, chat in enumerate(chats, start=1)
+        ]
+        assert await store.commit(writes) == [Committed(1), Committed(2), Committed(3), Committed(4)]
+
+    async def test_an_empty_commit_changes_no_channel(self, store: Store) -> None:
+        assert await store.commit([]) == []
+        assert await store.commit([Write(channel="c", epoch="e1", expected=0)]) == [Committed(0)]
+        assert await head_of(store, "c") == NOTHING
+
+    async def test_two_channels_may_use_the_same_id(self, store: Store) -> None:
+        one, two = Chat(store, "a"), Chat(store, "b")
+        await one.do(create("m", "in a", streaming=True))
+        await two.do(create("m", "in b", streaming=True))
+        await one.do(append("m", "!"))
+        assert await texts(store, "a", "m") == ["in a!"]
+        assert await texts(store, "b", "m") == ["in b"]
+
+    # -- documents and entries ----------------------------------------------------------------------------------
+
+    async def test_entries_after_the_document_are_returned_in_order(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(
+            create("m1", streaming=True),
+            append("m1", "a"),
+            append("m1", "b"),
+            put_part("m1", 1, {"type": "data", "name": "bar", "data": 1}),
+            append("m1", "c", part=0),
+            finish("m1"),
+        )
+        _, stored = await store.messages("c", ["m1"])
+        assert [entry.serial for entry in stored["m1"].entries] == [2, 3, 4, 5, 6]
+        assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
+
+    async def test_every_kind_of_operation_is_read_back_unchanged(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True, title="t"))
+        await chat.do_each(
+            append("m1", "é中🙂\u2028"),
+            put_part("m1", 1, {"type": "tool", "call": "c", "name": "n", "input": "{", "output": {"x": [1.5, None]}}),
+            append("m1", "}", part=1),
+            ("m1", FinishMessage(status="interrupted", reason="gone", meta={"n": 2**53}, request="r1")),
+            ("m1", TakeOver(generation=1, request="r2")),
+            ("m1", UpdateMessage(meta={"title": None}, request="r3")),
+            finish("m1"),
+            delete("m1"),
+        )
+        _, stored = await store.messages("c", ["m1"])
+        write = chat.write(documents=["m1"])
+        assert len(stored["m1"].entries) == 8
+        assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
+        assert write.documents[0].is_deleted
+
+    async def test_entries_covered_by_a_document_are_not_returned(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True), create("m2", "x", streaming=True))
+        await chat.do_each(append("m1", "b"), append("m2", "y"))
+        await chat.do(documents=["m1"])
+        await chat.do(append("m1", "c"))
+        _, stored = await store.messages("c", ["m1", "m2"])
+        assert [entry.serial for entry in stored["m1"].entries] == [5]
+        assert [entry.serial for entry in stored["m2"].entries] == [4]
+        assert await texts(store, "c", "m1", "m2") == ["abc", "xy"]
+
+    async def test_entries_of_a_write_are_covered_by_its_documents(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        await chat.do(append("m1", "b"), finish("m1"), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert stored["m1"].entries == []
+        assert await texts(store, "c", "m1") == ["ab"]
+        assert await head_of(store, "c") == Head("e1", 3)
+
+    async def test_a_document_covers_only_up_to_its_version(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        await chat.do(append("m1", "b"))
+        earlier = chat.write(documents=["m1"])
+        await chat.do(append("m1", "c"))
+        late = replace(earlier, expected=3)
+        assert await store.commit([late]) == [Committed(3)]
+        _, stored = await store.messages("c", ["m1"])
+        assert [entry.serial for entry in stored["m1"].entries] == [3]
+        assert await texts(store, "c", "m1") == ["abc"]
+
+    async def test_a_document_may_end_in_the_middle_of_a_commit(self, store: Store) -> None:
+        chat, other = Chat(store), Chat(store)
+        first = chat.write(create("m1", "a", streaming=True))
+        await store.commit([first])
+        chat.take(first)
+        other.take(first)
+        both = chat.write(append("m1", "b"), put_part("m1", 1, {"type": "text", "text": "c"}))
+        assert await store.commit([both]) == [Committed(3)]
+        other.take(replace(both, entries=both.entries[:1]))
+        assert await store.commit([replace(other.write(documents=["m1"]), expected=3)]) == [Committed(3)]
+        _, stored = await store.messages("c", ["m1"])
+        assert [entry.serial for entry in stored["m1"].entries] == [3]
+        assert await texts(store, "c", "m1") == ["abc"]
+        assert await head_of(store, "c") == Head("e1", 3)
+
+    async def test_a_write_without_entries_keeps_the_serial(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True))
+        await chat.do(append("m1", "b"))
+        assert await chat.do(documents=["m1"]) == Committed(2)
+        assert await head_of(store, "c") == Head("e1", 2)
+
+    async def test_added_segments_follow_the_kept_ones(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "one ", streaming=True))
+        for word in ("two ", "three ", "four"):
+            await chat.do(append("m1", word), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert [segment.text for segment in stored["m1"].segments] == ["one ", "two ", "three ", "four"]
+        assert await texts(store, "c", "m1") == ["one two three four"]
+
+    async def test_a_fresh_document_replaces_all_segments(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "one ", streaming=True))
+        await chat.do(append("m1", "two"), documents=["m1"])
+        await chat.do(finish("m1"), documents=["m1"])
+        await chat.do(edit("m1", "three"), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert [segment.text for segment in stored["m1"].segments] == ["three"]
+        assert await texts(store, "c", "m1") == ["three"]
+
+    async def test_the_document_of_a_deleted_message_keeps_no_text(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "secret"))
+        await chat.do(delete("m1"), documents=["m1"])
+        _, stored = await store.messages("c", ["m1"])
+        assert stored["m1"].segments == []
+        assert restore(stored["m1"]).deleted
+
+    async def test_marks_are_read_back_with_their_segments(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True))
+        for number in range(40):
+            await chat.do(append("m1", f"{number:03d} " * 20), documents=["m1"] if number % 16 == 15 else ())
+        (message,) = await messages_of(store, "c", "m1")
+        text, true = message.parts[0].text, chat.state.messages["m1"].parts[0].text
+        assert isinstance(text, Text)
+        assert isinstance(true, Text)
+        lengths = [text.length_at(serial) for serial in range(42)]
+        assert all(0 <= true.length_at(serial) - length < 600 for serial, length in enumerate(lengths))
+
+    async def test_text_larger_than_a_page_is_read_back(self, store: Store) -> None:
+        chat = Chat(store)
+        large = "".join(f"{number} é🙂 " for number in range(30_000))
+        await chat.do(create("m1", large, streaming=True))
+        await chat.do(append("m1", large[:90_000]))
+        await chat.do(put_part("m1", 1, {"type": "data", "name": "big", "data": large[:200_000]}))
+        await chat.do(append("m1", "end", part=0))
+        assert known((await messages_of(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
+        await chat.do(documents=["m1"])
+        assert known((await messages_of(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
+
+    async def test_many_appends_of_one_message_are_read_back(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
+        for number in range(150):
+            await chat.do(append("m1", f"{number} "), append("m2", "."))
+        assert await texts(store, "c", "m1", "m2") == ["".join(f"{number} " for number in range(150)), "." * 150]
+
+    # -- queries ------------------------------------------------------------------------------------------------
+
+    async def test_changes_are_the_messages_changed_after_a_serial(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", streaming=True), create("m2", "b"), create("m3", "c"), append("m1", "a"))
+        changes = await store.changes("c", after=2, limit=10)
+        assert changes.head == Head("e1", 4)
+        assert changes.newest == "m3"
+        assert sorted(stored.id for stored in changes.messages or ()) == ["m1", "m3"]
+
+    async def test_changes_include_deleted_messages(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), create("m2", "b"), delete("m2"))
+        changes = await store.changes("c", after=2, limit=10)
+        assert changes.newest == "m2"
+        assert [restore(stored).deleted for stored in changes.messages or ()] == [True]
+        await chat.do(documents=["m2"])
+        assert (await store.changes("c", after=2, limit=10)).newest == "m2"
+        assert [stored.id for stored in (await store.changes("c", after=2, limit=10)).messages or ()] == ["m2"]
+
+    async def test_there_are_no_changes_after_the_head(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"))
+        assert (await store.changes("c", after=1, limit=10)).messages == []
+
+    async def test_changes_beyond_the_limit_are_not_listed(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
+        await chat.do(append("m1", "a"), append("m2", "b"))
+        assert (await store.changes("c", after=0, limit=2)).messages is None
+        assert (await store.changes("c", after=3, limit=1)).messages is None
+        assert len((await store.changes("c", after=0, limit=3)).messages or ()) == 3
+        assert (await store.changes("c", after=5, limit=0)).messages == []
+
+    async def test_messages_returns_only_existing_messages(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), create("m2", "b"))
+        head, stored = await store.messages("c", ["m2", "nobody", "m1"])
+        assert head == Head("e1", 2)
+        assert sorted(stored) == ["m1", "m2"]
+
+    async def test_a_page_is_newest_first_by_creation(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a", streaming=True), create("m2", "b"), create("m3", "c"), append("m1", "!"))
+        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
+        assert page.head == Head("e1", 4)
+        assert [stored.id for stored in page.messages] == ["m3", "m2", "m1"]
+        assert not page.more
+        assert restore(page.messages[2]).message().text == "a!"
+
+    async def test_a_page_ends_at_its_limit_and_announces_more(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x") for number in range(1, 6)))
+        assert await page_of(store, limit=2) == (["m5", "m4"], True)
+        assert await page_of(store, limit=5) == (["m5", "m4", "m3", "m2", "m1"], False)
+
+    async def test_a_page_begins_before_a_serial(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x") for number in range(1, 6)))
+        assert await page_of(store, before=4, limit=2) == (["m3", "m2"], True)
+        assert await page_of(store, before=2, limit=2) == (["m1"], False)
+        assert [await page_of(store, before=before, limit=2) for before in (0, 1)] == [([], False)] * 2
+
+    async def test_a_page_after_a_serial_is_oldest_first(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 7)))
+        await chat.do(delete("m3"))
+        assert await page_of(store, after=0, limit=2) == (["m1", "m2"], True)
+        assert await page_of(store, after=2, limit=3) == (["m4", "m5", "m6"], False)
+        assert await page_of(store, after=1, before=5, limit=10) == (["m2", "m4"], False)
+        assert await page_of(store, after=0, limit=10, limit_bytes=250) == (["m1", "m2"], True)
+        assert [await page_of(store, after=after, limit=2) for after in (6, 7, 2**70)] == [([], False)] * 3
+
+    async def test_a_page_ends_at_its_limit_of_bytes(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 6)))
+        assert await page_of(store, limit=10, limit_bytes=250) == (["m5", "m4"], True)
+
+    async def test_a_page_has_at_least_one_message(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "x"), create("m2", "x" * 1_000))
+        assert await page_of(store, limit=10, limit_bytes=10) == (["m2"], True)
+
+    async def test_a_page_leaves_deleted_messages_out(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), create("m2", "b"), create("m3", "c"), create("m4", "d"))
+        await chat.do(delete("m1"), delete("m3"), documents=["m3"])
+        assert await page_of(store, limit=2) == (["m4", "m2"], False)
+
+    async def test_open_documents_are_those_marked_as_open(self, store: Store) -> None:
+        one, two = Chat(store, "a"), Chat(store, "b")
+        await one.do(create("m1", "x", streaming=True), create("m2", "y", streaming=True), create("m3", "z"))
+        await two.do(create("m4", "v", streaming=True))
+        await one.do(append("m1", "!"))
+        await one.do(finish("m2"), documents=["m2"])
+        assert sorted(await store.open_channels()) == ["a", "b"]
+        assert [one.id for one in await store.open_documents("b")] == ["m4"]
+        (mine,) = await store.open_documents("a")
+        assert restore(mine).message().text == "x!"
+
+    # -- notes ---------------------------------------------------------------------------------------------------
+
+    async def test_notes_are_stored_and_found_by_prefix(self, store: Store) -> None:
+        await store.note({"hook/a": b"1", "hook/b": b"2", "other": b"3"})
+        await store.note({"hook/a": b"4", "hook/b": None})
+        assert await store.notes("hook/") == {"hook/a": b"4"}
+        assert await store.notes("nothing") == {}
+
+    async def test_the_prefix_of_a_note_is_matched_literally(self, store: Store) -> None:
+        names = ["a%b", "a_b", "aXb", "A%b", "a*b", "a[x]", "ä", "a"]
+        await store.note(dict.fromkeys(names, b"x"))
+        assert sorted(await store.notes("")) == sorted(names)
+        for prefix in ("a%", "a_", "A", "a*", "a[", "ä"):
+            assert sorted(await store.notes(prefix)) == sorted(one for one in names if one.startswith(prefix))
+
+    async def test_notes_are_stored_atomically_and_deleting_an_unknown_one_is_allowed(self, store: Store) -> None:
+        await store.note({})
+        await store.note({"gone": None})
+        await store.note({f"n{number:03d}": bytes([number]) * 1_000 for number in range(200)})
+        assert len(await store.notes("n")) == 200
+        assert (await store.notes("n007")) == {"n007": b"\x07" * 1_000}
+        await store.note({f"n{number:03d}": None for number in range(1, 200)})
+        assert await store.notes("") == {"n000": b"\x00" * 1_000}
+
+    async def test_notes_belong_to_no_channel(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "a"))
+        await store.note({"c": b"x"})
+        await emptied(store, "c")
+        assert await store.notes("c") == {"c": b"x"}
+
+    # -- channels ------------------------------------------------------------------------------------------------
+
+    async def test_channels_are_listed_in_order_page_by_page(self, store: Store) -> None:
+        for name in ("b", "a", "c:2", "c:1", "B"):
+            await Chat(store, name).do(create("m1", "x"))
+        await Chat(store, "gone").do(create("m1", "x"))
+        await emptied(store, "gone")
+        names = ["B", "a", "b", "c:1", "c:2"]
+        assert await store.channels(after=None, limit=10) == names
+        assert await store.channels(after=None, limit=2) == names[:2]
+        assert await store.channels(after="a", limit=2) == names[2:4]
+        assert await store.channels(after="aa", limit=10) == names[2:]
+        assert await store.channels(after="z", limit=10) == []
+
+    async def test_commands_are_listed_by_id(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "x"), *((f"!c{number}", SendCommand(name="ask")) for number in (2, 3, 1)))
+        await chat.do(("!c2", ReplyCommand()))
+        await Chat(store, "other").do(create("m1", "x"), ("!c9", SendCommand(name="ask")))
+        assert await store.commands("c", after=None, limit=10) == ["!c1", "!c2", "!c3"]
+        assert await store.commands("c", after=None, limit=2) == ["!c1", "!c2"]
+        assert await store.commands("c", after="!c2", limit=2) == ["!c3"]
+        assert await store.commands("none", after=None, limit=10) == []
+        await emptied(store, "c")
+        assert await store.commands("c", after=None, limit=10) == []
+
+    async def test_summaries_are_listed_by_name_and_prefix(self, store: Store) -> None:
+        for name in ("b", "a:2", "a:1", "a", "ab:1"):
+            await Chat(store, name).do(create("m1", "x"))
+        await Chat(store, "a:0").do(create("m1", "x"))
+        await emptied(store, "a:0")
+
+        async def listed(*within: str, after: str | None = None, limit: int = 10) -> list[str]:
+            return [one.channel for one in await store.summaries(within, after=after, limit=limit)]
+
+        assert await listed("*") == ["a", "a:1", "a:2", "ab:1", "b"]
+        assert await listed("b", "a:*") == ["a:1", "a:2", "b"]
+        assert await listed("b", "a:*", after="a:1") == ["a:2", "b"]
+        assert await listed("b", "a:*", limit=2) == ["a:1", "a:2"]
+        assert await listed("a", "other") == ["a"]
+        assert await listed() == []
+
+    async def test_summaries_have_the_times_and_counts_of_documents(self, store: Store) -> None:
+        chat = Chat(store)
+
+        async def do_at(at_ms: int, *steps: Step, documents: Iterable[str] = ()) -> ChannelSummary:
+            write = chat.write(*steps, documents=documents)
+            dated = replace(write, documents=[replace(one, at_ms=at_ms) for one in write.documents])
+            await store.commit([dated])
+            chat.take(write)
+            (summary,) = await store.summaries(["c"], after=None, limit=10)
+            assert summary.channel == "c"
+            return summary
+
+        first = await do_at(500, create("m1", "one"), create("m2", streaming=True))
+        assert (first.created_ms, first.updated_ms, first.messages) == (500, 500, 2)
+        assert await do_at(600, append("m2", "two")) == first
+        grown = await do_at(700, finish("m2"), documents=["m2"])
+        assert (grown.created_ms, grown.updated_ms, grown.messages) == (500, 700, 2)
+        assert grown.size_bytes == first.size_bytes + part_bytes({"type": "text", "text": "two"})
+        assert await do_at(650, ("!c1", SendCommand(name="approve", target="m1"))) == grown
+        edited = await do_at(800, edit("m1", "longer"), documents=["m1"])
+        assert edited.size_bytes == grown.size_bytes + len("longer") - len("one")
+        await do_at(800, delete("m1"), documents=["m1"])
+        gone = await do_at(900, delete("m2"), documents=["m2"])
+        assert (gone.updated_ms, gone.messages, gone.size_bytes) == (900, 0, 0)
+        await store.close()
+        await store.open()
+        older = await do_at(100, create("m3", "x"))
+        assert (older.created_ms, older.updated_ms, older.messages) == (100, 900, 1)
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    async def test_a_command_is_open_until_its_reply_and_on_no_page(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"))
+        await chat.do(("!c1", SendCommand(name="steer", data={"n": 1})), ("!c2", SendCommand(name="x")))
+        found = await store.open_documents("c")
+        assert sorted(one.id for one in found) == ["!c1", "!c2"]
+        await chat.do(("!c1", ReplyCommand(ok=True, data="done")), documents=["!c1"])
+        assert [one.id for one in await store.open_documents("c")] == ["!c2"]
+        _, known = await store.messages("c", ["!c1"])
+        command = restore_command(known["!c1"])
+        assert (command.data, command.created, command.reply_serial) == ({"n": 1}, 2, 4)
+        assert command.reply is not None
+        assert command.reply.data == "done"
+        assert await page_of(store, limit=10) == (["m1"], False)
+        changes = await store.changes("c", after=1, limit=10)
+        assert changes.newest == "m1"
+        assert changes.messages is not None
+        assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
+
+    async def test_a_reply_after_the_document_of_its_command_is_read_back(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="approve")))
+        await chat.do(("!c1", ReplyCommand(ok=False, error={"code": "no"}, request="r")))
+        found = {one.id: one for one in await store.open_documents("c")}
+        assert [entry.serial for entry in found["!c1"].entries] == [3]
+        assert [one.is_open for one in map(restore_command, found.values())].count(True) == 1
+        assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
+
+    async def test_changes_include_commands(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
+        assert (await store.changes("c", after=0, limit=2)).messages is None
+        changes = await store.changes("c", after=1, limit=2)
+        assert changes.messages is not None
+        assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
+        await chat.do(("!c1", ReplyCommand()))
+        changes = await store.changes("c", after=3, limit=2)
+        assert changes.messages is not None
+        assert [one.id for one in changes.messages] == ["!c1"]
+
+    async def test_a_message_and_a_command_may_have_the_same_id(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("x", "text"), ("!x", SendCommand(name="mine")))
+        _, found = await store.messages("c", ["x", "!x", "!y"])
+        assert sorted(found) == ["!x", "x"]
+        assert restore(found["x"]).message().text == "text"
+        assert restore_command(found["!x"]).name == "mine"
+
+    async def test_a_channel_of_commands_alone_has_no_messages(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(("!c1", SendCommand(name="mine")))
+        assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)) == (Head("e1", 1), [], False)
+        assert (await store.changes("c", after=0, limit=10)).newest is None
+
+    async def test_commands_do_not_count_on_a_page(self, store: Store) -> None:
+        chat = Chat(store)
+        for number in range(4):
+            await chat.do(create(f"m{number}", "x" * 100), (f"!c{number}", SendCommand(name="x", data="y" * 500)))
+        assert await page_of(store, limit=2, limit_bytes=1_000) == (["m3", "m2"], True)
+        assert await page_of(store, before=5, limit=2, limit_bytes=1_000) == (["m1", "m0"], False)
+
+    async def test_commands_are_deleted_with_their_channel(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
+        await chat.do(("!c2", ReplyCommand()), documents=["!c2"])
+        gone = await emptied(store, "c")
+        assert (await store.messages("c", ["!c1", "!c2"]))[1] == {}
+        assert await store.open_channels() == []
+        assert await Chat(store, epoch="e2", lives=gone.lives).do(("!c1", SendCommand(name="z"))) == Committed(1)
+
+    async def test_tidy_requests_documents_of_commands_too(self, store: Store) -> None:
+        chat = Chat(store)
+        await store.tidy(0)
+        await chat.do(("!c1", SendCommand(name="x")))
+        await chat.do(("!c1", ReplyCommand()))
+        assert await store.tidy(MINUTE_MS) == [("c", "!c1")]
+        await chat.write_documents([("c", "!c1")])
+        _, found = await store.messages("c", ["!c1"])
+        assert found["!c1"].entries == []
+        assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
+        assert await store.open_channels() == []
+
+    async def test_data_of_commands_with_a_reply_leaves_with_their_target(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), create("m2", "b"))
+        await chat.do(*[approve(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
+        await chat.do(refuse("!c1"), refuse("!c3"), documents=["!c1", "!c3"])
+        assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, None), (1, 2)]
+        await chat.do(delete("m1"), documents=["m1"])
+        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (1, None), (1, 2)]
+        await chat.do(refuse("!c2"), documents=["!c2"])  # the command's target is deleted already
+        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
+        _, found = await store.messages("c", ["!c1"])
+        command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
+        assert (command.digest, command.reply_serial, command.target) == (known.digest, known.reply_serial, "m1")
+        assert command.reply is not None
+        assert (command.reply.ok, command.reply.request, command.reply.error) == (False, "r", {"code": "no"})
+
+    @pytest.mark.parametrize("is_delete_first", [False, True])
+    async def test_data_of_a_command_leaves_with_a_target_deleted_in_the_same_write(
+        self, store: Store, is_delete_first: bool
+    ) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), approve("!c1", "m1"))
+        write = chat.write(delete("m1"), refuse("!c1"), documents=["m1", "!c1"])
+        write = replace(write, documents=sorted(write.documents, key=lambda one: one.is_deleted is not is_delete_first))
+        assert await store.commit([write]) == [Committed(4)]
+        assert await _data(store, "!c1") == [(None, None)]
+
+    async def test_data_stays_if_the_deletion_of_its_target_was_refused(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), approve("!c1", "m1"))
+        await chat.do(refuse("!c1"), documents=["!c1"])
+        late = chat.write(delete("m1"), documents=["m1"])
+        await chat.do(create("m2", "b"))
+        assert await store.commit([late]) == [Conflict(chat.head)]
+        assert await _data(store, "!c1") == [(1, 2)]
+
+    async def test_deleted_target_of_another_channel_keeps_data(self, store: Store) -> None:
+        chat, other = Chat(store), Chat(store, "other")
+        for one in (chat, other):
+            await one.do(create("m1", "a"), approve("!c1", "m1"))
+            await one.do(refuse("!c1"), documents=["!c1"])
+        await other.do(delete("m1"), documents=["m1"])
+        assert await _data(store, "!c1") == [(1, 2)]
+
+    async def test_tidy_removes_the_data_of_commands_with_a_reply_a_week_after_their_expiry(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"), approve("!c1", None), approve("!c2", "m1"), approve("!c3", None))
+        await chat.do(refuse("!c1"), refuse("!c2"), documents=["!c1", "!c2"])
+        over_ms = 1_000 + 300_000 + KEPT_MS  # the command was sent at 1 s and expires after 300 s
+        await store.tidy(over_ms - 1)
+        assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, 2), (1, None)]
+        await store.tidy(over_ms)
+        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, None)]
+        await chat.do(refuse("!c3"), documents=["!c3"])
+        await store.tidy(over_ms + 5_000)
+        assert await _data(store, "!c3") == [(None, None)]
+
+    # -- turns and leases ----------------------------------------------------------------------------------------
+
+    async def test_a_message_that_waits_for_an_agent_is_open_until_its_turn_is_over(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"))
+        await chat.do(("m2", ClaimTurn(generation=0)), ("m2", EndTurn(generation=1)), documents=["m2"])
+        assert [one.id for one in await store.open_documents("c")] == ["m1"]
+        await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
+        (mine,) = await store.open_documents("c")
+        assert restore(mine).claim == chat.state.messages["m1"].claim
+        await chat.do(("m1", EndTurn(generation=1)), documents=["m1"])
+        assert await store.open_documents("c") == []
+
+    async def test_claims_and_leases_after_a_document_are_read_back(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", streaming=True))
+        await chat.do(append("m2", "a"))
+        await chat.do(("m1", ClaimTurn(generation=0)), ("m2", RenewLease(lease_s=60)))
+        await chat.do(append("m2", "b"), ("m1", EndTurn(generation=1)))
+        for message in await messages_of(store, "c", "m1", "m2"):
+            assert known(message) == known(chat.state.messages[message.id])
+        await chat.do(documents=["m1", "m2"])
+        _, found = await store.messages("c", ["m1", "m2"])
+        assert [one.entries for one in found.values()] == [[], []]
+        for message in await messages_of(store, "c", "m1", "m2"):
+            assert known(message) == known(chat.state.messages[message.id])
+
+    async def test_a_claim_is_a_change(self, store: Store) -> None:
+        """Check that a claim counts as a change: viewers get no event, but another hub must read it."""
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"))
+        await chat.do(("m1", ClaimTurn(generation=0)))
+        for documents in ([], ["m1"]):
+            await chat.do(documents=documents)
+            changes = await store.changes("c", after=2, limit=10)
+            assert changes.messages is not None
+            assert [one.id for one in changes.messages] == ["m1"]
+            assert (changes.head, changes.newest) == (Head("e1", 3), "m2")
+
+    async def test_a_claim_keeps_the_order_of_a_page(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"))
+        await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
+        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
+        assert [(one.id, restore(one).version) for one in page.messages] == [("m2", 2), ("m1", 1)]
+
+    async def test_waiting_messages_are_known_after_closing_and_opening(self, store: Store) -> None:
+        chat = Chat(store, is_served=True)
+        await chat.do(create("m1", "question"), create("m2", "question"), create("m3", streaming=True))
+        await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="cancel", target="m3")))
+        await chat.do(("m1", ClaimTurn(generation=0)), ("!c1", ReplyCommand()), documents=["m1", "!c1"])
+        await chat.do(("m3", RenewLease(lease_s=60)), append("m3", "a"))
+        await store.note({"served/c": b""})
+        await store.close()
+        await store.open()
+        found = {one.id: one for one in restored(await store.open_documents("c"))}
+        assert sorted(found) == ["!c2", "m1", "m2", "m3"]
+        for key, one in found.items():
+            if isinstance(one, CommandState):
+                assert known_command(one) == known_command(chat.state.commands[key])
+            else:
+                assert known(one) == known(chat.state.messages[key])
+        assert await store.notes("served/") == {"served/c": b""}
+
+    # -- entries ------------------------------------------------------------------------------------------------
+
+    async def test_entries_after_a_serial_are_returned_in_order(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
+        await chat.do(append("m2", "a"), append("m1", "b"))
+        await chat.do(append("m2", "c"), put_part("m1", 1, {"type": "text", "text": "d"}))
+        assert await store.entries("c", after=2, limit_bytes=PAGE) == (chat.head, chat.entries[2:])
+        assert await store.entries("c", after=5, limit_bytes=PAGE) == (chat.head, chat.entries[5:])
+        assert await store.entries("c", after=6, limit_bytes=PAGE) == (chat.head, [])
+        await store.close()
+        await store.open()
+        assert await store.entries("c", after=3, limit_bytes=PAGE) == (chat.head, chat.entries[3:])
+
+    async def test_entries_are_none_beyond_the_limit_the_head_or_the_last_document(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", streaming=True))
+        for text in ("a" * 600, "b" * 600, "c" * 600):
+            await chat.do(append("m1", text))
+        whole = await store.entries("c", after=1, limit_bytes=1_900)
+        assert whole == (chat.head, chat.entries[1:])
+        for after, limit_bytes in ((1, 1_800), (3, 599), (5, PAGE)):
+            assert await store.entries("c", after=after, limit_bytes=limit_bytes) == Tail(chat.head, None)
+        await chat.do(documents=["m1"])
+        assert (await store.entries("c", after=1, limit_bytes=PAGE)).entries in (None, chat.entries[1:])
+        assert await store.entries("c", after=4, limit_bytes=PAGE) == (chat.head, [])
+        gone = await emptied(store, "c")
+        assert await store.entries("c", after=4, limit_bytes=PAGE) == Tail(gone, None)
+        assert await store.entries("c", after=0, limit_bytes=PAGE) == (gone, [])
+        assert await store.entries("never", after=0, limit_bytes=PAGE) == (NOTHING, [])
+
+    # -- deleting -----------------------------------------------------------------------------------------------
+
+    async def test_a_deleted_channel_is_empty(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True), create("m2", "b"))
+        await chat.do(append("m1", "!"))
+        gone = await emptied(store, "c")
+        assert (gone.epoch, gone.serial) == ("-", 0)
+        assert await head_of(store, "c") == gone
+        assert await store.changes("c", after=0, limit=10) == (gone, None, [])
+        assert await store.messages("c", ["m1", "m2"]) == (gone, {})
+        assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (gone, [], False)
+        assert await store.open_channels() == []
+
+    async def test_deleting_an_unknown_channel_changes_nothing(self, store: Store) -> None:
+        assert await emptied(store, "c") == NOTHING
+
+    async def test_a_deleted_channel_does_not_look_like_one_that_never_existed(self, store: Store) -> None:
+        never = Chat(store)
+        until_ms, lives = 10 * MINUTE_MS, [0]
+        for life in range(1, 3):
+            await Chat(store, epoch=f"e{life}", lives=lives[-1]).do(create("m1", "a"))
+            assert await head_of(store, "c") == Head(f"e{life}", 1)
+            gone = await emptied(store, "c", until_ms=until_ms)
+            lives.append(gone.lives)
+            await store.close()
+            await store.open()
+            assert await head_of(store, "c") == gone
+            assert await never.do(create("m1", "late")) == Conflict(gone)
+        assert lives[0] < lives[1] < lives[2]
+        await store.tidy(until_ms - 1)
+        assert await head_of(store, "c") == gone
+        await store.tidy(lives[-1])
+        assert await head_of(store, "c") == NOTHING
+        assert (await emptied(store, "c", used_up=["m9"], until_ms=until_ms + MINUTE_MS)).lives > lives[-1]
+
+    async def test_a_channel_that_has_moved_is_not_deleted(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a"))
+        seen = chat.head
+        await chat.do(create("m2", "b", streaming=True))
+        for expected in (seen, NOTHING, Head("e2", 2)):
+            result = await store.delete_channel("c", expected=expected, used_up=["m1"], until_ms=10 * MINUTE_MS)
+            assert result == Conflict(chat.head)
+        assert await texts(store, "c", "m1", "m2") == ["a", "b"]
+        assert await store.delete_channel("d", expected=seen, used_up=["m1"], until_ms=1) == Conflict(NOTHING)
+        assert await store.messages("d", ["m1"]) == (NOTHING, {})
+
+    async def test_heads_are_in_the_order_of_the_channels(self, store: Store) -> None:
+        await Chat(store, "a").do(create("m1", "x"))
+        await Chat(store, "b", "e2").do(create("m1", "x"), create("m2", "y"))
+        gone = await emptied(store, "gone", used_up=["m1"], until_ms=MINUTE_MS)
+        assert await store.heads(["b", "gone", "a", "never", "b"]) == [
+            Head("e2", 2),
+            gone,
+            Head("e1", 1),
+            NOTHING,
+            Head("e2", 2),
+        ]
+        assert await store.heads([]) == []
+
+    async def test_a_deleted_channel_begins_a_new_epoch(self, store: Store) -> None:
+        old = Chat(store)
+        await old.do(create("m1", "a"))
+        gone = await emptied(store, "c")
+        assert await old.do(create("m2", "b")) == Conflict(gone)
+        assert await Chat(store, epoch="e2", lives=gone.lives).do(create("m1", "new")) == Committed(1)
+        assert await head_of(store, "c") == Head("e2", 1)
+        assert await texts(store, "c", "m1") == ["new"]
+
+    async def test_writers_of_the_old_epoch_conflict_with_the_new_one(self, store: Store) -> None:
+        old = Chat(store)
+        await old.do(create("m1", "a", streaming=True))
+        gone = await emptied(store, "c")
+        await Chat(store, epoch="e2", lives=gone.lives).do(create("m1", "new", streaming=True))
+        assert await old.do(append("m1", "!")) == Conflict(Head("e2", 1))
+
+    async def test_ids_that_a_deleted_channel_used_up_are_known_as_deleted(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do(create("m1", "a", streaming=True), create("m2", "b"))
+        gone = await emptied(store, "c", used_up=["m1"], until_ms=10 * MINUTE_MS)
+        head, stored = await store.messages("c", ["m1", "m2"])
+        assert head == gone
+        assert list(stored) == ["m1"]
+        assert stored["m1"].head == used_up_head("m1")
+        assert restore(stored["m1"]).deleted
+        assert await store.messages("d", ["m1"]) == (NOTHING, {})
+
+    async def test_used_up_ids_are_free_again_when_their_time_is_over(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "a", streaming=True))
+        await emptied(store, "c", used_up=["m1"], until_ms=10 * MINUTE_MS)
+        await store.tidy(10 * MINUTE_MS - 1)
+        assert list((await store.messages("c", ["m1"]))[1]) == ["m1"]
+        await store.tidy(10 * MINUTE_MS)
+        assert await store.messages("c", ["m1"]) == (NOTHING, {})
+
+    # -- housekeeping -------------------------------------------------------------------------------------------
+
+    async def test_tidy_requests_documents_of_messages_whose_entries_are_a_minute_old(self, store: Store) -> None:
+        chat = Chat(store)
+        await store.tidy(0)
+        await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
+        await chat.do(append("m1", "a"))
+        assert await store.tidy(10_000) == []
+        assert await store.tidy(MINUTE_MS) == [("c", "m1")]
+        await chat.write_documents([("c", "m1")])
+        assert await store.tidy(2 * MINUTE_MS) == []
+
+    async def test_a_document_restarts_the_age_of_entries(self, store: Store) -> None:
+        chat = Chat(store)
+        await store.tidy(0)
+        await chat.do(create("m1", streaming=True))
+        await chat.do(append("m1", "a"))
+        await store.tidy(40_000)
+        await chat.do(documents=["m1"])
+        await chat.do(append("m1", "b"))
+        assert await store.tidy(MINUTE_MS) == []
+        assert await store.tidy(40_000 + MINUTE_MS) == [("c", "m1")]
+
+    async def test_tidy_requests_the_document_of_a_deleted_message(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", "a"), delete("m1"))
+        assert await store.tidy(0) == [("c", "m1")]
+
+    async def test_tidy_keeps_the_readable_state(self, store: Store) -> None:
+        chat = Chat(store)
+        await chat.do_each(create("m1", streaming=True), append("m1", "a"), create("m2", "b"), append("m1", "c"))
+        for now_ms in (0, MINUTE_MS, 10 * MINUTE_MS):
+            await store.tidy(now_ms)
+        assert await texts(store, "c", "m1", "m2") == ["ac", "b"]
+        assert await head_of(store, "c") == Head("e1", 4)
+
+    async def test_closing_and_opening_keeps_the_whole_state(self, store: Store) -> None:
+        chat, gone = Chat(store), Chat(store, "gone")
+        await chat.do(create("m1", "a", streaming=True, title="t"), create("m2", "b"), create("m3", "c"))
+        await chat.do_each(append("m1", "d"), delete("m3"), append("m1", "e"))
+        await gone.do(create("g1", "x", streaming=True))
+        empty = await emptied(store, "gone", used_up=["g1"], until_ms=10 * MINUTE_MS)
+        await store.close()
+        await store.open()
+        assert await head_of(store, "c") == Head("e1", 6)
+        messages = await messages_of(store, "c", "m1", "m2", "m3")
+        assert [known(message) for message in messages] == [known(chat.state.messages[one.id]) for one in messages]
+        assert len(messages) == 3
+        assert [one.id for one in await store.open_documents("c")] == ["m1"]
+        assert await page_of(store, limit=10) == (["m2", "m1"], False)
+        assert await head_of(store, "gone") == empty
+        assert list((await store.messages("gone", ["g1"]))[1]) == ["g1"]
+        assert await chat.do(append("m1", "f")) == Committed(7)
+        assert await texts(store, "c", "m1") == ["adef"]
+
+    async def test_a_second_close_does_nothing(self, store: Store) -> None:
+        await Chat(store).do(create("m1", "a"))
+        await store.close()
+        await store.close()
+        await store.open()
+        assert await head_of(store, "c") == Head("e1", 1)
+
+    async def test_stats_count_commits_and_the_bytes_of_rows(self, store: Store) -> None:
+        chat = Chat(store)
+        before = store.stats()["commits"]
+        await chat.do_each(create("m1", streaming=True), append("m1", "a"), append("m1", "b"))
+        assert store.stats()["commits"] == before + 3
+        assert store.stats()["row_bytes"] >= 0
+
+    # -- the law ------------------------------------------------------------------------------------------------
+
+    @settings(
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,  # allowed, because each example uses a channel of its own
+            HealthCheck.differing_executors,  # allowed, because each store's test class runs this test once
+            HealthCheck.too_slow,
+        ],
+    )
+    @given(st.data())
+    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
+        await check_fold(store, data)
+
+
+async def check_fold(store: Store, data: st.DataObject) -> None:
+    """Do what `data` draws in a new channel, and check that `store` returns the fold of all entries."""
+    channel = f"law-{next(_numbers)}"
+    chat = Chat(store, channel, is_served=True)
+    await chat.do(create("m1", "a", streaming=True), create("m2", streaming=True))
+    for act in data.draw(_acts):
+        await _do(chat, act)
+        if isinstance(act, _Check):
+            await _check(chat)
+    await _check(chat)
+
+
+_numbers = itertools.count(1)
+_ids = st.sampled_from(["m1", "m1", "m2", "m2", "m3", "m4"])
+_texts = st.text(st.sampled_from("ab é中🙂\n"), max_size=6)
+_parts = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, _texts),
+    st.builds(lambda text: {"type": "tool", "call": "c", "name": "n", "input": text}, _texts),
+    st.builds(lambda data: {"type": "data", "name": "bar", "data": data}, st.integers(0, 9)),
+)
+_append = st.builds(AppendText, text=_texts, part=st.sampled_from((None, None, 0, 1)))
+_append_much = st.builds(AppendText, text=st.integers(200, 6_000).map(lambda count: "x" * count))
+_create = st.builds(CreateMessage, status=st.sampled_from(("streaming", "streaming", "complete")), text=_texts)
+_put_part = st.builds(PutPart, index=st.integers(0, 2), part=_parts)
+_finish = st.builds(
+    FinishMessage, status=st.sampled_from(("complete", "interrupted")), request=st.sampled_from((None, "r"))
+)
+_update = st.builds(UpdateMessage, text=st.one_of(st.none(), _texts), meta=st.just({"x": 1}))
+
+
+def _weighted(*choices: tuple[int, st.SearchStrategy[Json]]) -> st.SearchStrategy[Json]:
+    """Draw each strategy as often as its weight says; `one_of` ignores one that is listed twice."""
+    which = [strategy for weight, strategy in choices for _ in range(weight)]
+    return st.integers(0, len(which) - 1).flatmap(which.__getitem__)
+
+
+_requests: st.SearchStrategy[Request] = _weighted(
+    (8, _append),
+    (2, _append_much),
+    (5, _create),
+    (3, _put_part),
+    (2, _finish),
+    (1, st.builds(TakeOver)),
+    (1, _update),
+    (1, st.builds(DeleteMessage)),
+    (1, st.builds(ClaimTurn, generation=st.just(0))),
+    (1, st.builds(EndTurn, generation=st.just(1))),
+    (1, st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0)))),
+)
+_about_commands: st.SearchStrategy[Request] = _weighted(
+    (2, st.builds(SendCommand, name=st.sampled_from(("steer", "cancel")), target=_ids, data=_texts)),
+    (1, st.builds(ReplyCommand, data=_texts)),
+    (1, st.builds(SettleCommand, is_expired=st.booleans())),
+)
+_command_ids = st.sampled_from(["!c1", "!c2", "!c3"])
+_steps = _weighted((5, st.tuples(_ids, _requests)), (1, st.tuples(_command_ids, _about_commands)))
+
+
+class _Commit(Struct, frozen=True):
+    steps: list[Step]
+    documents: list[str]
+    is_late: bool  # True: another writer sends the same write too late
+
+
+class _Tidy(Struct, frozen=True):
+    now_ms: int
+    is_obeyed: bool
+
+
+class _Reopen(Struct, frozen=True):
+    pass
+
+
+class _Check(Struct, frozen=True):
+    pass
+
+
+class _Empty(Struct, frozen=True):
+    pass
+
+
+_Act = _Commit | _Tidy | _Reopen | _Check | _Empty
+
+_commits = st.builds(
+    _Commit,
+    st.lists(_steps, min_size=1, max_size=6),
+    st.one_of(st.just([]), st.lists(st.one_of(_ids, _command_ids), max_size=3)),
+    st.sampled_from((False, False, False, True)),
+)
+_acts: st.SearchStrategy[list[_Act]] = st.lists(
+    _weighted(
+        (16, _commits),
+        (2, st.builds(_Tidy, st.integers(0, 5).map(lambda minutes: minutes * MINUTE_MS), st.booleans())),
+        (1, st.builds(_Reopen)),
+        (1, st.builds(_Check)),
+        (1, st.builds(_Empty)),
+    ),
+    min_size=10,
+    max_size=40,
+)
+
+
+async def _do(chat: Chat, act: _Act) -> None:
+    match act:
+        case _Commit():
+            late = chat.write(*act.steps)
+            assert isinstance(await chat.do(*act.steps, documents=act.documents), Committed)
+            if act.is_late and chat.state.serial > late.expected:
+                assert await chat.store.commit([late]) == [Conflict(chat.head)]
+        case _Tidy():
+            due = await chat.store.tidy(act.now_ms)
+            if chat.state.lives <= act.now_ms:
+                chat.state.lives = 0
+            if act.is_obeyed:
+                await chat.write_documents(due)
+        case _Reopen():
+            await chat.store.close()
+            await chat.store.open()
+        case _Empty():
+            head = await emptied(chat.store, chat.channel)
+            chat.state, chat.epoch = ChannelState(chat.channel), f"{chat.epoch}x"[-20:]
+            chat.state.lives = head.lives
+        case _Check():
+            pass
+
+
+async def page_of(
+    store: Store, *, before: int | None = None, after: int | None = None, limit: int, limit_bytes: int = PAGE
+) -> tuple[list[str], bool]:
+    """Return the ids of a page of the channel `c`, and whether there are more messages."""
+    page = await store.page("c", before=before, after=after, limit=limit, limit_bytes=limit_bytes)
+    return [stored.id for stored in page.messages], page.more
+
+
+async def _check(chat: Chat) -> None:
+    """Check that the store returns the fold of all entries."""
+    store, state = chat.store, chat.state
+    head = chat.head
+    changes = await store.changes(chat.channel, after=0, limit=100)
+    assert (changes.head, changes.newest) == (head, state.newest)
+    assert changes.messages is not None
+    read = {one.id: one for one in restored(changes.messages)}
+    assert sorted(read) == sorted([*state.messages, *state.commands])
+    for message_id, message in state.messages.items():
+        same = read[message_id]
+        assert isinstance(same, MessageState)
+        assert known(same) == known(message)
+        _check_marks(same, message, state.serial)
+    for key, command in state.commands.items():
+        one = read[key]
+        assert isinstance(one, CommandState)
+        _check_command(one, command, state.messages.get(command.target or ""))
+    await _check_entries(chat)
+    page = await store.page(chat.channel, before=None, limit=100, limit_bytes=PAGE)
+    alive = sorted((one for one in state.messages.values() if not one.deleted), key=lambda one: -one.created)
+    assert [stored.id for stored in page.messages] == [one.id for one in alive]
+
+
+async def _check_entries(chat: Chat) -> None:
+    """Check that the entries after a serial, applied to the state at that serial, equal the state of today."""
+    serial = chat.state.serial
+    for after in sorted({max(0, serial - back) for back in (1, 3, 8)}):
+        head, entries = await chat.store.entries(chat.channel, after=after, limit_bytes=PAGE)
+        assert head == chat.head
+        if entries is None:
+            continue
+        state = ChannelState(chat.channel, chat.state.epoch)
+        for entry in (*chat.entries[:after], *entries):
+            apply_entry(state, entry)
+        assert (state.serial, list(state.messages)) == (serial, list(chat.state.messages))
+        for message_id, message in chat.state.messages.items():
+            assert known(state.messages[message_id]) == known(message)
+        for key, command in chat.state.commands.items():
+            assert known_command(state.commands[key]) == known_command(command)
+
+
+def _check_command(read: CommandState, true: CommandState, target: MessageState | None) -> None:
+    """Check a command from the store. Data may be missing if it has a reply and its target is deleted."""
+    has_left = true.reply is not None and target is not None and target.deleted and read.data != true.data
+    facts, truth = known_command(read), known_command(true)
+    if has_left:
+        assert read.data is None
+        facts["reply"] = truth["reply"] = facts["data"] = truth["data"] = None
+    assert facts == truth
+
+
+def _check_marks(read: MessageState, true: MessageState, serial: int) -> None:
+    """Check that no mark claims text that its viewers may not have. Marks may be fewer than before."""
+    for part, truth in zip(read.parts, true.parts, strict=True):
+        if isinstance(part.text, Text) and isinstance(truth.text, Text):
+            for seen in range(serial + 1):
+                assert part.text.length_at(seen) <= truth.text.length_at(seen)
+            assert part.text.length_at(serial) == truth.text.length

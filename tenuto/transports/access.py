@@ -1,0 +1,319 @@
+"""Access control: the one place that decides, for all transports, whether a request may proceed.
+
+Layer: transports.
+
+Two questions are decided here. First, the identity of the caller: the app's verifier returns it or, without a verifier,
+the request must plainly come from this machine (`origin`). Second, whether this caller may send the request: by its
+origin, ticket, capabilities (`operations`) and rates, and by rules about the content of requests, such as roles.
+`core.decide` later checks whose message a request concerns.
+
+Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
+without a verifier only programs and pages of this machine and user are accepted, and no request that came through a
+proxy. Every rule is part of `docs/protocol.md`, section 10; loosening one needs a decision record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
+
+from tenuto.core.cursor import parse_cursor
+from tenuto.core.errors import (
+    Busy,
+    Draining,
+    Forbidden,
+    TenutoError,
+    InvalidName,
+    Unauthenticated,
+    shown,
+)
+from tenuto.core.model import Part
+from tenuto.core.names import check_channel, check_id
+from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
+from tenuto.hub.presence import check_member, check_signal
+from tenuto.hub.results import Result
+from tenuto.hub.tickets import Ticket
+from tenuto.transports.codec import unexpected
+from tenuto.transports.headers import header, peer_of
+from tenuto.transports.operations import BY_NAME, Operation
+from tenuto.transports.origin import check_origin
+from tenuto.transports.query import Query
+from tenuto.transports.refusals import refusals
+from tenuto.transports.server_connection import connection_of, mark_known
+
+# longest time that the app's verifier may take, which may query a database while the caller waits
+VERIFY_TIMEOUT_S = 10.0
+MAX_TOKEN_BYTES = 8 * 1024  # limit of a token in a frame; the limit of a header is the server's
+_CREDENTIAL_HEADERS = (b"authorization", b"cookie")
+# Types of parts that only writers create: a tool call or a source from a user would look like the agent's.
+_WRITER_PARTS = ("tool", "source")
+
+
+# The identity of the caller
+
+
+async def identify(hub: HubCore, scope: Scope) -> Identity:
+    """Return the identity behind a request that has passed `check_peer`.
+
+    Raises Unauthenticated, Forbidden, InvalidName, TooMany, Busy.
+    """
+    identity = await known_identity(hub, scope)
+    if identity is None:
+        with logged_refusals(scope):
+            raise Unauthenticated("the request carries no credentials that this hub accepts; send a valid token")
+    return identity
+
+
+@contextmanager
+def logged_refusals(scope: Scope) -> Iterator[None]:
+    """Log that the block refuses the caller of `scope`, and why, within the limits of `refusals`."""
+    try:
+        yield
+    except (Unauthenticated, Forbidden, InvalidName) as error:
+        refusals.log(peer_of(scope), error)
+        raise
+
+
+async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
+    """Return the identity as `identify` does, but None without credentials or with credentials unknown to the app."""
+    verify = hub.authenticate
+    if verify is None:
+        claimed = claimed_identity(scope)
+        check_id(claimed.client_id, "a client id")
+        mark_known(scope)
+        return claimed
+    check_origin(hub, scope)
+    with logged_refusals(scope):
+        identity = await _verified(scope, partial(verify, scope))
+        if identity is not None:
+            check_identity(hub, identity)
+    if identity is not None:
+        hub.rates.request(identity, peer_of(scope))
+        mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
+    return identity
+
+
+async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
+    """Return the identity that `token` proves, which the socket with `scope` has sent.
+
+    A verifier with a method `verify_token` is called with the token. Any other verifier is called with the socket's
+    scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
+    Expired, Busy, InvalidName.
+    """
+    with logged_refusals(scope):
+        identity = await _identity_by_token(hub, scope, token)
+        check_identity(hub, identity)
+    return identity
+
+
+async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
+    verify = hub.authenticate
+    assert verify is not None
+    if not token.isascii() or not token.isprintable() or len(token) > MAX_TOKEN_BYTES:
+        raise Unauthenticated(
+            f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"
+        )
+    by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
+    if by_token is not None:
+        identity = await _verified(scope, partial(by_token, token))
+    else:
+        others = [(name, value) for name, value in scope["headers"] if name.lower() not in _CREDENTIAL_HEADERS]
+        headers = [*others, (b"authorization", b"Bearer " + token.encode())]
+        identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
+    if identity is None:
+        raise Unauthenticated("the hub's verifier does not accept this token; send another one")
+    return identity
+
+
+def check_identity(hub: HubCore, identity: Identity) -> None:
+    """Raise InvalidName for an invalid client id, and Expired for an identity that has expired already."""
+    if identity.client_id is not None and "~" in check_id(identity.client_id, "a client id"):
+        raise InvalidName(
+            f"client id {identity.client_id!r} contains ~, which separates a client id from the suffix of a member; "
+            "choose another id"
+        )
+    if identity.is_expired(hub.clock.now_ms()):
+        client = "this client" if identity.client_id is None else f"client {shown(identity.client_id)}"
+        raise Expired(f"the identity of {client} has expired; send a new token")
+
+
+async def _verified(scope: Scope, verify: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
+    """Return the result of the app's verifier.
+
+    A TenutoError passes; any other exception is logged and not sent to the peer.
+    """
+    try:
+        async with asyncio.timeout(VERIFY_TIMEOUT_S) as limit:
+            connection = connection_of(scope)
+            if connection is None:
+                return _checked(await _awaitable(verify()))
+            connection.verify(limit)
+            try:
+                return _checked(await _awaitable(verify()))
+            finally:
+                connection.verified()
+    except TenutoError:
+        raise
+    except TimeoutError:
+        raise Busy(f"authentication timed out after {VERIFY_TIMEOUT_S:.0f} s; try again") from None
+    except Exception as error:
+        refusals.log_failure(peer_of(scope), error)
+        raise unexpected() from None
+
+
+def _awaitable(result: object) -> Awaitable[object]:
+    if not isinstance(result, Awaitable):
+        raise TypeError(f"authenticate must be an async function, it returned a value of type {type(result).__name__}")
+    return result
+
+
+def _checked(identity: object) -> Identity | None:
+    if identity is not None and not isinstance(identity, Identity):
+        raise TypeError(f"authenticate must return an Identity or None, got a value of type {type(identity).__name__}")
+    return identity
+
+
+# The rights of the caller
+
+
+def check_operation(identity: Identity, operation: Operation, channel: str) -> None:
+    """Raise Forbidden unless `identity` holds every capability that `operation` needs, on `channel` or on all."""
+    for capability in operation.needs:
+        if operation.is_for_all:
+            identity.check_pattern(capability, EVERYWHERE)
+        else:
+            identity.check(capability, channel)
+
+
+def check_create(request: CreateMessage, identity: Identity, channel: str) -> None:
+    """Raise Forbidden if creating this message needs `append` besides `publish`, and `identity` lacks it."""
+    if request.role != "user" or request.status == "streaming" or _has_writer_parts(request.parts):
+        identity.check("append", channel)
+
+
+def check_update(request: UpdateMessage, identity: Identity, channel: str) -> None:
+    """Raise Forbidden if the new parts of the message need `append` besides `publish`, and `identity` lacks it."""
+    if _has_writer_parts(request.parts):
+        identity.check("append", channel)
+
+
+def _has_writer_parts(parts: list[Part] | None) -> bool:
+    # the parts are not validated yet, so any type may appear
+    return any(part.get("type") in _WRITER_PARTS for part in parts or ())
+
+
+def check_work(identity: Identity, pattern: str) -> None:
+    """Raise Forbidden unless `identity` may take turns in all channels that `pattern` covers."""
+    for capability in BY_NAME["work"].needs:
+        identity.check_pattern(capability, pattern)
+
+
+async def check_metrics(hub: HubCore, scope: Scope) -> None:
+    """Raise Forbidden unless the caller is `admin` of all channels or the hub has no verifier."""
+    if hub.authenticate is not None and not all(
+        map((await identify(hub, scope)).has_everywhere, BY_NAME["metrics"].needs)
+    ):
+        raise Forbidden("/metrics needs the capability 'admin' on all channels where the hub has a verifier")
+
+
+def member_of(identity: Identity, member: str | None) -> str:
+    """Return the id of a member of this client, by default the client id. Raises Forbidden, InvalidName."""
+    return check_member(member or identity.client_id or "anonymous", identity.client_id)
+
+
+def count_signal(hub: HubCore, identity: Identity, name: str) -> None:
+    """Count a signal of this client. Raises TooMany; Forbidden for a name that only the server may use."""
+    hub.rates.signal(identity)
+    check_signal(name)
+
+
+def caller_of(hub: HubCore, identity: Identity, channel: str) -> Caller:
+    """Return `identity` as the caller of a request for `channel`, with the limit of new channels applied."""
+    caller = identity.caller(channel)
+    return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
+
+
+def count_new_channel(hub: HubCore, identity: Identity, result: Result) -> None:
+    """Count a new channel of this client if the stored request was the channel's first entry."""
+    if result.created and result.serial == 1:
+        hub.rates.began(identity)
+
+
+def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None) -> dict[str, Any]:
+    """Return data about the caller, for itself: its id, its capabilities on `channel`, and when its identity expires.
+
+    `expires_s` counts from now, because the clocks of clients are often wrong.
+    """
+    about: dict[str, Any] = {} if identity.client_id is None else {"id": identity.client_id}
+    if channel is not None:
+        about["can"] = identity.capabilities_on(channel)
+    if identity.expires_at_ms is not None:
+        about["expires_s"] = max(0, identity.expires_at_ms - hub.clock.now_ms()) / 1000
+    return about
+
+
+# Admission to the streams of a channel
+
+
+async def start_hub(hub: HubCore) -> None:
+    """Start the hub on first use. Raises Draining if the app has closed it: a late request must not open its store."""
+    if hub.is_draining and not hub.is_running:
+        raise Draining("the hub of this server is closed; connect to another server, or to this one after its restart")
+    await hub.start()
+
+
+async def check_serving(hub: HubCore) -> None:
+    """Start the hub. Raises Draining and StoreUnavailable if it serves no viewers, before any other check."""
+    await start_hub(hub)
+    if hub.is_draining:
+        raise Draining("this server is shutting down; connect to another server, or to this one after its restart")
+    hub.viewing.check()
+
+
+async def admit_stream(
+    hub: HubCore, scope: Scope, query: Query, channel: str, operation: Operation
+) -> tuple[Identity, Ticket | None]:
+    """Return the identity for a stream of `channel`: from a ticket, which is returned too, or as for any request.
+
+    Raises Draining, StoreUnavailable, InvalidName, Unauthenticated, Expired, Forbidden and the errors of `identify`.
+    """
+    await check_serving(hub)
+    text = query.text("ticket")
+    ticket: Ticket | None = None
+    if text is None:
+        identity = await identify(hub, scope)
+        check_channel(channel)
+    else:
+        last = parse_cursor(header(scope, b"last-event-id"))
+        check_channel(channel)
+        with logged_refusals(scope):
+            ticket = hub.tickets.read(text, channel, last)
+        identity = ticket.identity()
+        if hub.authenticate is not None:
+            hub.rates.request(identity, peer_of(scope))
+        mark_known(scope)
+    check_operation(identity, operation, channel)
+    return identity, ticket
+
+
+async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
+    """Return the identity for a long poll of `channel`.
+
+    Tickets do not count here, because a client that polls can send a header.
+    """
+    await check_serving(hub)
+    identity = await identify(hub, scope)
+    check_operation(identity, BY_NAME["poll"], check_channel(channel))
+    return identity
+
+
+def allowed_history(identity: Identity, channel: str, requested: int | None) -> int | None:
+    """Return how many finished messages a new start shows: none to a caller without `history`."""
+    return requested if identity.has("history", channel) else 0

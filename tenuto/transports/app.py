@@ -1,0 +1,273 @@
+"""The ASGI app: routes each request to its endpoint, and serves the lifespan protocol.
+
+Layer: transports.
+
+Plain requests go through Starlette (routes, CORS, static files). Streams, long polls and sockets are many and live
+long, so they go from here straight to endpoints that use ASGI themselves. The app works mounted anywhere: it reads the
+path below `root_path`, starts the hub on first use, and serves `lifespan` if the server sends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes
+
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Mount, Router
+from starlette.types import ASGIApp, Receive, Send
+
+from tenuto.core.errors import TenutoError
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import Scope
+from tenuto.transports.chunks import Chunks, end_refusal
+from tenuto.transports.close_codes import MISUSED
+from tenuto.transports.codec import unexpected
+from tenuto.transports.headers import header
+from tenuto.transports.heartbeats import Heartbeats
+from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
+from tenuto.transports.longpoll import poll
+from tenuto.transports.message_stream import message_events
+from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
+from tenuto.transports.origin import check_peer
+from tenuto.transports.problem import NOSNIFF, Headers, problem_messages
+from tenuto.transports.sender import abort_if_unread
+from tenuto.transports.sse import channel_events, is_started
+from tenuto.transports.web import Web
+from tenuto.transports.websocket import Sockets
+
+logger = logging.getLogger("tenuto.transports")
+
+# time to disconnect all viewers when the hub drains; a peer that does not read gets `sender.FAREWELL_S`
+SHUTDOWN_S = 1.0
+WEB = Path(__file__).parent.parent / "web"
+WEB_PATH = "/web/"
+_METHODS = tuple(dict.fromkeys(("GET", "HEAD", *(one.method for one in OPERATIONS if one.method))))
+_REQUEST_HEADERS = ("Authorization", "Cache-Control", "Content-Type", "Tenuto-Client", "Last-Event-ID")
+_ENDPOINTS: dict[str, Callable[..., Awaitable[None]]] = {
+    "events": channel_events,
+    "poll": poll,
+    "message_events": message_events,
+}
+# One alternative per kind of stream, as a named group; inside it an unnamed group for each name in the path.
+_STREAM = re.compile(
+    "|".join(
+        f"(?P<{one.name}>{re.sub('{[a-z]+}', '([^/]+)', one.path)})\\Z" for one in OPERATIONS if one.kind == "stream"
+    )
+)
+
+
+def asgi(hub: HubCore) -> App:
+    """Return the ASGI app of `hub`. A hub has one app, which holds the timers of its viewers."""
+    return App(hub)
+
+
+class App:
+    """The hub as an ASGI app: all requests, streams and sockets of one hub."""
+
+    def __init__(self, hub: HubCore) -> None:
+        self.hub = hub
+        self.heartbeats = Heartbeats()
+        self.chunks = Chunks()
+        self._sockets = Sockets(hub, self.heartbeats)
+        self._plain = _plain_app(hub)
+        hub.on_drain(self._drain)
+        hub.viewing.on_cut_off.append(self._sockets.drain)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        known = cast("Scope", scope)  # ASGI servers pass a dict as the scope
+        match scope["type"]:
+            case "http":
+                await self._http(known, receive, send)
+            case "websocket":
+                await self._websocket(known, receive, send)
+            case "lifespan":
+                await self._lifespan(receive, send)
+
+    def cors(self, scope: Scope) -> Headers:
+        """Return the CORS headers for a response that bypasses Starlette's middleware."""
+        origins = self.hub.allowed_origins
+        origin = header(scope, b"origin")
+        if not origins or origin is None:
+            return []
+        if "*" in origins:
+            return [(b"access-control-allow-origin", b"*")]
+        if origin not in origins:
+            return [(b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-allow-credentials", b"true"),
+            (b"vary", b"Origin"),
+        ]
+
+    def _drain(self) -> None:
+        self._sockets.drain()
+        # The hub waits for its tasks before it passes the signal on, so the last events to viewers are sent before the
+        # server closes its connections.
+        self.hub.start_task(self._until_all_disconnected())
+
+    async def _until_all_disconnected(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_S):
+                await self.heartbeats.until_empty()
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = path_below(scope)
+        stream = _STREAM.match(path)
+        try:
+            if not _is_public(path):
+                await check_peer(self.hub, scope)
+            if stream is None or scope["method"] not in ("GET", "HEAD"):
+                await self._respond({**scope, "path": path, "root_path": ""}, receive, send)
+                return
+            assert stream.lastgroup is not None
+            _, *names = [group for group in stream.groups() if group is not None]
+            await _ENDPOINTS[stream.lastgroup](self, scope, receive, send, *names)
+        except TenutoError as error:
+            await _send_problem(error, self.cors(scope), send)
+        except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                return  # ASGI 2.4 servers raise OSError when the peer has disconnected
+            if is_started(scope):
+                raise  # the server ends the stream and logs the error
+            logger.exception("an HTTP request failed")
+            await _send_problem(unexpected(), self.cors(scope), send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response to a plain request. Raises Draining if the hub has drained, and its store is silent."""
+        async with self.hub.viewing.responding() as begin:
+
+            async def send_begun(message: MutableMapping[str, Any]) -> None:
+                begin()
+                await send(message)
+
+            await self._plain(scope, receive, send_begun)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # the first ASGI message: websocket.connect
+        try:
+            await check_peer(self.hub, scope)
+            if path_below(scope) != SOCKET_PATH:
+                raise no_such_path(path_below(scope))
+            credentials = await self._sockets.admit(scope)
+        except TenutoError as error:
+            await _refuse(scope, error, receive, send)
+            return
+        except Exception:
+            logger.exception("a WebSocket could not be admitted")
+            await _refuse(scope, unexpected(), receive, send)
+            return
+        try:
+            await self._sockets.serve(credentials, scope, receive, send)
+        finally:
+            abort_if_unread(receive, is_draining=self.hub.viewing.is_over)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()  # the ASGI message lifespan.startup
+        try:
+            await self.hub.start()
+        except TenutoError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()  # the ASGI message lifespan.shutdown
+        await self.hub.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _is_public(path: str) -> bool:
+    """Return whether any peer may request `path` without credentials.
+
+    Those are page modules, and `GET /v1`, which tells a client why it is refused.
+    """
+    return path.startswith(WEB_PATH) or path == BY_NAME["version"].path
+
+
+def path_below(scope: Scope) -> str:
+    """Return the path below the mount point. An encoded slash stays encoded: it must not split a name."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%2f" in raw.lower():
+        segments = raw.partition(b"?")[0].split(b"/")
+        path = "/".join(unquote_to_bytes(one).decode(errors="replace").replace("/", "%2F") for one in segments)
+    # Starlette's routes end in `$`, which would also match before a newline at the end
+    path = path.replace("\n", "%0A")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :] or "/"
+    return path
+
+
+def _plain_app(hub: HubCore) -> ASGIApp:
+    known: list[BaseRoute] = [*routes(hub)]
+    if WEB.is_dir():
+        known.append(Mount("/web", Web(WEB)))
+    app: ASGIApp = _problems(Router(known, redirect_slashes=False, default=_not_found))
+    origins = hub.allowed_origins
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=_METHODS,
+            allow_headers=_REQUEST_HEADERS,
+            allow_credentials="*" not in origins,
+            expose_headers=("Retry-After",),
+        )
+    return _unsniffed(app)
+
+
+def _unsniffed(app: ASGIApp) -> ASGIApp:
+    """Return `app` with the header `x-content-type-options: nosniff` on each of its responses."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def send_marked(message: Any) -> None:
+            if message["type"] == "http.response.start" and NOSNIFF not in message.get("headers", ()):
+                message = {**message, "headers": [*message.get("headers", ()), NOSNIFF]}
+            await send(message)
+
+        await app(scope, receive, send_marked)
+
+    return wrapped
+
+
+async def _not_found(scope: Any, receive: Any, send: Any) -> None:
+    await problem_response(no_such_path(scope["path"]))(scope, receive, send)
+
+
+def _problems(app: ASGIApp) -> ASGIApp:
+    """Return `app` with the exceptions of static files turned into problem responses."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        except HTTPException as error:
+            known: TenutoError = no_such_path(scope["path"])
+            if error.status_code == 405:
+                known = no_such_method(scope["method"], ["GET", "HEAD"])
+            elif error.status_code != 404:
+                logger.warning("a file could not be served: %s", error)
+            await problem_response(known)(scope, receive, send)
+
+    return wrapped
+
+
+async def _send_problem(error: TenutoError, headers: Headers, send: Send) -> None:
+    with suppress(OSError):  # the peer has disconnected
+        for message in problem_messages(error, headers):
+            await send(message)
+
+
+async def _refuse(scope: Scope, error: TenutoError, receive: Receive, send: Send) -> None:
+    """Refuse a socket before it is accepted, with a problem response or, if the server has none, a plain 403."""
+    if "websocket.http.response" in (scope.get("extensions") or {}):
+        for message in problem_messages(error, prefix="websocket.http.response"):
+            await send(message)
+        end_refusal(receive)
+    else:
+        await send({"type": "websocket.close", "code": MISUSED, "reason": error.code})

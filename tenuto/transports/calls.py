@@ -1,0 +1,150 @@
+"""One HTTP request for one operation: its names, its body, and its response.
+
+Layer: transports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenuto.core.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+from tenuto.core.names import check_channel, check_id
+from tenuto.core.requests import Request as HubRequest
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import Identity
+from tenuto.hub.results import Result
+from tenuto.transports.access import caller_of, check_operation, count_new_channel, start_hub
+from tenuto.transports.codec import decode, result_fields
+from tenuto.transports.operations import OPERATIONS, Operation
+from tenuto.transports.query import Query
+from tenuto.transports.tickets import CreateTicket
+from tenuto.transports.traffic import open_body
+
+BODY_TIMEOUT_S = 60.0  # time in which the whole body, at most a megabyte, must arrive
+NO_STORE = {"cache-control": "no-store"}
+
+
+class HoldChannel(Struct, frozen=True, kw_only=True):
+    """The body of a legal hold."""
+
+    reason: str
+
+
+class ForgetClient(Struct, frozen=True, kw_only=True):
+    """The body of the removal of a person; with `channels` also of the channels in which no other person wrote."""
+
+    client_id: str
+    channels: bool = False
+
+
+class NoFields(Struct, frozen=True):
+    """A body without fields."""
+
+
+# Operations whose body is the request itself. The body of a part is only a part of the request, which the core checks.
+_BODIES: dict[str, msgspec.json.Decoder[Any]] = {
+    one.name: msgspec.json.Decoder(one.request) for one in OPERATIONS if one.request is not None
+}
+_BODIES |= {"part": msgspec.json.Decoder(dict[str, Any]), "ticket": msgspec.json.Decoder(CreateTicket)}
+_BODIES |= {"hold": msgspec.json.Decoder(HoldChannel), "forget": msgspec.json.Decoder(ForgetClient)}
+_BODIES |= {"verify": msgspec.json.Decoder(NoFields)}
+
+
+class Call:
+    """One request for one operation, with its caller's identity and the names in its path."""
+
+    body_bytes = 0  # bytes of the body that have arrived
+    result: Result | None = None  # result of the submitted request
+
+    def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
+        """Read the names in the path; `channel` and `id` are empty if it has none. Raises InvalidName, Forbidden."""
+        self.hub = hub
+        self.operation = operation
+        self.request = request
+        self.identity = identity
+        self.channel = check_channel(request.path_params["channel"]) if "channel" in request.path_params else ""
+        message_id = request.path_params.get("id")  # id of a message, command or member
+        self.id = check_id(message_id) if message_id is not None else ""
+        if self.channel or operation.is_for_all:
+            check_operation(identity, operation, self.channel)
+
+    def query(self) -> Query:
+        """Return the query parameters of the request. Raises InvalidRequest."""
+        return Query(self.request.scope)
+
+    async def body(self) -> Any:
+        """Return the decoded body. Raises TooLarge or TooMany as soon as it exceeds a limit, Draining, …"""
+        with open_body(self.hub, self.identity, dict(self.request.scope)) as count:
+
+            def arrived(size: int) -> None:
+                self.body_bytes += size
+                count.grow(size)
+
+            data = await read_body(self.request, self.hub.limits.request_bytes, arrived)
+        await start_hub(self.hub)  # the app may have closed it while the body arrived
+        return decode(data, _BODIES[self.operation.name])
+
+    async def submit(self, key: str, request: HubRequest) -> Response:
+        """Submit a request to the hub and return its result as a response."""
+        caller = caller_of(self.hub, self.identity, self.channel)
+        result = await self.hub.ask(self.channel, key, request, caller)
+        count_new_channel(self.hub, self.identity, result)
+        status = self.operation.status if self.operation.status != 201 or result.created else 200
+        self.result = result
+        return json_response(result_fields(request, result), status=status)
+
+    def empty(self) -> Response:
+        """Return a response without a body, with the operation's status."""
+        return Response(status_code=self.operation.status, headers=NO_STORE)
+
+
+async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
+    """Return the body. While it arrives, `arrived` is called with the size of each piece, and may raise.
+
+    Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server discards
+    the bytes that a refused peer still sends.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(
+            f"the body must be JSON, with Content-Type: application/json, not {media_type[:100]!r}"
+        )
+    if int(_digits(request.headers.get("content-length"))) > limit_bytes:
+        raise _too_large(int(_digits(request.headers.get("content-length"))), limit_bytes)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                size += len(piece)
+                if arrived is not None:
+                    arrived(len(piece))
+                if size > limit_bytes:
+                    raise _too_large(size, limit_bytes)
+                pieces.append(piece)
+    except TimeoutError:
+        raise InvalidRequest(
+            f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"
+        ) from None
+    return b"".join(pieces)
+
+
+def _digits(text: str | None) -> str:
+    return text[:18] if text is not None and text.isascii() and text.isdigit() else "0"
+
+
+def _too_large(size: int, limit_bytes: int) -> TooLarge:
+    text = f"the body of the request has {size} bytes or more, the limit is {limit_bytes} (Limits.request_bytes)"
+    return TooLarge(f"{text}; send it in several requests", limit=limit_bytes)
+
+
+def json_response(value: object, *, status: int = 200) -> Response:
+    body = msgspec.json.encode(value)
+    return Response(body, status_code=status, media_type="application/json", headers=NO_STORE)

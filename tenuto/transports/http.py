@@ -1,0 +1,389 @@
+"""HTTP requests that get their response at once.
+
+Layer: transports.
+
+The router is built from the table of operations (`operations`); this module has one handler for each operation. A
+handler runs after the identity and the capabilities were checked: it decodes the body, submits a request to the hub,
+and encodes the result. `transports.app` routes streams and long polls before this module, because they outlive their
+request objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from tenuto.core.errors import (
+    Forbidden,
+    TenutoError,
+    MethodNotAllowed,
+    NotFound,
+    NoVerifier,
+    StoreUnavailable,
+    shown,
+)
+from tenuto.core.model import Part
+from tenuto.core.names import check_channel, command_key
+from tenuto.core.requests import (
+    CreateMessage,
+    DeleteMessage,
+    EnterChannel,
+    PutPart,
+    ReplyCommand,
+    SendCommand,
+    SendSignal,
+    UpdateMessage,
+)
+from tenuto.hub.archive import DEFAULT_LISTED, MAX_LISTED
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import Scope as HubScope
+from tenuto.transports.access import (
+    check_create,
+    check_metrics,
+    check_serving,
+    check_update,
+    count_signal,
+    identify,
+    member_of,
+    start_hub,
+)
+from tenuto.transports.calls import NO_STORE, Call, json_response
+from tenuto.transports.codec import for_peers, unexpected
+from tenuto.transports.credentials import left_s
+from tenuto.transports.lines import LinesResponse
+from tenuto.transports.operations import BY_NAME, OPERATIONS, Operation
+from tenuto.transports.operators import forget, hold, inspect, release, verify
+from tenuto.transports.origin import check_peer
+from tenuto.transports.problem import problem_body, problem_headers
+from tenuto.transports.query import whole
+from tenuto.transports.tickets import CreateTicket, TicketIssued
+from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
+
+logger = logging.getLogger("tenuto.transports")
+
+READY_TIMEOUT_S = 5.0  # shorter than the time after which the probes of orchestrators give up
+MAX_NUMBER = 2**53  # largest integer that a browser's numbers represent exactly
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+async def create(call: Call) -> Response:
+    """Create a message."""
+    request: CreateMessage = await call.body()
+    check_create(request, call.identity, call.channel)
+    return await call.submit(call.hub.clock.id_or_new(request.id), request)
+
+
+async def update(call: Call) -> Response:
+    """Change a message."""
+    request: UpdateMessage = await call.body()
+    check_update(request, call.identity, call.channel)
+    return await call.submit(call.id, request)
+
+
+async def change(call: Call) -> Response:
+    """Carry out an operation whose body is the request itself: append, finish, lease, takeover."""
+    return await call.submit(call.id, await call.body())
+
+
+async def put_part(call: Call) -> Response:
+    """Put a part. The body is the part itself; the other fields are query parameters."""
+    index = whole(call.request.path_params["n"], "the number of a part", 0, MAX_NUMBER)
+    query = call.query()
+    generation = query.whole("generation", 1, MAX_NUMBER)
+    part: Part = await call.body()
+    request = PutPart(index=index, part=part, generation=generation, request=query.text("request"))
+    return await call.submit(call.id, request)
+
+
+async def delete(call: Call) -> Response:
+    """Delete a message."""
+    await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.caller(call.channel))
+    return call.empty()
+
+
+async def send_command(call: Call) -> Response:
+    """Send a command."""
+    request: SendCommand = await call.body()
+    command_id = call.hub.clock.id_or_new(request.id)
+    return await call.submit(command_key(command_id), request)
+
+
+async def reply_command(call: Call) -> Response:
+    """Reply to a command."""
+    request: ReplyCommand = await call.body()
+    return await call.submit(command_key(call.id), request)
+
+
+async def enter(call: Call) -> Response:
+    """Make a member present without a socket, for the length of its lease."""
+    member_id = member_of(call.identity, call.id)
+    request: EnterChannel = await call.body()
+    await call.hub.runtime.presence.read(call.channel)
+    # A socket closes when its identity expires. A lease has no socket, so it must not outlast the identity.
+    lease_s = min(request.lease_s, left_s(call.hub, call.identity))
+    call.hub.runtime.presence.lease(call.channel, member_id, request.data, lease_s)
+    return call.empty()
+
+
+async def leave(call: Call) -> Response:
+    """End the presence of a member that has a lease."""
+    member_id = member_of(call.identity, call.id)
+    call.hub.runtime.presence.withdraw(call.channel, member_id)
+    return call.empty()
+
+
+async def members(call: Call) -> Response:
+    """Return the present members."""
+    return json_response(await call.hub.members(call.channel))
+
+
+async def signal(call: Call) -> Response:
+    """Send a signal to the present viewers."""
+    request: SendSignal = await call.body()
+    count_signal(call.hub, call.identity, request.name)
+    await call.hub.signal(call.channel, request.name, request.data, by=call.identity.client_id)
+    return call.empty()
+
+
+async def read(call: Call) -> Response:
+    """Return a message, and the cursor from which to follow it."""
+    message, cursor = await call.hub.read(call.channel, call.id)
+    return json_response({"message": message, "cursor": cursor})
+
+
+async def page(call: Call) -> Response:
+    """Return a page of messages."""
+    query = call.query()
+    limits = call.hub.limits
+    before = query.whole("before", 0, MAX_NUMBER)
+    limit = query.whole("limit", 1, limits.history)
+    wanted = limits.default_history if limit is None else limit
+    return json_response(await call.hub.history(call.channel, before=before, limit=wanted))
+
+
+async def channels(call: Call) -> Response:
+    """Return a page of the channels on which the caller has `history` or `admin`."""
+    query = call.query()
+    limit = query.whole("limit", 1, MAX_LISTED)
+    return json_response(
+        await call.hub.archive.channels(
+            prefix=query.text("prefix") or "",
+            after=query.text("after"),
+            limit=DEFAULT_LISTED if limit is None else limit,
+            patterns=call.identity.patterns(*call.operation.needs, *call.operation.instead),
+        )
+    )
+
+
+async def read_channel(call: Call) -> Response:
+    """Return the epoch, serial and cursor of a channel."""
+    return json_response(await call.hub.info(call.channel))
+
+
+async def export(call: Call) -> Response:
+    """Return the lines of an export, as they are read."""
+    lines = call.hub.archive.export(call.channel)
+    first = await anext(lines)  # raises the errors that a response can still show
+    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE, is_head=call.request.method == "HEAD")
+
+
+async def delete_channel(call: Call) -> Response:
+    """Delete a channel."""
+    await call.hub.delete_channel(call.channel)
+    return call.empty()
+
+
+async def create_ticket(call: Call) -> Response:
+    """Issue a ticket. Raises Forbidden unless the caller may subscribe to the channel."""
+    request: CreateTicket = await call.body()
+    ticket = call.hub.tickets.issue(call.identity, check_channel(request.channel))
+    return json_response(TicketIssued(ticket=ticket), status=call.operation.status)
+
+
+def problem_response(error: TenutoError) -> Response:
+    """Return the HTTP response for `error`."""
+    error = for_peers(error)
+    return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
+
+
+# Endpoints for callers whose identity need not be known
+
+OpenHandler = Callable[[HubCore, Request], Awaitable[Response]]
+
+
+async def version(hub: HubCore, request: Request) -> Response:
+    """Return the name and protocol version of this server, and the reason if it refuses this peer."""
+    about: dict[str, Any] = {"server": "tenuto", "protocol": 1}
+    try:
+        await check_peer(hub, dict(request.scope))
+    except (NoVerifier, Forbidden) as error:
+        about["problem"] = error.problem()
+    return json_response(about)
+
+
+async def health(hub: HubCore, request: Request) -> Response:
+    """Respond that the process is alive."""
+    return json_response({"status": "ok"})
+
+
+async def ready(hub: HubCore, request: Request) -> Response:
+    """Respond that the store works and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
+    await check_serving(hub)
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await hub.info("readyz")  # any channel name will do; the channel need not exist
+    except TimeoutError:
+        raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s; check its disk") from None
+    return json_response({"status": "ready"})
+
+
+async def metrics(hub: HubCore, request: Request) -> Response:
+    """Return the counters in the text format of Prometheus."""
+    await check_metrics(hub, dict(request.scope))
+    lines = [f"tenuto_{name} {value}\n" for name, value in sorted(hub.stats().items())]
+    return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=NO_STORE)
+
+
+_HANDLERS: dict[str, Handler] = {
+    "create": create,
+    "append": change,
+    "part": put_part,
+    "update": update,
+    "finish": change,
+    "lease": change,
+    "takeover": change,
+    "delete": delete,
+    "read": read,
+    "history": page,
+    "command": send_command,
+    "reply": reply_command,
+    "members": members,
+    "enter": enter,
+    "leave": leave,
+    "signal": signal,
+    "channels": channels,
+    "read_channel": read_channel,
+    "export": export,
+    "delete_channel": delete_channel,
+    "hold": hold,
+    "release": release,
+    "forget": forget,
+    "verify": verify,
+    "inspect": inspect,
+    "ticket": create_ticket,
+}
+_OPEN_HANDLERS: dict[str, OpenHandler] = {"version": version, "health": health, "ready": ready, "metrics": metrics}
+
+# For each path its operations by method.
+CALLS: dict[str, dict[str, Operation]] = {}
+for _one in OPERATIONS:
+    if _one.path and _one.kind == "call":
+        CALLS.setdefault(_one.path, {})[_one.method] = _one
+OPEN = tuple(one.path for one in OPERATIONS if one.kind == "open")
+# For these paths `transports.app` serves GET; here their other methods are refused.
+STREAMS = tuple(one.path for one in OPERATIONS if one.kind == "stream")
+
+
+class Endpoint:
+    """One path as an ASGI app: it gets the requests of every method, and turns every error into a problem response."""
+
+    def __init__(self, methods: Iterable[str], respond: Callable[[Request], Awaitable[Response]]) -> None:
+        self._methods = [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
+        self._respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await self._response(request)
+        except ClientDisconnect:
+            return  # the peer has disconnected
+        except TenutoError as error:
+            response = problem_response(error)
+        except Exception:
+            logger.exception("an HTTP request failed")
+            response = problem_response(unexpected())
+        await response(scope, receive, send)
+
+    async def _response(self, request: Request) -> Response:
+        method = request.method
+        if method not in self._methods:
+            allow = self._methods
+            raise no_such_method(method, allow)
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={**NO_STORE, "allow": ", ".join(self._methods)})
+        return await self._respond(request)
+
+
+def routes(hub: HubCore) -> list[Route]:
+    """Return the routes of all operations that get their response at once."""
+    return [
+        *(Route(path, _calls(hub, operations)) for path, operations in CALLS.items()),
+        *(Route(BY_NAME[name].path, _open(hub, handler)) for name, handler in _OPEN_HANDLERS.items()),
+        *(Route(path, Endpoint(["GET"], _not_here)) for path in STREAMS),
+    ]
+
+
+def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
+    async def respond(request: Request) -> Response:
+        scope = dict(request.scope)
+        identity = await identify(hub, scope)
+        await start_hub(hub)
+        operation = operations["GET" if request.method == "HEAD" else request.method]
+        call = Call(hub, operation, request, identity)
+        if hub.authenticate is None or identity.is_trusted:
+            return await _HANDLERS[operation.name](call)
+        return await _charged(call, scope)
+
+    return Endpoint(operations, respond)
+
+
+async def _charged(call: Call, scope: HubScope) -> Response:
+    """Carry out a call of a client whose traffic is counted."""
+    hub, identity = call.hub, call.identity
+    expected = expected_bytes(hub, call.operation, scope)
+    charge(hub, identity, scope, expected)
+    # The server reads and discards the rest of a refused body.
+    sent_bytes = declared_bytes(hub, scope)
+    response_bytes = of_events = 0
+    try:
+        response = await _HANDLERS[call.operation.name](call)
+        response_bytes = len(response.body)
+        if call.result is not None:
+            of_events = event_bytes(hub, call.channel, call.result, max(call.body_bytes, response_bytes))
+        return response
+    except ClientDisconnect:
+        sent_bytes = call.body_bytes
+        raise
+    finally:
+        charge(hub, identity, scope, -expected)
+        charge(hub, identity, scope, max(sent_bytes, call.body_bytes) + response_bytes + of_events)
+
+
+def _open(hub: HubCore, handler: OpenHandler) -> Endpoint:
+    async def respond(request: Request) -> Response:
+        return await handler(hub, request)
+
+    return Endpoint(["GET"], respond)
+
+
+async def _not_here(request: Request) -> Response:
+    raise AssertionError("transports.app serves streams")
+
+
+def no_such_path(path: str) -> NotFound:
+    """Return the error for an unknown path."""
+    return NotFound(f"path {shown(path)} does not exist on this server; check where the hub is mounted")
+
+
+def no_such_method(method: str, allow: list[str]) -> MethodNotAllowed:
+    """Return the error for a method that a path does not support."""
+    return MethodNotAllowed(f"method {method[:20]} is not supported at this path; use {', '.join(allow)}", allow=allow)

@@ -1,0 +1,156 @@
+"""The table of operations: the requests and frames of clients, the capabilities they need, and the status of success.
+
+Layer: transports.
+
+The HTTP router (`http`, `app`), the frame decoder (`session`) and the table in `docs/protocol.md`, 8.6, are built from
+this one table, and `access` reads the capabilities from it. Methods, paths, frame types, capabilities and statuses are
+part of the protocol. `tests/transports/permissions.py` states the capabilities a second time, on purpose: it is the
+oracle. `python -m tenuto.transports.operations` prints the table for the document.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tenuto.core.requests import (
+    AppendText,
+    CreateMessage,
+    DeleteMessage,
+    EnterChannel,
+    FinishMessage,
+    PutPart,
+    RenewLease,
+    ReplyCommand,
+    SendCommand,
+    SendSignal,
+    TakeOver,
+    UpdateMessage,
+)
+from tenuto.transports.frames import (
+    AppendFrame,
+    AttachFrame,
+    CommandFrame,
+    CreateFrame,
+    DeleteFrame,
+    DetachFrame,
+    FinishFrame,
+    HistoryFrame,
+    LeaseFrame,
+    PartFrame,
+    PongFrame,
+    PresenceFrame,
+    ReplyFrame,
+    SignalFrame,
+    TakeOverFrame,
+    TurnDoneFrame,
+    TurnRenewFrame,
+    TurnTakeFrame,
+    UpdateFrame,
+    WorkFrame,
+)
+
+SOCKET_PATH = "/v1/ws"
+CHANNEL = "/v1/channels/{channel}"
+MESSAGE = CHANNEL + "/messages/{id}"
+
+# The kind of the HTTP response: at once, a stream or long poll, or at once for callers without an identity.
+Kind = Literal["call", "stream", "open"]
+
+
+class Operation(NamedTuple):
+    """One thing that a client can request.
+
+    `needs` lists capabilities on the channel, or on the pattern in the frame. One in `instead` replaces all of them.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    method: str = ""  # HTTP method; empty if only sockets have this operation
+    path: str = ""
+    request: type[Struct] | None = None  # type of the request that the hub receives
+    frame: type[Struct] | None = None  # type of the WebSocket frame; None if only HTTP has this operation
+    status: int = 200  # HTTP status of success; 201 stands for 201, or 200 for a repeat
+    kind: Kind = "call"
+    is_for_all: bool = False  # True: the caller needs the capabilities on all channels
+    instead: tuple[str, ...] = ()
+
+    @property
+    def frame_type(self) -> str:
+        """Return the `type` of the frame; empty if the operation has none."""
+        return str(self.frame.__struct_config__.tag) if self.frame is not None else ""
+
+
+OPERATIONS = (
+    Operation("history", ("history",), "GET", f"{CHANNEL}/messages", frame=HistoryFrame),
+    Operation("create", ("publish",), "POST", f"{CHANNEL}/messages", CreateMessage, CreateFrame, 201),
+    Operation("read", ("history",), "GET", MESSAGE),
+    Operation("append", ("append",), "POST", f"{MESSAGE}/append", AppendText, AppendFrame),
+    Operation("part", ("append",), "PUT", f"{MESSAGE}/parts/{{n}}", PutPart, PartFrame),
+    Operation("update", ("publish",), "PATCH", MESSAGE, UpdateMessage, UpdateFrame),
+    Operation("finish", ("append",), "POST", f"{MESSAGE}/finish", FinishMessage, FinishFrame),
+    Operation("lease", ("append",), "POST", f"{MESSAGE}/lease", RenewLease, LeaseFrame),
+    Operation("takeover", ("append",), "POST", f"{MESSAGE}/takeover", TakeOver, TakeOverFrame),
+    Operation("delete", ("publish",), "DELETE", MESSAGE, DeleteMessage, DeleteFrame, 204),
+    Operation("command", ("command",), "POST", f"{CHANNEL}/commands", SendCommand, CommandFrame, 201),
+    Operation("reply", ("command",), "POST", f"{CHANNEL}/commands/{{id}}/reply", ReplyCommand, ReplyFrame),
+    Operation("members", ("subscribe",), "GET", f"{CHANNEL}/presence"),
+    Operation("enter", ("presence",), "PUT", f"{CHANNEL}/presence/{{id}}", EnterChannel, PresenceFrame, 204),
+    Operation("leave", ("presence",), "DELETE", f"{CHANNEL}/presence/{{id}}", None, PresenceFrame, 204),
+    Operation("signal", ("presence",), "POST", f"{CHANNEL}/signals", SendSignal, SignalFrame, 202),
+    # Returns the channels on which the caller has one of the two, and needs one of them on one pattern at least.
+    Operation("channels", ("history",), "GET", "/v1/channels", instead=("admin",)),
+    Operation("read_channel", ("history",), "GET", CHANNEL),
+    Operation("export", ("history", "admin"), "GET", f"{CHANNEL}/export"),
+    Operation("delete_channel", ("admin",), "DELETE", CHANNEL, status=204),
+    # Operators alone: a client with `admin` on its own channels must not end a legal hold of them.
+    Operation("hold", ("admin",), "PUT", f"{CHANNEL}/hold", is_for_all=True),
+    Operation("release", ("admin",), "DELETE", f"{CHANNEL}/hold", status=204, is_for_all=True),
+    Operation("forget", ("admin",), "POST", "/v1/forget", is_for_all=True),
+    Operation("verify", ("admin",), "POST", "/v1/verify", is_for_all=True),
+    Operation("inspect", ("admin",), "GET", "/v1/inspect", is_for_all=True),
+    Operation("ticket", ("subscribe",), "POST", "/v1/tickets", status=201),
+    Operation("events", ("subscribe",), "GET", f"{CHANNEL}/events", frame=AttachFrame, kind="stream"),
+    Operation("poll", ("subscribe",), "GET", f"{CHANNEL}/poll", kind="stream"),
+    Operation("message_events", ("subscribe", "history"), "GET", f"{MESSAGE}/events", kind="stream"),
+    Operation("detach", frame=DetachFrame),
+    # A worker needs all three: if it could take turns without following the channel and writing answers, it would take
+    # them from workers that can.
+    Operation("work", ("agent", "subscribe", "append"), frame=WorkFrame),
+    # These three are accepted only from a worker of the socket, whose `work` frame was checked for `agent`.
+    Operation("renew_turn", ("agent",), frame=TurnRenewFrame),
+    Operation("take_turn", ("agent",), frame=TurnTakeFrame),
+    Operation("end_turn", ("agent",), frame=TurnDoneFrame),
+    Operation("pong", frame=PongFrame),
+    Operation("version", (), "GET", "/v1", kind="open"),
+    Operation("health", (), "GET", "/healthz", kind="open"),
+    Operation("ready", (), "GET", "/readyz", kind="open"),
+    # Checked only if the hub has a verifier (`access.check_metrics`).
+    Operation("metrics", ("admin",), "GET", "/metrics", kind="open", is_for_all=True),
+)
+
+BY_NAME = {one.name: one for one in OPERATIONS}
+BY_FRAME = {one.frame: one for one in OPERATIONS if one.frame is not None}
+
+# All frames but `auth`, which concerns the connection itself (`websocket`).
+frame_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(reduce(or_, BY_FRAME))
+
+
+def table() -> str:
+    """Return the table of `docs/protocol.md`, 8.6."""
+    lines = ["| request | frame | needs | success |", "|---|---|---|---|"]
+    for one in OPERATIONS:
+        request = f"`{one.method} {one.path}`" if one.method else ""
+        frame = f"`{one.frame_type}`" if one.frame is not None else ""
+        needs = ", ".join(f"`{capability}`" for capability in one.needs) + " on all channels" * one.is_for_all
+        needs += "".join(f" or `{capability}`" for capability in one.instead)
+        lines.append(f"| {request} | {frame} | {needs} | {one.status if one.method else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -1,0 +1,75 @@
+"""HTTP requests of operators: legal holds, the removal of a person, the check of the store, the state of the hub.
+
+Layer: transports.
+
+They are the calls of the control socket (`hub.control`) for an operator on another machine. A removal and a check may
+work for minutes, so their responses are lines with signs of life. They end with their connection: a removal that is cut
+off goes on with the next request for the same person, or after the next start of the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from tenuto.hub.archive import Archive
+from tenuto.hub.control import state_of
+from tenuto.hub.hub import HubCore
+from tenuto.transports.calls import NO_STORE, Call, ForgetClient, HoldChannel, json_response
+from tenuto.transports.lines import LinesResponse, with_signs
+
+
+async def hold(call: Call) -> Response:
+    """Hold a channel, and return the hold."""
+    wanted: HoldChannel = await call.body()
+    return json_response(await call.hub.archive.hold(call.channel, wanted.reason))
+
+
+async def release(call: Call) -> Response:
+    """End the hold of a channel."""
+    await call.hub.archive.release(call.channel)
+    return call.empty()
+
+
+async def forget(call: Call) -> Response:
+    """Remove a person, and return the receipt as the last line."""
+    wanted: ForgetClient = await call.body()
+    return await _response(call.hub, _receipt(call.hub.archive, wanted))
+
+
+async def verify(call: Call) -> Response:
+    """Check the store, and return a line for each damaged part of it."""
+    await call.body()
+    return await _response(call.hub, _damage(call.hub.archive))
+
+
+async def inspect(call: Call) -> Response:
+    """Return the version, the process id and the counters."""
+    return json_response(state_of(call.hub))
+
+
+async def _receipt(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
+    receipt = await archive.forget(wanted.client_id, channels=wanted.channels)
+    # Peers do not learn the folders of the server.
+    receipt = replace(receipt, older_backups=[Path(one).name for one in receipt.older_backups])
+    yield {"type": "receipt", **msgspec.to_builtins(receipt)}
+
+
+async def _damage(archive: Archive) -> AsyncGenerator[object]:
+    found = 0
+    async with aclosing(archive.verify()) as lines:
+        async for damage in lines:
+            found += 1
+            yield {"type": "damage", "detail": damage}
+    yield {"type": "end", "damaged": found}
+
+
+async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
+    lines = with_signs(values)
+    first = await anext(lines)  # raises the errors that a response can still show
+    return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)

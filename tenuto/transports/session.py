@@ -1,0 +1,500 @@
+"""A socket's session: it carries out client frames and decides which frames are sent, without any I/O.
+
+Layer: transports.
+
+The owner of a connection, a real one (`websocket`) or a simulator's, drives a `Session`:
+
+- it calls `receive(text, now_s=)` for each received frame, while not `is_full`;
+- after each `wake`, and after each written frame, it calls `frame_to_send(now_s=)` for the next one, one at a time and
+  only when the frame can be written: no event is taken from a feed before there is room for it;
+- when there is no frame and `closing` is set, it closes with that code; it calls `frame_to_send` again at
+  `next_deadline_s`;
+- it calls `close()` when the connection is gone.
+
+Requests go to the hub in order and get their responses as they commit. `attachments` has the followed channels,
+`holdings` the socket's presence and leases, `socket_worker` its agents. `docs/protocol.md`, 7, is the contract.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple
+
+from tenuto.core.errors import TenutoError, InvalidRequest
+from tenuto.core.events import encode_json
+from tenuto.core.limits import KIB
+from tenuto.core.model import Json
+from tenuto.core.names import check_channel, command_key
+from tenuto.core.requests import PutPart, Request
+from tenuto.development import names_exceptions
+from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import Identity
+from tenuto.hub.results import Result
+from tenuto.hub.workers import AssignedTurn
+from tenuto.transports.access import (
+    caller_of,
+    check_create,
+    check_operation,
+    check_update,
+    count_new_channel,
+    count_signal,
+    member_of,
+)
+from tenuto.transports.attachments import Attachments
+from tenuto.transports.close_codes import DRAINED, FRAME_TOO_LARGE, MISUSED, SILENT
+from tenuto.transports.codec import decode, for_peers, result_fields, unexpected
+from tenuto.transports.frames import (
+    AttachFrame,
+    CommandFrame,
+    CreateFrame,
+    DetachFrame,
+    HistoryFrame,
+    PartFrame,
+    PongFrame,
+    PresenceFrame,
+    Ref,
+    ReplyFrame,
+    RequestFrame,
+    SignalFrame,
+    TurnDoneFrame,
+    TurnRenewFrame,
+    TurnTakeFrame,
+    UpdateFrame,
+    WorkFrame,
+    ref_in,
+)
+from tenuto.transports.holdings import Holdings
+from tenuto.transports.operations import BY_FRAME, frame_decoder
+from tenuto.transports.socket_worker import SocketWorker, SocketWorkers
+from tenuto.transports.sse import RETRY_MS
+from tenuto.transports.traffic import EXPECTED_BYTES, event_bytes
+
+logger = logging.getLogger("tenuto.transports")
+
+PING_S = 5.0
+# An owner that drives sessions by a timer of whole seconds may call a little early. An early ping is better than one
+# that waits for the next tick of that timer. For the same reason the first ping is due soon.
+PING_EARLY_S = 0.5
+FIRST_PING_S = 1.0
+# after this silence a peer with a lease, presence or turns counts as gone; a live one sends a pong every 5 s
+SILENCE_S = 12.0
+# The size of the message in a response is not known before. This estimate bounds the number of such pending requests.
+_MESSAGE_BYTES = 64 * KIB
+
+
+class Closing(NamedTuple):
+    """The close code and the reason to send once all frames are sent."""
+
+    code: int
+    reason: str
+
+
+class Session:
+    """One peer's conversation with the hub. Every method is called from the hub's event loop and does not wait."""
+
+    __slots__ = (
+        "_attachments",
+        "_holdings",
+        "_hub",
+        "_keeps_leases",
+        "_last_received_s",
+        "_pending",
+        "_pending_bytes",
+        "_ping_at_s",
+        "_pings",
+        "_replies",
+        "_reply_bytes",
+        "_workers",
+        "charge",
+        "closing",
+        "identity",
+        "released",
+        "start_task",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        hub: HubCore,
+        identity: Identity,
+        *,
+        now_s: float,
+        wake: Callable[[], None],
+        released: Callable[[], None],
+        start_task: Callable[[Coroutine[Any, Any, None]], object],
+        charge: Callable[[int], None] | None = None,
+    ) -> None:
+        self._hub = hub
+        self.identity = identity  # replaced when the peer sends a new token
+        self.start_task = start_task
+        # Called with the bytes that a frame has caused; None if the client's traffic is not counted.
+        self.charge = charge
+        self.wake = wake  # called when `frame_to_send` or `closing` has changed
+        # called instead of `wake` by a channel's tick, after which no further events follow soon
+        self.released = released
+        self.closing: Closing | None = None
+        self._attachments = Attachments(hub, self)
+        self._holdings: Holdings | None = None  # these two are made on first use, because most sockets only view
+        self._workers: SocketWorkers | None = None
+        self._replies: list[str] = []  # a short list, since an empty deque takes 760 B of an idle socket
+        self._reply_bytes = 0
+        self._pending = self._pending_bytes = self._pings = 0
+        self._last_received_s = now_s
+        self._keeps_leases: bool | None = None  # None while the connection is open
+        self._ping_at_s = now_s + FIRST_PING_S
+
+    # Received frames
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether too many requests or unsent responses are pending to receive another frame now."""
+        limits = self._hub.limits
+        return (
+            self._pending + len(self._replies) >= limits.socket_requests
+            or self._pending_bytes + self._reply_bytes >= limits.socket_request_bytes
+        )
+
+    def receive(self, text: str, *, now_s: float) -> None:
+        """Carry out a text frame. An error is sent as the response, never raised."""
+        if self.closing is not None:
+            return
+        self._last_received_s = now_s
+        data = text.encode(errors="surrogatepass")
+        if len(data) > self._hub.limits.request_bytes:
+            self.end(FRAME_TOO_LARGE, "too_large")
+            return
+        try:
+            frame = decode(data, frame_decoder)
+        except TenutoError as error:
+            self.refuse(ref_in(data), error)
+            return
+        handle = _HANDLERS.get(type(frame))
+        if handle is None:
+            self._request(frame, len(data))
+        else:
+            handle(self, frame)
+
+    def receive_binary(self) -> None:
+        """Refuse a binary frame: the protocol has none."""
+        if self.closing is None:
+            self.end(MISUSED, "invalid_request")
+
+    def drain(self) -> None:
+        """Close the session because the hub drains."""
+        if self.closing is None:
+            self.end(DRAINED, "draining", retry_ms=random.randint(*RETRY_MS))
+
+    def close(self, *, keeps_leases: bool = False) -> None:
+        """Detach from all channels, and give up presence, leases and turns: the connection has ended or will end.
+
+        With `keeps_leases`, or if viewers must leave, the server has ended it, so its peer has not crashed: leases and
+        turns last as long as they would have.
+        """
+        self._attachments.close()
+        if self._keeps_leases is None:
+            self._keeps_leases = keeps_leases or self._hub.viewing.is_over
+        if self._holdings is not None:
+            self._holdings.release(keeps_leases=self._keeps_leases)
+        if self._workers is not None:
+            self._workers.release(keeps_leases=self._keeps_leases)
+
+    # Frames to send
+
+    def frame_to_send(self, *, now_s: float) -> str | None:
+        """Return the next frame, which must be written immediately; None if there is none."""
+        if self._replies:
+            reply = self._replies.pop(0)
+            self._reply_bytes -= len(reply)
+            return reply
+        if self.closing is not None:
+            return None
+        if now_s >= self._ping_at_s - PING_EARLY_S:
+            if self.close_if_silent(now_s=now_s):
+                return self.frame_to_send(now_s=now_s)
+            self._ping_at_s = now_s + PING_S
+            self._pings += 1
+            return f'{{"type":"ping","n":{self._pings}}}'
+        frame = self._attachments.next_frame()
+        # If the events could not be framed, `next_frame` has ended the session: then `bye` is the only frame left.
+        return frame if frame is not None or self.closing is None else self.frame_to_send(now_s=now_s)
+
+    def batch_to_send(self, *, now_s: float) -> EncodedBatch | None:
+        """Return the next batch, of one stored event, which must be written immediately, as one frame.
+
+        Hot path: it returns None unless that is exactly the next frame of `frame_to_send`.
+        """
+        if self._replies or self.closing is not None or now_s >= self._ping_at_s - PING_EARLY_S:
+            return None
+        return self._attachments.next_batch()
+
+    @property
+    def has_events(self) -> bool:
+        """Return whether a channel may have missed events to send."""
+        return self._attachments.is_due
+
+    def close_if_silent(self, *, now_s: float) -> bool:
+        """Close the session of a silent peer that holds a lease, presence or a turn; return True if so.
+
+        It works even if the peer does not read.
+        """
+        is_silent = now_s - self._last_received_s >= SILENCE_S and bool(self._holdings or self._workers)
+        if is_silent and self.closing is None:
+            self.end(SILENT, "silent")
+        return is_silent
+
+    def next_deadline_s(self) -> float:
+        """Return when the next ping is due."""
+        return self._ping_at_s
+
+    # Requests to store
+
+    def _request(self, frame: RequestFrame, size: int) -> None:
+        """Submit a request to the hub; the response is sent when the request has been stored."""
+        request: Request = frame if not isinstance(frame, PartFrame) else _put_part(frame)
+        weight = size + (_MESSAGE_BYTES if isinstance(frame, CreateFrame | UpdateFrame) else 0)
+        try:
+            channel = check_channel(frame.channel)
+            check_operation(self.identity, BY_FRAME[type(frame)], channel)
+            if isinstance(frame, CreateFrame):
+                check_create(frame, self.identity, channel)
+            elif isinstance(frame, UpdateFrame):
+                check_update(frame, self.identity, channel)
+            key = self._hub.clock.id_or_new(frame.id)
+            if isinstance(frame, CommandFrame | ReplyFrame):
+                key = command_key(key)
+            done = partial(self._request_done, frame.ref, (channel, key), request, weight)
+            self._hub.submit(channel, key, request, caller_of(self._hub, self.identity, channel), done)
+        except TenutoError as error:
+            self.refuse(frame.ref, error)
+            return
+        self._pending += 1
+        self._pending_bytes += weight
+        if self.charge is not None and isinstance(frame, UpdateFrame):
+            self.charge(EXPECTED_BYTES)
+
+    def _request_done(
+        self, ref: Ref, key: tuple[str, str], request: Request, weight: int, result: Result | TenutoError
+    ) -> None:
+        self._pending -= 1
+        self._pending_bytes -= weight
+        if isinstance(result, Result):
+            self._held().note_request(*key, request)
+            count_new_channel(self._hub, self.identity, result)
+        try:
+            if isinstance(result, TenutoError):
+                raise result
+            size = self.respond({"type": "ok", "ref": ref, **result_fields(request, result)})
+        except TenutoError as error:
+            size = self.refuse(ref, error)
+        if self.charge is not None:
+            self.charge(self._late_bytes(key[0], request, result, weight, size))
+
+    def _late_bytes(
+        self, channel: str, request: Request, result: Result | TenutoError, weight: int, reply_bytes: int
+    ) -> int:
+        """Return the bytes of a completed request to charge to its client, besides those charged when it arrived."""
+        expected = EXPECTED_BYTES if isinstance(request, UpdateFrame) else 0
+        if isinstance(result, TenutoError):
+            return -expected
+        # The expected size of a create or update is not its true size, but the response to it holds the whole message.
+        is_whole = isinstance(request, CreateFrame | UpdateFrame)
+        return event_bytes(self._hub, channel, result, reply_bytes if is_whole else max(reply_bytes, weight)) - expected
+
+    def _held(self) -> Holdings:
+        if self._holdings is None:
+            self._holdings = Holdings(self._hub, self, keeps_leases=self._keeps_leases)
+        return self._holdings
+
+    # Requests with an immediate response
+
+    def _receive_pong(self, frame: PongFrame) -> None:
+        """Accept the response to a ping; only its arrival matters."""
+
+    def _presence(self, frame: PresenceFrame) -> dict[str, Json]:
+        channel = check_channel(frame.channel)
+        check_operation(self.identity, BY_FRAME[PresenceFrame], channel)
+        member = member_of(self.identity, frame.member)
+        if frame.leave:
+            self._held().leave(channel, member)
+        else:
+            self._held().enter(channel, member, frame.data)
+        return {}
+
+    def _signal(self, frame: SignalFrame) -> dict[str, Json]:
+        channel = check_channel(frame.channel)
+        check_operation(self.identity, BY_FRAME[SignalFrame], channel)
+        count_signal(self._hub, self.identity, frame.name)
+        self._hub.runtime.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
+        return {}
+
+    def _work(self, frame: WorkFrame) -> dict[str, Json]:
+        self._agents().work(frame, self.identity)
+        return {}
+
+    def _agents(self) -> SocketWorkers:
+        if self._workers is None:
+            self._workers = SocketWorkers(self._hub, self.give_turn, self.start_task)
+        return self._workers
+
+    # Requests that read the store
+
+    def _renew_or_end_turn(self, frame: TurnRenewFrame | TurnDoneFrame) -> None:
+        self._pending += 1
+
+        def done(result: dict[str, Json] | TenutoError) -> None:
+            self._pending -= 1
+            if isinstance(result, TenutoError):
+                self.refuse(frame.ref, result)
+            else:
+                self.respond({"type": "ok", "ref": frame.ref, **result})
+
+        try:
+            if isinstance(frame, TurnRenewFrame):
+                self._agents().renew(frame, done)
+            else:
+                self._agents().end(frame, done)
+        except TenutoError as error:
+            done(error)
+        except Exception as error:
+            self._pending -= 1
+            self.respond_error(frame.ref, error)
+
+    def _take_turn(self, frame: TurnTakeFrame) -> None:
+        self._begin(frame.ref, partial(self._take_waiting, frame), 0)
+
+    async def _take_waiting(self, frame: TurnTakeFrame) -> None:
+        is_taken = await self._agents().take(frame)
+        self.respond({"type": "ok", "ref": frame.ref, "taken": is_taken})
+
+    def _attach(self, frame: AttachFrame) -> None:
+        try:
+            attachment = self._attachments.begin(frame)
+        except TenutoError as error:
+            self.refuse(frame.ref, error)
+            return
+        self._begin(frame.ref, partial(self._attachments.attach, frame, attachment), 0)
+
+    def _detach(self, frame: DetachFrame) -> None:
+        self._attachments.detach(frame)
+
+    def _read_history(self, frame: HistoryFrame) -> None:
+        self._begin(frame.ref, partial(self._history, frame), self._hub.limits.history_bytes)
+
+    async def _history(self, frame: HistoryFrame) -> None:
+        limits = self._hub.limits
+        channel = check_channel(frame.channel)
+        check_operation(self.identity, BY_FRAME[HistoryFrame], channel)
+        limit = limits.default_history if frame.limit is None else frame.limit
+        if limit > limits.history:
+            raise InvalidRequest(f"limit must be a whole number from 1 to {limits.history}, got {limit}")
+        charge = self.charge or (lambda size: None)
+        charge(EXPECTED_BYTES)
+        try:
+            page = await self._hub.history(channel, before=frame.before, limit=limit)
+        finally:
+            charge(-EXPECTED_BYTES)
+        fields = {"messages": page.messages, "more": page.more, "cursor": page.cursor}
+        self.respond({"type": "ok", "ref": frame.ref, **fields})
+
+    def _begin(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
+        """Run a request that reads the store; it counts as pending until it has ended."""
+        self._pending += 1
+        self._pending_bytes += weight
+        self.start_task(self._counted(ref, job, weight))
+
+    async def _counted(self, ref: Ref, job: Callable[[], Coroutine[Any, Any, None]], weight: int) -> None:
+        try:
+            await job()
+        except Exception as error:
+            self.respond_error(ref, error)
+        finally:
+            self._pending -= 1
+            self._pending_bytes -= weight
+            self.wake()
+
+    # Responses
+
+    def give_turn(self, worker: SocketWorker, turn: AssignedTurn) -> None:
+        """Send a turn to an agent of this socket."""
+        message = self._hub.channel(turn.channel).state.message(turn.message_id)
+        if message is None or self.closing is not None:
+            return  # the lease of the turn will end, and another worker gets it
+        frame: dict[str, Any] = {
+            "type": "turn",
+            "channel": turn.channel,
+            "message": message.message(),
+            "generation": turn.generation,
+            "lease_s": turn.lease_s,
+            "pattern": worker.pattern,
+            "name": worker.name,
+        }
+        if names_exceptions(self._hub.debug, self._hub.authenticate is None):
+            frame["debug"] = True
+        self.respond(frame)
+
+    def refuse(self, ref: Json, error: TenutoError, **fields: Json) -> int:
+        """Respond to the request `ref` with an error, in the form that peers may see. Return the response's size."""
+        return self.respond({**for_peers(error).problem(), **fields, "type": "error", "ref": ref})
+
+    def respond_error(self, ref: Ref, error: Exception) -> None:
+        """Send the response to a request that raised; log an exception that peers must not see."""
+        if not isinstance(error, TenutoError):
+            logger.error("a request of a socket failed", exc_info=error)
+            error = unexpected()
+        self.refuse(ref, error)
+
+    def respond(self, frame: dict[str, Any]) -> int:
+        """Send a response frame and return its size. It goes before the missed events of channels."""
+        data = encode_json(frame)
+        text = data.decode()
+        self._replies.append(text)
+        self._reply_bytes += len(text)
+        if self.charge is not None:
+            self.charge(len(data))
+        self.wake()
+        return len(data)
+
+    def end(self, code: int, reason: str, **details: int) -> None:
+        """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""
+        self.respond({"type": "bye", "reason": reason, **details})
+        self.closing = Closing(code, reason)
+        self.close()
+        self.wake()
+
+
+def _at_once(handle: Callable[[Session, Any], dict[str, Json]]) -> Callable[[Session, Any], None]:
+    """Return a function that runs `handle` and sends its result, or its error, as the response."""
+
+    def handler(session: Session, frame: Any) -> None:
+        try:
+            fields = handle(session, frame)
+        except Exception as error:
+            session.respond_error(frame.ref, error)
+            return
+        session.respond({"type": "ok", "ref": frame.ref, **fields})
+
+    return handler
+
+
+# All other frames are requests to store (`RequestFrame`). Methods are looked up by name, so that tests may replace
+# them.
+_HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+    PongFrame: lambda session, frame: session._receive_pong(frame),
+    AttachFrame: lambda session, frame: session._attach(frame),
+    DetachFrame: lambda session, frame: session._detach(frame),
+    HistoryFrame: lambda session, frame: session._read_history(frame),
+    TurnTakeFrame: lambda session, frame: session._take_turn(frame),
+    TurnDoneFrame: lambda session, frame: session._renew_or_end_turn(frame),
+    TurnRenewFrame: lambda session, frame: session._renew_or_end_turn(frame),
+    PresenceFrame: _at_once(lambda session, frame: session._presence(frame)),
+    SignalFrame: _at_once(lambda session, frame: session._signal(frame)),
+    WorkFrame: _at_once(lambda session, frame: session._work(frame)),
+}
+
+
+def _put_part(frame: PartFrame) -> PutPart:
+    return PutPart(index=frame.part, part=frame.value, generation=frame.generation, request=frame.request)

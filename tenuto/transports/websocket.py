@@ -1,0 +1,417 @@
+"""WebSocket: carries frames between an ASGI connection and its session.
+
+Layer: transports.
+
+`session` carries out frames. This module has the handshake, the authentication by `auth` frames, the sender and the
+end of a socket. It uses as few tasks as possible: the ASGI call receives, and the component that has data to send
+drives the writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.types import Message, Receive, Send
+
+from tenuto.core.errors import Busy, TenutoError, InvalidRequest, TooMany, Unauthenticated
+from tenuto.core.events import encode_json
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import Scope
+from tenuto.transports.access import check_serving, known_identity, logged_refusals
+from tenuto.transports.chunks import Frames
+from tenuto.transports.close_codes import (
+    CROWDED,
+    DRAINED,
+    EXPIRED,
+    FAILED,
+    FRAME_TOO_LARGE,
+    MISUSED,
+    NARROWED,
+    UNAUTHENTICATED,
+)
+from tenuto.transports.codec import for_peers
+from tenuto.transports.credentials import Credentials, not_authenticated
+from tenuto.transports.frames import AuthFrame, ref_in
+from tenuto.transports.headers import header
+from tenuto.transports.heartbeats import Heartbeats
+from tenuto.transports.sender import FAREWELL_S, DirectSender, Sender, TaskSender
+from tenuto.transports.server_connection import expect_introduction
+from tenuto.transports.session import PING_S, Session
+from tenuto.transports.sse import RETRY_MS
+
+SUBPROTOCOL = "tenuto.v1"
+
+AUTH_TIMEOUT_S = 5.0  # time in which a socket without credentials in its upgrade request must send `auth`
+AUTH_BYTES = 8 * 1024  # limit of a frame with a token
+REFUSED_PAUSE_S = 0.05  # pause before the next frame of a client beyond its rate, because a refusal costs time, too
+# Sockets that wait for their `auth` frame. They cost little, and only for seconds; `tenuto serve` limits them by
+# address.
+MAX_UNAUTHENTICATED = 1_000
+
+_auth = msgspec.json.Decoder(AuthFrame)
+
+
+class Sockets:
+    """All sockets of a hub: admits them, and closes them when viewers must leave."""
+
+    def __init__(self, hub: HubCore, heartbeats: Heartbeats) -> None:
+        self._hub = hub
+        self._heartbeats = heartbeats
+        self._frames = Frames()
+        self._open: set[Socket] = set()
+        self._unauthenticated: set[Authentication] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    async def admit(self, scope: Scope) -> Credentials:
+        """Return the credentials of a new socket, which may still have to send `auth`.
+
+        Raises Draining, StoreUnavailable, InvalidRequest, Unauthenticated, Forbidden, TooMany, Busy.
+        """
+        await check_serving(self._hub)
+        offered = scope.get("subprotocols", ())
+        if offered and SUBPROTOCOL not in offered:
+            raise InvalidRequest(f"the subprotocol must be {SUBPROTOCOL}, got {', '.join(offered)[:100]!r}")
+        identity = await known_identity(self._hub, scope)
+        credentials = Credentials(self._hub, scope, identity)
+        if identity is not None:
+            credentials.take_slot()
+        elif header(scope, b"authorization") is not None:
+            with logged_refusals(scope):
+                raise Unauthenticated(
+                    "the hub's verifier does not accept the credentials of this request; send a valid token"
+                )
+        elif not expect_introduction(scope, 2 * AUTH_TIMEOUT_S) and len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+            raise Busy(
+                f"server has {MAX_UNAUTHENTICATED} sockets that are not authenticated yet, which is the limit; try "
+                "again"
+            )
+        return credentials
+
+    async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
+        """Accept the socket, and run it until its end."""
+        try:
+            await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
+            if credentials.is_known or await self._is_authenticated(credentials, receive, send):
+                await self._carry(credentials, receive, send)
+        finally:
+            credentials.leave()
+
+    async def _is_authenticated(self, credentials: Credentials, receive: Receive, send: Send) -> bool:
+        authentication = Authentication(self._hub, credentials, receive, send)
+        self._unauthenticated.add(authentication)
+        try:
+            return await authentication.has_succeeded()
+        finally:
+            self._unauthenticated.discard(authentication)
+
+    async def _carry(self, credentials: Credentials, receive: Receive, send: Send) -> None:
+        socket = Socket(self._hub, credentials, send, self._frames, self._heartbeats)
+        self._open.add(socket)
+        slot = self._heartbeats.add(socket, int(PING_S))
+        try:
+            if self._hub.viewing.is_over:  # from the time of the accept
+                socket.session.drain()
+            await socket.sender.carry(receive)
+        finally:
+            self._open.discard(socket)
+            await socket.close()
+            self._heartbeats.remove(socket, slot)
+
+    def drain(self) -> None:
+        """Close all sockets because the hub drains, or is cut off from its store.
+
+        A socket without a channel has no feed that would notify it.
+        """
+        for socket in tuple(self._open):
+            socket.session.drain()
+        for authentication in tuple(self._unauthenticated):
+            authentication.give_up()
+
+
+class Authentication:
+    """The wait of an accepted socket for its first frame, `auth`."""
+
+    def __init__(self, hub: HubCore, credentials: Credentials, receive: Receive, send: Send) -> None:
+        self._hub = hub
+        self._credentials = credentials
+        self._receive = receive
+        self._send = send
+        self._timeout: asyncio.Timeout | None = None
+
+    async def has_succeeded(self) -> bool:
+        """Wait for `auth` and return whether it was accepted; if not, close the socket."""
+        with contextlib.suppress(OSError):  # the peer has disconnected
+            try:
+                async with asyncio.timeout(AUTH_TIMEOUT_S) as self._timeout:
+                    message = await self._receive()
+            except TimeoutError:
+                await self._close(DRAINED if self._hub.viewing.is_over else UNAUTHENTICATED)
+                return False
+            finally:
+                self._timeout = None
+            return message["type"] == "websocket.receive" and await self._is_accepted(message.get("text"))
+        return False
+
+    def give_up(self) -> None:
+        """Stop waiting, because viewers must leave."""
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def _is_accepted(self, text: str | None) -> bool:
+        if text is None:
+            await self._close(MISUSED)
+            return False
+        if len(text) > AUTH_BYTES:
+            await self._close(FRAME_TOO_LARGE)
+            return False
+        auth = _auth_in(text)
+        try:
+            if auth is None:
+                raise not_authenticated()
+            await self._credentials.renew(auth.token)
+        except TenutoError as error:
+            refusal = {**for_peers(error).problem(), "type": "error", "ref": ref_in(text.encode(errors="replace"))}
+            await self._send_frame(refusal)
+            await self._close(_CODES.get(type(error), UNAUTHENTICATED), error.code)
+            return False
+        await self._send_frame({"type": "ok", "ref": auth.ref, "you": self._credentials.describe()})
+        return True
+
+    async def _send_frame(self, frame: dict[str, Any]) -> None:
+        await self._send({"type": "websocket.send", "text": encode_json(frame).decode()})
+
+    async def _close(self, code: int, reason: str | None = None) -> None:
+        reason = reason or _REASONS[code]
+        retry = {"retry_ms": random.randint(*RETRY_MS)} if code == DRAINED else {}
+        await self._send_frame({"type": "bye", "reason": reason, **retry})
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+_REASONS = {
+    DRAINED: "draining",
+    UNAUTHENTICATED: "unauthenticated",
+    MISUSED: "invalid_request",
+    FRAME_TOO_LARGE: "too_large",
+}
+_CODES: dict[type[TenutoError], int] = {TooMany: CROWDED, Busy: FAILED, TenutoError: FAILED}
+
+
+def _auth_in(text: str) -> AuthFrame | None:
+    """Return the `auth` frame in `text`, or None for any other frame."""
+    if '"auth"' not in text or len(text) > AUTH_BYTES:
+        return None
+    try:
+        return _auth.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+class Socket:
+    """One connection: a session, and the sender of its frames."""
+
+    __slots__ = (
+        "_frames",
+        "_is_closing",
+        "_is_due",
+        "_is_renewing",
+        "_is_restart",
+        "_loop",
+        "_pause_s",
+        "_room",
+        "_tasks",
+        "credentials",
+        "sender",
+        "session",
+    )
+
+    def __init__(
+        self, hub: HubCore, credentials: Credentials, send: Send, frames: Frames, heartbeats: Heartbeats
+    ) -> None:
+        self.credentials = credentials
+        self._frames = frames
+        self._is_renewing = False
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._pause_s = 0.0  # pause before the next frame is received
+        self._is_due = False
+        self._is_closing = False
+        self._is_restart = False
+        sender_class = DirectSender if hub.drive_by_hand else TaskSender
+        self.sender: Sender = sender_class(send, self, heartbeats)
+        self.session = Session(
+            hub,
+            credentials.identity,
+            now_s=self._loop.time(),
+            wake=self._wake,
+            released=self._released,
+            start_task=self._start_task,
+            charge=credentials.charge if credentials.is_counted else None,
+        )
+        credentials.watch(self._expire)
+
+    # Calls of the sender
+
+    def received(self, message: Message) -> bool:
+        """Pass a frame to the session; return False if the peer has disconnected."""
+        if message["type"] != "websocket.receive":
+            self._is_restart = message.get("code") == DRAINED  # uvicorn may stop before the hub knows of it
+            return False
+        text = message.get("text")
+        if text is None:
+            self.session.receive_binary()
+        elif self.session.closing is None and self._is_for_session(text):
+            self.session.receive(text, now_s=self._loop.time())
+        return True
+
+    async def until_room(self) -> None:
+        """Wait until enough requests have been carried out and their responses sent, and after a refused frame."""
+        if self._pause_s:
+            pause_s, self._pause_s = self._pause_s, 0.0
+            await asyncio.sleep(pause_s)
+        while self.session.is_full and not self.sender.is_over:
+            self._room = self._loop.create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
+
+    def freed(self) -> None:
+        """Send the next frames, because the sender is free again."""
+        self._pump()
+
+    # Calls of the heartbeats
+
+    def send_heartbeat(self) -> None:
+        """Send a ping if one is due, and close the socket of a peer that has been silent for too long."""
+        self.session.close_if_silent(now_s=self._loop.time())
+        if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
+            self._expire()
+        self._pump()
+
+    # Authentication
+
+    def _is_for_session(self, text: str) -> bool:
+        """Return whether the session handles this frame.
+
+        Frames beyond the rate limit and `auth` frames are handled here.
+        """
+        credentials, session = self.credentials, self.session
+        auth = _auth_in(text)
+        if auth is None and credentials.is_expired:
+            self._expire()
+            return False
+        try:
+            if credentials.is_counted:
+                credentials.count_request(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")))
+            if auth is not None and self._is_renewing:
+                raise TooMany("the previous `auth` frame of this socket is still being verified; wait for its response")
+        except TooMany as error:
+            self._pause_s = REFUSED_PAUSE_S
+            session.refuse(auth.ref if auth is not None else ref_in(text.encode(errors="replace")), error)
+            return False
+        if auth is None:
+            return True
+        self._is_renewing = True
+        self._start_task(self._renew(auth))
+        return False
+
+    async def _renew(self, auth: AuthFrame) -> None:
+        session = self.session
+        before = self.credentials.identity
+        try:
+            identity = await self.credentials.renew(auth.token)
+        except TenutoError as error:
+            session.refuse(auth.ref, error)
+            return
+        finally:
+            self._is_renewing = False
+        session.identity = identity
+        session.charge = self.credentials.charge if self.credentials.is_counted else None
+        session.respond({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
+        if session.closing is None and not identity.includes(before):
+            # The client reconnects and requests its attachments, presence and work again: each is checked against the
+            # new identity, which lacks a capability of the old one.
+            session.end(NARROWED, "forbidden")
+
+    def _expire(self) -> None:
+        """Close the socket because its identity has expired: later events need a new token."""
+        if self.session.closing is None:
+            self.session.end(EXPIRED, "unauthenticated")
+
+    # Calls of the session
+
+    def _wake(self) -> None:
+        """Send soon. Responses come in bursts, so they are sent together after the burst."""
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._pump)
+
+    def _released(self) -> None:
+        """Send now, because a channel's tick has already collected the events that belong together."""
+        if not (self._is_due or self._sends_directly()):
+            self._pump()
+
+    def _sends_directly(self) -> bool:
+        """Write the events to send if they are one event and the transport is at hand; return whether no other is left.
+
+        The short path of `_pump` (`docs/architecture.md`): it writes the same bytes, or declines.
+        """
+        sender, session = self.sender, self.session
+        if not sender.can_write_directly():
+            return False
+        batch = session.batch_to_send(now_s=self._loop.time())
+        if batch is None:
+            return False
+        sender.write_directly(batch, self._frames)
+        return not session.has_events
+
+    def _start_task(self, job: Coroutine[Any, Any, None]) -> None:
+        if self._tasks is None:
+            self._tasks = set()
+        task = self._loop.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if self._tasks is not None:
+            self._tasks.discard(task)
+            if not self._tasks:
+                self._tasks = None  # drop the empty set, so that an idle socket uses less memory
+
+    def _pump(self) -> None:
+        """Write frames as long as there are some and the peer reads them."""
+        self._is_due = False
+        sender, session = self.sender, self.session
+        now_s = self._loop.time()
+        while not sender.is_busy and not sender.is_over:
+            frame = session.frame_to_send(now_s=now_s)
+            if frame is not None:
+                sender.write_frame(frame, self._frames)
+            elif session.closing is not None:
+                code, reason = session.closing
+                sender.end({"type": "websocket.close", "code": code, "reason": reason})
+            else:
+                break
+        if session.closing is not None and not sender.is_over and not self._is_closing:
+            self._is_closing = True  # set before the close: do not wait for a peer that does not read
+            self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
+        if self._room is not None and not self._room.done() and (not session.is_full or sender.is_over):
+            self._room.set_result(None)
+
+    async def close(self) -> None:
+        """Close the session, and wait for the tasks of the socket, because the connection has ended."""
+        self.session.close(keeps_leases=self._is_restart)
+        tasks = tuple(self._tasks or ())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
