@@ -17,9 +17,9 @@ import zlib
 from dataclasses import dataclass
 
 from chaos.producer import say
+from oracle.plans import Piece, Script
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.client import Client
-from oracle.plans import Piece, Script
 
 __all__ = ["AgentOrders", "answer", "asks"]
 

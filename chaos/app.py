@@ -21,10 +21,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from oracle.plans import Append, Plan
 from tenuto import Hub
 from tenuto.hub.identity import Identity, Scope
 from tenuto.stores.sqlite import SqliteStore
-from oracle.plans import Append, Plan
 
 __all__ = ["OPERATOR", "Wanted", "app", "verify"]
 

@@ -18,9 +18,9 @@ import msgspec
 
 from chaos.processes import Child, Server, ask
 from chaos.world import Failure, World
+from oracle.acknowledged import AcknowledgedMessage
 from tenuto import Hub
 from tenuto.stores.sqlite_verify import verify
-from oracle.acknowledged import AcknowledgedMessage
 
 __all__ = ["backups"]
 

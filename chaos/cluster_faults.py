@@ -17,9 +17,9 @@ from chaos.cluster import NODES, Node
 from chaos.cluster_stage import Stage
 from chaos.report import Failure
 from chaos.world import Scale
+from oracle.plans import Piece
 from tenuto.hub.writer import PATIENCE_S
 from tenuto.testing.proxy import Direction
-from oracle.plans import Piece
 
 __all__ = ["BUS_FAULTS", "FAULTS", "Fault", "may_fail", "nodes_replaced"]
 

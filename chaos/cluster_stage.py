@@ -20,8 +20,8 @@ from chaos.people import Person, wrong_signals
 from chaos.report import Failure
 from chaos.viewer import Viewer
 from chaos.world import World
-from tenuto.core.cursor import NO_EPOCH
 from oracle.acknowledged import AcknowledgedMessage
+from tenuto.core.cursor import NO_EPOCH
 
 __all__ = ["Stage"]
 

@@ -21,9 +21,9 @@ from chaos.app import OPERATOR
 from chaos.processes import Child, ask
 from chaos.viewer import Transport, Viewer
 from chaos.world import Failure, World
-from tenuto.testing.proxy import FaultProxy
 from oracle.plans import Piece, Script
 from oracle.questions import Question, Questions, SentCommand
+from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["BACK_S", "CHANNELS", "GONE_S", "VANISHED_S", "Conversation"]
 

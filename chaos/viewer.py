@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from tenuto.core.cursor import NO_EPOCH
 from oracle.plans import Kind
 from oracle.views import HISTORY, PlanOracle
+from tenuto.core.cursor import NO_EPOCH
 from wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 
 __all__ = ["Transport", "Viewer", "Watching"]

@@ -29,10 +29,10 @@ from chaos.processes import Child, Server, agent, producer
 from chaos.producer import Orders
 from chaos.report import Failure, Story, short
 from chaos.viewer import Transport, Viewer, Watching
-from tenuto.testing.proxy import FaultProxy
 from oracle.acknowledged import Acknowledged
 from oracle.plans import first_difference
 from oracle.views import HISTORY
+from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["Failure", "Scale", "World"]
 

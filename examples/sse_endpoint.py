@@ -20,7 +20,7 @@ from functools import partial
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from tenuto import TenutoError, Hub
+from tenuto import Hub, TenutoError
 
 hub = Hub("sqlite:///sse-example.db")
 app = FastAPI()

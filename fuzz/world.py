@@ -23,12 +23,12 @@ from urllib.parse import unquote
 from fuzz.engine import Finding
 from fuzz.mutate import to_bytes
 from fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
+from simulation.clock import SimClock, Stuck, VirtualLoop
 from tenuto.app import Hub
 from tenuto.core.limits import Limits
 from tenuto.hub.identity import allow_everyone
 from tenuto.hub.rates import Rates
 from tenuto.hub.tokens import jwt_verifier
-from simulation.clock import SimClock, Stuck, VirtualLoop
 from wirecheck import Checker, SseParser, WireError
 
 PATIENCE_S = 200.0  # virtual time in which requests must end by themselves

@@ -16,12 +16,12 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from oracle.log import EpochLog, StoredLogs, client_command
+from oracle.violation import Violation
 from tenuto.core.names import COMMAND_MARK, command_id, command_key
 from tenuto.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
 from tenuto.hub.hooks import HookEvent
 from tenuto.hub.patterns import matches
-from oracle.log import EpochLog, StoredLogs, client_command
-from oracle.violation import Violation
 
 Position = tuple[str, int]  # epoch and serial
 Call = tuple[str, str, int, str]  # epoch, kind, serial and id

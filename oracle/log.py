@@ -15,6 +15,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from oracle.violation import Violation
 from tenuto.core import model
 from tenuto.core.cursor import NO_EPOCH
 from tenuto.core.model import APPENDABLE, Message, Part
@@ -36,7 +37,6 @@ from tenuto.core.ops import (
     WriterIdentity,
 )
 from tenuto.stores.base import Head, Write
-from oracle.violation import Violation
 
 GIVEN_BACK_MS = 1  # length of the lease of a turn that its agent gives back
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tenuto.hub.presence_state import GRACE_S
 from oracle.violation import Violation
+from tenuto.hub.presence_state import GRACE_S
 
 Place = tuple[str, str]  # a channel, and the id of a message, command or member
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 
-from tenuto.core.cursor import parse_cursor
 from oracle.log import StoredLogs, text_of
 from oracle.violation import Violation
+from tenuto.core.cursor import parse_cursor
 from wirecheck import SseEvent
 
 KINDS = (("answer", "text"), ("thinking", "reasoning"))  # events of the stream, and the parts that they carry

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tenuto.core.ops import Finish, Takeover, WriterIdentity
-from tenuto.stores.base import Write
 from oracle.log import EpochLog, StoredLogs
 from oracle.violation import Violation
+from tenuto.core.ops import Finish, Takeover, WriterIdentity
+from tenuto.stores.base import Write
 
 TERM_S = 4.0  # length of the lease of a node
 RENEW_S = 1.0  # time between two renewals

@@ -14,6 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from oracle.log import StoredLogs
+from oracle.members import EARLY_S, Connection, Members, Place, Process
+from oracle.nodes import NodeLeases
+from oracle.violation import Violation
 from tenuto.core.ops import (
     Append,
     Claim,
@@ -31,10 +35,6 @@ from tenuto.core.ops import (
 from tenuto.core.turns import CANCEL_S
 from tenuto.hub.leases import BROKEN_S
 from tenuto.stores.base import Write
-from oracle.log import StoredLogs
-from oracle.members import EARLY_S, Connection, Members, Place, Process
-from oracle.nodes import NodeLeases
-from oracle.violation import Violation
 
 SOON_S = 2.0  # without faults the server ends a due lease, turn or command within this time
 # a frame on one connection may arrive by this much earlier than a frame that was sent before it on another

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from oracle.plans import Script
 from tenuto.core.answer_ids import reply_id
 from tenuto.core.turns import ATTEMPTS
-from oracle.plans import Script
 
 Json = dict[str, Any]
 

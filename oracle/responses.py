@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tenuto.core.cursor import parse_cursor
-from tenuto.core.model import Message
 from oracle.log import EpochLog, StoredLogs, text_of
 from oracle.violation import Violation
+from tenuto.core.cursor import parse_cursor
+from tenuto.core.model import Message
 
 
 def check_message(stored: StoredLogs, channel: str, message: Message, stamp: int) -> EpochLog:

@@ -15,6 +15,11 @@ from typing import Any
 
 import msgspec
 
+from oracle.log import EpochLog, StoredLogs, text_of
+from oracle.plans import PLANNED, Kind, Planned, first_difference
+from oracle.promises import Promises
+from oracle.responses import check_cursor, check_message
+from oracle.violation import Violation
 from tenuto.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
 from tenuto.core.events import (
     Batch,
@@ -28,11 +33,6 @@ from tenuto.core.events import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.view import View, ViewGap
-from oracle.log import EpochLog, StoredLogs, text_of
-from oracle.plans import PLANNED, Kind, Planned, first_difference
-from oracle.promises import Promises
-from oracle.responses import check_cursor, check_message
-from oracle.violation import Violation
 from wirecheck import Checker, SeenMessage
 from wirecheck import Violation as WireViolation
 

@@ -41,9 +41,7 @@ def wheel_files() -> set[str]:
     """Return the paths that the wheel must hold: the package, and the pages of docs/ that the demo's answers quote."""
     files = tracked("tenuto")
     if built():
-        files = {
-            name for name in files if not name.startswith("tenuto/web/") or name.startswith("tenuto/web/demo/")
-        }
+        files = {name for name in files if not name.startswith("tenuto/web/") or name.startswith("tenuto/web/demo/")}
         files |= {f"tenuto/web/{name}" for name in built()}
     pages = {name for name in tracked("docs", "README.md") if name.endswith(".md") and "/decisions/" not in name}
     return files | {f"tenuto/demo/text/{name}" for name in pages}

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable
-from tenuto.core.model import Message
 from oracle.violation import Violation
 from simulation.network import ConnectionLost, HttpClient, Response
 from simulation.sockets import RESPONSE_S, ClientSocket, request_frame
+from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable
+from tenuto.core.model import Message
 
 if TYPE_CHECKING:
     from simulation.node import Node

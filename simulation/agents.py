@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tenuto.agents.turn import OnCrash, Turn
-from tenuto.core.answer_ids import reply_id
-from tenuto.core.errors import TenutoError
-from tenuto.core.ops import Claim
-from tenuto.hub.workers import WhenBusy
 from oracle.log import marks
 from oracle.violation import Violation
 from simulation.actors import RETRY_STATUS, Actor, summary
 from simulation.clock import Process
 from simulation.network import ConnectionLost
 from simulation.sockets import ClientSocket, Frame
+from tenuto.agents.turn import OnCrash, Turn
+from tenuto.core.answer_ids import reply_id
+from tenuto.core.errors import TenutoError
+from tenuto.core.ops import Claim
+from tenuto.hub.workers import WhenBusy
 
 if TYPE_CHECKING:
     from simulation.world import World

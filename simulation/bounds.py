@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
+from oracle.violation import Violation
 from tenuto.core import state as states
 from tenuto.hub import batches
 from tenuto.hub import channel as channels
@@ -26,7 +27,6 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.runtime import Runtime
 from tenuto.transports.app import App
 from tenuto.transports.session import Session
-from oracle.violation import Violation
 
 EVERY = 16  # number of steps between two checks of all parts
 SPARE = 200  # limit of items in a container; runs had at most 71

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from tenuto.app import Hub
-from tenuto.core.errors import Deleted, TenutoError
-from tenuto.core.model import Message
-from tenuto.hub.hooks import KINDS, HookEvent, HookKind
 from oracle.hooks import HookOracle
 from oracle.log import StoredLogs
 from oracle.responses import check_message
 from simulation.clock import Process
+from tenuto.app import Hub
+from tenuto.core.errors import Deleted, TenutoError
+from tenuto.core.model import Message
+from tenuto.hub.hooks import KINDS, HookEvent, HookKind
 
 if TYPE_CHECKING:
     from simulation.world import World

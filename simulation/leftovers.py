@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from oracle.log import EpochLog
+from oracle.violation import Violation
 from tenuto.app import Hub
 from tenuto.core.events import Presence
 from tenuto.hub.hub import HubCore
 from tenuto.transports.app import App
-from oracle.log import EpochLog
-from oracle.violation import Violation
 
 
 def members_of(hub: HubCore, channel: str) -> Presence:

@@ -12,9 +12,6 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tenuto.core.names import command_key
-from tenuto.hub import presence_state
-from tenuto.hub.presence_state import GRACE_S
 from oracle.views import ViewOracle
 from oracle.violation import Violation
 from simulation.actors import RETRY_STATUS, Actor, DecodedResponse, asks_by_socket
@@ -23,6 +20,9 @@ from simulation.leftovers import members_of
 from simulation.network import ConnectionLost
 from simulation.sockets import RESPONSE_S, ClientSocket
 from simulation.writers import Author
+from tenuto.core.names import command_key
+from tenuto.hub import presence_state
+from tenuto.hub.presence_state import GRACE_S
 
 if TYPE_CHECKING:
     from simulation.node import Node

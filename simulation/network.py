@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from random import Random
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from tenuto.app import Hub
 from oracle.log import StoredLogs
 from oracle.violation import Violation
 from simulation.clock import NOWHERE, Process, VirtualLoop
 from simulation.faults import FaultModel
 from simulation.trace import Trace
+from tenuto.app import Hub
 
 T = TypeVar("T")
 

@@ -12,14 +12,14 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tenuto.app import Hub
-from tenuto.core.errors import TenutoError
-from tenuto.hub.writer import MessageWriter
 from oracle.violation import Violation
 from simulation.agents import local_handler
 from simulation.bounds import Bounds
 from simulation.clock import Process, SimClock
 from simulation.store import StoreClient
+from tenuto.app import Hub
+from tenuto.core.errors import TenutoError
+from tenuto.hub.writer import MessageWriter
 
 if TYPE_CHECKING:
     from simulation.world import World

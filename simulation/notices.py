@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from tenuto.stores.base import Notice
 from simulation.clock import Process, VirtualLoop
 from simulation.faults import FaultModel
+from tenuto.stores.base import Notice
 
 OnNotice = Callable[[Notice | None], None]
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from tenuto.core.limits import Limits
 from simulation.agents import LocalPlan
 from simulation.editor import Editor
 from simulation.faults import FaultModel
@@ -19,6 +18,7 @@ from simulation.local_writers import LocalWriter, SteadyWriter
 from simulation.members import Commander
 from simulation.viewers import LocalViewer, PollViewer, SocketViewer, StreamViewer, Viewer
 from simulation.writers import Author, BlindWriter, HttpWriter, PipelinedWriter
+from tenuto.core.limits import Limits
 
 # Bounds of the product that change no behaviour but its frequency: small ones make rare cases frequent.
 # Module, name and values.

@@ -21,6 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
+from oracle.log import EpochLog, StoredLogs, describe
+from oracle.nodes import READ_S, NodeLeases
+from oracle.promises import TROUBLE_S, Promises
+from oracle.violation import Violation
+from simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
+from simulation.faults import FaultModel
+from simulation.notices import Notices
+from simulation.trace import Trace
 from tenuto.core.document import Stored, restore, restore_command
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.message_state import CommandState
@@ -45,14 +53,6 @@ from tenuto.stores.base import (
     Write,
 )
 from tenuto.stores.memory import MemoryStore
-from oracle.log import EpochLog, StoredLogs, describe
-from oracle.nodes import READ_S, NodeLeases
-from oracle.promises import TROUBLE_S, Promises
-from oracle.violation import Violation
-from simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
-from simulation.faults import FaultModel
-from simulation.notices import Notices
-from simulation.trace import Trace
 
 if TYPE_CHECKING:
     from simulation.hooks import Hooks

@@ -18,12 +18,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from tenuto.core.cursor import EMPTY
-from tenuto.core.errors import TenutoError
-from tenuto.core.events import Page
-from tenuto.core.model import Message
-from tenuto.core.view import View
-from tenuto.hub.hub import HubCore
 from oracle.message_streams import MessageStreamOracle
 from oracle.responses import check_deleted, check_message, check_serial, is_correct_refusal
 from oracle.views import ViewOracle
@@ -33,6 +27,12 @@ from simulation.clock import Process
 from simulation.leftovers import members_of
 from simulation.network import Connection, ConnectionLost, Stream, within
 from simulation.sockets import RESPONSE_S, SILENCE_S, Frame
+from tenuto.core.cursor import EMPTY
+from tenuto.core.errors import TenutoError
+from tenuto.core.events import Page
+from tenuto.core.model import Message
+from tenuto.core.view import View
+from tenuto.hub.hub import HubCore
 from wirecheck import Checker, SseParser
 
 if TYPE_CHECKING:

@@ -19,13 +19,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from tenuto.app import Hub
-from tenuto.core.cursor import Cursor
-from tenuto.core.errors import TenutoError
-from tenuto.core.turns import Phase
-from tenuto.hub.housekeeping import free_memory
-from tenuto.hub.presence_state import GRACE_S
-from tenuto.hub.subscription import take
 from oracle.log import StoredLogs
 from oracle.promises import Promises
 from oracle.violation import Violation
@@ -45,6 +38,13 @@ from simulation.trace import Trace
 from simulation.viewers import MessageReader, SocketViewer, StreamViewer, Viewer
 from simulation.watchdog import Hung, watching
 from simulation.writers import Author
+from tenuto.app import Hub
+from tenuto.core.cursor import Cursor
+from tenuto.core.errors import TenutoError
+from tenuto.core.turns import Phase
+from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.presence_state import GRACE_S
+from tenuto.hub.subscription import take
 
 T = TypeVar("T")
 

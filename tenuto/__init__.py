@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tenuto.hub.identity import Identity, allow_everyone
 
 __all__ = [
-    "TenutoError",
     "HookEvent",
     "Hub",
     "Identity",
@@ -29,6 +28,7 @@ __all__ = [
     "MessageWriter",
     "Retention",
     "Subscription",
+    "TenutoError",
     "Turn",
     "__version__",
     "allow_everyone",

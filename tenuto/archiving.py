@@ -142,9 +142,7 @@ STORE = click.option(
 URL = click.option(
     "--url", default=None, callback=_one_place, help="Where the hub is served: its server is asked over HTTP."
 )
-TOKEN = click.option(
-    "--token", default=None, envvar="TENUTO_TOKEN", help="With --url: the token, or $TENUTO_TOKEN."
-)
+TOKEN = click.option("--token", default=None, envvar="TENUTO_TOKEN", help="With --url: the token, or $TENUTO_TOKEN.")
 
 
 @click.command()

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tenuto.connections import LARGE_BYTES, Connection, Connections
-from tenuto.core.errors import TenutoError, InvalidRequest
+from tenuto.core.errors import InvalidRequest, TenutoError
 from tenuto.http_parts import (
     HEAD_END,
     MAX_HEAD_BYTES,

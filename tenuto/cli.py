@@ -20,7 +20,7 @@ import click
 
 from tenuto import archiving, store_commands
 from tenuto._version import __version__
-from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.retention import rules_of
 from tenuto.hub import HubCore, identity
 from tenuto.hub.backups import BackupSchedule

@@ -26,7 +26,7 @@ from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.deltas import Delta
-from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.turn_deltas import InAnswer, TurnChanged
 from tenuto.hub.hub import HubCore
 from tenuto.transports.credentials import Credentials

@@ -35,7 +35,7 @@ from tenuto.core.deltas import (
     Sent,
     TextAdded,
 )
-from tenuto.core.errors import Finished, TenutoError, InvalidRequest, NotFound
+from tenuto.core.errors import Finished, InvalidRequest, NotFound, TenutoError
 from tenuto.core.events import Page
 from tenuto.core.model import Command, Json, Message, Part, Role
 from tenuto.core.names import check_channel, check_id, command_key, is_id

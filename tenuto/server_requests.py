@@ -275,9 +275,7 @@ def _cut(server: str, what: str) -> LocalError:
 
 
 def _not_tenuto(server: str, what: str, reason: object) -> LocalError:
-    return LocalError(
-        f"{shown_url(server)} sent no valid {what} ({reason}); check that --url names a server of Tenuto"
-    )
+    return LocalError(f"{shown_url(server)} sent no valid {what} ({reason}); check that --url names a server of Tenuto")
 
 
 def _json(server: str, what: str, value: object) -> str:

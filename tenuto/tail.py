@@ -17,7 +17,7 @@ from typing import TextIO
 
 from tenuto.client import Client
 from tenuto.client.timing import Timing
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel
 from tenuto.core.view import View, ViewGap

@@ -33,7 +33,7 @@ from tenuto.client import Client, Timing
 from tenuto.client.dial import Refusal
 from tenuto.client.problems import NotTenuto, UnknownProblem, Unreachable, error_of
 from tenuto.core import errors
-from tenuto.core.errors import TenutoError, LocalError, shown, shown_url
+from tenuto.core.errors import LocalError, TenutoError, shown, shown_url
 from tenuto.core.events import Batch, MessageAppend, MessageCreate
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message

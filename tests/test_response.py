@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from tenuto import Hub
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.answer_ids import reply_id
-from tenuto.core.errors import TenutoError, IdConflict, LocalError
+from tenuto.core.errors import IdConflict, LocalError, TenutoError
 from tenuto.core.requests import Caller, CreateMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL
 from tenuto.response import check_source
@@ -202,9 +202,7 @@ async def test_cancel_command_stops_the_answer_and_closes_the_source(monkeypatch
         async with served.http.stream("POST", "/chat?prompt=hi") as response:
             pieces = response.aiter_raw()
             await anext(pieces)
-            sent = await served.http.post(
-                "/tenuto/v1/channels/chat:1/commands", json={"name": "cancel", "target": "r"}
-            )
+            sent = await served.http.post("/tenuto/v1/channels/chat:1/commands", json={"name": "cancel", "target": "r"})
             assert sent.status_code == 201
             async with asyncio.timeout(20):
                 await source.is_closed.wait()

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from tenuto.watchdog import Watchdog, WatchedOperation
 from simulation.clock import VirtualLoop
+from tenuto.watchdog import Watchdog, WatchedOperation
 from tests.virtual import virtually
 
 LIMIT_S = 30.0

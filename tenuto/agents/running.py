@@ -27,11 +27,11 @@ from tenuto.core.errors import (
     Fenced,
     Finished,
     Forbidden,
-    TenutoError,
     LocalError,
     NotFound,
     StillStreaming,
     StoreUnavailable,
+    TenutoError,
     public_reason,
 )
 from tenuto.core.model import Json, Message

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from tenuto.agents.backend import Backend, Watch, Writer
 from tenuto.agents.history import Shape, as_turns, path_to
 from tenuto.core.answer_ids import reply_id
-from tenuto.core.errors import AlreadyAnswered, TenutoError, LocalError
+from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import base32

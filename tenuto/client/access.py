@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from tenuto.client.problems import Unreachable
-from tenuto.core.errors import TenutoError, LocalError, shown, shown_url
+from tenuto.core.errors import LocalError, TenutoError, shown, shown_url
 from tenuto.core.names import check_id
 
 logger = logging.getLogger("tenuto.client")

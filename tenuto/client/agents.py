@@ -18,7 +18,7 @@ from tenuto.agents.running import Agent, Handler, Running, check_agent, check_wo
 from tenuto.agents.turn import OnCrash
 from tenuto.client.view import ChannelView
 from tenuto.client.work import ClaimedTurn, check_pattern
-from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.model import Command, Json, Message
 from tenuto.development import failure_reason

@@ -32,7 +32,7 @@ from tenuto.client.timing import Timing
 from tenuto.client.view import ChannelView
 from tenuto.client.work import OnTurn, RemoteWorker, Workers
 from tenuto.client.writer import RemoteWriter
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain

@@ -14,7 +14,7 @@ from tenuto.client.access import ServerAccess
 from tenuto.client.dial import problem_in, retry_after_s
 from tenuto.client.problems import NotTenuto, Unreachable, error_of
 from tenuto.client.timing import Timing
-from tenuto.core.errors import TenutoError, LocalError, Unauthenticated
+from tenuto.core.errors import LocalError, TenutoError, Unauthenticated
 
 if TYPE_CHECKING:
     from random import Random

@@ -13,7 +13,7 @@ from typing import Any
 
 from tenuto.client.link import Link
 from tenuto.client.pending import Outcome
-from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError, InvalidRequest, NotWriter
+from tenuto.core.errors import Deleted, Fenced, Finished, InvalidRequest, NotWriter, TenutoError
 
 SHORTEST_LEASE_S = 5.0  # shortest lease that a server accepts
 RENEWALS = 3  # number of renewals within the length of a lease

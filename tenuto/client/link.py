@@ -29,10 +29,10 @@ from tenuto.client.problems import NotTenuto, Unreachable, error_of
 from tenuto.client.timing import Timing
 from tenuto.core.errors import (
     Draining,
-    TenutoError,
     InvalidRequest,
     InvalidText,
     LocalError,
+    TenutoError,
     TooLarge,
     Unauthenticated,
 )

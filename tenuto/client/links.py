@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tenuto.client.feed import EventConsumer, Feed
 from tenuto.client.link import Link
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 
 logger = logging.getLogger("tenuto.client")
 

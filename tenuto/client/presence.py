@@ -15,7 +15,7 @@ from typing import Any, Self
 from tenuto.client.link import Link
 from tenuto.client.pending import Outcome
 from tenuto.client.problems import Unreachable
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Json, check_json, plain
 
 logger = logging.getLogger("tenuto.client")

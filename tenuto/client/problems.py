@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 
 T = TypeVar("T")
 

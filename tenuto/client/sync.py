@@ -16,7 +16,7 @@ from tenuto.client.client import Client
 from tenuto.client.presence import Presence
 from tenuto.client.subscription import Subscription
 from tenuto.client.writer import RemoteWriter
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import Batch, Page, ServerEvent
 from tenuto.core.model import Command, Json, Member, Message
 from tenuto.portal import Portal, SyncWriter, run_on, writing

@@ -16,7 +16,7 @@ from msgspec import Struct
 from tenuto.client.feed import EventConsumer, Feed
 from tenuto.client.problems import decode_response
 from tenuto.client.subscription import is_new_start
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import (
     Batch,
     ChannelAttached,

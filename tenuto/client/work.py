@@ -23,11 +23,11 @@ from tenuto.core.errors import (
     Deleted,
     Fenced,
     Finished,
-    TenutoError,
     InvalidRequest,
     InvalidText,
     LocalError,
     NotFound,
+    TenutoError,
     TooLarge,
 )
 from tenuto.core.model import Json, Message, check_json, plain

@@ -25,7 +25,7 @@ from tenuto.client.link import Link
 from tenuto.client.pending import Outcome
 from tenuto.client.problems import Unreachable, decode_response
 from tenuto.core.cursor import parse_cursor
-from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError, IdConflict, LocalError, NotFound, NotWriter
+from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict, LocalError, NotFound, NotWriter, TenutoError
 from tenuto.core.events import Page
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.outgoing import ENDED, NEW, OPEN, OutgoingRequest, WriterRequest

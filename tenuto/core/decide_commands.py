@@ -13,12 +13,12 @@ from tenuto.core.errors import (
     Deleted,
     Finished,
     Forbidden,
-    TenutoError,
     IdConflict,
     InvalidRequest,
     InvalidText,
     NotFound,
     StillStreaming,
+    TenutoError,
     TooMany,
     shown,
 )

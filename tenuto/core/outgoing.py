@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.decide import check_finish
-from tenuto.core.errors import TenutoError, InvalidRequest, LocalError, NotText, shown
+from tenuto.core.errors import InvalidRequest, LocalError, NotText, TenutoError, shown
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
 from tenuto.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
-from tenuto.core.errors import TenutoError, LocalError, public_reason
+from tenuto.core.errors import LocalError, TenutoError, public_reason
 from tenuto.core.model import Json
 from tenuto.core.outgoing import Outgoing
 

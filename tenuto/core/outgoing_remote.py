@@ -15,7 +15,7 @@ Three rules make it safe to lose a connection, a response, or the log on the ser
 
 from __future__ import annotations
 
-from tenuto.core.errors import Finished, Gap, TenutoError, Mismatch, NoPart, NotFound
+from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import APPENDABLE, Json, Message, Part, check_json

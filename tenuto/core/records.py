@@ -158,9 +158,7 @@ def decode_header(line: bytes) -> Header:
     try:
         header = _decode_header(line)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise InvalidRequest(
-            "the line is not the header of a Tenuto export; name a file of tenuto export"
-        ) from None
+        raise InvalidRequest("the line is not the header of a Tenuto export; name a file of tenuto export") from None
     if header.format != FORMAT:
         raise InvalidRequest(
             f"the file has format {header.format}, this version reads format {FORMAT}; import it with a newer Tenuto"

@@ -163,9 +163,7 @@ def _no_lan() -> NoLan:
 
 
 def _no_supervisor() -> NoSupervisor:
-    return NoSupervisor(
-        "This server has no supervisor to start it again; start the demo with: make demo (tenuto demo)"
-    )
+    return NoSupervisor("This server has no supervisor to start it again; start the demo with: make demo (tenuto demo)")
 
 
 class _InChannel(msgspec.Struct):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from tenuto.agents.history import Shape
 from tenuto.agents.turn import Turn
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Json
 
 __all__ = ["Model", "model_in", "talk", "who_answers"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.errors import Busy, TenutoError, InvalidRequest, StoreUnavailable
+from tenuto.core.errors import Busy, InvalidRequest, StoreUnavailable, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix

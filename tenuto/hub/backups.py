@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.retention import time_ms
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite import SqliteStore

@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from tenuto._version import __version__
-from tenuto.core.errors import Busy, TenutoError, InvalidRequest, LocalError, shown
+from tenuto.core.errors import Busy, InvalidRequest, LocalError, TenutoError, shown
 from tenuto.hub.archive import MAX_LISTED, Archive
 from tenuto.hub.runtime import Runtime
 from tenuto.stores.base import Store

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.loading import in_time, sent_again
 from tenuto.hub.notices import Notifier, moved_in

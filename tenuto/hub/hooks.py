@@ -30,7 +30,7 @@ from msgspec import Struct
 from tenuto.core.catch_up import reply_to
 from tenuto.core.cursor import NO_EPOCH, kept_serial
 from tenuto.core.document import restored
-from tenuto.core.errors import TenutoError, LocalError, StoreUnusable
+from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import check_id

@@ -26,12 +26,12 @@ from msgspec import Struct
 
 from tenuto.core.document import DAMAGE, Document, restored
 from tenuto.core.errors import (
-    TenutoError,
     IdConflict,
     InvalidRequest,
     LocalError,
     StoreUnavailable,
     StoreUnusable,
+    TenutoError,
     TooLarge,
     shown,
 )

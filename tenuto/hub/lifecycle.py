@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from tenuto.core.errors import Busy, Draining, TenutoError, LocalError, StoreUnavailable
+from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.hub.capacity import Capacity
 from tenuto.hub.clock import Clock

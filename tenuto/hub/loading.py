@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
-from tenuto.core.errors import TenutoError, StoreUnavailable
+from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.hub.channel import Channel
 from tenuto.hub.pending import Decided, Item
 from tenuto.stores.base import CommitUnknown

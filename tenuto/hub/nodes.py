@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
-from tenuto.core.errors import TenutoError, StoreUnavailable
+from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.node_holds import NodeHolds
 from tenuto.hub.store_errors import logs_errors

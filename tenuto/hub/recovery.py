@@ -22,10 +22,10 @@ from tenuto.core.errors import (
     Deleted,
     Fenced,
     Finished,
-    TenutoError,
     NotFound,
     StoreUnavailable,
     StoreUnusable,
+    TenutoError,
 )
 from tenuto.core.message_state import MessageState
 from tenuto.core.names import COMMAND_MARK

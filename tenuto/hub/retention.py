@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 
 from msgspec.structs import replace
 
-from tenuto.core.errors import TenutoError, StoreUnusable
+from tenuto.core.errors import StoreUnusable, TenutoError
 from tenuto.core.model import ChannelSummary
 from tenuto.core.retention import DAY_MS, ClockTrust, Fact, Policies, Policy, Retention, Sweep
 from tenuto.hub.importing import is_importing

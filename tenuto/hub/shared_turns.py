@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from tenuto.core.document import DAMAGE
-from tenuto.core.errors import TenutoError, StoreUnavailable
+from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.turns import Phase
 from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.following import Follower

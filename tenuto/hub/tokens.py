@@ -19,7 +19,7 @@ from typing import Any
 
 import jwt
 
-from tenuto.core.errors import TenutoError, LocalError, Unauthenticated, shown
+from tenuto.core.errors import LocalError, TenutoError, Unauthenticated, shown
 from tenuto.core.names import check_id
 from tenuto.hub.identity import Expired, Identity, Scope
 from tenuto.hub.keys import ALGORITHMS, Key, KeySet, public_keys, secret_key

@@ -24,11 +24,11 @@ from tenuto.core.errors import (
     Draining,
     Fenced,
     Finished,
-    TenutoError,
     IdConflict,
     LocalError,
     NotFound,
     StoreUnavailable,
+    TenutoError,
 )
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest

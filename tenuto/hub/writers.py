@@ -13,7 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from tenuto.core.errors import Busy, Draining, Fenced, TenutoError, IdConflict, StoreUnavailable
+from tenuto.core.errors import Busy, Draining, Fenced, IdConflict, StoreUnavailable, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_key

@@ -232,9 +232,7 @@ class OpenAI:
 
     async def _models(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"} for name in sorted(access.agents())
-        ]
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "tenuto"} for name in sorted(access.agents())]
         return _json({"object": "list", "data": data})
 
 

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
-from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable, shown, shown_url
+from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError, shown, shown_url
 from tenuto.stores.postgres_pool import PostgresPool
 from tenuto.stores.postgres_schema import behind_pooler, grant_of_tables
 

@@ -27,8 +27,8 @@ from tenuto.core.errors import (
     Busy,
     Draining,
     Forbidden,
-    TenutoError,
     InvalidName,
+    TenutoError,
     Unauthenticated,
     shown,
 )

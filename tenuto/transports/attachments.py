@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from tenuto.core.cursor import parse_cursor
-from tenuto.core.errors import TenutoError, InvalidRequest, StoreUnusable, TooMany
+from tenuto.core.errors import InvalidRequest, StoreUnusable, TenutoError, TooMany
 from tenuto.core.names import check_channel
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed

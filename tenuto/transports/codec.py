@@ -19,13 +19,13 @@ from msgspec.structs import replace
 from tenuto.core.cursor import NO_EPOCH, Cursor, parse_cursor
 from tenuto.core.errors import (
     Deleted,
-    TenutoError,
     InvalidRequest,
     InvalidText,
     LocalError,
     StoreInUse,
     StoreUnavailable,
     StoreUnusable,
+    TenutoError,
 )
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Message, lowered

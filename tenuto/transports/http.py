@@ -22,11 +22,11 @@ from starlette.types import Receive, Scope, Send
 
 from tenuto.core.errors import (
     Forbidden,
-    TenutoError,
     MethodNotAllowed,
     NotFound,
     NoVerifier,
     StoreUnavailable,
+    TenutoError,
     shown,
 )
 from tenuto.core.model import Part

@@ -12,7 +12,7 @@ import random
 import msgspec
 from starlette.types import Message
 
-from tenuto.core.errors import TenutoError, MethodNotAllowed, Unauthenticated
+from tenuto.core.errors import MethodNotAllowed, TenutoError, Unauthenticated
 from tenuto.transports.codec import for_peers
 
 Headers = list[tuple[bytes, bytes]]

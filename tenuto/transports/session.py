@@ -23,7 +23,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple
 
-from tenuto.core.errors import TenutoError, InvalidRequest
+from tenuto.core.errors import InvalidRequest, TenutoError
 from tenuto.core.events import encode_json
 from tenuto.core.limits import KIB
 from tenuto.core.model import Json

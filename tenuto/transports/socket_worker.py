@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenuto.core.errors import Fenced, TenutoError, InvalidRequest, NotWriter, TooMany
+from tenuto.core.errors import Fenced, InvalidRequest, NotWriter, TenutoError, TooMany
 from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.patterns import invalid_pattern, is_pattern, matches

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from starlette.types import Message, Receive, Send
 
-from tenuto.core.errors import Busy, TenutoError, InvalidRequest, TooMany, Unauthenticated
+from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unauthenticated
 from tenuto.core.events import encode_json
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Scope

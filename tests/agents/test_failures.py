@@ -12,7 +12,7 @@ from tenuto import Hub
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.core.answer_ids import reply_id
-from tenuto.core.errors import TenutoError, InvalidRequest, InvalidText, StoreUnavailable, TooLarge
+from tenuto.core.errors import InvalidRequest, InvalidText, StoreUnavailable, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.core.ops import Claim, Create

@@ -13,7 +13,7 @@ from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
 from tenuto.core.answer_ids import reply_id
-from tenuto.core.errors import Draining, Finished, TenutoError, LocalError, StoreUnavailable
+from tenuto.core.errors import Draining, Finished, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.ops import Claim
 from tenuto.stores.base import Committed, Conflict, Write

@@ -365,9 +365,7 @@ _TAG = """async (url) => {
 }"""
 
 
-@pytest.mark.parametrize(
-    ("url", "code"), [("/nowhere", "not_tenuto"), ("http://localhost:{}/tenuto", "unreachable")]
-)
+@pytest.mark.parametrize(("url", "code"), [("/nowhere", "not_tenuto"), ("http://localhost:{}/tenuto", "unreachable")])
 async def test_status_line_says_why_a_wrong_address_does_not_connect(browser: Browser, url: str, code: str) -> None:
     async with app_with(new_hub()) as port:
         page = await page_at(browser, port)

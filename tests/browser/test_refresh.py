@@ -18,8 +18,8 @@ import pytest
 from playwright.async_api import Browser
 
 from chaos.producer import Orders
-from tenuto.testing.proxy import FaultProxy
 from oracle.plans import Plan
+from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import Tab, units
 from tests.processes import Process, Server, text_of
 

@@ -16,10 +16,10 @@ from tenuto import Hub
 from tenuto.client import Client
 from tenuto.core.errors import (
     Deleted,
-    TenutoError,
     InvalidName,
     InvalidRequest,
     NotFound,
+    TenutoError,
     TooLarge,
     VersionConflict,
 )

@@ -15,9 +15,9 @@ from random import Random
 
 import pytest
 
+from oracle.plans import NASTY, ORDINARY
 from tenuto.client import ChannelView, Client, RemoteWriter, Timing
 from tenuto.testing.proxy import FaultProxy
-from oracle.plans import NASTY, ORDINARY
 from tests.client.wire import becomes
 from tests.processes import Process, Server, serving, text_of
 

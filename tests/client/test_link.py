@@ -22,7 +22,7 @@ from tenuto.client import Client, Timing, UnknownProblem, Unreachable
 from tenuto.client.dial import Refusal
 from tenuto.client.pending import PENDING_REQUESTS
 from tenuto.core import errors
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tests.client.script import QUICK, Script, client_of
 from tests.client.wire import PATIENCE_S, Wire, memory_hub
 from tests.client.wire import client_of as wired_client

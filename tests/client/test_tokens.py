@@ -19,7 +19,7 @@ import pytest
 
 from tenuto import Hub, Turn
 from tenuto.client import Client
-from tenuto.core.errors import Forbidden, TenutoError, NotWriter, Unauthenticated
+from tenuto.core.errors import Forbidden, NotWriter, TenutoError, Unauthenticated
 from tenuto.hub.tokens import jwt_verifier
 from tests.client.wire import Wire, becomes, client_of
 

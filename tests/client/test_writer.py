@@ -19,12 +19,12 @@ from tenuto.core.errors import (
     Deleted,
     Fenced,
     Finished,
-    TenutoError,
     IdConflict,
     InvalidRequest,
     LocalError,
     NotText,
     StoreUnavailable,
+    TenutoError,
     TooLarge,
 )
 from tenuto.core.model import Message

@@ -19,7 +19,6 @@ from tenuto.core.errors import (
     Finished,
     ForbiddenStatus,
     Gap,
-    TenutoError,
     IdConflict,
     InvalidName,
     InvalidRequest,
@@ -29,6 +28,7 @@ from tenuto.core.errors import (
     NotFound,
     NotText,
     StillStreaming,
+    TenutoError,
     TooLarge,
     VersionConflict,
 )

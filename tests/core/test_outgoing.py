@@ -20,13 +20,13 @@ from tenuto.core.errors import (
     Draining,
     Fenced,
     Finished,
-    TenutoError,
     InvalidRequest,
     LocalError,
     Mismatch,
     NotFound,
     NotText,
     StoreUnavailable,
+    TenutoError,
     TooLarge,
 )
 from tenuto.core.limits import Limits

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.errors import Deleted, Fenced, Finished, Forbidden, TenutoError, NotFound, NotWriter
+from tenuto.core.errors import Deleted, Fenced, Finished, Forbidden, NotFound, NotWriter, TenutoError
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import (
     AppendText,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tenuto.core.errors import TenutoError, StillStreaming
+from tenuto.core.errors import StillStreaming, TenutoError
 from tenuto.core.message_state import MessageState
 from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.turns import (

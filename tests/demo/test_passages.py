@@ -179,6 +179,4 @@ def test_the_projects_own_documentation_is_found() -> None:
 def test_printed_figures_of_benchmarks_are_left_out() -> None:
     passages = [passage for passage in library().passages if passage.source == "docs/benchmarks.md"]
     assert passages
-    assert not any(
-        "us_per_delivery" in passage.text or "tenuto serve: CPU per" in passage.text for passage in passages
-    )
+    assert not any("us_per_delivery" in passage.text or "tenuto serve: CPU per" in passage.text for passage in passages)

@@ -25,7 +25,6 @@ from tenuto.cli import main
 from tenuto.core.errors import (
     Busy,
     Damaged,
-    TenutoError,
     IdConflict,
     InvalidName,
     InvalidRequest,
@@ -33,6 +32,7 @@ from tenuto.core.errors import (
     NotFound,
     StoreUnavailable,
     StoreUnusable,
+    TenutoError,
     TooLarge,
 )
 from tenuto.core.events import Page

@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 
+from simulation.clock import SimClock, VirtualLoop
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver
@@ -23,7 +24,6 @@ from tenuto.hub.loading import READ_TIMEOUT_S
 from tenuto.hub.notices import MOVED_BYTES, WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
 from tenuto.stores.memory import MemoryStore
-from simulation.clock import SimClock, VirtualLoop
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
 

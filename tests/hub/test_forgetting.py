@@ -17,6 +17,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
+from simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.core.document import Stored, restore_command
 from tenuto.core.errors import Busy, Held, InvalidName, NotFound
 from tenuto.core.events import ChannelAttached
@@ -31,7 +32,6 @@ from tenuto.stores.base import Head, Pruned
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.stores.sqlite_file import SCHEMA
-from simulation.clock import START_MS, SimClock, VirtualLoop
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
 from tests.stores.forgetting import CALLS, CHANNELS, fill

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.core.errors import AlreadyAnswered, Deleted, Fenced, Finished, TenutoError, NotFound, NotWriter
+from tenuto.core.errors import AlreadyAnswered, Deleted, Fenced, Finished, NotFound, NotWriter, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.requests import (
     AppendText,

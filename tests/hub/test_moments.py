@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import pytest
 
 from tenuto.core.document import Stored
-from tenuto.core.errors import Busy, Deleted, Draining, Finished, TenutoError, StoreUnavailable
+from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
 from tenuto.core.ops import Takeover
 from tenuto.core.requests import SERVER, Caller, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.node_holds import BATCH_BYTES
 from tenuto.hub.nodes import TERM_MS, IsMine, NodeLease, responsible_node
 from tenuto.hub.shared_presence import HOLD_BYTES

@@ -16,6 +16,7 @@ from random import Random
 
 import pytest
 
+from simulation.clock import SimClock, VirtualLoop
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, MessageWriter
@@ -24,7 +25,6 @@ from tenuto.hub.housekeeping import TIDY_S
 from tenuto.hub.ticks import Ticks
 from tenuto.hub.writer import RETRY_S
 from tenuto.stores.base import Committed, Conflict, Write
-from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_windows import WINDOW_S, Shown, Timed, new_hub, now_s
 from tests.virtual import virtually
 

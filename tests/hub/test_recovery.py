@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.core.document import Stored, restore
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.ops import WriterIdentity
@@ -21,7 +22,6 @@ from tenuto.hub.nodes import NodeLease, responsible_node
 from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Hold, Notice, Renewal
 from tenuto.stores.memory import MemoryStore
-from simulation.clock import START_MS, SimClock, VirtualLoop
 from tests.virtual import virtually
 
 APP = Caller(is_app=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from simulation.clock import SimClock
 from tenuto.cli import main
 from tenuto.core.errors import NotFound
 from tenuto.core.events import ChannelAttached, MessageCreate, MessageUpdate
@@ -28,7 +29,6 @@ from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.stores.sqlite_reader import due_channels
-from simulation.clock import SimClock
 from tests.hub.watching import Watcher
 from tests.stores.files import on_disk, run_from_outside, run_on_thread
 from tests.virtual import virtual_clock, virtually

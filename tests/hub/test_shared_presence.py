@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from simulation.clock import SimClock, VirtualLoop
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import TooMany
@@ -28,7 +29,6 @@ from tenuto.hub.presence_state import GRACE_S, MAX_CONNECTIONS
 from tenuto.hub.shared_presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
 from tenuto.stores.base import Hold, Notice, Renewal
 from tenuto.stores.memory import MemoryStore
-from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared, new_hub
 from tests.hub.test_shared_turns import answer, answered, say
 from tests.hub.test_shared_turns import new_hub as hub_with_agents

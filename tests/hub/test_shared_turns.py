@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from simulation.clock import SimClock, VirtualLoop
 from tenuto.agents.backend import Watch, Writer
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
@@ -25,7 +26,6 @@ from tenuto.core.turns import ATTEMPTS
 from tenuto.hub import shared_turns
 from tenuto.hub.workers import AssignedTurn, WhenBusy
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
-from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
 from tests.virtual import virtually

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from simulation.clock import SimClock, VirtualLoop
 from tenuto import Hub
 from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.hub.viewing import CUT_OFF_S, STEP_S
 from tenuto.interop import AGUI, AISDK, OpenAI
-from simulation.clock import SimClock, VirtualLoop
 from tests.hub.test_viewing import Remote
 from tests.interop.test_ends import STREAMS
 from tests.transports.conftest import asking

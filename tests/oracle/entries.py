@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from oracle.log import StoredLogs
 from tenuto.core.ops import Create, Entry, Finish, Op
 from tenuto.stores.base import Write
-from oracle.log import StoredLogs
 
 END = Finish(id="m", status="complete", reason=None, meta={}, at_ms=2)
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.ops import Delete, Op, Update
-from tenuto.hub.hooks import KINDS, HookEvent
 from oracle.hooks import FAULT_S, HookOracle
 from oracle.log import StoredLogs
 from oracle.violation import Violation
+from tenuto.core.ops import Delete, Op, Update
+from tenuto.hub.hooks import KINDS, HookEvent
 from tests.oracle.entries import END, create, write
 
 

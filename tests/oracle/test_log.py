@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from tenuto.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, WriterIdentity
-from tenuto.stores.base import Write
 from oracle.log import GENERATION, StoredLogs, marks
 from oracle.violation import Violation
+from tenuto.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, WriterIdentity
+from tenuto.stores.base import Write
 from tests.oracle.entries import create, write
 
 BEFORE: tuple[Op, ...] = (create("m"), create("done", status="complete"))

@@ -12,16 +12,16 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.events import ChannelAttached, MessageCreate, PresenceLeave
-from tenuto.core.limits import Limits
-from tenuto.core.names import command_key
-from tenuto.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity
-from tenuto.stores.base import Head
 from oracle.log import StoredLogs
 from oracle.nodes import NodeLeases
 from oracle.promises import Promises
 from oracle.views import ViewOracle
 from oracle.violation import Violation
+from tenuto.core.events import ChannelAttached, MessageCreate, PresenceLeave
+from tenuto.core.limits import Limits
+from tenuto.core.names import command_key
+from tenuto.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity
+from tenuto.stores.base import Head
 from tests.oracle.entries import create, write
 
 PLACE = ("c", "m")

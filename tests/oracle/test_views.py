@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
-from tenuto.core.limits import Limits
-from tenuto.core.ops import Append
 from oracle.log import StoredLogs
 from oracle.plans import Piece, Plan, Script
 from oracle.views import PlanOracle, ViewOracle
 from oracle.violation import Violation
+from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
+from tenuto.core.limits import Limits
+from tenuto.core.ops import Append
 from tests.oracle.entries import create, write
 from wirecheck import Checker
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tenuto.core.limits import Limits
-from tenuto.hub.hooks import KINDS
 from simulation.agents import LocalPlan
 from simulation.editor import Editor
 from simulation.faults import FaultModel
@@ -23,6 +21,8 @@ from simulation.members import Commander
 from simulation.plan import SIZES, Plan
 from simulation.viewers import LocalViewer, PollViewer, SocketViewer, StreamViewer
 from simulation.writers import BlindWriter, HttpWriter, PipelinedWriter
+from tenuto.core.limits import Limits
+from tenuto.hub.hooks import KINDS
 from tests.simulation import mutants
 from tests.simulation.mutants import Mutant
 

@@ -18,6 +18,8 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
+from simulation import watchdog
+from simulation.store import SimStore
 from tenuto.core import catch_up, decide_commands
 from tenuto.core import decide as decisions
 from tenuto.core.cursor import kept_serial
@@ -69,8 +71,6 @@ from tenuto.transports.access import caller_of
 from tenuto.transports.frames import DeleteFrame
 from tenuto.transports.session import Session
 from tenuto.watchdog import Watchdog
-from simulation import watchdog
-from simulation.store import SimStore
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 

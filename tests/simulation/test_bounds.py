@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tenuto.app import Hub
-from tenuto.hub.deadlines import Deadlines
 from oracle.violation import Violation
 from simulation.bounds import HELD, SPARE, Bounds
 from simulation.hooks import is_expected
+from tenuto.app import Hub
+from tenuto.hub.deadlines import Deadlines
 
 
 @pytest.fixture

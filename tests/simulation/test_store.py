@@ -13,6 +13,12 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
+from oracle.log import StoredLogs
+from oracle.violation import Violation
+from simulation.clock import Process, VirtualLoop
+from simulation.faults import FaultModel
+from simulation.store import SimStore, StoreClient
+from simulation.trace import Trace
 from tenuto.core.cursor import kept_serial
 from tenuto.core.document import document
 from tenuto.core.draft import Draft
@@ -29,12 +35,6 @@ from tenuto.stores.base import (
     Write,
     head_of,
 )
-from oracle.log import StoredLogs
-from oracle.violation import Violation
-from simulation.clock import Process, VirtualLoop
-from simulation.faults import FaultModel
-from simulation.store import SimStore, StoreClient
-from simulation.trace import Trace
 from tests.oracle.entries import create
 
 HOUR_S = 3600.0

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from chaos.processes import free_port
 from tenuto import Hub, Retention, archiving
 from tenuto.cli import main
-from tenuto.core.errors import Busy, Held, TenutoError, StoreInUse, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import Busy, Held, StoreInUse, StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import ChannelAttached
 from tenuto.hub import importing, retention
 from tenuto.hub.clock import Clock, StoreClock
@@ -404,9 +404,7 @@ async def test_release_that_needs_the_store_for_itself_and_this_one_keep_each_ot
     take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
     try:
         assert await earlier.fetchval(take, f"tenuto.{schema}.hub")
-        with pytest.raises(
-            StoreInUse, match="earlier release of Tenuto, which allows one process; stop that process"
-        ):
+        with pytest.raises(StoreInUse, match="earlier release of Tenuto, which allows one process; stop that process"):
             await PostgresStore(server.url, schema=schema).open()
         await earlier.execute("SELECT pg_advisory_unlock_all()")
         async with opened(server, schema), opened(server, schema):

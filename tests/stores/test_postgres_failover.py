@@ -18,7 +18,7 @@ import pytest
 from chaos.postgres_server import MEMORY
 from tenuto import Hub
 from tenuto.core.cursor import kept_serial
-from tenuto.core.errors import Draining, Fenced, TenutoError, StoreUnavailable
+from tenuto.core.errors import Draining, Fenced, StoreUnavailable, TenutoError
 from tenuto.core.events import ChannelAttached
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of

@@ -17,7 +17,7 @@ import pytest
 
 from chaos.postgres_server import ACCOUNT
 from tenuto import Hub
-from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.stores import open_url, postgres_schema, postgres_server
 from tenuto.stores.base import Committed, Store
 from tenuto.stores.postgres import PostgresStore

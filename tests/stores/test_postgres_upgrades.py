@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tenuto import Hub
-from tenuto.core.errors import Draining, TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import Draining, StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import Signal
 from tenuto.stores import open_url, postgres_schema
 from tenuto.stores.base import Committed, Hold, Notice, Store, StoreReplaced

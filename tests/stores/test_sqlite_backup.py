@@ -326,9 +326,7 @@ async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_com
     serial = await asyncio.to_thread(killed_writer, path, 5)
     lock(path).unlink()
     for _ in range(2):
-        with pytest.raises(
-            StoreUnusable, match=r"its lock file is missing.*tenuto restore BACKUP.*restore --keep-wal"
-        ):
+        with pytest.raises(StoreUnusable, match=r"its lock file is missing.*tenuto restore BACKUP.*restore --keep-wal"):
             await SqliteStore(path).open()
     keep_wal(path)
     async with opened(path) as store:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from simulation.clock import VirtualLoop
 from tenuto.transports import sender as sender_module
 from tenuto.transports.heartbeats import Heartbeats
 from tenuto.transports.sender import DirectSender, Sender, TaskSender
-from simulation.clock import VirtualLoop
 from tests.transports.conftest import PATIENCE_S
 from tests.virtual import virtually
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.core.errors import TenutoError, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.channel import Channel
 from tenuto.transports import sender
 from tenuto.transports.app import App

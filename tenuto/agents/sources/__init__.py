@@ -20,7 +20,7 @@ from tenuto.agents.sources.text import PlainText
 from tenuto.agents.sources.upstream import Upstream
 from tenuto.agents.sources.vocabulary import Source
 from tenuto.agents.sources.writing import Piped, Piping, ToolCall, Writing
-from tenuto.core.errors import TenutoError, LocalError, shown
+from tenuto.core.errors import LocalError, TenutoError, shown
 
 __all__ = ["SOURCES", "Piped", "Piping", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 

@@ -23,7 +23,7 @@ from tenuto.agents.sources.reading import get
 from tenuto.agents.sources.sse_text import SSEText, begins_frames, is_frame_object
 from tenuto.agents.sources.text import PlainText
 from tenuto.agents.sources.vocabulary import Source
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from tenuto.agents.sources.errors import malformed, translated
 from tenuto.agents.sources.sse_text import REMEDY, is_whole_frame
 from tenuto.agents.sources.vocabulary import Add, Edit, Source
-from tenuto.core.errors import TenutoError, LocalError
+from tenuto.core.errors import LocalError, TenutoError
 
 
 class PlainText(Source):

@@ -18,7 +18,7 @@ from tenuto.agents.backend import Writer
 from tenuto.agents.sources.errors import malformed
 from tenuto.agents.sources.reading import whole
 from tenuto.agents.sources.vocabulary import CALLED, Add, Drop, Edit, Meta, Open, Set
-from tenuto.core.errors import TenutoError, InvalidRequest, InvalidText
+from tenuto.core.errors import InvalidRequest, InvalidText, TenutoError
 from tenuto.core.model import Json, Part
 
 logger = logging.getLogger("tenuto.agents")

@@ -22,7 +22,7 @@ from tenuto import Hub
 from tenuto.agents import sources
 from tenuto.agents.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
 from tenuto.agents.sources.errors import reported
-from tenuto.core.errors import Finished, TenutoError, LocalError, TooLarge
+from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tests.agents.sources.piping import PATIENCE_S, broken, pipe_all
 
