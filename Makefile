@@ -1,7 +1,7 @@
 # The commands of this repository. A newcomer needs `make demo` and `make test` only; both install their dependencies, in
 # .venv and node_modules, and change no other place.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format sim chaos fuzz attack bench bench-long keeping clean
+.PHONY: help demo web test test-long lint format sim chaos fuzz attack bench bench-long keeping clean
 
 PYTHON ?= python3
 # Tests start several hundred processes; without cached bytecode each one compiles the package again, which takes 0.35 s.
@@ -15,6 +15,9 @@ help: ## list the commands
 demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also lets phones in, by invitation
 	@echo 'Starting the demo …'
 	@$(BIN)/tenuto demo $(if $(LAN),--lan)
+
+web: node_modules/.installed ## build the browser client for npm and the wheel, into dist/web
+	@scripts/build_web
 
 # tests that `make test-long` runs: its steps name them
 LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py stores/test_sqlite_damage.py

@@ -29,7 +29,7 @@ class WheelFiles(BuildHookInterface[Any]):
         files = [path for path in built.rglob("*") if path.is_file()]
         changed = max(path.stat().st_mtime for path in sources)
         if files and min(path.stat().st_mtime for path in files) < changed:
-            raise ValueError("dist/web is older than tenuto/web: run scripts/build_web, or remove dist/web")
+            raise ValueError("dist/web is older than tenuto/web: run make web, or remove dist/web")
         if self.target_name == "wheel":
             folder, chosen = (built, files) if files else (source, sources)
             build_data["force_include"].update(

@@ -2,7 +2,7 @@
 
 Build the client and run the server, from the top of the repository:
 
-    scripts/build_web
+    make web
     python examples/react/server.py
 
 In a second terminal run `npm install` and `npm run dev` in this folder, and open http://localhost:5173. Ask a question,

@@ -43,6 +43,16 @@ test("a second build has the same bytes", () => {
   assert.deepEqual(filesOf(again), filesOf(built))
 })
 
+test("a fresh clone without node_modules is told how to build", () => {
+  const clone = join(app, "clone")
+  mkdirSync(join(clone, "scripts"), { recursive: true })
+  for (const name of ["package.json", "scripts/build_web"]) cpSync(join(ROOT, name), join(clone, name))
+  assert.deepEqual(run(join(clone, "scripts", "build_web")), {
+    status: 1,
+    output: 'scripts/build_web needs esbuild, which is not in node_modules: run "make web", or "npm install" and then this script\n',
+  })
+})
+
 test("each export has a module, its types, and a source map with the sources", () => {
   const { exports, dependencies } = JSON.parse(filesOf(built)["package.json"])
   assert.deepEqual(Object.keys(exports), [".", "./react", "./chat", "./element", "./view"])
