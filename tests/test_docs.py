@@ -23,6 +23,7 @@ import tenuto
 from tenuto import Hub, Limits, MessageWriter
 from tenuto.cli import main
 from tenuto.core import errors
+from tenuto.hub.archive import Archive
 from tests.examples.programs import client_of, follow
 
 ROOT = Path(__file__).parents[1]
@@ -157,21 +158,24 @@ def test_every_error_is_documented() -> None:
     assert [code for code in on_the_wire if f"`{code}`" not in section(PROTOCOL, "## 9. Errors")] == []
 
 
-_SIGNATURE = re.compile(r"`(?:await )?hub\.(\w+)\(([^`]*)\)`")
+_SIGNATURE = re.compile(r"^(?:\||###) `(?:await )?hub\.(archive\.)?(\w+)\(([^`]*)\)`", re.MULTILINE)
 _WRITER_SIGNATURE = re.compile(r"^\| `(?:await )?(\w+)\(([^`]*)\)`", re.MULTILINE)
-SIGNATURES = [(Hub, *found) for found in _SIGNATURE.findall(PYTHON)] + [
+SIGNATURES = [(Archive if of else Hub, *found) for of, *found in _SIGNATURE.findall(PYTHON)] + [
     (MessageWriter, *found) for found in _WRITER_SIGNATURE.findall(section(PYTHON, "## Writing"))
 ]
 
 
 @pytest.mark.parametrize(("owner", "method", "documented"), SIGNATURES)
 def test_a_documented_signature_is_that_of_the_method(owner: type, method: str, documented: str) -> None:
-    taken = list(inspect.signature(getattr(owner, method)).parameters)[1:]
+    signature = inspect.signature(getattr(owner, method))
+    taken = list(signature.parameters)[1:]
     names = [part.partition("=")[0].strip() for part in documented.split(",") if part.strip() not in ("*", "")]
     # A call without keyword arguments, such as `start_task(coroutine)`, may name its argument for readers.
     assert len(names) == len(taken)
     if "*" in documented:
         assert names == taken
+    positional = [part for part in documented.partition("*")[0].split(",") if part.strip()]
+    signature.bind_partial(owner, *positional)  # raises for an argument that a call must name
 
 
 def test_the_main_methods_are_documented() -> None:

@@ -68,8 +68,8 @@ class Archive:
 
     async def channels(
         self,
-        *,
         prefix: str = "",
+        *,
         after: str | None = None,
         limit: int = DEFAULT_LISTED,
         patterns: Iterable[str] = ("*",),

@@ -31,7 +31,7 @@ async def test_channels_are_listed_page_by_page_with_their_counts(hub: HubCore) 
     assert 0 < first.created_ms <= first.updated_ms <= hub.clock.now_ms()
     rest = await hub.archive.channels(after="chat:2")
     assert ([one.channel for one in rest.channels], rest.more) == (["log:1"], False)
-    chats = await hub.archive.channels(prefix="chat:", patterns=["*:1", "chat:2", "log:*"])
+    chats = await hub.archive.channels("chat:", patterns=["*:1", "chat:2", "log:*"])
     assert [one.channel for one in chats.channels] == ["chat:2"]
 
 
@@ -48,7 +48,7 @@ async def test_many_patterns_are_one_list(hub: HubCore) -> None:
 async def test_invalid_arguments_are_refused(hub: HubCore) -> None:
     for prefix in ("chat:*", "a\nb", "'; --"):
         with pytest.raises(InvalidName, match="without a star"):
-            await hub.archive.channels(prefix=prefix)
+            await hub.archive.channels(prefix)
     for limit in (0, 501):
         with pytest.raises(InvalidRequest, match="from 1 to 500"):
             await hub.archive.channels(limit=limit)
