@@ -16,6 +16,7 @@ import binascii
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -139,8 +140,9 @@ class PostgresNotices:
         """Listen until the connection ends. Raises ConnectionError if notices do not arrive on it."""
         ended = asyncio.Event()
         db.add_termination_listener(lambda _: ended.set())
-        own = f"{self._name}_{db.get_server_pid()}"
-        await db.add_listener(self._name, self._receive)
+        pid = db.get_server_pid()  # kept: an ended connection does not know it any more
+        own = f"{self._name}_{pid}"
+        await db.add_listener(self._name, partial(self._receive, pid))
         await db.add_listener(own, lambda *_: self._is_delivered.set())
         self._db = db
         self._notify(None)
@@ -161,8 +163,8 @@ class PostgresNotices:
                 async with asyncio.timeout(CHECK_S):
                     await ended.wait()
 
-    def _receive(self, db: object, pid: int, name: str, payload: object) -> None:
-        if self._db is None or pid == self._db.get_server_pid():
+    def _receive(self, own_pid: int, db: object, pid: int, name: str, payload: object) -> None:
+        if pid == own_pid:
             return
         try:
             notices = _decode(base64.b64decode(str(payload)))

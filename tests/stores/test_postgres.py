@@ -39,6 +39,7 @@ from tenuto.stores.base import (
 )
 from tenuto.stores.postgres import READERS, PostgresStore
 from tenuto.stores.postgres_holds import renew
+from tenuto.stores.postgres_notices import payloads_of
 from tenuto.stores.postgres_server import PostgresServer
 from tenuto.testing import FaultProxy
 from tenuto.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
@@ -189,6 +190,22 @@ async def test_broken_connection_for_notices_is_opened_again_and_reports_it(serv
             while received.empty():  # the first instance may not be connected again yet
                 await first.notify([sent])
                 await asyncio.sleep(0)
+            assert await received.get() == sent
+
+
+async def test_notice_in_the_moment_of_the_end_of_its_connection_arrives(server: Postgres, schema: str) -> None:
+    """The driver calls a listener in the next iteration of the event loop, when the session may have ended."""
+    async with opened(server, schema) as store:
+        received: asyncio.Queue[Notice | None] = asyncio.Queue()
+        store.listen(received.put_nowait)
+        async with asyncio.timeout(20):
+            assert await received.get() is None
+            assert store._notices is not None
+            db = store._notices._db
+            assert db is not None
+            sent = Notice("moved", "c", b"1")
+            db._process_notification(db.get_server_pid() + 1, store.notices_name, next(payloads_of([sent])))
+            db.terminate()
             assert await received.get() == sent
 
 
