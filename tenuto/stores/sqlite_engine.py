@@ -340,20 +340,28 @@ class Engine:
             channel = self._channel(name)
             if channel is None:
                 return StoredPage(self._head(name), [], False)
-            page: dict[int, str] = {}
-            size_bytes = 0
-            more = False
-            with contextlib.closing(self._documents.by_creation(channel.id, before, after)) as documents:
-                for found in documents:
-                    tracked = self._log.pinned.get(found.key)
-                    if tracked is not None and tracked.is_deleted:
-                        continue
-                    size_bytes += found.size_bytes
-                    more = len(page) == limit or (size_bytes > limit_bytes and bool(page))
-                    if more:
-                        break
-                    page[found.key] = found.id
-            return StoredPage(channel.head, self._stored(channel, page), more)
+            while True:
+                page, more = self._page(channel, before, after, limit, limit_bytes)
+                messages = self._stored(channel, page)
+                if len(messages) == len(page):  # otherwise one is found renamed now, and another takes its place
+                    return StoredPage(channel.head, messages, more)
+
+    def _page(
+        self, channel: ChannelRow, before: int | None, after: int | None, limit: int, limit_bytes: int
+    ) -> tuple[dict[int, str], bool]:
+        """Return keys and ids of the messages of a page, and whether there are more."""
+        page: dict[int, str] = {}
+        size_bytes = 0
+        with contextlib.closing(self._documents.by_creation(channel.id, before, after)) as documents:
+            for found in documents:
+                tracked = self._log.pinned.get(found.key)
+                if (tracked is not None and tracked.is_deleted) or found.key in self._whole.renamed:
+                    continue
+                size_bytes += found.size_bytes
+                if len(page) == limit or (size_bytes > limit_bytes and page):
+                    return page, True
+                page[found.key] = found.id
+        return page, False
 
     def open_channels(self) -> list[str]:
         """Return the channels with open messages or commands (`Store.open_channels`)."""

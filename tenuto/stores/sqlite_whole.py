@@ -3,7 +3,8 @@
 Layer: stores. This code runs on the store's thread.
 
 A damaged message is returned as a failed one without text (`damaged_head`), so that all other messages of its channel
-stay readable. A channel whose row is damaged cannot be read at all.
+stay readable. One whose id has changed is left out, because no read finds it under that id. A channel whose row is
+damaged cannot be read at all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -30,13 +32,17 @@ class WholeMessages:
 
     def __init__(self, path: Path, documents: Documents, channels: Channels) -> None:
         self.messages: set[int] = set()  # keys of the damaged messages that were found
+        self.renamed: set[int] = set()  # those of them that have another id than the index of ids
         self._names: set[str] = set()  # damaged channels that were found
         self._path = path
         self._documents = documents
         self._channels = channels
 
     def read(self, db: sqlite3.Connection, log: CommitLog, channel: int, wanted: Mapping[int, str]) -> list[Stored]:
-        """Return the stored form of a channel's documents, given by key and id, each with its entries, in order."""
+        """Return the stored form of a channel's documents, given by key and id, each with its entries, in order.
+
+        Documents that are added to `renamed` are left out.
+        """
         entries, damaged = log.entries(db, wanted)
         stored = []
         for key, message_id in wanted.items():
@@ -45,23 +51,29 @@ class WholeMessages:
                     raise StoreUnusable(f"message {message_id!r} is damaged ({damaged[key]}); restore a backup")
                 head, segments = self._documents.read(key, message_id, channel)
             except StoreUnusable as error:
-                stored.append(self._damaged(log, key, message_id, error))
+                stored += self._damaged(log, channel, key, message_id, error)
             except sqlite3.DatabaseError as error:
                 if not is_damage(error):
                     raise
-                stored.append(self._damaged(log, key, message_id, error))
+                stored += self._damaged(log, channel, key, message_id, error)
             else:
                 stored.append(Stored(id=message_id, head=head, segments=segments, entries=entries.get(key, [])))
         return stored
 
-    def _damaged(self, log: CommitLog, key: int, message_id: str, error: Exception) -> Stored:
+    def _damaged(self, log: CommitLog, channel: int, key: int, message_id: str, error: Exception) -> list[Stored]:
+        """Return the stand-in for a damaged message; none if its id has changed."""
         if key not in self.messages:
             self.messages.add(key)
             logger.error("store file %s: message %r cannot be read: %s", self._path, message_id, error)
+        with suppress(sqlite3.DatabaseError):  # the index is damaged, too
+            found = self._documents.find(channel, message_id)
+            if found is None or found.key != key:
+                self.renamed.add(key)
+                return []
         created, version = self._documents.place(key)
         tracked = log.pinned.get(key)
         version = max(version, created, tracked.last if tracked is not None else 0)
-        return Stored(id=message_id, head=damaged_head(message_id, created, version), segments=[], entries=[])
+        return [Stored(id=message_id, head=damaged_head(message_id, created, version), segments=[], entries=[])]
 
     def channel(self, name: str, *, at: int) -> ChannelRow | None:
         """Return a channel that exists, as `Channels.find` does; None if it is damaged."""
