@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def main() -> None:
 @click.option(
     "--backup-dir",
     default=None,
-    type=click.Path(file_okay=False, path_type=Path),  # it may not exist yet: a disk that is mounted later
+    type=click.Path(file_okay=False, path_type=Path),
     help="Folder for backups of the store at regular times.",
 )
 @click.option(
@@ -268,6 +269,9 @@ def serve(
         if inherited is None:
             click.echo(f"Tenuto {__version__} serves {address_of(listening)}")
 
+    if inherited is None:  # with --workers, the parent process says it for all
+        _warn_of_readable(secret_files)
+
     if workers > 1 and inherited is None:
         click.echo(f"Tenuto {__version__} serves {address_of(listening)} with {workers} workers")
         _end_as(run_workers(workers, listening, longest_drain_s(app)))
@@ -332,6 +336,8 @@ def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | Non
         if (every, keep) != (None, None):
             raise LocalError("--backup-every and --backup-keep need --backup-dir; name the folder")
         return
+    if not folder.exists():
+        raise LocalError(f"--backup-dir {folder} does not exist; create it, or mount its disk before the server starts")
     if not hubs:
         raise LocalError("--backup-dir found no hub in this app; make a BackupSchedule(hub, folder) in its code")
     for hub in hubs:
@@ -393,6 +399,17 @@ def _secret(path: Path) -> bytes:
         return path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
         raise LocalError(f"--jwt-secret-file {path} cannot be read: {error.strerror}") from None
+
+
+def _warn_of_readable(secret_files: tuple[Path, ...]) -> None:
+    for path in secret_files:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & stat.S_IROTH:
+            click.echo(
+                f"Every user of this machine can read --jwt-secret-file {path} (mode {mode:04o}), and sign tokens with "
+                f"it: chmod {mode & ~0o007:04o} {path}",
+                err=True,
+            )
 
 
 def _end_as(number: int) -> None:

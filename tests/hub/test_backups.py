@@ -189,6 +189,11 @@ def test_options_without_a_folder_are_refused() -> None:
     assert "--backup-every and --backup-keep need --backup-dir" in ran.output
 
 
+def test_served_hub_with_a_missing_folder_does_not_start(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(main, ["serve", "--backup-dir", str(tmp_path / "gone"), "--port", "0"])
+    assert (ran.exit_code, f"--backup-dir {tmp_path / 'gone'} does not exist; create it" in ran.output) == (1, True)
+
+
 def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = CliRunner().invoke(main, ["serve", "--backup-dir", str(tmp_path / "file"), "--port", "0", "--app", "none:x"])

@@ -823,6 +823,7 @@ async def test_identity_with_an_invalid_client_id_is_refused() -> None:
 def secret_file(tmp_path: Path) -> Path:
     path = tmp_path / "secret"
     path.write_text(SECRET + "\n")
+    path.chmod(0o640)
     return path
 
 
@@ -847,6 +848,15 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
         server.end()
         assert "Tenuto" in server.output
         assert not found_in(server.output, token, ticket, SECRET)
+        assert "secret-file" not in server.output
+
+
+def test_serve_warns_once_of_a_secret_that_every_user_can_read(tmp_path: Path, secret_file: Path) -> None:
+    secret_file.chmod(0o644)
+    options = ["--jwt-secret-file", str(secret_file), "--jwt-audience", "chat"]
+    with processes.serving("serve", tmp_path, *options) as server:
+        server.end()
+        assert server.output.count(f"(mode 0644), and sign tokens with it: chmod 0640 {secret_file}") == 1
 
 
 @pytest.mark.parametrize(
