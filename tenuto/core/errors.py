@@ -205,7 +205,10 @@ class Busy(TenutoError):
 
 
 class StoreUnavailable(TenutoError):
-    """The store could not write (disk full, read-only, gone). The request was not stored; try again."""
+    """The store could not write (disk full, read-only, gone). The request was not stored; try again.
+
+    `details["reason"]`, if there is one, says why without names of files and machines.
+    """
 
     code, status, retry, title = "store_unavailable", 503, True, "Store unavailable"
 

@@ -50,6 +50,9 @@ MAX_ITEMS = 1_024
 # little.
 DOCUMENT_BYTES = 64 * 1024
 STORE_TIMEOUT_S = 30.0  # time without a response after which the outcome of a commit counts as unknown
+PROBE = "readyz"  # the note by which `check_writes` tries to write
+PROBE_BYTES = 8 * 1024  # more than a page of the store, so that it needs space
+PROBE_S = 1.0  # time between two tries
 
 
 class _Batch(Struct):
@@ -124,6 +127,27 @@ class Committer:
         self._is_over = False
         self.commits = 0
         self.entries = 0
+        self._failure: StoreUnavailable | None = None  # of the last commit
+        self._probe_at_s = 0.0  # loop time from which `check_writes` may try again
+
+    async def check_writes(self) -> None:
+        """Raise StoreUnavailable if the last commit failed and the store still cannot write.
+
+        After a failed commit this writes and removes a note, at most once a second. Otherwise it writes nothing.
+        """
+        if self._failure is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._probe_at_s:
+            raise StoreUnavailable(str(self._failure), **self._failure.details)
+        self._probe_at_s = now_s + PROBE_S
+        try:
+            await self._store.note({PROBE: bytes(PROBE_BYTES)})
+            await self._store.note({PROBE: None})
+        except StoreUnavailable as error:
+            self._failure = error
+            raise
+        self._failure = None
 
     def submit(self, item: Item, *, is_urgent: bool = True) -> None:
         """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the hub has ended.
@@ -303,11 +327,13 @@ class Committer:
                 await asyncio.sleep(0)  # there is no entry to store; let other tasks run
             results = await self._store_all([write for _, write in writes], watchdog) if writes else []
         except CommitUnknown as error:
+            self._failure = error
             logger.warning("it is not known whether a commit was stored: %s", error)
             again = [decided.channel for decided in batch.decided]
             self._return_all(batch, again, self._unclear(batch, writes))
             return
         except StoreUnavailable as error:
+            self._failure = error
             logger.warning("a commit failed, nothing of it is stored: %s", error)
             for decided in batch.decided:
                 self._fail(decided.item, error)
@@ -318,6 +344,8 @@ class Committer:
             over.set_result(None)
             if batch.since_s is not None:
                 self._pace.took(asyncio.get_running_loop().time() - batch.since_s)
+        if writes:
+            self._failure = None
         conflicted = []
         for (channel, write), result in zip(writes, results, strict=True):
             if isinstance(result, Committed):

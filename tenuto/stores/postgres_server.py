@@ -191,7 +191,9 @@ class PostgresServer:
         ) as error:
             raise late(f"{where} ended the connection ({_reason(error)}); check that the server runs") from error
         except asyncpg.DiskFullError as error:
-            raise StoreUnavailable(f"the disk of {where} is full ({_reason(error)}); free space on it") from error
+            raise StoreUnavailable(
+                f"the disk of {where} is full ({_reason(error)}); free space on it", reason="the disk is full"
+            ) from error
         except asyncpg.ReadOnlySQLTransactionError as error:
             raise StoreUnavailable(
                 f"{where} is read-only for this role ({_reason(error)}); "

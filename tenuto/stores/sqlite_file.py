@@ -246,7 +246,9 @@ class SqliteFile:
 
     def unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
         """Return the Tenuto error for an operation that failed and was undone."""
-        return StoreUnavailable(f"store file {self.path} is not available: {_explain(error)}")
+        advice = _ADVICE.get(error_code(error))
+        details = {"reason": advice} if advice else {}
+        return StoreUnavailable(f"store file {self.path} is not available: {_explain(error)}", **details)
 
     def _connect(self) -> None:
         with contextlib.suppress(OSError):  # if this fails, SQLite reports the reason

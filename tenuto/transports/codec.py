@@ -188,6 +188,8 @@ def for_peers(error: TenutoError) -> TenutoError:
             )
         if isinstance(error, StoreInUse) and "holder" in error.details:
             return StoreInUse(f"the store is in use by {error.details['holder']}: {error.details['remedy']}")
+        if "reason" in error.details:
+            return type(error)(f"nothing of the request was stored, and the store fails: {error.details['reason']}")
         if error.retry:
             return type(error)("the store is not available now; nothing of the request was stored")
         return type(error)("the store cannot be used; the server's log has the reason")

@@ -236,11 +236,12 @@ async def health(hub: HubCore, request: Request) -> Response:
 
 
 async def ready(hub: HubCore, request: Request) -> Response:
-    """Respond that the store works and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
+    """Respond that the store reads and writes and the hub accepts requests. Raises Draining, StoreUnavailable, …"""
     await check_serving(hub)
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
             await hub.info("readyz")  # any channel name will do; the channel need not exist
+            await hub.runtime.committer.check_writes()
     except TimeoutError:
         raise StoreUnavailable(f"the store did not respond within {READY_TIMEOUT_S:.0f} s; check its disk") from None
     return json_response({"status": "ready"})

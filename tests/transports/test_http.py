@@ -17,9 +17,11 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.core.limits import Limits
 from tenuto.hub.identity import Identity, Scope
 from tenuto.hub.rates import ClientLimits
+from tenuto.stores.sqlite import SqliteStore
 from tenuto.transports import http as http_module
 from tenuto.transports.app import WEB
 from tenuto.transports.web import Web
+from tests.stores.files import run_on_thread
 from tests.transports.asgi import ask
 from tests.transports.conftest import asking, new_hub
 from tests.virtual import virtual_clock, virtually
@@ -466,6 +468,28 @@ async def test_a_hub_whose_store_does_not_respond_is_not_ready(
     for info in (gone, silent):
         monkeypatch.setattr(Hub, "info", info)
         assert refused(await plain_http.get("/readyz")) == (503, "store_unavailable")
+
+
+async def test_a_hub_on_a_full_disk_is_not_ready_until_it_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenuto.hub.committer.PROBE_S", 0)
+    store = SqliteStore(tmp_path / "chat.db")
+    hub = Hub(store, hooks_signals=False)
+    async with asking(hub) as http:
+        await create(http, text="kept")
+        ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
+        await run_on_thread(store, f"PRAGMA max_page_count = {pages}")
+        assert (await http.get("/readyz")).status_code == 200
+        assert refused(await http.post(MESSAGES, json={"text": "x" * 50_000})) == (503, "store_unavailable")
+        for _ in range(2):
+            response = await http.get("/readyz")
+            assert refused(response) == (503, "store_unavailable")
+            assert "the disk is full; free some space" in response.json()["detail"]
+        await run_on_thread(store, "PRAGMA max_page_count = 1000000")
+        assert (await http.get("/readyz")).json() == {"status": "ready"}
+        assert await store.notes("") == {}
+    await hub.close()
 
 
 async def test_browser_files_are_served_with_no_cache(plain_http: httpx2.AsyncClient) -> None:
