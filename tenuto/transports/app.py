@@ -36,7 +36,7 @@ from tenuto.transports.longpoll import poll
 from tenuto.transports.message_stream import message_events
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from tenuto.transports.origin import check_peer
-from tenuto.transports.problem import NOSNIFF, Headers, problem_messages
+from tenuto.transports.problem import GUARDS, Headers, problem_messages
 from tenuto.transports.sender import abort_if_unread
 from tenuto.transports.sse import channel_events, is_started
 from tenuto.transports.web import Web
@@ -219,16 +219,18 @@ def _plain_app(hub: HubCore) -> ASGIApp:
             allow_credentials="*" not in origins,
             expose_headers=("Retry-After",),
         )
-    return _unsniffed(app)
+    return _guarded(app)
 
 
-def _unsniffed(app: ASGIApp) -> ASGIApp:
-    """Return `app` with the header `x-content-type-options: nosniff` on each of its responses."""
+def _guarded(app: ASGIApp) -> ASGIApp:
+    """Return `app` with the headers `GUARDS` on each of its responses that has no other value of them."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         async def send_marked(message: Any) -> None:
-            if message["type"] == "http.response.start" and NOSNIFF not in message.get("headers", ()):
-                message = {**message, "headers": [*message.get("headers", ()), NOSNIFF]}
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ())]
+                known = {name for name, _ in headers}
+                message = {**message, "headers": headers + [one for one in GUARDS if one[0] not in known]}
             await send(message)
 
         await app(scope, receive, send_marked)

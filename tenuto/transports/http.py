@@ -227,7 +227,10 @@ async def version(hub: HubCore, request: Request) -> Response:
         await check_peer(hub, dict(request.scope))
     except (NoVerifier, Forbidden) as error:
         about["problem"] = error.problem()
-    return json_response(about)
+    response = json_response(about)
+    # The browser client of another origin finds out with `no-cors` whether a server is here (`web/probe.js`).
+    response.headers["cross-origin-resource-policy"] = "cross-origin"
+    return response
 
 
 async def health(hub: HubCore, request: Request) -> Response:

@@ -22,7 +22,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Expired, Scope
 from tenuto.transports.access import admit_poll, allowed_history, describe_caller
 from tenuto.transports.credentials import Credentials
-from tenuto.transports.problem import NOSNIFF
+from tenuto.transports.problem import GUARDS
 from tenuto.transports.query import Query
 from tenuto.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from tenuto.transports.sse import StreamApp, is_own_client, since_of
@@ -189,7 +189,7 @@ async def _send_response(
     headers = [
         (b"content-type", b"application/json"),
         (b"cache-control", b"no-store"),
-        NOSNIFF,
+        *GUARDS,
         (b"content-length", str(len(body)).encode()),
         *app.cors(scope),
     ]

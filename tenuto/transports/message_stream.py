@@ -25,7 +25,7 @@ from tenuto.transports.credentials import Credentials
 from tenuto.transports.delta_stream import DeltaStream
 from tenuto.transports.framing import Framer, NamedEvents, Position, sent_by
 from tenuto.transports.operations import BY_NAME
-from tenuto.transports.problem import NOSNIFF, Headers
+from tenuto.transports.problem import GUARDS, Headers
 from tenuto.transports.query import Query
 from tenuto.transports.sender import Sender
 from tenuto.transports.sse import (
@@ -163,6 +163,6 @@ async def _message_stream(
 
 async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
     """Send status 204, which stops an EventSource that reconnects after `done` for good."""
-    headers: Headers = [(b"cache-control", b"no-store"), NOSNIFF, *app.cors(scope)]
+    headers: Headers = [(b"cache-control", b"no-store"), *GUARDS, *app.cors(scope)]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -16,8 +16,9 @@ from tenuto.core.errors import MethodNotAllowed, TenutoError, Unauthenticated
 from tenuto.transports.codec import for_peers
 
 Headers = list[tuple[bytes, bytes]]
-# sent with every response, so that a browser does not interpret data as a page
-NOSNIFF = (b"x-content-type-options", b"nosniff")
+# Sent with every response: a browser takes no data for a page, and a page of another origin cannot embed it without
+# CORS. Browsers fetch modules and EventSource with CORS, which decides alone.
+GUARDS: Headers = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]
 
 
 def random_retry_s() -> int:
@@ -30,7 +31,7 @@ def problem_headers(error: TenutoError) -> dict[str, str]:
     headers = {
         "content-type": "application/problem+json",
         "cache-control": "no-store",
-        "x-content-type-options": "nosniff",
+        **{name.decode(): value.decode() for name, value in GUARDS},
     }
     if error.status in (429, 503):
         headers["retry-after"] = str(error.details.get("retry_after_s", 1) - 1 + random_retry_s())

@@ -30,7 +30,7 @@ from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import header
 from tenuto.transports.heartbeats import Heartbeats
 from tenuto.transports.operations import BY_NAME
-from tenuto.transports.problem import NOSNIFF, Headers
+from tenuto.transports.problem import GUARDS, Headers
 from tenuto.transports.query import Query
 from tenuto.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
 from tenuto.transports.sender import DirectSender, Sender, TaskSender, abort_if_unread
@@ -342,6 +342,6 @@ def _stream_headers() -> Headers:
     return [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache, no-transform"),
-        NOSNIFF,
+        *GUARDS,
         (b"x-accel-buffering", b"no"),
     ]

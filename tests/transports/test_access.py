@@ -498,8 +498,8 @@ async def test_health_needs_no_identity_where_there_is_a_verifier() -> None:
         assert (await with_verifier(nobody, {**AWAY, "path": path}))[0] == 200
 
 
-async def test_every_response_is_marked_against_sniffing(closed: Hub) -> None:
-    async def nosniff(path: str, **how: Any) -> list[bytes]:
+async def test_every_response_is_marked_against_sniffing_and_embedding(closed: Hub) -> None:
+    async def guards(path: str, **how: Any) -> list[bytes]:
         sent: list[Any] = []
         left = [{"type": "http.request", "body": b""}]
 
@@ -511,11 +511,14 @@ async def test_every_response_is_marked_against_sniffing(closed: Hub) -> None:
 
         scope = {"type": "http", "method": "GET", "path": path, "headers": HERE, "client": ("127.0.0.1", 5), **how}
         await closed({"query_string": b"wait_s=0", **scope}, receive, send)
-        return [value for name, value in sent[0]["headers"] if name == b"x-content-type-options"]
+        names = (b"x-content-type-options", b"cross-origin-resource-policy")
+        return [value for name, value in sent[0]["headers"] if name in names]
 
     for path in (*PATHS, "/v1", "/web/client.js", "/web/nothing.js"):
         for how in ({}, {"client": ("192.0.2.1", 5)}, {"method": "OPTIONS"}, {"method": "DELETE"}):
-            assert await nosniff(path, **how) == [b"nosniff"], (path, how)
+            is_version = (path, how.get("method", "GET")) == ("/v1", "GET")  # the client's diagnosis asks without CORS
+            policy = b"cross-origin" if is_version else b"same-origin"
+            assert sorted(await guards(path, **how)) == sorted([b"nosniff", policy]), (path, how)
 
 
 async def test_hub_does_not_serve_the_page_of_the_demo(closed: Hub) -> None:
