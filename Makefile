@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also
 	@echo 'Starting the demo …'
 	@$(BIN)/tenuto demo $(if $(LAN),--lan)
 
-web: node_modules/.installed ## build the browser client for npm and the wheel, into dist/web
+web: node_modules/.installed ## build the packages of the browser client, into dist/web
 	@scripts/build_web
 
 # tests that `make test-long` runs: its steps name them

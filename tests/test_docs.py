@@ -14,16 +14,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
+from fastapi import FastAPI
 
 import tenuto
 from tenuto import Hub, Limits, MessageWriter
 from tenuto.cli import main
 from tenuto.core import errors
 from tenuto.hub.archive import Archive
+from tenuto.hub.tokens import jwt_verifier
 from tests.examples.programs import client_of, follow
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +104,20 @@ def test_a_program_of_the_python_page_compiles(source: str) -> None:
 
 
 # Completeness -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_documented_client_gets_its_token_from_the_documented_route() -> None:
+    (block,) = (one for one in _BLOCK.findall((ROOT / "docs" / "security.md").read_text()) if "@app.post" in one)
+    app, secret = FastAPI(), "s" * 32
+    known = {"app": app, "SECRET": secret, "User": SimpleNamespace, "current_user": lambda: SimpleNamespace(id="ann")}
+    exec(block, known)
+    accepts = jwt_verifier(secret=secret, audience="chat")
+    for page in ("docs/browser.md", "tenuto/web/README.md"):
+        fetched = re.search(r'fetch\("(.+?)", \{ method: "(.+?)" \}\)\)\.text\(\)', (ROOT / page).read_text())
+        assert fetched is not None, page
+        response = client_of(app).request(fetched[2], fetched[1])
+        identity = await accepts({"headers": [(b"authorization", b"Bearer " + response.content)]})
+        assert (identity and identity.client_id) == "ann", (page, response.text)
 
 
 def commands() -> list[tuple[str, click.Command]]:
