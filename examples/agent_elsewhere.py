@@ -1,8 +1,7 @@
 """An agent in a process of its own, on this or another machine, which authenticates with a token.
 
-The server needs no code. Create a secret, and serve:
+The server needs no code. Install Tenuto with [serve,client], as its README shows, create a secret, and serve:
 
-    pip install "tenuto[serve,client]"
     openssl rand -base64 48 > chat.secret
     tenuto serve --jwt-secret-file chat.secret --jwt-audience chat
 

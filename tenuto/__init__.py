@@ -36,7 +36,6 @@ __all__ = [
 
 if not TYPE_CHECKING:  # only at run time: a type checker would take every name as defined by `__getattr__`
     _HOMES = {
-        "TenutoError": "tenuto.core.errors",
         "HookEvent": "tenuto.hub.hooks",
         "Hub": "tenuto.app",
         "Identity": "tenuto.hub.identity",
@@ -45,6 +44,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
         "MessageWriter": "tenuto.hub",
         "Retention": "tenuto.core.retention",
         "Subscription": "tenuto.hub",
+        "TenutoError": "tenuto.core.errors",
         "Turn": "tenuto.agents.turn",
         "allow_everyone": "tenuto.hub.identity",
     }

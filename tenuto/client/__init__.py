@@ -1,4 +1,4 @@
-"""The remote client: `pip install "tenuto[client]"`.
+"""The remote client; it needs the extra `tenuto[client]`.
 
 Layer: client. It needs `core` and `portal` only: it knows the protocol (`docs/protocol.md`), but not the hub.
 The names of this module are public, and `docs/client.md` documents them; the modules below may change.

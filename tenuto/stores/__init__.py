@@ -120,7 +120,9 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
-        raise LocalError('a PostgreSQL store needs asyncpg; run: pip install "tenuto[postgres]"') from None
+        raise LocalError(
+            "a PostgreSQL store needs asyncpg; install Tenuto with [postgres], as its README shows"
+        ) from None
 
     address = url.partition("?")[0] + (f"?{urlencode(options)}" if options else "")
     return PostgresStore(address, schema=schema, is_async=is_async, is_pooled=is_pooled)

@@ -52,7 +52,7 @@ def open_bus(url: str) -> Bus:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise
-        raise LocalError('a bus needs redis; run: pip install "tenuto[redis]"') from None
+        raise LocalError("a bus needs redis; install Tenuto with [redis], as its README shows") from None
 
     server = BusServer(
         shown=shown_url(url),
