@@ -143,7 +143,7 @@ async def standby_promoted(stage: Stage) -> None:
     await database.until_caught_up()
     await asyncio.sleep(leads_s)
     if lags_s:
-        database.link.stall("down")
+        await database.link.stall("down")
     await asyncio.sleep(lags_s)
     await database.kill()
     await stage.kill_writers()
@@ -152,7 +152,7 @@ async def standby_promoted(stage: Stage) -> None:
     acknowledged = stage.remember()
     before = stage.expect_new_epochs(kept)
     await database.promote()
-    servers.point_to(database.primary.port)
+    await servers.point_to(database.primary.port)
     await stage.until_new_epochs(before)
     await stage.check_kept(kept, acknowledged)
     await stage.start_writers()
@@ -168,13 +168,13 @@ async def synchronous_standby_promoted(stage: Stage) -> None:
     await stage.conversation.until_writing()
     await asyncio.sleep(leads_s)
     if lags_s:
-        database.link.stall("down")  # commits wait
+        await database.link.stall("down")  # commits wait
     await asyncio.sleep(lags_s)
     before = stage.expect_new_epochs(None)
     await database.kill()
     world.note("PostgreSQL is dead; its synchronous standby is promoted")
     await database.promote()
-    servers.point_to(database.primary.port)
+    await servers.point_to(database.primary.port)
     await stage.until_new_epochs(before)
     await database.renew_standby()
 
@@ -198,11 +198,11 @@ async def connections_stalled(stage: Stage) -> None:
     nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
     await stage.conversation.until_writing()
     for node in nodes:
-        node.network.stall(way)
+        await node.network.stall(way)
     stage.world.note(f"{[node.name for node in nodes]} stall {way} for {lasts_s:.1f} s")
     await asyncio.sleep(lasts_s)  # the fault itself
     for node in nodes:
-        node.network.resume(way)
+        await node.network.resume(way)
 
 
 async def connections_swallowed(stage: Stage) -> None:
@@ -210,12 +210,12 @@ async def connections_swallowed(stage: Stage) -> None:
     nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
     await stage.conversation.until_writing()
     for node in nodes:
-        node.network.black_hole(way)
+        await node.network.black_hole(way)
     stage.world.note(f"{[node.name for node in nodes]} lose all bytes {way} for {lasts_s:.1f} s")
     await asyncio.sleep(lasts_s)  # the fault itself
     for node in nodes:
         await node.network.cut()
-        node.network.resume()
+        await node.network.resume()
 
 
 def _some(stage: Stage) -> list[Node]:
