@@ -16,12 +16,14 @@ import inspect
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from chaos.processes import Child
 from chaos.producer import say
+from chaos.report import say_when_late
 from tenuto.testing.proxy import Direction, FaultProxy
 
 __all__ = ["Proxies", "Proxy"]
@@ -32,10 +34,12 @@ CALL_S = 20.0  # longest time of a call, on a busy machine
 class Proxies(Child):
     """The process with the proxies."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
+        """Make the process, which writes to its log in `folder`. `note` gets a line for the report of the run."""
         super().__init__(
             "proxies", ["-m", "chaos.proxies"], folder / "proxies.log", report=self._take, takes_input=True
         )
+        self._note = note
         self._numbers = itertools.count()
         self._calls: dict[int, asyncio.Future[int]] = {}
 
@@ -57,7 +61,9 @@ class Proxies(Child):
             del self._calls[number]
 
     def _take(self, report: dict[str, Any]) -> None:
-        if (call := self._calls.get(report["call"])) is not None and not call.done():
+        if report["say"] == "late":
+            self._note(f"proxies: {report['detail']}")
+        elif (call := self._calls.get(report["call"])) is not None and not call.done():
             call.set_result(report["port"])
 
 
@@ -110,6 +116,8 @@ async def serve() -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     proxies: dict[int, FaultProxy] = {}
     async with AsyncExitStack() as stack:
+        watching = asyncio.create_task(say_when_late(lambda what: say("late", detail=what)))
+        stack.callback(watching.cancel)
         while line := await lines.readline():
             number, proxy, name, arguments = json.loads(line)
             if name == "open":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -140,6 +141,7 @@ class World:
         failure = error if isinstance(error, Failure) else Failure(f"{type(error).__name__}: {error}")
         lines = [
             f"chaos {self.name}, seed {self.seed}: {failure.account}",
+            f"-- load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; limits hold for a machine that is not busy",
             f"-- the last {STORY_LINES} events:",
             *self._story.lines[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
@@ -176,7 +178,7 @@ class World:
         """Return a proxy in front of `port`, by default that of the server; with `calm_s` it injects faults until the
         end of the run."""
         if self._proxies is None:
-            self._proxies = Proxies(self.folder)
+            self._proxies = Proxies(self.folder, self.note)
             self._stack.push_async_callback(self._proxies.clean_up)
             await self._proxies.spawn()
         proxy = await self._proxies.add(port or self.server.port)
