@@ -130,10 +130,10 @@ async def _agent_cut_off(world: World, conversation: Conversation) -> None:
     is_steady = conversation.is_steady(piece.writer)
     conversation.expect_attempts(conversation.unstarted() if is_steady else conversation.questions.open)
     if is_vanishing:
-        proxy.black_hole()
+        await proxy.black_hole()
         world.note(f"{piece.writer} has no network")
         await _silence(world, conversation, id, piece)
-        proxy.resume()
+        await proxy.resume()
         world.note(f"{piece.writer} has its network again")
     else:
         for pause_s in pauses_s[: 2 if is_steady else 1]:

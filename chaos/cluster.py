@@ -21,9 +21,9 @@ from chaos.conversation import PATTERN, Conversation
 from chaos.engines import PostgresPair, Redis, check_programs
 from chaos.nginx import configuration
 from chaos.processes import Server, ask
+from chaos.proxies import Proxy
 from chaos.report import Failure
 from chaos.world import World
-from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["Cluster", "Node"]
 
@@ -37,9 +37,7 @@ NODE_DRAIN_S = 2.0
 class Node(Server):
     """A server process, and the proxy between it and PostgreSQL."""
 
-    def __init__(
-        self, world: World, conversation: Conversation, name: str, network: FaultProxy, bus: str | None
-    ) -> None:
+    def __init__(self, world: World, conversation: Conversation, name: str, network: Proxy, bus: str | None) -> None:
         arguments = ["-m", "tenuto", "serve", "--app", "chaos.cluster_app:app", "--trust-proxy", "127.0.0.1"]
         report = world.checked(name, conversation.take_report)
         super().__init__(name, world.folder, world.store, arguments=arguments, prefix="/tenuto", report=report)
@@ -50,7 +48,7 @@ class Node(Server):
             asks_users=False,
         )  # fmt: skip
         store = f"postgresql://app@127.0.0.1:{network.port}/app"
-        self.environment = NodeOrders(store, bus, NODE_DRAIN_S, orders).environment
+        self.environment = NodeOrders(store, bus, NODE_DRAIN_S, world.begun_s, orders).environment
         self.is_stopped = False  # by SIGSTOP
 
     async def is_ready(self) -> bool:
@@ -67,7 +65,7 @@ class Cluster(Server):
         super().__init__("nginx", world.folder, world.store, arguments=[], prefix="/tenuto")
         self._program = "nginx"
         self.world = world
-        self.database = PostgresPair(world.folder)
+        self.database = PostgresPair(world.folder, world.proxy)
         self.bus = Redis(world.folder) if has_bus else None
         self.all: list[Node] = []
         self._conversation = conversation
@@ -94,7 +92,7 @@ class Cluster(Server):
             self._stack.push_async_callback(self.bus.clean_up)
             await self.bus.start()
         for number in range(NODES + SPARE):
-            network = await self._stack.enter_async_context(FaultProxy("127.0.0.1", self.database.primary.port))
+            network = await self.world.proxy(self.database.primary.port)
             url = self.bus.url if self.bus is not None else None
             node = Node(self.world, self._conversation, f"node-{number + 1}", network, url)
             self.all.append(node)
@@ -161,7 +159,7 @@ class Cluster(Server):
             await asyncio.sleep(0.05)  # before the next node is asked
         raise Failure(f"GET {path} had no response of any node in {ASK_AGAIN_S:.0f} s")
 
-    def point_to(self, port: int) -> None:
+    async def point_to(self, port: int) -> None:
         """Let the nodes connect to the PostgreSQL server at `port`."""
         for node in self.all:
-            node.network.upstream = ("127.0.0.1", port)
+            await node.network.point_to(port)

@@ -29,6 +29,7 @@ INTERRUPTED_S = 12.0  # twice the time from the death of a node to the end of it
 LASTING_INTERRUPTED_S = 30.0  # a viewer at a stopped node notices it after its silence, and may meet that node again
 TERM_S = 4.0  # of a node's lease
 SLOWEST = "ms until the slowest interruption"
+RECONNECT_S = 2.0  # from the moment at which PostgreSQL serves again to the commit of each writer
 IN_FLIGHT_S = 1.0  # until reports of acknowledgements have arrived here
 
 
@@ -117,10 +118,12 @@ async def database_killed(stage: Stage) -> None:
     world, database = stage.world, stage.servers.database
     pause_s = world.random.choice((0.0, 1.0, 1.5 * TERM_S))
     await stage.conversation.until_writing()
+    begun_s = time.monotonic()
     await database.kill()
     world.note(f"PostgreSQL is killed for {pause_s:.1f} s")
     await asyncio.sleep(pause_s)
     await database.start()
+    _serves_again(stage, begun_s)
 
 
 async def database_stopped(stage: Stage) -> None:
@@ -143,8 +146,9 @@ async def standby_promoted(stage: Stage) -> None:
     await database.until_caught_up()
     await asyncio.sleep(leads_s)
     if lags_s:
-        database.link.stall("down")
+        await database.link.stall("down")
     await asyncio.sleep(lags_s)
+    begun_s = time.monotonic()
     await database.kill()
     await stage.kill_writers()
     world.note(f"PostgreSQL is dead; its standby lags by {lags_s:.1f} s")
@@ -152,7 +156,8 @@ async def standby_promoted(stage: Stage) -> None:
     acknowledged = stage.remember()
     before = stage.expect_new_epochs(kept)
     await database.promote()
-    servers.point_to(database.primary.port)
+    await servers.point_to(database.primary.port)
+    _serves_again(stage, begun_s)
     await stage.until_new_epochs(before)
     await stage.check_kept(kept, acknowledged)
     await stage.start_writers()
@@ -168,15 +173,25 @@ async def synchronous_standby_promoted(stage: Stage) -> None:
     await stage.conversation.until_writing()
     await asyncio.sleep(leads_s)
     if lags_s:
-        database.link.stall("down")  # commits wait
+        await database.link.stall("down")  # commits wait
     await asyncio.sleep(lags_s)
     before = stage.expect_new_epochs(None)
+    begun_s = time.monotonic()
     await database.kill()
     world.note("PostgreSQL is dead; its synchronous standby is promoted")
     await database.promote()
-    servers.point_to(database.primary.port)
+    await servers.point_to(database.primary.port)
+    _serves_again(stage, begun_s)
     await stage.until_new_epochs(before)
     await database.renew_standby()
+
+
+def _serves_again(stage: Stage, begun_s: float) -> None:
+    """Note how long PostgreSQL was away. On a busy machine its start may take longer than a writer waits."""
+    away_s = time.monotonic() - begun_s
+    stage.world.note(f"PostgreSQL serves again after {away_s:.1f} s")
+    if away_s + RECONNECT_S >= PATIENCE_S:
+        stage.allow_failures()
 
 
 # -- the network between nodes and PostgreSQL ------------------------------------------------------------------
@@ -198,11 +213,11 @@ async def connections_stalled(stage: Stage) -> None:
     nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
     await stage.conversation.until_writing()
     for node in nodes:
-        node.network.stall(way)
+        await node.network.stall(way)
     stage.world.note(f"{[node.name for node in nodes]} stall {way} for {lasts_s:.1f} s")
     await asyncio.sleep(lasts_s)  # the fault itself
     for node in nodes:
-        node.network.resume(way)
+        await node.network.resume(way)
 
 
 async def connections_swallowed(stage: Stage) -> None:
@@ -210,12 +225,12 @@ async def connections_swallowed(stage: Stage) -> None:
     nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
     await stage.conversation.until_writing()
     for node in nodes:
-        node.network.black_hole(way)
+        await node.network.black_hole(way)
     stage.world.note(f"{[node.name for node in nodes]} lose all bytes {way} for {lasts_s:.1f} s")
     await asyncio.sleep(lasts_s)  # the fault itself
     for node in nodes:
         await node.network.cut()
-        node.network.resume()
+        await node.network.resume()
 
 
 def _some(stage: Stage) -> list[Node]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from chaos.report import Failure
 from chaos.viewer import Viewer
 from chaos.world import World
 from oracle.acknowledged import AcknowledgedMessage
+from oracle.questions import Question
 from tenuto.core.cursor import NO_EPOCH
 
 __all__ = ["Stage"]
@@ -53,7 +55,13 @@ class Stage:
         async with self._asking:
             question = await self.conversation.ask(channel)
             self.conversation.expect_attempts([question], further_attempts)
-            question.may_fail = frozenset(node.name for node in self.servers.all) if may_fail else frozenset()
+            if may_fail:
+                self.allow_failures([question])
+
+    def allow_failures(self, questions: Iterable[Question] | None = None) -> None:
+        """Let agents of nodes end the answers to `questions` as failed, by default to all open ones."""
+        for question in self.conversation.questions.open if questions is None else questions:
+            question.may_fail = frozenset(node.name for node in self.servers.all)
 
     async def check_calm(self) -> None:
         """Wait until the cluster works as before the fault; check all that was acknowledged and shown."""

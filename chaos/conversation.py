@@ -19,11 +19,11 @@ from typing import Any
 from chaos.agent import AgentOrders
 from chaos.app import OPERATOR
 from chaos.processes import Child, ask
+from chaos.proxies import Proxy
 from chaos.viewer import Transport, Viewer
 from chaos.world import Failure, World
 from oracle.plans import Piece, Script
 from oracle.questions import Question, Questions, SentCommand
-from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["BACK_S", "CHANNELS", "GONE_S", "VANISHED_S", "Conversation"]
 
@@ -57,7 +57,7 @@ class Conversation:
         self.asks_users = asks_users  # whether agents ask the users
         self.questions = Questions(world.seed, world.scale.steps)
         self.agents: dict[str, Child] = {}  # the agents that viewers must show as present
-        self.proxies: dict[str, FaultProxy] = {}  # the network between each agent and the server
+        self.proxies: dict[str, Proxy] = {}  # the network between each agent and the server
         self._orders: dict[str, AgentOrders] = {}
         # Separate from the world's, which determines the faults: the number of draws here depends on real time.
         self._random = random.Random(f"people:{world.seed}")

@@ -11,12 +11,13 @@ import importlib.util
 import shutil
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from chaos.postgres_server import MEMORY, PROGRAMS, Postgres
 from chaos.processes import Child, free_port
+from chaos.proxies import Proxy
 from chaos.report import Failure
-from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["PostgresPair", "Redis", "check_programs"]
 
@@ -35,15 +36,15 @@ def check_programs() -> None:
 
 
 class PostgresPair:
-    """A PostgreSQL server, and a standby that gets its commits through the proxy `link`."""
+    """A PostgreSQL server, and a standby that gets its commits through the proxy `link`, which `open_proxy` opens."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, open_proxy: Callable[[int], Awaitable[Proxy]]) -> None:
         self._folder = folder  # gets the logs of the servers
+        self._open_proxy = open_proxy
         self._servers: list[Postgres] = []
         self._running: list[Postgres] = []
-        self._stack = contextlib.AsyncExitStack()
         self.is_synchronous = False
-        self.link: FaultProxy
+        self.link: Proxy
         self.primary: Postgres
         self.standby: Postgres
 
@@ -58,7 +59,7 @@ class PostgresPair:
         await asyncio.to_thread(self.primary.create)
         await self.start()
         await asyncio.to_thread(self.primary.sql, "CREATE DATABASE app", database="postgres")
-        self.link = await self._stack.enter_async_context(FaultProxy("127.0.0.1", self.primary.port))
+        self.link = await self._open_proxy(self.primary.port)
         await self._follow()
 
     async def close(self) -> None:
@@ -68,7 +69,6 @@ class PostgresPair:
                 await asyncio.to_thread(server.resume)
             with contextlib.suppress(OSError, AssertionError):
                 await self._stop(server)
-        await self._stack.aclose()
         for server in self._servers:
             self._keep_log(server)
 
@@ -93,7 +93,7 @@ class PostgresPair:
 
     async def _follow(self) -> None:
         """Start the standby, as a copy of the primary."""
-        self.link.upstream = ("127.0.0.1", self.primary.port)
+        await self.link.point_to(self.primary.port)
         self._running.append(self.standby)
         await asyncio.to_thread(self.standby.follow, self.primary, self.link.port, **SETTINGS)
 
@@ -115,7 +115,7 @@ class PostgresPair:
     async def promote(self) -> None:
         """Promote the standby of a dead primary."""
         await self.link.cut()  # swallows the bytes that have not arrived
-        self.link.resume()
+        await self.link.resume()
         await asyncio.to_thread(self.standby.promote)
         self._keep_log(self.primary)
         self.primary, self.standby = self.standby, self._new()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from tenuto.testing.proxy import Direction, FaultProxy
+from chaos.proxies import Proxy
+from tenuto.testing.proxy import Direction
 
 __all__ = ["FAULTS", "FaultModel"]
 
@@ -21,7 +22,7 @@ LONGEST_S = 1.0  # longest fault; a black hole lasts up to three times as long
 class FaultModel:
     """Faults for one proxy until `end`, with pauses of up to `calm_s` between them."""
 
-    def __init__(self, proxy: FaultProxy, seed: str, *, calm_s: float) -> None:
+    def __init__(self, proxy: Proxy, seed: str, *, calm_s: float) -> None:
         self._proxy = proxy
         self._random = random.Random(seed)
         self._calm_s = calm_s
@@ -32,10 +33,10 @@ class FaultModel:
         """End all faults. Swallowed bytes stay lost; delayed bytes continue."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._proxy.cut_after()
-        self._proxy.throttle(None)
-        self._proxy.resume()
-        self._proxy.accept()
+        await self._proxy.cut_after()
+        await self._proxy.throttle(None)
+        await self._proxy.resume()
+        await self._proxy.accept()
 
     async def _run(self) -> None:
         while True:
@@ -53,23 +54,23 @@ class FaultModel:
         elif fault == "close":
             await proxy.close()
         elif fault == "cut_after":
-            proxy.cut_after(*(chosen.randrange(1, 2_000) for _ in range(3)), direction=way)
+            await proxy.cut_after(*(chosen.randrange(1, 2_000) for _ in range(3)), direction=way)
             await asyncio.sleep(lasts_s)
-            proxy.cut_after(direction=way)
+            await proxy.cut_after(direction=way)
         elif fault == "stall":
-            proxy.stall(way)
+            await proxy.stall(way)
             await asyncio.sleep(lasts_s)
-            proxy.resume(way)
+            await proxy.resume(way)
         elif fault == "throttle":
-            proxy.throttle(chosen.randrange(2_000, 40_000), way)
+            await proxy.throttle(chosen.randrange(2_000, 40_000), way)
             await asyncio.sleep(lasts_s)
-            proxy.throttle(None, way)
+            await proxy.throttle(None, way)
         elif fault == "black_hole":
-            proxy.black_hole()
+            await proxy.black_hole()
             await asyncio.sleep(3 * lasts_s)
-            proxy.resume()
+            await proxy.resume()
         else:
-            proxy.refuse()
+            await proxy.refuse()
             await proxy.cut()
             await asyncio.sleep(lasts_s)
-            proxy.accept()
+            await proxy.accept()

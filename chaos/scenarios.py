@@ -300,7 +300,7 @@ async def locked_store(world: World) -> None:
         await _check_in_use(second, third)
         await world.server.kill()
         world.adds(second)
-        proxy.upstream = ("127.0.0.1", second.port)
+        await proxy.point_to(second.port)
         await world.until_each_writes()
         await world.check_stored()
         world.note(f"round {number}: {second.name} has the file now")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -27,12 +28,12 @@ from chaos.agent import AgentOrders
 from chaos.faults import FaultModel
 from chaos.processes import Child, Server, agent, producer
 from chaos.producer import Orders
-from chaos.report import Failure, Story, short
+from chaos.proxies import Proxies, Proxy
+from chaos.report import Failure, Story, say_when_late, short
 from chaos.viewer import Transport, Viewer, Watching
 from oracle.acknowledged import Acknowledged
 from oracle.plans import first_difference
 from oracle.views import HISTORY
-from tenuto.testing.proxy import FaultProxy
 
 __all__ = ["Failure", "Scale", "World"]
 
@@ -94,6 +95,7 @@ class World:
         self._stack = contextlib.AsyncExitStack()
         self._server: Server | None = None
         self._servers: list[Server] = []
+        self._proxies: Proxies | None = None
         self._fault_models: list[FaultModel] = []
         self._watchers: list[tuple[Child, Watching, list[Json]]] = []
         self._wrong: list[str] = []  # reports of errors
@@ -101,6 +103,9 @@ class World:
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
+        # the viewers and the waits share this loop: what it does late, no server is to blame for
+        watching = asyncio.get_running_loop().create_task(say_when_late(self.note))
+        self._stack.callback(watching.cancel)
         return self
 
     async def __aexit__(
@@ -119,6 +124,11 @@ class World:
 
     # -- the report ------------------------------------------------------------------------------------------------
 
+    @property
+    def begun_s(self) -> float:
+        """Return the begin of the run, from which the times of the report count (`time.monotonic`)."""
+        return self._story.begun_s
+
     def note(self, what: str) -> None:
         """Add an event to the report."""
         self._story.add(what)
@@ -131,6 +141,7 @@ class World:
         failure = error if isinstance(error, Failure) else Failure(f"{type(error).__name__}: {error}")
         lines = [
             f"chaos {self.name}, seed {self.seed}: {failure.account}",
+            f"-- load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; limits hold for a machine that is not busy",
             f"-- the last {STORY_LINES} events:",
             *self._story.lines[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
@@ -163,9 +174,14 @@ class World:
             self._server = server
         return server
 
-    async def proxy(self, *, calm_s: float | None = None) -> FaultProxy:
-        """Return a proxy in front of the server; with `calm_s` it injects faults until the end of the run."""
-        proxy = await self._stack.enter_async_context(FaultProxy("127.0.0.1", self.server.port))
+    async def proxy(self, port: int | None = None, *, calm_s: float | None = None) -> Proxy:
+        """Return a proxy in front of `port`, by default that of the server; with `calm_s` it injects faults until the
+        end of the run."""
+        if self._proxies is None:
+            self._proxies = Proxies(self.folder, self.note)
+            self._stack.push_async_callback(self._proxies.clean_up)
+            await self._proxies.spawn()
+        proxy = await self._proxies.add(port or self.server.port)
         if calm_s is not None:
             fault_model = FaultModel(proxy, f"{self.name}:{self.seed}:{len(self._fault_models)}", calm_s=calm_s)
             self._fault_models.append(fault_model)

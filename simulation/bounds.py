@@ -129,7 +129,7 @@ class Bounds:
             self._at_most("requests are parked", len(parked), waiting)
         yield runtime.deadlines, SPARE, {"_heap": 2 * len(runtime.deadlines) + DROPPED + 1}
         yield runtime.ticks, SPARE, {}
-        yield leases, SPARE, {"_holders": len(leases._leases)}
+        yield leases, SPARE, {"_connections": len(leases._leases), "_held": len(leases._connections)}
         yield scheduler, SPARE, {}
         yield scheduler.workers, SPARE, {}
         for turns in scheduler._turns.values():

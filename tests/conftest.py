@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+import signal
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +25,9 @@ settings.register_profile("long", parent=settings.get_profile("default"), derand
 settings.register_profile("few", parent=settings.get_profile("default"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# A script that starts the tests in the background lets them ignore SIGINT, and each process that they start would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -32,6 +37,29 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+AGAIN_S = 30.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that takes longer than the limit, with its fixtures.
+
+    The exception is raised again and again, because an event loop drops one that reaches it inside of a callback, and a
+    fixture may hang as well as its test. (pytest-timeout raises it once, and its other method leaves processes behind.)
+    """
+    limit_s = float(item.config.getini("faulthandler_timeout"))
+
+    def fail(*_: object) -> NoReturn:
+        pytest.fail(f"test takes longer than {limit_s:g} s (faulthandler_timeout)")
+
+    signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, limit_s + 1.0, AGAIN_S)  # pytest has printed all stacks by then
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from tenuto.core.errors import TenutoError
 from tenuto.core.message_state import CommandState, MessageState
@@ -38,13 +38,6 @@ RETRY_S = 1.0  # wait before the next try after the store failed
 
 Read = Callable[[str, str], Coroutine[Any, Any, MessageState]]  # returns a stored message of a channel
 Submit = Callable[[str, str, Request, Caller, Done], None]
-
-
-class _Holder(NamedTuple):
-    """The connection on which the writer of a message was last seen."""
-
-    connection: Hashable
-    is_last: bool  # the writer has used no other connection since
 
 
 class LeaseMonitor:
@@ -78,8 +71,10 @@ class LeaseMonitor:
         # for each message: generation of its writer, and length of the lease in seconds
         self._leases: dict[tuple[str, str], tuple[int, float]] = {}
         self._in: dict[str, set[str]] = {}  # the messages with a lease, by their channels
-        # for each message the connection on which its writer was last seen, if known
-        self._holders: dict[tuple[str, str], _Holder] = {}
+        # for each message the open connection on which its writer was last seen, if any
+        self._connections: dict[tuple[str, str], Hashable] = {}
+        # for each of these connections its messages, and whether their writers have used no other way since
+        self._held: dict[Hashable, dict[tuple[str, str], bool]] = {}
 
     def close(self) -> None:
         """End no more leases of a store that no other hub has open, because the hub is shutting down.
@@ -116,7 +111,7 @@ class LeaseMonitor:
             self._leases[message_key] = lease
             self._in.setdefault(channel, set()).add(key)
             if lease[0] > 1 and (known is None or known[0] != lease[0]):
-                self._holders[message_key] = _Holder(None, False)  # forget the connection of the previous writer
+                self._release(message_key)  # it is the connection of the previous writer
             (self._renew_as_stored if is_late or known is None else self.renew)(channel, key, message)
         elif self._read is not None and message.last > self._last[message_key]:
             # another hub has received a request of the writer
@@ -140,29 +135,43 @@ class LeaseMonitor:
             # drop the retry of a finish that the store had refused
             self._deadlines.drop(("again", channel, key, FinishMessage))
             self._end_lease_in(channel, key, lease[1] if left_s is None else left_s)
-            if (channel, key) in self._holders:
-                self._holders[channel, key] = self._holders[channel, key]._replace(is_last=False)
+            if (connection := self._connections.get((channel, key))) is not None:
+                self._held[connection][channel, key] = False
 
     def _renew_as_stored(self, channel: str, key: str, message: MessageState) -> None:
         """Restart the lease of `message` from the time on at which a request of its writer was stored."""
         self.renew(channel, key, message, self._left_s(self._leases[channel, key][1], message.alive_at))
 
     def held(self, channel: str, key: str, connection: Hashable) -> None:
-        """Record that the last request of the writer of `key` came over `connection`."""
-        if (channel, key) in self._leases:
-            self._holders[channel, key] = _Holder(connection, True)
+        """Record that the last request of the writer of `key` came over `connection`, until the lease ends."""
+        message_key = (channel, key)
+        if message_key in self._leases:
+            if self._connections.get(message_key) is not connection:
+                self._release(message_key)
+                self._connections[message_key] = connection
+            self._held.setdefault(connection, {})[message_key] = True
 
-    def broken(self, channel: str, key: str, connection: Hashable, *, is_late: bool = False) -> None:
-        """Shorten the lease of the writer of `key`, whose `connection` broke, so that a crash shows soon.
+    def is_holder(self, connection: Hashable) -> bool:
+        """Return whether a writer with a lease was last seen on `connection`."""
+        return connection in self._held
 
-        The lease stays if the writer has used another connection since. `is_late`: the connection had broken before
-        this request was carried out.
+    def broken(self, connection: Hashable) -> None:
+        """Shorten the leases of the writers on `connection`, which broke, so that a crash shows soon.
+
+        A lease stays if its writer has sent a request another way since.
         """
-        lease, holder = self._leases.get((channel, key)), self._holders.get((channel, key))
-        if lease is None:
-            return
-        if holder is None or (holder.connection is connection and (holder.is_last or is_late)):
-            self._deadlines.hasten(("lease", channel, key), self._loop.time() + BROKEN_S)
+        for message_key, is_last in self._held.pop(connection, {}).items():
+            del self._connections[message_key]
+            if is_last:
+                self._deadlines.hasten(("lease", *message_key), self._loop.time() + BROKEN_S)
+
+    def _release(self, message_key: tuple[str, str]) -> None:
+        """Forget on which connection the writer of a message was last seen."""
+        if (connection := self._connections.pop(message_key, None)) is not None:
+            held = self._held[connection]
+            del held[message_key]
+            if not held:
+                del self._held[connection]
 
     def end(self, channel: str, key: str) -> None:
         """End the lease of the message `key` now, if it has one: its writer is known to be gone."""
@@ -221,7 +230,8 @@ class LeaseMonitor:
             self._forget((channel, key))
 
     def _forget(self, message_key: tuple[str, str]) -> None:
-        for known in (self._leases, self._last, self._holders):
+        self._release(message_key)
+        for known in (self._leases, self._last):
             known.pop(message_key, None)
         channel, key = message_key
         self._in[channel].discard(key)

@@ -12,39 +12,27 @@ from collections.abc import Hashable
 
 from tenuto.core.errors import TooMany
 from tenuto.core.model import Json
-from tenuto.core.requests import (
-    AppendText,
-    CreateMessage,
-    DeleteMessage,
-    FinishMessage,
-    PutPart,
-    RenewLease,
-    Request,
-    TakeOver,
-)
+from tenuto.core.requests import AppendText, CreateMessage, PutPart, RenewLease, Request, TakeOver
 from tenuto.hub.hub import HubCore
-
-MAX_WRITTEN = 1_000  # limit of messages whose leases end sooner when the socket breaks
 
 
 class Holdings:
     """The members and messages whose presence or lease depends on one socket.
 
-    The sets are made on first use, because most sockets only view.
+    The lease monitor knows the messages, because it learns of each end of one.
     """
 
-    __slots__ = ("_hub", "_keeps_leases", "_present", "_socket", "_written")
+    __slots__ = ("_hub", "_keeps_leases", "_present", "_socket")
 
     def __init__(self, hub: HubCore, socket: Hashable, *, keeps_leases: bool | None) -> None:
         """`socket` identifies the connection to the hub. `keeps_leases` is that of `release` if it has ended."""
         self._hub = hub
         self._socket = socket
         self._keeps_leases = keeps_leases
-        self._present: set[tuple[str, str]] | None = None  # channel and id of each member
-        self._written: dict[tuple[str, str], None] | None = None  # channel and id of each message
+        self._present: set[tuple[str, str]] | None = None  # channel and id of each member; most sockets have none
 
     def __bool__(self) -> bool:
-        return bool(self._present or self._written)
+        return bool(self._present) or (self._hub.is_running and self._hub.runtime.leases.is_holder(self._socket))
 
     def enter(self, channel: str, member: str, data: dict[str, Json] | None) -> None:
         """Make `member` present through this socket. Raises TooMany and the errors of `PresenceTracker.enter`."""
@@ -69,32 +57,21 @@ class Holdings:
 
     def note_request(self, channel: str, message_id: str, request: Request) -> None:
         """Note a stored request, which shows whether its message's writer depends on this socket from now on."""
-        key = (channel, message_id)
-        if isinstance(request, FinishMessage | DeleteMessage):
-            if self._written is not None:
-                self._written.pop(key, None)
-        elif isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
+        if isinstance(request, AppendText | PutPart | RenewLease | TakeOver) or (
             isinstance(request, CreateMessage) and request.status == "streaming"
         ):
-            self._hub.runtime.leases.held(channel, message_id, self._socket)
-            if self._keeps_leases is not None:  # the request was still running when the connection ended
-                if not self._keeps_leases:
-                    self._hub.runtime.leases.broken(channel, message_id, self._socket, is_late=True)
-                return
-            if self._written is None:
-                self._written = {}
-            self._written[key] = None
-            if len(self._written) > MAX_WRITTEN:
-                del self._written[next(iter(self._written))]
+            leases = self._hub.runtime.leases
+            leases.held(channel, message_id, self._socket)
+            if self._keeps_leases is False:  # the request was still running when the connection broke
+                leases.broken(self._socket)
 
     def release(self, *, keeps_leases: bool) -> None:
         """Give up all presence, because the connection has ended. Its leases end soon, unless it `keeps_leases`."""
         self._keeps_leases = keeps_leases
         present, self._present = self._present or (), None
-        written, self._written = self._written or (), None
-        if not (present or written) or not self._hub.is_running:
+        if not self._hub.is_running:
             return
         for channel, member in present:
             self._hub.runtime.presence.leave(channel, member, self._socket)
-        for channel, message_id in () if keeps_leases else written:
-            self._hub.runtime.leases.broken(channel, message_id, self._socket)
+        if not keeps_leases:
+            self._hub.runtime.leases.broken(self._socket)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,8 @@ import pytest
 
 from chaos import NAMES, Failure, Scale, run
 from chaos.__main__ import main
-from chaos.processes import Child
+from chaos.processes import END_S, Child
+from chaos.proxies import Proxies
 from chaos.scenarios import SCENARIOS
 from chaos.world import World
 
@@ -60,6 +62,24 @@ def test_command_in_a_failure_repeats_the_run(
     assert again is not None
     assert main(again[1].split()) == 1
     assert played == [("kill", 7, Scale.small(3) if size else Scale(3))] * 2
+
+
+async def test_proxy_carries_bytes_while_the_loop_of_the_run_is_busy(tmp_path: Path) -> None:
+    proxies = Proxies(tmp_path, print)
+    await proxies.spawn()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            proxy = await proxies.add(server.getsockname()[1])
+            server.settimeout(END_S)
+            with socket.create_connection(("127.0.0.1", proxy.port), END_S) as client, server.accept()[0] as accepted:
+                accepted.settimeout(END_S)
+                client.sendall(b"x")
+                assert accepted.recv(1) == b"x"  # the loop has not run since the proxy was opened
+                await proxy.cut()
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+    finally:
+        await proxies.clean_up()
 
 
 async def test_failed_run_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

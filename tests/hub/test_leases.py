@@ -374,7 +374,7 @@ async def test_no_lease_ends_while_a_hub_drains_whose_store_no_other_hub_serves(
     hub = new_hub(store)
     await begin(hub, 5.0)
     hub.runtime.leases.held("c", "m", "socket")
-    hub.runtime.leases.broken("c", "m", "socket")
+    hub.runtime.leases.broken("socket")
     async with hub.message("other"):
         hub.drain_s = 30.0
         draining = asyncio.create_task(hub.drain())
@@ -408,16 +408,16 @@ async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_res
     hub = new_hub()
     await begin(hub)
     hub.runtime.leases.held("c", "m", "socket")
-    hub.runtime.leases.broken("c", "m", "socket")
+    hub.runtime.leases.broken("socket")
     await asyncio.sleep(BROKEN_S - 0.1)
     await hub.ask("c", "m", AppendText(text="back"), ANN)
     await asyncio.sleep(10)
     assert await status(hub) == STREAMING
     hub.runtime.leases.held("c", "m", "new")
-    hub.runtime.leases.broken("c", "m", "socket")  # a late end of the old socket does not affect the new one
+    hub.runtime.leases.broken("socket")  # a late end of the old socket does not affect the new one
     await asyncio.sleep(4)
     assert await status(hub) == STREAMING
-    hub.runtime.leases.broken("c", "m", "new")
+    hub.runtime.leases.broken("new")
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()
@@ -429,7 +429,7 @@ async def test_socket_that_breaks_just_before_the_end_of_a_lease_does_not_prolon
     await begin(hub, 5.0)
     hub.runtime.leases.held("c", "m", "socket")
     await asyncio.sleep(4.9)
-    hub.runtime.leases.broken("c", "m", "socket")
+    hub.runtime.leases.broken("socket")
     await asyncio.sleep(0.2)
     assert await status(hub) == INTERRUPTED
     await hub.close()
@@ -608,12 +608,12 @@ async def test_end_of_an_old_socket_does_not_cut_a_lease_held_by_a_newer_socket(
     for line in ("old", "new"):
         await hub.ask("c", "m", AppendText(text=line), ANN)
         hub.runtime.leases.held("c", "m", line)
-    hub.runtime.leases.broken("c", "m", "old")
+    hub.runtime.leases.broken("old")
     await asyncio.sleep(14.9)
     assert await status(hub) == STREAMING
     await hub.ask("c", "m", AppendText(text="!"), ANN)
     hub.runtime.leases.held("c", "m", "new")
-    hub.runtime.leases.broken("c", "m", "new")
+    hub.runtime.leases.broken("new")
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()
@@ -625,7 +625,7 @@ async def test_socket_of_a_former_writer_does_not_cut_the_lease_of_its_successor
     await begin(hub)
     hub.runtime.leases.held("c", "m", "ann's")
     await hub.ask("c", "m", TakeOver(), Caller(id="bob", is_admin=True))
-    hub.runtime.leases.broken("c", "m", "ann's")
+    hub.runtime.leases.broken("ann's")
     await asyncio.sleep(14.9)
     assert await status(hub) == STREAMING
     await asyncio.sleep(0.2)
@@ -639,7 +639,7 @@ async def test_broken_socket_does_not_cut_a_lease_renewed_over_http_since() -> N
     await begin(hub)
     hub.runtime.leases.held("c", "m", "line")
     await hub.ask("c", "m", RenewLease(), ANN)
-    hub.runtime.leases.broken("c", "m", "line")
+    hub.runtime.leases.broken("line")
     await asyncio.sleep(14.9)
     assert await status(hub) == STREAMING
     await hub.close()
@@ -650,9 +650,10 @@ async def test_request_in_flight_when_the_socket_broke_does_not_restore_the_leas
     hub = new_hub()
     await begin(hub)
     hub.runtime.leases.held("c", "m", "line")
-    hub.runtime.leases.broken("c", "m", "line")
+    hub.runtime.leases.broken("line")
     await hub.ask("c", "m", AppendText(text="late"), ANN)
-    hub.runtime.leases.broken("c", "m", "line", is_late=True)
+    hub.runtime.leases.held("c", "m", "line")
+    hub.runtime.leases.broken("line")
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -508,9 +508,9 @@ def a_renewal_after_a_broken_socket_does_not_count(patch: pytest.MonkeyPatch) ->
     renew, broken = LeaseMonitor.renew, LeaseMonitor.broken
     is_broken: set[tuple[LeaseMonitor, str, str]] = set()
 
-    def note(self: LeaseMonitor, channel: str, key: str, *about: Any, **more: Any) -> None:
-        is_broken.add((self, channel, key))
-        broken(self, channel, key, *about, **more)
+    def note(self: LeaseMonitor, connection: Hashable) -> None:
+        is_broken.update((self, *message_key) for message_key in self._held.get(connection, ()))
+        broken(self, connection)
 
     def renew_unless_broken(self: LeaseMonitor, channel: str, key: str, *about: Any) -> None:
         if (self, channel, key) not in is_broken:

@@ -12,10 +12,12 @@ import pytest
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.limits import Limits
+from tenuto.core.requests import FinishMessage
 from tenuto.hub.feed import Feed
 from tenuto.hub.identity import CAPABILITIES, Identity
 from tenuto.hub.leases import BROKEN_S
 from tenuto.transports.app import asgi
+from tenuto.transports.session import SILENCE_S
 from tests.hub.test_leases import ANN, INTERRUPTED, STREAMING, begin, status
 from tests.hub.test_leases import new_hub as new_leasing_hub
 from tests.transports.conftest import new_hub
@@ -281,6 +283,23 @@ async def test_writers_keep_their_leases_when_the_server_has_closed_their_socket
     if reason not in ("server", None):
         setattr(hub.viewing, reason, False)
     assert await status(hub) == (STREAMING if reason is not None else INTERRUPTED)
+    await hub.close()
+
+
+@virtually
+async def test_socket_holds_no_message_that_has_ended_another_way() -> None:
+    hub = new_leasing_hub()
+    await begin(hub)
+    line = Line(hub, Identity(client_id=ANN.id, capabilities=CAPABILITIES))
+    line.request("append", channel="c", id="m", text="x")
+    await line.frame()
+    await hub.ask("c", "m", FinishMessage(), ANN)
+    line.request("append", channel="c", id="m", text="x", at=0)  # sent again, after the end
+    await line.frame()
+    assert not line.session.close_if_silent(now_s=line.now_s + SILENCE_S)
+    line.request("create", channel="c", id="m2", role="assistant", status="streaming")
+    await line.frame()
+    assert line.session.close_if_silent(now_s=line.now_s + SILENCE_S)
     await hub.close()
 
 
