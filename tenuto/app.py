@@ -24,6 +24,7 @@ from tenuto.agents.running import Agent, Handler, check_agent
 from tenuto.agents.turn import OnCrash
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.answer_ids import reply_id as reply_id_of
+from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
@@ -34,7 +35,7 @@ from tenuto.hub.control import check_speed
 from tenuto.hub.patterns import check_pattern
 from tenuto.hub.turn_status import next_status, read_pending, read_turn
 from tenuto.hub.workers import WhenBusy
-from tenuto.response import Answering, StreamResponse, Style, check_source, check_style
+from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, authorize
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.transports.app import App, asgi
@@ -126,10 +127,15 @@ class Hub(HubCore):
         repeat with the same `reply_id` joins the existing answer, if this application began it as `author` for the same
         prompt; any other message under that id is an IdConflict. Without a `reply_id`, an EventSource that reconnects
         joins the answer that it was reading.
+
+        With the empty prompt `""` the request asks nothing, and `source` is not called: a reloaded page gets the answer
+        to the newest question of the channel, or the answer `reply_id`, in the same style, from its beginning and then
+        live. If there is none, the status is 204, which stops an EventSource.
         """
         check_source(source, source_kind, text_field)
         check_style(style, end_frame)
-        message_id = self.clock.id_or_new(reply_id)
+        resumes = prompt == ""
+        new_id = None if resumes else self.clock.id_or_new(reply_id)
         check_channel(channel)
 
         async def ask(message_id: str) -> str | None:
@@ -137,7 +143,7 @@ class Hub(HubCore):
 
             A repeated call adds no second prompt, because it computes the same id.
             """
-            if prompt is None:
+            if not prompt:
                 return None
             request = CreateMessage(role="user", text=prompt)
             caller = replace(self.caller(prompt_by), brings_answer=True)
@@ -145,30 +151,29 @@ class Hub(HubCore):
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
 
-        async def join(known: str) -> bool:
-            """Return whether the message `known`, of an earlier request, is the answer to the same prompt."""
-            await self.start()
-            prompt_id = reply_id_of(known, 0) if prompt is not None else None
+        async def join(known: str) -> Opened | None:
+            """Return the answer `known` if this request may read it: its id may come from the page."""
             try:
-                await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
-                await ask(known)  # raises IdConflict if the prompt is another one
+                if reply_id is not None or not resumes:
+                    prompt_id = reply_id_of(known, 0) if prompt is not None else None
+                    await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
+                    await ask(known)  # raises IdConflict if the prompt is another one
                 await self.read(channel, known)
             except (NotFound, Deleted, IdConflict):
-                return False
-            return True
+                return None
+            return Opened(known, None)
 
-        async def begin(message_id: str) -> Answering | None:
-            await self.start()
-            prompt_id = await ask(message_id)
-            writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
-            assert isinstance(writer, AgentWriter)
-            # a repeated request waits here for the first one
-            async with self._openings.setdefault((channel, message_id), asyncio.Lock()):
+        async def begin(message_id: str) -> Opened:
+            async with self._opening(channel):
+                await self.start()
+                prompt_id = await ask(message_id)
+                writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
+                assert isinstance(writer, AgentWriter)
                 try:
                     await writer.open()
                 except IdConflict:
                     await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
-                    return None
+                    return Opened(message_id, None)
             answering = Answering(
                 self,
                 writer,
@@ -179,14 +184,27 @@ class Hub(HubCore):
                 cancel_after_s=cancel_after_s,
             )
             answering.start()
-            return answering
+            return Opened(message_id, answering)
+
+        async def open_answer(since: Cursor | None) -> Opened | None:
+            """Begin the answer, or join the one that the reader with the cursor `since` was reading.
+
+            None: the request asks nothing, and there is no answer.
+            """
+            if new_id is not None and (reply_id is not None or since is None):
+                return await begin(new_id)
+            async with self._opening(channel):
+                await self.start()
+            known = reply_id or (self.tickets.named(since, channel) if since is not None else None)
+            known = known or await find_newest(self, channel, since)
+            joined = await join(known) if known is not None else None
+            return joined or (await begin(new_id) if new_id is not None else None)
 
         return StreamResponse(
-            begin,
-            join,
+            open_answer,
             self._asgi,
             channel,
-            message_id,
+            new_id,
             is_repeatable=reply_id is not None,
             style=style,
             end_frame=end_frame,
@@ -194,9 +212,15 @@ class Hub(HubCore):
             headers=headers,
         )
 
+    def _opening(self, channel: str) -> asyncio.Lock:
+        """Return the lock under which questions to `channel` are stored and their answers begin, one after the other.
+
+        A request that looks for the newest answer waits for those before it. The lock lives as long as it is held.
+        """
+        return self._openings.setdefault(channel, asyncio.Lock())
+
     @cached_property
-    def _openings(self) -> WeakValueDictionary[tuple[str, str], asyncio.Lock]:
-        """Return the locks of answers that are being opened. A lock lives as long as a request holds it."""
+    def _openings(self) -> WeakValueDictionary[str, asyncio.Lock]:
         return WeakValueDictionary()
 
     async def authorize(

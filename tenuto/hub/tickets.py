@@ -145,9 +145,11 @@ class Tickets:
     def name(self, channel: str, message_id: str) -> str:
         """Return the signed name of an answer, which cursors of the answer's reader carry in their extra field.
 
-        An EventSource that reconnects sends it back, and joins the answer instead of beginning another one.
+        An EventSource that reconnects sends it back, and joins the answer instead of beginning another one. The name is
+        empty if the app has chosen the id.
         """
-        assert len(message_id) == _NAMED_CHARACTERS
+        if len(message_id) != _NAMED_CHARACTERS:
+            return ""
         return _NAME + _mac(self._keys[0], "answer", f"{channel}/{message_id}") + message_id
 
     def named(self, cursor: Cursor, channel: str) -> str | None:
