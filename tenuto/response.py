@@ -36,6 +36,7 @@ from tenuto.transports.message_stream import MessageStream, resume_point
 from tenuto.transports.sender import TaskSender
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.turn_stream import TurnFormat
+from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -107,14 +108,18 @@ class Answering:
         """Write the whole source into the message. The message records how the source ended."""
         try:
             async with self._writer as message:
-                stream = self._source() if callable(self._source) else self._source
-                if inspect.isawaitable(stream):
-                    stream = await stream
-                await pipe(message, stream, source=self._source_kind, text_field=self._text_field, option="source_kind")
+                name = getattr(self._source, "__name__", type(self._source).__name__)
+                await timed(f'source "{name}" of stream_response', self._pipe(message), logger)
         except TenutoError as error:
             logger.warning("the answer %s ended early: %s", self._writer.id, error)
         except Exception:
             logger.exception("the answer %s failed", self._writer.id)
+
+    async def _pipe(self, message: AgentWriter) -> None:
+        stream = self._source() if callable(self._source) else self._source
+        if inspect.isawaitable(stream):
+            stream = await stream
+        await pipe(message, stream, source=self._source_kind, text_field=self._text_field, option="source_kind")
 
     async def _cancel_at_stop(self, watch: LocalWatch, writing: asyncio.Future[None]) -> None:
         await until_stopped(watch, lambda: self._targets)
