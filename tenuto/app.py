@@ -30,16 +30,20 @@ from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turn_deltas import TurnStatus
+from tenuto.core.visitors import is_visitor
 from tenuto.hub import HubCore
 from tenuto.hub.control import check_speed
 from tenuto.hub.patterns import check_pattern
+from tenuto.hub.questions import Asked
 from tenuto.hub.turn_status import next_status, read_pending, read_turn
+from tenuto.hub.visitors import visit_in
 from tenuto.hub.workers import WhenBusy
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, authorize
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.framing import EndFrame
+from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount
 
 Scope = MutableMapping[str, Any]
@@ -138,7 +142,7 @@ class Hub(HubCore):
         new_id = None if resumes else self.clock.id_or_new(reply_id)
         check_channel(channel)
 
-        async def ask(message_id: str) -> str | None:
+        async def ask(message_id: str, scope: Scope) -> str | None:
             """Store the prompt of the answer `message_id`.
 
             A repeated call adds no second prompt, because it computes the same id.
@@ -146,34 +150,45 @@ class Hub(HubCore):
             if not prompt:
                 return None
             request = CreateMessage(role="user", text=prompt)
-            caller = replace(self.caller(prompt_by), brings_answer=True)
+            caller = replace(self.caller(prompt_by or self._visitor_in(scope)), brings_answer=True)
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
 
-        async def join(known: str) -> Opened | None:
+        async def join(known: str, scope: Scope) -> Opened | None:
             """Return the answer `known` if this request may read it: its id may come from the page."""
             try:
                 if reply_id is not None or not resumes:
                     prompt_id = reply_id_of(known, 0) if prompt is not None else None
                     await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
-                    await ask(known)  # raises IdConflict if the prompt is another one
+                    await ask(known, scope)  # raises IdConflict if the prompt is another one
                 await self.read(channel, known)
             except (NotFound, Deleted, IdConflict):
                 return None
             return Opened(known, None)
 
-        async def begin(message_id: str) -> Opened:
+        async def begin(message_id: str, scope: Scope) -> Opened:
             async with self._opening(channel):
                 await self.start()
-                prompt_id = await ask(message_id)
-                writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
-                assert isinstance(writer, AgentWriter)
+                asked = self._count_answer(prompt_by, scope)
                 try:
-                    await writer.open()
-                except IdConflict:
-                    await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
-                    return Opened(message_id, None)
+                    opened = await begin_counted(message_id, scope)
+                except BaseException:
+                    asked.give_back()
+                    raise
+                if opened.answering is None:
+                    asked.give_back()  # the answer was counted when it began
+                return opened
+
+        async def begin_counted(message_id: str, scope: Scope) -> Opened:
+            prompt_id = await ask(message_id, scope)
+            writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
+            assert isinstance(writer, AgentWriter)
+            try:
+                await writer.open()
+            except IdConflict:
+                await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
+                return Opened(message_id, None)
             answering = Answering(
                 self,
                 writer,
@@ -186,19 +201,19 @@ class Hub(HubCore):
             answering.start()
             return Opened(message_id, answering)
 
-        async def open_answer(since: Cursor | None) -> Opened | None:
+        async def open_answer(since: Cursor | None, scope: Scope) -> Opened | None:
             """Begin the answer, or join the one that the reader with the cursor `since` was reading.
 
             None: the request asks nothing, and there is no answer.
             """
             if new_id is not None and (reply_id is not None or since is None):
-                return await begin(new_id)
+                return await begin(new_id, scope)
             async with self._opening(channel):
                 await self.start()
             known = reply_id or (self.tickets.named(since, channel) if since is not None else None)
             known = known or await find_newest(self, channel, since)
-            joined = await join(known) if known is not None else None
-            return joined or (await begin(new_id) if new_id is not None else None)
+            joined = await join(known, scope) if known is not None else None
+            return joined or (await begin(new_id, scope) if new_id is not None else None)
 
         return StreamResponse(
             open_answer,
@@ -223,6 +238,17 @@ class Hub(HubCore):
     def _openings(self) -> WeakValueDictionary[str, asyncio.Lock]:
         return WeakValueDictionary()
 
+    def _visitor_in(self, scope: Scope) -> str | None:
+        """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
+        return visit_in(dict(scope)).client_id if self.questions is not None else None
+
+    def _count_answer(self, prompt_by: str | None, scope: Scope) -> Asked:
+        """Count an answer that the app begins for a visitor. Raises TooMany."""
+        visitor = self._visitor_in(scope) or prompt_by
+        if self.questions is None or visitor is None or not is_visitor(visitor):
+            return Asked([])
+        return self.questions.ask(visitor, peer_of(dict(scope)))
+
     async def authorize(
         self, scope: MutableMapping[str, Any], channel: str | None = None, capabilities: Iterable[str] = ()
     ) -> Access:
@@ -231,6 +257,8 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
+        if self.questions is not None:
+            visit_in(scope)  # now, so that the copy of the scope shares it
         return await authorize(self._asgi, dict(scope), channel, capabilities)
 
     async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:

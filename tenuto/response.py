@@ -26,12 +26,14 @@ from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.deltas import Delta
-from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.turn_deltas import InAnswer, TurnChanged
 from tenuto.hub.hub import HubCore
+from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, Position, sent_by
+from tenuto.transports.http import problem_response
 from tenuto.transports.message_stream import MessageStream, resume_point
 from tenuto.transports.sender import TaskSender
 from tenuto.transports.sse import StreamApp
@@ -154,7 +156,7 @@ class StreamResponse(Response):
 
     def __init__(
         self,
-        open_answer: Callable[[Cursor | None], Awaitable[Opened | None]],
+        open_answer: Callable[[Cursor | None, Scope], Awaitable[Opened | None]],
         app: StreamApp,
         channel: str,
         message_id: str | None,
@@ -209,10 +211,18 @@ class StreamResponse(Response):
         # a format of another client begins with the first character, because its chunks have no ids
         has_ids = self._style not in FORMATS
         since = parse_cursor(requested.get("last-event-id", "")) if has_ids else None
+        cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
+        self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if not self._is_repeatable and sent_by(since).is_finished:
             await self._send_nothing(send)  # the EventSource would repeat the request otherwise
             return
-        opened = await self._open(since)
+        try:
+            opened = await self._open(since, scope)
+        except TooMany as error:  # a visitor asks too much; all other errors reach the app
+            response = problem_response(error)
+            response.raw_headers += cookie
+            await response(scope, receive, send)
+            return
         if opened is None:
             await self._send_nothing(send)
             return
