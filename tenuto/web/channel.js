@@ -453,7 +453,7 @@ export class Channel extends Observable {
 /** Keep the joiner of a part, unless its offset is unknown. @param {Map<string, SurrogateJoiner>} joiners @param {string} key @param {SurrogateJoiner} joiner */
 function keep(joiners, key, joiner) {
   if (isNaN(joiner.at)) {
-    throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points, got undefined`)
+    throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points`)
   }
   remember(joiners, key, joiner, JOINERS)
   return joiner
