@@ -33,7 +33,7 @@ LAYERS = (
     ("hub",),
     ("transports", "agents"),
     ("client",),
-    ("response", "routes"),
+    ("response", "routes", "visitors"),
     ("app",),
     ("__init__",),
     ("interop",),
