@@ -42,7 +42,7 @@ MOMENTS = {
 FIELDS = {"endpoint": "#question", "widget": "textarea", "own": "#question"}
 SHOWN = {
     "endpoint": "() => answer.textContent",
-    "widget": """() => [...document.querySelector("tenuto-chat").shadowRoot.querySelectorAll("article .body")]
+    "widget": """() => [...document.querySelector("tenuto-chat").shadowRoot.querySelectorAll("article .markdown p")]
         .map((one) => one.innerText).filter((one) => one.startsWith("You asked:")).at(-1) ?? "" """,
     "own": """() => document.querySelector("#messages").textContent.split("\\n\\n")
         .filter((one) => one.startsWith("You asked:")).at(-1) ?? "" """,
