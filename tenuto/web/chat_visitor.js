@@ -9,7 +9,7 @@ import { refusal, TenutoError } from "./errors.js"
 import { Token } from "./token.js"
 
 /** @typedef {{ channel: string, title: string }} Chat */
-/** @typedef {{ base: string, token: import("./token.js").Token, fetch: typeof globalThis.fetch }} Hub */
+/** @typedef {{ base: string, token: { get(): string | undefined | Promise<string> }, fetch: typeof globalThis.fetch }} Hub */
 
 const REQUEST_MS = 10_000
 const ID_LETTERS = 12 // of a new chat's name, of 36 letters and digits
