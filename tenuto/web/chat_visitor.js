@@ -73,7 +73,8 @@ async function request(hub, key) {
   /** @type {Response} */
   let response
   try {
-    response = await hub.fetch(`${base}/v1/visitor`, {
+    // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
+    response = await hub.fetch(`${base}/v1/visitor${navigator.cookieEnabled ? "" : "?token=1"}`, {
       method: "POST",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: AbortSignal.timeout(REQUEST_MS),

@@ -370,10 +370,11 @@ _REFLECTED = """async () => {
   const after = Object.assign(document.createElement("tenuto-chat"), values)
   const attributes = (chat) => Object.fromEntries([...chat.attributes].map(({ name, value }) => [name, value]))
   const read = (chat) => Object.fromEntries(Object.keys(values).map((name) => [name, chat[name]]))
-  const set = [attributes(before), attributes(after), read(before), read(after)].map((one) => JSON.stringify(Object.entries(one).sort()))
+  const text = (fields) => JSON.stringify(Object.entries(fields).sort())
+  const set = [attributes(before), attributes(after), read(before), read(after)].map(text)
   Object.assign(after, { heading: null, launcher: "", open: false, readonly: undefined })
   before.remove()
-  return [set, JSON.stringify(Object.entries(values).sort()), [after.heading, after.launcher, after.open, after.readonly]]
+  return [set, text(values), [after.heading, after.launcher, after.open, after.readonly]]
 }"""
 
 
