@@ -380,6 +380,16 @@ class TrustedProxies:
                 break
         return client
 
+    def scheme_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> str:
+        """Return the scheme of a request from the trusted proxy `peer`: the last that it names, else `scheme`."""
+        named = [value for name, value in headers if name == b"x-forwarded-proto"]
+        last = named[-1].decode("latin-1").rpartition(",")[2].strip().lower() if named else ""
+        is_plain = last not in ("https", "wss")
+        if not last or not self.includes(peer):
+            return scheme
+        plain = "ws" if scheme in ("ws", "wss") else "http"
+        return plain if is_plain else f"{plain}s"
+
     def _includes(self, address: str) -> bool:
         try:
             ip = ip_address(address)

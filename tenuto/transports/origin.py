@@ -68,7 +68,8 @@ _OLD_HTTP = ("0.9", "1.0")
 # values of `Sec-Fetch-Site` for a page of this same origin, and for an address that the user typed
 _OWN_SITE = ("same-origin", "none")
 _REMEDY = (
-    "Set Hub(authenticate=visitors()) to give each visitor chats of their own, or authenticate=... to verify callers."
+    "Set Hub(authenticate=visitors()) to give each visitor chats of their own, or authenticate=... to verify callers; "
+    "authenticate=allow_everyone lets every caller read and write."
 )
 
 

@@ -72,7 +72,7 @@ async def _chats(hub: HubCore, identity: Identity, channel: str) -> list[dict[st
         if len(page) < MAX_LISTED:
             break
     readable = [one for one in found if identity.has("history", one.channel)]
-    newest = sorted(readable, key=lambda one: one.updated_ms, reverse=True)[:MAX_CHATS]
+    newest = sorted(readable, key=lambda one: (one.updated_ms, one.channel), reverse=True)[:MAX_CHATS]
     return [
         {"channel": one.channel, "title": await _title(hub, one.channel), "updated_ms": one.updated_ms}
         for one in newest

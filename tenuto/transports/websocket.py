@@ -99,7 +99,10 @@ class Sockets:
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket, and run it until its end."""
         try:
-            accepted = {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None}
+            accepted: Message = {
+                "type": "websocket.accept",
+                "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None,
+            }
             if isinstance(self._hub.authenticate, VisitorVerifier):
                 accepted["headers"] = visit_in(scope).headers
             await send(accepted)

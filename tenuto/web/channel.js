@@ -152,7 +152,7 @@ export class Channel extends Observable {
     const draft = fieldsOf(message)
     const known = this.#conversation.get(id)
     if (!known) {
-      const error = refusal("deleted", `message ${id} is deleted or not in view: retry() sends its new version as a new message`)
+      const error = refusal("deleted", `message ${id} is deleted or not in view: retry() sends the new text`)
       client.outbox.add(name, client.newId(), draft, { code: error.code, detail: error.message })
       this.notify()
       throw error

@@ -33,7 +33,8 @@ svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stro
 .launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-inline-start:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
 .launcher svg,.avatar svg{fill:currentColor;stroke:none}
 .badge{position:absolute;top:-4px;right:-4px;padding:0 7px;border-radius:20px;background:#a8261d;color:#fff;font-size:.8125em}
-.mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}`
+.mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}
+:host([launcher]) .mistake{max-width:min(340px,100vw - 40px)}`
 
 // Transparent borders are visible where the system forces its own colours.
 export const PANEL_STYLE = `

@@ -9,7 +9,7 @@ import { refusal, TenutoError } from "./errors.js"
 import { Token } from "./token.js"
 
 /** @typedef {{ channel: string, title: string }} Chat */
-/** @typedef {{ base: string, token: import("./token.js").Token, fetch: typeof globalThis.fetch }} Hub */
+/** @typedef {{ base: string, token: { get(): string | undefined | Promise<string> }, fetch: typeof globalThis.fetch }} Hub */
 
 const REQUEST_MS = 10_000
 const ID_LETTERS = 12 // of a new chat's name, of 36 letters and digits
@@ -73,7 +73,8 @@ async function request(hub, key) {
   /** @type {Response} */
   let response
   try {
-    response = await hub.fetch(`${base}/v1/visitor`, {
+    // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
+    response = await hub.fetch(`${base}/v1/visitor${navigator.cookieEnabled ? "" : "?token=1"}`, {
       method: "POST",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: AbortSignal.timeout(REQUEST_MS),

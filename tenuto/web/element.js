@@ -200,6 +200,7 @@ export class TenutoChat extends Base {
       this.open = this.kept.open ?? this.open
     }
     this.#drawLauncher(root)
+    if (!this.isOpen) this.#say("")
     // A closed chat is loaded only to count the answers that this person does not know yet.
     if (this.isOpen || this.kept.seen !== undefined) void this.#open(root)
     this.#panel?.update()
@@ -229,7 +230,7 @@ export class TenutoChat extends Base {
     if (this.#said?.textContent === words) return
     this.#said?.remove()
     this.#said = words ? element("p", { class: "mistake", part: "error", role: "alert" }, words) : null
-    if (this.#said) this.#root?.append(this.#said)
+    if (this.#said) this.#root?.prepend(this.#said)
   }
 
   /** @internal Show another of the visitor's chats. @param {string} name */
@@ -290,7 +291,7 @@ export class TenutoChat extends Base {
       const unexplained = { isTemporary: true, words: this.words.unreachable }
       const { isTemporary, words } = await import("./chat_errors.js").then(({ explain }) => explain(error, this.words), () => unexplained)
       console.error("<tenuto-chat> could not be loaded:", error)
-      this.#say(words)
+      if (this.isOpen) this.#say(words)
       const most_ms = Math.min(AGAIN_CAP_MS, AGAIN_MS * 2 ** this.#tries++)
       if (isTemporary) setTimeout(() => this.#draw(), AGAIN_MS / 2 + Math.random() * most_ms)
     } finally {

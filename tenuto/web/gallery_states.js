@@ -26,6 +26,8 @@
  * @property {Server} [server] `live` by default
  * @property {boolean} [isCached] the messages are those of an earlier page
  * @property {boolean} [isOffline] the browser has no network
+ * @property {readonly string[]} [chats] titles of the visitor's earlier chats: the element has no `channel`
+ * @property {number} [wait_s] seconds before which the server accepts no question
  * @property {readonly string[]} [can] the person's capabilities
  * @property {Record<string, string>} [attributes] of the element
  * @property {{ message: string, at: number, text: string }[]} [marks]
@@ -195,6 +197,8 @@ const states = {
   failed: { title: "Failed", shows: "Failed", messages: failed },
   "not-sent": { title: "Not sent", shows: "Not sent", messages: unsent, act: (here) => here.refuse("A message that is too long") },
   "no-agent": { title: "No assistant connected", shows: "No assistant is connected", messages: unheard, act: (here) => here.later("article", { type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }) },
+  visitor: { title: "A visitor with earlier chats", shows: "A cursor says", messages: answered, chats: ["How do I resume, and what does it cost on a phone?", "Which transport?"] },
+  "ask-again": { title: "Too many questions", shows: "You can ask again in", messages: unsent, wait_s: 3_000, act: (here) => here.ask("And what is an epoch?") },
   "history-loading": { title: "Older messages load", shows: "Loading older messages…", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => here.scrollUp() },
   people: {
     title: "40 people", shows: "+37", messages: answered, attached: { presence: { members: members(40), count: 40 } },

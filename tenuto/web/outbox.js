@@ -74,7 +74,7 @@ export class Outbox {
     const units = JSON.stringify([...entries, entry]).length
     const { length } = entries
     if (length >= MAX_MESSAGES || units > MAX_UNITS) {
-      throw refusal("too_many", `${length} of ${MAX_MESSAGES} messages wait, with ${units} of ${MAX_UNITS} characters: send later`)
+      throw refusal("too_many", `${length} of ${MAX_MESSAGES} messages wait, with ${units} characters: send later`)
     }
     this.#put(entry)
   }

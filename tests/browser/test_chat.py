@@ -358,6 +358,35 @@ async def test_a_mistake_in_the_attributes_is_in_the_console_and_people_read_a_s
         assert [words in text and text.startswith("<tenuto-chat>") for text in named] == [True]
 
 
+_REFLECTED = """async () => {
+  const before = document.createElement("tenuto-chat") // the tag is not defined yet
+  const values = {
+    url: "/tenuto", channel: "chat:1", heading: "Title", placeholder: "Ask", theme: "dark", images: "same-origin",
+    token: "t", identity: "ann", launcher: true, open: true, readonly: true,
+  }
+  Object.assign(before, values)
+  document.body.append(before)
+  await import("/tenuto/web/chat.js")
+  const after = Object.assign(document.createElement("tenuto-chat"), values)
+  const attributes = (chat) => Object.fromEntries([...chat.attributes].map(({ name, value }) => [name, value]))
+  const read = (chat) => Object.fromEntries(Object.keys(values).map((name) => [name, chat[name]]))
+  const text = (fields) => JSON.stringify(Object.entries(fields).sort())
+  const set = [attributes(before), attributes(after), read(before), read(after)].map(text)
+  Object.assign(after, { heading: null, launcher: "", open: false, readonly: undefined })
+  before.remove()
+  return [set, text(values), [after.heading, after.launcher, after.open, after.readonly]]
+}"""
+
+
+async def test_each_attribute_is_a_property_before_and_after_the_definition(browser: Browser) -> None:
+    async with app_with(new_hub()) as port:
+        page = await page_at(browser, port)
+        (first, second, read, again), values, cleared = await page.evaluate(_REFLECTED)
+        assert first == second == values.replace("true", '""')
+        assert read == again == values
+        assert cleared == ["", True, False, False]
+
+
 _TAG = """async (url) => {
   await import("/tenuto/web/chat.js")
   const { connect } = await import("/tenuto/web/client.js")
@@ -387,9 +416,9 @@ async def test_a_wrong_address_is_named_to_the_developer_only(
         await page.goto("about:blank")
 
 
-async def test_status_line_names_the_attribute_of_a_missing_token(browser: Browser) -> None:
+async def test_status_line_says_that_a_person_without_a_token_is_signed_out(browser: Browser) -> None:
     async with scene(browser, hub=verified()) as here:
-        await here.until("the option or attribute `token`")
+        await here.until("You are signed out.")
 
 
 @pytest.mark.parametrize("module", ["chat_panel.js", "chat_list.js"])
@@ -398,10 +427,10 @@ async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser, m
     async with scene(browser) as here:
         await here.page.route(f"**/{module}", lambda route: route.abort())
         await here.page.reload()
-        await here.until("could not be loaded")
+        await here.until("The chat cannot be reached now. Trying again…")
         await here.page.unroute(f"**/{module}")
         await here.ask("Why?")
-        assert await here.page.get_by_text("could not be loaded").count() == 0
+        assert await here.page.get_by_text("cannot be reached").count() == 0
 
 
 async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
