@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
-from tenuto.core.visitors import is_question
+from tenuto.core.visitor_ids import is_question
 from tenuto.hub.hosts import address_group
 from tenuto.hub.rates import Bucket
 from tenuto.hub.results import Done, Result
@@ -115,21 +115,25 @@ class Questions:
 
     def ask(self, visitor: str, peer: str | None) -> Asked:
         """Count a question of `visitor` from the address `peer`, if that is known. Raises TooMany."""
-        now_s, factor = self._now_s(), self._limits.address_factor
-        asker = self._asker(visitor, 1, now_s)
-        refusal = asker.refusal(f"visitor {shown(visitor)}", now_s)
-        askers = [asker]
+        now_s = self._now_s()
+        askers = {visitor: self._asker(visitor, 1, now_s)}
+        refusal = askers[visitor].refusal(f"visitor {shown(visitor)}", now_s)
         if peer is not None and refusal is None:
             group = address_group(peer)
-            askers.append(self._asker(f"/{group}", factor, now_s))
-            refusal = askers[1].refusal(f"the visitors at the address {shown(group)} have", now_s)
+            address = f"/{group}"  # an id contains no slash
+            askers[address] = self._asker(address, self._limits.address_factor, now_s)
+            refusal = askers[address].refusal(f"the visitors at the address {shown(group)} have", now_s)
             if refusal is not None:
                 self._log(refusal, now_s)
         if refusal is not None:
             raise refusal
-        for one in askers:
-            one.take(1)
-        return Asked(askers)
+        for name, asker in askers.items():
+            asker.take(1)
+            self._askers[name] = asker
+            self._askers.move_to_end(name)
+        while len(self._askers) > MAX_ASKERS:
+            self._askers.popitem(last=False)
+        return Asked(list(askers.values()))
 
     def counted(self, request: Request, caller: Caller, done: Done) -> tuple[Caller, Done, Asked | None]:
         """Count `request` of a visitor if it is a question, and return what to submit it with.
@@ -150,22 +154,22 @@ class Questions:
 
         return caller, settled, asked
 
-    def forget_full(self) -> None:
-        """Forget askers whose buckets are full again, at most `FORGET_AT_ONCE` at a time."""
-        now_s = self._now_s()
+    def forget_full(self) -> bool:
+        """Forget askers whose buckets are full again; return whether there may be many more of them.
+
+        It looks at `FORGET_AT_ONCE` askers.
+        """
+        now_s, before = self._now_s(), len(self)
         for name in list(islice(self._askers, FORGET_AT_ONCE)):
             if self._askers[name].is_full(now_s):
                 del self._askers[name]
             else:
                 self._askers.move_to_end(name)  # so that each asker is looked at in turn
+        return before - len(self) > FORGET_AT_ONCE // 2
 
     def _asker(self, name: str, factor: int, now_s: float) -> _Asker:
-        asker = self._askers.get(name)
-        if asker is None:
-            while len(self._askers) >= MAX_ASKERS:
-                self._askers.popitem(last=False)
-            asker = self._askers[name] = _Asker(self._limits, factor, now_s)
-        return asker
+        """Return the asker `name`; a new one is counted only when it asks."""
+        return self._askers.get(name) or _Asker(self._limits, factor, now_s)
 
     def _log(self, refusal: TooMany, now_s: float) -> None:
         if now_s - self._logged_s >= LOG_S:

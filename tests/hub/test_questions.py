@@ -15,11 +15,11 @@ import pytest
 
 from tenuto import Hub, Identity, Turn, visitors
 from tenuto.core.errors import StoreUnavailable, TooMany
-from tenuto.core.visitors import new_visitor_id
+from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub.questions import DAY_S, FORGET_AT_ONCE, MAX_ASKERS, QuestionLimits, Questions
 from tenuto.hub.rates import ClientLimits, Rates, of_addresses
 from tenuto.stores.base import Committed, Conflict, Write
-from tenuto.visitors import Visitors
+from tenuto.visiting import Visitors
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_websocket import dialled
 

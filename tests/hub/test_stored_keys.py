@@ -11,7 +11,7 @@ import pytest
 
 from tenuto import visitors
 from tenuto.core.errors import Unauthenticated
-from tenuto.core.visitors import new_visitor_id
+from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub import HubCore
 from tenuto.hub.identity import Identity
 from tenuto.hub.tickets import Tickets

@@ -18,10 +18,11 @@ from tenuto.bounded_http import BoundedHttpProtocol
 from tenuto.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.connections import Connections, TrustedProxies
 from tenuto.core.errors import LocalError
-from tenuto.core.visitors import is_visitor, new_visitor_id
+from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.clock import Clock
+from tenuto.hub.rates import ClientLimits
 from tenuto.hub.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
-from tenuto.visitors import Visitors
+from tenuto.visiting import Visitors
 from tests.interop.test_expiry import STREAMS, install_adapters
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS
@@ -215,7 +216,8 @@ def test_visitors_belong_to_one_hub() -> None:
 # Own channels
 
 
-async def test_visitor_reaches_no_channel_of_another_visitor_on_any_operation(hub: Hub) -> None:
+async def test_visitor_reaches_no_channel_of_another_visitor_on_any_operation() -> None:
+    hub = new_hub(authenticate=visitors(), client_limits=ClientLimits(client_requests=10_000))
     guests = guests_of(hub)
     async with serving(hub) as served:
         mine, theirs = (new_visitor_id(bytes([number]) * 13) for number in (1, 2))
@@ -324,6 +326,15 @@ async def test_foreign_page_becomes_no_visitor(hub: Hub) -> None:
         with pytest.raises(Exception, match="403"):
             async with dialled(served, origin="https://evil.test"):
                 pass
+
+
+async def test_request_that_a_page_of_another_site_causes_replaces_no_cookie(hub: Hub) -> None:
+    for dest, is_set in (("image", False), ("iframe", False), ("document", True)):
+        headers = {"sec-fetch-site": "cross-site", "sec-fetch-dest": dest}
+        async with visiting(hub, **headers) as page:
+            del page.headers["origin"]
+            response = await page.get("/v1/channels/chat:1/messages")
+        assert (response.status_code, "set-cookie" in response.headers) == (403, is_set)
 
 
 async def test_bearer_token_that_proves_nothing_is_refused(hub: Hub) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tenuto.core.names import is_id
 from tenuto.core.retention import DAY_MS, Policies
-from tenuto.core.visitors import RANDOM_BYTES, is_visitor, new_visitor_id, owner_of
+from tenuto.core.visitor_ids import RANDOM_BYTES, is_visitor, new_visitor_id, owner_of
 
 ME = new_visitor_id(bytes(RANDOM_BYTES))
 
