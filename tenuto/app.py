@@ -168,7 +168,7 @@ class Hub(HubCore):
             return Opened(known, None)
 
         async def begin(message_id: str, scope: Scope) -> Opened:
-            async with self._opening(channel):
+            async with self._openings.setdefault(channel, asyncio.Lock()):
                 await self.start()
                 asked = self._count_answer(prompt_by, scope)
                 try:
@@ -208,7 +208,7 @@ class Hub(HubCore):
             """
             if new_id is not None and (reply_id is not None or since is None):
                 return await begin(new_id, scope)
-            async with self._opening(channel):
+            async with self._openings.setdefault(channel, asyncio.Lock()):
                 await self.start()
             known = reply_id or (self.tickets.named(since, channel) if since is not None else None)
             known = known or await find_newest(self, channel, since)
@@ -227,15 +227,12 @@ class Hub(HubCore):
             headers=headers,
         )
 
-    def _opening(self, channel: str) -> asyncio.Lock:
-        """Return the lock under which questions to `channel` are stored and their answers begin, one after the other.
-
-        A request that looks for the newest answer waits for those before it. The lock lives as long as it is held.
-        """
-        return self._openings.setdefault(channel, asyncio.Lock())
-
     @cached_property
     def _openings(self) -> WeakValueDictionary[str, asyncio.Lock]:
+        """Return the locks under which questions to a channel are stored and their answers begin, one after the other.
+
+        A request that looks for the newest answer waits for those before it. A lock lives as long as it is held.
+        """
         return WeakValueDictionary()
 
     def _visitor_in(self, scope: Scope) -> str | None:
