@@ -35,7 +35,7 @@ def visitors(
 ) -> Visitors:
     """Return an `authenticate` for `Hub` that gives each browser a random id, in a signed cookie.
 
-    A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is asked
+    A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is called
     first: its identities are persons, and every other caller is a visitor. `key` (at least 32 bytes; several to rotate)
     signs the ids; without one the hub keeps a key in its store. The limits count what makes an agent call its model:
     the questions of each visitor, and `address_factor` times as many of all visitors of one address. Messages in
@@ -77,7 +77,7 @@ class Visitors(VisitorVerifier):
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
         if identity.client_id is None:
-            raise LocalError("the second verifier of visitors() returned an identity without a client_id; give it one")
+            raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
         if response is not None and visit.set_cookie is not None:
             response.headers.append("set-cookie", visit.set_cookie.decode())
         return identity.client_id
