@@ -66,9 +66,6 @@ class Served(Protocol):
     clock: Clock
     public_origin: str | None
 
-    async def start(self) -> None:
-        """Start the hub, which reads the key of visitors."""
-
 
 class VisitorVerifier:
     """An `authenticate` that makes each browser without another identity a visitor (`tenuto.visiting.visitors`)."""
@@ -121,9 +118,9 @@ class VisitorVerifier:
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the identity of a person, else of a visitor, who gets an id if the request proves none.
 
-        Return None for a bearer token that proves nothing. Raises the errors of the second verifier.
+        Return None for a bearer token that proves nothing. Raises the errors of the second verifier. The hub must have
+        started, which reads the key.
         """
-        await self.hub.start()  # which reads the key
         token = _bearer(scope)
         if token is not None and (known := self.identity_by_token(token)) is not None:
             visit_in(scope).client_id = known.client_id

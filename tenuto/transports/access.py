@@ -91,6 +91,8 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         mark_known(scope)
         return claimed
     check_origin(hub, scope)
+    if isinstance(verify, VisitorVerifier):
+        await start_hub(hub)  # the store has the key of visitors
     with logged_refusals(scope):
         identity = await _verified(scope, partial(verify, scope))
         if identity is not None:
