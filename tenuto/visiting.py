@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Authenticate
 from tenuto.hub.questions import QuestionLimits
 from tenuto.hub.settings import check_authenticate
@@ -69,10 +70,11 @@ class Visitors(VisitorVerifier):
         any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller that the hub would refuse.
         """
         visit = visit_in(request.scope)  # now, so that the copy of the scope shares it
-        scope = dict(request.scope)
+        scope, hub = dict(request.scope), self.hub
+        assert isinstance(hub, HubCore)
         try:
-            await check_peer(self.hub, scope)
-            identity = await identify(self.hub, scope)
+            await check_peer(hub, scope)
+            identity = await identify(hub, scope)
         except TenutoError as error:
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
