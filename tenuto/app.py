@@ -25,7 +25,7 @@ from tenuto.agents.turn import OnCrash
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.answer_ids import reply_id as reply_id_of
 from tenuto.core.cursor import Cursor
-from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
+from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
@@ -150,7 +150,7 @@ class Hub(HubCore):
             if not prompt:
                 return None
             request = CreateMessage(role="user", text=prompt)
-            caller = replace(self.caller(prompt_by or self._visitor_in(scope)), brings_answer=True)
+            caller = replace(self.caller(prompt_by or _visitor_in(self, scope)), brings_answer=True)
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
@@ -170,7 +170,13 @@ class Hub(HubCore):
         async def begin(message_id: str, scope: Scope) -> Opened:
             async with self._openings.setdefault(channel, asyncio.Lock()):
                 await self.start()
-                asked = self._count_answer(prompt_by, scope)
+                try:
+                    asked = _count_answer(self, prompt_by, scope)
+                except TooMany:
+                    joined = await join(message_id, scope)
+                    if joined is not None:
+                        return joined  # a repeat begins no answer
+                    raise
                 try:
                     opened = await begin_counted(message_id, scope)
                 except BaseException:
@@ -234,17 +240,6 @@ class Hub(HubCore):
         A request that looks for the newest answer waits for those before it. A lock lives as long as it is held.
         """
         return WeakValueDictionary()
-
-    def _visitor_in(self, scope: Scope) -> str | None:
-        """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
-        return visit_in(dict(scope)).client_id if self.questions is not None else None
-
-    def _count_answer(self, prompt_by: str | None, scope: Scope) -> Asked:
-        """Count an answer that the app begins for a visitor. Raises TooMany."""
-        visitor = self._visitor_in(scope) or prompt_by
-        if self.questions is None or visitor is None or not is_visitor(visitor):
-            return Asked([])
-        return self.questions.ask(visitor, peer_of(dict(scope)))
 
     async def authorize(
         self, scope: MutableMapping[str, Any], channel: str | None = None, capabilities: Iterable[str] = ()
@@ -346,6 +341,19 @@ class Hub(HubCore):
                 await app(scope, receive, send)
 
         return wrapped
+
+
+def _visitor_in(hub: Hub, scope: Scope) -> str | None:
+    """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
+    return visit_in(dict(scope)).client_id if hub.questions is not None else None
+
+
+def _count_answer(hub: Hub, prompt_by: str | None, scope: Scope) -> Asked:
+    """Count an answer that the app begins for a visitor. Raises TooMany."""
+    visitor = _visitor_in(hub, scope) or prompt_by
+    if hub.questions is None or visitor is None or not is_visitor(visitor):
+        return Asked([])
+    return hub.questions.ask(visitor, peer_of(dict(scope)))
 
 
 async def _check_own_answer(
