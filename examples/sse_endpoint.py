@@ -1,8 +1,8 @@
 """An existing SSE endpoint with one changed line: its answers outlive the request that started them.
 
 Run `python examples/sse_endpoint.py`, open http://127.0.0.1:8000 and ask a question. Reload during the answer, or
-open the same address in a second window: the page calls its endpoint again and gets the same answer, not another one.
-`curl -N` on the addresses that the page shows prints both styles.
+open the same address in a second window: the page calls its endpoint without a question, and gets the newest answer.
+`curl -N "http://127.0.0.1:8000/chat?prompt=why"` prints the stream, and `/chat/events` the one with named events.
 
 Before, each endpoint ended with
 
@@ -50,13 +50,16 @@ async def answer(prompt: str) -> AsyncIterator[str]:
 
 
 @app.get("/chat")
-async def chat(prompt: str, id: str) -> Response:
-    """Return plain `data:` lines, and `[DONE]`. Pass the function itself: the hub calls it once for each id."""
+async def chat(prompt: str = "", id: str | None = None) -> Response:
+    """Return plain `data:` lines, and `[DONE]`. Pass the function itself: the hub calls it once for each question.
+
+    A request with the `id` of an earlier one gets the answer of that one.
+    """
     return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id, style="data")
 
 
 @app.get("/chat/events")
-async def chat_events(prompt: str, id: str) -> Response:
+async def chat_events(prompt: str = "", id: str | None = None) -> Response:
     """Return the same with named events: `thinking`, `answer`, `done`."""
     return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id)
 
@@ -76,21 +79,18 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>An SSE endpoint and Tenuto</title>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } pre { white-space: pre-wrap }</style>
-<form id="form"><input id="question" required autofocus placeholder="Ask something"> <button>Ask</button></form>
+<form onsubmit="ask(question.value); return false">
+  <input id="question" required autofocus placeholder="Ask something"> <button>Ask</button>
+</form>
 <pre id="text"></pre>
 <p id="state"></p>
-<p><code id="plain"></code><br><code id="named"></code></p>
 <script>
   let source
 
-  function watch() {
+  function ask(prompt) {
     source?.close()
     text.textContent = state.textContent = ""
-    if (!location.hash) return
-    const query = location.hash.slice(1) // the prompt and the answer's id are all that the page needs
-    plain.textContent = `curl -N '${new URL(`chat?${query}`, location.href)}'`
-    named.textContent = `curl -N '${new URL(`chat/events?${query}`, location.href)}'`
-    source = new EventSource(`chat?${query}`)
+    source = new EventSource(`chat?prompt=${encodeURIComponent(prompt)}`)
     source.onmessage = ({ data }) => {
       if (data !== "[DONE]") return (text.textContent += data)
       state.textContent ||= "complete"
@@ -101,13 +101,7 @@ PAGE = """<!doctype html>
     }
   }
 
-  form.onsubmit = (event) => {
-    event.preventDefault()
-    location.hash = new URLSearchParams({ prompt: question.value, id: crypto.randomUUID() })
-    form.reset()
-  }
-  onhashchange = watch
-  watch()
+  ask("") // no question: the newest answer
 </script>
 """
 

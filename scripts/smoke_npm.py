@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from playwright.async_api import Browser, Page, expect
 from starlette.staticfiles import StaticFiles
 
-from tenuto import Hub
+from tenuto import Hub, visitors
 from tenuto.testing import FaultProxy
 from tests.browser.tab import chromium
 from tests.examples.nodes import two_nodes
@@ -134,6 +134,34 @@ async def check_frameworks(browser: Browser, built: Path) -> None:
         await page.goto("about:blank")
 
 
+async def check_widgets(browser: Browser, built: Path) -> None:
+    """Open the chat element of React, Vue and Svelte; each is the chat of this visitor and shows its new title."""
+    app = FastAPI()
+    hub = Hub("memory://", authenticate=visitors())
+    hub.install(app, "/tenuto")
+    app.mount("/", StaticFiles(directory=built, html=True))
+    async with served_app(app) as address:
+        page, errors = await open_page(browser, f"{address}/widgets.html")
+        for name in ("react", "vue", "svelte"):
+            chat = page.locator(f"#{name} tenuto-chat")
+            await expect(chat.get_by_role("button", name="Open chat")).to_be_visible()
+            await chat.evaluate("(chat) => chat.show()")
+            await expect(chat.get_by_role("heading")).to_have_text("Ask me")
+            await chat.locator("textarea").fill(f"From {name}")
+            await chat.locator("textarea").press("Enter")
+            await expect(chat.locator("article")).to_contain_text([f"From {name}"])
+            await chat.evaluate("(chat) => chat.hide()")
+        await page.evaluate("show('Ask us')")
+        for name in ("react", "vue", "svelte"):
+            chat = page.locator(f"#{name} tenuto-chat")
+            await chat.evaluate("(chat) => (chat.open = true)")
+            await expect(chat.get_by_role("heading")).to_have_text("Ask us")
+            await expect(chat.locator("article")).to_contain_text(["From react", "From vue", "From svelte"])
+            await chat.evaluate("(chat) => chat.hide()")
+        assert errors == []
+        await page.goto("about:blank")
+
+
 async def main(folder: Path, server_port: int, page_port: int) -> None:
     """Raise AssertionError if a built app does not work."""
     expect.set_options(timeout=30_000)
@@ -160,6 +188,7 @@ async def main(folder: Path, server_port: int, page_port: int) -> None:
             async with process(page_port, folder / "next", following, "start", "--hostname", "localhost", *options[2:]):
                 await check_next(browser, origin, move)
             await check_frameworks(browser, folder / "frameworks" / "dist")
+            await check_widgets(browser, folder / "frameworks" / "dist")
     print("the package works with Vite, Next.js, assistant-ui, Vue and Svelte")
 
 

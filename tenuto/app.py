@@ -24,21 +24,26 @@ from tenuto.agents.running import Agent, Handler, check_agent
 from tenuto.agents.turn import OnCrash
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.answer_ids import reply_id as reply_id_of
-from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
+from tenuto.core.cursor import Cursor
+from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turn_deltas import TurnStatus
+from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub import HubCore
 from tenuto.hub.control import check_speed
 from tenuto.hub.patterns import check_pattern
+from tenuto.hub.questions import Asked
 from tenuto.hub.turn_status import next_status, read_pending, read_turn
+from tenuto.hub.visitors import visit_in
 from tenuto.hub.workers import WhenBusy
-from tenuto.response import Answering, StreamResponse, Style, check_source, check_style
+from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, authorize
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.framing import EndFrame
+from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount
 
 Scope = MutableMapping[str, Any]
@@ -126,49 +131,70 @@ class Hub(HubCore):
         repeat with the same `reply_id` joins the existing answer, if this application began it as `author` for the same
         prompt; any other message under that id is an IdConflict. Without a `reply_id`, an EventSource that reconnects
         joins the answer that it was reading.
+
+        With the empty prompt `""` the request asks nothing, and `source` is not called: a reloaded page gets the answer
+        to the newest question of the channel, or the answer `reply_id`, in the same style, from its beginning and then
+        live. If there is none, the status is 204, which stops an EventSource.
         """
         check_source(source, source_kind, text_field)
         check_style(style, end_frame)
-        message_id = self.clock.id_or_new(reply_id)
+        resumes = prompt == ""
+        new_id = None if resumes else self.clock.id_or_new(reply_id)
         check_channel(channel)
 
-        async def ask(message_id: str) -> str | None:
+        async def ask(message_id: str, scope: Scope) -> str | None:
             """Store the prompt of the answer `message_id`.
 
             A repeated call adds no second prompt, because it computes the same id.
             """
-            if prompt is None:
+            if not prompt:
                 return None
             request = CreateMessage(role="user", text=prompt)
-            caller = replace(self.caller(prompt_by), brings_answer=True)
+            caller = replace(self.caller(prompt_by or _visitor_in(self, scope)), brings_answer=True)
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
 
-        async def join(known: str) -> bool:
-            """Return whether the message `known`, of an earlier request, is the answer to the same prompt."""
-            await self.start()
-            prompt_id = reply_id_of(known, 0) if prompt is not None else None
+        async def join(known: str, scope: Scope) -> Opened | None:
+            """Return the answer `known` if this request may read it: its id may come from the page."""
             try:
-                await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
-                await ask(known)  # raises IdConflict if the prompt is another one
+                if reply_id is not None or not resumes:
+                    prompt_id = reply_id_of(known, 0) if prompt is not None else None
+                    await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
+                    await ask(known, scope)  # raises IdConflict if the prompt is another one
                 await self.read(channel, known)
             except (NotFound, Deleted, IdConflict):
-                return False
-            return True
+                return None
+            return Opened(known, None)
 
-        async def begin(message_id: str) -> Answering | None:
-            await self.start()
-            prompt_id = await ask(message_id)
+        async def begin(message_id: str, scope: Scope) -> Opened:
+            async with self._openings.setdefault(channel, asyncio.Lock()):
+                await self.start()
+                try:
+                    asked = _count_answer(self, prompt_by, scope)
+                except TooMany:
+                    joined = await join(message_id, scope)
+                    if joined is not None:
+                        return joined  # a repeat begins no answer
+                    raise
+                try:
+                    opened = await begin_counted(message_id, scope)
+                except BaseException:
+                    asked.give_back()
+                    raise
+                if opened.answering is None:
+                    asked.give_back()  # the answer was counted when it began
+                return opened
+
+        async def begin_counted(message_id: str, scope: Scope) -> Opened:
+            prompt_id = await ask(message_id, scope)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
             assert isinstance(writer, AgentWriter)
-            # a repeated request waits here for the first one
-            async with self._openings.setdefault((channel, message_id), asyncio.Lock()):
-                try:
-                    await writer.open()
-                except IdConflict:
-                    await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
-                    return None
+            try:
+                await writer.open()
+            except IdConflict:
+                await _check_own_answer(self, channel, message_id, author=author, reply_to=prompt_id)
+                return Opened(message_id, None)
             answering = Answering(
                 self,
                 writer,
@@ -179,14 +205,27 @@ class Hub(HubCore):
                 cancel_after_s=cancel_after_s,
             )
             answering.start()
-            return answering
+            return Opened(message_id, answering)
+
+        async def open_answer(since: Cursor | None, scope: Scope) -> Opened | None:
+            """Begin the answer, or join the one that the reader with the cursor `since` was reading.
+
+            None: the request asks nothing, and there is no answer.
+            """
+            if new_id is not None and (reply_id is not None or since is None):
+                return await begin(new_id, scope)
+            async with self._openings.setdefault(channel, asyncio.Lock()):
+                await self.start()
+            known = reply_id or (self.tickets.named(since, channel) if since is not None else None)
+            known = known or await find_newest(self, channel, since)
+            joined = await join(known, scope) if known is not None else None
+            return joined or (await begin(new_id, scope) if new_id is not None else None)
 
         return StreamResponse(
-            begin,
-            join,
+            open_answer,
             self._asgi,
             channel,
-            message_id,
+            new_id,
             is_repeatable=reply_id is not None,
             style=style,
             end_frame=end_frame,
@@ -195,8 +234,11 @@ class Hub(HubCore):
         )
 
     @cached_property
-    def _openings(self) -> WeakValueDictionary[tuple[str, str], asyncio.Lock]:
-        """Return the locks of answers that are being opened. A lock lives as long as a request holds it."""
+    def _openings(self) -> WeakValueDictionary[str, asyncio.Lock]:
+        """Return the locks under which questions to a channel are stored and their answers begin, one after the other.
+
+        A request that looks for the newest answer waits for those before it. A lock lives as long as it is held.
+        """
         return WeakValueDictionary()
 
     async def authorize(
@@ -207,6 +249,8 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
+        if self.questions is not None:
+            visit_in(scope)  # now, so that the copy of the scope shares it
         return await authorize(self._asgi, dict(scope), channel, capabilities)
 
     async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
@@ -297,6 +341,19 @@ class Hub(HubCore):
                 await app(scope, receive, send)
 
         return wrapped
+
+
+def _visitor_in(hub: Hub, scope: Scope) -> str | None:
+    """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
+    return visit_in(dict(scope)).client_id if hub.questions is not None else None
+
+
+def _count_answer(hub: Hub, prompt_by: str | None, scope: Scope) -> Asked:
+    """Count an answer that the app begins for a visitor. Raises TooMany."""
+    visitor = _visitor_in(hub, scope) or prompt_by
+    if hub.questions is None or visitor is None or not is_visitor(visitor):
+        return Asked([])
+    return hub.questions.ask(visitor, peer_of(dict(scope)))
 
 
 async def _check_own_answer(

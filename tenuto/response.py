@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -26,15 +26,19 @@ from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.deltas import Delta
-from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
+from tenuto.core.model import Message
 from tenuto.core.turn_deltas import InAnswer, TurnChanged
 from tenuto.hub.hub import HubCore
+from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, Position, sent_by
+from tenuto.transports.http import problem_response
 from tenuto.transports.message_stream import MessageStream, resume_point
 from tenuto.transports.sender import TaskSender
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.turn_stream import TurnFormat
+from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -42,6 +46,8 @@ Style = Literal["events", "data", "ai-sdk"] | Callable[[str], str | bytes]
 # For a style in the format of another client: the class of the format. It is in a layer above, and so named here only.
 FORMATS = {"ai-sdk": ("tenuto.interop.ai_sdk_stream", "UIStream")}
 VIEWERS_POLL_S = 1.0  # interval of the check whether an answer that ends without viewers has any
+BEGINNING_S = 10.0  # longest time between a question and the beginning of its answer, for a page that looks for it
+PAGE = 10  # messages of one read that looks for the newest answer
 
 
 class Answering:
@@ -104,14 +110,18 @@ class Answering:
         """Write the whole source into the message. The message records how the source ended."""
         try:
             async with self._writer as message:
-                stream = self._source() if callable(self._source) else self._source
-                if inspect.isawaitable(stream):
-                    stream = await stream
-                await pipe(message, stream, source=self._source_kind, text_field=self._text_field, option="source_kind")
+                name = getattr(self._source, "__name__", type(self._source).__name__)
+                await timed(f'source "{name}" of stream_response', self._pipe(message), logger)
         except TenutoError as error:
             logger.warning("the answer %s ended early: %s", self._writer.id, error)
         except Exception:
             logger.exception("the answer %s failed", self._writer.id)
+
+    async def _pipe(self, message: AgentWriter) -> None:
+        stream = self._source() if callable(self._source) else self._source
+        if inspect.isawaitable(stream):
+            stream = await stream
+        await pipe(message, stream, source=self._source_kind, text_field=self._text_field, option="source_kind")
 
     async def _cancel_at_stop(self, watch: LocalWatch, writing: asyncio.Future[None]) -> None:
         await until_stopped(watch, lambda: self._targets)
@@ -132,6 +142,13 @@ class Answering:
         writing.cancel()
 
 
+class Opened(NamedTuple):
+    """The answer that a response streams; with `answering` if this response has begun it."""
+
+    message_id: str
+    answering: Answering | None
+
+
 class StreamResponse(Response):
     """The answer as a response. If the caller disconnects, only this response ends."""
 
@@ -139,11 +156,10 @@ class StreamResponse(Response):
 
     def __init__(
         self,
-        begin: Callable[[str], Coroutine[Any, Any, Answering | None]],
-        join: Callable[[str], Coroutine[Any, Any, bool]],
+        open_answer: Callable[[Cursor | None, Scope], Awaitable[Opened | None]],
         app: StreamApp,
         channel: str,
-        message_id: str,
+        message_id: str | None,
         *,
         is_repeatable: bool,
         style: Style,
@@ -151,90 +167,87 @@ class StreamResponse(Response):
         path: str,
         headers: Mapping[str, str] | None,
     ) -> None:
+        """Stream the answer that `open_answer` begins or finds; `message_id` is the id of one that it begins."""
         super().__init__(status_code=200)
         self._is_repeatable = is_repeatable  # True: a repeat of the same request joins the same answer
         self._end_frame = end_frame
-        self._begin = begin  # awaited only when the response is sent, so that its errors reach the app
-        self._join = join
+        self._open = open_answer  # awaited only when the response is sent, so that its errors reach the app
         self._app = app
         self._channel = channel
-        self._message_id = message_id
         self._style = style
         self._path = path
+        self._turn_format: TurnFormat | None = None  # of this one response, if the style names one
+        self._own_headers = {name.lower() for name in headers or ()}
+        del self.headers["content-length"]
         known = {
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache, no-transform",
             "X-Content-Type-Options": "nosniff",
             "X-Accel-Buffering": "no",
             "Tenuto-Channel": channel,
-            **self._location_of(message_id),
             **(headers or {}),
         }
-        # the format of a turn that the style names, for this one response
-        self._turn_format = _turn_format_of(style, message_id)
-        if self._turn_format is not None:
-            known = {**known, **self._turn_format.headers, **(headers or {})}
-        self._own_headers = {name.lower() for name in headers or ()}
-        del self.headers["content-length"]
         for name, value in known.items():
             self.headers[name] = value
-
-    def _location_of(self, message_id: str) -> dict[str, str]:
-        """Return the headers from which a reloaded page learns where to find the answer."""
-        message = f"channels/{quote(self._channel, safe='')}/messages/{quote(message_id, safe='')}"
-        return {"Tenuto-Message": message_id, "Location": f"{self._path}/v1/{message}/events"}
+        if message_id is not None:
+            self._name(message_id)
 
     def _name(self, message_id: str) -> None:
-        """Let the headers name the answer, except for those that the app has set."""
-        for name, value in self._location_of(message_id).items():
+        """Let the headers name the answer, for a reloaded page, except for those that the app has set."""
+        message = f"channels/{quote(self._channel, safe='')}/messages/{quote(message_id, safe='')}"
+        known = {"Tenuto-Message": message_id, "Location": f"{self._path}/v1/{message}/events"}
+        self._turn_format = _turn_format_of(self._style, message_id)
+        if self._turn_format is not None:
+            known |= self._turn_format.headers
+        for name, value in known.items():
             if name.lower() not in self._own_headers:
                 self.headers[name] = value
-
-    async def _begin_or_join(self, since: Cursor | None) -> Answering | None:
-        """Begin the answer, or join the one that an EventSource, which reconnects with `since`, was reading.
-
-        Without a `reply_id` only the request's cursor names the answer, with the hub's signature.
-        """
-        if not self._is_repeatable and since is not None:
-            known = self._app.hub.tickets.named(since, self._channel)
-            if known is not None and await self._join(known):
-                self._message_id = known
-                self._name(known)
-                return None
-        return await self._begin(self._message_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
         requested = Headers(scope=scope)
         # the path of a proxy, which the server knows as its root path; below a mount, Starlette keeps it apart
         self._path = scope.get("app_root_path", scope.get("root_path", "")).rstrip("/") + self._path
-        self._name(self._message_id)
         # a format of another client begins with the first character, because its chunks have no ids
-        since = parse_cursor(requested.get("last-event-id", "")) if self._turn_format is None else None
+        has_ids = self._style not in FORMATS
+        since = parse_cursor(requested.get("last-event-id", "")) if has_ids else None
+        cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
+        self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if not self._is_repeatable and sent_by(since).is_finished:
-            # status 204 stops an EventSource, which would otherwise repeat the request
-            await Response(status_code=204)(scope, receive, send)
+            await self._send_nothing(send)  # the EventSource would repeat the request otherwise
             return
-        answering = await self._begin_or_join(since)  # None: the answer exists already, and this is one more reader
-        message, cursor = await hub.read(self._channel, self._message_id)
+        try:
+            opened = await self._open(since, scope)
+        except TooMany as error:  # a visitor asks too much; all other errors reach the app
+            response = problem_response(error)
+            response.raw_headers += cookie
+            await response(scope, receive, send)
+            return
+        if opened is None:
+            await self._send_nothing(send)
+            return
+        message_id, answering = opened
+        self._name(message_id)
+        message, cursor = await hub.read(self._channel, message_id)
         # no reader has received any text of a new answer
         sent = resume_point(since if answering is None else None, cursor)
         if sent.is_finished and message.status != "streaming":
-            await Response(status_code=204)(scope, receive, send)  # status 204 stops an EventSource
+            await self._send_nothing(send)
             return
+        name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
         # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the answer
         # only.
         stream = MessageStream(
             self._app,
             send,
             Credentials(hub, dict(scope), None),
-            self._message_id,
+            message_id,
             sent,
-            self._framer(requested),
+            self._framer(requested, message_id),
             is_own_client=True,
             # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
             sender_class=TaskSender,
-            name="" if self._is_repeatable else hub.tickets.name(self._channel, self._message_id),
+            name=name,
         )
         if answering is not None:
             answering.reader_came()
@@ -242,24 +255,84 @@ class StreamResponse(Response):
             await stream.attach(self._channel, message, cursor)
             del message  # a stream lasts long, so it does not keep the text of its beginning
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if name and has_ids and since is None and self._is_for_event_source(requested):
+                # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
+                id = Position(cursor, name, sent).id(is_finished=False)
+                await send({"type": "http.response.body", "body": f"id: {id}\n\n".encode(), "more_body": True})
             await stream.run(receive)
         finally:
             if answering is not None:
                 answering.reader_left()
             stream.close()
 
-    def _framer(self, requested: Headers) -> Framer:
+    async def _send_nothing(self, send: Send) -> None:
+        """Send status 204, which stops an EventSource; with the headers that the app has set, such as cookies."""
+        del self.headers["content-type"]
+        await send({"type": "http.response.start", "status": 204, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _is_for_event_source(self, requested: Headers) -> bool:
+        """Return whether an EventSource reads this response, which resumes from ids after it reconnects by itself."""
+        is_events = self.headers["content-type"].startswith("text/event-stream")
+        return is_events and "text/event-stream" in requested.get("accept", "")
+
+    def _framer(self, requested: Headers, message_id: str) -> Framer:
         if self._turn_format is not None:
-            return TurnFrames(self._turn_format, self._message_id)
+            return TurnFrames(self._turn_format, message_id)
         if self._style == "events":
             return NamedEvents()
-        # Only an EventSource gets ids, from which it resumes after it reconnects by itself. Other readers get only the
-        # data.
+        # other readers than an EventSource get only the data
         has_ids = "text/event-stream" in requested.get("accept", "")
         if self._style == "data":
             return PlainData(has_ids=has_ids)
         assert callable(self._style)
         return OwnFrames(self._style, self._end_frame, has_ids=has_ids)
+
+
+async def find_newest(hub: HubCore, channel: str, since: Cursor | None) -> str | None:
+    """Return the id of the newest answer of `channel`, which is that to its newest question.
+
+    Wait for it while the question is new, because another node may be about to begin it. None if there is no answer, or
+    if a reader with the cursor `since` was reading an older one. Raises StoreUnavailable.
+    """
+    live = await hub.runtime.fresh(channel)
+    changed = asyncio.Event()
+    live.listeners[changed.set] = None
+    try:
+        async with asyncio.timeout(BEGINNING_S):
+            while True:
+                answer, question, cursor = await _newest(hub, channel)
+                if answer is not None:
+                    is_read = since is None or (since.epoch == cursor.epoch and since.serial >= answer.created)
+                    return answer.id if is_read else None
+                if question is None or hub.clock.now_ms() - question.created_at >= BEGINNING_S * 1000:
+                    return None
+                await changed.wait()
+                changed.clear()
+    except TimeoutError:
+        return None
+    finally:
+        live.listeners.pop(changed.set, None)
+
+
+async def _newest(hub: HubCore, channel: str) -> tuple[Message | None, Message | None, Cursor]:
+    """Return the answer to the newest question, if there is one, the question, and the position of the first read."""
+    answers: list[Message] = []
+    before: int | None = None
+    first: Cursor | None = None
+    while True:
+        page = await hub.history(channel, before=before, limit=PAGE)
+        first = first or parse_cursor(page.cursor)
+        assert first is not None
+        for message in page.messages:
+            if message.role == "assistant":
+                answers.append(message)
+            elif message.role == "user":
+                ours = (one for one in answers if one.reply_to in (message.id, None))
+                return next(ours, None), message, first
+        if not page.more:
+            return next(iter(answers), None), None, first
+        before = page.messages[-1].created
 
 
 def _turn_format_of(style: Style, message_id: str) -> TurnFormat | None:

@@ -1,18 +1,72 @@
-"""A watchdog: limits how long operations may take, with one timer for all of them.
+"""A watchdog: limits how long operations may take, with one timer for all of them; and `timed`, for code of the app.
 
-Layer: watchdog, directly above `core`. The senders of all connections of a hub use one (`Heartbeats.watchdog`), the
-commits of a hub another one, and the calls of an SQLite store a third.
+Layer: watchdog, directly above `core`. The senders of all connections of a hub use one watchdog
+(`Heartbeats.watchdog`), the commits of a hub another one, and the calls of an SQLite store a third. Handlers and hooks
+run in `timed`.
 
 `asyncio.timeout` makes and cancels a timer for each operation, which costs more than most operations that succeed. The
 limit of a watchdog is the same for all its operations, so they become due in the order in which they began. The one
 timer is set for the oldest operation; when it fires, it is set for the oldest one of that time. So an operation is
 cancelled exactly at its limit, and a watchdog without operations soon has no timer.
+
+`timed` reads the clock before and after each step of a coroutine, the code between two waits. So it names the code that
+blocked the event loop, and no other code that waited meanwhile. A thread that looked at a loop that stands still could
+not tell one long step from many short ones.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import types
+from collections.abc import Awaitable, Coroutine, Generator
+from time import monotonic
 from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+BLOCKED_S = 0.25  # a step that takes longer is reported
+QUIET_S = 60.0  # least time between two reports of the same code
+_reported_s: dict[str, float] = {}  # time of the last report, by the name of the code
+
+
+@types.coroutine
+def timed(name: str, work: Awaitable[T], logger: logging.Logger) -> Generator[Any, Any, T]:
+    """Return the result of `work`. Warn if one of its steps blocks the event loop, at most once a minute for `name`.
+
+    Steps of other tasks, also of those that `work` starts, do not count.
+    """
+    coroutine = work if isinstance(work, Coroutine) else _awaited(work)
+    step: Any = coroutine.send
+    value: Any = None
+    while True:
+        begun_s = monotonic()
+        try:
+            waits_for = step(value)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            value = None  # an error that was thrown refers to this frame
+            if (now_s := monotonic()) - begun_s > BLOCKED_S:
+                _report(name, now_s - begun_s, now_s, logger)
+        try:
+            value = yield waits_for
+            step = coroutine.send
+        except BaseException as error:  # raised inside `work`, where the task waits
+            step, value = coroutine.throw, error
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
+def _report(name: str, blocked_s: float, now_s: float, logger: logging.Logger) -> None:
+    last_s = _reported_s.get(name)
+    if last_s is None or now_s - last_s >= QUIET_S:
+        _reported_s[name] = now_s
+        logger.warning("%s blocked the event loop for %.1f s: use asyncio.to_thread", name, blocked_s)
 
 
 class Watchdog:

@@ -37,6 +37,7 @@ from tenuto.core.errors import (
 from tenuto.core.model import Json, Message
 from tenuto.core.names import check_id
 from tenuto.core.turns import Replier, attempt_of, rules_of
+from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -214,7 +215,7 @@ class Running:
             return
         limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
         try:
-            await self._agent.handler(turn)
+            await timed(f'handler "{self._agent.name}"', self._agent.handler(turn), logger)
         except asyncio.CancelledError as error:
             if self._is_late:
                 timeout_s = self._agent.timeout_s

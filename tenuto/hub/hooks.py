@@ -41,6 +41,7 @@ from tenuto.hub.nodes import NodeLease
 from tenuto.hub.patterns import check_pattern, matches
 from tenuto.hub.store_errors import logs_errors
 from tenuto.stores.base import Store, head_of
+from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.hooks")
 
@@ -356,7 +357,7 @@ class HookRunner:
             if not self._may_call(turn):
                 return
             async with asyncio.timeout(TIMEOUT_S):
-                await self._hook.handler(event)
+                await timed(f'hook "{self._hook.name}"', self._hook.handler(event), logger)
             await self._note(channel, (head.epoch, event.serial), turn)
         await self._note(channel, (head.epoch, head.serial), turn)
 

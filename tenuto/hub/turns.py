@@ -51,6 +51,8 @@ logger = logging.getLogger("tenuto.hub")
 
 LEASE_S = 15.0  # length of the lease of a remote worker's turn; the worker renews it after a third
 UNCLAIMED_S = 5.0  # if a message is unclaimed for this long, viewers get a `nobody_listening` signal
+NAMED_UNSERVED = 100  # kinds of channels that no agent serves and the log names
+NAMED_PATTERNS = 5  # served patterns that such a line names
 
 OpenTurn = TurnState[Worker]
 OpenTurns = ChannelTurns[Worker]
@@ -77,6 +79,7 @@ class TurnScheduler:
         self._find = find  # returns a channel if it is in memory
         self._turns: dict[str, OpenTurns] = {}
         self.unended = UnendedAttempts()
+        self._unserved: set[str] = set()  # kinds of channels that the log has named
         self._is_over = False
 
     # -- workers -----------------------------------------------------------------------------------------------
@@ -170,10 +173,16 @@ class TurnScheduler:
         state = channel.state
         if keys is None:
             keys = dict.fromkeys((*state.messages, *(turn.message_id for turn in self._turns.get(channel.name, ()))))
+            is_new = False
+        else:
+            is_new = bool(self.workers.patterns)
         is_changed = False
         for key in keys:
             if not key.startswith(COMMAND_MARK):
-                is_changed |= self.inspect_message(channel.name, key, state.message(key))
+                message = state.message(key)
+                is_changed |= self.inspect_message(channel.name, key, message)
+                if is_new and message is not None and message.version == message.created:
+                    self._check_served(channel.name, message)
         if is_changed:
             self.offer(channel.name)
 
@@ -264,6 +273,26 @@ class TurnScheduler:
         has_agent = self.workers.has_agent(channel) or self.workers.is_served_elsewhere(channel)
         if turn.phase is Phase.WAITING and live is not None and not has_agent:
             live.presence_state.signal(Signal(name="nobody_listening", data={"message": turn.message_id}))
+
+    def _check_served(self, channel: str, message: MessageState) -> None:
+        """Check later whether a new message waits in vain: other channels have agents, and this one has none."""
+        if message.role == "user" and message.claim is None and not self.workers.serves(channel):
+            due_s = self._loop.time() + UNCLAIMED_S
+            self._deadlines.set(("unserved", channel), due_s, partial(self._signal_unserved, channel, message.id))
+
+    def _signal_unserved(self, channel: str, message_id: str) -> None:
+        live = self._find(channel)
+        asked = live.state.message(message_id) if live is not None else None
+        if live is None or asked is None or asked.deleted or self.workers.serves(channel):
+            return
+        if any(one.created > asked.created and one.role != "user" for one in live.state.messages.values()):
+            return  # a route of the app answers here
+        live.presence_state.signal(Signal(name="nobody_listening", data={"message": message_id}))
+        kind = channel.rpartition(":")[0]
+        if kind not in self._unserved and len(self._unserved) < NAMED_UNSERVED:
+            self._unserved.add(kind)
+            patterns = ", ".join(f'"{one}"' for one in sorted(self.workers.patterns)[:NAMED_PATTERNS])
+            logger.warning('no agent serves "%s"; agents serve %s', channel, patterns)
 
     # -- claims ------------------------------------------------------------------------------------------------
 

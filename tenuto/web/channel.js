@@ -152,7 +152,7 @@ export class Channel extends Observable {
     const draft = fieldsOf(message)
     const known = this.#conversation.get(id)
     if (!known) {
-      const error = refusal("deleted", `message ${id} is deleted or not in view: retry() sends its new version as a new message`)
+      const error = refusal("deleted", `message ${id} is deleted or not in view: retry() sends the new text`)
       client.outbox.add(name, client.newId(), draft, { code: error.code, detail: error.message })
       this.notify()
       throw error
@@ -168,10 +168,10 @@ export class Channel extends Observable {
 
   /** Request another answer to a question, as a branch. @param {string} [id] of the question or of its answer; by default the newest question */
   async regenerate(id) {
-    const { all, messages } = this.getSnapshot()
+    const { messages } = this.getSnapshot()
     const known = id === undefined ? messages.findLast(({ role }) => role === "user") : this.#conversation.get(id)
     const target = known?.role === "user" ? known.id : known?.reply_to ?? known?.parent ?? id
-    if (!target) throw refusal("not_found", `channel ${this.name} shows no question to answer again, of ${all.length} messages: send one`)
+    if (!target) throw refusal("not_found", `channel ${this.name} shows no question to answer again: send one`)
     const response = await this.command("regenerate", { target })
     this.#conversation.follow("assistant", target)
     this.notify()
@@ -453,7 +453,7 @@ export class Channel extends Observable {
 /** Keep the joiner of a part, unless its offset is unknown. @param {Map<string, SurrogateJoiner>} joiners @param {string} key @param {SurrogateJoiner} joiner */
 function keep(joiners, key, joiner) {
   if (isNaN(joiner.at)) {
-    throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points, got undefined`)
+    throw refusal("invalid_request", `the first append to message ${key.split(" ")[0]} needs at, the length of the part in code points`)
   }
   remember(joiners, key, joiner, JOINERS)
   return joiner

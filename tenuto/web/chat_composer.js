@@ -52,7 +52,12 @@ export class Composer {
     this.stop.hidden = this.choices.hidden = !isRunning || !panel.may("command")
     this.choose(this.isSteering && !this.choices.hidden)
     if (wasHidden !== node.hidden || !this.height) this.fit()
-    this.send.disabled = isShut || !input.value.trim()
+    this.#drawSend()
+  }
+
+  /** Allow to send a text, unless the hub has named a time before which it accepts no question. */
+  #drawSend() {
+    this.send.disabled = this.input.readOnly || !this.input.value.trim() || this.panel.line.until > Date.now()
   }
 
   /** Choose what a text does, which the empty field says. @param {boolean} isSteering */
@@ -72,7 +77,7 @@ export class Composer {
     const { input, panel } = this
     keep(panel, "draft", { by: this.owner, text: input.value })
     if (panel.may("presence")) panel.channel.typing(input.value !== "")
-    this.send.disabled = input.readOnly || !input.value.trim()
+    this.#drawSend()
     this.fit()
   }
 
@@ -88,7 +93,7 @@ export class Composer {
   submit() {
     const { input, panel } = this
     const text = input.value.trim()
-    if (!text || input.readOnly) return
+    if (!text || input.readOnly || panel.line.until > Date.now()) return
     const sent = panel.send(text, this.isSteering)
     if (!sent) return // the app has prevented the sending; the text stays in the field
     input.value = ""

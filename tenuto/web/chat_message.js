@@ -1,6 +1,7 @@
 /** One message of the chat element, with its parts, its state and its buttons. @module */
 import { Approvals } from "./chat_approvals.js"
 import { isSend } from "./chat_composer.js"
+import { requestWords } from "./chat_errors.js"
 import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
 import { partView } from "./chat_parts.js"
 
@@ -17,6 +18,8 @@ export class MessageView {
   form = null
   /** @type {{ type: string, view: import("./chat_parts.js").PartView, part?: Part, isOver?: boolean, isBehind?: boolean }[]} */
   #parts = []
+  /** @type {unknown} of a failed message; in the console once, and in view if it is a sentence rather than a code */
+  #reason
   #round = -1 // that of the list when the message was drawn
 
   /** @param {import("./chat_panel.js").Panel} panel @param {Message} message */
@@ -92,7 +95,7 @@ export class MessageView {
   }
 
   /** @param {Message} message @param {boolean} isWaiting */
-  #drawState({ status, reason, text, local, role }, isWaiting) {
+  #drawState({ id, status, reason, text, local, role }, isWaiting) {
     const { words } = this.panel
     const names = { cancelled: words.stopped, interrupted: words.interrupted, failed: words.failed, streaming: text ? words.answering : words.thinking }
     let state = names[/** @type {keyof typeof names} */ (status)] ?? ""
@@ -100,7 +103,9 @@ export class MessageView {
     else if (role === "user") state = isWaiting ? words.waiting : ""
     setText(this.state, state)
     this.node.dataset.status = local?.state ?? status
-    this.fail(local?.error?.detail ?? (status === "failed" ? words.notFinished + (reason ? `: ${reason}` : "") : ""))
+    this.fail(local?.error ? requestWords(words, local.error.code) : status === "failed" ? words.notFinished + (reason?.includes(" ") ? ` ${reason}` : "") : "")
+    if (status === "failed" && reason && reason !== this.#reason) console.warn(`<tenuto-chat> message ${id} failed: ${reason}`)
+    this.#reason = reason
   }
 
   /** Show why a request failed, or hide it. @param {string} words */

@@ -9,6 +9,7 @@ import { focusKeeper, Voice } from "./chat_access.js"
 import { Composer } from "./chat_composer.js"
 import { MessageList } from "./chat_list.js"
 import { Marks } from "./chat_marks.js"
+import { requestWords, waitOf } from "./chat_errors.js"
 import { button, copyText, element, setText, SPARK, svg } from "./chat_nodes.js"
 import { Names, peopleWords, statusWords } from "./chat_people.js"
 import { NEAR_START, Scroller } from "./chat_scroll.js"
@@ -23,26 +24,32 @@ const SLICE_MS = 12 // time limit of one drawing
 const HELD_MS = 6 // time limit of a drawing that also lays out messages above the view
 const FIRST_MS = 30 // time limit of the first drawing
 const SLOW_MS = 1_000 // time to connect after which the status line mentions it
+const COUNT_MS = 1_000 // time between two drawings of the time until the next question
 const MAX_REPLIES = 100
 const CLOSE = "M6 6l12 12M18 6L6 18"
+const NEW = "M12 5v14M5 12h14"
+const EARLIER = "M12 7v5l3 2M21 12a9 9 0 1 1-18 0a9 9 0 1 1 18 0"
 
 export class Panel {
   closing = new AbortController()
   names = new Names()
   voice = new Voice()
-  /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true some time after the start. */
-  line = { node: element("p", { part: "status", dir: "auto" }), unheard: false, trouble: "", isSlow: false }
+  /** The status line: `unheard` is true after a signal that no agent serves the channel, `trouble` is the reason of a failed request that no message or button shows, `isSlow` is true some time after the start, and before `until` (milliseconds since 1970) the hub accepts no question. */
+  line = { node: element("p", { part: "status", dir: "auto" }), unheard: false, trouble: "", isSlow: false, until: 0 }
   #isDrawing = false
   #shownState = ""
   #isPresent = false
+  #isCounting = false
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #count
 
-  /** @param {import("./element.js").TenutoChat} host @param {ShadowRoot} root @param {Client} client @param {boolean} ownsClient */
-  constructor(host, root, client, ownsClient) {
+  /** @param {import("./element.js").TenutoChat} host @param {ShadowRoot} root @param {Client} client @param {string} name of the channel @param {import("./chat_visitor.js").Visit | null} visit the chats of a visitor, for an element without `channel` */
+  constructor(host, root, client, name, visit) {
     this.host = host
     this.client = client
-    this.ownsClient = ownsClient
+    this.visit = visit
+    this.ownsClient = client !== host.client
     const words = (this.words = host.words)
-    const name = /** @type {string} */ (host.getAttribute("channel"))
     const ownsChannel = !client.channels.has(name) // False: the app uses the channel, too
     this.channel = client.channel(name)
     this.marks = new Marks(this)
@@ -52,6 +59,8 @@ export class Panel {
       title: element("h2", { part: "title" }),
       people: element("p", { part: "people" }),
       empty: element("div", { part: "empty" }, element("slot", { name: "empty" }, words.empty)),
+      fresh: button(words.newChat, "new-chat", () => host.choose(visit?.next() ?? name), svg(NEW)),
+      chats: element("select", { "aria-label": words.chats }),
       older: element("p", { part: "older", hidden: true }, words.older),
     }
     this.list = new MessageList(this)
@@ -71,9 +80,10 @@ export class Panel {
       unsubscribe()
       unlisten()
       if (ownsChannel) channel.close()
-      if (ownsClient) client.close()
       this.node.remove()
     }
+    addEventListener("pagehide", () => this.#keepSeen(), { signal: this.closing.signal })
+    this.#drawChats()
     setTimeout(() => {
       this.line.isSlow = true
       this.schedule()
@@ -82,10 +92,14 @@ export class Panel {
   }
 
   #panel() {
-    const { host, words, nodes: { title, people }, scroller: { log, jump } } = this
+    const { host, words, nodes: { title, people, fresh, chats }, scroller: { log, jump } } = this
     const close = button(words.close, "close", () => host.hide(), svg(CLOSE))
     const names = element("div", { class: "names" }, title, people)
-    const header = element("header", { part: "header" }, element("slot", { name: "header" }, element("span", { part: "avatar" }, svg(SPARK))), names, close)
+    const earlier = element("label", { part: "chats", title: words.chats }, svg(EARLIER), chats)
+    const own = this.visit ? [earlier, fresh] : []
+    fresh.title = words.newChat
+    chats.addEventListener("change", () => host.choose(chats.value))
+    const header = element("header", { part: "header" }, element("slot", { name: "header" }, element("span", { part: "avatar" }, svg(SPARK))), names, ...own, close)
     const footer = element("slot", { name: "footer" })
     const node = element("section", { part: "panel" }, header, log, jump, this.line.node, this.composer.node, this.composer.note, footer, this.voice.node)
     log.addEventListener("click", (event) => this.#clicked(event))
@@ -118,6 +132,35 @@ export class Panel {
 
   close() {
     this.closing.abort()
+  }
+
+  /** Return a panel in place of this closed one, for another of the visitor's chats. @param {ShadowRoot} root @param {string} name */
+  another(root, name) {
+    const panel = new Panel(this.host, root, this.client, name, this.visit)
+    panel.node.hidden = false // so that it does not count as opened
+    panel.update()
+    panel.composer.input.focus()
+    void this.visit?.refresh().then(() => panel.#drawChats()) // the chat that was left may have its title now
+    return panel
+  }
+
+  /** Draw the list of the visitor's chats, the present one among them. */
+  #drawChats() {
+    const { visit, words, channel: { name }, nodes: { chats } } = this
+    if (!visit) return
+    const known = visit.chats.some(({ channel }) => channel === name) ? visit.chats : [{ channel: name, title: "" }, ...visit.chats]
+    chats.replaceChildren(...known.map((one) => new Option(one.title || words.newChat, one.channel, false, one.channel === name)))
+    const { parentElement } = chats
+    if (parentElement) parentElement.hidden = known.length < 2
+  }
+
+  /** Keep in the tab what the person has seen, if an answer is due or was not seen: then a closed chat is loaded after a reload, for its badge. */
+  #keepSeen() {
+    const { host, scroller, channel } = this
+    const { streaming, messages, state } = channel.getSnapshot()
+    if (!host.isFloating || state === "closed") return
+    const isDue = scroller.unread > 0 || streaming.length > 0 || messages.at(-1)?.role === "user"
+    host.keep({ seen: isDue ? scroller.seen : undefined })
   }
 
   /** The client id of this person; until the server confirms it, that of the cached view. */
@@ -156,7 +199,14 @@ export class Panel {
     setText(nodes.people, peopleWords(this, snapshot))
     if (streaming.length) line.unheard = false
     const words = statusWords(this, snapshot)
-    if (words && words !== line.node.textContent && !typing.length) this.voice.speak(words)
+    const isCounting = line.until > Date.now()
+    if (words && words !== line.node.textContent && !typing.length && !(isCounting && this.#isCounting)) this.voice.speak(words)
+    this.#isCounting = isCounting
+    clearTimeout(this.#count)
+    if (isCounting) this.#count = setTimeout(() => this.schedule(), COUNT_MS)
+    if (error?.code === "forbidden" && this.visit) this.host.revisit()
+    nodes.fresh.hidden = !this.visit?.channel
+    nodes.fresh.toggleAttribute("disabled", !messages.length)
     setText(line.node, words)
     line.node.classList.toggle("mistake", Boolean(error ?? status.error))
     line.node.hidden = !words
@@ -248,6 +298,7 @@ export class Panel {
       }
       return true
     } catch (error) {
+      if (waitOf(error)) this.channel.discard(id) // its text comes back into the composer
       const isShown = this.channel.getSnapshot().all.some((one) => one.id === id) // True: the message stays in view, with the reason
       this.failed(error, !isShown)
       return isShown
@@ -290,9 +341,13 @@ export class Panel {
 
   /** @param {unknown} error @param {boolean} isShown in the status line */
   failed(error, isShown) {
-    const words = error instanceof Error ? error.message : String(error)
-    if (isShown) this.line.trouble = words
-    this.voice.speak(words)
+    const { code, message } = /** @type {import("./errors.js").TenutoError} */ (error)
+    const wait_s = waitOf(error)
+    if (wait_s) this.line.until = Date.now() + wait_s * 1_000
+    console.warn(`<tenuto-chat> a request in ${this.channel.name} failed: ${code ?? ""} ${message ?? error}`)
+    const words = requestWords(this.words, code)
+    if (isShown && !wait_s) this.line.trouble = words
+    if (!wait_s) this.voice.speak(words)
     this.emit("error", { error })
     this.schedule()
     return words

@@ -1,5 +1,7 @@
 /** Words about the connection, people and agents: the line below the title, and the one status line. @module */
 
+import { connectionWords, timeWords } from "./chat_errors.js"
+
 /** @typedef {import("./channel.js").Snapshot} Snapshot */
 /** @typedef {import("./chat_panel.js").Panel} Panel */
 
@@ -67,15 +69,17 @@ export function peopleWords({ words, me, names: known }, { presence: { members, 
 }
 
 /** Return the words of the status line, which name the most important state. @param {Panel} panel @param {Snapshot} snapshot */
-export function statusWords({ words, me, names, client, line: { unheard, trouble, isSlow } }, { status, isFromCache, error, typing, presence, streaming, commands }) {
-  if (status.state === "closed") return error?.message ?? status.error?.message ?? words.closed
+export function statusWords({ words, me, names, client, host, line: { unheard, trouble, isSlow, until } }, { status, isFromCache, error, typing, presence, streaming, commands }) {
+  if (status.state === "closed") return connectionWords(words, (error ?? status.error)?.code ?? "closed")
   if (status.state !== "live") {
     if (!navigator.onLine || client.state === "suspended") return words.offline
-    if (status.error) return status.error.message
+    if (status.error) return connectionWords(words, status.error.code)
     if (isFromCache) return words.fromCache
     if (!isSlow) return ""
     return status.state === "connecting" ? words.connecting : words.reconnecting
   }
+  const left_s = Math.ceil((until - Date.now()) / 1_000)
+  if (left_s > 0) return words.askAgain.replace("{time}", timeWords(left_s, host.lang))
   if (trouble) return trouble
   const agents = presence.members.filter(({ kind }) => kind === "agent")
   if (unheard && !agents.length && !streaming.length) return words.nobody

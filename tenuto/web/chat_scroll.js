@@ -13,17 +13,19 @@ const DOWN = "M12 5v14M6 13l6 6 6-6"
 
 export class Scroller {
   isFollowing = true // the reader is at the end
+  unread = 0 // messages of others that are new or have changed since the person last saw them
   /** Id of the question that was sent last in this page, which is kept at the top of the view. @type {string | null} */
   pinned = null
   #lastTop = 0
   #lastHeight = 0
-  #seen = 0 // the newest version that the person has seen
+  seen // the newest version that the person has seen
   #spacer = element("div", { class: "spacer" })
 
   /** @param {import("./chat_panel.js").Panel} panel */
   constructor(panel) {
     const { list, nodes, words } = panel
     this.panel = panel
+    this.seen = panel.host.kept.seen ?? 0
     this.jump = button(words.jump, "jump", () => this.toEnd(null))
     this.jump.prepend(svg(DOWN))
     this.log = element("div", { part: "log", role: "log", "aria-label": words.messages, "aria-live": "off", tabindex: "0" }, nodes.empty, nodes.older, list.node, list.approvals.node, this.#spacer)
@@ -100,8 +102,8 @@ export class Scroller {
     const { isFollowing, jump } = this
     const { host, words, me, channel } = this.panel
     const { messages } = channel.getSnapshot()
-    if (host.isOpen && isFollowing && !document.hidden) this.#seen = messages.reduce((most, { version }) => Math.max(most, version), 0)
-    const unread = messages.filter(({ version, author, local }) => version > this.#seen && author !== me && !local).length
+    if (host.isOpen && isFollowing && !document.hidden) this.seen = messages.reduce((most, { version }) => Math.max(most, version), 0)
+    const unread = (this.unread = messages.filter(({ version, author, local }) => version > this.seen && author !== me && !local).length)
     const label = unread ? `${words.jump} (${unread})` : words.jump
     jump.hidden = isFollowing
     setText(/** @type {Node} */ (jump.lastChild), label)

@@ -33,7 +33,8 @@ svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stro
 .launcher{position:relative;display:grid;place-items:center;width:56px;height:56px;margin-inline-start:auto;font-size:20px;border:1px solid transparent;border-radius:50%;background:var(--accent);color:var(--on-accent);box-shadow:0 6px 20px rgb(0 0 0 / 25%)}
 .launcher svg,.avatar svg{fill:currentColor;stroke:none}
 .badge{position:absolute;top:-4px;right:-4px;padding:0 7px;border-radius:20px;background:#a8261d;color:#fff;font-size:.8125em}
-.mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}`
+.mistake{margin:8px 0;padding:10px 14px;border:1px solid var(--danger);border-radius:10px;color:var(--danger);background:var(--surface);overflow-wrap:anywhere}
+:host([launcher]) .mistake{max-width:min(340px,100vw - 40px)}`
 
 // Transparent borders are visible where the system forces its own colours.
 export const PANEL_STYLE = `
@@ -44,8 +45,11 @@ export const PANEL_STYLE = `
 h2{margin:0;font-size:1em;line-height:1.3}
 .people,.status,.note,.place,.older,.source,.host,.choice,.action,.branch{margin:0;color:var(--muted);font-size:.8125em}
 .avatar{flex:none;display:grid;place-items:center;width:2em;height:2em;border-radius:8px;font-size:.8125em;background:var(--accent);color:var(--on-accent)}
-.close{display:none;place-items:center;border:0;background:none;padding:6px;border-radius:8px;color:var(--muted)}
-.floating .close{display:grid}
+.close,.new-chat,.chats{display:grid;place-items:center;border:0;background:none;padding:6px;border-radius:8px;color:var(--muted)}
+.panel:not(.floating) .close{display:none}
+.chats{position:relative}
+.chats:focus-within{outline:2px solid var(--accent)}
+.chats select{position:absolute;inset:0;width:100%;opacity:0;cursor:pointer;font:inherit;color:var(--text);background:var(--surface)}
 .log{flex:1;min-height:0;overflow-y:auto;padding:24px 16px 12px;overscroll-behavior:contain}
 .log:focus-visible{outline-offset:-2px}
 .messages{display:grid;grid-template-columns:minmax(0,1fr);gap:4px;position:relative;width:100%;max-width:740px;margin:0 auto}
@@ -139,7 +143,7 @@ pre{margin:0}
 .code pre{padding:12px 14px}
 [data-status="streaming"] .markdown>:last-child>:is(p,h3,h4,h5,h6):nth-last-child(1 of :not(.hairline))::after{content:"";display:inline-block;height:1.1em;margin-inline-start:3px;border:.25em solid var(--accent);border-radius:2px;vertical-align:-.2em}
 @container (max-width:27em){.choices{flex:1 0 100%;flex-wrap:wrap}.choice{flex:auto}}
-@media (pointer:coarse){:is(button,.source,summary){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}
+@media (pointer:coarse){:is(button,.source,summary,.chats){min-width:44px;min-height:44px}.source,summary{align-content:center}.choices{border-radius:23px}.actions{opacity:1}.jump{margin-top:calc(-44px - .6em)}
 }
 .user .body,.code,.avatar,.badge{border:1px solid transparent}
 @media (max-width:420px){.panel.floating{position:fixed;inset:0;width:100vw;height:100dvh;max-width:none;border:0;border-radius:0}}`

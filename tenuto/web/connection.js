@@ -45,7 +45,7 @@ const overHttp = (name, silence_ms) => ({
     const { signal } = stop
     const begin = () => signal.aborted || fallback?.[name](connection, token, stop)
     /** @param {Error} error */
-    const fail = ({ message }) => signal.aborted || connection.fail(0, refusal("unreachable", `the transport ${name} was not loaded: ${message}. Reload the page`))
+    const fail = ({ message }) => signal.aborted || connection.fail(0, refusal("unreachable", `transport ${name} was not loaded: ${message}. Reload the page`))
     if (fallback) begin()
     else loadFallback().then(begin, fail)
     return () => stop.abort()

@@ -88,7 +88,7 @@ export class Scene {
           super(scene)
         }
       }),
-      fetch: () => this.#respond(),
+      fetch: (url) => this.#respond(String(url)),
     })
     this.channel = this.client.channel(this.name)
     if (state.isCached) {
@@ -97,7 +97,8 @@ export class Scene {
       this.channel.show(view, true)
     }
     this.chat = /** @type {TenutoChat} */ (document.createElement("tenuto-chat"))
-    for (const [key, value] of Object.entries({ channel: this.name, heading: "Ask the docs", theme: theme ?? "light", ...state.attributes })) {
+    const named = state.chats ? {} : { channel: this.name }
+    for (const [key, value] of Object.entries({ ...named, heading: "Ask the docs", theme: theme ?? "light", ...state.attributes })) {
       this.chat.setAttribute(key, value)
     }
     this.chat.client = this.client
@@ -114,7 +115,11 @@ export class Scene {
   }
 
   /** The client has sent a request. Another program responds when the element has been drawn. */
-  async #respond() {
+  async #respond(/** @type {string} */ url) {
+    if (url.endsWith("/v1/visitor")) {
+      const chats = [this.name, ...(this.state.chats ?? [])].map((title, index) => ({ channel: index ? `${this.name}.${index}` : title, title: index ? title : "What is a cursor?" }))
+      return Response.json({ id: "Ada", channel: this.name, chats })
+    }
     await (this.server === "foreign" ? until(() => this.root.querySelector(".panel")) : new Promise(() => {}))
     return new Response("<h1>It works</h1>")
   }
@@ -132,7 +137,9 @@ export class Scene {
 
   /** The client has sent a frame. Requests without a response here wait for ever. @param {Socket} socket @param {any} frame */
   received(socket, { type, ref }) {
-    if (type === "create" && this.isRefusing) {
+    if (type === "create" && this.state.wait_s) {
+      socket.receive({ type: "error", ref, code: "too_many", detail: "10 of 10 questions", retry_after_s: this.state.wait_s })
+    } else if (type === "create" && this.isRefusing) {
       socket.receive({ type: "error", ref, code: "too_large", detail: "the message has 9,437,184 bytes, at most 8,388,608 are accepted" })
     }
     if (type !== "attach") return
@@ -193,6 +200,12 @@ export class Scene {
     const input = /** @type {HTMLTextAreaElement} */ (this.root.querySelector(".composer textarea"))
     input.value = text
     input.dispatchEvent(new Event("input"))
+  }
+
+  /** Type a text and send it. @param {string} text */
+  async ask(text) {
+    this.type(text)
+    await this.click("Send")
   }
 
   /** @param {...string} texts */

@@ -26,6 +26,8 @@
  * @property {Server} [server] `live` by default
  * @property {boolean} [isCached] the messages are those of an earlier page
  * @property {boolean} [isOffline] the browser has no network
+ * @property {readonly string[]} [chats] titles of the visitor's earlier chats: the element has no `channel`
+ * @property {number} [wait_s] seconds before which the server accepts no question
  * @property {readonly string[]} [can] the person's capabilities
  * @property {Record<string, string>} [attributes] of the element
  * @property {{ message: string, at: number, text: string }[]} [marks]
@@ -173,9 +175,9 @@ const states = {
       { message: answered[1].id, at: 330, text: "Server restarted here. **Nothing was lost.**" },
     ],
   },
-  "refused-401": { title: "Refused: no identity", shows: "does not accept this client", server: "unauthenticated" },
-  "refused-403": { title: "Refused: not allowed", shows: "needs the capability", server: "forbidden" },
-  "wrong-server": { title: "Refused: another server", shows: "not as a Tenuto server", server: "foreign" },
+  "refused-401": { title: "Refused: no identity", shows: "You are signed out.", server: "unauthenticated" },
+  "refused-403": { title: "Refused: not allowed", shows: "You have no access to this chat.", server: "forbidden" },
+  "wrong-server": { title: "Refused: another server", shows: "This chat does not work here.", server: "foreign" },
   "read-only": { title: "Read-only", shows: "This chat is read-only.", messages: answered, can: ["subscribe", "history"] },
   thinking: { title: "Thinking", shows: "thinking…", messages: thinking },
   streaming: { title: "Streaming", shows: "answering…", messages: streaming },
@@ -194,7 +196,9 @@ const states = {
   },
   failed: { title: "Failed", shows: "Failed", messages: failed },
   "not-sent": { title: "Not sent", shows: "Not sent", messages: unsent, act: (here) => here.refuse("A message that is too long") },
-  "no-agent": { title: "No agent listening", shows: "No agent is listening", messages: unheard, act: (here) => here.later("article", { type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }) },
+  "no-agent": { title: "No assistant connected", shows: "No assistant is connected", messages: unheard, act: (here) => here.later("article", { type: "signal", name: "nobody_listening", data: { message: unheard[0].id } }) },
+  visitor: { title: "A visitor with earlier chats", shows: "A cursor says", messages: answered, chats: ["How do I resume, and what does it cost on a phone?", "Which transport?"] },
+  "ask-again": { title: "Too many questions", shows: "You can ask again in", messages: unsent, wait_s: 3_000, act: (here) => here.ask("And what is an epoch?") },
   "history-loading": { title: "Older messages load", shows: "Loading older messages…", messages: thread(...many), attached: { more: true, before: many[0].created }, act: (here) => here.scrollUp() },
   people: {
     title: "40 people", shows: "+37", messages: answered, attached: { presence: { members: members(40), count: 40 } },
@@ -210,7 +214,7 @@ const states = {
   launcher: { title: "Launcher, closed, with a badge", shows: "2", messages: answered, attributes: { launcher: "", open: "" }, act: (here) => (here.hide(), here.create(...news)) },
   branches: { title: "Branch 2 of 3", shows: "in one sentence", messages: versions, act: (here) => here.select(versions[2].id) },
   "deleted-while-edited": { title: "Deleted while it is edited", shows: "Save", messages: unsent, act: async (here) => (await here.click("Edit"), here.remove(unsent[0].id)) },
-  mistake: { title: "A mistake in an attribute", shows: "theme must be", attributes: { theme: "blue" } },
+  mistake: { title: "A mistake in an attribute", shows: "This chat does not work here.", attributes: { theme: "blue" } },
 }
 
 export const STATES = new Map(Object.entries(states))

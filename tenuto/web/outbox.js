@@ -74,7 +74,7 @@ export class Outbox {
     const units = JSON.stringify([...entries, entry]).length
     const { length } = entries
     if (length >= MAX_MESSAGES || units > MAX_UNITS) {
-      throw refusal("too_many", `${length} of ${MAX_MESSAGES} messages wait, with ${units} of ${MAX_UNITS} characters: send later`)
+      throw refusal("too_many", `${length} of ${MAX_MESSAGES} messages wait, with ${units} characters: send later`)
     }
     this.#put(entry)
   }
@@ -107,10 +107,10 @@ export class Outbox {
         this.entries.set(id, { ...entry, stored: message })
         return message
       } catch (error) {
-        const { code, message } = /** @type {TenutoError} */ (error)
+        const { code, message, problem } = /** @type {TenutoError} */ (error)
         // discarded: another tab has removed the entry from the storage
         if (code === "closed" || code === "discarded" || !this.entries.has(id)) throw error
-        if (!isTemporary(/** @type {TenutoError} */ (error))) {
+        if (!isTemporary(/** @type {TenutoError} */ (error)) || problem.retry_after_s * 1000 > AGAIN_MS) {
           this.#put({ ...entry, error: { code, detail: message } })
           throw error
         }
@@ -185,7 +185,7 @@ export class Outbox {
 }
 
 /** @param {string} id */
-const discarded = (id) => refusal("discarded", `message ${id} was discarded before it was sent: send another`)
+const discarded = (id) => refusal("discarded", `message ${id} was discarded: send another`)
 
 /** @param {unknown} why */
 function failed(why) {

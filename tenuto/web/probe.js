@@ -14,7 +14,7 @@ const REPORT_MS = 50 // time to wait for the report of a policy violation, which
 
 /**
  * Return the error that explains the failure, or null if the server responds as it should.
- * @param {import("./client.js").Client} client
+ * @param {{ base: string, fetch: typeof globalThis.fetch }} client
  */
 export async function diagnose(client) {
   const { base } = client

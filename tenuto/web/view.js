@@ -81,7 +81,7 @@ export class View {
   /** The number of new starts. A page that was requested before a new start must not be merged after it. */
   starts = 0
 
-  /** @internal Whether the latest frame ended its batch: only then the state is that of the cursor. */
+  /** @internal Whether the latest frame of stored events ended its batch: only then the state is that of the cursor. Ephemeral events move no cursor. */
   isWhole = false
   /** @internal True: the view comes from the cache of an earlier page, and the server has not completed it yet. */
   isFromCache = false
@@ -119,7 +119,7 @@ export class View {
         this.starts++
       }
     }
-    this.isWhole = cursor != null
+    this.isWhole = cursor != null || (this.isWhole && !events.some((event) => "serial" in event))
     if (this.#isLost) this.cursor = null
     else if (cursor != null) this.cursor = cursor
     return { isGap, passed }

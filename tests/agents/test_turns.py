@@ -437,6 +437,36 @@ async def test_viewers_get_a_signal_for_a_message_that_no_agent_takes() -> None:
 
 
 @virtually
+async def test_a_channel_that_no_pattern_of_an_agent_matches_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None: ...
+
+    signals: list[Any] = []
+
+    async def watch() -> None:
+        with pytest.raises(Draining):
+            async for event in hub.subscribe("chats:1"):
+                if event.__struct_config__.tag == "signal":
+                    signals.append(event)
+
+    watching = asyncio.ensure_future(watch())
+    await hub.create("chats:1", text="an app's route answers this", starts_turn=False)
+    await hub.create("chats:1", role="assistant", text="Here you are.")
+    await asyncio.sleep(6)
+    assert signals == []
+    asked = await hub.create("chats:1", text="anybody?")
+    await hub.create("chats:2", text="and here?")
+    await asyncio.sleep(6)
+    assert [(one.name, one.data) for one in signals] == [("nobody_listening", {"message": asked.id})]
+    named = [record.getMessage() for record in caplog.records if "no agent serves" in record.getMessage()]
+    assert named == ['no agent serves "chats:1"; agents serve "chat:*"']
+    await hub.close()
+    await watching
+
+
+@virtually
 async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
     hub = new_hub()
     turns: list[tuple[int, list[Any]]] = []

@@ -336,24 +336,55 @@ async def test_the_launcher_loads_the_panel_when_it_opens_and_gets_the_focus_bac
 @pytest.mark.parametrize(
     ("tag", "words"),
     [
-        ("<tenuto-chat></tenuto-chat>", 'channel must be a name such as chat:1, got ""'),
+        ('<tenuto-chat channel=""></tenuto-chat>', 'channel must be a name such as chat:1, got ""'),
         ('<tenuto-chat channel="a b/ü"></tenuto-chat>', 'channel must be a name such as chat:1, got "a b/ü"'),
         ('<tenuto-chat channel=".."></tenuto-chat>', 'channel must be a name such as chat:1, got ".."'),
+        ('<tenuto-chat channel="<img src=x onerror=alert(1)>"></tenuto-chat>', 'got "<img src=x onerror=alert(1)>"'),
+        (f'<tenuto-chat channel="{"c" * 9_000}"></tenuto-chat>', f'got "{"c" * 100}"'),
         ('<tenuto-chat channel="chat:1" theme="blue"></tenuto-chat>', 'auto, light, dark, got "blue"'),
         ('<tenuto-chat channel="chat:1" images="all"></tenuto-chat>', 'same-origin or absent, got "all"'),
         ('<tenuto-chat channel="chat:1" url="http://[bad"></tenuto-chat>', 'got "http://[bad"'),
     ],
 )
-async def test_a_mistake_in_the_attributes_is_shown_in_place_of_the_chat(
+async def test_a_mistake_in_the_attributes_is_in_the_console_and_people_read_a_sentence(
     browser: Browser, tag: str, words: str
 ) -> None:
     async with scene(browser, tag) as here:
         named: list[str] = []
         here.page.on("console", lambda message: named.append(message.text) if message.type == "error" else None)
         await here.page.reload()
-        await here.until(words)
-        assert await here.page.locator("textarea").count() == 0
+        await here.until("This chat does not work here. Please tell the owner of this page.")
+        assert await here.page.locator("textarea, img").count() == 0
         assert [words in text and text.startswith("<tenuto-chat>") for text in named] == [True]
+
+
+_REFLECTED = """async () => {
+  const before = document.createElement("tenuto-chat") // the tag is not defined yet
+  const values = {
+    url: "/tenuto", channel: "chat:1", heading: "Title", placeholder: "Ask", theme: "dark", images: "same-origin",
+    token: "t", identity: "ann", launcher: true, open: true, readonly: true,
+  }
+  Object.assign(before, values)
+  document.body.append(before)
+  await import("/tenuto/web/chat.js")
+  const after = Object.assign(document.createElement("tenuto-chat"), values)
+  const attributes = (chat) => Object.fromEntries([...chat.attributes].map(({ name, value }) => [name, value]))
+  const read = (chat) => Object.fromEntries(Object.keys(values).map((name) => [name, chat[name]]))
+  const text = (fields) => JSON.stringify(Object.entries(fields).sort())
+  const set = [attributes(before), attributes(after), read(before), read(after)].map(text)
+  Object.assign(after, { heading: null, launcher: "", open: false, readonly: undefined })
+  before.remove()
+  return [set, text(values), [after.heading, after.launcher, after.open, after.readonly]]
+}"""
+
+
+async def test_each_attribute_is_a_property_before_and_after_the_definition(browser: Browser) -> None:
+    async with app_with(new_hub()) as port:
+        page = await page_at(browser, port)
+        (first, second, read, again), values, cleared = await page.evaluate(_REFLECTED)
+        assert first == second == values.replace("true", '""')
+        assert read == again == values
+        assert cleared == ["", True, False, False]
 
 
 _TAG = """async (url) => {
@@ -365,20 +396,29 @@ _TAG = """async (url) => {
 }"""
 
 
-@pytest.mark.parametrize(("url", "code"), [("/nowhere", "not_tenuto"), ("http://localhost:{}/tenuto", "unreachable")])
-async def test_status_line_says_why_a_wrong_address_does_not_connect(browser: Browser, url: str, code: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [
+        ("/nowhere", "not_tenuto", "This chat does not work here"),
+        ("http://localhost:{}/tenuto", "unreachable", "cannot be reached now"),
+    ],
+)
+async def test_a_wrong_address_is_named_to_the_developer_only(
+    browser: Browser, url: str, code: str, words: str
+) -> None:
     async with app_with(new_hub()) as port:
         page = await page_at(browser, port)
-        await page.evaluate(_TAG, url.format(free_port()))
+        async with page.expect_console_message(lambda message: "correct its address" in message.text):
+            await page.evaluate(_TAG, url.format(free_port()))
         line = page.locator("tenuto-chat [part=status]")
-        await expect(line).to_contain_text("correct its address", timeout=FIRST_WORDS_S * 1000)
+        await expect(line).to_contain_text(words, timeout=FIRST_WORDS_S * 1000)
         await page.wait_for_function("code => channel.getSnapshot().status.error?.code === code", arg=code)
         await page.goto("about:blank")
 
 
-async def test_status_line_names_the_attribute_of_a_missing_token(browser: Browser) -> None:
+async def test_status_line_says_that_a_person_without_a_token_is_signed_out(browser: Browser) -> None:
     async with scene(browser, hub=verified()) as here:
-        await here.until("the option or attribute `token`")
+        await here.until("You are signed out.")
 
 
 @pytest.mark.parametrize("module", ["chat_panel.js", "chat_list.js"])
@@ -387,10 +427,10 @@ async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser, m
     async with scene(browser) as here:
         await here.page.route(f"**/{module}", lambda route: route.abort())
         await here.page.reload()
-        await here.until("could not be loaded")
+        await here.until("The chat cannot be reached now. Trying again…")
         await here.page.unroute(f"**/{module}")
         await here.ask("Why?")
-        assert await here.page.get_by_text("could not be loaded").count() == 0
+        assert await here.page.get_by_text("cannot be reached").count() == 0
 
 
 async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
@@ -1108,7 +1148,7 @@ async def test_right_that_is_withdrawn_is_named_and_the_draft_stays(browser: Bro
         lost = jwt.encode(claims, SECRET, algorithm="HS256")
         await here.page.evaluate("lost => { client.token.source = () => lost; client.token.renew('expired') }", lost)
         await here.page.evaluate("client.suspend(), client.resume()")
-        await here.until("needs the capability")
+        await here.until("You have no access to this chat.")
         assert await here.page.input_value("textarea") == "My draft"
         assert await here.page.locator("textarea").is_visible()
         assert await here.page.locator(".send").is_disabled()
@@ -1218,7 +1258,7 @@ async def test_failed_answer_is_requested_again(browser: Browser) -> None:
         await here.answer("one")
         here.pieces.put_nowait("fail")
         await here.until("Failed")
-        await here.until("This answer could not be finished: ")
+        await here.until("This answer could not be finished.")
         await here.page.get_by_role("button", name="Try again").click()
         await here.answer("two")
         await here.end()

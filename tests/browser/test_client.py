@@ -330,7 +330,7 @@ async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Brows
         await follow(window, port, transport="sse")
         assert await error_code(window) == "unreachable"
         words: str = await window.evaluate("window.client.status.error.message")
-        assert words.startswith("the transport sse was not loaded: Failed to fetch")
+        assert words.startswith("transport sse was not loaded: Failed to fetch")
         missing.remove("fallback.js")
         async with hub.message("chat:1", id="a") as message:
             await message.append("one")

@@ -1,72 +1,137 @@
-"""The README's endpoint before and after, in Chromium: one page, which does not change, works with both.
+"""The README's programs with their pages, pasted into Chromium: a reload at any moment loses nothing and asks nothing.
 
 Layer: tests.
 
-`tests/test_docs.py` tests the README's other programs.
+The programs run as they are. Only the wait between two words of their model is in the hands of the test.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi.responses import HTMLResponse
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page
 
 from tests.examples.programs import served_app
-from tests.examples.test_pages import opened
+from tests.examples.test_pages import PATIENCE_MS, opened
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-BEFORE, AFTER = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[:2]
-PAGE, CONVERSATION = re.findall(
-    r"^```html\n(.*?)^```$", README.split("before and after")[-1], re.MULTILINE | re.DOTALL
-)[:2]
-WORDS = "You asked: Why & how? This is a long answer. "
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def blocks(language: str) -> list[str]:
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return found
+
+
+PROGRAMS = dict(zip(("endpoint", "widget", "own"), zip(blocks("python"), blocks("html"), strict=True), strict=True))
+WORDS = 22 + 100  # of an answer to a question of 20 words
+MOMENTS = {
+    "at once": -1,
+    "before the first word": 0,
+    "in mid-text": 50,
+    "near the end": WORDS - 1,
+    "after the end": WORDS,
+}
+# the field of the question, and the text of the newest answer
+FIELDS = {"endpoint": "#question", "widget": "textarea", "own": "#question"}
+SHOWN = {
+    "endpoint": "() => answer.textContent",
+    "widget": """() => [...document.querySelector("tenuto-chat").shadowRoot.querySelectorAll("article .markdown p")]
+        .map((one) => one.innerText).filter((one) => one.startsWith("You asked:")).at(-1) ?? "" """,
+    "own": """() => document.querySelector("#messages").textContent.split("\\n\\n")
+        .filter((one) => one.startsWith("You asked:")).at(-1) ?? "" """,
+}
+
+
+class Model:
+    """The model of a program: it gives as many words as the test allows, and counts its calls."""
+
+    def __init__(self, program: dict[str, Any]) -> None:
+        self.calls = 0
+        self._left = 0
+        self._moved = asyncio.Condition()
+        given = program["model"]
+
+        async def called(question: str) -> AsyncIterator[str]:
+            async with self._moved:
+                self.calls += 1
+                self._moved.notify_all()
+            async for word in given(question):
+                yield word
+
+        program["model"] = called
+        program["asyncio"] = SimpleNamespace(sleep=self._sleep)
+
+    async def _sleep(self, _: float) -> None:
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._left > 0)
+            self._left -= 1
+
+    async def until_called(self, calls: int) -> None:
+        """Wait until the model was called `calls` times."""
+        async with asyncio.timeout(PATIENCE_MS / 1000), self._moved:
+            await self._moved.wait_for(lambda: self.calls >= calls)
+
+    async def allow(self, words: int) -> None:
+        """Give `words` more words."""
+        async with self._moved:
+            self._left += words
+            self._moved.notify_all()
 
 
 @asynccontextmanager
-async def shown(source: str, browser: Browser, pace_s: float = 0.01) -> AsyncIterator[tuple[Page, dict[str, Any]]]:
-    """Serve a program of the README with its pages, and yield the open page and the program's names."""
-    program: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(source.replace("asyncio.sleep(0.1)", f"asyncio.sleep({pace_s})"), "README.md", "exec"), program)
-    for path, html in (("/", PAGE), ("/conversation", CONVERSATION)):
-        program["app"].add_api_route(path, lambda html=html: HTMLResponse(f"<!doctype html><body>{html}</body>"))
-    async with served_app(program["app"]) as address, opened(browser, address) as page:
-        yield page, program
+async def pasted(name: str, browser: Browser, folder: Path) -> AsyncIterator[tuple[Page, dict[str, Any], Model]]:
+    """Serve a program of the README, which finds its page in `folder`, and open it in a browser of its own."""
+    source, page = PROGRAMS[name]
+    (folder / "index.html").write_text(page)
+    program: dict[str, Any] = {"__name__": "main"}
+    exec(compile(source, "README.md", "exec"), program)
+    model = Model(program)
+    async with served_app(program["app"]) as address, opened(browser, address) as window:
+        yield window, program, model
 
 
-async def ask(page: Page) -> None:
-    await page.fill("#question", "Why & how?")
-    await page.press("#question", "Enter")
+async def until_shown(name: str, page: Page, text: str) -> None:
+    """Wait until the page shows `text` as its newest answer."""
+    await page.wait_for_function(f"(text) => ({SHOWN[name]})().split(/\\s+/).join(' ').trim() === text", arg=text)
 
 
-@pytest.mark.parametrize("source", [BEFORE, AFTER], ids=["before", "after"])
-async def test_the_page_shows_the_whole_answer_of_either_endpoint(source: str, browser: Browser) -> None:
-    async with shown(source, browser) as (page, _):
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url) if "/chat?" in request.url else None)
-        for count in (1, 2):
-            await ask(page)
-            await page.wait_for_function("whole => answer.textContent === whole", arg=WORDS)
-            await page.wait_for_load_state("networkidle")
-            assert (len(asked), await page.text_content("#answer")) == (count, WORDS)
-
-
-async def test_a_reload_does_not_stop_the_answer_after_the_change(browser: Browser) -> None:
-    async with shown(AFTER, browser, pace_s=0.1) as (page, program):
-        await ask(page)
-        await expect(page.locator("#answer")).to_contain_text("asked:")
-        await page.goto("/conversation")
-        await expect(page.locator("body")).to_contain_text("a long answer.")
-        question, answer = (await program["hub"].history("chat:1")).messages[::-1]
-        assert (question.role, question.text) == ("user", "Why & how?")
-        assert (answer.status, answer.text, answer.reply_to) == ("complete", WORDS, question.id)
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
+    name: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with pasted(name, browser, tmp_path) as (page, program, model):
+        await page.wait_for_load_state("networkidle")
+        for count, (moment, words) in enumerate(MOMENTS.items(), 1):
+            question = f"Why {'& how ' * 9}{count}?"
+            whole = f"You asked: {question} {'This is a long answer. ' * 20}".strip()
+            await page.fill(FIELDS[name], question)
+            await page.press(FIELDS[name], "Enter")
+            seen = " ".join(whole.split()[: max(0, words)])
+            if words >= 0:
+                await model.until_called(count)
+                await model.allow(words)
+                if seen:
+                    await until_shown(name, page, seen)
+            await page.reload()
+            other = await page.context.new_page()
+            await other.goto("/")
+            if seen:
+                for window in (page, other):
+                    await until_shown(name, window, seen)
+            await model.allow(WORDS - max(0, words))
+            for window in (page, other):
+                await until_shown(name, window, whole)
+            await other.close()
+            (cookie,) = await page.context.cookies()
+            messages = (await program["hub"].history(f"chat:{cookie['value'].split('.')[0]}")).messages
+            assert model.calls == count, moment
+            assert [one.text.strip() for one in messages[:2]] == [whole, question], moment
+            assert [one.role for one in messages] == ["assistant", "user"] * count, moment

@@ -144,7 +144,7 @@ describe("a sent message", () => {
     const sent = ["p", "q"].map((id) => channel.send({ id, text: id }))
     await settled()
     channel.discard("p")
-    await assert.rejects(sent[0], { code: "discarded", message: "message p was discarded before it was sent: send another" })
+    await assert.rejects(sent[0], { code: "discarded", message: "message p was discarded: send another" })
     assert.deepEqual(shown(channel), [["q", "q", "sending"]])
     assert.equal(Object.keys(storage).length, 1)
     w.pass(250)

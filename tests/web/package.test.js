@@ -4,7 +4,7 @@
  */
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { after, before, test } from "node:test"
@@ -71,6 +71,18 @@ test("a strict importer gets the types of every entry and those of its own data,
   const options = ["--ignoreConfig", "--strict", "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "--target", "es2022",
     "--lib", "es2022,dom,dom.iterable", "--preserveSymlinks", "--types", "", "--jsx", "react-jsx", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noUnusedLocals"]
   assert.deepEqual(run(join(ROOT, "node_modules", ".bin", "tsc"), ...options, "types.tsx", "documented.ts"), { status: 0, output: "" })
+})
+
+test("an importer without React gets the type of the tag", () => {
+  const plain = join(app, "plain")
+  mkdirSync(plain)
+  renameSync(join(app, "node_modules", "react"), join(plain, "react"))
+  renameSync(join(app, "node_modules", "@types"), join(plain, "@types"))
+  writeFileSync(join(app, "plain.ts"), `import "tenuto/chat"\nexport const isOpen: boolean | undefined = document.querySelector("tenuto-chat")?.open`)
+  const options = ["--ignoreConfig", "--strict", "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "--target", "es2022", "--types", ""]
+  const checked = run(join(ROOT, "node_modules", ".bin", "tsc"), ...options, "plain.ts")
+  for (const name of ["react", "@types"]) renameSync(join(plain, name), join(app, "node_modules", name))
+  assert.deepEqual(checked, { status: 0, output: "" })
 })
 
 test("the public members of the types are documented, and the documented members are public", () => {

@@ -80,6 +80,25 @@ export function Typed({ name, id }: { name: string; id: string }) {
   return <p onClick={() => void channel.retry(id)}>{JSON.stringify([models, streaming, data, untyped, wrong, useStatus().state])}</p>
 }
 
+export function Widget() {
+  const chat = document.createElement("tenuto-chat")
+  chat.launcher = true
+  chat.channel = "chat:1"
+  const words: string = chat.heading
+  // @ts-expect-error of another type
+  chat.open = "yes"
+  return (
+    <>
+      <tenuto-chat url="/tenuto" launcher heading={words} ref={(node) => node?.show()} className="wide" ontenuto-answer={({ detail }) => detail.message.text.trim()} />
+      <tenuto-chat channel="chat:1" open={false} tokenProvider={async () => "token"} renderPart={() => null}><p slot="empty">Hello</p></tenuto-chat>
+      {/* @ts-expect-error unknown */}
+      <tenuto-chat chanel="chat:1" />
+      {/* @ts-expect-error of another type */}
+      <tenuto-chat readonly="no" />
+    </>
+  )
+}
+
 export function options() {
   const client: Client = connect({ url: "/tenuto", token: async (why) => (why === "start" ? "a" : "b") })
   const channel = client.channel("chat:1")

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
+import { dump } from "../../tenuto/web/dump.js"
 import { View } from "../../tenuto/web/view.js"
 
 test("an append costs its own text, not the text before it", () => {
@@ -48,4 +49,14 @@ test("the serials of messages outside the view are bounded: the oldest is droppe
   const old = (id) => ({ id, role: "user", status: "complete", created: 1, version: 1, created_at: 1, updated_at: 1 })
   view.merge({ messages: [old("m0"), old("m1")], more: true })
   assert.deepEqual(view.getSnapshot().messages.map(({ id }) => id), ["m0"])
+})
+
+test("a presence event after a whole batch leaves the view whole, so that another tab gets its dump", () => {
+  const view = new View()
+  view.apply({ cursor: "e:1", events: [{ type: "channel.attached", channel: "c", epoch: "e", serial: 1, resumed: false }] })
+  view.apply({ cursor: null, events: [{ type: "presence.enter", member: { id: "bot", kind: "agent", connections: 1 } }] })
+  assert.equal(dump(view)?.cursor, "e:1")
+  const message = { id: "m", role: "user", status: "complete", created: 2, version: 2, created_at: 1, updated_at: 1, parts: [] }
+  view.apply({ cursor: null, events: [{ type: "message.create", serial: 2, message }] })
+  assert.equal(dump(view), null) // the batch goes on
 })

@@ -1,0 +1,226 @@
+"""The chat element without `channel` in Chromium, on a hub with `visitors()`: each browser has chats of its own.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Locator, Page, expect
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+
+from tenuto import Hub, visitors
+from tests.browser.tab import TIMEOUT_MS
+from tests.browser.test_markdown import POLICY
+from tests.transports.conftest import listening, new_hub, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
+
+TAG = "<tenuto-chat></tenuto-chat>"
+
+
+class Site:
+    """A page with the widget in two lines, and the hub behind it, whose agent answers when the test says so."""
+
+    def __init__(self, browser: Browser, hub: Hub) -> None:
+        self.browser = browser
+        self.hub = hub
+        self.address = ""
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+
+    async def visitor(self, address: str = "", **options: Any) -> Page:
+        """Open the page in a browser of its own."""
+        context = await self.browser.new_context(**options)
+        context.set_default_timeout(TIMEOUT_MS)
+        page = await context.new_page()
+        await page.goto(address or self.address)
+        return page
+
+
+@asynccontextmanager
+async def site(browser: Browser, tag: str = TAG, hub: Hub | None = None, **limits: Any) -> AsyncIterator[Site]:
+    here = Site(browser, hub or new_hub(authenticate=visitors(**limits)))
+
+    @here.hub.agent("chat:*", name="Guide")
+    async def guide(turn: Any) -> None:
+        async with turn.reply() as message:
+            await message.append(f"You asked: {turn.message.text}")
+            await message.flush()
+            await here.goes_on.wait()
+            await message.append(" The end.")
+
+    async def document(request: object) -> HTMLResponse:
+        page = f"<!doctype html><title>Chat</title><script type=module src=/tenuto/web/chat.js></script>{tag}"
+        return HTMLResponse(page, headers={"content-security-policy": POLICY})
+
+    app = Starlette(routes=[Route("/", document), Mount("/tenuto", here.hub)])
+    async with serving(here.hub, app) as served:
+        here.address = f"http://localhost:{served.port}/"
+        yield here
+        here.goes_on.set()
+        for context in browser.contexts:
+            await context.close()
+
+
+async def ask(page: Page, text: str) -> None:
+    await page.fill("textarea", text)
+    await page.press("textarea", "Enter")
+
+
+def messages(page: Page) -> Locator:
+    return page.locator("article .body")
+
+
+async def test_two_browsers_see_two_chats_and_each_keeps_its_own(browser: Browser) -> None:
+    async with site(browser) as here:
+        ann, bob = await here.visitor(), await here.visitor()
+        await ask(ann, "from Ann")
+        await expect(messages(ann)).to_have_text(["from Ann", "You asked: from Ann The end."])
+        await ask(bob, "from Bob")
+        await expect(messages(bob)).to_have_text(["from Bob", "You asked: from Bob The end."])
+        for page, name in ((ann, "Ann"), (bob, "Bob")):
+            await page.reload()
+            await expect(messages(page)).to_have_text([f"from {name}", f"You asked: from {name} The end."])
+        second_tab = await ann.context.new_page()
+        await second_tab.goto(here.address)
+        await expect(messages(second_tab).first).to_have_text("from Ann")
+
+
+@pytest.mark.parametrize("kind", ["forged", "foreign", "long", "cut"])
+async def test_a_cookie_that_proves_no_id_gets_a_new_one(browser: Browser, kind: str) -> None:
+    async with site(browser) as here, site(browser) as elsewhere:
+        ann = await here.visitor()
+        await ask(ann, "from Ann")
+        await expect(messages(ann)).to_have_count(2)
+        (own,) = await ann.context.cookies()
+        other = await elsewhere.visitor()
+        await expect(other.locator("textarea")).to_be_visible()
+        (foreign,) = await other.context.cookies()
+        head, _, mac = own["value"].rpartition(".")
+        values = {
+            "forged": f"{head}.{mac[::-1]}",
+            "foreign": foreign["value"],
+            "long": "x" * 3_900,
+            "cut": own["value"][:-1],
+        }
+        eve = await here.browser.new_context()
+        await eve.add_cookies([{"name": own["name"], "value": values[kind], "url": here.address}])
+        page = await eve.new_page()
+        await page.goto(here.address)
+        await expect(page.get_by_text("Online")).to_be_visible()
+        assert await messages(page).count() == 0
+        (now,) = await eve.cookies()
+        assert now["value"].partition(".")[0] not in (
+            own["value"].partition(".")[0],
+            foreign["value"].partition(".")[0],
+        )
+
+
+async def test_new_chat_is_empty_and_the_earlier_one_can_be_opened(browser: Browser) -> None:
+    async with site(browser) as here:
+        page = await here.visitor()
+        await expect(page.get_by_text("Online")).to_be_visible()
+        assert await page.get_by_role("button", name="New chat").is_disabled()
+        await ask(page, "The first question")
+        await expect(messages(page)).to_have_count(2)
+        await page.get_by_role("button", name="New chat").click()
+        await expect(page.get_by_text("Ask something.")).to_be_visible()
+        assert await page.evaluate("document.activeElement.shadowRoot.activeElement.localName") == "textarea"
+        await page.reload()  # the tab keeps the new chat, which the hub does not know yet
+        await expect(page.get_by_text("Ask something.")).to_be_visible()
+        await ask(page, "The second question")
+        await expect(messages(page)).to_have_count(2)
+        await page.get_by_label("Earlier chats").select_option(label="The first question")
+        await expect(messages(page).first).to_have_text("The first question")
+        await expect(page.get_by_label("Earlier chats").locator("option")).to_have_text(
+            ["The second question", "The first question"]
+        )
+        other = await page.context.new_page()
+        await other.goto(here.address)
+        await expect(messages(other).first).to_have_text("The second question")
+
+
+async def test_a_page_of_another_origin_keeps_a_token(browser: Browser) -> None:
+    hub = new_hub(authenticate=visitors(), allowed_origins=["*"])
+    async with site(browser, hub=hub) as here:
+        address = here.address.replace("localhost", "127.0.0.1")
+        tag = f"<script type=module src={address}tenuto/web/chat.js></script>{TAG}"
+
+        async def document(request: object) -> HTMLResponse:
+            return HTMLResponse(f"<!doctype html><title>Blog</title>{tag}")
+
+        async with listening(Starlette(routes=[Route("/", document)])) as port:
+            page = await here.visitor(f"http://localhost:{port}/")
+            await ask(page, "from a blog")
+            await expect(messages(page)).to_have_count(2)
+            await page.reload()
+            await expect(messages(page).first).to_have_text("from a blog")
+            await page.evaluate(
+                "for (const key in localStorage) if (/^tenuto-visitor/.test(key)) localStorage[key] = 'bad'"
+            )
+            await page.reload()
+            await expect(page.get_by_text("Online")).to_be_visible()
+            assert await messages(page).count() == 0
+            await page.goto("about:blank")
+
+
+async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Browser) -> None:
+    async with site(browser, hub=new_hub()) as here:
+        page = await here.visitor("about:blank")
+        async with page.expect_console_message(
+            lambda message: message.type == "error" and "visitors()" in message.text
+        ) as named:
+            await page.goto(here.address)
+        assert "attribute channel" in (await named.value).text
+        await expect(
+            page.get_by_text("This chat does not work here. Please tell the owner of this page.")
+        ).to_be_visible()
+
+
+async def test_a_limit_of_questions_names_the_time_and_keeps_the_text(browser: Browser) -> None:
+    async with site(browser, questions_per_minute=1) as here:
+        page = await here.visitor()
+        await ask(page, "one")
+        await expect(messages(page)).to_have_count(2)
+        await ask(page, "two")
+        await expect(page.locator("[part=status]")).to_contain_text("You can ask again in ")
+        await expect(page.locator("[part=status]")).to_contain_text(" seconds.")
+        assert await page.input_value("textarea") == "two"
+        assert await page.get_by_role("button", name="Send").is_disabled()
+        await expect(messages(page)).to_have_count(2)
+
+
+async def test_a_closed_launcher_shows_after_a_reload_that_an_answer_runs_or_has_ended(browser: Browser) -> None:
+    async with site(browser, "<tenuto-chat launcher></tenuto-chat>") as here:
+        page = await here.visitor()
+        loaded: list[str] = []
+        page.on("request", lambda request: loaded.append(request.url))
+        here.goes_on.clear()
+        await page.locator(".launcher").click()
+        await ask(page, "What is it?")
+        await expect(page.get_by_text("You asked")).to_be_visible()
+        await page.reload()
+        await expect(page.get_by_text("You asked")).to_be_visible()  # open, as it was
+        await page.locator(".launcher").click()
+        await page.reload()
+        here.goes_on.set()
+        await expect(page.locator(".badge")).to_have_text("1")
+        await page.reload()
+        await expect(page.locator(".badge")).to_have_text("1")
+        assert await page.locator("textarea").is_hidden()
+        await page.locator(".launcher").click()
+        await expect(page.get_by_text("The end.")).to_be_visible()
+        await page.locator(".launcher").click()
+        loaded.clear()
+        await page.reload()
+        await page.locator(".launcher").wait_for()
+        await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert not [url for url in loaded if "client.js" in url or "/v1/" in url]
