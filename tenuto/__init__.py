@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tenuto.hub import MessageWriter, Subscription
     from tenuto.hub.hooks import HookEvent
     from tenuto.hub.identity import Identity, allow_everyone
-    from tenuto.visitors import visitors
+    from tenuto.visiting import visitors
 
 __all__ = [
     "HookEvent",
@@ -49,7 +49,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
         "Subscription": "tenuto.hub",
         "Turn": "tenuto.agents.turn",
         "allow_everyone": "tenuto.hub.identity",
-        "visitors": "tenuto.visitors",
+        "visitors": "tenuto.visiting",
     }
 
     def __getattr__(name):

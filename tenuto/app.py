@@ -29,7 +29,7 @@ from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turn_deltas import TurnStatus
-from tenuto.core.visitors import is_visitor
+from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub import HubCore
 from tenuto.hub.control import check_speed
 from tenuto.hub.patterns import check_pattern

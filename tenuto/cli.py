@@ -233,7 +233,7 @@ def serve(
     if has_visitors:
         if allow_everyone:
             raise LocalError("--visitors and --allow-everyone exclude each other: leave one of them out")
-        from tenuto.visitors import visitors  # imported here, because the import is slow
+        from tenuto.visiting import visitors  # imported here, because the import is slow
 
         verifier = visitors(verifier)
     if target is not None:

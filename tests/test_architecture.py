@@ -33,7 +33,7 @@ LAYERS = (
     ("hub",),
     ("transports", "agents"),
     ("client",),
-    ("response", "routes", "visitors"),
+    ("response", "routes", "visiting"),
     ("app",),
     ("__init__",),
     ("interop",),

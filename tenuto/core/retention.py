@@ -18,7 +18,7 @@ from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_prefix
 from tenuto.core.patterns import invalid_pattern, is_pattern
 from tenuto.core.records import LEAD_MS
-from tenuto.core.visitors import STEM, owner_of
+from tenuto.core.visitor_ids import STEM, owner_of
 
 _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS

@@ -64,6 +64,7 @@ from tenuto.hub.wsgi import warn_of_wsgi
 from tenuto.stores.base import Bus, Store, head_of
 
 FORGET_S = 5.0  # time between two rounds that forget clients
+FORGET_PAUSE_S = 0.05  # between two steps of one round
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
 
@@ -153,11 +154,11 @@ class HubCore:
 
     async def _forget_clients(self) -> None:
         """Forget, again and again, the clients of which nothing is counted any more."""
+        has_more = False
         while True:
-            await asyncio.sleep(FORGET_S)
-            self.rates.forget_new()
-            if self.questions is not None:
-                self.questions.forget_full()
+            await asyncio.sleep(FORGET_PAUSE_S if has_more else FORGET_S)
+            has_more = self.rates.forget_new()
+            has_more |= self.questions is not None and self.questions.forget_full()
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
-from tenuto.core.visitors import is_question
+from tenuto.core.visitor_ids import is_question
 from tenuto.hub.hosts import address_group
 from tenuto.hub.rates import Bucket
 from tenuto.hub.results import Done, Result
@@ -29,7 +29,7 @@ from tenuto.hub.results import Done, Result
 logger = logging.getLogger("tenuto.hub")
 
 MINUTE_S, DAY_S = 60.0, 86_400.0
-MAX_ASKERS = 100_000  # limit of the visitors and addresses that are counted at the same time
+MAX_COUNTED = 100_000  # limit of the visitors and addresses that are counted at the same time
 FORGET_AT_ONCE = 1_000
 LOG_S = 3600.0  # least time between two lines of the log about addresses at their limit
 
@@ -49,7 +49,7 @@ class QuestionLimits(Struct, frozen=True, kw_only=True):
                 raise LocalError(f"visitors({setting}=...) must be a whole number from 1 on, got {shown(value)}")
 
 
-class _Asker:
+class _Allowance:
     """The buckets of one visitor or address."""
 
     __slots__ = ("buckets", "settings")
@@ -81,7 +81,7 @@ class _Asker:
             bucket.take(questions)
 
     def is_full(self, now_s: float) -> bool:
-        """Return whether the buckets are as those of an asker that never asked."""
+        """Return whether the buckets are as those of a new visitor."""
         return all(
             bucket.level(size, size / time_s, now_s) >= size
             for bucket, (size, time_s, _) in zip(self.buckets, self.settings, strict=True)
@@ -91,14 +91,14 @@ class _Asker:
 class Asked:
     """A question that was counted."""
 
-    def __init__(self, askers: list[_Asker]) -> None:
-        self._askers = askers
+    def __init__(self, allowances: list[_Allowance]) -> None:
+        self._allowances = allowances
 
     def give_back(self) -> None:
         """Count the question no more, because it was not stored, or was stored before."""
-        for asker in self._askers:
-            asker.take(-1)
-        self._askers = []
+        for allowance in self._allowances:
+            allowance.take(-1)
+        self._allowances = []
 
 
 class Questions:
@@ -107,29 +107,33 @@ class Questions:
     def __init__(self, limits: QuestionLimits, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._now_s = now_s
-        self._askers: OrderedDict[str, _Asker] = OrderedDict()
+        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
         self._logged_s = -inf
 
     def __len__(self) -> int:
-        return len(self._askers)
+        return len(self._allowances)
 
     def ask(self, visitor: str, peer: str | None) -> Asked:
         """Count a question of `visitor` from the address `peer`, if that is known. Raises TooMany."""
-        now_s, factor = self._now_s(), self._limits.address_factor
-        asker = self._asker(visitor, 1, now_s)
-        refusal = asker.refusal(f"visitor {shown(visitor)}", now_s)
-        askers = [asker]
+        now_s = self._now_s()
+        allowances = {visitor: self._allowance(visitor, 1, now_s)}
+        refusal = allowances[visitor].refusal(f"visitor {shown(visitor)}", now_s)
         if peer is not None and refusal is None:
             group = address_group(peer)
-            askers.append(self._asker(f"/{group}", factor, now_s))
-            refusal = askers[1].refusal(f"the visitors at the address {shown(group)} have", now_s)
+            address = f"/{group}"  # an id contains no slash
+            allowances[address] = self._allowance(address, self._limits.address_factor, now_s)
+            refusal = allowances[address].refusal(f"the visitors at the address {shown(group)} have", now_s)
             if refusal is not None:
                 self._log(refusal, now_s)
         if refusal is not None:
             raise refusal
-        for one in askers:
-            one.take(1)
-        return Asked(askers)
+        for name, allowance in allowances.items():
+            allowance.take(1)
+            self._allowances[name] = allowance
+            self._allowances.move_to_end(name)
+        while len(self._allowances) > MAX_COUNTED:
+            self._allowances.popitem(last=False)
+        return Asked(list(allowances.values()))
 
     def counted(self, request: Request, caller: Caller, done: Done) -> tuple[Caller, Done, Asked | None]:
         """Count `request` of a visitor if it is a question, and return what to submit it with.
@@ -150,22 +154,22 @@ class Questions:
 
         return caller, settled, asked
 
-    def forget_full(self) -> None:
-        """Forget askers whose buckets are full again, at most `FORGET_AT_ONCE` at a time."""
-        now_s = self._now_s()
-        for name in list(islice(self._askers, FORGET_AT_ONCE)):
-            if self._askers[name].is_full(now_s):
-                del self._askers[name]
-            else:
-                self._askers.move_to_end(name)  # so that each asker is looked at in turn
+    def forget_full(self) -> bool:
+        """Forget visitors and addresses whose buckets are full again; return whether there may be many more of them.
 
-    def _asker(self, name: str, factor: int, now_s: float) -> _Asker:
-        asker = self._askers.get(name)
-        if asker is None:
-            while len(self._askers) >= MAX_ASKERS:
-                self._askers.popitem(last=False)
-            asker = self._askers[name] = _Asker(self._limits, factor, now_s)
-        return asker
+        It looks at `FORGET_AT_ONCE` of them.
+        """
+        now_s, before = self._now_s(), len(self)
+        for name in list(islice(self._allowances, FORGET_AT_ONCE)):
+            if self._allowances[name].is_full(now_s):
+                del self._allowances[name]
+            else:
+                self._allowances.move_to_end(name)  # so that each is looked at in turn
+        return before - len(self) > FORGET_AT_ONCE // 2
+
+    def _allowance(self, name: str, factor: int, now_s: float) -> _Allowance:
+        """Return the allowance of a visitor or address; a new one is kept only with its first question."""
+        return self._allowances.get(name) or _Allowance(self._limits, factor, now_s)
 
     def _log(self, refusal: TooMany, now_s: float) -> None:
         if now_s - self._logged_s >= LOG_S:

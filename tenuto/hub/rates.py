@@ -20,7 +20,7 @@ from typing import Self
 
 from tenuto.core.errors import TooMany, shown
 from tenuto.core.limits import KIB, MIB
-from tenuto.core.visitors import is_visitor
+from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub.hosts import address_group
 from tenuto.hub.identity import Identity
 
@@ -238,8 +238,7 @@ class Rates:
 
     def new_visitor(self, peer: str) -> None:
         """Count a request without an id, whose sender becomes a visitor, for its address alone. Raises TooMany."""
-        assert self.of_addresses is not None
-        self.of_addresses.request(_ADDRESS, address_group(peer))
+        (self.of_addresses or self).request(_ADDRESS, address_group(peer))
 
     def charge(self, identity: Identity, peer: str = "", *, size: int) -> None:
         """Count `size` bytes that a request has caused; a negative number gives them back.
@@ -321,16 +320,19 @@ class Rates:
         name = _name(identity, peer) if client is not None else ""
         return OpenBody(client, name, least_bytes=largest_bytes // 16, max_bytes=OPEN_BODIES * largest_bytes)
 
-    def forget_new(self) -> None:
-        """Forget clients of which nothing is counted any more, at most `FORGET_AT_ONCE` at a time."""
-        now_s = self._now_s()
+    def forget_new(self) -> bool:
+        """Forget clients of which nothing is counted any more; return whether there may be many more of them.
+
+        It looks at `FORGET_AT_ONCE` clients.
+        """
+        now_s, before = self._now_s(), len(self)
         for name in list(islice(self._clients, FORGET_AT_ONCE)):
             if self._clients[name].is_new(self.limits, now_s):
                 del self._clients[name]
             else:
                 self._clients.move_to_end(name)  # so that each client is looked at in turn
-        if self.of_addresses is not None:
-            self.of_addresses.forget_new()
+        has_more = before - len(self) > FORGET_AT_ONCE // 2
+        return (self.of_addresses is not None and self.of_addresses.forget_new()) or has_more
 
     def _client(self, identity: Identity, peer: str) -> _Client | None:
         """Return the counters of the client behind `identity`; None if its traffic is not limited."""

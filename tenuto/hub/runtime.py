@@ -17,7 +17,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, Request, SendCommand
-from tenuto.core.visitors import is_visitor
+from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub.capacity import Capacity, Find
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Clock

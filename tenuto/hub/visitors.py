@@ -1,6 +1,6 @@
 """Visitors: callers without an account, each with an id that the hub gives and signs.
 
-Layer: hub, above `identity`. `tenuto.visitors` adds the part for the routes of an app.
+Layer: hub, above `identity`. `tenuto.visiting` adds the part for the routes of an app.
 
 The proof of an id is a cookie, or a token where the page is of another origin. Both are the id, the time of issue and a
 signature, and the store keeps no list of visitors. Safe to change: ages and limits. Not safe: reading a field before
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenuto.core.errors import LocalError
 from tenuto.core.retention import DAY_MS
-from tenuto.core.visitors import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
+from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.identity import Authenticate, Identity, Scope
 from tenuto.hub.questions import QuestionLimits
 from tenuto.hub.tickets import MIN_KEY_BYTES, has_signature, signature
@@ -63,7 +63,7 @@ def visit_in(scope: MutableMapping[str, Any]) -> Visit:
 
 
 class VisitorVerifier:
-    """An `authenticate` that makes each browser without another identity a visitor (`tenuto.visitors.visitors`)."""
+    """An `authenticate` that makes each browser without another identity a visitor (`tenuto.visiting.visitors`)."""
 
     reads_cookies = True
     key_note = "visitor-key/0"
@@ -145,7 +145,7 @@ class VisitorVerifier:
         found = self._proven("cookie", given[0]) if len(given) == 1 else None
         visitor, age_ms = found or (new_visitor_id(secrets.token_bytes(RANDOM_BYTES)), 0)
         visit.client_id, visit.is_new, visit.is_ambient = visitor, found is None, True
-        if found is None or age_ms >= RENEWED_MS:
+        if (found is None or age_ms >= RENEWED_MS) and not _is_embedded(scope):
             end = "; Secure" if is_encrypted else ""
             proof = self._proof("cookie", visitor)
             text = f"{name}={proof}; Path=/; Max-Age={MAX_AGE_MS // 1000}; HttpOnly; SameSite=Lax{end}"
@@ -183,6 +183,15 @@ def _bearer(scope: Scope) -> str | None:
             scheme, _, token = value.decode("latin-1").strip().partition(" ")
             return token.strip() if scheme.lower() == "bearer" else None
     return None
+
+
+def _is_embedded(scope: Scope) -> bool:
+    """Return whether a page of another site sent the request by itself.
+
+    The browser sends no cookie of ours with it, so a new one could only replace that of a visitor.
+    """
+    shown = {name.lower(): value for name, value in scope["headers"]}
+    return shown.get(b"sec-fetch-site") == b"cross-site" and shown.get(b"sec-fetch-dest") != b"document"
 
 
 def _cookies(scope: Scope, name: str) -> list[str]:

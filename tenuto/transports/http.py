@@ -65,7 +65,7 @@ from tenuto.transports.problem import problem_body, problem_headers
 from tenuto.transports.query import whole
 from tenuto.transports.tickets import CreateTicket, TicketIssued
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
-from tenuto.transports.visitor import visitor
+from tenuto.transports.visitor_chats import visitor
 
 logger = logging.getLogger("tenuto.transports")
 

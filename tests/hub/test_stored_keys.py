@@ -9,13 +9,15 @@ import asyncio
 
 import pytest
 
+from tenuto import visitors
 from tenuto.core.errors import Unauthenticated
+from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub import HubCore
 from tenuto.hub.identity import Identity
 from tenuto.hub.tickets import Tickets
 from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared, new_hub
-from tests.virtual import virtually
+from tests.virtual import virtual_clock, virtually
 
 NOTE = Tickets.key_note
 ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
@@ -66,3 +68,15 @@ async def test_store_gets_no_key_of_one_process_and_none_that_the_app_has_given(
     await hub.start()
     assert await store.notes(NOTE) == {}
     await hub.close()
+
+
+@virtually
+async def test_visitor_of_one_node_is_known_at_another() -> None:
+    store = Shared()
+    guests = [visitors(), visitors()]
+    hubs = [HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock(), authenticate=one) for one in guests]
+    await asyncio.gather(*(hub.start() for hub in hubs))
+    token = guests[0].token_of(new_visitor_id(bytes(13)))
+    assert guests[1].identity_by_token(token) is not None
+    for hub in hubs:
+        await hub.close()

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from tenuto.core.document import restore
 from tenuto.core.errors import NoVisitors
 from tenuto.core.model import ChannelSummary, Message
-from tenuto.core.visitors import STEM, is_visitor
+from tenuto.core.visitor_ids import STEM, is_visitor
 from tenuto.hub.archive import MAX_LISTED
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Identity, Scope

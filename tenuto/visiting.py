@@ -1,6 +1,6 @@
 """Visitors of a public page: `Hub(authenticate=visitors())` gives each browser without an account chats of its own.
 
-Layer: visitors, below `app`.
+Layer: visiting, below `app`.
 
 `hub.visitors` has the ids and their proofs, `hub.questions` the limits. This module has the public constructor, and
 `Visitors.of` for the routes of an app. The arguments and `of` are public (`docs/python.md`).
