@@ -91,8 +91,8 @@ async function request(hub, key) {
     write(key) // of another hub at this address, or with an older key
     return request(hub, key)
   }
-  if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}`)
-  if (response.status === 404) throw refusal("no_visitors", `${base} gives visitors no chat of their own: ${REMEDY}`)
+  if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
+  if (response.status === 404) throw refusal("no_visitors", `${base} has no chats for visitors: ${REMEDY}`)
   throw new TenutoError(String(body.code ?? "not_tenuto"), body.code ? body : { detail: `${base} sent status ${response.status}: correct its address` })
 }
 
