@@ -74,7 +74,7 @@ async function request(hub, key) {
   let response
   try {
     // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
-    response = await hub.fetch(`${base}/v1/visitor${navigator.cookieEnabled ? "" : "?token=1"}`, {
+    response = await hub.fetch(`${base}/v1/visitor${hasCookies() ? "" : "?token=1"}`, {
       method: "POST",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: AbortSignal.timeout(REQUEST_MS),
@@ -94,6 +94,15 @@ async function request(hub, key) {
   if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
   if (response.status === 404) throw refusal("no_visitors", `${base} has no chats for visitors: ${REMEDY}`)
   throw new TenutoError(String(body.code ?? "not_tenuto"), body.code ? body : { detail: `${base} sent status ${response.status}: correct its address` })
+}
+
+/** Return whether the browser keeps cookies, which it denies together with the storage. */
+function hasCookies() {
+  try {
+    return Boolean(localStorage) && navigator.cookieEnabled
+  } catch {
+    return false
+  }
 }
 
 /** @param {string} key @returns {string | undefined} */
