@@ -144,7 +144,7 @@ class Hub(HubCore):
             if prompt is None:
                 return None
             request = CreateMessage(role="user", text=prompt)
-            caller = replace(self.caller(prompt_by or self._visitor_in(scope)), brings_answer=True)
+            caller = replace(self.caller(prompt_by or _visitor_in(self, scope)), brings_answer=True)
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
@@ -163,7 +163,7 @@ class Hub(HubCore):
 
         async def begin(message_id: str, scope: Scope) -> Answering | None:
             await self.start()
-            asked = self._count_answer(prompt_by, scope)
+            asked = _count_answer(self, prompt_by, scope)
             try:
                 answering = await begin_counted(message_id, scope)
             except BaseException:
@@ -208,17 +208,6 @@ class Hub(HubCore):
             path=self.path,
             headers=headers,
         )
-
-    def _visitor_in(self, scope: Scope) -> str | None:
-        """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
-        return visit_in(dict(scope)).client_id if self.questions is not None else None
-
-    def _count_answer(self, prompt_by: str | None, scope: Scope) -> Asked:
-        """Count an answer that the app begins for a visitor. Raises TooMany."""
-        visitor = self._visitor_in(scope) or prompt_by
-        if self.questions is None or visitor is None or not is_visitor(visitor):
-            return Asked([])
-        return self.questions.ask(visitor, peer_of(dict(scope)))
 
     @cached_property
     def _openings(self) -> WeakValueDictionary[tuple[str, str], asyncio.Lock]:
@@ -325,6 +314,19 @@ class Hub(HubCore):
                 await app(scope, receive, send)
 
         return wrapped
+
+
+def _visitor_in(hub: Hub, scope: Scope) -> str | None:
+    """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
+    return visit_in(dict(scope)).client_id if hub.questions is not None else None
+
+
+def _count_answer(hub: Hub, prompt_by: str | None, scope: Scope) -> Asked:
+    """Count an answer that the app begins for a visitor. Raises TooMany."""
+    visitor = _visitor_in(hub, scope) or prompt_by
+    if hub.questions is None or visitor is None or not is_visitor(visitor):
+        return Asked([])
+    return hub.questions.ask(visitor, peer_of(dict(scope)))
 
 
 async def _check_own_answer(

@@ -232,7 +232,9 @@ def serve(
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
     if has_visitors:
         if allow_everyone:
-            raise LocalError("--visitors and --allow-everyone exclude each other: leave one of them out")
+            raise LocalError(
+                "--visitors cannot be used with --allow-everyone, which verifies no caller; leave one of them out"
+            )
         from tenuto.visiting import visitors  # imported here, because the import is slow
 
         verifier = visitors(verifier)

@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Authenticate
 from tenuto.hub.questions import QuestionLimits
 from tenuto.hub.settings import check_authenticate
@@ -35,7 +36,7 @@ def visitors(
 ) -> Visitors:
     """Return an `authenticate` for `Hub` that gives each browser a random id, in a signed cookie.
 
-    A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is asked
+    A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is called
     first: its identities are persons, and every other caller is a visitor. `key` (at least 32 bytes; several to rotate)
     signs the ids; without one the hub keeps a key in its store. The limits count what makes an agent call its model:
     the questions of each visitor, and `address_factor` times as many of all visitors of one address. Messages in
@@ -69,15 +70,16 @@ class Visitors(VisitorVerifier):
         any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller that the hub would refuse.
         """
         visit = visit_in(request.scope)  # now, so that the copy of the scope shares it
-        scope = dict(request.scope)
+        scope, hub = dict(request.scope), self.hub
+        assert isinstance(hub, HubCore)
         try:
-            await check_peer(self.hub, scope)
-            identity = await identify(self.hub, scope)
+            await check_peer(hub, scope)
+            identity = await identify(hub, scope)
         except TenutoError as error:
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
         if identity.client_id is None:
-            raise LocalError("the second verifier of visitors() returned an identity without a client_id; give it one")
+            raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
         if response is not None and visit.set_cookie is not None:
             response.headers.append("set-cookie", visit.set_cookie.decode())
         return identity.client_id

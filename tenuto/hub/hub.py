@@ -45,7 +45,7 @@ from tenuto.hub.hosts import check_allowed_origins, check_public_origin
 from tenuto.hub.identity import Authenticate
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.patterns import check_pattern
-from tenuto.hub.questions import Questions
+from tenuto.hub.questions import Questions, forget_gone
 from tenuto.hub.rates import ClientLimits, Rates, of_addresses
 from tenuto.hub.recovery import Adopter, Recovery
 from tenuto.hub.results import ChannelInfo, Done, Result, info_of, message_of, own_copy
@@ -63,8 +63,6 @@ from tenuto.hub.writers import Writers
 from tenuto.hub.wsgi import warn_of_wsgi
 from tenuto.stores.base import Bus, Store, head_of
 
-FORGET_S = 5.0  # time between two rounds that forget clients
-FORGET_PAUSE_S = 0.05  # between two steps of one round
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
 
@@ -150,15 +148,7 @@ class HubCore:
         self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held, visitors_days=keep_days)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
         self.on_start(partial(open_control, self))
-        self.on_start(lambda: self.start_background(self._forget_clients()))
-
-    async def _forget_clients(self) -> None:
-        """Forget, again and again, the clients of which nothing is counted any more."""
-        has_more = False
-        while True:
-            await asyncio.sleep(FORGET_PAUSE_S if has_more else FORGET_S)
-            has_more = self.rates.forget_new()
-            has_more |= self.questions is not None and self.questions.forget_full()
+        self.on_start(lambda: self.start_background(forget_gone(self.rates, self.questions)))
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ process. A bucket that has filled up again is forgotten, so that visitors who ar
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -23,7 +24,7 @@ from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
 from tenuto.core.visitor_ids import is_question
 from tenuto.hub.hosts import address_group
-from tenuto.hub.rates import Bucket
+from tenuto.hub.rates import Bucket, Rates
 from tenuto.hub.results import Done, Result
 
 logger = logging.getLogger("tenuto.hub")
@@ -31,6 +32,7 @@ logger = logging.getLogger("tenuto.hub")
 MINUTE_S, DAY_S = 60.0, 86_400.0
 MAX_COUNTED = 100_000  # limit of the visitors and addresses that are counted at the same time
 FORGET_AT_ONCE = 1_000
+FORGET_S, FORGET_PAUSE_S = 5.0, 0.05  # between two rounds that forget, and between two steps of a long one
 LOG_S = 3600.0  # least time between two lines of the log about addresses at their limit
 
 
@@ -68,7 +70,7 @@ class _Allowance:
             if level < 1:
                 wait_s = max(1, ceil((1 - level) * time_s / size))
                 return TooMany(
-                    f"{who} asked {size} questions within a {period}, which is the limit. Wait {wait_s} s, or raise "
+                    f"{who} sent {size} questions within a {period}, which is the limit. Wait {wait_s} s, or raise "
                     f"visitors(questions_per_{period}=...)",
                     limit=size,
                     retry_after_s=wait_s,
@@ -117,12 +119,12 @@ class Questions:
         """Count a question of `visitor` from the address `peer`, if that is known. Raises TooMany."""
         now_s = self._now_s()
         allowances = {visitor: self._allowance(visitor, 1, now_s)}
-        refusal = allowances[visitor].refusal(f"visitor {shown(visitor)}", now_s)
+        refusal = allowances[visitor].refusal(f"visitor {shown(visitor)} has", now_s)
         if peer is not None and refusal is None:
             group = address_group(peer)
             address = f"/{group}"  # an id contains no slash
             allowances[address] = self._allowance(address, self._limits.address_factor, now_s)
-            refusal = allowances[address].refusal(f"the visitors at the address {shown(group)} have", now_s)
+            refusal = allowances[address].refusal(f"all visitors of the address {shown(group)} have", now_s)
             if refusal is not None:
                 self._log(refusal, now_s)
         if refusal is not None:
@@ -179,3 +181,12 @@ class Questions:
                 "(docs/deployment.md)",
                 refusal,
             )
+
+
+async def forget_gone(rates: Rates, questions: Questions | None) -> None:
+    """Forget, again and again, the clients, visitors and addresses of which nothing is counted any more."""
+    has_more = False
+    while True:
+        await asyncio.sleep(FORGET_PAUSE_S if has_more else FORGET_S)
+        has_more = rates.forget_new()
+        has_more |= questions is not None and questions.forget_full()

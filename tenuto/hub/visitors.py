@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tenuto.core.errors import LocalError
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
+from tenuto.hub.clock import Clock
 from tenuto.hub.identity import Authenticate, Identity, Scope
 from tenuto.hub.questions import QuestionLimits
 from tenuto.hub.tickets import MIN_KEY_BYTES, has_signature, signature
-
-if TYPE_CHECKING:
-    from tenuto.hub.hub import HubCore
 
 COOKIE = "tenuto_visitor"
 # Under https the name has this prefix: a browser accepts such a cookie from this very host alone, so that no page of a
@@ -62,6 +60,13 @@ def visit_in(scope: MutableMapping[str, Any]) -> Visit:
     return visit
 
 
+class Served(Protocol):
+    """The parts of a hub that its verifier needs."""
+
+    clock: Clock
+    public_origin: str | None
+
+
 class VisitorVerifier:
     """An `authenticate` that makes each browser without another identity a visitor (`tenuto.visiting.visitors`)."""
 
@@ -79,7 +84,7 @@ class VisitorVerifier:
     ) -> None:
         if any(len(key) < MIN_KEY_BYTES for key in keys):
             raise LocalError(
-                f"the key of visitors has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make "
+                f"key of visitors has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make "
                 "one with: openssl rand -base64 48"
             )
         self.verify = verify
@@ -88,22 +93,22 @@ class VisitorVerifier:
         self.ticket_keys: Sequence[bytes] = getattr(verify, "ticket_keys", ())
         self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
         self._keys = list(keys) if self.generated is None else [self.generated]
-        self._hub: HubCore | None = None
+        self._hub: Served | None = None
 
     def __repr__(self) -> str:
         return f"visitors(verify={self.verify!r})"
 
     @property
-    def hub(self) -> HubCore:
+    def hub(self) -> Served:
         """Return the hub whose callers this verifies. Raises LocalError before there is one."""
         if self._hub is None:
-            raise LocalError("visitors() belong to no hub yet; pass them to one: Hub(authenticate=guests)")
+            raise LocalError("verifier visitors() has no hub yet; pass it to one: Hub(authenticate=guests)")
         return self._hub
 
-    def serve(self, hub: HubCore) -> None:
+    def serve(self, hub: Served) -> None:
         """Verify the callers of `hub`. Raises LocalError if it is a second one: its store may have another key."""
         if self._hub is not None:
-            raise LocalError("visitors() belong to another hub already; call visitors() once for each hub")
+            raise LocalError("verifier visitors() belongs to another hub already; call visitors() once for each hub")
         self._hub = hub
 
     def use(self, key: bytes) -> None:
@@ -113,9 +118,9 @@ class VisitorVerifier:
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the identity of a person, else of a visitor, who gets an id if the request proves none.
 
-        Return None for a bearer token that proves nothing. Raises the errors of the second verifier.
+        Return None for a bearer token that proves nothing. Raises the errors of the second verifier. The hub must have
+        started, which reads the key.
         """
-        await self.hub.start()  # which reads the key
         token = _bearer(scope)
         if token is not None and (known := self.identity_by_token(token)) is not None:
             visit_in(scope).client_id = known.client_id

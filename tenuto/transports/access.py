@@ -91,6 +91,8 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         mark_known(scope)
         return claimed
     check_origin(hub, scope)
+    if isinstance(verify, VisitorVerifier):
+        await start_hub(hub)  # the store has the key of visitors
     with logged_refusals(scope):
         identity = await _verified(scope, partial(verify, scope))
         if identity is not None:
@@ -134,7 +136,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
             return visitor
         verify = verify.verify
         if verify is None:
-            raise Unauthenticated("the token proves no visitor of this hub; get one with POST /v1/visitor")
+            raise Unauthenticated("token is of no visitor of this hub; get one with POST /v1/visitor")
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))

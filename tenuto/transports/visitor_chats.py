@@ -38,7 +38,7 @@ async def visitor(hub: HubCore, request: Request) -> Response:
     guests = hub.authenticate
     if not isinstance(guests, VisitorVerifier):
         raise NoVisitors(
-            "this hub gives its callers no chats of their own: set Hub(authenticate=visitors()), or name the chat with "
+            "this hub has no chats of a visitor's own: set Hub(authenticate=visitors()), or name the chat with "
             "the attribute channel of <tenuto-chat>"
         )
     scope = dict(request.scope)

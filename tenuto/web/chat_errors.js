@@ -24,11 +24,11 @@ export const requestWords = (words, code = "") => words[REQUESTS.get(code) ?? "n
 /** Return a sentence that says why the chat is not connected. @param {Strings} words @param {string} code */
 export const connectionWords = (words, code) => words[CONNECTIONS.get(code) ?? "broken"]
 
-/** Return a sentence about an error that kept the chat from opening, and whether another attempt may succeed. @param {unknown} error @param {Strings} words */
+/** Return a sentence about an error that kept the chat from opening, whether another attempt may succeed, and after how many seconds at the earliest. @param {unknown} error @param {Strings} words */
 export function explain(error, words) {
   const { code } = /** @type {{ code?: unknown }} */ (error)
-  if (typeof code !== "string") return { isTemporary: true, words: words.unreachable } // the network is away, or a module was not loaded
-  return { isTemporary: isTemporary({ code }) || ["unreachable", "token_unavailable"].includes(code), words: connectionWords(words, code) }
+  if (typeof code !== "string") return { isTemporary: true, words: words.unreachable, wait_s: 0 } // the network is away, or a module was not loaded
+  return { isTemporary: isTemporary({ code }) || ["unreachable", "token_unavailable"].includes(code), words: connectionWords(words, code), wait_s: waitOf(error) }
 }
 
 /** Return in how many seconds the person may ask again after an error; 0 if that is not limited. @param {unknown} error */

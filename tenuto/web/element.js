@@ -288,12 +288,12 @@ export class TenutoChat extends Base {
       this.#panel.update()
     } catch (error) {
       if (life !== this.#life) return
-      const unexplained = { isTemporary: true, words: this.words.unreachable }
-      const { isTemporary, words } = await import("./chat_errors.js").then(({ explain }) => explain(error, this.words), () => unexplained)
+      const unexplained = { isTemporary: true, words: this.words.unreachable, wait_s: 0 }
+      const { isTemporary, words, wait_s } = await import("./chat_errors.js").then(({ explain }) => explain(error, this.words), () => unexplained)
       console.error("<tenuto-chat> could not be loaded:", error)
       if (this.isOpen) this.#explain(words)
       const most_ms = Math.min(AGAIN_CAP_MS, AGAIN_MS * 2 ** this.#tries++)
-      if (isTemporary) setTimeout(() => this.#draw(), AGAIN_MS / 2 + Math.random() * most_ms)
+      if (isTemporary) setTimeout(() => this.#draw(), wait_s * 1_000 + AGAIN_MS / 2 + Math.random() * most_ms)
     } finally {
       this.#isLoading = false
       if (life !== this.#life) void this.#draw()

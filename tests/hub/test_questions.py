@@ -55,7 +55,9 @@ def test_visitor_asks_ten_questions_a_minute_and_a_hundred_a_day() -> None:
     time = Time()
     questions = Questions(QuestionLimits(), now_s=time)
     assert asked(questions, 12, by=visitor()) == 10
-    with pytest.raises(TooMany, match=r"asked 10 questions within a minute.* Wait 6 s.*questions_per_minute") as error:
+    with pytest.raises(
+        TooMany, match=r"has sent 10 questions within a minute.* Wait 6 s.*questions_per_minute"
+    ) as error:
         questions.ask(visitor(), ADDRESS)
     assert error.value.details == {"limit": 10, "retry_after_s": 6}
     time.now_s = 6
@@ -77,7 +79,7 @@ def test_all_visitors_of_an_address_ask_ten_times_as_many(caplog: pytest.LogCapt
     assert len(caplog.records) == 1
     assert "behind its proxy" in caplog.text
     assert asked(questions, 1, by="other", peer="192.0.2.2") == 1
-    with pytest.raises(TooMany, match=rf"the visitors at the address '{ADDRESS}' have asked 100 questions"):
+    with pytest.raises(TooMany, match=rf"all visitors of the address '{ADDRESS}' have sent 100 questions"):
         questions.ask(visitor(1000), ADDRESS)
     assert asked(questions, 200, peer="2001:db8::1") == 100
     assert asked(questions, 1, by="other", peer="2001:db8::2") == 0  # the same network
