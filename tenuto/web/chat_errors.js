@@ -1,5 +1,4 @@
 /** Sentences for people about errors. What only a developer can mend is in the console. @module */
-import { isTemporary } from "./errors.js"
 
 /** @typedef {import("./chat_strings.js").Strings} Strings */
 
@@ -28,7 +27,8 @@ export const connectionWords = (words, code) => words[CONNECTIONS.get(code) ?? "
 export function explain(error, words) {
   const { code } = /** @type {{ code?: unknown }} */ (error)
   if (typeof code !== "string") return { isTemporary: true, words: words.unreachable, wait_s: 0 } // the network is away, or a module was not loaded
-  return { isTemporary: isTemporary({ code }) || ["unreachable", "token_unavailable"].includes(code), words: connectionWords(words, code), wait_s: waitOf(error) }
+  const name = CONNECTIONS.get(code) ?? ""
+  return { isTemporary: name === "unreachable" || name === "busy", words: connectionWords(words, code), wait_s: waitOf(error) }
 }
 
 /** Return in how many seconds the person may ask again after an error; 0 if that is not limited. @param {unknown} error */
