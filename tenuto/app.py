@@ -24,7 +24,7 @@ from tenuto.agents.running import Agent, Handler, check_agent
 from tenuto.agents.turn import OnCrash
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.answer_ids import reply_id as reply_id_of
-from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
+from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
@@ -163,7 +163,12 @@ class Hub(HubCore):
 
         async def begin(message_id: str, scope: Scope) -> Answering | None:
             await self.start()
-            asked = _count_answer(self, prompt_by, scope)
+            try:
+                asked = _count_answer(self, prompt_by, scope)
+            except TooMany:
+                if await join(message_id, scope):
+                    return None  # a repeat begins no answer
+                raise
             try:
                 answering = await begin_counted(message_id, scope)
             except BaseException:

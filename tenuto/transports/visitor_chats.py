@@ -20,7 +20,7 @@ from tenuto.core.visitor_ids import STEM, is_visitor
 from tenuto.hub.archive import MAX_LISTED
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.visitors import VisitorVerifier
+from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.access import check_serving, identify
 from tenuto.transports.calls import json_response
 from tenuto.transports.headers import headers_of
@@ -50,7 +50,8 @@ async def visitor(hub: HubCore, request: Request) -> Response:
     if identity.client_id is not None:
         if identity.has("publish", channel) and identity.has("subscribe", channel):
             about["channel"] = channel
-        about["chats"] = await _chats(hub, identity, channel)
+        if not visit_in(scope).is_new:  # a new visitor has none
+            about["chats"] = await _chats(hub, identity, channel)
     if is_visitor(identity.client_id) and _is_foreign(hub, scope):
         assert identity.client_id is not None
         about["token"] = guests.token_of(identity.client_id)

@@ -443,11 +443,11 @@ def new_app(hub: Hub, guests: Visitors) -> FastAPI:
         return response
 
     @app.post("/ask")
-    async def ask(visitor: str = Depends(guests.of), prompt: str | None = None) -> Any:
+    async def ask(visitor: str = Depends(guests.of), prompt: str | None = None, reply_id: str | None = None) -> Any:
         async def words() -> AsyncIterator[str]:
             yield "hello"
 
-        return hub.stream_response(f"chat:{visitor}", words, prompt=prompt)
+        return hub.stream_response(f"chat:{visitor}", words, prompt=prompt, reply_id=reply_id)
 
     class Passing(BaseHTTPMiddleware):
         async def dispatch(self, request: Request, call_next: Any) -> Response:
@@ -486,8 +486,12 @@ async def test_route_of_a_visitor_beyond_the_limit_gets_429() -> None:
     async with serving(hub, new_app(hub, guests)) as served:
         served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
         assert (await served.http.post("/ask?prompt=hi")).status_code == 200
-        assert (await served.http.post("/ask")).status_code == 200  # an answer without a stored prompt
+        without_prompt = await served.http.post("/ask?reply_id=r1")
+        assert without_prompt.status_code == 200
         refused = await served.http.post("/ask?prompt=hi")
         assert (refused.status_code, refused.json()["retry_after_s"]) == (429, 30)
+        assert (await served.http.post("/ask?reply_id=r2")).status_code == 429
+        repeated = await served.http.post("/ask?reply_id=r1")  # joins the answer
+        assert (repeated.status_code, repeated.text) == (200, without_prompt.text)
         channel = f"chat:{(await served.http.post('/id')).json()['id']}"
         assert len((await hub.history(channel)).messages) == 3
