@@ -1,34 +1,34 @@
 /** Sentences for people about errors. What only a developer can mend is in the console. @module */
-import { isTemporary } from "./errors.js"
 
 /** @typedef {import("./chat_strings.js").Strings} Strings */
 
-/** @type {Record<string, keyof Strings>} the words for each code of a failed request; for other codes `notDone` */
-const REQUESTS = {
+/** The words for each code of a failed request. @type {Map<string, keyof Strings>} */
+const REQUESTS = new Map(Object.entries({
   forbidden: "notAllowed", forbidden_status: "notAllowed", not_writer: "notAllowed", held: "notAllowed", unauthenticated: "signedOut",
   too_large: "tooLong", too_many: "busy", busy: "busy", internal: "busy", store_unavailable: "busy", store_full: "busy", draining: "busy", unreachable: "busy",
   deleted: "gone", not_found: "gone",
   already_answered: "tooLate", finished: "tooLate", streaming: "tooLate", version_conflict: "tooLate",
   closed: "closed",
-}
-/** @type {Record<string, keyof Strings>} the words for each code of a connection or a channel; for other codes `broken`, because only the page's owner can help */
-const CONNECTIONS = {
+}))
+/** The words for each code of a connection or a channel. With any other code only the page's owner can help. @type {Map<string, keyof Strings>} */
+const CONNECTIONS = new Map(Object.entries({
   forbidden: "noAccess", unauthenticated: "signedOut", closed: "closed",
   too_many: "busy", busy: "busy",
   unreachable: "unreachable", internal: "unreachable", store_unavailable: "unreachable", draining: "unreachable", token_unavailable: "unreachable",
-}
+}))
 
 /** Return a sentence about a failed request of the person. @param {Strings} words @param {string | undefined} code */
-export const requestWords = (words, code = "") => words[REQUESTS[code] ?? "notDone"]
+export const requestWords = (words, code = "") => words[REQUESTS.get(code) ?? "notDone"]
 
 /** Return a sentence that says why the chat is not connected. @param {Strings} words @param {string} code */
-export const connectionWords = (words, code) => words[CONNECTIONS[code] ?? "broken"]
+export const connectionWords = (words, code) => words[CONNECTIONS.get(code) ?? "broken"]
 
-/** Return a sentence about an error that kept the chat from opening, and whether another attempt may succeed. @param {unknown} error @param {Strings} words */
+/** Return a sentence about an error that kept the chat from opening, whether another attempt may succeed, and after how many seconds at the earliest. @param {unknown} error @param {Strings} words */
 export function explain(error, words) {
   const { code } = /** @type {{ code?: unknown }} */ (error)
-  if (typeof code !== "string") return { isTemporary: true, words: words.unreachable } // the network is away, or a module was not loaded
-  return { isTemporary: isTemporary({ code }) || ["unreachable", "token_unavailable"].includes(code), words: connectionWords(words, code) }
+  if (typeof code !== "string") return { isTemporary: true, words: words.unreachable, wait_s: 0 } // the network is away, or a module was not loaded
+  const name = CONNECTIONS.get(code) ?? ""
+  return { isTemporary: name === "unreachable" || name === "busy", words: connectionWords(words, code), wait_s: waitOf(error) }
 }
 
 /** Return in how many seconds the person may ask again after an error; 0 if that is not limited. @param {unknown} error */

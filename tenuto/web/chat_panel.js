@@ -68,7 +68,7 @@ export class Panel {
     this.composer = new Composer(this)
     this.node = this.#panel()
     // On a touch screen focus the messages, because a focused input field would open the keyboard.
-    this.keepFocus = focusKeeper(this.node, () => (this.composer.node.hidden || matchMedia("(pointer: coarse)").matches ? this.scroller.log : this.composer.input))
+    this.keepFocus = focusKeeper(this.node, () => this.#resting())
     this.node.hidden = true // hidden until the first `update`
     const { channel } = this
     const unsubscribe = channel.subscribe(() => {
@@ -134,12 +134,17 @@ export class Panel {
     this.closing.abort()
   }
 
+  /** Return where the focus is when no other node has it. */
+  #resting() {
+    return this.composer.node.hidden || matchMedia("(pointer: coarse)").matches ? this.scroller.log : this.composer.input
+  }
+
   /** Return a panel in place of this closed one, for another of the visitor's chats. @param {ShadowRoot} root @param {string} name */
   another(root, name) {
     const panel = new Panel(this.host, root, this.client, name, this.visit)
     panel.node.hidden = false // so that it does not count as opened
     panel.update()
-    panel.composer.input.focus()
+    panel.#resting().focus()
     void this.visit?.refresh().then(() => panel.#drawChats()) // the chat that was left may have its title now
     return panel
   }

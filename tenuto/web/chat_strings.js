@@ -72,7 +72,7 @@ export const STRINGS = {
   noAccess: "You have no access to this chat. Sign in with another account, or ask for access.",
   signedOut: "You are signed out. Sign in again, then reload the page.",
   unreachable: "The chat cannot be reached now. Trying again…",
-  broken: "This chat does not work here. Please tell the owner of this page.",
+  broken: "This chat does not work here. Please inform the owner of this page.",
   notAllowed: "You are not allowed to do this.",
   tooLong: "This message is too long. Shorten it and send it again.",
   busy: "The chat is busy. Try again in a moment.",

@@ -2,11 +2,9 @@
  * The chats of a visitor: the hub gives each browser an id, and a chat element without `channel` shows the chats of that id.
  *
  * A page of the hub's own origin proves the id by a cookie that no script can read. Another page gets a token instead,
- * which stays in `localStorage`.
+ * which stays in `localStorage`. The module imports none of the client, which the package keeps in one file.
  * @module
  */
-import { refusal, TenutoError } from "./errors.js"
-import { Token } from "./token.js"
 
 /** @typedef {{ channel: string, title: string }} Chat */
 /** @typedef {{ base: string, token: { get(): string | undefined | Promise<string> }, fetch: typeof globalThis.fetch }} Hub */
@@ -14,6 +12,9 @@ import { Token } from "./token.js"
 const REQUEST_MS = 10_000
 const ID_LETTERS = 12 // of a new chat's name, of 36 letters and digits
 const REMEDY = "use Hub(authenticate=visitors()), or give <tenuto-chat> the attribute channel"
+
+/** @param {string} code @param {string} detail */
+const refusal = (code, detail) => Object.assign(Error(detail), { code })
 
 export class Visit {
   /** @param {Hub} hub @param {{ id: string, channel: string | null, chats?: readonly Chat[], token?: string }} body of the hub's response */
@@ -50,7 +51,7 @@ export class Visit {
 
 /** Return the chats of this browser, by a client of the app or for a hub at `base`. @param {import("./client.js").Client | null} client @param {string} base @param {import("./token.js").TokenSource | undefined} source */
 export function visitOf(client, base, source) {
-  const { token } = client ?? { token: new Token(source) }
+  const token = client?.token ?? { get: () => (typeof source === "function" ? source("start") : source) }
   return visit({ base: client?.base ?? base, token, fetch: (...request) => (client ?? globalThis).fetch(...request) })
 }
 
@@ -74,7 +75,7 @@ async function request(hub, key) {
   let response
   try {
     // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token for the life of the page.
-    response = await hub.fetch(`${base}/v1/visitor${navigator.cookieEnabled ? "" : "?token=1"}`, {
+    response = await hub.fetch(`${base}/v1/visitor${hasCookies() ? "" : "?token=1"}`, {
       method: "POST",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: AbortSignal.timeout(REQUEST_MS),
@@ -91,9 +92,19 @@ async function request(hub, key) {
     write(key) // of another hub at this address, or with an older key
     return request(hub, key)
   }
-  if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}`)
-  if (response.status === 404) throw refusal("no_visitors", `${base} gives visitors no chat of their own: ${REMEDY}`)
-  throw new TenutoError(String(body.code ?? "not_tenuto"), body.code ? body : { detail: `${base} sent status ${response.status}: correct its address` })
+  if (response.status >= 500 && !body.code) throw new Error(`${base} sent status ${response.status}: read its log`)
+  if (response.status === 404) throw refusal("no_visitors", `${base} has no chats for visitors: ${REMEDY}`)
+  if (body.code) throw Object.assign(Error(body.detail), { code: String(body.code), problem: body })
+  throw refusal("not_tenuto", `${base} sent status ${response.status} without a code: correct its address`)
+}
+
+/** Return whether the browser keeps cookies, which it denies together with the storage. */
+function hasCookies() {
+  try {
+    return Boolean(localStorage) && navigator.cookieEnabled
+  } catch {
+    return false
+  }
 }
 
 /** @param {string} key @returns {string | undefined} */

@@ -80,7 +80,7 @@ export class TenutoChat extends Base {
   #hasRecalled = false
   #hasRevisited = false
   /** @type {HTMLElement | null} */
-  #said = null
+  #sentence = null
   #strings = STRINGS
   /** @type {ShadowRoot | null} */
   #root = null
@@ -192,15 +192,15 @@ export class TenutoChat extends Base {
       console.error(`<tenuto-chat> ${mistake}`)
       this.#close()
       root.replaceChildren()
-      this.#said = null
-      return this.#say(this.words.broken)
+      this.#sentence = null
+      return this.#explain(this.words.broken)
     }
     if (this.launcher && !this.#hasRecalled) {
       this.#hasRecalled = true
       this.open = this.kept.open ?? this.open
     }
     this.#drawLauncher(root)
-    if (!this.isOpen) this.#say("")
+    if (!this.isOpen) this.#explain("")
     // A closed chat is loaded only to count the answers that this person does not know yet.
     if (this.isOpen || this.kept.seen !== undefined) void this.#open(root)
     this.#panel?.update()
@@ -226,11 +226,11 @@ export class TenutoChat extends Base {
   }
 
   /** Show a sentence for people in place of the chat, or remove it. @param {string} words */
-  #say(words) {
-    if (this.#said?.textContent === words) return
-    this.#said?.remove()
-    this.#said = words ? element("p", { class: "mistake", part: "error", role: "alert" }, words) : null
-    if (this.#said) this.#root?.prepend(this.#said)
+  #explain(words) {
+    if (this.#sentence?.textContent === words) return
+    this.#sentence?.remove()
+    this.#sentence = words ? element("p", { class: "mistake", part: "error", role: "alert" }, words) : null
+    if (this.#sentence) this.#root?.prepend(this.#sentence)
   }
 
   /** @internal Show another of the visitor's chats. @param {string} name */
@@ -283,17 +283,17 @@ export class TenutoChat extends Base {
       const name = visit ? visit.first(this.kept.chat) : this.channel
       if (connect) this.#own = connect({ url: address, token: source ?? visit?.token, identity: identity || visit?.id })
       this.#tries = 0
-      this.#say("")
+      this.#explain("")
       this.#panel = new Panel(this, root, /** @type {import("./client.js").Client} */ (client ?? this.#own), name, visit)
       this.#panel.update()
     } catch (error) {
       if (life !== this.#life) return
-      const unexplained = { isTemporary: true, words: this.words.unreachable }
-      const { isTemporary, words } = await import("./chat_errors.js").then(({ explain }) => explain(error, this.words), () => unexplained)
+      const unexplained = { isTemporary: true, words: this.words.unreachable, wait_s: 0 }
+      const { isTemporary, words, wait_s } = await import("./chat_errors.js").then(({ explain }) => explain(error, this.words), () => unexplained)
       console.error("<tenuto-chat> could not be loaded:", error)
-      if (this.isOpen) this.#say(words)
+      if (this.isOpen) this.#explain(words)
       const most_ms = Math.min(AGAIN_CAP_MS, AGAIN_MS * 2 ** this.#tries++)
-      if (isTemporary) setTimeout(() => this.#draw(), AGAIN_MS / 2 + Math.random() * most_ms)
+      if (isTemporary) setTimeout(() => this.#draw(), wait_s * 1_000 + AGAIN_MS / 2 + Math.random() * most_ms)
     } finally {
       this.#isLoading = false
       if (life !== this.#life) void this.#draw()

@@ -353,7 +353,7 @@ async def test_a_mistake_in_the_attributes_is_in_the_console_and_people_read_a_s
         named: list[str] = []
         here.page.on("console", lambda message: named.append(message.text) if message.type == "error" else None)
         await here.page.reload()
-        await here.until("This chat does not work here. Please tell the owner of this page.")
+        await here.until("This chat does not work here. Please inform the owner of this page.")
         assert await here.page.locator("textarea, img").count() == 0
         assert [words in text and text.startswith("<tenuto-chat>") for text in named] == [True]
 

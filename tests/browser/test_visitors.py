@@ -181,7 +181,7 @@ async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Br
             await page.goto(here.address)
         assert "attribute channel" in (await named.value).text
         await expect(
-            page.get_by_text("This chat does not work here. Please tell the owner of this page.")
+            page.get_by_text("This chat does not work here. Please inform the owner of this page.")
         ).to_be_visible()
 
 
