@@ -2,8 +2,9 @@
 
 Layer: transports.
 
-A page asks this before it connects. The response sets the cookie of a new visitor. Where a page of another origin asks,
-it also carries a token, because browsers block the cookies of other sites.
+A page asks this before it connects. The response sets the cookie of a new visitor. It also carries a token for a page of
+another origin, because browsers block the cookies of other sites, and for a new visitor with `?token=1`, whose browser
+keeps no cookies.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ async def visitor(hub: HubCore, request: Request) -> Response:
             about["channel"] = channel
         if not visit_in(scope).is_new:  # a new visitor has none
             about["chats"] = await _chats(hub, identity, channel)
-    if is_visitor(identity.client_id) and _is_foreign(hub, scope):
+    # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
+    needs_token = _is_foreign(hub, scope) or (visit_in(scope).is_new and "token" in request.query_params)
+    if is_visitor(identity.client_id) and needs_token:
         assert identity.client_id is not None
         about["token"] = guests.token_of(identity.client_id)
     return json_response(about)

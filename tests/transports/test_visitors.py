@@ -338,6 +338,15 @@ async def test_page_of_another_origin_gets_a_token_that_proves_its_visitor() -> 
                 assert (await peer.ask("attach", channel=about["channel"]))["type"] == "ok"
 
 
+async def test_page_without_cookies_gets_a_token_only_for_a_new_visitor(hub: Hub) -> None:
+    async with visiting(hub) as browser:
+        about = (await browser.post("/v1/visitor?token=1")).json()
+        again = (await browser.post("/v1/visitor?token=1")).json()  # with the cookie, which proves the id
+    async with visiting(hub, authorization=f"Bearer {about['token']}") as browser:
+        assert (await browser.post("/v1/visitor")).json()["id"] == about["id"]
+    assert "token" not in again
+
+
 async def test_foreign_page_becomes_no_visitor(hub: Hub) -> None:
     async with visiting(hub, origin="https://evil.test") as page:
         assert (await page.post("/v1/visitor")).status_code == 403
