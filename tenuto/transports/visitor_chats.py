@@ -2,9 +2,9 @@
 
 Layer: transports.
 
-A page asks this before it connects. The response sets the cookie of a new visitor. It also carries a token for a page of
-another origin, because browsers block the cookies of other sites, and for a new visitor with `?token=1`, whose browser
-keeps no cookies.
+A page asks this before it connects. The response sets the cookie of a new visitor. It also carries a token: for a page
+of another origin, because browsers block the cookies of other sites, and for a new visitor with `?token=1`, whose
+browser keeps no cookies.
 """
 
 from __future__ import annotations
