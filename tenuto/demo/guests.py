@@ -22,13 +22,12 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.errors import TooMany
-from tenuto.demo.control import CHANNELS, IN_SERVER
-from tenuto.demo.refusals import NoInvite
+from tenuto.core.errors import TenutoError, TooMany
+from tenuto.demo.guide import CHANNELS
 from tenuto.hub.identity import Identity, Scope
 from tenuto.transports.headers import header
 
-__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "Person"]
+__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "NoInvite", "Person"]
 
 INVITE_S = 600.0
 STAY_S = 12 * 3600.0
@@ -41,6 +40,12 @@ COOKIE = "tenuto_demo"
 _RIGHTS = frozenset({"subscribe", "history", "publish", "presence", "command"})
 _HOW = ("Calm", "Quick", "Kind", "Bold", "Quiet", "Bright", "Lucky", "Gentle", "Merry", "Clever", "Sunny", "Brave")
 _WHO = ("Otter", "Seal", "Heron", "Whale", "Crab", "Puffin", "Urchin", "Limpet", "Dolphin", "Turtle", "Gull", "Squid")
+
+
+class NoInvite(TenutoError):
+    """The secret is not that of an open invitation."""
+
+    code, status, title = "no_invite", 403, "No invitation"
 
 
 class Person(Struct, frozen=True, kw_only=True):
@@ -69,7 +74,7 @@ class Guests:
         given = header(scope, b"authorization")
         if given is not None:
             is_agent = hmac.compare_digest(given.encode("latin-1"), self._agent)
-            return Identity(client_id=IN_SERVER) if is_agent else None
+            return Identity(client_id="guide") if is_agent else None
         person = self.person(scope)
         if person is None:
             return None

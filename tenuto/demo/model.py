@@ -32,8 +32,11 @@ class Model(Protocol):
     name: str
     shape: Shape
 
-    async def stream(self, conversation: list[dict[str, Json]]) -> object:
+    async def stream(self, conversation: list[dict[str, Json]]) -> Any:
         """Return the stream of an answer, for `message.pipe`."""
+
+    def text_in(self, chunk: Any) -> str:
+        """Return the text of one item of the stream, for a plain stream of it."""
 
 
 class ModelFailed(Exception):
@@ -64,14 +67,11 @@ def who_answers(environ: Mapping[str, str]) -> str:
     wanted = "OPENAI_API_KEY and OPENAI_BASE_URL, or ANTHROPIC_API_KEY"
     if environ.get("OPENAI_API_KEY"):
         wanted = "OPENAI_BASE_URL beside OPENAI_API_KEY"
-    return f"The demo quotes the documentation; no model answers. To use a model, set {wanted}."
+    return f"No model answers: the agent has nine written answers. To use a model, set {wanted}."
 
 
 async def talk(turn: Turn, model: Model) -> None:
-    """Answer with `model`.
-
-    Steering that arrives meanwhile gets a second answer, because a model cannot change its first.
-    """
+    """Answer with `model`. Steering that arrives meanwhile gets a second answer: a model cannot change its first."""
     conversation = await turn.history(model.shape)
     while True:
         async with turn.reply(meta={"model": model.name or None}) as message:
@@ -104,7 +104,7 @@ class ChatCompletions:
         self.name = model
         self._client: Any = AsyncOpenAI(api_key=key, base_url=base_url)
 
-    async def stream(self, conversation: list[dict[str, Json]]) -> object:
+    async def stream(self, conversation: list[dict[str, Json]]) -> Any:
         """Return the stream of an answer. Without a model's name, use the first model that the server lists."""
         if not self.name:
             listed = await self._client.models.list()
@@ -120,6 +120,10 @@ class ChatCompletions:
             stream_options={"include_usage": True},
         )
 
+    def text_in(self, chunk: Any) -> str:
+        """Return the text of one item of the stream."""
+        return (chunk.choices[0].delta.content or "") if chunk.choices else ""
+
 
 class AnthropicMessages:
     """The Messages API of Anthropic."""
@@ -134,11 +138,15 @@ class AnthropicMessages:
         self.name = model
         self._client: Any = AsyncAnthropic(api_key=key, base_url=base_url)
 
-    async def stream(self, conversation: list[dict[str, Json]]) -> object:
+    async def stream(self, conversation: list[dict[str, Json]]) -> Any:
         """Return the stream of an answer."""
         return await self._client.messages.create(
             model=self.name, system=_INSTRUCTIONS, messages=conversation, max_tokens=_MAX_TOKENS, stream=True
         )
+
+    def text_in(self, chunk: Any) -> str:
+        """Return the text of one item of the stream."""
+        return chunk.delta.text if chunk.type == "content_block_delta" and chunk.delta.type == "text_delta" else ""
 
 
 def _host_of(url: str) -> str:
@@ -152,5 +160,5 @@ def _host_of(url: str) -> str:
 def _missing(variable: str, package: str) -> LocalError:
     return LocalError(
         f"{variable} is set, so the demo answers with that model; that needs the package {package}: "
-        f"{sys.executable} -m pip install {package} (or unset the key, and it answers from the documentation)"
+        f"{sys.executable} -m pip install {package} (or unset the key, and its written answers do)"
     )
