@@ -14,6 +14,7 @@ const TRIALS = [
   { id: "crash", title: "Crash the agent", hint: "another one goes on" },
   { id: "offline", title: "Go offline", hint: "for ten seconds" },
 ]
+/** @type {Record<string, string>} */
 const ANSWERS = { streaming: "answering…", complete: "complete", interrupted: "waits for an agent…", cancelled: "stopped", failed: "failed" }
 const STATES = { connecting: "connecting…", reconnecting: "reconnecting…", suspended: "offline", closed: "disconnected" }
 /** What each break leaves of the plain stream, by its cause. @type {Record<import("./plain.js").Cause, (shown: string) => string>} */
