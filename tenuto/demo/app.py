@@ -10,6 +10,7 @@ call of the model, and it ends where its agent, its server or its connection doe
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -213,7 +214,7 @@ class _Routes:
         self._plain += 1
         try:
             async for text in texts:
-                yield b"data: " + msgspec.json.encode(text) + b"\n\n"
+                yield f"data: {json.dumps(text)}\n\n".encode()  # a model may send half a surrogate pair
             yield b"data: [DONE]\n\n"
         except (_SourceGone, TimeoutError):
             return
@@ -221,7 +222,7 @@ class _Routes:
             self._plain -= 1
 
     async def _relay(self, channel: str, question: str) -> AsyncIterator[str]:
-        """Yield the text of the answer to `question` while its agent writes it. Raises _SourceGone without that agent."""
+        """Yield the text of the answer to `question` while its agent writes it. Raises _SourceGone when it dies."""
         async with asyncio.timeout(WAIT_S):
             answer, cursor = await self._answer_to(channel, question)
         agent = self._agent_of(channel, question)

@@ -104,6 +104,8 @@ async def _work(start: AgentStart) -> None:
     from tenuto.demo.model import model_in
 
     model = model_in(os.environ)
+    if model is not None:
+        assert model.client  # imported before the first question
     client = Client(start.url, token=start.token, client_id="guide", connect_s=CONNECT_S)
     # A model cannot continue in the middle of a sentence, so after a crash another call writes another answer.
     client.agent(CHANNELS, name=start.name, on_crash="restart" if model else "continue", slots=SLOTS)(

@@ -9,8 +9,10 @@ SDKs are imported on use, and only here.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -31,6 +33,10 @@ class Model(Protocol):
 
     name: str
     shape: Shape
+
+    @property
+    def client(self) -> Any:
+        """Return the client of the SDK, which takes seconds to import."""
 
     async def stream(self, conversation: list[dict[str, Json]]) -> Any:
         """Return the stream of an answer, for `message.pipe`."""
@@ -74,7 +80,7 @@ async def talk(turn: Turn, model: Model) -> None:
     """Answer with `model`. Steering that arrives meanwhile gets a second answer: a model cannot change its first."""
     conversation = await turn.history(model.shape)
     while True:
-        async with turn.reply(meta={"model": model.name or None}) as message:
+        async with turn.reply(meta={"model": model.name or None, "agent": turn.name}) as message:
             try:
                 stream = await model.stream(conversation)
             except TenutoError:
@@ -97,23 +103,27 @@ class ChatCompletions:
     shape: Shape = "text"
 
     def __init__(self, key: str, base_url: str, model: str) -> None:
-        try:
-            from openai import AsyncOpenAI
-        except ImportError:
-            raise _missing("OPENAI_API_KEY", "openai") from None
+        _check_installed("OPENAI_API_KEY", "openai")
         self.name = model
-        self._client: Any = AsyncOpenAI(api_key=key, base_url=base_url)
+        self._options = {"api_key": key, "base_url": base_url}
+
+    @functools.cached_property
+    def client(self) -> Any:
+        """Return the client of the SDK, which takes seconds to import."""
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(**self._options)
 
     async def stream(self, conversation: list[dict[str, Json]]) -> Any:
         """Return the stream of an answer. Without a model's name, use the first model that the server lists."""
         if not self.name:
-            listed = await self._client.models.list()
+            listed = await self.client.models.list()
             if not listed.data:
                 raise ModelFailed(
                     LookupError("the server at OPENAI_BASE_URL lists no model; set OPENAI_MODEL to the name of one")
                 )
             self.name = listed.data[0].id
-        return await self._client.chat.completions.create(
+        return await self.client.chat.completions.create(
             model=self.name,
             messages=[{"role": "system", "content": _INSTRUCTIONS}, *conversation],
             stream=True,
@@ -131,16 +141,20 @@ class AnthropicMessages:
     shape: Shape = "anthropic"
 
     def __init__(self, key: str, base_url: str | None, model: str) -> None:
-        try:
-            from anthropic import AsyncAnthropic
-        except ImportError:
-            raise _missing("ANTHROPIC_API_KEY", "anthropic") from None
+        _check_installed("ANTHROPIC_API_KEY", "anthropic")
         self.name = model
-        self._client: Any = AsyncAnthropic(api_key=key, base_url=base_url)
+        self._options = {"api_key": key, "base_url": base_url}
+
+    @functools.cached_property
+    def client(self) -> Any:
+        """Return the client of the SDK, which takes seconds to import."""
+        from anthropic import AsyncAnthropic
+
+        return AsyncAnthropic(**self._options)
 
     async def stream(self, conversation: list[dict[str, Json]]) -> Any:
         """Return the stream of an answer."""
-        return await self._client.messages.create(
+        return await self.client.messages.create(
             model=self.name, system=_INSTRUCTIONS, messages=conversation, max_tokens=_MAX_TOKENS, stream=True
         )
 
@@ -157,8 +171,10 @@ def _host_of(url: str) -> str:
         return "OPENAI_BASE_URL"
 
 
-def _missing(variable: str, package: str) -> LocalError:
-    return LocalError(
-        f"{variable} is set, so the demo answers with that model; that needs the package {package}: "
-        f"{sys.executable} -m pip install {package} (or unset the key, and its written answers do)"
-    )
+def _check_installed(variable: str, package: str) -> None:
+    """Raise LocalError if the SDK in `package` is not installed."""
+    if find_spec(package) is None:
+        raise LocalError(
+            f"{variable} is set, so the demo answers with that model; that needs the package {package}: "
+            f"{sys.executable} -m pip install {package} (or unset the key, and its written answers do)"
+        )
