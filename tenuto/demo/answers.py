@@ -18,33 +18,20 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-__all__ = ["LONGEST_STEERING", "MOST_STEERING", "Decision", "Settled", "Steering", "Step", "WrittenAnswer"]
-__all__ += ["asks_to_delete", "paced", "whole", "written_answer", "written_answers"]
-
 LONGEST_S = 30.0  # duration of a written answer: long enough to press each button meanwhile
-SLOWEST_S = 0.09  # longest mean pause between two tokens
-FASTEST_S = 0.02  # 50 tokens a second, as many models write
+FASTEST_S, SLOWEST_S = 0.02, 0.09  # bounds of the mean pause between two tokens
 THINKING_S = 1.5  # pause before the first token, long enough to press a button before it
-
-# All steering must fit into the answer's meta, which has 16 KiB.
-LONGEST_STEERING = 200  # limit of code points of one steering text; the rest is ignored
-MOST_STEERING = 10
+LONGEST_STEERING, MOST_STEERING = 200, 10  # in code points, and texts: all must fit into the answer's meta of 16 KiB
 
 _HELLO = "Hello, and welcome! I am the guide of this demo, and I am made to be interrupted.\n\n"
-_MENU = (
-    "I know nine answers; here they are:\n\n{questions}\n\nAsk one of them, and break it while it runs. I am no model, "
-    "so I have no other answer. For one that has, set `ANTHROPIC_API_KEY`, or `OPENAI_API_KEY` with `OPENAI_BASE_URL`, "
-    "and start the demo again."
-)
-_MAY_I = (
-    "You want me to delete the messages above. That cannot be undone, so I ask first. Everyone in this chat may "
-    "reply, in any window.\n\n"
-)
+_MENU = """I know nine answers; here they are:
+
+{questions}
+
+Ask one of them, and break it while it runs. I am no model; the last one says how to use one."""
+_MAY_I = "This deletes the messages above for good, so I ask first. Everyone in this chat may reply, in any window.\n\n"
 # Several scripts, one of them with combining marks: naive transports break when they split such text.
-_CLOSING = (
-    "That was all from me. (A tenuto is a note that is held for its full value: "
-    "保持音 · 테누토 · تينوتو · gehalten 🧜🏽‍♀️)"
-)
+_CLOSING = "That was all. (A tenuto is a note held for its full value: 保持音 · 테누토 · تينوتو · gehalten 🧜🏽‍♀️)"
 _GREETING = re.compile(r"\s*(hello|hi|hey|hallo|moin|good (morning|afternoon|evening))\b[\s\w]{0,20}[!.?,]*\s*", re.I)
 _ENOUGH = re.compile(r"\b(short|shorter|brief|briefly|enough)\b", re.IGNORECASE)
 _DELETE = re.compile(r"\s*(please,?\s+)?delete\b", re.IGNORECASE)
@@ -100,8 +87,8 @@ def written_answers() -> tuple[WrittenAnswer, ...]:
 def written_answer(question: str) -> str | None:
     """Return the answer whose question has the same words as `question`, or nearly; None if there is none."""
     wanted = _stems(question)
-    scores = [(_likeness(wanted, _stems(one.question)), one.text) for one in written_answers()]
-    score, text = max(scores, key=lambda scored: scored[0])
+    known = [(_stems(one.question), one.text) for one in written_answers()]
+    score, text = max((len(wanted & stems) / len(wanted | stems), text) for stems, text in known)
     return text if score >= 0.5 else None
 
 
@@ -112,9 +99,9 @@ def asks_to_delete(question: str) -> bool:
 
 def whole(question: str, settled: Settled) -> str:
     """Return the whole text of the answer to `question` that `settled` determines."""
-    text = _beginning(question)
-    if settled.decision is not None:
-        text += _outcome(settled.decision)
+    greeting = _HELLO if _GREETING.fullmatch(question) else ""
+    text = _MAY_I if asks_to_delete(question) else greeting + (written_answer(question) or _menu())
+    text += _outcome(settled.decision) if settled.decision is not None else ""
     for steering in settled.steering:
         before = text[: steering.at]
         end_of_code = "\n```" if len(_FENCE.findall(before)) % 2 else ""
@@ -137,41 +124,26 @@ def paced(text: str, start: int, chance: random.Random) -> Iterator[Step]:
             at += size
 
 
-def _beginning(question: str) -> str:
-    if asks_to_delete(question):
-        return _MAY_I
-    if _GREETING.fullmatch(question):
-        return _HELLO + _menu()
-    return written_answer(question) or _menu()
-
-
 def _menu() -> str:
     return _MENU.format(questions="\n".join(f"{n}. {one.question}" for n, one in enumerate(written_answers(), 1)))
 
 
 def _outcome(decision: Decision) -> str:
-    """Return the text that reports the decision of people."""
     if not decision.ok:
         return f"{f'{decision.by} said no' if decision.by else 'No reply came in time'}, so all messages stay."
-    if not decision.count:
-        return "There was no message."
-    who = f"{decision.by} said yes. " if decision.by else ""
-    return f"{who}{decision.count} message{'s' if decision.count != 1 else ''} deleted, in every window."
+    deleted = f"{decision.by} said yes. {decision.count} message{'s' if decision.count != 1 else ''} deleted"
+    return f"{deleted}, in every window." if decision.count else "There was no message."
 
 
-_STOP_WORDS = frozenset(
-    "a an and are as at by can could do does for from get happen happened happens has have how i if in is it many may "
+_STOP_WORDS = (
+    " a an and are as at by can could do does for from get happen happened happens has have how i if in is it many may "
     "me much my of on one or our own run runs should tell that the their this to us use was we what when while who why "
-    "will with would you your".split()
+    "will with would you your "
 )
 _SYNONYMS = {"refr": "f5", "relo": "f5", "die": "kill", "dead": "kill", "cras": "kill", "canc": "stop", "pric": "cost"}
 
 
 def _stems(text: str) -> frozenset[str]:
     """Return the first letters of the words of `text` that tell questions apart, with one of them for synonyms."""
-    words = (word[:4] for word in re.findall(r"\w+", text.casefold()) if word not in _STOP_WORDS)
+    words = (word[:4] for word in re.findall(r"\w+", text.casefold()) if f" {word} " not in _STOP_WORDS)
     return frozenset(_SYNONYMS.get(word, word) for word in words)
-
-
-def _likeness(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other) if one or other else 0.0

@@ -10,19 +10,20 @@ call of the model, and it ends where its agent, its server or its connection doe
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from tenuto.app import Hub
 from tenuto.core.answer_ids import reply_ids
@@ -45,14 +46,9 @@ from tenuto.transports.http import Endpoint
 from tenuto.transports.origin import check_peer
 from tenuto.transports.query import Query
 
-__all__ = ["Controls", "build"]
-
-MOST_PLAIN = 50  # limit of plain streams at a time
-WAIT_S = 300.0  # longest wait of a plain stream for its next token; the question may wait for its turn
-CLAIM_TRIES = 20  # looks for the agent of a question, CLAIM_S apart
-CLAIM_S = 0.05
+MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token
+CLAIM_TRIES, CLAIM_S = 20, 0.05  # looks for the agent of a question, and the time between two of them
 _BODY_BYTES = 1024
-T = TypeVar("T")
 _NO_STORE = {"cache-control": "no-store"}
 
 # The pages load no file of another site and run no code of a message; this header makes browsers enforce both.
@@ -65,7 +61,7 @@ _PAGE_HEADERS = {
 
 
 class Controls(NamedTuple):
-    """The switches of the supervisor, which starts the server and the agents again."""
+    """What a supervisor makes possible: it starts the server and the agents again."""
 
     kill: Callable[[], object]  # kills this process with SIGKILL, once its response has been sent
     crash: Callable[[str], object]  # kills the agent of that name with SIGKILL
@@ -74,7 +70,6 @@ class Controls(NamedTuple):
 def build(
     store_url: str,
     *,
-    flush_ms: int = 40,
     sleep: Sleep = asyncio.sleep,
     environ: Mapping[str, str] = os.environ,
     controls: Controls | None = None,
@@ -87,30 +82,13 @@ def build(
     """
     # Shutdown gives answers no time to finish: the next start continues them, which the demo exists to show.
     address = guests.address if guests is not None else None
-    hub = Hub(store_url, flush_ms=flush_ms, drain_s=0.0, authenticate=guests, public_origin=address)
+    hub = Hub(store_url, flush_ms=40, drain_s=0.0, authenticate=guests, public_origin=address)
     model = model_in(environ)
     if controls is None:
-        guide = Guide(hub, model, sleep)
-        hub.agent(CHANNELS, name="guide", on_crash="continue" if model is None else "restart")(guide.answer)
+        serve = hub.agent(CHANNELS, name="guide", on_crash="continue" if model is None else "restart")
+        serve(Guide(hub, model, sleep).answer)
     routes = _Routes(hub, model, sleep, controls, guests)
-    served = [
-        Mount("/tenuto/web/demo", _Files(directory=WEB / "demo")),  # beside the client's modules of the hub
-        Route("/", _endpoint(hub, "GET", _page("index.html"), is_public=True)),
-        Route("/one-tag", _endpoint(hub, "GET", _page("one_tag.html"), is_public=True)),
-        Route("/demo/info", _endpoint(hub, "GET", routes.info, is_public=True)),
-        Route("/demo/plain", _endpoint(hub, "GET", routes.plain)),
-    ]
-    if controls is not None:
-        served += [
-            Route("/demo/kill", _endpoint(hub, "POST", routes.kill)),
-            Route("/demo/crash", _endpoint(hub, "POST", routes.crash)),
-        ]
-    if guests is not None:
-        served += [
-            Route("/demo/join", _endpoint(hub, "POST", routes.join, is_public=True)),
-            Route("/demo/invites", _endpoint(hub, "POST", routes.invite)),
-        ]
-    app = Starlette(routes=served)
+    app = Starlette(routes=[Route(path, _endpoint(hub, *one)) for path, *one in routes.table()])
     app.state.hub = hub
     app.state.lose_agent = lambda name: _lose_agent(hub, name)
     hub.install(app, "/tenuto")
@@ -124,26 +102,14 @@ def _lose_agent(hub: Hub, name: str) -> None:
             hub.runtime.leases.end(turn.channel, answer)
 
 
-class _Files(StaticFiles):
-    """The page's files, with the page's headers, because a browser may open a picture as a page, too."""
-
-    async def get_response(self, path: str, scope: Any) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(_PAGE_HEADERS)
-        return response
+class _Body(msgspec.Struct):
+    channel: str | None = None
+    question: str | None = None
+    secret: str = ""
 
 
-class _Crash(msgspec.Struct):
-    channel: str
-    question: str
-
-
-class _Invite(msgspec.Struct):
-    channel: str
-
-
-class _Join(msgspec.Struct):
-    secret: str
+async def _body_of(request: Request) -> _Body:
+    return decode(await read_body(request, _BODY_BYTES), msgspec.json.Decoder(_Body))
 
 
 class _Routes:
@@ -152,27 +118,39 @@ class _Routes:
     def __init__(
         self, hub: Hub, model: Model | None, sleep: Sleep, controls: Controls | None, guests: Guests | None
     ) -> None:
-        self._hub = hub
-        self._model = model
-        self._sleep = sleep
-        self._controls = controls
-        self._guests = guests
+        self._hub, self._model, self._sleep = hub, model, sleep
+        self._controls, self._guests = controls, guests
         self._plain = 0  # number of running plain streams
+
+    def table(self) -> Iterator[tuple[Any, ...]]:
+        """Yield for each route its path, its method, its handler, and whether strangers may use it."""
+        files = WEB / "demo"
+        paths = {"/": "index.html", "/one-tag": "one_tag.html"}
+        paths |= {f"/tenuto/web/demo/{path.name}": path.name for path in files.iterdir()}  # beside those of the hub
+        for path, name in paths.items():
+            yield path, "GET", functools.partial(self._file, files / name), True
+        yield "/demo/info", "GET", self.info, True
+        yield "/demo/plain", "GET", self.plain, False
+        if self._controls is not None:
+            yield "/demo/kill", "POST", self.kill, False
+            yield "/demo/crash", "POST", self.crash, False
+        if self._guests is not None:
+            yield "/demo/join", "POST", self.join, True
+            yield "/demo/invites", "POST", self.invite, False
+
+    async def _file(self, path: Path, request: Request) -> Response:
+        return FileResponse(path, headers=_PAGE_HEADERS)
 
     async def info(self, request: Request) -> Response:
         """Handle `GET /demo/info`: return data about this server and about the caller, for the page."""
         person = self._guests.person(dict(request.scope)) if self._guests is not None else None
-        body = {
-            "pid": os.getpid(),
-            "model": None if self._model is None else self._model.name or "the model of OPENAI_BASE_URL",
-            "questions": [one.question for one in written_answers()],
-            "lan": self._guests is not None,
-            "person": {"id": person.id, "name": person.name} if person is not None else None,
-        }
-        return JSONResponse(body, headers=_NO_STORE)
+        model = None if self._model is None else self._model.name or "the model of OPENAI_BASE_URL"
+        about = {"pid": os.getpid(), "model": model, "questions": [one.question for one in written_answers()]}
+        shown_person = {"id": person.id, "name": person.name} if person is not None else None
+        return JSONResponse(about | {"lan": self._guests is not None, "person": shown_person}, headers=_NO_STORE)
 
     async def kill(self, request: Request) -> Response:
-        """Handle `POST /demo/kill`: kill this process after the response."""
+        """Handle `POST /demo/kill`."""
         assert self._controls is not None
         self._controls.kill()
         return JSONResponse({"pid": os.getpid()}, 202, _NO_STORE)
@@ -180,27 +158,22 @@ class _Routes:
     async def crash(self, request: Request) -> Response:
         """Handle `POST /demo/crash {channel, question}`: kill the agent of the question, or one that is idle."""
         assert self._controls is not None
-        body = await _body(request, _Crash)
+        body = await _body_of(request)
         channel, question = _checked(body.channel), check_id(body.question, "question")
         await self._hub.read(channel, question)
-        agent = None
         for _ in range(CLAIM_TRIES):
-            agent = agent or self._agent_of(channel, question)
-            if agent is None:
-                await asyncio.sleep(CLAIM_S)
-        self._controls.crash(agent or AGENTS[0])
-        return JSONResponse({"agent": agent or AGENTS[0]}, 202, _NO_STORE)
+            if agent := self._agent_of(channel, question):
+                break
+            await asyncio.sleep(CLAIM_S)
+        agent = agent or AGENTS[0]
+        self._controls.crash(agent)
+        return JSONResponse({"agent": agent}, 202, _NO_STORE)
 
     def _agent_of(self, channel: str, question: str) -> str | None:
         return self._hub.runtime.scheduler.claimed_by(channel, question)
 
-    # -- the plain stream
-
     async def plain(self, request: Request) -> Response:
-        """Handle `GET /demo/plain?channel=&question=`: a plain stream of the answer, which no log keeps.
-
-        It gets the tokens of the answer that the hub has. With `again=1` it calls the model itself, from the beginning.
-        """
+        """Handle `GET /demo/plain?channel=&question=`: a plain stream of the answer; with `again=1` of a call anew."""
         query = Query(request.scope)
         channel = _checked(query.text("channel"))
         question, _ = await self._hub.read(channel, check_id(query.text("question"), "question"))
@@ -216,13 +189,13 @@ class _Routes:
             async for text in texts:
                 yield f"data: {json.dumps(text)}\n\n".encode()  # a model may send half a surrogate pair
             yield b"data: [DONE]\n\n"
-        except (_SourceGone, TimeoutError):
+        except (EOFError, TimeoutError):
             return
         finally:
             self._plain -= 1
 
     async def _relay(self, channel: str, question: str) -> AsyncIterator[str]:
-        """Yield the text of the answer to `question` while its agent writes it. Raises _SourceGone when it dies."""
+        """Yield the text of the answer to `question` while its agent writes it. Raises EOFError when it dies."""
         async with asyncio.timeout(WAIT_S):
             answer, cursor = await self._answer_to(channel, question)
         agent = self._agent_of(channel, question)
@@ -238,7 +211,7 @@ class _Routes:
                 if progress.status in ("complete", "cancelled"):
                     return
                 if progress.status is not None or self._agent_of(channel, question) != agent:
-                    raise _SourceGone
+                    raise EOFError
                 async with asyncio.timeout(WAIT_S):
                     batch = await anext(batches)
                 deltas = progress.receive(batch.events)
@@ -250,7 +223,7 @@ class _Routes:
                 for message in (await self._hub.history(channel, limit=20)).messages:
                     if message.reply_to == question:
                         return await self._hub.read(channel, message.id)
-        raise _SourceGone
+        raise EOFError
 
     async def _call_again(self, question: Message) -> AsyncIterator[str]:
         """Yield another answer to `question`: from a call of the model, or the written one from its beginning."""
@@ -263,33 +236,21 @@ class _Routes:
             async for chunk in await self._model.stream([{"role": "user", "content": text}]):
                 yield self._model.text_in(chunk)
 
-    # -- people of the network
-
     async def invite(self, request: Request) -> Response:
         """Handle `POST /demo/invites {channel}`: return a link that lets one person in, and its QR code."""
         assert self._guests is not None
-        url = self._guests.invite(_checked((await _body(request, _Invite)).channel))
+        url = self._guests.invite(_checked((await _body_of(request)).channel))
         return JSONResponse({"url": url, "expiresInSeconds": int(INVITE_S), "qr": qr_rows(url)}, 201, _NO_STORE)
 
     async def join(self, request: Request) -> Response:
         """Handle `POST /demo/join {secret}`: let a person in who has an invitation, and set their cookie."""
         assert self._guests is not None
-        secret = (await _body(request, _Join)).secret
-        person = self._guests.person(dict(request.scope))
-        if person is None:
-            person = self._guests.join(secret, peer_of(dict(request.scope)))
+        secret, scope = (await _body_of(request)).secret, dict(request.scope)
+        person = self._guests.person(scope) or self._guests.join(secret, peer_of(scope))
         response = JSONResponse({"person": {"id": person.id, "name": person.name}}, headers=_NO_STORE)
         cookie = self._guests.cookie_of(person)
         response.set_cookie(COOKIE, cookie, max_age=int(STAY_S), path="/", httponly=True, samesite="strict")
         return response
-
-
-class _SourceGone(Exception):
-    """The agent that wrote the tokens of a plain stream has ended."""
-
-
-async def _body(request: Request, kind: type[T]) -> T:
-    return decode(await read_body(request, _BODY_BYTES), msgspec.json.Decoder(kind))
 
 
 def _checked(channel: str | None) -> str:
@@ -307,20 +268,8 @@ def qr_rows(text: str) -> list[str] | None:
     return ["".join(map(str, row)) for row in segno.make_qr(text, error="m").matrix]
 
 
-def _page(file: str) -> Callable[[Request], Awaitable[Response]]:
-    async def page(request: Request) -> Response:
-        return FileResponse(WEB / "demo" / file, headers=_PAGE_HEADERS)
-
-    return page
-
-
-def _endpoint(
-    hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]], *, is_public: bool = False
-) -> Endpoint:
-    """Return `handler` behind the hub's access control: any web page can reach a loopback port.
-
-    Where other machines are let in, a stranger gets the page with `is_public`, and the reason instead of a chat.
-    """
+def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]], is_public: bool) -> Endpoint:
+    """Return `handler` behind the hub's access control. A stranger of the network gets what `is_public`."""
 
     async def guarded(request: Request) -> Response:
         scope = dict(request.scope)

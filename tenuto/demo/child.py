@@ -3,8 +3,8 @@
 Layer: demo.
 
 `python -m tenuto.demo.child` reads its task, one line of JSON, from standard input, and ends when that input does: then
-the supervisor is gone, however it ended. Later lines to the server are names of agents whose processes have ended. The
-server writes lines that begin with READY or CRASH. No other program reads these lines.
+the supervisor is gone. Later lines to the server are names of agents whose processes have ended. The server writes
+lines that begin with READY or CRASH.
 """
 
 from __future__ import annotations
@@ -21,33 +21,23 @@ from msgspec import Struct
 
 from tenuto.core.errors import TenutoError
 
-__all__ = ["AGENTS", "CRASH", "READY", "AgentStart", "ServerStart", "is_of_interest"]
-
 AGENTS = ("guide~1", "guide~2")  # names of the agents; they share one client id, so their answers have one author
 READY = b"tenuto-demo ready "  # and the owner's link, if there is one
 CRASH = b"tenuto-demo crash "  # and the name of the agent that the supervisor must kill
 KILL_S = 0.05  # pause before the server kills itself, in which the response is sent
-CONNECT_S = 60.0  # long, because the server may start later than its agents
-SLOTS = 1_000  # limit of answers that one agent writes at a time
+CONNECT_S, SLOTS = 60.0, 1_000  # limits of an agent: of the wait for its server, and of its answers at a time
 
 
-class ServerStart(Struct, frozen=True, kw_only=True, tag="server"):
-    """The task of the server. `guest_key` is given where other machines are let in."""
+class Task(Struct, frozen=True, kw_only=True):
+    """The task of a child. `guest_key` is given where other machines are let in: then the server has a verifier."""
 
-    descriptor: int  # file descriptor of the listening socket
     address: str
     store: str
-    is_first: bool  # True: the agents of an earlier run are gone
     agent_token: str
     guest_key: str | None
-
-
-class AgentStart(Struct, frozen=True, kw_only=True, tag="agent"):
-    """The task of an agent."""
-
-    url: str
-    name: str
-    token: str | None  # None: the server has no verifier
+    agent: str = ""  # name of the agent; the server has none
+    descriptor: int = 0  # file descriptor of the server's listening socket
+    is_first: bool = False  # True: the agents of an earlier run are gone
 
 
 async def _until_parent_ends(receive: Callable[[str], object]) -> None:
@@ -59,46 +49,36 @@ async def _until_parent_ends(receive: Callable[[str], object]) -> None:
     os._exit(0)
 
 
-def _write(kind: bytes, text: str) -> None:
-    os.write(sys.stdout.fileno(), kind + text.encode() + b"\n")  # short enough for one write to a pipe
-
-
 def is_of_interest(record: logging.LogRecord) -> bool:
-    """Return whether a log line is of interest to the person at the terminal.
-
-    While no server serves, connections wait, and browsers give some of them up. The next server refuses those, since
-    it cannot see their user any more; no peer is left to be refused.
-    """
+    """Return whether a log line is of interest at the terminal: not about connections that waited and were given up."""
     return "socket is closed already" not in record.getMessage()
 
 
-def _serve(start: ServerStart) -> None:
+def _serve(start: Task) -> None:
     from tenuto.demo.app import Controls, build
     from tenuto.demo.guests import Guests
     from tenuto.serving import adopt, run
 
     logging.getLogger("tenuto.transports").addFilter(is_of_interest)
-    guests = None
-    if start.guest_key is not None:
-        guests = Guests(start.address, key=start.guest_key, agent_token=start.agent_token)
+    key = start.guest_key
+    guests = Guests(start.address, key=key, agent_token=start.agent_token) if key is not None else None
     controls = Controls(
         kill=lambda: asyncio.get_running_loop().call_later(KILL_S, os.kill, os.getpid(), signal.SIGKILL),
-        crash=lambda agent: _write(CRASH, agent),
+        crash=lambda agent: os.write(sys.stdout.fileno(), CRASH + agent.encode() + b"\n"),
     )
     app = build(start.store, controls=controls, guests=guests)
     if start.is_first:
         app.state.hub.on_start(lambda: [app.state.lose_agent(name) for name in AGENTS])
 
     def begin() -> None:
-        _write(READY, guests.invite() if guests is not None and start.is_first else "")
+        invite = guests.invite() if guests is not None and start.is_first else ""
+        os.write(sys.stdout.fileno(), READY + invite.encode() + b"\n")
         app.state.hub.start_background(_until_parent_ends(app.state.lose_agent))
 
-    if not run(app, app.state.hub, adopt(start.descriptor), started=begin, log_level="warning"):
-        sys.exit(1)
+    sys.exit(not run(app, app.state.hub, adopt(start.descriptor), started=begin, log_level="warning"))
 
 
-async def _work(start: AgentStart) -> None:
-    """Answer questions until the supervisor ends this process."""
+async def _work(start: Task) -> None:
     from tenuto.client import Client
     from tenuto.demo.guide import CHANNELS, Guide
     from tenuto.demo.model import model_in
@@ -106,11 +86,11 @@ async def _work(start: AgentStart) -> None:
     model = model_in(os.environ)
     if model is not None:
         assert model.client  # imported before the first question
-    client = Client(start.url, token=start.token, client_id="guide", connect_s=CONNECT_S)
+    token = start.agent_token if start.guest_key else None
+    client = Client(f"{start.address}/tenuto", token=token, client_id="guide", connect_s=CONNECT_S)
     # A model cannot continue in the middle of a sentence, so after a crash another call writes another answer.
-    client.agent(CHANNELS, name=start.name, on_crash="restart" if model else "continue", slots=SLOTS)(
-        Guide(client, model).answer
-    )
+    serve = client.agent(CHANNELS, name=start.agent, on_crash="restart" if model else "continue", slots=SLOTS)
+    serve(Guide(client, model).answer)
     watching = asyncio.ensure_future(_until_parent_ends(lambda line: None))
     try:
         await client.run(drain_s=None)
@@ -120,15 +100,12 @@ async def _work(start: AgentStart) -> None:
 
 def main() -> None:
     """Carry out the task in the first line of standard input."""
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(sys.stdin.fileno(), 65_536)
-        if not piece:
-            sys.exit(0)  # the supervisor is gone
-        line += piece
-    start = msgspec.json.decode(line, type=ServerStart | AgentStart)
+    line = os.read(sys.stdin.fileno(), 65_536)
+    while line and not line.endswith(b"\n"):
+        line += os.read(sys.stdin.fileno(), 65_536) or sys.exit(0)
+    start = msgspec.json.decode(line or sys.exit(0), type=Task)  # without a line, the supervisor is gone
     try:
-        if isinstance(start, ServerStart):
+        if not start.agent:
             _serve(start)
         else:
             logging.getLogger("tenuto.client").setLevel(logging.ERROR)  # the supervisor reports restarts of the server

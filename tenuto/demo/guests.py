@@ -2,10 +2,9 @@
 
 Layer: demo.
 
-`tenuto demo --lan` listens on an address that other machines reach, so the hub needs a verifier: `Guests`. An
-invitation is a secret in the fragment of a link, which a browser sends to no server by itself. The page trades it for a
-cookie. The cookie is signed with a key that the supervisor keeps, so it outlives a killed server; open invitations do
-not.
+With `--lan` the hub needs a verifier: `Guests`. An invitation is a secret in the fragment of a link, which a browser
+sends to no server by itself. The page trades it for a cookie, signed with a key that the supervisor keeps: it outlives
+a killed server; open invitations do not.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ from tenuto.demo.guide import CHANNELS
 from tenuto.hub.identity import Identity, Scope
 from tenuto.transports.headers import header
 
-__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "NoInvite", "Person"]
-
-INVITE_S = 600.0
-STAY_S = 12 * 3600.0
+INVITE_S, STAY_S = 600.0, 12 * 3600.0
 MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends
 MOST_GUESSES = 10  # limit of wrong secrets from one address within GUESSES_S
 GUESSES_S = 60.0
@@ -76,9 +72,8 @@ class Guests:
             is_agent = hmac.compare_digest(given.encode("latin-1"), self._agent)
             return Identity(client_id="guide") if is_agent else None
         person = self.person(scope)
-        if person is None:
-            return None
-        return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=int(person.until_s * 1000))
+        ends_ms = int(person.until_s * 1000) if person is not None else 0
+        return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=ends_ms) if person else None
 
     def person(self, scope: Scope) -> Person | None:
         """Return the person that the cookie of a request names; None without a cookie that this demo has signed."""
@@ -112,17 +107,15 @@ class Guests:
         """Return a new person for the secret of an open invitation, which ends. Raises NoInvite, TooMany."""
         now_s = self._now_s()
         self._check_guesses(peer, now_s)
-        # Compare all secrets, each in constant time, so that the duration shows neither which one fits nor how much of
-        # it.
+        # all secrets, each in constant time, so that the duration shows neither which one fits nor how much of it
         fitting = [known for known in self._open if hmac.compare_digest(known.encode(), secret.encode())]
         if not fitting or self._open.pop(fitting[0]) <= now_s:
             self._guesses.setdefault(peer, []).append(now_s)
-            raise NoInvite(
-                f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one."
-            )
-        number = secrets.token_hex(4)
+            minutes = f"{INVITE_S / 60:.0f} minutes"
+            raise NoInvite(f"This invitation was used, or is older than {minutes}. Ask for a new one.")
         name = f"{secrets.choice(_HOW)} {secrets.choice(_WHO)}"
-        return Person(id=f"{name.lower().replace(' ', '-')}-{number}", name=name, until_s=now_s + STAY_S)
+        person_id = f"{name.lower().replace(' ', '-')}-{secrets.token_hex(4)}"
+        return Person(id=person_id, name=name, until_s=now_s + STAY_S)
 
     def _check_guesses(self, peer: str, now_s: float) -> None:
         guesses = [at_s for at_s in self._guesses.pop(peer, ()) if now_s - at_s < GUESSES_S]
@@ -131,11 +124,8 @@ class Guests:
         while len(self._guesses) > MOST_GUESSERS:
             self._guesses.popitem(last=False)
         if len(guesses) >= MOST_GUESSES:
-            raise TooMany(
-                f"{MOST_GUESSES} secrets from this address were wrong within {GUESSES_S:.0f} s; wait a minute, and ask "
-                "for a new invitation",
-                limit=MOST_GUESSES,
-            )
+            wrong = f"{MOST_GUESSES} secrets from this address were wrong within {GUESSES_S:.0f} s"
+            raise TooMany(f"{wrong}; wait a minute, and ask for a new invitation", limit=MOST_GUESSES)
 
     def _signature(self, body: str) -> str:
         return hmac.new(self._key, body.encode(), "sha256").hexdigest()

@@ -20,32 +20,19 @@ from tenuto.agents.backend import Writer
 from tenuto.agents.turn import Steer, Turn
 from tenuto.core.errors import Deleted, TenutoError
 from tenuto.core.model import Json
-from tenuto.demo.answers import (
-    LONGEST_STEERING,
-    MOST_STEERING,
-    Decision,
-    Settled,
-    Steering,
-    asks_to_delete,
-    paced,
-    whole,
-)
+from tenuto.demo import answers
+from tenuto.demo.answers import Decision, Settled, Steering
 from tenuto.demo.model import Model, talk
 
 if TYPE_CHECKING:  # the server needs no client, and the agents need no server
     from tenuto.app import Hub
     from tenuto.client import Client
 
-__all__ = ["CHANNELS", "LONGEST_QUESTION", "OTHER_TEXT", "Guide", "Sleep", "continued"]
-
 CHANNELS = "demo:*"  # pattern of the channels that the agents serve
 LONGEST_QUESTION = 2_000  # in code points; the rest is ignored
-APPROVE_S = 120.0
-MOST_DELETED = 50  # limit of messages to delete when people agree
-MOST_BREAKS = 20  # limit of crashes that the answer's meta records
-OTHER_TEXT = (
-    "\n\nI stop here: the written answers changed while this one was interrupted, so my text would not continue it."
-)
+APPROVE_S, MOST_DELETED = 120.0, 50  # limits of the wait for people, and of the messages to delete when they agree
+MOST_CRASHES = 20  # limit of those that the answer's meta records
+OTHER_TEXT = "\n\nI stop here: the written answers changed meanwhile, so my text would not continue this one."
 
 Sleep = Callable[[float], Awaitable[object]]  # a function that waits for a number of seconds
 
@@ -54,16 +41,14 @@ class Guide:
     """The handler, in the hub's process or over the network: `hub` may be a client. `model` answers if it is given."""
 
     def __init__(self, hub: Hub | Client, model: Model | None, sleep: Sleep = asyncio.sleep) -> None:
-        self._hub = hub
-        self._model = model
-        self._sleep = sleep
+        self._hub, self._model, self._sleep = hub, model, sleep
 
     async def answer(self, turn: Turn) -> None:
         """Answer one message."""
         before = turn.previous
         if before is not None and before.status not in ("streaming", "interrupted"):
             return  # the answer is complete; only the end of the turn was not stored
-        if self._model is not None and not asks_to_delete(turn.text):
+        if self._model is not None and not answers.asks_to_delete(turn.text):
             await talk(turn, self._model)
             return
         question = turn.text[:LONGEST_QUESTION]
@@ -72,7 +57,7 @@ class Guide:
             if before is not None and before.id == message.id:
                 settled = msgspec.convert(before.meta, Settled)
                 await message.update(meta=continued(before.meta, message.length, turn.name))
-                if not whole(question, settled).startswith(before.text):
+                if not answers.whole(question, settled).startswith(before.text):
                     await message.append(OTHER_TEXT)
                     return
             await self._write_rest(turn, message, question, settled)
@@ -81,10 +66,12 @@ class Guide:
         """Write the missing text, and the text that steering and decisions add."""
         await self._delete(turn, settled.decision)
         while True:
-            steered = await self._write(turn, message, whole(question, settled))
+            steered = await self._write(turn, message, answers.whole(question, settled))
             if steered:
-                settled = msgspec.structs.replace(settled, steering=[*settled.steering, *steered][:MOST_STEERING])
-            elif asks_to_delete(question) and settled.decision is None:
+                settled = msgspec.structs.replace(
+                    settled, steering=[*settled.steering, *steered][: answers.MOST_STEERING]
+                )
+            elif answers.asks_to_delete(question) and settled.decision is None:
                 settled = msgspec.structs.replace(settled, decision=await self._decide(turn))
             else:
                 return
@@ -94,7 +81,7 @@ class Guide:
 
     async def _write(self, turn: Turn, message: Writer, text: str) -> list[Steering]:
         """Write the rest of `text` after the stored text. Return early with steering that arrives meanwhile."""
-        for token, delay_s in paced(text, message.length, random.Random(turn.message.id)):
+        for token, delay_s in answers.paced(text, message.length, random.Random(turn.message.id)):
             await self._sleep(delay_s)
             steered = await turn.steered(messages=False)  # False, so that another question waits for a turn of its own
             if steered:
@@ -118,15 +105,13 @@ class Guide:
         return Decision(ok=reply.ok, by=by, count=count)
 
     async def _delete(self, turn: Turn, decision: Decision | None) -> None:
-        if decision is None or not decision.ok:
-            return
-        for message_id in await self._older(turn):
+        for message_id in await self._older(turn) if decision is not None and decision.ok else ():
             with suppress(Deleted):
                 await self._hub.delete(turn.channel, message_id)
 
     async def _steering(self, channel: str, steer: Steer, at: int) -> Steering:
-        line = " ".join(steer.text.split())
-        return Steering(at=at, text=line[:LONGEST_STEERING] or "…", by=await self._name(channel, steer.data, steer.by))
+        text = " ".join(steer.text.split())[: answers.LONGEST_STEERING] or "…"
+        return Steering(at=at, text=text, by=await self._name(channel, steer.data, steer.by))
 
     async def _name(self, channel: str, data: Json, by: str | None) -> str:
         """Return the name that a person sent with `data`, or has as a member of the channel, or else their id."""
@@ -139,7 +124,6 @@ class Guide:
 
 
 def _name_in(data: Json) -> str:
-    """Return the name in `data`, or an empty string."""
     name = data.get("name") if isinstance(data, dict) else None
     return " ".join(name.split())[:40] if isinstance(name, str) else ""
 
@@ -149,4 +133,4 @@ def continued(meta: dict[str, Json], at: int, successor: str) -> dict[str, Json]
     known = meta.get("continued")
     breaks = known if isinstance(known, list) else []
     one: Json = {"at": at, "by": meta.get("agent"), "successor": successor}
-    return {"agent": successor, "continued": [*breaks, one][-MOST_BREAKS:]}
+    return {"agent": successor, "continued": [*breaks, one][-MOST_CRASHES:]}

@@ -16,46 +16,53 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from importlib.util import find_spec
 
 import msgspec
+from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError
-from tenuto.demo.child import AGENTS, CRASH, READY, AgentStart, ServerStart
+from tenuto.demo.child import AGENTS, CRASH, READY, Task
 from tenuto.serving import address_of, is_local
 
-__all__ = ["MOST_RESTARTS", "RESTARTS_S", "network_address", "supervise"]
-
-MOST_RESTARTS = 20  # limit of restarts of one child within RESTARTS_S; a person may press the demo's button that often
-RESTARTS_S = 60.0
+PAUSE_S = 1.0  # least time between two starts of a child
 MOST_FAILED_STARTS = 3  # limit of starts in a row that fail
 END_S = 1.5  # time that the children have to end; then they are killed
 
 Child = asyncio.subprocess.Process
-Echo = Callable[[str], object]
 
 
 def supervise(
-    listening: socket.socket, store: str, *, is_lan: bool, started: Callable[[str | None], object], echo: Echo
+    listening: socket.socket,
+    store: str,
+    *,
+    is_lan: bool,
+    started: Callable[[str | None], object],
+    echo: Callable[[str], object],
 ) -> int:
-    """Serve the demo on `listening` until a signal ends it; return that signal, or 0 if the server ended by itself.
+    """Serve the demo on `listening` until a signal ends it, and return that signal.
 
     `started` is called with the owner's link, if there is one, when the first server serves. `echo` gets a line for
-    each restart. Raises LocalError if a package is missing, or if the server does not start or dies too often.
+    each restart. Raises LocalError if a package is missing, or if the server does not start.
     """
     missing = [package for package in ("httpx2", "websockets") if find_spec(package) is None]
     if missing:
         raise LocalError(f'the demo needs the package {missing[0]}: {sys.executable} -m pip install "tenuto[demo]"')
-    return asyncio.run(_Supervisor(listening, store, is_lan=is_lan, started=started, echo=echo).run())
+    task = Task(
+        address=address_of(listening),
+        store=store,
+        descriptor=listening.fileno(),
+        agent_token=secrets.token_urlsafe(24),
+        guest_key=secrets.token_urlsafe(32) if is_lan else None,
+    )
+    return asyncio.run(_Supervisor(task, started, echo).run())
 
 
 def network_address() -> str:
     """Return the address of this machine in its network. Raises LocalError without a network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        # Connecting a datagram socket sends no packet: the kernel only chooses the address to send from. The other
-        # address is one that no machine has (RFC 5737).
+        # This sends no packet: the kernel only chooses the address to send from, to one of no machine (RFC 5737).
         probe.connect(("192.0.2.1", 9))
         address: str = probe.getsockname()[0]
         if not is_local(address):
@@ -63,34 +70,12 @@ def network_address() -> str:
     raise LocalError("--lan found no network on this machine; connect it, or name its address with --host")
 
 
-class _Restarts:
-    """Counts the restarts of one child."""
-
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._times_s: deque[float] = deque(maxlen=MOST_RESTARTS)
-
-    def count(self) -> bool:
-        """Count a restart; return whether there were too many within RESTARTS_S."""
-        now_s = self._now_s()
-        is_too_many = len(self._times_s) == MOST_RESTARTS and now_s - self._times_s[0] < RESTARTS_S
-        self._times_s.append(now_s)
-        return is_too_many
-
-
 class _Supervisor:
     """One run of the demo."""
 
-    def __init__(
-        self, listening: socket.socket, store: str, *, is_lan: bool, started: Callable[[str | None], object], echo: Echo
-    ) -> None:
-        self._listening = listening
-        self._address = address_of(listening)
-        self._store = store
-        self._started = started
-        self._echo = echo
-        self._agent_token = secrets.token_urlsafe(24)
-        self._guest_key = secrets.token_urlsafe(32) if is_lan else None
+    def __init__(self, task: Task, started: Callable[[str | None], object], echo: Callable[[str], object]) -> None:
+        self._task = task  # of the server; that of an agent has its name, too
+        self._started, self._echo = started, echo
         self._server: Child | None = None
         self._agents: dict[str, Child] = {}
         self._signal: int | None = None
@@ -98,23 +83,19 @@ class _Supervisor:
 
     async def run(self) -> int:
         """Keep the children running. See `supervise`."""
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._end, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._end, number)
         serving = asyncio.ensure_future(self._keep_server())
         others = [asyncio.ensure_future(self._keep_agent(name)) for name in AGENTS]
         ending = asyncio.ensure_future(self._ending.wait())
-        try:
-            # If an agent cannot run, the demo goes on without it; if the server cannot run, the demo ends.
-            await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                serving.result()
-        finally:
-            self._ending.set()
-            await self._end_children()
-            for task in (serving, *others, ending):
-                task.cancel()
-            await asyncio.gather(serving, *others, ending, return_exceptions=True)
+        await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
+        self._ending.set()
+        await self._end_children()
+        if serving.done():
+            serving.result()  # raises the reason why it could not start
+        for task in (serving, *others, ending):
+            task.cancel()
+        await asyncio.gather(serving, *others, ending, return_exceptions=True)
         return self._signal or 0
 
     def _end(self, number: int) -> None:
@@ -123,32 +104,22 @@ class _Supervisor:
 
     async def _end_children(self) -> None:
         """Let the server notify its viewers before it ends. Agents are killed: the store has all their state."""
-        running = [one for one in (self._server, *self._agents.values()) if one is not None and one.returncode is None]
+        running = [one for one in (self._server, *self._agents.values()) if one is not None]
         for one in running:
             _signal(one, signal.SIGTERM if one is self._server else signal.SIGKILL)
-        ended = [asyncio.ensure_future(one.wait()) for one in running]
-        if ended:
-            await asyncio.wait(ended, timeout=END_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await asyncio.gather(*(one.wait() for one in running))
         for one in running:
             _signal(one, signal.SIGKILL)
-        await asyncio.gather(*ended)
-
-    # -- the server
+            await one.wait()
 
     async def _keep_server(self) -> None:
         """Start the server, and start it again after each crash. Raises LocalError."""
-        restarts = _Restarts()
         failed, is_first, died_s = 0, True, None
         while True:
-            start = ServerStart(
-                descriptor=self._listening.fileno(),
-                address=self._address,
-                store=self._store,
-                is_first=is_first,
-                agent_token=self._agent_token,
-                guest_key=self._guest_key,
-            )
-            self._server = await _begin(start, pass_fds=(start.descriptor,))
+            began_s = time.monotonic()
+            self._server = await _begin(replace(self._task, is_first=is_first))
             is_ready = await self._read_lines(self._server, died_s)
             status = await self._server.wait()
             if self._ending.is_set():
@@ -157,13 +128,9 @@ class _Supervisor:
             # If the first start fails, the server has printed the reason, and another start would fail, too.
             if failed and (is_first or failed == MOST_FAILED_STARTS):
                 raise LocalError(f"the demo's server did not start (exit status {status}); its output is above")
-            if restarts.count():
-                raise LocalError(
-                    f"the demo's server died {MOST_RESTARTS} times within {RESTARTS_S:.0f} s "
-                    f"(exit status {status}); its output is above"
-                )
             is_first = False
             died_s = time.monotonic() if is_ready else died_s
+            await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
     async def _read_lines(self, server: Child, died_s: float | None) -> bool:
         """Carry out the lines of the server until it ends. Return whether it has served."""
@@ -177,21 +144,16 @@ class _Supervisor:
                 else:
                     self._echo(f"Server restarted after {time.monotonic() - died_s:.1f} s.")
             elif line.startswith(CRASH):
-                agent = self._agents.get(line.removeprefix(CRASH).decode().strip())
-                if agent is not None:
-                    _signal(agent, signal.SIGKILL)
+                _signal(self._agents[line.removeprefix(CRASH).decode().strip()], signal.SIGKILL)
             else:
                 sys.stdout.buffer.write(line)  # a library has printed it
                 sys.stdout.flush()
         return is_ready
 
-    # -- the agents
-
     async def _keep_agent(self, name: str) -> None:
-        restarts = _Restarts()
-        token = self._agent_token if self._guest_key else None
         while not self._ending.is_set():
-            self._agents[name] = agent = await _begin(AgentStart(url=f"{self._address}/tenuto", name=name, token=token))
+            began_s = time.monotonic()
+            self._agents[name] = agent = await _begin(replace(self._task, agent=name))
             status = await agent.wait()
             if self._ending.is_set():
                 return
@@ -199,13 +161,12 @@ class _Supervisor:
                 await _send(self._server, name.encode())  # the server gives the agent's turns to the other one
             if status == -signal.SIGKILL:
                 self._echo(f"Agent {name} killed (process {agent.pid}); the other agent continues its answers.")
-            if restarts.count():
-                self._echo(f"The agent {name} died too often and is not started again; the other one answers.")
-                return
+            await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
 
-async def _begin(start: ServerStart | AgentStart, *, pass_fds: tuple[int, ...] = ()) -> Child:
+async def _begin(task: Task) -> Child:
     """Start a child. In a process group of its own it does not get the terminal's Ctrl-C: the supervisor ends it."""
+    pass_fds = () if task.agent else (task.descriptor,)
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tenuto.demo.child"),
         stdin=asyncio.subprocess.PIPE,
@@ -213,7 +174,7 @@ async def _begin(start: ServerStart | AgentStart, *, pass_fds: tuple[int, ...] =
         pass_fds=pass_fds,
         process_group=0,
     )
-    await _send(child, msgspec.json.encode(start))
+    await _send(child, msgspec.json.encode(task))
     return child
 
 

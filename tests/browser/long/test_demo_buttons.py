@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -19,7 +17,7 @@ from playwright.async_api import Browser, Page, expect
 from tests.browser.tab import TIMEOUT_MS
 from tests.demo.slow_model import SlowModel, slow_model
 from tests.demo.test_page import answer_of, visiting
-from tests.processes import Server, serving
+from tests.processes import Process, Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
@@ -45,30 +43,30 @@ async def model() -> AsyncIterator[SlowModel]:
         yield model
 
 
-@asynccontextmanager
-async def demo_of(kind: str, model: SlowModel, folder: Path) -> AsyncIterator[Server]:
-    keys = (
-        {"OPENAI_API_KEY": "sk-none", "OPENAI_BASE_URL": model.url, "OPENAI_MODEL": "slow"} if kind == "model" else {}
-    )
-    with mock.patch.dict(os.environ, keys), serving("demo", folder) as server:
-        yield server
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["written", "model"])
+async def demo_of(
+    request: pytest.FixtureRequest, model: SlowModel, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[tuple[str, Server]]:
+    """Return the kind of the answers, and a demo with them. It gets more time to start, for the SDK of the model."""
+    keys = {"OPENAI_API_KEY": "sk-none", "OPENAI_BASE_URL": model.url, "OPENAI_MODEL": "slow"}
+    server = Server("demo", tmp_path_factory.mktemp("demo"))
+    with mock.patch.dict(os.environ, keys if request.param == "model" else {}):
+        Process.start(server)
+    try:
+        server.until(lambda: server.get(f"{server.hub}/healthz")[0] == 200, patience_s=120)
+        yield request.param, server
+    finally:
+        server.clean_up()
 
 
 async def until(page: Page, moment: str) -> None:
     await page.wait_for_function(f"() => ({_IS_AT[moment]})(({answer_of})())")
 
 
-@pytest.mark.parametrize("kind", ["written", "model"])
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("button", BUTTONS)
-async def test_a_button_ticks_at_each_moment(
-    browser: Browser, model: SlowModel, tmp_path: Path, kind: str, button: str
-) -> None:
-    async with demo_of(kind, model, tmp_path) as server:
-        for moment in MOMENTS:
-            await press(browser, server, button, moment, kind)
-
-
-async def press(browser: Browser, server: Server, button: str, moment: str, kind: str) -> None:
+async def test_a_button_ticks(browser: Browser, demo_of: tuple[str, Server], button: str, moment: str) -> None:
+    kind, server = demo_of
     async with visiting(browser) as context:
         page = await context.new_page()
         await page.goto(f"http://127.0.0.1:{server.port}/")
