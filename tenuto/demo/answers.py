@@ -34,7 +34,7 @@ _MAY_I = "This deletes the messages above for good, so I ask first. Everyone in 
 _CLOSING = "That was all. (A tenuto is a note held for its full value: 保持音 · 테누토 · تينوتو · gehalten 🧜🏽‍♀️)"
 _GREETING = re.compile(r"\s*(hello|hi|hey|hallo|moin|good (morning|afternoon|evening))\b[\s\w]{0,20}[!.?,]*\s*", re.I)
 _ENOUGH = re.compile(r"\b(short|shorter|brief|briefly|enough)\b", re.IGNORECASE)
-_DELETE = re.compile(r"\s*(please,?\s+)?delete\b", re.IGNORECASE)
+ASKS_TO_DELETE = re.compile(r"\s*(please,?\s+)?delete\b", re.IGNORECASE)
 _FENCE = re.compile(r"^```", re.MULTILINE)
 _FIGURE = re.compile(r"\[\[.+?: ([^:\]]+)\]\]")
 
@@ -44,13 +44,6 @@ class WrittenAnswer(NamedTuple):
 
     question: str
     text: str
-
-
-class Step(NamedTuple):
-    """One token of an answer, and the delay before it."""
-
-    text: str
-    delay_s: float
 
 
 class Steering(Struct, frozen=True, kw_only=True):
@@ -92,15 +85,10 @@ def written_answer(question: str) -> str | None:
     return text if score >= 0.5 else None
 
 
-def asks_to_delete(question: str) -> bool:
-    """Return whether people must agree before the agent does what `question` asks."""
-    return _DELETE.match(question) is not None
-
-
 def whole(question: str, settled: Settled) -> str:
     """Return the whole text of the answer to `question` that `settled` determines."""
     greeting = _HELLO if _GREETING.fullmatch(question) else ""
-    text = _MAY_I if asks_to_delete(question) else greeting + (written_answer(question) or _menu())
+    text = _MAY_I if ASKS_TO_DELETE.match(question) else greeting + (written_answer(question) or _menu())
     text += _outcome(settled.decision) if settled.decision is not None else ""
     for steering in settled.steering:
         before = text[: steering.at]
@@ -110,17 +98,17 @@ def whole(question: str, settled: Settled) -> str:
     return text
 
 
-def paced(text: str, start: int, chance: random.Random) -> Iterator[Step]:
-    """Yield `text` from offset `start` on as tokens with their delays. Tokens may split emoji and accents."""
+def paced(text: str, start: int, chance: random.Random) -> Iterator[tuple[str, float]]:
+    """Yield `text` from offset `start` on: tokens, which may split emoji and accents, and the delay before each."""
     tokens = max(1.0, len(text) / 4.5)
     mean_s = min(SLOWEST_S, max(FASTEST_S, LONGEST_S / tokens))
     if start == 0:
-        yield Step("", THINKING_S)
+        yield "", THINKING_S
     for run in re.findall(r" ?\w+| ?[^\w\s]+|\s+", text[start:]):
         at = 0
         while at < len(run):
             size = 12 if run.isspace() else chance.randint(3, 7) if run.isascii() else chance.randint(1, 3)
-            yield Step(run[at : at + size], mean_s * chance.uniform(0.6, 1.4))
+            yield run[at : at + size], mean_s * chance.uniform(0.6, 1.4)
             at += size
 
 

@@ -2,9 +2,8 @@
 
 Layer: demo.
 
-Only the page calls the routes below `/demo`, so they may change together with it. The plain stream of `/demo/plain` is
-a `StreamingResponse` of text that no log keeps: it gets the tokens of the answer that the hub stores, from the same
-call of the model, and it ends where its agent, its server or its connection does.
+Only the page calls the routes below `/demo`. The plain stream is a `StreamingResponse` of text that no log keeps: it
+gets the tokens of the answer that the hub stores, and ends where its agent, its server or its connection does.
 """
 
 from __future__ import annotations
@@ -52,12 +51,8 @@ _BODY_BYTES = 1024
 _NO_STORE = {"cache-control": "no-store"}
 
 # The pages load no file of another site and run no code of a message; this header makes browsers enforce both.
-_PAGE_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
+_POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_PAGE_HEADERS = {"cache-control": "no-cache", "content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
 
 
 class Controls(NamedTuple):
@@ -80,7 +75,6 @@ def build(
     Without `controls` the agent runs in this process, and `sleep` waits between its tokens. If `environ` has the key of
     a model, the model answers. With `guests` other machines reach the demo, and a verifier decides who may do anything.
     """
-    # Shutdown gives answers no time to finish: the next start continues them, which the demo exists to show.
     address = guests.address if guests is not None else None
     hub = Hub(store_url, flush_ms=40, drain_s=0.0, authenticate=guests, public_origin=address)
     model = model_in(environ)
@@ -106,10 +100,6 @@ class _Body(msgspec.Struct):
     channel: str | None = None
     question: str | None = None
     secret: str = ""
-
-
-async def _body_of(request: Request) -> _Body:
-    return decode(await read_body(request, _BODY_BYTES), msgspec.json.Decoder(_Body))
 
 
 class _Routes:
@@ -138,6 +128,9 @@ class _Routes:
             yield "/demo/join", "POST", self.join, True
             yield "/demo/invites", "POST", self.invite, False
 
+    async def _body(self, request: Request) -> _Body:
+        return decode(await read_body(request, _BODY_BYTES), msgspec.json.Decoder(_Body))
+
     async def _file(self, path: Path, request: Request) -> Response:
         return FileResponse(path, headers=_PAGE_HEADERS)
 
@@ -158,7 +151,7 @@ class _Routes:
     async def crash(self, request: Request) -> Response:
         """Handle `POST /demo/crash {channel, question}`: kill the agent of the question, or one that is idle."""
         assert self._controls is not None
-        body = await _body_of(request)
+        body = await self._body(request)
         channel, question = _checked(body.channel), check_id(body.question, "question")
         await self._hub.read(channel, question)
         for _ in range(CLAIM_TRIES):
@@ -196,8 +189,7 @@ class _Routes:
 
     async def _relay(self, channel: str, question: str) -> AsyncIterator[str]:
         """Yield the text of the answer to `question` while its agent writes it. Raises EOFError when it dies."""
-        async with asyncio.timeout(WAIT_S):
-            answer, cursor = await self._answer_to(channel, question)
+        answer, cursor = await asyncio.wait_for(self._answer_to(channel, question), WAIT_S)
         agent = self._agent_of(channel, question)
         progress = MessageProgress(answer.id)
         deltas = progress.begin(answer)
@@ -212,9 +204,7 @@ class _Routes:
                     return
                 if progress.status is not None or self._agent_of(channel, question) != agent:
                     raise EOFError
-                async with asyncio.timeout(WAIT_S):
-                    batch = await anext(batches)
-                deltas = progress.receive(batch.events)
+                deltas = progress.receive((await asyncio.wait_for(anext(batches), WAIT_S)).events)
 
     async def _answer_to(self, channel: str, question: str) -> tuple[Message, str]:
         """Wait for the answer to `question`, and return it with the cursor from which to follow it."""
@@ -228,24 +218,24 @@ class _Routes:
     async def _call_again(self, question: Message) -> AsyncIterator[str]:
         """Yield another answer to `question`: from a call of the model, or the written one from its beginning."""
         text = question.text[:LONGEST_QUESTION]
-        if self._model is None:
-            for token, delay_s in paced(whole(text, Settled()), 0, random.Random(question.id)):
-                await self._sleep(delay_s)
-                yield token
-        else:
-            async for chunk in await self._model.stream([{"role": "user", "content": text}]):
-                yield self._model.text_in(chunk)
+        if self._model is not None:
+            async for item in await self._model.stream([{"role": "user", "content": text}]):
+                yield self._model.text_in(item)
+            return
+        for token, delay_s in paced(whole(text, Settled()), 0, random.Random(question.id)):
+            await self._sleep(delay_s)
+            yield token
 
     async def invite(self, request: Request) -> Response:
         """Handle `POST /demo/invites {channel}`: return a link that lets one person in, and its QR code."""
         assert self._guests is not None
-        url = self._guests.invite(_checked((await _body_of(request)).channel))
+        url = self._guests.invite(_checked((await self._body(request)).channel))
         return JSONResponse({"url": url, "expiresInSeconds": int(INVITE_S), "qr": qr_rows(url)}, 201, _NO_STORE)
 
     async def join(self, request: Request) -> Response:
         """Handle `POST /demo/join {secret}`: let a person in who has an invitation, and set their cookie."""
         assert self._guests is not None
-        secret, scope = (await _body_of(request)).secret, dict(request.scope)
+        secret, scope = (await self._body(request)).secret, dict(request.scope)
         person = self._guests.person(scope) or self._guests.join(secret, peer_of(scope))
         response = JSONResponse({"person": {"id": person.id, "name": person.name}}, headers=_NO_STORE)
         cookie = self._guests.cookie_of(person)

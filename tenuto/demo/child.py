@@ -50,7 +50,7 @@ async def _until_parent_ends(receive: Callable[[str], object]) -> None:
 
 
 def is_of_interest(record: logging.LogRecord) -> bool:
-    """Return whether a log line is of interest at the terminal: not about connections that waited and were given up."""
+    """Return whether a log line is of interest: not about connections that waited and were given up."""
     return "socket is closed already" not in record.getMessage()
 
 
@@ -60,8 +60,8 @@ def _serve(start: Task) -> None:
     from tenuto.serving import adopt, run
 
     logging.getLogger("tenuto.transports").addFilter(is_of_interest)
-    key = start.guest_key
-    guests = Guests(start.address, key=key, agent_token=start.agent_token) if key is not None else None
+    key, token = start.guest_key, start.agent_token
+    guests = Guests(start.address, key=key, agent_token=token) if key is not None else None
     controls = Controls(
         kill=lambda: asyncio.get_running_loop().call_later(KILL_S, os.kill, os.getpid(), signal.SIGKILL),
         crash=lambda agent: os.write(sys.stdout.fileno(), CRASH + agent.encode() + b"\n"),
@@ -84,18 +84,15 @@ async def _work(start: Task) -> None:
     from tenuto.demo.model import model_in
 
     model = model_in(os.environ)
-    if model is not None:
-        assert model.client  # imported before the first question
+    assert model is None or model.client  # imported before the first question
     token = start.agent_token if start.guest_key else None
     client = Client(f"{start.address}/tenuto", token=token, client_id="guide", connect_s=CONNECT_S)
     # A model cannot continue in the middle of a sentence, so after a crash another call writes another answer.
     serve = client.agent(CHANNELS, name=start.agent, on_crash="restart" if model else "continue", slots=SLOTS)
     serve(Guide(client, model).answer)
     watching = asyncio.ensure_future(_until_parent_ends(lambda line: None))
-    try:
-        await client.run(drain_s=None)
-    finally:
-        watching.cancel()
+    await client.run(drain_s=None)
+    watching.cancel()
 
 
 def main() -> None:

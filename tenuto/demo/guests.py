@@ -28,8 +28,7 @@ from tenuto.transports.headers import header
 
 INVITE_S, STAY_S = 600.0, 12 * 3600.0
 MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends
-MOST_GUESSES = 10  # limit of wrong secrets from one address within GUESSES_S
-GUESSES_S = 60.0
+MOST_GUESSES, GUESSES_S = 10, 60.0  # limit of wrong secrets from one address within a time
 MOST_GUESSERS = 1_000  # limit of addresses whose wrong secrets are counted
 COOKIE = "tenuto_demo"
 
@@ -45,11 +44,11 @@ class NoInvite(TenutoError):
 
 
 class Person(Struct, frozen=True, kw_only=True):
-    """A guest, as the cookie names them."""
+    """A guest, as the cookie names them until `until_s`, in seconds since 1970."""
 
     id: str
     name: str
-    until_s: float  # when the cookie ends, in seconds since 1970
+    until_s: float
 
 
 class Guests:
@@ -69,8 +68,7 @@ class Guests:
         """Return the identity of an agent or of a person; None for a stranger."""
         given = header(scope, b"authorization")
         if given is not None:
-            is_agent = hmac.compare_digest(given.encode("latin-1"), self._agent)
-            return Identity(client_id="guide") if is_agent else None
+            return Identity(client_id="guide") if hmac.compare_digest(given.encode("latin-1"), self._agent) else None
         person = self.person(scope)
         ends_ms = int(person.until_s * 1000) if person is not None else 0
         return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=ends_ms) if person else None
@@ -118,8 +116,7 @@ class Guests:
         return Person(id=person_id, name=name, until_s=now_s + STAY_S)
 
     def _check_guesses(self, peer: str, now_s: float) -> None:
-        guesses = [at_s for at_s in self._guesses.pop(peer, ()) if now_s - at_s < GUESSES_S]
-        if guesses:
+        if guesses := [at_s for at_s in self._guesses.pop(peer, ()) if now_s - at_s < GUESSES_S]:
             self._guesses[peer] = guesses
         while len(self._guesses) > MOST_GUESSERS:
             self._guesses.popitem(last=False)

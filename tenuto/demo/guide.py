@@ -47,8 +47,8 @@ class Guide:
         """Answer one message."""
         before = turn.previous
         if before is not None and before.status not in ("streaming", "interrupted"):
-            return  # the answer is complete; only the end of the turn was not stored
-        if self._model is not None and not answers.asks_to_delete(turn.text):
+            return  # only the end of the turn was not stored
+        if self._model is not None and not answers.ASKS_TO_DELETE.match(turn.text):
             await talk(turn, self._model)
             return
         question = turn.text[:LONGEST_QUESTION]
@@ -71,7 +71,7 @@ class Guide:
                 settled = msgspec.structs.replace(
                     settled, steering=[*settled.steering, *steered][: answers.MOST_STEERING]
                 )
-            elif answers.asks_to_delete(question) and settled.decision is None:
+            elif answers.ASKS_TO_DELETE.match(question) and settled.decision is None:
                 settled = msgspec.structs.replace(settled, decision=await self._decide(turn))
             else:
                 return

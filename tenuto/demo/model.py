@@ -67,11 +67,9 @@ class Model:
             if not listed.data:
                 raise ModelFailed(LookupError("the server at OPENAI_BASE_URL lists no model; set OPENAI_MODEL to one"))
             self.name = listed.data[0].id
+        messages = [{"role": "system", "content": _INSTRUCTIONS}, *conversation]
         return await self.client.chat.completions.create(
-            model=self.name,
-            messages=[{"role": "system", "content": _INSTRUCTIONS}, *conversation],
-            stream=True,
-            stream_options={"include_usage": True},
+            model=self.name, messages=messages, stream=True, stream_options={"include_usage": True}
         )
 
     def text_in(self, item: Any) -> str:
@@ -122,7 +120,5 @@ async def talk(turn: Turn, model: Model) -> None:
         steered = await turn.steered(messages=False)
         if not steered:
             return
-        conversation += [
-            {"role": "assistant", "content": piped.text or "…"},
-            {"role": "user", "content": "\n".join(steer.text for steer in steered)},
-        ]
+        conversation.append({"role": "assistant", "content": piped.text or "…"})
+        conversation.append({"role": "user", "content": "\n".join(steer.text for steer in steered)})

@@ -2,9 +2,8 @@
 
 Layer: demo.
 
-It holds the listening socket, so a browser that connects while the server is dead waits for the next one instead of
-being refused. The agents outlive the server: they connect again and write on. All children end with the supervisor,
-however it ends, because they read from its pipe.
+It holds the listening socket, so a browser that connects while the server is dead waits for the next one. The agents
+outlive the server: they connect again and write on. All children end with it, because they read from its pipe.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -27,10 +27,7 @@ from tenuto.demo.child import AGENTS, CRASH, READY, Task
 from tenuto.serving import address_of, is_local
 
 PAUSE_S = 1.0  # least time between two starts of a child
-MOST_FAILED_STARTS = 3  # limit of starts in a row that fail
-END_S = 1.5  # time that the children have to end; then they are killed
-
-Child = asyncio.subprocess.Process
+MOST_FAILED_STARTS, END_S = 3, 1.5  # limits of starts in a row that fail, and of the time that children have to end
 
 
 def supervise(
@@ -49,13 +46,12 @@ def supervise(
     missing = [package for package in ("httpx2", "websockets") if find_spec(package) is None]
     if missing:
         raise LocalError(f'the demo needs the package {missing[0]}: {sys.executable} -m pip install "tenuto[demo]"')
-    task = Task(
-        address=address_of(listening),
-        store=store,
-        descriptor=listening.fileno(),
-        agent_token=secrets.token_urlsafe(24),
-        guest_key=secrets.token_urlsafe(32) if is_lan else None,
+    address, token, key = (
+        address_of(listening),
+        secrets.token_urlsafe(24),
+        secrets.token_urlsafe(32) if is_lan else None,
     )
+    task = Task(address=address, store=store, descriptor=listening.fileno(), agent_token=token, guest_key=key)
     return asyncio.run(_Supervisor(task, started, echo).run())
 
 
@@ -76,8 +72,8 @@ class _Supervisor:
     def __init__(self, task: Task, started: Callable[[str | None], object], echo: Callable[[str], object]) -> None:
         self._task = task  # of the server; that of an agent has its name, too
         self._started, self._echo = started, echo
-        self._server: Child | None = None
-        self._agents: dict[str, Child] = {}
+        self._server: Process | None = None
+        self._agents: dict[str, Process] = {}
         self._signal: int | None = None
         self._ending = asyncio.Event()
 
@@ -132,7 +128,7 @@ class _Supervisor:
             died_s = time.monotonic() if is_ready else died_s
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
-    async def _read_lines(self, server: Child, died_s: float | None) -> bool:
+    async def _read_lines(self, server: Process, died_s: float | None) -> bool:
         """Carry out the lines of the server until it ends. Return whether it has served."""
         assert server.stdout is not None
         is_ready = False
@@ -146,8 +142,7 @@ class _Supervisor:
             elif line.startswith(CRASH):
                 _signal(self._agents[line.removeprefix(CRASH).decode().strip()], signal.SIGKILL)
             else:
-                sys.stdout.buffer.write(line)  # a library has printed it
-                sys.stdout.flush()
+                self._echo(line.decode(errors="replace").rstrip())  # a library has printed it
         return is_ready
 
     async def _keep_agent(self, name: str) -> None:
@@ -158,35 +153,30 @@ class _Supervisor:
             if self._ending.is_set():
                 return
             if self._server is not None:
-                await _send(self._server, name.encode())  # the server gives the agent's turns to the other one
+                _send(self._server, name.encode())  # the server gives the agent's turns to the other one
             if status == -signal.SIGKILL:
                 self._echo(f"Agent {name} killed (process {agent.pid}); the other agent continues its answers.")
             await asyncio.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
 
 
-async def _begin(task: Task) -> Child:
+async def _begin(task: Task) -> Process:
     """Start a child. In a process group of its own it does not get the terminal's Ctrl-C: the supervisor ends it."""
-    pass_fds = () if task.agent else (task.descriptor,)
+    command = (sys.executable, "-m", "tenuto.demo.child")
+    fds = () if task.agent else (task.descriptor,)
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tenuto.demo.child"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE if pass_fds else None,
-        pass_fds=pass_fds,
-        process_group=0,
+        *command, stdin=PIPE, stdout=PIPE if fds else None, pass_fds=fds, process_group=0
     )
-    await _send(child, msgspec.json.encode(task))
+    _send(child, msgspec.json.encode(task))
     return child
 
 
-async def _send(child: Child, line: bytes) -> None:
+def _send(child: Process, line: bytes) -> None:
     """Write a line to a child, unless the child has ended."""
     assert child.stdin is not None
-    with contextlib.suppress(ConnectionError):
-        child.stdin.write(line + b"\n")
-        await child.stdin.drain()
+    child.stdin.write(line + b"\n")  # short, so that no wait is needed
 
 
-def _signal(child: Child, number: int) -> None:
+def _signal(child: Process, number: int) -> None:
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             child.send_signal(number)

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from tenuto import Hub
 from tenuto.demo.answers import (
+    ASKS_TO_DELETE,
     FASTEST_S,
     LONGEST_S,
     THINKING_S,
@@ -30,7 +31,6 @@ from tenuto.demo.answers import (
     Settled,
     Steering,
     WrittenAnswer,
-    asks_to_delete,
     paced,
     whole,
     written_answer,
@@ -182,7 +182,7 @@ def test_a_greeting_gets_a_friendly_sentence(question: str) -> None:
 
 
 def text_of(text: str, start: int) -> str:
-    return "".join(step.text for step in paced(text, start, random.Random(1)))
+    return "".join(token for token, _ in paced(text, start, random.Random(1)))
 
 
 @given(st.integers(0, 2_000), st.sampled_from([one.question for one in written_answers()] + ["hello", "zebra"]))
@@ -194,16 +194,16 @@ def test_stored_text_and_the_rest_make_the_whole_answer_at_every_offset(offset: 
 @given(st.text(max_size=300))
 def test_any_text_is_cut_into_tokens_of_a_model_and_none_is_lost(text: str) -> None:
     steps = list(paced(text, 0, random.Random(1)))
-    assert "".join(step.text for step in steps) == text
-    assert all(len(step.text) <= 12 for step in steps)
+    assert "".join(token for token, _ in steps) == text
+    assert all(len(token) <= 12 for token, _ in steps)
 
 
 @pytest.mark.parametrize("one", written_answers(), ids=name_of)
 def test_an_answer_lasts_long_enough_to_be_broken(one: WrittenAnswer) -> None:
     steps = list(paced(one.text, 0, random.Random(1)))
     assert steps[0] == ("", THINKING_S)
-    assert 0.6 * LONGEST_S < sum(step.delay_s for step in steps) < 1.6 * LONGEST_S
-    assert steps[1].delay_s >= FASTEST_S / 2
+    assert 0.6 * LONGEST_S < sum(delay_s for _, delay_s in steps) < 1.6 * LONGEST_S
+    assert steps[1][1] >= FASTEST_S / 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from(["shorter", "cursor?", "zebra", "…"])), max_size=4))
@@ -236,7 +236,7 @@ def test_settled_values_survive_as_meta() -> None:
     [("Delete everything", True), (" please delete this", True), ("How do I delete?", False), ("deleted?", False)],
 )
 def test_a_request_to_delete_needs_approval(question: str, needs_approval: bool) -> None:
-    assert asks_to_delete(question) is needs_approval
+    assert bool(ASKS_TO_DELETE.match(question)) is needs_approval
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ import pytest
 
 from tenuto.demo.answers import Settled, whole, written_answers
 from tenuto.demo.child import AGENTS, is_of_interest
-from tenuto.demo.supervisor import MOST_RESTARTS, RESTARTS_S, _Restarts
 from tenuto.transports.socket_owner import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
 
@@ -176,15 +175,6 @@ def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path
         assert "Traceback" not in process.output
     finally:
         process.clean_up()
-
-
-def test_restarts_are_bounded_within_a_minute() -> None:
-    now_s = 0.0
-    restarts = _Restarts(lambda: now_s)
-    assert not any(restarts.count() for _ in range(MOST_RESTARTS))
-    assert restarts.count()
-    now_s = RESTARTS_S
-    assert not restarts.count()
 
 
 @pytest.mark.parametrize(("owner", "is_shown"), [(None, False), (SocketOwner(uid=12345, inode=1), True)])

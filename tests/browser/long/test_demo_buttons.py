@@ -25,8 +25,8 @@ BUTTONS = ("reload", "window", "kill", "crash", "offline")
 MOMENTS = ("before the first word", "in text", "in code", "after the end")
 PLAIN = {
     "reload": "lost on your reload",
-    "kill": "the server died",
-    "crash": "the agent died",
+    "kill": "server died",
+    "crash": "agent died",
     "offline": "network was",
 }
 _IS_AT = {
