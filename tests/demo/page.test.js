@@ -73,8 +73,8 @@ test("a guest gets a name that no present person has", () => {
 
 // The files -----------------------------------------------------------------------------------------------------------
 
-test("the pages have at most 27 kB of JavaScript", () => {
+test("the pages have at most 37 kB of JavaScript", () => {
   const files = readdirSync(FOLDER).filter((name) => name.endsWith(".js"))
   const bytes = files.reduce((sum, name) => sum + readFileSync(new URL(name, FOLDER)).length, 0)
-  assert.ok(bytes <= 33_000, `${bytes} bytes`)
+  assert.ok(bytes <= 37_000, `${bytes} bytes`)
 })

@@ -54,6 +54,9 @@ async def demo_of(
         Process.start(server)
     try:
         server.until(lambda: server.get(f"{server.hub}/healthz")[0] == 200, patience_s=120)
+        server.until(
+            lambda: len(server.get(f"{server.hub}/v1/channels/demo:1/presence")[1]["members"]) == 2, patience_s=120
+        )
         yield request.param, server
     finally:
         server.clean_up()
