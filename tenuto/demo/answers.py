@@ -54,7 +54,7 @@ class Steering(Struct, frozen=True, kw_only=True):
     by: str
 
 
-class Decision(Struct, frozen=True, kw_only=True):
+class Deletion(Struct, frozen=True, kw_only=True):
     """Whether `count` messages may be deleted. `by` is None if no person replied, or no reply was needed."""
 
     ok: bool
@@ -66,7 +66,7 @@ class Settled(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The values that determine an answer, beside its question. The answer's meta stores them."""
 
     steering: list[Steering] = []
-    decision: Decision | None = None
+    decision: Deletion | None = None
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def written_answers() -> tuple[WrittenAnswer, ...]:
 
 
 def written_answer(question: str) -> str | None:
-    """Return the answer whose question has the same words as `question`, or nearly; None if there is none."""
+    """Return the answer to a question with nearly the same words as `question`; None if there is none."""
     wanted = _stems(question)
     known = [(_stems(one.question), one.text) for one in written_answers()]
     score, text = max((len(wanted & stems) / len(wanted | stems), text) for stems, text in known)
@@ -116,7 +116,7 @@ def _menu() -> str:
     return _MENU.format(questions="\n".join(f"{n}. {one.question}" for n, one in enumerate(written_answers(), 1)))
 
 
-def _outcome(decision: Decision) -> str:
+def _outcome(decision: Deletion) -> str:
     if not decision.ok:
         return f"{f'{decision.by} said no' if decision.by else 'No reply came in time'}, so all messages stay."
     deleted = f"{decision.by} said yes. {decision.count} message{'s' if decision.count != 1 else ''} deleted"

@@ -31,9 +31,8 @@ from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id
 from tenuto.demo.answers import Settled, paced, whole, written_answers
-from tenuto.demo.child import AGENTS
 from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
-from tenuto.demo.guide import CHANNELS, LONGEST_QUESTION, Guide, Sleep
+from tenuto.demo.guide import AGENTS, CHANNELS, LONGEST_QUESTION, Guide, Sleep
 from tenuto.demo.model import Model, model_in
 from tenuto.hub.patterns import matches
 from tenuto.transports.access import identify
@@ -56,7 +55,7 @@ _PAGE_HEADERS = {"cache-control": "no-cache", "content-security-policy": _POLICY
 
 
 class Controls(NamedTuple):
-    """What a supervisor makes possible: it starts the server and the agents again."""
+    """The switches of a supervisor: it starts the server and the agents again."""
 
     kill: Callable[[], object]  # kills this process with SIGKILL, once its response has been sent
     crash: Callable[[str], object]  # kills the agent of that name with SIGKILL
@@ -171,7 +170,9 @@ class _Routes:
         channel = _checked(query.text("channel"))
         question, _ = await self._hub.read(channel, check_id(query.text("question"), "question"))
         if self._plain >= MOST_PLAIN:
-            raise TooMany(f"{MOST_PLAIN} plain streams run already; try again when one has ended", limit=MOST_PLAIN)
+            raise TooMany(
+                f"the demo serves at most {MOST_PLAIN} plain streams at a time; try again later", limit=MOST_PLAIN
+            )
         texts = self._call_again(question) if query.text("again") else self._relay(channel, question.id)
         return StreamingResponse(self._frames(texts), headers=_NO_STORE, media_type="text/event-stream")
 
@@ -233,7 +234,7 @@ class _Routes:
         return JSONResponse({"url": url, "expiresInSeconds": int(INVITE_S), "qr": qr_rows(url)}, 201, _NO_STORE)
 
     async def join(self, request: Request) -> Response:
-        """Handle `POST /demo/join {secret}`: let a person in who has an invitation, and set their cookie."""
+        """Handle `POST /demo/join {secret}`: let a person with an invitation in, and set their cookie."""
         assert self._guests is not None
         secret, scope = (await self._body(request)).secret, dict(request.scope)
         person = self._guests.person(scope) or self._guests.join(secret, peer_of(scope))
@@ -259,7 +260,7 @@ def qr_rows(text: str) -> list[str] | None:
 
 
 def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]], is_public: bool) -> Endpoint:
-    """Return `handler` behind the hub's access control. A stranger of the network gets what `is_public`."""
+    """Return `handler` behind the hub's access control. With `is_public` it also serves strangers of the network."""
 
     async def guarded(request: Request) -> Response:
         scope = dict(request.scope)

@@ -20,8 +20,9 @@ import msgspec
 from msgspec import Struct
 
 from tenuto.core.errors import TenutoError
+from tenuto.demo.guide import AGENTS, CHANNELS, Guide
+from tenuto.demo.model import model_in
 
-AGENTS = ("guide~1", "guide~2")  # names of the agents; they share one client id, so their answers have one author
 READY = b"tenuto-demo ready "  # and the owner's link, if there is one
 CRASH = b"tenuto-demo crash "  # and the name of the agent that the supervisor must kill
 KILL_S = 0.05  # pause before the server kills itself, in which the response is sent
@@ -80,8 +81,6 @@ def _serve(start: Task) -> None:
 
 async def _work(start: Task) -> None:
     from tenuto.client import Client
-    from tenuto.demo.guide import CHANNELS, Guide
-    from tenuto.demo.model import model_in
 
     model = model_in(os.environ)
     assert model is None or model.client  # imported before the first question

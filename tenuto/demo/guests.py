@@ -1,4 +1,4 @@
-"""Guests: people of the local network, who are let in by an invitation that works once.
+"""Guests: people of the local network with an invitation that works once.
 
 Layer: demo.
 

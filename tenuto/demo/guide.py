@@ -21,13 +21,14 @@ from tenuto.agents.turn import Steer, Turn
 from tenuto.core.errors import Deleted, TenutoError
 from tenuto.core.model import Json
 from tenuto.demo import answers
-from tenuto.demo.answers import Decision, Settled, Steering
+from tenuto.demo.answers import Deletion, Settled, Steering
 from tenuto.demo.model import Model, talk
 
 if TYPE_CHECKING:  # the server needs no client, and the agents need no server
     from tenuto.app import Hub
     from tenuto.client import Client
 
+AGENTS = ("guide~1", "guide~2")  # names of the agents; they share one client id, so their answers have one author
 CHANNELS = "demo:*"  # pattern of the channels that the agents serve
 LONGEST_QUESTION = 2_000  # in code points; the rest is ignored
 APPROVE_S, MOST_DELETED = 120.0, 50  # limits of the wait for people, and of the messages to delete when they agree
@@ -94,17 +95,17 @@ class Guide:
         page = await self._hub.history(turn.channel, before=turn.message.created, limit=MOST_DELETED)
         return [message.id for message in page.messages if message.status != "streaming"]
 
-    async def _decide(self, turn: Turn) -> Decision:
+    async def _decide(self, turn: Turn) -> Deletion:
         """Ask the people in the channel whether the earlier messages may be deleted."""
         count = len(await self._older(turn))
         if not count:
-            return Decision(ok=True)
+            return Deletion(ok=True)
         question = f"Delete the {count} messages above?" if count > 1 else "Delete the message above?"
         reply = await turn.ask("approve", {"question": question}, timeout_s=APPROVE_S)
         by = await self._name(turn.channel, reply.data, reply.by) if reply.error is None else None
-        return Decision(ok=reply.ok, by=by, count=count)
+        return Deletion(ok=reply.ok, by=by, count=count)
 
-    async def _delete(self, turn: Turn, decision: Decision | None) -> None:
+    async def _delete(self, turn: Turn, decision: Deletion | None) -> None:
         for message_id in await self._older(turn) if decision is not None and decision.ok else ():
             with suppress(Deleted):
                 await self._hub.delete(turn.channel, message_id)

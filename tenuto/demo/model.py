@@ -24,8 +24,7 @@ from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Json
 
 _INSTRUCTIONS = "You are the guide in a small demo chat with several people. Answer briefly, in Markdown."
-_MAX_TOKENS = 2_000
-_CLAUDE = "claude-haiku-4-5"
+_CLAUDE, _MAX_TOKENS = "claude-haiku-4-5", 2_000
 
 
 class ModelFailed(Exception):

@@ -23,7 +23,8 @@ import msgspec
 from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError
-from tenuto.demo.child import AGENTS, CRASH, READY, Task
+from tenuto.demo.child import CRASH, READY, Task
+from tenuto.demo.guide import AGENTS
 from tenuto.serving import address_of, is_local
 
 PAUSE_S = 1.0  # least time between two starts of a child

@@ -36,7 +36,7 @@ class SlowModel:
             await reader.readexactly(int(head.partition("content-length:")[2].split()[0]))
             self.calls += 1
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-            await asyncio.sleep(THINKING_S)  # the pace is what this server exists for
+            await asyncio.sleep(THINKING_S)  # a model thinks
             for at in range(0, len(TEXT), 4):
                 writer.write(_event({"role": "assistant", "content": TEXT[at : at + 4]}, None))
                 await writer.drain()

@@ -27,7 +27,7 @@ from tenuto.demo.answers import (
     FASTEST_S,
     LONGEST_S,
     THINKING_S,
-    Decision,
+    Deletion,
     Settled,
     Steering,
     WrittenAnswer,
@@ -226,7 +226,7 @@ def test_steering_ends_an_open_block_of_code() -> None:
 
 
 def test_settled_values_survive_as_meta() -> None:
-    settled = Settled(steering=[Steering(at=3, text="shorter", by="Ada")], decision=Decision(ok=False, by="Bob"))
+    settled = Settled(steering=[Steering(at=3, text="shorter", by="Ada")], decision=Deletion(ok=False, by="Bob"))
     for one in (Settled(), settled):
         assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(one))), Settled) == one
 
@@ -242,13 +242,13 @@ def test_a_request_to_delete_needs_approval(question: str, needs_approval: bool)
 @pytest.mark.parametrize(
     ("decision", "outcome"),
     [
-        (Decision(ok=True, by="Bob", count=2), "Bob said yes. 2 messages deleted, in every window."),
-        (Decision(ok=True, by="Bob", count=1), "Bob said yes. 1 message deleted, in every window."),
-        (Decision(ok=True), "There was no message."),
-        (Decision(ok=False, by="Bob"), "Bob said no, so all messages stay."),
-        (Decision(ok=False), "No reply came in time, so all messages stay."),
+        (Deletion(ok=True, by="Bob", count=2), "Bob said yes. 2 messages deleted, in every window."),
+        (Deletion(ok=True, by="Bob", count=1), "Bob said yes. 1 message deleted, in every window."),
+        (Deletion(ok=True), "There was no message."),
+        (Deletion(ok=False, by="Bob"), "Bob said no, so all messages stay."),
+        (Deletion(ok=False), "No reply came in time, so all messages stay."),
     ],
 )
-def test_an_answer_reports_the_decision(decision: Decision, outcome: str) -> None:
+def test_an_answer_reports_the_decision(decision: Deletion, outcome: str) -> None:
     before = whole("Delete this", Settled())
     assert whole("Delete this", Settled(decision=decision)) == before + outcome

@@ -23,9 +23,8 @@ from starlette.applications import Starlette
 from tenuto import Hub
 from tenuto.demo.answers import Settled, whole, written_answers
 from tenuto.demo.app import Controls, build, qr_rows
-from tenuto.demo.child import AGENTS
 from tenuto.demo.guests import Guests
-from tenuto.demo.guide import OTHER_TEXT, Guide, Sleep, continued
+from tenuto.demo.guide import AGENTS, OTHER_TEXT, Guide, Sleep, continued
 
 WEB = Path(__file__).parents[2] / "tenuto" / "web"
 
@@ -153,7 +152,7 @@ async def test_a_second_question_waits_for_its_turn() -> None:
         await here.ask("q2")
         pace.resume()
         first, second = await here.answer("q1"), await here.answer("q2")
-        assert text_of(first) == planned(first)  # the second question is no steering of the first answer
+        assert text_of(first) == planned(first)  # without steering by the second question
         assert text_of(second) == planned(second)
         ids = [message["id"] for message in await here.messages()]
         assert ids == ["q1", first["id"], "q2", second["id"]]
@@ -316,7 +315,7 @@ PATHS = [
 
 
 class Switches:
-    """The controls of a supervisor that only notes what is asked."""
+    """The controls of a supervisor that only notes its calls."""
 
     def __init__(self) -> None:
         self.killed = 0
