@@ -20,7 +20,7 @@ REQUIRED = {
     "tenuto/py.typed",
     "tenuto/web/client.js",
     "tenuto/web/demo/index.html",
-    "tenuto/demo/text/README.md",
+    "tenuto/demo/answers/1-reload.md",
 }
 
 
@@ -38,13 +38,12 @@ def built() -> set[str]:
 
 
 def wheel_files() -> set[str]:
-    """Return the paths that the wheel must hold: the package, and the pages of docs/ that the demo's answers quote."""
+    """Return the paths that the wheel must hold."""
     files = tracked("tenuto")
     if built():
         files = {name for name in files if not name.startswith("tenuto/web/") or name.startswith("tenuto/web/demo/")}
         files |= {f"tenuto/web/{name}" for name in built()}
-    pages = {name for name in tracked("docs", "README.md") if name.endswith(".md") and "/decisions/" not in name}
-    return files | {f"tenuto/demo/text/{name}" for name in pages}
+    return files
 
 
 def check(archive: str, found: set[str], expected: set[str]) -> None:

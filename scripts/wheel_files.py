@@ -1,10 +1,9 @@
-"""Put the built browser client and the demo's text into the wheel: a build hook of hatchling.
+"""Put the built browser client into the wheel: a build hook of hatchling.
 
 Layer: scripts. `pyproject.toml` names it.
 
 After `scripts/build_web` the wheel has the files of `dist/web` under `tenuto/web`, as the npm package has them.
 Without it, for example in an installation from a git clone, the wheel has the sources there. The hub serves either.
-The demo answers from the pages of docs/, so the wheel has them, without their images and without the decisions.
 """
 
 from __future__ import annotations
@@ -35,11 +34,6 @@ class WheelFiles(BuildHookInterface[Any]):
             build_data["force_include"].update(
                 {str(path): f"tenuto/web/{path.relative_to(folder)}" for path in sorted(chosen)}
             )
-            documents = [
-                Path("README.md"),
-                *(path.relative_to(self.root) for path in Path(self.root, "docs").glob("*.md")),
-            ]
-            build_data["force_include"].update({str(path): f"tenuto/demo/text/{path}" for path in sorted(documents)})
         else:
             build_data["force_include"].update(
                 {str(path): f"dist/web/{path.relative_to(built)}" for path in sorted(files)}

@@ -50,8 +50,7 @@ from tenuto.core.requests import (
     UpdateMessage,
 )
 from tenuto.core.view import View, ViewGap
-from tenuto.demo.guests import Guests
-from tenuto.demo.refusals import NoAnswer, NoInvite, NoLan, NoSupervisor, NotAnAgent
+from tenuto.demo.guests import Guests, NoInvite
 from tenuto.hub.identity import Expired
 from tenuto.hub.tokens import jwt_verifier
 from tenuto.stores import open_url, sqlite
@@ -59,7 +58,6 @@ from tenuto.stores.base import CommitUnknown, StoreReplaced, head_of
 from tenuto.stores.postgres_life import StoreLife
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.tail import Refused, follow
-from tests.demo.test_app import CHANNEL, NoParent, Pace, demo
 from tests.transports.conftest import asking, listening, new_hub, serving
 
 APP = Caller(is_app=True)
@@ -263,16 +261,6 @@ def raise_problem(error: type[TenutoError], response: Any) -> None:
     raise error(problem["detail"]) if problem["code"] == error.code else error_of(problem)
 
 
-def at_demo(error: type[TenutoError], values: tuple[object, ...], path: str, **options: Any) -> Case:
-    """Return the case of a request to a route of the demo."""
-
-    async def provoke(_: Place) -> None:
-        async with demo("memory://", **options) as here:
-            raise_problem(error, await here.http.post(path, json={"channel": CHANNEL, "secret": "x"}))
-
-    return Case(error, values, provoke)
-
-
 async def nobody(scope: Any) -> Identity | None:
     return None
 
@@ -340,14 +328,6 @@ async def read_over_http(status: int, body: object) -> None:
 
     async with listening(app, lifespan="off") as port, Client(f"http://127.0.0.1:{port}") as client:
         await client.read(C, M)
-
-
-async def written_in_the_server(place: Place) -> None:
-    pace = Pace(10)
-    async with demo("memory://", pace.sleep, supervision=NoParent()) as here:
-        await here.ask()
-        await pace.is_waiting.wait()
-        raise_problem(NotAnAgent, await here.http.post("/demo/crash", json={"channel": CHANNEL}))
 
 
 async def replied_twice(place: Place) -> None:
@@ -597,10 +577,6 @@ CASES: list[Case] = [
     called(LocalError, ("timeout_s", "-1"), agent(timeout_s=-1)),
     called(LocalError, ("'chat:*x'",), lambda: new_hub().agent("chat:*x")),
     # the demo
-    at_demo(NoLan, ("make demo LAN=1", "--lan"), "/demo/invites"),
-    at_demo(NoSupervisor, ("make demo",), "/demo/kill"),
-    at_demo(NoAnswer, (CHANNEL,), "/demo/crash", supervision=NoParent()),
-    Case(NotAnAgent, ("agents", "ask again"), written_in_the_server),
     called(NoInvite, ("10 minutes",), lambda: Guests("http://127.0.0.2", key="k", agent_token="t").join("x", "peer")),
 ]
 

@@ -68,7 +68,6 @@ SPEECHLESS = ("tenuto", "oracle", "simulation", "chaos", "fuzz", "wirecheck", "b
 # Where a private word has its standard meaning: Python's wheels, the wheel of a mouse, and a tool in examples of SDKs.
 WHEELS = (
     *("CHANGELOG.md", "oracle/__init__.py", "scripts", "wirecheck/__init__.py"),
-    *("tests/demo/test_page.py", "tenuto/web/demo/visitor.js"),
 )
 STANDARD_IN = {"wheel": WHEELS, "weather": ("tests/agents/sources",)}
 STANDARD_IN_PROSE = {"weather", "seq", "packet"}  # Socket.IO has packets

@@ -1,49 +1,40 @@
-"""The demo's application: its pages, the hub behind them with an agent, and a few routes of its own.
+"""The demo's application: its pages, the hub behind them, and a few routes of its own.
 
 Layer: demo.
 
-This module connects the guide to a hub. Only the page calls the routes below `/demo`, so they may change together with
-it. The hub's own `/web` serves the page's files, and the page sends messages to the hub like any client.
-
-The guide continues answers of an earlier process: `on_crash="continue"`. A model cannot continue in the middle of a
-sentence, so with a model the interrupted answer stays and another answer follows.
+Only the page calls the routes below `/demo`. The plain stream is a `StreamingResponse` of text that no log keeps: it
+gets the tokens of the answer that the hub stores, and ends where its agent, its server or its connection does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
+import functools
+import json
 import os
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
-from tenuto.agents.turn import OnCrash
 from tenuto.app import Hub
 from tenuto.core.answer_ids import reply_ids
 from tenuto.core.deltas import MessageProgress, PartOpened, TextAdded
-from tenuto.core.errors import InvalidName, InvalidRequest, shown
+from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id
-from tenuto.demo.agent import Settled, plan
-from tenuto.demo.answers import ready_answers
-from tenuto.demo.control import AGENTS, CHANNELS, IN_SERVER
+from tenuto.demo.answers import Settled, paced, whole, written_answers
 from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
-from tenuto.demo.guide import LONGEST_QUESTION, Guide, Sleep
-from tenuto.demo.model import model_in
-from tenuto.demo.passages import library
-from tenuto.demo.refusals import NoAnswer, NoLan, NoSupervisor, NotAnAgent
+from tenuto.demo.guide import AGENTS, CHANNELS, LONGEST_QUESTION, Guide, Sleep
+from tenuto.demo.model import Model, model_in
 from tenuto.hub.patterns import matches
-from tenuto.hub.workers import AssignedTurn
 from tenuto.transports.access import identify
 from tenuto.transports.app import WEB
 from tenuto.transports.calls import read_body
@@ -53,209 +44,154 @@ from tenuto.transports.http import Endpoint
 from tenuto.transports.origin import check_peer
 from tenuto.transports.query import Query
 
-__all__ = ["Supervision", "build"]
-
-# far fewer slots than an agent in a process of its own has, because the scheduler prefers the worker with the most free
-# slots
-SLOTS = 100
+MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token
+CLAIM_TRIES, CLAIM_S = 20, 0.05  # looks for the agent of a question, and the time between two of them
 _BODY_BYTES = 1024
 _NO_STORE = {"cache-control": "no-store"}
 
-# The page loads no file of another site and runs no code of a message; this header makes browsers enforce both.
-_PAGE_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
+# The pages load no file of another site and run no code of a message; this header makes browsers enforce both.
+_POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_PAGE_HEADERS = {"cache-control": "no-cache", "content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
 
 
-class Supervision(Protocol):
-    """The process that starts this server again after a crash, and runs the agents."""
+class Controls(NamedTuple):
+    """The switches of a supervisor: it starts the server and the agents again."""
 
-    starts: int  # number of servers that it has started, including this one
-
-    @property
-    def down_s(self) -> float | None:
-        """Return how long no server served before this one; None for the first."""
-
-    def kill_server(self) -> None:
-        """Kill this process with SIGKILL, once its response has been sent."""
-
-    async def kill_agent(self, agent: str) -> int | None:
-        """Kill an agent with SIGKILL; return its process id when it is dead, or None if it does not run."""
+    kill: Callable[[], object]  # kills this process with SIGKILL, once its response has been sent
+    crash: Callable[[str], object]  # kills the agent of that name with SIGKILL
 
 
 def build(
     store_url: str,
     *,
-    flush_ms: int = 40,
     sleep: Sleep = asyncio.sleep,
     environ: Mapping[str, str] = os.environ,
-    supervision: Supervision | None = None,
+    controls: Controls | None = None,
     guests: Guests | None = None,
 ) -> Starlette:
     """Return the demo on the store at `store_url`; its hub starts and ends with the app's lifespan. Raises LocalError.
 
-    `sleep` waits between the tokens of an answer. If `environ` has the key of a model, the model answers instead of the
-    documentation. With `guests` other machines reach the demo, and a verifier decides who may do anything.
+    Without `controls` the agent runs in this process, and `sleep` waits between its tokens. If `environ` has the key of
+    a model, the model answers. With `guests` other machines reach the demo, and a verifier decides who may do anything.
     """
-    # Shutdown gives answers no time to finish: the next start continues them, which the demo exists to show.
     address = guests.address if guests is not None else None
-    hub = Hub(store_url, flush_ms=flush_ms, drain_s=0.0, authenticate=guests, public_origin=address)
+    hub = Hub(store_url, flush_ms=40, drain_s=0.0, authenticate=guests, public_origin=address)
     model = model_in(environ)
-    library()  # read at start-up; an installation without its documentation fails here
-    guide = Guide(hub, model, sleep)
-    on_crash: OnCrash = "continue" if model is None else "restart"
-    hub.agent(CHANNELS, name=IN_SERVER, on_crash=on_crash, slots=SLOTS)(guide.answer)
-    if supervision is None or supervision.starts == 1:
-        hub.on_start(
-            lambda: guide.ended_with_server(_lose_agents(hub, *AGENTS))
-        )  # agents of an earlier run ended with their supervisor, so they no longer work on their turns
-    name = None if model is None else model.name or "the model of OPENAI_BASE_URL"
-    routes = _Routes(hub, name, sleep, supervision, guests)
-    app = Starlette(
-        routes=[
-            Route("/", _endpoint(hub, "GET", _page("index.html"), is_public=True)),
-            Route("/one-tag", _endpoint(hub, "GET", _page("one_tag.html"), is_public=True)),
-            Route("/demo/info", _endpoint(hub, "GET", routes.info, is_public=True)),
-            Route("/demo/join", _endpoint(hub, "POST", routes.join, is_public=True)),
-            Route("/demo/kill", _endpoint(hub, "POST", routes.kill)),
-            Route("/demo/crash", _endpoint(hub, "POST", routes.crash)),
-            Route("/demo/plain", _endpoint(hub, "GET", routes.plain)),
-            Route("/demo/invites", _endpoint(hub, "POST", routes.invite)),
-        ]
-    )
-    app.state.hub = hub  # `tenuto demo` starts it first, to report errors of the store plainly
+    if controls is None:
+        serve = hub.agent(CHANNELS, name="guide", on_crash="continue" if model is None else "restart")
+        serve(Guide(hub, model, sleep).answer)
+    routes = _Routes(hub, model, sleep, controls, guests)
+    app = Starlette(routes=[Route(path, _endpoint(hub, *one)) for path, *one in routes.table()])
+    app.state.hub = hub
+    app.state.lose_agent = lambda name: _lose_agent(hub, name)
     hub.install(app, "/tenuto")
-    app.router.routes.insert(
-        0, Mount("/tenuto/web/demo", _Files(directory=WEB / "demo"))
-    )  # the hub serves these files beside the client's modules
     return app
 
 
-def _lose_agents(hub: Hub, *names: str) -> list[AssignedTurn]:
-    """Let other agents take the turns of agents whose processes are gone, and end the leases of their answers."""
-    turns = [turn for name in names for turn in hub.runtime.scheduler.abandon(name)]
-    for turn in turns:
+def _lose_agent(hub: Hub, name: str) -> None:
+    """Let another agent take the turns of an agent whose process is gone, and end the leases of its answers."""
+    for turn in hub.runtime.scheduler.abandon(name):
         for answer in reply_ids(turn.message_id, turn.generation):
             hub.runtime.leases.end(turn.channel, answer)
-    return turns
 
 
-class _Files(StaticFiles):
-    """The page's files, with the page's headers, because a browser may open a picture as a page, too.
-
-    Only the demo has pictures.
-    """
-
-    async def get_response(self, path: str, scope: Any) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(_PAGE_HEADERS)
-        return response
-
-
-def _no_lan() -> NoLan:
-    return NoLan(
-        "This demo runs on this machine only; to let other people in, end it and start it with: make demo LAN=1 "
-        "(tenuto demo --lan)"
-    )
-
-
-def _no_supervisor() -> NoSupervisor:
-    return NoSupervisor("This server has no supervisor to start it again; start the demo with: make demo (tenuto demo)")
-
-
-class _InChannel(msgspec.Struct):
+class _Body(msgspec.Struct):
     channel: str | None = None
-
-
-class _Join(msgspec.Struct):
-    secret: str
-
-
-_in_channel = msgspec.json.Decoder(_InChannel)
-_join = msgspec.json.Decoder(_Join)
+    question: str | None = None
+    secret: str = ""
 
 
 class _Routes:
     """The routes that the page calls beside those of the hub."""
 
     def __init__(
-        self, hub: Hub, model: str | None, sleep: Sleep, supervision: Supervision | None, guests: Guests | None
+        self, hub: Hub, model: Model | None, sleep: Sleep, controls: Controls | None, guests: Guests | None
     ) -> None:
-        self._hub = hub
-        self._model = model
-        self._sleep = sleep
-        self._supervision = supervision
-        self._guests = guests
+        self._hub, self._model, self._sleep = hub, model, sleep
+        self._controls, self._guests = controls, guests
+        self._plain = 0  # number of running plain streams
+
+    def table(self) -> Iterator[tuple[Any, ...]]:
+        """Yield for each route its path, its method, its handler, and whether strangers may use it."""
+        files = WEB / "demo"
+        paths = {"/": "index.html", "/one-tag": "one_tag.html"}
+        paths |= {f"/tenuto/web/demo/{path.name}": path.name for path in files.iterdir()}  # beside those of the hub
+        for path, name in paths.items():
+            yield path, "GET", functools.partial(self._file, files / name), True
+        yield "/demo/info", "GET", self.info, True
+        yield "/demo/plain", "GET", self.plain, False
+        if self._controls is not None:
+            yield "/demo/kill", "POST", self.kill, False
+            yield "/demo/crash", "POST", self.crash, False
+        if self._guests is not None:
+            yield "/demo/join", "POST", self.join, True
+            yield "/demo/invites", "POST", self.invite, False
+
+    async def _body(self, request: Request) -> _Body:
+        return decode(await read_body(request, _BODY_BYTES), msgspec.json.Decoder(_Body))
+
+    async def _file(self, path: Path, request: Request) -> Response:
+        return FileResponse(path, headers=_PAGE_HEADERS)
 
     async def info(self, request: Request) -> Response:
         """Handle `GET /demo/info`: return data about this server and about the caller, for the page."""
-        pid = os.getpid()
         person = self._guests.person(dict(request.scope)) if self._guests is not None else None
-        body = {
-            "pid": pid,
-            "kill": f"kill -9 {pid}",
-            "model": self._model,
-            "questions": [one.question for one in ready_answers()],
-            "canKill": self._supervision is not None,
-            "starts": self._supervision.starts if self._supervision is not None else 1,
-            "downSeconds": self._supervision.down_s if self._supervision is not None else None,
-            "lan": self._guests is not None,
-            "person": {"id": person.id, "name": person.name} if person is not None else None,
-        }
-        return JSONResponse(body, headers=_NO_STORE)
+        model = None if self._model is None else self._model.name or "the model of OPENAI_BASE_URL"
+        about = {"pid": os.getpid(), "model": model, "questions": [one.question for one in written_answers()]}
+        shown_person = {"id": person.id, "name": person.name} if person is not None else None
+        return JSONResponse(about | {"lan": self._guests is not None, "person": shown_person}, headers=_NO_STORE)
 
     async def kill(self, request: Request) -> Response:
-        """Handle `POST /demo/kill`: kill this process after the response."""
-        if self._supervision is None:
-            raise _no_supervisor()
-        self._supervision.kill_server()
+        """Handle `POST /demo/kill`."""
+        assert self._controls is not None
+        self._controls.kill()
         return JSONResponse({"pid": os.getpid()}, 202, _NO_STORE)
 
     async def crash(self, request: Request) -> Response:
-        """Handle `POST /demo/crash {channel}`: kill the agent that answers there; another one continues the answer."""
-        if self._supervision is None:
-            raise _no_supervisor()
-        channel = _checked((await _body(request)).channel)
-        agent = await self._answering(channel)
-        if agent is None:
-            raise NoAnswer(f"Channel {channel} has no running answer; ask a question, and try again.")
-        if agent == IN_SERVER:
-            raise NotAnAgent(
-                "The server itself writes this answer, since its agents were not ready. Kill the server, or ask again."
-            )
-        pid = await self._supervision.kill_agent(agent)
-        if pid is None:
-            raise NoAnswer(f"The agent {agent} has ended already; another agent continues the answer.")
-        _lose_agents(self._hub, agent)
-        return JSONResponse({"pid": pid, "agent": agent}, headers=_NO_STORE)
+        """Handle `POST /demo/crash {channel, question}`: kill the agent of the question, or one that is idle."""
+        assert self._controls is not None
+        body = await self._body(request)
+        channel, question = _checked(body.channel), check_id(body.question, "question")
+        await self._hub.read(channel, question)
+        for _ in range(CLAIM_TRIES):
+            if agent := self._agent_of(channel, question):
+                break
+            await asyncio.sleep(CLAIM_S)
+        agent = agent or AGENTS[0]
+        self._controls.crash(agent)
+        return JSONResponse({"agent": agent}, 202, _NO_STORE)
+
+    def _agent_of(self, channel: str, question: str) -> str | None:
+        return self._hub.runtime.scheduler.claimed_by(channel, question)
 
     async def plain(self, request: Request) -> Response:
-        """Handle `GET /demo/plain?channel=&message=`: the text and pace of that answer, as a bare endpoint has them."""
+        """Handle `GET /demo/plain?channel=&question=`: a plain stream of the answer; with `again=1` of a call anew."""
         query = Query(request.scope)
         channel = _checked(query.text("channel"))
-        answer, cursor = await self._hub.read(channel, check_id(query.text("message"), "message"))
-        if answer.reply_to is None:
-            raise InvalidRequest(
-                f"message must be the id of an answer, got {shown(answer.id)}, which answers no message"
+        question, _ = await self._hub.read(channel, check_id(query.text("question"), "question"))
+        if self._plain >= MOST_PLAIN:
+            raise TooMany(
+                f"the demo serves at most {MOST_PLAIN} plain streams at a time; try again later", limit=MOST_PLAIN
             )
-        if self._model is None:
-            question, _ = await self._hub.read(channel, answer.reply_to)
-            stream = self._repeat(question.id, question.text[:LONGEST_QUESTION])
-        else:
-            stream = self._relay(channel, answer, cursor)  # a call of its own would pay the model twice
-        return StreamingResponse(stream, headers=_NO_STORE, media_type="text/plain; charset=utf-8")
+        texts = self._call_again(question) if query.text("again") else self._relay(channel, question.id)
+        return StreamingResponse(self._frames(texts), headers=_NO_STORE, media_type="text/event-stream")
 
-    async def _repeat(self, question_id: str, question: str) -> AsyncIterator[str]:
-        """Yield the guide's answer to a question at its pace, without the hub."""
-        for text, delay_s in plan(question, Settled.of(question_id, question)):
-            await self._sleep(delay_s)
-            yield text
+    async def _frames(self, texts: AsyncIterator[str]) -> AsyncIterator[bytes]:
+        """Yield `texts` as events. A stream whose source is gone ends without the last one, `[DONE]`."""
+        self._plain += 1
+        try:
+            async for text in texts:
+                yield f"data: {json.dumps(text)}\n\n".encode()  # a model may send half a surrogate pair
+            yield b"data: [DONE]\n\n"
+        except (EOFError, TimeoutError):
+            return
+        finally:
+            self._plain -= 1
 
-    async def _relay(self, channel: str, answer: Message, cursor: str) -> AsyncIterator[str]:
-        """Yield the text of a model's answer while the agent writes it."""
+    async def _relay(self, channel: str, question: str) -> AsyncIterator[str]:
+        """Yield the text of the answer to `question` while its agent writes it. Raises EOFError when it dies."""
+        answer, cursor = await asyncio.wait_for(self._answer_to(channel, question), WAIT_S)
+        agent = self._agent_of(channel, question)
         progress = MessageProgress(answer.id)
         deltas = progress.begin(answer)
         async with aclosing(self._hub.subscribe(channel, since=cursor).batches()) as batches:
@@ -265,45 +201,47 @@ class _Routes:
                         yield delta.text
                     elif isinstance(delta, PartOpened) and delta.part["type"] == "text":
                         yield delta.part["text"]
-                if progress.status is not None:
+                if progress.status in ("complete", "cancelled"):
                     return
-                deltas = progress.receive((await anext(batches)).events)
+                if progress.status is not None or self._agent_of(channel, question) != agent:
+                    raise EOFError
+                deltas = progress.receive((await asyncio.wait_for(anext(batches), WAIT_S)).events)
+
+    async def _answer_to(self, channel: str, question: str) -> tuple[Message, str]:
+        """Wait for the answer to `question`, and return it with the cursor from which to follow it."""
+        async with aclosing(self._hub.subscribe(channel).batches()) as batches:
+            async for _ in batches:
+                for message in (await self._hub.history(channel, limit=20)).messages:
+                    if message.reply_to == question:
+                        return await self._hub.read(channel, message.id)
+        raise EOFError
+
+    async def _call_again(self, question: Message) -> AsyncIterator[str]:
+        """Yield another answer to `question`: from a call of the model, or the written one from its beginning."""
+        text = question.text[:LONGEST_QUESTION]
+        if self._model is not None:
+            async for item in await self._model.stream([{"role": "user", "content": text}]):
+                yield self._model.text_in(item)
+            return
+        for token, delay_s in paced(whole(text, Settled()), 0, random.Random(question.id)):
+            await self._sleep(delay_s)
+            yield token
 
     async def invite(self, request: Request) -> Response:
         """Handle `POST /demo/invites {channel}`: return a link that lets one person in, and its QR code."""
-        if self._guests is None:
-            raise _no_lan()
-        channel = (await _body(request)).channel
-        url = self._guests.invite(_checked(channel) if channel is not None else None)
+        assert self._guests is not None
+        url = self._guests.invite(_checked((await self._body(request)).channel))
         return JSONResponse({"url": url, "expiresInSeconds": int(INVITE_S), "qr": qr_rows(url)}, 201, _NO_STORE)
 
     async def join(self, request: Request) -> Response:
-        """Handle `POST /demo/join {secret}`: let a person in who has an invitation, and set their cookie."""
-        if self._guests is None:
-            raise _no_lan()
-        secret = decode(await read_body(request, _BODY_BYTES), _join).secret
-        person = self._guests.person(dict(request.scope))
-        if person is None:
-            person = self._guests.join(secret, peer_of(dict(request.scope)))
+        """Handle `POST /demo/join {secret}`: let a person with an invitation in, and set their cookie."""
+        assert self._guests is not None
+        secret, scope = (await self._body(request)).secret, dict(request.scope)
+        person = self._guests.person(scope) or self._guests.join(secret, peer_of(scope))
         response = JSONResponse({"person": {"id": person.id, "name": person.name}}, headers=_NO_STORE)
         cookie = self._guests.cookie_of(person)
         response.set_cookie(COOKIE, cookie, max_age=int(STAY_S), path="/", httponly=True, samesite="strict")
         return response
-
-    async def _answering(self, channel: str) -> str | None:
-        """Return the agent that writes an answer in `channel` now."""
-        page = await self._hub.history(channel)
-        for message in page.messages:
-            if message.status == "streaming" and message.reply_to is not None:
-                return self._hub.runtime.scheduler.claimed_by(channel, message.reply_to)
-        return None
-
-
-async def _body(request: Request) -> _InChannel:
-    """Return the JSON object in the body of a request; an empty object if there is no body."""
-    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
-        return _InChannel()
-    return decode(await read_body(request, _BODY_BYTES), _in_channel)
 
 
 def _checked(channel: str | None) -> str:
@@ -321,34 +259,8 @@ def qr_rows(text: str) -> list[str] | None:
     return ["".join(map(str, row)) for row in segno.make_qr(text, error="m").matrix]
 
 
-# The pages
-
-
-_IMPORT_MAP = re.compile(r'<script type="importmap">(.*?)</script>', re.DOTALL)
-
-
-def _page(file: str) -> Callable[[Request], Awaitable[Response]]:
-    path = WEB / "demo" / file
-    policy = _PAGE_HEADERS["content-security-policy"]
-    for imports in _IMPORT_MAP.findall(
-        path.read_text(encoding="utf-8")
-    ):  # browsers know import maps within pages alone
-        digest = base64.b64encode(hashlib.sha256(imports.encode()).digest()).decode()
-        policy += f"; script-src 'self' 'sha256-{digest}'"
-
-    async def page(request: Request) -> Response:
-        return FileResponse(path, headers={**_PAGE_HEADERS, "content-security-policy": policy})
-
-    return page
-
-
-def _endpoint(
-    hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]], *, is_public: bool = False
-) -> Endpoint:
-    """Return `handler` behind the hub's access control: any web page can reach a loopback port.
-
-    Where other machines are let in, a stranger gets the page with `is_public`, and the reason instead of a chat.
-    """
+def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Response]], is_public: bool) -> Endpoint:
+    """Return `handler` behind the hub's access control. With `is_public` it also serves strangers of the network."""
 
     async def guarded(request: Request) -> Response:
         scope = dict(request.scope)

@@ -1,11 +1,10 @@
-"""Guests: people of the local network, who are let in by an invitation that works once.
+"""Guests: people of the local network with an invitation that works once.
 
 Layer: demo.
 
-`tenuto demo --lan` listens on an address that other machines reach, so the hub needs a verifier: `Guests`. An
-invitation is a secret in the fragment of a link, which a browser sends to no server by itself. The page trades it for a
-cookie. The cookie is signed with a key that the supervisor keeps, so it outlives a killed server; open invitations do
-not.
+With `--lan` the hub needs a verifier: `Guests`. An invitation is a secret in the fragment of a link, which a browser
+sends to no server by itself. The page trades it for a cookie, signed with a key that the supervisor keeps: it outlives
+a killed server; open invitations do not.
 """
 
 from __future__ import annotations
@@ -22,19 +21,14 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.errors import TooMany
-from tenuto.demo.control import CHANNELS, IN_SERVER
-from tenuto.demo.refusals import NoInvite
+from tenuto.core.errors import TenutoError, TooMany
+from tenuto.demo.guide import CHANNELS
 from tenuto.hub.identity import Identity, Scope
 from tenuto.transports.headers import header
 
-__all__ = ["COOKIE", "INVITE_S", "STAY_S", "Guests", "Person"]
-
-INVITE_S = 600.0
-STAY_S = 12 * 3600.0
+INVITE_S, STAY_S = 600.0, 12 * 3600.0
 MOST_INVITES = 20  # limit of open invitations; beyond it the oldest one ends
-MOST_GUESSES = 10  # limit of wrong secrets from one address within GUESSES_S
-GUESSES_S = 60.0
+MOST_GUESSES, GUESSES_S = 10, 60.0  # limit of wrong secrets from one address within a time
 MOST_GUESSERS = 1_000  # limit of addresses whose wrong secrets are counted
 COOKIE = "tenuto_demo"
 
@@ -43,12 +37,18 @@ _HOW = ("Calm", "Quick", "Kind", "Bold", "Quiet", "Bright", "Lucky", "Gentle", "
 _WHO = ("Otter", "Seal", "Heron", "Whale", "Crab", "Puffin", "Urchin", "Limpet", "Dolphin", "Turtle", "Gull", "Squid")
 
 
+class NoInvite(TenutoError):
+    """The secret is not that of an open invitation."""
+
+    code, status, title = "no_invite", 403, "No invitation"
+
+
 class Person(Struct, frozen=True, kw_only=True):
-    """A guest, as the cookie names them."""
+    """A guest, as the cookie names them until `until_s`, in seconds since 1970."""
 
     id: str
     name: str
-    until_s: float  # when the cookie ends, in seconds since 1970
+    until_s: float
 
 
 class Guests:
@@ -68,12 +68,10 @@ class Guests:
         """Return the identity of an agent or of a person; None for a stranger."""
         given = header(scope, b"authorization")
         if given is not None:
-            is_agent = hmac.compare_digest(given.encode("latin-1"), self._agent)
-            return Identity(client_id=IN_SERVER) if is_agent else None
+            return Identity(client_id="guide") if hmac.compare_digest(given.encode("latin-1"), self._agent) else None
         person = self.person(scope)
-        if person is None:
-            return None
-        return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=int(person.until_s * 1000))
+        ends_ms = int(person.until_s * 1000) if person is not None else 0
+        return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=ends_ms) if person else None
 
     def person(self, scope: Scope) -> Person | None:
         """Return the person that the cookie of a request names; None without a cookie that this demo has signed."""
@@ -107,30 +105,24 @@ class Guests:
         """Return a new person for the secret of an open invitation, which ends. Raises NoInvite, TooMany."""
         now_s = self._now_s()
         self._check_guesses(peer, now_s)
-        # Compare all secrets, each in constant time, so that the duration shows neither which one fits nor how much of
-        # it.
+        # all secrets, each in constant time, so that the duration shows neither which one fits nor how much of it
         fitting = [known for known in self._open if hmac.compare_digest(known.encode(), secret.encode())]
         if not fitting or self._open.pop(fitting[0]) <= now_s:
             self._guesses.setdefault(peer, []).append(now_s)
-            raise NoInvite(
-                f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for a new one."
-            )
-        number = secrets.token_hex(4)
+            minutes = f"{INVITE_S / 60:.0f} minutes"
+            raise NoInvite(f"This invitation was used, or is older than {minutes}. Ask for a new one.")
         name = f"{secrets.choice(_HOW)} {secrets.choice(_WHO)}"
-        return Person(id=f"{name.lower().replace(' ', '-')}-{number}", name=name, until_s=now_s + STAY_S)
+        person_id = f"{name.lower().replace(' ', '-')}-{secrets.token_hex(4)}"
+        return Person(id=person_id, name=name, until_s=now_s + STAY_S)
 
     def _check_guesses(self, peer: str, now_s: float) -> None:
-        guesses = [at_s for at_s in self._guesses.pop(peer, ()) if now_s - at_s < GUESSES_S]
-        if guesses:
+        if guesses := [at_s for at_s in self._guesses.pop(peer, ()) if now_s - at_s < GUESSES_S]:
             self._guesses[peer] = guesses
         while len(self._guesses) > MOST_GUESSERS:
             self._guesses.popitem(last=False)
         if len(guesses) >= MOST_GUESSES:
-            raise TooMany(
-                f"{MOST_GUESSES} secrets from this address were wrong within {GUESSES_S:.0f} s; wait a minute, and ask "
-                "for a new invitation",
-                limit=MOST_GUESSES,
-            )
+            wrong = f"{MOST_GUESSES} secrets from this address were wrong within {GUESSES_S:.0f} s"
+            raise TooMany(f"{wrong}; wait a minute, and ask for a new invitation", limit=MOST_GUESSES)
 
     def _signature(self, body: str) -> str:
         return hmac.new(self._key, body.encode(), "sha256").hexdigest()

@@ -9,9 +9,13 @@ SDKs are imported on use, and only here.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol
+from importlib.util import find_spec
+from typing import Any
 from urllib.parse import urlsplit
 
 from tenuto.agents.history import Shape
@@ -19,21 +23,8 @@ from tenuto.agents.turn import Turn
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Json
 
-__all__ = ["Model", "model_in", "talk", "who_answers"]
-
 _INSTRUCTIONS = "You are the guide in a small demo chat with several people. Answer briefly, in Markdown."
-_MAX_TOKENS = 2_000
-_CLAUDE = "claude-haiku-4-5"
-
-
-class Model(Protocol):
-    """A model that writes answers."""
-
-    name: str
-    shape: Shape
-
-    async def stream(self, conversation: list[dict[str, Json]]) -> object:
-        """Return the stream of an answer, for `message.pipe`."""
+_CLAUDE, _MAX_TOKENS = "claude-haiku-4-5", 2_000
 
 
 class ModelFailed(Exception):
@@ -44,37 +35,80 @@ class ModelFailed(Exception):
         self.public_reason = type(error).__name__
 
 
+class Model:
+    """A model that writes answers: of Anthropic, or of a server that speaks Chat Completions (`package` openai)."""
+
+    def __init__(self, package: str, name: str, key: str, base_url: str | None) -> None:
+        if find_spec(package) is None:
+            raise LocalError(
+                f"{package.upper()}_API_KEY is set, so the demo answers with that model; that needs the package "
+                f"{package}: {sys.executable} -m pip install {package} (or unset the key, and its written answers do)"
+            )
+        self.name = name
+        self.shape: Shape = "text" if package == "openai" else "anthropic"
+        self._package = package
+        self._options: dict[str, Any] = {"api_key": key, "base_url": base_url}
+
+    @functools.cached_property
+    def client(self) -> Any:
+        """Return the client of the SDK, which takes seconds to import."""
+        module = importlib.import_module(self._package)
+        return (module.AsyncOpenAI if self._package == "openai" else module.AsyncAnthropic)(**self._options)
+
+    async def stream(self, conversation: list[dict[str, Json]]) -> Any:
+        """Return the stream of an answer. Without a model's name, use the first model that the server lists."""
+        if self._package == "anthropic":
+            return await self.client.messages.create(
+                model=self.name, system=_INSTRUCTIONS, messages=conversation, max_tokens=_MAX_TOKENS, stream=True
+            )
+        if not self.name:
+            listed = await self.client.models.list()
+            if not listed.data:
+                raise ModelFailed(LookupError("the server at OPENAI_BASE_URL lists no model; set OPENAI_MODEL to one"))
+            self.name = listed.data[0].id
+        messages = [{"role": "system", "content": _INSTRUCTIONS}, *conversation]
+        return await self.client.chat.completions.create(
+            model=self.name, messages=messages, stream=True, stream_options={"include_usage": True}
+        )
+
+    def text_in(self, item: Any) -> str:
+        """Return the text in one item of the stream, for a plain stream of it."""
+        if self._package == "openai":
+            return (item.choices[0].delta.content or "") if item.choices else ""
+        return item.delta.text if item.type == "content_block_delta" and item.delta.type == "text_delta" else ""
+
+
 def model_in(environ: Mapping[str, str]) -> Model | None:
     """Return the model that `environ` names, if any. Raises LocalError if its SDK is not installed."""
-    if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
-        return ChatCompletions(environ["OPENAI_API_KEY"], environ["OPENAI_BASE_URL"], environ.get("OPENAI_MODEL", ""))
-    if environ.get("ANTHROPIC_API_KEY"):
-        model, base_url = environ.get("ANTHROPIC_MODEL", _CLAUDE), environ.get("ANTHROPIC_BASE_URL")
-        return AnthropicMessages(environ["ANTHROPIC_API_KEY"], base_url, model)
+    if (key := environ.get("OPENAI_API_KEY")) and (base_url := environ.get("OPENAI_BASE_URL")):
+        return Model("openai", environ.get("OPENAI_MODEL", ""), key, base_url)
+    if key := environ.get("ANTHROPIC_API_KEY"):
+        return Model("anthropic", environ.get("ANTHROPIC_MODEL", _CLAUDE), key, environ.get("ANTHROPIC_BASE_URL"))
     return None
 
 
 def who_answers(environ: Mapping[str, str]) -> str:
     """Return a line for people that names the answering model and the reason for it. It contains no secret."""
     if environ.get("OPENAI_API_KEY") and environ.get("OPENAI_BASE_URL"):
-        model = environ.get("OPENAI_MODEL") or "the first model"
-        return f"{model} of {_host_of(environ['OPENAI_BASE_URL'])} answers: OPENAI_API_KEY and OPENAI_BASE_URL are set."
+        host = None
+        with contextlib.suppress(ValueError):  # the only piece that is safe to show: the rest may contain a password
+            host = urlsplit(environ["OPENAI_BASE_URL"]).hostname
+        which = f"{environ.get('OPENAI_MODEL') or 'the first model'} of {host or 'OPENAI_BASE_URL'}"
+        return f"{which} answers: OPENAI_API_KEY and OPENAI_BASE_URL are set."
     if environ.get("ANTHROPIC_API_KEY"):
         return f"{environ.get('ANTHROPIC_MODEL', _CLAUDE)} answers: ANTHROPIC_API_KEY is set."
-    wanted = "OPENAI_API_KEY and OPENAI_BASE_URL, or ANTHROPIC_API_KEY"
-    if environ.get("OPENAI_API_KEY"):
-        wanted = "OPENAI_BASE_URL beside OPENAI_API_KEY"
-    return f"The demo quotes the documentation; no model answers. To use a model, set {wanted}."
+    is_half = environ.get("OPENAI_API_KEY")
+    wanted = (
+        f"OPENAI_BASE_URL{' beside' if is_half else ' and'} OPENAI_API_KEY{'' if is_half else ', or ANTHROPIC_API_KEY'}"
+    )
+    return f"No model answers: the agent has nine written answers. To use a model, set {wanted}."
 
 
 async def talk(turn: Turn, model: Model) -> None:
-    """Answer with `model`.
-
-    Steering that arrives meanwhile gets a second answer, because a model cannot change its first.
-    """
+    """Answer with `model`. Steering that arrives meanwhile gets a second answer: a model cannot change its first."""
     conversation = await turn.history(model.shape)
     while True:
-        async with turn.reply(meta={"model": model.name or None}) as message:
+        async with turn.reply(meta={"model": model.name or None, "agent": turn.name}) as message:
             try:
                 stream = await model.stream(conversation)
             except TenutoError:
@@ -85,72 +119,5 @@ async def talk(turn: Turn, model: Model) -> None:
         steered = await turn.steered(messages=False)
         if not steered:
             return
-        conversation += [
-            {"role": "assistant", "content": piped.text or "…"},
-            {"role": "user", "content": "\n".join(steer.text for steer in steered)},
-        ]
-
-
-class ChatCompletions:
-    """A server that speaks Chat Completions."""
-
-    shape: Shape = "text"
-
-    def __init__(self, key: str, base_url: str, model: str) -> None:
-        try:
-            from openai import AsyncOpenAI
-        except ImportError:
-            raise _missing("OPENAI_API_KEY", "openai") from None
-        self.name = model
-        self._client: Any = AsyncOpenAI(api_key=key, base_url=base_url)
-
-    async def stream(self, conversation: list[dict[str, Json]]) -> object:
-        """Return the stream of an answer. Without a model's name, use the first model that the server lists."""
-        if not self.name:
-            listed = await self._client.models.list()
-            if not listed.data:
-                raise ModelFailed(
-                    LookupError("the server at OPENAI_BASE_URL lists no model; set OPENAI_MODEL to the name of one")
-                )
-            self.name = listed.data[0].id
-        return await self._client.chat.completions.create(
-            model=self.name,
-            messages=[{"role": "system", "content": _INSTRUCTIONS}, *conversation],
-            stream=True,
-            stream_options={"include_usage": True},
-        )
-
-
-class AnthropicMessages:
-    """The Messages API of Anthropic."""
-
-    shape: Shape = "anthropic"
-
-    def __init__(self, key: str, base_url: str | None, model: str) -> None:
-        try:
-            from anthropic import AsyncAnthropic
-        except ImportError:
-            raise _missing("ANTHROPIC_API_KEY", "anthropic") from None
-        self.name = model
-        self._client: Any = AsyncAnthropic(api_key=key, base_url=base_url)
-
-    async def stream(self, conversation: list[dict[str, Json]]) -> object:
-        """Return the stream of an answer."""
-        return await self._client.messages.create(
-            model=self.name, system=_INSTRUCTIONS, messages=conversation, max_tokens=_MAX_TOKENS, stream=True
-        )
-
-
-def _host_of(url: str) -> str:
-    """Return the host of `url`, the only piece that is safe to show: the rest may contain a password."""
-    try:
-        return urlsplit(url).hostname or "OPENAI_BASE_URL"
-    except ValueError:
-        return "OPENAI_BASE_URL"
-
-
-def _missing(variable: str, package: str) -> LocalError:
-    return LocalError(
-        f"{variable} is set, so the demo answers with that model; that needs the package {package}: "
-        f"{sys.executable} -m pip install {package} (or unset the key, and it answers from the documentation)"
-    )
+        conversation.append({"role": "assistant", "content": piped.text or "…"})
+        conversation.append({"role": "user", "content": "\n".join(steer.text for steer in steered)})

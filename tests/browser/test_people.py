@@ -113,12 +113,12 @@ async def test_one_person_approves_the_request_of_another(browser: Browser, demo
 
 async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, demo: Server) -> None:
     ada, bob = await two_people(browser, demo)
-    await ada.send("What is a lease?")
+    await ada.send("What is a cursor?")
     answer, shown = await answer_in(ada)
     await ada.page.click("#do-crash")
     line = re.compile(r"guide~\d crashed here. \*\*guide~?\d?\*\* went on.")
     for tab in (ada, bob):
-        await expect(tab.page.locator("#box-crash")).to_have_attribute("data-state", "ok")
+        await expect(tab.page.locator("#do-crash")).to_have_attribute("data-state", "ok")
         [mark] = await tab.page.evaluate(_MARKS)
         assert line.fullmatch(mark["text"])
     at = demo.message("demo:test", answer)["meta"]["continued"][0]["at"]

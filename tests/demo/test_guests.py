@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from tenuto.core.errors import TooMany
-from tenuto.demo.control import IN_SERVER
 from tenuto.demo.guests import (
     COOKIE,
     GUESSES_S,
@@ -20,9 +19,9 @@ from tenuto.demo.guests import (
     MOST_GUESSES,
     MOST_INVITES,
     Guests,
+    NoInvite,
     Person,
 )
-from tenuto.demo.refusals import NoInvite
 from tenuto.hub.identity import Scope
 
 PEER = "127.0.0.3"
@@ -147,7 +146,7 @@ async def test_a_changed_cookie_is_refused(guests: Guests) -> None:
 async def test_an_agent_is_known_by_its_token(guests: Guests) -> None:
     identity = await guests(scope(authorization="Bearer token"))
     assert identity is not None
-    assert (identity.client_id, identity.is_trusted) == (IN_SERVER, True)
+    assert (identity.client_id, identity.is_trusted) == ("guide", True)
     cookie = guests.cookie_of(guests.join(invited(guests), PEER))
     for given in ("Bearer other", "Bearer ", "", "token", "Bearer é"):
         assert await guests(scope(authorization=given, cookie=f"{COOKIE}={cookie}")) is None

@@ -26,7 +26,7 @@ from tests.agents.sources.wires import (
     claude_said,
     claude_thought,
 )
-from tests.demo.test_app import Demo, demo, text_of
+from tests.demo.test_app import Demo, demo, plain_of, text_of
 from tests.processes import PATIENCE_S, serving
 
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
@@ -59,7 +59,7 @@ async def test_a_compatible_server_answers(provider: Provider) -> None:
         await here.ask()
         answer = await here.answer()
         assert (text_of(answer), answer["status"], answer["author"]) == ("Hello there", "complete", "guide")
-        assert answer["meta"] == {"model": "gpt-test", "finish_reason": "stop", "usage": CHAT_USAGE}
+        assert answer["meta"] == {"model": "gpt-test", "agent": "guide", "finish_reason": "stop", "usage": CHAT_USAGE}
         path, body = provider.requests[0]
         assert path == "/chat/completions"
         assert body["messages"][-1] == {"role": "user", "content": "What happens when I press F5?"}
@@ -109,11 +109,26 @@ async def test_the_plain_stream_has_the_text_of_the_model_which_is_called_once(p
         await here.ask()
         await provider.is_held.wait()
         answer = await here.answer(status="streaming")
-        path = "/demo/plain"
-        plain = asyncio.ensure_future(here.http.get(path, params={"channel": "demo:test", "message": answer["id"]}))
+        assert answer["reply_to"] == "q1"
+        plain = asyncio.ensure_future(plain_of(here))
         await here.post("commands", {"name": "cancel", "target": "q1"})
-        assert (await plain).text == TEXT
+        assert await plain == (TEXT, True)
         assert len(provider.requests) == 1
+
+
+async def test_asking_again_for_a_plain_stream_calls_the_model_a_second_time(provider: Provider) -> None:
+    said = [*claude_begin(), *claude_thought(), *claude_said("Hello \ud83d", "\ude00, world"), *claude_end()]
+    provider.will_say(said, said)
+    async with demo("memory://", ANTHROPIC_API_KEY="sk-none", ANTHROPIC_BASE_URL=provider.url) as here:
+        await here.ask()
+        await here.answer()
+        assert await plain_of(here, again="1") == (TEXT, True)
+        assert len(provider.requests) == 2
+    provider.will_say([*chat_said("Hello ", "there"), *chat_end()], [*chat_said("Hello ", "you"), *chat_end()])
+    async with demo("memory://", **openai(provider)) as here:
+        await here.ask()
+        await here.answer()
+        assert await plain_of(here, again="1") == ("Hello you", True)
 
 
 class Slow(Provider):
@@ -184,6 +199,7 @@ async def test_a_refusal_of_the_provider_is_reported_by_its_class(provider: Prov
         await here.ask()
         answer = await here.answer()
         assert (answer["status"], answer["reason"]) == ("failed", "AuthenticationError")
+        assert await plain_of(here) == ("", False)  # without the last event
         assert "secret" not in str(await here.messages())
 
 
@@ -203,10 +219,10 @@ def test_a_key_of_openai_alone_selects_no_model() -> None:
 @pytest.mark.parametrize(
     ("environ", "text"),
     [
-        ({}, "The demo quotes the documentation; no model answers"),
+        ({}, "No model answers: the agent has nine written answers"),
         (
             {"OPENAI_API_KEY": "sk-secret"},
-            "The demo quotes the documentation; no model answers. To use a model, set OPENAI_BASE_URL",
+            "No model answers: the agent has nine written answers. To use a model, set OPENAI_BASE_URL",
         ),
         (
             {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "https://me:secret@models.example/v1?key=secret"},
@@ -233,7 +249,7 @@ async def test_the_command_prints_the_address_the_model_and_what_to_try(tmp_path
             while "Ctrl-C" not in server.output:  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.02)
         address = f"http://127.0.0.1:{server.port}"
-        for text in (f"Open  {address}  and", "no model answers", "kill the server, and crash the agent"):
+        for text in (f"Open  {address}  and", "No model answers", "kill the server, and crash the agent"):
             assert text in server.output
 
 

@@ -2,18 +2,27 @@
 
 /** Return an element of the page, typed loosely: the HTML has every id that these modules use. @param {string} id @returns {any} */
 export const at = (id) => document.getElementById(id)
+
 /** Return a new element. @param {string} name @param {Record<string, unknown>} [properties] @param {...(Node | string)} children @returns {any} */
 export function make(name, properties = {}, ...children) {
   const node = Object.assign(document.createElement(name), properties)
   node.append(...children)
   return node
 }
+
 /** Set the text of `node` if it differs. @param {Node} node @param {string} text */
 export const say = (node, text) => void (node.textContent === text || (node.textContent = text))
+
 /** Replace the children of `node` if `key` differs from the last time. @param {HTMLElement} node @param {string} key @param {() => (Node | string)[]} children */
-export const fill = (node, key, children) => void (node.dataset.key === key || (node.replaceChildren(...children()), (node.dataset.key = key)))
+export function fill(node, key, children) {
+  if (node.dataset.key === key) return
+  node.dataset.key = key
+  node.replaceChildren(...children())
+}
+
 /** Return the number of characters (code points). @param {string} text */
 export const size = (text) => [...text].length
+
 /** @param {number} count @param {string} [one] @returns {string} "1 character", "2,060 characters" */
 export const counted = (count, one = "character", many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`
 
@@ -25,6 +34,7 @@ export function recall(storage, key, initial) {
     return initial
   }
 }
+
 /** @param {Pick<Storage, "setItem">} storage @param {string} key @param {unknown} value */
 export const keep = (storage, key, value) => storage.setItem(`tenuto-demo.${key}`, JSON.stringify(value))
 
@@ -34,10 +44,4 @@ export async function post(path, body) {
   const data = await response.json().catch(() => ({ detail: `${path} failed with status ${response.status}` }))
   if (!response.ok) throw new Error(data.detail)
   return data
-}
-
-/** Copy `text`, and say so on the button for a moment. A page without https has no clipboard. @param {HTMLElement} button @param {string} text */
-export async function copyBy(button, text) {
-  say(button, (await navigator.clipboard?.writeText(text).then(() => true, () => false)) ? "Copied" : "Not allowed")
-  setTimeout(() => say(button, "Copy"), 1_500)
 }

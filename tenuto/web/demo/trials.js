@@ -1,131 +1,233 @@
-/** The five trials: what the page had before each of them is compared with what it has afterwards. @module */
-import { counted, post, size } from "./dom.js"
-import { breaksOf } from "./score.js"
+/** The five trials: what the right pane showed before each of them is compared with what it shows afterwards. @module */
+import { counted, keep, post, recall, size } from "./dom.js"
 
-/** @typedef {import("./score.js").Answer} Answer */
-/** @typedef {{ starts: number, kill: string, downSeconds: number | null }} Server */
-/** @typedef {{ client: import("../client.js").Client, score: import("./score.js").Score, plain: import("./plain_stream.js").PlainStream, isReload: boolean, info: () => Promise<Server>, draw: () => void }} Page */
+/** @typedef {import("../client.js").Message<Record<string, any>>} Message */
+/** @typedef {{ message: string, at: number, text: string }} Mark `at` counts code points of the message's text */
+/** @typedef {{ question: string, answer: string, text: string, isOver: boolean, crashes: number }} Seen a question, and its answer as it was shown: its id is empty before the answer begins */
+/** @typedef {{ isOk: boolean, words: string }} Result */
+/** @typedef {{ id: string, seen: Seen, words: string, mark: string, mustMove: boolean, isAnew?: boolean }} Trial one whose end is waited for */
+/** @typedef {{ results: Record<string, Result>, marks: Mark[], question: string, breaks: number, lost: number, pid: number, left: (Seen & { channel: string }) | null }} Kept `left` is what the page showed when it ended */
+/** @typedef {{ client: import("../client.js").Client, storage: Pick<Storage, "getItem" | "setItem">, isReload: boolean, info: () => Promise<{ pid: number }>, draw: () => void }} Page */
 
-const [OFFLINE_MS, TEXT, WINDOW] = [10_000, "demo-text", Math.random().toString(36)]
-const LONGEST = 800 // code points of a text that windows compare: the data of a signal has at most 4 KiB
-const since = (/** @type {number} */ ms) => (performance.now() - ms) / 1_000
+const OFFLINE_MS = 10_000
+const [SIGNAL, WINDOW, LONGEST] = ["demo-text", Math.random().toString(36), 800] // code points that windows compare: a signal has at most 4 KiB
+const seconds = (/** @type {number} */ since_ms) => `${((performance.now() - since_ms) / 1_000).toFixed(1)} s`
 
-/** Watch the conversation for the five trials, also if another window or a terminal causes them. @param {Page} page */
-export function watchTrials({ client, score, plain, isReload, info, draw }) {
-  const notes = /** @type {Record<string, string>} what a box says now, instead of its hint */ ({})
-  const theirs = new Map() // texts of joined windows, until as much is shown here
-  let seen = new Map() // for each answer its text as it was shown last
-  let channel = /** @type {import("../client.js").Channel} */ (/** @type {any} */ (null))
-  let gone = /** @type {{ answer: Answer | null, ms: number, how: string } | null} what was shown when the connection or the page ended */ (null)
-  let { before } = score.kept
-  let [wasLive, isReported, crashed, crash_ms, offline_ms] = [false, isReload, "", 0, 0]
-  if (isReload) score.keep({ reloads: score.kept.reloads + 1, plainLost: score.kept.plainLost || (before?.plain ?? 0) })
-  addEventListener("pagehide", () => channel && score.keep({ before: { channel: channel.name, answer: newest(), plain: size(plain.text) } }))
+/** Return the number of characters of `before` that are missing from the beginning of `after`. @param {string} before @param {string} after */
+export function lostOf(before, after) {
+  let same = after.startsWith(before) ? before.length : 0
+  while (same < before.length && before[same] === after[same]) same++
+  return size(before.slice(same))
+}
 
-  /** Follow a channel. @param {import("../client.js").Channel} next @returns {() => void} ends it */
-  function open(next) {
-    channel = next
-    gone = isReload && before?.channel === channel.name ? { answer: before.answer, ms: performance.now(), how: "reload" } : null
-    ;[before, wasLive, seen] = [null, false, new Map()]
-    const ends = [channel.subscribe(notice), channel.listen(receive)]
-    return () => ends.forEach((end) => end())
+/** Return where an agent ended and another one continued. @param {{ meta: Readonly<Record<string, any>> }} message @returns {{ at: number, by: string, successor: string }[]} */
+export const crashesOf = ({ meta }) => [meta.continued ?? []].flat().filter((one) => Number.isInteger(one?.at))
+
+/** Return this window's marks, and those of the crashes that the agents have recorded. @param {readonly Message[]} messages @param {readonly Mark[]} own @returns {Mark[]} */
+export const marksOf = (messages, own) => messages.flatMap((message) => [
+  ...own.filter((one) => one.message === message.id),
+  ...crashesOf(message).map(({ at, by, successor }) => ({ message: message.id, at, text: `${by} crashed here. **${by === successor ? "Its next process" : successor}** went on.` })),
+])
+
+/** An interrupted answer is not over: another agent goes on. @param {Message | undefined} answer */
+const isOver = (answer) => Boolean(answer) && answer?.status !== "streaming" && answer?.status !== "interrupted"
+
+export class Trials {
+  /** What a button says now, instead of its result. @type {Record<string, string>} */
+  notes = {}
+  /** @type {Trial[]} */
+  #pending = []
+  /** The state before the connection or the page ended. @type {{ seen: Seen, ms: number, how: string } | null} */
+  #gone = null
+  /** @type {Seen | null} */
+  #seen = null
+  /** Texts of other windows, until as much is shown here. @type {Map<string, { from: string, message: string, text: string }>} */
+  #theirs = new Map()
+  #wasLive = false
+  #isReported = false
+  #crash_ms = 0
+
+  /** @param {Page} page @param {import("../client.js").Channel<Record<string, any>>} channel */
+  constructor(page, channel) {
+    this.page = page
+    this.channel = channel
+    /** @type {Kept} */
+    this.kept = { results: {}, marks: [], question: "", breaks: 0, lost: 0, pid: 0, left: null, ...recall(page.storage, "trials", {}) }
+    const { left } = this.kept
+    if (page.isReload && left?.channel === channel.name) this.#gone = { seen: left, ms: performance.now(), how: "reload" }
+    this.#isReported = page.isReload
+    addEventListener("pagehide", () => this.#keep({ left: this.question ? { channel: channel.name, ...this.#look() } : null }))
+    channel.listen((event) => this.#receive(event))
+    channel.subscribe(() => this.#notice())
   }
 
-  const find = (/** @type {string | undefined} */ id) => channel.getSnapshot().messages.find((one) => one.id === id)
-  /** The newest answer that is shown. @returns {Answer | null} */
-  function newest() {
-    return channel.getSnapshot().messages.filter(({ role }) => role === "assistant").map(({ id, text, status }) => ({ message: id, text, status })).at(-1) ?? null
+  /** The newest question, once it is stored. @returns {Message | undefined} */
+  get question() {
+    return this.channel.getSnapshot().all.findLast(({ role, local }) => role === "user" && !local)
   }
 
-  function notice() {
-    const [isLive, hasReturned] = [channel.getSnapshot().state === "live", !wasLive]
-    if (wasLive && !isLive) gone ??= { answer: newest(), ms: performance.now(), how: offline_ms ? "offline" : "lost" }
-    if (isLive) noticeAnswers()
-    wasLive = isLive
-    if (isLive) compareWindows()
-    if (isLive && hasReturned) void settleReturn()
+  /** The shown answer to the newest question. @returns {Message | undefined} */
+  get answer() {
+    const { question } = this
+    return question && this.channel.getSnapshot().messages.findLast(({ role, reply_to }) => role === "assistant" && reply_to === question.id)
   }
 
-  /** Compare the answer with its state before a reload or a lost connection, at the first complete view after it. */
-  async function settleReturn() {
-    const [{ answer, ms: left_ms, how }, { all, lastCatchUp }] = [gone ?? { answer: null, ms: 0, how: "" }, channel.getSnapshot()]
-    const { points = 0, events = 0, ms = since(left_ms) * 1_000 } = /** @type {Record<string, number>} */ (lastCatchUp ?? {})
-    const others = how === "reload" ? all.filter(({ id, local }) => !local && id !== answer?.message) : [] // a reload fetches each in one event: the rest is the answer
-    const [text, batch] = [counted(others.reduce((left, { text }) => left - size(text), points)), `${counted(Math.max(1, events - others.length), "event")}, ${Math.ceil(ms)} ms`]
-    ;[gone, offline_ms] = [null, 0]
-    if (how === "reload") settle("reload", answer, `${text} came back in ${batch}`, `You reloaded here. **${text}** came back in **${batch}**`)
-    if (how === "offline") settle("offline", answer, `${text} followed in ${batch}, nothing lost`, `You were offline here. **${text}** followed in **${batch}**`)
-    const [{ kill }, here, server] = [score.kept, channel, await info()]
-    const down = `${(server.downSeconds ?? since(left_ms)).toFixed(1)} s`
-    if (score.seeServer(server) && here === channel) settle("kill", answer, `${kill} · down ${down}, nothing lost`, `Server killed here. Back after **${down}, 0 characters lost**`)
-    for (const id in notes) notes[id] = ""
-    draw()
+  /** The number of answers to the newest question: a model is called for each. */
+  get calls() {
+    const { question } = this
+    return this.channel.getSnapshot().all.filter(({ role, reply_to }) => role === "assistant" && reply_to === question?.id).length
   }
 
-  /** Compare an answer with its earlier state. If no text is lost, mark the place in a running answer. @param {string} id @param {Answer | null} answer @param {string} words @param {string} [mark] */
-  function settle(id, answer, words, mark) {
-    if (!answer?.text) return
-    const { message, text, status } = answer
-    const lost = score.settle(id, text, find(message)?.text ?? "", words)
-    if (mark && !lost && status === "streaming") score.keep({ marks: [...score.kept.marks, { message, at: size(text), text: mark, isKill: id === "kill" }].slice(-50) })
+  /** @returns {Seen} */
+  #look() {
+    const { answer, question } = this
+    return { question: question?.id ?? "", answer: answer?.id ?? "", text: answer?.text ?? "", isOver: isOver(answer), crashes: answer ? crashesOf(answer).length : 0 }
   }
 
-  function noticeAnswers() {
-    const { messages, you } = channel.getSnapshot()
-    for (const message of messages.filter(({ role }) => role === "assistant")) {
-      const { id, text, status } = message
-      const [before, breaks, question] = [seen.get(id), breaksOf(message), find(message.reply_to)]
-      seen.set(id, { text, breaks: breaks.length })
-      if (!before && wasLive && status === "streaming" && question?.author === you?.id) void plain.start(channel.name, id, draw)
-      const isContinued = before && breaks.length > before.breaks && breaks.at(-1)?.isCrash
-      // A model cannot continue in the middle of a sentence: its answer ends as interrupted, and another one follows.
-      const isReplaced = before && crashed === id && status === "interrupted" && newest()?.message !== id
-      if (!isContinued && !isReplaced) continue
-      const words = `${isContinued ? breaks.at(-1)?.successor : "Another agent"} went on after ${counted(size(before.text))}`
-      score.settle("crash", before.text, text, crashed === id ? `${words}, ${since(crash_ms).toFixed(1)} s later` : words)
-      ;[crashed, notes.crash] = ["", ""]
+  /** @param {Partial<Kept>} values */
+  #keep(values) {
+    keep(this.page.storage, "trials", Object.assign(this.kept, values))
+  }
+
+  #notice() {
+    const isLive = this.channel.getSnapshot().state === "live"
+    const wasLive = this.#wasLive
+    this.#wasLive = isLive
+    if (wasLive && !isLive && this.#seen) this.#gone ??= { seen: this.#seen, ms: performance.now(), how: "" }
+    if (!isLive) return
+    const { question } = this
+    if (question && question.id !== this.kept.question) this.#keep({ question: question.id, breaks: 0, lost: 0 })
+    if (wasLive) this.#noticeCrash()
+    else void this.#returned()
+    this.#seen = this.#look()
+    this.#compareWindows()
+    this.#settle()
+  }
+
+  /** The first complete view after a reload, or after a lost connection. */
+  async #returned() {
+    const { seen, ms, how } = this.#gone ?? { seen: null, ms: 0, how: "" }
+    const { all, lastCatchUp } = this.channel.getSnapshot()
+    const { points = 0, events = 0, ms: took_ms = 0 } = lastCatchUp ?? {}
+    const others = how === "reload" ? all.filter(({ id, local }) => !local && id !== seen?.answer) : [] // a reload fetches each message in one event: the rest is the answer
+    const text = counted(others.reduce((left, { text }) => left - size(text), points))
+    const batch = `${counted(Math.max(1, events - others.length), "event")}, ${Math.ceil(took_ms || performance.now() - ms)} ms`
+    this.#gone = null
+    if (seen && how === "reload") {
+      if (seen.text) this.#expect("reload", seen, `${text} in ${batch}`, `You reloaded here. **${text}** came back in **${batch}**`)
+      else this.#expect("reload", seen, "before the first word: it came", "You reloaded here, **before the first word**", true)
+    }
+    if (seen && how === "offline") this.#expect("offline", seen, `${text} followed in ${batch}`, `You were offline here. **${text}** followed in **${batch}**`, !seen.text)
+    this.#settle()
+    const down = how === "reload" ? "" : `after ${seconds(ms)}`
+    const { pid } = await this.page.info()
+    if (seen && this.kept.pid && pid !== this.kept.pid) this.#expect("kill", seen, `kill -9 ${this.kept.pid} · back ${down}`, `Server killed here. Back **${down}**`, true)
+    this.#keep({ pid })
+    this.#settle()
+    this.page.draw()
+  }
+
+  #noticeCrash() {
+    const [seen, now] = [this.#seen, this.answer]
+    if (!seen?.question || !now || seen.question !== now.reply_to) return
+    const old = this.channel.getSnapshot().all.find(({ id }) => id === seen.answer)
+    const isAnew = now.id !== seen.answer && old?.status === "interrupted"
+    if (!isAnew && (now.id !== seen.answer || crashesOf(now).length === seen.crashes)) return
+    const { by = old?.meta.agent, successor = now.meta.agent } = isAnew ? {} : crashesOf(now).at(-1) ?? {}
+    const place = seen.text ? `after ${counted(size(seen.text))}` : "before the first word"
+    const later = this.#crash_ms ? `, ${seconds(this.#crash_ms)} later` : ""
+    if (isAnew) this.#expect("crash", seen, `${successor} answered anew${later}`, `${by} crashed ${place}. A model cannot continue, so **${successor} called it again**`, true, true)
+    else this.#expect("crash", seen, `${successor} went on ${place}${later}`, "", true)
+    this.#crash_ms = 0
+  }
+
+  /** Wait for what was promised. @param {string} id @param {Seen} seen before the trial @param {string} words @param {string} mark for an answer that was not complete @param {boolean} [mustMove] True: more text must come, too @param {boolean} [isAnew] True: another answer goes on */
+  #expect(id, seen, words, mark, mustMove = false, isAnew = false) {
+    if (seen.question) this.#pending = [...this.#pending.filter((one) => one.id !== id), { id, seen, words, mark, mustMove, isAnew }]
+  }
+
+  /** End the trials whose promise held or did not hold. */
+  #settle() {
+    for (const trial of [...this.#pending]) {
+      const { id, seen, words, mark, mustMove, isAnew } = trial
+      const { all, messages } = this.channel.getSnapshot()
+      const shown = messages.findLast(({ role, reply_to }) => role === "assistant" && reply_to === seen.question)
+      const before = isAnew || !seen.answer ? all.find((one) => one.id === seen.answer) : shown // a model's interrupted text stays as a version
+      const hasMoved = shown && (isOver(shown) || size(shown.text) > (isAnew ? 0 : size(seen.text)))
+      if (mustMove && !seen.isOver && !hasMoved && all.some((one) => one.id === seen.question)) continue
+      const lost = lostOf(seen.text, before?.text ?? "")
+      const isOk = lost === 0 && Boolean(shown) && shown?.status !== "failed"
+      this.#pending = this.#pending.filter((one) => one !== trial)
+      this.notes[id] = ""
+      const isSame = seen.question === this.kept.question
+      this.#keep({
+        results: { ...this.kept.results, [id]: { isOk, words: isOk ? words : lost ? `${counted(lost)} lost` : "the answer did not come" } },
+        breaks: this.kept.breaks + Number(isSame && id !== "window"), lost: this.kept.lost + (isSame ? lost : 0),
+      })
+      const ending = id === "kill" ? ", **0 characters lost**" : ""
+      if (mark && isOk && !seen.isOver && shown) this.#keep({ marks: [...this.kept.marks, { message: shown.id, at: isAnew ? 0 : size(seen.text), text: `${mark}${ending}` }].slice(-50) })
     }
   }
 
+  // -- other windows
+
   /** Send the other windows once the text that this one shows, and compare it with the texts that they have sent. */
-  function compareWindows() {
-    const answer = newest()
-    if (!isReported && answer?.text) channel.signal(TEXT, { window: WINDOW, message: answer.message, text: [...answer.text].slice(0, LONGEST).join("") })
-    isReported ||= Boolean(answer?.text)
-    for (const [window, { from, message, text }] of theirs) {
-      const mine = find(message)?.text ?? ""
-      const member = channel.getSnapshot().presence.members.find(({ id }) => id === from)
-      if (mine.length < text.length || !member) continue
-      theirs.delete(window)
-      score.settle("join", text, mine, `${from === client.id ? "Your other window" : (member.data?.name ?? from)} sees the same text, word for word`)
+  #compareWindows() {
+    const { answer, channel, page } = this
+    if (!this.#isReported && answer?.text) {
+      channel.signal(SIGNAL, { window: WINDOW, message: answer.id, text: [...answer.text].slice(0, LONGEST).join("") })
+      this.#isReported = true
+    }
+    const { all, presence } = channel.getSnapshot()
+    for (const [window, { from, message, text }] of this.#theirs) {
+      const mine = all.find(({ id }) => id === message)
+      const member = presence.members.find(({ id }) => id === from)
+      if (!mine?.reply_to || mine.text.length < text.length || !member) continue
+      this.#theirs.delete(window)
+      const name = from === page.client.id ? "your other window" : String(member.data?.name ?? from)
+      this.#expect("window", { question: mine.reply_to, answer: message, text, isOver: false, crashes: 0 }, `${name} sees the same text`, "")
     }
   }
 
   /** @param {any} event of the wire */
-  function receive({ type, name, from, data }) {
-    if (type !== "signal" || name !== TEXT || typeof data?.text !== "string" || data.window === WINDOW) return
-    theirs.set(data.window, { from, message: data.message, text: data.text })
-    compareWindows()
-    draw()
+  #receive({ type, name, from, data }) {
+    if (type !== "signal" || name !== SIGNAL || typeof data?.text !== "string" || data.window === WINDOW) return
+    this.#theirs.set(data.window, { from, message: data.message, text: data.text })
+    this.#compareWindows()
+    this.#settle()
+    this.page.draw()
   }
 
-  /** @param {string} id @param {string} words */
-  async function request(id, words) {
-    notes[id] = words
-    draw()
-    await post(`/demo/${id}`, { channel: channel.name }).catch((error) => ([crashed, notes[id]] = ["", error.message]))
-    draw()
+  // -- the buttons
+
+  /** @param {string} id @param {string} words while it runs @param {() => Promise<unknown>} request */
+  async #press(id, words, request) {
+    this.notes[id] = words
+    this.page.draw()
+    try {
+      await request()
+    } catch (error) {
+      this.notes[id] = error instanceof Error ? error.message : String(error)
+    }
+    this.page.draw()
   }
 
-  /** Disconnect for ten seconds; the plain stream loses its network too. */
-  function offline() {
-    if (offline_ms) return
-    ;[offline_ms, notes.offline] = [performance.now(), "Offline for ten seconds. Keep typing."]
-    client.suspend()
-    plain.cut()
-    setTimeout(() => client.resume(), OFFLINE_MS)
-    draw()
-  }
+  kill = () => this.#press("kill", "killed; it restarts…", () => post("/demo/kill", {}))
 
-  return { open, notes, newest, score, plain, offline, kill: () => request("kill", "Killed. It restarts…"), crash: () => (([crashed, crash_ms] = [newest()?.message ?? "", performance.now()]), request("crash", "Crashed. Another takes over…")) }
+  crash = () => this.#press("crash", "killed; the other takes over…", async () => {
+    const seen = this.#look()
+    this.#crash_ms = performance.now()
+    const { agent } = await post("/demo/crash", { channel: this.channel.name, question: seen.question })
+    if (seen.isOver) this.#expect("crash", seen, `${agent} killed: the answer stays`, "")
+    else if (!seen.answer) this.#expect("crash", seen, `${agent} killed: the other answered`, "", true)
+    this.#settle()
+  })
+
+  /** Close the connection for ten seconds. */
+  offline = () => this.#press("offline", "offline for ten seconds…", async () => {
+    if (this.#gone) return
+    this.#gone = { seen: this.#look(), ms: performance.now(), how: "offline" }
+    this.page.client.suspend()
+    setTimeout(() => this.page.client.resume(), OFFLINE_MS)
+  })
 }

@@ -34,10 +34,10 @@ async def open_at(browser: Browser, server: Server, path: str, width: int, theme
     page = await context.new_page()
     await page.goto(f"http://127.0.0.1:{server.port}{path}")
     if path == "/one-tag":
-        await page.locator("#code", has_text="tenuto-chat").wait_for()
+        await page.click("tenuto-chat .launcher")
     else:
-        await page.locator("#suggestions button").first.click()
-        await page.locator(".assistant ol").wait_for()
+        await page.click("#ask button")
+        await page.locator("tenuto-chat .assistant ol").wait_for()
         await page.click(".stop")
         await page.locator('.assistant[data-status="cancelled"]').wait_for()
     return page
