@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, urlsplit
 
@@ -208,6 +209,7 @@ def _file(part: Part) -> _File:
     name = part.get("filename") or part.get("name")
     if not isinstance(name, str):
         name = "" if data is not None else unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+    media_type = media_type or guess_type(name)[0] or ""
     return _File(url, media_type.lower(), name, data)
 
 
@@ -320,7 +322,7 @@ def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
     if file.is_image and file.url:
         return {"type": "image", "source": source}
     title = {"title": file.name} if file.name else {}
-    if file.media_type == "application/pdf" or (not file.media_type and urlsplit(file.url).path.endswith(".pdf")):
+    if file.media_type == "application/pdf":
         return {"type": "document", "source": source, **title}
     if file.media_type == "text/plain" and file.data is not None:
         text = _decoded(file.data)
