@@ -21,6 +21,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tenuto.agents.request import asked_in
+from tenuto.core.asked import references, whole
 from tenuto.core.branches import newest_branch, versions_of
 from tenuto.core.deltas import (
     Delta,
@@ -35,7 +37,7 @@ from tenuto.core.deltas import (
     Sent,
     TextAdded,
 )
-from tenuto.core.errors import Finished, InvalidRequest, NotFound, TenutoError
+from tenuto.core.errors import Deleted, Finished, InvalidRequest, NotFound, TenutoError
 from tenuto.core.events import Page
 from tenuto.core.model import Command, Json, Message, Part, Role
 from tenuto.core.names import check_channel, check_id, command_key, is_id
@@ -86,6 +88,7 @@ __all__ = [
     "TurnResponse",
     "TurnState",
     "TurnStatus",
+    "asked_in",
     "guarded",
     "is_id",
     "newest_branch",
@@ -148,16 +151,31 @@ class Access:
         meta: dict[str, Json] | None = None,
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
+        asked: Mapping[str, Json] | None = None,
     ) -> Message:
         """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
+
+        `asked` is what the caller asks of the model beside the message (`asked_in`); the agent has it as
+        `turn.request`. Large values are stored once for each person in the channel, and no viewer gets them.
 
         Raises IdConflict, and Deleted if the message was deleted at once.
         """
         self.check(channel, "publish")
-        request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
+        request = CreateMessage(
+            text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to, asked=dict(asked or {})
+        )
         check_create(request, self.identity, channel)
         message_id = self._hub.clock.id_or_new(id)
         return message_of(await self._ask(channel, message_id, request), message_id)
+
+    async def asked(self, channel: str, message: Message) -> dict[str, Json]:
+        """Return what a client asked with `message`, under the names of `create`. Removed values are left out."""
+        self.check(channel, "history")
+        kept = []
+        for id in references(message.meta).values():
+            with suppress(NotFound, Deleted):
+                kept.append((await self._hub.read(channel, id))[0])
+        return whole(message.meta, kept)
 
     async def remember(self, channel: str, *, id: str, role: Role, parts: list[Part]) -> Message:
         """Store a message of a conversation that the caller brings, and return it. It starts no turn.

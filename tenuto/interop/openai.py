@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, request_response
@@ -34,12 +35,11 @@ from tenuto.interop.openai_input import (
     given_in_responses,
     no_approval_request,
     output_part,
-    request_meta,
 )
-from tenuto.interop.openai_items import REQUEST, Place, Reference, own_tools, reference
+from tenuto.interop.openai_items import Place, Reference, own_tools, reference, with_asked
 from tenuto.interop.openai_stream import ASKING, ResponseStream, events_of
 from tenuto.interop.openai_whole import whole_response
-from tenuto.routes import Access, TurnStatus, guarded
+from tenuto.routes import Access, TurnStatus, asked_in, guarded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 SHORTER = "send only what is new, with previous_response_id"
@@ -110,7 +110,7 @@ class OpenAI:
         previous, turn = body.get("previous_response_id"), None
         key = request.headers.get("idempotency-key")
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
-        meta = request_meta(body)
+        asked = asked_in(body)
         if previous is not None:
             of = reference(previous, "previous_response_id")
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
@@ -128,8 +128,8 @@ class OpenAI:
         parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
-        question = await access.create(channel, id=id, parts=parts, meta={REQUEST: meta})
-        return question, Reference(channel, question.id)
+        question = await access.create(channel, id=id, parts=parts, asked=asked)
+        return with_asked(question, asked), Reference(channel, question.id)
 
     async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
         """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
@@ -266,7 +266,8 @@ async def _turn(access: Access, of: Reference) -> TurnStatus:
     has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
     if status.message is None or status.message.role != "user" or not has_place:
         raise NotFound(f"response {of.id()[:64]!r} does not exist; use the id of a response of this server")
-    return status
+    question = with_asked(status.message, await access.asked(of.channel, status.message))
+    return replace(status, message=question)
 
 
 async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) -> str:

@@ -13,12 +13,14 @@ import json
 from collections.abc import Collection
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from tenuto import Message
 from tenuto.core.errors import NotFound
 from tenuto.interop.fold import Answer, Json, Part, has_result
 
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
-REQUEST = "openai"  # field of a question's `meta` with the fields of the request that brought it
+REQUEST = "asked"  # field of a question's `meta`: what the request that brought it asks for (`with_asked`)
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 
@@ -126,13 +128,16 @@ def response(
         "created_at": question.created_at // 1000,
         "status": status,
         "background": requested.get("background", False),
+        "max_output_tokens": requested.get("max_output_tokens"),
+        "reasoning": requested.get("reasoning"),
+        "text": {"format": requested.get("response_format") or {"type": "text"}},
         "error": error,
         "incomplete_details": {"reason": "steered"} if is_steered else None,
         "instructions": requested.get("instructions"),
         "metadata": requested.get("metadata") or {},
         "model": requested.get("model") or (author if isinstance(author, str) else ""),
         "output": output,
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": requested.get("parallel_tool_calls", True),
         "previous_response_id": requested.get("previous_response_id"),
         "temperature": requested.get("temperature"),
         "tool_choice": requested.get("tool_choice") or "auto",
@@ -158,6 +163,11 @@ def usage(answers: list[Answer]) -> Json | None:
         "input_tokens_details": {"cached_tokens": total("cached_tokens")},
         "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
     }
+
+
+def with_asked(question: Message, asked: Json) -> Message:
+    """Return `question` with all that its request asks for in its `meta`, in which the store has the small values."""
+    return replace(question, meta={**question.meta, REQUEST: asked})
 
 
 def own_tools(question: Message) -> frozenset[str]:

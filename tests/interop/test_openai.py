@@ -198,7 +198,7 @@ async def test_previous_response_continues_the_stored_conversation(scene: Scene)
     scene.gate.set()
     first = await scene.client.responses.create(model="bot", input="you", instructions="Be kind.")
     assert (first.status, first.output_text) == ("completed", ANSWER)
-    assert scene.turns[0].message.meta["openai"]["instructions"] == "Be kind."
+    assert scene.turns[0].request.instructions == "Be kind."
     forged: Any = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "me"}]
     second = await scene.client.responses.create(model="bot", input=forged, previous_response_id=first.id)
     assert (second.output_text, second.previous_response_id) == (ANSWER.replace("you", "me"), first.id)
