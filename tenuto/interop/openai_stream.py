@@ -9,12 +9,14 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from tenuto import Message
+from tenuto.core.errors import InvalidRequest
 from tenuto.interop.fold import Json, Part, TurnFold, deltas_of, has_result
 from tenuto.interop.openai_items import (
     Place,
@@ -29,6 +31,7 @@ from tenuto.interop.openai_items import (
 from tenuto.routes import TurnDelta, TurnStatus
 
 _encode = msgspec.json.Encoder().encode
+_NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
@@ -260,6 +263,18 @@ class TurnEvents:
                     found[place] = "" if is_own else id
         return found
 
+    def required_input(self) -> list[Json]:
+        """Return what the turn waits for from the caller, as input without its results."""
+        found: list[Json] = []
+        for (a, index), id in self._open_calls().items():
+            value = self._turn.answers[a].parts[index].value
+            if id:
+                approval = self._approval((a, index), id)
+                found.append({"type": "mcp_approval_response", "approval_request_id": approval["id"]})
+            else:
+                found.append({"type": "function_call_output", "call_id": value["call"], "name": value["name"]})
+        return found
+
     def _approval(self, place: Place, id: str) -> Json:
         part = self._turn.answers[place[0]].parts[place[1]]
         item = {"id": f"mcpr_{place[0]}_{place[1]}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
@@ -309,6 +324,18 @@ class TurnEvents:
 
 def _failed(message: str) -> tuple[str, Json]:
     return "failed", {"type": "server_error", "code": "server_error", "message": message, "param": None}
+
+
+def after_of(given: Mapping[str, Any]) -> int:
+    """Return the number in `starting_after`, after which a reader continues; -1 without one. Raises InvalidRequest."""
+    value = given.get("starting_after")
+    if value is None:
+        return -1
+    after = int(value) if _NUMBER.match(str(value)) else -1
+    if not 0 <= after < 2 * ASKING:
+        detail = f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}"
+        raise InvalidRequest(detail, param="starting_after")
+    return after
 
 
 def events_of(status: TurnStatus, of: Reference) -> TurnEvents:
