@@ -49,6 +49,7 @@ class _Steer:
     previous: str
     input: object
     message: Message | None = None  # None until it is stored
+    is_taken: bool = False  # the agent has taken it in
     is_reported: bool = False  # `response.steer.pending` was sent
     is_settled: asyncio.Event = field(default_factory=asyncio.Event)  # stored, or refused
 
@@ -195,7 +196,7 @@ class ResponsesSocket:
             steers = self._steers.setdefault(turn := of._replace(start=(0, 0)), [])
             lane.of = of
             lane.events = events = TurnEvents(
-                lane.question, of, after, is_steered=partial(self._is_any_taken, steers, turn)
+                lane.question, of, after, is_steered=partial(self._has_taken, steers, turn)
             )
             problem = await self._socket.stream(of.channel, of.message_id, _Frames(lane, events, steers))
             lane.of = None
@@ -208,8 +209,7 @@ class ResponsesSocket:
                 return
             after = -1
             if events.rest is not None:
-                taken = self._are_taken(steers, turn)
-                steers[:] = [one for one, is_taken in zip(steers, taken, strict=True) if not is_taken]
+                steers[:] = [one for one in steers if not one.is_taken]
                 of = events.rest
                 continue
             for one in tuple(steers):
@@ -229,12 +229,12 @@ class ResponsesSocket:
             self._steers[of] = left
             lane.question = with_asked(steer.message, lane.question.meta.get(REQUEST) or {})
 
-    def _are_taken(self, steers: Sequence[_Steer], turn: Reference) -> list[bool]:
-        access = self._socket.access
-        return [one.is_settled.is_set() and access.taken_by(turn.channel, one.id) == turn.message_id for one in steers]
-
-    def _is_any_taken(self, steers: Sequence[_Steer], turn: Reference) -> bool:
-        return any(self._are_taken(steers, turn))
+    def _has_taken(self, steers: Sequence[_Steer], turn: Reference) -> bool:
+        """Return whether the agent has taken in one of the inputs for a turn."""
+        for one in steers:
+            if one.is_settled.is_set() and not one.is_taken:
+                one.is_taken = self._socket.access.taken_by(turn.channel, one.id) == turn.message_id
+        return any(one.is_taken for one in steers)
 
     async def _steer(self, event: Json) -> None:
         """Store further input for a response of this socket, and report it."""

@@ -85,10 +85,11 @@ class TurnEvents:
                     self._question, self._of, status="in_progress", output=[], answers=self._turn.answers, error=None
                 )
                 self._put(f"response.{name}", response=begun)
+        is_steered = self._is_steered()
         for delta in deltas:
             self._turn.receive(delta)
         if not self.is_over:
-            self._walk()
+            self._walk(is_steered=is_steered)
             if self.rest is not None:
                 self._give_way()
             elif self._turn.is_over:
@@ -143,8 +144,11 @@ class TurnEvents:
 
     # -- the events ----------------------------------------------------------------------------------------------
 
-    def _walk(self, *, is_last: bool = False) -> None:
-        """Send all parts as far as they are known. With `is_last` each part ends where it is."""
+    def _walk(self, *, is_last: bool = False, is_steered: bool = False) -> None:
+        """Send all parts as far as they are known. With `is_last` each part ends where it is.
+
+        With `is_steered` the response ends before its next item.
+        """
         replaced = self._turn.replaced()
         while self._next[0] < len(self._turn.answers):
             a, index = self._next
@@ -158,7 +162,7 @@ class TurnEvents:
             kind = kind_of(part.value, self._own_tools)
             if kind:
                 if self._item is None:
-                    if self._items and not is_last and self._is_steered():
+                    if self._items and is_steered:
                         self.rest = self._at(self._next)
                         return
                     self._is_muted = answer.id in replaced and self.position > self._after

@@ -120,6 +120,8 @@ async def test_client_that_reconnects_by_itself_continues(scene: Scene) -> None:
 
 
 async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(scene: Scene) -> None:
+    seen = asyncio.Event()
+
     async def listens(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.part({"type": "text", "text": "One. "})
@@ -127,6 +129,8 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
             await scene.gate.wait()
             (steer,) = await turn.steered()
             await message.append("Rest. ")
+            await message.flush()
+            await seen.wait()
             await message.part({"type": "text", "text": f"Now {steer.text}."})
 
     scene.script = listens  # type: ignore[method-assign]
@@ -138,7 +142,9 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
         (accepted,) = await until(socket, lambda event: event.type == "response.steer.accepted")
         assert accepted.steer.previous_response_id == response_id
         scene.gate.set()
-        first = begun + await until(socket)
+        first = begun + await until(socket, lambda event: event.type == "response.output_text.delta")
+        seen.set()
+        first += await until(socket)
         assert (first[-1].type, first[-1].response.incomplete_details.reason) == ("response.incomplete", "steered")
         assert (text_of(first), first[-1].response.output_text) == ("One. Rest. ", "One. Rest. ")
         second = await until(socket)
