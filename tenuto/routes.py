@@ -109,6 +109,7 @@ class Access:
         self._hub = app.hub
         self._scope = scope
         self.identity = identity
+        self.limits = app.hub.limits
 
     def check(self, channel: str, *capabilities: str) -> None:
         """Raise Forbidden unless the caller holds all `capabilities` on `channel`, InvalidName for an invalid name."""
@@ -116,10 +117,14 @@ class Access:
         for capability in capabilities:
             self.identity.check(capability, channel)
 
-    async def body(self, request: Request) -> dict[str, Json]:
-        """Return the request's body, a JSON object. Raises InvalidRequest, InvalidText, TooLarge, TooMany, …"""
+    async def body(self, request: Request, *, limit_bytes: int | None = None) -> dict[str, Json]:
+        """Return the request's body, a JSON object of at most `limit_bytes`, by default `Limits.request_bytes`.
+
+        Raises InvalidRequest, InvalidText, TooLarge, TooMany, …
+        """
         # The server reads and discards the rest of a refused body.
-        declared, size = declared_bytes(self._hub, self._scope), 0
+        limit_bytes = limit_bytes or self._hub.limits.request_bytes
+        declared, size = declared_bytes(self._scope, limit_bytes), 0
 
         def grow(more: int) -> None:
             nonlocal size
@@ -127,8 +132,8 @@ class Access:
             count.grow(more)
 
         try:
-            with open_body(self._hub, self.identity, self._scope) as count:
-                data = await read_body(request, self._hub.limits.request_bytes, grow)
+            with open_body(self._hub, self.identity, self._scope, limit_bytes) as count:
+                data = await read_body(request, limit_bytes, grow)
         except ClientDisconnect:
             declared = 0
             raise
@@ -273,8 +278,8 @@ class Access:
         caller = replace(caller_of(hub, self.identity, channel), brings_answer=not starts_turn)
         result = await hub.ask(channel, key, request, caller)
         count_new_channel(hub, self.identity, result)
-        size = len(msgspec.json.encode(request))
-        self._charge(event_bytes(hub, channel, result, size))
+        if result.created and hub.channel(channel).watchers:
+            self._charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
 
     def _charged(self, turns: list[TurnStatus]) -> list[TurnStatus]:

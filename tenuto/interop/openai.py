@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +25,7 @@ from tenuto import Hub
 from tenuto import Message as Stored
 from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
 from tenuto.interop.bodies import body_of
+from tenuto.interop.fold import Json, has_result
 from tenuto.interop.ids import hashed
 from tenuto.interop.openai_chat import ChatStream, completion
 from tenuto.interop.openai_input import (
@@ -35,7 +36,7 @@ from tenuto.interop.openai_input import (
     no_approval_request,
     output_part,
 )
-from tenuto.interop.openai_items import Json, Place, Reference, has_result, own_tools, reference, with_asked
+from tenuto.interop.openai_items import Place, Reference, own_tools, reference, with_asked
 from tenuto.interop.openai_stream import ASKING, ResponseStream, events_of
 from tenuto.interop.openai_whole import whole_response
 from tenuto.routes import Access, TurnStatus, asked_in, guarded
@@ -50,30 +51,33 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class OpenAI:
     """The routes of OpenAI's API: `OpenAI(hub).install(app, "/v1")`.
 
-    A model is the name of an agent. A request without a previous response begins a new channel: that of the agent's
-    pattern, with an id in place of the star, or `channel`, where `{model}`, `{client}` and `{id}` are replaced.
+    A model is the name of an agent; `models` has further names of them, for clients that fix the name of their model:
+    `{"gpt-4o": "bot"}`. A request without a previous response begins a new channel: that of the agent's pattern, with
+    an id in place of the star, or `channel`, where `{model}` (the agent's name), `{client}` and `{id}` are replaced.
     """
 
-    def __init__(self, hub: Hub, *, channel: str | None = None) -> None:
+    def __init__(self, hub: Hub, *, channel: str | None = None, models: Mapping[str, str] | None = None) -> None:
         if channel is not None and "{id}" not in channel:
             raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
         self._hub = hub
         self._channel = channel
+        self._models = dict(models or {})
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
         path = path.rstrip("/")
-        routes = {
-            f"{path}/responses": ("POST", self._create),
-            f"{path}/responses/{{id}}": ("GET", self._retrieve),
-            f"{path}/responses/{{id}}/cancel": ("POST", self._cancel),
-            f"{path}/chat/completions": ("POST", self._complete),
-            f"{path}/models": ("GET", self._models),
+        routes: dict[str, dict[str, Endpoint]] = {
+            f"{path}/responses": {"POST": self._create},
+            f"{path}/responses/{{id}}": {"GET": self._retrieve},
+            f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},
+            f"{path}/chat/completions": {"POST": self._complete},
+            f"{path}/models": {"GET": self._list_models},
+            f"{path}/models/{{id:path}}": {"GET": self._model},
         }
         app.router.routes[:0] = [
             # an app in place of a function gets requests of each method, so that `_Envelope` has all errors
-            Route(path, _Envelope(request_response(guarded(_only(method, endpoint)))))
-            for path, (method, endpoint) in routes.items()
+            Route(path, _Envelope(request_response(guarded(_by_method(endpoints)))))
+            for path, endpoints in routes.items()
         ]
 
     async def _create(self, request: Request) -> Response:
@@ -85,7 +89,7 @@ class OpenAI:
         if body.get("stream") is True:
             return access.stream(of.channel, of.message_id, ResponseStream(question, of))
         if body.get("background") is True:
-            return _json(events_of(await access.turn(of.channel, of.message_id), of).response())
+            return _json(events_of(await _turn(access, of), of).response())
         return whole_response(access, question, of)
 
     async def _complete(self, request: Request) -> Response:
@@ -116,7 +120,7 @@ class OpenAI:
                 assert turn.message is not None
                 return turn.message, Reference(channel, of.message_id, start)
             if body.get("model") is not None:
-                _pattern_of(access, body)
+                self._agent(access, body["model"])
         else:
             channel = self._new_channel(access, body, id)
             access.check(channel, "subscribe", "history", "publish")
@@ -141,10 +145,10 @@ class OpenAI:
             await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
 
     def _new_channel(self, access: Access, body: Json, id: str) -> str:
-        pattern = _pattern_of(access, body)
+        agent, pattern = self._agent(access, body.get("model"))
         if self._channel is None:
             return pattern.replace("*", id)
-        names = {"model": body["model"], "client": access.identity.client_id or "anonymous", "id": id}
+        names = {"model": agent, "client": access.identity.client_id or "anonymous", "id": id}
         return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
 
     async def _reply(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
@@ -230,19 +234,29 @@ class OpenAI:
                 await access.command(of.channel, "cancel", target=of.message_id)
         return whole_response(access, status.message, of, is_cancelled=True)
 
-    async def _models(self, request: Request) -> Response:
+    async def _list_models(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "tenuto"} for name in sorted(access.agents())]
-        return _json({"object": "list", "data": data})
+        agents = access.agents()
+        names = {*agents, *(name for name, agent in self._models.items() if agent in agents)}
+        return _json({"object": "list", "data": [_model_of(name) for name in sorted(names)]})
+
+    async def _model(self, request: Request) -> Response:
+        access = await self._hub.authorize(request.scope)
+        self._agent(access, request.path_params["id"])
+        return _json(_model_of(request.path_params["id"]))
+
+    def _agent(self, access: Access, model: object) -> tuple[str, str]:
+        """Return the name and the channel pattern of the agent that a request names as its model. Raises NotFound."""
+        name, agents = self._models.get(model, model) if isinstance(model, str) else None, access.agents()
+        if name not in agents:
+            detail = f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
+            raise NotFound(detail, param="model")
+        assert name is not None
+        return name, agents[name]
 
 
-def _pattern_of(access: Access, body: Json) -> str:
-    """Return the channel pattern of the agent that a request names as its model. Raises NotFound."""
-    model, agents = body.get("model"), access.agents()
-    if not isinstance(model, str) or model not in agents:
-        detail = f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
-        raise NotFound(detail, param="model")
-    return agents[model]
+def _model_of(name: str) -> Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
 async def _turn(access: Access, of: Reference) -> TurnStatus:
@@ -277,16 +291,18 @@ async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) ->
     return command
 
 
-def _only(method: str, endpoint: Endpoint) -> Endpoint:
-    """Return `endpoint` for requests of this method only."""
+def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
+    """Return the endpoint of a path that has one for each method."""
 
-    async def checked(request: Request) -> Response:
-        if request.method != method and (request.method, method) != ("HEAD", "GET"):
-            detail = f"method {request.method[:20]} is not supported at this path; use {method}"
-            raise MethodNotAllowed(detail, allow=[method])
+    async def chosen(request: Request) -> Response:
+        endpoint = endpoints.get("GET" if request.method == "HEAD" else request.method)
+        if endpoint is None:
+            allowed = ", ".join(endpoints)
+            detail = f"method {request.method[:20]} is not supported at this path; use {allowed}"
+            raise MethodNotAllowed(detail, allow=[*endpoints])
         return await endpoint(request)
 
-    return checked
+    return chosen
 
 
 class _Envelope:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.openai_items import Json, Place
+from tenuto.interop.fold import Json
+from tenuto.interop.openai_items import Place
 from tenuto.interop.tool_json import file_part, value_of
 
 Role = Literal["user", "assistant", "system", "tool"]

@@ -11,15 +11,14 @@ import base64
 import binascii
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import NotFound
+from tenuto.interop.fold import Answer, Json, Part, has_result
 
-Json = dict[str, Any]
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 REQUEST = "asked"  # field of a question's `meta`: what the request that brought it asks for (`with_asked`)
 SERVER = "tenuto"  # `server_label` of tools that the server runs
@@ -57,66 +56,6 @@ def reference(response_id: object, param: str | None = None) -> Reference:
     return found
 
 
-@dataclass
-class Part:
-    """A part of an answer, with its text in the pieces in which it arrived."""
-
-    value: Json
-    texts: list[str] = field(default_factory=list)
-    length: int = 0  # code points of `texts`
-    sent: int = 0  # number of `texts` that the walk has sent
-
-    def text(self) -> str:
-        """Return the text of a text or a reasoning, or the input of a tool."""
-        if len(self.texts) > 1:
-            self.texts[: self.sent] = ["".join(self.texts[: self.sent])] if self.sent else []
-            self.sent = min(self.sent, 1)
-        return "".join(self.texts)
-
-    def add(self, text: str) -> None:
-        """Add text at the end."""
-        self.texts.append(text)
-        self.length += len(text)
-
-    def replace(self, value: Json) -> None:
-        """Take a new value. Text already sent cannot be withdrawn if the new value does not begin with it."""
-        before, after = self.text(), text_of(value)
-        self.value, self.length = value, len(after)
-        sent_chars = len("".join(self.texts[: self.sent]))
-        if after.startswith(before):
-            self.texts = [before[:sent_chars], after[sent_chars:]]
-            self.sent = 1
-        else:
-            self.texts, self.sent = [after], 1 if sent_chars else 0
-
-
-@dataclass
-class Answer:
-    """One answer of the turn."""
-
-    id: str
-    parts: list[Part] = field(default_factory=list)
-    status: str = "streaming"
-    reason: str | None = None
-    meta: Json = field(default_factory=dict)
-
-
-def text_of(part: Json) -> str:
-    """Return the text of a part that grows; empty for other parts."""
-    return str(part.get("input" if part["type"] == "tool" else "text", ""))
-
-
-def part_of(value: Json) -> Part:
-    """Return a part of which no text was sent."""
-    text = text_of(value)
-    return Part(value, [text] if text else [], len(text))
-
-
-def has_result(part: Json) -> bool:
-    """Return whether a tool part has its result."""
-    return "output" in part or part.get("state") in ("done", "error", "denied")
-
-
 def kind_of(part: Json, own_tools: Collection[str]) -> str:
     """Return the type of the output item of a part; empty for a part that has none."""
     match part["type"]:
@@ -129,23 +68,23 @@ def kind_of(part: Json, own_tools: Collection[str]) -> str:
     return ""
 
 
-def item_of(kind: str, answer: Answer, index: int, *, state: str = "completed") -> Json:
-    """Return the output item of a part; `state` is `in_progress`, `completed` or `incomplete`."""
-    part = answer.parts[index]
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
+
+
+def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:
+    """Return the output item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
     value = part.value
     text = part.text() if state != "empty" else ""
     status = "in_progress" if state == "empty" else state
+    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
     match kind:
         case "message":
             content = [] if state == "empty" else [text_content(text)]
-            item: Json = {"id": f"msg_{answer.id}_{index}", "type": kind, "role": "assistant", "content": content}
-            return {**item, "status": status}
+            return {**head, "role": "assistant", "content": content, "status": status}
         case "reasoning":
-            summary = [] if state == "empty" else [{"type": "summary_text", "text": text}]
-            return {"id": f"rs_{answer.id}_{index}", "type": kind, "summary": summary, "status": status}
+            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
         case "function_call":
-            function = {"call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
-            return {"id": f"fc_{answer.id}_{index}", "type": kind, **function}
+            return {**head, "call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
     call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
     if state != "empty" and has_result(value):
         output = value.get("output")
@@ -156,7 +95,12 @@ def item_of(kind: str, answer: Answer, index: int, *, state: str = "completed") 
         else:
             call["output"] = shown
         status = "failed" if call["error"] is not None else "completed"
-    return {"id": f"mcp_{answer.id}_{index}", "type": "mcp_call", **call, "status": status}
+    return {**head, **call, "status": status}
+
+
+def summary(text: str) -> Json:
+    """Return the summary of a reasoning item."""
+    return {"type": "summary_text", "text": text}
 
 
 def text_content(text: str) -> Json:
@@ -165,7 +109,14 @@ def text_content(text: str) -> Json:
 
 
 def response(
-    question: Message, of: Reference, *, status: str, output: list[Json], answers: list[Answer], error: Json | None
+    question: Message,
+    of: Reference,
+    *,
+    status: str,
+    output: list[Json],
+    answers: list[Answer],
+    error: Json | None,
+    is_steered: bool = False,
 ) -> Json:
     """Return the `Response`."""
     requested = question.meta.get(REQUEST)
@@ -181,7 +132,7 @@ def response(
         "reasoning": requested.get("reasoning"),
         "text": {"format": requested.get("response_format") or {"type": "text"}},
         "error": error,
-        "incomplete_details": None,
+        "incomplete_details": {"reason": "steered"} if is_steered else None,
         "instructions": requested.get("instructions"),
         "metadata": requested.get("metadata") or {},
         "model": requested.get("model") or (author if isinstance(author, str) else ""),

@@ -64,9 +64,11 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_of(url: str = "memory://", **options: Any) -> AsyncIterator[Scene]:
+async def scene_of(
+    url: str = "memory://", *, models: dict[str, str] | None = None, **options: Any
+) -> AsyncIterator[Scene]:
     hub, app = new_hub(url, **options), FastAPI()
-    OpenAI(hub).install(app, "/v1")
+    OpenAI(hub, models=models).install(app, "/v1")
 
     async def agent(turn: Turn) -> None:
         scene.turns.append(turn)
