@@ -41,7 +41,7 @@ from tenuto.core.errors import Deleted, Finished, InvalidRequest, NotFound, Tenu
 from tenuto.core.events import Page
 from tenuto.core.model import Command, Json, Message, Part, Role
 from tenuto.core.names import check_channel, check_id, command_key, is_id
-from tenuto.core.requests import CreateMessage, ReplyCommand, SendCommand
+from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turn_deltas import (
     InAnswer,
@@ -186,6 +186,18 @@ class Access:
         self.check(channel, "publish")
         request = CreateMessage(role=role, parts=parts)
         return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
+
+    async def delete_turn(self, channel: str, message_id: str) -> None:
+        """Delete a user message of the caller, and its answers, which need no further capability.
+
+        A running turn is cancelled. Raises NotFound, Deleted, Forbidden if another author wrote the message.
+        """
+        status = await self.turn(channel, message_id)
+        self.check(channel, "publish")
+        await self._ask(channel, message_id, DeleteMessage())
+        for answer in status.answers:
+            with suppress(NotFound):
+                await self._hub.delete(channel, answer.id)
 
     async def command(
         self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None

@@ -90,18 +90,36 @@ def _about(name: str) -> Iterator[None]:
 def given_in_responses(body: Json) -> GivenInput:
     """Return the input of `POST /responses`. Raises InvalidRequest."""
     check_fields(body)
-    if (conversation := body.get("conversation")) is not None:
-        raise InvalidRequest(
-            f"conversation is not supported, got {conversation!r:.80}; send previous_response_id, the id of the "
-            "response that the request continues",
-            param="conversation",
-        )
     value = body.get("input")
-    given = GivenInput()
-    items = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    items: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    # the store has the calls of earlier responses
+    is_first = body.get("previous_response_id") is None and body.get("conversation") is None
+    given = _given(items, is_first=is_first)
+    if is_first:
+        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
+        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
+        if unknown:
+            raise InvalidRequest(
+                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
+                "previous_response_id of that response"
+            )
+    return _checked(given)
+
+
+@_about("items")
+def given_in_items(items: list[Json]) -> list[tuple[Role, list[Json]]]:
+    """Return the items of a conversation as messages. Raises InvalidRequest."""
+    given = _given(items, is_first=True)
+    if given.approvals:
+        raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
+    given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
+    return given.earlier
+
+
+def _given(items: Any, *, is_first: bool) -> GivenInput:
     if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
-        raise InvalidRequest(f"input must be a text or a list of at least one item, got {value!r:.80}")
-    is_first = body.get("previous_response_id") is None  # the store has the calls of earlier responses
+        raise InvalidRequest(f"input must be a text or a list of at least one item, got {items!r:.80}")
+    given = GivenInput()
     for item in items:
         kind = item.get("type", "message")
         if kind == "message":
@@ -118,15 +136,7 @@ def given_in_responses(body: Json) -> GivenInput:
             given.add_calls([_call({"id": _text(item, "call_id"), "function": item})])
         elif kind not in _ECHOED:
             raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
-    if body.get("previous_response_id") is None:
-        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
-        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
-        if unknown:
-            raise InvalidRequest(
-                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
-                "previous_response_id of that response"
-            )
-    return _checked(given)
+    return given
 
 
 @_about("messages")

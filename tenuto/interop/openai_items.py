@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -21,39 +23,58 @@ from tenuto.interop.fold import Answer, Json, Part, has_result
 
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 REQUEST = "asked"  # field of a question's `meta`: what the request that brought it asks for (`with_asked`)
+CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 
 
+_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
+ITEMS = ("msg_", "rs_", "fc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
+_RESPONSES = ("resp_", "chatcmpl-")
+
+
 class Reference(NamedTuple):
-    """The meaning of a response id: a turn, and the part with which the response begins."""
+    """The meaning of an id: a turn, and a part. A response begins with it, an item is it.
+
+    In the id of an input item it is a message, and the number of the item. A conversation is a channel alone.
+    """
 
     channel: str
     message_id: str
     start: Place = (0, 0)
 
     def id(self, prefix: str = "resp_") -> str:
-        """Return the response id. Chat completions have the same ids with another prefix."""
+        """Return the id. Chat completions have the ids of their responses with another prefix."""
         start = f"\n{self.start[0]}.{self.start[1]}" if any(self.start) else ""
         text = f"{self.channel}\n{self.message_id}{start}"
         return prefix + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def reference(response_id: object, param: str | None = None) -> Reference:
-    """Return the meaning of a response id, from the field `param` of a body. Raises NotFound, also for other texts."""
-    given = str(response_id)[:600]
-    encoded = given.removeprefix("resp_").removeprefix("chatcmpl-")
-    try:
-        text = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True).decode()
-        channel, message_id, *rest = text.split("\n")
-        answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
-        found = Reference(channel, message_id, (int(answer), int(index)))
-    except (binascii.Error, ValueError):
-        found = Reference("", "")
-    if encoded == given or found.id("") != encoded or min(found.start) < 0:
-        detail = f"response {given[:64]!r} does not exist; use the id of a response of this server"
-        raise NotFound(detail, **({"param": param} if param else {}))
-    return found
+def conversation_id(channel: str) -> str:
+    """Return the id of the conversation that a channel is."""
+    return Reference(channel, "").id("conv_")
+
+
+def reference(
+    id: object, param: str | None = None, *, prefixes: Collection[str] = _RESPONSES, kind: str = "response"
+) -> Reference:
+    """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
+    found, of = _ID.match(id) if isinstance(id, str) else None, None
+    if found is not None and found[1] in prefixes:
+        with suppress(binascii.Error, ValueError):
+            text = base64.b64decode(found[2] + "=" * (-len(found[2]) % 4), b"-_", validate=True).decode()
+            channel, message_id, *rest = text.split("\n")
+            answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
+            of = Reference(channel, message_id, (int(answer), int(index)))
+    if of is None or of.id(found[1] if found else "") != id or min(of.start) < 0:
+        raise unknown(kind, id, param)
+    return of
+
+
+def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
+    """Return the error about an id that this server, or this caller, does not have."""
+    detail = f"{kind} {str(id)[:64]!r} does not exist; use an id that this server has returned"
+    return NotFound(detail, **({"param": param} if param else {}))
 
 
 def kind_of(part: Json, own_tools: Collection[str]) -> str:
@@ -103,6 +124,29 @@ def summary(text: str) -> Json:
     return {"type": "summary_text", "text": text}
 
 
+def input_items(channel: str, message: Message) -> list[Json]:
+    """Return a message of a client, such as the question of a turn, as items."""
+    is_answer, content, others = message.role == "assistant", [], []
+    for part in message.parts:
+        match part:
+            case {"type": "text", "text": text}:
+                content.append(text_content(text) if is_answer else {"type": "input_text", "text": text})
+            case {"type": "file", "url": url} if str(part.get("mediaType")).startswith("image/"):
+                content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
+            case {"type": "file", "url": url}:
+                content.append({"type": "input_file", "file_url": url, "filename": part.get("filename")})
+            case {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}:
+                text = output if isinstance(output, str) else json.dumps(output)
+                others.append({"type": "function_call_output", "call_id": call, "output": text})
+            case {"type": "tool", "call": call, "name": name}:
+                others.append(
+                    {"type": "function_call", "call_id": call, "name": name, "arguments": part.get("input", "")}
+                )
+    items = [{"type": "message", "role": message.role, "content": content}] if content else []
+    ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(message.parts)))
+    return [{"id": id, "status": "completed", **item} for id, item in zip(ids, [*items, *others], strict=False)]
+
+
 def text_content(text: str) -> Json:
     """Return the content of a message item."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
@@ -144,6 +188,7 @@ def response(
         "tools": requested.get("tools") or [],
         "top_p": requested.get("top_p"),
         "usage": usage(answers),
+        **({"conversation": {"id": conversation_id(of.channel)}} if question.meta.get(CONVERSATION) else {}),
     }
 
 

@@ -65,16 +65,21 @@ class Scene:
 
 @asynccontextmanager
 async def scene_of(
-    url: str = "memory://", *, models: dict[str, str] | None = None, **options: Any
+    url: str = "memory://",
+    *,
+    models: dict[str, str] | None = None,
+    channel: str | None = None,
+    pattern: str = "chat:*",
+    **options: Any,
 ) -> AsyncIterator[Scene]:
     hub, app = new_hub(url, **options), FastAPI()
-    OpenAI(hub, models=models).install(app, "/v1")
+    OpenAI(hub, models=models, channel=channel).install(app, "/v1")
 
     async def agent(turn: Turn) -> None:
         scene.turns.append(turn)
         await scene.script(turn)
 
-    hub.agent("chat:*", name="bot", on_crash="continue")(agent)
+    hub.agent(pattern, name="bot", on_crash="continue")(agent)
     async with serving(hub, app) as served:
         address = f"http://127.0.0.1:{served.port}/v1"
         async with openai.AsyncOpenAI(base_url=address, api_key="key", max_retries=0) as client:
@@ -474,7 +479,8 @@ async def test_error_names_the_field_of_the_request_in_param(scene: Scene, param
 async def test_other_method_gets_an_error_of_openai(scene: Scene) -> None:
     for method, path, allowed in (
         ("GET", "/responses", "POST"),
-        ("DELETE", "/responses/x", "GET"),
+        ("PUT", "/responses/x", "GET, DELETE"),
+        ("DELETE", "/conversations/x", "GET"),
         ("PUT", "/responses/x/cancel", "POST"),
         ("GET", "/chat/completions", "POST"),
         ("POST", "/models", "GET"),
@@ -575,6 +581,9 @@ ROUTES = [
     ("GET", "/v1/responses/{id}?stream=true", None, {"subscribe", "history"}),
     ("POST", "/v1/responses/{id}/cancel", None, {"subscribe", "history", "command"}),
     ("GET", "/v1/models", None, set()),
+    ("GET", "/v1/models/bot", None, set()),
+    ("GET", "/v1/responses/{id}/input_items", None, {"history"}),
+    ("POST", "/v1/conversations", {}, {"history", "publish"}),
 ]
 
 
