@@ -20,6 +20,7 @@ from pydantic import BaseModel, SecretStr
 
 from tenuto import Hub, Limits, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI
+from tests.interop.pages import pages_at
 from tests.transports.conftest import Served, new_hub, serving
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -177,6 +178,21 @@ async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai
     assert completion.usage.completion_tokens_details.reasoning_tokens == 3
 
 
+async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
+    stub.text = "A cat."
+    photo = {"type": "file", "mediaType": "image/png", "filename": "cat.png", "url": PNG}
+    async with pages_at(f"{stub.url}/page") as pages:
+        await pages("a", "open", id="1")
+        await pages("a", "send", parts=[photo])
+        await pages("a", "saw", wanted="A cat.")
+        built = (await pages("a", "is", status="ready"))["messages"]
+        loaded = (await pages("b", "open", id="1", load=True))["messages"]
+    assert stub.received[0]["openai"] == [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
+    ]
+    assert built[0]["parts"] == loaded[0]["parts"] == [photo]
+
+
 async def test_more_files_than_a_message_may_have_are_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
     image: Any = {"type": "input_image", "image_url": PNG, "detail": "auto"}
     with pytest.raises(openai.APIStatusError, match=r"300 parts, the limit is 256 \(Limits.parts\)") as refused:
@@ -270,12 +286,14 @@ async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str) -> None:
             forwarded = {**KNOWN, "max_tokens": 99, "toolChoice": "required", "temperature": 0.5, "theme": "dark"}
             await run_agui(stub, "hi", tools=tools, context=context, state={"n": 1}, forwardedProps=forwarded)
         case "ai-sdk":
-            message = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "hi"}], "metadata": {"k": "v"}}
-            async with httpx2.AsyncClient() as http:
-                body = {"id": "1", "messages": [message], "trigger": "submit-message", **SETTINGS, "theme": "dark"}
-                assert (await http.post(f"{stub.url}/page", json=body)).status_code == 200
-                shown = (await http.get(f"{stub.url}/page/1/messages")).json()
-                assert shown[0]["metadata"] == {"k": "v"}  # the page's own
+            async with pages_at(f"{stub.url}/page") as pages:
+                await pages("a", "open", id="1")
+                body = {**SETTINGS, "theme": "dark"}
+                await pages("a", "send", text="hi", metadata={"k": "v"}, options={"body": body})
+                await pages("a", "asks", requests=1)
+                await pages("a", "is", status="ready")
+                loaded = await pages("b", "open", id="1", load=True)
+                assert loaded["messages"][0]["metadata"] == {"k": "v"}  # the page's own
 
 
 EXPECTED: dict[str, dict[str, Any]] = {
