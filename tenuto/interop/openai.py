@@ -98,7 +98,7 @@ class OpenAI:
         if body.get("stream") is True:
             return access.stream(of.channel, of.message_id, ResponseStream(question, of))
         if body.get("background") is True:
-            return _json(events_of(await access.turn(of.channel, of.message_id), of).response())
+            return _json(events_of(await turn_of(access, of), of).response())
         return whole_response(access, question, of)
 
     async def _complete(self, request: Request) -> Response:
