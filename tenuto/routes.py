@@ -361,6 +361,7 @@ class RouteSocket:
 
     def __init__(self, access: Access, credentials: Credentials, receive: Receive, send: Send) -> None:
         self.access = access
+        self.frame_bytes = 0  # of the frame that `frames` has yielded last
         self._credentials = credentials
         self._receive = receive
         self._send = send
@@ -401,6 +402,7 @@ class RouteSocket:
             if not data or len(data) > limit_bytes:
                 self.close(*((FRAME_TOO_LARGE, "too_large") if data else (MISUSED, "invalid_request")))
                 return
+            self.frame_bytes = len(data)
             try:
                 self._credentials.count_request(len(data))
                 yield decode(data, _JSON_OBJECT)

@@ -59,7 +59,7 @@ class _Lane:
     """The requests with one `stream_id`, and the response that is being sent."""
 
     stream_id: str | None = None
-    waiting: deque[Json] = field(default_factory=deque)
+    waiting: deque[tuple[Json, int]] = field(default_factory=deque)  # requests, and their bytes
     question: Message | None = None
     of: Reference | None = None  # None while no response is being sent
     events: TurnEvents | None = None
@@ -119,7 +119,7 @@ class ResponsesSocket:
         self._begin = begin
         self._error_of = error_of
         self._lanes: dict[object, _Lane] = {}
-        self._steers: dict[Reference, list[_Steer]] = {}  # by turn
+        self._steers: dict[tuple[str | None, Reference], list[_Steer]] = {}  # by lane and turn
 
     async def run(self) -> None:
         """Carry out the client's events until it disconnects."""
@@ -137,7 +137,7 @@ class ResponsesSocket:
                 except TenutoError as error:
                     await self._fail(_Lane(stream_id if isinstance(stream_id, str) else None), error.problem())
                     continue
-                lane.waiting.append(event)
+                lane.waiting.append((event, self._socket.frame_bytes))
                 if lane.stream_id not in self._lanes:
                     self._lanes[lane.stream_id] = lane
                     running.add(task := tasks.create_task(self._work(lane)))
@@ -155,16 +155,18 @@ class ResponsesSocket:
         if event.get("background") or event.get("generate") is False:
             raise InvalidRequest("background and generate are not supported on a socket; leave them out")
         lane = self._lanes.get(stream_id)
-        waiting = sum(len(one.waiting) for one in self._lanes.values())
-        if waiting >= MAX_WAITING or (lane is None and len(self._lanes) >= MAX_LANES):
-            limits = f"at most {MAX_LANES} stream_ids at once, and {MAX_WAITING} requests that wait"
-            raise TooMany(f"a socket has {limits}; wait until a response has ended", limit=MAX_WAITING)
+        waiting = [size for one in self._lanes.values() for _, size in one.waiting]
+        limit_bytes = self._socket.access.limits.message_bytes
+        is_full = len(waiting) >= MAX_WAITING or (waiting and sum(waiting) + self._socket.frame_bytes > limit_bytes)
+        if is_full or (lane is None and len(self._lanes) >= MAX_LANES):
+            limits = f"{MAX_LANES} stream_ids at once, and {MAX_WAITING} requests of {limit_bytes} bytes that wait"
+            raise TooMany(f"a socket has at most {limits}; wait until a response has ended", limit=MAX_WAITING)
         return lane or _Lane(stream_id)
 
     async def _work(self, lane: _Lane) -> None:
         try:
             while lane.waiting:
-                event, after = lane.waiting.popleft(), -1
+                (event, _), after = lane.waiting.popleft(), -1
                 try:
                     access = self._socket.access
                     if event["type"] == "response.create":
@@ -193,7 +195,7 @@ class ResponsesSocket:
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
             assert lane.question is not None
-            steers = self._steers.setdefault(turn := of._replace(start=(0, 0)), [])
+            steers = self._steers.setdefault(key := (lane.stream_id, turn := of._replace(start=(0, 0))), [])
             lane.of = of
             lane.events = events = TurnEvents(
                 lane.question, of, after, is_steered=partial(self._has_taken, steers, turn)
@@ -201,7 +203,7 @@ class ResponsesSocket:
             problem = await self._socket.stream(of.channel, of.message_id, _Frames(lane, events, steers))
             lane.of = None
             if problem is not None:
-                self._steers.pop(turn)
+                del self._steers[key]
                 if steer is not None:
                     await self._refuse(lane, steer, "successor_creation_failed", problem["detail"])
                 else:
@@ -214,19 +216,19 @@ class ResponsesSocket:
                 continue
             for one in tuple(steers):
                 await one.is_settled.wait()
-            if required := events.required_input():
+            if steers and (required := events.required_input()):
                 for one in (one for one in steers if not one.is_reported):
                     one.is_reported = True
                     about = {"reason": "waiting_for_required_input", "required_input": required}
                     await self._report(lane, "pending", one, **about)
                 return
-            self._steers.pop(turn)
+            del self._steers[key]
             if not steers:
                 return
             steer, *left = steers
             assert steer.message is not None
             of = Reference(of.channel, steer.id)
-            self._steers[of] = left
+            self._steers[lane.stream_id, of] = left
             lane.question = with_asked(steer.message, lane.question.meta.get(REQUEST) or {})
 
     def _has_taken(self, steers: Sequence[_Steer], turn: Reference) -> bool:
@@ -253,7 +255,7 @@ class ResponsesSocket:
             given = given_in_responses({"input": steer.input})
             if given.earlier or given.outputs or given.approvals:
                 raise InvalidRequest("the input of response.steer has messages of the user alone")
-            steers = self._steers[of._replace(start=(0, 0))]
+            steers = self._steers[lane.stream_id, of._replace(start=(0, 0))]
             if len(steers) >= MAX_WAITING:
                 raise TooMany(f"{MAX_WAITING} inputs wait for this response already; send them later")
             steers.append(steer)
