@@ -83,7 +83,8 @@ async def test_socket_that_is_cut_after_each_event_resumes_exactly(scene: Scene)
     for _ in range(len(whole)):
         async with scene.client.responses.connect() as socket:
             resume: Any = {"type": "response.retrieve", "response_id": response_id}
-            await socket.send(resume if seen < 0 else {**resume, "starting_after": seen})
+            resume |= {} if seen < 0 else {"starting_after": seen}
+            await socket.send(resume)
             event: Any = await socket.recv()
             text += getattr(event, "delta", "") if event.type == "response.output_text.delta" else ""
             seen = event.sequence_number
