@@ -127,7 +127,9 @@ class Conversations:
         channel = self._begin(access, body, id)
         access.check(channel, "history", "publish")
         if body.get("items") and id not in channel:
-            raise InvalidRequest(f"the agent answers all requests in channel {channel!r}; send no items", param="items")
+            raise InvalidRequest(
+                f"channel {channel!r} must not get items, because all requests share it; send none", param="items"
+            )
         await self._store(access, channel, body)
         return JSONResponse(_conversation(channel, []))
 
