@@ -9,8 +9,9 @@ public (`docs/python.md`); the adapters of `tenuto.interop` use no others.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tenuto.agents.request import asked_in
+from tenuto.core.asked import references, whole
 from tenuto.core.branches import newest_branch, versions_of
 from tenuto.core.deltas import (
     Delta,
@@ -35,11 +38,11 @@ from tenuto.core.deltas import (
     Sent,
     TextAdded,
 )
-from tenuto.core.errors import Finished, InvalidRequest, NotFound, TenutoError
+from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
 from tenuto.core.model import Command, Json, Message, Part, Role
 from tenuto.core.names import check_channel, check_id, command_key, is_id
-from tenuto.core.requests import CreateMessage, ReplyCommand, SendCommand
+from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turn_deltas import (
     InAnswer,
@@ -55,15 +58,19 @@ from tenuto.hub.identity import Scope as HubScope
 from tenuto.hub.results import Result, message_of
 from tenuto.hub.turn_status import read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
+from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body
+from tenuto.transports.close_codes import DRAINED, EXPIRED, FRAME_TOO_LARGE, MISUSED
 from tenuto.transports.codec import decode, unexpected
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import peer_of
 from tenuto.transports.http import problem_response
 from tenuto.transports.origin import check_peer
+from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, message_bytes, open_body, turn_bytes
 from tenuto.transports.turn_stream import TurnFormat, TurnStream
+from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [
     "Access",
@@ -79,6 +86,7 @@ __all__ = [
     "PartReplaced",
     "QuestionAsked",
     "QuestionReplied",
+    "RouteSocket",
     "Sent",
     "TextAdded",
     "TurnChanged",
@@ -87,6 +95,7 @@ __all__ = [
     "TurnResponse",
     "TurnState",
     "TurnStatus",
+    "asked_in",
     "guarded",
     "is_id",
     "newest_branch",
@@ -107,6 +116,7 @@ class Access:
         self._hub = app.hub
         self._scope = scope
         self.identity = identity
+        self.limits = app.hub.limits
 
     def check(self, channel: str, *capabilities: str) -> None:
         """Raise Forbidden unless the caller holds all `capabilities` on `channel`, InvalidName for an invalid name."""
@@ -114,10 +124,14 @@ class Access:
         for capability in capabilities:
             self.identity.check(capability, channel)
 
-    async def body(self, request: Request) -> dict[str, Json]:
-        """Return the request's body, a JSON object. Raises InvalidRequest, InvalidText, TooLarge, TooMany, …"""
+    async def body(self, request: Request, *, limit_bytes: int | None = None) -> dict[str, Json]:
+        """Return the request's body, a JSON object of at most `limit_bytes`, by default `Limits.request_bytes`.
+
+        Raises InvalidRequest, InvalidText, TooLarge, TooMany, …
+        """
         # The server reads and discards the rest of a refused body.
-        declared, size = declared_bytes(self._hub, self._scope), 0
+        limit_bytes = limit_bytes or self._hub.limits.request_bytes
+        declared, size = declared_bytes(self._scope, limit_bytes), 0
 
         def grow(more: int) -> None:
             nonlocal size
@@ -125,8 +139,8 @@ class Access:
             count.grow(more)
 
         try:
-            with open_body(self._hub, self.identity, self._scope) as count:
-                data = await read_body(request, self._hub.limits.request_bytes, grow)
+            with open_body(self._hub, self.identity, self._scope, limit_bytes) as count:
+                data = await read_body(request, limit_bytes, grow)
         except ClientDisconnect:
             declared = 0
             raise
@@ -144,16 +158,31 @@ class Access:
         meta: dict[str, Json] | None = None,
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
+        asked: Mapping[str, Json] | None = None,
     ) -> Message:
         """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
+
+        `asked` is what the caller asks of the model beside the message (`asked_in`); the agent has it as
+        `turn.request`. Large values are stored once for each person in the channel, and no viewer gets them.
 
         Raises IdConflict, and Deleted if the message was deleted at once.
         """
         self.check(channel, "publish")
-        request = CreateMessage(text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to)
+        request = CreateMessage(
+            text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to, asked=dict(asked or {})
+        )
         check_create(request, self.identity, channel)
         message_id = self._hub.clock.id_or_new(id)
         return message_of(await self._ask(channel, message_id, request), message_id)
+
+    async def asked(self, channel: str, message: Message) -> dict[str, Json]:
+        """Return what a client asked with `message`, under the names of `create`. Removed values are left out."""
+        self.check(channel, "history")
+        kept = []
+        for id in references(message.meta).values():
+            with suppress(NotFound, Deleted):
+                kept.append((await self._hub.read(channel, id))[0])
+        return whole(message.meta, kept)
 
     async def remember(self, channel: str, *, id: str, role: Role, parts: list[Part]) -> Message:
         """Store a message of a conversation that the caller brings, and return it. It starts no turn.
@@ -164,6 +193,18 @@ class Access:
         self.check(channel, "publish")
         request = CreateMessage(role=role, parts=parts)
         return message_of(await self._ask(channel, check_id(id), request, starts_turn=False), id)
+
+    async def delete_turn(self, channel: str, message_id: str) -> None:
+        """Delete a user message of the caller, and its answers, which need no further capability.
+
+        A running turn is cancelled. Raises NotFound, Deleted, Forbidden if another author wrote the message.
+        """
+        status = await self.turn(channel, message_id)
+        self.check(channel, "publish")
+        await self._ask(channel, message_id, DeleteMessage())
+        for answer in status.answers:
+            with suppress(NotFound):
+                await self._hub.delete(channel, answer.id)
 
     async def command(
         self, channel: str, name: str, *, target: str | None = None, data: Json = None, id: str | None = None
@@ -189,6 +230,11 @@ class Access:
         """Reply to a command as the caller. Raises AlreadyAnswered, NotFound, Forbidden."""
         self.check(channel, "command")
         await self._ask(channel, command_key(check_id(command_id)), ReplyCommand(ok=ok, data=data, error=error))
+
+    def taken_by(self, channel: str, message_id: str) -> str | None:
+        """Return the id of the message whose turn has taken this user message in, as far as this server has it."""
+        known = self._hub.channel(channel).state.message(message_id)
+        return known.claim.within if known is not None and known.claim is not None else None
 
     def agents(self) -> dict[str, str]:
         """Return the names of the agents that are present, also in other processes, each with its channel pattern."""
@@ -257,8 +303,8 @@ class Access:
         caller = replace(caller, brings_answer=not starts_turn)
         result = await hub.ask(channel, key, request, caller)
         count_new_channel(hub, self.identity, result)
-        size = len(msgspec.json.encode(request))
-        self._charge(event_bytes(hub, channel, result, size))
+        if result.created and hub.channel(channel).watchers:
+            self._charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
 
     def _charged(self, turns: list[TurnStatus]) -> list[TurnStatus]:
@@ -310,6 +356,132 @@ class TurnResponse(Response):
                 await stream.run(receive)
         finally:
             stream.close()
+
+
+class RouteSocket:
+    """A WebSocket of a route of an app's own, under the rules of the hub's sockets (`Hub.serve_socket`)."""
+
+    def __init__(self, access: Access, credentials: Credentials, receive: Receive, send: Send) -> None:
+        self.access = access
+        self.frame_bytes = 0  # of the frame that `frames` has yielded last
+        self._credentials = credentials
+        self._receive = receive
+        self._send = send
+        self._sending = asyncio.Lock()
+        self._limit = asyncio.timeout(None)
+        self._closing: tuple[int, str] | None = None
+
+    async def run(self, handle: Callable[[RouteSocket], Awaitable[None]], *, max_s: float) -> None:
+        """Accept the socket, and close it when `handle` returns, after `max_s`, on expiry, and when the hub drains."""
+        hub = self.access._hub
+        unhook = hub.on_drain(self.drain)
+        self._credentials.watch(lambda: self.close(EXPIRED, "unauthenticated"))
+        try:
+            await self._send({"type": "websocket.accept"})
+            async with asyncio.timeout(max_s) as self._limit:
+                if self._closing is None and not hub.viewing.is_over:
+                    await handle(self)
+                else:
+                    self.drain()
+        except TimeoutError:
+            if not self._limit.expired():
+                raise
+        finally:
+            unhook()
+            code, reason = self._closing or (1000, "")
+            with suppress(OSError, RuntimeError, TimeoutError):  # servers raise them if the peer has disconnected
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def frames(self) -> AsyncIterator[dict[str, Json] | TenutoError]:
+        """Yield the received JSON objects, of at most `Limits.message_bytes`, or an error in place of a refused one."""
+        limit_bytes = self.access.limits.message_bytes
+        while self._closing is None:
+            message = await self._receive()
+            if message["type"] != "websocket.receive":
+                return
+            data = (message.get("text") or "").encode(errors="surrogatepass")
+            if not data or len(data) > limit_bytes:
+                self.close(*((FRAME_TOO_LARGE, "too_large") if data else (MISUSED, "invalid_request")))
+                return
+            self.frame_bytes = len(data)
+            try:
+                self._credentials.count_request(len(data))
+                yield decode(data, _JSON_OBJECT)
+            except TenutoError as error:
+                yield error
+                if isinstance(error, TooMany):
+                    await asyncio.sleep(REFUSED_PAUSE_S)
+
+    async def send(self, frame: bytes) -> None:
+        """Send a frame. Calls of several tasks wait for each other. Raises OSError for a peer that does not read."""
+        async with self._sending, asyncio.timeout(SEND_TIMEOUT_S):
+            await self._send({"type": "websocket.send", "text": frame.decode()})
+
+    async def stream(self, channel: str, message_id: str, turn_format: TurnFormat) -> dict[str, Json] | None:
+        """Send each line of a turn in its format as a frame, and return None at its end, else the problem that cut it.
+
+        The stream takes a connection slot, besides that of the socket.
+        """
+        status, body, is_complete = 200, b"", False
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status, body, is_complete
+            status = message.get("status", status)
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+            if status != 200:
+                body += message.get("body", b"")
+                return
+            for line in message.get("body", b"").split(b"\n"):
+                if line:
+                    await self.send(line)
+
+        async def receive() -> MutableMapping[str, Any]:
+            await asyncio.get_running_loop().create_future()  # the peer's frames are not for the stream
+            raise AssertionError
+
+        scope = {"type": "http", "method": "GET", "headers": []}
+        await self.access.stream(channel, message_id, turn_format)(scope, receive, send)
+        if status == 200:
+            cut = Draining("the stream broke off; connect again, and continue after the last event")
+            return None if is_complete else cut.problem()
+        return _JSON_OBJECT.decode(body)
+
+    def drain(self) -> None:
+        """Close the socket, because the hub drains."""
+        self.close(DRAINED, "draining")
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the socket; what `handle` awaits is cancelled. A second call has no effect."""
+        if self._closing is None:
+            self._closing = code, reason
+            if self._limit.when() is not None and not self._limit.expired():
+                self._limit.reschedule(asyncio.get_running_loop().time())
+
+
+async def serve_socket(
+    app: StreamApp,
+    scope: HubScope,
+    receive: Receive,
+    send: Send,
+    handle: Callable[[RouteSocket], Awaitable[None]],
+    *,
+    max_s: float,
+) -> None:
+    """Serve a socket of a route (`Hub.serve_socket`)."""
+    await receive()  # the first ASGI message: websocket.connect
+    try:
+        access = await authorize(app, scope, None, ())
+        credentials = Credentials(app.hub, scope, access.identity)
+        credentials.take_slot()
+    except TenutoError as error:
+        await refuse_socket(scope, error, receive, send)
+        return
+    try:
+        await RouteSocket(access, credentials, receive, send).run(handle, max_s=max_s)
+    finally:
+        credentials.leave()
+        abort_if_unread(receive, is_draining=app.hub.viewing.is_over)
 
 
 async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabilities: Iterable[str]) -> Access:

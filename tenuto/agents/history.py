@@ -7,15 +7,22 @@ Pure functions. The shapes are those of the providers' documentation; `docs/agen
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
+from urllib.parse import unquote, urlsplit
+
+from msgspec.structs import replace
 
 from tenuto.core.answer_ids import reply_ids
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Message, Part
 
 Shape = Literal["text", "openai", "responses", "anthropic"]
+OUTPUT = "function_call_output"  # name of the data part with the result of a call that the client has run
 
 
 def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
@@ -78,9 +85,10 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
     """Return `messages` in the form that a provider's API accepts. Raises LocalError for an unknown form."""
     if shape not in get_args(Shape):
         raise LocalError(f"shape must be one of {', '.join(get_args(Shape))}, got {shape!r}")
+    messages = _joined(messages, with_calls=shape != "text")
     match shape:
         case "text":
-            return [{"role": one.role, "content": one.text} for one in messages if one.text and one.role != "tool"]
+            return [turn for one in messages for turn in _text(one)]
         case "openai":
             return [turn for one in messages for turn in _openai(one)]
         case "responses":
@@ -89,33 +97,131 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
             return _alternating([turn for one in messages for turn in _anthropic(one)])
 
 
+def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
+    """Return `messages` with each result that a client has sent at its call, whose answer had ended without it.
+
+    A result whose call is not among `messages` becomes a text. Without `with_calls`, for a shape without calls, each
+    one does.
+    """
+    open_calls = {
+        part["call"]: part
+        for one in messages
+        for part in one.parts
+        if part["type"] == "tool" and not ("output" in part and with_calls)
+    }
+    results: dict[str, Json] = {}
+    found: list[Message] = []
+    for one in messages:
+        parts: list[Part] = []
+        for part in one.parts:
+            data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
+            if not isinstance(data, dict):
+                parts.append(part)
+            elif with_calls and data.get("call_id") in open_calls:
+                results[data["call_id"]] = data.get("output")
+            else:
+                parts.append({"type": "text", "text": _result_as_text(open_calls.get(data.get("call_id")), data)})
+        found.append(replace(one, parts=parts))
+    return [
+        replace(
+            one,
+            parts=[
+                {**part, "output": results[part["call"]]}
+                if part["type"] == "tool" and "output" not in part and part["call"] in results
+                else part
+                for part in one.parts
+            ],
+        )
+        for one in found
+    ]
+
+
+def _result_as_text(call: Part | None, data: dict[str, Json]) -> str:
+    name = f"{call['name']}({call['input'] or '{}'})" if call is not None else f"call {data.get('call_id')}"
+    return f"[result of {name}: {_output(data)}]"
+
+
 class _ModelStep(NamedTuple):
-    """A text and the tool calls after it.
+    """Texts and files, and the tool calls after them.
 
     An answer of a model that called tools several times has one step for each round.
     """
 
-    text: str
+    content: list[str | Part]
     calls: list[Part]
 
 
 def _steps(message: Message) -> Iterator[_ModelStep]:
-    """Yield the texts and tool calls of `message`, in order, except calls without a result: the APIs refuse those."""
-    text, calls = "", list[Part]()
+    """Yield the content and tool calls of `message`, in order, except calls without a result: the APIs refuse those.
+
+    Files of other messages than those of the user are placeholders: no API accepts them there.
+    """
+    content, calls = list[str | Part](), list[Part]()
     for part in message.parts:
         if part["type"] == "tool" and "output" in part:
-            text = (
-                text if text.strip() else ""
-            )  # models write line ends around calls, and Anthropic refuses text of line ends only
+            # models write line ends around calls, and Anthropic refuses text of line ends only
+            content = [one for one in content if not isinstance(one, str) or one.strip()]
             calls.append(part)
-        elif part["type"] == "text" and message.role != "tool":
-            if calls and part["text"].strip():
-                yield _ModelStep(text, calls)
-                text, calls = "", []
-            if not calls:
-                text += part["text"]
-    if text or calls:
-        yield _ModelStep(text, calls)
+            continue
+        if part["type"] == "text":
+            shown: str | Part = part["text"]
+        elif part["type"] == "file":
+            shown = part if message.role == "user" else _placeholder(part)
+        else:
+            continue
+        if message.role == "tool":
+            continue
+        if calls and (not isinstance(shown, str) or shown.strip()):
+            yield _ModelStep(content, calls)
+            content, calls = [], []
+        if not calls and isinstance(shown, str) and content and isinstance(content[-1], str):
+            content[-1] += shown
+        elif not calls and shown:
+            content.append(shown)
+    if content or calls:
+        yield _ModelStep(content, calls)
+
+
+class _File(NamedTuple):
+    """A file part as the APIs need it."""
+
+    url: str
+    media_type: str  # empty if it is unknown
+    name: str
+    data: str | None  # content in base64; None if `url` is an address
+
+    @property
+    def is_image(self) -> bool:
+        return self.media_type.startswith("image/")
+
+
+def _file(part: Part) -> _File:
+    """Return the file of a part, whose fields are an app's or a client's own."""
+    url = part["url"] if isinstance(part.get("url"), str) else ""
+    given = part.get("mediaType") or part.get("media_type")
+    media_type, data = str(given or ""), None
+    if url[:5].lower() == "data:":
+        about, _, data = url[5:].partition(",")
+        media_type = about.split(";")[0] or media_type or "text/plain"
+        if not about.endswith(";base64"):
+            data = base64.b64encode(unquote(data).encode()).decode()
+            url = f"data:{media_type};base64,{data}"
+    name = part.get("filename") or part.get("name")
+    if not isinstance(name, str):
+        name = "" if data is not None else unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+    media_type = media_type or guess_type(name)[0] or ""
+    return _File(url, media_type.lower(), name, data)
+
+
+def _placeholder(part: Part) -> str:
+    """Return the text in place of a file that a shape or an API does not take."""
+    file = _file(part)
+    name = file.name or file.media_type
+    return f"[{'image' if file.is_image else 'file'}{f': {name}' if name else ''}]"
+
+
+def _text_of(content: Iterable[str | Part]) -> str:
+    return "".join(one if isinstance(one, str) else _placeholder(one) for one in content)
 
 
 def _output(part: Part) -> str:
@@ -123,16 +229,44 @@ def _output(part: Part) -> str:
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
 
 
+def _text(message: Message) -> Iterator[dict[str, Json]]:
+    content = [
+        part["text"] if part["type"] == "text" else part for part in message.parts if part["type"] in ("text", "file")
+    ]
+    if message.role != "tool" and (text := _text_of(content)):
+        yield {"role": message.role, "content": text}
+
+
 def _openai(message: Message) -> Iterator[dict[str, Json]]:
-    for text, calls in _steps(message):
+    for content, calls in _steps(message):
         is_one = bool(calls) and message.role == "assistant"
-        if text and not is_one:
-            yield {"role": message.role, "content": text}
+        is_text = all(isinstance(one, str) for one in content)
+        shown: Json = _text_of(content) if is_text else [_openai_content(one) for one in content]
+        if shown and not is_one:
+            yield {"role": message.role, "content": shown}
         if calls:
-            content = text if text and is_one else None
-            yield {"role": "assistant", "content": content, "tool_calls": [_tool_call(part) for part in calls]}
+            text = shown if shown and is_one else None
+            yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls]}
         for part in calls:
             yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part)}
+
+
+def _openai_content(one: str | Part) -> dict[str, Json]:
+    if isinstance(one, str):
+        return {"type": "text", "text": one}
+    file = _file(one)
+    if file.is_image and file.url:
+        return {"type": "image_url", "image_url": {"url": file.url, **_detail(one)}}
+    sound = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}.get(file.media_type)
+    if file.data is not None and sound is not None:
+        return {"type": "input_audio", "input_audio": {"data": file.data, "format": sound}}
+    if file.data is not None:
+        return {"type": "file", "file": {"filename": file.name or "file", "file_data": file.url}}
+    return {"type": "text", "text": _placeholder(one)}  # this API takes no address of a file
+
+
+def _detail(part: Part) -> dict[str, Json]:
+    return {"detail": part["detail"]} if isinstance(part.get("detail"), str) else {}
 
 
 def _tool_call(part: Part) -> dict[str, Json]:
@@ -141,23 +275,66 @@ def _tool_call(part: Part) -> dict[str, Json]:
 
 
 def _responses(message: Message) -> Iterator[dict[str, Json]]:
-    for text, calls in _steps(message):
-        if text:
-            yield {"role": message.role, "content": text}
+    for content, calls in _steps(message):
+        if all(isinstance(one, str) for one in content):
+            if text := _text_of(content):
+                yield {"role": message.role, "content": text}
+        else:
+            yield {"role": message.role, "content": [_responses_content(one) for one in content]}
         for part in calls:
             call = {"call_id": part["call"], "name": part["name"], "arguments": part["input"] or "{}"}
             yield {"type": "function_call", **call}
             yield {"type": "function_call_output", "call_id": part["call"], "output": _output(part)}
 
 
+def _responses_content(one: str | Part) -> dict[str, Json]:
+    if isinstance(one, str):
+        return {"type": "input_text", "text": one}
+    file = _file(one)
+    if not file.url:
+        return {"type": "input_text", "text": _placeholder(one)}
+    if file.is_image:
+        return {"type": "input_image", "image_url": file.url, "detail": "auto", **_detail(one)}
+    if file.data is not None:
+        return {"type": "input_file", "filename": file.name or "file", "file_data": file.url}
+    return {"type": "input_file", "file_url": file.url}
+
+
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
-    for text, calls in _steps(message) if message.role != "system" else ():
-        if text.strip():  # Anthropic refuses empty text
-            yield {"role": message.role, "content": [{"type": "text", "text": text}]}
+    for content, calls in _steps(message) if message.role != "system" else ():
+        shown = [block for one in content if (block := _anthropic_content(one)) is not None]
+        if shown:
+            yield {"role": message.role, "content": shown}
         if calls:
             yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}
             results = [{"type": "tool_result", "tool_use_id": part["call"], "content": _output(part)} for part in calls]
             yield {"role": "user", "content": results}
+
+
+def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
+    """Return a block; None for a text without letters, which Anthropic refuses."""
+    if isinstance(one, str):
+        return {"type": "text", "text": one} if one.strip() else None
+    file = _file(one)
+    source: dict[str, Json] = {"type": "url", "url": file.url}
+    if file.data is not None:
+        source = {"type": "base64", "media_type": file.media_type, "data": file.data}
+    if file.is_image and file.url:
+        return {"type": "image", "source": source}
+    title = {"title": file.name} if file.name else {}
+    if file.media_type == "application/pdf":
+        return {"type": "document", "source": source, **title}
+    if file.media_type == "text/plain" and file.data is not None:
+        text = _decoded(file.data)
+        return {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}, **title}
+    return {"type": "text", "text": _placeholder(one)}
+
+
+def _decoded(data: str) -> str:
+    try:
+        return base64.b64decode(data + "=" * (-len(data) % 4)).decode("utf-8", "replace")
+    except binascii.Error:
+        return ""
 
 
 def _tool_use(part: Part) -> dict[str, Json]:

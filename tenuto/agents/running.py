@@ -13,12 +13,15 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 from tenuto.agents.backend import Backend, Watch, Writer, find
+from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.answer_ids import ANSWERS, reply_id, reply_ids
+from tenuto.core.asked import references, whole
 from tenuto.core.decide_turns import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
@@ -156,6 +159,7 @@ class Running:
             name=self._agent.name,
             previous=left.answer,
             taken_up=left.writer,
+            request=await self._request(),
         )
         if self.attempt > 1:
             await self._withdraw(self._questions_left(watch, left.answer))
@@ -166,6 +170,21 @@ class Running:
                 await self._store_failed_answer(turn, CRASHED)
             return "done"
         return await self._work_on(watch, turn)
+
+    async def _request(self) -> TurnRequest:
+        """Return what the client asks of the model beside its message."""
+        kept = []
+        for name, message_id in references(self.message.meta).items():
+            try:
+                one = await patiently(partial(find, self._backend, self.channel, message_id))
+            except Forbidden as error:
+                logger.warning("an agent may not read what the client asks for: %s", error)
+                break
+            if one is not None:
+                kept.append(one)
+            else:
+                logger.warning("%s of message %s in %s were removed", name, self.message.id, self.channel)
+        return turn_request(whole(self.message.meta, kept))
 
     async def _work_on(self, watch: Watch, turn: Turn) -> State | None:
         """Run the handler until it ends or is stopped.

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from tenuto.agents.backend import Backend, Watch, Writer
 from tenuto.agents.history import Shape, as_turns, path_to
+from tenuto.agents.request import TurnRequest
 from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError
 from tenuto.core.events import CommandReply
@@ -62,9 +63,11 @@ class Turn:
         name: str,
         previous: Message | None,
         taken_up: Writer | None,
+        request: TurnRequest | None = None,
     ) -> None:
         self.channel = channel
         self.message = message  # the user message that the turn answers
+        self.request = request or TurnRequest()  # what the client asks of the model beside the message
         self.attempt = attempt_of(generation)  # number of the attempt: 1, or higher after a crash
         self.previous = previous  # the unfinished answer of an attempt that crashed
         self.name = name  # the agent's name: author of the answers, and member that people see

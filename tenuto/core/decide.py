@@ -13,6 +13,7 @@ from typing import assert_never
 
 from msgspec import UNSET
 
+from tenuto.core.asked import split
 from tenuto.core.decide_commands import (
     check_may_begin,
     check_room_for_pending,
@@ -44,7 +45,18 @@ from tenuto.core.errors import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState, PartState, part_bytes, utf8_len
-from tenuto.core.model import ROLES, STATUSES, Json, Part, check_json, check_part, check_text, lone_surrogate, plain
+from tenuto.core.model import (
+    ASKED,
+    ROLES,
+    STATUSES,
+    Json,
+    Part,
+    check_json,
+    check_part,
+    check_text,
+    lone_surrogate,
+    plain,
+)
 from tenuto.core.names import check_id
 from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, digest
 from tenuto.core.ownership import (
@@ -106,7 +118,7 @@ def decide(
             case SettleCommand():
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
-    if message is None or (not caller.may_read and not is_author_or_writer(message, caller)):
+    if message is None or message.role == ASKED or (not caller.may_read and not is_author_or_writer(message, caller)):
         raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
     if message.deleted and isinstance(request, DeleteMessage):
         return Decision(serial=message.version)
@@ -163,6 +175,8 @@ def _create(
     is_served: bool,
 ) -> Decision:
     check_id(message_id)
+    if not isinstance(request.asked, dict):
+        raise InvalidRequest(f"asked must be an object, got {shown(request.asked)}")
     fingerprint = _fingerprint(request, caller)
     known = state.message(message_id)
     if known is not None:
@@ -185,13 +199,14 @@ def _create(
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         check_room_for_pending(state, limits)
+    asked, kept = _asked(state, request, caller, now_ms, limits)
     op = Create(
         id=message_id,
         role=request.role,
         author=caller.id,
         status=request.status,
         parts=parts,
-        meta=_merged({}, request.meta, limits),
+        meta=_merged({}, {**request.meta, ASKED: asked} if asked else request.meta, limits),
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
@@ -199,7 +214,36 @@ def _create(
         writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
         is_pending=is_pending,
     )
-    return Decision(ops=(op,), generation=1)
+    return Decision(ops=(*kept, op), generation=1)
+
+
+def _asked(
+    state: Decidable, request: CreateMessage, caller: Caller, now_ms: int, limits: Limits
+) -> tuple[dict[str, Json], list[Create]]:
+    """Return the value of `meta.asked`, and the messages that keep large values, unless the channel has them."""
+    if not request.asked:
+        return {}, []
+    inline, kept = split(request.asked, caller.id, limits)
+    creates = []
+    for one in kept:
+        known = state.message(one.id)
+        if known is not None and known.role != ASKED:
+            raise IdConflict(f"message {one.id!r} has the id of a value that the request must keep; delete it first")
+        if known is None:
+            create = Create(
+                id=one.id,
+                role=ASKED,
+                author=caller.id,
+                status="complete",
+                parts=[{"type": "data", "name": one.name, "data": plain({"value": one.value})["value"]}],
+                meta={},
+                parent=None,
+                reply_to=None,
+                at_ms=now_ms,
+                digest=b"",
+            )
+            creates.append(create)
+    return inline, creates
 
 
 def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
@@ -214,6 +258,7 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
             request.meta,
             parent,
             request.reply_to,
+            request.asked,
         )
     except UnicodeEncodeError as error:
         raise InvalidText(f"a string in the new message holds {lone_surrogate(error)}") from None

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from tenuto.core.asked import kept_ids
 from tenuto.core.errors import TooMany
 from tenuto.core.model import Json, Part, Role, Status
 from tenuto.core.names import is_id
@@ -25,7 +26,10 @@ ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 
 
 class CreateMessage(Struct, frozen=True, kw_only=True):
-    """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message."""
+    """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message.
+
+    `asked` is what the client asks of the agent beside the message, such as tools (`asked`).
+    """
 
     id: str | None = None
     role: Role = "user"
@@ -36,6 +40,7 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
     parent: str | UnsetType | None = UNSET
     reply_to: str | None = None
     lease_s: LeaseSeconds = 15.0
+    asked: dict[str, Json] = {}
 
 
 class AppendText(Struct, frozen=True, kw_only=True, gc=False):
@@ -216,6 +221,9 @@ SERVER = Caller(is_server=True)  # the caller of the hub's own requests
 def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     """Return the ids of the messages and commands that must be in memory before `request` about `key` is decided."""
     target = request.target if isinstance(request, SendCommand) else None
+    kept: tuple[str, ...] = ()
     if isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
         target = request.reply_to
-    return (key, target) if target is not None and is_id(target) else (key,)  # `decide` refuses an invalid id later
+        kept = kept_ids(request.asked, caller.id)
+    # `decide` refuses an invalid id later
+    return (key, target, *kept) if target is not None and is_id(target) else (key, *kept)

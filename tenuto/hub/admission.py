@@ -21,6 +21,9 @@ SLICE = 4
 # Limit on a slow disk. There a commit takes long in any case, and small slices would only make a burst last longer.
 LARGEST_SLICE = 16
 PER_BEGINNING_S = 0.001  # time that a commit takes in the store for each beginning that a slice may have
+# A large create, such as a question with a photo, counts as several, so that two of them are in different commits and
+# running text waits for one alone.
+BEGINNING_BYTES = 64 * 1024
 BESIDE_S = 1.0  # time after the last request about a watched message during which beginnings are limited
 
 
@@ -77,7 +80,7 @@ class Admission:
             elif not item.is_beginning or self._left is None:
                 return item
             elif self._left > 0:
-                self._left -= 1
+                self._left -= _weight(item)
                 return item
             else:
                 self._set_aside(item)
@@ -100,9 +103,14 @@ class Admission:
     def _take_aside(self) -> Item:
         item = self._aside.popleft()
         if self._left is not None:
-            self._left -= 1
+            self._left -= _weight(item)
         if self._behind[item.channel] == 1:
             del self._behind[item.channel]
         else:
             self._behind[item.channel] -= 1
         return item
+
+
+def _weight(item: Item) -> int:
+    """Return how many beginnings an item counts for."""
+    return 1 + item.size_bytes // BEGINNING_BYTES

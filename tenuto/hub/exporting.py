@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from tenuto.core.asked import references
 from tenuto.core.document import restore, restore_command
 from tenuto.core.errors import Busy, Damaged, NotFound
 from tenuto.core.limits import MIB
-from tenuto.core.records import FORMAT, End, Header, Record, command_record, encode_line, message_record
+from tenuto.core.model import ASKED
+from tenuto.core.records import FORMAT, End, Header, MessageRecord, Record, command_record, encode_line, message_record
 from tenuto.hub.importing import is_importing
 from tenuto.stores.base import Head, Store, head_of
 
@@ -35,17 +37,18 @@ async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
         raise NotFound(f"channel {channel!r} has no messages; check its name with tenuto channels")
     digest = hashlib.sha256()
     counts = {"message": 0, "command": 0}
-    damaged = 0
+    damaged = kept = 0
     line = encode_line(Header(format=FORMAT, channel=channel))
     digest.update(line)
     yield line
     async for record in _records(store, channel, head):
         counts[str(record.__struct_config__.tag)] += 1
         damaged += record.is_damaged
+        kept += isinstance(record, MessageRecord) and record.role == ASKED
         line = encode_line(record)
         digest.update(line)
         yield line
-    await _check_count(store, channel, head, counts["message"])
+    await _check_count(store, channel, head, counts["message"] - kept)
     yield encode_line(
         End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest(), damaged=damaged)
     )
@@ -53,6 +56,7 @@ async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
 
 async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Record]:
     after, more = 0, True
+    kept: set[str] = set()  # ids of the values beside the `meta` of messages (`asked`) that were exported
     while more:
         page = await store.page(channel, before=head.serial + 1, after=after, limit=PAGE, limit_bytes=PAGE_BYTES)
         _check_same(page.head, head, channel)
@@ -64,6 +68,11 @@ async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Reco
                     "the rest cannot be exported; restore a backup"
                 )
             after = message.created
+            ids = sorted(set(references(message.meta).values()) - kept)
+            kept.update(ids)
+            for one in (await store.messages(channel, ids))[1].values() if ids else ():
+                if (value := restore(one)).role == ASKED and not value.deleted:
+                    yield message_record(value)
             yield message_record(message)
         more = page.more
     last: str | None = None

@@ -32,7 +32,7 @@ from tenuto.core.cursor import NO_EPOCH, kept_serial
 from tenuto.core.document import restored
 from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
 from tenuto.core.message_state import CommandState, MessageState
-from tenuto.core.model import Command, Json, Message
+from tenuto.core.model import ASKED, Command, Json, Message
 from tenuto.core.names import check_id
 from tenuto.core.state import ChannelState
 from tenuto.hub.channel import Channel
@@ -366,6 +366,8 @@ class HookRunner:
         if isinstance(one, CommandState):
             return _of_command(channel, epoch, one, since)
         happened: list[tuple[str, int]] = []
+        if one.role == ASKED:
+            return []
         if one.deleted:
             happened.append(("message.delete", one.version))
         else:

@@ -21,7 +21,8 @@ from tenuto.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.agui_stream import AGUIStream, Json, Shown, messages_of
 from tenuto.interop.bodies import body_of
 from tenuto.interop.ids import stored_id
-from tenuto.routes import Access, guarded
+from tenuto.interop.tool_json import file_part
+from tenuto.routes import Access, asked_in, guarded
 
 ROLES = ("developer", "system", "assistant", "user", "tool", "activity", "reasoning")
 SHORTER = "send the messages from the last one of the user on: requestInit of a class of your own leaves out the others"
@@ -59,7 +60,9 @@ class AGUI:
             raise InvalidRequest(f"runId must be a text of 1 to {RUN_CHARS} characters, got {run!r:.80}")
         last, later = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
-        question = await _question(access, channel, last)
+        forwarded = body.get("forwardedProps")
+        asked = asked_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
+        question = await _question(access, channel, last, asked)
         return access.stream(channel, question, AGUIStream(body["threadId"], run, _shown(later)))
 
     async def _messages(self, request: Request) -> Response:
@@ -81,7 +84,7 @@ class AGUI:
         return self._channel.replace("{id}", thread)
 
 
-async def _question(access: Access, channel: str, last: Json) -> str:
+async def _question(access: Access, channel: str, last: Json, asked: Json) -> str:
     """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content."""
     id, parts = stored_id(last["id"]), _stored_parts(last.get("content"))
     with suppress(NotFound):
@@ -89,7 +92,7 @@ async def _question(access: Access, channel: str, last: Json) -> str:
         if known is not None and known.role == "user" and known.parts == parts:
             return id
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    return (await access.create(channel, id=id, parts=parts)).id
+    return (await access.create(channel, id=id, parts=parts, asked=asked)).id
 
 
 def _messages_in(body: Json) -> tuple[Json, list[Json]]:
@@ -122,21 +125,24 @@ def _stored_parts(content: object) -> list[Json]:
         match part:
             case {"type": "text", "text": str(text)} if text:
                 stored.append({"type": "text", "text": text})
-            case {"type": "image" | "audio" | "video" | "document", "source": dict(source)}:
-                stored += _file(source)
+            case {"type": "image" | "audio" | "video" | "document" as kind, "source": dict(source)}:
+                stored += _file(source, f"{kind}/*" if kind != "document" else None)
+            case {"type": "binary", "mimeType": str(kind)} if isinstance(url := part.get("url"), str):
+                stored.append(file_part(url, kind, filename=part.get("filename")))
+            case {"type": "binary", "mimeType": str(kind), "data": str(data)}:
+                stored.append(file_part(f"data:{kind};base64,{data}", filename=part.get("filename")))
     if not stored:
         raise InvalidRequest("the last message of the user has no text and no file; send content with one at least")
     return stored
 
 
-def _file(source: Json) -> list[Json]:
+def _file(source: Json, kind: str | None) -> list[Json]:
     """Return the file part of a source with a URL or data; no part for other sources, such as the id of a file."""
-    media_type = {"mediaType": source["mimeType"]} if isinstance(source.get("mimeType"), str) else {}
     match source:
         case {"type": "url", "value": str(url)}:
-            return [{"type": "file", "url": url, **media_type}]
+            return [file_part(url, source.get("mimeType") or kind)]
         case {"type": "data", "value": str(data), "mimeType": str(kind)}:
-            return [{"type": "file", "url": f"data:{kind};base64,{data}", **media_type}]
+            return [file_part(f"data:{kind};base64,{data}")]
     return []
 
 

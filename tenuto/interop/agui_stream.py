@@ -281,7 +281,11 @@ def _question_content(parts: Sequence[Json]) -> str | list[Json]:
             case {"type": "file", "url": str(url)}:
                 media_type = str(part.get("mediaType", ""))
                 kind = media_type.partition("/")[0]
-                source = {"type": "url", "value": url, **({"mimeType": media_type} if media_type else {})}
+                source = {
+                    "type": "url",
+                    "value": url,
+                    **({"mimeType": media_type} if media_type[-2:] not in ("", "/*") else {}),
+                }
                 content.append({"type": kind if kind in ("image", "audio", "video") else "document", "source": source})
     return content
 

@@ -32,7 +32,8 @@ from tenuto.interop.ai_sdk_parts import Json, Release, has_result, is_tool, sile
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.interop.bodies import body_of
 from tenuto.interop.ids import hashed, stored_id
-from tenuto.routes import Access, TurnStatus, guarded, versions_of
+from tenuto.interop.tool_json import file_part
+from tenuto.routes import Access, TurnStatus, asked_in, guarded, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
@@ -92,15 +93,19 @@ class AISDK:
             message_id = turn.message.id if turn.message is not None else ""
             stream = UIStream(message_id, self._release, last, is_late=not has_replied)
             return access.stream(channel, message_id, stream)
-        question = await self._question(access, channel, earlier, last, is_edit=body.get("messageId") is not None)
+        asked, is_edit = asked_in(body, is_strict=False), body.get("messageId") is not None
+        question = await self._question(access, channel, earlier, last, asked, is_edit=is_edit)
         if is_again:
             await self._regenerate(access, channel, question)
         return access.stream(channel, question, UIStream(question, self._release))
 
-    async def _question(self, access: Access, channel: str, earlier: list[Json], last: Json, *, is_edit: bool) -> str:
+    async def _question(
+        self, access: Access, channel: str, earlier: list[Json], last: Json, asked: Json, *, is_edit: bool
+    ) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
         meta = last.get("metadata")
         content: Json = {"parts": _stored_parts(last["parts"]), "meta": meta if isinstance(meta, dict) else None}
+        content["asked"] = asked
         given = stored_id(last["id"])
         with suppress(NotFound):
             return await self._version(access, channel, given, content, is_edit=is_edit)
@@ -273,10 +278,7 @@ def _stored_parts(parts: list[Json]) -> list[Json]:
             case {"type": "text", "text": str(text)} if text:
                 stored.append({"type": "text", "text": text})
             case {"type": "file", "url": str()}:
-                names = ("url", "mediaType", "filename")
-                stored.append(
-                    {"type": "file", **{name: part[name] for name in names if isinstance(part.get(name), str)}}
-                )
+                stored.append(file_part(part["url"], part.get("mediaType"), filename=part.get("filename")))
             case {"type": str(kind)} if kind.startswith("data-"):
                 stored.append({"type": "data", "name": kind.removeprefix("data-"), "data": part.get("data")})
     if not stored:

@@ -10,82 +10,95 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, request_response
+from starlette.routing import Route, WebSocketRoute, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenuto import Hub
 from tenuto import Message as Stored
 from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
 from tenuto.interop.bodies import body_of
+from tenuto.interop.fold import Json, has_result
 from tenuto.interop.ids import hashed
 from tenuto.interop.openai_chat import ChatStream, completion
+from tenuto.interop.openai_conversations import Conversations, page_of, turn_of, with_references
 from tenuto.interop.openai_input import (
     GivenInput,
     approval_place,
+    check_fields,
     given_in_chat,
     given_in_responses,
     no_approval_request,
     output_part,
-    request_meta,
 )
-from tenuto.interop.openai_items import REQUEST, Json, Place, Reference, has_result, own_tools, reference
-from tenuto.interop.openai_stream import ASKING, ResponseStream, events_of
+from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_asked
+from tenuto.interop.openai_socket import ResponsesSockets
+from tenuto.interop.openai_stream import ResponseStream, after_of, events_of
 from tenuto.interop.openai_whole import whole_response
-from tenuto.routes import Access, TurnStatus, guarded
+from tenuto.routes import Access, TurnStatus, asked_in, guarded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
-_NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class OpenAI:
     """The routes of OpenAI's API: `OpenAI(hub).install(app, "/v1")`.
 
-    A model is the name of an agent. A request without a previous response begins a new channel: that of the agent's
-    pattern, with an id in place of the star, or `channel`, where `{model}`, `{client}` and `{id}` are replaced.
+    A model is the name of an agent; `models` has further names of them, for clients that fix the name of their model:
+    `{"gpt-4o": "bot"}`. A request without a previous response begins a new channel: that of the agent's pattern, with
+    an id in place of the star, or `channel`, where `{model}` (the agent's name), `{client}` and `{id}` are replaced.
     """
 
-    def __init__(self, hub: Hub, *, channel: str | None = None) -> None:
+    def __init__(self, hub: Hub, *, channel: str | None = None, models: Mapping[str, str] | None = None) -> None:
         if channel is not None and "{id}" not in channel:
             raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
         self._hub = hub
         self._channel = channel
+        self._models = dict(models or {})
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
         path = path.rstrip("/")
-        routes = {
-            f"{path}/responses": ("POST", self._create),
-            f"{path}/responses/{{id}}": ("GET", self._retrieve),
-            f"{path}/responses/{{id}}/cancel": ("POST", self._cancel),
-            f"{path}/chat/completions": ("POST", self._complete),
-            f"{path}/models": ("GET", self._models),
+        conversations = Conversations(self._hub, self._new_channel)
+        routes: dict[str, dict[str, Endpoint]] = {
+            f"{path}/responses": {"POST": self._create},
+            f"{path}/responses/{{id}}": {"GET": self._retrieve, "DELETE": self._delete},
+            f"{path}/responses/{{id}}/input_items": {"GET": self._input_items},
+            f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},
+            f"{path}/conversations": {"POST": conversations.create},
+            f"{path}/conversations/{{id}}": {"GET": conversations.retrieve},
+            f"{path}/conversations/{{id}}/items": {"GET": conversations.items, "POST": conversations.add},
+            f"{path}/conversations/{{id}}/items/{{item}}": {"GET": conversations.item},
+            f"{path}/chat/completions": {"POST": self._complete},
+            f"{path}/models": {"GET": self._list_models},
+            f"{path}/models/{{id:path}}": {"GET": self._model},
         }
         app.router.routes[:0] = [
             # an app in place of a function gets requests of each method, so that `_Envelope` has all errors
-            Route(path, _Envelope(request_response(guarded(_only(method, endpoint)))))
-            for path, (method, endpoint) in routes.items()
+            Route(path, _Envelope(request_response(guarded(_by_method(endpoints)))))
+            for path, endpoints in routes.items()
         ]
+        app.router.routes.insert(
+            0, WebSocketRoute(f"{path}/responses", ResponsesSockets(self._hub, self._begin_response, error_of))
+        )
 
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
         access = await self._hub.authorize(request.scope)
         body = await body_of(access, request, SHORTER)
-        given = given_in_responses(body)
-        question, of = await self._begin(request, access, body, given)
+        question, of = await self._begin_response(access, body, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
             return access.stream(of.channel, of.message_id, ResponseStream(question, of))
         if body.get("background") is True:
-            return _json(events_of(await access.turn(of.channel, of.message_id), of).response())
+            return _json(events_of(await turn_of(access, of), of).response())
         return whole_response(access, question, of)
 
     async def _complete(self, request: Request) -> Response:
@@ -94,29 +107,58 @@ class OpenAI:
         body = await body_of(access, request, SHORTER_CHAT)
         given = given_in_chat(body)
         body.pop("previous_response_id", None)
-        question, of = await self._begin(request, access, body, given)
+        question, of = await self._begin(access, body, given, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
             return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
         return whole_response(access, question, of, completion)
 
-    async def _begin(self, request: Request, access: Access, body: Json, given: GivenInput) -> tuple[Stored, Reference]:
-        """Return the question of the turn that answers a request, and the response that the caller gets."""
-        previous, turn = body.get("previous_response_id"), None
-        key = request.headers.get("idempotency-key")
+    async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Stored, Reference]:
+        """Begin the response that a request asks for (`_begin`)."""
+        check_fields(body)
+        conversation = body.get("conversation")
+        if conversation is not None and body.get("previous_response_id") is not None:
+            raise InvalidRequest(
+                "the request names a conversation and a previous_response_id; send one of them", param="conversation"
+            )
+        given = given_in_responses(await with_references(access, body))
+        if conversation is None:
+            return await self._begin(access, body, given, key)
+        id = conversation.get("id") if isinstance(conversation, dict) else conversation
+        channel = reference(id, "conversation", prefixes=("conv_",), kind="conversation").channel
+        return await self._begin(access, body, given, key, channel)
+
+    async def _begin(
+        self, access: Access, body: Json, given: GivenInput, key: str | None, conversation: str | None = None
+    ) -> tuple[Stored, Reference]:
+        """Return the question of the turn that answers a request, and the response that the caller gets.
+
+        `key` is the same for a repeated request. `conversation` is the channel of the conversation that it names.
+        """
+        previous, turn, meta = body.get("previous_response_id"), None, None
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
-        meta = request_meta(body)
+        if conversation is not None:
+            access.check(conversation, "subscribe", "history")
+            meta = {CONVERSATION: True}
+            if given.outputs or given.approvals:  # they reply to the newest turn
+                turns = await access.conversation(conversation)
+                asked_last = [one.message.id for one in turns if one.message is not None]
+                previous = Reference(conversation, asked_last[-1] if asked_last else "").id()
+        asked = asked_in(body)
         if previous is not None:
             of = reference(previous, "previous_response_id")
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
             access.check(of.channel, "subscribe", "history", *reply)
-            channel, turn = of.channel, await _turn(access, of)
+            channel, turn = of.channel, await turn_of(access, of)
             if (start := await self._reply(access, of, turn, given)) is not None:
                 assert turn.message is not None
                 return turn.message, Reference(channel, of.message_id, start)
             if body.get("model") is not None:
-                _pattern_of(access, body)
+                self._agent(access, body["model"])
+        elif conversation is not None:
+            channel = conversation
+            self._agent(access, body.get("model"))
         else:
             channel = self._new_channel(access, body, id)
             access.check(channel, "subscribe", "history", "publish")
@@ -124,8 +166,8 @@ class OpenAI:
         parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
-        question = await access.create(channel, id=id, parts=parts, meta={REQUEST: meta})
-        return question, Reference(channel, question.id)
+        question = await access.create(channel, id=id, parts=parts, meta=meta, asked=asked)
+        return with_asked(question, asked), Reference(channel, question.id)
 
     async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
         """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
@@ -141,10 +183,17 @@ class OpenAI:
             await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
 
     def _new_channel(self, access: Access, body: Json, id: str) -> str:
-        pattern = _pattern_of(access, body)
+        model, agents = body.get("model"), access.agents()
+        if (
+            model is None
+            and "input" not in body
+            and (len(agents) == 1 or "{model}" not in (self._channel or "{model}"))
+        ):
+            model = next(iter(agents), None)  # a conversation need not name a model if its channel is clear
+        agent, pattern = self._agent(access, model)
         if self._channel is None:
             return pattern.replace("*", id)
-        names = {"model": body["model"], "client": access.identity.client_id or "anonymous", "id": id}
+        names = {"model": agent, "client": access.identity.client_id or "anonymous", "id": id}
         return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
 
     async def _reply(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
@@ -205,54 +254,66 @@ class OpenAI:
         is_stream = stream.lower() in ("true", "1")
         needs = ["subscribe", "history"] if is_stream else ["history"]
         access = await self._hub.authorize(request.scope, of.channel, needs)
-        status = await _turn(access, of)
+        status = await turn_of(access, of)
         assert status.message is not None
         if not is_stream:
             return _json(events_of(status, of).response())
-        after = -1
-        if (value := request.query_params.get("starting_after")) is not None:
-            after = int(value) if _NUMBER.match(value) else -1
-            if not 0 <= after < 2 * ASKING:
-                raise InvalidRequest(
-                    f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}",
-                    param="starting_after",
-                )
+        after = after_of(request.query_params)
         return access.stream(of.channel, of.message_id, ResponseStream(status.message, of, after))
+
+    async def _delete(self, request: Request) -> Response:
+        """Delete the question of the caller, and its answers."""
+        of = reference(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, of.channel, ["history", "publish"])
+        await turn_of(access, of)
+        await access.delete_turn(of.channel, of.message_id)
+        return _json({"id": of.id(), "object": "response", "deleted": True})
+
+    async def _input_items(self, request: Request) -> Response:
+        """Return the messages that the request of the response brought."""
+        of = reference(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, of.channel, ["history"])
+        question = (await turn_of(access, of)).message
+        assert question is not None
+        before = (await access.history(of.channel, before=question.created, limit=200)).messages
+        brought = [*(one for one in before if one.id.startswith(f"{question.id}.")), question]
+        brought.sort(key=lambda one: one.created)
+        return page_of([item for one in brought for item in input_items(of.channel, one)], request)
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
         of = reference(request.path_params["id"])
         access = await self._hub.authorize(request.scope, of.channel, ["subscribe", "history", "command"])
-        status = await _turn(access, of)
+        status = await turn_of(access, of)
         assert status.message is not None
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
         return whole_response(access, status.message, of, is_cancelled=True)
 
-    async def _models(self, request: Request) -> Response:
+    async def _list_models(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "tenuto"} for name in sorted(access.agents())]
-        return _json({"object": "list", "data": data})
+        agents = access.agents()
+        names = {*agents, *(name for name, agent in self._models.items() if agent in agents)}
+        return _json({"object": "list", "data": [_model_of(name) for name in sorted(names)]})
+
+    async def _model(self, request: Request) -> Response:
+        access = await self._hub.authorize(request.scope)
+        self._agent(access, request.path_params["id"])
+        return _json(_model_of(request.path_params["id"]))
+
+    def _agent(self, access: Access, model: object) -> tuple[str, str]:
+        """Return the name and the channel pattern of the agent that a request names as its model. Raises NotFound."""
+        name, agents = self._models.get(model, model) if isinstance(model, str) else None, access.agents()
+        if name not in agents:
+            detail = f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
+            raise NotFound(detail, param="model")
+        assert name is not None
+        return name, agents[name]
 
 
-def _pattern_of(access: Access, body: Json) -> str:
-    """Return the channel pattern of the agent that a request names as its model. Raises NotFound."""
-    model, agents = body.get("model"), access.agents()
-    if not isinstance(model, str) or model not in agents:
-        detail = f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
-        raise NotFound(detail, param="model")
-    return agents[model]
-
-
-async def _turn(access: Access, of: Reference) -> TurnStatus:
-    """Return the turn of a response. Raises NotFound, also for an answer, or a place that the turn does not have."""
-    status = await access.turn(of.channel, of.message_id)
-    a, index = of.start
-    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
-    if status.message is None or status.message.role != "user" or not has_place:
-        raise NotFound(f"response {of.id()[:64]!r} does not exist; use the id of a response of this server")
-    return status
+def _model_of(name: str) -> Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
 async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) -> str:
@@ -276,16 +337,18 @@ async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) ->
     return command
 
 
-def _only(method: str, endpoint: Endpoint) -> Endpoint:
-    """Return `endpoint` for requests of this method only."""
+def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
+    """Return the endpoint of a path that has one for each method."""
 
-    async def checked(request: Request) -> Response:
-        if request.method != method and (request.method, method) != ("HEAD", "GET"):
-            detail = f"method {request.method[:20]} is not supported at this path; use {method}"
-            raise MethodNotAllowed(detail, allow=[method])
+    async def chosen(request: Request) -> Response:
+        endpoint = endpoints.get("GET" if request.method == "HEAD" else request.method)
+        if endpoint is None:
+            allowed = ", ".join(endpoints)
+            detail = f"method {request.method[:20]} is not supported at this path; use {allowed}"
+            raise MethodNotAllowed(detail, allow=[*endpoints])
         return await endpoint(request)
 
-    return checked
+    return chosen
 
 
 class _Envelope:

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from tenuto import Message
-from tenuto.interop.openai_items import Json, Reference
+from tenuto.interop.fold import Json
+from tenuto.interop.openai_items import Reference
 from tenuto.interop.openai_stream import TurnEvents
 from tenuto.interop.sent_text import SentText
 from tenuto.routes import TurnDelta
@@ -94,8 +95,7 @@ class ChatStream:
 def completion(response: Json) -> tuple[int, Json]:
     """Return the status and the body of a chat completion in one piece."""
     if response["error"] is not None or _asks_approval(response):
-        error = {"type": "server_error", "param": None, **response["error"]} if response["error"] else _APPROVAL
-        return 500, {"error": error}
+        return 500, {"error": response["error"] or _APPROVAL}
     output = response["output"]
     calls = [
         {"id": one["call_id"], "type": "function", "function": {"name": one["name"], "arguments": one["arguments"]}}
@@ -137,4 +137,6 @@ def _usage(response: Json) -> Any:
         "prompt_tokens": usage["input_tokens"],
         "completion_tokens": usage["output_tokens"],
         "total_tokens": usage["total_tokens"],
+        "prompt_tokens_details": usage["input_tokens_details"],
+        "completion_tokens_details": usage["output_tokens_details"],
     }

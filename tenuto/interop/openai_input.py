@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.openai_items import Json, Place
-from tenuto.interop.tool_json import value_of
+from tenuto.interop.fold import Json
+from tenuto.interop.openai_items import Place
+from tenuto.interop.tool_json import file_part, value_of
 
 Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -21,29 +22,12 @@ _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "
 _ECHOED = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
 _APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
 MAX_EARLIER = 200  # messages before the question
-_KEPT = (
-    "model",
-    "instructions",
-    "metadata",
-    "temperature",
-    "top_p",
-    "tool_choice",
-    "previous_response_id",
-    "background",
-)
-_BOOL, _TEXT, _OBJECT, _NUMBER = (
-    (bool, "true or false"),
-    (str, "a text"),
-    (dict, "an object"),
-    (int | float, "a number"),
-)
+_BOOL, _TEXT, _OBJECT = (bool, "true or false"), (str, "a text"), (dict, "an object")
 # the types of the fields that this API reads or keeps, and their names; each may be null
 _FIELDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("stream", "background"), _BOOL),
     **dict.fromkeys(("model", "instructions", "previous_response_id"), _TEXT),
     **dict.fromkeys(("metadata", "stream_options"), _OBJECT),
-    **dict.fromkeys(("temperature", "top_p"), _NUMBER),
-    "tool_choice": (str | dict, "a text or an object"),
 }
 
 
@@ -64,8 +48,18 @@ class GivenInput:
         if self.parts:
             self.earlier.append(("user", self.parts))
             self.parts = []
+        if role == "assistant":
+            self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
+            self.outputs.clear()
         if parts:
             self.earlier.append((role, parts))
+
+    def add_calls(self, parts: list[Json]) -> None:
+        """Add calls of the caller's tools: to the answer before, if no message of the user or output is between."""
+        if self.earlier and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs:
+            self.earlier[-1][1].extend(parts)
+        else:
+            self.add("assistant", parts)
 
 
 def check_fields(body: Json) -> None:
@@ -96,17 +90,36 @@ def _about(name: str) -> Iterator[None]:
 def given_in_responses(body: Json) -> GivenInput:
     """Return the input of `POST /responses`. Raises InvalidRequest."""
     check_fields(body)
-    if (conversation := body.get("conversation")) is not None:
-        raise InvalidRequest(
-            f"conversation is not supported, got {conversation!r:.80}; send previous_response_id, the id of the "
-            "response that the request continues",
-            param="conversation",
-        )
     value = body.get("input")
-    given = GivenInput()
-    items = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    items: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    # the store has the calls of earlier responses
+    is_first = body.get("previous_response_id") is None and body.get("conversation") is None
+    given = _given(items, is_first=is_first)
+    if is_first:
+        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
+        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
+        if unknown:
+            raise InvalidRequest(
+                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
+                "previous_response_id of that response"
+            )
+    return _checked(given)
+
+
+@_about("items")
+def given_in_items(items: list[Json]) -> list[tuple[Role, list[Json]]]:
+    """Return the items of a conversation as messages. Raises InvalidRequest."""
+    given = _given(items, is_first=True)
+    if given.approvals:
+        raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
+    given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
+    return given.earlier
+
+
+def _given(items: Any, *, is_first: bool) -> GivenInput:
     if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
-        raise InvalidRequest(f"input must be a text or a list of at least one item, got {value!r:.80}")
+        raise InvalidRequest(f"input must be a text or a list of at least one item, got {items!r:.80}")
+    given = GivenInput()
     for item in items:
         kind = item.get("type", "message")
         if kind == "message":
@@ -119,17 +132,11 @@ def given_in_responses(body: Json) -> GivenInput:
                 raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
             approved = approve, reason if isinstance(reason, str) else None
             given.approvals[_text(item, "approval_request_id")] = approved
+        elif kind == "function_call" and is_first:
+            given.add_calls([_call({"id": _text(item, "call_id"), "function": item})])
         elif kind not in _ECHOED:
             raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
-    if body.get("previous_response_id") is None:
-        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
-        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
-        if unknown:
-            raise InvalidRequest(
-                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
-                "previous_response_id of that response"
-            )
-    return _checked(given)
+    return given
 
 
 @_about("messages")
@@ -159,22 +166,7 @@ def given_in_chat(body: Json) -> GivenInput:
         tools = [_call(one) for one in calls or ()]
         called |= {one["call"] for one in tools}
         given.add(role, [*parts, *tools])
-        if role == "assistant":
-            given.earlier += [("user", [output_part(*one)]) for one in given.outputs.items()]
-            given.outputs.clear()
     return _checked(given)
-
-
-def request_meta(body: Json) -> Json:
-    """Return the fields of a request that the agent gets in `meta.openai` of the question."""
-    kept = {name: body[name] for name in _KEPT if body.get(name) is not None}
-    tools = body.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
-            raise InvalidRequest(f"tools must be a list of objects, got {tools!r:.80}", param="tools")
-        # chat completions nest a function
-        kept["tools"] = [{"type": "function", **one["function"]} if _is_nested(one) else one for one in tools]
-    return kept
 
 
 def output_part(call: str, output: object) -> Json:
@@ -204,10 +196,6 @@ def _checked(given: GivenInput) -> GivenInput:
     return given
 
 
-def _is_nested(tool: Json) -> bool:
-    return isinstance(tool.get("function"), dict)
-
-
 def _role(role: object) -> Role:
     if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
@@ -228,14 +216,23 @@ def _content(content: object) -> list[Json]:
                 "refusal": str(text),
             }:
                 parts += _content(text)
-            case {"type": "input_image", "image_url": str(url)} | {"type": "image_url", "image_url": {"url": str(url)}}:
-                parts.append({"type": "file", "url": url, "mediaType": "image/*"})
-            case {"type": "input_file", "file_url": str(url)}:
-                parts.append({"type": "file", "url": url})
+            case {"type": "input_image", "image_url": str(url)}:
+                parts.append(file_part(url, "image/*", detail=part.get("detail")))
+            case {"type": "image_url", "image_url": {"url": str(url), **rest}}:
+                parts.append(file_part(url, "image/*", detail=rest.get("detail")))
+            case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
+                url = about.get("file_data") or about.get("file_url")
+                if not isinstance(url, str):
+                    raise InvalidRequest(
+                        f"a file needs file_data or file_url, because the server has no files, got {part!r:.80}"
+                    )
+                if url is about.get("file_data") and not url.startswith("data:"):
+                    url = f"data:application/octet-stream;base64,{url}"
+                parts.append(file_part(url, filename=about.get("filename")))
+            case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
+                parts.append(file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}"))
             case _:
-                raise InvalidRequest(
-                    f"a part of content must be a text, an image or a file with a URL, got {part!r:.80}"
-                )
+                raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {part!r:.80}")
     return parts
 
 

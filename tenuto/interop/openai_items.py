@@ -10,109 +10,75 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import NotFound
+from tenuto.interop.fold import Answer, Json, Part, has_result
 
-Json = dict[str, Any]
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
-REQUEST = "openai"  # field of a question's `meta` with the fields of the request that brought it
+REQUEST = "asked"  # field of a question's `meta`: what the request that brought it asks for (`with_asked`)
+CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 
 
+_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
+ITEMS = ("msg_", "rs_", "fc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
+_RESPONSES = ("resp_", "chatcmpl-")
+
+
 class Reference(NamedTuple):
-    """The meaning of a response id: a turn, and the part with which the response begins."""
+    """The meaning of an id: a turn, and a part. A response begins with it, an item is it.
+
+    In the id of an input item it is a message, and the number of the item. A conversation is a channel alone.
+    """
 
     channel: str
     message_id: str
     start: Place = (0, 0)
 
+    def at(self, start: Place = (0, 0)) -> Reference:
+        """Return the same turn from another part on; by default from its beginning."""
+        return Reference(self.channel, self.message_id, start)
+
     def id(self, prefix: str = "resp_") -> str:
-        """Return the response id. Chat completions have the same ids with another prefix."""
+        """Return the id. Chat completions have the ids of their responses with another prefix."""
         start = f"\n{self.start[0]}.{self.start[1]}" if any(self.start) else ""
         text = f"{self.channel}\n{self.message_id}{start}"
         return prefix + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def reference(response_id: object, param: str | None = None) -> Reference:
-    """Return the meaning of a response id, from the field `param` of a body. Raises NotFound, also for other texts."""
-    given = str(response_id)[:600]
-    encoded = given.removeprefix("resp_").removeprefix("chatcmpl-")
-    try:
-        text = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True).decode()
-        channel, message_id, *rest = text.split("\n")
-        answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
-        found = Reference(channel, message_id, (int(answer), int(index)))
-    except (binascii.Error, ValueError):
-        found = Reference("", "")
-    if encoded == given or found.id("") != encoded or min(found.start) < 0:
-        detail = f"response {given[:64]!r} does not exist; use the id of a response of this server"
-        raise NotFound(detail, **({"param": param} if param else {}))
-    return found
+def conversation_id(channel: str) -> str:
+    """Return the id of the conversation that a channel is."""
+    return Reference(channel, "").id("conv_")
 
 
-@dataclass
-class Part:
-    """A part of an answer, with its text in the pieces in which it arrived."""
-
-    value: Json
-    texts: list[str] = field(default_factory=list)
-    length: int = 0  # code points of `texts`
-    sent: int = 0  # number of `texts` that the walk has sent
-
-    def text(self) -> str:
-        """Return the text of a text or a reasoning, or the input of a tool."""
-        if len(self.texts) > 1:
-            self.texts[: self.sent] = ["".join(self.texts[: self.sent])] if self.sent else []
-            self.sent = min(self.sent, 1)
-        return "".join(self.texts)
-
-    def add(self, text: str) -> None:
-        """Add text at the end."""
-        self.texts.append(text)
-        self.length += len(text)
-
-    def replace(self, value: Json) -> None:
-        """Take a new value. Text already sent cannot be withdrawn if the new value does not begin with it."""
-        before, after = self.text(), text_of(value)
-        self.value, self.length = value, len(after)
-        sent_chars = len("".join(self.texts[: self.sent]))
-        if after.startswith(before):
-            self.texts = [before[:sent_chars], after[sent_chars:]]
-            self.sent = 1
-        else:
-            self.texts, self.sent = [after], 1 if sent_chars else 0
+def reference(
+    id: object, param: str | None = None, *, prefixes: Collection[str] = _RESPONSES, kind: str = "response"
+) -> Reference:
+    """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
+    found, of = _ID.match(id) if isinstance(id, str) else None, None
+    if found is not None and found[1] in prefixes:
+        with suppress(binascii.Error, ValueError):
+            text = base64.b64decode(found[2] + "=" * (-len(found[2]) % 4), b"-_", validate=True).decode()
+            channel, message_id, *rest = text.split("\n")
+            answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
+            of = Reference(channel, message_id, (int(answer), int(index)))
+    if of is None or of.id(found[1] if found else "") != id or min(of.start) < 0:
+        raise unknown(kind, id, param)
+    return of
 
 
-@dataclass
-class Answer:
-    """One answer of the turn."""
-
-    id: str
-    parts: list[Part] = field(default_factory=list)
-    status: str = "streaming"
-    reason: str | None = None
-    meta: Json = field(default_factory=dict)
-
-
-def text_of(part: Json) -> str:
-    """Return the text of a part that grows; empty for other parts."""
-    return str(part.get("input" if part["type"] == "tool" else "text", ""))
-
-
-def part_of(value: Json) -> Part:
-    """Return a part of which no text was sent."""
-    text = text_of(value)
-    return Part(value, [text] if text else [], len(text))
-
-
-def has_result(part: Json) -> bool:
-    """Return whether a tool part has its result."""
-    return "output" in part or part.get("state") in ("done", "error", "denied")
+def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
+    """Return the error about an id that this server, or this caller, does not have."""
+    detail = f"{kind} {str(id)[:64]!r} does not exist; use an id that this server has returned"
+    return NotFound(detail, **({"param": param} if param else {}))
 
 
 def kind_of(part: Json, own_tools: Collection[str]) -> str:
@@ -127,23 +93,23 @@ def kind_of(part: Json, own_tools: Collection[str]) -> str:
     return ""
 
 
-def item_of(kind: str, answer: Answer, index: int, *, state: str = "completed") -> Json:
-    """Return the output item of a part; `state` is `in_progress`, `completed` or `incomplete`."""
-    part = answer.parts[index]
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
+
+
+def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:
+    """Return the output item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
     value = part.value
     text = part.text() if state != "empty" else ""
     status = "in_progress" if state == "empty" else state
+    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
     match kind:
         case "message":
             content = [] if state == "empty" else [text_content(text)]
-            item: Json = {"id": f"msg_{answer.id}_{index}", "type": kind, "role": "assistant", "content": content}
-            return {**item, "status": status}
+            return {**head, "role": "assistant", "content": content, "status": status}
         case "reasoning":
-            summary = [] if state == "empty" else [{"type": "summary_text", "text": text}]
-            return {"id": f"rs_{answer.id}_{index}", "type": kind, "summary": summary, "status": status}
+            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
         case "function_call":
-            function = {"call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
-            return {"id": f"fc_{answer.id}_{index}", "type": kind, **function}
+            return {**head, "call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
     call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
     if state != "empty" and has_result(value):
         output = value.get("output")
@@ -154,7 +120,35 @@ def item_of(kind: str, answer: Answer, index: int, *, state: str = "completed") 
         else:
             call["output"] = shown
         status = "failed" if call["error"] is not None else "completed"
-    return {"id": f"mcp_{answer.id}_{index}", "type": "mcp_call", **call, "status": status}
+    return {**head, **call, "status": status}
+
+
+def summary(text: str) -> Json:
+    """Return the summary of a reasoning item."""
+    return {"type": "summary_text", "text": text}
+
+
+def input_items(channel: str, message: Message) -> list[Json]:
+    """Return a message of a client, such as the question of a turn, as items."""
+    is_answer, content, others = message.role == "assistant", [], []
+    for part in message.parts:
+        match part:
+            case {"type": "text", "text": text}:
+                content.append(text_content(text) if is_answer else {"type": "input_text", "text": text})
+            case {"type": "file", "url": url} if str(part.get("mediaType")).startswith("image/"):
+                content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
+            case {"type": "file", "url": url}:
+                content.append({"type": "input_file", "file_url": url, "filename": part.get("filename")})
+            case {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}:
+                text = output if isinstance(output, str) else json.dumps(output)
+                others.append({"type": "function_call_output", "call_id": call, "output": text})
+            case {"type": "tool", "call": call, "name": name}:
+                others.append(
+                    {"type": "function_call", "call_id": call, "name": name, "arguments": part.get("input", "")}
+                )
+    items = [{"type": "message", "role": message.role, "content": content}] if content else []
+    ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(message.parts)))
+    return [{"id": id, "status": "completed", **item} for id, item in zip(ids, [*items, *others], strict=False)]
 
 
 def text_content(text: str) -> Json:
@@ -163,7 +157,14 @@ def text_content(text: str) -> Json:
 
 
 def response(
-    question: Message, of: Reference, *, status: str, output: list[Json], answers: list[Answer], error: Json | None
+    question: Message,
+    of: Reference,
+    *,
+    status: str,
+    output: list[Json],
+    answers: list[Answer],
+    error: Json | None,
+    is_steered: bool = False,
 ) -> Json:
     """Return the `Response`."""
     requested = question.meta.get(REQUEST)
@@ -175,19 +176,23 @@ def response(
         "created_at": question.created_at // 1000,
         "status": status,
         "background": requested.get("background", False),
+        "max_output_tokens": requested.get("max_output_tokens"),
+        "reasoning": requested.get("reasoning"),
+        "text": {"format": requested.get("response_format") or {"type": "text"}},
         "error": error,
-        "incomplete_details": None,
+        "incomplete_details": {"reason": "steered"} if is_steered else None,
         "instructions": requested.get("instructions"),
         "metadata": requested.get("metadata") or {},
         "model": requested.get("model") or (author if isinstance(author, str) else ""),
         "output": output,
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": requested.get("parallel_tool_calls", True),
         "previous_response_id": requested.get("previous_response_id"),
         "temperature": requested.get("temperature"),
         "tool_choice": requested.get("tool_choice") or "auto",
         "tools": requested.get("tools") or [],
         "top_p": requested.get("top_p"),
         "usage": usage(answers),
+        **({"conversation": {"id": conversation_id(of.channel)}} if question.meta.get(CONVERSATION) else {}),
     }
 
 
@@ -207,6 +212,11 @@ def usage(answers: list[Answer]) -> Json | None:
         "input_tokens_details": {"cached_tokens": total("cached_tokens")},
         "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
     }
+
+
+def with_asked(question: Message, asked: Json) -> Message:
+    """Return `question` with all that its request asks for in its `meta`, in which the store has the small values."""
+    return replace(question, meta={**question.meta, REQUEST: asked})
 
 
 def own_tools(question: Message) -> frozenset[str]:

@@ -9,45 +9,31 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from tenuto import Message
+from tenuto.core.errors import InvalidRequest
+from tenuto.interop.fold import Json, Part, TurnFold, deltas_of, has_result
 from tenuto.interop.openai_items import (
-    Answer,
-    Json,
-    Part,
     Place,
     Reference,
-    has_result,
     item_of,
     kind_of,
     own_tools,
-    part_of,
     response,
+    summary,
     text_content,
 )
-from tenuto.routes import (
-    InAnswer,
-    MessageContinued,
-    MessageDeleted,
-    MessageFinished,
-    MessageOpened,
-    MessageReplaced,
-    PartOpened,
-    PartReplaced,
-    QuestionAsked,
-    QuestionReplied,
-    TextAdded,
-    TurnChanged,
-    TurnDelta,
-    TurnStatus,
-)
+from tenuto.routes import TurnDelta, TurnStatus
 
 _encode = msgspec.json.Encoder().encode
-# Numbers from here on are those of events that exist only while the caller has a question to answer.
+_NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
+# Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
+# socket whose input the agent has taken in.
 ASKING = 2**40
 _DELTAS = {
     "message": "response.output_text.delta",
@@ -60,22 +46,30 @@ _DELTAS = {
 class TurnEvents:
     """The events of one turn for one reader. The reader has the events with numbers up to `after`.
 
-    They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn.
+    They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn. They also end
+    before an item that would be the second or a later one once `is_steered` returns True; then `rest` is its place.
     """
 
-    def __init__(self, question: Message, of: Reference, after: int = -1, *, is_cancelled: bool = False) -> None:
+    def __init__(
+        self,
+        question: Message,
+        of: Reference,
+        after: int = -1,
+        *,
+        is_cancelled: bool = False,
+        is_steered: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.is_over = False
+        self.rest: Reference | None = None
+        self._is_steered = is_steered
+        self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
         self._question = question
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
-        self._answers: dict[str, Answer] = {}
-        self._order: list[Answer] = []
-        self._state = "waiting"
-        self._is_cancelled = self._is_deleted = False
-        self._questions: dict[str, tuple[str, Any]] = {}  # open questions of the agent, by id: name and data
+        self._turn = TurnFold()
         self._events: list[Json] = []
         self._next = of.start
         self._item: Json | None = None  # the item that is open, without its content
@@ -88,14 +82,17 @@ class TurnEvents:
         if not self.position:
             for name in ("created", "in_progress"):
                 begun = response(
-                    self._question, self._of, status="in_progress", output=[], answers=self._order, error=None
+                    self._question, self._of, status="in_progress", output=[], answers=self._turn.answers, error=None
                 )
                 self._put(f"response.{name}", response=begun)
+        is_steered = self._is_steered()
         for delta in deltas:
-            self._fold(delta)
+            self._turn.receive(delta)
         if not self.is_over:
-            self._walk()
-            if self._state in ("over", "none"):
+            self._walk(is_steered=is_steered)
+            if self.rest is not None:
+                self._give_way()
+            elif self._turn.is_over:
                 self._end()
             elif self._ends_at_question and self._open_calls():
                 self._ask()
@@ -106,87 +103,57 @@ class TurnEvents:
         """Return the `Response` as it is now."""
         status, error = self._outcome()
         output: list[Json] = []
-        open_calls = self._open_calls()
-        for a, answer in enumerate(self._order[self._of.start[0] :], self._of.start[0]):
-            if answer.status == "deleted":
-                continue
-            for index in range(self._of.start[1] if a == self._of.start[0] else 0, len(answer.parts)):
-                kind = kind_of(answer.parts[index].value, self._own_tools)
-                if kind:
-                    state = self._item_state((a, index)) if status != "completed" else "completed"
+        open_calls, replaced = self._open_calls(), self._turn.replaced()
+        for a, answer in enumerate(self._turn.answers):
+            for index, part in enumerate(answer.parts if answer.id not in replaced else ()):
+                kind = kind_of(part.value, self._own_tools) if answer.status != "deleted" else ""
+                if kind and self._of.start <= (a, index) and (self.rest is None or (a, index) < self.rest.start):
+                    state = "incomplete" if open_calls.get((a, index)) else self._item_state((a, index))
+                    is_whole = state == "in_progress" and status == "completed"
                     output.append(
-                        item_of(kind, answer, index, state="incomplete" if open_calls.get((a, index)) else state)
+                        item_of(kind, part, self._of.at((a, index)), state="completed" if is_whole else state)
                     )
         output += [self._approval(place, id) for place, id in open_calls.items() if id]
-        return response(self._question, self._of, status=status, output=output, answers=self._order, error=error)
+        return response(
+            self._question,
+            self._of,
+            status=status,
+            output=output,
+            answers=self._turn.answers,
+            error=error,
+            is_steered=self.rest is not None,
+        )
 
     def _outcome(self) -> tuple[str, Json | None]:
-        if self._state == "none":
-            return "failed", {"code": "server_error", "message": "no agent serves the channel of this response"}
-        if self._state != "over":
-            return ("completed" if self._open_calls() else "in_progress" if self._order else "queued"), None
-        if self._is_deleted:
-            return "failed", {"code": "server_error", "message": "the answer was deleted"}
-        left = [one for one in self._order if one.status != "deleted"]
+        if self.rest is not None:
+            return "incomplete", None
+        if self._turn.state == "none":
+            return _failed("no agent serves the channel of this response")
+        if self._turn.state != "over":
+            return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
+        if self._turn.is_deleted:
+            return _failed("the answer was deleted")
+        left = [one for one in self._turn.answers if one.status != "deleted"]
         if not left:
-            return ("cancelled" if self._is_cancelled else "completed"), None
+            return ("cancelled" if self._turn.is_cancelled else "completed"), None
         last = left[-1]
         if last.status in ("complete", "cancelled"):
             return ("cancelled" if last.status == "cancelled" else "completed"), None
-        return "failed", {"code": "server_error", "message": last.reason or last.status}
-
-    # -- the turn as it is ---------------------------------------------------------------------------------------
-
-    def _fold(self, delta: TurnDelta) -> None:
-        match delta:
-            case InAnswer(message_id, inner):
-                if message_id not in self._answers:
-                    self._answers[message_id] = Answer(message_id)
-                    self._order.append(self._answers[message_id])
-                self._fold_answer(self._answers[message_id], inner)
-            case QuestionAsked(command):
-                self._questions[command.id] = command.name, command.data
-            case QuestionReplied(id):
-                self._questions.pop(id, None)
-            case TurnChanged(state, is_cancelled, is_deleted):
-                self._state, self._is_cancelled, self._is_deleted = state, is_cancelled, is_deleted
-
-    def _fold_answer(self, answer: Answer, delta: object) -> None:
-        match delta:
-            case TextAdded(index, _, _, text):
-                if index < len(answer.parts):
-                    answer.parts[index].add(text)
-            case MessageOpened(message):
-                answer.meta = message.meta
-            case PartOpened(index, value) | PartReplaced(index, value):
-                self._put_part(answer, index, value)
-            case MessageReplaced(message):
-                answer.meta = message.meta
-                for index, value in enumerate(message.parts):
-                    self._put_part(answer, index, value)
-            case MessageFinished(status, reason, meta):
-                answer.status, answer.reason, answer.meta = status, reason, {**answer.meta, **meta}
-            case MessageContinued():
-                answer.status = "streaming"
-            case MessageDeleted():
-                answer.status = "deleted"
-
-    def _put_part(self, answer: Answer, index: int, value: Json) -> None:
-        if index < len(answer.parts):
-            if answer.parts[index].value["type"] == value["type"]:
-                answer.parts[index].replace(value)
-        else:
-            answer.parts.append(part_of(value))
+        return _failed(last.reason or last.status)
 
     # -- the events ----------------------------------------------------------------------------------------------
 
-    def _walk(self, *, is_last: bool = False) -> None:
-        """Send all parts as far as they are known. With `is_last` each part ends where it is."""
-        while self._next[0] < len(self._order):
+    def _walk(self, *, is_last: bool = False, is_steered: bool = False) -> None:
+        """Send all parts as far as they are known. With `is_last` each part ends where it is.
+
+        With `is_steered` the response ends before its next item.
+        """
+        replaced = self._turn.replaced()
+        while self._next[0] < len(self._turn.answers):
             a, index = self._next
-            answer = self._order[a]
+            answer = self._turn.answers[a]
             if index >= len(answer.parts):
-                if a + 1 == len(self._order):
+                if a + 1 == len(self._turn.answers):
                     return
                 self._next = a + 1, 0
                 continue
@@ -194,19 +161,23 @@ class TurnEvents:
             kind = kind_of(part.value, self._own_tools)
             if kind:
                 if self._item is None:
-                    self._open(kind, answer, index)
+                    if self._items and is_steered:
+                        self.rest = self._of.at(self._next)
+                        return
+                    self._is_muted = answer.id in replaced and self.position > self._after
+                    self._open(kind, part)
                 self._grow(part)
                 if not (is_last or self._has_ended(self._next)):
                     return
-                self._close(answer, index)
+                self._close(part)
             self._next = a, index + 1
 
     def _has_ended(self, place: Place) -> bool:
         """Return whether a part gets no more text, so that the next one may be sent."""
         a, index = place
-        if self._state in ("over", "none") or a + 1 < len(self._order):
+        if self._turn.is_over or a + 1 < len(self._turn.answers):
             return True
-        part, later = self._order[a].parts[index].value, self._order[a].parts[index + 1 :]
+        part, later = self._turn.answers[a].parts[index].value, self._turn.answers[a].parts[index + 1 :]
         if part["type"] != "tool":
             return bool(later)
         if part["name"] in self._own_tools:
@@ -214,8 +185,8 @@ class TurnEvents:
         # the stream shows calls that run at the same time one after the other, each with its result
         return has_result(part) or any(one.value["type"] != "tool" for one in later)
 
-    def _open(self, kind: str, answer: Answer, index: int) -> None:
-        item = item_of(kind, answer, index, state="empty")
+    def _open(self, kind: str, part: Part) -> None:
+        item = item_of(kind, part, self._of.at(self._next), state="empty")
         if "arguments" in item:
             item["arguments"] = ""
         self._item, self._kind, self._begins = item, kind, self.position
@@ -223,7 +194,7 @@ class TurnEvents:
         if kind == "message":
             self._put("response.content_part.added", **self._where(), content_index=0, part=text_content(""))
         elif kind == "reasoning":
-            self._put("response.reasoning_summary_part.added", **self._where(), summary_index=0, part=_summary(""))
+            self._put("response.reasoning_summary_part.added", **self._where(), summary_index=0, part=summary(""))
 
     def _where(self) -> Json:
         assert self._item is not None
@@ -236,7 +207,7 @@ class TurnEvents:
         part.sent = len(part.texts)
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self._after + 1 - begins) :]
-        if missing:
+        if missing and not self._is_muted:
             place: dict[str, Json] = {
                 "message": {"content_index": 0, "logprobs": []},
                 "reasoning": {"summary_index": 0},
@@ -245,8 +216,7 @@ class TurnEvents:
             where = {**self._where(), **place.get(self._kind, {})}
             self._events.append({"type": _DELTAS[self._kind], **number, **where, "delta": missing})
 
-    def _close(self, answer: Answer, index: int) -> None:
-        part = answer.parts[index]
+    def _close(self, part: Part) -> None:
         text, where = part.text(), self._where()
         # a text that was replaced counts as it is stored
         opening = 2 if self._kind in ("message", "reasoning") else 1
@@ -256,19 +226,22 @@ class TurnEvents:
             self._put("response.content_part.done", **where, content_index=0, part=text_content(text))
         elif self._kind == "reasoning":
             self._put("response.reasoning_summary_text.done", **where, summary_index=0, text=text)
-            self._put("response.reasoning_summary_part.done", **where, summary_index=0, part=_summary(text))
+            self._put("response.reasoning_summary_part.done", **where, summary_index=0, part=summary(text))
         else:
             named = {"name": part.value["name"]} if self._kind == "function_call" else {}
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
         is_open = bool(self._open_calls().get(self._next))
         state = "incomplete" if is_open else self._item_state(self._next)
-        item = item_of(self._kind, answer, index, state=state if state != "in_progress" else "completed")
+        item = item_of(
+            self._kind, part, self._of.at(self._next), state=state if state != "in_progress" else "completed"
+        )
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._item = None
-        self._items += 1
+        self._items += not self._is_muted
+        self._is_muted = False
 
     def _item_state(self, place: Place) -> str:
-        answer = self._order[place[0]]
+        answer = self._turn.answers[place[0]]
         if answer.status not in ("streaming", "complete") and place[1] == len(answer.parts) - 1:
             return "incomplete"
         return "completed" if self._has_ended(place) else "in_progress"
@@ -277,26 +250,38 @@ class TurnEvents:
 
     def _open_calls(self) -> dict[Place, str]:
         """Return the places of the calls that wait for the caller: the id of an approval, or no text for a function."""
-        if not self._questions or self._state == "over":
+        if not self._turn.questions or self._turn.state == "over":
             return {}
         found: dict[Place, str] = {}
         calls = {
             part.value["call"]: (a, index)
-            for a, answer in enumerate(self._order)
+            for a, answer in enumerate(self._turn.answers)
             for index, part in enumerate(answer.parts)
             if part.value["type"] == "tool" and (a, index) >= self._of.start
         }
-        for id, (name, data) in self._questions.items():
+        for id, (name, data) in self._turn.questions.items():
             call = data.get("call") if isinstance(data, dict) else None
             place = calls.get(call) if isinstance(call, str) else None
             if place is not None:
-                is_own = self._order[place[0]].parts[place[1]].value["name"] in self._own_tools
+                is_own = self._turn.answers[place[0]].parts[place[1]].value["name"] in self._own_tools
                 if is_own or name == "approve":
                     found[place] = "" if is_own else id
         return found
 
+    def required_input(self) -> list[Json]:
+        """Return what the turn waits for from the caller, as input without its results."""
+        found: list[Json] = []
+        for (a, index), id in self._open_calls().items():
+            value = self._turn.answers[a].parts[index].value
+            if id:
+                approval = self._approval((a, index), id)
+                found.append({"type": "mcp_approval_response", "approval_request_id": approval["id"]})
+            else:
+                found.append({"type": "function_call_output", "call_id": value["call"], "name": value["name"]})
+        return found
+
     def _approval(self, place: Place, id: str) -> Json:
-        part = self._order[place[0]].parts[place[1]]
+        part = self._turn.answers[place[0]].parts[place[1]]
         item = {"id": f"mcpr_{place[0]}_{place[1]}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
         return {**item, "name": part.value["name"], "server_label": "tenuto"}
 
@@ -314,6 +299,13 @@ class TurnEvents:
         self._put("response.completed", response=self.response())
         self.is_over = True
 
+    def _give_way(self) -> None:
+        """End the response, because the agent has taken in further input. The rest of the turn is another response."""
+        self.position = max(self.position, ASKING)
+        self._skip_known()
+        self._put("response.incomplete", response=self.response())
+        self.is_over = True
+
     def _end(self) -> None:
         self._walk(is_last=True)
         self._skip_known()
@@ -321,8 +313,8 @@ class TurnEvents:
         kinds = {"completed": "completed", "cancelled": "incomplete", "failed": "failed"}
         self._put(f"response.{kinds[whole['status']]}", response=whole)
         if whole["error"] is not None:
-            error = {**whole["error"], "param": None}
-            self._put("error", **error, error={**error, "type": "server_error"})
+            error = whole["error"]
+            self._put("error", code=error["code"], message=error["message"], param=None, error=error)
         self.is_over = True
 
     def _skip_known(self) -> None:
@@ -331,26 +323,31 @@ class TurnEvents:
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
-        if number > self._after:
+        if number > self._after and not self._is_muted:
             self._events.append({"type": event_type, "sequence_number": number, **fields})
 
 
-def _summary(text: str) -> Json:
-    return {"type": "summary_text", "text": text}
+def _failed(message: str) -> tuple[str, Json]:
+    return "failed", {"type": "server_error", "code": "server_error", "message": message, "param": None}
+
+
+def after_of(given: Mapping[str, Any]) -> int:
+    """Return the number in `starting_after`, after which a reader continues; -1 without one. Raises InvalidRequest."""
+    value = given.get("starting_after")
+    if value is None:
+        return -1
+    after = int(value) if _NUMBER.match(str(value)) else -1
+    if not 0 <= after < 2 * ASKING:
+        detail = f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}"
+        raise InvalidRequest(detail, param="starting_after")
+    return after
 
 
 def events_of(status: TurnStatus, of: Reference) -> TurnEvents:
     """Return the events of a turn as it is in `status`, all of them sent."""
     assert status.message is not None
     events = TurnEvents(status.message, of)
-    deltas: list[TurnDelta] = []
-    for answer in status.answers:
-        deltas.append(InAnswer(answer.id, MessageOpened(answer)))
-        deltas += [InAnswer(answer.id, PartOpened(index, part)) for index, part in enumerate(answer.parts)]
-        if answer.status != "streaming":
-            deltas.append(InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta)))
-    deltas += [QuestionAsked(command) for command in status.questions]
-    events.receive([*deltas, TurnChanged(status.state, status.is_cancelled, status.is_deleted)])
+    events.receive(deltas_of(status))
     return events
 
 

@@ -13,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tenuto import Message as Stored
 from tenuto.core.errors import Draining
-from tenuto.interop.openai_items import Json, Reference
+from tenuto.interop.fold import Json
+from tenuto.interop.openai_items import Reference
 from tenuto.interop.openai_stream import TurnEvents
 from tenuto.routes import Access, TurnDelta, TurnResponse
 

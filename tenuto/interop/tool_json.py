@@ -1,14 +1,16 @@
-"""JSON of tools that parts and responses can carry.
+"""Values that parts can carry: JSON of tools, and files.
 
 Layer: interop.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
+_DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 LEVELS = 60  # of nested values; parts may have 64, and `json.dumps` ends at about 1,000
 
 
@@ -29,3 +31,11 @@ def value_of(text: str) -> Any:
         if not nested:
             return value
     raise ValueError(f"JSON is nested deeper than {LEVELS} levels")
+
+
+def file_part(url: str, media_type: object = None, **fields: object) -> dict[str, Any]:
+    """Return the part of a file, with its fields that are texts. If its type is unknown, the URL of data names it."""
+    is_known = isinstance(media_type, str) and not media_type.endswith("/*")
+    found = None if is_known else _DATA_TYPE.match(url)
+    named = {"mediaType": found[1].lower() if found else media_type, **fields}
+    return {"type": "file", "url": url, **{name: value for name, value in named.items() if isinstance(value, str)}}

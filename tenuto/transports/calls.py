@@ -82,13 +82,14 @@ class Call:
 
     async def body(self) -> Any:
         """Return the decoded body. Raises TooLarge or TooMany as soon as it exceeds a limit, Draining, …"""
-        with open_body(self.hub, self.identity, dict(self.request.scope)) as count:
+        limit_bytes = self.hub.limits.request_bytes
+        with open_body(self.hub, self.identity, dict(self.request.scope), limit_bytes) as count:
 
             def arrived(size: int) -> None:
                 self.body_bytes += size
                 count.grow(size)
 
-            data = await read_body(self.request, self.hub.limits.request_bytes, arrived)
+            data = await read_body(self.request, limit_bytes, arrived)
         await start_hub(self.hub)  # the app may have closed it while the body arrived
         return decode(data, _BODIES[self.operation.name])
 

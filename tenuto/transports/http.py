@@ -363,7 +363,7 @@ async def _charged(call: Call, scope: HubScope) -> Response:
     expected = expected_bytes(hub, call.operation, scope)
     charge(hub, identity, scope, expected)
     # The server reads and discards the rest of a refused body.
-    sent_bytes = declared_bytes(hub, scope)
+    sent_bytes = declared_bytes(scope, hub.limits.request_bytes)
     response_bytes = of_events = 0
     try:
         response = await _HANDLERS[call.operation.name](call)

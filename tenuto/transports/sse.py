@@ -292,7 +292,10 @@ def sealed(batch: EncodedBatch, extra: str) -> bytes:
 
 
 async def start_stream(app: StreamApp, scope: Scope, send: Send, first: bytes = b"") -> None:
-    """Send the head of a stream, the reconnect delay of an EventSource, and `first`."""
+    """Send the head of a stream, and the reconnect delay of an EventSource in the block of `first` or the next event.
+
+    Some readers yield an empty event for a block of its own.
+    """
     scope[_STARTED] = True
     await send(
         {"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.added_headers(scope)]}
@@ -339,7 +342,7 @@ def since_of(scope: Scope, query: Query) -> Cursor | None:
 
 
 def _retry(between_ms: tuple[int, int]) -> bytes:
-    return f"retry: {random.randint(*between_ms)}\n\n".encode()
+    return f"retry: {random.randint(*between_ms)}\n".encode()
 
 
 def _stream_headers() -> Headers:

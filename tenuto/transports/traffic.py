@@ -18,7 +18,7 @@ from tenuto.core.model import Message
 from tenuto.core.turn_deltas import TurnStatus
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.rates import FREE_BYTES, UNCOUNTED, OpenBody
+from tenuto.hub.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, OpenBody
 from tenuto.hub.results import Result
 from tenuto.transports.headers import header, peer_of
 from tenuto.transports.operations import Operation
@@ -39,22 +39,24 @@ def charge(hub: HubCore, identity: Identity, scope: Scope, size: int) -> None:
 def expected_bytes(hub: HubCore, operation: Operation, scope: Scope) -> int:
     """Return the bytes that an HTTP request counts for while it is carried out."""
     is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
-    return max(declared_bytes(hub, scope), EXPECTED_BYTES if is_large else 0)
+    return max(declared_bytes(scope, hub.limits.request_bytes), EXPECTED_BYTES if is_large else 0)
 
 
-def declared_bytes(hub: HubCore, scope: Scope) -> int:
-    """Return the declared length of an HTTP request's body, at most the largest that is read; 0 without one."""
+def declared_bytes(scope: Scope, limit_bytes: int) -> int:
+    """Return the declared length of an HTTP request's body, at most the `limit_bytes` that are read; 0 without one."""
     length = header(scope, b"content-length")
     if length is None or not (length.isascii() and length.isdigit()):
         return 0
-    return min(int(length[:18]), hub.limits.request_bytes)
+    return min(int(length[:18]), limit_bytes)
 
 
-def open_body(hub: HubCore, identity: Identity, scope: Scope) -> OpenBody:
-    """Return the open body of a request, which counts its bytes."""
+def open_body(hub: HubCore, identity: Identity, scope: Scope, limit_bytes: int) -> OpenBody:
+    """Return the open body of a request, of at most `limit_bytes`, which counts its bytes."""
     if hub.authenticate is None or identity.is_trusted:
         return UNCOUNTED
-    return hub.rates.body(identity, peer_of(scope), largest_bytes=hub.limits.request_bytes)
+    # a client may send two of the largest bodies of an adapter at once, which are those of a message
+    max_bytes = max(OPEN_BODIES * hub.limits.request_bytes, 2 * limit_bytes)
+    return hub.rates.body(identity, peer_of(scope), largest_bytes=limit_bytes, max_bytes=max_bytes)
 
 
 def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:

@@ -219,3 +219,77 @@ async def test_history_without_branches_skips_a_deleted_message() -> None:
     await hub.delete("x:1", "Q4")
     assert await path(hub, "Q5") == ["Q1", "A1b", "Q2", "A2"]
     await hub.close()
+
+
+PNG = "data:image/png;base64,iVBORw0KGgo="
+PDF = "data:application/pdf;base64,JVBERi0="
+
+
+def file(url: str, **fields: Any) -> Part:
+    return {"type": "file", "url": url, **fields}
+
+
+def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape() -> None:
+    open_call = call("c1", state="called")
+    del open_call["output"]
+    result: Part = {"type": "data", "name": "function_call_output", "data": {"call_id": "c1", "output": {"c": 7}}}
+    told = [message("user", text("go")), message("assistant", open_call), message("user", result, text("so?"))]
+    asked = {"id": "c1", "type": "function", "function": {"name": "do_c1", "arguments": '{"x": 1}'}}
+    assert as_turns(told, "openai") == [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": None, "tool_calls": [asked]},
+        {"role": "tool", "tool_call_id": "c1", "content": '{"c": 7}'},
+        {"role": "user", "content": "so?"},
+    ]
+    assert as_turns(told, "responses")[1:3] == [
+        {"type": "function_call", "call_id": "c1", "name": "do_c1", "arguments": '{"x": 1}'},
+        {"type": "function_call_output", "call_id": "c1", "output": '{"c": 7}'},
+    ]
+    assert as_turns(told, "anthropic")[1:] == [
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "do_c1", "input": {"x": 1}}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "c1", "content": '{"c": 7}'},
+                {"type": "text", "text": "so?"},
+            ],
+        },
+    ]
+    result_text = '[result of do_c1({"x": 1}): {"c": 7}]so?'
+    assert as_turns(told, "text")[1:] == [{"role": "user", "content": result_text}]
+    # the call is no longer among the messages
+    late = as_turns([told[0], told[2]], "openai")
+    assert late[1] == {"role": "user", "content": '[result of call c1: {"c": 7}]so?'}
+
+
+def test_files_of_the_user_have_the_form_of_each_shape() -> None:
+    photo, pdf = file(PNG, mediaType="image/*", detail="low"), file(PDF, filename="a.pdf")
+    sheet = file("https://example.com/b%20c.xlsx", mediaType="application/vnd.ms-excel")
+    asked = [message("user", photo, pdf, sheet)]
+    assert as_turns(asked, "text") == [{"role": "user", "content": "[image: image/png][file: a.pdf][file: b c.xlsx]"}]
+    assert as_turns(asked, "openai")[0]["content"] == [
+        {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}},
+        {"type": "text", "text": "[file: b c.xlsx]"},
+    ]
+    assert as_turns(asked, "responses")[0]["content"] == [
+        {"type": "input_image", "image_url": PNG, "detail": "low"},
+        {"type": "input_file", "filename": "a.pdf", "file_data": PDF},
+        {"type": "input_file", "file_url": "https://example.com/b%20c.xlsx"},
+    ]
+    source = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+    assert as_turns(asked, "anthropic")[0]["content"] == [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
+        {"type": "document", "source": source, "title": "a.pdf"},
+        {"type": "text", "text": "[file: b c.xlsx]"},
+    ]
+
+
+def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> None:
+    drawn = [message("user", text("draw")), message("assistant", text("Here: "), file(PNG, filename="cat.png"))]
+    assert as_turns(drawn, "openai")[1] == {"role": "assistant", "content": "Here: [image: cat.png]"}
+    notes = as_turns([message("user", text("sum up"), file("data:,a%20b", filename="n.txt"))], "anthropic")
+    source = {"type": "text", "media_type": "text/plain", "data": "a b"}
+    assert notes[0]["content"][1] == {"type": "document", "source": source, "title": "n.txt"}
+    spoken = as_turns([message("user", file("data:audio/mpeg;base64,AAA="))], "openai")
+    assert spoken[0]["content"] == [{"type": "input_audio", "input_audio": {"data": "AAA=", "format": "mp3"}}]

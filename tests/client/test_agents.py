@@ -20,7 +20,7 @@ from tenuto.client.lease import SHORTEST_LEASE_S
 from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import TenutoError
 from tenuto.core.model import Message
-from tenuto.core.requests import SERVER, FinishMessage
+from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL
 from tenuto.hub.identity import Identity
 from tests.agents.test_endings import Slow
@@ -114,6 +114,26 @@ async def test_handler_in_another_process_answers_as_one_in_the_hub(hub: Hub, wi
         assert (answer.id, answer.reply_to, answer.meta) == (reply_id(asked.id, 1), asked.id, {"model": "m"})
         assert seen == [(1, [{"role": "user", "content": "hello"}])]
         await becomes(lambda: hub.runtime.scheduler.stats()["turns_running"] == 0)
+
+
+async def test_what_a_client_asks_beside_its_message_reaches_a_handler_in_another_process(hub: Hub, wire: Wire) -> None:
+    tools = [{"type": "function", "name": "f", "description": "x" * 2_000}]
+    seen: list[Any] = []
+    client = client_of(wire, client_id="bot")
+
+    @client.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        seen.append((turn.request.tools, turn.request.temperature))
+        async with turn.reply() as message:
+            await message.append("yes")
+
+    async with working(client):
+        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+        asked = {"tools": tools, "temperature": 0.5, "seed": "of another type"}
+        await hub.ask("chat:1", "q", CreateMessage(text="hi", asked=asked), Caller(id="ann"))
+        await until_answered(hub)
+    assert seen == [(tools, 0.5)]
+    await client.close()
 
 
 async def test_commands_reach_a_handler_in_another_process(

@@ -72,7 +72,7 @@ const actions = {
     await until(() => chat.requests)
   },
   resumed: async (page) => void (await pages.get(page).resumed),
-  send: (page, message) => void pages.get(page).sendMessage(message),
+  send: (page, { options, ...message }) => void pages.get(page).sendMessage(message, options),
   again: (page, { index }) => void pages.get(page).sendMessage(pages.get(page).messages[index]),
   regenerate: (page) => void pages.get(page).regenerate(),
   leave: (page) => void pages.get(page).stop(),

@@ -64,15 +64,23 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_of(url: str = "memory://", **options: Any) -> AsyncIterator[Scene]:
+async def scene_of(
+    url: str = "memory://",
+    *,
+    models: dict[str, str] | None = None,
+    channel: str | None = None,
+    pattern: str = "chat:*",
+    when_busy: Any = "queue",
+    **options: Any,
+) -> AsyncIterator[Scene]:
     hub, app = new_hub(url, **options), FastAPI()
-    OpenAI(hub).install(app, "/v1")
+    OpenAI(hub, models=models, channel=channel).install(app, "/v1")
 
     async def agent(turn: Turn) -> None:
         scene.turns.append(turn)
         await scene.script(turn)
 
-    hub.agent("chat:*", name="bot", on_crash="continue")(agent)
+    hub.agent(pattern, name="bot", on_crash="continue", when_busy=when_busy)(agent)
     async with serving(hub, app) as served:
         address = f"http://127.0.0.1:{served.port}/v1"
         async with openai.AsyncOpenAI(base_url=address, api_key="key", max_retries=0) as client:
@@ -196,7 +204,7 @@ async def test_previous_response_continues_the_stored_conversation(scene: Scene)
     scene.gate.set()
     first = await scene.client.responses.create(model="bot", input="you", instructions="Be kind.")
     assert (first.status, first.output_text) == ("completed", ANSWER)
-    assert scene.turns[0].message.meta["openai"]["instructions"] == "Be kind."
+    assert scene.turns[0].request.instructions == "Be kind."
     forged: Any = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "me"}]
     second = await scene.client.responses.create(model="bot", input=forged, previous_response_id=first.id)
     assert (second.output_text, second.previous_response_id) == (ANSWER.replace("you", "me"), first.id)
@@ -472,7 +480,8 @@ async def test_error_names_the_field_of_the_request_in_param(scene: Scene, param
 async def test_other_method_gets_an_error_of_openai(scene: Scene) -> None:
     for method, path, allowed in (
         ("GET", "/responses", "POST"),
-        ("DELETE", "/responses/x", "GET"),
+        ("PUT", "/responses/x", "GET, DELETE"),
+        ("DELETE", "/conversations/x", "GET"),
         ("PUT", "/responses/x/cancel", "POST"),
         ("GET", "/chat/completions", "POST"),
         ("POST", "/models", "GET"),
@@ -573,6 +582,9 @@ ROUTES = [
     ("GET", "/v1/responses/{id}?stream=true", None, {"subscribe", "history"}),
     ("POST", "/v1/responses/{id}/cancel", None, {"subscribe", "history", "command"}),
     ("GET", "/v1/models", None, set()),
+    ("GET", "/v1/models/bot", None, set()),
+    ("GET", "/v1/responses/{id}/input_items", None, {"history"}),
+    ("POST", "/v1/conversations", {}, {"history", "publish"}),
 ]
 
 

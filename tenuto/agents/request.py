@@ -1,0 +1,260 @@
+"""What a client asks of the model beside its message: tools, instructions, a form of the response, limits.
+
+Layer: agents.
+
+Pure functions. Each API has names of its own for the same wish. `asked_in` reads them from the body of a request under
+the names of `TurnRequest`, which are stored with the question; `docs/interop.md` has the table. Safe to change: a new
+optional field. The stored names stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from tenuto.core.errors import InvalidRequest, LocalError, shown
+from tenuto.core.model import Json
+
+Api = Literal["openai", "responses", "anthropic"]
+
+# Fields of OpenAI's APIs, and settings of the AI SDK, that the view has under their own names in `extra`.
+_EXTRA = (
+    *("frequency_penalty", "presence_penalty", "frequencyPenalty", "presencePenalty", "top_k", "topK", "min_p"),
+    *("logit_bias", "logprobs", "top_logprobs", "n", "modalities", "audio", "prediction", "functions"),
+    *("function_call", "service_tier", "store", "user", "safety_identifier", "prompt_cache_key", "prompt"),
+    *("prompt_cache_retention", "include", "truncation", "max_tool_calls", "web_search_options"),
+)
+
+
+class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a client asks of the model beside its message. A field that it has not sent is None, or empty.
+
+    The forms are those of OpenAI's Responses, whichever API the client uses. The values are the client's wishes, so
+    the handler decides which of them it follows.
+    """
+
+    model: str | None = None
+    instructions: str | None = None
+    tools: list[
+        dict[str, Json]
+    ] = []  # `{"type": "function", "name", "description", "parameters", "strict"}`, or others
+    tool_choice: str | dict[str, Json] | None = None  # auto, none, required, or `{"type": "function", "name"}`
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Json] | None = None  # `{"type": "json_schema", "name", "schema", "strict"}`, or others
+    verbosity: str | None = None
+    max_output_tokens: int | None = None
+    reasoning: dict[str, Json] | None = None  # `{"effort", "summary"}`
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: list[str] = []
+    metadata: dict[str, Json] = {}
+    context: list[Json] = []  # of AG-UI: `{"description", "value"}`
+    state: Json = None  # of AG-UI
+    previous_response_id: str | None = None
+    background: bool | None = None
+    extra: dict[str, Json] = {}  # further known fields of the API, as they were sent
+
+    def options(self, api: Api) -> dict[str, Any]:
+        """Return the arguments for a call of the model, in the form of its API: all but `model`, and the messages.
+
+        `openai` is for Chat Completions, `responses` for OpenAI's Responses, `anthropic` for Anthropic's Messages.
+        A wish that the API does not know is left out (`docs/agents.md`); so are instructions in Chat Completions, which
+        takes them as a message.
+        """
+        if api not in get_args(Api):
+            raise LocalError(f"api must be one of {', '.join(get_args(Api))}, got {shown(api)}")
+        options = {"openai": _for_chat, "responses": _for_responses, "anthropic": _for_anthropic}[api](self)
+        return {name: value for name, value in options.items() if value not in (None, [], {})}
+
+
+def _for_chat(one: TurnRequest) -> dict[str, Json]:
+    choice, form = one.tool_choice, one.response_format
+    if isinstance(choice, dict) and "name" in choice:
+        choice = {"type": choice.get("type", "function"), choice.get("type", "function"): {"name": choice["name"]}}
+    if form is not None and form.get("type") == "json_schema":
+        form = {"type": "json_schema", "json_schema": {name: value for name, value in form.items() if name != "type"}}
+    return {
+        "tools": [_nested(tool) for tool in one.tools if tool.get("type") in ("function", "custom")],
+        "tool_choice": choice,
+        "parallel_tool_calls": one.parallel_tool_calls,
+        "response_format": form,
+        "verbosity": one.verbosity,
+        "max_completion_tokens": one.max_output_tokens,
+        "reasoning_effort": (one.reasoning or {}).get("effort"),
+        "temperature": one.temperature,
+        "top_p": one.top_p,
+        "seed": one.seed,
+        "stop": one.stop,
+    }
+
+
+def _nested(tool: dict[str, Json]) -> dict[str, Json]:
+    kind = tool["type"]
+    return {"type": kind, kind: {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _for_responses(one: TurnRequest) -> dict[str, Json]:
+    text = {"format": one.response_format, "verbosity": one.verbosity}
+    return {
+        "instructions": one.instructions,
+        "tools": one.tools,
+        "tool_choice": one.tool_choice,
+        "parallel_tool_calls": one.parallel_tool_calls,
+        "text": {name: value for name, value in text.items() if value is not None},
+        "max_output_tokens": one.max_output_tokens,
+        "reasoning": one.reasoning,
+        "temperature": one.temperature,
+        "top_p": one.top_p,
+    }
+
+
+def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
+    choice: dict[str, Json] | None = None
+    if isinstance(one.tool_choice, str):
+        kinds = {"auto": "auto", "required": "any", "none": "none"}
+        choice = {"type": kinds[one.tool_choice]} if one.tool_choice in kinds else None
+    elif one.tool_choice is not None and "name" in one.tool_choice:
+        choice = {"type": "tool", "name": one.tool_choice["name"]}
+    if one.parallel_tool_calls is False and one.tools and (choice or {}).get("type") != "none":
+        choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
+    tools = [
+        {
+            "name": tool.get("name"),
+            **({"description": tool["description"]} if tool.get("description") else {}),
+            "input_schema": tool.get("parameters") or {"type": "object"},
+        }
+        for tool in one.tools
+        if tool.get("type") == "function"
+    ]
+    form = one.response_format or {}
+    schema = {"type": "json_schema", "schema": form["schema"]} if "schema" in form else None
+    return {
+        "system": one.instructions,
+        "tools": tools,
+        "tool_choice": choice if tools else None,
+        "output_config": {"format": schema} if schema is not None else None,
+        "max_tokens": one.max_output_tokens,
+        "temperature": one.temperature,
+        "top_p": one.top_p,
+        "stop_sequences": one.stop,
+    }
+
+
+def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
+    """Return the view of stored fields. A field of another type is left out: a client may have stored it itself."""
+    known: dict[str, Any] = {}
+    for field in msgspec.structs.fields(TurnRequest):
+        if field.name in stored:
+            try:
+                known[field.name] = msgspec.convert(stored[field.name], field.type)
+            except msgspec.ValidationError:
+                continue
+    return TurnRequest(**known)
+
+
+def asked_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str, Json]:
+    """Return the known fields in the body of a request under the names of `TurnRequest`; null or empty means none.
+
+    Raises InvalidRequest, which names the field, for one of another type; unless `is_strict`, it is left out.
+    """
+    found: dict[str, Json] = {}
+    for name, (expected, given_names) in _NAMES.items():
+        for given in given_names:
+            value = _inside(body, given)
+            if value in (None, [], {}):
+                continue
+            value = _READERS.get(name, _same)(value)
+            try:
+                msgspec.convert(value, _TYPES[name])
+            except msgspec.ValidationError:
+                if is_strict:
+                    shown_value = f"{_inside(body, given)!r:.80}"
+                    param = given.split(".")[0]
+                    raise InvalidRequest(f"{given} must be {expected}, got {shown_value}", param=param) from None
+                continue
+            found[name] = value
+            break
+    effort = body.get("reasoning_effort")
+    if isinstance(effort, str):
+        found["reasoning"] = {"effort": effort, **found.get("reasoning", {})}
+    extra = {name: body[name] for name in _EXTRA if body.get(name) is not None}
+    return {**found, **({"extra": extra} if extra else {})}
+
+
+def _inside(body: Mapping[str, Json], path: str) -> Json:
+    """Return the value at a path such as `text.format`; None if there is none."""
+    value: Json = body
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _tools(value: Json) -> Json:
+    """Return tools in the form of Responses. Chat completions nest a function; assistant-ui sends them by name."""
+    if isinstance(value, dict):
+        value = [{"name": name, **tool} if isinstance(tool, dict) else tool for name, tool in value.items()]
+    return [_flat(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+
+
+def _flat(tool: dict[str, Json]) -> dict[str, Json]:
+    kind = tool.get("type", "function")
+    nested = tool.get(kind) if isinstance(kind, str) else None
+    flat = {"type": kind, **nested} if isinstance(nested, dict) else {"type": kind, **tool}
+    if "parameters" not in flat and isinstance(flat.get("inputSchema"), dict):
+        flat["parameters"] = flat.pop("inputSchema")
+    return flat
+
+
+def _choice(value: Json) -> Json:
+    if isinstance(value, dict) and isinstance(value.get("toolName"), str):  # of the AI SDK
+        return {"type": "function", "name": value["toolName"]}
+    return _flat(value) if isinstance(value, dict) else value
+
+
+def _form(value: Json) -> Json:
+    nested = value.get("json_schema") if isinstance(value, dict) else None
+    return {"type": "json_schema", **nested} if isinstance(nested, dict) else value
+
+
+def _same(value: Json) -> Json:
+    return value
+
+
+_TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
+# By the name in `TurnRequest`: what it must be, and the names in requests, of which the first that is given counts.
+_NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "model": ("a text", ("model",)),
+    "instructions": ("a text", ("instructions", "system")),
+    "tools": ("a list of objects", ("tools",)),
+    "tool_choice": ("a text or an object", ("tool_choice", "toolChoice")),
+    "parallel_tool_calls": ("true or false", ("parallel_tool_calls",)),
+    "response_format": ("an object", ("text.format", "response_format", "responseFormat")),
+    "verbosity": ("a text", ("text.verbosity", "verbosity")),
+    "max_output_tokens": (
+        "a whole number",
+        (
+            *("max_output_tokens", "max_completion_tokens", "max_tokens"),
+            *("maxOutputTokens", "maxTokens", "callSettings.maxOutputTokens", "callSettings.maxTokens"),
+        ),
+    ),
+    "reasoning": ("an object", ("reasoning",)),
+    "temperature": ("a number", ("temperature", "callSettings.temperature")),
+    "top_p": ("a number", ("top_p", "topP", "callSettings.topP")),
+    "seed": ("a whole number", ("seed", "callSettings.seed")),
+    "stop": ("a text or a list of texts", ("stop", "stopSequences", "callSettings.stopSequences")),
+    "metadata": ("an object", ("metadata",)),
+    "context": ("a list", ("context",)),
+    "state": ("a value", ("state",)),
+    "previous_response_id": ("a text", ("previous_response_id",)),
+    "background": ("true or false", ("background",)),
+}
+_READERS: dict[str, Callable[[Json], Json]] = {
+    "tools": _tools,
+    "tool_choice": _choice,
+    "response_format": _form,
+    "stop": lambda value: [value] if isinstance(value, str) else value,
+}

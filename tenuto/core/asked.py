@@ -1,0 +1,95 @@
+"""What a client asks of the agent beside a message: small values in its `meta`, others in messages of their own.
+
+Layer: core.
+
+Tools and instructions may be large, and most clients send them with each question. So each large value is a message of
+the role `asked`, which viewers never get: its id is made from its content, so the same value is stored once for each
+person in a channel. `meta.asked` of the question has the small values, and in `kept` the ids of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple
+
+import msgspec
+
+from tenuto.core.errors import InvalidRequest, TooLarge
+from tenuto.core.limits import Limits
+from tenuto.core.model import ASKED, Json, Message, check_json, plain
+
+INLINE_BYTES = 512  # largest value that is in `meta`, which all viewers get
+ALWAYS_KEPT = ("tools",)  # may hold the key of a tool's server
+KEPT = "kept"
+NAME_CHARS = 64
+MOST_KEPT = 64  # values of one message that a reader looks for
+
+
+class Kept(NamedTuple):
+    """A value that is stored in a message of its own."""
+
+    id: str
+    name: str
+    value: Json
+
+
+def kept_ids(asked: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
+    """Return the ids of the messages that keep large values of `asked`, which client `by` sends.
+
+    There are none if it is no JSON, which `split` refuses.
+    """
+    try:
+        return tuple(one.id for one in _kept(asked, by))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return ()
+
+
+def split(asked: Mapping[str, Json], by: str | None, limits: Limits) -> tuple[dict[str, Json], list[Kept]]:
+    """Return the value of `meta.asked`, and the values to keep beside it. Raises InvalidRequest, TooLarge."""
+    limit = limits.asked_bytes
+    try:
+        check_json(asked, limit, "asked", depth=limits.depth)
+    except TooLarge:
+        size = len(msgspec.json.encode(asked))
+        raise TooLarge(
+            f"the tools, instructions and other wishes of the request have {size} bytes as JSON, the limit is {limit} "
+            "(Limits.asked_bytes); send fewer tools",
+            limit=limit,
+        ) from None
+    if KEPT in asked or any(not 0 < len(name) <= NAME_CHARS for name in asked):
+        raise InvalidRequest(f"asked must have names of 1 to {NAME_CHARS} characters other than {KEPT!r}")
+    kept = list(_kept(asked, by))
+    names = {one.name for one in kept}
+    inline = {name: value for name, value in asked.items() if name not in names}
+    if kept:
+        inline[KEPT] = {one.name: one.id for one in kept}
+    return plain(inline), kept
+
+
+def _kept(asked: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
+    for name, value in asked.items():
+        data = msgspec.json.encode(value, order="deterministic")
+        if name in ALWAYS_KEPT or len(data) > INLINE_BYTES:
+            content = hashlib.blake2b(msgspec.json.encode([by, name]) + data, digest_size=20).hexdigest()
+            yield Kept(f"asked-{content}", name, value)
+
+
+def references(meta: Mapping[str, Json]) -> dict[str, str]:
+    """Return the ids in `meta.asked.kept` by the names of the values. Other forms have none: a client may send them."""
+    asked = meta.get(ASKED)
+    kept = asked.get(KEPT) if isinstance(asked, dict) else None
+    found = islice(kept.items(), MOST_KEPT) if isinstance(kept, dict) else ()
+    return {name: id for name, id in found if isinstance(id, str)}
+
+
+def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
+    """Return what a client asked with a message: the small values in its `meta`, and those in the messages `kept`."""
+    asked = meta.get(ASKED)
+    found = {name: value for name, value in asked.items() if name != KEPT} if isinstance(asked, dict) else {}
+    by_id = {one.id: one for one in kept if one.role == ASKED and one.parts}
+    for name, id in references(meta).items():
+        if id in by_id:
+            found[name] = by_id[id].parts[0].get("data")
+    return found

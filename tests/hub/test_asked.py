@@ -1,0 +1,120 @@
+"""What clients ask beside their messages: stored once beside `meta`, never sent to a viewer, exported and forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import ValidationError, convert
+
+from tenuto.core.asked import references, whole
+from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
+from tenuto.core.model import Message
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage
+from tenuto.hub import HubCore
+from tests.hub.test_export import exported, lines_of
+from tests.hub.watching import Watcher
+
+CHANNEL = "chat:1"
+ANN = Caller(id="ann")
+TOOLS = [{"type": "function", "name": "weather", "description": "x" * 2_000}]
+ASKED = {"tools": TOOLS, "temperature": 0.5}
+
+
+async def ask(hub: HubCore, id: str, asked: dict[str, Any], caller: Caller = ANN) -> Message:
+    await hub.start()
+    result = await hub.ask(CHANNEL, id, CreateMessage(text=id, asked=asked), caller)
+    assert result.message is not None
+    return result.message
+
+
+async def read_back(hub: HubCore, id: str) -> dict[str, Any]:
+    question, _ = await hub.read(CHANNEL, id)
+    kept = [(await hub.read(CHANNEL, one))[0] for one in references(question.meta).values()]
+    return whole(question.meta, kept)
+
+
+async def stored(hub: HubCore) -> list[str]:
+    facts = (await hub.store.facts(CHANNEL, after=0, limit=99)).facts
+    return [one.id for one in facts if one.id.startswith("asked-")]
+
+
+async def test_large_value_is_stored_once_for_each_person_and_sent_to_no_viewer(hub: HubCore) -> None:
+    watcher = Watcher(hub, CHANNEL)
+    await watcher.take()
+    first = await ask(hub, "q1", ASKED)
+    (kept,) = references(first.meta).values()
+    assert first.meta == {"asked": {"temperature": 0.5, "kept": {"tools": kept}}}
+    resumed_from = watcher.cursor
+    second = await ask(hub, "q2", {**ASKED, "temperature": 0.7})
+    assert (second.parent, references(second.meta)["tools"]) == ("q1", kept)
+    await ask(hub, "q3", ASKED, Caller(id="bob"))
+    assert [await read_back(hub, one) for one in ("q1", "q2")] == [ASKED, {**ASKED, "temperature": 0.7}]
+    assert len(await stored(hub)) == 2
+    late, resumed = Watcher(hub, CHANNEL), Watcher(hub, CHANNEL, since=resumed_from)
+    for one in (watcher, late, resumed):
+        await one.until(lambda view: "q3" in [each.id for each in view.messages()])
+        assert "xxxx" not in str(one.events)
+        assert [each.id for each in one.view.messages()] == ["q1", "q2", "q3"][-len(one.view.messages()) :]
+    assert [one.id for one in (await hub.history(CHANNEL)).messages] == ["q3", "q2", "q1"]
+    (summary,) = await hub.store.summaries([CHANNEL], after=None, limit=1)
+    assert summary.messages == 3
+
+
+async def test_value_is_part_of_an_export_and_goes_with_its_person(hub: HubCore, tmp_path: Path) -> None:
+    await ask(hub, "q1", ASKED)
+    await ask(hub, "q2", ASKED)
+    data = await exported(hub)
+    assert [one.get("role") for one in lines_of(data)[1:-1]] == ["asked", "user", "user"]
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(data)
+    await hub.delete_channel(CHANNEL)
+    await hub.archive.import_file(path)
+    assert (await exported(hub), await read_back(hub, "q2")) == (data, ASKED)
+    await hub.create(CHANNEL, id="other", text="by bob", author="bob")
+    await hub.archive.forget("ann")
+    assert await stored(hub) == []
+    await ask(hub, "q4", ASKED)  # the id of the value is free again
+    assert await read_back(hub, "q4") == ASKED
+
+
+async def test_value_is_read_after_a_restart_and_is_not_stored_again(tmp_path: Path) -> None:
+    for number in range(2):
+        hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False, drain_s=0.2)
+        await asyncio.gather(*(ask(hub, f"q{number}.{one}", ASKED) for one in range(3)))
+        assert await read_back(hub, "q0.0") == ASKED
+        assert len(await stored(hub)) == 1
+        await hub.close()
+
+
+async def test_value_cannot_be_written_or_removed_by_clients(hub: HubCore) -> None:
+    (kept,) = references((await ask(hub, "q1", ASKED)).meta).values()
+    with pytest.raises(NotFound):
+        await hub.ask(CHANNEL, kept, DeleteMessage(), ANN)
+    with pytest.raises(IdConflict):
+        await hub.ask(CHANNEL, kept, CreateMessage(text="mine"), ANN)
+    with pytest.raises(InvalidRequest, match="role must be"):
+        await hub.create(CHANNEL, role="asked", text="x")
+    with pytest.raises(ValidationError):
+        convert({"role": "asked"}, CreateMessage)
+
+
+async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub: HubCore) -> None:
+    with pytest.raises(TooLarge, match=r"wishes of the request have 60\d{4} bytes.*Limits.asked_bytes") as refused:
+        await ask(hub, "q1", {"tools": [{"name": "x" * 600_000}]})
+    assert refused.value.details["limit"] == 512 * 1024
+    deep: Any = []
+    for _ in range(70):
+        deep = [deep]
+    for wrong in ({"kept": {}}, {"": 1}, {"x": deep}, {"x": float("nan")}):
+        with pytest.raises(InvalidRequest):
+            await ask(hub, "q1", wrong)
+    assert await hub.store.channels(after=None, limit=1) == []
+
+
+def test_forged_references_and_other_forms_of_meta_give_no_value() -> None:
+    for meta in ({}, {"asked": 1}, {"asked": {"kept": [1]}}, {"asked": {"kept": {"tools": 1}}}):
+        assert (references(meta), whole(meta, [])) == ({}, {})
+    assert len(references({"asked": {"kept": {str(one): "x" for one in range(999)}}})) == 64

@@ -1,0 +1,460 @@
+"""What real clients send beside and inside their questions, and what the agent's model receives: `turn.request`, files,
+and the calls of the client's own tools."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import agents
+import httpx2
+import openai
+import pytest
+from fastapi import FastAPI
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, SecretStr
+
+from tenuto import Hub, Limits, Turn
+from tenuto.interop import AGUI, AISDK, OpenAI
+from tests.interop.pages import pages_at
+from tests.transports.conftest import Served, new_hub, serving
+
+PNG = "data:image/png;base64,iVBORw0KGgo="
+PDF = "data:application/pdf;base64,JVBERi0="
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"type": "function", "name": "weather", "description": "The weather.", "parameters": SCHEMA}
+SHAPES = ("text", "openai", "responses", "anthropic")
+CHAT_TOOL: Any = {"type": "function", "function": {name: TOOL[name] for name in ("name", "description", "parameters")}}
+
+
+class Stub:
+    """An agent with a stub of a model. It calls the first tool that the client offers, and answers with the result."""
+
+    def __init__(self, hub: Hub, served: Served) -> None:
+        self.hub = hub
+        self.url = f"http://127.0.0.1:{served.port}"
+        self.received: list[dict[str, Any]] = []  # per turn: the view, the arguments and the histories of all shapes
+        self.text = ""  # the answer; empty: the last result of a tool
+        self.turns: list[Turn] = []
+
+    async def answer(self, turn: Turn) -> None:
+        self.turns.append(turn)
+        histories: dict[str, Any] = {shape: await turn.history(shape) for shape in SHAPES}  # type: ignore[arg-type]
+        options = {api: turn.request.options(api) for api in ("openai", "responses", "anthropic")}  # type: ignore[arg-type]
+        self.received.append({**histories, "options": options})
+        last = histories["openai"][-1]
+        async with turn.reply() as message:
+            if turn.request.tools and last["role"] != "tool":
+                call = f"c{len(self.received)}"
+                name = str(turn.request.tools[0]["name"])
+                await message.part({"type": "tool", "call": call, "name": name, "input": "{}", "state": "input"})
+                await message.part(
+                    {"type": "tool", "call": call, "name": name, "input": '{"city": "Ulm"}', "state": "called"}, index=0
+                )
+                return
+            await message.append(self.text or f"It is {last['content']}.")
+            await message.update(
+                meta={"usage": {"input_tokens": 9, "output_tokens": 5, "cached_tokens": 4, "reasoning_tokens": 3}}
+            )
+
+
+@asynccontextmanager
+async def stub_at(url: str = "memory://", **options: Any) -> AsyncIterator[Stub]:
+    hub, app = new_hub(url, **options), FastAPI()
+    OpenAI(hub).install(app, "/v1")
+    AGUI(hub, channel="agui:{id}").install(app, "/agui")
+    AISDK(hub, channel="page:{id}").install(app, "/page")
+
+    async def agent(turn: Turn) -> None:
+        await stub.answer(turn)
+
+    app.mount("/tenuto", hub)
+    for pattern, name in (("chat:*", "bot"), ("agui:*", "agui"), ("page:*", "page")):
+        hub.agent(pattern, name=name)(agent)
+    async with serving(hub, app) as served:
+        stub = Stub(hub, served)
+        yield stub
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[Stub]:
+    async with stub_at() as stub:
+        yield stub
+
+
+@pytest.fixture
+async def client(stub: Stub) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{stub.url}/v1", api_key="key", max_retries=0) as client:
+        yield client
+
+
+# -- tools of the client ---------------------------------------------------------------------------------------
+
+
+async def test_langchain_binds_tools_and_its_model_gets_the_result(stub: Stub) -> None:
+    model = ChatOpenAI(base_url=f"{stub.url}/v1", api_key=SecretStr("key"), model="bot", max_retries=0)
+    bound = model.bind_tools([CHAT_TOOL], parallel_tool_calls=False)
+    told: list[BaseMessage] = [HumanMessage("How is Ulm?")]
+    asked = await bound.ainvoke(told)
+    assert isinstance(asked, AIMessage)
+    assert [(one["name"], one["args"]) for one in asked.tool_calls] == [("weather", {"city": "Ulm"})]
+    told += [asked, ToolMessage("7 degrees", tool_call_id=asked.tool_calls[0]["id"] or "")]
+    assert (await bound.ainvoke(told)).content == "It is 7 degrees."
+    histories = stub.received[1]
+    assert histories["openai"][1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Ulm"}'}
+    assert [one.get("type", "message") for one in histories["responses"]] == [
+        *("message", "function_call", "function_call_output")
+    ]
+    assert [block["type"] for turn in histories["anthropic"] for block in turn["content"]] == [
+        *("text", "tool_use", "tool_result")
+    ]
+    assert histories["text"][-1]["content"] == '[result of weather({"city": "Ulm"}): 7 degrees]'
+    assert histories["options"]["openai"]["tools"][0]["function"]["parameters"] == SCHEMA
+    assert histories["options"]["anthropic"]["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
+    stub: Stub, client: openai.AsyncOpenAI, api: str
+) -> None:
+    @agents.function_tool
+    def weather(city: str) -> str:
+        """The weather."""
+        return f"7 degrees in {city}"
+
+    agents.set_tracing_disabled(True)
+    kind = agents.OpenAIResponsesModel if api == "responses" else agents.OpenAIChatCompletionsModel
+    agent = agents.Agent(
+        name="a", instructions="Be kind.", tools=[weather], model=kind(model="bot", openai_client=client)
+    )
+    result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
+    assert result.final_output == "It is 7 degrees in Ulm."
+    assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
+
+
+async def test_result_for_an_unknown_call_is_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    output: Any = {"type": "function_call_output", "call_id": "nix", "output": "7"}
+    with pytest.raises(openai.BadRequestError, match="nix"):
+        await client.responses.create(model="bot", input=[output])
+    first = await client.responses.create(model="bot", input="hi")
+    with pytest.raises(openai.NotFoundError, match="no function_call with the call_id 'nix'"):
+        await client.responses.create(model="bot", input=[output], previous_response_id=first.id)
+    with pytest.raises(openai.BadRequestError, match="no message before it has this call"):
+        await client.chat.completions.create(
+            model="bot", messages=[{"role": "tool", "tool_call_id": "nix", "content": "7"}]
+        )
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    stub.text = "A cat."
+    image: Any = {"type": "input_image", "image_url": PNG, "detail": "low"}
+    told = await client.responses.create(model="bot", input=[{"role": "user", "content": [image]}])
+    assert told.output_text == "A cat."
+    assert stub.received[0]["responses"] == [{"role": "user", "content": [image]}]
+    assert stub.received[0]["text"] == [{"role": "user", "content": "[image: image/png]"}]
+    chat: Any = [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": PNG}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}},
+        {"type": "input_audio", "input_audio": {"data": "AAA=", "format": "wav"}},
+    ]
+    completion = await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": chat}])
+    assert stub.received[1]["openai"] == [{"role": "user", "content": chat}]
+    assert [one["type"] for one in stub.received[1]["anthropic"][0]["content"]] == ["text", "image", "document", "text"]
+    # the type of each file is that of its own address
+    (question,) = [one for one in (await stub.hub.history(stub.turns[1].channel)).messages if one.role == "user"]
+    assert [one.get("mediaType") for one in question.parts] == [None, "image/png", "application/pdf", "audio/wav"]
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens_details is not None
+    assert completion.usage.completion_tokens_details is not None
+    assert completion.usage.prompt_tokens_details.cached_tokens == 4
+    assert completion.usage.completion_tokens_details.reasoning_tokens == 3
+
+
+async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
+    stub.text = "A cat."
+    photo = {"type": "file", "mediaType": "image/png", "filename": "cat.png", "url": PNG}
+    async with pages_at(f"{stub.url}/page") as pages:
+        await pages("a", "open", id="1")
+        await pages("a", "send", parts=[photo])
+        await pages("a", "saw", wanted="A cat.")
+        built = (await pages("a", "is", status="ready"))["messages"]
+        loaded = (await pages("b", "open", id="1", load=True))["messages"]
+    assert stub.received[0]["openai"] == [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
+    ]
+    assert built[0]["parts"] == loaded[0]["parts"] == [photo]
+
+
+async def test_more_files_than_a_message_may_have_are_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    image: Any = {"type": "input_image", "image_url": PNG, "detail": "auto"}
+    with pytest.raises(openai.APIStatusError, match=r"300 parts, the limit is 256 \(Limits.parts\)") as refused:
+        await client.responses.create(model="bot", input=[{"role": "user", "content": [image] * 300}], tools=[TOOL])  # type: ignore[list-item]
+    assert refused.value.status_code == 413
+    assert await stub.hub.store.channels(after=None, limit=9) == []
+    with pytest.raises(openai.BadRequestError, match="file_data or file_url"):
+        await client.responses.create(
+            model="bot", input=[{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]
+        )
+
+
+async def test_binary_content_of_agui_is_a_file(stub: Stub) -> None:
+    stub.text = "A cat."
+    content = [
+        {"type": "text", "text": "What?"},
+        {"type": "binary", "mimeType": "image/png", "data": "iVBORw0KGgo=", "filename": "a.png"},
+        {"type": "binary", "mimeType": "image/png", "url": "https://e.x/b.png"},
+    ]
+    await run_agui(stub, content)
+    assert stub.received[0]["openai"][0]["content"] == [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": PNG}},
+        {"type": "image_url", "image_url": {"url": "https://e.x/b.png"}},
+    ]
+
+
+async def run_agui(stub: Stub, content: Any, **fields: Any) -> None:
+    known = {"tools": [], "context": [], "state": {}, "forwardedProps": {}}
+    body = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": content}]}
+    async with httpx2.AsyncClient() as http:
+        response = await http.post(f"{stub.url}/agui", json={**known, **body, **fields})
+        assert response.status_code == 200, response.text
+
+
+# -- what is sent, and what the model's stub receives -------------------------------------------------------------
+
+FORM = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}
+COMMON = {"temperature": 0.5, "top_p": 0.9, "parallel_tool_calls": False, "metadata": {"k": "v"}}
+CHAT = {
+    "max_completion_tokens": 99,
+    "reasoning_effort": "low",
+    "seed": 7,
+    "stop": ["END"],
+    "response_format": {"type": "json_schema", "json_schema": {n: FORM[n] for n in ("name", "schema", "strict")}},
+    "tools": [CHAT_TOOL],
+    "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    "verbosity": "low",
+    "frequency_penalty": 0.1,
+}
+RESPONSES = {
+    "instructions": "Be kind.",
+    "max_output_tokens": 99,
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "text": {"format": FORM, "verbosity": "low"},
+    "tools": [TOOL],
+    "tool_choice": {"type": "function", "name": "weather"},
+}
+ANTHROPIC = {
+    "max_tokens": 99,
+    "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+    "temperature": 0.5,
+    "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
+    "tools": [{"name": "weather", "description": "The weather.", "input_schema": SCHEMA}],
+    "top_p": 0.9,
+}
+SETTINGS = {  # of the AI SDK
+    "system": "Be kind.",
+    "maxOutputTokens": 99,
+    "temperature": 0.5,
+    "topP": 0.9,
+    "seed": 7,
+    "stopSequences": ["END"],
+    "toolChoice": {"type": "tool", "toolName": "weather"},
+    "tools": {"weather": {"description": "The weather.", "parameters": SCHEMA}},
+}
+KNOWN = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["END"]}
+
+
+async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str) -> None:
+    match protocol:
+        case "chat":
+            sent: Any = {**COMMON, **CHAT}
+            await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": "hi"}], **sent)
+        case "responses":
+            sent = {**COMMON, **RESPONSES}
+            await client.responses.create(model="bot", input="hi", **sent)
+        case "ag-ui":
+            tools = [{name: TOOL[name] for name in ("name", "description", "parameters")}]
+            context = [{"description": "place", "value": "Ulm"}]
+            forwarded = {**KNOWN, "max_tokens": 99, "toolChoice": "required", "temperature": 0.5, "theme": "dark"}
+            await run_agui(stub, "hi", tools=tools, context=context, state={"n": 1}, forwardedProps=forwarded)
+        case "ai-sdk":
+            async with pages_at(f"{stub.url}/page") as pages:
+                await pages("a", "open", id="1")
+                body = {**SETTINGS, "theme": "dark"}
+                await pages("a", "send", text="hi", metadata={"k": "v"}, options={"body": body})
+                await pages("a", "asks", requests=1)
+                await pages("a", "is", status="ready")
+                loaded = await pages("b", "open", id="1", load=True)
+                assert loaded["messages"][0]["metadata"] == {"k": "v"}  # the page's own
+
+
+EXPECTED: dict[str, dict[str, Any]] = {
+    "chat": {
+        "openai": {
+            name: value for name, value in {**COMMON, **CHAT}.items() if name not in ("metadata", "frequency_penalty")
+        },
+        "responses": {
+            **{
+                name: value
+                for name, value in {**COMMON, **RESPONSES}.items()
+                if name not in ("instructions", "metadata")
+            },
+            "reasoning": {"effort": "low"},
+        },
+        "anthropic": {**ANTHROPIC, "stop_sequences": ["END"]},
+    },
+    "responses": {
+        "openai": {
+            name: value
+            for name, value in {**COMMON, **CHAT}.items()
+            if name not in ("metadata", "frequency_penalty", "seed", "stop")
+        },
+        "responses": {name: value for name, value in {**COMMON, **RESPONSES}.items() if name != "metadata"},
+        "anthropic": {**ANTHROPIC, "system": "Be kind."},
+    },
+    "ag-ui": {
+        "openai": {**KNOWN, "max_completion_tokens": 99, "tools": [CHAT_TOOL], "tool_choice": "required"},
+        "responses": {
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "max_output_tokens": 99,
+            "tools": [TOOL],
+            "tool_choice": "required",
+        },
+        "anthropic": {
+            **{name: ANTHROPIC[name] for name in ("temperature", "top_p", "tools", "max_tokens")},
+            "stop_sequences": ["END"],
+            "tool_choice": {"type": "any"},
+        },
+    },
+    "ai-sdk": {
+        "openai": {**KNOWN, "max_completion_tokens": 99, "tools": [CHAT_TOOL], "tool_choice": CHAT["tool_choice"]},
+        "responses": {
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "max_output_tokens": 99,
+            "tools": [TOOL],
+            "tool_choice": RESPONSES["tool_choice"],
+            "instructions": "Be kind.",
+        },
+        "anthropic": {
+            **{name: ANTHROPIC[name] for name in ("temperature", "top_p", "tools", "max_tokens")},
+            "stop_sequences": ["END"],
+            "system": "Be kind.",
+            "tool_choice": {"type": "tool", "name": "weather"},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("protocol", list(EXPECTED))
+async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
+    stub: Stub, client: openai.AsyncOpenAI, protocol: str
+) -> None:
+    await send(stub, client, protocol)
+    assert stub.received[0]["options"] == EXPECTED[protocol]
+    request = stub.turns[0].request
+    assert request.metadata == (COMMON["metadata"] if protocol in ("chat", "responses") else {})
+    assert request.extra == ({"frequency_penalty": 0.1} if protocol == "chat" else {})
+    if protocol == "ag-ui":
+        assert (request.context, request.state) == ([{"description": "place", "value": "Ulm"}], {"n": 1})
+
+
+async def test_parse_of_the_sdk_gets_the_object_that_it_asked_for(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    class Place(BaseModel):
+        city: str
+
+    stub.text = '{"city": "Ulm"}'
+    messages: Any = [{"role": "user", "content": "Where?"}]
+    parsed = await client.chat.completions.parse(model="bot", messages=messages, response_format=Place)
+    assert parsed.choices[0].message.parsed == Place(city="Ulm")
+    form = stub.received[0]["options"]["openai"]["response_format"]
+    assert (form["json_schema"]["name"], form["json_schema"]["schema"]["required"]) == ("Place", ["city"])
+
+
+async def test_wish_of_another_type_is_refused_and_names_its_field(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    for wrong in ({"temperature": "hot"}, {"stop": [1]}, {"seed": 1.5}, {"tools": [1]}, {"response_format": "json"}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(
+                model="bot", messages=[{"role": "user", "content": "hi"}], extra_body=wrong
+            )
+        assert refused.value.param == next(iter(wrong))
+
+
+# -- large wishes ----------------------------------------------------------------------------------------------
+
+MANY: Any = [{**TOOL, "name": f"tool{n}", "description": "x" * 700} for n in range(30)]  # 25 KB, as of Open WebUI
+
+
+async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets_them(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    stub.text = "Yes."
+    first = await client.responses.create(model="bot", input="a", tools=MANY, instructions="y" * 2000)
+    channel = stub.turns[0].channel
+    calls = [{"type": "function_call_output", "call_id": "c1", "output": "7"}]
+    second = await client.responses.create(
+        model="bot", input=calls, previous_response_id=first.id, tools=MANY, instructions="y" * 2000
+    )
+    third = await client.responses.create(
+        model="bot", input="b", previous_response_id=second.id, tools=MANY[:1], instructions="y" * 2000
+    )
+    assert [len(one.request.tools) for one in stub.turns] == [30, 30, 1]
+    assert [one.request.instructions for one in stub.turns] == ["y" * 2000] * 3
+    facts = (await stub.hub.store.facts(channel, after=0, limit=99)).facts
+    assert sum(one.id.startswith("asked-") for one in facts) == 3
+    # the client itself gets them back
+    assert [len(one.tools) for one in (first, second, third)] == [30, 30, 1]
+    assert (await client.responses.retrieve(second.id)).instructions == "y" * 2000
+    async with httpx2.AsyncClient() as http:
+        base = f"{stub.url}/tenuto/v1/channels/{channel}"
+        page = await http.get(f"{base}/messages?limit=200")
+        events = await http.get(f"{base}/poll?history=200&wait=0")
+        assert events.status_code == 200, events.text
+        for seen in (page.text, events.text):
+            assert "tool3" not in seen
+            assert "yyyy" not in seen
+        assert len(page.json()["messages"]) == 6
+        refused = await http.delete(f"{base}/messages/{facts[0].id}")
+        assert refused.status_code == 404
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+async def test_too_many_tools_are_refused_with_the_name_of_the_setting(
+    stub: Stub, client: openai.AsyncOpenAI, api: str
+) -> None:
+    tools: Any = [{**TOOL, "description": "x" * 6_000} for _ in range(100)]
+    nested: Any = [{"type": "function", "function": {n: one[n] for n in ("name", "description")}} for one in tools]
+    with pytest.raises(
+        openai.APIStatusError, match=r"the limit is 524288 \(Limits\.asked_bytes\); send fewer"
+    ) as refused:
+        if api == "chat":
+            await client.chat.completions.create(
+                model="bot", messages=[{"role": "user", "content": "hi"}], tools=nested
+            )
+        else:
+            await client.responses.create(model="bot", input="hi", tools=tools)
+    assert (refused.value.status_code, refused.value.code) == (413, "too_large")
+    assert await stub.hub.store.channels(after=None, limit=9) == []
+
+
+async def test_repeated_request_finds_its_own_tools_and_questions_at_once_store_them_once() -> None:
+    async with stub_at(limits=Limits(asked_bytes=64 * 1024)) as stub:
+        stub.text = "Yes."
+        async with openai.AsyncOpenAI(base_url=f"{stub.url}/v1", api_key="key", max_retries=0) as client:
+            key = {"Idempotency-Key": "k"}
+            asked = [client.responses.create(model="bot", input="a", tools=MANY, extra_headers=key) for _ in range(3)]
+            assert len({one.id for one in await asyncio.gather(*asked)}) == 1
+        (channel,) = await stub.hub.store.channels(after=None, limit=9)
+        assert len(stub.turns) == 1
+        facts = (await stub.hub.store.facts(channel, after=0, limit=99)).facts
+        assert sum(one.id.startswith("asked-") for one in facts) == 1
+        assert json.loads(json.dumps(stub.turns[0].request.tools)) == MANY

@@ -1,0 +1,217 @@
+"""The parts of OpenAI's API beside the stream of one response, with OpenAI's own client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+
+from tenuto import Identity, Turn
+from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
+from tenuto.interop.openai_items import Reference, conversation_id
+from tests.interop.test_openai import ANSWER, CALL, PLACE, Scene, channel_of, scene_of
+
+FULL = frozenset({"subscribe", "history", "publish", "command"})
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with scene_of(models={"gpt-4o": "bot", "other/name": "bot", "gone": "nobody"}) as scene:
+        scene.gate.set()
+        yield scene
+
+
+async def test_fixed_name_of_a_model_is_an_agent(scene: Scene) -> None:
+    client = scene.client
+    assert [one.id async for one in client.models.list()] == ["bot", "gpt-4o", "other/name"]
+    assert [(await client.models.retrieve(name)).id for name in ("gpt-4o", "other/name")] == ["gpt-4o", "other/name"]
+    for name in ("gone", "unknown"):
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve(name)
+    response = await client.responses.create(model="gpt-4o", input="you")
+    assert (response.model, response.output_text) == ("gpt-4o", ANSWER)
+
+
+async def test_error_of_a_failed_response_has_a_type(scene: Scene) -> None:
+    async def fails(turn: Turn) -> None:
+        raise RuntimeError
+
+    scene.script = fails  # type: ignore[method-assign]
+    body = (await scene.served.http.post("/v1/responses", json={"model": "bot", "input": "you"})).json()
+    assert {name: body["error"][name] for name in ("type", "code")} == {"type": "server_error", "code": "server_error"}
+
+
+async def answered_twice(scene: Scene) -> str:
+    """Store a turn with an attempt that a crash has interrupted, and a complete one; return the id of the response."""
+    await scene.hub.create("chat:1", id="u", text="you", starts_turn=False)
+    for id, status, text in (("a1", "interrupted", "Hello to"), ("a2", "complete", "Hello to you")):
+        usage: Any = {"usage": {"input_tokens": 3, "output_tokens": 2}}
+        request = CreateMessage(role="assistant", status="streaming", text=text, reply_to="u", parent="u", meta=usage)
+        await scene.hub.ask("chat:1", id, request, SERVER)
+        await scene.hub.ask("chat:1", id, FinishMessage(status=status), SERVER)  # type: ignore[arg-type]
+    return Reference("chat:1", "u").id()
+
+
+async def test_response_after_a_crash_has_one_answer(scene: Scene) -> None:
+    response = await scene.client.responses.retrieve(id := await answered_twice(scene))
+    assert (response.status, response.output_text, len(response.output)) == ("completed", "Hello to you", 1)
+    assert response.usage is not None
+    assert response.usage.total_tokens == 10  # those of the answer that was cut, too
+    events = await scene.events(id)
+    assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == "Hello to you"
+    assert events[-1].response == response
+    # a reader that was cut in the first answer has it as an item that is incomplete
+    events = await scene.events(id, 5)
+    assert [one.delta for one in events if one.type == "response.output_text.delta"] == ["llo to", "Hello to you"]
+    done = [(one.output_index, one.item.status) for one in events if one.type == "response.output_item.done"]
+    assert done == [(0, "incomplete"), (1, "completed")]
+
+
+async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Scene) -> None:
+    client = scene.client
+    first: Any = [{"type": "message", "role": "user", "content": "earlier"}, {"role": "assistant", "content": "Yes."}]
+    made = await client.conversations.create(items=first)
+    for text in ("you", "me"):
+        response = await client.responses.create(model="bot", input=text, conversation=made.id)
+        assert response.conversation is not None
+        assert (response.conversation.id, response.previous_response_id) == (made.id, None)
+    assert [one["content"] for one in await scene.turns[1].history() if one["role"] == "user"] == [
+        "earlier",
+        "you",
+        "me",
+    ]
+    found = await client.conversations.retrieve(made.id)
+    assert (found.id, found.object, found.created_at > 0) == (made.id, "conversation", True)
+    items: Any = [one async for one in client.conversations.items.list(made.id, order="asc", limit=3)]
+    assert [(one.type, getattr(one, "role", "")) for one in items] == [
+        ("message", "user"),
+        ("message", "assistant"),
+        *2
+        * [
+            ("message", "user"),
+            ("reasoning", ""),
+            ("message", "assistant"),
+            ("mcp_call", ""),
+            ("message", "assistant"),
+        ],
+    ]
+    newest: Any = [one async for one in client.conversations.items.list(made.id)]
+    assert [one.id for one in newest] == [one.id for one in items][::-1]
+    assert (await client.conversations.items.retrieve(items[-1].id, conversation_id=made.id)) == items[-1]
+    added = await client.conversations.items.create(made.id, items=[{"role": "user", "content": "note"}])
+    assert (await client.conversations.items.list(made.id, limit=1)).data == added.data
+    await scene.hub.create("chat:1", id="u", text="you", author="ann")  # any channel is a conversation
+    assert len((await client.conversations.items.list(conversation_id("chat:1"))).data) == 1
+
+
+async def test_output_for_a_conversation_continues_its_newest_turn(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    made = await scene.client.conversations.create()
+    options: Any = {"model": "bot", "conversation": made.id}
+    first = await scene.client.responses.create(input="you", tools=[PLACE], **options)
+    assert first.output[0].type == "function_call"
+    output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "Ulm"}]
+    assert (await scene.client.responses.create(input=output, **options)).output_text == "Here: Ulm."
+    assert len(scene.turns) == 1
+
+
+async def test_input_items_are_what_the_request_brought(scene: Scene) -> None:
+    photo = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
+    given: Any = [
+        {"role": "system", "content": "Obey."},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": [{"type": "input_text", "text": "you"}, photo]},
+    ]
+    response = await scene.client.responses.create(model="bot", input=given)
+    items: Any = [one async for one in scene.client.responses.input_items.list(response.id, order="asc", limit=2)]
+    assert [one.role for one in items] == ["system", "assistant", "user"]
+    assert [(one.type, getattr(one, "image_url", None)) for one in items[-1].content] == [
+        ("input_text", None),
+        ("input_image", photo["image_url"]),
+    ]
+    for options in ({"order": "up"}, {"limit": 0}, {"limit": 101}):
+        with pytest.raises(openai.BadRequestError):
+            await scene.client.responses.input_items.list(response.id, **options)
+    with pytest.raises(openai.NotFoundError):
+        await scene.client.responses.input_items.list(response.id, after="in_x")
+
+
+async def test_deleted_response_is_gone_with_its_text(scene: Scene) -> None:
+    response = await scene.client.responses.create(model="bot", input="you")
+    await scene.client.responses.delete(response.id)
+    for call in (scene.client.responses.retrieve, scene.client.responses.delete, scene.client.responses.cancel):
+        with pytest.raises(openai.NotFoundError):
+            await call(response.id)
+    assert (await scene.hub.history(channel_of(response.id))).messages == []
+
+
+async def test_reference_to_an_item_is_the_item(scene: Scene) -> None:
+    """As the AI SDK sends its second turn."""
+    first = await scene.client.responses.create(model="bot", input="you")
+    ids: list[Any] = [one.id for one in first.output if one.type != "mcp_call"]
+    refs: Any = [{"type": "item_reference", "id": id} for id in ids]
+    given = [{"role": "user", "content": "you"}, *refs, {"role": "user", "content": "me"}]
+    await scene.client.responses.create(model="bot", input=given)
+    history = [(one["role"], one["content"]) for one in await scene.turns[1].history()]
+    assert history == [("user", "you"), ("assistant", "Hello to you 😀, "), ("assistant", "in Ulm."), ("user", "me")]
+    # a reference to the item that the store has already, and one to itself
+    await scene.client.responses.create(model="bot", input=[*refs, given[-1]], previous_response_id=first.id)
+    await scene.client.responses.create(model="bot", input=2 * [refs[0]] + [given[-1]])
+    for id in ("msg_1", "resp_1", ids[0][:-2], "", None, 7, Reference("chat:none", "u").id("msg_")):
+        with pytest.raises(openai.NotFoundError) as raised:
+            bad: Any = [{"type": "item_reference", "id": id}, given[-1]]
+            await scene.client.responses.create(model="bot", input=bad)
+        assert raised.value.param == "input"
+        assert repr(str(id)[:64]) in raised.value.message
+    assert len(scene.turns) == 4
+
+
+async def test_items_and_conversations_of_another_person_are_unknown_or_forbidden() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity:
+        name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
+        return Identity(client_id=name, grants={f"user:{name}:*": FULL})
+
+    async with scene_of(authenticate=verify, channel="user:{client}:{id}", pattern="user:*") as scene:
+        scene.gate.set()
+        options: Any = {"model": "bot", "extra_headers": {"Authorization": "Bearer ann"}}
+        theirs = await scene.client.responses.create(input="secret", **options)
+        options["extra_headers"] = {"Authorization": "Bearer ben"}
+        errors = []
+        for id in (theirs.output[1].id, Reference("user:ann:none", "u").id("msg_")):
+            given: Any = [{"type": "item_reference", "id": id}, {"role": "user", "content": "me"}]
+            with pytest.raises(openai.NotFoundError) as raised:
+                await scene.client.responses.create(input=given, **options)
+            errors.append(raised.value.message.replace(id[:64], "id"))
+        assert errors[0] == errors[1]
+        for conversation in (conversation_id(channel_of(theirs.id)), conversation_id("user:ann:none")):
+            with pytest.raises(openai.PermissionDeniedError):
+                await scene.client.responses.create(input="me", conversation=conversation, **options)
+        for conversation in ("conv_a/b", "a/b", conversation_id("a/b"), ""):
+            with pytest.raises((openai.NotFoundError, openai.BadRequestError)):
+                await scene.client.responses.create(input="me", conversation=conversation, **options)
+            path = conversation.replace("/", "%2F") or "%20"
+            found = await scene.served.http.get(f"/v1/conversations/{path}", headers=options["extra_headers"])
+            assert found.status_code in (400, 404)
+        with pytest.raises(openai.PermissionDeniedError):
+            await scene.client.responses.delete(theirs.id, extra_headers=options["extra_headers"])
+
+
+async def test_question_has_the_size_of_a_message_and_at_most_256_parts(scene: Scene) -> None:
+    def images(count: int, size: int) -> Any:
+        url = f"data:image/jpeg;base64,{'A' * size}"
+        return [{"role": "user", "content": count * [{"type": "input_image", "image_url": url}]}]
+
+    await scene.client.responses.create(model="bot", input=images(1, 4_000_000))
+    assert len(scene.turns[0].message.parts[0]["url"]) > 4_000_000
+    for given, status in ((images(300, 4), 413), (images(1, 9_000_000), 413)):
+        with pytest.raises(openai.APIStatusError) as raised:
+            await scene.client.responses.create(model="bot", input=given)
+        assert raised.value.status_code == status
+    assert len(scene.turns) == 1
