@@ -35,7 +35,7 @@ from tenuto.hub.patterns import check_pattern
 from tenuto.hub.turn_status import next_status, read_pending, read_turn
 from tenuto.hub.workers import WhenBusy
 from tenuto.response import Answering, StreamResponse, Style, check_source, check_style
-from tenuto.routes import Access, authorize
+from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.framing import EndFrame
@@ -208,6 +208,23 @@ class Hub(HubCore):
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
         return await authorize(self._asgi, dict(scope), channel, capabilities)
+
+    async def serve_socket(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        handle: Callable[[RouteSocket], Awaitable[None]],
+        *,
+        max_s: float = 3600.0,
+    ) -> None:
+        """Serve a WebSocket of your own, for at most `max_s`, with `handle(socket)`.
+
+        The rules of the hub's own sockets hold. The verifier identifies the caller by the headers of the upgrade; there
+        is no `auth` frame. A refused caller gets a problem response. The socket closes, and `handle` is cancelled, when
+        the identity expires or the hub drains.
+        """
+        await serve_socket(self._asgi, dict(scope), receive, send, handle, max_s=max_s)
 
     async def turn(self, channel: str, message_id: str, *, after: TurnStatus | None = None) -> TurnStatus:
         """Return the turn of a user message: its state, its answers, and the agent's questions without a reply.

@@ -9,8 +9,9 @@ public (`docs/python.md`); the adapters of `tenuto.interop` use no others.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -37,7 +38,7 @@ from tenuto.core.deltas import (
     Sent,
     TextAdded,
 )
-from tenuto.core.errors import Deleted, Finished, InvalidRequest, NotFound, TenutoError
+from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
 from tenuto.core.model import Command, Json, Message, Part, Role
 from tenuto.core.names import check_channel, check_id, command_key, is_id
@@ -57,14 +58,18 @@ from tenuto.hub.identity import Scope as HubScope
 from tenuto.hub.results import Result, message_of
 from tenuto.hub.turn_status import read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
+from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body
+from tenuto.transports.close_codes import DRAINED, EXPIRED, FRAME_TOO_LARGE, MISUSED
 from tenuto.transports.codec import decode, unexpected
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.http import problem_response
 from tenuto.transports.origin import check_peer
+from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, message_bytes, open_body, turn_bytes
 from tenuto.transports.turn_stream import TurnFormat, TurnStream
+from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [
     "Access",
@@ -80,6 +85,7 @@ __all__ = [
     "PartReplaced",
     "QuestionAsked",
     "QuestionReplied",
+    "RouteSocket",
     "Sent",
     "TextAdded",
     "TurnChanged",
@@ -224,6 +230,11 @@ class Access:
         self.check(channel, "command")
         await self._ask(channel, command_key(check_id(command_id)), ReplyCommand(ok=ok, data=data, error=error))
 
+    def taken_by(self, channel: str, message_id: str) -> str | None:
+        """Return the id of the message whose turn has taken this user message in, as far as this server has it."""
+        known = self._hub.channel(channel).state.message(message_id)
+        return known.claim.within if known is not None and known.claim is not None else None
+
     def agents(self) -> dict[str, str]:
         """Return the names of the agents that are present, also in other processes, each with its channel pattern."""
         return self._hub.runtime.scheduler.workers.patterns_by_name()
@@ -343,6 +354,132 @@ class TurnResponse(Response):
                 await stream.run(receive)
         finally:
             stream.close()
+
+
+class RouteSocket:
+    """A WebSocket of a route of an app's own, under the rules of the hub's sockets (`Hub.serve_socket`)."""
+
+    def __init__(self, access: Access, credentials: Credentials, receive: Receive, send: Send) -> None:
+        self.access = access
+        self.frame_bytes = 0  # of the frame that `frames` has yielded last
+        self._credentials = credentials
+        self._receive = receive
+        self._send = send
+        self._sending = asyncio.Lock()
+        self._limit = asyncio.timeout(None)
+        self._closing: tuple[int, str] | None = None
+
+    async def run(self, handle: Callable[[RouteSocket], Awaitable[None]], *, max_s: float) -> None:
+        """Accept the socket, and close it when `handle` returns, after `max_s`, on expiry, and when the hub drains."""
+        hub = self.access._hub
+        unhook = hub.on_drain(self.drain)
+        self._credentials.watch(lambda: self.close(EXPIRED, "unauthenticated"))
+        try:
+            await self._send({"type": "websocket.accept"})
+            async with asyncio.timeout(max_s) as self._limit:
+                if self._closing is None and not hub.viewing.is_over:
+                    await handle(self)
+                else:
+                    self.drain()
+        except TimeoutError:
+            if not self._limit.expired():
+                raise
+        finally:
+            unhook()
+            code, reason = self._closing or (1000, "")
+            with suppress(OSError, RuntimeError, TimeoutError):  # servers raise them if the peer has disconnected
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def frames(self) -> AsyncIterator[dict[str, Json] | TenutoError]:
+        """Yield the received JSON objects, of at most `Limits.message_bytes`, or an error in place of a refused one."""
+        limit_bytes = self.access.limits.message_bytes
+        while self._closing is None:
+            message = await self._receive()
+            if message["type"] != "websocket.receive":
+                return
+            data = (message.get("text") or "").encode(errors="surrogatepass")
+            if not data or len(data) > limit_bytes:
+                self.close(*((FRAME_TOO_LARGE, "too_large") if data else (MISUSED, "invalid_request")))
+                return
+            self.frame_bytes = len(data)
+            try:
+                self._credentials.count_request(len(data))
+                yield decode(data, _JSON_OBJECT)
+            except TenutoError as error:
+                yield error
+                if isinstance(error, TooMany):
+                    await asyncio.sleep(REFUSED_PAUSE_S)
+
+    async def send(self, frame: bytes) -> None:
+        """Send a frame. Calls of several tasks wait for each other. Raises OSError for a peer that does not read."""
+        async with self._sending, asyncio.timeout(SEND_TIMEOUT_S):
+            await self._send({"type": "websocket.send", "text": frame.decode()})
+
+    async def stream(self, channel: str, message_id: str, turn_format: TurnFormat) -> dict[str, Json] | None:
+        """Send each line of a turn in its format as a frame, and return None at its end, else the problem that cut it.
+
+        The stream takes a connection slot, besides that of the socket.
+        """
+        status, body, is_complete = 200, b"", False
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status, body, is_complete
+            status = message.get("status", status)
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+            if status != 200:
+                body += message.get("body", b"")
+                return
+            for line in message.get("body", b"").split(b"\n"):
+                if line:
+                    await self.send(line)
+
+        async def receive() -> MutableMapping[str, Any]:
+            await asyncio.get_running_loop().create_future()  # the peer's frames are not for the stream
+            raise AssertionError
+
+        scope = {"type": "http", "method": "GET", "headers": []}
+        await self.access.stream(channel, message_id, turn_format)(scope, receive, send)
+        if status == 200:
+            cut = Draining("the stream broke off; connect again, and continue after the last event")
+            return None if is_complete else cut.problem()
+        return _JSON_OBJECT.decode(body)
+
+    def drain(self) -> None:
+        """Close the socket, because the hub drains."""
+        self.close(DRAINED, "draining")
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the socket; what `handle` awaits is cancelled. A second call has no effect."""
+        if self._closing is None:
+            self._closing = code, reason
+            if self._limit.when() is not None and not self._limit.expired():
+                self._limit.reschedule(asyncio.get_running_loop().time())
+
+
+async def serve_socket(
+    app: StreamApp,
+    scope: HubScope,
+    receive: Receive,
+    send: Send,
+    handle: Callable[[RouteSocket], Awaitable[None]],
+    *,
+    max_s: float,
+) -> None:
+    """Serve a socket of a route (`Hub.serve_socket`)."""
+    await receive()  # the first ASGI message: websocket.connect
+    try:
+        access = await authorize(app, scope, None, ())
+        credentials = Credentials(app.hub, scope, access.identity)
+        credentials.take_slot()
+    except TenutoError as error:
+        await refuse_socket(scope, error, receive, send)
+        return
+    try:
+        await RouteSocket(access, credentials, receive, send).run(handle, max_s=max_s)
+    finally:
+        credentials.leave()
+        abort_if_unread(receive, is_draining=app.hub.viewing.is_over)
 
 
 async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabilities: Iterable[str]) -> Access:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, request_response
+from starlette.routing import Route, WebSocketRoute, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenuto import Hub
@@ -38,14 +38,14 @@ from tenuto.interop.openai_input import (
     output_part,
 )
 from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_asked
-from tenuto.interop.openai_stream import ASKING, ResponseStream, events_of
+from tenuto.interop.openai_socket import ResponsesSockets
+from tenuto.interop.openai_stream import ResponseStream, after_of, events_of
 from tenuto.interop.openai_whole import whole_response
 from tenuto.routes import Access, TurnStatus, asked_in, guarded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
-_NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -86,6 +86,9 @@ class OpenAI:
             Route(path, _Envelope(request_response(guarded(_by_method(endpoints)))))
             for path, endpoints in routes.items()
         ]
+        app.router.routes.insert(
+            0, WebSocketRoute(f"{path}/responses", ResponsesSockets(self._hub, self._begin_response, error_of))
+        )
 
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
@@ -116,7 +119,9 @@ class OpenAI:
         check_fields(body)
         conversation = body.get("conversation")
         if conversation is not None and body.get("previous_response_id") is not None:
-            raise InvalidRequest("send a conversation or a previous_response_id, not both", param="conversation")
+            raise InvalidRequest(
+                "the request names a conversation and a previous_response_id; send one of them", param="conversation"
+            )
         given = given_in_responses(await with_references(access, body))
         if conversation is None:
             return await self._begin(access, body, given, key)
@@ -253,14 +258,7 @@ class OpenAI:
         assert status.message is not None
         if not is_stream:
             return _json(events_of(status, of).response())
-        after = -1
-        if (value := request.query_params.get("starting_after")) is not None:
-            after = int(value) if _NUMBER.match(value) else -1
-            if not 0 <= after < 2 * ASKING:
-                raise InvalidRequest(
-                    f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}",
-                    param="starting_after",
-                )
+        after = after_of(request.query_params)
         return access.stream(of.channel, of.message_id, ResponseStream(status.message, of, after))
 
     async def _delete(self, request: Request) -> Response:

@@ -43,6 +43,10 @@ class Reference(NamedTuple):
     message_id: str
     start: Place = (0, 0)
 
+    def at(self, start: Place = (0, 0)) -> Reference:
+        """Return the same turn from another part on; by default from its beginning."""
+        return Reference(self.channel, self.message_id, start)
+
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""
         start = f"\n{self.start[0]}.{self.start[1]}" if any(self.start) else ""

@@ -9,12 +9,14 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from tenuto import Message
+from tenuto.core.errors import InvalidRequest
 from tenuto.interop.fold import Json, Part, TurnFold, deltas_of, has_result
 from tenuto.interop.openai_items import (
     Place,
@@ -29,6 +31,7 @@ from tenuto.interop.openai_items import (
 from tenuto.routes import TurnDelta, TurnStatus
 
 _encode = msgspec.json.Encoder().encode
+_NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
@@ -82,10 +85,11 @@ class TurnEvents:
                     self._question, self._of, status="in_progress", output=[], answers=self._turn.answers, error=None
                 )
                 self._put(f"response.{name}", response=begun)
+        is_steered = self._is_steered()
         for delta in deltas:
             self._turn.receive(delta)
         if not self.is_over:
-            self._walk()
+            self._walk(is_steered=is_steered)
             if self.rest is not None:
                 self._give_way()
             elif self._turn.is_over:
@@ -106,7 +110,9 @@ class TurnEvents:
                 if kind and self._of.start <= (a, index) and (self.rest is None or (a, index) < self.rest.start):
                     state = "incomplete" if open_calls.get((a, index)) else self._item_state((a, index))
                     is_whole = state == "in_progress" and status == "completed"
-                    output.append(item_of(kind, part, self._at((a, index)), state="completed" if is_whole else state))
+                    output.append(
+                        item_of(kind, part, self._of.at((a, index)), state="completed" if is_whole else state)
+                    )
         output += [self._approval(place, id) for place, id in open_calls.items() if id]
         return response(
             self._question,
@@ -117,9 +123,6 @@ class TurnEvents:
             error=error,
             is_steered=self.rest is not None,
         )
-
-    def _at(self, place: Place) -> Reference:
-        return self._of._replace(start=place)
 
     def _outcome(self) -> tuple[str, Json | None]:
         if self.rest is not None:
@@ -140,8 +143,11 @@ class TurnEvents:
 
     # -- the events ----------------------------------------------------------------------------------------------
 
-    def _walk(self, *, is_last: bool = False) -> None:
-        """Send all parts as far as they are known. With `is_last` each part ends where it is."""
+    def _walk(self, *, is_last: bool = False, is_steered: bool = False) -> None:
+        """Send all parts as far as they are known. With `is_last` each part ends where it is.
+
+        With `is_steered` the response ends before its next item.
+        """
         replaced = self._turn.replaced()
         while self._next[0] < len(self._turn.answers):
             a, index = self._next
@@ -155,8 +161,8 @@ class TurnEvents:
             kind = kind_of(part.value, self._own_tools)
             if kind:
                 if self._item is None:
-                    if self._items and not is_last and self._is_steered():
-                        self.rest = self._at(self._next)
+                    if self._items and is_steered:
+                        self.rest = self._of.at(self._next)
                         return
                     self._is_muted = answer.id in replaced and self.position > self._after
                     self._open(kind, part)
@@ -180,7 +186,7 @@ class TurnEvents:
         return has_result(part) or any(one.value["type"] != "tool" for one in later)
 
     def _open(self, kind: str, part: Part) -> None:
-        item = item_of(kind, part, self._at(self._next), state="empty")
+        item = item_of(kind, part, self._of.at(self._next), state="empty")
         if "arguments" in item:
             item["arguments"] = ""
         self._item, self._kind, self._begins = item, kind, self.position
@@ -226,7 +232,9 @@ class TurnEvents:
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
         is_open = bool(self._open_calls().get(self._next))
         state = "incomplete" if is_open else self._item_state(self._next)
-        item = item_of(self._kind, part, self._at(self._next), state=state if state != "in_progress" else "completed")
+        item = item_of(
+            self._kind, part, self._of.at(self._next), state=state if state != "in_progress" else "completed"
+        )
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._item = None
         self._items += not self._is_muted
@@ -258,6 +266,18 @@ class TurnEvents:
                 is_own = self._turn.answers[place[0]].parts[place[1]].value["name"] in self._own_tools
                 if is_own or name == "approve":
                     found[place] = "" if is_own else id
+        return found
+
+    def required_input(self) -> list[Json]:
+        """Return what the turn waits for from the caller, as input without its results."""
+        found: list[Json] = []
+        for (a, index), id in self._open_calls().items():
+            value = self._turn.answers[a].parts[index].value
+            if id:
+                approval = self._approval((a, index), id)
+                found.append({"type": "mcp_approval_response", "approval_request_id": approval["id"]})
+            else:
+                found.append({"type": "function_call_output", "call_id": value["call"], "name": value["name"]})
         return found
 
     def _approval(self, place: Place, id: str) -> Json:
@@ -309,6 +329,18 @@ class TurnEvents:
 
 def _failed(message: str) -> tuple[str, Json]:
     return "failed", {"type": "server_error", "code": "server_error", "message": message, "param": None}
+
+
+def after_of(given: Mapping[str, Any]) -> int:
+    """Return the number in `starting_after`, after which a reader continues; -1 without one. Raises InvalidRequest."""
+    value = given.get("starting_after")
+    if value is None:
+        return -1
+    after = int(value) if _NUMBER.match(str(value)) else -1
+    if not 0 <= after < 2 * ASKING:
+        detail = f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}"
+        raise InvalidRequest(detail, param="starting_after")
+    return after
 
 
 def events_of(status: TurnStatus, of: Reference) -> TurnEvents:

@@ -157,11 +157,11 @@ class App:
                 raise no_such_path(path_below(scope))
             credentials = await self._sockets.admit(scope)
         except TenutoError as error:
-            await _refuse(scope, error, receive, send)
+            await refuse_socket(scope, error, receive, send)
             return
         except Exception:
             logger.exception("a WebSocket could not be admitted")
-            await _refuse(scope, unexpected(), receive, send)
+            await refuse_socket(scope, unexpected(), receive, send)
             return
         try:
             await self._sockets.serve(credentials, scope, receive, send)
@@ -263,7 +263,7 @@ async def _send_problem(error: TenutoError, headers: Headers, send: Send) -> Non
             await send(message)
 
 
-async def _refuse(scope: Scope, error: TenutoError, receive: Receive, send: Send) -> None:
+async def refuse_socket(scope: Scope, error: TenutoError, receive: Receive, send: Send) -> None:
     """Refuse a socket before it is accepted, with a problem response or, if the server has none, a plain 403."""
     if "websocket.http.response" in (scope.get("extensions") or {}):
         for message in problem_messages(error, prefix="websocket.http.response"):

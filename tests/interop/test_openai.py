@@ -70,6 +70,7 @@ async def scene_of(
     models: dict[str, str] | None = None,
     channel: str | None = None,
     pattern: str = "chat:*",
+    when_busy: Any = "queue",
     **options: Any,
 ) -> AsyncIterator[Scene]:
     hub, app = new_hub(url, **options), FastAPI()
@@ -79,7 +80,7 @@ async def scene_of(
         scene.turns.append(turn)
         await scene.script(turn)
 
-    hub.agent(pattern, name="bot", on_crash="continue")(agent)
+    hub.agent(pattern, name="bot", on_crash="continue", when_busy=when_busy)(agent)
     async with serving(hub, app) as served:
         address = f"http://127.0.0.1:{served.port}/v1"
         async with openai.AsyncOpenAI(base_url=address, api_key="key", max_retries=0) as client:

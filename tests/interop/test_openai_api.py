@@ -138,7 +138,7 @@ async def test_input_items_are_what_the_request_brought(scene: Scene) -> None:
     ]
     for options in ({"order": "up"}, {"limit": 0}, {"limit": 101}):
         with pytest.raises(openai.BadRequestError):
-            await scene.client.responses.input_items.list(response.id, **options)  # type: ignore[arg-type]
+            await scene.client.responses.input_items.list(response.id, **options)
     with pytest.raises(openai.NotFoundError):
         await scene.client.responses.input_items.list(response.id, after="in_x")
 
@@ -155,7 +155,7 @@ async def test_deleted_response_is_gone_with_its_text(scene: Scene) -> None:
 async def test_reference_to_an_item_is_the_item(scene: Scene) -> None:
     """As the AI SDK sends its second turn."""
     first = await scene.client.responses.create(model="bot", input="you")
-    ids = [one.id for one in first.output if one.type != "mcp_call"]
+    ids: list[Any] = [one.id for one in first.output if one.type != "mcp_call"]
     refs: Any = [{"type": "item_reference", "id": id} for id in ids]
     given = [{"role": "user", "content": "you"}, *refs, {"role": "user", "content": "me"}]
     await scene.client.responses.create(model="bot", input=given)

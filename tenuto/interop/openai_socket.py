@@ -1,0 +1,288 @@
+"""Responses over a WebSocket: several responses on one socket, further input for a running one, and resuming.
+
+Layer: interop.
+
+Requests with the same `stream_id` are carried out one after the other, others at the same time. Input for a running
+response (`response.steer`) is a user message in its channel, so nothing is lost with the socket: the agent takes it in
+(`Turn.steered`), or it gets a turn of its own. In both cases a successor response follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from tenuto import Hub, Message
+from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound, TenutoError, TooMany
+from tenuto.interop.fold import Json
+from tenuto.interop.openai_conversations import turn_of
+from tenuto.interop.openai_input import given_in_responses
+from tenuto.interop.openai_items import REQUEST, Reference, reference, with_asked
+from tenuto.interop.openai_stream import TurnEvents, after_of
+from tenuto.routes import Access, RouteSocket, TurnDelta
+
+logger = logging.getLogger("tenuto.transports")
+MAX_LANES = 8
+MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for one turn
+_STEER_ERRORS: dict[type[TenutoError], str] = {
+    NotFound: "response_not_found",
+    Forbidden: "response_not_found",  # another person's
+    InvalidName: "response_not_found",
+    TooMany: "too_many_pending_steers",
+}
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(eq=False)
+class _Steer:
+    """Further input for a turn, which has no successor response yet."""
+
+    id: str  # of the message that it becomes
+    previous: str
+    input: object
+    message: Message | None = None  # None until it is stored
+    is_taken: bool = False  # the agent has taken it in
+    is_reported: bool = False  # `response.steer.pending` was sent
+    is_settled: asyncio.Event = field(default_factory=asyncio.Event)  # stored, or refused
+
+
+@dataclass(eq=False)
+class _Lane:
+    """The requests with one `stream_id`, and the response that is being sent."""
+
+    stream_id: str | None = None
+    waiting: deque[tuple[Json, int]] = field(default_factory=deque)  # requests, and their bytes
+    question: Message | None = None
+    of: Reference | None = None  # None while no response is being sent
+    events: TurnEvents | None = None
+
+    @property
+    def last_number(self) -> int:
+        """Return the number of the last event, after which a client may resume."""
+        return max(0, self.events.position - 1) if self.events is not None else 0
+
+
+class _Frames:
+    """The events of a response, one in a line (`TurnFormat`)."""
+
+    heartbeat = b""
+    headers: dict[str, str] = {}  # noqa: RUF012 - a socket has none
+
+    def __init__(self, lane: _Lane, events: TurnEvents, steers: Sequence[_Steer]) -> None:
+        self.is_over = False
+        self._lane = lane
+        self._events = events
+        self._steers = steers
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the events for `deltas` (`TurnFormat.frame`)."""
+        events = self._events.receive(deltas)
+        self.is_over = self._events.is_over
+        for event in events:
+            if event["type"] == "response.incomplete" and self._steers:  # the further input has cancelled the turn
+                event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
+        return b"".join([_encode(_marked(self._lane, event)) + b"\n" for event in events])
+
+
+Begin = Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]  # stores the question of a request
+ErrorOf = Callable[[Json], Json]  # gives a problem the form of OpenAI's API
+
+
+class ResponsesSockets:
+    """The ASGI app of the sockets."""
+
+    def __init__(self, hub: Hub, begin: Begin, error_of: ErrorOf) -> None:
+        self._hub = hub
+        self._begin = begin
+        self._error_of = error_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        def handle(socket: RouteSocket) -> Awaitable[None]:
+            return ResponsesSocket(socket, self._begin, self._error_of).run()
+
+        await self._hub.serve_socket(scope, receive, send, handle)
+
+
+class ResponsesSocket:
+    """One socket."""
+
+    def __init__(self, socket: RouteSocket, begin: Begin, error_of: ErrorOf) -> None:
+        self._socket = socket
+        self._begin = begin
+        self._error_of = error_of
+        self._lanes: dict[object, _Lane] = {}
+        self._steers: dict[tuple[str | None, Reference], list[_Steer]] = {}  # by lane and turn
+
+    async def run(self) -> None:
+        """Carry out the client's events until it disconnects."""
+        async with asyncio.TaskGroup() as tasks:
+            running: set[asyncio.Task[None]] = set()
+            async for event in self._socket.frames():
+                stream_id = event.get("stream_id") if isinstance(event, dict) else None
+                try:
+                    if isinstance(event, TenutoError):
+                        raise event
+                    if event.get("type") == "response.steer":
+                        await self._steer(event)
+                        continue
+                    lane = self._lane_for(event)
+                except TenutoError as error:
+                    await self._fail(_Lane(stream_id if isinstance(stream_id, str) else None), error.problem())
+                    continue
+                lane.waiting.append((event, self._socket.frame_bytes))
+                if lane.stream_id not in self._lanes:
+                    self._lanes[lane.stream_id] = lane
+                    running.add(task := tasks.create_task(self._work(lane)))
+                    task.add_done_callback(running.discard)
+            for task in running:
+                task.cancel()
+
+    def _lane_for(self, event: Json) -> _Lane:
+        kind, stream_id = event.get("type"), event.get("stream_id")
+        if kind not in ("response.create", "response.retrieve"):
+            raise InvalidRequest(f"type must be response.create, .steer or .retrieve, got {kind!r:.80}", param="type")
+        if stream_id is not None and not (isinstance(stream_id, str) and len(stream_id) <= 64):
+            detail = f"stream_id must be a text of at most 64 characters, got {stream_id!r:.80}"
+            raise InvalidRequest(detail, param="stream_id")
+        if event.get("background") or event.get("generate") is False:
+            raise InvalidRequest("background and generate are not supported on a socket; leave them out")
+        lane = self._lanes.get(stream_id)
+        waiting = [size for one in self._lanes.values() for _, size in one.waiting]
+        limit_bytes = self._socket.access.limits.message_bytes
+        is_full = len(waiting) >= MAX_WAITING or (waiting and sum(waiting) + self._socket.frame_bytes > limit_bytes)
+        if is_full or (lane is None and len(self._lanes) >= MAX_LANES):
+            limits = f"{MAX_LANES} stream_ids at once, and {MAX_WAITING} requests of {limit_bytes} bytes that wait"
+            raise TooMany(f"a socket has at most {limits}; wait until a response has ended", limit=MAX_WAITING)
+        return lane or _Lane(stream_id)
+
+    async def _work(self, lane: _Lane) -> None:
+        try:
+            while lane.waiting:
+                (event, _), after = lane.waiting.popleft(), -1
+                try:
+                    access = self._socket.access
+                    if event["type"] == "response.create":
+                        lane.question, of = await self._begin(access, event)
+                    else:
+                        of, after = reference(event.get("response_id"), "response_id"), after_of(event)
+                        access.check(of.channel, "subscribe", "history")
+                        lane.question = (await turn_of(access, of)).message
+                    await self._respond(lane, of, after)
+                except TenutoError as error:
+                    await self._fail(lane, error.problem())
+                except (OSError, TimeoutError):
+                    raise  # the peer is gone
+                except Exception:
+                    logger.exception("a request of a socket failed")
+                    await self._fail(lane, {"status": 500, "code": "internal", "detail": "internal error", "title": ""})
+                finally:
+                    lane.question = lane.of = lane.events = None
+        except (OSError, TimeoutError, RuntimeError) as error:
+            logger.debug("a socket ends: %r", error)
+        finally:
+            del self._lanes[lane.stream_id]
+
+    async def _respond(self, lane: _Lane, of: Reference, after: int) -> None:
+        """Send a response, and the successors that further input gives it."""
+        steer: _Steer | None = None  # the input whose turn is sent
+        while True:
+            assert lane.question is not None
+            steers = self._steers.setdefault(key := (lane.stream_id, turn := of.at()), [])
+            lane.of = of
+            lane.events = events = TurnEvents(
+                lane.question, of, after, is_steered=partial(self._has_taken, steers, turn)
+            )
+            problem = await self._socket.stream(of.channel, of.message_id, _Frames(lane, events, steers))
+            lane.of = None
+            if problem is not None:
+                del self._steers[key]
+                if steer is not None:
+                    await self._refuse(lane, steer, "successor_creation_failed", problem["detail"])
+                else:
+                    await self._fail(lane, problem)
+                return
+            after = -1
+            if events.rest is not None:
+                steers[:] = [one for one in steers if not one.is_taken]
+                of = events.rest
+                continue
+            for one in tuple(steers):
+                await one.is_settled.wait()
+            if steers and (required := events.required_input()):
+                for one in (one for one in steers if not one.is_reported):
+                    one.is_reported = True
+                    about = {"reason": "waiting_for_required_input", "required_input": required}
+                    await self._report(lane, "pending", one, **about)
+                return
+            del self._steers[key]
+            if not steers:
+                return
+            steer, *left = steers
+            assert steer.message is not None
+            of = Reference(of.channel, steer.id)
+            self._steers[lane.stream_id, of] = left
+            lane.question = with_asked(steer.message, lane.question.meta.get(REQUEST) or {})
+
+    def _has_taken(self, steers: Sequence[_Steer], turn: Reference) -> bool:
+        """Return whether the agent has taken in one of the inputs for a turn."""
+        for one in steers:
+            if one.is_settled.is_set() and not one.is_taken:
+                one.is_taken = self._socket.access.taken_by(turn.channel, one.id) == turn.message_id
+        return any(one.is_taken for one in steers)
+
+    async def _steer(self, event: Json) -> None:
+        """Store further input for a response of this socket, and report it."""
+        steer = _Steer(secrets.token_hex(16), str(event.get("previous_response_id"))[:1000], event.get("input"))
+        lane, steers, access = _Lane(), [steer], self._socket.access
+        try:
+            of = reference(event.get("previous_response_id"))
+            access.check(of.channel, "history", "publish")
+            status = await turn_of(access, of)
+            found = next((one for one in self._lanes.values() if one.of == of), None)
+            if found is None or found.question is None:
+                code = "response_already_completed" if status.state == "over" else "response_not_active"
+                await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
+                return
+            lane, asked = found, found.question.meta.get(REQUEST) or {}
+            given = given_in_responses({"input": steer.input})
+            if given.earlier or given.outputs or given.approvals:
+                raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
+            steers = self._steers[lane.stream_id, of.at()]
+            if len(steers) >= MAX_WAITING:
+                raise TooMany(f"{MAX_WAITING} inputs wait for this response already; send them later")
+            steers.append(steer)
+            steer.message = await access.create(of.channel, id=steer.id, parts=given.parts, asked=asked)
+            await self._report(lane, "accepted", steer)
+        except TenutoError as error:
+            if steer in steers:
+                steers.remove(steer)
+            await self._refuse(lane, steer, _STEER_ERRORS.get(type(error), "invalid_input"), error.detail)
+        finally:
+            steer.is_settled.set()
+
+    async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
+        named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.message is not None else {})
+        named |= {"input": steer.input} if name == "failed" else {}
+        event = {"type": f"response.steer.{name}", "sequence_number": lane.last_number, "steer": named, **about}
+        await self._socket.send(_encode(_marked(lane, event)))
+
+    async def _refuse(self, lane: _Lane, steer: _Steer, code: str, detail: str) -> None:
+        """Return input that has no successor response to the client."""
+        error = {"type": "invalid_request_error", "code": code, "message": detail}
+        await self._report(lane, "failed", steer, error=error)
+
+    async def _fail(self, lane: _Lane, problem: Json) -> None:
+        event = {"type": "error", "status": problem["status"], "error": self._error_of(problem)}
+        await self._socket.send(_encode(_marked(lane, event)))
+
+
+def _marked(lane: _Lane, event: Json) -> Json:
+    return event if lane.stream_id is None else {**event, "stream_id": lane.stream_id}

@@ -1,0 +1,337 @@
+"""Responses over a WebSocket, with OpenAI's own client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import openai
+import pytest
+import websockets
+
+from tenuto import Identity, Turn
+from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.interop.openai_items import Reference
+from tests.interop.test_openai import ANSWER, CALL, PLACE, Scene, channel_of, scene_of, units
+from tests.interop.test_openai_api import FULL
+
+LAST = ("response.completed", "response.incomplete", "response.failed", "response.steer.failed")
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with scene_of() as scene:
+        yield scene
+
+
+async def until(socket: Any, is_last: Callable[[Any], bool] = lambda event: event.type in LAST) -> list[Any]:
+    events: list[Any] = []
+    async with asyncio.timeout(20):
+        while not events or not is_last(events[-1]):
+            events.append(await socket.recv())
+    return events
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(one.delta for one in events if one.type == "response.output_text.delta")
+
+
+async def test_socket_has_the_events_of_a_stream_for_one_response_after_the_other(scene: Scene) -> None:
+    scene.gate.set()
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        await socket.response.create(model="bot", input="me")  # waits
+        first, second = [await until(socket) for _ in range(2)]
+        assert [text_of(one) for one in (first, second)] == [ANSWER, ANSWER.replace("you", "me")]
+        await socket.response.create(model="bot", input="us", previous_response_id=second[-1].response.id)
+        third = await until(socket)
+        assert channel_of(third[0].response.id) == channel_of(second[0].response.id)
+        streamed = await scene.events(first[0].response.id)
+        assert [one[:2] for one in units(streamed)] == [one[:2] for one in units(first)]
+
+
+async def test_lanes_run_at_the_same_time(scene: Scene) -> None:
+    async with scene.client.responses.connect() as socket:
+        for lane in ("a", "b"):
+            await socket.response.create(model="bot", input=lane, stream_id=lane)
+        begun = await until(socket, lambda _: len(scene.turns) == 2)
+        scene.gate.set()
+        events = begun + await until(socket) + await until(socket)
+        for lane in ("a", "b"):
+            assert text_of([one for one in events if one.stream_id == lane]) == ANSWER.replace("you", lane)
+
+
+async def test_two_sockets_that_create_at_once_get_their_own_answers(scene: Scene) -> None:
+    scene.gate.set()
+    first = await scene.client.responses.create(model="bot", input="you")
+
+    async def asks(text: str) -> str:
+        async with scene.client.responses.connect() as socket:
+            await socket.response.create(model="bot", input=text, previous_response_id=first.id)
+            return text_of(await until(socket))
+
+    assert [*await asyncio.gather(asks("me"), asks("us"))] == [ANSWER.replace("you", text) for text in ("me", "us")]
+
+
+async def test_socket_that_is_cut_after_each_event_resumes_exactly(scene: Scene) -> None:
+    """The client reconnects by itself, and sends `response.retrieve` for the response that it follows."""
+    response_id = await scene.begin()
+    scene.gate.set()
+    whole = units(await scene.events(response_id))
+    text, numbers, seen = "", [], -1
+    for _ in range(len(whole)):
+        async with scene.client.responses.connect() as socket:
+            resume: Any = {"type": "response.retrieve", "response_id": response_id}
+            resume |= {} if seen < 0 else {"starting_after": seen}
+            await socket.send(resume)
+            event: Any = await socket.recv()
+            text += getattr(event, "delta", "") if event.type == "response.output_text.delta" else ""
+            seen = event.sequence_number
+            numbers.append(seen)
+            if event.type in LAST:
+                break
+    assert (event.type, text, event.response.output_text) == ("response.completed", ANSWER, ANSWER)
+    assert numbers == sorted(set(numbers))
+
+
+async def test_client_that_reconnects_by_itself_continues(scene: Scene) -> None:
+    seen: list[Any] = []
+    tasks: list[Any] = []
+
+    def again(_: Any) -> None:
+        event = {"type": "response.retrieve", "response_id": seen[0].response.id}
+        resume: Any = {**event, "starting_after": seen[-1].sequence_number}
+        tasks.append(asyncio.ensure_future(socket.send(resume)))
+
+    async with scene.client.responses.connect(on_reconnecting=again, initial_delay=0.05) as socket:
+        await socket.response.create(model="bot", input="you")
+        async for event in socket:
+            seen.append(event)
+            if event.type == "response.output_text.delta" and not tasks:
+                socket._connection.transport.abort()
+                scene.gate.set()
+            if event.type in LAST:
+                break
+    assert (len(tasks), text_of(seen)) == (1, ANSWER)
+    assert [number for number, _, _ in units(seen)] == list(range(len(units(seen))))
+
+
+# Further input
+
+
+async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(scene: Scene) -> None:
+    seen = asyncio.Event()
+
+    async def listens(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({"type": "text", "text": "One. "})
+            await message.flush()
+            await scene.gate.wait()
+            (steer,) = await turn.steered()
+            await message.append("Rest. ")
+            await message.flush()
+            await seen.wait()
+            await message.part({"type": "text", "text": f"Now {steer.text}."})
+
+    scene.script = listens  # type: ignore[method-assign]
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        response_id = begun[0].response.id
+        await socket.response.steer(previous_response_id=response_id, input="shorter")
+        (accepted,) = await until(socket, lambda event: event.type == "response.steer.accepted")
+        assert accepted.steer.previous_response_id == response_id
+        scene.gate.set()
+        first = begun + await until(socket, lambda event: event.type == "response.output_text.delta")
+        seen.set()
+        first += await until(socket)
+        assert (first[-1].type, first[-1].response.incomplete_details.reason) == ("response.incomplete", "steered")
+        assert (text_of(first), first[-1].response.output_text) == ("One. Rest. ", "One. Rest. ")
+        second = await until(socket)
+        assert (second[0].type, second[-1].type, text_of(second)) == (
+            "response.created",
+            "response.completed",
+            "Now shorter.",
+        )
+        assert second[0].response.id != response_id
+        assert second[-1].response.output_text == "Now shorter."
+    assert len(scene.turns) == 1
+    # a client that was cut may resume both, each without a character twice
+    assert text_of(await scene.events(response_id)) == "One. Rest. Now shorter."
+    assert text_of(await scene.events(second[0].response.id)) == "Now shorter."
+
+
+@pytest.mark.parametrize("when_busy", ["queue", "interrupt"])
+async def test_input_that_the_agent_does_not_take_in_is_the_next_question(when_busy: str) -> None:
+    async with scene_of(when_busy=when_busy) as scene, scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you", instructions="Be kind.")
+        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        for text in ("me", "us"):
+            await socket.response.steer(previous_response_id=begun[0].response.id, input=text)
+            await until(socket, lambda event: event.type == "response.steer.accepted")
+        scene.gate.set()
+        responses = [begun + await until(socket), await until(socket), await until(socket)]
+        assert text_of(responses[2]) == ANSWER.replace("you", "us")
+        if when_busy == "queue":
+            assert [text_of(one) for one in responses[:2]] == [ANSWER, ANSWER.replace("you", "me")]
+        else:
+            assert responses[0][-1].response.incomplete_details.reason == "steered"
+        assert {one[0].response.instructions for one in responses} == {"Be kind."}
+
+
+async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Where? ")
+            await message.flush()
+            await scene.gate.wait()
+            await message.part({**CALL, "name": "place", "state": "called"})
+            reply = await turn.ask("where", {"call": "c1"})
+            (steer,) = await turn.steered()
+            await message.part({"type": "text", "text": f"{steer.text}: {reply.data}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you", tools=[PLACE])
+        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        response_id = begun[0].response.id
+        await socket.response.steer(previous_response_id=response_id, input="shorter")
+        await until(socket, lambda event: event.type == "response.steer.accepted")
+        scene.gate.set()
+        events = await until(socket, lambda event: event.type == "response.steer.pending")
+        assert (events[-2].type, events[-1].reason) == ("response.completed", "waiting_for_required_input")
+        (stub,) = events[-1].required_input
+        filled: Any = [{**stub.model_dump(), "output": "Ulm"}]
+        await socket.response.create(model="bot", input=filled, previous_response_id=response_id)
+        assert text_of(await until(socket)) == "shorter: Ulm."
+
+
+async def test_input_for_no_running_response_fails_with_the_input(scene: Scene) -> None:
+    scene.gate.set()
+    ended = await scene.client.responses.create(model="bot", input="you")
+    scene.gate.clear()
+    elsewhere = await scene.begin()
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        here = (await until(socket, lambda event: event.type == "response.output_text.delta"))[0].response.id
+        output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "7"}]
+        cases: Any = (
+            (ended.id, "x", "response_already_completed"),
+            (elsewhere, "x", "response_not_active"),
+            ("resp_x", "x", "response_not_found"),
+            (Reference("chat:none", "u").id(), "x", "response_not_found"),
+            (here, "", "invalid_input"),
+            (here, output, "invalid_input"),
+            (here, [{"role": "system", "content": "Obey."}, {"role": "user", "content": "x"}], "invalid_input"),
+        )
+        for id, given, code in cases:
+            await socket.response.steer(previous_response_id=id, input=given)
+            (failed,) = await until(socket)
+            assert (failed.error.code, failed.steer.previous_response_id) == (code, id)
+            assert failed.to_dict(warnings=False)["steer"]["input"] == given
+        for _ in range(16):
+            await socket.response.steer(previous_response_id=here, input="x")
+            await until(socket, lambda event: event.type == "response.steer.accepted")
+        await socket.response.steer(previous_response_id=here, input="x")
+        assert (await until(socket))[0].error.code == "too_many_pending_steers"
+
+
+# Access, bounds, ends
+
+
+async def test_socket_keeps_the_rules_of_the_hub() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        name = dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")
+        return Identity(client_id=name, grants={f"user:{name}:*": FULL}) if name in ("ann", "ben") else None
+
+    async with scene_of(authenticate=verify, channel="user:{client}:{id}", pattern="user:*") as scene:
+        ann, ben, nobody = (scene.client.copy(api_key=name) for name in ("ann", "ben", "nobody"))
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with nobody.responses.connect():
+                pass
+        assert refused.value.response.status_code == 401
+        async with ann.responses.connect() as theirs, ben.responses.connect() as socket:
+            await theirs.response.create(model="bot", input="secret")
+            response_id = (await theirs.recv()).response.id  # type: ignore[union-attr]
+            for id in (response_id, Reference("user:ann:none", "u").id()):
+                await socket.response.steer(previous_response_id=id, input="x")
+                assert (await until(socket))[0].error.code == "response_not_found"
+                for event in (
+                    {"type": "response.retrieve", "response_id": id},
+                    {"type": "response.create", "model": "bot", "input": "x", "previous_response_id": id},
+                ):
+                    await socket.send(event)  # type: ignore[arg-type]
+                    error: Any = await socket.recv()
+                    assert (error.type, error.status) == ("error", 403)
+        hub = scene.hub
+        await scene.served.until(lambda: not hub.rates._clients["ann"].connections)
+        hub.rates = Rates(ClientLimits(client_connections=1, client_requests=2), now_s=lambda: 0.0)
+        async with ann.responses.connect() as socket:
+            with pytest.raises(websockets.InvalidStatus):
+                await ann.responses.connect().enter()
+            await socket.response.create(model="bot", input="x")
+            errors = [await socket.recv()]
+            for _ in range(2):
+                await socket.send_raw("{}")
+                errors.append(await socket.recv())
+            assert [one.status for one in errors] == [429, 400, 429]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("frame", "status"),
+    [
+        ("{", 400),
+        ("[]", 400),
+        ("{}", 400),
+        ('{"type": "response.other"}', 400),
+        ('{"type": "response.create", "model": "bot"}', 400),
+        ('{"type": "response.create", "model": "bot", "input": "x", "background": true}', 400),
+        ('{"type": "response.create", "model": "bot", "input": "x", "generate": false}', 400),
+        ('{"type": "response.create", "model": "bot", "input": "x", "stream_id": 7}', 400),
+        ('{"type": "response.create", "model": "bot", "input": "x", "conversation": "a/b"}', 404),
+        ('{"type": "response.retrieve"}', 404),
+        ('{"type": "response.retrieve", "response_id": "resp_x"}', 404),
+    ],
+)
+async def test_bad_event_gets_an_error_and_the_socket_stays(scene: Scene, frame: str, status: int) -> None:
+    scene.gate.set()
+    async with scene.client.responses.connect() as socket:
+        await socket.send_raw(frame)
+        error: Any = await socket.recv()
+        assert (error.type, error.status, bool(error.error.message)) == ("error", status, True)
+        await socket.response.create(model="bot", input="you")
+        assert text_of(await until(socket)) == ANSWER
+
+
+async def test_socket_is_closed_for_frames_that_are_too_large_or_binary(scene: Scene) -> None:
+    for frame, code in (('{"type": "' + "x" * 8 * 1024 * 1024 + '"}', 4301), (b"x", 4300)):
+        async with scene.client.responses.connect() as socket:
+            await socket._connection.send(frame)
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                await socket.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == code
+
+
+async def test_requests_and_lanes_of_a_socket_are_bounded(scene: Scene) -> None:
+    async with scene.client.responses.connect() as socket:
+        for number in range(9):
+            await socket.response.create(model="bot", input="x", stream_id=str(number))
+        error = (await until(socket, lambda event: event.type == "error"))[-1]
+        assert (error.status, error.stream_id) == (429, "8")
+        for _ in range(17):
+            await socket.response.create(model="bot", input="x", stream_id="0")
+        assert (await until(socket, lambda event: event.type == "error"))[-1].status == 429
+
+
+async def test_draining_hub_closes_the_socket_for_a_reconnect(scene: Scene) -> None:
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        await until(socket, lambda event: event.type == "response.output_text.delta")
+        draining = asyncio.ensure_future(scene.hub.drain())
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await until(socket, lambda _: False)
+        assert closed.value.rcvd is not None
+        assert openai.types.websocket_reconnection.is_recoverable_close(closed.value.rcvd.code)
+        await draining
