@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-LONGEST_S = 30.0  # duration of a written answer: long enough to press each button meanwhile
 FASTEST_S, SLOWEST_S = 0.02, 0.09  # bounds of the mean pause between two tokens
-THINKING_S = 1.5  # pause before the first token, long enough to press a button before it
+LONGEST_S, THINKING_S = 30.0, 1.5  # duration of an answer, and the pause before it: time to press the buttons
 LONGEST_STEERING, MOST_STEERING = 200, 10  # in code points, and texts: all must fit into the answer's meta of 16 KiB
 
 _HELLO = "Hello, and welcome! I am the guide of this demo, and I am made to be interrupted.\n\n"
