@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from bench.control import reply, serve_requests
-from tenuto import serving
+from tenuto.server import serving
 
 _SSE_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"

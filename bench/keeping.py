@@ -42,14 +42,14 @@ from tenuto.core.document import Document
 from tenuto.core.ops import Entry
 from tenuto.core.records import MessageRecord, imported
 from tenuto.core.retention import DAY_MS
-from tenuto.hub import retention
 from tenuto.hub.clock import Clock
-from tenuto.serving import settle_collector
-from tenuto.stores import sqlite
+from tenuto.hub.keep import retention
+from tenuto.server.serving import settle_collector
 from tenuto.stores.base import Committed, Write
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_backup import copy
-from tenuto.stores.sqlite_verify import verify
+from tenuto.stores.sqlite import store as sqlite
+from tenuto.stores.sqlite.backup import copy
+from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.verify import verify
 
 _CONVERSATIONS = 100
 _APPENDS_PER_S = 25

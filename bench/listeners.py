@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from bench.control import reply, serve_requests
-from tenuto.hub.nodes import RENEW_S, TERM_MS
+from tenuto.hub.nodes.nodes import RENEW_S, TERM_MS
 from tenuto.stores import open_url
 from tenuto.stores.base import Notice, Notices
 from tenuto.stores.bus import open_bus
-from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres.store import PostgresStore
 
 
 class Listeners:

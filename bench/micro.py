@@ -24,10 +24,10 @@ from tenuto import Hub
 from tenuto.core.events import MessageAppend
 from tenuto.hub import committer
 from tenuto.hub.feed import Feed
-from tenuto.serving import settle_collector
+from tenuto.server.serving import settle_collector
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 _PRODUCERS = 500
 _ROUNDS_OF_TOKENS = 60

@@ -24,11 +24,12 @@ from bench.control import reply, serve_requests
 from bench.lateness import Lateness
 from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, summary, token
-from tenuto import Hub, Limits, MessageWriter, serving
+from tenuto import Hub, Limits, MessageWriter
 from tenuto.core import retention as core_retention
-from tenuto.hub import retention
 from tenuto.hub.housekeeping import free_memory
-from tenuto.hub.retention import Rules
+from tenuto.hub.keep import retention
+from tenuto.hub.keep.retention import Rules
+from tenuto.server import serving
 from tenuto.stores.base import Notice
 
 _HOST = "127.0.0.1"

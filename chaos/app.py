@@ -23,8 +23,8 @@ from starlette.routing import Route
 
 from oracle.plans import Append, Plan
 from tenuto import Hub
-from tenuto.hub.identity import Identity, Scope
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.hub.access.identity import Identity, Scope
+from tenuto.stores.sqlite.store import SqliteStore
 
 __all__ = ["OPERATOR", "Wanted", "app", "verify"]
 

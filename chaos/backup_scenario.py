@@ -20,7 +20,7 @@ from chaos.processes import Child, Server, ask
 from chaos.world import Failure, World
 from oracle.acknowledged import AcknowledgedMessage
 from tenuto import Hub
-from tenuto.stores.sqlite_verify import verify
+from tenuto.stores.sqlite.verify import verify
 
 __all__ = ["backups"]
 

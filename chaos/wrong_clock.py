@@ -44,6 +44,6 @@ def install(path: Path) -> None:
 
 if __name__ == "__main__":
     install(Path(sys.argv.pop(1)))
-    from tenuto.cli import main
+    from tenuto.cli.main import main
 
     main(prog_name="tenuto")

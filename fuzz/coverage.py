@@ -21,12 +21,12 @@ import tenuto
 WATCHED = (
     "core/",
     "transports/",
-    "hub/identity.py",
-    "hub/presence.py",
-    "hub/tickets.py",
-    "hub/tokens.py",
-    "stores/sqlite_documents.py",
-    "stores/sqlite_log.py",
+    "hub/access/identity.py",
+    "hub/people/presence.py",
+    "hub/access/tickets.py",
+    "hub/access/tokens.py",
+    "stores/sqlite/documents.py",
+    "stores/sqlite/log.py",
 )
 _ROOT = Path(tenuto.__file__).parent
 _BELOW = f"{_ROOT}/"

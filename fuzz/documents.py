@@ -54,11 +54,11 @@ from tenuto.core.requests import (
     ReplyCommand,
     SendCommand,
 )
-from tenuto.stores.sqlite_documents import Documents as SqliteDocuments
-from tenuto.stores.sqlite_engine import Engine
-from tenuto.stores.sqlite_file import SqliteFile
-from tenuto.stores.sqlite_slots import LENGTH_BYTES, pack, unpack
-from tenuto.stores.sqlite_sums import SUM_BYTES, sealed
+from tenuto.stores.sqlite.documents import Documents as SqliteDocuments
+from tenuto.stores.sqlite.engine import Engine
+from tenuto.stores.sqlite.file import SqliteFile
+from tenuto.stores.sqlite.slots import LENGTH_BYTES, pack, unpack
+from tenuto.stores.sqlite.sums import SUM_BYTES, sealed
 
 C = "c"
 MAX_EDITS = 6

@@ -23,8 +23,8 @@ from fuzz.engine import Finding
 from fuzz.mutate import Json, to_bytes
 from fuzz.world import as_dict, as_text, blame
 from tenuto.core.errors import Unauthenticated
-from tenuto.hub.identity import Identity
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.tokens import jwt_verifier
 
 SECRET = b"a secret of this target, 32 bytes"
 NOW_S = 1_750_000_000

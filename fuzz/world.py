@@ -26,9 +26,9 @@ from fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_o
 from simulation.clock import SimClock, Stuck, VirtualLoop
 from tenuto.app import Hub
 from tenuto.core.limits import Limits
-from tenuto.hub.identity import allow_everyone
-from tenuto.hub.rates import Rates
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.identity import allow_everyone
+from tenuto.hub.access.rates import Rates
+from tenuto.hub.access.tokens import jwt_verifier
 from wirecheck import Checker, SseParser, WireError
 
 PATIENCE_S = 200.0  # virtual time in which requests must end by themselves

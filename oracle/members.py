@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from oracle.violation import Violation
-from tenuto.hub.presence_state import GRACE_S
+from tenuto.hub.people.presence_state import GRACE_S
 
 Place = tuple[str, str]  # a channel, and the id of a message, command or member
 

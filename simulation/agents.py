@@ -26,7 +26,7 @@ from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import TenutoError
 from tenuto.core.ops import Claim
-from tenuto.hub.workers import WhenBusy
+from tenuto.hub.turns.workers import WhenBusy
 
 if TYPE_CHECKING:
     from simulation.world import World

@@ -21,9 +21,9 @@ from oracle.violation import Violation
 from tenuto.core import state as states
 from tenuto.hub import batches
 from tenuto.hub import channel as channels
-from tenuto.hub import presence_state as presence_limits
 from tenuto.hub.channel import Channel
 from tenuto.hub.hub import HubCore
+from tenuto.hub.people import presence_state as presence_limits
 from tenuto.hub.runtime import Runtime
 from tenuto.transports.app import App
 from tenuto.transports.session import Session

@@ -21,8 +21,8 @@ from simulation.network import ConnectionLost
 from simulation.sockets import RESPONSE_S, ClientSocket
 from simulation.writers import Author
 from tenuto.core.names import command_key
-from tenuto.hub import presence_state
-from tenuto.hub.presence_state import GRACE_S
+from tenuto.hub.people import presence_state
+from tenuto.hub.people.presence_state import GRACE_S
 
 if TYPE_CHECKING:
     from simulation.node import Node

@@ -43,7 +43,7 @@ from tenuto.core.cursor import Cursor
 from tenuto.core.errors import TenutoError
 from tenuto.core.turns import Phase
 from tenuto.hub.housekeeping import free_memory
-from tenuto.hub.presence_state import GRACE_S
+from tenuto.hub.people.presence_state import GRACE_S
 from tenuto.hub.subscription import take
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tenuto.core.model import Message
     from tenuto.core.retention import Retention
     from tenuto.hub import MessageWriter, Subscription
+    from tenuto.hub.access.identity import Identity, allow_everyone
     from tenuto.hub.hooks import HookEvent
-    from tenuto.hub.identity import Identity, allow_everyone
     from tenuto.visiting import visitors
 
 __all__ = [
@@ -40,7 +40,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
     _HOMES = {
         "HookEvent": "tenuto.hub.hooks",
         "Hub": "tenuto.app",
-        "Identity": "tenuto.hub.identity",
+        "Identity": "tenuto.hub.access.identity",
         "Limits": "tenuto.core.limits",
         "Message": "tenuto.core.model",
         "MessageWriter": "tenuto.hub",
@@ -48,7 +48,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
         "Subscription": "tenuto.hub",
         "TenutoError": "tenuto.core.errors",
         "Turn": "tenuto.agents.turn",
-        "allow_everyone": "tenuto.hub.identity",
+        "allow_everyone": "tenuto.hub.access.identity",
         "visitors": "tenuto.visiting",
     }
 

@@ -1,6 +1,6 @@
 """`python -m tenuto` is the `tenuto` command."""
 
-from tenuto.cli import main
+from tenuto.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="tenuto")

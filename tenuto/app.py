@@ -32,15 +32,15 @@ from tenuto.core.requests import CreateMessage
 from tenuto.core.turn_deltas import TurnStatus
 from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub import HubCore
-from tenuto.hub.control import check_speed
+from tenuto.hub.access.questions import Asked
+from tenuto.hub.access.visitors import visit_in
+from tenuto.hub.keep.control import check_speed
 from tenuto.hub.patterns import check_pattern
-from tenuto.hub.questions import Asked
-from tenuto.hub.turn_status import next_status, read_pending, read_turn
-from tenuto.hub.visitors import visit_in
-from tenuto.hub.workers import WhenBusy
+from tenuto.hub.turns.status import next_status, read_pending, read_turn
+from tenuto.hub.turns.workers import WhenBusy
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.framing import EndFrame
 from tenuto.transports.headers import peer_of

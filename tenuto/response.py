@@ -21,7 +21,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tenuto.agents.local import LocalWatch
-from tenuto.agents.sources import named_source, pipe
 from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.cursor import Cursor, parse_cursor
@@ -29,8 +28,9 @@ from tenuto.core.deltas import Delta
 from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.turn_deltas import InAnswer, TurnChanged
+from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.visitors import VisitorVerifier, visit_in
+from tenuto.sources import named_source, pipe
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, Position, sent_by
 from tenuto.transports.http import problem_response

@@ -53,10 +53,10 @@ from tenuto.core.turn_deltas import (
     TurnState,
     TurnStatus,
 )
-from tenuto.hub.identity import Identity
-from tenuto.hub.identity import Scope as HubScope
+from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.results import Result, message_of
-from tenuto.hub.turn_status import read_conversation, read_open_turns, read_pending, read_turn
+from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body

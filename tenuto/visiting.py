@@ -15,11 +15,11 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.hub.access.identity import Authenticate
+from tenuto.hub.access.questions import QuestionLimits
+from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Authenticate
-from tenuto.hub.questions import QuestionLimits
 from tenuto.hub.settings import check_authenticate
-from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.access import identify
 from tenuto.transports.origin import check_peer
 from tenuto.transports.problem import problem_headers

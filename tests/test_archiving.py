@@ -18,10 +18,10 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from tenuto import archiving, server_requests
 from tenuto.app import Hub
-from tenuto.cli import main
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.cli import archiving, server_requests
+from tenuto.cli.main import main
+from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.files import run_from_outside
 from tests.transports.conftest import asking, new_hub, serving
 

@@ -11,8 +11,8 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from tenuto.bounded_websocket import BoundedWebSocketProtocol
-from tenuto.connections import Connections
+from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.server.connections import Connections
 from tests.test_bounded_http import Transport
 
 HANDSHAKE = (

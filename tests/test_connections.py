@@ -9,8 +9,11 @@ from collections import Counter
 
 import pytest
 
-from tenuto import allow_everyone, serving
-from tenuto.connections import (
+from tenuto import allow_everyone
+from tenuto.core.errors import LocalError
+from tenuto.hub.access.hosts import address_group
+from tenuto.server import serving
+from tenuto.server.connections import (
     CHANCE_S,
     MAX_BURST,
     SWEEP_S,
@@ -19,9 +22,7 @@ from tenuto.connections import (
     Connections,
     TrustedProxies,
 )
-from tenuto.core.errors import LocalError
-from tenuto.hub.hosts import address_group
-from tenuto.serving import listen
+from tenuto.server.serving import listen
 from tests.transports.conftest import new_hub
 from tests.virtual import virtually
 

@@ -20,10 +20,10 @@ from fastapi import FastAPI
 
 import tenuto
 from tenuto import Hub, Limits, MessageWriter
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core import errors
-from tenuto.hub.archive import Archive
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.tokens import jwt_verifier
+from tenuto.hub.keep.archive import Archive
 from tests.examples.programs import client_of
 
 ROOT = Path(__file__).parents[1]

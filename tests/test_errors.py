@@ -28,7 +28,7 @@ import pytest
 
 import tenuto
 from tenuto import Hub, Identity
-from tenuto.agents.sources import UpstreamEnded, UpstreamError, pipe
+from tenuto.cli.tail import Refused, follow
 from tenuto.client import Client, Timing
 from tenuto.client.dial import Refusal
 from tenuto.client.problems import NotTenuto, UnknownProblem, Unreachable, error_of
@@ -51,13 +51,14 @@ from tenuto.core.requests import (
 )
 from tenuto.core.view import View, ViewGap
 from tenuto.demo.guests import Guests, NoInvite
-from tenuto.hub.identity import Expired
-from tenuto.hub.tokens import jwt_verifier
-from tenuto.stores import open_url, sqlite
+from tenuto.hub.access.identity import Expired
+from tenuto.hub.access.tokens import jwt_verifier
+from tenuto.sources import UpstreamEnded, UpstreamError, pipe
+from tenuto.stores import open_url
 from tenuto.stores.base import CommitUnknown, StoreReplaced, head_of
-from tenuto.stores.postgres_life import StoreLife
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.tail import Refused, follow
+from tenuto.stores.postgres.life import StoreLife
+from tenuto.stores.sqlite import store as sqlite
+from tenuto.stores.sqlite.store import SqliteStore
 from tests.transports.conftest import asking, listening, new_hub, serving
 
 APP = Caller(is_app=True)

@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 from chaos.processes import free_port
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tests.processes import PATIENCE_S, Process, request
 
 APP = """
 from tenuto import Hub
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.tokens import jwt_verifier
 
 hub = Hub(
     "sqlite:///{store}",

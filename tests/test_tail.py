@@ -19,8 +19,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from chaos.processes import free_port
+from tenuto.cli.tail import Refused, follow
 from tenuto.client import Client, NotTenuto, Timing, Unreachable
-from tenuto.tail import Refused, follow
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 NO_CONNECTION = (

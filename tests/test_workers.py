@@ -22,10 +22,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
 from chaos.processes import free_port
-from tenuto import Hub, workers
+from tenuto import Hub
 from tenuto.core.errors import LocalError
-from tenuto.serving import hubs_in
-from tenuto.workers import BEAT_S, FAILED_S, HUNG_S, Supervisor
+from tenuto.server import workers
+from tenuto.server.serving import hubs_in
+from tenuto.server.workers import BEAT_S, FAILED_S, HUNG_S, Supervisor
 from tests.processes import PATIENCE_S, Process, request
 
 SERVES = ["sh", "-c", "echo >&0; exec cat"]  # a worker that serves, and runs until it gets a signal
@@ -55,7 +56,9 @@ async def fails(scope, receive, send):
 """
 # The command with shorter times, for the parent and its workers.
 COMMAND = """
-from tenuto import cli, serving, workers
+from tenuto.cli import main as cli
+from tenuto.server import serving
+from tenuto.server import workers
 
 workers.COMMAND = (__file__,)
 workers.BEAT_S, workers.HUNG_S, workers.END_S, workers.FAILED_S = 0.1, 2.0, 1.0 - serving.DRAIN_S, 0.01
@@ -128,7 +131,7 @@ def test_a_worker_ends_with_a_parent_that_has_not_read_all_bytes(last: signal.Si
     before = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if last == signal.SIGKILL else ""
     program = f"""
 import os, signal
-from tenuto import workers
+from tenuto.server import workers
 {before}
 os.write(0, b".")
 workers._end_with_parent({0.0 if last == signal.SIGKILL else PATIENCE_S})

@@ -21,7 +21,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 
 from tenuto import Hub, Turn
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.tokens import jwt_verifier
 
 PAGE = os.environ.get("PAGE_ORIGIN", "http://localhost:5173")
 PORT = int(os.environ.get("PORT", "8000"))

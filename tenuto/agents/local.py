@@ -12,7 +12,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Literal
 
-from tenuto.agents.backend import Watch, Writer, find
+from tenuto.agents.backend import Watch, find
 from tenuto.agents.running import Agent, Running, check_worker_settings, patiently
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.catch_up import reply_to
@@ -21,7 +21,8 @@ from tenuto.core.events import CommandReply, Page
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
 from tenuto.hub.results import result_later
-from tenuto.hub.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
+from tenuto.sources.writer import Writer
 
 if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore

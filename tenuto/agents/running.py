@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
-from tenuto.agents.backend import Backend, Watch, Writer, find
+from tenuto.agents.backend import Backend, Watch, find
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.turn import OnCrash, Turn
@@ -40,6 +40,7 @@ from tenuto.core.errors import (
 from tenuto.core.model import Json, Message
 from tenuto.core.names import check_id
 from tenuto.core.turns import Replier, attempt_of, rules_of
+from tenuto.sources.writer import Writer
 from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")

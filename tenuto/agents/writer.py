@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-from tenuto.agents.sources import Piping, begin_pipe
 from tenuto.core.errors import Deleted, IdConflict
 from tenuto.core.model import Message
 from tenuto.hub.writer import MessageWriter
+from tenuto.sources import Piping, begin_pipe
 
 
 class AgentWriter(MessageWriter):
@@ -21,7 +21,7 @@ class AgentWriter(MessageWriter):
     spare_id: Callable[[], str] | None = None
 
     def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
-        """Write all of a model's stream into this message, as `tenuto.agents.sources.pipe` does.
+        """Write all of a model's stream into this message, as `tenuto.sources.pipe` does.
 
         The block fails if a call was not awaited: its text would be missing.
         """

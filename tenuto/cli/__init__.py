@@ -1,0 +1,4 @@
+"""The command `tenuto`.
+
+Layer: cli.
+"""

@@ -20,20 +20,20 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from tenuto.control_client import NotServed, call_at
+from tenuto.cli.control_client import NotServed, call_at
+from tenuto.cli.server_requests import export_at, forget_at, hold_at, release_at
 from tenuto.core.errors import LocalError, StoreInUse, shown_url
 from tenuto.core.limits import Limits
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.records import damaged_in
 from tenuto.hub.clock import Clock
-from tenuto.hub.exporting import export_lines
-from tenuto.hub.forgetting import Forgetting, Receipt, direct
-from tenuto.hub.importing import Imported, check_file, undo_imports, write_file
-from tenuto.hub.legal_holds import LegalHolds
-from tenuto.server_requests import export_at, forget_at, hold_at, release_at
+from tenuto.hub.keep.exporting import export_lines
+from tenuto.hub.keep.forgetting import Forgetting, Receipt, direct
+from tenuto.hub.keep.importing import Imported, check_file, undo_imports, write_file
+from tenuto.hub.keep.legal_holds import LegalHolds
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 _OVER_HTTP = "--url, or "  # begins the remedy of a command that a server carries out, too
 

@@ -1,6 +1,6 @@
 """Calls on the control socket of the hub that serves a store's file, for the commands of `tenuto`.
 
-Layer: beside `tail`. `tenuto.hub.control` is the other side.
+Layer: beside `tail`. `tenuto.hub.keep.control` is the other side.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgspec
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import ChannelSummary
-from tenuto.hub.control import HEARTBEAT_S, path_of
-from tenuto.hub.forgetting import Receipt
-from tenuto.hub.importing import Imported
+from tenuto.hub.keep.control import HEARTBEAT_S, path_of
+from tenuto.hub.keep.forgetting import Receipt
+from tenuto.hub.keep.importing import Imported
 from tenuto.stores import open_url
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 LINE_BYTES = 64 * 1024 * 1024  # far above the largest message
 SILENT_S = 6 * HEARTBEAT_S  # a living server sends a line each HEARTBEAT_S

@@ -19,15 +19,17 @@ from typing import Any
 
 import click
 
-from tenuto import archiving, store_commands
 from tenuto._version import __version__
+from tenuto.cli import archiving, store_commands
+from tenuto.cli.store_commands import sqlite_store
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.retention import rules_of
-from tenuto.hub import HubCore, identity
-from tenuto.hub.backups import BackupSchedule
-from tenuto.hub.identity import Authenticate
+from tenuto.hub import HubCore
+from tenuto.hub.access import identity
+from tenuto.hub.access.identity import Authenticate
+from tenuto.hub.keep.backups import BackupSchedule
 from tenuto.hub.ticks import FLUSH_CLASSES_MS
-from tenuto.serving import (
+from tenuto.server.serving import (
     PORT_TRIES,
     address_of,
     check_guarded,
@@ -39,9 +41,8 @@ from tenuto.serving import (
     longest_drain_s,
     run,
 )
-from tenuto.store_commands import sqlite_store
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.workers import beat, check_shared, inherited_socket, run_workers
+from tenuto.server.workers import beat, check_shared, inherited_socket, run_workers
+from tenuto.stores.sqlite.store import SqliteStore
 
 DEFAULT_PORT = 8000
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -371,8 +372,8 @@ def _store_without_backup(url: str) -> SqliteStore:
 @click.option("--since", default=None, help="A cursor to resume from.")
 def tail(channel: str, url: str, history: int, since: str | None) -> None:
     """Follow CHANNEL in the terminal; reconnects by itself."""
+    from tenuto.cli.tail import follow
     from tenuto.client.access import check_address
-    from tenuto.tail import follow
 
     check_address(url, name="--url", example="http://host:8000")
     try:
@@ -400,7 +401,7 @@ def _verifier(
         return None
     if not audiences:
         raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
-    from tenuto.hub.tokens import jwt_verifier  # imported here, because the import is slow
+    from tenuto.hub.access.tokens import jwt_verifier  # imported here, because the import is slow
 
     secrets = [_secret(path) for path in secret_files]
     return jwt_verifier(secret=secrets, jwks_url=jwks, audience=audiences, issuer=issuers or None)

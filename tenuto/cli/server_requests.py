@@ -20,8 +20,8 @@ from tenuto.core.errors import InvalidName, LocalError, shown, shown_url
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel
 from tenuto.core.records import FORMAT, HEADER_BYTES, End, Header, decode_line, encode_line
-from tenuto.hub.archive import MAX_LISTED, ChannelPage
-from tenuto.hub.legal_holds import ChannelHold
+from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
+from tenuto.hub.keep.legal_holds import ChannelHold
 
 READ_TIMEOUT_S = 60.0  # time without a byte after which a server counts as gone; long calls send signs of life
 LINE_BYTES = 1024 * 1024  # far above the longest line

@@ -25,21 +25,21 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from tenuto.archiving import STORE, TOKEN, URL, opened
-from tenuto.control_client import NotServed, call
+from tenuto.cli.archiving import STORE, TOKEN, URL, opened
+from tenuto.cli.control_client import NotServed, call
+from tenuto.cli.server_requests import channels_of, damage_at, state_at
 from tenuto.core.errors import LocalError, StoreInUse, shown, shown_url
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_prefix
 from tenuto.core.retention import Due, Policies, Sweep, rules_of
-from tenuto.hub.control import check_speed
-from tenuto.hub.importing import NOTE as IMPORT
-from tenuto.hub.legal_holds import NOTE as HOLD
-from tenuto.hub.legal_holds import held_in
-from tenuto.server_requests import channels_of, damage_at, state_at
-from tenuto.serving import hubs_in, load_app
+from tenuto.hub.keep.control import check_speed
+from tenuto.hub.keep.importing import NOTE as IMPORT
+from tenuto.hub.keep.legal_holds import NOTE as HOLD
+from tenuto.hub.keep.legal_holds import held_in
+from tenuto.server.serving import hubs_in, load_app
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 _ASK = "for another store ask its server with --url http://host:8000"
 PAGE = 200  # channels or messages in one read of a database
@@ -55,7 +55,7 @@ T = TypeVar("T")
 )
 def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
-    from tenuto.stores.sqlite_backup import check_target, receipt_of
+    from tenuto.stores.sqlite.backup import check_target, receipt_of
 
     opened = sqlite_store(store)
     if not opened.path.exists():
@@ -121,7 +121,7 @@ def _state_beside(path: Path) -> object:
 @click.option("--keep-wal", is_flag=True, help="No backup: the -wal beside the file is its own.")
 def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
     """Put BACKUP in the place of a store's file, which is kept under another name."""
-    from tenuto.stores import sqlite_backup
+    from tenuto.stores.sqlite import backup as sqlite_backup
 
     path = sqlite_store(store).path
     if (backup is None) != keep_wal:
@@ -146,7 +146,7 @@ def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
 @click.option("--no-migration-backup", is_flag=True, help="As for tenuto serve, if the tables of the file are older.")
 def compact(store: str, no_migration_backup: bool) -> None:
     """Make the file of a store smaller: without its free space. No process may have it open."""
-    from tenuto.stores import sqlite_compact
+    from tenuto.stores.sqlite import compact as sqlite_compact
 
     path = sqlite_store(store).path
     try:
@@ -175,9 +175,9 @@ def verify(store: str, url: str | None, token: str | None, words_file: Path | No
             raise LocalError("--absent needs the files of the store; run the command beside them, without --url")
         _verify_at(url, token)
         return
-    from tenuto.stores.sqlite_absent import Word, places_of, read_words
-    from tenuto.stores.sqlite_verify import free_space
-    from tenuto.stores.sqlite_verify import verify as damage_in
+    from tenuto.stores.sqlite.absent import Word, places_of, read_words
+    from tenuto.stores.sqlite.verify import free_space
+    from tenuto.stores.sqlite.verify import verify as damage_in
 
     remedy = _ASK if words_file is None else "--absent searches files only"
     path = sqlite_store(store, remedy=remedy).path
@@ -240,7 +240,7 @@ def _utc(at_ms: int) -> str:
 
 def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
     """Yield channels from the hub that serves a file, from the file, or from a database."""
-    from tenuto.stores.sqlite_reader import list_channels
+    from tenuto.stores.sqlite.reader import list_channels
 
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _listed(store, [f"{prefix}*"])))
@@ -284,7 +284,7 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
 
 def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
     """Yield what retention would remove from a file or a database."""
-    from tenuto.stores.sqlite_reader import due_channels
+    from tenuto.stores.sqlite.reader import due_channels
 
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))

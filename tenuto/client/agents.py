@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from tenuto.agents.backend import Watch, Writer
+from tenuto.agents.backend import Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
 from tenuto.agents.turn import OnCrash
 from tenuto.client.view import ChannelView
@@ -22,6 +22,7 @@ from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.model import Command, Json, Message
 from tenuto.development import failure_reason
+from tenuto.sources.writer import Writer
 
 if TYPE_CHECKING:
     from tenuto.client.client import Client

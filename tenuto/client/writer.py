@@ -35,7 +35,7 @@ from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessa
 from tenuto.portal import retrieve_exception
 
 if TYPE_CHECKING:
-    from tenuto.agents.sources import Piping
+    from tenuto.sources import Piping
 
 logger = logging.getLogger("tenuto.client")
 
@@ -136,8 +136,8 @@ class RemoteWriter(OutgoingProperties):
         return position
 
     def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
-        """Write a model's stream into this message, as `tenuto.agents.sources.pipe` does. Await it, as `append`."""
-        from tenuto.agents.sources import begin_pipe  # imported here: clients that only watch need no sources
+        """Write a model's stream into this message, as `tenuto.sources.pipe` does. Await it, as `append`."""
+        from tenuto.sources import begin_pipe  # imported here: clients that only watch need no sources
 
         return begin_pipe(self, stream, source=source, text_field=text_field)
 

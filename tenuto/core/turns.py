@@ -1,7 +1,7 @@
 """The turn of a user message as a state machine, and the rules of the built-in commands.
 
-Layer: core. The turn scheduler (`tenuto.hub.turns`) drives the turns of its hub and sets their timers. Two tables are
-printed in the documents, and tests compare both: `TRANSITIONS` is the drawing in `docs/architecture.md`,
+Layer: core. The turn scheduler (`tenuto.hub.turns.scheduler`) drives the turns of its hub and sets their timers. Two
+tables are printed in the documents, and tests compare both: `TRANSITIONS` is the drawing in `docs/architecture.md`,
 `BUILT_IN_COMMANDS` the table in `docs/protocol.md`. Safe to change: a row, together with its document.
 """
 

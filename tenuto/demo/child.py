@@ -58,7 +58,7 @@ def is_of_interest(record: logging.LogRecord) -> bool:
 def _serve(start: Task) -> None:
     from tenuto.demo.app import Controls, build
     from tenuto.demo.guests import Guests
-    from tenuto.serving import adopt, run
+    from tenuto.server.serving import adopt, run
 
     logging.getLogger("tenuto.transports").addFilter(is_of_interest)
     key, token = start.guest_key, start.agent_token

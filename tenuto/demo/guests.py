@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from tenuto.core.errors import TenutoError, TooMany
 from tenuto.demo.guide import CHANNELS
-from tenuto.hub.identity import Identity, Scope
+from tenuto.hub.access.identity import Identity, Scope
 from tenuto.transports.headers import header
 
 INVITE_S, STAY_S = 600.0, 12 * 3600.0

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tenuto.agents.backend import Writer
 from tenuto.agents.turn import Steer, Turn
 from tenuto.core.errors import Deleted, TenutoError
 from tenuto.core.model import Json
 from tenuto.demo import answers
 from tenuto.demo.answers import Deletion, Settled, Steering
 from tenuto.demo.model import Model, talk
+from tenuto.sources.writer import Writer
 
 if TYPE_CHECKING:  # the server needs no client, and the agents need no server
     from tenuto.app import Hub

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from tenuto.core.errors import LocalError
 from tenuto.demo.child import CRASH, READY, Task
 from tenuto.demo.guide import AGENTS
-from tenuto.serving import address_of, is_local
+from tenuto.server.serving import address_of, is_local
 
 PAUSE_S = 1.0  # least time between two starts of a child
 MOST_FAILED_STARTS, END_S = 3, 1.5  # limits of starts in a row that fail, and of the time that children have to end

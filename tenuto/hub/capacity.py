@@ -16,7 +16,7 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.requests import CreateMessage
 from tenuto.core.retention import size_bytes
 from tenuto.stores.base import Store
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 logger = logging.getLogger("tenuto.hub")
 

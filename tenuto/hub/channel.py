@@ -25,7 +25,7 @@ from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.ops import Append, Command, Create, Entry
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.hub.batches import BatchCache, Behind, EncodedBatch
-from tenuto.hub.presence_state import PresenceState
+from tenuto.hub.people.presence_state import PresenceState
 from tenuto.hub.ticks import Group, Ticks, Woken, flush_class
 from tenuto.stores.base import Conflict, Head, Store, head_of
 

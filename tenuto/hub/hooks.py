@@ -37,7 +37,7 @@ from tenuto.core.names import check_id
 from tenuto.core.state import ChannelState
 from tenuto.hub.channel import Channel
 from tenuto.hub.loading import in_time
-from tenuto.hub.nodes import NodeLease
+from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.patterns import check_pattern, matches
 from tenuto.hub.store_errors import logs_errors
 from tenuto.stores.base import Store, head_of

@@ -33,31 +33,31 @@ from tenuto.core.requests import (
     UpdateMessage,
 )
 from tenuto.development import failure_reason
-from tenuto.hub.archive import Archive
+from tenuto.hub.access.hosts import check_allowed_origins, check_public_origin
+from tenuto.hub.access.identity import Authenticate
+from tenuto.hub.access.questions import Questions, forget_gone
+from tenuto.hub.access.rates import ClientLimits, Rates, of_addresses
+from tenuto.hub.access.tickets import Tickets
+from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.capacity import Capacity
 from tenuto.hub.channel import Channel, until_settled
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.control import open_control
 from tenuto.hub.drain import SignalHook
 from tenuto.hub.feed import Feed
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
-from tenuto.hub.hosts import check_allowed_origins, check_public_origin
-from tenuto.hub.identity import Authenticate
+from tenuto.hub.keep.archive import Archive
+from tenuto.hub.keep.control import open_control
+from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.patterns import check_pattern
-from tenuto.hub.questions import Questions, forget_gone
-from tenuto.hub.rates import ClientLimits, Rates, of_addresses
 from tenuto.hub.recovery import Adopter, Recovery
 from tenuto.hub.results import ChannelInfo, Done, Result, info_of, message_of, own_copy
-from tenuto.hub.retention import Retainer, Rules
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.settings import check_bus, check_job, check_settings, check_store
 from tenuto.hub.store_owner import is_named, names_of_cell
 from tenuto.hub.subscription import Subscription
 from tenuto.hub.sync import SyncHub
-from tenuto.hub.taking import take_waiting
-from tenuto.hub.tickets import Tickets
-from tenuto.hub.visitors import VisitorVerifier
+from tenuto.hub.turns.taking import take_waiting
 from tenuto.hub.writer import MessageWriter
 from tenuto.hub.writers import Writers
 from tenuto.hub.wsgi import warn_of_wsgi

@@ -18,18 +18,18 @@ from typing import Any
 
 from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.limits import Limits
+from tenuto.hub.access.questions import Questions
+from tenuto.hub.access.stored_keys import Keyed, share_key
 from tenuto.hub.capacity import Capacity
 from tenuto.hub.clock import Clock
 from tenuto.hub.drain import SignalHook
 from tenuto.hub.hooks import Hook, register
 from tenuto.hub.housekeeping import keep_house
-from tenuto.hub.nodes import IsMine, every_channel
-from tenuto.hub.questions import Questions
+from tenuto.hub.nodes.nodes import IsMine, every_channel
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.several_workers import warn_of_several_workers
-from tenuto.hub.shared_turns import SharedTurns
 from tenuto.hub.store_owner import StoreOwner
-from tenuto.hub.stored_keys import Keyed, share_key
+from tenuto.hub.turns.shared import SharedTurns
 from tenuto.hub.viewing import Viewing
 from tenuto.hub.wsgi import check_not_wsgi
 from tenuto.stores.base import Bus, Store

@@ -4,7 +4,7 @@ Layer: hub.
 
 A message whose writer ended with its node is continued by an adopter of the app, or becomes `interrupted`. A remote
 writer gets one full lease to reconnect. Commands and turns continue to wait. On an exclusive store a hub recovers
-before it serves; on a shared store, when the lease of a node has expired (`tenuto.hub.nodes`).
+before it serves; on a shared store, when the lease of a node has expired (`tenuto.hub.nodes.nodes`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, FinishMessage
-from tenuto.hub.importing import undo_imports
+from tenuto.hub.keep.importing import undo_imports
 from tenuto.hub.loading import in_time, sent_again
-from tenuto.hub.nodes import IsMine
+from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.patterns import matches
 from tenuto.hub.runtime import Runtime
-from tenuto.hub.shared_turns import lose_turns
+from tenuto.hub.turns.shared import lose_turns
 from tenuto.hub.writer import MessageWriter
 from tenuto.hub.writers import Writers
 from tenuto.stores.base import Store

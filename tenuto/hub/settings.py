@@ -14,7 +14,7 @@ from os import PathLike, fspath
 
 from tenuto.core.errors import LocalError, shown
 from tenuto.core.limits import Limits
-from tenuto.hub.rates import ClientLimits
+from tenuto.hub.access.rates import ClientLimits
 from tenuto.stores import open_url
 from tenuto.stores.base import Bus, Store
 from tenuto.stores.bus import open_bus

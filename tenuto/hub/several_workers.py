@@ -22,7 +22,7 @@ logger = logging.getLogger("tenuto.hub")
 _COUNTS: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "uvicorn._subprocess": lambda here: 1 if here["config"].should_reload else here["config"].workers,
     "gunicorn.workers.base": lambda here: here["self"].cfg.workers,
-    "tenuto.cli": lambda here: here["workers"],
+    "tenuto.cli.main": lambda here: here["workers"],
 }
 
 

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from tenuto.core.errors import Draining, StoreUnavailable
-from tenuto.hub.nodes import TERM_MS
+from tenuto.hub.nodes.nodes import TERM_MS
 
 logger = logging.getLogger("tenuto.hub")
 

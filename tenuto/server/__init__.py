@@ -1,0 +1,4 @@
+"""`tenuto serve`: uvicorn with bounds on unknown peers, and worker processes.
+
+Layer: server.
+"""

@@ -20,9 +20,9 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from tenuto.connections import LARGE_BYTES, Connection, Connections
 from tenuto.core.errors import InvalidRequest, TenutoError
-from tenuto.http_parts import (
+from tenuto.server.connections import LARGE_BYTES, Connection, Connections
+from tenuto.server.http_parts import (
     HEAD_END,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -38,7 +38,7 @@ from tenuto.http_parts import (
     too_large,
     write_last,
 )
-from tenuto.parse_queue import HTTP_S, PARSE_S
+from tenuto.server.parse_queue import HTTP_S, PARSE_S
 from tenuto.transports.server_connection import EXTENSION
 
 HEAD_S = 10.0  # time for a head that has begun, counted from the opening of the connection or from the last response

@@ -29,10 +29,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
 from tenuto.core.errors import LocalError
-from tenuto.hub.hosts import address_group
-from tenuto.parse_queue import ParseQueue
+from tenuto.hub.access.hosts import address_group
+from tenuto.server.parse_queue import ParseQueue
 
-logger = logging.getLogger("tenuto.serving")
+logger = logging.getLogger("tenuto.server.serving")
 
 # Preallocated: the memory of many small objects would not be given back, because a few that live on keep whole arenas
 # of Python's allocator (measured).

@@ -23,12 +23,12 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from tenuto.connections import OWN_DESCRIPTORS, Connections, TrustedProxies, raise_descriptor_limit
 from tenuto.core.errors import LocalError
 from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
+from tenuto.hub.access.hosts import is_loopback
 from tenuto.hub.drain import SIGNALS
-from tenuto.hub.hosts import is_loopback
+from tenuto.server.connections import OWN_DESCRIPTORS, Connections, TrustedProxies, raise_descriptor_limit
 
 if TYPE_CHECKING:
     import uvicorn
@@ -181,8 +181,8 @@ def server(
     try:
         import uvicorn
 
-        from tenuto.bounded_http import BoundedHttpProtocol
-        from tenuto.bounded_websocket import BoundedWebSocketProtocol
+        from tenuto.server.bounded_http import BoundedHttpProtocol
+        from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
     except ImportError as error:
         raise LocalError(
             f"this command needs the package {error.name}; install Tenuto with [serve], as its README shows"

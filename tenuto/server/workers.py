@@ -30,7 +30,7 @@ from types import FrameType
 
 from tenuto.core.errors import LocalError, shown_url
 from tenuto.hub import HubCore
-from tenuto.serving import FORCE_S, adopt
+from tenuto.server.serving import FORCE_S, adopt
 
 SOCKET = "TENUTO_WORKER_SOCKET"  # variable that gives a worker the file descriptor of the listening socket
 COMMAND = ("-P", "-m", "tenuto")  # as the installed command: modules in the current folder replace no others

@@ -1,6 +1,6 @@
 """Sources: `await pipe(message, stream)` writes a model's stream, of any known SDK, into a message.
 
-Layer: agents.sources.
+Layer: sources.
 
 `recognise` finds the kind of a stream by its shape. Each module below understands one kind and translates its events
 into five edits (`vocabulary`), and `writing` writes them. No SDK is ever imported here.
@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tenuto.agents.backend import Writer
-from tenuto.agents.sources.errors import UpstreamEnded, UpstreamError, malformed
-from tenuto.agents.sources.recognise import SOURCES, by_first_event, by_stream
-from tenuto.agents.sources.sse_text import SSEText
-from tenuto.agents.sources.text import PlainText
-from tenuto.agents.sources.upstream import Upstream
-from tenuto.agents.sources.vocabulary import Source
-from tenuto.agents.sources.writing import Piped, Piping, ToolCall, Writing
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.sources.errors import UpstreamEnded, UpstreamError, malformed
+from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
+from tenuto.sources.sse_text import SSEText
+from tenuto.sources.text import PlainText
+from tenuto.sources.upstream import Upstream
+from tenuto.sources.vocabulary import Source
+from tenuto.sources.writer import Writer
+from tenuto.sources.writing import Piped, Piping, ToolCall, Writing
 
 __all__ = ["SOURCES", "Piped", "Piping", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 

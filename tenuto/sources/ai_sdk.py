@@ -30,9 +30,9 @@ import codecs
 import json
 from collections.abc import Hashable, Iterator
 
-from tenuto.agents.sources.errors import UpstreamEnded, malformed, reported
-from tenuto.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, needed, plain, text, word
-from tenuto.agents.sources.vocabulary import (
+from tenuto.sources.errors import UpstreamEnded, malformed, reported
+from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, needed, plain, text, word
+from tenuto.sources.vocabulary import (
     CALLED,
     DONE,
     ERROR,

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tenuto.agents.sources.errors import UpstreamEnded, malformed, reported
-from tenuto.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, index, needed, plain, text, word
-from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 from tenuto.core.errors import shown
 from tenuto.core.model import Json
+from tenuto.sources.errors import UpstreamEnded, malformed, reported
+from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, index, needed, plain, text, word
+from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",

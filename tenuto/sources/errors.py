@@ -1,6 +1,6 @@
 """Errors of an upstream: the model's provider, or its SDK.
 
-Layer: agents.sources.
+Layer: sources.
 
 Codes are stable. `detail` is public: of the provider's own text it contains at most a short error code. These messages
 therefore show fields and types, but no values from the provider. The provider's full message is in the exception that

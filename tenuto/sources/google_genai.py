@@ -18,9 +18,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 
-from tenuto.agents.sources.errors import malformed, unfinished
-from tenuto.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.sources.errors import malformed, unfinished
+from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
+from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "prompt_token_count",

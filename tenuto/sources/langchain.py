@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 
-from tenuto.agents.sources.errors import unfinished
-from tenuto.agents.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 from tenuto.core.model import Part
+from tenuto.sources.errors import unfinished
+from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
+from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",

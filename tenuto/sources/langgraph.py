@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 
-from tenuto.agents.sources.errors import UpstreamEnded
-from tenuto.agents.sources.langchain import LangChain
-from tenuto.agents.sources.reading import get, word
-from tenuto.agents.sources.vocabulary import Edit
+from tenuto.sources.errors import UpstreamEnded
+from tenuto.sources.langchain import LangChain
+from tenuto.sources.reading import get, word
+from tenuto.sources.vocabulary import Edit
 
 _MESSAGES = "messages"
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tenuto.agents.sources.errors import UpstreamEnded, UpstreamError
-from tenuto.agents.sources.openai_responses import OpenAIResponses
-from tenuto.agents.sources.reading import get, plain, word
-from tenuto.agents.sources.vocabulary import DONE, Edit, Set, Source
 from tenuto.core.errors import TenutoError
+from tenuto.sources.errors import UpstreamEnded, UpstreamError
+from tenuto.sources.openai_responses import OpenAIResponses
+from tenuto.sources.reading import get, plain, word
+from tenuto.sources.vocabulary import DONE, Edit, Set, Source
 
 _OUTPUTS = ("tool_output", "handoff_occured", "handoff_occurred")
 

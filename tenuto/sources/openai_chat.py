@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
-from tenuto.agents.sources.errors import reported, unfinished
-from tenuto.agents.sources.reading import LINE_CHARACTERS, counts, get, index, items, text, word
-from tenuto.agents.sources.vocabulary import CALLED, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.sources.errors import reported, unfinished
+from tenuto.sources.reading import LINE_CHARACTERS, counts, get, index, items, text, word
+from tenuto.sources.vocabulary import CALLED, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "prompt_tokens",

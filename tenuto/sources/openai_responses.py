@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
-from tenuto.agents.sources.errors import UpstreamEnded, reported
-from tenuto.agents.sources.reading import (
+from tenuto.core.model import Json, Part
+from tenuto.sources.errors import UpstreamEnded, reported
+from tenuto.sources.reading import (
     LINE_CHARACTERS,
     as_json,
     counts,
@@ -33,8 +34,7 @@ from tenuto.agents.sources.reading import (
     text,
     word,
 )
-from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
-from tenuto.core.model import Json, Part
+from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",

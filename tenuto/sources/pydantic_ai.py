@@ -20,8 +20,8 @@ import inspect
 from collections.abc import AsyncIterator, Hashable, Iterator
 from typing import Any
 
-from tenuto.agents.sources.errors import UpstreamEnded
-from tenuto.agents.sources.reading import (
+from tenuto.sources.errors import UpstreamEnded
+from tenuto.sources.reading import (
     LINE_CHARACTERS,
     as_json,
     counts,
@@ -33,7 +33,7 @@ from tenuto.agents.sources.reading import (
     text,
     word,
 )
-from tenuto.agents.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",

@@ -1,6 +1,6 @@
 """Reads a provider's data without trusting it: fields may be missing, of another type, or huge.
 
-Layer: agents.sources.
+Layer: sources.
 
 SDKs build their objects without validation, so a field may hold any JSON value.
 """
@@ -14,8 +14,8 @@ from enum import Enum
 
 import msgspec
 
-from tenuto.agents.sources.errors import malformed
 from tenuto.core.model import Json
+from tenuto.sources.errors import malformed
 
 WORD_CHARACTERS = 512  # limit of a name, id, model or reason; URLs and titles may be longer
 LINE_CHARACTERS = 4096

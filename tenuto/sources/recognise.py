@@ -1,6 +1,6 @@
 """Recognises the source of a stream by the module of its class, else by the shape of its first event.
 
-Layer: agents.sources.
+Layer: sources.
 
 This needs no import of an SDK: a stream of an SDK proves that the SDK is installed.
 """
@@ -10,20 +10,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 
-from tenuto.agents.sources.ai_sdk import STARTS, AISDKSource, chunk_of
-from tenuto.agents.sources.anthropic import Anthropic
-from tenuto.agents.sources.google_genai import GoogleGenAI
-from tenuto.agents.sources.langchain import AI, LangChain
-from tenuto.agents.sources.langgraph import LangGraph
-from tenuto.agents.sources.openai_agents import OpenAIAgents
-from tenuto.agents.sources.openai_chat import OpenAIChat
-from tenuto.agents.sources.openai_responses import OpenAIResponses
-from tenuto.agents.sources.pydantic_ai import PydanticAI
-from tenuto.agents.sources.reading import get
-from tenuto.agents.sources.sse_text import SSEText, begins_frames, is_frame_object
-from tenuto.agents.sources.text import PlainText
-from tenuto.agents.sources.vocabulary import Source
 from tenuto.core.errors import LocalError, TenutoError
+from tenuto.sources.ai_sdk import STARTS, AISDKSource, chunk_of
+from tenuto.sources.anthropic import Anthropic
+from tenuto.sources.google_genai import GoogleGenAI
+from tenuto.sources.langchain import AI, LangChain
+from tenuto.sources.langgraph import LangGraph
+from tenuto.sources.openai_agents import OpenAIAgents
+from tenuto.sources.openai_chat import OpenAIChat
+from tenuto.sources.openai_responses import OpenAIResponses
+from tenuto.sources.pydantic_ai import PydanticAI
+from tenuto.sources.reading import get
+from tenuto.sources.sse_text import SSEText, begins_frames, is_frame_object
+from tenuto.sources.text import PlainText
+from tenuto.sources.vocabulary import Source
 
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),

@@ -21,10 +21,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from tenuto.agents.sources.errors import malformed, reported, translated
-from tenuto.agents.sources.reading import get, whole
-from tenuto.agents.sources.vocabulary import Add, Edit, Source
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.sources.errors import malformed, reported, translated
+from tenuto.sources.reading import get, whole
+from tenuto.sources.vocabulary import Add, Edit, Source
 
 # the beginning of a first item: a field of a server-sent event, or a complete comment
 _BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tenuto.agents.sources.errors import malformed, translated
-from tenuto.agents.sources.sse_text import REMEDY, is_whole_frame
-from tenuto.agents.sources.vocabulary import Add, Edit, Source
 from tenuto.core.errors import LocalError, TenutoError
+from tenuto.sources.errors import malformed, translated
+from tenuto.sources.sse_text import REMEDY, is_whole_frame
+from tenuto.sources.vocabulary import Add, Edit, Source
 
 
 class PlainText(Source):

@@ -1,6 +1,6 @@
 """Reads a stream event by event, async or blocking, and closes it, if needed before its end.
 
-Layer: agents.sources.
+Layer: sources.
 
 Blocking iterators run in a thread of their own, one item ahead at most. A stream that is no longer needed is closed at
 once, and an SDK gets little time for that: the provider must see the end within a second.

@@ -1,6 +1,6 @@
 """The five edits that every source translates its SDK's events into, and `Writing` writes.
 
-Layer: agents.sources.
+Layer: sources.
 
 This may change freely; the modules of this folder are its only users.
 """
@@ -11,9 +11,9 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenuto.agents.sources.errors import translated
 from tenuto.core.errors import TenutoError
 from tenuto.core.model import Json, Part
+from tenuto.sources.errors import translated
 
 # The states of a tool part. A handler that runs tools itself writes the output of parts in the state `called`.
 INPUT, CALLED, DONE, ERROR = "input", "called", "done", "error"

@@ -1,6 +1,6 @@
 """Writes the sources' edits through the public methods of a `MessageWriter`.
 
-Layer: agents.sources.
+Layer: sources.
 
 `Piped` and `ToolCall` are public.
 """
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from tenuto.agents.backend import Writer
-from tenuto.agents.sources.errors import malformed
-from tenuto.agents.sources.reading import whole
-from tenuto.agents.sources.vocabulary import CALLED, Add, Drop, Edit, Meta, Open, Set
 from tenuto.core.errors import InvalidRequest, InvalidText, TenutoError
 from tenuto.core.model import Json, Part
+from tenuto.sources.errors import malformed
+from tenuto.sources.reading import whole
+from tenuto.sources.vocabulary import CALLED, Add, Drop, Edit, Meta, Open, Set
+from tenuto.sources.writer import Writer
 
 logger = logging.getLogger("tenuto.agents")
 

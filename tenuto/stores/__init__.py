@@ -78,7 +78,7 @@ def open_url(url: str) -> Store:
         raise LocalError(
             f"store URL {shown_url(url)} has the unknown option {option}; an SQLite store has synchronous only"
         )
-    from tenuto.stores.sqlite import SqliteStore
+    from tenuto.stores.sqlite.store import SqliteStore
 
     return SqliteStore(file, synchronous=options.get("synchronous", "full"))
 
@@ -116,7 +116,7 @@ def _postgres(url: str, options: dict[str, str], *, has_database: bool) -> Store
             raise LocalError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown(options[name])}")
     is_async, is_pooled = options.pop("durability", "sync") == "async", options.pop("prepare", "1") == "0"
     try:
-        from tenuto.stores.postgres import PostgresStore
+        from tenuto.stores.postgres.store import PostgresStore
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise

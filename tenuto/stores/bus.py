@@ -48,7 +48,7 @@ def open_bus(url: str) -> Bus:
         known = ", ".join(("prefix", *_FILES)) if is_tls else "prefix, and with rediss:// those of TLS"
         raise LocalError(f"bus URL {shown_url(url)} has the unknown option {shown(unknown[0])}; a bus has {known}")
     try:
-        from tenuto.stores.redis_bus import BusServer, RedisBus
+        from tenuto.stores.redis.bus import BusServer, RedisBus
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise

@@ -17,7 +17,7 @@ from tenuto.core.errors import Held, IdConflict
 from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
-from tenuto.hub.forgetting import NOTE, Forgetting, direct
+from tenuto.hub.keep.forgetting import NOTE, Forgetting, direct
 from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Store, head_of
 from tenuto.testing.contract import Chat, append, approve, create, delete, edit, refuse, texts
 

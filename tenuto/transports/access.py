@@ -35,12 +35,12 @@ from tenuto.core.errors import (
 from tenuto.core.model import Part
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
+from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
+from tenuto.hub.access.tickets import Ticket
+from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
-from tenuto.hub.presence import check_member, check_signal
+from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.hub.results import Result
-from tenuto.hub.tickets import Ticket
-from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.codec import unexpected
 from tenuto.transports.headers import header, peer_of
 from tenuto.transports.operations import BY_NAME, Operation

@@ -24,9 +24,9 @@ from starlette.routing import BaseRoute, Mount, Router
 from starlette.types import ASGIApp, Receive, Send
 
 from tenuto.core.errors import TenutoError
+from tenuto.hub.access.identity import Scope
+from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Scope
-from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.chunks import Chunks, end_refusal
 from tenuto.transports.close_codes import MISUSED
 from tenuto.transports.codec import unexpected

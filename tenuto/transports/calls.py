@@ -17,8 +17,8 @@ from starlette.responses import Response
 from tenuto.core.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Request as HubRequest
+from tenuto.hub.access.identity import Identity
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Identity
 from tenuto.hub.results import Result
 from tenuto.transports.access import caller_of, check_operation, count_new_channel, start_hub
 from tenuto.transports.codec import decode, result_fields

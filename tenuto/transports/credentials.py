@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tenuto.core.errors import Forbidden, Unauthenticated
+from tenuto.hub.access.identity import Identity, Scope
+from tenuto.hub.access.rates import ConnectionSlot
+from tenuto.hub.access.tickets import Ticket
 from tenuto.hub.batches import EncodedBatch
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.rates import ConnectionSlot
-from tenuto.hub.tickets import Ticket
 from tenuto.transports.access import describe_caller, identity_by_token, is_ambient
 from tenuto.transports.headers import peer_of
 from tenuto.transports.server_connection import mark_known

@@ -29,7 +29,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tenuto.hub.workers import WhenBusy
+from tenuto.hub.turns.workers import WhenBusy
 
 Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
 

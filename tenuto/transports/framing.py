@@ -32,7 +32,7 @@ from tenuto.core.deltas import (
 from tenuto.core.errors import LocalError, shown
 from tenuto.core.events import encode_json
 from tenuto.core.model import Part
-from tenuto.hub.tickets import split_seal
+from tenuto.hub.access.tickets import split_seal
 
 _SENT = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
 # limit of the field about the sent text: a cursor's extra field has 300 characters, and a ticket's seal or an answer's

@@ -5,7 +5,7 @@ Layer: transports.
 
 from __future__ import annotations
 
-from tenuto.hub.identity import Scope
+from tenuto.hub.access.identity import Scope
 
 
 def peer_of(scope: Scope) -> str:

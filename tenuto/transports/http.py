@@ -41,9 +41,9 @@ from tenuto.core.requests import (
     SendSignal,
     UpdateMessage,
 )
-from tenuto.hub.archive import DEFAULT_LISTED, MAX_LISTED
+from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Scope as HubScope
+from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED
 from tenuto.transports.access import (
     check_create,
     check_metrics,

@@ -16,10 +16,10 @@ from starlette.types import Receive, Send
 
 from tenuto.core.cursor import Cursor
 from tenuto.core.events import ChannelAttached, PresenceSync, Signal, encode_json
+from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Expired, Scope
 from tenuto.transports.access import admit_poll, allowed_history, describe_caller
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.problem import GUARDS

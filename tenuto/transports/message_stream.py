@@ -18,8 +18,8 @@ from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.deltas import Delta, MessageProgress, Sent
 from tenuto.core.model import Message
 from tenuto.core.names import check_id
+from tenuto.hub.access.identity import Scope
 from tenuto.hub.batches import EncodedBatch
-from tenuto.hub.identity import Scope
 from tenuto.transports.access import admit_stream
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.delta_stream import DeltaStream

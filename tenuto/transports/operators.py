@@ -17,9 +17,9 @@ import msgspec
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from tenuto.hub.archive import Archive
-from tenuto.hub.control import state_of
 from tenuto.hub.hub import HubCore
+from tenuto.hub.keep.archive import Archive
+from tenuto.hub.keep.control import state_of
 from tenuto.transports.calls import NO_STORE, Call, ForgetClient, HoldChannel, json_response
 from tenuto.transports.lines import LinesResponse, with_signs
 

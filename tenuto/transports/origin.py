@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tenuto.core.errors import Forbidden, NoVerifier, shown
-from tenuto.hub.hosts import is_loopback, parse_host, parse_origin
+from tenuto.hub.access.hosts import is_loopback, parse_host, parse_origin
+from tenuto.hub.access.identity import Scope
+from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Scope
-from tenuto.hub.visitors import VisitorVerifier
 from tenuto.transports.headers import header, headers_of, peer_of
 from tenuto.transports.refusals import refusals
 from tenuto.transports.socket_owner import foreign_owner

@@ -10,9 +10,9 @@ form of the signature may change freely, since cursors are opaque. That only the
 from __future__ import annotations
 
 from tenuto.core.cursor import Cursor, parse_cursor
+from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Identity
-from tenuto.hub.tickets import Tickets
 
 
 class ResumeLimits:

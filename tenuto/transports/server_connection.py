@@ -2,7 +2,7 @@
 
 Layer: transports.
 
-`tenuto serve` bounds connections whose peers are unknown (`tenuto.connections`). It puts an object into the ASGI
+`tenuto serve` bounds connections whose peers are unknown (`tenuto.server.connections`). It puts an object into the ASGI
 scope, which travels through middleware, and the transports call it when a verifier has identified the peer. Under any
 other server the scope has no such object, and each call here has no effect.
 """

@@ -30,11 +30,11 @@ from tenuto.core.model import Json
 from tenuto.core.names import check_channel, command_key
 from tenuto.core.requests import PutPart, Request
 from tenuto.development import names_exceptions
+from tenuto.hub.access.identity import Identity
 from tenuto.hub.batches import EncodedBatch
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Identity
 from tenuto.hub.results import Result
-from tenuto.hub.workers import AssignedTurn
+from tenuto.hub.turns.workers import AssignedTurn
 from tenuto.transports.access import (
     caller_of,
     check_create,

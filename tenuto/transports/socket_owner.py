@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from tenuto.core.errors import Busy
-from tenuto.hub.identity import Scope
+from tenuto.hub.access.identity import Scope
 from tenuto.transports.server_connection import connection_of
 
 Address = IPv4Address | IPv6Address

@@ -16,15 +16,15 @@ from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.patterns import invalid_pattern, is_pattern, matches
 from tenuto.hub.hub import HubCore
-from tenuto.hub.renewing import store_renewal
 from tenuto.hub.results import Result
-from tenuto.hub.turns import LEASE_S
-from tenuto.hub.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns.renewing import store_renewal
+from tenuto.hub.turns.scheduler import LEASE_S
+from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.transports.access import check_work, member_of
 from tenuto.transports.frames import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame
 
 if TYPE_CHECKING:
-    from tenuto.hub.identity import Identity
+    from tenuto.hub.access.identity import Identity
 
 Respond = Callable[[dict[str, Json] | TenutoError], None]  # gets the fields of a response, or the refusal
 

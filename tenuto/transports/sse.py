@@ -19,10 +19,10 @@ from starlette.types import Message, Receive, Send
 from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.errors import Draining, TenutoError, TooMany
 from tenuto.core.events import encode_json
+from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Expired, Scope
 from tenuto.transports.access import admit_stream, allowed_history, describe_caller
 from tenuto.transports.chunks import Chunks, break_off
 from tenuto.transports.codec import unexpected

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from tenuto.hub.tickets import START_S
+from tenuto.hub.access.tickets import START_S
 
 
 class CreateTicket(Struct, frozen=True, kw_only=True):

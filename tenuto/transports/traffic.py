@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Message
 from tenuto.core.turn_deltas import TurnStatus
+from tenuto.hub.access.identity import Identity, Scope
+from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, OpenBody
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, OpenBody
 from tenuto.hub.results import Result
 from tenuto.transports.headers import header, peer_of
 from tenuto.transports.operations import Operation

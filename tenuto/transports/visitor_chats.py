@@ -18,10 +18,10 @@ from tenuto.core.document import restore
 from tenuto.core.errors import NoVisitors
 from tenuto.core.model import ChannelSummary, Message
 from tenuto.core.visitor_ids import STEM, is_visitor
-from tenuto.hub.archive import MAX_LISTED
+from tenuto.hub.access.identity import Identity, Scope
+from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.visitors import VisitorVerifier, visit_in
+from tenuto.hub.keep.archive import MAX_LISTED
 from tenuto.transports.access import check_serving, identify
 from tenuto.transports.calls import json_response
 from tenuto.transports.headers import headers_of

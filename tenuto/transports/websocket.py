@@ -21,9 +21,9 @@ from starlette.types import Message, Receive, Send
 
 from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unauthenticated
 from tenuto.core.events import encode_json
+from tenuto.hub.access.identity import Scope
+from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Scope
-from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.access import check_serving, known_identity, logged_refusals
 from tenuto.transports.chunks import Frames
 from tenuto.transports.close_codes import (

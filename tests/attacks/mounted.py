@@ -34,7 +34,7 @@ import asyncio
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from tenuto import Hub
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.tokens import jwt_verifier
 verifier = jwt_verifier(secret={secret!r}, audience={audience!r})
 hub = Hub({store!r}, authenticate=verifier)
 

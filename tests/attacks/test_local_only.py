@@ -238,11 +238,11 @@ async def test_forwarded_port_is_served(server: Server) -> None:
 
 _SERVE_AS = """
 import os, sys
-import tenuto.serving, tenuto.cli, tenuto.app, uvicorn, uvicorn.protocols.http.httptools_impl
+import tenuto.server.serving, tenuto.cli.main, tenuto.app, uvicorn, uvicorn.protocols.http.httptools_impl
 import uvicorn.protocols.websockets.websockets_sansio_impl, uvicorn.lifespan.on, encodings.idna, tenuto.stores.memory
 user = int(sys.argv.pop(1))
 os.setgroups([]), os.setgid(user), os.setuid(user)
-tenuto.cli.main()
+tenuto.cli.main.main()
 """
 
 

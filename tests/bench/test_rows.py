@@ -52,7 +52,7 @@ from bench.__main__ import BENCHMARKS
 from bench.common import Options, Row, Void, attempt, check, load_client, producers_us, served
 from bench.proc import BenchError, Child, cpu_s, rss_bytes, tree
 from bench.tokens import known_text, known_token
-from tenuto.hub.retention import Retainer
+from tenuto.hub.keep.retention import Retainer
 from tenuto.hub.runtime import Runtime
 from tests.postgres import needs_postgres, running_postgres
 from tests.redis_server import needs_redis

@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 
 from chaos.processes import free_port
 from tenuto import Hub, Limits
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.tokens import jwt_verifier
 from tests.browser.gallery import gallery_server, open_gallery
 from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, token, verified
 from tests.browser.test_markdown import POLICY

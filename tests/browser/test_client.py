@@ -27,8 +27,8 @@ from starlette.routing import Mount, Route
 
 from chaos.processes import free_port
 from tenuto.app import Hub
+from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
-from tenuto.hub.tokens import jwt_verifier
 from tenuto.testing.proxy import FaultProxy
 from tenuto.transports import origin
 from tenuto.transports.refusals import Refusals

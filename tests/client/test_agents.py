@@ -22,7 +22,7 @@ from tenuto.core.errors import TenutoError
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL
-from tenuto.hub.identity import Identity
+from tenuto.hub.access.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Line, Wire, becomes, client_of
 from tests.processes import python

@@ -20,7 +20,7 @@ import pytest
 from tenuto import Hub, Turn
 from tenuto.client import Client
 from tenuto.core.errors import Forbidden, NotWriter, TenutoError, Unauthenticated
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.tokens import jwt_verifier
 from tests.client.wire import Wire, becomes, client_of
 
 SECRET = "a secret of at least thirty-two bytes, as it should be"

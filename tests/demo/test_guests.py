@@ -22,7 +22,7 @@ from tenuto.demo.guests import (
     NoInvite,
     Person,
 )
-from tenuto.hub.identity import Scope
+from tenuto.hub.access.identity import Scope
 
 PEER = "127.0.0.3"
 

@@ -25,7 +25,7 @@ from starlette.testclient import TestClient
 from tenuto.core.events import Batch, known_events
 from tenuto.core.model import Message
 from tenuto.core.view import View
-from tenuto.serving import address_of, listen, server
+from tenuto.server.serving import address_of, listen, server
 
 FOLDER = Path(__file__).parents[2] / "examples"
 PROCESSES = ("agent_elsewhere",)  # they run no server: `test_agents` starts them

@@ -27,8 +27,8 @@ from starlette.testclient import TestClient
 
 from chaos.processes import free_port
 from tenuto.core.model import Message
-from tenuto.serving import listen
-from tenuto.serving import server as uvicorn_server
+from tenuto.server.serving import listen
+from tenuto.server.serving import server as uvicorn_server
 from tests.examples.programs import FOLDER, NAMES, OPEN, app_of, client_of, follow, forget_django
 from tests.processes import PATIENCE_S, Process, request
 from wirecheck import SseViewer, WsViewer

@@ -18,7 +18,8 @@ from tenuto.core import document
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.message_state import PartState
 from tenuto.core.model import Message
-from tenuto.stores import sqlite_documents, sqlite_engine
+from tenuto.stores.sqlite import documents as sqlite_documents
+from tenuto.stores.sqlite import engine as sqlite_engine
 from tests.stores.files import run_from_outside
 
 decode_head, read, value = document._decode_head, sqlite_documents.Documents.read, PartState.value

@@ -26,7 +26,7 @@ from fuzz.world import World, documented_codes
 from tenuto.core.cursor import Cursor
 from tenuto.core.deltas import Sent
 from tenuto.core.errors import MethodNotAllowed
-from tenuto.hub import tickets, tokens
+from tenuto.hub.access import tickets, tokens
 from tenuto.transports import message_stream, session, sse
 
 SEED = 1

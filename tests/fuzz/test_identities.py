@@ -14,10 +14,10 @@ from fuzz.identities import Identities
 from fuzz.rights import needs_of_frame, needs_of_request, rights_in, token_of
 from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Unauthenticated
-from tenuto.hub import tickets, tokens
+from tenuto.hub.access import tickets, tokens
+from tenuto.hub.access.identity import Identity, Scope
+from tenuto.hub.access.rates import ConnectionSlot
 from tenuto.hub.hub import HubCore
-from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.rates import ConnectionSlot
 from tenuto.transports import access, credentials, http, longpoll, message_stream, resume_limits, session, sse
 from tests.transports.permissions import LISTED, OPERATIONS, Operation
 

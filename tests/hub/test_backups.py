@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from tenuto import Hub
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core.errors import LocalError
-from tenuto.hub import backups
-from tenuto.hub.backups import RETRY_S, BackupSchedule
+from tenuto.hub.keep import backups
+from tenuto.hub.keep.backups import RETRY_S, BackupSchedule
 from tests.processes import serving
 from tests.stores.files import PATIENCE_S, run_from_outside
 from wirecheck import SseViewer, WsViewer

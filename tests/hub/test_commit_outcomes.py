@@ -534,7 +534,7 @@ class SilentStore(ScriptedStore):
 async def test_no_viewer_sees_a_channel_whose_deletion_was_stored_and_failed(
     monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    monkeypatch.setattr("tenuto.hub.following.STALE_S", 0.05)
+    monkeypatch.setattr("tenuto.hub.nodes.following.STALE_S", 0.05)
     store = SilentStore()
     hub = HubCore(store, hooks_signals=False, drain_s=0.1)
     await hub.create("c", id="m1", text="deleted")

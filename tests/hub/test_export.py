@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core.errors import (
     Busy,
     Damaged,
@@ -37,13 +37,14 @@ from tenuto.core.errors import (
 )
 from tenuto.core.events import Page
 from tenuto.core.limits import Limits
-from tenuto.hub import HubCore, exporting, importing, retention
+from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
-from tenuto.hub.legal_holds import held_in
+from tenuto.hub.keep import exporting, importing, retention
+from tenuto.hub.keep.legal_holds import held_in
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_reader import list_channels
+from tenuto.stores.sqlite.reader import list_channels
+from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.files import run_from_outside
 
 CHANNEL = "chat:1"
@@ -583,9 +584,11 @@ async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Pat
 
 DYING = """
 import asyncio, os, signal, sys
-from tenuto.hub import HubCore, importing, retention
-from tenuto.hub import importing
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.hub import HubCore
+from tenuto.hub.keep import importing
+from tenuto.hub.keep import retention
+from tenuto.hub.keep import importing
+from tenuto.stores.sqlite.store import SqliteStore
 
 importing.BATCH = 2
 path, file, moment, count = sys.argv[1:]

@@ -24,14 +24,14 @@ from tenuto.core.events import ChannelAttached
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage
 from tenuto.hub import HubCore
-from tenuto.hub import archive as archive_module
-from tenuto.hub import forgetting as forgetting_module
 from tenuto.hub.clock import Clock
-from tenuto.hub.forgetting import NOTE, Forgetting, Receipt, direct, intended
+from tenuto.hub.keep import archive as archive_module
+from tenuto.hub.keep import forgetting as forgetting_module
+from tenuto.hub.keep.forgetting import NOTE, Forgetting, Receipt, direct, intended
 from tenuto.stores.base import Head, Pruned
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_file import SCHEMA
+from tenuto.stores.sqlite.file import SCHEMA
+from tenuto.stores.sqlite.store import SqliteStore
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
 from tests.stores.forgetting import CALLS, CHANNELS, fill

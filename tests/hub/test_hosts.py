@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tenuto.app import Hub
 from tenuto.core.errors import LocalError
-from tenuto.hub.hosts import Host, Origin, parse_host, parse_origin
+from tenuto.hub.access.hosts import Host, Origin, parse_host, parse_origin
 
 HOSTS: list[tuple[str, Host | None]] = [
     ("localhost", Host("localhost", None)),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tenuto.core.errors import Forbidden, InvalidName, LocalError
 from tenuto.core.requests import Caller
-from tenuto.hub.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
+from tenuto.hub.access.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
 from tenuto.hub.patterns import matches
 
 READER = frozenset({"subscribe", "history"})

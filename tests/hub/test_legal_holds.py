@@ -9,7 +9,7 @@ import pytest
 
 from tenuto.core.errors import Deleted, Held, InvalidRequest, NotFound, StoreUnavailable
 from tenuto.hub import HubCore
-from tenuto.hub.legal_holds import MAX_REASON, NOTE, LegalHolds
+from tenuto.hub.keep.legal_holds import MAX_REASON, NOTE, LegalHolds
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 

@@ -23,8 +23,16 @@ from tenuto.core.events import (
 from tenuto.core.limits import Limits
 from tenuto.core.view import View
 from tenuto.hub import HubCore
-from tenuto.hub.presence import check_member
-from tenuto.hub.presence_state import CROWD_S, GRACE_S, KEPT_LEFT, KEPT_SIGNALS, NAMED, OWN_MEMBERS, PresenceState
+from tenuto.hub.people.presence import check_member
+from tenuto.hub.people.presence_state import (
+    CROWD_S,
+    GRACE_S,
+    KEPT_LEFT,
+    KEPT_SIGNALS,
+    NAMED,
+    OWN_MEMBERS,
+    PresenceState,
+)
 from tests.hub.watching import Watcher
 from tests.virtual import virtual_clock, virtually
 
@@ -414,7 +422,7 @@ def test_events_since_any_position_bring_a_view_up_to_date(
     steps: list[tuple[str, bool]], kept: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenuto.hub.presence_state.KEPT_LEFT", kept)
+        patch.setattr("tenuto.hub.people.presence_state.KEPT_LEFT", kept)
         presence_state, views = new_state(), [(0, View()), (0, View()), (0, View())]
         for member_id, is_coming in steps:
             if is_coming:
@@ -437,8 +445,8 @@ def test_delayed_events_of_a_crowd_bring_every_view_up_to_date(
     steps: list[tuple[str, bool, bool]], named: int, data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenuto.hub.presence_state.CROWD_MEMBERS", 1)
-        patch.setattr("tenuto.hub.presence_state.CROWD_MOVES", 2)
+        patch.setattr("tenuto.hub.people.presence_state.CROWD_MEMBERS", 1)
+        patch.setattr("tenuto.hub.people.presence_state.CROWD_MOVES", 2)
         due: list[Callable[[], None]] = []
         received: list[int] = []
         presence_state = PresenceState(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tenuto.core.errors import TooMany
 from tenuto.core.limits import KIB, MIB
-from tenuto.hub import rates
-from tenuto.hub.identity import Identity
-from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.hub.access import rates
+from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.rates import ClientLimits, Rates
 
 ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe", "history", "publish", "presence", "command"}))
 EVE = Identity(client_id="eve", capabilities=frozenset({"subscribe"}))

@@ -18,7 +18,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore
-from tenuto.hub.nodes import NodeLease, responsible_node
+from tenuto.hub.nodes.nodes import NodeLease, responsible_node
 from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Hold, Notice, Renewal
 from tenuto.stores.memory import MemoryStore

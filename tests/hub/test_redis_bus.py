@@ -14,7 +14,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.events import Signal
 from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Head
-from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres.store import PostgresStore
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.redis_server import RedisServer, needs_redis, running_redis

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from simulation.clock import SimClock
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core.errors import NotFound
 from tenuto.core.events import ChannelAttached, MessageCreate, MessageUpdate
 from tenuto.core.names import command_key
@@ -21,14 +21,14 @@ from tenuto.core.requests import SERVER, ClaimTurn, CreateMessage, FinishMessage
 from tenuto.core.retention import Policies, Retention
 from tenuto.core.view import View
 from tenuto.hub import HubCore
-from tenuto.hub import retention as retention_module
 from tenuto.hub.clock import Clock
-from tenuto.hub.legal_holds import held_in
-from tenuto.hub.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
+from tenuto.hub.keep import retention as retention_module
+from tenuto.hub.keep.legal_holds import held_in
+from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_reader import due_channels
+from tenuto.stores.sqlite.reader import due_channels
+from tenuto.stores.sqlite.store import SqliteStore
 from tests.hub.watching import Watcher
 from tests.stores.files import on_disk, run_from_outside, run_on_thread
 from tests.virtual import virtual_clock, virtually

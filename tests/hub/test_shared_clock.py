@@ -13,8 +13,8 @@ import pytest
 from simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.app import Hub
 from tenuto.core.names import base32
+from tenuto.hub.access.identity import Identity
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.identity import Identity
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
 from tests.virtual import virtually

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable
 from tenuto.hub.hooks import SHARE_S, HookEvent
-from tenuto.hub.nodes import TERM_MS
+from tenuto.hub.nodes.nodes import TERM_MS
 from tenuto.stores.base import Head, Hold, Renewal
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, say

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from simulation.clock import SimClock, VirtualLoop
-from tenuto.agents.backend import Watch, Writer
+from tenuto.agents.backend import Watch
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
@@ -23,8 +23,9 @@ from tenuto.core.errors import StoreUnusable
 from tenuto.core.events import Signal
 from tenuto.core.ops import Claim, Create
 from tenuto.core.turns import ATTEMPTS
-from tenuto.hub import shared_turns
-from tenuto.hub.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns import shared as shared_turns
+from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
+from tenuto.sources.writer import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher

@@ -21,7 +21,7 @@ CELL = (
 FIRST = (
     "from functools import partial\n"
     "from tenuto import Hub\n"
-    "from tenuto.stores.sqlite import SqliteStore\n"
+    "from tenuto.stores.sqlite.store import SqliteStore\n"
     "FastStore = partial(SqliteStore, lock_wait_s=0.1)\n"
 )
 
@@ -137,7 +137,7 @@ LIVE = """
 import asyncio
 from tenuto import Hub
 from tenuto.core.errors import StoreInUse
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 async def main():
     first = Hub("sqlite:///chat.db", hooks_signals=False)

@@ -13,8 +13,8 @@ from tenuto import visitors
 from tenuto.core.errors import Unauthenticated
 from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub import HubCore
-from tenuto.hub.identity import Identity
-from tenuto.hub.tickets import Tickets
+from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.tickets import Tickets
 from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared, new_hub
 from tests.virtual import virtual_clock, virtually

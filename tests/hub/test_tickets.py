@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.errors import Forbidden, LocalError, Unauthenticated
-from tenuto.hub.identity import Expired, Identity
-from tenuto.hub.tickets import MAX_CHARACTERS, Tickets, split_seal
+from tenuto.hub.access.identity import Expired, Identity
+from tenuto.hub.access.tickets import MAX_CHARACTERS, Tickets, split_seal
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 ADA = Identity(

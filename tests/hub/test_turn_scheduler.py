@@ -17,8 +17,8 @@ from tenuto.core.ops import Claim, Command, WriterIdentity
 from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.turns import ATTEMPTS, attempt_of
 from tenuto.hub.leases import BROKEN_S
-from tenuto.hub.turns import LEASE_S
-from tenuto.hub.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns.scheduler import LEASE_S
+from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually

@@ -15,7 +15,7 @@ import pytest
 from simulation.clock import Process, SimClock, VirtualLoop
 from tenuto.core.errors import Draining, StoreUnavailable
 from tenuto.hub import HubCore
-from tenuto.hub.nodes import TERM_MS
+from tenuto.hub.nodes.nodes import TERM_MS
 from tenuto.hub.viewing import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher

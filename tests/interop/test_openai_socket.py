@@ -11,7 +11,7 @@ import pytest
 import websockets
 
 from tenuto import Identity, Turn
-from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop.openai_items import Reference
 from tests.interop.test_openai import ANSWER, CALL, PLACE, Scene, channel_of, scene_of, units
 from tests.interop.test_openai_api import FULL

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from tenuto import Identity
-from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.hub.access.rates import ClientLimits, Rates
 from tests.interop.test_expiry import STREAMS, WAITING, install_adapters
 from tests.transports.conftest import new_hub, serving
 

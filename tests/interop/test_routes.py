@@ -19,8 +19,8 @@ from starlette.responses import Response
 from tenuto import Hub, Identity, Turn
 from tenuto.core.errors import Deleted, Draining, Forbidden
 from tenuto.core.limits import Limits
-from tenuto.hub import turn_status
-from tenuto.hub.rates import Rates
+from tenuto.hub.access.rates import Rates
+from tenuto.hub.turns import status as turn_status
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.routes import InAnswer, Sent, TurnChanged, TurnDelta, TurnStatus, guarded, newest_branch
 from tenuto.stores.base import StoredPage

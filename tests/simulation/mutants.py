@@ -43,27 +43,30 @@ from tenuto.core.requests import AppendText
 from tenuto.core.state import ChannelState, PartTail
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
-from tenuto.hub import committer, hooks, presence, recovery, shared_presence, shared_turns
+from tenuto.hub import committer, hooks, recovery
 from tenuto.hub import hub as hubs
 from tenuto.hub.batches import BatchCache, EncodedBatch
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import StoreClock
 from tenuto.hub.committer import Committer
 from tenuto.hub.feed import Feed
-from tenuto.hub.following import Follower
 from tenuto.hub.hooks import HookEvent, HookRunner
 from tenuto.hub.hub import HubCore
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.loading import Loader
-from tenuto.hub.nodes import NodeLease
+from tenuto.hub.nodes.following import Follower
+from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pending import Decided, Waiting
-from tenuto.hub.presence_state import PresenceState, _Member
-from tenuto.hub.shared_presence import SharedPresence
-from tenuto.hub.shared_turns import SharedTurns
+from tenuto.hub.people import presence
+from tenuto.hub.people import shared as shared_presence
+from tenuto.hub.people.presence_state import PresenceState, _Member
+from tenuto.hub.people.shared import SharedPresence
 from tenuto.hub.ticks import Group
-from tenuto.hub.turns import LEASE_S, OpenTurn, TurnScheduler
-from tenuto.hub.workers import AssignedTurn, Worker, WorkerPool
+from tenuto.hub.turns import shared as shared_turns
+from tenuto.hub.turns.scheduler import LEASE_S, OpenTurn, TurnScheduler
+from tenuto.hub.turns.shared import SharedTurns
+from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool
 from tenuto.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, framing, socket_worker

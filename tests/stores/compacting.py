@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from tenuto.stores.base import Head, head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_compact import compact
+from tenuto.stores.sqlite.compact import compact
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing.contract import Chat, append, create, emptied, finish, texts
 
 TEXT = "0123456789" * 1_000

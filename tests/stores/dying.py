@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from tenuto.stores.base import Committed
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_lock import FileLock
+from tenuto.stores.sqlite.lock import FileLock
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing.contract import Chat, create
 
 

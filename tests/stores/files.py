@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 PATIENCE_S = 20.0
 

@@ -22,12 +22,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tenuto.hub import HubCore, forgetting, retention
+from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
-from tenuto.hub.forgetting import Forgetting, direct
-from tenuto.stores import sqlite_file
+from tenuto.hub.keep import forgetting, retention
+from tenuto.hub.keep.forgetting import Forgetting, direct
 from tenuto.stores.base import Store
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite import file as sqlite_file
+from tenuto.stores.sqlite.store import SqliteStore
 
 CHANNELS = 2  # of each kind
 CALLS = (

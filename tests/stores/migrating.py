@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tenuto.stores import sqlite_file
-from tenuto.stores.sqlite_engine import Engine
-from tenuto.stores.sqlite_file import SqliteFile
-from tenuto.stores.sqlite_migration import prepare
+from tenuto.stores.sqlite import file as sqlite_file
+from tenuto.stores.sqlite.engine import Engine
+from tenuto.stores.sqlite.file import SqliteFile
+from tenuto.stores.sqlite.migration import prepare
 
 connect = sqlite3.connect
 

@@ -21,9 +21,9 @@ from typing import Any
 from tenuto.core import document as documents
 from tenuto.core import requests
 from tenuto.core.requests import CreateMessage
-from tenuto.stores import sqlite_file
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_engine import Engine
+from tenuto.stores.sqlite import file as sqlite_file
+from tenuto.stores.sqlite.engine import Engine
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing import contract
 from tenuto.testing.contract import Chat, append, create, delete, edit, finish, put_part
 

@@ -16,14 +16,15 @@ import pytest
 from click.testing import CliRunner
 
 from chaos.processes import free_port
-from tenuto import Hub, Retention, archiving
-from tenuto.cli import main
+from tenuto import Hub, Retention
+from tenuto.cli import archiving
+from tenuto.cli.main import main
 from tenuto.core.errors import Busy, Held, StoreInUse, StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import ChannelAttached
-from tenuto.hub import importing, retention
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.forgetting import Receipt
-from tenuto.hub.nodes import RENEW_TIMEOUT_S
+from tenuto.hub.keep import importing, retention
+from tenuto.hub.keep.forgetting import Receipt
+from tenuto.hub.nodes.nodes import RENEW_TIMEOUT_S
 from tenuto.stores import open_url
 from tenuto.stores.base import (
     NOTHING,
@@ -37,10 +38,10 @@ from tenuto.stores.base import (
     Write,
     head_of,
 )
-from tenuto.stores.postgres import READERS, PostgresStore
-from tenuto.stores.postgres_holds import renew
-from tenuto.stores.postgres_notices import payloads_of
-from tenuto.stores.postgres_server import PostgresServer
+from tenuto.stores.postgres.holds import renew
+from tenuto.stores.postgres.notices import payloads_of
+from tenuto.stores.postgres.server import PostgresServer
+from tenuto.stores.postgres.store import READERS, PostgresStore
 from tenuto.testing import FaultProxy
 from tenuto.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.hub.watching import Watcher
@@ -218,7 +219,7 @@ async def test_notices_that_never_arrive_are_reported_with_the_remedy(
         pass
 
     monkeypatch.setattr(asyncpg.Connection, "add_listener", ignore)
-    monkeypatch.setattr("tenuto.stores.postgres_notices.CHECK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tenuto.stores.postgres.notices.CHECK_TIMEOUT_S", 0.1)
     async with opened(server, schema) as store:
         store.listen(lambda notice: None)
         async with asyncio.timeout(20):
@@ -416,7 +417,7 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
 async def test_release_that_needs_the_store_for_itself_and_this_one_keep_each_other_away(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenuto.stores.postgres_schema.LOCK_WAIT_MS", 50)
+    monkeypatch.setattr("tenuto.stores.postgres.schema.LOCK_WAIT_MS", 50)
     earlier = await asyncpg.connect(server.url)
     take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
     try:

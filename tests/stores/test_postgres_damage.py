@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tenuto.core.errors import StoreUnusable
-from tenuto.stores import postgres
 from tenuto.stores.base import Committed
-from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres import store as postgres
+from tenuto.stores.postgres.store import PostgresStore
 from tenuto.testing.contract import MINUTE_MS, Chat, append, create, texts
 from tests.postgres import Postgres, needs_postgres
 from tests.stores.two import opened

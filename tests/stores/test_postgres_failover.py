@@ -22,8 +22,8 @@ from tenuto.core.errors import Draining, Fenced, StoreUnavailable, TenutoError
 from tenuto.core.events import ChannelAttached
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
-from tenuto.stores.postgres import PostgresStore
-from tenuto.stores.postgres_server import PostgresServer
+from tenuto.stores.postgres.server import PostgresServer
+from tenuto.stores.postgres.store import PostgresStore
 from tenuto.testing import FaultProxy
 from tenuto.testing.contract import Chat, append, create, texts
 from tenuto.testing.proxy import Direction

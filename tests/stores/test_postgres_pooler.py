@@ -15,7 +15,7 @@ from tenuto import Hub
 from tenuto.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, CommitUnknown, Store, StoreReplaced
-from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres.store import PostgresStore
 from tenuto.testing.contract import Chat, append, create
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
@@ -168,7 +168,7 @@ async def test_commit_whose_connection_a_pooler_refuses_is_known_not_to_be_store
 async def test_release_that_needs_the_store_for_itself_is_kept_from_each_transaction(
     server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenuto.stores.postgres_schema.LOCK_WAIT_MS", 50)
+    monkeypatch.setattr("tenuto.stores.postgres.schema.LOCK_WAIT_MS", 50)
     schema = url.partition("schema=")[2].partition("&")[0]
     earlier = await asyncpg.connect(server.url)
     take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"

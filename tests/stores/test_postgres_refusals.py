@@ -18,9 +18,11 @@ import pytest
 from chaos.postgres_server import ACCOUNT
 from tenuto import Hub
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
-from tenuto.stores import open_url, postgres_schema, postgres_server
+from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Store
-from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres import schema as postgres_schema
+from tenuto.stores.postgres import server as postgres_server
+from tenuto.stores.postgres.store import PostgresStore
 from tenuto.testing.contract import Chat, create
 from tests.certificates import make_certificate
 from tests.postgres import Postgres, needs_postgres, running_postgres

@@ -16,10 +16,11 @@ import pytest
 from tenuto import Hub
 from tenuto.core.errors import Draining, StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import Signal
-from tenuto.stores import open_url, postgres_schema
+from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Hold, Notice, Store, StoreReplaced
-from tenuto.stores.postgres import PostgresStore
-from tenuto.stores.postgres_schema import MIGRATIONS, Migration
+from tenuto.stores.postgres import schema as postgres_schema
+from tenuto.stores.postgres.schema import MIGRATIONS, Migration
+from tenuto.stores.postgres.store import PostgresStore
 from tenuto.testing.contract import MINUTE_MS, Chat, append, approve, create, delete, finish, refuse, texts
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer

@@ -200,7 +200,7 @@ async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
         listening(server.url, "a") as second,
     ):
         with monkeypatch.context() as patch:
-            patch.setattr("tenuto.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
+            patch.setattr("tenuto.stores.redis.bus.RESPONSE_TIMEOUT_S", 0.5)
             proxy.stall(direction)  # type: ignore[arg-type]
             await first.bus.notify([Notice("moved", "a", b"lost")])
         proxy.resume()
@@ -222,12 +222,12 @@ class Warned(logging.Handler):
 
 @needs_redis
 async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.stores.redis_bus.CHECK_S", 0.05)
+    monkeypatch.setattr("tenuto.stores.redis.bus.CHECK_S", 0.05)
     warned, logger = Warned(), logging.getLogger("tenuto.stores")
     logger.addHandler(warned)
     try:
         async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
-            monkeypatch.setattr("tenuto.stores.redis_bus.RESPONSE_TIMEOUT_S", 0.5)
+            monkeypatch.setattr("tenuto.stores.redis.bus.RESPONSE_TIMEOUT_S", 0.5)
             proxy.stall("down")
             async with asyncio.timeout(PATIENCE_S):
                 while not one.bus.stats()["bus_losses"]:
@@ -239,7 +239,7 @@ async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypa
 
 @needs_redis
 async def test_a_bus_that_is_away_delays_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.stores.redis_bus.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tenuto.stores.redis.bus.CONNECT_TIMEOUT_S", 0.2)
     late = asyncio.Event()
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -320,7 +320,7 @@ async def test_sentinels_name_the_server(server: RedisServer) -> None:
 
 @needs_redis
 async def test_bus_follows_its_server_over_a_failover(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.stores.redis_bus.RETRY_S", (0.1, 0.5))
+    monkeypatch.setattr("tenuto.stores.redis.bus.RETRY_S", (0.1, 0.5))
     with (
         running_redis("--repl-diskless-sync-delay", "0") as primary,
         running_redis("--replicaof", "127.0.0.1", str(primary.port)) as replica,

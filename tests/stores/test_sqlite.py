@@ -16,10 +16,13 @@ from msgspec.structs import replace
 
 from tenuto.core.document import Segment
 from tenuto.core.errors import LocalError, StoreUnavailable
-from tenuto.stores import sqlite, sqlite_channels, sqlite_engine, sqlite_space
 from tenuto.stores.base import Committed, CommitUnknown, Head, head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_file import SqliteFile
+from tenuto.stores.sqlite import channels as sqlite_channels
+from tenuto.stores.sqlite import engine as sqlite_engine
+from tenuto.stores.sqlite import space as sqlite_space
+from tenuto.stores.sqlite import store as sqlite
+from tenuto.stores.sqlite.file import SqliteFile
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing import RetentionContract, StoreContract
 from tenuto.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, opened, run_from_outside, run_on_thread, store_threads, wal
@@ -74,7 +77,7 @@ def test_store_continues_on_another_event_loop(path: Path) -> None:
 
 FORGETFUL = """
 import asyncio, sys
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing.contract import Chat, create
 
 async def main():

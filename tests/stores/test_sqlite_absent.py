@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core.errors import LocalError
 from tenuto.core.requests import AppendText, CreateMessage
 from tenuto.hub import HubCore
-from tenuto.stores import sqlite_absent
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_absent import MAX_PLACES, Word, read_words
+from tenuto.stores.sqlite import absent as sqlite_absent
+from tenuto.stores.sqlite.absent import MAX_PLACES, Word, read_words
+from tenuto.stores.sqlite.store import SqliteStore
 
 FILES = Path(__file__).parent / "files"
 

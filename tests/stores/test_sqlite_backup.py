@@ -17,18 +17,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tenuto import store_commands
 from tenuto.app import Hub
-from tenuto.cli import main
+from tenuto.cli import store_commands
+from tenuto.cli.main import main
 from tenuto.core.document import restore as restore_message
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
-from tenuto.stores import sqlite, sqlite_backup
 from tenuto.stores.base import Committed, head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_backup import keep_wal, partial_file, restore
-from tenuto.stores.sqlite_lock import FileLock
-from tenuto.stores.sqlite_restored import BACKUP, check_wal, read_file_state
-from tenuto.stores.thread import StoreThread
+from tenuto.stores.sqlite import backup as sqlite_backup
+from tenuto.stores.sqlite import store as sqlite
+from tenuto.stores.sqlite.backup import keep_wal, partial_file, restore
+from tenuto.stores.sqlite.lock import FileLock
+from tenuto.stores.sqlite.restored import BACKUP, check_wal, read_file_state
+from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.thread import StoreThread
 from tenuto.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
 from tests.stores.writing import MESSAGES

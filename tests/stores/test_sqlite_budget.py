@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.stores.base import Write
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.stores.files import opened, run_on_thread
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core.errors import StoreInUse, StoreUnavailable
-from tenuto.stores import sqlite_compact, sqlite_space
 from tenuto.stores.base import head_of
-from tenuto.stores.sqlite_backup import PAGE_BYTES
-from tenuto.stores.sqlite_compact import compact
-from tenuto.stores.sqlite_verify import verify
+from tenuto.stores.sqlite import compact as sqlite_compact
+from tenuto.stores.sqlite import space as sqlite_space
+from tenuto.stores.sqlite.backup import PAGE_BYTES
+from tenuto.stores.sqlite.compact import compact
+from tenuto.stores.sqlite.verify import verify
 from tenuto.testing.contract import Chat, append, create, emptied, finish, texts
 from tests.stores.compacting import TEXT, check, fill
 from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, run_on_thread, write

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tenuto.core.errors import StoreUnusable
-from tenuto.stores import sqlite_file
 from tenuto.stores.base import Committed, Head, head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_backup import keep_wal
+from tenuto.stores.sqlite import file as sqlite_file
+from tenuto.stores.sqlite.backup import keep_wal
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES

@@ -17,26 +17,26 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from tenuto.archiving import forget_client
-from tenuto.cli import main
+from tenuto.cli.archiving import forget_client
+from tenuto.cli.main import main
 from tenuto.core.document import Stored, restored
 from tenuto.core.errors import Damaged, Held, StoreUnavailable, StoreUnusable
 from tenuto.core.requests import SendCommand
 from tenuto.core.retention import Policies
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
-from tenuto.hub.exporting import export_lines
-from tenuto.hub.legal_holds import held_in
+from tenuto.hub.keep.exporting import export_lines
+from tenuto.hub.keep.legal_holds import held_in
 from tenuto.hub.pending import DocumentDue
 from tenuto.stores.base import NOTHING, Committed, Store, head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_compact import compact
-from tenuto.stores.sqlite_engine import OLD_MS
-from tenuto.stores.sqlite_file import SCHEMA
-from tenuto.stores.sqlite_reader import due_channels
-from tenuto.stores.sqlite_sums import SUM_BYTES, sealed
-from tenuto.stores.sqlite_sums import opened as opened_row
-from tenuto.stores.sqlite_verify import verify
+from tenuto.stores.sqlite.compact import compact
+from tenuto.stores.sqlite.engine import OLD_MS
+from tenuto.stores.sqlite.file import SCHEMA
+from tenuto.stores.sqlite.reader import due_channels
+from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.sums import SUM_BYTES, sealed
+from tenuto.stores.sqlite.sums import opened as opened_row
+from tenuto.stores.sqlite.verify import verify
 from tenuto.testing.contract import Chat, append, create, delete, edit, emptied
 from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
 from tests.stores.old_schemas import described

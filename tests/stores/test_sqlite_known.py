@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tenuto.stores import sqlite
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_backup import finish
-from tenuto.stores.sqlite_known import known_backups, noted
+from tenuto.stores.sqlite import store as sqlite
+from tenuto.stores.sqlite.backup import finish
+from tenuto.stores.sqlite.known import known_backups, noted
+from tenuto.stores.sqlite.store import SqliteStore
 
 
 def after(*backups: Path) -> dict[str, bytes]:

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.core.ops import Append, Op, SetPart
-from tenuto.stores.sqlite_log import CommitLog, Row, Tracked, _body, _entries, _read_items
-from tenuto.stores.sqlite_slots import MAX_ROOM, room_for
+from tenuto.stores.sqlite.log import CommitLog, Row, Tracked, _body, _entries, _read_items
+from tenuto.stores.sqlite.slots import MAX_ROOM, room_for
 
 TRACKED = Tracked("c", 70_000, "m1", 0)
 

@@ -18,10 +18,10 @@ import pytest
 from tenuto.core.document import restored
 from tenuto.core.errors import StoreUnavailable
 from tenuto.stores.base import head_of
-from tenuto.stores.sqlite import OPEN_TIMEOUT_S, SqliteStore
-from tenuto.stores.sqlite_documents import Documents
-from tenuto.stores.sqlite_file import SCHEMA
-from tenuto.stores.sqlite_verify import verify
+from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.file import SCHEMA
+from tenuto.stores.sqlite.store import OPEN_TIMEOUT_S, SqliteStore
+from tenuto.stores.sqlite.verify import verify
 from tenuto.testing.contract import Chat, append, create, delete, texts
 from tests.stores.files import PATIENCE_S, on_disk, opened, run_from_outside, write
 from tests.stores.old_schemas import content

@@ -15,8 +15,8 @@ import pytest
 
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Committed, Head, head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_sums import sealed
+from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.sums import sealed
 from tenuto.testing.contract import Chat, append, create, finish, put_part
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
@@ -40,7 +40,7 @@ async def test_second_store_of_this_process_is_refused_as_such(store: SqliteStor
 
 HOLD = """
 import asyncio, sys
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 async def main():
     await SqliteStore(sys.argv[1]).open()
@@ -86,7 +86,7 @@ async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], 
 WORKER = """
 import asyncio, multiprocessing, sys, time
 from tenuto.core.errors import StoreInUse
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 async def hold(path, opened, end):
     await SqliteStore(path).open()
@@ -323,7 +323,7 @@ async def test_synchronous_is_set_as_configured(path: Path, setting: str, level:
 SAY_WHY = """
 import asyncio, os, sys
 from tenuto.core.errors import StoreUnavailable
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 if os.geteuid() == 0:
     os.setuid(65534)  # file modes do not bind root
 try:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
+from tenuto.stores.sqlite.slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
 
 CLASSES = sorted({room_for(size) for size in range(1, MAX_ROOM + 1)})
 sizes = st.integers(1, MAX_ROOM)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_channels import ChannelRow, Channels
-from tenuto.stores.sqlite_file import SCHEMA
-from tenuto.stores.sqlite_sums import check_above
-from tenuto.stores.sqlite_verify import verify
+from tenuto.stores.sqlite.channels import ChannelRow, Channels
+from tenuto.stores.sqlite.file import SCHEMA
+from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.sums import check_above
+from tenuto.stores.sqlite.verify import verify
 from tenuto.testing.contract import Chat, create
 from tests.stores.files import opened, read, run_from_outside, wal, write
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tenuto.core.errors import LocalError
-from tenuto.stores import thread as worker_module
-from tenuto.stores.thread import Late, StoreThread
+from tenuto.stores.sqlite import thread as worker_module
+from tenuto.stores.sqlite.thread import Late, StoreThread
 
 
 def nothing(is_idle: bool) -> float | None:

@@ -10,8 +10,8 @@ import pytest
 from tenuto.core.errors import LocalError
 from tenuto.stores import open_url
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.postgres import PostgresStore
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.postgres.store import PostgresStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenuto.stores.base import Notice, Store
-from tenuto.stores.postgres import PostgresStore
+from tenuto.stores.postgres.store import PostgresStore
 from tenuto.testing import RetentionContract, StoreContract
 from tenuto.testing.contract import check_fold
 from tests.postgres import Postgres

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tenuto.core.document import restored
 from tenuto.core.state import ChannelState
-from tenuto.stores import sqlite_file
 from tenuto.stores.base import Committed
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite import file as sqlite_file
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.testing.contract import Chat, append, create
 
 MESSAGES = ("m0", "m1", "m2")

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from tenuto.app import Hub
-from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.transports.session import Session
 from tests.transports.conftest import PATIENCE_S
 

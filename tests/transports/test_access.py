@@ -14,7 +14,7 @@ from starlette.routing import Mount
 
 from tenuto.app import Hub
 from tenuto.core.errors import Forbidden
-from tenuto.hub.identity import Identity, allow_everyone
+from tenuto.hub.access.identity import Identity, allow_everyone
 from tenuto.transports import access
 from tests.transports.asgi import HERE, Headers, ask
 from tests.transports.conftest import new_hub

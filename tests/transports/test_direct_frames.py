@@ -22,10 +22,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from tenuto import Hub, allow_everyone
-from tenuto.bounded_websocket import BoundedWebSocketProtocol
-from tenuto.connections import Connections
 from tenuto.core.events import MessageAppend
 from tenuto.hub.batches import EncodedBatch
+from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.server.connections import Connections
 from tenuto.transports.chunks import MAX_BYTES, Frames, can_frame
 from tenuto.transports.heartbeats import Heartbeats
 from tenuto.transports.sender import DirectSender, Sender, TaskSender

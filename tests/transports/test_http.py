@@ -15,9 +15,9 @@ from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.limits import Limits
-from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.rates import ClientLimits
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.hub.access.identity import Identity, Scope
+from tenuto.hub.access.rates import ClientLimits
+from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports import http as http_module
 from tenuto.transports.app import WEB
 from tenuto.transports.web import Web

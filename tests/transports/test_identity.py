@@ -23,17 +23,17 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
 from tenuto.app import Hub
-from tenuto.bounded_http import BoundedHttpProtocol
-from tenuto.bounded_websocket import BoundedWebSocketProtocol
-from tenuto.cli import main
-from tenuto.connections import Connections
+from tenuto.cli.main import main
 from tenuto.core.errors import Busy, LocalError
+from tenuto.hub.access.identity import CAPABILITIES, Identity
+from tenuto.hub.access.rates import ClientLimits, Rates
+from tenuto.hub.access.tickets import Tickets
+from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
-from tenuto.hub.identity import CAPABILITIES, Identity
-from tenuto.hub.rates import ClientLimits, Rates
-from tenuto.hub.tickets import Tickets
-from tenuto.hub.tokens import jwt_verifier
-from tenuto.serving import check_guarded
+from tenuto.server.bounded_http import BoundedHttpProtocol
+from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.server.connections import Connections
+from tenuto.server.serving import check_guarded
 from tenuto.transports import close_codes, websocket
 from tests import processes
 from tests.transports.asgi import ask

@@ -3,7 +3,7 @@
 import httpx2
 
 from tenuto.app import Hub
-from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tests.transports.conftest import asking
 
 

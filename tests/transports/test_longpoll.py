@@ -15,9 +15,9 @@ from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.events import Batch, decode_event
 from tenuto.core.limits import Limits
 from tenuto.core.view import View
-from tenuto.hub import presence_state
+from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.housekeeping import free_memory
-from tenuto.hub.identity import Identity, Scope
+from tenuto.hub.people import presence_state
 from tenuto.transports.headers import header
 from tests.transports.asgi import HERE
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving

@@ -26,7 +26,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from tenuto.app import Hub
 from tenuto.core.errors import LocalError, StoreUnusable
-from tenuto.hub.identity import CAPABILITIES
+from tenuto.hub.access.identity import CAPABILITIES
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_sse import drained
 from tests.transports.watching import Stream, write

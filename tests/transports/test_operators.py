@@ -20,11 +20,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tenuto.app import Hub
-from tenuto.cli import main
+from tenuto.cli.main import main
 from tenuto.core.errors import Held, StoreUnusable
 from tenuto.core.records import End, encode_line
-from tenuto.hub.archive import MAX_REMOVALS
-from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.hub.access.identity import CAPABILITIES, Identity
+from tenuto.hub.keep.archive import MAX_REMOVALS
 from tenuto.stores.base import Pruned
 from tenuto.transports import lines
 from tenuto.transports.lines import with_signs

@@ -26,10 +26,10 @@ from tenuto.core.requests import (
     SettleCommand,
     TakeOver,
 )
+from tenuto.hub.access.identity import CAPABILITIES, Identity
+from tenuto.hub.access.rates import ClientLimits
+from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
-from tenuto.hub.identity import CAPABILITIES, Identity
-from tenuto.hub.rates import ClientLimits
-from tenuto.hub.tokens import jwt_verifier
 from tenuto.transports import http
 from tenuto.transports.operations import frame_decoder
 from tests.transports.conftest import PATIENCE_S, new_hub, serving

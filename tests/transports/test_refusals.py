@@ -9,8 +9,8 @@ import jwt
 import pytest
 
 from tenuto.core.errors import Forbidden, StoreUnavailable, StoreUnusable
-from tenuto.hub.identity import Identity
-from tenuto.hub.tokens import jwt_verifier
+from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.transports import access, refusals
 from tenuto.transports.refusals import Refusals
 from tests.transports.asgi import HERE, ask

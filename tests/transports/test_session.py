@@ -13,8 +13,8 @@ from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.limits import Limits
 from tenuto.core.requests import FinishMessage
+from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.feed import Feed
-from tenuto.hub.identity import CAPABILITIES, Identity
 from tenuto.hub.leases import BROKEN_S
 from tenuto.transports.app import asgi
 from tenuto.transports.session import SILENCE_S

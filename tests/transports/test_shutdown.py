@@ -76,7 +76,7 @@ DRAINED_S = 0.5 + 5.0  # `drain_s` of the app above, and the time that docs/pyth
 FORCED = """
 import asyncio, os, signal, sys, time
 from tenuto.app import Hub
-from tenuto.serving import listen, run
+from tenuto.server.serving import listen, run
 
 hub = Hub("memory://", drain_s=0.0)
 

@@ -16,8 +16,8 @@ import httpx2
 import pytest
 
 from chaos.processes import free_port
-from tenuto import serving
 from tenuto.core.errors import Busy, NoVerifier
+from tenuto.server import serving
 from tenuto.transports import socket_owner
 from tenuto.transports.origin import check_peer
 from tenuto.transports.refusals import refusals

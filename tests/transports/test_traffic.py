@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tenuto.hub.identity import Identity
-from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.transports import calls
 from tests.transports.conftest import PATIENCE_S
 from tests.transports.test_identity import EVENTS, Verified, served

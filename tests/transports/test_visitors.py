@@ -14,14 +14,14 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from websockets.asyncio.client import connect
 
 from tenuto import Hub, Identity, visitors
-from tenuto.bounded_http import BoundedHttpProtocol
-from tenuto.bounded_websocket import BoundedWebSocketProtocol
-from tenuto.connections import Connections, TrustedProxies
 from tenuto.core.errors import LocalError
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
+from tenuto.hub.access.rates import ClientLimits
+from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
 from tenuto.hub.clock import Clock
-from tenuto.hub.rates import ClientLimits
-from tenuto.hub.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
+from tenuto.server.bounded_http import BoundedHttpProtocol
+from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.server.connections import Connections, TrustedProxies
 from tenuto.visiting import Visitors
 from tests import processes
 from tests.interop.test_expiry import STREAMS, install_adapters

@@ -18,8 +18,8 @@ from websockets.typing import Subprotocol
 
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
+from tenuto.hub.access.identity import CAPABILITIES
 from tenuto.hub.channel import Channel
-from tenuto.hub.identity import CAPABILITIES
 from tenuto.testing.proxy import FaultProxy
 from tenuto.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving

@@ -11,7 +11,7 @@ import pytest
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
-from tenuto.hub.identity import CAPABILITIES, Identity
+from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports.close_codes import SILENT
 from tenuto.transports.credentials import Credentials

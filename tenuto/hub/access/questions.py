@@ -23,8 +23,8 @@ from msgspec.structs import replace
 from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
 from tenuto.core.visitor_ids import is_question
-from tenuto.hub.hosts import address_group
-from tenuto.hub.rates import Bucket, Rates
+from tenuto.hub.access.hosts import address_group
+from tenuto.hub.access.rates import Bucket, Rates
 from tenuto.hub.results import Done, Result
 
 logger = logging.getLogger("tenuto.hub")

@@ -21,8 +21,8 @@ from typing import Self
 from tenuto.core.errors import TooMany, shown
 from tenuto.core.limits import KIB, MIB
 from tenuto.core.visitor_ids import is_visitor
-from tenuto.hub.hosts import address_group
-from tenuto.hub.identity import Identity
+from tenuto.hub.access.hosts import address_group
+from tenuto.hub.access.identity import Identity
 
 MAX_CLIENTS = 100_000  # limit of clients that are counted at the same time; each needs about 600 bytes
 HOUR_S = 3600.0

@@ -23,8 +23,8 @@ from msgspec.json import Decoder
 from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
 from tenuto.core.events import encode_json
+from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.clock import Clock
-from tenuto.hub.identity import Expired, Identity
 
 START_S = 60  # seconds in which the stream must be opened
 # For an identity without an expiry, the time after which its stream must get a new ticket: the verifier is not called

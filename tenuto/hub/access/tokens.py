@@ -21,8 +21,8 @@ import jwt
 
 from tenuto.core.errors import LocalError, TenutoError, Unauthenticated, shown
 from tenuto.core.names import check_id
-from tenuto.hub.identity import Expired, Identity, Scope
-from tenuto.hub.keys import ALGORITHMS, Key, KeySet, public_keys, secret_key
+from tenuto.hub.access.identity import Expired, Identity, Scope
+from tenuto.hub.access.keys import ALGORITHMS, Key, KeySet, public_keys, secret_key
 
 MAX_TOKEN_BYTES = 8 * 1024  # limit of a token; servers accept at most this much in one header
 MAX_PATTERNS = 200  # limit of patterns in one token, since each operation may search all of them

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from tenuto.core.errors import LocalError
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
+from tenuto.hub.access.identity import Authenticate, Identity, Scope
+from tenuto.hub.access.questions import QuestionLimits
+from tenuto.hub.access.tickets import MIN_KEY_BYTES, has_signature, signature
 from tenuto.hub.clock import Clock
-from tenuto.hub.identity import Authenticate, Identity, Scope
-from tenuto.hub.questions import QuestionLimits
-from tenuto.hub.tickets import MIN_KEY_BYTES, has_signature, signature
 
 COOKIE = "tenuto_visitor"
 # Under https the name has this prefix: a browser accepts such a cookie from this very host alone, so that no page of a

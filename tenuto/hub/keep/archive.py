@@ -23,16 +23,16 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.clock import Clock
-from tenuto.hub.exporting import export_lines
-from tenuto.hub.forgetting import Forgetting, Receipt, intended
-from tenuto.hub.importing import NOTE as IMPORT
-from tenuto.hub.importing import Imported, check_file, mend_import, write_file
-from tenuto.hub.legal_holds import ChannelHold
+from tenuto.hub.keep.exporting import export_lines
+from tenuto.hub.keep.forgetting import Forgetting, Receipt, intended
+from tenuto.hub.keep.importing import NOTE as IMPORT
+from tenuto.hub.keep.importing import Imported, check_file, mend_import, write_file
+from tenuto.hub.keep.legal_holds import ChannelHold
+from tenuto.hub.keep.retention import READ_PAUSE_S
+from tenuto.hub.keep.verifying import damage_in
 from tenuto.hub.lifecycle import Lifecycle
-from tenuto.hub.retention import READ_PAUSE_S
-from tenuto.hub.verifying import damage_in
 from tenuto.stores.base import Store
-from tenuto.stores.sqlite import SqliteStore
+from tenuto.stores.sqlite.store import SqliteStore
 
 logger = logging.getLogger("tenuto.hub")
 

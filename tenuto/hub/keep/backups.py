@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.retention import time_ms
 from tenuto.stores.base import Store
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_lock import FILE_MODE, locked
+from tenuto.stores.sqlite.lock import FILE_MODE, locked
+from tenuto.stores.sqlite.store import SqliteStore
 
 logger = logging.getLogger("tenuto.hub")
 

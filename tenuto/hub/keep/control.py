@@ -7,7 +7,7 @@ A hub whose store is a file listens on the Unix socket `FILE.ctl` while it runs.
 with values, and a last line with `end` or with the problem object of an `error`. While a call works, an empty object
 every few seconds shows that the server is alive. A call ends when its client closes the connection.
 
-To add a call, add a function to `_CALLS`. `tenuto.control_client` is the other side.
+To add a call, add a function to `_CALLS`. `tenuto.cli.control_client` is the other side.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from msgspec import Struct
 
 from tenuto._version import __version__
 from tenuto.core.errors import Busy, InvalidRequest, LocalError, TenutoError, shown
-from tenuto.hub.archive import MAX_LISTED, Archive
+from tenuto.hub.keep.archive import MAX_LISTED, Archive
 from tenuto.hub.runtime import Runtime
 from tenuto.stores.base import Store
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_backup import receipt_of
+from tenuto.stores.sqlite.backup import receipt_of
+from tenuto.stores.sqlite.store import SqliteStore
 
 logger = logging.getLogger("tenuto.hub")
 

@@ -14,7 +14,7 @@ from tenuto.core.errors import Busy, Damaged, NotFound
 from tenuto.core.limits import MIB
 from tenuto.core.model import ASKED
 from tenuto.core.records import FORMAT, End, Header, MessageRecord, Record, command_record, encode_line, message_record
-from tenuto.hub.importing import is_importing
+from tenuto.hub.keep.importing import is_importing
 from tenuto.stores.base import Head, Store, head_of
 
 PAGE = 200  # messages or commands in one read

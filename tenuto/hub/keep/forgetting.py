@@ -31,12 +31,12 @@ from tenuto.core.ops import Delete, Entry, Reply
 from tenuto.core.state import apply_to_command, change
 from tenuto.hub.channel import MAX_CONFLICTS, outpaced
 from tenuto.hub.clock import Clock
-from tenuto.hub.legal_holds import LegalHolds, is_held_in
-from tenuto.hub.nodes import NodeLease
-from tenuto.hub.retention import GONE_MS, READ_FACTS, steps
+from tenuto.hub.keep.legal_holds import LegalHolds, is_held_in
+from tenuto.hub.keep.retention import GONE_MS, READ_FACTS, steps
+from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.stores.base import Conflict, Head, Store, Write, head_of
-from tenuto.stores.sqlite import SqliteStore
-from tenuto.stores.sqlite_engine import OLD_MS
+from tenuto.stores.sqlite.engine import OLD_MS
+from tenuto.stores.sqlite.store import SqliteStore
 
 NOTE = "forget:"  # prefix of the notes about running removals; the client id follows
 RECEIPT = "receipt:"  # prefix of the notes with receipts; the SHA-256 of the client id follows

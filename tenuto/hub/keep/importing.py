@@ -51,7 +51,7 @@ from tenuto.core.records import (
     line_bytes,
 )
 from tenuto.hub.clock import Clock
-from tenuto.hub.legal_holds import LegalHolds, is_held_in
+from tenuto.hub.keep.legal_holds import LegalHolds, is_held_in
 from tenuto.stores.base import Committed, Conflict, Head, Store, Write, head_of
 
 logger = logging.getLogger("tenuto.hub")

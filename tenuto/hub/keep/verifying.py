@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from tenuto.core.errors import LocalError, StoreUnusable
-from tenuto.stores import sqlite_verify
+from tenuto.stores.sqlite import verify as sqlite_verify
 
 LINE_BYTES = 1024 * 1024  # far above the longest line
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import TenutoError
 from tenuto.core.ops import Entry
-from tenuto.hub.nodes import NodeLease
+from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.stores.base import Notice, Notices, Write
 
 logger = logging.getLogger("tenuto.hub")

@@ -1,0 +1,4 @@
+"""People: the members and signals of channels, in this hub and from other nodes.
+
+Layer: hub.
+"""

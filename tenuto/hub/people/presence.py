@@ -21,8 +21,8 @@ from tenuto.core.model import Json, check_json, plain
 from tenuto.core.names import check_id, client_of, is_own_name
 from tenuto.hub.channel import Channel
 from tenuto.hub.deadlines import Deadlines
-from tenuto.hub.presence_state import GRACE_S
-from tenuto.hub.shared_presence import SharedPresence
+from tenuto.hub.people.presence_state import GRACE_S
+from tenuto.hub.people.shared import SharedPresence
 
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # only the server may send these, since clients trust them
 

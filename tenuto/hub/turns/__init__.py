@@ -1,0 +1,4 @@
+"""Turns: which agent works on which user message, in this hub and beside other nodes.
+
+Layer: hub.
+"""

@@ -17,9 +17,9 @@ from tenuto.core.errors import TenutoError
 from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.turns import TurnState
 from tenuto.hub.leases import Submit
-from tenuto.hub.nodes import NodeLease
+from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.results import Result
-from tenuto.hub.workers import AssignedTurn, Worker
+from tenuto.hub.turns.workers import AssignedTurn, Worker
 
 logger = logging.getLogger("tenuto.hub")
 

@@ -41,11 +41,11 @@ from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Clock
 from tenuto.hub.deadlines import Deadlines
 from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit
-from tenuto.hub.nodes import NodeLease
-from tenuto.hub.renewing import share_loss
+from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.results import Done, Result
-from tenuto.hub.unended import UnendedAttempts
-from tenuto.hub.workers import AssignedTurn, Worker, WorkerPool
+from tenuto.hub.turns.renewing import share_loss
+from tenuto.hub.turns.unended import UnendedAttempts
+from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -196,7 +196,7 @@ class TurnScheduler:
             turn = OpenTurn(key)
             self._turns.setdefault(channel, OpenTurns()).put(turn)
         node = claim.node if claim is not None else None
-        # `tenuto.hub.shared_turns` asks the store whether another node lives before its turns wait again
+        # `tenuto.hub.turns.shared` asks the store whether another node lives before its turns wait again
         is_orphan = node is not None and (node == self._node or self._nodes.is_exclusive)
         confirmed = turn.confirmed
         left = turn.observe(message, is_orphan=is_orphan)

@@ -23,11 +23,11 @@ from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.turns import Phase
 from tenuto.hub.channel import Channel, is_settling
-from tenuto.hub.following import Follower
 from tenuto.hub.loading import in_time
-from tenuto.hub.nodes import NodeLease
+from tenuto.hub.nodes.following import Follower
+from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.store_errors import logs_errors
-from tenuto.hub.turns import OpenTurn, TurnScheduler
+from tenuto.hub.turns.scheduler import OpenTurn, TurnScheduler
 from tenuto.stores.base import Notice, Store
 
 logger = logging.getLogger("tenuto.hub")
@@ -145,8 +145,8 @@ class SharedTurns:
         """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable."""
         others = await self.read()
         workers = self._scheduler.workers
-        # own turns of channels outside memory, which `tenuto.hub.following` does not read, may be taken elsewhere, or
-        # wait for a turn of another node that has ended
+        # own turns of channels outside memory, which `tenuto.hub.nodes.following` does not read, may be taken
+        # elsewhere, or wait for a turn of another node that has ended
         wanted = [channel for channel in self._waiting() if channel not in self._channels][:SHOWN]
         own = set(wanted)
         wanted += [channel for one in others for channel in one.waiting]

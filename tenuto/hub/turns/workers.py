@@ -1,6 +1,6 @@
 """The workers of a hub: the registered workers, the patterns that they serve, and their presence in channels.
 
-Layer: hub. The turn scheduler (`tenuto.hub.turns`) gives them turns. A worker is an agent in this process
+Layer: hub. The turn scheduler (`tenuto.hub.turns.scheduler`) gives them turns. A worker is an agent in this process
 (`tenuto.agents`) or a socket that sent `work` (`transports.session`).
 """
 

@@ -1,0 +1,4 @@
+"""The store in PostgreSQL, which several processes share.
+
+Layer: stores.
+"""

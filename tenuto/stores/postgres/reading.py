@@ -19,8 +19,8 @@ from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import Delete, Entry
 from tenuto.core.retention import Fact
 from tenuto.stores.base import NOTHING, Changes, Facts, Head, StoredPage, Tail, tail_of
-from tenuto.stores.postgres_life import epoch_in
-from tenuto.stores.postgres_log import entries_in
+from tenuto.stores.postgres.life import epoch_in
+from tenuto.stores.postgres.log import entries_in
 
 decode_segments = msgspec.msgpack.Decoder(list[Segment]).decode
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import asyncpg
 
 from tenuto.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
-from tenuto.stores.postgres_holds import TABLES as HOLD_TABLES
+from tenuto.stores.postgres.holds import TABLES as HOLD_TABLES
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

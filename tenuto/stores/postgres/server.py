@@ -22,8 +22,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import asyncpg
 
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError, shown, shown_url
-from tenuto.stores.postgres_pool import PostgresPool
-from tenuto.stores.postgres_schema import behind_pooler, grant_of_tables
+from tenuto.stores.postgres.pool import PostgresPool
+from tenuto.stores.postgres.schema import behind_pooler, grant_of_tables
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

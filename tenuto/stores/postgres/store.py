@@ -35,15 +35,15 @@ from tenuto.stores.base import (
     Tail,
     Write,
 )
-from tenuto.stores.postgres_holds import read_holds, renew
-from tenuto.stores.postgres_life import StoreLife
-from tenuto.stores.postgres_log import Uncovered
-from tenuto.stores.postgres_notices import PostgresNotices
-from tenuto.stores.postgres_pool import PostgresPool
-from tenuto.stores.postgres_reading import PostgresReader
-from tenuto.stores.postgres_schema import check_room, check_server, prepare_schema, share_lock
-from tenuto.stores.postgres_server import PostgresServer
-from tenuto.stores.postgres_writing import PostgresWriter
+from tenuto.stores.postgres.holds import read_holds, renew
+from tenuto.stores.postgres.life import StoreLife
+from tenuto.stores.postgres.log import Uncovered
+from tenuto.stores.postgres.notices import PostgresNotices
+from tenuto.stores.postgres.pool import PostgresPool
+from tenuto.stores.postgres.reading import PostgresReader
+from tenuto.stores.postgres.schema import check_room, check_server, prepare_schema, share_lock
+from tenuto.stores.postgres.server import PostgresServer
+from tenuto.stores.postgres.writing import PostgresWriter
 
 logger = logging.getLogger("tenuto.stores")
 

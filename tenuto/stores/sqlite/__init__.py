@@ -1,0 +1,4 @@
+"""The store in an SQLite file: one process, one worker thread, synced commits.
+
+Layer: stores.
+"""

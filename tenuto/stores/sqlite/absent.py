@@ -21,11 +21,11 @@ from tenuto.core.errors import LocalError, StoreUnusable, shown
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.ops import Entry
 from tenuto.core.records import command_record, encode_line, message_record
-from tenuto.stores.sqlite_channels import Channels
-from tenuto.stores.sqlite_documents import Documents
-from tenuto.stores.sqlite_known import BACKUP_NOTE, journals_of, known_backups
-from tenuto.stores.sqlite_log import CommitLog
-from tenuto.stores.sqlite_reader import reading_store
+from tenuto.stores.sqlite.channels import Channels
+from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.known import BACKUP_NOTE, journals_of, known_backups
+from tenuto.stores.sqlite.log import CommitLog
+from tenuto.stores.sqlite.reader import reading_store
 
 MAX_FILE_BYTES = 1024 * 1024
 MAX_WORDS = 1_000

@@ -28,11 +28,11 @@ from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
-from tenuto.stores.sqlite_file import CHECKSUMS
-from tenuto.stores.sqlite_lock import FILE_MODE, FileLock, locked
-from tenuto.stores.sqlite_reader import check, check_header
-from tenuto.stores.sqlite_restored import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
-from tenuto.stores.sqlite_sums import tolerant_text
+from tenuto.stores.sqlite.file import CHECKSUMS
+from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
+from tenuto.stores.sqlite.reader import check, check_header
+from tenuto.stores.sqlite.restored import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
+from tenuto.stores.sqlite.sums import tolerant_text
 
 STEP_PAGES = 64
 # Time between two syncs of a growing copy. Without them, its one large sync at the end holds up the commits. With 2,500
@@ -221,7 +221,7 @@ def restore(backup: Path, store: Path) -> Restored:
 
 def _check_copy(partial: Path, backup: Path) -> list[str]:
     """Return a line for each damaged message in the copy of a backup. Raises StoreUnusable if its structure is."""
-    from tenuto.stores.sqlite_verify import damage_in  # it is also a program, which must not be imported before
+    from tenuto.stores.sqlite.verify import damage_in  # it is also a program, which must not be imported before
 
     with reading(partial, is_immutable=True) as db:
         check(db, backup)

@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable
-from tenuto.stores.sqlite_backup import PAGE_BYTES, give_owner_of, partial_file
-from tenuto.stores.sqlite_channels import COUNTS, MISCOUNTED, Channels
-from tenuto.stores.sqlite_documents import Documents
-from tenuto.stores.sqlite_engine import Engine
-from tenuto.stores.sqlite_file import COPY, SET_ASIDE, SqliteFile, new_nonce
-from tenuto.stores.sqlite_lock import FileLock
-from tenuto.stores.sqlite_log import CommitLog
-from tenuto.stores.sqlite_migration import prepare
-from tenuto.stores.sqlite_restored import read_file_state, reading, sync, wal_of
-from tenuto.stores.sqlite_sums import opened, sealed, tolerant_text
+from tenuto.stores.sqlite.backup import PAGE_BYTES, give_owner_of, partial_file
+from tenuto.stores.sqlite.channels import COUNTS, MISCOUNTED, Channels
+from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.engine import Engine
+from tenuto.stores.sqlite.file import COPY, SET_ASIDE, SqliteFile, new_nonce
+from tenuto.stores.sqlite.lock import FileLock
+from tenuto.stores.sqlite.log import CommitLog
+from tenuto.stores.sqlite.migration import prepare
+from tenuto.stores.sqlite.restored import read_file_state, reading, sync, wal_of
+from tenuto.stores.sqlite.sums import opened, sealed, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 

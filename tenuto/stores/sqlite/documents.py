@@ -23,8 +23,8 @@ import msgspec
 from tenuto.core.document import DAMAGE, Document, Segment, Stored, document, restore_command, times_in
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.retention import Fact
-from tenuto.stores.sqlite_slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
-from tenuto.stores.sqlite_sums import head_sum, is_damage, piece_sum
+from tenuto.stores.sqlite.slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
+from tenuto.stores.sqlite.sums import head_sum, is_damage, piece_sum
 
 HEAD = 0  # number of the blob that holds a document's head
 INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`

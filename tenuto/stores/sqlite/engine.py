@@ -18,14 +18,14 @@ from typing import Literal
 from tenuto.core.document import DAMAGE, Stored, used_up_head
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Changes, Committed, Conflict, Head, StoredPage, Tail, Write, tail_of
-from tenuto.stores.sqlite_channels import ChannelRow, Channels, Plan
-from tenuto.stores.sqlite_documents import INTEGER_BYTES, Documents
-from tenuto.stores.sqlite_file import SqliteFile
-from tenuto.stores.sqlite_log import CommitLog, LogEntry, Tracked
-from tenuto.stores.sqlite_pruning import Pruning
-from tenuto.stores.sqlite_space import Space
-from tenuto.stores.sqlite_sums import damaged
-from tenuto.stores.sqlite_whole import WholeMessages
+from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan
+from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
+from tenuto.stores.sqlite.file import SqliteFile
+from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
+from tenuto.stores.sqlite.pruning import Pruning
+from tenuto.stores.sqlite.space import Space
+from tenuto.stores.sqlite.sums import damaged
+from tenuto.stores.sqlite.whole import WholeMessages
 
 logger = logging.getLogger("tenuto.stores")
 

@@ -39,12 +39,12 @@ from typing import Literal
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import CommitUnknown
-from tenuto.stores.sqlite_channels import add_channel_sums, add_summaries, begin_epochs
-from tenuto.stores.sqlite_documents import Documents
-from tenuto.stores.sqlite_lock import FILE_MODE, NO_NONCE, FileLock
-from tenuto.stores.sqlite_log import add_log_sums
-from tenuto.stores.sqlite_restored import check_wal, has_foreign_wal, inode_and_nonce, reading
-from tenuto.stores.sqlite_sums import damaged, error_code, is_damage, tolerant_text
+from tenuto.stores.sqlite.channels import add_channel_sums, add_summaries, begin_epochs
+from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.lock import FILE_MODE, NO_NONCE, FileLock
+from tenuto.stores.sqlite.log import add_log_sums
+from tenuto.stores.sqlite.restored import check_wal, has_foreign_wal, inode_and_nonce, reading
+from tenuto.stores.sqlite.sums import damaged, error_code, is_damage, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 

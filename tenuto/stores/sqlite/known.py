@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from tenuto.stores.sqlite_backup import partial_of
+from tenuto.stores.sqlite.backup import partial_of
 
 BACKUP_NOTE = "backup:"  # prefix of the notes about backups; the path follows, percent-encoded
 MAX_NOTED = 1_000  # backups that exist; the store forgets the oldest beyond it

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tenuto.core.errors import StoreInUse, StoreUnavailable
-from tenuto.stores.lock_holder import holder_of, note_held, note_released
+from tenuto.stores.sqlite.lock_holder import holder_of, note_held, note_released
 
 FILE_MODE = 0o600  # mode of new files: only the user who runs the server may read conversations
 LOCK_POLL_S = 0.05

@@ -15,8 +15,8 @@ import sqlite3
 from pathlib import Path
 
 from tenuto.core.errors import StoreUnavailable
-from tenuto.stores.sqlite_backup import copy, finish, partial_file
-from tenuto.stores.sqlite_file import SCHEMA
+from tenuto.stores.sqlite.backup import copy, finish, partial_file
+from tenuto.stores.sqlite.file import SCHEMA
 
 # Needed space in sizes of the file. A migration writes changed pages to the `-wal`, and copies the log (measured: 0.9).
 SIZES_OF_MIGRATION = 2

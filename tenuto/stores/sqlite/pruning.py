@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Mapping
 
 from tenuto.stores.base import Facts, Pruned
-from tenuto.stores.sqlite_channels import ChannelRow, Channels
-from tenuto.stores.sqlite_documents import INTEGER_BYTES, Documents
-from tenuto.stores.sqlite_file import SqliteFile
-from tenuto.stores.sqlite_sums import check_above
+from tenuto.stores.sqlite.channels import ChannelRow, Channels
+from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
+from tenuto.stores.sqlite.file import SqliteFile
+from tenuto.stores.sqlite.sums import check_above
 
 logger = logging.getLogger("tenuto.stores")
 

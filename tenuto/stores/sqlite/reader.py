@@ -18,11 +18,11 @@ from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.retention import Due, Policies, Policy, Sweep
-from tenuto.stores.sqlite_channels import Channels
-from tenuto.stores.sqlite_documents import Documents
-from tenuto.stores.sqlite_file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
-from tenuto.stores.sqlite_restored import has_foreign_wal, reading
-from tenuto.stores.sqlite_sums import check_above, damaged, is_damage
+from tenuto.stores.sqlite.channels import Channels
+from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
+from tenuto.stores.sqlite.restored import has_foreign_wal, reading
+from tenuto.stores.sqlite.sums import check_above, damaged, is_damage
 
 HeldIn = Callable[[Mapping[str, bytes]], Collection[str]]  # returns the channels that the notes of a store hold
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnusable
-from tenuto.stores.sqlite_lock import NO_NONCE, FileLock
-from tenuto.stores.sqlite_sums import tolerant_text
+from tenuto.stores.sqlite.lock import NO_NONCE, FileLock
+from tenuto.stores.sqlite.sums import tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 

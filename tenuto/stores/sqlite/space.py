@@ -9,10 +9,10 @@ import contextlib
 import logging
 import sqlite3
 
-from tenuto.stores.sqlite_documents import Documents
-from tenuto.stores.sqlite_file import FREE, SET_ASIDE, SqliteFile
-from tenuto.stores.sqlite_log import CommitLog
-from tenuto.stores.sqlite_sums import is_damage
+from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
+from tenuto.stores.sqlite.log import CommitLog
+from tenuto.stores.sqlite.sums import is_damage
 
 logger = logging.getLogger("tenuto.stores")
 

@@ -41,13 +41,13 @@ from tenuto.stores.base import (
     Write,
 )
 from tenuto.stores.holds import Holds, steady_ms
-from tenuto.stores.sqlite_backup import Stopped, check_target, copy, finish, keep_synced, partial_file
-from tenuto.stores.sqlite_engine import Engine
-from tenuto.stores.sqlite_file import SqliteFile, Synchronous
-from tenuto.stores.sqlite_known import BACKUP_NOTE, KnownBackup, known_backups, noted
-from tenuto.stores.sqlite_migration import prepare
-from tenuto.stores.sqlite_sums import damaged
-from tenuto.stores.thread import Late, StoreThread
+from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
+from tenuto.stores.sqlite.engine import Engine
+from tenuto.stores.sqlite.file import SqliteFile, Synchronous
+from tenuto.stores.sqlite.known import BACKUP_NOTE, KnownBackup, known_backups, noted
+from tenuto.stores.sqlite.migration import prepare
+from tenuto.stores.sqlite.sums import damaged
+from tenuto.stores.sqlite.thread import Late, StoreThread
 
 T = TypeVar("T")
 

@@ -23,12 +23,12 @@ import msgspec
 
 from tenuto.core.document import DAMAGE, Stored, restored
 from tenuto.core.errors import LocalError, StoreUnusable
-from tenuto.stores.sqlite_channels import MISCOUNTED, Channels
-from tenuto.stores.sqlite_documents import Documents, Found
-from tenuto.stores.sqlite_file import CHECKSUMS, SUMMARIES
-from tenuto.stores.sqlite_log import CommitLog
-from tenuto.stores.sqlite_reader import check, reading_store
-from tenuto.stores.sqlite_space import space_in
+from tenuto.stores.sqlite.channels import MISCOUNTED, Channels
+from tenuto.stores.sqlite.documents import Documents, Found
+from tenuto.stores.sqlite.file import CHECKSUMS, SUMMARIES
+from tenuto.stores.sqlite.log import CommitLog
+from tenuto.stores.sqlite.reader import check, reading_store
+from tenuto.stores.sqlite.space import space_in
 
 LINE_CHARACTERS = 10_000  # of a line that the program prints
 NICENESS = 10

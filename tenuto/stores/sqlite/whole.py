@@ -18,11 +18,11 @@ from pathlib import Path
 
 from tenuto.core.document import Stored, damaged_head
 from tenuto.core.errors import StoreUnusable
-from tenuto.stores.sqlite_channels import ChannelRow, Channels, begin_epochs
-from tenuto.stores.sqlite_documents import Documents
-from tenuto.stores.sqlite_file import SqliteFile
-from tenuto.stores.sqlite_log import CommitLog, Tracked
-from tenuto.stores.sqlite_sums import is_damage, opened, sealed
+from tenuto.stores.sqlite.channels import ChannelRow, Channels, begin_epochs
+from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.file import SqliteFile
+from tenuto.stores.sqlite.log import CommitLog, Tracked
+from tenuto.stores.sqlite.sums import is_damage, opened, sealed
 
 logger = logging.getLogger("tenuto.stores")
 

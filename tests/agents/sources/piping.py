@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tenuto import Hub
-from tenuto.agents.sources import Piped, UpstreamEnded, UpstreamError, pipe
 from tenuto.core.errors import NotFound
 from tenuto.core.model import Message
+from tenuto.sources import Piped, UpstreamEnded, UpstreamError, pipe
 from tests.agents.sources.provider import Provider
 
 PATIENCE_S = 30

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from tenuto import Hub
-from tenuto.agents.sources import ai_sdk, pipe
+from tenuto.sources import ai_sdk, pipe
 from tests.agents.sources.piping import SEEN_WITHIN_S, ended, failed, has_text, pipe_all
 
 ROOT = Path(__file__).parents[3]

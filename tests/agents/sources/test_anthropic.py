@@ -9,8 +9,8 @@ import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
 from tenuto import Hub
-from tenuto.agents.sources import ToolCall
 from tenuto.core.errors import TenutoError
+from tenuto.sources import ToolCall
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import (

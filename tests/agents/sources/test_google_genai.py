@@ -10,8 +10,8 @@ from google import genai
 from google.genai import types
 
 from tenuto import Hub
-from tenuto.agents.sources import ToolCall
 from tenuto.core.errors import TenutoError
+from tenuto.sources import ToolCall
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import FIRST, GEMINI_USAGE, PARTS, SECOND, TEXT, gemini, gemini_answer, sse

@@ -8,8 +8,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tenuto import Hub
-from tenuto.agents.sources import ToolCall, UpstreamEnded
 from tenuto.core.errors import TenutoError
+from tenuto.sources import ToolCall, UpstreamEnded
 from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
 from tests.agents.sources.provider import CUT, HOLD, Provider
 from tests.agents.sources.wires import (

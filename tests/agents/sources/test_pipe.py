@@ -18,19 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenuto import Hub
-from tenuto.agents import sources
-from tenuto.agents.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
-from tenuto.agents.sources.errors import reported
+from tenuto import Hub, sources
 from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
 from tenuto.core.limits import Limits
+from tenuto.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
+from tenuto.sources.errors import reported
 from tests.agents.sources.piping import PATIENCE_S, broken, pipe_all
 
 ROOT = Path(__file__).parents[3]
 MODULES = sorted(Path(sources.__file__).parent.glob("*.py"))
 IMPORTS = """
 import sys
-import tenuto.agents.sources
+import tenuto.sources
 sdks = {"openai", "anthropic", "google", "agents", "pydantic_ai", "langchain_core", "langgraph"}
 print(sorted(sdks & set(sys.modules)))
 """

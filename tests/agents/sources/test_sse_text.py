@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto import Hub
-from tenuto.agents.sources import UpstreamError, pipe
-from tenuto.agents.sources.sse_text import SSEText
-from tenuto.agents.sources.vocabulary import Add
 from tenuto.core.errors import LocalError
+from tenuto.sources import UpstreamError, pipe
+from tenuto.sources.sse_text import SSEText
+from tenuto.sources.vocabulary import Add
 from tests.agents.sources.piping import broken, pipe_all
 
 TOKENS = ["You ", "asked:\n", '"why?" ', "🙂 "]
