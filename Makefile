@@ -47,18 +47,18 @@ bench-long: $(VENV)/.dev ## 10,000 channels and 32 nodes on PostgreSQL, with an 
 
 keeping: $(VENV)/.dev ## backups of 10 MB, 400 MB and 4 GB under load, 400 deletes, a million messages of retention, 200 kills: DIR=
 	$(BIN)/python -m bench.keeping --mb 10 400 4000 $(if $(DIR),--dir $(DIR))
-	$(BIN)/python -m chaos backup --small --rounds 240
+	$(BIN)/python -m proof.chaos backup --small --rounds 240
 
 sim: $(VENV)/.dev ## simulate hubs, stores, networks and people under a virtual clock: SEEDS=, START=
-	$(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
+	$(BIN)/python -m proof.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))
 
 chaos: $(VENV)/.dev ## real faults with real processes: NAMES=, ROUNDS=, SEED=
-	$(BIN)/python -m chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m proof.chaos $(NAMES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/.dev node_modules/.installed ## send arbitrary input from every kind of peer, for ten minutes: SECONDS=, SEED=
 	@seed=$(or $(SEED),$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')); seconds=$(or $(SECONDS),600); \
 	echo "SEED=$$seed, $$seconds seconds: three quarters for the server, the rest for the browser's client"; \
-	$(BIN)/python -m fuzz --seconds $$((seconds * 3 / 4)) --seed $$seed && \
+	$(BIN)/python -m proof.fuzz --seconds $$((seconds * 3 / 4)) --seed $$seed && \
 	SEED=$$seed FUZZ_SECONDS=$$((seconds / 4)) node --test tests/web/fuzz.test.js
 
 attack: $(VENV)/.dev ## unknown peers against a real server, in the long form

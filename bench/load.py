@@ -28,7 +28,7 @@ from bench.proc import BenchError
 from bench.reader import LoadResponse
 from bench.viewers import Connection, Latencies, Viewer
 from bench.visits import Visits
-from wirecheck import Json, SseSession
+from proof.wirecheck import Json, SseSession
 
 __all__ = ["Connection", "Load"]
 

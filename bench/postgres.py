@@ -38,7 +38,7 @@ from bench.peers.system import program
 from bench.peers.xadd import xadd
 from bench.proc import BenchError, Child, NotInstalled, cpu_s, raise_file_limit
 from bench.tokens import WIDTH
-from chaos.postgres_server import PROGRAMS, Postgres, running_postgres
+from proof.chaos.postgres_server import PROGRAMS, Postgres, running_postgres
 
 _TIMEOUT_S = 30.0
 _PRODUCERS = 64  # of the row with the time of PostgreSQL: each is a channel of a commit

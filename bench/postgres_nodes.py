@@ -33,7 +33,7 @@ from bench.peers.redis_server import RedisServer, redis_server
 from bench.postgres import Group, check_postgres, check_redis, folder_in, stream
 from bench.proc import CLIENT_CORE, BenchError, Child, cpu_s, raise_file_limit
 from bench.tokens import known_text, summary
-from chaos.postgres_server import Postgres, running_postgres
+from proof.chaos.postgres_server import Postgres, running_postgres
 
 _TIMEOUT_S = 60.0
 _BEGIN_S = 180.0  # for 10,000 messages at two processes on one core

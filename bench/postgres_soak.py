@@ -21,7 +21,7 @@ from bench.postgres import check_postgres
 from bench.proc import BenchError, cpu_s, raise_file_limit
 from bench.soak import Watch, check_stored, visit_all
 from bench.tokens import WIDTH
-from chaos.postgres_server import Postgres, running_postgres
+from proof.chaos.postgres_server import Postgres, running_postgres
 
 _HOUR_S = 3600.0
 _DEFAULT_S = 60.0

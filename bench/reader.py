@@ -14,7 +14,7 @@ import struct
 
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
-from wirecheck import SseSession, WireError, WsSession, encode_frame
+from proof.wirecheck import SseSession, WireError, WsSession, encode_frame
 
 __all__ = ["LoadFrames", "LoadResponse", "LoadSseSession", "LoadWsSession"]
 

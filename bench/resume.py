@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.common import Options, Row, Served, Void, served
 from bench.needs import Needs
-from wirecheck import SseViewer
+from proof.wirecheck import SseViewer
 
 _CHANNEL = "bench:resume"
 _QUESTION = 'What is a tenuto, and why does "it" hold?'

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench import tokens
 from bench.reader import LoadSseSession, LoadWsSession
-from wirecheck import Checker, Json, Session
+from proof.wirecheck import Checker, Json, Session
 
 __all__ = ["Connection", "Latencies", "Viewer"]
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from bench import plan
 from bench.tokens import known_text
 from bench.viewers import Connection, Viewer
-from wirecheck import Json
+from proof.wirecheck import Json
 
 __all__ = ["Visits"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.nginx import DEPLOYMENT
-from chaos.processes import free_port
+from proof.chaos.nginx import DEPLOYMENT
+from proof.chaos.processes import free_port
 from tests.processes import Process, listening
 
 needs_caddy = pytest.mark.skipif(shutil.which("caddy") is None, reason="Caddy is not installed; CI installs it")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.nginx import configuration
-from chaos.processes import free_port
+from proof.chaos.nginx import configuration
+from proof.chaos.processes import free_port
 from tests.processes import Process, listening
 
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed; CI installs it")

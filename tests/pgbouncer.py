@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from chaos.postgres_server import ACCOUNT
-from chaos.processes import free_port
+from proof.chaos.postgres_server import ACCOUNT
+from proof.chaos.processes import free_port
 from tests.postgres import Postgres
 from tests.processes import Process, listening
 

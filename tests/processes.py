@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 
 PATIENCE_S = 20.0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.peers.redis_server import request_redis
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tests.processes import Process
 
 needs_redis = pytest.mark.skipif(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from proof.wirecheck import SseViewer, WsViewer
 from tests.processes import Server, serving
-from wirecheck import SseViewer, WsViewer
 
 CHANNEL = "chat:bytes"
 WORDS = ["a ", "tenuto ", "keeps ", 'the "plant" ', "where ", "it ", "is, ", "naïve ", "水 ", "🌊 ", "\n\n"]

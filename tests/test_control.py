@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.cli.control_client import NotServed, call
 from tenuto.cli.main import main

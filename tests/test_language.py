@@ -66,7 +66,7 @@ PRIVATE_WORDS = {"owed", "planted", "throttling"} | _SINGULAR | {f"{word}s" for 
 SPOKEN_WORDS = {"tell", "tells", "telling", "told", "hear", "heard", "said"}
 SPEECHLESS = ("tenuto", "oracle", "simulation", "chaos", "fuzz", "wirecheck", "bench", "scripts")
 # Where a private word has its standard meaning: Python's wheels, the wheel of a mouse, and a tool in examples of SDKs.
-WHEELS = (*("CHANGELOG.md", "oracle/__init__.py", "scripts", "wirecheck/__init__.py"),)
+WHEELS = (*("CHANGELOG.md", "proof/oracle/__init__.py", "scripts", "proof/wirecheck/__init__.py"),)
 STANDARD_IN = {"wheel": WHEELS, "weather": ("tests/agents/sources",)}
 STANDARD_IN_PROSE = {"weather", "seq", "packet"}  # Socket.IO has packets
 _LOGGED = {"debug", "info", "warning", "error", "exception", "critical"}

@@ -16,7 +16,7 @@ import jwt
 import pytest
 from click.testing import CliRunner
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto.cli.main import main
 from tests.processes import PATIENCE_S, Process, request
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
+from proof.wirecheck import Checker, SseViewer, WsViewer
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.client import ChannelView, Client
@@ -26,7 +27,6 @@ from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs
 from tests.postgres import needs_postgres, running_postgres
 from tests.processes import Process, request
-from wirecheck import Checker, SseViewer, WsViewer
 
 pytestmark = needs_postgres
 

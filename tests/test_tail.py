@@ -18,7 +18,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto.cli.tail import Refused, follow
 from tenuto.client import Client, NotTenuto, Timing, Unreachable
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from simulation.clock import VirtualLoop
+from proof.simulation.clock import VirtualLoop
 from tenuto import HookEvent, Hub, Turn, watchdog
 from tenuto.watchdog import Watchdog, WatchedOperation, timed
 from tests.virtual import virtual_clock, virtually

@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.core.errors import LocalError
 from tenuto.server import workers

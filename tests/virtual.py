@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
-from simulation.clock import SimClock, VirtualLoop
+from proof.simulation.clock import SimClock, VirtualLoop
 
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from typing import cast
 from bench.load import Connection, Load
 from bench.peers.viewers import KINDS, TextChecker, open_session
 from bench.proc import CLIENT_CORE, Child
-from wirecheck import Checker, Session
+from proof.wirecheck import Checker, Session
 
 __all__ = ["OURS", "PeerLoad", "peer_load"]
 

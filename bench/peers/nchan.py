@@ -21,7 +21,7 @@ from bench.peers.published import Published, publisher
 from bench.peers.redis_server import redis_server
 from bench.peers.system import config_folder, foreign, program
 from bench.proc import BenchError
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 
 __all__ = ["Nchan", "NchanJoined", "NchanRedis", "nchan", "nchan_redis"]
 

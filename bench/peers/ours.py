@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from bench.peers.system import System, on_core
 from bench.proc import SERVER_CORE, Child, disk_write_bytes, tree
-from chaos.postgres_server import Postgres, running_postgres
+from proof.chaos.postgres_server import Postgres, running_postgres
 
 __all__ = ["Ours", "ours", "ours_on_postgres"]
 

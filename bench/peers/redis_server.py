@@ -9,7 +9,7 @@ from typing import Literal
 
 from bench.peers.system import config_folder, foreign, program
 from bench.proc import BenchError
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 
 __all__ = ["Fsync", "RedisServer", "redis_server", "request_redis"]
 

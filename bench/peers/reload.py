@@ -16,7 +16,7 @@ from bench.peers.system import System
 from bench.peers.viewers import TextChecker, open_session
 from bench.proc import BenchError
 from bench.reader import LoadSseSession, LoadWsSession
-from wirecheck import Checker, Session
+from proof.wirecheck import Checker, Session
 
 __all__ = ["Loaded", "Page", "follow", "load"]
 

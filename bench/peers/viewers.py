@@ -20,7 +20,7 @@ from wsproto.events import CloseConnection, Ping, TextMessage
 
 from bench import tokens
 from bench.reader import LoadFrames, LoadResponse
-from wirecheck import Json, SseEvent, SseParser, Violation, WireError, get_request
+from proof.wirecheck import Json, SseEvent, SseParser, Violation, WireError, get_request
 
 __all__ = ["KINDS", "NchanSse", "NchanWs", "SocketIo", "TextChecker", "TextSession", "XaddSse", "open_session"]
 

@@ -1,4 +1,4 @@
-"""Real faults with real processes: `python -m chaos`.
+"""Real faults with real processes: `python -m proof.chaos`.
 
 Layer: chaos.
 
@@ -25,10 +25,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chaos.runner import NAMES as NAMES
-    from chaos.runner import run as run
-    from chaos.world import Failure as Failure
-    from chaos.world import Scale as Scale
+    from proof.chaos.runner import NAMES as NAMES
+    from proof.chaos.runner import run as run
+    from proof.chaos.world import Failure as Failure
+    from proof.chaos.world import Scale as Scale
 
 __all__ = ["NAMES", "Failure", "Scale", "run"]
 
@@ -36,6 +36,6 @@ __all__ = ["NAMES", "Failure", "Scale", "run"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from chaos import runner, world
+    from proof.chaos import runner, world
 
     return getattr(world if name in ("Failure", "Scale") else runner, name)

@@ -1,4 +1,4 @@
-"""`python -m chaos [NAMES] --rounds N --seed S`: real faults, and checks that no acknowledged or shown text is lost.
+"""`python -m proof.chaos [NAMES] --rounds N --seed S`: real faults; no acknowledged or shown text is lost.
 
 Layer: chaos.
 
@@ -14,14 +14,14 @@ import signal
 import sys
 import time
 
-from chaos.runner import NAMES, ROUNDS, run
-from chaos.scenarios import SCENARIOS
-from chaos.world import Failure, Scale
+from proof.chaos.runner import NAMES, ROUNDS, run
+from proof.chaos.scenarios import SCENARIOS
+from proof.chaos.world import Failure, Scale
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the scenarios that the arguments name; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m proof.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"scenarios out of {', '.join(NAMES)} (all)")
     parser.add_argument("--rounds", type=int, default=None, help=f"rounds of each scenario ({ROUNDS})")
     parser.add_argument("--seed", type=int, default=None, help="determines faults and texts (a random one)")

@@ -1,6 +1,6 @@
 """An agent as a separate process, written like the agent of an application: `Client(…).agent`.
 
-    python -m chaos.agent '{"url": "http://127.0.0.1:8000", "name": "bot-1", …}'
+    python -m proof.chaos.agent '{"url": "http://127.0.0.1:8000", "name": "bot-1", …}'
 
 Layer: chaos.
 
@@ -16,8 +16,8 @@ import sys
 import zlib
 from dataclasses import dataclass
 
-from chaos.producer import say
-from oracle.plans import Piece, Script
+from proof.chaos.producer import say
+from proof.oracle.plans import Piece, Script
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.client import Client
 

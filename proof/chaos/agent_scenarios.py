@@ -9,12 +9,12 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 
-from chaos.app import Wanted
-from chaos.conversation import BACK_S, CHANNELS, GONE_S, VANISHED_S, Conversation
-from chaos.processes import Server
-from chaos.viewer import TRANSPORTS
-from chaos.world import Failure, World
-from oracle.plans import Piece
+from proof.chaos.app import Wanted
+from proof.chaos.conversation import BACK_S, CHANNELS, GONE_S, VANISHED_S, Conversation
+from proof.chaos.processes import Server
+from proof.chaos.viewer import TRANSPORTS
+from proof.chaos.world import Failure, World
+from proof.oracle.plans import Piece
 
 __all__ = ["agents"]
 

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from oracle.plans import Append, Plan
+from proof.oracle.plans import Append, Plan
 from tenuto import Hub
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.stores.sqlite.store import SqliteStore

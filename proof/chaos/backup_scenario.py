@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from chaos.processes import Child, Server, ask
-from chaos.world import Failure, World
-from oracle.acknowledged import AcknowledgedMessage
+from proof.chaos.processes import Child, Server, ask
+from proof.chaos.world import Failure, World
+from proof.oracle.acknowledged import AcknowledgedMessage
 from tenuto import Hub
 from tenuto.stores.sqlite.verify import verify
 

@@ -15,15 +15,15 @@ import signal
 import time
 from typing import Any
 
-from chaos.agent import AgentOrders
-from chaos.cluster_app import NodeOrders
-from chaos.conversation import PATTERN, Conversation
-from chaos.engines import PostgresPair, Redis, check_programs
-from chaos.nginx import configuration
-from chaos.processes import Server, ask
-from chaos.proxies import Proxy
-from chaos.report import Failure
-from chaos.world import World
+from proof.chaos.agent import AgentOrders
+from proof.chaos.cluster_app import NodeOrders
+from proof.chaos.conversation import PATTERN, Conversation
+from proof.chaos.engines import PostgresPair, Redis, check_programs
+from proof.chaos.nginx import configuration
+from proof.chaos.processes import Server, ask
+from proof.chaos.proxies import Proxy
+from proof.chaos.report import Failure
+from proof.chaos.world import World
 
 __all__ = ["Cluster", "Node"]
 
@@ -38,7 +38,7 @@ class Node(Server):
     """A server process, and the proxy between it and PostgreSQL."""
 
     def __init__(self, world: World, conversation: Conversation, name: str, network: Proxy, bus: str | None) -> None:
-        arguments = ["-m", "tenuto", "serve", "--app", "chaos.cluster_app:app", "--trust-proxy", "127.0.0.1"]
+        arguments = ["-m", "tenuto", "serve", "--app", "proof.chaos.cluster_app:app", "--trust-proxy", "127.0.0.1"]
         report = world.checked(name, conversation.take_report)
         super().__init__(name, world.folder, world.store, arguments=arguments, prefix="/tenuto", report=report)
         self.network = network

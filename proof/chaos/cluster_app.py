@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 
 from starlette.applications import Starlette
 
-from chaos.agent import AgentOrders, answer
-from chaos.app import verify
-from chaos.report import say_when_late
+from proof.chaos.agent import AgentOrders, answer
+from proof.chaos.app import verify
+from proof.chaos.report import say_when_late
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 

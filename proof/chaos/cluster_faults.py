@@ -13,11 +13,11 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from chaos.cluster import NODES, Node
-from chaos.cluster_stage import Stage
-from chaos.report import Failure
-from chaos.world import Scale
-from oracle.plans import Piece
+from proof.chaos.cluster import NODES, Node
+from proof.chaos.cluster_stage import Stage
+from proof.chaos.report import Failure
+from proof.chaos.world import Scale
+from proof.oracle.plans import Piece
 from tenuto.hub.writer import PATIENCE_S
 from tenuto.testing.proxy import Direction
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from chaos.cluster import Cluster
-from chaos.cluster_faults import BUS_FAULTS, FAULTS, Fault, may_fail, nodes_replaced
-from chaos.cluster_stage import Stage
-from chaos.conversation import Conversation
-from chaos.people import Person
-from chaos.viewer import Transport
-from chaos.world import World
+from proof.chaos.cluster import Cluster
+from proof.chaos.cluster_faults import BUS_FAULTS, FAULTS, Fault, may_fail, nodes_replaced
+from proof.chaos.cluster_stage import Stage
+from proof.chaos.conversation import Conversation
+from proof.chaos.people import Person
+from proof.chaos.viewer import Transport
+from proof.chaos.world import World
 
 __all__ = ["cluster"]
 

@@ -15,14 +15,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from chaos.cluster import Cluster, Node
-from chaos.conversation import Conversation
-from chaos.people import Person, wrong_signals
-from chaos.report import Failure
-from chaos.viewer import Viewer
-from chaos.world import World
-from oracle.acknowledged import AcknowledgedMessage
-from oracle.questions import Question
+from proof.chaos.cluster import Cluster, Node
+from proof.chaos.conversation import Conversation
+from proof.chaos.people import Person, wrong_signals
+from proof.chaos.report import Failure
+from proof.chaos.viewer import Viewer
+from proof.chaos.world import World
+from proof.oracle.acknowledged import AcknowledgedMessage
+from proof.oracle.questions import Question
 from tenuto.core.cursor import NO_EPOCH
 
 __all__ = ["Stage"]

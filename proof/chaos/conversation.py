@@ -2,8 +2,8 @@
 
 Layer: chaos.
 
-`agent_scenarios` injects the faults, and `oracle.questions` judges the outcome. This module sends the requests over the
-wire, and waits for their effects within the limits of the protocol.
+`agent_scenarios` injects the faults, and `proof.oracle.questions` judges the outcome. This module sends the requests
+over the wire, and waits for their effects within the limits of the protocol.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from chaos.agent import AgentOrders
-from chaos.app import OPERATOR
-from chaos.processes import Child, ask
-from chaos.proxies import Proxy
-from chaos.viewer import Transport, Viewer
-from chaos.world import Failure, World
-from oracle.plans import Piece, Script
-from oracle.questions import Question, Questions, SentCommand
+from proof.chaos.agent import AgentOrders
+from proof.chaos.app import OPERATOR
+from proof.chaos.processes import Child, ask
+from proof.chaos.proxies import Proxy
+from proof.chaos.viewer import Transport, Viewer
+from proof.chaos.world import Failure, World
+from proof.oracle.plans import Piece, Script
+from proof.oracle.questions import Question, Questions, SentCommand
 
 __all__ = ["BACK_S", "CHANNELS", "GONE_S", "VANISHED_S", "Conversation"]
 

@@ -14,10 +14,10 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from chaos.postgres_server import MEMORY, PROGRAMS, Postgres
-from chaos.processes import Child, free_port
-from chaos.proxies import Proxy
-from chaos.report import Failure
+from proof.chaos.postgres_server import MEMORY, PROGRAMS, Postgres
+from proof.chaos.processes import Child, free_port
+from proof.chaos.proxies import Proxy
+from proof.chaos.report import Failure
 
 __all__ = ["PostgresPair", "Redis", "check_programs"]
 

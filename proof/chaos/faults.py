@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from chaos.proxies import Proxy
+from proof.chaos.proxies import Proxy
 from tenuto.testing.proxy import Direction
 
 __all__ = ["FAULTS", "FaultModel"]

@@ -1,6 +1,6 @@
 """Another program that locks the store's database.
 
-    python -m chaos.locker FILE write|read
+    python -m proof.chaos.locker FILE write|read
 
 Layer: chaos.
 

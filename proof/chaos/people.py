@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 from typing import Any
 
-from chaos.viewer import Viewer
-from wirecheck import SseViewer, WsViewer
+from proof.chaos.viewer import Viewer
+from proof.wirecheck import SseViewer, WsViewer
 
 __all__ = ["Person", "wrong_signals"]
 

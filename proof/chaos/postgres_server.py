@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 _INSTALLED = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent

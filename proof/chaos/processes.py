@@ -22,9 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chaos.agent import AgentOrders
-from chaos.app import Wanted
-from chaos.producer import Orders
+from proof.chaos.agent import AgentOrders
+from proof.chaos.app import Wanted
+from proof.chaos.producer import Orders
 
 __all__ = ["Child", "Server", "agent", "ask", "free_port", "producer"]
 
@@ -202,8 +202,8 @@ class Server(Child):
 
     @classmethod
     def of_app(cls, name: str, folder: Path, wanted: Wanted) -> Server:
-        """Return `tenuto serve --app` with the app of `chaos.app`."""
-        arguments = ["-m", "tenuto", "serve", "--app", "chaos.app:app"]
+        """Return `tenuto serve --app` with the app of `proof.chaos.app`."""
+        arguments = ["-m", "tenuto", "serve", "--app", "proof.chaos.app:app"]
         server = cls(name, folder, Path(wanted.store), arguments=arguments, prefix="/tenuto")
         server.environment = wanted.environment
         return server
@@ -232,11 +232,11 @@ class Server(Child):
 
 def producer(orders: Orders, folder: Path, report: Report) -> Child:
     """Return a producer with these orders."""
-    arguments = ["-m", "chaos.producer", json.dumps(dataclasses.asdict(orders))]
+    arguments = ["-m", "proof.chaos.producer", json.dumps(dataclasses.asdict(orders))]
     return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)
 
 
 def agent(orders: AgentOrders, folder: Path, report: Report) -> Child:
     """Return an agent with these orders."""
-    arguments = ["-m", "chaos.agent", json.dumps(dataclasses.asdict(orders))]
+    arguments = ["-m", "proof.chaos.agent", json.dumps(dataclasses.asdict(orders))]
     return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)

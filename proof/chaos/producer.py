@@ -1,6 +1,6 @@
 """A producer in a process of its own: it writes messages over HTTP, and repeats requests without a response.
 
-    python -m chaos.producer '{"port": 8000, "name": "a", …}'
+    python -m proof.chaos.producer '{"port": 8000, "name": "a", …}'
 
 Layer: chaos.
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from oracle.plans import Append, Plan, Put, Step
+from proof.oracle.plans import Append, Plan, Put, Step
 
 __all__ = ["Orders"]
 

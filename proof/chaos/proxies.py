@@ -1,6 +1,6 @@
 """The proxies of a run, in a process of their own.
 
-    python -m chaos.proxies
+    python -m proof.chaos.proxies
 
 Layer: chaos.
 
@@ -21,9 +21,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from chaos.processes import Child
-from chaos.producer import say
-from chaos.report import say_when_late
+from proof.chaos.processes import Child
+from proof.chaos.producer import say
+from proof.chaos.report import say_when_late
 from tenuto.testing.proxy import Direction, FaultProxy
 
 __all__ = ["Proxies", "Proxy"]
@@ -37,7 +37,7 @@ class Proxies(Child):
     def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
         """Make the process, which writes to its log in `folder`. `note` gets a line for the report of the run."""
         super().__init__(
-            "proxies", ["-m", "chaos.proxies"], folder / "proxies.log", report=self._take, takes_input=True
+            "proxies", ["-m", "proof.chaos.proxies"], folder / "proxies.log", report=self._take, takes_input=True
         )
         self._note = note
         self._numbers = itertools.count()

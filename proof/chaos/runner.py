@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from chaos.scenarios import SCENARIOS
-from chaos.world import Scale, World
+from proof.chaos.scenarios import SCENARIOS
+from proof.chaos.world import Scale, World
 
 __all__ = ["NAMES", "ROUNDS", "run"]
 

@@ -20,14 +20,14 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import chaos.wrong_clock as wrong_clock
-from chaos.agent_scenarios import agents
-from chaos.app import Wanted
-from chaos.backup_scenario import backups
-from chaos.cluster_scenario import cluster
-from chaos.processes import Child, Server, ask
-from chaos.viewer import TRANSPORTS
-from chaos.world import Failure, World
+import proof.chaos.wrong_clock as wrong_clock
+from proof.chaos.agent_scenarios import agents
+from proof.chaos.app import Wanted
+from proof.chaos.backup_scenario import backups
+from proof.chaos.cluster_scenario import cluster
+from proof.chaos.processes import Child, Server, ask
+from proof.chaos.viewer import TRANSPORTS
+from proof.chaos.world import Failure, World
 
 __all__ = ["SCENARIOS", "Scenario"]
 
@@ -311,7 +311,7 @@ async def locked_store(world: World) -> None:
 async def _lock(world: World, kind: str) -> None:
     """Lock the database for a while, for writing or for reading."""
     is_locked = asyncio.Event()
-    arguments = ["-m", "chaos.locker", str(world.store), kind]
+    arguments = ["-m", "proof.chaos.locker", str(world.store), kind]
     log = world.folder / "locker.log"
     locker = Child("locker", arguments, log, report=lambda _: is_locked.set(), takes_input=True)
     await locker.spawn()

@@ -1,12 +1,12 @@
 """Viewers that reconnect after each fault, and all text that one of them has shown.
 
-    python -m chaos.viewer '{"port": 8000, "transport": "sse", …}'
+    python -m proof.chaos.viewer '{"port": 8000, "transport": "sse", …}'
 
 Layer: chaos.
 
-`wirecheck` follows the wire and applies its rules, without any code of the product. `oracle.views.PlanOracle` adds what
-only a whole run shows: the texts are the planned ones, and no shown text disappears. As a process of its own, a viewer
-follows until its input ends, and then prints its messages and its violations.
+`wirecheck` follows the wire and applies its rules, without any code of the product. `proof.oracle.views.PlanOracle`
+adds what only a whole run shows: the texts are the planned ones, and no shown text disappears. As a process of its own,
+a viewer follows until its input ends, and then prints its messages and its violations.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from oracle.plans import Kind
-from oracle.views import HISTORY, PlanOracle
+from proof.oracle.plans import Kind
+from proof.oracle.views import HISTORY, PlanOracle
+from proof.wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 from tenuto.core.cursor import NO_EPOCH
-from wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 
 __all__ = ["Transport", "Viewer", "Watching"]
 

@@ -24,16 +24,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from chaos.agent import AgentOrders
-from chaos.faults import FaultModel
-from chaos.processes import Child, Server, agent, producer
-from chaos.producer import Orders
-from chaos.proxies import Proxies, Proxy
-from chaos.report import Failure, Story, say_when_late, short
-from chaos.viewer import Transport, Viewer, Watching
-from oracle.acknowledged import Acknowledged
-from oracle.plans import first_difference
-from oracle.views import HISTORY
+from proof.chaos.agent import AgentOrders
+from proof.chaos.faults import FaultModel
+from proof.chaos.processes import Child, Server, agent, producer
+from proof.chaos.producer import Orders
+from proof.chaos.proxies import Proxies, Proxy
+from proof.chaos.report import Failure, Story, say_when_late, short
+from proof.chaos.viewer import Transport, Viewer, Watching
+from proof.oracle.acknowledged import Acknowledged
+from proof.oracle.plans import first_difference
+from proof.oracle.views import HISTORY
 
 __all__ = ["Failure", "Scale", "World"]
 
@@ -146,7 +146,7 @@ class World:
             *self._story.lines[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
             f"-- kept in {self.folder}",
-            f"-- again: python -m chaos {self.name} --seed {self.seed} {self.scale.arguments}",
+            f"-- again: python -m proof.chaos {self.name} --seed {self.seed} {self.scale.arguments}",
         ]
         failure.account = "\n".join(lines)
         (self.folder / "account.txt").write_text(failure.account)
@@ -202,7 +202,7 @@ class World:
         """Start a viewer in its own process."""
         watching = self._watching(name, transport, channel, port, {})
         reports: list[Json] = []
-        arguments = ["-m", "chaos.viewer", json.dumps(vars(watching))]
+        arguments = ["-m", "proof.chaos.viewer", json.dumps(vars(watching))]
         child = Child(name, arguments, self.folder / f"{name}.log", report=reports.append, takes_input=True)
         self._stack.push_async_callback(child.clean_up)
         await child.spawn()

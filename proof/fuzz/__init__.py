@@ -2,9 +2,9 @@
 
 Layer: fuzz.
 
-`python -m fuzz --seconds 60` runs all targets; `--help` lists the options. An input is plain JSON in the target's own
-form, so each is a readable file. `corpus/<target>/` holds the inputs that begin a run and every input that ever found a
-bug. `tests/fuzz/test_fuzz.py` replays the whole corpus and runs a fixed number of new inputs per target.
+`python -m proof.fuzz --seconds 60` runs all targets; `--help` lists the options. An input is plain JSON in the target's
+own form, so each is a readable file. `corpus/<target>/` holds the inputs that begin a run and every input that ever
+found a bug. `tests/fuzz/test_fuzz.py` replays the whole corpus and runs a fixed number of new inputs per target.
 
 - `engine`: draws and runs inputs, keeps those that reach new code, shrinks findings; `mutate`: changes inputs;
   `coverage`: records which pairs of lines follow each other in the code that handles a peer's input.

@@ -1,4 +1,4 @@
-"""`python -m fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that reveal a bug.
+"""`python -m proof.fuzz [TARGETS] --seconds 60 --seed 1`: look for inputs that reveal a bug.
 
 Layer: fuzz.
 
@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from fuzz.coverage import Coverage, lines_there_are
-from fuzz.engine import Report, fuzz, save, written
-from fuzz.targets import TARGETS
+from proof.fuzz.coverage import Coverage, lines_there_are
+from proof.fuzz.engine import Report, fuzz, save, written
+from proof.fuzz.targets import TARGETS
 
 REPLAY = "test_corpus_input_finds_no_bug"
 
@@ -25,7 +25,7 @@ REPLAY = "test_corpus_input_finds_no_bug"
 def main(arguments: list[str] | None = None) -> int:
     """Run the targets that the arguments name. Return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m fuzz",
+        prog="python -m proof.fuzz",
         description="Look for inputs that break something.",
         epilog="Ends with 1 if it found any.",
     )
@@ -82,7 +82,7 @@ def print_report(
         write_line(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
     if report.found:
         # The seed alone does not repeat the finding: the corpus now contains it, so the same seed draws other inputs.
-        write_line(f"found with seed {seed}; all known inputs again: python -m fuzz {report.target} --runs 0")
+        write_line(f"found with seed {seed}; all known inputs again: python -m proof.fuzz {report.target} --runs 0")
     if is_kept:
         for given in report.kept:
             if len(written(given)) < 20_000:

@@ -15,14 +15,14 @@ import re
 from random import Random
 from typing import Any
 
-from fuzz import mutate
-from fuzz.engine import Finding
-from fuzz.mutate import Json, to_bytes
-from fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
+from proof.fuzz import mutate
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
+from proof.wirecheck import SseParser
 from tenuto.core.cursor import parse_cursor
 from tenuto.core.events import Batch, known_events
 from tenuto.core.view import View, ViewGap
-from wirecheck import SseParser
 
 MAX_STEPS = 30
 C = f"/v1/channels/{WATCHED}"

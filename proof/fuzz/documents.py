@@ -33,11 +33,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from fuzz import mutate
-from fuzz.engine import Finding
-from fuzz.mutate import Json, to_bytes
-from fuzz.requests import PARTS
-from fuzz.world import as_dict, as_list, as_text, blame
+from proof.fuzz import mutate
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.requests import PARTS
+from proof.fuzz.world import as_dict, as_list, as_text, blame
 from tenuto.app import Hub
 from tenuto.core.document import DAMAGE, document, restored
 from tenuto.core.errors import StoreUnavailable, StoreUnusable

@@ -19,9 +19,9 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from fuzz import mutate
-from fuzz.coverage import Coverage
-from fuzz.mutate import Json
+from proof.fuzz import mutate
+from proof.fuzz.coverage import Coverage
+from proof.fuzz.mutate import Json
 
 CORPUS = Path(__file__).parent / "corpus"
 TRACED_EVERY = 4  # one run out of this many is traced

@@ -17,11 +17,11 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from fuzz import mutate
-from fuzz.engine import Finding
-from fuzz.mutate import Json, to_bytes
-from fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
-from fuzz.world import (
+from proof.fuzz import mutate
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
+from proof.fuzz.world import (
     PATIENCE_S,
     World,
     as_dict,
@@ -33,7 +33,7 @@ from fuzz.world import (
     headers_of,
     world_of,
 )
-from wirecheck import Checker
+from proof.wirecheck import Checker
 
 MAX_STEPS = 60
 MAX_TIMES = 300

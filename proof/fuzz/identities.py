@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from random import Random
 
-from fuzz import mutate
-from fuzz.frames import FRAME_WORDS, FRAMES
-from fuzz.mutate import Json
-from fuzz.requests import HEADER_LINES, REQUESTS, SPOILS
-from fuzz.rights import CAPABILITIES
-from fuzz.town import CHANNELS, MAX_STEPS, OWN, READ, Town
-from fuzz.world import World, as_dict, as_list, as_text, world_of
+from proof.fuzz import mutate
+from proof.fuzz.frames import FRAME_WORDS, FRAMES
+from proof.fuzz.mutate import Json
+from proof.fuzz.requests import HEADER_LINES, REQUESTS, SPOILS
+from proof.fuzz.rights import CAPABILITIES
+from proof.fuzz.town import CHANNELS, MAX_STEPS, OWN, READ, Town
+from proof.fuzz.world import World, as_dict, as_list, as_text, world_of
 
 A = "/v1/channels/chat:a"
 PEOPLE: list[dict[str, Json]] = [

@@ -16,10 +16,10 @@ import re
 from random import Random
 from typing import Any
 
-from fuzz import mutate
-from fuzz.engine import Finding
-from fuzz.mutate import Json, to_bytes
-from fuzz.world import (
+from proof.fuzz import mutate
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.world import (
     HOLD_S,
     Exchange,
     World,

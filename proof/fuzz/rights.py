@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from simulation.clock import START_MS
+from proof.simulation.clock import START_MS
 from tests.transports.permissions import ANY, EVERY_CHANNEL, LISTED, OPEN_FRAMES, OPEN_PATHS, OPERATIONS, Operation
 
 CAPABILITIES = ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin")

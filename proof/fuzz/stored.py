@@ -12,10 +12,10 @@ from random import Random
 
 import msgspec
 
-from fuzz import mutate
-from fuzz.engine import Finding
-from fuzz.mutate import Json, to_bytes
-from fuzz.requests import PARTS
+from proof.fuzz import mutate
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.requests import PARTS
 from tenuto.core.names import command_key
 from tenuto.core.ops import (
     Append,

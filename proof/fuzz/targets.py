@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fuzz.cursors import Cursors
-from fuzz.documents import Documents
-from fuzz.engine import Target
-from fuzz.frames import Frames
-from fuzz.identities import Identities
-from fuzz.requests import Requests
-from fuzz.stored import Stored
-from fuzz.tokens import Tokens
-from fuzz.wire import RawHttp, RawSocket
+from proof.fuzz.cursors import Cursors
+from proof.fuzz.documents import Documents
+from proof.fuzz.engine import Target
+from proof.fuzz.frames import Frames
+from proof.fuzz.identities import Identities
+from proof.fuzz.requests import Requests
+from proof.fuzz.stored import Stored
+from proof.fuzz.tokens import Tokens
+from proof.fuzz.wire import RawHttp, RawSocket
 
 TARGETS: dict[str, Callable[[], Target]] = {
     one.name: one for one in (Requests, Frames, Identities, Cursors, Tokens, Stored, Documents, RawHttp, RawSocket)

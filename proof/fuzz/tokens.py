@@ -18,10 +18,10 @@ import json
 from random import Random
 from typing import Any
 
-from fuzz import mutate
-from fuzz.engine import Finding
-from fuzz.mutate import Json, to_bytes
-from fuzz.world import as_dict, as_text, blame
+from proof.fuzz import mutate
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.world import as_dict, as_text, blame
 from tenuto.core.errors import Unauthenticated
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.tokens import jwt_verifier

@@ -17,11 +17,11 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote
 
-from fuzz.engine import Finding
-from fuzz.frames import Peer
-from fuzz.mutate import Json, to_bytes
-from fuzz.requests import spoiled
-from fuzz.rights import (
+from proof.fuzz.engine import Finding
+from proof.fuzz.frames import Peer
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.requests import spoiled
+from proof.fuzz.rights import (
     AUDIENCE,
     CAPABILITIES,
     COOKIE,
@@ -34,7 +34,7 @@ from fuzz.rights import (
     rights_in,
     token_of,
 )
-from fuzz.world import (
+from proof.fuzz.world import (
     HOLD_S,
     PATIENCE_S,
     Exchange,
@@ -47,8 +47,8 @@ from fuzz.world import (
     pages,
     path_of,
 )
+from proof.wirecheck import SseParser
 from tests.transports.permissions import OPEN_FRAMES
-from wirecheck import SseParser
 
 MAX_STEPS = 50
 MAX_ENDS_S = 400.0  # the longest wait for an identity to end

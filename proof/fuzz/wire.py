@@ -25,13 +25,13 @@ from typing import Any
 
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
-from fuzz import mutate
-from fuzz.engine import Finding
-from fuzz.mutate import Json, to_bytes
-from fuzz.requests import HEADER_LINES, PARTS, PATHS, QUERIES, RAW
-from fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_text, check_code
+from proof.fuzz import mutate
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import Json, to_bytes
+from proof.fuzz.requests import HEADER_LINES, PARTS, PATHS, QUERIES, RAW
+from proof.fuzz.world import PRECIOUS, PRECIOUS_TEXT, as_dict, as_list, as_number, as_text, check_code
+from proof.wirecheck import Frames, WireError, encode_frame
 from tests.processes import Server
-from wirecheck import Frames, WireError, encode_frame
 
 QUIET_S = 0.03  # if no bytes arrive for this long, the server has sent everything, because it sends no signal for that
 END_S = 8.0

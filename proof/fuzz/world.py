@@ -20,16 +20,16 @@ from random import Random
 from typing import Any
 from urllib.parse import unquote
 
-from fuzz.engine import Finding
-from fuzz.mutate import to_bytes
-from fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
-from simulation.clock import SimClock, Stuck, VirtualLoop
+from proof.fuzz.engine import Finding
+from proof.fuzz.mutate import to_bytes
+from proof.fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
+from proof.simulation.clock import SimClock, Stuck, VirtualLoop
+from proof.wirecheck import Checker, SseParser, WireError
 from tenuto.app import Hub
 from tenuto.core.limits import Limits
 from tenuto.hub.access.identity import allow_everyone
 from tenuto.hub.access.rates import Rates
 from tenuto.hub.access.tokens import jwt_verifier
-from wirecheck import Checker, SseParser, WireError
 
 PATIENCE_S = 200.0  # virtual time in which requests must end by themselves
 HOLD_S = 0.3  # how long a stream is read: some flush windows

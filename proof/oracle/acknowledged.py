@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from oracle.plans import PLANNED, Kind, Planned
+from proof.oracle.plans import PLANNED, Kind, Planned
 
 Json = dict[str, Any]
 

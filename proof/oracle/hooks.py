@@ -16,8 +16,8 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from oracle.log import EpochLog, StoredLogs, client_command
-from oracle.violation import Violation
+from proof.oracle.log import EpochLog, StoredLogs, client_command
+from proof.oracle.violation import Violation
 from tenuto.core.names import COMMAND_MARK, command_id, command_key
 from tenuto.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
 from tenuto.hub.hooks import HookEvent

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from oracle.violation import Violation
+from proof.oracle.violation import Violation
 from tenuto.hub.people.presence_state import GRACE_S
 
 Place = tuple[str, str]  # a channel, and the id of a message, command or member

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from oracle.log import EpochLog, StoredLogs
-from oracle.violation import Violation
+from proof.oracle.log import EpochLog, StoredLogs
+from proof.oracle.violation import Violation
 from tenuto.core.ops import Finish, Takeover, WriterIdentity
 from tenuto.stores.base import Write
 

@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from oracle.log import StoredLogs
-from oracle.members import EARLY_S, Connection, Members, Place, Process
-from oracle.nodes import NodeLeases
-from oracle.violation import Violation
+from proof.oracle.log import StoredLogs
+from proof.oracle.members import EARLY_S, Connection, Members, Place, Process
+from proof.oracle.nodes import NodeLeases
+from proof.oracle.violation import Violation
 from tenuto.core.ops import (
     Append,
     Claim,

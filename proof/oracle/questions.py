@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from oracle.plans import Script
+from proof.oracle.plans import Script
 from tenuto.core.answer_ids import reply_id
 from tenuto.core.turns import ATTEMPTS
 

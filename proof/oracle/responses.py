@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from oracle.log import EpochLog, StoredLogs, text_of
-from oracle.violation import Violation
+from proof.oracle.log import EpochLog, StoredLogs, text_of
+from proof.oracle.violation import Violation
 from tenuto.core.cursor import parse_cursor
 from tenuto.core.model import Message
 

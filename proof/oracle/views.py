@@ -15,11 +15,13 @@ from typing import Any
 
 import msgspec
 
-from oracle.log import EpochLog, StoredLogs, text_of
-from oracle.plans import PLANNED, Kind, Planned, first_difference
-from oracle.promises import Promises
-from oracle.responses import check_cursor, check_message
-from oracle.violation import Violation
+from proof.oracle.log import EpochLog, StoredLogs, text_of
+from proof.oracle.plans import PLANNED, Kind, Planned, first_difference
+from proof.oracle.promises import Promises
+from proof.oracle.responses import check_cursor, check_message
+from proof.oracle.violation import Violation
+from proof.wirecheck import Checker, SeenMessage
+from proof.wirecheck import Violation as WireViolation
 from tenuto.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
 from tenuto.core.events import (
     Batch,
@@ -33,8 +35,6 @@ from tenuto.core.events import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.view import View, ViewGap
-from wirecheck import Checker, SeenMessage
-from wirecheck import Violation as WireViolation
 
 STATUSES = ("complete", "failed", "interrupted", "cancelled")
 HISTORY = 200  # the most messages that a new start brings

@@ -3,7 +3,7 @@
 Layer: simulation.
 
 The hub, its transports and the client's view are real; time, network, disk and clients are simulated.
-`World(seed).run()` is one run, `python -m simulation` runs many seeds. A seed repeats exactly, on any machine: no
+`World(seed).run()` is one run, `python -m proof.simulation` runs many seeds. A seed repeats exactly, on any machine: no
 module here may depend on the order of a set, on an address, or on real time.
 
 - `clock`: an event loop whose time jumps to the next deadline, and processes that can be killed between two steps;
@@ -19,7 +19,7 @@ The oracles (package `oracle`) judge all that clients receive, and `trace` keeps
 
 from __future__ import annotations
 
-from oracle.violation import Violation
-from simulation.world import Report, World
+from proof.oracle.violation import Violation
+from proof.simulation.world import Report, World
 
 __all__ = ["Report", "Violation", "World"]

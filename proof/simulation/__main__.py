@@ -1,4 +1,4 @@
-"""`python -m simulation --seeds 1000 --start 0`: run many seeds, and report each that fails.
+"""`python -m proof.simulation --seeds 1000 --start 0`: run many seeds, and report each that fails.
 
 Layer: simulation.
 
@@ -15,7 +15,7 @@ import time
 import types
 from typing import cast
 
-from simulation.world import Report, World
+from proof.simulation.world import Report, World
 
 SHOWN_LINES = 120
 LAST_RESORT_S = 300.0  # longest time of one seed, which usually takes a tenth of a second
@@ -23,7 +23,7 @@ LAST_RESORT_S = 300.0  # longest time of one seed, which usually takes a tenth o
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the seeds that the arguments name; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m proof.simulation", description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=1_000, help="number of seeds (1000)")
     parser.add_argument("--start", type=int, default=0, help="first seed (0)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from oracle.violation import Violation
-from simulation.network import ConnectionLost, HttpClient, Response
-from simulation.sockets import RESPONSE_S, ClientSocket, request_frame
+from proof.oracle.violation import Violation
+from proof.simulation.network import ConnectionLost, HttpClient, Response
+from proof.simulation.sockets import RESPONSE_S, ClientSocket, request_frame
 from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable
 from tenuto.core.model import Message
 
 if TYPE_CHECKING:
-    from simulation.node import Node
-    from simulation.world import World
+    from proof.simulation.node import Node
+    from proof.simulation.world import World
 
 STUCK_S = 120.0  # without faults, no request may be refused for longer than this
 RETRY_STATUS = (429, 503)  # the server asks the client to try again

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from oracle.log import marks
-from oracle.violation import Violation
-from simulation.actors import RETRY_STATUS, Actor, summary
-from simulation.clock import Process
-from simulation.network import ConnectionLost
-from simulation.sockets import ClientSocket, Frame
+from proof.oracle.log import marks
+from proof.oracle.violation import Violation
+from proof.simulation.actors import RETRY_STATUS, Actor, summary
+from proof.simulation.clock import Process
+from proof.simulation.network import ConnectionLost
+from proof.simulation.sockets import ClientSocket, Frame
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import TenutoError
@@ -29,7 +29,7 @@ from tenuto.core.ops import Claim
 from tenuto.hub.turns.workers import WhenBusy
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from proof.simulation.world import World
 
 
 class OnPurpose(TenutoError):

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
-from oracle.violation import Violation
+from proof.oracle.violation import Violation
 from tenuto.core import state as states
 from tenuto.hub import batches
 from tenuto.hub import channel as channels

@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any
 
-from oracle.responses import check_cursor, check_deleted, check_fresh, check_message, check_serial, is_correct_refusal
-from oracle.violation import Violation
-from simulation.actors import RETRY_ERRORS, DecodedResponse, asks_by_socket
-from simulation.writers import Author
+from proof.oracle.responses import (
+    check_cursor,
+    check_deleted,
+    check_fresh,
+    check_message,
+    check_serial,
+    is_correct_refusal,
+)
+from proof.oracle.violation import Violation
+from proof.simulation.actors import RETRY_ERRORS, DecodedResponse, asks_by_socket
+from proof.simulation.writers import Author
 from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict, NotFound, StillStreaming
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, TakeOver

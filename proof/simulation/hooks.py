@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from oracle.hooks import HookOracle
-from oracle.log import StoredLogs
-from oracle.responses import check_message
-from simulation.clock import Process
+from proof.oracle.hooks import HookOracle
+from proof.oracle.log import StoredLogs
+from proof.oracle.responses import check_message
+from proof.simulation.clock import Process
 from tenuto.app import Hub
 from tenuto.core.errors import Deleted, TenutoError
 from tenuto.core.model import Message
 from tenuto.hub.hooks import KINDS, HookEvent, HookKind
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from proof.simulation.world import World
 
 LONGEST_S = 70.0  # longest call: longer than a hook may run
 # Errors of hooks that the hub logs, by the name of their class: the simulator causes each of them.

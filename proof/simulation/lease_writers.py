@@ -2,8 +2,8 @@
 
 Layer: simulation.
 
-The text of each attempt encodes its generation and its offset (`oracle.log.marks`), so the log shows at once whose text
-was stored. A writer that is not refused after a takeover has found a bug.
+The text of each attempt encodes its generation and its offset (`proof.oracle.log.marks`), so the log shows at once
+whose text was stored. A writer that is not refused after a takeover has found a bug.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from oracle.log import GENERATION, marks
-from oracle.responses import check_serial, is_correct_refusal
-from oracle.violation import Violation
-from simulation.actors import RETRY_STATUS, DecodedResponse, summary
-from simulation.network import ConnectionLost
-from simulation.sockets import ClientSocket
-from simulation.writers import Author
+from proof.oracle.log import GENERATION, marks
+from proof.oracle.responses import check_serial, is_correct_refusal
+from proof.oracle.violation import Violation
+from proof.simulation.actors import RETRY_STATUS, DecodedResponse, summary
+from proof.simulation.network import ConnectionLost
+from proof.simulation.sockets import ClientSocket
+from proof.simulation.writers import Author
 
 if TYPE_CHECKING:
-    from simulation.node import Node
-    from simulation.world import World
+    from proof.simulation.node import Node
+    from proof.simulation.world import World
 
 TERMS_S = (5.0, 6.0, 15.0)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from oracle.log import EpochLog
-from oracle.violation import Violation
+from proof.oracle.log import EpochLog
+from proof.oracle.violation import Violation
 from tenuto.app import Hub
 from tenuto.core.events import Presence
 from tenuto.hub.hub import HubCore

@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from oracle.violation import Violation
-from simulation.actors import RETRY_ERRORS, STUCK_S
-from simulation.writers import Author, grow
+from proof.oracle.violation import Violation
+from proof.simulation.actors import RETRY_ERRORS, STUCK_S
+from proof.simulation.writers import Author, grow
 from tenuto.core.errors import Busy, Deleted, Fenced, Finished, IdConflict, NotFound, StoreUnavailable
 from tenuto.core.model import Part
 from tenuto.hub.hub import HubCore
 from tenuto.hub.writer import MessageWriter
 
 if TYPE_CHECKING:
-    from simulation.node import Node
+    from proof.simulation.node import Node
 
 
 class LocalWriter(Author):

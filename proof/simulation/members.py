@@ -12,21 +12,21 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from oracle.views import ViewOracle
-from oracle.violation import Violation
-from simulation.actors import RETRY_STATUS, Actor, DecodedResponse, asks_by_socket
-from simulation.clock import Process
-from simulation.leftovers import members_of
-from simulation.network import ConnectionLost
-from simulation.sockets import RESPONSE_S, ClientSocket
-from simulation.writers import Author
+from proof.oracle.views import ViewOracle
+from proof.oracle.violation import Violation
+from proof.simulation.actors import RETRY_STATUS, Actor, DecodedResponse, asks_by_socket
+from proof.simulation.clock import Process
+from proof.simulation.leftovers import members_of
+from proof.simulation.network import ConnectionLost
+from proof.simulation.sockets import RESPONSE_S, ClientSocket
+from proof.simulation.writers import Author
 from tenuto.core.names import command_key
 from tenuto.hub.people import presence_state
 from tenuto.hub.people.presence_state import GRACE_S
 
 if TYPE_CHECKING:
-    from simulation.node import Node
-    from simulation.world import World
+    from proof.simulation.node import Node
+    from proof.simulation.world import World
 
 EPHEMERAL_S = 2.0  # time within which a viewer must receive a presence change or a signal
 SLOW_S = 0.1  # a network with a higher latency can delay these events further

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from random import Random
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from oracle.log import StoredLogs
-from oracle.violation import Violation
-from simulation.clock import NOWHERE, Process, VirtualLoop
-from simulation.faults import FaultModel
-from simulation.trace import Trace
+from proof.oracle.log import StoredLogs
+from proof.oracle.violation import Violation
+from proof.simulation.clock import NOWHERE, Process, VirtualLoop
+from proof.simulation.faults import FaultModel
+from proof.simulation.trace import Trace
 from tenuto.app import Hub
 
 T = TypeVar("T")

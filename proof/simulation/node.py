@@ -12,17 +12,17 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from oracle.violation import Violation
-from simulation.agents import local_handler
-from simulation.bounds import Bounds
-from simulation.clock import Process, SimClock
-from simulation.store import StoreClient
+from proof.oracle.violation import Violation
+from proof.simulation.agents import local_handler
+from proof.simulation.bounds import Bounds
+from proof.simulation.clock import Process, SimClock
+from proof.simulation.store import StoreClient
 from tenuto.app import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.hub.writer import MessageWriter
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from proof.simulation.world import World
 
 SHUT_DOWN_S = 60.0  # time in which a hub must close
 

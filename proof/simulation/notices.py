@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from simulation.clock import Process, VirtualLoop
-from simulation.faults import FaultModel
+from proof.simulation.clock import Process, VirtualLoop
+from proof.simulation.faults import FaultModel
 from tenuto.stores.base import Notice
 
 OnNotice = Callable[[Notice | None], None]

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from simulation.agents import LocalPlan
-from simulation.editor import Editor
-from simulation.faults import FaultModel
-from simulation.hooks import HookPlan
-from simulation.lease_writers import LeaseWriter
-from simulation.local_writers import LocalWriter, SteadyWriter
-from simulation.members import Commander
-from simulation.viewers import LocalViewer, PollViewer, SocketViewer, StreamViewer, Viewer
-from simulation.writers import Author, BlindWriter, HttpWriter, PipelinedWriter
+from proof.simulation.agents import LocalPlan
+from proof.simulation.editor import Editor
+from proof.simulation.faults import FaultModel
+from proof.simulation.hooks import HookPlan
+from proof.simulation.lease_writers import LeaseWriter
+from proof.simulation.local_writers import LocalWriter, SteadyWriter
+from proof.simulation.members import Commander
+from proof.simulation.viewers import LocalViewer, PollViewer, SocketViewer, StreamViewer, Viewer
+from proof.simulation.writers import Author, BlindWriter, HttpWriter, PipelinedWriter
 from tenuto.core.limits import Limits
 
 # Bounds of the product that change no behaviour but its frequency: small ones make rare cases frequent.

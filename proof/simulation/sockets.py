@@ -13,11 +13,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from simulation.network import Connection, ConnectionLost, Stream, within
+from proof.simulation.network import Connection, ConnectionLost, Stream, within
 
 if TYPE_CHECKING:
-    from simulation.actors import Actor
-    from simulation.node import Node
+    from proof.simulation.actors import Actor
+    from proof.simulation.node import Node
 
 RESPONSE_S = 12.0  # how long a client waits for a response
 SILENCE_S = 12.0  # silence after which a socket with a ping every 5 s is gone

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
-from oracle.log import EpochLog, StoredLogs, describe
-from oracle.nodes import READ_S, NodeLeases
-from oracle.promises import TROUBLE_S, Promises
-from oracle.violation import Violation
-from simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
-from simulation.faults import FaultModel
-from simulation.notices import Notices
-from simulation.trace import Trace
+from proof.oracle.log import EpochLog, StoredLogs, describe
+from proof.oracle.nodes import READ_S, NodeLeases
+from proof.oracle.promises import TROUBLE_S, Promises
+from proof.oracle.violation import Violation
+from proof.simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
+from proof.simulation.faults import FaultModel
+from proof.simulation.notices import Notices
+from proof.simulation.trace import Trace
 from tenuto.core.document import Stored, restore, restore_command
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.message_state import CommandState
@@ -55,7 +55,7 @@ from tenuto.stores.base import (
 from tenuto.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from simulation.hooks import Hooks
+    from proof.simulation.hooks import Hooks
 
 T = TypeVar("T")
 Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed data, to be repeated after a power cut

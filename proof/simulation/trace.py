@@ -13,8 +13,8 @@ import hashlib
 from collections import deque
 from collections.abc import Callable
 
-from oracle.violation import Violation
-from simulation.clock import VirtualLoop
+from proof.oracle.violation import Violation
+from proof.simulation.clock import VirtualLoop
 
 KEPT = 2_000  # events that are kept for the report
 

@@ -18,26 +18,26 @@ from urllib.parse import quote
 
 import msgspec
 
-from oracle.message_streams import MessageStreamOracle
-from oracle.responses import check_deleted, check_message, check_serial, is_correct_refusal
-from oracle.views import ViewOracle
-from oracle.violation import Violation
-from simulation.actors import RETRY_STATUS, Actor, summary
-from simulation.clock import Process
-from simulation.leftovers import members_of
-from simulation.network import Connection, ConnectionLost, Stream, within
-from simulation.sockets import RESPONSE_S, SILENCE_S, Frame
+from proof.oracle.message_streams import MessageStreamOracle
+from proof.oracle.responses import check_deleted, check_message, check_serial, is_correct_refusal
+from proof.oracle.views import ViewOracle
+from proof.oracle.violation import Violation
+from proof.simulation.actors import RETRY_STATUS, Actor, summary
+from proof.simulation.clock import Process
+from proof.simulation.leftovers import members_of
+from proof.simulation.network import Connection, ConnectionLost, Stream, within
+from proof.simulation.sockets import RESPONSE_S, SILENCE_S, Frame
+from proof.wirecheck import Checker, SseParser
 from tenuto.core.cursor import EMPTY
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import Page
 from tenuto.core.model import Message
 from tenuto.core.view import View
 from tenuto.hub.hub import HubCore
-from wirecheck import Checker, SseParser
 
 if TYPE_CHECKING:
-    from simulation.node import Node
-    from simulation.world import World
+    from proof.simulation.node import Node
+    from proof.simulation.world import World
 
 Json = dict[str, Any]
 PING_S = 5

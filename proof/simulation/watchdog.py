@@ -8,7 +8,7 @@ of any load; more ticks of real time catch a wait for a lock. Ticks, unlike seco
 sleeps.
 
 The timers are signals. So the watchdog watches the main thread only, and interrupts only Python code. For a hang in C,
-and for code that catches every `BaseException`, `python -m simulation` has a time limit of its own.
+and for code that catches every `BaseException`, `python -m proof.simulation` has a time limit of its own.
 """
 
 from __future__ import annotations

@@ -19,25 +19,25 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from oracle.log import StoredLogs
-from oracle.promises import Promises
-from oracle.violation import Violation
-from simulation.actors import Actor
-from simulation.agents import Worker
-from simulation.clock import START_MS, Process, Stuck, VirtualLoop
-from simulation.hooks import Hooks, is_expected
-from simulation.lease_writers import StrandedWriter
-from simulation.leftovers import check_abandoned, check_empty, check_writers, members_of
-from simulation.local_writers import LongWriter
-from simulation.members import ACQUAINTED_S, Member
-from simulation.network import Network
-from simulation.node import SHUT_DOWN_S, Node
-from simulation.plan import SIZES, Plan
-from simulation.store import SimStore, StoreClient
-from simulation.trace import Trace
-from simulation.viewers import MessageReader, SocketViewer, StreamViewer, Viewer
-from simulation.watchdog import Hung, watching
-from simulation.writers import Author
+from proof.oracle.log import StoredLogs
+from proof.oracle.promises import Promises
+from proof.oracle.violation import Violation
+from proof.simulation.actors import Actor
+from proof.simulation.agents import Worker
+from proof.simulation.clock import START_MS, Process, Stuck, VirtualLoop
+from proof.simulation.hooks import Hooks, is_expected
+from proof.simulation.lease_writers import StrandedWriter
+from proof.simulation.leftovers import check_abandoned, check_empty, check_writers, members_of
+from proof.simulation.local_writers import LongWriter
+from proof.simulation.members import ACQUAINTED_S, Member
+from proof.simulation.network import Network
+from proof.simulation.node import SHUT_DOWN_S, Node
+from proof.simulation.plan import SIZES, Plan
+from proof.simulation.store import SimStore, StoreClient
+from proof.simulation.trace import Trace
+from proof.simulation.viewers import MessageReader, SocketViewer, StreamViewer, Viewer
+from proof.simulation.watchdog import Hung, watching
+from proof.simulation.writers import Author
 from tenuto.app import Hub
 from tenuto.core.cursor import Cursor
 from tenuto.core.errors import TenutoError
@@ -76,7 +76,9 @@ class Report:
     def describe(self, lines: int = 100, *, is_as_drawn: bool = True) -> str:
         """Return the last events, the violation, and the command that repeats the run, if the plan is the drawn one."""
         again = (
-            f"again: python -m simulation --start {self.seed} --seeds 1" if is_as_drawn else "again: only by this test"
+            f"again: python -m proof.simulation --start {self.seed} --seeds 1"
+            if is_as_drawn
+            else "again: only by this test"
         )
         return "\n".join((*self.lines[-lines:], f"seed {self.seed}: {self.violation}", again))
 

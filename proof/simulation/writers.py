@@ -9,12 +9,12 @@ import itertools
 import json
 from typing import Any
 
-from oracle.log import text_of
-from oracle.responses import check_cursor, check_message, check_serial, check_text, is_correct_refusal
-from oracle.violation import Violation
-from simulation.actors import Actor, DecodedResponse, summary
-from simulation.network import ConnectionLost, Stream, within
-from simulation.sockets import RESPONSE_S, SILENCE_S
+from proof.oracle.log import text_of
+from proof.oracle.responses import check_cursor, check_message, check_serial, check_text, is_correct_refusal
+from proof.oracle.violation import Violation
+from proof.simulation.actors import Actor, DecodedResponse, summary
+from proof.simulation.network import ConnectionLost, Stream, within
+from proof.simulation.sockets import RESPONSE_S, SILENCE_S
 from tenuto.core.model import Part
 
 ODD = ("🙂", "中文", "e\u0301", "\r\n", "\u2028", " data: x", "\n\n", "𝒳", "שלום", "\x00")

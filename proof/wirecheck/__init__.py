@@ -11,11 +11,11 @@ SDK and no part of the product. Four layers, each usable by itself:
 - `viewers`: sessions on real sockets, for asyncio.
 """
 
-from wirecheck.checker import Checker, Json, SeenMessage, SeenPart, Violation
-from wirecheck.notices import Notices
-from wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, encode_frame, get_request
-from wirecheck.sessions import Session, SseSession, WsSession
-from wirecheck.viewers import Received, SseViewer, WsViewer
+from proof.wirecheck.checker import Checker, Json, SeenMessage, SeenPart, Violation
+from proof.wirecheck.notices import Notices
+from proof.wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, encode_frame, get_request
+from proof.wirecheck.sessions import Session, SseSession, WsSession
+from proof.wirecheck.viewers import Received, SseViewer, WsViewer
 
 __all__ = [
     "Checker",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from wirecheck.notices import Notices
+from proof.wirecheck.notices import Notices
 
 __all__ = ["Checker", "Json", "SeenMessage", "SeenPart", "Violation"]
 

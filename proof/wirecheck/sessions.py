@@ -2,8 +2,8 @@
 
 Layer: wirecheck.
 
-A session joins the parsers and a checker and does no I/O, so both asyncio (`wirecheck.viewers`) and an epoll loop with
-thousands of connections (`bench.load`) can drive it.
+A session joins the parsers and a checker and does no I/O, so both asyncio (`proof.wirecheck.viewers`) and an epoll loop
+with thousands of connections (`bench.load`) can drive it.
 """
 
 import base64
@@ -16,8 +16,8 @@ import msgspec
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.utilities import generate_accept_token
 
-from wirecheck.checker import Checker, Json
-from wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, get_request
+from proof.wirecheck.checker import Checker, Json
+from proof.wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, get_request
 
 __all__ = ["Observe", "Session", "SseSession", "WsSession"]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from wirecheck.checker import Checker, Json, shorten
-from wirecheck.sessions import Session, SseSession, WsSession
+from proof.wirecheck.checker import Checker, Json, shorten
+from proof.wirecheck.sessions import Session, SseSession, WsSession
 
 __all__ = ["Received", "SseViewer", "WsViewer"]
 

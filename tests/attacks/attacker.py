@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from wirecheck import encode_frame
+from proof.wirecheck import encode_frame
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 Report = dict[str, Any]

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.nginx import DEPLOYMENT
-from chaos.processes import free_port
+from proof.chaos.nginx import DEPLOYMENT
+from proof.chaos.processes import free_port
 from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_token
 from tests.nginx import nginx_of_the_docs
 from tests.processes import Process, request

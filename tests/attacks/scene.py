@@ -26,9 +26,9 @@ from typing import Any
 
 import jwt
 
+from proof.wirecheck import SseViewer, WsViewer, encode_frame
 from tenuto.portal import Portal
 from tests.processes import Process, Server
-from wirecheck import SseViewer, WsViewer, encode_frame
 
 IS_LONG = os.environ.get("TENUTO_ATTACKS") == "long"
 ATTACK_S = 15.0 if IS_LONG else 2.0

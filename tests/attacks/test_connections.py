@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from proof.wirecheck import SseViewer
 from tests.attacks.scene import (
     CHANNEL,
     MIB,
@@ -25,7 +26,6 @@ from tests.attacks.scene import (
     token,
     writer_token,
 )
-from wirecheck import SseViewer
 
 HALF = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: "
 SOCKET = (

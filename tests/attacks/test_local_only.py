@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto.testing.proxy import FaultProxy
 from tests.accounts import NOBODY, ask_as, needs_accounts, request_of
 from tests.attacks.scene import bystander

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from proof.wirecheck import encode_frame
 from tests.attacks.attacker import GET, HANDSHAKE, connect, read_all
 from tests.attacks.scene import Scene
-from wirecheck import encode_frame
 
 ATTEMPTS = 200
 LINES = 5  # limit of lines: a reason is logged once, and a few other lines may come meanwhile

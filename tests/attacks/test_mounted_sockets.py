@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import pytest
 
+from proof.wirecheck import encode_frame
 from tests.attacks.attacker import HANDSHAKE, connect, frame_from
 from tests.attacks.mounted import MountedServer
 from tests.attacks.scene import MIB, PERSON, bystander, token, writer_token
-from wirecheck import encode_frame
 
 MAX_BYTES = MIB + 64 * 1024  # as `tenuto serve` sets it
 MASK = b"\0\0\0\0"

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from proof.wirecheck import encode_frame
 from tests.attacks.attacker import HANDSHAKE
 from tests.attacks.mounted import mounted_scene
 from tests.attacks.scene import IS_LONG, MIB, run, writer_token
 from tests.attacks.test_connections import GRACE_S, HALF, good_clients
 from tests.attacks.test_http import HEAD
 from tests.attacks.test_traffic import MESSAGES, PAID_BYTES, attacker, publish
-from wirecheck import encode_frame
 
 pytestmark = pytest.mark.skipif(not IS_LONG, reason="set TENUTO_ATTACKS=long, as `make attack` does")
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from proof.wirecheck import encode_frame
 from tests.attacks.attacker import HANDSHAKE, connect, read_all
 from tests.attacks.scene import MIB, PERSON, Scene, introduces_itself, run, token
 from tests.attacks.test_connections import BURST, SPARE, STORM_BYTES
-from wirecheck import encode_frame
 
 MASK = b"\0\0\0\0"
 BEGINNING = encode_frame(1, b"a", mask=MASK, is_final=False).hex()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from wsproto.events import CloseConnection, Event, Ping, TextMessage
 
 from bench.reader import LoadFrames, LoadResponse
+from proof.wirecheck import Frames, Response, WireError, encode_frame
 from tests.wirecheck.test_wirecheck import cut_lists, pieces
-from wirecheck import Frames, Response, WireError, encode_frame
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

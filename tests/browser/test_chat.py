@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto import Hub, Limits
 from tenuto.hub.access.tokens import jwt_verifier
 from tests.browser.gallery import gallery_server, open_gallery

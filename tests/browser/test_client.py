@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser
 
-from chaos.producer import Orders
-from oracle.plans import Plan
+from proof.chaos.producer import Orders
+from proof.oracle.plans import Plan
 from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import Tab, units
 from tests.processes import Process, Server, text_of
@@ -34,7 +34,7 @@ def producing(server: Server, folder: Path, plan: Plan, per_second: int = PER_SE
     """Run a producer of one message on `demo:test` in a process of its own."""
     name = plan.id.removesuffix("-0")
     orders = Orders(server.port, name, "demo:test", plan.seed, TOKENS, per_second, prefix=server.hub, last=0)
-    producer = Process(["-m", "chaos.producer", json.dumps(asdict(orders))], folder / f"{name}.log")
+    producer = Process(["-m", "proof.chaos.producer", json.dumps(asdict(orders))], folder / f"{name}.log")
     producer.start()
     try:
         yield producer

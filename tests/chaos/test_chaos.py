@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from chaos import NAMES, Failure, Scale, run
-from chaos.__main__ import main
-from chaos.processes import END_S, Child
-from chaos.proxies import Proxies
-from chaos.scenarios import SCENARIOS
-from chaos.world import World
+from proof.chaos import NAMES, Failure, Scale, run
+from proof.chaos.__main__ import main
+from proof.chaos.processes import END_S, Child
+from proof.chaos.proxies import Proxies
+from proof.chaos.scenarios import SCENARIOS
+from proof.chaos.world import World
 
 LONG = (Path(__file__).parents[2] / "scripts" / "test_long").read_text()
 
@@ -55,10 +55,10 @@ def test_command_in_a_failure_repeats_the_run(
         async with World(name, seed, scale):
             raise Failure("on purpose")
 
-    monkeypatch.setattr("chaos.__main__.run", play)
+    monkeypatch.setattr("proof.chaos.__main__.run", play)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert main(["kill", "--seed", "7", "--rounds", "3", *size]) == 1
-    again = re.search(r"-- again: python -m chaos (.*)", capsys.readouterr().out)
+    again = re.search(r"-- again: python -m proof.chaos (.*)", capsys.readouterr().out)
     assert again is not None
     assert main(again[1].split()) == 1
     assert played == [("kill", 7, Scale.small(3) if size else Scale(3))] * 2
@@ -118,6 +118,6 @@ def test_every_scenario_describes_its_fault() -> None:
 
 
 def test_producer_imports_neither_world_nor_scenarios() -> None:
-    code = "import sys, chaos.producer; print('chaos.world' in sys.modules)"
+    code = "import sys, proof.chaos.producer; print('proof.chaos.world' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

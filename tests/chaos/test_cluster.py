@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from chaos.cluster import Cluster
-from chaos.cluster_faults import BUS_FAULTS, FAULTS, may_fail
-from chaos.cluster_stage import Stage
-from chaos.conversation import Conversation
-from chaos.people import Person, wrong_signals
-from chaos.viewer import Viewer, Watching
-from chaos.world import Failure, Scale, World
-from oracle.plans import Plan
-from oracle.questions import Question
+from proof.chaos.cluster import Cluster
+from proof.chaos.cluster_faults import BUS_FAULTS, FAULTS, may_fail
+from proof.chaos.cluster_stage import Stage
+from proof.chaos.conversation import Conversation
+from proof.chaos.people import Person, wrong_signals
+from proof.chaos.viewer import Viewer, Watching
+from proof.chaos.world import Failure, Scale, World
+from proof.oracle.plans import Plan
+from proof.oracle.questions import Question
 from tests.client.wire import becomes
 from tests.nginx import needs_nginx
 
@@ -156,7 +156,7 @@ def is_running(pid: int) -> bool:
 async def test_cluster_that_ends_early_leaves_no_process_and_no_folder(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("chaos.engines.MEMORY", tmp_path)
+    monkeypatch.setattr("proof.chaos.engines.MEMORY", tmp_path)
     cluster = Cluster(world, Conversation(world, channels=()), has_bus=False)
     await cluster.start_proxy(1)
     await becomes(lambda: bool(children(cluster.pid)))

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from chaos.conversation import CHANNELS, Conversation
-from chaos.processes import Server
-from chaos.viewer import Viewer, Watching
-from chaos.world import Failure, Scale, World
-from oracle.questions import Question, SentCommand
+from proof.chaos.conversation import CHANNELS, Conversation
+from proof.chaos.processes import Server
+from proof.chaos.viewer import Viewer, Watching
+from proof.chaos.world import Failure, Scale, World
+from proof.oracle.questions import Question, SentCommand
 from tests.oracle.test_plans import STEPS
 from tests.oracle.test_questions import ID, answer
 from tests.oracle.test_views import SEED
@@ -38,8 +38,8 @@ async def test_wait_for_a_missing_fact_fails_with_its_name(
     wait: Callable[[Conversation], Awaitable[None]], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The viewer shows a present agent, a streaming answer, and a cancel without a reply."""
-    monkeypatch.setattr("chaos.conversation.STOPPED_S", 0.05)
-    monkeypatch.setattr("chaos.conversation.SETTLED_S", 0.05)
+    monkeypatch.setattr("proof.chaos.conversation.STOPPED_S", 0.05)
+    monkeypatch.setattr("proof.chaos.conversation.SETTLED_S", 0.05)
     world = World("agents", SEED, Scale(1, steps=STEPS))
     world.adds(Server.plain("server", world.folder, world.store))  # it does not run
     watching = Watching(name="ws", transport="ws", port=1, channel=CHANNELS[0], seed=SEED, steps=STEPS, kind="script")

@@ -15,7 +15,7 @@ from random import Random
 
 import pytest
 
-from oracle.plans import NASTY, ORDINARY
+from proof.oracle.plans import NASTY, ORDINARY
 from tenuto.client import ChannelView, Client, RemoteWriter, Timing
 from tenuto.testing.proxy import FaultProxy
 from tests.client.wire import becomes

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto.client import ChannelView, Client
 from tenuto.core.model import Message
 from tests.examples.programs import FOLDER, PROCESSES

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tests.processes import Process, request
 
 PROJECT = """\

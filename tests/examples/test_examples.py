@@ -25,13 +25,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
+from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.model import Message
 from tenuto.server.serving import listen
 from tenuto.server.serving import server as uvicorn_server
 from tests.examples.programs import FOLDER, NAMES, OPEN, app_of, client_of, follow, forget_django
 from tests.processes import PATIENCE_S, Process, request
-from wirecheck import SseViewer, WsViewer
 
 Load = Callable[[str], ModuleType]
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fuzz.documents import Documents
-from fuzz.engine import check
+from proof.fuzz.documents import Documents
+from proof.fuzz.engine import check
 from tenuto.app import Hub
 from tenuto.core import document
 from tenuto.core.errors import StoreUnusable

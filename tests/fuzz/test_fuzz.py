@@ -16,13 +16,13 @@ from typing import Any
 import jwt
 import pytest
 
-from fuzz import mutate
-from fuzz.__main__ import main
-from fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
-from fuzz.requests import Requests, run_step
-from fuzz.targets import TARGETS
-from fuzz.wire import complaint
-from fuzz.world import World, documented_codes
+from proof.fuzz import mutate
+from proof.fuzz.__main__ import main
+from proof.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
+from proof.fuzz.requests import Requests, run_step
+from proof.fuzz.targets import TARGETS
+from proof.fuzz.wire import complaint
+from proof.fuzz.world import World, documented_codes
 from tenuto.core.cursor import Cursor
 from tenuto.core.deltas import Sent
 from tenuto.core.errors import MethodNotAllowed
@@ -72,7 +72,7 @@ def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
 
 def test_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
-        command = [sys.executable, "-m", "fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
+        command = [sys.executable, "-m", "proof.fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         assert ran.stderr == ""  # other tests check the findings, and therefore the exit code
@@ -185,7 +185,7 @@ def test_printed_command_repeats_the_finding_from_the_corpus_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(TARGETS, "picky", Picky)
-    monkeypatch.setattr("fuzz.engine.CORPUS", tmp_path)
+    monkeypatch.setattr("proof.fuzz.engine.CORPUS", tmp_path)
     assert main(["picky", "--runs", "3", "--seed", "1"]) == 1
     printed = capsys.readouterr().out
     [kept] = (tmp_path / "picky").iterdir()
@@ -193,7 +193,7 @@ def test_printed_command_repeats_the_finding_from_the_corpus_alone(
     name = test_corpus_input_finds_no_bug.__name__
     assert printed.startswith("seed 1\n")
     assert f"again: pytest 'tests/fuzz/test_fuzz.py::{name}[picky-{kept.stem}]'" in printed
-    again = re.search(r"again: python -m fuzz (.*)", printed)
+    again = re.search(r"again: python -m proof.fuzz (.*)", printed)
     assert again is not None
     assert main(again[1].split()) == 1
     assert "picky: bad: the input holds this word" in capsys.readouterr().out
@@ -210,10 +210,10 @@ def test_finding_among_the_known_inputs_is_printed_without_new_ones(
             return ["one", "bad", "three"]
 
     monkeypatch.setitem(TARGETS, "picky", Known)
-    monkeypatch.setattr("fuzz.engine.CORPUS", tmp_path)
+    monkeypatch.setattr("proof.fuzz.engine.CORPUS", tmp_path)
     assert main(["picky", "--runs", "5", "--findings", "1"]) == 1
     printed = capsys.readouterr().out
-    assert printed.count("again: python -m fuzz picky --runs 0\n") == 1
+    assert printed.count("again: python -m proof.fuzz picky --runs 0\n") == 1
     assert re.search(r"picky: 2 known inputs in \d\.\d s, then 0 in 0\.0 s", printed)
     report = fuzz(Known(), seed=SEED, runs=5, max_findings=1)
     assert report.known_s == report.spent_s > 0

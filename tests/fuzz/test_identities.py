@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fuzz.engine import check
-from fuzz.identities import Identities
-from fuzz.rights import needs_of_frame, needs_of_request, rights_in, token_of
+from proof.fuzz.engine import check
+from proof.fuzz.identities import Identities
+from proof.fuzz.rights import needs_of_frame, needs_of_request, rights_in, token_of
 from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Unauthenticated
 from tenuto.hub.access import tickets, tokens

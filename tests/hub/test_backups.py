@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from proof.wirecheck import SseViewer, WsViewer
 from tenuto import Hub
 from tenuto.cli.main import main
 from tenuto.core.errors import LocalError
@@ -19,7 +20,6 @@ from tenuto.hub.keep import backups
 from tenuto.hub.keep.backups import RETRY_S, BackupSchedule
 from tests.processes import serving
 from tests.stores.files import PATIENCE_S, run_from_outside
-from wirecheck import SseViewer, WsViewer
 
 HOUR_S = 3600.0
 

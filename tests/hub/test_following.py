@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from simulation.clock import SimClock, VirtualLoop
+from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver

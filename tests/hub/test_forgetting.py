@@ -17,7 +17,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from simulation.clock import START_MS, SimClock, VirtualLoop
+from proof.simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.core.document import Stored, restore_command
 from tenuto.core.errors import Busy, Held, InvalidName, NotFound
 from tenuto.core.events import ChannelAttached

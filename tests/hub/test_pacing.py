@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from simulation.clock import SimClock, VirtualLoop
+from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, MessageWriter

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from simulation.clock import START_MS, SimClock, VirtualLoop
+from proof.simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.core.document import Stored, restore
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.ops import WriterIdentity

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from simulation.clock import SimClock
+from proof.simulation.clock import SimClock
 from tenuto.cli.main import main
 from tenuto.core.errors import NotFound
 from tenuto.core.events import ChannelAttached, MessageCreate, MessageUpdate

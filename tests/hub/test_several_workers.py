@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tests.processes import Process, request
 
 # The wrapper has no attribute that leads to the app, so `tenuto serve` does not find the hub.

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from simulation.clock import START_MS, SimClock, VirtualLoop
+from proof.simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.app import Hub
 from tenuto.core.names import base32
 from tenuto.hub.access.identity import Identity

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from simulation.clock import SimClock, VirtualLoop
+from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import TooMany

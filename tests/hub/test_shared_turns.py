@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from simulation.clock import SimClock, VirtualLoop
+from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.agents.backend import Watch
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn

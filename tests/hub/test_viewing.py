@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from simulation.clock import Process, SimClock, VirtualLoop
+from proof.simulation.clock import Process, SimClock, VirtualLoop
 from tenuto.core.errors import Draining, StoreUnavailable
 from tenuto.hub import HubCore
 from tenuto.hub.nodes.nodes import TERM_MS

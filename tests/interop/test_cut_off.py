@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from simulation.clock import SimClock, VirtualLoop
+from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto import Hub
 from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.hub.viewing import CUT_OFF_S, STEP_S

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from oracle.log import StoredLogs
+from proof.oracle.log import StoredLogs
 from tenuto.core.ops import Create, Entry, Finish, Op
 from tenuto.stores.base import Write
 

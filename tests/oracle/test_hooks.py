@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 from msgspec.structs import replace
 
-from oracle.hooks import FAULT_S, HookOracle
-from oracle.log import StoredLogs
-from oracle.violation import Violation
+from proof.oracle.hooks import FAULT_S, HookOracle
+from proof.oracle.log import StoredLogs
+from proof.oracle.violation import Violation
 from tenuto.core.ops import Delete, Op, Update
 from tenuto.hub.hooks import KINDS, HookEvent
 from tests.oracle.entries import END, create, write

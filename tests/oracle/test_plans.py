@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from oracle.plans import Append, Piece, Plan, Put, Script, first_difference
+from proof.oracle.plans import Append, Piece, Plan, Put, Script, first_difference
 from tests.oracle.test_views import SEED, plan_of
 
 STEPS = 6

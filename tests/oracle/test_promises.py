@@ -12,11 +12,11 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from oracle.log import StoredLogs
-from oracle.nodes import NodeLeases
-from oracle.promises import Promises
-from oracle.views import ViewOracle
-from oracle.violation import Violation
+from proof.oracle.log import StoredLogs
+from proof.oracle.nodes import NodeLeases
+from proof.oracle.promises import Promises
+from proof.oracle.views import ViewOracle
+from proof.oracle.violation import Violation
 from tenuto.core.events import ChannelAttached, MessageCreate, PresenceLeave
 from tenuto.core.limits import Limits
 from tenuto.core.names import command_key

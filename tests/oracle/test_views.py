@@ -11,15 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from oracle.log import StoredLogs
-from oracle.plans import Piece, Plan, Script
-from oracle.views import PlanOracle, ViewOracle
-from oracle.violation import Violation
+from proof.oracle.log import StoredLogs
+from proof.oracle.plans import Piece, Plan, Script
+from proof.oracle.views import PlanOracle, ViewOracle
+from proof.oracle.violation import Violation
+from proof.wirecheck import Checker
 from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Append
 from tests.oracle.entries import create, write
-from wirecheck import Checker
 
 Json = dict[str, Any]
 SEED = 3

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from simulation.clock import VirtualLoop
+from proof.simulation.clock import VirtualLoop
 
 
 @pytest.fixture(scope="module", autouse=True)

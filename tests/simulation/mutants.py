@@ -18,8 +18,8 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from simulation import watchdog
-from simulation.store import SimStore
+from proof.simulation import watchdog
+from proof.simulation.store import SimStore
 from tenuto.core import catch_up, decide_commands
 from tenuto.core import decide as decisions
 from tenuto.core.cursor import kept_serial

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from oracle.violation import Violation
-from simulation.bounds import HELD, SPARE, Bounds
-from simulation.hooks import is_expected
+from proof.oracle.violation import Violation
+from proof.simulation.bounds import HELD, SPARE, Bounds
+from proof.simulation.hooks import is_expected
 from tenuto.app import Hub
 from tenuto.hub.deadlines import Deadlines
 

@@ -9,7 +9,7 @@ import asyncio
 
 import pytest
 
-from simulation.clock import Process, Stuck, VirtualLoop
+from proof.simulation.clock import Process, Stuck, VirtualLoop
 
 HOUR_S = 3600.0
 

@@ -11,7 +11,7 @@ from types import FunctionType
 
 import pytest
 
-from simulation import World
+from proof.simulation import World
 from tests.simulation import mutants
 from tests.simulation.directed import WORLDS, directed
 from tests.simulation.mutants import MUTANTS, Mutant

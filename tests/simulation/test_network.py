@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from simulation.clock import VirtualLoop
-from simulation.faults import FaultModel
-from simulation.network import Pipe
+from proof.simulation.clock import VirtualLoop
+from proof.simulation.faults import FaultModel
+from proof.simulation.network import Pipe
 
 HOUR_S = 3600.0
 

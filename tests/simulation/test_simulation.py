@@ -15,12 +15,12 @@ from dataclasses import replace
 
 import pytest
 
-from simulation import World
-from simulation.__main__ import main
-from simulation.editor import Editor
-from simulation.lease_writers import LeaseWriter
-from simulation.members import Commander
-from simulation.plan import EDITS, Plan
+from proof.simulation import World
+from proof.simulation.__main__ import main
+from proof.simulation.editor import Editor
+from proof.simulation.lease_writers import LeaseWriter
+from proof.simulation.members import Commander
+from proof.simulation.plan import EDITS, Plan
 from tests.simulation.mutants import deliver_before_the_commit
 
 OLD_HUB_COUNTS = (1, 1, 2, 3)  # the plans of earlier failures were drawn with these
@@ -109,7 +109,7 @@ def test_hook_of_a_running_hub_gets_the_first_entry_of_a_channel(seed: int) -> N
 
 DIGESTS = """
 import sys
-from simulation import World
+from proof.simulation import World
 print([World(int(seed)).run().digest for seed in sys.argv[1:]])
 """
 
@@ -157,7 +157,7 @@ def test_command_describes_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["--seeds", "5", "--start", "1", "--failures", "1"]) == 1
     output = capsys.readouterr().out
     assert "VIOLATION" in output
-    assert "again: python -m simulation --start 1 --seeds 1" in output
+    assert "again: python -m proof.simulation --start 1 --seeds 1" in output
     assert "1 seeds from 1: 1 failed [1]" in output
 
 

@@ -13,12 +13,12 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from oracle.log import StoredLogs
-from oracle.violation import Violation
-from simulation.clock import Process, VirtualLoop
-from simulation.faults import FaultModel
-from simulation.store import SimStore, StoreClient
-from simulation.trace import Trace
+from proof.oracle.log import StoredLogs
+from proof.oracle.violation import Violation
+from proof.simulation.clock import Process, VirtualLoop
+from proof.simulation.faults import FaultModel
+from proof.simulation.store import SimStore, StoreClient
+from proof.simulation.trace import Trace
 from tenuto.core.cursor import kept_serial
 from tenuto.core.document import document
 from tenuto.core.draft import Draft

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from simulation import World, watchdog
-from simulation.clock import Stuck, VirtualLoop
-from simulation.watchdog import Hung, watching
+from proof.simulation import World, watchdog
+from proof.simulation.clock import Stuck, VirtualLoop
+from proof.simulation.watchdog import Hung, watching
 from tests.simulation.mutants import block_until_a_load
 
 

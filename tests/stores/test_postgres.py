@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto import Hub, Retention
 from tenuto.cli import archiving
 from tenuto.cli.main import main

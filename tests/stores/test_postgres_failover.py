@@ -15,7 +15,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from chaos.postgres_server import MEMORY
+from proof.chaos.postgres_server import MEMORY
+from proof.wirecheck import SseViewer, WsViewer
 from tenuto import Hub
 from tenuto.core.cursor import kept_serial
 from tenuto.core.errors import Draining, Fenced, StoreUnavailable, TenutoError
@@ -30,7 +31,6 @@ from tenuto.testing.proxy import Direction
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.transports.conftest import new_hub, serving
-from wirecheck import SseViewer, WsViewer
 
 pytestmark = needs_postgres
 

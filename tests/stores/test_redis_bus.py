@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.stores.base import Bus, Notice

@@ -4,7 +4,7 @@ Layer: tests.
 
 `test_permissions` runs each cell against the real app on every transport that offers the operation, and compares the
 tables of `docs/security.md` with the result of `tables()`; `python -m tests.transports.permissions` writes them there.
-An operation that is missing here fails a test. The fuzzers judge by the same table (`fuzz.rights`).
+An operation that is missing here fails a test. The fuzzers judge by the same table (`proof.fuzz.rights`).
 """
 
 from __future__ import annotations

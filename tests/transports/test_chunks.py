@@ -16,12 +16,12 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
+from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.events import MessageAppend
 from tenuto.hub.batches import EncodedBatch
 from tenuto.transports.chunks import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
-from wirecheck import SseViewer, WsViewer
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
+from proof.wirecheck import encode_frame
 from tenuto import Hub, allow_everyone
 from tenuto.core.events import MessageAppend
 from tenuto.hub.batches import EncodedBatch
@@ -34,7 +35,6 @@ from tests.test_bounded_websocket import HANDSHAKE, Owner, SocketTransport
 from tests.transports.conftest import new_hub
 from tests.transports.test_chunks import batch
 from tests.virtual import virtually
-from wirecheck import encode_frame
 
 STEP_S = 0.05  # longer than the flush windows below; the steps of a plan end before the first heartbeat, at 1 s
 PING_DUE_S = FIRST_PING_S - PING_EARLY_S

@@ -22,6 +22,7 @@ from starlette.routing import Mount
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
+from proof.wirecheck import SseViewer
 from tenuto.app import Hub
 from tenuto.cli.main import main
 from tenuto.core.errors import Busy, LocalError
@@ -41,7 +42,6 @@ from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream, stored
-from wirecheck import SseViewer
 
 SECRET = "a secret that only tests know, of at least thirty-two bytes"
 EVENTS = "/v1/channels/chat:1/events"

@@ -24,13 +24,13 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
+from proof.wirecheck import SseViewer, WsViewer
 from tenuto.app import Hub
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.hub.access.identity import CAPABILITIES
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_sse import drained
 from tests.transports.watching import Stream, write
-from wirecheck import SseViewer, WsViewer
 
 LOCAL: dict[str, Any] = {"base_url": "http://localhost", "client": ("127.0.0.1", 1)}
 

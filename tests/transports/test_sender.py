@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from simulation.clock import VirtualLoop
+from proof.simulation.clock import VirtualLoop
 from tenuto.transports import sender as sender_module
 from tenuto.transports.heartbeats import Heartbeats
 from tenuto.transports.sender import DirectSender, Sender, TaskSender

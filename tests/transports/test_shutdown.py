@@ -19,8 +19,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from chaos.processes import free_port
-from wirecheck import SseViewer, WsViewer
+from proof.chaos.processes import free_port
+from proof.wirecheck import SseViewer, WsViewer
 
 APP = """
 import asyncio

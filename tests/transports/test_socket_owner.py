@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from chaos.processes import free_port
+from proof.chaos.processes import free_port
 from tenuto.core.errors import Busy, NoVerifier
 from tenuto.server import serving
 from tenuto.transports import socket_owner

@@ -13,6 +13,7 @@ import pytest
 from aiosseclient import aiosseclient
 from httpx_sse import aconnect_sse
 
+from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.channel import Channel
 from tenuto.transports import sender
@@ -20,7 +21,6 @@ from tenuto.transports.app import App
 from tenuto.transports.chunks import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.watching import NASTY, Stream, stored, write
-from wirecheck import SseViewer, WsViewer
 
 EVENTS = "/v1/channels/c/events"
 

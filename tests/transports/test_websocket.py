@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
+from proof.wirecheck import WsViewer, encode_frame
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.hub.access.identity import CAPABILITIES
@@ -25,7 +26,6 @@ from tenuto.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats, is_complete, pass_seconds
 from tests.transports.watching import NASTY, stored, write
-from wirecheck import WsViewer, encode_frame
 
 Json = dict[str, Any]
 

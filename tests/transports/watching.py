@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import msgspec
 
+from proof.wirecheck import Response, SseEvent, SseParser
 from tenuto.app import Hub
 from tests.transports.conftest import PATIENCE_S, Served
-from wirecheck import Response, SseEvent, SseParser
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "text.json").read_text())
 NASTY = [

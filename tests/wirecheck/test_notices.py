@@ -5,7 +5,7 @@ Layer: tests.
 
 from typing import Any
 
-from wirecheck import Checker
+from proof.wirecheck import Checker
 
 Json = dict[str, Any]
 BOT: Json = {"id": "bot-1", "kind": "agent", "data": {"state": "listening"}, "connections": 1}

@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.events import CloseConnection, Ping, TextMessage
 
-from tests.testing.test_proxy import at_rest
-from wirecheck import (
+from proof.wirecheck import (
     Checker,
     Frames,
     Json,
@@ -31,6 +30,7 @@ from wirecheck import (
     WsViewer,
     encode_frame,
 )
+from tests.testing.test_proxy import at_rest
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
