@@ -240,7 +240,7 @@ PROSE_PAGES = [
 ]
 SOURCES = [
     path
-    for folder in ("tenuto", "oracle", "simulation", "chaos", "wirecheck", "tests")
+    for folder in ("tenuto", "proof", "tests")
     for path in (ROOT / folder).rglob("*.py")
 ]
 

@@ -25,7 +25,7 @@ from tenuto.core import errors
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = (
-    *("tenuto", "oracle", "simulation", "chaos", "fuzz", "wirecheck"),
+    *("tenuto", "proof"),
     *("bench", "examples", "scripts", "tests", "docs", ".ci"),
 )
 SCRIPTS = (ROOT / "scripts", ROOT / ".ci")  # folders in which files without a suffix count, too
@@ -64,7 +64,7 @@ PRIVATE_WORDS = {"owed", "planted", "throttling"} | _SINGULAR | {f"{word}s" for 
 # The glossary replaces these words by send, receive, notify and request. Tests and examples have people and models that
 # say a text, so the rule holds for names of the package and of the programs that test it.
 SPOKEN_WORDS = {"tell", "tells", "telling", "told", "hear", "heard", "said"}
-SPEECHLESS = ("tenuto", "oracle", "simulation", "chaos", "fuzz", "wirecheck", "bench", "scripts")
+SPEECHLESS = ("tenuto", "proof", "bench", "scripts")
 # Where a private word has its standard meaning: Python's wheels, the wheel of a mouse, and a tool in examples of SDKs.
 WHEELS = (*("CHANGELOG.md", "proof/oracle/__init__.py", "scripts", "proof/wirecheck/__init__.py"),)
 STANDARD_IN = {"wheel": WHEELS, "weather": ("tests/agents/sources",)}

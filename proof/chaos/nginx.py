@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["DEPLOYMENT", "configuration", "settings_of_the_docs"]
 
-DEPLOYMENT = Path(__file__).parents[1] / "docs" / "deployment.md"
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
 def settings_of_the_docs() -> tuple[str, str, str]:

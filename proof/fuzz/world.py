@@ -33,7 +33,7 @@ from tenuto.hub.access.tokens import jwt_verifier
 
 PATIENCE_S = 200.0  # virtual time in which requests must end by themselves
 HOLD_S = 0.3  # how long a stream is read: some flush windows
-PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
+PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 SMALL = Limits(
     request_bytes=8_192,
     append_bytes=2_048,
