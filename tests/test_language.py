@@ -67,7 +67,7 @@ SPOKEN_WORDS = {"tell", "tells", "telling", "told", "hear", "heard", "said"}
 SPEECHLESS = ("tenuto", "proof", "bench", "scripts")
 # Where a private word has its standard meaning: Python's wheels, the wheel of a mouse, and a tool in examples of SDKs.
 WHEELS = (*("CHANGELOG.md", "proof/oracle/__init__.py", "scripts", "proof/wirecheck/__init__.py"),)
-STANDARD_IN = {"wheel": WHEELS, "weather": ("tests/agents/sources",)}
+STANDARD_IN = {"wheel": WHEELS, "weather": ("tests/sources",)}
 STANDARD_IN_PROSE = {"weather", "seq", "packet"}  # Socket.IO has packets
 _LOGGED = {"debug", "info", "warning", "error", "exception", "critical"}
 _ERRORS = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}

@@ -15,8 +15,8 @@ import pytest
 from tenuto.core.errors import LocalError
 from tenuto.demo.app import build
 from tenuto.demo.model import model_in, who_answers
-from tests.agents.sources.provider import HOLD, Provider
-from tests.agents.sources.wires import (
+from tests.sources.provider import HOLD, Provider
+from tests.sources.wires import (
     CHAT_USAGE,
     TEXT,
     chat_end,

@@ -11,9 +11,9 @@ from openai import AsyncOpenAI
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
-from tests.agents.sources.piping import SEEN_WITHIN_S, broken, ended, failed, left, pipe_all
-from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.wires import (
+from tests.sources.piping import SEEN_WITHIN_S, broken, ended, failed, left, pipe_all
+from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.wires import (
     INPUT,
     PARTS,
     RESPONSES_USAGE,

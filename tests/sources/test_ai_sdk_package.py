@@ -16,9 +16,9 @@ import pytest
 
 from tenuto import Hub
 from tenuto.sources import ai_sdk, pipe
-from tests.agents.sources.piping import SEEN_WITHIN_S, ended, failed, has_text, pipe_all
+from tests.sources.piping import SEEN_WITHIN_S, ended, failed, has_text, pipe_all
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 APP = Path(__file__).with_name("ai_sdk_app.mjs")
 VERSION = "7.0.173"
 

@@ -11,9 +11,9 @@ import pytest
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
-from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
-from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, sse
+from tests.sources.piping import broken, ended, failed, left, pipe_all
+from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, sse
 
 START: list[dict[str, Any]] = [{"type": "start", "messageId": "m1"}, {"type": "start-step"}]
 THOUGHT: list[dict[str, Any]] = [

@@ -12,9 +12,9 @@ from google.genai import types
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.sources import ToolCall
-from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
-from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.wires import FIRST, GEMINI_USAGE, PARTS, SECOND, TEXT, gemini, gemini_answer, sse
+from tests.sources.piping import broken, ended, failed, left, pipe_all
+from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.wires import FIRST, GEMINI_USAGE, PARTS, SECOND, TEXT, gemini, gemini_answer, sse
 
 ASK: dict[str, Any] = {"model": "gemini-test", "contents": "Hi"}
 CALLED = {**PARTS[2], "input": '{"city":"Oslo"}'}  # Google sends an object, which is written as compact JSON

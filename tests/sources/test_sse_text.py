@@ -19,7 +19,7 @@ from tenuto.core.errors import LocalError
 from tenuto.sources import UpstreamError, pipe
 from tenuto.sources.sse_text import SSEText
 from tenuto.sources.vocabulary import Add
-from tests.agents.sources.piping import broken, pipe_all
+from tests.sources.piping import broken, pipe_all
 
 TOKENS = ["You ", "asked:\n", '"why?" ', "🙂 "]
 WHOLE = "".join(TOKENS)

@@ -11,9 +11,9 @@ from anthropic import Anthropic, AsyncAnthropic
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.sources import ToolCall
-from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
-from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.wires import (
+from tests.sources.piping import broken, ended, failed, left, pipe_all
+from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.wires import (
     CLAUDE_USAGE,
     INPUT,
     PARTS,

@@ -10,9 +10,9 @@ from openai import AsyncOpenAI, OpenAI
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.sources import ToolCall, UpstreamEnded
-from tests.agents.sources.piping import broken, ended, failed, left, pipe_all
-from tests.agents.sources.provider import CUT, HOLD, Provider
-from tests.agents.sources.wires import (
+from tests.sources.piping import broken, ended, failed, left, pipe_all
+from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.wires import (
     CHAT_USAGE,
     DONE,
     FIRST,

@@ -23,9 +23,9 @@ from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
 from tenuto.sources.errors import reported
-from tests.agents.sources.piping import PATIENCE_S, broken, pipe_all
+from tests.sources.piping import PATIENCE_S, broken, pipe_all
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MODULES = sorted(Path(sources.__file__).parent.glob("*.py"))
 IMPORTS = """
 import sys

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tenuto import Hub
-from tests.agents.sources.provider import Provider
+from tests.sources.provider import Provider
 
 _QUIET = {
     "NO_PROXY": "127.0.0.1",

@@ -12,7 +12,7 @@ from tenuto import Hub
 from tenuto.core.errors import NotFound
 from tenuto.core.model import Message
 from tenuto.sources import Piped, UpstreamEnded, UpstreamError, pipe
-from tests.agents.sources.provider import Provider
+from tests.sources.provider import Provider
 
 PATIENCE_S = 30
 SEEN_WITHIN_S = 1.0  # time within which a provider must see that a stream was stopped
