@@ -276,7 +276,7 @@ def test_a_class_has_at_most_50_methods_with_those_that_it_inherits_in_the_packa
 
 
 def test_a_class_has_at_most_20_attributes_with_those_that_it_inherits_in_the_package() -> None:
-    """Two classes have more for the reasons of decision 0090; the committer also knows whether the store can write."""
+    """Three have more: the path of the hub's mount, repeats and refills of a writer, whether the store can write."""
     classes = {(name_of(path), one.name): one for path in MODULES for one in classes_in(path)}
     homes = {name_of(path): outline_of(path).homes for path in MODULES}
     attributes = {
