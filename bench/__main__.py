@@ -79,7 +79,7 @@ def main() -> int:
     print("\n".join(lines))
     if arguments.markdown is not None:
         command = shlex.join(["python", "-m", "bench", *_without_paths(sys.argv[1:])])
-        report.write(arguments.markdown, command=command, facts=facts, rows=rows, output=lines)
+        report.write(arguments.markdown, command=command, facts=facts, rows=rows)
     missed = any(row.is_met is False for row in rows)
     return 1 if any(row.has_failed for row in rows) or (arguments.strict and missed) else 0
 
@@ -164,7 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
     parser.add_argument("--soak-s", type=float, help="how long each soak lasts; by default 600 s, on PostgreSQL 60 s")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write table and output into this page as well")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table into this page as well")
     arguments = parser.parse_args()
     for name in arguments.names:
         if name not in BENCHMARKS:

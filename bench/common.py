@@ -39,6 +39,7 @@ __all__ = [
 
 
 CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
+USUAL_ROUNDS = 3  # a figure of another number of rounds says so
 FINISHED = "message.finish"  # the last bytes for each viewer of an answer contain this text, for which `drain` looks
 
 
@@ -219,11 +220,12 @@ def producers_us(server: Child, *, channels: Sequence[str], tokens_per_s: float,
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """Return the median and the range of the values, as text."""
+    """Return the median and the range of the values as text, and their number unless it is `USUAL_ROUNDS`."""
     median = f"{number(statistics.median(values))} {unit}".rstrip()
     if len(values) == 1:
         return f"{median} (one round)"
-    return f"{median} ({number(min(values))}–{number(max(values))}, {len(values)} rounds)"
+    rounds = "" if len(values) == USUAL_ROUNDS else f", {len(values)} rounds"
+    return f"{median} ({number(min(values))}–{number(max(values))}{rounds})"
 
 
 def raw_line(**fields: Any) -> str:

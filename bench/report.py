@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sqlite3
 import statistics
@@ -79,8 +78,8 @@ def check_page(page: Path) -> None:
         raise ValueError(f"{page.name} is in a folder that is not writable")
 
 
-def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output: list[str]) -> None:
-    """Put a run between the marks of `page`, in place of the run before it; every other byte stays.
+def write(page: Path, *, command: str, facts: list[str], rows: list[Row]) -> None:
+    """Put the table of a run between the marks of `page`, in place of the run before it; every other byte stays.
 
     The page never holds figures of two runs: rows that are not in this run are removed, and `facts` says so.
     """
@@ -88,23 +87,15 @@ def write(page: Path, *, command: str, facts: list[str], rows: list[Row], output
     check_page(page)
     before, _, rest = _read(page).partition(BEGIN)
     _, _, after = rest.partition(END)
-    raw = "\n".join(output).replace(BEGIN, "(begin)").replace(END, "(end)")  # a page has one of each
-    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", raw)), default=0))
     lines = [
         BEGIN,
         f"`{command}`:",
         "",
         *(f"- {fact}" for fact in facts),
         "",
-        "| what | measured | budget | |",
-        "|---|---|---|---|",
+        "| what | measured | budget |",
+        "|---|---|---|",
         *(_markdown_row(row) for row in rows),
-        "",
-        "### Raw output",
-        "",
-        f"{fence}text",
-        raw,
-        fence,
         END,
     ]
     # Replace the page atomically: a partly written page would lose the figures of a 45-minute run.
@@ -126,13 +117,14 @@ def _markdown_row(row: Row) -> str:
     measured = f"**{row.measured}**" if row.has_no_figure or row.is_met is False else row.measured
     if row.has_no_figure:
         measured += f": {row.note.partition(chr(10))[0]}"
-    return (
-        "| "
-        + " | ".join(
-            cell.replace("|", "\\|").replace("\n", " ") for cell in (what, measured, row.limit, _VERDICTS[row.is_met])
-        )
-        + " |"
-    )
+    budget = ", ".join(part for part in (row.limit, _VERDICTS[row.is_met]) if part)
+    cells = [_cell(text) for text in (what, measured, budget)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Return `text` on one line, without the marks of figures and with escaped separators."""
+    return text.replace(BEGIN, "(begin)").replace(END, "(end)").replace("|", "\\|").replace("\n", " ")
 
 
 def _field(path: str, name: str) -> str:

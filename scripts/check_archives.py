@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 CLONE = Path(__file__).parents[1]
-# largest size of the wheel, for the reason of decision 0094
+# A larger wheel has a file that came in by accident, or much growth (decision 0044).
 LIMIT_BYTES = 1_500_000
 METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 REQUIRED = {

@@ -295,8 +295,6 @@ def test_decisions_have_a_number_of_their_own_and_are_listed() -> None:
         assert f"[{path.name[:4]}]({path.name}) | {title} |" in index
     listed = re.findall(r"^\| \[(\d{4})\]\(", index, re.MULTILINE)
     assert listed == [path.name[:4] for path in RECORDS]
-    replaced = {path.name[:4] for path in RECORDS if "- Status: superseded" in path.read_text()}
-    assert set(re.findall(r"^\| \[(\d{4})\]\(.*\| superseded \|$", index, re.MULTILINE)) == replaced
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=shown_path)
@@ -304,6 +302,5 @@ def test_a_decision_has_its_form_on_one_page(record: Path) -> None:
     lines = record.read_text().splitlines()
     assert re.fullmatch(r"- Date: \d{4}-\d\d-\d\d", lines[2])
     assert re.fullmatch(r"- Status: (accepted|superseded by \[\d{4}\]\(.*\))", lines[3])
-    assert lines[5].startswith("In short: ")
     assert [line for line in lines if line.startswith("## ")] == ["## Context", "## Decision", "## Consequences"]
     assert len(lines) <= 60

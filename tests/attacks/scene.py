@@ -327,7 +327,7 @@ class Outcome:
     """The effect of an attack: its own report, the growth of the server, and the bystander's median.
 
     The median of CPU times is that of the requests while the attack was under way: an attack delays requests, so those
-    before and after it may be the majority. A crowd is under way when its connections are open (decision 0087).
+    before and after it may be the majority. A crowd is under way when its connections are open (decision 0082).
     """
 
     report: dict[str, Any]

@@ -45,9 +45,9 @@ LARGE = 50  # limit of waiting connections that hold more than 8 KiB
 # since each iteration of the event loop then has as many new connections as it may accept at once (measured). One with
 # 32 of them takes 2.5 ms, and a request several iterations. `tests/test_connections.py` checks that none has more.
 STORM_CPU_S = 0.06
-# The same beside a thousand new connections a second with heads of 54 KB: 55 to 96 ms (measured, decision 0087).
+# The same beside a thousand new connections a second with heads of 54 KB: 55 to 96 ms (measured, decision 0083).
 HEADS_CPU_S = 0.18
-# A first storm leaves 5 to 11 MiB for the life of the process, further ones nothing (measured, decision 0078).
+# A first storm leaves 5 to 11 MiB for the life of the process, further ones nothing (measured, decision 0083).
 STORM_BYTES = 8 * MIB
 SPARE_FILES = 20  # files that the clients of the test may have open, and that they may take from the crowd
 # Python's arguments in place of `-m tenuto`: a system that allows only 1,024 files.

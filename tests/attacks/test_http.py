@@ -15,7 +15,7 @@ from tests.attacks.scene import MIB, Scene, ask, run, writer_token
 # During a flood of small pieces the median request costs the event loop 4 to 20 ms, in one of fifteen runs beside other
 # tests 68 ms. Without the bound it costs 105 ms or more in each run (measured).
 FLOOD_CPU_S = 0.06
-# The same beside 96 connections with pipelined requests: 10 to 13 ms on a busy machine (measured, decision 0087).
+# The same beside 96 connections with pipelined requests: 10 to 13 ms on a busy machine (measured, decision 0083).
 PIPELINED_CPU_S = 0.03
 HEAD = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -274,7 +274,7 @@ async def test_answer_that_is_deleted_while_a_client_follows_it_fails(scene: Sce
 
 
 async def test_answer_after_a_deleted_one_has_other_numbers_for_a_client_that_resumes(scene: Scene) -> None:
-    """A number from before the deletion may skip text (decision 0103). The last event has the whole answer."""
+    """A number from before the deletion may skip text (decision 0080). The last event has the whole answer."""
 
     async def answers_again(turn: Turn) -> None:
         async with turn.reply() as message:
