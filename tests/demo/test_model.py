@@ -15,6 +15,8 @@ import pytest
 from tenuto.core.errors import LocalError
 from tenuto.demo.app import build
 from tenuto.demo.model import model_in, who_answers
+from tests.demo.test_app import Demo, demo, plain_of, text_of
+from tests.processes import PATIENCE_S, serving
 from tests.sources.provider import HOLD, Provider
 from tests.sources.wires import (
     CHAT_USAGE,
@@ -26,8 +28,6 @@ from tests.sources.wires import (
     claude_said,
     claude_thought,
 )
-from tests.demo.test_app import Demo, demo, plain_of, text_of
-from tests.processes import PATIENCE_S, serving
 
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
 

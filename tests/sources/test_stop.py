@@ -10,9 +10,9 @@ from openai import AsyncOpenAI
 from tenuto import Turn
 from tenuto.client import ChannelView
 from tenuto.core.model import Message
+from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.provider import HOLD, Provider
 from tests.sources.wires import chat_said
-from tests.client.wire import Wire, client_of, memory_hub
 
 PATIENCE_S = 10.0
 SAID = "Hello"
