@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from tenuto.core.errors import InvalidRequest, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.core.model import ASKED, Json, Message, check_json, plain
+from tenuto.core.ops import Create
 
 INLINE_BYTES = 512  # largest value that is in `meta`, which all viewers get
 ALWAYS_KEPT = ("tools",)  # may hold the key of a tool's server
@@ -46,26 +46,43 @@ def kept_ids(asked: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
         return ()
 
 
-def split(asked: Mapping[str, Json], by: str | None, limits: Limits) -> tuple[dict[str, Json], list[Kept]]:
-    """Return the value of `meta.asked`, and the values to keep beside it. Raises InvalidRequest, TooLarge."""
+def split(
+    asked: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits
+) -> tuple[dict[str, Json], list[Create]]:
+    """Return the value of `meta.asked`, and the messages of the large values. Raises InvalidRequest, TooLarge."""
     limit = limits.asked_bytes
     try:
         check_json(asked, limit, "asked", depth=limits.depth)
     except TooLarge:
-        size = len(msgspec.json.encode(asked))
         raise TooLarge(
-            f"the tools, instructions and other wishes of the request have {size} bytes as JSON, the limit is {limit} "
-            "(Limits.asked_bytes); send fewer tools",
+            f"the tools, instructions and other wishes of the request have {len(msgspec.json.encode(asked))} bytes as "
+            f"JSON, the limit is {limit} (Limits.asked_bytes); send fewer tools",
             limit=limit,
         ) from None
     if KEPT in asked or any(not 0 < len(name) <= NAME_CHARS for name in asked):
-        raise InvalidRequest(f"asked must have names of 1 to {NAME_CHARS} characters other than {KEPT!r}")
-    kept = list(_kept(asked, by))
-    names = {one.name for one in kept}
-    inline = {name: value for name, value in asked.items() if name not in names}
-    if kept:
-        inline[KEPT] = {one.name: one.id for one in kept}
-    return plain(inline), kept
+        raise InvalidRequest(f"asked must have names of 1 to {NAME_CHARS} characters, and none may be {KEPT!r}")
+    creates: list[Create] = []
+    inline = dict(asked)
+    for one in _kept(asked, by):
+        del inline[one.name]
+        inline.setdefault(KEPT, {})[one.name] = one.id
+        creates.append(_create(one, by, now_ms))
+    return plain(inline), creates
+
+
+def _create(one: Kept, by: str | None, now_ms: int) -> Create:
+    return Create(
+        id=one.id,
+        role=ASKED,
+        author=by,
+        status="complete",
+        parts=[plain({"type": "data", "name": one.name, "data": one.value})],
+        meta={},
+        parent=None,
+        reply_to=None,
+        at_ms=now_ms,
+        digest=b"",
+    )
 
 
 def _kept(asked: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
@@ -80,7 +97,7 @@ def references(meta: Mapping[str, Json]) -> dict[str, str]:
     """Return the ids in `meta.asked.kept` by the names of the values. Other forms have none: a client may send them."""
     asked = meta.get(ASKED)
     kept = asked.get(KEPT) if isinstance(asked, dict) else None
-    found = islice(kept.items(), MOST_KEPT) if isinstance(kept, dict) else ()
+    found = list(kept.items())[:MOST_KEPT] if isinstance(kept, dict) else ()
     return {name: id for name, id in found if isinstance(id, str)}
 
 

@@ -199,7 +199,7 @@ def _create(
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         check_room_for_pending(state, limits)
-    asked, kept = _asked(state, request, caller, now_ms, limits)
+    asked, kept = split(request.asked, caller.id, now_ms, limits) if request.asked else ({}, [])
     op = Create(
         id=message_id,
         role=request.role,
@@ -214,36 +214,15 @@ def _create(
         writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
         is_pending=is_pending,
     )
-    return Decision(ops=(*kept, op), generation=1)
+    return Decision(ops=(*(one for one in kept if not _is_kept(state, one.id)), op), generation=1)
 
 
-def _asked(
-    state: Decidable, request: CreateMessage, caller: Caller, now_ms: int, limits: Limits
-) -> tuple[dict[str, Json], list[Create]]:
-    """Return the value of `meta.asked`, and the messages that keep large values, unless the channel has them."""
-    if not request.asked:
-        return {}, []
-    inline, kept = split(request.asked, caller.id, limits)
-    creates = []
-    for one in kept:
-        known = state.message(one.id)
-        if known is not None and known.role != ASKED:
-            raise IdConflict(f"message {one.id!r} has the id of a value that the request must keep; delete it first")
-        if known is None:
-            create = Create(
-                id=one.id,
-                role=ASKED,
-                author=caller.id,
-                status="complete",
-                parts=[{"type": "data", "name": one.name, "data": plain({"value": one.value})["value"]}],
-                meta={},
-                parent=None,
-                reply_to=None,
-                at_ms=now_ms,
-                digest=b"",
-            )
-            creates.append(create)
-    return inline, creates
+def _is_kept(state: Decidable, message_id: str) -> bool:
+    """Return whether the channel has a value beside `meta`. Raises IdConflict if another message has its id."""
+    known = state.message(message_id)
+    if known is not None and known.role != ASKED:
+        raise IdConflict(f"message {message_id!r} has the id of a value that the request must keep; delete it first")
+    return known is not None
 
 
 def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
