@@ -19,11 +19,9 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
-from mcp.server.streamable_http import EventMessage
 
-from tenuto import Hub
 from tests.examples.nodes import FOLLOW_S, Node, is_over, two_nodes, until, viewing
-from tests.examples.programs import FOLDER, NAMES, PAGELESS, PROCESSES, load
+from tests.examples.programs import FOLDER, NAMES, PROCESSES, load
 from tests.interop.pages import pages_at, text_of
 from tests.postgres import needs_postgres, running_postgres
 from tests.processes import python
@@ -261,55 +259,6 @@ async def use_chat_server(here: Node, there: Node) -> None:
         assert text_of(ends[0]).endswith("may stop it.")
 
 
-async def mcp_events(here: Node, there: Node) -> None:
-    """Two processes keep the events of their sessions in one store; each resumes a call of its own sessions."""
-    call = {"name": "count", "arguments": {"to": 20}, "_meta": {"progressToken": "p"}}
-    client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-    accept = {"Accept": "application/json, text/event-stream"}
-    async with http(here, headers=accept) as one, http(there, headers=accept) as other:
-        begun = {}
-        for node in (one, other):
-            opened = await node.post("/mcp", json=rpc("initialize", client, id=0))
-            node.headers["Mcp-Session-Id"] = begun[node] = opened.headers["mcp-session-id"]
-            assert (await node.post("/mcp", json=rpc("notifications/initialized"))).status_code == 202
-
-        async def cut(node: httpx2.AsyncClient) -> tuple[str, list[Any]]:
-            """Call `count`, lose the connection at its third step, and return the id of that event and the rest."""
-            last, rest = "", []
-            async with node.stream("POST", "/mcp", json=rpc("tools/call", call, id=1)) as response:
-                async for line in response.aiter_lines():
-                    last = line[4:] if line.startswith("id: ") else last
-                    if '"progress":3' in line:
-                        break
-            async with node.stream("GET", "/mcp", headers={"Last-Event-ID": last}) as response:
-                async for line in response.aiter_lines():
-                    if line.startswith("data: {"):
-                        rest.append(json.loads(line[6:]))
-                    if '"result"' in line:
-                        break
-            return last, rest
-
-        (last, rest), (_, rest_there) = await asyncio.gather(cut(one), cut(other))
-        for steps in (rest, rest_there):
-            assert [step["params"]["progress"] for step in steps[:-1]] == list(range(4, 21))
-            assert steps[-1]["result"]["content"][0]["text"] == "counted to 20"
-        example, replayed = load("mcp_events"), []
-        example.hub = Hub(here.store, hooks_signals=False)  # type: ignore[attr-defined]
-
-        async def note(event: EventMessage) -> None:
-            replayed.append(event.message.model_dump(mode="json", by_alias=True, exclude_unset=True))
-
-        await example.HubEvents().replay_events_after(last, note)
-        await example.hub.close()
-        assert replayed == rest
-        foreign = {"Last-Event-ID": last, "Mcp-Session-Id": begun[one]}
-        assert (await other.get("/mcp", headers=foreign)).status_code == 404
-
-
-def rpc(method: str, params: object = None, **fields: int) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "method": method, **({"params": params} if params else {}), **fields}
-
-
 async def agent_elsewhere(here: Node, there: Node) -> None:
     """An agent answers a person at the other node. When it dies, one of that node continues, also without the first."""
     program = str(FOLDER / "agent_elsewhere.py")
@@ -354,7 +303,6 @@ SCENES: dict[str, Scene] = {  # those that take longest begin first
     "login_fastapi": login_fastapi,
     "react/server": react_server,
     "use_chat/server": use_chat_server,
-    "mcp_events": mcp_events,
 }
 
 
@@ -397,4 +345,4 @@ async def test_an_example_runs_on_two_nodes(runs: dict[str, asyncio.Task[None]],
 
 async def test_each_example_has_a_scene() -> None:
     servers = {f"{path.parent.name}/server" for path in FOLDER.glob("*/server.py")}
-    assert set(SCENES) == {*NAMES, *PAGELESS, *PROCESSES, *servers}
+    assert set(SCENES) == {*NAMES, *PROCESSES, *servers}
