@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tenuto.hub import MessageWriter, Subscription
     from tenuto.hub.hooks import HookEvent
     from tenuto.hub.identity import Identity, allow_everyone
+    from tenuto.visiting import visitors
 
 __all__ = [
     "HookEvent",
@@ -32,6 +33,7 @@ __all__ = [
     "Turn",
     "__version__",
     "allow_everyone",
+    "visitors",
 ]
 
 if not TYPE_CHECKING:  # only at run time: a type checker would take every name as defined by `__getattr__`
@@ -47,6 +49,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
         "Subscription": "tenuto.hub",
         "Turn": "tenuto.agents.turn",
         "allow_everyone": "tenuto.hub.identity",
+        "visitors": "tenuto.visiting",
     }
 
     def __getattr__(name):

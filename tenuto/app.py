@@ -24,21 +24,25 @@ from tenuto.agents.running import Agent, Handler, check_agent
 from tenuto.agents.turn import OnCrash
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.answer_ids import reply_id as reply_id_of
-from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, shown
+from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turn_deltas import TurnStatus
+from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub import HubCore
 from tenuto.hub.control import check_speed
 from tenuto.hub.patterns import check_pattern
+from tenuto.hub.questions import Asked
 from tenuto.hub.turn_status import next_status, read_pending, read_turn
+from tenuto.hub.visitors import visit_in
 from tenuto.hub.workers import WhenBusy
 from tenuto.response import Answering, StreamResponse, Style, check_source, check_style
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.stores.sqlite import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.framing import EndFrame
+from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount
 
 Scope = MutableMapping[str, Any]
@@ -132,7 +136,7 @@ class Hub(HubCore):
         message_id = self.clock.id_or_new(reply_id)
         check_channel(channel)
 
-        async def ask(message_id: str) -> str | None:
+        async def ask(message_id: str, scope: Scope) -> str | None:
             """Store the prompt of the answer `message_id`.
 
             A repeated call adds no second prompt, because it computes the same id.
@@ -140,26 +144,42 @@ class Hub(HubCore):
             if prompt is None:
                 return None
             request = CreateMessage(role="user", text=prompt)
-            caller = replace(self.caller(prompt_by), brings_answer=True)
+            caller = replace(self.caller(prompt_by or _visitor_in(self, scope)), brings_answer=True)
             prompt_id = reply_id_of(message_id, 0)
             await self.ask(channel, prompt_id, request, caller)
             return prompt_id
 
-        async def join(known: str) -> bool:
+        async def join(known: str, scope: Scope) -> bool:
             """Return whether the message `known`, of an earlier request, is the answer to the same prompt."""
             await self.start()
             prompt_id = reply_id_of(known, 0) if prompt is not None else None
             try:
                 await _check_own_answer(self, channel, known, author=author, reply_to=prompt_id)
-                await ask(known)  # raises IdConflict if the prompt is another one
+                await ask(known, scope)  # raises IdConflict if the prompt is another one
                 await self.read(channel, known)
             except (NotFound, Deleted, IdConflict):
                 return False
             return True
 
-        async def begin(message_id: str) -> Answering | None:
+        async def begin(message_id: str, scope: Scope) -> Answering | None:
             await self.start()
-            prompt_id = await ask(message_id)
+            try:
+                asked = _count_answer(self, prompt_by, scope)
+            except TooMany:
+                if await join(message_id, scope):
+                    return None  # a repeat begins no answer
+                raise
+            try:
+                answering = await begin_counted(message_id, scope)
+            except BaseException:
+                asked.give_back()
+                raise
+            if answering is None:
+                asked.give_back()  # the answer was counted when it began
+            return answering
+
+        async def begin_counted(message_id: str, scope: Scope) -> Answering | None:
+            prompt_id = await ask(message_id, scope)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
             assert isinstance(writer, AgentWriter)
             # a repeated request waits here for the first one
@@ -207,6 +227,8 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
+        if self.questions is not None:
+            visit_in(scope)  # now, so that the copy of the scope shares it
         return await authorize(self._asgi, dict(scope), channel, capabilities)
 
     async def serve_socket(
@@ -314,6 +336,19 @@ class Hub(HubCore):
                 await app(scope, receive, send)
 
         return wrapped
+
+
+def _visitor_in(hub: Hub, scope: Scope) -> str | None:
+    """Return the visitor that `visitors().of` found in the request of `scope`, if any."""
+    return visit_in(dict(scope)).client_id if hub.questions is not None else None
+
+
+def _count_answer(hub: Hub, prompt_by: str | None, scope: Scope) -> Asked:
+    """Count an answer that the app begins for a visitor. Raises TooMany."""
+    visitor = _visitor_in(hub, scope) or prompt_by
+    if hub.questions is None or visitor is None or not is_visitor(visitor):
+        return Asked([])
+    return hub.questions.ask(visitor, peer_of(dict(scope)))
 
 
 async def _check_own_answer(

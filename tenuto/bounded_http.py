@@ -351,6 +351,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._is_known = False
         if client != proxy:
             self.scope["client"] = (client, 0)
+        self.scope["scheme"] = self._book.proxies.scheme_of(proxy, self.headers, self.scope["scheme"])
 
     # Requests
 

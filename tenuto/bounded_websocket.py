@@ -196,6 +196,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
                 client = self._book.proxies.client_of(proxy, self.scope["headers"])
                 if client != proxy:
                     self.scope["client"] = (client, 0)
+                scheme = self._book.proxies.scheme_of(proxy, self.scope["headers"], self.scope["scheme"])
+                self.scope["scheme"] = scheme
             # No frame can arrive before the application has accepted the socket, because a client waits for that.
             self.transport.pause_reading()
 

@@ -181,7 +181,10 @@ def main() -> None:
     metavar="ORIGIN",
     help="Origin of this server's own pages, behind a proxy with TLS.",
 )
-@click.option("--allow-everyone", is_flag=True, help="Accept every caller, unverified, with every capability.")
+@click.option(
+    "--visitors", "has_visitors", is_flag=True, help="Give each browser without a token an id, and chats of its own."
+)
+@click.option("--allow-everyone", is_flag=True, help="Let every caller, unverified, read and write every channel.")
 @click.option(
     "--trust-proxy",
     "proxies",
@@ -217,6 +220,7 @@ def serve(
     issuers: tuple[str, ...],
     origins: tuple[str, ...],
     public_origin: str | None,
+    has_visitors: bool,
     allow_everyone: bool,
     proxies: tuple[str, ...],
     log_level: str,
@@ -226,12 +230,21 @@ def serve(
     from tenuto.app import Hub
 
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
+    if has_visitors:
+        if allow_everyone:
+            raise LocalError(
+                "--visitors cannot be used with --allow-everyone, which verifies no caller; leave one of them out"
+            )
+        from tenuto.visiting import visitors  # imported here, because the import is slow
+
+        verifier = visitors(verifier)
     if target is not None:
         is_ours = (store, bus, flush_ms, drain_s, public_origin) != (None,) * 5 or origins or secret_files or jwks
-        if is_ours or ages or max_bytes is not None or no_migration_backup:
+        if is_ours or ages or has_visitors or max_bytes is not None or no_migration_backup:
             raise LocalError(
                 "--app brings its own hub: set --store, --bus, --flush-ms, --drain-s, --allowed-origin, "
-                "--public-origin, --retention, --max-bytes, --no-migration-backup and the options for tokens there"
+                "--public-origin, --visitors, --retention, --max-bytes, --no-migration-backup and the options for "
+                "tokens there"
             )
         app = load_app(target)
         if not allow_everyone:
@@ -251,7 +264,7 @@ def serve(
         check_guarded(host, app)
     _schedule_backups(hubs_in(app), backup_dir, backup_every, backup_keep)
     if allow_everyone and not is_local(host):
-        click.echo(f"Every machine that reaches {host} may read, write and delete every channel.", err=True)
+        click.echo(f"Every machine that reaches {host} may read and write every channel.", err=True)
     elif allow_everyone:
         for one in hubs_in(app):  # otherwise the DNS name of any web page could point at this machine
             one.requires_own_host = True

@@ -25,10 +25,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
 from tenuto.core.errors import LocalError
+from tenuto.hub.hosts import address_group
 from tenuto.parse_queue import ParseQueue
 
 logger = logging.getLogger("tenuto.serving")
@@ -379,6 +380,16 @@ class TrustedProxies:
                 break
         return client
 
+    def scheme_of(self, peer: str, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> str:
+        """Return the scheme of a request from the trusted proxy `peer`: the last that it names, else `scheme`."""
+        named = [value for name, value in headers if name == b"x-forwarded-proto"]
+        last = named[-1].decode("latin-1").rpartition(",")[2].strip().lower() if named else ""
+        is_plain = last not in ("https", "wss")
+        if not last or not self.includes(peer):
+            return scheme
+        plain = "ws" if scheme in ("ws", "wss") else "http"
+        return plain if is_plain else f"{plain}s"
+
     def _includes(self, address: str) -> bool:
         try:
             ip = ip_address(address)
@@ -407,17 +418,6 @@ def _host_of(hop: str) -> str | None:
     with contextlib.suppress(ValueError):
         return str(ip_address(host.partition("%")[0]))  # a zone is of no use here, and could have control characters
     return None
-
-
-def address_group(address: str) -> str:
-    """Return the group as which a peer is counted: an IPv4 address, or the /64 network of an IPv6 address."""
-    if ":" not in address:
-        return address
-    try:
-        ip = IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(ip.ipv4_mapped or IPv6Network((int(ip) >> 64 << 64, 64)))
 
 
 def raise_descriptor_limit() -> int:

@@ -26,11 +26,13 @@ from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.deltas import Delta
-from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.turn_deltas import InAnswer, TurnChanged
 from tenuto.hub.hub import HubCore
+from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, Position, sent_by
+from tenuto.transports.http import problem_response
 from tenuto.transports.message_stream import MessageStream, resume_point
 from tenuto.transports.sender import TaskSender
 from tenuto.transports.sse import StreamApp
@@ -139,8 +141,8 @@ class StreamResponse(Response):
 
     def __init__(
         self,
-        begin: Callable[[str], Coroutine[Any, Any, Answering | None]],
-        join: Callable[[str], Coroutine[Any, Any, bool]],
+        begin: Callable[[str, Scope], Coroutine[Any, Any, Answering | None]],
+        join: Callable[[str, Scope], Coroutine[Any, Any, bool]],
         app: StreamApp,
         channel: str,
         message_id: str,
@@ -190,18 +192,18 @@ class StreamResponse(Response):
             if name.lower() not in self._own_headers:
                 self.headers[name] = value
 
-    async def _begin_or_join(self, since: Cursor | None) -> Answering | None:
+    async def _begin_or_join(self, since: Cursor | None, scope: Scope) -> Answering | None:
         """Begin the answer, or join the one that an EventSource, which reconnects with `since`, was reading.
 
         Without a `reply_id` only the request's cursor names the answer, with the hub's signature.
         """
         if not self._is_repeatable and since is not None:
             known = self._app.hub.tickets.named(since, self._channel)
-            if known is not None and await self._join(known):
+            if known is not None and await self._join(known, scope):
                 self._message_id = known
                 self._name(known)
                 return None
-        return await self._begin(self._message_id)
+        return await self._begin(self._message_id, scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
@@ -215,7 +217,16 @@ class StreamResponse(Response):
             # status 204 stops an EventSource, which would otherwise repeat the request
             await Response(status_code=204)(scope, receive, send)
             return
-        answering = await self._begin_or_join(since)  # None: the answer exists already, and this is one more reader
+        cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
+        self.raw_headers += [one for one in cookie if one not in self.raw_headers]
+        try:
+            # None: the answer exists already, and this is one more reader
+            answering = await self._begin_or_join(since, scope)
+        except TooMany as error:  # a visitor asks too much; all other errors reach the app
+            response = problem_response(error)
+            response.raw_headers += cookie
+            await response(scope, receive, send)
+            return
         message, cursor = await hub.read(self._channel, self._message_id)
         # no reader has received any text of a new answer
         sent = resume_point(since if answering is None else None, cursor)

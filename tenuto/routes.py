@@ -63,6 +63,7 @@ from tenuto.transports.calls import read_body
 from tenuto.transports.close_codes import DRAINED, EXPIRED, FRAME_TOO_LARGE, MISUSED
 from tenuto.transports.codec import decode, unexpected
 from tenuto.transports.credentials import Credentials
+from tenuto.transports.headers import peer_of
 from tenuto.transports.http import problem_response
 from tenuto.transports.origin import check_peer
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
@@ -298,7 +299,8 @@ class Access:
 
     async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
         hub = self._hub
-        caller = replace(caller_of(hub, self.identity, channel), brings_answer=not starts_turn)
+        caller = caller_of(hub, self.identity, channel, peer_of(self._scope))
+        caller = replace(caller, brings_answer=not starts_turn)
         result = await hub.ask(channel, key, request, caller)
         count_new_channel(hub, self.identity, result)
         if result.created and hub.channel(channel).watchers:

@@ -18,9 +18,9 @@ from tenuto.connections import (
     ConnectionOwner,
     Connections,
     TrustedProxies,
-    address_group,
 )
 from tenuto.core.errors import LocalError
+from tenuto.hub.hosts import address_group
 from tenuto.serving import listen
 from tests.transports.conftest import new_hub
 from tests.virtual import virtually
@@ -240,6 +240,21 @@ def test_last_address_that_no_trusted_proxy_added_is_the_client(forwarded: list[
     proxies = TrustedProxies(["127.0.0.1", "10.0.0.0/8"])
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     assert proxies.client_of("127.0.0.1", [(b"host", b"localhost"), *headers]) == client
+
+
+@pytest.mark.parametrize(
+    ("peer", "named", "scheme", "found"),
+    [
+        ("127.0.0.1", ["https"], "http", "https"),
+        ("127.0.0.1", ["http, https"], "ws", "wss"),
+        ("127.0.0.1", ["https", "http"], "https", "http"),
+        ("127.0.0.1", [], "http", "http"),
+        ("192.0.2.1", ["https"], "http", "http"),
+    ],
+)
+def test_trusted_proxy_names_the_scheme(peer: str, named: list[str], scheme: str, found: str) -> None:
+    headers = [(b"x-forwarded-proto", value.encode()) for value in named]
+    assert TrustedProxies(["127.0.0.1"]).scheme_of(peer, headers, scheme) == found
 
 
 def test_proxy_that_is_not_an_address_is_refused() -> None:

@@ -248,7 +248,7 @@ TERMS = """
     life, mark, member, message, mutant, new start, node, nonce, note, offset, operation, oracle, outbox, park,
     part, position, presence, reconnect, recorder, reply, result, resume, retention, round, seal, segment, sender,
     serial, shut down, signal, slot, store, subscriber, tail, ticket, token, turn, turn scheduler, verifier, viewer,
-    worker, writer
+    visitor, worker, writer
 """
 TERMS_TABLE, _, REPLACED_TABLE = GLOSSARY.partition("## Words that these terms replace")
 REPLACED = sorted(set(re.findall(r"`([a-z]+)`", REPLACED_TABLE)) - {"leave"})  # a member leaves; a process shuts down

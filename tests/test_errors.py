@@ -548,6 +548,7 @@ CASES: list[Case] = [
         json={"text": "x"},
         hub={"authenticate": subscriber},
     ),
+    over_http(errors.NoVisitors, ("authenticate=visitors()",), "POST", "/v1/visitor"),
     over_http(
         errors.NoVerifier, ("'192.0.2.1'", "authenticate="), "GET", "/v1/channels/c/messages/m1", address="192.0.2.1"
     ),

@@ -120,7 +120,9 @@ def check_room_for_pending(state: Decidable, limits: Limits) -> None:
 
 
 def check_may_begin(state: Decidable, caller: Caller) -> None:
-    """Raise TooMany if the request would create a channel and `caller` has created too many in this hour."""
+    """Raise TooMany if `caller` may begin nothing new, or no channel, because it has created too many in this hour."""
+    if caller.refusal is not None:
+        raise caller.refusal
     if not caller.may_begin and state.is_empty:
         name = f"client {shown(caller.id)}" if caller.id is not None else "a client without an id"
         raise TooMany(

@@ -102,6 +102,12 @@ class NotFound(TenutoError):
     code, status, title = "not_found", 404, "Not found"
 
 
+class NoVisitors(TenutoError):
+    """The hub makes no visitors: its verifier is another one."""
+
+    code, status, title = "no_visitors", 404, "No visitors"
+
+
 class MethodNotAllowed(TenutoError):
     """The path exists, but does not support this method."""
 

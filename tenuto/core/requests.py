@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from tenuto.core.asked import kept_ids
+from tenuto.core.errors import TooMany
 from tenuto.core.model import Json, Part, Role, Status
 from tenuto.core.names import is_id
 from tenuto.core.ops import WriterIdentity
@@ -208,6 +209,8 @@ class Caller(Struct, frozen=True, kw_only=True):
     brings_answer: bool = False  # the caller answers its user messages itself, so that they wait for no agent
     is_app: bool = False  # code in this process; the app itself checks the rights
     is_server: bool = False  # the hub itself; may interrupt and take over streaming messages
+    peer: str | None = None  # address of the connection, if it is known: the questions of its visitors are limited
+    refusal: TooMany | None = None  # why the caller may store no new question or command now; a repeat gets its result
     # the agent's attempt at the turn of the message that its new message answers; refused if there is a later attempt
     attempt: int | None = None
 

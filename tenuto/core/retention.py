@@ -18,6 +18,7 @@ from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_prefix
 from tenuto.core.patterns import invalid_pattern, is_pattern
 from tenuto.core.records import LEAD_MS
+from tenuto.core.visitor_ids import STEM, owner_of
 
 _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS
@@ -78,10 +79,17 @@ class Due(NamedTuple):
 
 
 class Policies:
-    """The policies of all channels. The most specific pattern holds: a whole name, then the longest prefix."""
+    """The policies of all channels. The most specific pattern holds: a whole name, then the longest prefix.
 
-    def __init__(self, given: Mapping[str, str | Retention]) -> None:
-        """Check `given`, as the app passes it to a hub. Raises LocalError."""
+    A visitor's channel without one has that of visitors.
+    """
+
+    def __init__(self, given: Mapping[str, str | Retention], *, visitors_days: int | None = None) -> None:
+        """Check `given`, as the app passes it to a hub. Raises LocalError.
+
+        `visitors_days` is the age of the messages in visitors' channels for which the app has no rule.
+        """
+        self._of_visitors = None if visitors_days is None else _policy(f"{STEM}*", Retention(age=f"{visitors_days}d"))
         if not isinstance(given, Mapping):
             raise LocalError(f'retention must be a dict such as {{"chat:*": "90d"}}, got {shown(given)}')
         self._names: dict[str, Policy] = {}
@@ -95,7 +103,7 @@ class Policies:
                 self._names[pattern] = policy
 
     def __bool__(self) -> bool:
-        return bool(self._names or self._stems)
+        return bool(self._names or self._stems or self._of_visitors)
 
     def find(self, channel: str) -> Policy | None:
         """Return the policy of `channel`, or None. The cost depends on the length of the name alone."""
@@ -105,13 +113,15 @@ class Policies:
         for end in range(len(channel), 0, -1):
             if channel[end - 1] in ":/." and (found := self._stems.get(channel[:end])) is not None:
                 return found
-        return self._stems.get("")
+        own = self._stems.get("")
+        return self._of_visitors if own is None and owner_of(channel) is not None else own
 
     def within(self) -> list[str]:
         """Return patterns that cover all channels with a policy; none begins with another one's prefix."""
         found: list[str] = []
         covered: str | None = None
-        for stem, is_name in sorted([*((one, False) for one in self._stems), *((one, True) for one in self._names)]):
+        stems = [*self._stems, *([STEM] if self._of_visitors is not None else [])]
+        for stem, is_name in sorted([*((one, False) for one in stems), *((one, True) for one in self._names)]):
             if covered is not None and stem.startswith(covered):
                 continue
             found.append(stem if is_name else f"{stem}*")

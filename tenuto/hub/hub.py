@@ -45,7 +45,8 @@ from tenuto.hub.hosts import check_allowed_origins, check_public_origin
 from tenuto.hub.identity import Authenticate
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.patterns import check_pattern
-from tenuto.hub.rates import ClientLimits, Rates
+from tenuto.hub.questions import Questions, forget_gone
+from tenuto.hub.rates import ClientLimits, Rates, of_addresses
 from tenuto.hub.recovery import Adopter, Recovery
 from tenuto.hub.results import ChannelInfo, Done, Result, info_of, message_of, own_copy
 from tenuto.hub.retention import Retainer, Rules
@@ -56,6 +57,7 @@ from tenuto.hub.subscription import Subscription
 from tenuto.hub.sync import SyncHub
 from tenuto.hub.taking import take_waiting
 from tenuto.hub.tickets import Tickets
+from tenuto.hub.visitors import VisitorVerifier
 from tenuto.hub.writer import MessageWriter
 from tenuto.hub.writers import Writers
 from tenuto.hub.wsgi import warn_of_wsgi
@@ -116,6 +118,11 @@ class HubCore:
         if not self.store.is_exclusive:
             self.clock = StoreClock(self.clock)
         self.rates = Rates(client_limits)
+        guests = authenticate if isinstance(authenticate, VisitorVerifier) else None
+        self.questions = Questions(guests.limits) if guests is not None else None  # counts those of visitors
+        if guests is not None:
+            guests.serve(self)
+            self.rates.of_addresses = Rates(of_addresses(self.rates.limits, guests.limits.address_factor))
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this
         self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this
@@ -131,14 +138,17 @@ class HubCore:
             is_named=lambda: names is None or is_named(names, self, self.sync),
             signals=SignalHook(self.drain) if hooks_signals else None,
             capacity=Capacity(max_bytes, self.store),
-            tickets=self.tickets,
+            keyed=[self.tickets, *([guests] if guests is not None else [])],
+            questions=self.questions,
             bus=check_bus(bus, self.store),
         )
         self.viewing = self._lifecycle.viewing  # whether viewers may attach and stay
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
-        self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held)
+        keep_days = guests.keep_days if guests is not None else None
+        self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held, visitors_days=keep_days)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
         self.on_start(partial(open_control, self))
+        self.on_start(lambda: self.start_background(forget_gone(self.rates, self.questions)))
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from msgspec import Struct
-from msgspec.structs import force_setattr
+from msgspec.structs import force_setattr, replace
 
 from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
 from tenuto.core.names import check_id
@@ -51,6 +51,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     client_id: str | None = None
     capabilities: frozenset[str] = CAPABILITIES
     grants: Grants | None = None
+    may_list: bool = True  # False: the list of channels is refused, so that a channel's name is what opens it
     expires_at_ms: int | None = None  # milliseconds since 1970; None: the identity holds as long as the connection
 
     def __post_init__(self) -> None:
@@ -104,7 +105,12 @@ class Identity(Struct, frozen=True, kw_only=True):
             raise Forbidden(f"{self._name()} needs the capability {capability!r} on all channels of {shown(pattern)}")
 
     def patterns(self, *capabilities: str) -> list[str]:
-        """Return the patterns of channels on which one of them is granted. Raises Forbidden if there is none."""
+        """Return the patterns of channels on which one of them is granted. Raises Forbidden if there is none.
+
+        The list of channels needs them, so it also raises Forbidden without `may_list`.
+        """
+        if not self.may_list:
+            raise Forbidden(f"{self._name()} may not list channels; give it an identity that `authenticate` returns")
         if not self.capabilities.isdisjoint(capabilities):
             return [EVERYWHERE]
         found = [pattern for pattern, granted in (self.grants or {}).items() if not granted.isdisjoint(capabilities)]
@@ -184,5 +190,8 @@ def claimed_identity(scope: Scope) -> Identity:
 
 
 async def allow_everyone(scope: Scope) -> Identity:
-    """Give all callers all capabilities, without a check: an `authenticate` for tests and for trusted networks."""
-    return claimed_identity(scope)
+    """Let all callers read and write, without a check: an `authenticate` for tests and for trusted networks.
+
+    They have all capabilities but `admin`, and do not list channels.
+    """
+    return replace(claimed_identity(scope), capabilities=CAPABILITIES - {"admin"}, may_list=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,12 +24,12 @@ from tenuto.hub.drain import SignalHook
 from tenuto.hub.hooks import Hook, register
 from tenuto.hub.housekeeping import keep_house
 from tenuto.hub.nodes import IsMine, every_channel
+from tenuto.hub.questions import Questions
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.several_workers import warn_of_several_workers
 from tenuto.hub.shared_turns import SharedTurns
 from tenuto.hub.store_owner import StoreOwner
-from tenuto.hub.ticket_keys import follow_keys, share_keys
-from tenuto.hub.tickets import Tickets
+from tenuto.hub.stored_keys import Keyed, share_key
 from tenuto.hub.viewing import Viewing
 from tenuto.hub.wsgi import check_not_wsgi
 from tenuto.stores.base import Bus, Store
@@ -74,10 +74,13 @@ class Lifecycle:
         is_named: Callable[[], bool],
         signals: SignalHook | None,
         capacity: Capacity,
-        tickets: Tickets,
+        keyed: Sequence[Keyed],
+        questions: Questions | None,
         bus: Bus | None = None,
     ) -> None:
         """Run a hub on `store`, with the notices of `bus` if there is one.
+
+        `keyed` share their keys by the store. `questions` counts those of visitors, if there are any.
 
         `recover` handles the messages that ended nodes left open, in the channels of this one.
 
@@ -99,7 +102,8 @@ class Lifecycle:
         self._recover = recover
         self._release_loop = release_loop
         self._signals = signals
-        self._tickets = tickets
+        self._keyed = keyed
+        self._questions = questions
         self._hooks: dict[str, Hook] = {}  # hooks by name
         self._start_callbacks: list[Callable[[], object]] = []
         self._run: Run | None = None  # the current run, or the last one
@@ -237,7 +241,7 @@ class Lifecycle:
                 await self._bus.open(getattr(self._store, "notices_name", ""))
             async with asyncio.TaskGroup() as group:
                 runtime = self._runtime = Runtime(
-                    self._store, self._limits, self._clock, self.node, group, self.capacity, self._bus
+                    self._store, self._limits, self._clock, self.node, group, self.capacity, self._bus, self._questions
                 )
                 await self._serve_open(run, runtime, group)
         except BaseException as error:
@@ -280,12 +284,12 @@ class Lifecycle:
             (self._bus or self._store).listen(runtime.follower.receive)
             workers.append(group.create_task(runtime.follower.notifier.run()))
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
-            workers.append(group.create_task(follow_keys(self._store, self._tickets)))
             if runtime.presence.shared is not None:
                 workers.append(group.create_task(runtime.presence.shared.publish()))
                 workers.append(group.create_task(runtime.presence.shared.follow()))
             await shared_turns.read()  # before a message is refused an agent of another node
-            await share_keys(self._store, self._tickets)
+        for one in self._keyed:
+            await share_key(self._store, one)
         await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall(run.served)
         run.served = runtime.scheduler.workers.patterns

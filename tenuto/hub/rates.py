@@ -14,15 +14,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import Self
 
 from tenuto.core.errors import TooMany, shown
 from tenuto.core.limits import KIB, MIB
+from tenuto.core.visitor_ids import is_visitor
+from tenuto.hub.hosts import address_group
 from tenuto.hub.identity import Identity
 
 MAX_CLIENTS = 100_000  # limit of clients that are counted at the same time; each needs about 600 bytes
 HOUR_S = 3600.0
+FORGET_AT_ONCE = 1_000
 # Traffic of this size counts as one request: reading and sending a large page takes about 7 ms for each MiB.
 REQUEST_COST_BYTES = 128 * KIB
 # Each request includes this much traffic: its own bytes, its response, and its event for each viewer.
@@ -43,7 +47,23 @@ class ClientLimits:
     client_channels: int = 1_000  # channels created per hour
 
 
-class _Bucket:
+# Connections of all visitors of one address, as a multiple of those of one client. An idle one takes about 17 KB, and
+# hundreds of people may share the address of an office.
+ADDRESS_CONNECTIONS = 50
+
+
+def of_addresses(limits: ClientLimits, factor: int) -> ClientLimits:
+    """Return the limits of all visitors of one address together: `factor` times those of one client."""
+    return ClientLimits(
+        client_connections=limits.client_connections * ADDRESS_CONNECTIONS,
+        client_requests=limits.client_requests * factor,
+        client_bytes=limits.client_bytes * factor,
+        client_signals=limits.client_signals * factor,
+        client_channels=limits.client_channels * factor,
+    )
+
+
+class Bucket:
     """A token bucket: `level` refills it, `take` takes tokens. Below zero it is in debt, and refills from there."""
 
     __slots__ = ("_at_s", "_level")
@@ -66,6 +86,10 @@ class _Bucket:
         """Return in how many whole seconds the bucket will hold a token again. Call `level` first."""
         return max(1, ceil(min(HOUR_S, (1 - self._level) / per_s if per_s > 0 else HOUR_S)))
 
+    def is_full(self, size: float, per_s: float, now_s: float) -> bool:
+        """Return whether the bucket is as a new one."""
+        return self.level(size, per_s, now_s) >= size
+
 
 class _Client:
     """The counters of one client."""
@@ -75,25 +99,37 @@ class _Client:
     def __init__(self, limits: ClientLimits, now_s: float) -> None:
         self.connections = 0
         self.body_bytes = 0  # size of the request bodies that are still open
-        self.requests = _Bucket(2 * limits.client_requests, now_s)
-        self.bytes = _Bucket(limits.client_bytes, now_s)
-        self.signals: _Bucket | None = None  # made on first use, since most clients never need these two
-        self.channels: _Bucket | None = None
+        self.requests = Bucket(2 * limits.client_requests, now_s)
+        self.bytes = Bucket(limits.client_bytes, now_s)
+        self.signals: Bucket | None = None  # made on first use, since most clients never need these two
+        self.channels: Bucket | None = None
+
+    def is_new(self, limits: ClientLimits, now_s: float) -> bool:
+        """Return whether nothing is counted: the counters are as those of a client that never came."""
+        most, per_h = limits.client_requests, limits.client_channels
+        return (
+            not (self.connections or self.body_bytes)
+            and self.requests.is_full(2 * most, most, now_s)
+            and self.bytes.is_full(limits.client_bytes, limits.client_bytes / HOUR_S, now_s)
+            and (self.signals is None or self.signals.is_full(limits.client_signals, limits.client_signals, now_s))
+            and (self.channels is None or self.channels.is_full(per_h, per_h / HOUR_S, now_s))
+        )
 
 
 class ConnectionSlot:
     """One of the connections that a client may hold; `leave` gives it back."""
 
-    __slots__ = ("_client",)
+    __slots__ = ("clients",)
 
-    def __init__(self, client: _Client | None) -> None:
-        self._client = client
+    def __init__(self, *clients: _Client) -> None:
+        """Hold a connection of each of `clients`: of one, and of its address if that is counted, too."""
+        self.clients = clients
 
     def leave(self) -> None:
         """Give the slot back. A second call has no effect."""
-        if self._client is not None:
-            self._client.connections -= 1
-            self._client = None
+        for client in self.clients:
+            client.connections -= 1
+        self.clients = ()
 
 
 class OpenBody:
@@ -150,8 +186,11 @@ UNCOUNTED = OpenBody(None)  # the open body of a client whose traffic is not lim
 class Rates:
     """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
-    A call that raises TooMany leaves the counts as they are.
+    A call that raises TooMany leaves the counts of its client as they are. Visitors have an id for nothing, so their
+    requests, bytes and connections count for their address, too, in `of_addresses`.
     """
+
+    of_addresses: Rates | None = None  # counts the addresses of visitors
 
     def __init__(self, limits: ClientLimits | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits or ClientLimits()
@@ -171,6 +210,8 @@ class Rates:
         client = self._client(identity, peer)
         if client is None:
             return
+        if self.of_addresses is not None and is_visitor(identity.client_id):
+            self.of_addresses.request(_ADDRESS, address_group(peer), size=size)
         now_s, limits = self._now_s(), self.limits
         limit, bytes_limit = limits.client_requests, limits.client_bytes
         level = client.requests.level(2 * limit, limit, now_s)
@@ -195,6 +236,10 @@ class Rates:
         client.requests.take(1 + _cost(size))
         client.bytes.take(size)
 
+    def new_visitor(self, peer: str) -> None:
+        """Count a request without an id, whose sender becomes a visitor, for its address alone. Raises TooMany."""
+        (self.of_addresses or self).request(_ADDRESS, address_group(peer))
+
     def charge(self, identity: Identity, peer: str = "", *, size: int) -> None:
         """Count `size` bytes that a request has caused; a negative number gives them back.
 
@@ -203,6 +248,8 @@ class Rates:
         client = self._client(identity, peer)
         if client is None:
             return
+        if self.of_addresses is not None and is_visitor(identity.client_id):
+            self.of_addresses.charge(_ADDRESS, address_group(peer), size=size)
         now_s, limits = self._now_s(), self.limits
         client.requests.level(2 * limits.client_requests, limits.client_requests, now_s)
         client.bytes.level(limits.client_bytes, limits.client_bytes / HOUR_S, now_s)
@@ -216,7 +263,7 @@ class Rates:
             return
         limit, now_s = self.limits.client_signals, self._now_s()
         if client.signals is None:
-            client.signals = _Bucket(limit, now_s)
+            client.signals = Bucket(limit, now_s)
         if client.signals.level(limit, limit, now_s) < 1:
             raise TooMany(
                 f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit; send fewer",
@@ -242,7 +289,7 @@ class Rates:
             return
         limit, now_s = self.limits.client_channels, self._now_s()
         if client.channels is None:
-            client.channels = _Bucket(limit, now_s)
+            client.channels = Bucket(limit, now_s)
         client.channels.level(limit, limit / HOUR_S, now_s)
         client.channels.take()
 
@@ -250,15 +297,18 @@ class Rates:
         """Return a slot for a stream, poll or socket; the caller must call `leave` at its end."""
         client = self._client(identity, peer)
         if client is None:
-            return ConnectionSlot(None)
+            return ConnectionSlot()
         limit = self.limits.client_connections
         if client.connections >= limit:
             raise TooMany(
                 f"client {_name(identity, peer)} has {limit} open connections, which is the limit; close one of them",
                 limit=limit,
             )
+        clients = [client]
+        if self.of_addresses is not None and is_visitor(identity.client_id):
+            clients += self.of_addresses.connect(_ADDRESS, address_group(peer)).clients
         client.connections += 1
-        return ConnectionSlot(client)
+        return ConnectionSlot(*clients)
 
     def body(self, identity: Identity, peer: str = "", *, largest_bytes: int) -> OpenBody:
         """Return the count of a request body of at most `largest_bytes`.
@@ -269,6 +319,20 @@ class Rates:
         client = self._client(identity, peer)
         name = _name(identity, peer) if client is not None else ""
         return OpenBody(client, name, least_bytes=largest_bytes // 16, max_bytes=OPEN_BODIES * largest_bytes)
+
+    def forget_new(self) -> bool:
+        """Forget clients of which nothing is counted any more; return whether there may be many more of them.
+
+        It looks at `FORGET_AT_ONCE` clients.
+        """
+        now_s, before = self._now_s(), len(self)
+        for name in list(islice(self._clients, FORGET_AT_ONCE)):
+            if self._clients[name].is_new(self.limits, now_s):
+                del self._clients[name]
+            else:
+                self._clients.move_to_end(name)  # so that each client is looked at in turn
+        has_more = before - len(self) > FORGET_AT_ONCE // 2
+        return (self.of_addresses is not None and self.of_addresses.forget_new()) or has_more
 
     def _client(self, identity: Identity, peer: str) -> _Client | None:
         """Return the counters of the client behind `identity`; None if its traffic is not limited."""
@@ -290,6 +354,9 @@ class Rates:
             name, client = self._clients.popitem(last=False)
             if client.connections or client.body_bytes:
                 self._clients[name] = client
+
+
+_ADDRESS = Identity(grants={})  # a client without an id, which counts by its address
 
 
 def _cost(size: int) -> float:

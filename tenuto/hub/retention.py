@@ -46,9 +46,14 @@ IsHeld = Callable[[str], Awaitable[bool]]
 class Retainer:
     """Carries out the policies of a hub. Its counts grow over all runs of the hub."""
 
-    def __init__(self, rules: Rules | None, lifecycle: Lifecycle, is_held: IsHeld) -> None:
-        """Remove messages by `rules` while the hub runs, but none of a channel for which `is_held` returns True."""
-        self.policies = Policies(rules if rules is not None else {})
+    def __init__(
+        self, rules: Rules | None, lifecycle: Lifecycle, is_held: IsHeld, *, visitors_days: int | None = None
+    ) -> None:
+        """Remove messages by `rules` while the hub runs, but none of a channel for which `is_held` returns True.
+
+        Messages of visitors' channels without a rule are removed after `visitors_days`, if it is given.
+        """
+        self.policies = Policies(rules if rules is not None else {}, visitors_days=visitors_days)
         self._is_held = is_held
         self._trust = ClockTrust()
         self._newest_ms: int | None = None  # None: not read yet

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from tenuto.core.errors import Deleted, NotFound
+from tenuto.core.errors import Deleted, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_channel, check_id
-from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, Request
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, Request, SendCommand
+from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub.capacity import Capacity, Find
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Clock
@@ -32,6 +33,7 @@ from tenuto.hub.notices import Notifier
 from tenuto.hub.pace import Pace
 from tenuto.hub.pending import Waiting
 from tenuto.hub.presence import PresenceTracker
+from tenuto.hub.questions import Asked, Questions
 from tenuto.hub.results import Done, Result, result_later
 from tenuto.hub.shared_presence import SharedPresence
 from tenuto.hub.tasks import Tasks
@@ -54,12 +56,14 @@ class Runtime:
         group: asyncio.TaskGroup,
         capacity: Capacity,
         bus: Bus | None = None,
+        questions: Questions | None = None,
     ) -> None:
         self.store = store
         self.limits = limits
         self.clock = clock
         self.node = node
         self.capacity = capacity
+        self._questions = questions  # counts those of visitors; None: no caller is a visitor
         self.loop = asyncio.get_running_loop()
         self.nodes = NodeLease(store, node, self.loop.time, clock)
         self.legal_holds = LegalHolds(store)
@@ -192,7 +196,16 @@ class Runtime:
 
         With `is_repeat` the same request was submitted before, and may have been stored although it failed.
         """
-        self.committer.submit(Waiting(channel, key, request, caller, done, is_repeat=is_repeat))
+        asked: Asked | None = None
+        # The one place that every new message and command passes.
+        if self._questions is not None and isinstance(request, CreateMessage | SendCommand) and is_visitor(caller.id):
+            caller, done, asked = self._questions.counted(request, caller, done)
+        try:
+            self.committer.submit(Waiting(channel, key, request, caller, done, is_repeat=is_repeat))
+        except TenutoError:
+            if asked is not None:
+                asked.give_back()
+            raise
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result, which is durable. Raises the refusal."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from msgspec import DecodeError, Struct
@@ -76,8 +76,11 @@ class Tickets:
     """Issues and verifies tickets. The first of `keys` signs; all of them verify.
 
     Without keys it generates one for this process; after a restart, pages have to request new tickets. Hubs that share
-    a store keep it there (`ticket_keys`).
+    a store keep it there (`stored_keys`).
     """
+
+    key_note = "ticket-key/0"
+    keeps_key_always = False  # tickets live for hours, so an exclusive store keeps no key of them
 
     def __init__(self, keys: Sequence[bytes] = (), *, now_ms: Callable[[], int] | None = None) -> None:
         if any(len(key) < MIN_KEY_BYTES for key in keys):
@@ -93,9 +96,9 @@ class Tickets:
     def __repr__(self) -> str:
         return f"Tickets({len(self._keys)} keys, {len(self._open)} open)"
 
-    def use(self, keys: Sequence[bytes]) -> None:
-        """Sign with the first of `keys`, which hubs that share a store have generated, and verify with all of them."""
-        self._keys = list(keys)
+    def use(self, key: bytes) -> None:
+        """Sign and verify with `key`, which the hubs of a shared store keep there."""
+        self._keys = [key]
 
     def issue(self, identity: Identity, channel: str) -> str:
         """Return a ticket for one stream of `channel`. Raises Forbidden unless `identity` may subscribe to it."""
@@ -111,7 +114,7 @@ class Tickets:
             expires_at_ms=ends_ms if identity.expires_at_ms is None else min(ends_ms, identity.expires_at_ms),
         )
         body = _text(encode_json(ticket))
-        return f"{body}.{_mac(self._keys[0], 'ticket', body)}"
+        return f"{body}.{signature(self._keys[0], 'ticket', body)}"
 
     def read(self, text: str, channel: str, last: Cursor | None) -> Ticket:
         """Return the ticket in `text` for a stream of `channel` that begins, or reconnects with the cursor `last`.
@@ -130,11 +133,11 @@ class Tickets:
 
     def seal(self, ticket: Ticket) -> str:
         """Return the seal that cursors of the ticket's stream carry in their extra field."""
-        return _SEAL + _mac(self._keys[0], "stream", ticket.id)
+        return _SEAL + signature(self._keys[0], "stream", ticket.id)
 
     def mark(self, cursor: Cursor, client_id: str | None, channel: str) -> str:
         """Return the signature by which the server later recognises that it gave `cursor` to this client."""
-        return _MARK + _mac(self._keys[0], "seen", _seen(cursor, client_id, channel))
+        return _MARK + signature(self._keys[0], "seen", _seen(cursor, client_id, channel))
 
     def is_marked(self, cursor: Cursor, client_id: str | None, channel: str) -> bool:
         """Return whether the signature in `cursor` proves that it was given to this client."""
@@ -148,7 +151,7 @@ class Tickets:
         An EventSource that reconnects sends it back, and joins the answer instead of beginning another one.
         """
         assert len(message_id) == _NAMED_CHARACTERS
-        return _NAME + _mac(self._keys[0], "answer", f"{channel}/{message_id}") + message_id
+        return _NAME + signature(self._keys[0], "answer", f"{channel}/{message_id}") + message_id
 
     def named(self, cursor: Cursor, channel: str) -> str | None:
         """Return the id of the answer that `cursor` names; None if it names none or the signature is wrong."""
@@ -185,8 +188,7 @@ class Tickets:
         return seal.startswith(_SEAL) and self._is_signed("stream", ticket.id, seal[len(_SEAL) :])
 
     def _is_signed(self, purpose: str, text: str, mac: str) -> bool:
-        given = mac.encode()
-        return any(hmac.compare_digest(_mac(key, purpose, text).encode(), given) for key in self._keys)
+        return has_signature(self._keys, purpose, text, mac)
 
 
 def split_seal(extra: str) -> tuple[str, str]:
@@ -200,7 +202,13 @@ def _seen(cursor: Cursor, client_id: str | None, channel: str) -> str:
     return f"{client_id or ''}/{channel}/{cursor.epoch}:{cursor.serial}"
 
 
-def _mac(key: bytes, purpose: str, text: str) -> str:
+def has_signature(keys: Iterable[bytes], purpose: str, text: str, given: str) -> bool:
+    """Return whether `given` is the signature of `text` for `purpose` by one of `keys`."""
+    return any(hmac.compare_digest(signature(key, purpose, text).encode(), given.encode()) for key in keys)
+
+
+def signature(key: bytes, purpose: str, text: str) -> str:
+    """Return the signature of `text` for `purpose`: 22 characters of letters, digits, - and _."""
     digest = hmac.digest(key, f"{purpose}:{text}".encode(), "sha256")
     return _text(digest[:_MAC_BYTES])
 

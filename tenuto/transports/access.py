@@ -40,6 +40,7 @@ from tenuto.hub.identity import EVERYWHERE, Expired, Identity, Scope, claimed_id
 from tenuto.hub.presence import check_member, check_signal
 from tenuto.hub.results import Result
 from tenuto.hub.tickets import Ticket
+from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.codec import unexpected
 from tenuto.transports.headers import header, peer_of
 from tenuto.transports.operations import BY_NAME, Operation
@@ -90,14 +91,23 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
         mark_known(scope)
         return claimed
     check_origin(hub, scope)
+    if isinstance(verify, VisitorVerifier):
+        await start_hub(hub)  # the store has the key of visitors
     with logged_refusals(scope):
         identity = await _verified(scope, partial(verify, scope))
         if identity is not None:
             check_identity(hub, identity)
-    if identity is not None:
+    if identity is not None and isinstance(verify, VisitorVerifier) and visit_in(scope).is_new:
+        hub.rates.new_visitor(peer_of(scope))  # and the peer stays unknown: whoever sends no proof gets an id each time
+    elif identity is not None:
         hub.rates.request(identity, peer_of(scope))
         mark_known(scope)  # only now, because a refused request must not lift the bounds on its connection
     return identity
+
+
+def is_ambient(hub: HubCore, scope: Scope) -> bool:
+    """Return whether the verified identity of `scope` is a visitor without a token, as the browser alone showed it."""
+    return isinstance(hub.authenticate, VisitorVerifier) and visit_in(scope).is_ambient
 
 
 async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
@@ -120,6 +130,13 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         raise Unauthenticated(
             f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"
         )
+    if isinstance(verify, VisitorVerifier):
+        visitor = verify.identity_by_token(token)
+        if visitor is not None:
+            return visitor
+        verify = verify.verify
+        if verify is None:
+            raise Unauthenticated("token is of no visitor of this hub; get one with POST /v1/visitor")
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))
@@ -234,9 +251,14 @@ def count_signal(hub: HubCore, identity: Identity, name: str) -> None:
     check_signal(name)
 
 
-def caller_of(hub: HubCore, identity: Identity, channel: str) -> Caller:
-    """Return `identity` as the caller of a request for `channel`, with the limit of new channels applied."""
+def caller_of(hub: HubCore, identity: Identity, channel: str, peer: str) -> Caller:
+    """Return `identity` as the caller of a request for `channel`, with the limit of new channels applied.
+
+    `peer` is its address.
+    """
     caller = identity.caller(channel)
+    if hub.questions is not None:
+        caller = replace(caller, peer=peer)
     return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
 
 

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Send
 from tenuto.core.errors import TenutoError
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Scope
+from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.chunks import Chunks, end_refusal
 from tenuto.transports.close_codes import MISUSED
 from tenuto.transports.codec import unexpected
@@ -82,6 +83,8 @@ class App:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         known = cast("Scope", scope)  # ASGI servers pass a dict as the scope
+        if isinstance(self.hub.authenticate, VisitorVerifier):
+            visit_in(known)  # now, so that all copies of the scope share it
         match scope["type"]:
             case "http":
                 await self._http(known, receive, send)
@@ -90,8 +93,14 @@ class App:
             case "lifespan":
                 await self._lifespan(receive, send)
 
-    def cors(self, scope: Scope) -> Headers:
-        """Return the CORS headers for a response that bypasses Starlette's middleware."""
+    def added_headers(self, scope: Scope) -> Headers:
+        """Return the headers for CORS, and for the cookie of a visitor, of a response that bypasses the middleware."""
+        return [*self._cors(scope), *self._cookie(scope)]
+
+    def _cookie(self, scope: Scope) -> Headers:
+        return visit_in(scope).headers if isinstance(self.hub.authenticate, VisitorVerifier) else []
+
+    def _cors(self, scope: Scope) -> Headers:
         origins = self.hub.allowed_origins
         origin = header(scope, b"origin")
         if not origins or origin is None:
@@ -130,14 +139,14 @@ class App:
             _, *names = [group for group in stream.groups() if group is not None]
             await _ENDPOINTS[stream.lastgroup](self, scope, receive, send, *names)
         except TenutoError as error:
-            await _send_problem(error, self.cors(scope), send)
+            await _send_problem(error, self.added_headers(scope), send)
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 return  # ASGI 2.4 servers raise OSError when the peer has disconnected
             if is_started(scope):
                 raise  # the server ends the stream and logs the error
             logger.exception("an HTTP request failed")
-            await _send_problem(unexpected(), self.cors(scope), send)
+            await _send_problem(unexpected(), self.added_headers(scope), send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response to a plain request. Raises Draining if the hub has drained, and its store is silent."""
@@ -145,6 +154,8 @@ class App:
 
             async def send_begun(message: MutableMapping[str, Any]) -> None:
                 begin()
+                if message["type"] == "http.response.start" and (cookie := self._cookie(scope)):
+                    message = {**message, "headers": [*message.get("headers", ()), *cookie]}
                 await send(message)
 
             await self._plain(scope, receive, send_begun)

@@ -22,6 +22,7 @@ from tenuto.hub.identity import Identity
 from tenuto.hub.results import Result
 from tenuto.transports.access import caller_of, check_operation, count_new_channel, start_hub
 from tenuto.transports.codec import decode, result_fields
+from tenuto.transports.headers import peer_of
 from tenuto.transports.operations import OPERATIONS, Operation
 from tenuto.transports.query import Query
 from tenuto.transports.tickets import CreateTicket
@@ -94,7 +95,7 @@ class Call:
 
     async def submit(self, key: str, request: HubRequest) -> Response:
         """Submit a request to the hub and return its result as a response."""
-        caller = caller_of(self.hub, self.identity, self.channel)
+        caller = caller_of(self.hub, self.identity, self.channel, peer_of(dict(self.request.scope)))
         result = await self.hub.ask(self.channel, key, request, caller)
         count_new_channel(self.hub, self.identity, result)
         status = self.operation.status if self.operation.status != 201 or result.created else 200

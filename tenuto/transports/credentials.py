@@ -19,7 +19,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Identity, Scope
 from tenuto.hub.rates import ConnectionSlot
 from tenuto.hub.tickets import Ticket
-from tenuto.transports.access import describe_caller, identity_by_token
+from tenuto.transports.access import describe_caller, identity_by_token, is_ambient
 from tenuto.transports.headers import peer_of
 from tenuto.transports.server_connection import mark_known
 from tenuto.transports.traffic import charge
@@ -42,9 +42,11 @@ class Credentials:
     It is used on the hub's loop, and only `renew` waits.
     """
 
-    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_counted", "ticket")
+    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_ambient", "is_counted", "ticket")
 
     def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
+        # True: a visitor that has not sent a frame; its first one may be an `auth` of another client
+        self.is_ambient = identity is not None and is_ambient(hub, scope)
         self._hub = hub
         self._scope = scope
         self._identity = identity
@@ -97,6 +99,9 @@ class Credentials:
         if not self.is_renewable:
             return self.identity
         identity = await identity_by_token(self._hub, self._scope, token)
+        if self._identity is not None and self.is_ambient and identity.client_id != self._identity.client_id:
+            self._leave_slot()
+            self._identity = None
         if self._identity is not None and identity.client_id != self._identity.client_id:
             raise Forbidden(
                 f"the token is of client {identity.client_id!r}, but client {self._identity.client_id!r} opened this "
@@ -134,10 +139,18 @@ class Credentials:
         """Count the bytes of the first batch of a stream."""
         self.charge(batch.encoded_bytes)
 
+    @property
+    def peer(self) -> str:
+        """Return the address of the connection."""
+        return peer_of(self._scope)
+
     def leave(self) -> None:
         """Give back the connection slot and stop the timer. A second call has no effect."""
         self._on_expiry = None
         self._set_timer()
+        self._leave_slot()
+
+    def _leave_slot(self) -> None:
         if self._slot is not None:
             self._slot.leave()
             self._slot = None
@@ -147,7 +160,7 @@ class Credentials:
 
     def _take_slot(self, identity: Identity) -> ConnectionSlot:
         # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
-        return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else ConnectionSlot(None)
+        return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else ConnectionSlot()
 
     # Expiry
 

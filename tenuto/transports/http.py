@@ -65,6 +65,7 @@ from tenuto.transports.problem import problem_body, problem_headers
 from tenuto.transports.query import whole
 from tenuto.transports.tickets import CreateTicket, TicketIssued
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
+from tenuto.transports.visitor_chats import visitor
 
 logger = logging.getLogger("tenuto.transports")
 
@@ -281,7 +282,13 @@ _HANDLERS: dict[str, Handler] = {
     "inspect": inspect,
     "ticket": create_ticket,
 }
-_OPEN_HANDLERS: dict[str, OpenHandler] = {"version": version, "health": health, "ready": ready, "metrics": metrics}
+_OPEN_HANDLERS: dict[str, OpenHandler] = {
+    "version": version,
+    "health": health,
+    "ready": ready,
+    "metrics": metrics,
+    "visitor": visitor,
+}
 
 # For each path its operations by method.
 CALLS: dict[str, dict[str, Operation]] = {}
@@ -327,7 +334,7 @@ def routes(hub: HubCore) -> list[Route]:
     """Return the routes of all operations that get their response at once."""
     return [
         *(Route(path, _calls(hub, operations)) for path, operations in CALLS.items()),
-        *(Route(BY_NAME[name].path, _open(hub, handler)) for name, handler in _OPEN_HANDLERS.items()),
+        *(Route(BY_NAME[name].path, _open(hub, BY_NAME[name], handler)) for name, handler in _OPEN_HANDLERS.items()),
         *(Route(path, Endpoint(["GET"], _not_here)) for path in STREAMS),
     ]
 
@@ -368,11 +375,11 @@ async def _charged(call: Call, scope: HubScope) -> Response:
         charge(hub, identity, scope, max(sent_bytes, call.body_bytes) + response_bytes + of_events)
 
 
-def _open(hub: HubCore, handler: OpenHandler) -> Endpoint:
+def _open(hub: HubCore, operation: Operation, handler: OpenHandler) -> Endpoint:
     async def respond(request: Request) -> Response:
         return await handler(hub, request)
 
-    return Endpoint(["GET"], respond)
+    return Endpoint([operation.method], respond)
 
 
 async def _not_here(request: Request) -> Response:

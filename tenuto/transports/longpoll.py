@@ -191,7 +191,7 @@ async def _send_response(
         (b"cache-control", b"no-store"),
         NOSNIFF,
         (b"content-length", str(len(body)).encode()),
-        *app.cors(scope),
+        *app.added_headers(scope),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -163,6 +163,6 @@ async def _message_stream(
 
 async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
     """Send status 204, which stops an EventSource that reconnects after `done` for good."""
-    headers: Headers = [(b"cache-control", b"no-store"), NOSNIFF, *app.cors(scope)]
+    headers: Headers = [(b"cache-control", b"no-store"), NOSNIFF, *app.added_headers(scope)]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

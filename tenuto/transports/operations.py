@@ -126,6 +126,8 @@ OPERATIONS = (
     Operation("take_turn", ("agent",), frame=TurnTakeFrame),
     Operation("end_turn", ("agent",), frame=TurnDoneFrame),
     Operation("pong", frame=PongFrame),
+    # Makes a caller without an identity a visitor; without `visitors()` there is none.
+    Operation("visitor", (), "POST", "/v1/visitor", kind="open"),
     Operation("version", (), "GET", "/v1", kind="open"),
     Operation("health", (), "GET", "/healthz", kind="open"),
     Operation("ready", (), "GET", "/readyz", kind="open"),

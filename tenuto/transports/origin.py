@@ -11,6 +11,7 @@ from tenuto.core.errors import Forbidden, NoVerifier, shown
 from tenuto.hub.hosts import is_loopback, parse_host, parse_origin
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Scope
+from tenuto.hub.visitors import VisitorVerifier
 from tenuto.transports.headers import header, headers_of, peer_of
 from tenuto.transports.refusals import refusals
 from tenuto.transports.socket_owner import foreign_owner
@@ -66,7 +67,10 @@ _FORWARDING_PREFIXES = (
 _OLD_HTTP = ("0.9", "1.0")
 # values of `Sec-Fetch-Site` for a page of this same origin, and for an address that the user typed
 _OWN_SITE = ("same-origin", "none")
-_REMEDY = "Set Hub(authenticate=...) to verify callers, or authenticate=allow_everyone to accept every caller."
+_REMEDY = (
+    "Set Hub(authenticate=visitors()) to give each visitor chats of their own, or authenticate=... to verify callers; "
+    "authenticate=allow_everyone lets every caller read and write."
+)
 
 
 async def check_peer(hub: HubCore, scope: Scope) -> None:
@@ -121,12 +125,13 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
     come from a known page. One without an `Origin` is refused too, because browsers name the origin of every change.
     """
     by_cookie = is_by_cookie(hub, scope)
-    if scope["type"] != "websocket" and (not by_cookie or scope["method"] in SAFE_METHODS):
+    is_checked = by_cookie or _becomes_visitor(hub, scope)
+    if scope["type"] != "websocket" and (not is_checked or scope["method"] in SAFE_METHODS):
         return
     origins = headers_of(scope, b"origin")
     try:
         for origin in origins:
-            if not _is_own_origin(hub, scope, origin) and not _is_allowed(hub, origin, by_cookie=by_cookie):
+            if not is_own_origin(hub, scope, origin) and not _is_allowed(hub, origin, by_cookie=by_cookie):
                 raise Forbidden(
                     f"the page's origin {shown(origin)} is neither this server's nor in allowed_origins. "
                     f"{_origin_remedy(origin) or 'Open the page from an allowed address.'}"
@@ -141,12 +146,18 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
         raise
 
 
+def _becomes_visitor(hub: HubCore, scope: Scope) -> bool:
+    """Return whether the hub makes the caller a visitor, as whom a foreign page must not ask questions, either."""
+    authorization = header(scope, b"authorization") or ""
+    return isinstance(hub.authenticate, VisitorVerifier) and authorization[:7].lower() != "bearer "
+
+
 def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
     # `*` accepts the requests of every page, but not with the cookies of the user who views the page.
     return origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
 
 
-def _is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
+def is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
     """Return whether `origin` is that of this server's own pages.
 
     That is the hub's `public_origin`. Without that setting it is the host and port that the request was sent to, except

@@ -112,6 +112,7 @@ class Session:
         "charge",
         "closing",
         "identity",
+        "peer",
         "released",
         "start_task",
         "wake",
@@ -127,8 +128,10 @@ class Session:
         released: Callable[[], None],
         start_task: Callable[[Coroutine[Any, Any, None]], object],
         charge: Callable[[int], None] | None = None,
+        peer: str = "",
     ) -> None:
         self._hub = hub
+        self.peer = peer  # address of the connection
         self.identity = identity  # replaced when the peer sends a new token
         self.start_task = start_task
         # Called with the bytes that a frame has caused; None if the client's traffic is not counted.
@@ -267,7 +270,7 @@ class Session:
             if isinstance(frame, CommandFrame | ReplyFrame):
                 key = command_key(key)
             done = partial(self._request_done, frame.ref, (channel, key), request, weight)
-            self._hub.submit(channel, key, request, caller_of(self._hub, self.identity, channel), done)
+            self._hub.submit(channel, key, request, caller_of(self._hub, self.identity, channel, self.peer), done)
         except TenutoError as error:
             self.refuse(frame.ref, error)
             return

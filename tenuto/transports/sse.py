@@ -54,8 +54,8 @@ class StreamApp(Protocol):
     heartbeats: Heartbeats
     chunks: Chunks
 
-    def cors(self, scope: Scope) -> Headers:
-        """Return the CORS headers for the response to this request."""
+    def added_headers(self, scope: Scope) -> Headers:
+        """Return the headers for CORS, and for the cookie of a visitor, of the response to this request."""
 
 
 class EventStream:
@@ -297,7 +297,9 @@ async def start_stream(app: StreamApp, scope: Scope, send: Send, first: bytes = 
     Some readers yield an empty event for a block of its own.
     """
     scope[_STARTED] = True
-    await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.added_headers(scope)]}
+    )
     await send({"type": "http.response.body", "body": _retry(RETRY_MS) + first, "more_body": True})
 
 
@@ -311,7 +313,9 @@ async def send_empty_stream(app: StreamApp, scope: Scope, send: Send, body: byte
 
     Its status is 200, because any other status stops an EventSource for good.
     """
-    await send({"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.cors(scope)]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [*_stream_headers(), *app.added_headers(scope)]}
+    )
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 

@@ -23,6 +23,7 @@ from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooMany, Unaut
 from tenuto.core.events import encode_json
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Scope
+from tenuto.hub.visitors import VisitorVerifier, visit_in
 from tenuto.transports.access import check_serving, known_identity, logged_refusals
 from tenuto.transports.chunks import Frames
 from tenuto.transports.close_codes import (
@@ -98,7 +99,13 @@ class Sockets:
     async def serve(self, credentials: Credentials, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket, and run it until its end."""
         try:
-            await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None})
+            accepted: Message = {
+                "type": "websocket.accept",
+                "subprotocol": SUBPROTOCOL if scope.get("subprotocols") else None,
+            }
+            if isinstance(self._hub.authenticate, VisitorVerifier):
+                accepted["headers"] = visit_in(scope).headers
+            await send(accepted)
             if credentials.is_known or await self._is_authenticated(credentials, receive, send):
                 await self._carry(credentials, receive, send)
         finally:
@@ -255,6 +262,7 @@ class Socket:
             released=self._released,
             start_task=self._start_task,
             charge=credentials.charge if credentials.is_counted else None,
+            peer=credentials.peer,
         )
         credentials.watch(self._expire)
 
@@ -272,12 +280,17 @@ class Socket:
             self.session.receive(text, now_s=self._loop.time())
         return True
 
+    @property
+    def _is_full(self) -> bool:
+        """Return whether no further frame can be received now, also because a first `auth` is being verified."""
+        return self.session.is_full or (self._is_renewing and self.credentials.is_ambient)
+
     async def until_room(self) -> None:
         """Wait until enough requests have been carried out and their responses sent, and after a refused frame."""
         if self._pause_s:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
-        while self.session.is_full and not self.sender.is_over:
+        while self._is_full and not self.sender.is_over:
             self._room = self._loop.create_future()
             try:
                 await self._room
@@ -319,6 +332,7 @@ class Socket:
             session.refuse(auth.ref if auth is not None else ref_in(text.encode(errors="replace")), error)
             return False
         if auth is None:
+            credentials.is_ambient = False
             return True
         self._is_renewing = True
         self._start_task(self._renew(auth))
@@ -326,18 +340,21 @@ class Socket:
 
     async def _renew(self, auth: AuthFrame) -> None:
         session = self.session
-        before = self.credentials.identity
+        before, is_first = self.credentials.identity, self.credentials.is_ambient
         try:
             identity = await self.credentials.renew(auth.token)
         except TenutoError as error:
             session.refuse(auth.ref, error)
+            if is_first:  # the page means another client than the visitor that its browser shows
+                session.end(_CODES.get(type(error), UNAUTHENTICATED), error.code)
             return
         finally:
-            self._is_renewing = False
+            self._is_renewing = self.credentials.is_ambient = False
+            self._wake()
         session.identity = identity
         session.charge = self.credentials.charge if self.credentials.is_counted else None
         session.respond({"type": "ok", "ref": auth.ref, "you": self.credentials.describe()})
-        if session.closing is None and not identity.includes(before):
+        if session.closing is None and not is_first and not identity.includes(before):
             # The client reconnects and requests its attachments, presence and work again: each is checked against the
             # new identity, which lacks a capability of the old one.
             session.end(NARROWED, "forbidden")
@@ -404,7 +421,7 @@ class Socket:
         if session.closing is not None and not sender.is_over and not self._is_closing:
             self._is_closing = True  # set before the close: do not wait for a peer that does not read
             self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
-        if self._room is not None and not self._room.done() and (not session.is_full or sender.is_over):
+        if self._room is not None and not self._room.done() and (not self._is_full or sender.is_over):
             self._room.set_result(None)
 
     async def close(self) -> None:

@@ -472,7 +472,7 @@ def test_value_other_than_a_jwk_set_is_refused(given: object) -> None:
         keys_of_set(given)
 
 
-def test_ticket_keys_are_derived_from_the_secrets_and_differ_from_them() -> None:
+def test_stored_keys_are_derived_from_the_secrets_and_differ_from_them() -> None:
     found = verifier(secret=[SECRET, OTHER_SECRET]).ticket_keys
     assert [len(key) for key in found] == [32, 32]
     assert len({*found, SECRET.encode(), OTHER_SECRET.encode()}) == 4
@@ -496,7 +496,7 @@ def test_tickets_and_marks_are_refused_for_another_audience_or_issuer(other: dic
     assert not theirs.is_marked(marked, "ada", "chat:1")
 
 
-def test_ticket_keys_do_not_depend_on_the_order_of_the_names() -> None:
+def test_stored_keys_do_not_depend_on_the_order_of_the_names() -> None:
     there, back = (
         verifier(secret=SECRET, audience=names, issuer=names).ticket_keys for names in (["a", "b"], ["b", "a"])
     )

@@ -202,7 +202,7 @@ OPERATIONS = (
 )
 
 # Requests and frames that need no identity, or no capability.
-OPEN_PATHS = ("/v1", "/healthz", "/readyz")
+OPEN_PATHS = ("/v1", "/v1/visitor", "/healthz", "/readyz")
 OPEN_FRAMES = ("auth", "detach", "pong")
 
 # Callers, each with all capabilities that the operation needs.

@@ -152,8 +152,7 @@ async def detail_of(hub: Hub, **how: Any) -> str:
 
 async def test_refusal_without_verifier_names_the_setting(closed: Hub) -> None:
     detail = await detail_of(closed, client=("192.0.2.1", 5))
-    assert "authenticate" in detail
-    assert "allow_everyone" in detail
+    assert detail.index("authenticate=visitors()") < detail.index("authenticate=allow_everyone")
     assert "'192.0.2.1' is not a loopback address" in detail
 
 
@@ -179,7 +178,7 @@ async def test_refused_peers_are_logged_once_with_the_reason(closed: Hub, caplog
         assert (await ask(closed, client=("192.0.2.77", 5)))[0] == 403
     lines = [record.getMessage() for record in caplog.records if "192.0.2.77" in record.getMessage()]
     assert len(lines) == 1
-    assert "is not a loopback address. Set Hub(authenticate=...)" in lines[0]
+    assert "is not a loopback address. Set Hub(authenticate=visitors())" in lines[0]
 
 
 # With a verifier
@@ -202,6 +201,19 @@ SOCKET: dict[str, Any] = {**AWAY, "path": "/v1/ws", "kind": "websocket", "extens
 async def test_allow_everyone_accepts_requests_from_elsewhere() -> None:
     assert (await with_verifier(allow_everyone, AWAY))[0] == 200
     assert (await with_verifier(allow_everyone, SOCKET))[0] == 101
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/channels"), ("DELETE", "/v1/channels/c"), ("GET", "/v1/inspect"), ("GET", "/metrics")],
+)
+async def test_allow_everyone_lists_and_deletes_no_channel(method: str, path: str) -> None:
+    assert await with_verifier(allow_everyone, {**AWAY, "method": method, "path": path}) == (403, "forbidden")
+
+
+async def operator(scope: Any) -> Identity:
+    """Identify every caller as one that may do everything."""
+    return Identity(client_id="ada")
 
 
 async def nobody(scope: Any) -> Identity | None:
@@ -360,7 +372,7 @@ SOCKETS: list[tuple[Headers, int]] = [
 @pytest.mark.parametrize(("headers", "status"), SOCKETS)
 async def test_foreign_pages_open_no_sockets(headers: Headers, status: int) -> None:
     how = {**SOCKET, "headers": headers}
-    response = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
+    response = await with_verifier(operator, how, allowed_origins=["https://app.example"])
     assert response == ((101, None) if status == 101 else (403, "forbidden"))
 
 
@@ -393,22 +405,22 @@ CHANGES: list[tuple[Headers, int]] = [
 @pytest.mark.parametrize(("headers", "status"), CHANGES)
 async def test_foreign_pages_change_nothing_with_cookies(headers: Headers, status: int) -> None:
     how = {**AWAY, "method": "DELETE", "headers": headers}
-    response = await with_verifier(allow_everyone, how, allowed_origins=["https://app.example"])
+    response = await with_verifier(operator, how, allowed_origins=["https://app.example"])
     assert response == ((204, b"") if status == 204 else (403, "forbidden"))
 
 
 async def test_star_origin_does_not_allow_cookies() -> None:
     for headers, status in (([OURS, FOREIGN], 204), ([OURS, FOREIGN, COOKIE], 403)):
         how = {**AWAY, "method": "DELETE", "headers": headers}
-        assert (await with_verifier(allow_everyone, how, allowed_origins=["*"]))[0] == status
+        assert (await with_verifier(operator, how, allowed_origins=["*"]))[0] == status
         socket = {**SOCKET, "headers": headers}
-        assert (await with_verifier(allow_everyone, socket, allowed_origins=["*"]))[0] == {204: 101}.get(status, 403)
+        assert (await with_verifier(operator, socket, allowed_origins=["*"]))[0] == {204: 101}.get(status, 403)
     socket = {**SOCKET, "headers": [OURS, FOREIGN, PASSWORD]}
-    assert (await with_verifier(allow_everyone, socket, allowed_origins=["*"]))[0] == 403
+    assert (await with_verifier(operator, socket, allowed_origins=["*"]))[0] == 403
 
 
 async def test_reading_with_cookies_is_left_to_cors() -> None:
-    assert (await with_verifier(allow_everyone, {**AWAY, "headers": [OURS, FOREIGN, COOKIE]}))[0] == 200
+    assert (await with_verifier(operator, {**AWAY, "headers": [OURS, FOREIGN, COOKIE]}))[0] == 200
 
 
 async def test_cookies_do_not_count_for_a_verifier_that_reads_none() -> None:
@@ -434,16 +446,16 @@ async def test_a_page_without_encryption_is_foreign_to_a_server_with_it(
     page: Headers, scheme: str, status: int
 ) -> None:
     how = {**AWAY, "method": "DELETE", "headers": page}
-    assert (await with_verifier(allow_everyone, {**how, "scheme": scheme}))[0] == status
+    assert (await with_verifier(operator, {**how, "scheme": scheme}))[0] == status
     by_proxy = [*page, (b"x-forwarded-proto", scheme.encode())]  # a proxy that encrypts speaks plain HTTP to us
-    assert (await with_verifier(allow_everyone, {**how, "headers": by_proxy}))[0] == status
+    assert (await with_verifier(operator, {**how, "headers": by_proxy}))[0] == status
 
 
 @pytest.mark.parametrize(("site", "status"), [("same-origin", 204), ("cross-site", 403), ("same-site", 403)])
 async def test_a_page_that_the_browser_calls_another_site_is_foreign(site: str, status: int) -> None:
     """The scheme of a page behind a silent proxy is a guess of the server, and no guess of the browser."""
     headers = [*PLAIN_PAGE, (b"sec-fetch-site", site.encode())]
-    assert (await with_verifier(allow_everyone, {**AWAY, "method": "DELETE", "headers": headers}))[0] == status
+    assert (await with_verifier(operator, {**AWAY, "method": "DELETE", "headers": headers}))[0] == status
 
 
 @pytest.mark.parametrize(
@@ -458,12 +470,12 @@ async def test_a_page_that_the_browser_calls_another_site_is_foreign(site: str, 
 async def test_public_origin_replaces_the_host_of_the_request(origin: str, status: int) -> None:
     for host in (b"chat.example", b"127.0.0.1:8000"):
         how = {**AWAY, "method": "DELETE", "headers": [(b"host", host), COOKIE, from_page(origin)]}
-        response = await with_verifier(allow_everyone, how, public_origin="https://chat.example")
+        response = await with_verifier(operator, how, public_origin="https://chat.example")
         assert response[0] == status
 
 
 async def test_hub_for_everyone_on_loopback_refuses_other_names_than_its_own() -> None:
-    hub = new_hub(authenticate=allow_everyone, public_origin="https://chat.example")
+    hub = new_hub(authenticate=operator, public_origin="https://chat.example")
     hub.requires_own_host = True  # as `serve --allow-everyone` sets it on loopback
     for host, status in ((b"localhost:8000", 200), (b"chat.example", 200), (b"rebound.example:8000", 403)):
         assert (await ask(hub, headers=[(b"host", host)]))[0] == status

@@ -862,6 +862,9 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
         (["--jwt-secret-file", "{none}", "--jwt-audience", "chat"], "does not exist"),
         (["--jwks", "http://issuer.example/keys", "--jwt-audience", "chat"], "https"),
         (["--allow-everyone", "--jwt-secret-file", "{secret}"], "--allow-everyone verifies no token"),
+        (["--host", "0.0.0.0"], "--visitors"),
+        (["--allow-everyone", "--visitors"], "cannot be used with"),
+        (["--app", "x:y", "--visitors"], "--visitors, --retention"),
         (["--allowed-origin", "https://app.example/"], "origin"),
         (["--allowed-origin", "app.example"], "origin"),
         (["--app", "x:y", "--jwks", "https://issuer.example/keys", "--jwt-audience", "chat"], "--app brings"),
@@ -929,7 +932,7 @@ def test_every_capability_claim_argument_option_and_close_code_is_documented() -
 
 
 def is_about_identity(option: str) -> bool:
-    return option.startswith(("--jw", "--allow", "--public"))
+    return option.startswith(("--jw", "--allow", "--public", "--visitors"))
 
 
 async def test_new_channels_of_a_client_are_bounded_per_hour(served: Verified) -> None:

@@ -138,7 +138,7 @@ async def test_only_the_log_names_the_accounts(
     assert "4242" in caplog.text
     assert str(NOBODY) in caplog.text
     assert not any(word in refused.value.detail for word in ("4242", "nobody", str(NOBODY)))
-    assert "Hub(authenticate=...)" in refused.value.detail
+    assert "Hub(authenticate=visitors())" in refused.value.detail
 
 
 def test_objection_names_both_accounts() -> None:

@@ -1,0 +1,210 @@
+"""Visitors: callers without an account, each with an id that the hub gives and signs.
+
+Layer: hub, above `identity`. `tenuto.visiting` adds the part for the routes of an app.
+
+The proof of an id is a cookie, or a token where the page is of another origin. Both are the id, the time of issue and a
+signature, and the store keeps no list of visitors. Safe to change: ages and limits. Not safe: reading a field before
+its signature is verified, or accepting a token as a cookie, which a foreign page could then plant.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Protocol
+
+from tenuto.core.errors import LocalError
+from tenuto.core.retention import DAY_MS
+from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
+from tenuto.hub.clock import Clock
+from tenuto.hub.identity import Authenticate, Identity, Scope
+from tenuto.hub.questions import QuestionLimits
+from tenuto.hub.tickets import MIN_KEY_BYTES, has_signature, signature
+
+COOKIE = "tenuto_visitor"
+# Under https the name has this prefix: a browser accepts such a cookie from this very host alone, so that no page of a
+# neighbouring subdomain can plant one of its own.
+HOST_PREFIX = "__Host-"
+MAX_AGE_MS = 400 * DAY_MS  # the longest that browsers keep a cookie (Chromium)
+RENEWED_MS = 7 * DAY_MS  # age from which a cookie or token is issued anew
+MAX_CHARACTERS = 200  # of a cookie or token; ours have 60
+RIGHTS = frozenset(("subscribe", "history", "publish", "presence", "command"))
+_GRANTS = {f"{STEM}{{sub}}": RIGHTS, f"{STEM}{{sub}}.*": RIGHTS}
+_VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
+
+
+class Visit:
+    """What a request or socket has shown of its visitor. It is shared by all copies of the request's scope."""
+
+    __slots__ = ("client_id", "is_ambient", "is_new", "set_cookie")
+
+    def __init__(self) -> None:
+        self.client_id: str | None = None  # id of the visitor; None: a person, or not verified yet
+        self.is_new = False  # True: the id was made for this request
+        # True: the browser sent the proof by itself, or none, so an `auth` frame may still name another client
+        self.is_ambient = False
+        self.set_cookie: bytes | None = None  # value of the header that the response must have
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that the response of the request must have."""
+        return [] if self.set_cookie is None else [(b"set-cookie", self.set_cookie)]
+
+
+def visit_in(scope: MutableMapping[str, Any]) -> Visit:
+    """Return the visit of a request; one is put into `scope` if it has none."""
+    visit = scope.get(_VISIT)
+    if visit is None:
+        visit = scope[_VISIT] = Visit()
+    assert isinstance(visit, Visit)
+    return visit
+
+
+class Served(Protocol):
+    """The parts of a hub that its verifier needs."""
+
+    clock: Clock
+    public_origin: str | None
+
+
+class VisitorVerifier:
+    """An `authenticate` that makes each browser without another identity a visitor (`tenuto.visiting.visitors`)."""
+
+    reads_cookies = True
+    key_note = "visitor-key/0"
+    keeps_key_always = True
+
+    def __init__(
+        self,
+        verify: Authenticate | None,
+        *,
+        keys: Sequence[bytes],
+        limits: QuestionLimits,
+        keep_days: int | None,
+    ) -> None:
+        if any(len(key) < MIN_KEY_BYTES for key in keys):
+            raise LocalError(
+                f"key of visitors has {min(map(len, keys))} bytes, expected at least {MIN_KEY_BYTES} bytes; make "
+                "one with: openssl rand -base64 48"
+            )
+        self.verify = verify
+        self.limits = limits
+        self.keep_days = keep_days
+        self.ticket_keys: Sequence[bytes] = getattr(verify, "ticket_keys", ())
+        self.generated = None if keys else secrets.token_bytes(MIN_KEY_BYTES)  # the key, if the app has given none
+        self._keys = list(keys) if self.generated is None else [self.generated]
+        self._hub: Served | None = None
+
+    def __repr__(self) -> str:
+        return f"visitors(verify={self.verify!r})"
+
+    @property
+    def hub(self) -> Served:
+        """Return the hub whose callers this verifies. Raises LocalError before there is one."""
+        if self._hub is None:
+            raise LocalError("verifier visitors() has no hub yet; pass it to one: Hub(authenticate=guests)")
+        return self._hub
+
+    def serve(self, hub: Served) -> None:
+        """Verify the callers of `hub`. Raises LocalError if it is a second one: its store may have another key."""
+        if self._hub is not None:
+            raise LocalError("verifier visitors() belongs to another hub already; call visitors() once for each hub")
+        self._hub = hub
+
+    def use(self, key: bytes) -> None:
+        """Sign and verify with `key`, which the store keeps."""
+        self._keys = [key]
+
+    async def __call__(self, scope: Scope) -> Identity | None:
+        """Return the identity of a person, else of a visitor, who gets an id if the request proves none.
+
+        Return None for a bearer token that proves nothing. Raises the errors of the second verifier. The hub must have
+        started, which reads the key.
+        """
+        token = _bearer(scope)
+        if token is not None and (known := self.identity_by_token(token)) is not None:
+            visit_in(scope).client_id = known.client_id
+            return known
+        person = await self.verify(scope) if self.verify is not None else None
+        if person is not None or token is not None:
+            return person
+        return self._visitor(scope)
+
+    def identity_by_token(self, token: str) -> Identity | None:
+        """Return the identity of the visitor that `token` proves; None if it proves none."""
+        found = self._proven("token", token)
+        return None if found is None else _identity(found[0])
+
+    def token_of(self, visitor: str) -> str:
+        """Return a token that proves the id `visitor`."""
+        return self._proof("token", visitor)
+
+    def _visitor(self, scope: Scope) -> Identity:
+        """Return the visitor that the cookie of a request proves, or a new one."""
+        visit = visit_in(scope)
+        if visit.client_id is not None:  # verified before in this request
+            return _identity(visit.client_id)
+        is_encrypted = scope.get("scheme") in ("https", "wss") or (self.hub.public_origin or "").startswith("https:")
+        name = HOST_PREFIX + COOKIE if is_encrypted else COOKIE
+        given = _cookies(scope, name)
+        found = self._proven("cookie", given[0]) if len(given) == 1 else None
+        visitor, age_ms = found or (new_visitor_id(secrets.token_bytes(RANDOM_BYTES)), 0)
+        visit.client_id, visit.is_new, visit.is_ambient = visitor, found is None, True
+        if (found is None or age_ms >= RENEWED_MS) and not _is_embedded(scope):
+            end = "; Secure" if is_encrypted else ""
+            proof = self._proof("cookie", visitor)
+            text = f"{name}={proof}; Path=/; Max-Age={MAX_AGE_MS // 1000}; HttpOnly; SameSite=Lax{end}"
+            visit.set_cookie = text.encode()
+        return _identity(visitor)
+
+    def _proof(self, purpose: str, visitor: str) -> str:
+        body = f"{visitor}.{self.hub.clock.now_ms() // 1000}"
+        return f"{body}.{signature(self._keys[0], _purpose(purpose), body)}"
+
+    def _proven(self, purpose: str, text: str) -> tuple[str, int] | None:
+        """Return the visitor that `text` proves, and the age of the proof in ms; None for any other text."""
+        if len(text) > MAX_CHARACTERS or not text.isascii():
+            return None
+        body, _, mac = text.rpartition(".")
+        if not has_signature(self._keys, _purpose(purpose), body, mac):
+            return None
+        visitor, _, issued_s = body.partition(".")
+        age_ms = self.hub.clock.now_ms() - int(issued_s) * 1000
+        return (visitor, age_ms) if is_visitor(visitor) and age_ms < MAX_AGE_MS else None
+
+
+def _purpose(kind: str) -> str:
+    return f"visitor {kind}"
+
+
+def _identity(visitor: str) -> Identity:
+    return Identity(client_id=visitor, grants=_GRANTS)
+
+
+def _bearer(scope: Scope) -> str | None:
+    """Return the token of the header `Authorization`; None without one, or with another scheme."""
+    for name, value in scope["headers"]:
+        if name.lower() == b"authorization":
+            scheme, _, token = value.decode("latin-1").strip().partition(" ")
+            return token.strip() if scheme.lower() == "bearer" else None
+    return None
+
+
+def _is_embedded(scope: Scope) -> bool:
+    """Return whether a page of another site sent the request by itself.
+
+    The browser sends no cookie of ours with it, so a new one could only replace that of a visitor.
+    """
+    shown = {name.lower(): value for name, value in scope["headers"]}
+    return shown.get(b"sec-fetch-site") == b"cross-site" and shown.get(b"sec-fetch-dest") != b"document"
+
+
+def _cookies(scope: Scope, name: str) -> list[str]:
+    """Return the values of all cookies `name`."""
+    pairs = [
+        pair.strip().partition("=")
+        for header, value in scope["headers"]
+        if header.lower() == b"cookie"
+        for pair in value.decode("latin-1").split(";")
+    ]
+    return [value for known, _, value in pairs if known == name]

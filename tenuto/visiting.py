@@ -1,0 +1,85 @@
+"""Visitors of a public page: `Hub(authenticate=visitors())` gives each browser without an account chats of its own.
+
+Layer: visiting, below `app`.
+
+`hub.visitors` has the ids and their proofs, `hub.questions` the limits. This module has the public constructor, and
+`Visitors.of` for the routes of an app. The arguments and `of` are public (`docs/python.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.hub.hub import HubCore
+from tenuto.hub.identity import Authenticate
+from tenuto.hub.questions import QuestionLimits
+from tenuto.hub.settings import check_authenticate
+from tenuto.hub.visitors import VisitorVerifier, visit_in
+from tenuto.transports.access import identify
+from tenuto.transports.origin import check_peer
+from tenuto.transports.problem import problem_headers
+
+
+def visitors(
+    verify: Authenticate | None = None,
+    *,
+    key: str | bytes | Sequence[str | bytes] = (),
+    questions_per_minute: int = 10,
+    questions_per_day: int = 100,
+    address_factor: int = 10,
+    keep_days: int | None = 30,
+) -> Visitors:
+    """Return an `authenticate` for `Hub` that gives each browser a random id, in a signed cookie.
+
+    A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is called
+    first: its identities are persons, and every other caller is a visitor. `key` (at least 32 bytes; several to rotate)
+    signs the ids; without one the hub keeps a key in its store. The limits count what makes an agent call its model:
+    the questions of each visitor, and `address_factor` times as many of all visitors of one address. Messages in
+    visitors' channels are removed after `keep_days`, unless `retention` has a rule for the channel; None keeps them.
+    Raises LocalError.
+    """
+    check_authenticate(verify)
+    if isinstance(verify, VisitorVerifier):
+        raise LocalError("verify must be a verifier of persons, got visitors(); call visitors() once")
+    if keep_days is not None and (not isinstance(keep_days, int) or isinstance(keep_days, bool) or keep_days < 1):
+        raise LocalError(f"keep_days must be a whole number from 1 on, or None to keep all, got {shown(keep_days)}")
+    keys = [key] if isinstance(key, str | bytes) else list(key)
+    return Visitors(
+        verify,
+        keys=[one.encode() if isinstance(one, str) else one for one in keys],
+        limits=QuestionLimits(
+            per_minute=questions_per_minute, per_day=questions_per_day, address_factor=address_factor
+        ),
+        keep_days=keep_days,
+    )
+
+
+class Visitors(VisitorVerifier):
+    """An `authenticate` that makes each browser without another identity a visitor; made by `visitors`."""
+
+    # The annotations are those that FastAPI needs to call this as a dependency: `Depends(guests.of)`.
+    async def of(self, request: HTTPConnection, response: Response = None) -> str:  # type: ignore[assignment]
+        """Return the id of the caller of a route of your own: a visitor's, or that of a signed-in person.
+
+        The cookie of a new visitor is set on `response` if it is given, and on the response of `hub.stream_response` in
+        any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller that the hub would refuse.
+        """
+        visit = visit_in(request.scope)  # now, so that the copy of the scope shares it
+        scope, hub = dict(request.scope), self.hub
+        assert isinstance(hub, HubCore)
+        try:
+            await check_peer(hub, scope)
+            identity = await identify(hub, scope)
+        except TenutoError as error:
+            headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
+            raise HTTPException(error.status, error.detail, headers) from None
+        if identity.client_id is None:
+            raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
+        if response is not None and visit.set_cookie is not None:
+            response.headers.append("set-cookie", visit.set_cookie.decode())
+        return identity.client_id

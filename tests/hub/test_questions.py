@@ -1,0 +1,267 @@
+"""The limits of visitors' questions, which bound the cost of the model. Time is virtual.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+
+from tenuto import Hub, Identity, Turn, visitors
+from tenuto.core.errors import StoreUnavailable, TooMany
+from tenuto.core.visitor_ids import new_visitor_id
+from tenuto.hub.questions import DAY_S, FORGET_AT_ONCE, MAX_COUNTED, QuestionLimits, Questions
+from tenuto.hub.rates import ClientLimits, Rates, of_addresses
+from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.visiting import Visitors
+from tests.transports.conftest import Served, asking, new_hub, serving
+from tests.transports.test_websocket import dialled
+
+ADDRESS = "192.0.2.1"
+
+
+class Time:
+    """A clock that the test sets."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def visitor(number: int = 0) -> str:
+    return new_visitor_id(number.to_bytes(13))
+
+
+def asked(questions: Questions, count: int, *, by: str | None = None, peer: str | None = ADDRESS) -> int:
+    """Ask `count` questions, by visitors who differ unless `by` names one; return how many were accepted."""
+    accepted = 0
+    for number in range(count):
+        try:
+            questions.ask(by or f"v{number}", peer)
+            accepted += 1
+        except TooMany:
+            continue
+    return accepted
+
+
+def test_visitor_asks_ten_questions_a_minute_and_a_hundred_a_day() -> None:
+    time = Time()
+    questions = Questions(QuestionLimits(), now_s=time)
+    assert asked(questions, 12, by=visitor()) == 10
+    with pytest.raises(
+        TooMany, match=r"has sent 10 questions within a minute.* Wait 6 s.*questions_per_minute"
+    ) as error:
+        questions.ask(visitor(), ADDRESS)
+    assert error.value.details == {"limit": 10, "retry_after_s": 6}
+    time.now_s = 6
+    assert asked(questions, 2, by=visitor()) == 1
+    total = 11
+    for minute in range(1, 60):
+        time.now_s = 60.0 * minute
+        total += asked(questions, 12, by=visitor())
+    assert total == 100 + 60 * 60 // 864
+    with pytest.raises(TooMany, match=r"100 questions within a day.*questions_per_day"):
+        questions.ask(visitor(), ADDRESS)
+
+
+def test_all_visitors_of_an_address_ask_ten_times_as_many(caplog: pytest.LogCaptureFixture) -> None:
+    time = Time()
+    questions = Questions(QuestionLimits(), now_s=time)
+    with caplog.at_level(logging.WARNING):
+        assert asked(questions, 1000) == 100
+    assert len(caplog.records) == 1
+    assert "behind its proxy" in caplog.text
+    assert asked(questions, 1, by="other", peer="192.0.2.2") == 1
+    with pytest.raises(TooMany, match=rf"all visitors of the address '{ADDRESS}' have sent 100 questions"):
+        questions.ask(visitor(1000), ADDRESS)
+    assert asked(questions, 200, peer="2001:db8::1") == 100
+    assert asked(questions, 1, by="other", peer="2001:db8::2") == 0  # the same network
+    assert asked(questions, 1, by="other", peer="2001:db8:0:1::1") == 1
+
+
+def test_visitors_who_are_gone_cost_no_memory() -> None:
+    time = Time()
+    questions = Questions(QuestionLimits(address_factor=1000), now_s=time)
+    assert asked(questions, 10_000) == 10_000
+    assert len(questions) == 10_001
+    time.now_s = DAY_S
+    for _ in range(10_001 // FORGET_AT_ONCE + 1):
+        questions.forget_full()
+    assert len(questions) == 0
+
+
+def test_visitors_who_asked_much_do_not_keep_others_in_memory() -> None:
+    time = Time()
+    questions = Questions(QuestionLimits(address_factor=10_000), now_s=time)
+    for number in range(FORGET_AT_ONCE):
+        asked(questions, 10, by=visitor(number), peer=None)
+    asked(questions, 2 * FORGET_AT_ONCE, peer=None)
+    time.now_s = 1000
+    for _ in range(3):
+        questions.forget_full()
+    assert len(questions) == FORGET_AT_ONCE
+
+
+def test_number_of_counted_visitors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenuto.hub.questions.MAX_COUNTED", 100)
+    assert MAX_COUNTED > 10_000
+    questions = Questions(QuestionLimits(), now_s=Time())
+    assert asked(questions, 1000, peer=None) == 1000
+    assert len(questions) == 100
+
+
+def test_requests_and_connections_of_visitors_count_for_their_address_too() -> None:
+    time = Time()
+    limits = ClientLimits(client_requests=5, client_connections=2)
+    rates = Rates(limits, now_s=time)
+    rates.of_addresses = Rates(of_addresses(limits, 10), now_s=time)
+    accepted = 0
+    for number in range(1000):
+        identity = Identity(client_id=visitor(number), grants={})
+        try:
+            rates.request(identity, ADDRESS)
+            rates.charge(identity, ADDRESS, size=10)
+            accepted += 1
+        except TooMany:
+            continue
+    assert accepted == 2 * 5 * 10
+    slots = []
+    with pytest.raises(TooMany):
+        for number in range(1000):
+            slots.append(rates.connect(Identity(client_id=visitor(number), grants={}), ADDRESS))
+    assert len(slots) == 2 * 50
+    for slot in slots:
+        slot.leave()
+    time.now_s = 3600
+    rates.forget_new()
+    assert len(rates) == len(rates.of_addresses) == 0
+
+
+# In a hub
+
+
+class Page:
+    """A visitor of `hub`, over HTTP and a socket."""
+
+    def __init__(self, hub: Hub, served: Served) -> None:
+        assert isinstance(hub.authenticate, Visitors)
+        self.id = visitor()
+        self.channel = f"chat:{self.id}"
+        self.token = {"authorization": f"Bearer {hub.authenticate.token_of(self.id)}"}
+        self._http = served.http
+
+    async def post(self, path: str, **body: Any) -> httpx2.Response:
+        return await self._http.post(f"/v1/channels/{self.channel}/{path}", json=body, headers=self.token)
+
+
+@asynccontextmanager
+async def visited(**limits: Any) -> AsyncIterator[tuple[Hub, Served, Page]]:
+    hub = new_hub(authenticate=visitors(**limits))
+
+    @hub.agent("chat:*")
+    async def answer(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("yes")
+
+    async with serving(hub) as served:
+        yield hub, served, Page(hub, served)
+
+
+async def test_all_that_calls_the_model_counts_and_nothing_else() -> None:
+    async with visited(questions_per_minute=5) as (hub, served, page):
+        assert (await page.post("messages", id="q1", text="first")).status_code == 201
+        assert (await page.post("messages", id="q1", text="first")).status_code == 200  # a repeat
+        assert (await page.post("messages", parts=[{"type": "text"}, 1])).status_code == 400
+        turn = await hub.turn(page.channel, "q1")
+        while turn.state != "over":
+            turn = await hub.turn(page.channel, "q1", after=turn)
+        assert (await page.post("commands", name="regenerate", target="q1")).status_code == 201
+        assert (await page.post("commands", name="steer", data={"text": "be brief"})).status_code == 201
+        assert (await page.post("commands", name="vote")).status_code == 201  # of the app, which calls no model
+        async with dialled(served, additional_headers=page.token) as peer:
+            assert (await peer.ask("create", channel=page.channel, text="another"))["type"] == "ok"
+            edited = await peer.ask("create", channel=page.channel, text="the first, edited", parent=None)
+            assert edited["type"] == "ok"
+            refused = await peer.ask("create", channel=page.channel, text="too many")
+        assert (refused["code"], refused["limit"]) == ("too_many", 5)
+        assert 0 < refused["retry_after_s"] <= 12
+        for kind in ({"name": "regenerate", "target": "q1"}, {"name": "steer"}):
+            assert (await page.post("commands", **kind)).status_code == 429
+        with pytest.raises(TooMany):
+            await hub.create(page.channel, text="by a route of the app", author=page.id)
+        assert (await page.post("messages", id="q1", text="first")).status_code == 200
+        change = await served.http.patch(
+            f"/v1/channels/{page.channel}/messages/q1", json={"text": "x"}, headers=page.token
+        )
+        assert change.status_code == 200
+        assert (await hub.create(page.channel, text="not by the visitor")).text == "not by the visitor"
+
+
+async def test_questions_that_a_socket_sends_at_once_are_bounded() -> None:
+    async with visited(questions_per_minute=5) as (_, served, page):
+        async with dialled(served, additional_headers=page.token) as peer:
+            refs = [await peer.send("create", channel=page.channel, text="x") for _ in range(20)]
+            replies = [(await peer.reply(ref))["type"] for ref in refs]
+        assert replies.count("ok") == 5
+
+
+async def test_question_that_is_not_stored_does_not_count() -> None:
+    async with visited(questions_per_minute=1) as (hub, _, page):
+        await hub.start()
+        commit = hub.store.commit
+
+        async def fail(writes: Sequence[Write]) -> list[Committed | Conflict]:
+            raise StoreUnavailable("disk full")
+
+        hub.store.commit = fail  # type: ignore[method-assign]
+        for _ in range(5):
+            assert (await page.post("messages", id="q1", text="x")).status_code == 503
+        hub.store.commit = commit  # type: ignore[method-assign]
+        assert (await page.post("messages", id="q1", text="x")).status_code == 201
+        assert (await page.post("messages", text="x")).status_code == 429
+
+
+async def test_hundreds_of_visitors_of_one_address_are_refused_and_others_are_served() -> None:
+    hub = new_hub(authenticate=visitors())
+    assert hub.questions is not None
+    assert hub.rates.of_addresses is not None
+    for one in (hub.questions, hub.rates, hub.rates.of_addresses):
+        one._now_s = Time()  # all come within one second
+    statuses = []
+    async with asking(hub, client="192.0.2.9") as crowd, asking(hub, client="192.0.2.10") as other:
+        for _ in range(300):
+            crowd.cookies.clear()
+            response = await crowd.post("/v1/visitor")
+            if response.status_code == 200:
+                path = f"/v1/channels/chat:{response.json()['id']}/messages"
+                crowd.headers["origin"] = "http://localhost"
+                response = await crowd.post(path, json={"text": "x"})
+            statuses.append(response.status_code)
+        assert statuses.count(201) == 100
+        assert set(statuses) == {201, 429}
+        about = (await other.post("/v1/visitor")).json()
+        other.headers["origin"] = "http://localhost"
+        response = await other.post(f"/v1/channels/{about['channel']}/messages", json={"text": "x"})
+        assert response.status_code == 201
+    await hub.close()
+
+
+async def test_question_through_an_adapter_counts_once_and_its_history_does_not() -> None:
+    async with visited(questions_per_minute=1) as (hub, _, page):
+        headers = [(name.encode(), value.encode()) for name, value in page.token.items()]
+        scope = {"type": "http", "method": "POST", "headers": headers, "client": (ADDRESS, 1), "query_string": b""}
+        access = await hub.authorize(scope, page.channel, ["publish"])
+        for number in range(4):
+            await access.remember(
+                page.channel, id=f"m{number}", role="user", parts=[{"type": "text", "text": "earlier"}]
+            )
+        await access.create(page.channel, text="now")
+        with pytest.raises(TooMany):
+            await access.create(page.channel, text="and again")

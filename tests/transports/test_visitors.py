@@ -1,0 +1,497 @@
+"""Visitors on every transport: their ids, cookies and tokens, and that each has only its own channels."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import Depends, FastAPI, Request, Response
+from starlette.middleware.base import BaseHTTPMiddleware
+from websockets.asyncio.client import connect
+
+from tenuto import Hub, Identity, visitors
+from tenuto.bounded_http import BoundedHttpProtocol
+from tenuto.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.connections import Connections, TrustedProxies
+from tenuto.core.errors import LocalError
+from tenuto.core.visitor_ids import is_visitor, new_visitor_id
+from tenuto.hub.clock import Clock
+from tenuto.hub.rates import ClientLimits
+from tenuto.hub.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
+from tenuto.visiting import Visitors
+from tests import processes
+from tests.interop.test_expiry import STREAMS, install_adapters
+from tests.transports.conftest import asking, new_hub, serving
+from tests.transports.permissions import OPERATIONS
+from tests.transports.test_websocket import Peer, dialled
+
+HERE = "http://chat.test"
+KEY = "k" * 32
+
+
+class Later(Clock):
+    """The wall clock, which the test may advance."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
+
+
+async def person(scope: Any) -> Identity | None:
+    """Identify the caller with the token `ann`."""
+    headers = dict(scope["headers"])
+    grants = {"chat:*": frozenset({"subscribe", "history", "publish", "command"})}
+    return Identity(client_id="ann", grants=grants) if headers.get(b"authorization") == b"Bearer ann" else None
+
+
+def visiting(hub: Hub, *, cookie: str | None = None, base_url: str = HERE, **headers: str) -> httpx2.AsyncClient:
+    """Return a browser whose page is at `base_url`, and which has `cookie`."""
+    browser = asking(hub, base_url=base_url)
+    browser.headers.update({"origin": base_url, **headers})
+    if cookie is not None:
+        browser.headers = httpx2.Headers({**browser.headers, "cookie": cookie}, encoding="latin-1")
+    return browser
+
+
+async def met(hub: Hub, **options: Any) -> tuple[str, str | None]:
+    """Return the id that a browser gets from `POST /v1/visitor`, and the header with its new cookie."""
+    async with visiting(hub, **options) as browser:
+        response = await browser.post("/v1/visitor")
+    assert response.status_code == 200
+    visitor: str = response.json()["id"]
+    assert is_visitor(visitor)
+    return visitor, response.headers.get("set-cookie")
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    """A hub for visitors, whose clock can be advanced."""
+    hub = new_hub(authenticate=visitors(), clock=Later())
+    yield hub
+    await hub.close()
+
+
+def guests_of(hub: Hub) -> Visitors:
+    assert isinstance(hub.authenticate, Visitors)
+    return hub.authenticate
+
+
+def pair(header: str | None) -> str:
+    """Return the cookie of a header `Set-Cookie`, as a browser sends it."""
+    assert header is not None
+    return header.partition(";")[0]
+
+
+# Ids and cookies
+
+
+async def test_browser_gets_an_id_and_keeps_it(hub: Hub) -> None:
+    visitor, header = await met(hub)
+    assert header is not None
+    assert header.startswith(f"{COOKIE}={visitor}.")
+    assert header.endswith("; Path=/; Max-Age=34560000; HttpOnly; SameSite=Lax")
+    assert len(header) < 200
+    assert await met(hub, cookie=f"a=1; {pair(header)}; b=2") == (visitor, None)
+
+
+async def test_cookie_is_renewed_and_ends(hub: Hub) -> None:
+    assert isinstance(hub.clock, Later)
+    visitor, header = await met(hub)
+    hub.clock.ahead_ms = RENEWED_MS
+    again, renewed = await met(hub, cookie=pair(header))
+    assert (again, renewed is None) == (visitor, False)
+    hub.clock.ahead_ms = MAX_AGE_MS
+    assert (await met(hub, cookie=pair(header)))[0] != visitor
+    assert (await met(hub, cookie=pair(renewed)))[0] == visitor
+
+
+async def test_cookie_that_proves_nothing_gives_a_new_id(hub: Hub) -> None:
+    visitor, header = await met(hub)
+    other, other_header = await met(hub)
+    proof = pair(header).partition("=")[2]
+    stranger = new_hub(authenticate=visitors())
+    _, foreign = await met(stranger)
+    await stranger.close()
+    for cookie in (
+        f"{COOKIE}={proof[:-1]}",  # cut
+        f"{COOKIE}={proof.replace(visitor, other)}",  # of another visitor
+        f"{COOKIE}={guests_of(hub).token_of(visitor)}",  # a token, which a page could plant
+        pair(foreign),  # of another hub
+        f"{COOKIE}={proof}{'x' * 4096}",  # 4 KB long
+        f"{COOKIE}={'.' * 100}",
+        f"{COOKIE}=",
+        f"{COOKIE}={proof}é",
+        f"{pair(header)}; {pair(other_header)}",  # set twice
+        f"{pair(header)}; {pair(header)}",
+        "",
+    ):
+        found, fresh = await met(hub, cookie=cookie)
+        assert found not in (visitor, other)
+        assert fresh is not None
+
+
+async def test_under_https_the_cookie_is_of_this_host_alone() -> None:
+    for address, options in (("https://chat.test", {}), (HERE, {"public_origin": "https://chat.test"})):
+        hub = new_hub(authenticate=visitors(), **options)
+        async with visiting(hub, base_url=address) as browser:
+            browser.headers["origin"] = "https://chat.test"
+            response = await browser.post("/v1/visitor")
+        assert response.headers["set-cookie"].startswith("__Host-tenuto_visitor=")
+        assert response.headers["set-cookie"].endswith("; Secure")
+        await hub.close()
+
+
+async def test_proxy_that_the_server_does_not_trust_makes_no_cookie_secure(hub: Hub) -> None:
+    _, header = await met(hub, **{"x-forwarded-proto": "https", "origin": "https://chat.test"})
+    assert header is not None
+    assert "Secure" not in header
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_cookie_is_secure_where_a_trusted_proxy_names_https(is_trusted: bool) -> None:
+    book = Connections(max_open=100, proxies=TrustedProxies(["127.0.0.1"] if is_trusted else []))
+    options: dict[str, Any] = {"http": partial(BoundedHttpProtocol, book), "ws": BoundedWebSocketProtocol}
+    options["proxy_headers"] = False  # as `tenuto serve` sets it
+    hub = new_hub(authenticate=visitors())
+    headers = {"x-forwarded-proto": "https", "x-forwarded-for": "192.0.2.1"}
+    async with serving(hub, **options) as served:
+        response = await served.http.post("/v1/visitor", headers=headers)
+        async with dialled(served, additional_headers=headers) as peer:
+            assert peer.socket.response is not None
+            for header in (response.headers["set-cookie"], peer.socket.response.headers["set-cookie"]):
+                assert header.endswith("; Secure") is is_trusted
+
+
+async def test_key_of_the_app_replaces_that_of_the_store_and_can_be_rotated() -> None:
+    header: str | None = None
+    visitor = ""
+    for keys in ([KEY], ["n" * 32, KEY], ["n" * 32]):
+        hub = new_hub(authenticate=visitors(key=keys))
+        found, fresh = await met(hub, cookie=None if header is None else pair(header))
+        await hub.close()
+        if header is None:
+            visitor, header = found, fresh
+        else:
+            assert (found == visitor) is (KEY in keys)
+
+
+async def test_ids_outlive_a_restart_with_the_store(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/chat.db"
+    first = new_hub(url, authenticate=visitors())
+    visitor, header = await met(first)
+    await first.close()
+    second = new_hub(url, authenticate=visitors())
+    assert await met(second, cookie=pair(header)) == (visitor, None)
+    await second.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"key": "short"},
+        {"questions_per_minute": 0},
+        {"questions_per_day": "100"},
+        {"address_factor": 0.5},
+        {"keep_days": 0},
+        {"verify": "person"},
+        {"verify": visitors()},
+    ],
+)
+def test_argument_that_cannot_work_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(LocalError):
+        visitors(**arguments)
+
+
+async def test_closed_hub_is_not_opened_again_by_a_late_visitor(hub: Hub) -> None:
+    await met(hub)
+    await hub.close()
+    async with visiting(hub) as browser:
+        assert (await browser.post("/v1/visitor")).status_code == 503
+    assert not hub.is_running
+
+
+def test_serve_gives_each_browser_chats_of_its_own(tmp_path: Path) -> None:
+    ids = []
+    with httpx2.Client(trust_env=False) as browser:
+        for _ in range(2):
+            with processes.serving("serve", tmp_path, "--visitors") as server:
+                origin = f"http://127.0.0.1:{server.port}"
+                ids.append(browser.post(f"{origin}/v1/visitor", headers={"origin": origin}).json()["id"])
+    assert is_visitor(ids[0])
+    assert ids[0] == ids[1]
+
+
+def test_visitors_belong_to_one_hub() -> None:
+    guests = visitors()
+    Hub("memory://", authenticate=guests)
+    with pytest.raises(LocalError, match="another hub"):
+        Hub("memory://", authenticate=guests)
+
+
+# Own channels
+
+
+async def test_visitor_reaches_no_channel_of_another_visitor_on_any_operation() -> None:
+    hub = new_hub(authenticate=visitors(), client_limits=ClientLimits(client_requests=10_000))
+    guests = guests_of(hub)
+    async with serving(hub) as served:
+        mine, theirs = (new_visitor_id(bytes([number]) * 13) for number in (1, 2))
+        await hub.create(f"chat:{theirs}", text="secret", id="m1")
+        token = {"authorization": f"Bearer {guests.token_of(mine)}"}
+        # one with messages, one without; names that begin alike; and persons' channels
+        names = (f"chat:{theirs}", f"chat:{theirs}.x", f"chat:{mine}x", f"chat:{mine}:x", "chat:1")
+        async with dialled(served, additional_headers=token) as peer:
+            for operation in OPERATIONS:
+                texts = set()
+                for channel in names:
+                    if operation.http is not None and "{channel}" in operation.http:
+                        method, path = operation.http.format(channel=channel, id="m1").split(" ")
+                        response = await served.http.request(method, path, json=operation.body, headers=token)
+                        assert response.status_code == 403
+                        texts.add(response.text.replace(channel, "…"))
+                    if operation.frame is not None and operation.frame not in ("work", "turn.take"):
+                        fields = operation.fields or operation.body or {}
+                        fields = {"id": "m1", **fields, "channel": channel}
+                        reply = await peer.ask(operation.frame, **fields)
+                        if operation.frame not in ("detach", "turn.renew", "turn.done"):
+                            assert (reply["type"], reply["code"]) == ("error", "forbidden")
+                assert len(texts) <= 1  # whether the channel has messages or not
+        assert [one.text for one in (await hub.history(f"chat:{theirs}")).messages] == ["secret"]
+        listed = await served.http.get("/v1/channels", headers=token)
+        assert listed.json()["channels"] == []
+
+
+async def test_visitor_reaches_no_channel_of_another_visitor_through_an_adapter() -> None:
+    hub, app = new_hub(authenticate=visitors()), FastAPI()
+    install_adapters(hub, app)
+    theirs = new_visitor_id(bytes(13))
+    await hub.create(f"chat:{theirs}", text="secret")
+    async with visiting(app) as browser:  # type: ignore[arg-type]  # any ASGI app
+        for method, path, body in (
+            ("POST", "/api/chat", {**STREAMS[0][2], "id": theirs}),
+            ("GET", f"/api/chat/{theirs}/stream", None),
+            ("GET", f"/api/chat/{theirs}/messages", None),
+            ("POST", f"/api/chat/{theirs}/stop", None),
+            ("POST", "/api/agent", {**STREAMS[2][2], "threadId": theirs}),
+        ):
+            assert (await browser.request(method, path, json=body)).status_code == 403
+    await hub.close()
+
+
+async def test_visitor_uses_its_own_channels_and_lists_its_chats(hub: Hub) -> None:
+    visitor, header = await met(hub)
+    async with visiting(hub, cookie=pair(header)) as browser:
+        for name in (visitor, f"{visitor}.k1"):
+            response = await browser.post(f"/v1/channels/chat:{name}/messages", json={"text": f"What is {name}?"})
+            assert response.status_code == 201
+            assert response.json()["message"]["author"] == visitor
+        await hub.create(f"chat:{visitor}.k2", role="assistant", text="no question")
+        long = "word " * 30
+        await hub.create(f"chat:{visitor}.k3", text=long)
+        about = (await browser.post("/v1/visitor")).json()
+    assert about["channel"] == f"chat:{visitor}"
+    assert "token" not in about
+    assert [(one["channel"].removeprefix(f"chat:{visitor}"), one["title"]) for one in about["chats"]] == [
+        (".k3", f"{long[:59]}…"),
+        (".k2", ""),
+        (".k1", f"What is {visitor}.k1?"),
+        ("", f"What is {visitor}?"),
+    ]
+
+
+async def test_hub_without_visitors_names_the_setting() -> None:
+    for authenticate, headers in ((None, {}), (person, {})):
+        hub = new_hub(authenticate=authenticate)
+        async with asking(hub) as client:
+            response = await client.post("/v1/visitor", headers=headers)
+        assert (response.status_code, response.json()["code"]) == (404, "no_visitors")
+        assert "Hub(authenticate=visitors())" in response.json()["detail"]
+        await hub.close()
+
+
+# Pages of another origin, and tokens
+
+
+async def test_page_of_another_origin_gets_a_token_that_proves_its_visitor() -> None:
+    for origins in (["https://blog.test"], ["*"]):
+        hub = new_hub(authenticate=visitors(), allowed_origins=origins)
+        async with serving(hub) as served:
+            page = {"origin": "https://blog.test"}
+            asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+            assert (await served.http.options("/v1/visitor", headers={**page, **asked})).status_code == 200
+            response = await served.http.post("/v1/visitor", headers=page)
+            assert response.headers["access-control-allow-origin"] == origins[0]
+            served.http.cookies.clear()
+            about = response.json()
+            token = {"authorization": f"Bearer {about['token']}"}
+            again = await served.http.post("/v1/visitor", headers={**page, **token})
+            assert again.json()["id"] == about["id"]
+            assert "set-cookie" not in again.headers
+            async with dialled(served, origin="https://blog.test") as peer:
+                reply = await peer.ask("auth", token=about["token"])
+                assert reply["you"]["id"] == about["id"]
+                assert (await peer.ask("attach", channel=about["channel"]))["type"] == "ok"
+
+
+async def test_foreign_page_becomes_no_visitor(hub: Hub) -> None:
+    async with visiting(hub, origin="https://evil.test") as page:
+        assert (await page.post("/v1/visitor")).status_code == 403
+        assert (await page.post("/v1/channels/chat:x/messages", json={"text": "x"})).status_code == 403
+    async with serving(hub) as served:
+        with pytest.raises(Exception, match="403"):
+            async with dialled(served, origin="https://evil.test"):
+                pass
+
+
+async def test_request_that_a_page_of_another_site_causes_replaces_no_cookie(hub: Hub) -> None:
+    for dest, is_set in (("image", False), ("iframe", False), ("document", True)):
+        headers = {"sec-fetch-site": "cross-site", "sec-fetch-dest": dest}
+        async with visiting(hub, **headers) as page:
+            del page.headers["origin"]
+            response = await page.get("/v1/channels/chat:1/messages")
+        assert (response.status_code, "set-cookie" in response.headers) == (403, is_set)
+
+
+async def test_bearer_token_that_proves_nothing_is_refused(hub: Hub) -> None:
+    _, header = await met(hub)
+    proof = pair(header).partition("=")[2]
+    async with visiting(hub, cookie=pair(header)) as browser:
+        for token in ("x", proof, "é" * 4000):
+            response = await browser.post("/v1/visitor", headers={"authorization": f"Bearer {token}".encode()})
+            assert (response.status_code, "set-cookie" in response.headers) == (401, False)
+        # a password of the site is the proxy's
+        assert (await browser.post("/v1/visitor", headers={"authorization": "Basic YTpi"})).status_code == 200
+
+
+# Sockets
+
+
+async def test_accepted_socket_sets_the_cookie() -> None:
+    hub = new_hub(authenticate=visitors())
+    async with serving(hub) as served:
+        url = f"ws://127.0.0.1:{served.port}/v1/ws"
+        async with connect(url, proxy=None) as socket:
+            assert socket.response is not None
+            cookie = pair(socket.response.headers["set-cookie"])
+            visitor = cookie.partition("=")[2].partition(".")[0]
+            assert (await Peer(socket).ask("attach", channel=f"chat:{visitor}"))["type"] == "ok"
+        origin = f"http://127.0.0.1:{served.port}"
+        async with connect(url, proxy=None, additional_headers={"cookie": cookie, "origin": origin}) as socket:
+            assert socket.response is not None
+            assert "set-cookie" not in socket.response.headers
+            assert (await Peer(socket).ask("attach", channel=f"chat:{visitor}"))["type"] == "ok"
+
+
+async def test_stream_and_poll_set_the_cookie_also_when_they_are_refused(hub: Hub) -> None:
+    async with visiting(hub) as browser:
+        for path in ("events", "poll", "messages"):
+            browser.cookies.clear()
+            response = await browser.get(f"/v1/channels/chat:1/{path}")
+            assert (response.status_code, "set-cookie" in response.headers) == (403, True)
+
+
+async def test_first_frame_of_a_socket_may_name_a_person() -> None:
+    hub = new_hub(authenticate=visitors(person))
+    async with serving(hub) as served:
+        async with dialled(served) as peer:
+            first, second = await peer.send("auth", token="ann"), await peer.send("attach", channel="chat:1")
+            assert (await peer.reply(first))["you"]["id"] == "ann"
+            assert (await peer.reply(second))["type"] == "ok"
+            other = guests_of(hub).token_of(new_visitor_id(bytes(13)))
+            assert (await peer.ask("auth", token=other))["code"] == "forbidden"
+        async with dialled(served) as peer:
+            assert (await peer.ask("auth", token="eve"))["code"] == "unauthenticated"
+            assert (await peer.closed())[0] == 4201
+        async with dialled(served) as peer:
+            assert (await peer.ask("attach", channel="chat:1"))["code"] == "forbidden"
+            assert (await peer.ask("auth", token="ann"))["code"] == "forbidden"  # the socket is a visitor's by now
+
+
+async def test_second_verifier_names_persons_and_all_others_are_visitors() -> None:
+    hub = new_hub(authenticate=visitors(person))
+    await hub.create("chat:ann", text="My chat")
+    async with visiting(hub, authorization="Bearer ann") as browser:
+        response = await browser.post("/v1/visitor")
+        assert "set-cookie" not in response.headers
+        assert (response.json()["id"], response.json()["channel"]) == ("ann", "chat:ann")
+        assert [one["title"] for one in response.json()["chats"]] == ["My chat"]
+        for _ in range(30):
+            assert (await browser.post("/v1/channels/chat:ann/messages", json={"text": "x"})).status_code == 201
+    await met(hub)
+    await hub.close()
+
+
+# Routes of an app
+
+
+def new_app(hub: Hub, guests: Visitors) -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/id")
+    async def id(visitor: str = Depends(guests.of)) -> dict[str, str]:
+        return {"id": visitor}
+
+    @app.post("/plain")
+    async def plain(request: Request) -> Response:
+        response = Response((await guests.of(request)) + (await guests.of(request)))
+        await guests.of(request, response)
+        return response
+
+    @app.post("/ask")
+    async def ask(visitor: str = Depends(guests.of), prompt: str | None = None, reply_id: str | None = None) -> Any:
+        async def words() -> AsyncIterator[str]:
+            yield "hello"
+
+        return hub.stream_response(f"chat:{visitor}", words, prompt=prompt, reply_id=reply_id)
+
+    class Passing(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Response:
+            response: Response = await call_next(request)
+            return response
+
+    app.add_middleware(Passing)
+    return app
+
+
+async def test_route_learns_the_visitor_and_sets_the_cookie() -> None:
+    guests = visitors()
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, new_app(hub, guests)) as served:
+        response = await served.http.post("/id")
+        visitor = response.json()["id"]
+        assert len(response.headers.get_list("set-cookie")) == 1
+        assert (await served.http.post("/id", headers={"authorization": "Bearer x"})).status_code == 401
+        origin = {"origin": f"http://127.0.0.1:{served.port}"}
+        plain = await served.http.post("/plain", headers=origin)
+        assert (plain.text, "set-cookie" in plain.headers) == (visitor * 2, False)
+        served.http.cookies.clear()
+        for path in ("/plain", "/ask?prompt=hi"):
+            response = await served.http.post(path)
+            assert response.status_code == 200
+            assert len(response.headers.get_list("set-cookie")) == 1
+            served.http.cookies.clear()
+        channel = response.headers["tenuto-channel"]
+        question, answer = (await hub.history(channel)).messages[::-1]
+        assert (question.author, answer.text) == (channel.removeprefix("chat:"), "hello")
+
+
+async def test_route_of_a_visitor_beyond_the_limit_gets_429() -> None:
+    guests = visitors(questions_per_minute=2)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, new_app(hub, guests)) as served:
+        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
+        assert (await served.http.post("/ask?prompt=hi")).status_code == 200
+        without_prompt = await served.http.post("/ask?reply_id=r1")
+        assert without_prompt.status_code == 200
+        refused = await served.http.post("/ask?prompt=hi")
+        assert (refused.status_code, refused.json()["retry_after_s"]) == (429, 30)
+        assert (await served.http.post("/ask?reply_id=r2")).status_code == 429
+        repeated = await served.http.post("/ask?reply_id=r1")  # joins the answer
+        assert (repeated.status_code, repeated.text) == (200, without_prompt.text)
+        channel = f"chat:{(await served.http.post('/id')).json()['id']}"
+        assert len((await hub.history(channel)).messages) == 3
