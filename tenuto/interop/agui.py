@@ -63,7 +63,7 @@ class AGUI:
         forwarded = body.get("forwardedProps")
         asked = asked_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
         question = await _question(access, channel, last, asked)
-        return access.stream(channel, question, AGUIStream(body["threadId"], run, _shown(later)))
+        return access.stream(channel, question, AGUIStream(body["threadId"], run, question, _shown(later)))
 
     async def _messages(self, request: Request) -> Response:
         channel = self._channel_of(request.path_params["id"])

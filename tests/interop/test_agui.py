@@ -14,11 +14,24 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from msgspec.structs import replace
 
-from tenuto import Hub, Identity, Turn
+from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.model import Status
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.interop import AGUI
+from tenuto.interop.agui_stream import AGUIStream, cursor_of
+from tenuto.interop.fold import TurnFold
+from tenuto.routes import (
+    InAnswer,
+    MessageFinished,
+    MessageOpened,
+    PartOpened,
+    PartReplaced,
+    TextAdded,
+    TurnChanged,
+    TurnDelta,
+)
 from tests.transports.conftest import new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -480,3 +493,83 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         if method == "POST":
             assert await answer(needs, "2", **foreign) == await answer(needs, "3", **foreign) == refused
         assert (await answer(needs, "1"))[0] in (200, 204)
+
+
+CITY = '{"city": "Ulm"}'
+
+
+def steps() -> list[list[TurnDelta]]:
+    """Return the batches of a turn: an attempt that was interrupted, and an answer with parallel calls."""
+    known: Any = {"role": "assistant", "status": "streaming", "reply_to": "u", "parent": "u"}
+    message = Message(id="a", created=2, version=2, created_at=1, updated_at=1, **known)
+    one, two = {**CALL, "input": ""}, {**CALL, "call": "c2", "input": ""}
+
+    def of(*deltas: Any, id: str = "b") -> list[TurnDelta]:
+        return [InAnswer(id, one) for one in deltas]
+
+    return [
+        [TurnChanged("running"), *of(MessageOpened(message), PartOpened(0, {"type": "text", "text": "Los"}), id="a")],
+        of(TextAdded(0, "text", 3, "t"), id="a"),
+        of(MessageFinished("interrupted", None, {}), id="a"),
+        of(MessageOpened(replace(message, id="b", created=5)), PartOpened(0, {"type": "reasoning", "text": ""})),
+        *[of(TextAdded(0, "reasoning", at, text)) for at, text in enumerate("Hm🙂")],
+        of(PartOpened(1, {"type": "text", "text": "Lo"}), TextAdded(1, "text", 2, "ok")),
+        of(TextAdded(1, "text", 4, ": 🙂!")),
+        of(PartOpened(2, one)),
+        *[of(TextAdded(2, "tool", at, text)) for at, text in enumerate(CITY)],
+        of(PartReplaced(2, {**one, "input": CITY, "state": "called"}, 0), PartOpened(3, two)),
+        of(PartReplaced(3, {**two, "input": "{}", "state": "done", "output": 2}, 0)),
+        of(PartOpened(4, {"type": "data", "name": "map", "data": [1]}), PartOpened(5, {"type": "text", "text": ""})),
+        of(TextAdded(5, "text", 0, "Seven")),
+        of(PartReplaced(2, {**one, "input": CITY, "state": "done", "output": 1}, 0)),
+        of(TextAdded(5, "text", 5, ".")),
+        of(MessageFinished("complete", None, {"model": "m"})),
+        [TurnChanged("over")],
+    ]
+
+
+def test_stream_that_is_cut_after_any_event_goes_on_exactly_after_it() -> None:
+    batches = steps()
+    for is_late in (False, True):  # the reader comes when the turn runs, or when it is over
+        whole = AGUIStream("1", "r", "u")
+        live = [one for batch in batches for one in whole.receive(batch)]
+        client = Client([user()])
+        for _, event in live:
+            client.take(event)
+        assert len({id for id, _ in live}) == len(live)
+        first, sent = AGUIStream("1", "r", "u"), list[Any]()
+        for number, batch in enumerate(batches, 1):
+            for id, event in first.receive(batch):
+                sent.append(event)
+                if event["type"] == "RUN_FINISHED":
+                    break
+                known, rest = (len(batches), []) if is_late else (number, batches[number:])
+                again = AGUIStream("1", "r", "u", after=cursor_of(id))
+                events = again.receive(as_it_is(batches[:known]))
+                events += [one for later in rest for one in again.receive(later)]
+                joined = Client([user()])
+                for one in [*sent, *(one for _, one in events)]:
+                    joined.take(one)
+                assert joined.end == client.end
+                # an attempt that was replaced before the reader had anything of it is left out
+                left = [one for one in client.messages if one["id"] != "a" or one in joined.messages]
+                assert {one["id"]: one for one in joined.messages} == {one["id"]: one for one in left}
+                assert len(left) == len(client.messages) or (is_late and number <= 3 and len(sent) < 3)
+    assert client.text == "LostLook: 🙂!Seven."
+
+
+def as_it_is(batches: list[list[TurnDelta]]) -> list[TurnDelta]:
+    """Return the deltas for a reader who comes after `batches`."""
+    fold = TurnFold()
+    for delta in [one for batch in batches for one in batch]:
+        fold.receive(delta)
+    deltas: list[TurnDelta] = []
+    for answer in fold.answers:
+        deltas.append(InAnswer(answer.id, MessageOpened(answer.head)))
+        for index, part in enumerate(answer.parts):
+            name = "input" if part.value["type"] == "tool" else "text"
+            value = {**part.value, name: part.text()} if part.value["type"] != "data" else part.value
+            deltas.append(InAnswer(answer.id, PartOpened(index, value)))
+        if answer.status != "streaming":
+            deltas.append(InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta)))
+    return [*deltas, TurnChanged(fold.state)]
