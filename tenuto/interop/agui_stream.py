@@ -23,7 +23,7 @@ import msgspec
 
 from tenuto.core.errors import InvalidRequest
 from tenuto.interop.attempts import DELETED, REPLACED, End
-from tenuto.interop.fold import Answer, Json, Part, TurnFold, deltas_of, has_result, text_of
+from tenuto.interop.fold import Answer, Json, Part, TurnFold, has_result, text_of
 from tenuto.interop.sent_text import SentText
 from tenuto.routes import (
     InAnswer,
@@ -34,7 +34,6 @@ from tenuto.routes import (
     QuestionReplied,
     TextAdded,
     TurnDelta,
-    TurnStatus,
     is_id,
 )
 
@@ -361,57 +360,3 @@ def _content(part: Json) -> str:
     """Return the result of a call as text."""
     output = part.get("output", part.get("state"))
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-
-
-def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
-    """Return the messages of a client that has run `turns`, without the answers of turns that wait or run."""
-    messages: list[Json] = []
-    for turn in turns:
-        if turn.message is not None:
-            messages.append({"id": turn.message.id, "role": "user", "content": _question_content(turn.message.parts)})
-        if turn.state == "over":
-            messages += _folded(event for _, event in AGUIStream("", "", "").receive(deltas_of(turn)))
-    return messages
-
-
-def _question_content(parts: Sequence[Json]) -> str | list[Json]:
-    """Return the content of the user's message in the client."""
-    if all(one["type"] == "text" for one in parts):
-        return "\n".join(one["text"] for one in parts)
-    content: list[Json] = []
-    for part in parts:
-        match part:
-            case {"type": "text", "text": text}:
-                content.append({"type": "text", "text": text})
-            case {"type": "file", "url": str(url)}:
-                media_type = str(part.get("mediaType", ""))
-                kind = media_type.partition("/")[0]
-                source = {
-                    "type": "url",
-                    "value": url,
-                    **({"mimeType": media_type} if media_type[-2:] not in ("", "/*") else {}),
-                }
-                content.append({"type": kind if kind in ("image", "audio", "video") else "document", "source": source})
-    return content
-
-
-def _folded(events: Iterable[Json]) -> list[Json]:
-    """Return the messages that a client builds from `events`."""
-    messages: dict[str, Json] = {}
-    calls: dict[str, Json] = {}
-    for event in events:
-        match event:
-            case {"type": "TEXT_MESSAGE_START" | "REASONING_MESSAGE_START", "messageId": id, "role": role}:
-                messages.setdefault(id, {"id": id, "role": role})
-            case {"type": "TEXT_MESSAGE_CONTENT" | "REASONING_MESSAGE_CONTENT", "messageId": id, "delta": text}:
-                messages[id]["content"] = messages[id].get("content", "") + text
-            case {"type": "TOOL_CALL_START", "toolCallId": id, "toolCallName": name, "parentMessageId": parent}:
-                calls[id] = {"id": id, "type": "function", "function": {"name": name, "arguments": ""}}
-                owner = messages.setdefault(parent, {"id": parent, "role": "assistant"})
-                owner.setdefault("toolCalls", []).append(calls[id])
-            case {"type": "TOOL_CALL_ARGS", "toolCallId": id, "delta": text}:
-                calls[id]["function"]["arguments"] += text
-            case {"type": "TOOL_CALL_RESULT", "messageId": id}:
-                names = ("toolCallId", "role", "content", "metadata")
-                messages[id] = {"id": id, **{name: event[name] for name in names if name in event}}
-    return list(messages.values())
