@@ -89,15 +89,15 @@ class AGUI:
         turns = await access.conversation(channel, limit=limit or 200, before=before)
         kept = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
         running = [one.message.id for one in turns if one.state in ("waiting", "running") and one.message is not None]
-        # the first page alone tells whether older messages follow it, so a page that is full names where it begins
-        is_full = len(kept) >= min(limit or 200, 200)
-        page: Json = {"truncated": True, "cursor": str(min(one.created for one in kept))} if is_full else {}
+        first, page = min((one.created for one in kept), default=0), dict[str, Any](truncated=False)
+        if len(kept) >= min(limit or 200, 200) and (await access.history(channel, before=first, limit=1)).messages:
+            page = {"truncated": True, "cursor": str(first)}
         return _json(
             {
                 "messages": ui_messages_of(turns),
                 "activeRun": {"runId": _run_id(given["threadId"], running[-1])} if running and not before else None,
                 "interrupts": None,
-                "page": page or {"truncated": False},
+                "page": page,
             }
         )
 

@@ -11,8 +11,6 @@ from tenuto.interop.agui_stream import AGUIStream
 from tenuto.interop.fold import Json, deltas_of
 from tenuto.routes import TurnStatus
 
-_EMPTY = {"type": "text", "content": ""}
-
 
 def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
     """Return the messages of a client that has run `turns`, without the answers of turns that wait or run."""
@@ -71,33 +69,28 @@ def _folded(events: Iterable[Json]) -> list[Json]:
 def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
     """Return the conversation as the `UIMessage`s that the client of TanStack AI builds from the events."""
     messages: list[Json] = []
-    calls: dict[str, tuple[Json, Json]] = {}  # the parts of each call, and the message with the call
+    calls: dict[str, list[Json]] = {}  # for each call the parts of its message
     thoughts: list[Json] = []  # of the next answer
     for one in messages_of(turns):
         content = one.get("content", "")
-        match one["role"]:
-            case "reasoning":
-                thoughts.append({"type": "thinking", "content": content, "stepId": one["id"]})
-            case "tool":
-                call, owner = calls[one["toolCallId"]]
-                is_error = "metadata" in one
-                call |= {"output": content, "state": "error" if is_error else "complete"}
-                result = {"type": "tool-result", "toolCallId": call["id"], "content": content}
-                owner["parts"].append({**result, "state": call["state"]})
-            case role:
-                texts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-                parts = [
-                    {"type": "text", "content": part.get("text")} if part["type"] == "text" else part for part in texts
-                ]
-                message = {
-                    "id": one["id"],
-                    "role": role,
-                    "parts": [*thoughts, *(part for part in parts if part != _EMPTY)],
-                }
+        if one["role"] == "reasoning":
+            thoughts.append({"type": "thinking", "content": content, "stepId": one["id"]})
+        elif one["role"] == "tool":
+            parts, id = calls[one["toolCallId"]], one["toolCallId"]
+            at = next(at for at, part in enumerate(parts) if part.get("id") == id)
+            parts[at] |= {"output": content, "state": "error" if "metadata" in one else "complete"}
+            result = {"type": "tool-result", "toolCallId": id, "content": content, "state": parts[at]["state"]}
+            parts.insert(at + 1, result)
+        else:
+            known = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            parts = [{"type": "text", "content": part["text"]} if part["type"] == "text" else part for part in known]
+            # calls before a text are shown in the message before them
+            if "content" in one or messages[-1]["role"] == "user":
+                own = [*thoughts, *(part for part in parts if part.get("content") != "")]
+                messages.append({"id": one["id"], "role": one["role"], "parts": own})
                 thoughts = []
-                for asked in one.get("toolCalls", ()):
-                    part = {"type": "tool-call", "id": asked["id"], **asked["function"], "state": "input-complete"}
-                    message["parts"].append(part)
-                    calls[asked["id"]] = part, message
-                messages.append(message)
+            for call in one.get("toolCalls", ()):
+                calls[call["id"]] = messages[-1]["parts"]
+                part = {"type": "tool-call", "id": call["id"], **call["function"], "state": "input-complete"}
+                messages[-1]["parts"].append(part)
     return messages

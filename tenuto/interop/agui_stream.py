@@ -297,7 +297,9 @@ class AGUIStream:
         if sent.call < 0 or sent.is_muted or self._at.results >> sent.call & 1 or not has_result(part.value):
             return
         self._at = self._at._replace(results=self._at.results | 1 << sent.call)
-        failed = {"metadata": {"state": state}} if (state := part.value.get("state")) in ("error", "denied") else {}
+        failed: Json = {}
+        if (state := part.value.get("state")) in ("error", "denied"):
+            failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
         fields = {"messageId": f"{name}.result", "toolCallId": sent.id, "content": _content(part.value)}
         self._put("TOOL_CALL_RESULT", is_new=True, **fields, role="tool", **failed)
 
