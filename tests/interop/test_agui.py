@@ -460,6 +460,8 @@ ROUTES = [
     ("POST", "/api/agent", run_of([user()]), {"subscribe", "history", "publish"}),
     ("GET", "/api/agent/1/messages", None, {"history"}),
     ("POST", "/api/agent/1/stop", None, {"history", "command"}),
+    ("GET", "/api/agent?threadId=1", None, {"history"}),
+    ("GET", "/api/agent/1/connect?cursor=1/0/00000000//u", None, {"subscribe", "history"}),
 ]
 
 
@@ -574,3 +576,56 @@ def as_it_is(batches: list[list[TurnDelta]]) -> list[TurnDelta]:
         if answer.status != "streaming":
             deltas.append(InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta)))
     return [*deltas, TurnChanged(fold.state)]
+
+
+async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_others(scene: Scene) -> None:
+    scene.gate.set()
+
+    async def after(text: str | None, **headers: str) -> tuple[int, Any]:
+        """Return the status, and the code or the texts and the end, of a repeated run after a position."""
+        named = {"last-event-id": text, **headers} if text is not None else headers
+        response = await scene.http.post("/api/agent", json=run_of([user()]), headers=named)
+        if response.status_code != 200:
+            return response.status_code, response.json()["code"]
+        events = events_of(response.text)
+        texts = "".join(one["delta"] for one in events if one["type"] == "TEXT_MESSAGE_CONTENT")
+        return 200, (texts, events[-1].get("code", events[-1]["type"]))
+
+    assert await after(None) == await after("-1") == (200, ("Hello to you", "RUN_FINISHED"))
+    whole = (await scene.http.post("/api/agent", json=run_of([user()]))).text
+    ids = [line.removeprefix("id: ") for line in whole.splitlines() if line.startswith("id: ")]
+    assert len(ids) == whole.count("data: ") == 5
+    assert await after(ids[1]) == (200, ("Hello to you", "RUN_FINISHED"))
+    assert await after(ids[2]) == await after(ids[4]) == (200, ("", "RUN_FINISHED"))
+    connected = await scene.http.get("/api/agent/1/connect", params={"cursor": ids[1]})
+    assert [one["type"] for one in events_of(connected.text)] == [
+        "TEXT_MESSAGE_CONTENT",
+        "TEXT_MESSAGE_END",
+        "RUN_FINISHED",
+    ]
+    newest = events_of((await scene.http.get("/api/agent/1/connect")).text)
+    assert [one["type"] for one in newest][:2] == ["RUN_STARTED", "TEXT_MESSAGE_START"]
+    assert (await scene.http.get("/api/agent/2/connect")).status_code == 204
+
+    units, results, total, _, _ = ids[2].split("/")
+    bad = [
+        "x",
+        "0",
+        "9" * 10_000,
+        f"-1/0/{total}//u",
+        f"{'9' * 17}/0/{total}//u",
+        f"1/0/{total}//",
+        f"1/0/{total}//../u",
+    ]
+    assert [await after(text) for text in bad] == [(400, "invalid_request")] * len(bad)
+    assert await after(f"{units}/{results}/{total}//other") == (400, "invalid_request")  # of another run
+    for text in (f"{int(units) + 1000}/0/{total}//u", f"{units}/0/00000000//u", f"{int(units) - 1}/0/{total}//u"):
+        assert await after(text) == (200, ("", "invalid_cursor"))  # in the future, and of a text that was replaced
+    for path in ("/api/agent?runId=run_x", "/api/agent?runId=x&offset=-1"):
+        assert (await scene.http.get(path)).status_code == 404
+    for path in ("/api/agent", "/api/agent?threadId=1&limit=x", "/api/agent?threadId=1&before=0"):
+        assert (await scene.http.get(path)).status_code == 400
+    assert len(scene.turns) == 1
+    (answer,) = (await scene.hub.turn("chat:1", "u")).answers
+    await scene.hub.delete("chat:1", answer.id)
+    assert await after(ids[2]) == (200, ("", "deleted"))
