@@ -969,6 +969,30 @@ async def test_page_whose_connection_is_cut_at_any_byte_has_an_error_and_resumes
     assert len(scene.turns) == 1
 
 
+@pytest.mark.skipif(IS_STRICT or MAJOR < 6, reason="a limit of the other releases")
+async def test_page_that_is_cut_at_200_random_bytes_has_each_character_once(scene: Scene) -> None:
+    words, rng, chats = [f"{number} {'😀a' * number}. " for number in range(12)], random.Random(5), 0
+
+    async def long(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for word in words:
+                await message.append(word)
+
+    scene.script = long  # type: ignore[method-assign]
+    proxy = FaultProxy("127.0.0.1", scene.served.port)
+    async with proxy, pages_at(f"http://127.0.0.1:{proxy.port}/api/chat") as pages:
+        proxy.cut_after(*(rng.randint(1, 1_500) for _ in range(200)))
+        while proxy._down.cuts or not chats:
+            chats += 1
+            await pages("p", "open", id=str(chats))
+            await pages("p", "send", text="you")
+            while (state := await pages("p", "settled"))["status"] == "error":
+                await pages("p", "resume")
+                await pages("p", "resumed")
+            assert text_of(state) == "".join(words)
+    assert chats > 5
+
+
 async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene: Scene) -> None:
     pages = scene.pages
     await pages("a", "open", id="1", message=True)
