@@ -145,7 +145,7 @@ class AGUIStream:
         changed = {place for delta in deltas for place in self._fold(delta)}
         for a, index in sorted(changed):
             answer = self._turn.answers[a]
-            self._end = REPLACED if answer.is_rewritten else self._end
+            self._end = REPLACED if answer.is_rewritten and not self._is_muted((a, index)) else self._end
             self._again((a, index), answer.parts[index])
         self._walk()
         if changed:
@@ -175,11 +175,14 @@ class AGUIStream:
             return ()
         answers, inner = self._turn.answers, delta.delta
         a = next(a for a in reversed(range(len(answers))) if answers[a].id == delta.message_id)
-        if type(inner) is TextAdded and (a, inner.index) < self._next:
+        if type(inner) is TextAdded and (a, inner.index) < self._next and not self._is_muted((a, inner.index)):
             self._end = REPLACED  # an earlier part has grown
         if type(inner) is PartOpened or type(inner) is PartReplaced:
             return ((a, inner.index),)
         return [(a, index) for index in range(len(inner.message.parts))] if type(inner) is MessageReplaced else ()
+
+    def _is_muted(self, place: Place) -> bool:
+        return place in self._parts and self._parts[place].is_muted
 
     # -- the walk over the parts ---------------------------------------------------------------------------------
 
@@ -284,7 +287,7 @@ class AGUIStream:
     def _again(self, place: Place, part: Part) -> None:
         """Take note of the new value of a part."""
         sent = self._parts.get(place)
-        if sent is not None:
+        if sent is not None and not sent.is_muted:
             text = part.text()
             if not (sent.text.is_all_of(text) if place < self._next else sent.text.begins(text)):
                 self._end = REPLACED
