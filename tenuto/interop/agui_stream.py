@@ -304,7 +304,7 @@ class AGUIStream:
         if (state := part.value.get("state")) in ("error", "denied"):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
         fields = {"messageId": f"{name}.result", "toolCallId": sent.id, "content": _content(part.value)}
-        self._put("TOOL_CALL_RESULT", is_new=True, **fields, role="tool", **failed)
+        self._emit("TOOL_CALL_RESULT", **fields, role="tool", **failed)
 
     def _value(self, place: Place, value: Json) -> None:
         if self._values.get(place) != value:
@@ -322,11 +322,14 @@ class AGUIStream:
             self._end = LOST
         self._at = self._at._replace(units=self._at.units + units, sum=crc32(text.encode(), self._at.sum))
 
-    def _put(self, type: str, *, is_new: bool = False, **fields: Any) -> None:
-        """Send an event, unless it is before the reader's position and not known to be new."""
-        if is_new or self._at.units > self._after.units:
-            self._last = self._at
-            self._events.append((str(self._at), {"type": type, **fields}))
+    def _put(self, type: str, **fields: Any) -> None:
+        """Send an event, unless it is before the reader's position."""
+        if self._at.units > self._after.units:
+            self._emit(type, **fields)
+
+    def _emit(self, type: str, **fields: Any) -> None:
+        self._last = self._at
+        self._events.append((str(self._at), {"type": type, **fields}))
 
     def _custom(self, name: str, id: str, value: Any) -> None:
         """Send a value. It does not move the position, so each run sends it again."""

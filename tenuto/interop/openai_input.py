@@ -221,13 +221,14 @@ def _content(content: object) -> list[Json]:
             case {"type": "image_url", "image_url": {"url": str(url), **rest}}:
                 parts.append(file_part(url, "image/*", detail=rest.get("detail")))
             case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
-                url = about.get("file_data") or about.get("file_url")
-                if not isinstance(url, str):
+                given = about.get("file_data") or about.get("file_url")
+                if not isinstance(given, str):
                     raise InvalidRequest(
                         f"a file needs file_data or file_url, because the server has no files, got {part!r:.80}"
                     )
-                if url is about.get("file_data") and not url.startswith("data:"):
-                    url = f"data:application/octet-stream;base64,{url}"
+                url = given
+                if given is about.get("file_data") and not given.startswith("data:"):
+                    url = f"data:application/octet-stream;base64,{given}"
                 parts.append(file_part(url, filename=about.get("filename")))
             case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
                 parts.append(file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}"))

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from tenuto import Hub, Identity, Turn
 from tenuto.core.model import Message
+from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AISDK
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.routes import InAnswer, MessageOpened, PartOpened, TextAdded
@@ -1169,3 +1170,25 @@ async def finished_in(pages: Pages, page: str) -> Any:
     state = await pages(page, "is", status="ready")
     assert (state["status"], state.get("error")) == ("ready", None)
     return state
+
+
+async def test_list_has_the_chats_that_the_caller_may_read() -> None:
+    person = Identity(client_id="ann", grants={"chat:ann.*": {"history", "publish"}, "other:*": {"history"}})
+
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return person
+
+    async with routes_only(authenticate=verify) as (hub, client):
+        assert (await client.get("/api/chat")).json() == []
+        await hub.create("chat:ann.1", text=f"What is\n a turn? {'word ' * 20}", starts_turn=False)
+        await hub.create("chat:ann.2", role="assistant", text="Hello", starts_turn=False)
+        await hub.create("chat:ann.3", text="Why?", starts_turn=False)
+        request = CreateMessage(role="assistant", status="streaming", text="Because", reply_to="u")
+        await hub.ask("chat:ann.3", "a", request, SERVER)
+        for hidden in ("chat:bob.1", "other:1"):
+            await hub.create(hidden, text="hidden", starts_turn=False)
+        listed = (await client.get("/api/chat")).json()
+        shown = {one["id"]: (one["title"], one["running"], isinstance(one["updated"], int)) for one in listed}
+        long = "What is a turn? word word word word word word word word…"
+        assert shown == {"ann.1": (long, False, True), "ann.2": ("", False, True), "ann.3": ("Why?", True, True)}
+        assert [one["updated"] for one in listed] == sorted((one["updated"] for one in listed), reverse=True)
