@@ -41,7 +41,7 @@ from tenuto.core.deltas import (
 from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
 from tenuto.core.model import Command, Json, Message, Part, Role
-from tenuto.core.names import check_channel, check_id, command_key, is_id
+from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
 from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand
 from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turn_deltas import (
@@ -55,6 +55,8 @@ from tenuto.core.turn_deltas import (
 )
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.identity import Scope as HubScope
+from tenuto.hub.keep.archive import narrowed
+from tenuto.hub.keep.conversations import MAX_CONVERSATIONS, Conversation, read_conversations
 from tenuto.hub.results import Result, message_of
 from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
@@ -68,12 +70,21 @@ from tenuto.transports.http import problem_response
 from tenuto.transports.origin import check_peer
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
-from tenuto.transports.traffic import charge, declared_bytes, event_bytes, message_bytes, open_body, turn_bytes
+from tenuto.transports.traffic import (
+    EXPECTED_BYTES,
+    charge,
+    declared_bytes,
+    event_bytes,
+    message_bytes,
+    open_body,
+    turn_bytes,
+)
 from tenuto.transports.turn_stream import TurnFormat, TurnStream
 from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [
     "Access",
+    "Conversation",
     "Delta",
     "InAnswer",
     "MessageContinued",
@@ -246,11 +257,26 @@ class Access:
         async with self._hub.viewing.reading():
             return self._charged([await read_turn(self._hub.runtime, channel, check_id(message_id))])[0]
 
-    async def conversation(self, channel: str, *, limit: int = 200) -> list[TurnStatus]:
-        """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 200, 2 MiB)."""
+    async def conversation(self, channel: str, *, limit: int = 200, before: int | None = None) -> list[TurnStatus]:
+        """Return the turns of the newest branch, oldest first, of the newest `limit` messages (at most 200, 2 MiB).
+
+        With `before` they are those created before this serial (`Message.created`).
+        """
         self.check(channel, "history")
         async with self._hub.viewing.reading():
-            return self._charged(await read_conversation(self._hub.runtime, channel, limit))
+            return self._charged(await read_conversation(self._hub.runtime, channel, limit, before=before))
+
+    async def conversations(self, prefix: str, *, limit: int = MAX_CONVERSATIONS) -> list[Conversation]:
+        """Return at most `limit` (50) conversations that the caller may read, newest first.
+
+        Their channels begin with `prefix`. Of more than 2,000 channels only the first in the order of names count.
+        """
+        within = narrowed(check_prefix(prefix), "", self.identity.patterns("history"))
+        self._charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many channels
+        async with self._hub.viewing.reading():
+            return await read_conversations(
+                self._hub, self.identity, within, limit=max(1, min(limit, MAX_CONVERSATIONS))
+            )
 
     async def open_turns(self, channel: str) -> list[TurnStatus]:
         """Return the turns that wait or run, oldest first, and answers that stream without a user message.

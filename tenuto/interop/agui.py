@@ -2,13 +2,17 @@
 
 Layer: interop.
 
-`AGUI(hub, channel="chat:{id}").install(app, "/api/agent")` adds three routes to an app. Of the messages of a run only
+`AGUI(hub, channel="chat:{id}").install(app, "/api/agent")` adds five routes to an app. Of the messages of a run only
 the last one of the user is stored; its id is the id of the stored message, so a repeated run joins the turn. The
-messages after it say which parts of the turn the client shows already.
+messages after it say which parts of the turn the client shows already, or the position of its last event does. Two of
+the routes are those that the client of TanStack AI (npm `@tanstack/ai-client`) asks at the path itself.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -18,14 +22,17 @@ from starlette.routing import Route
 
 from tenuto import Hub
 from tenuto.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
-from tenuto.interop.agui_stream import AGUIStream, Json, Shown, messages_of
+from tenuto.interop.agui_messages import messages_of, ui_messages_of
+from tenuto.interop.agui_stream import AGUIStream, Cursor, Shown, cursor_of
 from tenuto.interop.bodies import body_of
+from tenuto.interop.fold import Json
 from tenuto.interop.ids import stored_id
 from tenuto.interop.tool_json import file_part
-from tenuto.routes import Access, asked_in, guarded
+from tenuto.routes import Access, asked_in, guarded, is_id
 
 ROLES = ("developer", "system", "assistant", "user", "tool", "activity", "reasoning")
 SHORTER = "send the messages from the last one of the user on: requestInit of a class of your own leaves out the others"
+NEWEST = 20  # newest messages of a thread among which the turn to connect to is looked for
 RUN_CHARS = 256  # maximal length of a run's id, which each response repeats
 
 
@@ -46,6 +53,8 @@ class AGUI:
         path = path.rstrip("/")
         app.router.routes[:0] = [
             Route(path, guarded(self._run), methods=["POST"]),
+            Route(path, guarded(self._hydrate), methods=["GET"]),
+            Route(f"{path}/{{id}}/connect", guarded(self._connect), methods=["GET"]),
             Route(f"{path}/{{id}}/messages", guarded(self._messages), methods=["GET"]),
             Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
         ]
@@ -62,14 +71,59 @@ class AGUI:
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
         asked = asked_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
+        after = _after(request, stored_id(last["id"]))
         question = await _question(access, channel, last, asked)
-        return access.stream(channel, question, AGUIStream(body["threadId"], run, _shown(later)))
+        if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
+            run = _run_id(body["threadId"], question)
+        return access.stream(channel, question, AGUIStream(body["threadId"], run, question, _shown(later), after))
+
+    async def _hydrate(self, request: Request) -> Response:
+        """Return a thread as TanStack AI loads it (`threadId`), or stream a run that it joins (`runId`)."""
+        given = request.query_params
+        if "runId" in given:
+            thread, question = _run_of(given["runId"])
+            return await self._follow(request, thread, question, _after(request, question))
+        channel = self._channel_of(given.get("threadId"))
+        access = await self._hub.authorize(request.scope, channel, ["history"])
+        limit, before = (_whole(given, name) for name in ("limit", "before"))
+        turns = await access.conversation(channel, limit=limit or 200, before=before)
+        kept = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
+        running = [one.message.id for one in turns if one.state in ("waiting", "running") and one.message is not None]
+        first, page = min((one.created for one in kept), default=0), dict[str, Any](truncated=False)
+        if len(kept) >= min(limit or 200, 200) and (await access.history(channel, before=first, limit=1)).messages:
+            page = {"truncated": True, "cursor": str(first)}
+        return _json(
+            {
+                "messages": ui_messages_of(turns),
+                "activeRun": {"runId": _run_id(given["threadId"], running[-1])} if running and not before else None,
+                "interrupts": None,
+                "page": page,
+            }
+        )
+
+    async def _connect(self, request: Request) -> Response:
+        """Stream a turn after the position `cursor`, or the newest one from its beginning. 204 if there is none."""
+        thread, after = request.path_params["id"], cursor_of(request.query_params.get("cursor"))
+        if after is not None:
+            return await self._follow(request, thread, after.question, after)
+        channel = self._channel_of(thread)
+        access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
+        turns = [one.message.id for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
+        if not turns:
+            return Response(status_code=204)
+        return access.stream(channel, turns[-1], AGUIStream(thread, _run_id(thread, turns[-1]), turns[-1]))
+
+    async def _follow(self, request: Request, thread: str, question: str, after: Cursor | None) -> Response:
+        channel = self._channel_of(thread)
+        access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
+        stream = AGUIStream(thread, _run_id(thread, question), question, after=after)
+        return access.stream(channel, question, stream)
 
     async def _messages(self, request: Request) -> Response:
         channel = self._channel_of(request.path_params["id"])
         access = await self._hub.authorize(request.scope, channel, ["history"])
         messages = messages_of(await access.conversation(channel))
-        return JSONResponse(messages, headers={"cache-control": "no-store"})
+        return _json(messages)
 
     async def _stop(self, request: Request) -> Response:
         """Cancel the running turns, for all clients. Closing a connection cancels nothing."""
@@ -80,8 +134,44 @@ class AGUI:
 
     def _channel_of(self, thread: object) -> str:
         if not isinstance(thread, str) or not thread:
-            raise InvalidRequest("the body needs the field threadId, the id of the thread as text")
+            raise InvalidRequest("the request needs threadId, the id of the thread as text")
         return self._channel.replace("{id}", thread)
+
+
+def _after(request: Request, question: str) -> Cursor | None:
+    """Return the position after which the client of a run continues. Raises InvalidRequest for one of another run."""
+    after = cursor_of(request.headers.get("last-event-id") or request.query_params.get("offset"))
+    if after is not None and after.question != question:
+        text = f"Last-Event-ID is a position in the answer to message {after.question!r}, and this run answers"
+        raise InvalidRequest(f"{text} {question!r}; leave the header out to get the run from its beginning")
+    return after
+
+
+def _run_id(thread: str, question: str) -> str:
+    """Return the id by which a run can be joined. A run of a client has the client's id besides."""
+    return "run_" + base64.urlsafe_b64encode(f"{thread}\n{question}".encode()).decode().rstrip("=")
+
+
+def _run_of(run: str) -> tuple[str, str]:
+    """Return the thread and the question of a run. Raises NotFound for an id of another form."""
+    with suppress(binascii.Error, ValueError):
+        text = run.removeprefix("run_")
+        thread, question = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode().split("\n")
+        if _run_id(thread, question) == run and is_id(question):
+            return thread, question
+    raise NotFound(f"run {run[:64]!r} does not exist; use an id that this server has returned")
+
+
+def _whole(given: Mapping[str, str], name: str) -> int | None:
+    """Return a number of the query. Raises InvalidRequest."""
+    value = given.get(name)
+    if value is None or (value.isascii() and value.isdigit() and 0 < len(value) < 17 and int(value)):
+        return int(value) if value is not None else None
+    raise InvalidRequest(f"{name} must be a whole number above 0, got {value!r:.80}")
+
+
+def _json(value: object) -> Response:
+    return JSONResponse(value, headers={"cache-control": "no-store"})
 
 
 async def _question(access: Access, channel: str, last: Json, asked: Json) -> str:

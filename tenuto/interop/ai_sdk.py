@@ -2,7 +2,7 @@
 
 Layer: interop.
 
-`AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds four routes to an app. The history that a page sends is
+`AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds five routes to an app. The history that a page sends is
 ignored: a request adds its last message, or answers the questions of the agent, and the store has all earlier messages.
 """
 
@@ -72,6 +72,7 @@ class AISDK:
         path = path.rstrip("/")
         app.router.routes[:0] = [
             Route(path, guarded(self._post), methods=["POST"]),
+            Route(path, guarded(self._list), methods=["GET"]),
             Route(f"{path}/{{id}}/stream", guarded(self._resume), methods=["GET"]),
             Route(f"{path}/{{id}}/messages", guarded(self._messages), methods=["GET"]),
             Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
@@ -208,6 +209,17 @@ class AISDK:
         access = await self._hub.authorize(request.scope, channel, ["history"])
         messages = ui_messages(await access.conversation(channel), self._release)
         return JSONResponse(messages, headers={"cache-control": "no-store"})
+
+    async def _list(self, request: Request) -> Response:
+        """Return the chats that the caller may read, newest first."""
+        access = await self._hub.authorize(request.scope)
+        before, _, after = self._channel.partition("{id}")
+        chats = [
+            {"id": id, "title": one.title, "updated": one.updated_ms, "running": one.is_running}
+            for one in await access.conversations(before)
+            if self._channel_of(id := one.channel.removeprefix(before).removesuffix(after) or "-") == one.channel
+        ]
+        return JSONResponse(chats, headers={"cache-control": "no-store"})
 
     async def _stop(self, request: Request) -> Response:
         """Cancel the running turns, for all tabs. Closing a connection cancels nothing."""

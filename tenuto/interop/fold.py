@@ -78,6 +78,7 @@ class Answer:
     status: str = "streaming"
     reason: str | None = None
     meta: Json = field(default_factory=dict)
+    is_rewritten: bool = False  # a part was removed, or has another type now
 
     @property
     def id(self) -> str:
@@ -151,6 +152,7 @@ class TurnFold:
                 self._put_part(answer, index, value)
             case MessageReplaced(message):
                 answer.meta = message.meta
+                answer.is_rewritten = answer.is_rewritten or len(message.parts) < len(answer.parts)
                 for index, value in enumerate(message.parts):
                     self._put_part(answer, index, value)
             case MessageFinished(status, reason, meta):
@@ -164,6 +166,8 @@ class TurnFold:
         if index < len(answer.parts):
             if answer.parts[index].value["type"] == value["type"]:
                 answer.parts[index].replace(value)
+            else:
+                answer.is_rewritten = True
         else:
             answer.parts.append(part_of(value))
 

@@ -135,7 +135,17 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
         raise InvalidRequest(
             f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"
         ) from None
+    if not size and "upgrade" in request.headers and _announces_body(request):
+        offered = request.headers["upgrade"][:40]
+        raise InvalidRequest(
+            f"the server (uvicorn does so) has lost the body of a request with the header Upgrade: {offered!r}; let "
+            "the client send none, as with HttpClient.Version.HTTP_1_1 in Java, or use `tenuto serve`"
+        )
     return b"".join(pieces)
+
+
+def _announces_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or int(_digits(request.headers.get("content-length"))) > 0
 
 
 def _digits(text: str | None) -> str:

@@ -14,24 +14,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenuto.core.document import restore
 from tenuto.core.errors import NoVisitors
-from tenuto.core.model import ChannelSummary, Message
 from tenuto.core.visitor_ids import STEM, is_visitor
-from tenuto.hub.access.identity import Identity, Scope
+from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.keep.archive import MAX_LISTED
+from tenuto.hub.keep.conversations import read_conversations
 from tenuto.transports.access import check_serving, identify
 from tenuto.transports.calls import json_response
 from tenuto.transports.headers import headers_of
 from tenuto.transports.origin import is_own_origin
 from tenuto.transports.traffic import EXPECTED_BYTES, charge
-
-MAX_CHATS = 50  # chats in a response
-MAX_PAGES = 4  # pages of channels that are read; a visitor with more chats gets the newest of these
-TITLE_CHARACTERS = 60
-_TITLE_MESSAGES, _TITLE_BYTES = 4, 16 * 1024  # the beginning of a chat, in which its first question is looked for
 
 
 async def visitor(hub: HubCore, request: Request) -> Response:
@@ -52,7 +45,10 @@ async def visitor(hub: HubCore, request: Request) -> Response:
         if identity.has("publish", channel) and identity.has("subscribe", channel):
             about["channel"] = channel
         if not visit_in(scope).is_new:  # a new visitor has none
-            about["chats"] = await _chats(hub, identity, channel)
+            about["chats"] = [
+                {"channel": one.channel, "title": one.title, "updated_ms": one.updated_ms}
+                for one in await read_conversations(hub, identity, [channel, f"{channel}.*"])
+            ]
     # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
     needs_token = _is_foreign(hub, scope) or (visit_in(scope).is_new and "token" in request.query_params)
     if is_visitor(identity.client_id) and needs_token:
@@ -64,39 +60,3 @@ async def visitor(hub: HubCore, request: Request) -> Response:
 def _is_foreign(hub: HubCore, scope: Scope) -> bool:
     """Return whether a page of another origin than the hub's sent the request."""
     return any(not is_own_origin(hub, scope, origin) for origin in headers_of(scope, b"origin"))
-
-
-async def _chats(hub: HubCore, identity: Identity, channel: str) -> list[dict[str, Any]]:
-    """Return the caller's chats, newest first."""
-    found: list[ChannelSummary] = []
-    for _ in range(MAX_PAGES):
-        after = found[-1].channel if found else None
-        page = await hub.store.summaries([channel, f"{channel}.*"], after=after, limit=MAX_LISTED)
-        found += page
-        if len(page) < MAX_LISTED:
-            break
-    readable = [one for one in found if identity.has("history", one.channel)]
-    newest = sorted(readable, key=lambda one: (one.updated_ms, one.channel), reverse=True)[:MAX_CHATS]
-    return [
-        {"channel": one.channel, "title": await _title(hub, one.channel), "updated_ms": one.updated_ms}
-        for one in newest
-    ]
-
-
-async def _title(hub: HubCore, channel: str) -> str:
-    """Return the first words of the first question of a chat; empty if it has none."""
-    page = await hub.store.page(channel, before=None, after=0, limit=_TITLE_MESSAGES, limit_bytes=_TITLE_BYTES)
-    messages: list[Message] = [restore(stored).message() for stored in page.messages]
-    for message in messages:
-        if message.role == "user":
-            texts = [str(part["text"]) for part in message.parts if part.get("type") == "text"]
-            return _beginning(" ".join(" ".join(texts)[: 8 * TITLE_CHARACTERS].split()))
-    return ""
-
-
-def _beginning(text: str) -> str:
-    """Return the first words of `text`, at most `TITLE_CHARACTERS` characters."""
-    if len(text) <= TITLE_CHARACTERS:
-        return text
-    words, _, _ = text[:TITLE_CHARACTERS].rpartition(" ")
-    return f"{words or text[: TITLE_CHARACTERS - 1]}…"

@@ -29,7 +29,8 @@ from tenuto.server.serving import address_of, listen, server
 
 FOLDER = Path(__file__).parents[2] / "examples"
 PROCESSES = ("agent_elsewhere",)  # they run no server: `test_agents` starts them
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PROCESSES)
+PAGELESS = ("mcp_task",)  # they serve programs: `test_mcp_task`
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PROCESSES + PAGELESS)
 GUARDED = ("login_fastapi",)  # they refuse unauthenticated callers
 OPEN = [name for name in NAMES if name not in GUARDED]
 

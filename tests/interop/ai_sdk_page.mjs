@@ -86,6 +86,7 @@ const actions = {
   saw: (page, { wanted }) => until(() => pages.get(page).messages.map(text).join("\n").includes(wanted)),
   asks: (page, { requests }) => until(() => pages.get(page).requests === requests),
   is: (page, { status }) => until(() => pages.get(page).status === status),
+  settled: (page) => until(() => ["ready", "error"].includes(pages.get(page).status)),
   state: () => {},
 }
 

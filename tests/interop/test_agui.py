@@ -14,11 +14,24 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from msgspec.structs import replace
 
-from tenuto import Hub, Identity, Turn
+from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.model import Status
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.interop import AGUI
+from tenuto.interop.agui_stream import AGUIStream, cursor_of
+from tenuto.interop.fold import TurnFold
+from tenuto.routes import (
+    InAnswer,
+    MessageFinished,
+    MessageOpened,
+    PartOpened,
+    PartReplaced,
+    TextAdded,
+    TurnChanged,
+    TurnDelta,
+)
 from tests.transports.conftest import new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -208,7 +221,8 @@ async def test_every_part_is_shown_and_a_run_after_any_cut_has_the_same_messages
     assert [call["id"] for call in looks["toolCalls"]] == ["c1", "c2"]
     assert looks["toolCalls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Ulm"}'}
     assert [one["content"] for one in (done, failed, denied, result)] == ['{"c": 7}', "no", "denied", "text"]
-    assert [one.get("metadata") for one in (done, failed, denied)] == [None, {"state": "error"}, {"state": "denied"}]
+    states = [one.get("metadata", {}).get("state") for one in (done, failed, denied)]
+    assert states == [None, "error", "denied"]
     assert calls["toolCalls"][0]["id"] == "c4"
     assert whole.customs == [("tenuto.source", {"url": "https://example.com/"}), ("map", [1])]
     assert await scene.loaded() == whole.messages
@@ -446,6 +460,8 @@ ROUTES = [
     ("POST", "/api/agent", run_of([user()]), {"subscribe", "history", "publish"}),
     ("GET", "/api/agent/1/messages", None, {"history"}),
     ("POST", "/api/agent/1/stop", None, {"history", "command"}),
+    ("GET", "/api/agent?threadId=1", None, {"history"}),
+    ("GET", "/api/agent/1/connect?cursor=1/0/00000000//u", None, {"subscribe", "history"}),
 ]
 
 
@@ -480,3 +496,136 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         if method == "POST":
             assert await answer(needs, "2", **foreign) == await answer(needs, "3", **foreign) == refused
         assert (await answer(needs, "1"))[0] in (200, 204)
+
+
+CITY = '{"city": "Ulm"}'
+
+
+def steps() -> list[list[TurnDelta]]:
+    """Return the batches of a turn: an attempt that was interrupted, and an answer with parallel calls."""
+    known: Any = {"role": "assistant", "status": "streaming", "reply_to": "u", "parent": "u"}
+    message = Message(id="a", created=2, version=2, created_at=1, updated_at=1, **known)
+    one, two = {**CALL, "input": ""}, {**CALL, "call": "c2", "input": ""}
+
+    def of(*deltas: Any, id: str = "b") -> list[TurnDelta]:
+        return [InAnswer(id, one) for one in deltas]
+
+    return [
+        [TurnChanged("running"), *of(MessageOpened(message), PartOpened(0, {"type": "text", "text": "Los"}), id="a")],
+        of(TextAdded(0, "text", 3, "t"), id="a"),
+        of(MessageFinished("interrupted", None, {}), id="a"),
+        of(MessageOpened(replace(message, id="b", created=5)), PartOpened(0, {"type": "reasoning", "text": ""})),
+        *[of(TextAdded(0, "reasoning", at, text)) for at, text in enumerate("Hm🙂")],
+        of(PartOpened(1, {"type": "text", "text": "Lo"}), TextAdded(1, "text", 2, "ok")),
+        of(TextAdded(1, "text", 4, ": 🙂!")),
+        of(PartOpened(2, one)),
+        *[of(TextAdded(2, "tool", at, text)) for at, text in enumerate(CITY)],
+        of(PartReplaced(2, {**one, "input": CITY, "state": "called"}, 0), PartOpened(3, two)),
+        of(PartReplaced(3, {**two, "input": "{}", "state": "done", "output": 2}, 0)),
+        of(PartOpened(4, {"type": "data", "name": "map", "data": [1]}), PartOpened(5, {"type": "text", "text": ""})),
+        of(TextAdded(5, "text", 0, "Seven")),
+        of(PartReplaced(2, {**one, "input": CITY, "state": "done", "output": 1}, 0)),
+        of(TextAdded(5, "text", 5, ".")),
+        of(MessageFinished("complete", None, {"model": "m"})),
+        [TurnChanged("over")],
+    ]
+
+
+def test_stream_that_is_cut_after_any_event_goes_on_exactly_after_it() -> None:
+    batches = steps()
+    for is_late in (False, True):  # the reader comes when the turn runs, or when it is over
+        whole = AGUIStream("1", "r", "u")
+        live = [one for batch in batches for one in whole.receive(batch)]
+        client = Client([user()])
+        for _, event in live:
+            client.take(event)
+        assert len({id for id, _ in live}) == len(live)
+        first, sent = AGUIStream("1", "r", "u"), list[Any]()
+        for number, batch in enumerate(batches, 1):
+            for id, event in first.receive(batch):
+                sent.append(event)
+                if event["type"] == "RUN_FINISHED":
+                    break
+                known, rest = (len(batches), []) if is_late else (number, batches[number:])
+                again = AGUIStream("1", "r", "u", after=cursor_of(id))
+                events = again.receive(as_it_is(batches[:known]))
+                events += [one for later in rest for one in again.receive(later)]
+                joined = Client([user()])
+                for one in [*sent, *(one for _, one in events)]:
+                    joined.take(one)
+                assert joined.end == client.end
+                # an attempt that was replaced before the reader had anything of it is left out
+                left = [one for one in client.messages if one["id"] != "a" or one in joined.messages]
+                assert {one["id"]: one for one in joined.messages} == {one["id"]: one for one in left}
+                assert len(left) == len(client.messages) or (is_late and number <= 3 and len(sent) < 3)
+    assert client.text == "LostLook: 🙂!Seven."
+
+
+def as_it_is(batches: list[list[TurnDelta]]) -> list[TurnDelta]:
+    """Return the deltas for a reader who comes after `batches`."""
+    fold = TurnFold()
+    for delta in [one for batch in batches for one in batch]:
+        fold.receive(delta)
+    deltas: list[TurnDelta] = []
+    for answer in fold.answers:
+        deltas.append(InAnswer(answer.id, MessageOpened(answer.head)))
+        for index, part in enumerate(answer.parts):
+            name = "input" if part.value["type"] == "tool" else "text"
+            value = {**part.value, name: part.text()} if part.value["type"] != "data" else part.value
+            deltas.append(InAnswer(answer.id, PartOpened(index, value)))
+        if answer.status != "streaming":
+            deltas.append(InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta)))
+    return [*deltas, TurnChanged(fold.state)]
+
+
+async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_others(scene: Scene) -> None:
+    scene.gate.set()
+
+    async def after(text: str | None, **headers: str) -> tuple[int, Any]:
+        """Return the status, and the code or the texts and the end, of a repeated run after a position."""
+        named = {"last-event-id": text, **headers} if text is not None else headers
+        response = await scene.http.post("/api/agent", json=run_of([user()]), headers=named)
+        if response.status_code != 200:
+            return response.status_code, response.json()["code"]
+        events = events_of(response.text)
+        texts = "".join(one["delta"] for one in events if one["type"] == "TEXT_MESSAGE_CONTENT")
+        return 200, (texts, events[-1].get("code", events[-1]["type"]))
+
+    assert await after(None) == await after("-1") == (200, ("Hello to you", "RUN_FINISHED"))
+    whole = (await scene.http.post("/api/agent", json=run_of([user()]))).text
+    ids = [line.removeprefix("id: ") for line in whole.splitlines() if line.startswith("id: ")]
+    assert len(ids) == whole.count("data: ") == 5
+    assert await after(ids[1]) == (200, ("Hello to you", "RUN_FINISHED"))
+    assert await after(ids[2]) == await after(ids[4]) == (200, ("", "RUN_FINISHED"))
+    connected = await scene.http.get("/api/agent/1/connect", params={"cursor": ids[1]})
+    assert [one["type"] for one in events_of(connected.text)] == [
+        "TEXT_MESSAGE_CONTENT",
+        "TEXT_MESSAGE_END",
+        "RUN_FINISHED",
+    ]
+    newest = events_of((await scene.http.get("/api/agent/1/connect")).text)
+    assert [one["type"] for one in newest][:2] == ["RUN_STARTED", "TEXT_MESSAGE_START"]
+    assert (await scene.http.get("/api/agent/2/connect")).status_code == 204
+
+    units, results, total, _, _ = ids[2].split("/")
+    bad = [
+        "x",
+        "0",
+        "9" * 10_000,
+        f"-1/0/{total}//u",
+        f"{'9' * 17}/0/{total}//u",
+        f"1/0/{total}//",
+        f"1/0/{total}//../u",
+    ]
+    assert [await after(text) for text in bad] == [(400, "invalid_request")] * len(bad)
+    assert await after(f"{units}/{results}/{total}//other") == (400, "invalid_request")  # of another run
+    for text in (f"{int(units) + 1000}/0/{total}//u", f"{units}/0/00000000//u", f"{int(units) - 1}/0/{total}//u"):
+        assert await after(text) == (200, ("", "invalid_cursor"))  # in the future, and of a text that was replaced
+    for path in ("/api/agent?runId=run_x", "/api/agent?runId=x&offset=-1"):
+        assert (await scene.http.get(path)).status_code == 404
+    for path in ("/api/agent", "/api/agent?threadId=1&limit=x", "/api/agent?threadId=1&before=0"):
+        assert (await scene.http.get(path)).status_code == 400
+    assert len(scene.turns) == 1
+    (answer,) = (await scene.hub.turn("chat:1", "u")).answers
+    await scene.hub.delete("chat:1", answer.id)
+    assert await after(ids[2]) == (200, ("", "deleted"))

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from tenuto import Hub, Identity, Turn
 from tenuto.core.model import Message
+from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AISDK
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.routes import InAnswer, MessageOpened, PartOpened, TextAdded
@@ -969,6 +970,30 @@ async def test_page_whose_connection_is_cut_at_any_byte_has_an_error_and_resumes
     assert len(scene.turns) == 1
 
 
+@pytest.mark.skipif(IS_STRICT or MAJOR < 6, reason="a limit of the other releases")
+async def test_page_that_is_cut_at_200_random_bytes_has_each_character_once(scene: Scene) -> None:
+    words, rng, chats = [f"{number} {'😀a' * number}. " for number in range(12)], random.Random(5), 0
+
+    async def long(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for word in words:
+                await message.append(word)
+
+    scene.script = long  # type: ignore[method-assign]
+    proxy = FaultProxy("127.0.0.1", scene.served.port)
+    async with proxy, pages_at(f"http://127.0.0.1:{proxy.port}/api/chat") as pages:
+        proxy.cut_after(*(rng.randint(1, 1_500) for _ in range(200)))
+        while proxy._down.cuts or not chats:
+            chats += 1
+            await pages("p", "open", id=str(chats))
+            await pages("p", "send", text="you")
+            while (state := await pages("p", "settled"))["status"] == "error":
+                await pages("p", "resume")
+                await pages("p", "resumed")
+            assert text_of(state) == "".join(words)
+    assert chats > 5
+
+
 async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene: Scene) -> None:
     pages = scene.pages
     await pages("a", "open", id="1", message=True)
@@ -1145,3 +1170,25 @@ async def finished_in(pages: Pages, page: str) -> Any:
     state = await pages(page, "is", status="ready")
     assert (state["status"], state.get("error")) == ("ready", None)
     return state
+
+
+async def test_list_has_the_chats_that_the_caller_may_read() -> None:
+    person = Identity(client_id="ann", grants={"chat:ann.*": {"history", "publish"}, "other:*": {"history"}})
+
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return person
+
+    async with routes_only(authenticate=verify) as (hub, client):
+        assert (await client.get("/api/chat")).json() == []
+        await hub.create("chat:ann.1", text=f"What is\n a turn? {'word ' * 20}", starts_turn=False)
+        await hub.create("chat:ann.2", role="assistant", text="Hello", starts_turn=False)
+        await hub.create("chat:ann.3", text="Why?", starts_turn=False)
+        request = CreateMessage(role="assistant", status="streaming", text="Because", reply_to="u")
+        await hub.ask("chat:ann.3", "a", request, SERVER)
+        for hidden in ("chat:bob.1", "other:1"):
+            await hub.create(hidden, text="hidden", starts_turn=False)
+        listed = (await client.get("/api/chat")).json()
+        shown = {one["id"]: (one["title"], one["running"], isinstance(one["updated"], int)) for one in listed}
+        long = "What is a turn? word word word word word word word word…"
+        assert shown == {"ann.1": (long, False, True), "ann.2": ("", False, True), "ann.3": ("Why?", True, True)}
+        assert [one["updated"] for one in listed] == sorted((one["updated"] for one in listed), reverse=True)

@@ -13,7 +13,7 @@ import pytest
 from tenuto.app import Hub
 from tenuto.core.limits import Limits
 from tenuto.transports import calls
-from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub
+from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
 from tests.transports.test_http import M1, MESSAGES, create, refused, stream
 
 JSON = {"content-type": "application/json"}
@@ -366,3 +366,24 @@ async def test_server_survives_bytes_that_are_not_http(served: Served) -> None:
             await reader.read()
         writer.close()
     assert (await served.http.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("server", ["httptools", "h11"])
+async def test_body_that_the_server_has_lost_to_an_offered_upgrade_is_named_with_its_remedy(server: str) -> None:
+    # the request of Java's HttpClient, which offers HTTP/2 with each first request
+    head = (
+        "POST /v1/channels/c/messages HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: 15\r\n"
+        "Host: localhost\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUpgrade: h2c\r\n"
+        "Content-Type: application/json\r\n\r\n"
+    )
+    async with serving(new_hub(), http=server) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(head.encode() + b'{"text": "you"}')
+        response = await asyncio.wait_for(reader.readuntil(b"}"), 20)
+        writer.close()
+    if server == "httptools":
+        assert b" 400 " in response
+        assert b"Upgrade: 'h2c'" in response
+        assert b"HttpClient.Version.HTTP_1_1" in response
+    else:
+        assert b" 201 " in response

@@ -89,7 +89,7 @@ class Archive:
         await self._lifecycle.start()
         importing = {name.removeprefix(IMPORT) for name in await self._store.notes(IMPORT)}
         found: list[ChannelSummary] = []
-        wanted = _within(prefix, after or "", patterns)
+        wanted = narrowed(prefix, after or "", patterns)
         for start in range(0, len(wanted), _STEP):
             listed = await self._store.summaries(
                 wanted[start : start + _STEP], after=after, limit=limit + 1 - len(found) + len(importing)
@@ -242,7 +242,7 @@ class Archive:
                         logger.warning("the removal of a person did not end; repeat the call: %s", error)
 
 
-def _within(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
+def narrowed(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
     """Narrow `patterns` to the names that begin with `prefix`, and return the result in order.
 
     Patterns that match no name after `after` are left out. No name matches two of the returned patterns.

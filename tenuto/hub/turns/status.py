@@ -70,12 +70,17 @@ def _streaming_answers(live: Channel) -> list[MessageState]:
     return [one for one in live.state.messages.values() if one.is_streaming and one.role != "user"]
 
 
-async def read_conversation(runtime: Runtime, channel: str, limit: int) -> list[TurnStatus]:
-    """Return the turns of the newest branch, oldest first, of the newest `limit` messages of the channel."""
+async def read_conversation(
+    runtime: Runtime, channel: str, limit: int, *, before: int | None = None
+) -> list[TurnStatus]:
+    """Return the turns of the newest branch, oldest first, of the newest `limit` messages of the channel.
+
+    With `before` only messages that were created before this serial count.
+    """
     live = await runtime.fresh(channel)
     limits = runtime.limits
     page = await runtime.store.page(
-        channel, before=None, limit=max(1, min(limit, limits.history)), limit_bytes=limits.history_bytes
+        channel, before=before, limit=max(1, min(limit, limits.history)), limit_bytes=limits.history_bytes
     )
     states = {one.id: one for one in map(restore, page.messages)}
     states |= {message_id: one for message_id, one in live.state.messages.items() if message_id in states}

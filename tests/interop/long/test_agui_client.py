@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 
 from tenuto import Hub, Turn
 from tenuto.interop import AGUI
+from tenuto.testing.proxy import FaultProxy
 from tests.interop.long.restarts import served
 from tests.interop.pages import ROOT, Pages, pages_at
 from tests.interop.test_agui import everything
@@ -27,9 +29,10 @@ DOCUMENT = ROOT / "docs" / "interop.md"
 class Scene:
     """A hub with the routes and one agent, whose `script` a test sets."""
 
-    def __init__(self, hub: Hub, pages: Pages) -> None:
+    def __init__(self, hub: Hub, pages: Pages, port: int) -> None:
         self.hub = hub
         self.pages = pages
+        self.port = port
         self.gate = asyncio.Event()
         self.turns: list[Turn] = []
 
@@ -64,7 +67,7 @@ async def scene() -> AsyncIterator[Scene]:
         serving(hub, app) as served,
         pages_at(f"http://127.0.0.1:{served.port}/api/agent", SCRIPT, PACKAGE) as pages,
     ):
-        scene = Scene(hub, pages)
+        scene = Scene(hub, pages, served.port)
         yield scene
 
 
@@ -100,13 +103,13 @@ async def test_aborted_run_is_joined_by_the_same_agent_and_by_new_ones(scene: Sc
     assert state["messages"] == (await pages("d", "load", thread="1"))["messages"]
 
 
-async def test_client_with_more_than_a_megabyte_of_messages_sends_the_last_ones_alone(scene: Scene) -> None:
+async def test_client_with_more_than_8_mib_of_messages_sends_the_last_ones_alone(scene: Scene) -> None:
     (program,) = re.findall(r"```js\n(class LastMessagesAgent.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert program in SCRIPT.read_text()
     pages, messages = scene.pages, list[Any]()
     for number in range(11):
         messages += [{"id": f"u{number}", "role": "user", "content": "you"}]
-        messages += [{"id": f"a{number}", "role": "assistant", "content": "x" * 100_000}]
+        messages += [{"id": f"a{number}", "role": "assistant", "content": "x" * 800_000}]
     scene.gate.set()
     for short in (False, True):
         name = "short" if short else "whole"
@@ -199,6 +202,28 @@ async def test_question_stop_failure_and_a_server_that_drains(scene: Scene) -> N
     state = await pages("e", "ended")
     assert (state["status"], texts(state)) == ("broken", ["Hello "])
     await draining
+
+
+async def test_client_that_is_cut_at_200_random_bytes_and_runs_again_has_each_character_once(scene: Scene) -> None:
+    words, rng, threads = [f"{number} {'😀a' * number}. " for number in range(12)], random.Random(3), 0
+
+    async def long(turn: Turn) -> None:
+        async with turn.reply() as message:
+            for word in words:
+                await message.append(word)
+
+    scene.script = long  # type: ignore[method-assign]
+    proxy = FaultProxy("127.0.0.1", scene.port)
+    async with proxy, pages_at(f"http://127.0.0.1:{proxy.port}/api/agent", SCRIPT, PACKAGE) as pages:
+        proxy.cut_after(*(rng.randint(1, 1_500) for _ in range(200)))
+        while proxy._down.cuts or not threads:
+            threads += 1
+            await pages("p", "open", thread=str(threads))
+            await pages("p", "send", text="you")
+            while (state := await pages("p", "ended"))["status"] == "broken":
+                await pages("p", "run")
+            assert (state["status"], texts(state)) == ("finished", ["".join(words)])
+    assert threads > 5
 
 
 async def test_run_of_a_server_that_is_killed_breaks_and_is_joined_after_the_restart(

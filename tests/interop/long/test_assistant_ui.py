@@ -45,4 +45,5 @@ async def test_page_sends_resumes_after_a_reload_and_goes_on(script: bytes) -> N
         await message.fill("me")
         await page.get_by_role("button", name="Send").click()
         await expect(page.locator("p")).to_contain_text(["you", "Hello to you", "me", "Hello to me"])
+        await expect(page.locator("p p")).to_have_count(0)
         assert errors == []

@@ -1,0 +1,124 @@
+"""`examples/mcp_task.py` as a process, with the real client of MCP.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
+from mcp.shared.exceptions import MCPError
+from mcp_types import CallToolResult, Request, Result
+from pydantic import ConfigDict
+
+from tests.examples.programs import FOLDER
+from tests.processes import python
+
+EXAMPLE = FOLDER / "mcp_task.py"
+NAME = "io.modelcontextprotocol/tasks"
+
+
+class Task(Result):
+    model_config = ConfigDict(extra="allow")
+    result_type: Literal["task"]
+
+    def __getitem__(self, name: str) -> Any:
+        assert self.model_extra is not None
+        return self.model_extra[name]
+
+
+class State(Result):
+    model_config = ConfigDict(extra="allow")
+
+    def __getitem__(self, name: str) -> Any:
+        assert self.model_extra is not None
+        return self.model_extra[name]
+
+
+class TaskRequest(Request[dict[str, Any], str]):
+    name_param = "taskId"
+
+
+class KnowsTasks(ClientExtension):
+    identifier = NAME
+
+    def claims(self) -> Sequence[ResultClaim[Any]]:
+        async def resolve(task: Task, context: ClaimContext) -> CallToolResult:
+            raise NotImplementedError  # the test polls by itself
+
+        return [ResultClaim(result_type="task", model=Task, resolve=resolve)]
+
+
+@asynccontextmanager
+async def served(folder: Path, port: int) -> AsyncIterator[Process]:
+    program = f"import os, runpy; os.chdir({str(folder)!r}); runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
+    async with python("-c", program, PORT=str(port), PYTHONPATH=str(FOLDER.parent)) as process:
+        async with asyncio.timeout(30), httpx2.AsyncClient() as http:
+            while True:
+                try:
+                    await http.get(f"http://127.0.0.1:{port}/healthz")
+                    break
+                except httpx2.TransportError:
+                    await asyncio.sleep(0.05)  # between two tries to connect to a process that is starting
+        yield process
+
+
+async def send(client: Client, method: str, task: str, **params: Any) -> State:
+    request = TaskRequest(method=f"tasks/{method}", params={"taskId": task, **params})
+    return await client.session.send_request(request, State)
+
+
+async def until(client: Client, task: str, status: str) -> State:
+    async with asyncio.timeout(30):
+        while (state := await send(client, "get", task))["status"] != status:  # noqa: ASYNC110 - MCP polls
+            await asyncio.sleep(0.05)
+    return state
+
+
+async def call(client: Client) -> Task:
+    task = await client.session.call_tool("book", {"guests": 4}, allow_claimed=True)
+    assert isinstance(task, Task)
+    return task
+
+
+async def test_task_is_a_turn_that_asks_is_cancelled_and_survives_a_killed_server(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}/mcp"
+    async with served(tmp_path, unused_tcp_port) as process:
+        async with Client(url, extensions=[KnowsTasks()]) as client:
+            assert [tool.name for tool in (await client.list_tools()).tools] == ["book"]
+            task, other = (await call(client))["taskId"], (await call(client))["taskId"]
+            assert (await send(client, "get", task))["status"] in ("working", "input_required")
+            (before,) = (await until(client, task, "input_required"))["inputRequests"]
+            await send(client, "cancel", other)
+            await until(client, other, "cancelled")
+            await send(client, "cancel", other)  # again, without an effect
+            with pytest.raises(MCPError, match="does not exist"):
+                await send(client, "get", "other")
+        async with Client(url) as client:
+            with pytest.raises(MCPError, match="Missing required client capability"):
+                await client.call_tool("book", {"guests": 4})
+        process.kill()
+        await process.wait()
+    async with served(tmp_path, unused_tcp_port), Client(url, extensions=[KnowsTasks()]) as client:
+        asked: dict[str, Any] = (await until(client, task, "input_required"))["inputRequests"]
+        while before in asked:  # the killed attempt's question, until the new one asks
+            asked = (await until(client, task, "input_required"))["inputRequests"]
+        ((key, request),) = asked.items()
+        assert request["method"] == "elicitation/create"
+        assert request["params"]["message"] == "At what time do 4 guests come?"
+        responses = {key: {"action": "accept", "content": {"time": "19:30"}}, before: {"action": "decline"}}
+        await send(client, "update", task, inputResponses=responses)
+        state = await until(client, task, "completed")
+        assert state["result"] == {"content": [{"type": "text", "text": "A table for 4 at 19:30."}], "isError": False}
+        assert (await send(client, "get", other))["status"] == "cancelled"

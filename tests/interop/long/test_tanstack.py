@@ -1,0 +1,130 @@
+"""The real client of TanStack AI (npm `@tanstack/ai-client`) against `AGUI`, and behind a proxy that cuts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from tenuto import Hub, Turn
+from tenuto.interop import AGUI
+from tenuto.testing.proxy import FaultProxy
+from tests.interop.pages import Pages, pages_at
+from tests.interop.test_agui import everything
+from tests.transports.conftest import new_hub, serving
+
+PACKAGE = Path(os.environ.get("TENUTO_TANSTACK", "")) / "@tanstack" / "ai-client"
+SCRIPT = Path(__file__).parents[1] / "tanstack_page.mjs"
+WORDS = [f"{number} {'😀a' * number}. " for number in range(12)]
+
+
+class Scene:
+    """A hub with the routes behind a proxy, and one agent, whose `script` a test sets."""
+
+    def __init__(self, hub: Hub, pages: Pages, proxy: FaultProxy) -> None:
+        self.hub, self.pages, self.proxy = hub, pages, proxy
+        self.gate = asyncio.Event()
+
+    async def script(self, turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await self.gate.wait()
+            await message.append(f"to {turn.text}")
+
+
+@asynccontextmanager
+async def scene_of() -> AsyncIterator[Scene]:
+    hub, app = new_hub(), FastAPI()
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+
+    @hub.agent("chat:*", name="agent")
+    async def agent(turn: Turn) -> None:
+        await scene.script(turn)
+
+    async with (
+        serving(hub, app) as served,
+        FaultProxy("127.0.0.1", served.port) as proxy,
+        pages_at(f"http://127.0.0.1:{proxy.port}/api/agent", SCRIPT, PACKAGE) as pages,
+    ):
+        scene = Scene(hub, pages, proxy)
+        yield scene
+
+
+def shown(state: Any, role: str = "assistant") -> list[str]:
+    """Return the texts of a page's messages."""
+    return [
+        "".join(part["content"] for part in one["parts"] if part["type"] == "text")
+        for one in state["messages"]
+        if one["role"] == role
+    ]
+
+
+async def test_stream_that_is_cut_goes_on_and_a_page_that_loads_joins_it() -> None:
+    async with scene_of() as scene:
+        pages = scene.pages
+        await pages("a", "open", thread="1")
+        await pages("a", "send", text="you")
+        await pages("a", "saw", wanted="Hello ")
+        await pages("b", "open", thread="1", persistence=True)  # loads the thread, and joins the run
+        await pages("b", "saw", wanted="Hello ")
+        await scene.proxy.cut()
+        scene.gate.set()
+        for name in "ab":
+            state = await pages(name, "ended")
+            assert (state["status"], shown(state)) == ("ready", ["Hello to you"]), state
+            assert shown(state, "user") == ["you"]
+        await pages("b", "send", text="two")
+        await pages("b", "saw", wanted="to two")
+        assert shown(await pages("b", "ended")) == ["Hello to you", "Hello to two"]
+
+
+async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages() -> None:
+    async with scene_of() as scene:
+        scene.script = everything  # type: ignore[method-assign]
+        pages = scene.pages
+        await pages("a", "open", thread="1")
+        await pages("a", "send", text="you")
+        await pages("a", "saw", wanted="Two.")
+        built = await pages("a", "ended")
+        await pages("b", "open", thread="1", persistence=True)
+        loaded = await pages("b", "saw", wanted="Two.")
+
+        def outline(state: Any) -> Any:
+            names = ("type", "content", "name", "arguments", "state", "toolCallId")
+            return [[{name: part.get(name) for name in names} for part in one["parts"]] for one in state["messages"]]
+
+        assert outline(loaded) == outline(built)
+        await pages("c", "open", thread="1", persistence=True, history={"pageSize": 2})
+        assert len((await pages("c", "saw", wanted="Two."))["messages"]) < len(loaded["messages"])
+        assert outline(await pages("c", "older")) == outline(loaded)
+
+
+async def test_stream_that_is_cut_at_200_random_bytes_has_each_character_once() -> None:
+    async with scene_of() as scene:
+
+        async def long(turn: Turn) -> None:
+            async with turn.reply() as message:
+                for word in WORDS:
+                    await message.append(word)
+                    await asyncio.sleep(0)
+
+        scene.script = long  # type: ignore[method-assign]
+        rng, threads = random.Random(11), 0
+        scene.proxy.cut_after(*(rng.randint(1, 1_500) for _ in range(200)))
+        while scene.proxy._down.cuts or not threads:
+            threads += 1
+            await scene.pages("p", "open", thread=str(threads))
+            await scene.pages("p", "send", text="you")
+            state = await scene.pages("p", "ended")
+            while state["status"] == "error":  # a cut before the first event: the page has no position yet
+                assert shown(state) in ([], [""])
+                await scene.pages("p", "reload")
+                state = await scene.pages("p", "ended")
+            assert (shown(state), state["status"]) == (["".join(WORDS)], "ready")
+        assert threads > 5
