@@ -134,7 +134,7 @@ class Hub(HubCore):
 
         With the empty prompt `""` the request asks nothing, and `source` is not called: a reloaded page gets the answer
         to the newest question of the channel, or the answer `reply_id`, in the same style, from its beginning and then
-        live. If there is none, the status is 204, which stops an EventSource.
+        live. Without an answer it gets status 204, and an EventSource stops.
         """
         check_source(source, source_kind, text_field)
         check_style(style, end_frame)

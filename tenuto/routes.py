@@ -120,7 +120,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Access:
-    """The access of one request to the hub: who sends it, and what the caller may do. See `Hub.authorize`."""
+    """The access of one request to the hub: the caller, and its rights. See `Hub.authorize`."""
 
     def __init__(self, app: StreamApp, scope: HubScope, identity: Identity) -> None:
         self._app = app
@@ -478,7 +478,7 @@ class RouteSocket:
         self.close(DRAINED, "draining")
 
     def close(self, code: int, reason: str) -> None:
-        """Close the socket; what `handle` awaits is cancelled. A second call has no effect."""
+        """Close the socket; the wait of `handle` is cancelled. A second call has no effect."""
         if self._closing is None:
             self._closing = code, reason
             if self._limit.when() is not None and not self._limit.expired():

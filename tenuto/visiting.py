@@ -38,8 +38,8 @@ def visitors(
 
     A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is called
     first: its identities are persons, and every other caller is a visitor. `key` (at least 32 bytes; several to rotate)
-    signs the ids; without one the hub keeps a key in its store. The limits count what makes an agent call its model:
-    the questions of each visitor, and `address_factor` times as many of all visitors of one address. Messages in
+    signs the ids; without one the hub keeps a key in its store. The limits count requests that cost a call of the
+    model: the questions of each visitor, and `address_factor` times as many of all visitors of one address. Messages in
     visitors' channels are removed after `keep_days`, unless `retention` has a rule for the channel; None keeps them.
     Raises LocalError.
     """

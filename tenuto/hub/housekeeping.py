@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from tenuto.core.errors import TenutoError
 from tenuto.hub.pending import DocumentDue
@@ -17,11 +18,12 @@ logger = logging.getLogger("tenuto.hub")
 TIDY_S = 5.0  # time between two rounds of housekeeping
 
 
-async def keep_house(runtime: Runtime) -> None:
-    """Run the housekeeping every few seconds, until this task is cancelled."""
+async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
+    """Run the housekeeping every few seconds, until this task is cancelled. `forget` frees counters of clients."""
     while True:
         await asyncio.sleep(TIDY_S)
         free_memory(runtime)
+        forget()
         runtime.scheduler.workers.tidy()
         try:
             await _tidy_store(runtime)

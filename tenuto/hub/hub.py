@@ -35,7 +35,7 @@ from tenuto.core.requests import (
 from tenuto.development import failure_reason
 from tenuto.hub.access.hosts import check_allowed_origins, check_public_origin
 from tenuto.hub.access.identity import Authenticate
-from tenuto.hub.access.questions import Questions, forget_gone
+from tenuto.hub.access.questions import Questions
 from tenuto.hub.access.rates import ClientLimits, Rates, of_addresses
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.visitors import VisitorVerifier
@@ -137,6 +137,7 @@ class HubCore:
             close=self.close,
             is_named=lambda: names is None or is_named(names, self, self.sync),
             signals=SignalHook(self.drain) if hooks_signals else None,
+            forget=self._forget_gone,
             capacity=Capacity(max_bytes, self.store),
             keyed=[self.tickets, *([guests] if guests is not None else [])],
             questions=self.questions,
@@ -148,7 +149,12 @@ class HubCore:
         self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held, visitors_days=keep_days)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
         self.on_start(partial(open_control, self))
-        self.on_start(lambda: self.start_background(forget_gone(self.rates, self.questions)))
+
+    def _forget_gone(self) -> None:
+        """Forget clients, visitors and addresses of which nothing is counted any more, some in each round."""
+        self.rates.forget_new()
+        if self.questions is not None:
+            self.questions.forget_full()
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 

@@ -76,11 +76,13 @@ class Lifecycle:
         capacity: Capacity,
         keyed: Sequence[Keyed],
         questions: Questions | None,
+        forget: Callable[[], None],
         bus: Bus | None = None,
     ) -> None:
         """Run a hub on `store`, with the notices of `bus` if there is one.
 
-        `keyed` share their keys by the store. `questions` counts those of visitors, if there are any.
+        `keyed` share their keys by the store. `questions` counts those of visitors, if there are any. `forget`
+        frees counters of clients in each round of housekeeping.
 
         `recover` handles the messages that ended nodes left open, in the channels of this one.
 
@@ -104,6 +106,7 @@ class Lifecycle:
         self._signals = signals
         self._keyed = keyed
         self._questions = questions
+        self._forget = forget
         self._hooks: dict[str, Hook] = {}  # hooks by name
         self._start_callbacks: list[Callable[[], object]] = []
         self._run: Run | None = None  # the current run, or the last one
@@ -303,7 +306,7 @@ class Lifecycle:
         for hook in self._hooks.values():
             runtime.hooks.begin(hook, runtime.channels)
         run.has_begun = True
-        workers += [group.create_task(keep_house(runtime)), group.create_task(runtime.follower.run())]
+        workers += [group.create_task(keep_house(runtime, self._forget)), group.create_task(runtime.follower.run())]
         if not self._store.is_exclusive:
             # a callback may have blocked the event loop for longer than the lease; `keep` repeats a renewal that fails
             with contextlib.suppress(StoreUnavailable):

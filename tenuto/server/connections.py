@@ -32,7 +32,7 @@ from tenuto.core.errors import LocalError
 from tenuto.hub.access.hosts import address_group
 from tenuto.server.parse_queue import ParseQueue
 
-logger = logging.getLogger("tenuto.server.serving")
+logger = logging.getLogger("tenuto.serving")
 
 # Preallocated: the memory of many small objects would not be given back, because a few that live on keep whole arenas
 # of Python's allocator (measured).

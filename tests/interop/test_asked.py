@@ -1,5 +1,5 @@
-"""What real clients send beside and inside their questions, and what the agent's model receives: `turn.request`, files,
-and the calls of the client's own tools."""
+"""Fields that real clients send beside and inside their questions reach the agent's model: `turn.request`, files, and
+the calls of the client's own tools."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ async def run_agui(stub: Stub, content: Any, **fields: Any) -> None:
         assert response.status_code == 200, response.text
 
 
-# -- what is sent, and what the model's stub receives -------------------------------------------------------------
+# -- the matrix of sent fields, and of those that the stub of a model receives --------------------------------------
 
 FORM = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}
 COMMON = {"temperature": 0.5, "top_p": 0.9, "parallel_tool_calls": False, "metadata": {"k": "v"}}

@@ -9,7 +9,6 @@ process. A bucket that has filled up again is forgotten, so that visitors who ar
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -24,7 +23,7 @@ from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
 from tenuto.core.visitor_ids import is_question
 from tenuto.hub.access.hosts import address_group
-from tenuto.hub.access.rates import Bucket, Rates
+from tenuto.hub.access.rates import Bucket
 from tenuto.hub.results import Done, Result
 
 logger = logging.getLogger("tenuto.hub")
@@ -32,7 +31,6 @@ logger = logging.getLogger("tenuto.hub")
 MINUTE_S, DAY_S = 60.0, 86_400.0
 MAX_COUNTED = 100_000  # limit of the visitors and addresses that are counted at the same time
 FORGET_AT_ONCE = 1_000
-FORGET_S, FORGET_PAUSE_S = 5.0, 0.05  # between two rounds that forget, and between two steps of a long one
 LOG_S = 3600.0  # least time between two lines of the log about addresses at their limit
 
 
@@ -156,18 +154,14 @@ class Questions:
 
         return caller, settled, asked
 
-    def forget_full(self) -> bool:
-        """Forget visitors and addresses whose buckets are full again; return whether there may be many more of them.
-
-        It looks at `FORGET_AT_ONCE` of them.
-        """
-        now_s, before = self._now_s(), len(self)
+    def forget_full(self) -> None:
+        """Look at the next `FORGET_AT_ONCE` visitors and addresses, and forget those whose buckets are full again."""
+        now_s = self._now_s()
         for name in list(islice(self._allowances, FORGET_AT_ONCE)):
             if self._allowances[name].is_full(now_s):
                 del self._allowances[name]
             else:
                 self._allowances.move_to_end(name)  # so that each is looked at in turn
-        return before - len(self) > FORGET_AT_ONCE // 2
 
     def _allowance(self, name: str, factor: int, now_s: float) -> _Allowance:
         """Return the allowance of a visitor or address; a new one is kept only with its first question."""
@@ -181,12 +175,3 @@ class Questions:
                 "(docs/deployment.md)",
                 refusal,
             )
-
-
-async def forget_gone(rates: Rates, questions: Questions | None) -> None:
-    """Forget, again and again, the clients, visitors and addresses of which nothing is counted any more."""
-    has_more = False
-    while True:
-        await asyncio.sleep(FORGET_PAUSE_S if has_more else FORGET_S)
-        has_more = rates.forget_new()
-        has_more |= questions is not None and questions.forget_full()

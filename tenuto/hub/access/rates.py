@@ -322,19 +322,16 @@ class Rates:
             client, name, least_bytes=largest_bytes // 16, max_bytes=max_bytes or OPEN_BODIES * largest_bytes
         )
 
-    def forget_new(self) -> bool:
-        """Forget clients of which nothing is counted any more; return whether there may be many more of them.
-
-        It looks at `FORGET_AT_ONCE` clients.
-        """
-        now_s, before = self._now_s(), len(self)
+    def forget_new(self) -> None:
+        """Look at the next `FORGET_AT_ONCE` clients, and forget those of which nothing is counted any more."""
+        now_s = self._now_s()
         for name in list(islice(self._clients, FORGET_AT_ONCE)):
             if self._clients[name].is_new(self.limits, now_s):
                 del self._clients[name]
             else:
                 self._clients.move_to_end(name)  # so that each client is looked at in turn
-        has_more = before - len(self) > FORGET_AT_ONCE // 2
-        return (self.of_addresses is not None and self.of_addresses.forget_new()) or has_more
+        if self.of_addresses is not None:
+            self.of_addresses.forget_new()
 
     def _client(self, identity: Identity, peer: str) -> _Client | None:
         """Return the counters of the client behind `identity`; None if its traffic is not limited."""
