@@ -289,7 +289,7 @@ def test_a_class_has_at_most_21_attributes_with_those_that_it_inherits_in_the_pa
 
 # The suite for stores is one class for all promises.
 MAX_LINES = 500
-LONG = {"core.decide": 540, "testing.contract": 1300, "hub.hub": 520, "transports.session": 510}
+LONG = {"core.decide": 540, "testing.contract": 1300, "hub.hub": 520, "transports.session": 510, "routes": 540}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
