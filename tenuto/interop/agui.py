@@ -23,7 +23,7 @@ from starlette.routing import Route
 from tenuto import Hub
 from tenuto.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.agui_messages import messages_of, ui_messages_of
-from tenuto.interop.agui_stream import AGUIStream, TurnPosition, Shown, position_of
+from tenuto.interop.agui_stream import AGUIStream, Shown, TurnPosition, position_of
 from tenuto.interop.bodies import body_of
 from tenuto.interop.fold import Json
 from tenuto.interop.ids import stored_id

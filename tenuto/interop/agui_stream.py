@@ -3,7 +3,7 @@
 Layer: interop.
 
 One run of the client is one turn. A text, a reasoning and the result of a tool are messages of their own in the client.
-A repeated run gets the parts of the turn that the messages of its request lack; one with a `TurnPosition` gets the events
+A repeated run gets the parts of the turn that the messages of its request lack; one with a position gets the events
 after it. Parts come in the order of their index, and one ends when the next begins; results of tools come when they are
 there. Clients refuse an end of a run while a message or a call is open, and content of one that is not open.
 `docs/interop.md` has the mapping, and the form of the positions.
