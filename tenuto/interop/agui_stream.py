@@ -127,6 +127,7 @@ class AGUIStream:
         self._next: Place = 0, 0
         self._parts: dict[Place, _Begun] = {}
         self._values: dict[Place, Json] = {}  # last values of other parts
+        self._growing: tuple[str, int, _Begun, str, str] | None = None  # the open part at the end of the walk
         self._calls = self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._questions: dict[str, Json] = {}
@@ -140,6 +141,8 @@ class AGUIStream:
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""
+        if len(deltas) == 1 and (event := self._appended(deltas[0])) is not None:
+            return [event]
         is_first = not self._at.units
         if is_first:
             self._advance(1)
@@ -168,7 +171,26 @@ class AGUIStream:
         if not self.is_over and (self._turn.is_over or self._end or (self._turn.answers and not self._left())):
             self._finish()
         events, self._events = self._events, []
+        self._growing = None
+        sent = self._parts.get(self._next)
+        if sent is not None and sent.is_open and not self.is_over and self._at.units >= self._after.units:
+            (a, index), answers = self._next, self._turn.answers
+            _, content, _, name = _EVENTS[answers[a].parts[index].value["type"]]
+            self._growing = answers[a].id, index, sent, content, name
         return events
+
+    def _appended(self, delta: TurnDelta) -> tuple[str, Json] | None:
+        """Return the event for text at the end of the part where the walk is. Hot path: `receive` without the rest."""
+        if self._growing is None or type(delta) is not InAnswer or type(inner := delta.delta) is not TextAdded:
+            return None
+        answer, index, sent, content, name = self._growing
+        if delta.message_id != answer or inner.index != index:
+            return None
+        at, text = self._at, inner.text
+        sent.text.add(text)
+        at = TurnPosition(at.question, at.units + len(text), at.results, crc32(text.encode(), at.sum))
+        self._at = self._last = at
+        return at.text(), {"type": content, name: sent.id, "delta": text}
 
     def _fold(self, delta: TurnDelta) -> Iterable[Place]:
         """Apply a delta, and return the parts that may have other values."""
