@@ -23,7 +23,7 @@ from starlette.routing import Route
 from tenuto import Hub
 from tenuto.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.agui_messages import messages_of, ui_messages_of
-from tenuto.interop.agui_stream import AGUIStream, Cursor, Shown, cursor_of
+from tenuto.interop.agui_stream import AGUIStream, Shown, TurnPosition, position_of
 from tenuto.interop.bodies import body_of
 from tenuto.interop.fold import Json
 from tenuto.interop.ids import stored_id
@@ -103,7 +103,7 @@ class AGUI:
 
     async def _connect(self, request: Request) -> Response:
         """Stream a turn after the position `cursor`, or the newest one from its beginning. 204 if there is none."""
-        thread, after = request.path_params["id"], cursor_of(request.query_params.get("cursor"))
+        thread, after = request.path_params["id"], position_of(request.query_params.get("cursor"))
         if after is not None:
             return await self._follow(request, thread, after.question, after)
         channel = self._channel_of(thread)
@@ -113,7 +113,7 @@ class AGUI:
             return Response(status_code=204)
         return access.stream(channel, turns[-1], AGUIStream(thread, _run_id(thread, turns[-1]), turns[-1]))
 
-    async def _follow(self, request: Request, thread: str, question: str, after: Cursor | None) -> Response:
+    async def _follow(self, request: Request, thread: str, question: str, after: TurnPosition | None) -> Response:
         channel = self._channel_of(thread)
         access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
         stream = AGUIStream(thread, _run_id(thread, question), question, after=after)
@@ -138,9 +138,9 @@ class AGUI:
         return self._channel.replace("{id}", thread)
 
 
-def _after(request: Request, question: str) -> Cursor | None:
+def _after(request: Request, question: str) -> TurnPosition | None:
     """Return the position after which the client of a run continues. Raises InvalidRequest for one of another run."""
-    after = cursor_of(request.headers.get("last-event-id") or request.query_params.get("offset"))
+    after = position_of(request.headers.get("last-event-id") or request.query_params.get("offset"))
     if after is not None and after.question != question:
         text = f"Last-Event-ID is a position in the answer to message {after.question!r}, and this run answers"
         raise InvalidRequest(f"{text} {question!r}; leave the header out to get the run from its beginning")

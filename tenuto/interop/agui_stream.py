@@ -3,7 +3,7 @@
 Layer: interop.
 
 One run of the client is one turn. A text, a reasoning and the result of a tool are messages of their own in the client.
-A repeated run gets the parts of the turn that the messages of its request lack; one with a `Cursor` gets the events
+A repeated run gets the parts of the turn that the messages of its request lack; one with a position gets the events
 after it. Parts come in the order of their index, and one ends when the next begins; results of tools come when they are
 there. Clients refuse an end of a run while a message or a call is open, and content of one that is not open.
 `docs/interop.md` has the mapping, and the form of the positions.
@@ -16,10 +16,12 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tenuto.core.errors import InvalidRequest
 from tenuto.interop.attempts import DELETED, REPLACED, End
@@ -56,7 +58,7 @@ _CURSOR = re.compile(r"([0-9]{1,16})/([0-9a-f]{1,1024})/([0-9a-f]{8})/([0-9a-z]{
 LOST: End = ("invalid_cursor", "the events of this run have no such position; load the messages again")
 
 
-class Cursor(NamedTuple):
+class TurnPosition(Struct, frozen=True):
     """A position in the events of a turn, which are the same for each reader. As text it is the id of an event."""
 
     question: str  # id of the message that the turn answers
@@ -72,14 +74,14 @@ class Cursor(NamedTuple):
         return f"{self.units}/{self.results:x}/{self.sum:08x}/{unique}/{self.question}"
 
 
-def cursor_of(text: str | None) -> Cursor | None:
+def position_of(text: str | None) -> TurnPosition | None:
     """Return the position that a client sends; None if it has none (also `-1`). Raises InvalidRequest."""
     if text is None or text in ("", "-1"):
         return None
     found = _CURSOR.match(text)
     if found is None or not is_id(found[5]):
         raise InvalidRequest(f"Last-Event-ID and cursor must be the id of an event of this run, got {text!r:.80}")
-    return Cursor(found[5], int(found[1]), int(found[2], 16), int(found[3], 16))
+    return TurnPosition(found[5], int(found[1]), int(found[2], 16), int(found[3], 16))
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Shown:
 
 
 @dataclass
-class _Sent:
+class _Begun:
     """A part whose events have begun."""
 
     id: str  # of the message or call in the client
@@ -112,19 +114,20 @@ class AGUIStream:
     heartbeat = b":\n\n"
 
     def __init__(
-        self, thread: str, run: str, question: str, shown: Shown | None = None, after: Cursor | None = None
+        self, thread: str, run: str, question: str, shown: Shown | None = None, after: TurnPosition | None = None
     ) -> None:
         self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
         self.is_over = False
         self._run = {"threadId": thread, "runId": run}
         self._shown = shown or Shown()
-        self._at = Cursor(question)  # of the walk
+        self._at = TurnPosition(question)  # of the walk
         self._after = self._last = after or self._at  # of the events that the reader has
         self._turn = TurnFold()
         self._events: list[tuple[str, Json]] = []
         self._next: Place = 0, 0
-        self._parts: dict[Place, _Sent] = {}
+        self._parts: dict[Place, _Begun] = {}
         self._values: dict[Place, Json] = {}  # last values of other parts
+        self._growing: tuple[str, int, _Begun, str, str] | None = None  # the open part at the end of the walk
         self._calls = self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._questions: dict[str, Json] = {}
@@ -138,6 +141,8 @@ class AGUIStream:
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""
+        if len(deltas) == 1 and (event := self._appended(deltas[0])) is not None:
+            return [event]
         is_first = not self._at.units
         if is_first:
             self._advance(1)
@@ -166,7 +171,26 @@ class AGUIStream:
         if not self.is_over and (self._turn.is_over or self._end or (self._turn.answers and not self._left())):
             self._finish()
         events, self._events = self._events, []
+        self._growing = None
+        sent = self._parts.get(self._next)
+        if sent is not None and sent.is_open and not self.is_over and self._at.units >= self._after.units:
+            (a, index), answers = self._next, self._turn.answers
+            _, content, _, name = _EVENTS[answers[a].parts[index].value["type"]]
+            self._growing = answers[a].id, index, sent, content, name
         return events
+
+    def _appended(self, delta: TurnDelta) -> tuple[str, Json] | None:
+        """Return the event for text at the end of the part where the walk is. Hot path: `receive` without the rest."""
+        if self._growing is None or type(delta) is not InAnswer or type(inner := delta.delta) is not TextAdded:
+            return None
+        answer, index, sent, content, name = self._growing
+        if delta.message_id != answer or inner.index != index:
+            return None
+        at, text = self._at, inner.text
+        sent.text.add(text)
+        at = TurnPosition(at.question, at.units + len(text), at.results, crc32(text.encode(), at.sum))
+        self._at = self._last = at
+        return at.text(), {"type": content, name: sent.id, "delta": text}
 
     def _fold(self, delta: TurnDelta) -> Iterable[Place]:
         """Apply a delta, and return the parts that may have other values."""
@@ -227,7 +251,7 @@ class AGUIStream:
             return is_whole or any(one.value["type"] != "tool" for one in later)
         return bool(later)
 
-    def _begin(self, answer: str, part: Part, *, is_muted: bool) -> _Sent:
+    def _begin(self, answer: str, part: Part, *, is_muted: bool) -> _Begun:
         value, name, call = part.value, f"{answer}.{self._next[1]}", -1
         if value["type"] == "tool":
             id, call = value["call"], self._calls
@@ -236,7 +260,7 @@ class AGUIStream:
             start = {"toolCallId": id, "toolCallName": value["name"], "parentMessageId": parent}
             known = self._shown.inputs.get(id)
             if id in self._shown.results or self._after.results >> call & 1:
-                self._at = self._at._replace(results=self._at.results | 1 << call)
+                self._at = replace(self._at, results=self._at.results | 1 << call)
         else:
             is_first = all(one.id != answer for one in self._parts.values())
             id = answer if value["type"] == "text" and is_first else name
@@ -246,16 +270,16 @@ class AGUIStream:
                 self._parents[answer] = id
         if known is not None and not part.text().startswith(known):
             self._end = REPLACED
-        self._at = self._at._replace(sum=crc32(name.encode(), self._at.sum))
+        self._at = replace(self._at, sum=crc32(name.encode(), self._at.sum))
         self._advance(len(_EVENTS[value["type"]][0]))
         threshold = self._at.units + len(known or "")
-        sent = self._parts[self._next] = _Sent(id, start, known or "", threshold, self._at.sum, is_muted, call)
+        sent = self._parts[self._next] = _Begun(id, start, known or "", threshold, self._at.sum, is_muted, call)
         sent.is_open = not is_muted and self._after.units >= threshold
         if known is None:
             self._open(part, sent)
         return sent
 
-    def _open(self, part: Part, sent: _Sent) -> None:
+    def _open(self, part: Part, sent: _Begun) -> None:
         """Send the first events of a part, at the positions before its first character that is due."""
         if sent.is_muted:
             return
@@ -263,12 +287,12 @@ class AGUIStream:
         types = _EVENTS[part.value["type"]][0]
         for back, type in zip(reversed(range(len(types))), types, strict=True):
             known = sent.known[: max(0, len(sent.known) - back)]
-            self._at = at._replace(units=sent.threshold - back, sum=crc32(known.encode(), sent.sum))
+            self._at = replace(at, units=sent.threshold - back, sum=crc32(known.encode(), sent.sum))
             role = {"role": _ROLES[type]} if type in _ROLES else {}
             self._put(type, **sent.start, **role)
         self._at = at
 
-    def _grow(self, part: Part, sent: _Sent) -> None:
+    def _grow(self, part: Part, sent: _Begun) -> None:
         """Send the text that has come since, without the beginning that the reader has. The text is not kept."""
         text = "".join(part.texts)
         if not text:
@@ -295,11 +319,11 @@ class AGUIStream:
         elif place in self._values:
             self._value(place, part.value)
 
-    def _result(self, sent: _Sent, part: Part, name: str) -> None:
+    def _result(self, sent: _Begun, part: Part, name: str) -> None:
         """Send the result of a call, if it is there and the reader lacks it."""
         if sent.call < 0 or sent.is_muted or self._at.results >> sent.call & 1 or not has_result(part.value):
             return
-        self._at = self._at._replace(results=self._at.results | 1 << sent.call)
+        self._at = replace(self._at, results=self._at.results | 1 << sent.call)
         failed: Json = {}
         if (state := part.value.get("state")) in ("error", "denied"):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
@@ -320,7 +344,7 @@ class AGUIStream:
         has = self._after.units - self._at.units
         if 0 < has <= units and crc32(text[:has].encode(), self._at.sum) != self._after.sum:
             self._end = LOST
-        self._at = self._at._replace(units=self._at.units + units, sum=crc32(text.encode(), self._at.sum))
+        self._at = replace(self._at, units=self._at.units + units, sum=crc32(text.encode(), self._at.sum))
 
     def _put(self, type: str, **fields: Any) -> None:
         """Send an event, unless it is before the reader's position."""
@@ -351,7 +375,7 @@ class AGUIStream:
         meta: Json = {}
         for answer in left:
             meta |= answer.meta
-        self._at = self._at._replace(units=max(self._at.units + 1, self._after.units + 1))
+        self._at = replace(self._at, units=max(self._at.units + 1, self._after.units + 1))
         if status == "complete":
             self._put("RUN_FINISHED", **self._run, **({"result": meta} if meta else {}))
         else:

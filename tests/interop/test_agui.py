@@ -9,7 +9,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import httpx2
 import pytest
@@ -20,7 +22,7 @@ from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.model import Status
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.interop import AGUI
-from tenuto.interop.agui_stream import AGUIStream, cursor_of
+from tenuto.interop.agui_stream import AGUIStream, position_of
 from tenuto.interop.fold import TurnFold
 from tenuto.routes import (
     InAnswer,
@@ -547,7 +549,7 @@ def test_stream_that_is_cut_after_any_event_goes_on_exactly_after_it() -> None:
                 if event["type"] == "RUN_FINISHED":
                     break
                 known, rest = (len(batches), []) if is_late else (number, batches[number:])
-                again = AGUIStream("1", "r", "u", after=cursor_of(id))
+                again = AGUIStream("1", "r", "u", after=position_of(id))
                 events = again.receive(as_it_is(batches[:known]))
                 events += [one for later in rest for one in again.receive(later)]
                 joined = Client([user()])
@@ -629,3 +631,26 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
     (answer,) = (await scene.hub.turn("chat:1", "u")).answers
     await scene.hub.delete("chat:1", answer.id)
     assert await after(ids[2]) == (200, ("", "deleted"))
+
+
+async def test_position_means_the_same_after_a_restart(tmp_path: Path) -> None:
+    ids: list[str] = []
+    for _ in range(2):
+        hub, app = new_hub(f"sqlite:///{tmp_path}/hub.db"), FastAPI()
+        AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
+
+        @hub.agent("chat:*")
+        async def agent(turn: Turn) -> None:
+            await everything(turn)
+
+        async with serving(hub, app) as served:
+            if not ids:
+                whole = (await served.http.post("/api/agent", json=run_of([user()]))).text
+                ids = [line.removeprefix("id: ") for line in whole.splitlines() if line.startswith("id: ")]
+                continue
+            for id in ids[:-1]:
+                rest = (await served.http.get("/api/agent/1/connect", params={"cursor": id})).text
+                later = [one for one in events_of(whole)[ids.index(id) + 1 :] if one["type"] != "CUSTOM"]
+                assert [one for one in events_of(rest) if one["type"] != "CUSTOM"] == [
+                    {**one, **({"runId": ANY} if "runId" in one else {})} for one in later
+                ]
