@@ -102,7 +102,7 @@ def references(meta: Mapping[str, Json]) -> dict[str, str]:
 
 
 def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
-    """Return the wishes of a client beside a message: the small values in its `meta`, and those in the messages `kept`."""
+    """Return the wishes of a client beside a message: the values in its `meta`, and those in the messages `kept`."""
     asked = meta.get(ASKED)
     found = {name: value for name, value in asked.items() if name != KEPT} if isinstance(asked, dict) else {}
     by_id = {one.id: one for one in kept if one.role == ASKED and one.parts}
