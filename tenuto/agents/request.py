@@ -1,4 +1,4 @@
-"""What a client asks of the model beside its message: tools, instructions, a form of the response, limits.
+"""The wishes of a client beside its message: tools, instructions, a form of the response, limits.
 
 Layer: agents.
 
@@ -30,7 +30,7 @@ _EXTRA = (
 
 
 class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a client asks of the model beside its message. A field that it has not sent is None, or empty.
+    """The wishes of a client beside its message. A field that it has not sent is None, or empty.
 
     The forms are those of OpenAI's Responses, whichever API the client uses. The values are the client's wishes, so
     the handler decides which of them it follows.
@@ -225,7 +225,7 @@ def _same(value: Json) -> Json:
 
 
 _TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
-# By the name in `TurnRequest`: what it must be, and the names in requests, of which the first that is given counts.
+# By the name in `TurnRequest`: the expected type, and the names in requests; the first given one counts.
 _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "model": ("a text", ("model",)),
     "instructions": ("a text", ("instructions", "system")),

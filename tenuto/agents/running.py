@@ -171,13 +171,13 @@ class Running:
         return await self._work_on(watch, turn)
 
     async def _request(self) -> TurnRequest:
-        """Return what the client asks of the model beside its message."""
+        """Return the wishes of the client beside its message."""
         kept = []
         for name, message_id in references(self.message.meta).items():
             try:
                 one = await patiently(partial(find, self._backend, self.channel, message_id))
             except Forbidden as error:
-                logger.warning("an agent may not read what the client asks for: %s", error)
+                logger.warning("an agent may not read the tools and instructions of a client: %s", error)
                 break
             if one is not None:
                 kept.append(one)

@@ -1,4 +1,4 @@
-"""What a client asks of the agent beside a message: small values in its `meta`, others in messages of their own.
+"""The wishes of a client beside a message, `asked`: small values in its `meta`, others in messages of their own.
 
 Layer: core.
 
@@ -102,7 +102,7 @@ def references(meta: Mapping[str, Json]) -> dict[str, str]:
 
 
 def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
-    """Return what a client asked with a message: the small values in its `meta`, and those in the messages `kept`."""
+    """Return the wishes of a client beside a message: the values in its `meta`, and those in the messages `kept`."""
     asked = meta.get(ASKED)
     found = {name: value for name, value in asked.items() if name != KEPT} if isinstance(asked, dict) else {}
     by_id = {one.id: one for one in kept if one.role == ASKED and one.parts}

@@ -28,7 +28,7 @@ ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 class CreateMessage(Struct, frozen=True, kw_only=True):
     """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message.
 
-    `asked` is what the client asks of the agent beside the message, such as tools (`asked`).
+    `asked` has the wishes of the client beside the message, such as tools (`tenuto.core.asked`).
     """
 
     id: str | None = None

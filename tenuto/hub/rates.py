@@ -310,15 +310,17 @@ class Rates:
         client.connections += 1
         return ConnectionSlot(*clients)
 
-    def body(self, identity: Identity, peer: str = "", *, largest_bytes: int) -> OpenBody:
+    def body(self, identity: Identity, peer: str = "", *, largest_bytes: int, max_bytes: int | None = None) -> OpenBody:
         """Return the count of a request body of at most `largest_bytes`.
 
-        The bodies of a client that have not ended hold at most as much as eight of the largest, and each holds at least
-        a sixteenth of one, so that there are at most 128.
+        The bodies of a client that have not ended hold at most `max_bytes`, by default as much as eight of the largest,
+        and each holds at least a sixteenth of one, so that there are at most 128.
         """
         client = self._client(identity, peer)
         name = _name(identity, peer) if client is not None else ""
-        return OpenBody(client, name, least_bytes=largest_bytes // 16, max_bytes=OPEN_BODIES * largest_bytes)
+        return OpenBody(
+            client, name, least_bytes=largest_bytes // 16, max_bytes=max_bytes or OPEN_BODIES * largest_bytes
+        )
 
     def forget_new(self) -> bool:
         """Forget clients of which nothing is counted any more; return whether there may be many more of them.

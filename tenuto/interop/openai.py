@@ -38,7 +38,7 @@ from tenuto.interop.openai_input import (
     output_part,
 )
 from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_asked
-from tenuto.interop.openai_socket import Sockets
+from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import ResponseStream, after_of, events_of
 from tenuto.interop.openai_whole import whole_response
 from tenuto.routes import Access, TurnStatus, asked_in, guarded
@@ -87,7 +87,7 @@ class OpenAI:
             for path, endpoints in routes.items()
         ]
         app.router.routes.insert(
-            0, WebSocketRoute(f"{path}/responses", Sockets(self._hub, self._begin_response, error_of))
+            0, WebSocketRoute(f"{path}/responses", ResponsesSockets(self._hub, self._begin_response, error_of))
         )
 
     async def _create(self, request: Request) -> Response:
@@ -119,7 +119,9 @@ class OpenAI:
         check_fields(body)
         conversation = body.get("conversation")
         if conversation is not None and body.get("previous_response_id") is not None:
-            raise InvalidRequest("send a conversation or a previous_response_id, not both", param="conversation")
+            raise InvalidRequest(
+                "the request names a conversation and a previous_response_id; send one of them", param="conversation"
+            )
         given = given_in_responses(await with_references(access, body))
         if conversation is None:
             return await self._begin(access, body, given, key)

@@ -66,10 +66,12 @@ async def with_references(access: Access, body: Json) -> Json:
     turns: set[Reference] = set()
     for id in (one.get("id") for one in given if isinstance(one, dict) and one.get("type") == "item_reference"):
         of = reference(id, "input", prefixes=ITEMS, kind="item")
-        if (turn := of._replace(start=(0, 0))) not in turns:
+        if (turn := of.at()) not in turns:
             turns.add(turn)
             if len(turns) > MAX_EARLIER:
-                raise InvalidRequest(f"the input refers to more than {MAX_EARLIER} messages; send fewer", param="input")
+                raise InvalidRequest(
+                    f"the input has references to more than {MAX_EARLIER} messages; send fewer", param="input"
+                )
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
                 status = await turn_of(access, turn, "item", "input")
@@ -125,7 +127,9 @@ class Conversations:
         channel = self._begin(access, body, id)
         access.check(channel, "history", "publish")
         if body.get("items") and id not in channel:
-            raise InvalidRequest(f"all requests share channel {channel!r}; send no items", param="items")
+            raise InvalidRequest(
+                f"channel {channel!r} must not get items, because all requests share it; send none", param="items"
+            )
         await self._store(access, channel, body)
         return JSONResponse(_conversation(channel, []))
 

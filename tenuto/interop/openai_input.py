@@ -221,15 +221,14 @@ def _content(content: object) -> list[Json]:
             case {"type": "image_url", "image_url": {"url": str(url), **rest}}:
                 parts.append(file_part(url, "image/*", detail=rest.get("detail")))
             case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
-                given = about.get("file_data") or about.get("file_url")
-                if not isinstance(given, str):
+                file = about.get("file_data") or about.get("file_url")
+                if not isinstance(file, str):
                     raise InvalidRequest(
                         f"a file needs file_data or file_url, because the server has no files, got {part!r:.80}"
                     )
-                url = given
-                if given is about.get("file_data") and not given.startswith("data:"):
-                    url = f"data:application/octet-stream;base64,{given}"
-                parts.append(file_part(url, filename=about.get("filename")))
+                if file is about.get("file_data") and not file.startswith("data:"):
+                    file = f"data:application/octet-stream;base64,{file}"
+                parts.append(file_part(file, filename=about.get("filename")))
             case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
                 parts.append(file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}"))
             case _:

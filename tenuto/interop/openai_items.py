@@ -22,7 +22,7 @@ from tenuto.core.errors import NotFound
 from tenuto.interop.fold import Answer, Json, Part, has_result
 
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
-REQUEST = "asked"  # field of a question's `meta`: what the request that brought it asks for (`with_asked`)
+REQUEST = "asked"  # field of a question's `meta` with the wishes of its request (`with_asked`)
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
@@ -42,6 +42,10 @@ class Reference(NamedTuple):
     channel: str
     message_id: str
     start: Place = (0, 0)
+
+    def at(self, start: Place = (0, 0)) -> Reference:
+        """Return the same turn from another part on; by default from its beginning."""
+        return Reference(self.channel, self.message_id, start)
 
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""

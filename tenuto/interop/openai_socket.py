@@ -96,7 +96,7 @@ Begin = Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]  # stores
 ErrorOf = Callable[[Json], Json]  # gives a problem the form of OpenAI's API
 
 
-class Sockets:
+class ResponsesSockets:
     """The ASGI app of the sockets."""
 
     def __init__(self, hub: Hub, begin: Begin, error_of: ErrorOf) -> None:
@@ -195,7 +195,7 @@ class ResponsesSocket:
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
             assert lane.question is not None
-            steers = self._steers.setdefault(key := (lane.stream_id, turn := of._replace(start=(0, 0))), [])
+            steers = self._steers.setdefault(key := (lane.stream_id, turn := of.at()), [])
             lane.of = of
             lane.events = events = TurnEvents(
                 lane.question, of, after, is_steered=partial(self._has_taken, steers, turn)
@@ -254,8 +254,8 @@ class ResponsesSocket:
             lane, asked = found, found.question.meta.get(REQUEST) or {}
             given = given_in_responses({"input": steer.input})
             if given.earlier or given.outputs or given.approvals:
-                raise InvalidRequest("the input of response.steer has messages of the user alone")
-            steers = self._steers[lane.stream_id, of._replace(start=(0, 0))]
+                raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
+            steers = self._steers[lane.stream_id, of.at()]
             if len(steers) >= MAX_WAITING:
                 raise TooMany(f"{MAX_WAITING} inputs wait for this response already; send them later")
             steers.append(steer)

@@ -110,7 +110,9 @@ class TurnEvents:
                 if kind and self._of.start <= (a, index) and (self.rest is None or (a, index) < self.rest.start):
                     state = "incomplete" if open_calls.get((a, index)) else self._item_state((a, index))
                     is_whole = state == "in_progress" and status == "completed"
-                    output.append(item_of(kind, part, self._at((a, index)), state="completed" if is_whole else state))
+                    output.append(
+                        item_of(kind, part, self._of.at((a, index)), state="completed" if is_whole else state)
+                    )
         output += [self._approval(place, id) for place, id in open_calls.items() if id]
         return response(
             self._question,
@@ -121,9 +123,6 @@ class TurnEvents:
             error=error,
             is_steered=self.rest is not None,
         )
-
-    def _at(self, place: Place) -> Reference:
-        return self._of._replace(start=place)
 
     def _outcome(self) -> tuple[str, Json | None]:
         if self.rest is not None:
@@ -163,7 +162,7 @@ class TurnEvents:
             if kind:
                 if self._item is None:
                     if self._items and is_steered:
-                        self.rest = self._at(self._next)
+                        self.rest = self._of.at(self._next)
                         return
                     self._is_muted = answer.id in replaced and self.position > self._after
                     self._open(kind, part)
@@ -187,7 +186,7 @@ class TurnEvents:
         return has_result(part) or any(one.value["type"] != "tool" for one in later)
 
     def _open(self, kind: str, part: Part) -> None:
-        item = item_of(kind, part, self._at(self._next), state="empty")
+        item = item_of(kind, part, self._of.at(self._next), state="empty")
         if "arguments" in item:
             item["arguments"] = ""
         self._item, self._kind, self._begins = item, kind, self.position
@@ -233,7 +232,9 @@ class TurnEvents:
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
         is_open = bool(self._open_calls().get(self._next))
         state = "incomplete" if is_open else self._item_state(self._next)
-        item = item_of(self._kind, part, self._at(self._next), state=state if state != "in_progress" else "completed")
+        item = item_of(
+            self._kind, part, self._of.at(self._next), state=state if state != "in_progress" else "completed"
+        )
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._item = None
         self._items += not self._is_muted

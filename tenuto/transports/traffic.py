@@ -18,7 +18,7 @@ from tenuto.core.model import Message
 from tenuto.core.turn_deltas import TurnStatus
 from tenuto.hub.hub import HubCore
 from tenuto.hub.identity import Identity, Scope
-from tenuto.hub.rates import FREE_BYTES, UNCOUNTED, OpenBody
+from tenuto.hub.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, OpenBody
 from tenuto.hub.results import Result
 from tenuto.transports.headers import header, peer_of
 from tenuto.transports.operations import Operation
@@ -54,7 +54,9 @@ def open_body(hub: HubCore, identity: Identity, scope: Scope, limit_bytes: int) 
     """Return the open body of a request, of at most `limit_bytes`, which counts its bytes."""
     if hub.authenticate is None or identity.is_trusted:
         return UNCOUNTED
-    return hub.rates.body(identity, peer_of(scope), largest_bytes=limit_bytes)
+    # a client may send two of the largest bodies of an adapter at once, which are those of a message
+    max_bytes = max(OPEN_BODIES * hub.limits.request_bytes, 2 * limit_bytes)
+    return hub.rates.body(identity, peer_of(scope), largest_bytes=limit_bytes, max_bytes=max_bytes)
 
 
 def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:

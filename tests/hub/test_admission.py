@@ -16,6 +16,7 @@ from tenuto import Hub, Turn
 from tenuto.core.errors import Draining
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, admission
+from tenuto.hub.pending import Waiting
 from tenuto.hub.results import Result, result_later
 from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.test_pacing import Stage
@@ -116,6 +117,18 @@ async def test_burst_without_running_text_has_large_commits() -> None:
     await burst(hub)
     assert max(store.created) > 10 * admission.SLICE
     await hub.close()
+
+
+def test_two_large_creates_are_in_different_commits_beside_running_text() -> None:
+    waiting = admission.Admission()
+    waiting.note_running(0.0)
+    for number in range(2):
+        create = CreateMessage(parts=[{"type": "file", "url": "x" * 4_000_000}])
+        waiting.append(Waiting(f"c{number}", "m", create, Caller(), lambda _: None))
+    for _ in range(2):
+        waiting.begin(0.5)
+        assert waiting.take() is not None
+        assert waiting.take() is None
 
 
 @virtually

@@ -1,5 +1,4 @@
-"""What real clients send beside and inside their questions, and what the agent's model receives: `turn.request`, files,
-and the calls of the client's own tools."""
+"""The wishes, files and tools of real clients, each compared with the input of the agent's model in all shapes."""
 
 from __future__ import annotations
 
@@ -121,15 +120,15 @@ async def test_langchain_binds_tools_and_its_model_gets_the_result(stub: Stub) -
 async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     stub: Stub, client: openai.AsyncOpenAI, api: str
 ) -> None:
-    @agents.function_tool
-    def weather(city: str) -> str:
+    @agents.function_tool(name_override="weather")
+    def look_up(city: str) -> str:
         """The weather."""
         return f"7 degrees in {city}"
 
     agents.set_tracing_disabled(True)
     kind = agents.OpenAIResponsesModel if api == "responses" else agents.OpenAIChatCompletionsModel
     agent = agents.Agent(
-        name="a", instructions="Be kind.", tools=[weather], model=kind(model="bot", openai_client=client)
+        name="a", instructions="Be kind.", tools=[look_up], model=kind(model="bot", openai_client=client)
     )
     result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
     assert result.final_output == "It is 7 degrees in Ulm."
@@ -228,7 +227,7 @@ async def run_agui(stub: Stub, content: Any, **fields: Any) -> None:
         assert response.status_code == 200, response.text
 
 
-# -- what is sent, and what the model's stub receives -------------------------------------------------------------
+# -- each field that is sent, and the input of the model --------------------------------------------------------------
 
 FORM = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}
 COMMON = {"temperature": 0.5, "top_p": 0.9, "parallel_tool_calls": False, "metadata": {"k": "v"}}

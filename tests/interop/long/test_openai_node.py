@@ -74,6 +74,15 @@ async def test_client_for_node_resumes_at_each_number() -> None:
     assert [units(one) for one in seen["streams"]] == [every[after:] for after in range(len(every))]
 
 
+async def test_client_for_node_resumes_over_sockets_after_each_event() -> None:
+    async with scene_of() as scene:
+        scene.gate.set()
+        async with program("openai_socket.mjs", scene) as process:
+            seen = json.loads((await process.communicate())[0])
+    assert seen["text"] == ANSWER
+    assert seen["numbers"] == sorted(set(seen["numbers"]))
+
+
 async def test_programs_of_the_document_have_the_answer(tmp_path: Path) -> None:
     page = (FOLDER.parents[1] / "docs" / "interop.md").read_text()
     sources = [one for one in re.findall(r"```js\n(.*?)```", page, re.DOTALL) if 'from "openai"' in one]
