@@ -1,4 +1,4 @@
-"""What clients ask beside their messages: stored once beside `meta`, never sent to a viewer, exported and forgotten."""
+"""The wishes of clients beside their messages: stored once, never sent to a viewer, exported and forgotten."""
 
 from __future__ import annotations
 
