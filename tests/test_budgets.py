@@ -1,0 +1,78 @@
+"""The size of the whole: lines, modules, files in a folder and words of docs, each with a budget that only shrinks.
+
+Layer: tests.
+
+`python -m tests.test_budgets` prints the figures. No single module, class or function has a limit: an idea may be as
+large as it is. After a change that makes a figure smaller, lower its budget; raising one needs a reason that a stranger
+accepts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KERNEL = ("core", "stores", "hub", "transports", "agents", "")  # "": the modules beside the folders
+NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep")
+
+# the most that each figure may be
+BUDGETS = {
+    "lines of tenuto/": 57_800,
+    "lines of its kernel": 34_900,
+    "modules of tenuto/": 300,
+    "files in a folder of tenuto/": 39,
+    "lines of interop/": 4_100,
+    "lines of tests/": 83_000,
+    "lines of proof/ and bench/": 28_600,
+    "words of docs without decisions": 72_000,
+    "words of decisions": 12_000,
+    "words of the changelog": 1_500,
+    "words of the README": 1_000,
+}
+
+
+def figures() -> dict[str, int]:
+    """Return the figure of each budget."""
+    package = ROOT / "tenuto"
+    modules = {path.relative_to(package).as_posix(): _lines(path) for path in package.rglob("*.py")}
+    folders = [Path(name).parent for name in modules]
+    kernel = [
+        lines
+        for name, lines in modules.items()
+        if (name.split("/")[0] if "/" in name else "") in KERNEL and not name.startswith(NOT_KERNEL)
+    ]
+    docs = [*(ROOT / "docs").glob("*.md")]
+    return {
+        "lines of tenuto/": sum(modules.values()),
+        "lines of its kernel": sum(kernel),
+        "modules of tenuto/": len(modules),
+        "files in a folder of tenuto/": max(folders.count(one) for one in folders),
+        "lines of interop/": sum(lines for name, lines in modules.items() if name.startswith("interop/")),
+        "lines of tests/": sum(_lines(path) for path in (ROOT / "tests").rglob("*.py")),
+        "lines of proof/ and bench/": sum(
+            _lines(path) for one in ("proof", "bench") for path in (ROOT / one).rglob("*.py")
+        ),
+        "words of docs without decisions": sum(map(_words, docs)),
+        "words of decisions": sum(map(_words, (ROOT / "docs" / "decisions").glob("*.md"))),
+        "words of the changelog": _words(ROOT / "CHANGELOG.md"),
+        "words of the README": _words(ROOT / "README.md"),
+    }
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def _words(path: Path) -> int:
+    return len(path.read_text().split())
+
+
+def test_no_figure_exceeds_its_budget() -> None:
+    found = figures()
+    assert found.keys() == BUDGETS.keys()
+    assert {name: size for name, size in found.items() if size > BUDGETS[name]} == {}
+
+
+if __name__ == "__main__":
+    for name, size in figures().items():
+        print(f"{name:<34}{size:>8,} of {BUDGETS[name]:>8,}")
