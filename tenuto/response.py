@@ -25,7 +25,7 @@ from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.deltas import Delta
-from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
+from tenuto.core.errors import Forbidden, LocalError, TenutoError, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.turn_deltas import InAnswer, TurnChanged
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
@@ -218,7 +218,7 @@ class StreamResponse(Response):
             return
         try:
             opened = await self._open(since, scope)
-        except TooMany as error:  # a visitor asks too much; all other errors reach the app
+        except (TooMany, Forbidden) as error:  # of a visitor; all other errors reach the app
             response = problem_response(error)
             response.raw_headers += cookie
             await response(scope, receive, send)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tenuto.core.errors import InvalidName, InvalidRequest
 from tenuto.core.patterns import matches
 from tenuto.hub import HubCore
-from tenuto.hub.keep.archive import _within
+from tenuto.hub.keep.archive import narrowed
 
 NAMES = st.text("ab:", max_size=4)
 PATTERNS = st.one_of(NAMES.filter(bool), NAMES.map(lambda stem: f"{stem}*"))
@@ -58,7 +58,7 @@ async def test_invalid_arguments_are_refused(hub: HubCore) -> None:
 @given(st.lists(PATTERNS, max_size=5), NAMES, NAMES, NAMES.filter(bool))
 def test_exactly_the_wanted_names_match_once(patterns: list[str], prefix: str, after: str, name: str) -> None:
     is_wanted = any(matches(one, name) for one in patterns) and name.startswith(prefix)
-    within = _within(prefix, after, patterns)
+    within = narrowed(prefix, after, patterns)
     found = sum(matches(one, name) for one in within)
     assert found <= 1
     if name > after:

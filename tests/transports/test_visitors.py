@@ -489,6 +489,15 @@ async def test_route_learns_the_visitor_and_sets_the_cookie() -> None:
         assert (question.author, answer.text) == (channel.removeprefix("chat:"), "hello")
 
 
+async def test_page_of_another_site_asks_no_question_in_a_route() -> None:
+    guests = visitors()
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, new_app(hub, guests)) as served:
+        for header in ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-purpose": "prefetch"}):
+            assert (await served.http.post("/ask?prompt=hi", headers=header)).status_code == 403
+        assert (await served.http.post("/ask?prompt=hi", headers={"sec-fetch-site": "same-origin"})).status_code == 200
+
+
 async def test_route_of_a_visitor_beyond_the_limit_gets_429() -> None:
     guests = visitors(questions_per_minute=2)
     hub = new_hub(authenticate=guests)

@@ -300,7 +300,7 @@ def _cookie_of(scope: Scope, name: str) -> str | None:
         if header.lower() != b"cookie":
             continue
         for pair in value.decode("latin-1").split(";"):
-            known, _, text = pair.strip().partition("=")
+            known, _, text = pair.strip(" \t").partition("=")
             if known == name and text:
                 found: str = text.strip('"')
                 return found

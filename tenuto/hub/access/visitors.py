@@ -202,7 +202,7 @@ def _is_embedded(scope: Scope) -> bool:
 def _cookies(scope: Scope, name: str) -> list[str]:
     """Return the values of all cookies `name`."""
     pairs = [
-        pair.strip().partition("=")
+        pair.strip(" \t").partition("=")  # other white space is part of a name, which a neighbouring host could set
         for header, value in scope["headers"]
         if header.lower() == b"cookie"
         for pair in value.decode("latin-1").split(";")
