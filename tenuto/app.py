@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
-from starlette.datastructures import Headers
 
 from tenuto.agents.local import LocalAgent
 from tenuto.agents.running import Agent, Handler, check_agent
@@ -26,7 +25,7 @@ from tenuto.agents.turn import OnCrash
 from tenuto.agents.writer import AgentWriter
 from tenuto.core.answer_ids import reply_id as reply_id_of
 from tenuto.core.cursor import Cursor
-from tenuto.core.errors import Deleted, Draining, Forbidden, IdConflict, LocalError, NotFound, TooMany, shown
+from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
@@ -46,6 +45,7 @@ from tenuto.transports.app import App, asgi
 from tenuto.transports.framing import EndFrame
 from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount
+from tenuto.transports.origin import check_page_of_question
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -371,19 +371,8 @@ def _count_answer(hub: Hub, prompt_by: str | None, scope: Scope) -> Asked:
     visitor = _visitor_in(hub, scope) or prompt_by
     if hub.questions is None or visitor is None or not is_visitor(visitor):
         return Asked([])
-    _check_own_page(hub, scope)
+    check_page_of_question(hub, dict(scope))
     return hub.questions.ask(visitor, peer_of(dict(scope)))
-
-
-def _check_own_page(hub: Hub, scope: Scope) -> None:
-    """Raise Forbidden if a page of another origin asks, or a browser that only prefetches: each answer costs money."""
-    known = Headers(scope=scope)
-    origin = known.get("origin")
-    site = known.get("sec-fetch-site", "none")
-    if origin in hub.allowed_origins:
-        return
-    if "prefetch" in known.get("sec-purpose", "") or site not in ("same-origin", "none"):
-        raise Forbidden("a page of another origin sent this question; list its origin in Hub(allowed_origins=[...])")
 
 
 async def _check_own_answer(

@@ -157,6 +157,18 @@ def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
     return origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
 
 
+def check_page_of_question(hub: HubCore, scope: Scope) -> None:
+    """Raise Forbidden if a page of another origin asks in a route of the app, or a browser prefetches.
+
+    `check_origin` lets GET pass, which changes no channel of the hub; there it makes the app call its model.
+    """
+    origin = header(scope, b"origin")
+    is_other = any(site not in _OWN_SITE for site in headers_of(scope, b"sec-fetch-site"))
+    is_prefetch = "prefetch" in (header(scope, b"sec-purpose") or "")
+    if (is_other or is_prefetch) and origin not in hub.allowed_origins:
+        raise Forbidden("a page of another origin sent this question; list its origin in Hub(allowed_origins=[...])")
+
+
 def is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:
     """Return whether `origin` is that of this server's own pages.
 
