@@ -792,7 +792,7 @@ def a_delete_is_acknowledged_at_once(patch: pytest.MonkeyPatch) -> None:
 
     def at_once(self: Session, frame: Any, size: int) -> None:
         if isinstance(frame, DeleteFrame):
-            caller = caller_of(self._hub, self.identity, frame.channel)
+            caller = caller_of(self._hub, self.identity, frame.channel, self.peer)
             self._hub.submit(frame.channel, frame.id, frame, caller, lambda result: None)
             self.respond({"type": "ok", "ref": frame.ref})
         else:
