@@ -23,13 +23,13 @@ from tenuto.agents.local import LocalAgent
 from tenuto.agents.running import Agent, Handler, check_agent
 from tenuto.agents.turn import OnCrash
 from tenuto.agents.writer import AgentWriter
-from tenuto.core.answer_ids import reply_id as reply_id_of
-from tenuto.core.cursor import Cursor
+from tenuto.core.deltas import TurnStatus
 from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
+from tenuto.core.events import Cursor
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
-from tenuto.core.turn_deltas import TurnStatus
+from tenuto.core.turns import reply_id as reply_id_of
 from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub import HubCore
 from tenuto.hub.access.questions import Asked

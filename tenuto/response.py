@@ -23,11 +23,10 @@ from starlette.types import Receive, Scope, Send
 from tenuto.agents.local import LocalWatch
 from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.writer import AgentWriter
-from tenuto.core.cursor import Cursor, parse_cursor
-from tenuto.core.deltas import Delta
+from tenuto.core.deltas import Delta, InAnswer, TurnChanged
 from tenuto.core.errors import Forbidden, LocalError, TenutoError, TooMany, shown
+from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.model import Message
-from tenuto.core.turn_deltas import InAnswer, TurnChanged
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.sources import named_source, pipe

@@ -23,10 +23,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tenuto.agents.request import asked_in
-from tenuto.core.asked import references, whole
-from tenuto.core.branches import newest_branch, versions_of
 from tenuto.core.deltas import (
     Delta,
+    InAnswer,
     MessageContinued,
     MessageDeleted,
     MessageFinished,
@@ -35,24 +34,22 @@ from tenuto.core.deltas import (
     PartFinished,
     PartOpened,
     PartReplaced,
-    Sent,
-    TextAdded,
-)
-from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
-from tenuto.core.events import Page
-from tenuto.core.model import Command, Json, Message, Part, Role
-from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
-from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand
-from tenuto.core.requests import Request as HubRequest
-from tenuto.core.turn_deltas import (
-    InAnswer,
     QuestionAsked,
     QuestionReplied,
+    Sent,
+    TextAdded,
     TurnChanged,
     TurnDelta,
     TurnState,
     TurnStatus,
 )
+from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
+from tenuto.core.events import Page
+from tenuto.core.model import Command, Json, Message, Part, Role
+from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
+from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, whole
+from tenuto.core.requests import Request as HubRequest
+from tenuto.core.turns import newest_branch, versions_of
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.keep.archive import narrowed

@@ -64,7 +64,7 @@ WAITING = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
 IO_CALLS = ("open", "input", "print", "exec", "eval", "__import__", "breakpoint")
 
 # Modules of the core that a client needs. They must not import a part of a server.
-CLIENT_SIDE = ("core.view", "core.events", "core.cursor", "core.errors", "core.names", "core.requests", "core.text")
+CLIENT_SIDE = ("core.view", "core.events", "core.errors", "core.names", "core.requests", "core.text")
 
 
 def name_of(path: Path) -> str:

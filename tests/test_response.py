@@ -14,10 +14,9 @@ from fastapi.responses import StreamingResponse
 
 from tenuto import Hub
 from tenuto.agents.writer import AgentWriter
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import IdConflict, LocalError, TenutoError
 from tenuto.core.requests import Caller, CreateMessage
-from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL
+from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id
 from tenuto.response import check_source
 from tests.transports.conftest import Served, new_hub, serving
 

@@ -23,7 +23,7 @@ from proof.chaos.viewer import Viewer
 from proof.chaos.world import World
 from proof.oracle.acknowledged import AcknowledgedMessage
 from proof.oracle.questions import Question
-from tenuto.core.cursor import NO_EPOCH
+from tenuto.core.events import NO_EPOCH
 
 __all__ = ["Stage"]
 

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode
 from proof.oracle.plans import Kind
 from proof.oracle.views import HISTORY, PlanOracle
 from proof.wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
-from tenuto.core.cursor import NO_EPOCH
+from tenuto.core.events import NO_EPOCH
 
 __all__ = ["Transport", "Viewer", "Watching"]
 

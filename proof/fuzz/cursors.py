@@ -20,8 +20,7 @@ from proof.fuzz.engine import Finding
 from proof.fuzz.mutate import Json, to_bytes
 from proof.fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
 from proof.wirecheck import SseParser
-from tenuto.core.cursor import parse_cursor
-from tenuto.core.events import Batch, known_events
+from tenuto.core.events import Batch, known_events, parse_cursor
 from tenuto.core.view import View, ViewGap
 
 MAX_STEPS = 30

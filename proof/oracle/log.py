@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from proof.oracle.violation import Violation
 from tenuto.core import model
-from tenuto.core.cursor import NO_EPOCH
+from tenuto.core.events import NO_EPOCH
 from tenuto.core.model import APPENDABLE, Message, Part
 from tenuto.core.names import command_id, command_key
 from tenuto.core.ops import (

@@ -13,7 +13,7 @@ import json
 from proof.oracle.log import StoredLogs, text_of
 from proof.oracle.violation import Violation
 from proof.wirecheck import SseEvent
-from tenuto.core.cursor import parse_cursor
+from tenuto.core.events import parse_cursor
 
 KINDS = (("answer", "text"), ("thinking", "reasoning"))  # events of the stream, and the parts that they carry
 AWAY_STATUS = (429, 503)  # the server asks the client to try again

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proof.oracle.plans import Script
-from tenuto.core.answer_ids import reply_id
-from tenuto.core.turns import ATTEMPTS
+from tenuto.core.turns import ATTEMPTS, reply_id
 
 Json = dict[str, Any]
 

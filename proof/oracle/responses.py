@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from proof.oracle.log import EpochLog, StoredLogs, text_of
 from proof.oracle.violation import Violation
-from tenuto.core.cursor import parse_cursor
+from tenuto.core.events import parse_cursor
 from tenuto.core.model import Message
 
 

@@ -22,16 +22,19 @@ from proof.oracle.responses import check_cursor, check_message
 from proof.oracle.violation import Violation
 from proof.wirecheck import Checker, SeenMessage
 from proof.wirecheck import Violation as WireViolation
-from tenuto.core.cursor import EMPTY, NO_EPOCH, Cursor, parse_cursor
 from tenuto.core.events import (
+    EMPTY,
+    NO_EPOCH,
     Batch,
     ChannelAttached,
+    Cursor,
     EphemeralEvent,
     Page,
     PresenceLeave,
     ServerEvent,
     Signal,
     StoredEvent,
+    parse_cursor,
 )
 from tenuto.core.limits import Limits
 from tenuto.core.view import View, ViewGap

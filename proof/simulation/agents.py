@@ -23,9 +23,9 @@ from proof.simulation.clock import Process
 from proof.simulation.network import ConnectionLost
 from proof.simulation.sockets import ClientSocket, Frame
 from tenuto.agents.turn import OnCrash, Turn
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import TenutoError
 from tenuto.core.ops import Claim
+from tenuto.core.turns import reply_id
 from tenuto.hub.turns.workers import WhenBusy
 
 if TYPE_CHECKING:

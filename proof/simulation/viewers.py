@@ -28,9 +28,8 @@ from proof.simulation.leftovers import members_of
 from proof.simulation.network import Connection, ConnectionLost, Stream, within
 from proof.simulation.sockets import RESPONSE_S, SILENCE_S, Frame
 from proof.wirecheck import Checker, SseParser
-from tenuto.core.cursor import EMPTY
 from tenuto.core.errors import TenutoError
-from tenuto.core.events import Page
+from tenuto.core.events import EMPTY, Page
 from tenuto.core.model import Message
 from tenuto.core.view import View
 from tenuto.hub.hub import HubCore

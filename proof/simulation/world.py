@@ -39,8 +39,8 @@ from proof.simulation.viewers import MessageReader, SocketViewer, StreamViewer, 
 from proof.simulation.watchdog import Hung, watching
 from proof.simulation.writers import Author
 from tenuto.app import Hub
-from tenuto.core.cursor import Cursor
 from tenuto.core.errors import TenutoError
+from tenuto.core.events import Cursor
 from tenuto.core.turns import Phase
 from tenuto.hub.housekeeping import free_memory
 from tenuto.hub.people.presence_state import GRACE_S

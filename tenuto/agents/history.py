@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 from msgspec.structs import replace
 
-from tenuto.core.answer_ids import reply_ids
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Message, Part
+from tenuto.core.turns import reply_ids
 
 Shape = Literal["text", "openai", "responses", "anthropic"]
 OUTPUT = "function_call_output"  # name of the data part with the result of a call that the client has run

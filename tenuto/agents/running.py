@@ -20,8 +20,6 @@ from tenuto.agents.backend import Backend, Watch, find
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.turn import OnCrash, Turn
-from tenuto.core.answer_ids import ANSWERS, reply_id, reply_ids
-from tenuto.core.asked import references, whole
 from tenuto.core.decide_turns import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
@@ -39,7 +37,8 @@ from tenuto.core.errors import (
 )
 from tenuto.core.model import Json, Message
 from tenuto.core.names import check_id
-from tenuto.core.turns import Replier, attempt_of, rules_of
+from tenuto.core.requests import references, whole
+from tenuto.core.turns import ANSWERS, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.sources.writer import Writer
 from tenuto.watchdog import timed
 

@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 from tenuto.agents.backend import Backend, Watch
 from tenuto.agents.history import Shape, as_turns, path_to
 from tenuto.agents.request import TurnRequest
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import base32
-from tenuto.core.turns import STEER, attempt_of
+from tenuto.core.turns import STEER, attempt_of, reply_id
 from tenuto.sources.writer import Writer
 
 logger = logging.getLogger("tenuto.agents")

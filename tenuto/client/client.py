@@ -37,7 +37,7 @@ from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
 from tenuto.core.names import check_channel, check_id
-from tenuto.core.surrogates import whole_text
+from tenuto.core.text import whole_text
 
 if TYPE_CHECKING:
     import httpx2

@@ -31,7 +31,7 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.core.model import Json, Message, check_json, plain
-from tenuto.core.patterns import invalid_pattern, is_pattern, matches
+from tenuto.core.names import invalid_pattern, is_pattern, matches
 
 logger = logging.getLogger("tenuto.client")
 

@@ -24,12 +24,19 @@ from tenuto.client.lease import SHORTEST_LEASE_S, WriterLease
 from tenuto.client.link import Link
 from tenuto.client.pending import Outcome
 from tenuto.client.problems import Unreachable, decode_response
-from tenuto.core.cursor import parse_cursor
 from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict, LocalError, NotFound, NotWriter, TenutoError
-from tenuto.core.events import Page
+from tenuto.core.events import Page, parse_cursor
 from tenuto.core.model import Json, Message, Part
-from tenuto.core.outgoing import ENDED, NEW, OPEN, OutgoingRequest, WriterRequest
-from tenuto.core.outgoing_properties import OutgoingProperties, end_for, needs_await
+from tenuto.core.outgoing import (
+    ENDED,
+    NEW,
+    OPEN,
+    OutgoingProperties,
+    OutgoingRequest,
+    WriterRequest,
+    end_for,
+    needs_await,
+)
 from tenuto.core.outgoing_remote import RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.portal import retrieve_exception

@@ -13,7 +13,6 @@ from typing import assert_never
 
 from msgspec import UNSET
 
-from tenuto.core.asked import split
 from tenuto.core.decide_commands import (
     check_may_begin,
     check_room_for_pending,
@@ -22,9 +21,22 @@ from tenuto.core.decide_commands import (
     settle_command,
     with_approval,
 )
-from tenuto.core.decide_leases import check_silent, renew_lease
+from tenuto.core.decide_leases import (
+    check_generation,
+    check_may_change,
+    check_readable,
+    check_silent,
+    check_streaming,
+    check_writer,
+    fenced,
+    is_author,
+    is_author_or_writer,
+    is_writer,
+    name_of,
+    renew_lease,
+)
 from tenuto.core.decide_turns import check_attempt, claim_turn, end_turn
-from tenuto.core.decision import Decidable, Decision
+from tenuto.core.draft import Decidable, Decision
 from tenuto.core.errors import (
     Deleted,
     Finished,
@@ -59,18 +71,6 @@ from tenuto.core.model import (
 )
 from tenuto.core.names import check_id
 from tenuto.core.ops import Append, Create, Delete, Finish, SetPart, Takeover, Update, WriterIdentity, digest
-from tenuto.core.ownership import (
-    check_generation,
-    check_may_change,
-    check_readable,
-    check_streaming,
-    check_writer,
-    fenced,
-    is_author,
-    is_author_or_writer,
-    is_writer,
-    name_of,
-)
 from tenuto.core.requests import (
     AboutMessages,
     AppendText,
@@ -89,6 +89,7 @@ from tenuto.core.requests import (
     SettleCommand,
     TakeOver,
     UpdateMessage,
+    split,
 )
 from tenuto.core.state import ChannelState
 

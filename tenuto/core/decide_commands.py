@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tenuto.core.decision import Decidable, Decision
+from tenuto.core.draft import Decidable, Decision
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,

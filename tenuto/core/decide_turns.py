@@ -7,14 +7,13 @@ lost the turn gets `fenced`.
 
 from __future__ import annotations
 
-from tenuto.core.answer_ids import earlier_attempt
-from tenuto.core.decision import Decidable, Decision
+from tenuto.core.draft import Decidable, Decision
 from tenuto.core.errors import Fenced, Finished, NotWriter, StillStreaming
 from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.names import check_id
 from tenuto.core.ops import Claim, Create, Finish, Op, WriterIdentity, digest
 from tenuto.core.requests import Caller, ClaimTurn, EndTurn
-from tenuto.core.turns import next_round
+from tenuto.core.turns import earlier_attempt, next_round
 
 GIVEN_BACK_MS = 1  # length of the lease of an attempt that its worker has given back: each hub soon counts it as lost
 CRASHED = "crashed"  # reason that a failed answer shows if each attempt of its turn ended without an answer

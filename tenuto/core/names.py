@@ -83,3 +83,21 @@ def client_of(member_id: str) -> str:
 def base32(number: int, width: int) -> str:
     """Return `number` in `width` digits of Crockford's base 32, lower case."""
     return "".join(_DIGITS[(number >> (5 * digit)) & 31] for digit in range(width - 1, -1, -1))
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether `text` is a valid pattern."""
+    stem = text.removesuffix("*")
+    return "*" not in stem and (stem == text or not stem or stem[-1] in ":/.")
+
+
+def invalid_pattern(text: str) -> str:
+    """Return the text of the error for a `text` that is not a valid pattern."""
+    return f"pattern must have its star only at the end, alone or after one of : / ., got {shown(text)}"
+
+
+def matches(pattern: str, channel: str) -> bool:
+    """Return whether `pattern` covers `channel`."""
+    if pattern.endswith("*"):
+        return channel.startswith(pattern[:-1])
+    return channel == pattern

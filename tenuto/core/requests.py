@@ -8,15 +8,18 @@ ignored. New optional fields are welcome; names are part of the wire.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Literal, NamedTuple
 
+import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from tenuto.core.asked import kept_ids
-from tenuto.core.errors import TooMany
-from tenuto.core.model import Json, Part, Role, Status
+from tenuto.core.errors import InvalidRequest, TooLarge, TooMany
+from tenuto.core.limits import Limits
+from tenuto.core.model import ASKED, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
-from tenuto.core.ops import WriterIdentity
+from tenuto.core.ops import Create, WriterIdentity
 
 # Browsers keep numbers as doubles: an integer above 2**53 did not arrive as it was sent.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -28,7 +31,7 @@ ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 class CreateMessage(Struct, frozen=True, kw_only=True):
     """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message.
 
-    `asked` has the wishes of the client beside the message, such as tools (`tenuto.core.asked`).
+    `asked` has the wishes of the client beside the message, such as tools (`tenuto.core.requests`).
     """
 
     id: str | None = None
@@ -227,3 +230,95 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
         kept = kept_ids(request.asked, caller.id)
     # `decide` refuses an invalid id later
     return (key, target, *kept) if target is not None and is_id(target) else (key, *kept)
+
+
+INLINE_BYTES = 512  # largest value that is in `meta`, which all viewers get
+ALWAYS_KEPT = ("tools",)  # may hold the key of a tool's server
+KEPT = "kept"
+NAME_CHARS = 64
+MOST_KEPT = 64  # values of one message that a reader looks for
+
+
+class Kept(NamedTuple):
+    """A value that is stored in a message of its own."""
+
+    id: str
+    name: str
+    value: Json
+
+
+def kept_ids(asked: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
+    """Return the ids of the messages that keep large values of `asked`, which client `by` sends.
+
+    There are none if it is no JSON, which `split` refuses.
+    """
+    try:
+        return tuple(one.id for one in _kept(asked, by))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return ()
+
+
+def split(
+    asked: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits
+) -> tuple[dict[str, Json], list[Create]]:
+    """Return the value of `meta.asked`, and the messages of the large values. Raises InvalidRequest, TooLarge."""
+    limit = limits.asked_bytes
+    try:
+        check_json(asked, limit, "asked", depth=limits.depth)
+    except TooLarge:
+        raise TooLarge(
+            f"the tools, instructions and other wishes of the request have {len(msgspec.json.encode(asked))} bytes as "
+            f"JSON, the limit is {limit} (Limits.asked_bytes); send fewer tools",
+            limit=limit,
+        ) from None
+    if KEPT in asked or any(not 0 < len(name) <= NAME_CHARS for name in asked):
+        raise InvalidRequest(f"asked must have names of 1 to {NAME_CHARS} characters, and none may be {KEPT!r}")
+    creates: list[Create] = []
+    inline = dict(asked)
+    for one in _kept(asked, by):
+        del inline[one.name]
+        inline.setdefault(KEPT, {})[one.name] = one.id
+        creates.append(_create(one, by, now_ms))
+    return plain(inline), creates
+
+
+def _create(one: Kept, by: str | None, now_ms: int) -> Create:
+    return Create(
+        id=one.id,
+        role=ASKED,
+        author=by,
+        status="complete",
+        parts=[plain({"type": "data", "name": one.name, "data": one.value})],
+        meta={},
+        parent=None,
+        reply_to=None,
+        at_ms=now_ms,
+        digest=b"",
+    )
+
+
+def _kept(asked: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
+    for name, value in asked.items():
+        data = msgspec.json.encode(value, order="deterministic")
+        if name in ALWAYS_KEPT or len(data) > INLINE_BYTES:
+            content = hashlib.blake2b(msgspec.json.encode([by, name]) + data, digest_size=20).hexdigest()
+            yield Kept(f"asked-{content}", name, value)
+
+
+def references(meta: Mapping[str, Json]) -> dict[str, str]:
+    """Return the ids in `meta.asked.kept` by the names of the values. Other forms have none: a client may send them."""
+    asked = meta.get(ASKED)
+    kept = asked.get(KEPT) if isinstance(asked, dict) else None
+    found = list(kept.items())[:MOST_KEPT] if isinstance(kept, dict) else ()
+    return {name: id for name, id in found if isinstance(id, str)}
+
+
+def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
+    """Return the wishes beside a message: the small values in its `meta`, and those in the messages `kept`."""
+    asked = meta.get(ASKED)
+    found = {name: value for name, value in asked.items() if name != KEPT} if isinstance(asked, dict) else {}
+    by_id = {one.id: one for one in kept if one.role == ASKED and one.parts}
+    for name, id in references(meta).items():
+        if id in by_id:
+            found[name] = by_id[id].parts[0].get("data")
+    return found

@@ -15,8 +15,7 @@ from typing import NamedTuple, TypeGuard
 
 from tenuto.core.errors import InvalidName, LocalError, shown
 from tenuto.core.model import ChannelSummary
-from tenuto.core.names import check_prefix
-from tenuto.core.patterns import invalid_pattern, is_pattern
+from tenuto.core.names import check_prefix, invalid_pattern, is_pattern
 from tenuto.core.records import LEAD_MS
 from tenuto.core.visitor_ids import STEM, owner_of
 

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tenuto.core.cursor import NO_EPOCH, Cursor
+from tenuto.core.events import NO_EPOCH, Cursor
 from tenuto.core.message_state import (
     ClaimState,
     CommandState,

@@ -7,11 +7,14 @@ tables are printed in the documents, and tests compare both: `TRANSITIONS` is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
 
 from tenuto.core.message_state import ClaimState, MessageState
+from tenuto.core.model import Message
+from tenuto.core.names import base32
 from tenuto.core.state import ChannelState
 
 CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` before the server does
@@ -473,3 +476,83 @@ def commands_table() -> str:
 def rules_of(name: str) -> CommandRules:
     """Return the rules of the command `name`. Commands that an app defines have the rules of `approve`."""
     return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)
+
+
+ANSWERS = 4  # number of answers of one attempt to search for; more are rare
+
+
+def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
+    """Return the id of an attempt's answer.
+
+    Every process computes the same id, so that no message is answered twice.
+    """
+    name = f"{message_id}\n{attempt}\n{number}"
+    return base32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=12).digest(), "big") >> 6, 18)
+
+
+def reply_ids(message_id: str, attempts: int = ATTEMPTS) -> Iterator[str]:
+    """Yield the ids of the answers of the first `attempts` at a message."""
+    for attempt in range(1, attempts + 1):
+        for number in range(ANSWERS):
+            yield reply_id(message_id, attempt, number)
+
+
+def earlier_attempt(message_id: str, answer_id: str, generation: int) -> int | None:
+    """Return the attempt before `generation`, of the last two rounds, that gives its answers the id `answer_id`."""
+    for earlier in range(generation - 1, max(0, generation - 2 * ROUND), -1):
+        if 1 <= attempt_of(earlier) <= ATTEMPTS and any(
+            answer_id == reply_id(message_id, earlier, number) for number in range(ANSWERS)
+        ):
+            return earlier
+    return None
+
+
+def newest_branch(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages of the branch with the latest message, oldest first.
+
+    A message whose parent is not among `messages` is part of each branch.
+    """
+    ordered = sorted(messages, key=lambda one: one.created)
+    groups: dict[tuple[str, str | None], list[Message]] = {}
+    for message in ordered:
+        if (group := _group_of(message)) is not None:
+            groups.setdefault(group, []).append(message)
+    ages = _ages_of(ordered)
+    unselected: set[str] = set()
+    for alternatives in groups.values():
+        # messages after an interrupted answer do not select it: the next attempt takes its place
+        shown = max(alternatives, key=lambda one: one.created if one.status == "interrupted" else ages[one.id])
+        unselected.update(one.id for one in alternatives if one is not shown)
+    branch: list[Message] = []
+    ends: set[str] = set()  # ids of messages whose followers belong to another branch
+    for message in ordered:
+        is_off = message.parent in ends
+        if not is_off and message.id not in unselected:
+            branch.append(message)
+        elif is_off or message.status != "interrupted":
+            ends.add(message.id)
+    return branch
+
+
+def versions_of(message: Message, messages: Iterable[Message]) -> list[Message]:
+    """Return the versions of a question, itself among them, oldest first."""
+    versions = [one for one in messages if one.id != message.id and _group_of(one) == _group_of(message)]
+    return sorted([message, *versions], key=lambda one: one.created)
+
+
+def _group_of(message: Message) -> tuple[str, str | None] | None:
+    """Return the same value for messages that are alternatives of each other; None for a message that has none."""
+    is_question = message.role == "user" and message.reply_to is None
+    is_empty_failure = message.status == "failed" and not message.parts
+    is_answer = message.role == "assistant" and message.parent is not None and not is_empty_failure
+    return (message.role, message.parent) if is_question or is_answer else None
+
+
+def _ages_of(ordered: Sequence[Message]) -> dict[str | None, int]:
+    """Return for each id the serial of the newest message that follows it, or is it."""
+    ages: dict[str | None, int] = {}
+    for message in reversed(ordered):
+        age = max(message.created, ages.get(message.id, 0))
+        ages[message.id] = age
+        ages[message.parent] = max(age, ages.get(message.parent, 0))
+    return ages

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from tenuto.core.cursor import EMPTY
 from tenuto.core.events import (
+    EMPTY,
     Batch,
     ChannelAttached,
     CommandReply,

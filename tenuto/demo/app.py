@@ -25,11 +25,11 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from tenuto.app import Hub
-from tenuto.core.answer_ids import reply_ids
 from tenuto.core.deltas import MessageProgress, PartOpened, TextAdded
 from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id
+from tenuto.core.turns import reply_ids
 from tenuto.demo.answers import Settled, paced, whole, written_answers
 from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
 from tenuto.demo.guide import AGENTS, CHANNELS, LONGEST_QUESTION, Guide, Sleep

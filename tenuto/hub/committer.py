@@ -17,12 +17,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.cursor import NO_EPOCH
 from tenuto.core.decide import decide, plain_append
 from tenuto.core.decide_leases import stored_renewal
 from tenuto.core.document import Document, document
 from tenuto.core.draft import Draft
 from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError
+from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry
 from tenuto.core.requests import AppendText, Caller, CreateMessage, DeleteMessage, SendCommand

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tenuto.core.cursor import EMPTY, NO_EPOCH, Cursor
+from tenuto.core.events import EMPTY, NO_EPOCH, Cursor
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.channel import Channel
 

@@ -28,9 +28,9 @@ from typing import Any, Literal, TypeVar, get_args
 from msgspec import Struct
 
 from tenuto.core.catch_up import reply_to
-from tenuto.core.cursor import NO_EPOCH, kept_serial
 from tenuto.core.document import restored
 from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
+from tenuto.core.events import NO_EPOCH, kept_serial
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import ASKED, Command, Json, Message
 from tenuto.core.names import check_id

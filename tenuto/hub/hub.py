@@ -16,9 +16,8 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from tenuto.core.cursor import Cursor
 from tenuto.core.document import restore
-from tenuto.core.events import Page, Presence
+from tenuto.core.events import Cursor, Page, Presence
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
 from tenuto.core.names import check_channel, check_id, check_key, command_key

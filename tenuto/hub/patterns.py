@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tenuto.core.errors import LocalError
-from tenuto.core.patterns import invalid_pattern, is_pattern, matches
+from tenuto.core.names import invalid_pattern, is_pattern, matches
 
 __all__ = ["check_pattern", "matches"]
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from tenuto.core.catch_up import reply_to
-from tenuto.core.decision import Decision
+from tenuto.core.draft import Decision
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import encode_json
 from tenuto.core.message_state import utf8_len

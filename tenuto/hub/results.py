@@ -11,9 +11,8 @@ from collections.abc import Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Deleted, TenutoError
-from tenuto.core.events import CommandReply
+from tenuto.core.events import CommandReply, Cursor
 from tenuto.core.model import Command, Message, plain
 from tenuto.stores.base import Head
 

@@ -12,8 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
-from tenuto.core.cursor import Cursor, parse_cursor
-from tenuto.core.events import Batch, ServerEvent
+from tenuto.core.events import Batch, Cursor, ServerEvent, parse_cursor
 from tenuto.hub.batches import Behind
 from tenuto.hub.feed import Feed
 from tenuto.hub.viewing import Viewing

@@ -31,8 +31,7 @@ from tenuto.core.errors import (
     TenutoError,
 )
 from tenuto.core.model import Json, Message, Part
-from tenuto.core.outgoing import NEW, OPEN, Outgoing, WriterRequest
-from tenuto.core.outgoing_properties import OutgoingProperties, end_for, needs_await
+from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for, needs_await
 from tenuto.core.requests import Caller, CreateMessage, FinishMessage
 from tenuto.hub.pace import Begin
 from tenuto.hub.pending import Ask, Decided

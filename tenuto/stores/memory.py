@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tenuto.core.document import DAMAGE, Document, Segment, Stored, times_in, used_up_head
 from tenuto.core.model import ChannelSummary
-from tenuto.core.names import COMMAND_MARK
+from tenuto.core.names import COMMAND_MARK, matches
 from tenuto.core.ops import Append, Delete, Entry
-from tenuto.core.patterns import matches
 from tenuto.core.retention import Fact
 from tenuto.stores.base import (
     NOTHING,

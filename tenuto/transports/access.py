@@ -22,7 +22,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenuto.core.cursor import parse_cursor
 from tenuto.core.errors import (
     Busy,
     Draining,
@@ -32,6 +31,7 @@ from tenuto.core.errors import (
     Unauthenticated,
     shown,
 )
+from tenuto.core.events import parse_cursor
 from tenuto.core.model import Part
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, UpdateMessage

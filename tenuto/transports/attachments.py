@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from tenuto.core.cursor import parse_cursor
 from tenuto.core.errors import InvalidRequest, StoreUnusable, TenutoError, TooMany
+from tenuto.core.events import parse_cursor
 from tenuto.core.names import check_channel
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed

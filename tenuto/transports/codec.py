@@ -16,7 +16,6 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from tenuto.core.cursor import NO_EPOCH, Cursor, parse_cursor
 from tenuto.core.errors import (
     Deleted,
     InvalidRequest,
@@ -27,7 +26,7 @@ from tenuto.core.errors import (
     StoreUnusable,
     TenutoError,
 )
-from tenuto.core.events import CommandReply
+from tenuto.core.events import NO_EPOCH, CommandReply, Cursor, parse_cursor
 from tenuto.core.model import Message, lowered
 from tenuto.core.requests import (
     AppendText,

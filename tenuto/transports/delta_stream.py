@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from starlette.types import Receive, Send
 
-from tenuto.core.cursor import parse_cursor
+from tenuto.core.events import parse_cursor
 from tenuto.hub.feed import Feed
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.sender import SEND_TIMEOUT_S, Sender

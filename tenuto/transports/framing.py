@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from tenuto.core.cursor import Cursor
 from tenuto.core.deltas import (
     ALL_SENT,
     COUNTED,
@@ -30,7 +29,7 @@ from tenuto.core.deltas import (
     TextAdded,
 )
 from tenuto.core.errors import LocalError, shown
-from tenuto.core.events import encode_json
+from tenuto.core.events import Cursor, encode_json
 from tenuto.core.model import Part
 from tenuto.hub.access.tickets import split_seal
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from starlette.types import Receive, Send
 
-from tenuto.core.cursor import Cursor
-from tenuto.core.events import ChannelAttached, PresenceSync, Signal, encode_json
+from tenuto.core.events import ChannelAttached, Cursor, PresenceSync, Signal, encode_json
 from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from starlette.types import Receive, Send
 
-from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.deltas import Delta, MessageProgress, Sent
+from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.model import Message
 from tenuto.core.names import check_id
 from tenuto.hub.access.identity import Scope

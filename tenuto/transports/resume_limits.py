@@ -9,7 +9,7 @@ form of the signature may change freely, since cursors are opaque. That only the
 
 from __future__ import annotations
 
-from tenuto.core.cursor import Cursor, parse_cursor
+from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.hub import HubCore

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tenuto.core.errors import Fenced, InvalidRequest, NotWriter, TenutoError, TooMany
 from tenuto.core.model import Json, check_json
-from tenuto.core.names import check_channel, check_id
-from tenuto.core.patterns import invalid_pattern, is_pattern, matches
+from tenuto.core.names import check_channel, check_id, invalid_pattern, is_pattern, matches
 from tenuto.hub.hub import HubCore
 from tenuto.hub.results import Result
 from tenuto.hub.turns.renewing import store_renewal

@@ -16,9 +16,8 @@ from typing import Protocol
 
 from starlette.types import Message, Receive, Send
 
-from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.errors import Draining, TenutoError, TooMany
-from tenuto.core.events import encode_json
+from tenuto.core.events import Cursor, encode_json, parse_cursor
 from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tenuto.core.deltas import TurnStatus
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Message
-from tenuto.core.turn_deltas import TurnStatus
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, OpenBody
 from tenuto.hub.hub import HubCore

@@ -14,9 +14,8 @@ from typing import Protocol
 
 from starlette.types import Send
 
-from tenuto.core.deltas import Sent
+from tenuto.core.deltas import Sent, TurnDelta, TurnProgress, TurnStatus
 from tenuto.core.message_state import MessageState
-from tenuto.core.turn_deltas import TurnDelta, TurnProgress, TurnStatus
 from tenuto.hub.batches import EncodedBatch
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.delta_stream import DeltaStream

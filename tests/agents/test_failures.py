@@ -11,11 +11,11 @@ import pytest
 from tenuto import Hub
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import InvalidRequest, InvalidText, StoreUnavailable, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.core.ops import Claim, Create
+from tenuto.core.turns import reply_id
 from tenuto.hub.housekeeping import free_memory
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore

@@ -10,8 +10,8 @@ import pytest
 from tenuto import Hub
 from tenuto.agents.history import as_turns, path_to
 from tenuto.agents.turn import Turn
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.model import Message, Part
+from tenuto.core.turns import reply_id
 from tests.agents.test_turns import new_hub, until_over
 from tests.virtual import virtually
 

@@ -12,10 +12,10 @@ import pytest
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import Draining, Finished, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.ops import Claim
+from tenuto.core.turns import reply_id
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually

@@ -17,11 +17,10 @@ from tenuto import Hub, allow_everyone
 from tenuto.agents.turn import AskReply, Turn
 from tenuto.client import ClaimedTurn, Client
 from tenuto.client.lease import SHORTEST_LEASE_S
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.errors import TenutoError
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage
-from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL
+from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id
 from tenuto.hub.access.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Line, Wire, becomes, client_of

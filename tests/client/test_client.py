@@ -23,7 +23,7 @@ from tenuto.core.errors import (
     TooLarge,
     VersionConflict,
 )
-from tenuto.core.surrogates import whole_text
+from tenuto.core.text import whole_text
 from tests.client.wire import Wire, client_of
 
 

@@ -15,7 +15,7 @@ from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
 from tenuto.client.shutdown import Signals
-from tenuto.core.answer_ids import reply_id
+from tenuto.core.turns import reply_id
 from tests.client.test_agents import agent_process, answers, until_answered
 from tests.client.wire import Wire, becomes, client_of
 from tests.transports.conftest import Served, new_hub, serving

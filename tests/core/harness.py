@@ -12,8 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenuto.core.decide import decide
-from tenuto.core.decision import Decision
-from tenuto.core.draft import Draft
+from tenuto.core.draft import Decision, Draft
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import Message

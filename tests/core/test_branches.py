@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tenuto.core.branches import newest_branch, versions_of
 from tenuto.core.model import Message
+from tenuto.core.turns import newest_branch, versions_of
 
 
 def question(id: str, created: int, parent: str | None = None, **fields: Any) -> Message:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.core.cursor import EMPTY, MAX_SERIAL, Cursor, kept_serial, parse_cursor
+from tenuto.core.events import EMPTY, MAX_SERIAL, Cursor, kept_serial, parse_cursor
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 

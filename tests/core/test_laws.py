@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
-from tenuto.core.cursor import EMPTY, NO_EPOCH
 from tenuto.core.decide import decide, plain_append
 from tenuto.core.draft import Draft
 from tenuto.core.errors import TenutoError
-from tenuto.core.events import Batch, CommandReply, CommandSent, decode_event, encode_json
+from tenuto.core.events import EMPTY, NO_EPOCH, Batch, CommandReply, CommandSent, decode_event, encode_json
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.ops import Append, Claim, Lease, WriterIdentity, decode_op, encode_op

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import ChannelSummary
-from tenuto.core.patterns import matches
+from tenuto.core.names import matches
 from tenuto.core.retention import (
     DAY_MS,
     LEAST_MS,

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.answer_ids import reply_id
 from tenuto.core.catch_up import events_since
 from tenuto.core.decide_turns import GIVEN_BACK_MS
 from tenuto.core.errors import Deleted, Fenced, Finished, NotFound, NotWriter, TooMany
@@ -21,6 +20,7 @@ from tenuto.core.message_state import ClaimState
 from tenuto.core.ops import Claim, Create, Finish, Lease, WriterIdentity
 from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
 from tenuto.core.state import ChannelState, apply_entry
+from tenuto.core.turns import reply_id
 from tests.core.harness import AGENT, ANN, APP, BOB, LogHarness, served_log
 from tests.core.worlds import fold
 

@@ -23,9 +23,9 @@ from proof.fuzz.requests import Requests, run_step
 from proof.fuzz.targets import TARGETS
 from proof.fuzz.wire import complaint
 from proof.fuzz.world import World, documented_codes
-from tenuto.core.cursor import Cursor
 from tenuto.core.deltas import Sent
 from tenuto.core.errors import MethodNotAllowed
+from tenuto.core.events import Cursor
 from tenuto.hub.access import tickets, tokens
 from tenuto.transports import message_stream, session, sse
 

@@ -12,8 +12,8 @@ import pytest
 from proof.fuzz.engine import check
 from proof.fuzz.identities import Identities
 from proof.fuzz.rights import needs_of_frame, needs_of_request, rights_in, token_of
-from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Unauthenticated
+from tenuto.core.events import Cursor
 from tenuto.hub.access import tickets, tokens
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.access.rates import ConnectionSlot

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tenuto.core.errors import InvalidName, InvalidRequest
-from tenuto.core.patterns import matches
+from tenuto.core.names import matches
 from tenuto.hub import HubCore
 from tenuto.hub.keep.archive import narrowed
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from msgspec import ValidationError, convert
 
-from tenuto.core.asked import references, whole
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound, TooLarge
 from tenuto.core.model import Message
-from tenuto.core.requests import Caller, CreateMessage, DeleteMessage
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, references, whole
 from tenuto.hub import HubCore
 from tests.hub.test_export import exported, lines_of
 from tests.hub.watching import Watcher

@@ -15,7 +15,6 @@ from itertools import pairwise
 
 import pytest
 
-from tenuto.core.cursor import parse_cursor
 from tenuto.core.errors import (
     AlreadyAnswered,
     Draining,
@@ -25,7 +24,7 @@ from tenuto.core.errors import (
     InvalidText,
     StoreUnavailable,
 )
-from tenuto.core.events import ChannelAttached, MessageUpdate
+from tenuto.core.events import ChannelAttached, MessageUpdate, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.ops import WriterIdentity

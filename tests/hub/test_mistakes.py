@@ -15,7 +15,7 @@ import pytest
 
 from tenuto import Hub, Identity, allow_everyone
 from tenuto.agents.writer import AgentWriter
-from tenuto.core import outgoing_properties
+from tenuto.core import outgoing
 from tenuto.core.errors import LocalError
 
 # Settings ---------------------------------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ async def test_other_call_without_await_fails_the_block(begin: Any, call: str) -
 
 async def test_many_calls_at_once_do_not_each_look_at_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Any] = []
-    is_new = outgoing_properties._is_new
-    monkeypatch.setattr(outgoing_properties, "_is_new", lambda one: looked.append(one) or is_new(one))
+    is_new = outgoing._is_new
+    monkeypatch.setattr(outgoing, "_is_new", lambda one: looked.append(one) or is_new(one))
     hub = Hub("memory://", hooks_signals=False)
     async with hub.message("chat:1", id="m") as message:
         await asyncio.gather(*(message.update(meta={"a": n}) for n in range(500)))

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenuto.core.catch_up import events_since, sole_append
-from tenuto.core.cursor import NO_EPOCH
-from tenuto.core.events import MessageAppend, encode_json
+from tenuto.core.events import NO_EPOCH, MessageAppend, encode_json
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Append
 from tenuto.core.state import ChannelState, apply_entry

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.core.cursor import Cursor, parse_cursor
 from tenuto.core.errors import Forbidden, LocalError, Unauthenticated
+from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.access.tickets import MAX_CHARACTERS, Tickets, split_seal
 

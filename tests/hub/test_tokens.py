@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Busy, LocalError, Unauthenticated, shown
+from tenuto.core.events import Cursor
 from tenuto.hub.access import keys
 from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.access.keys import KeySet, fetch_set, keys_of_set

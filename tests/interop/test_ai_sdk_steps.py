@@ -9,9 +9,8 @@ import msgspec
 import pytest
 from starlette.responses import JSONResponse
 
-from tenuto.core.deltas import MessageProgress
+from tenuto.core.deltas import MessageProgress, TurnProgress
 from tenuto.core.model import Command, Message
-from tenuto.core.turn_deltas import TurnProgress
 from tenuto.interop.ai_sdk_parts import COMPARED_CHARS, PageParts, Release, ui_messages
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.routes import (

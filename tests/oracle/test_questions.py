@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proof.oracle.questions import Question, Questions, SentCommand
-from tenuto.core.answer_ids import reply_id
+from tenuto.core.turns import reply_id
 from tests.oracle.test_plans import STEPS, script_text
 from tests.oracle.test_views import SEED
 

@@ -22,11 +22,9 @@ from proof.simulation import watchdog
 from proof.simulation.store import SimStore
 from tenuto.core import catch_up, decide_commands
 from tenuto.core import decide as decisions
-from tenuto.core.cursor import kept_serial
 from tenuto.core.decide import decide, plain_append
-from tenuto.core.decision import Decision
 from tenuto.core.deltas import Delta
-from tenuto.core.draft import Draft
+from tenuto.core.draft import Decision, Draft
 from tenuto.core.events import (
     ChannelAttached,
     MessageAppend,
@@ -34,6 +32,7 @@ from tenuto.core.events import (
     Signal,
     StoredEvent,
     encode_json,
+    kept_serial,
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState

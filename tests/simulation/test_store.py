@@ -19,9 +19,9 @@ from proof.simulation.clock import Process, VirtualLoop
 from proof.simulation.faults import FaultModel
 from proof.simulation.store import SimStore, StoreClient
 from proof.simulation.trace import Trace
-from tenuto.core.cursor import kept_serial
 from tenuto.core.document import document
 from tenuto.core.draft import Draft
+from tenuto.core.events import kept_serial
 from tenuto.core.ops import Append, Command, Create, Delete, Op, Reply
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.stores.base import (

@@ -18,9 +18,8 @@ import pytest
 from proof.chaos.postgres_server import MEMORY
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto import Hub
-from tenuto.core.cursor import kept_serial
 from tenuto.core.errors import Draining, Fenced, StoreUnavailable, TenutoError
-from tenuto.core.events import ChannelAttached
+from tenuto.core.events import ChannelAttached, kept_serial
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from tenuto.stores.postgres.server import PostgresServer

@@ -11,8 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tenuto.core.cursor import Cursor, parse_cursor
-from tenuto.core.events import Batch, decode_event
+from tenuto.core.events import Batch, Cursor, decode_event, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.view import View
 from tenuto.hub.access.identity import Identity, Scope

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.core.cursor import parse_cursor
 from tenuto.core.deltas import PartOpened, Sent
+from tenuto.core.events import parse_cursor
 from tenuto.transports.framing import sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.test_sse import drained, pass_seconds

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tenuto.app import Hub
-from tenuto.core.answer_ids import reply_id
+from tenuto.core.turns import reply_id
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, started
 from tests.transports.lines import LiveLine as Line

@@ -20,9 +20,8 @@ from typing import Protocol
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder
 
-from tenuto.core.cursor import Cursor
 from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
-from tenuto.core.events import encode_json
+from tenuto.core.events import Cursor, encode_json
 from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.clock import Clock
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from tenuto.core.asked import references
 from tenuto.core.document import restore, restore_command
 from tenuto.core.errors import Busy, Damaged, NotFound
 from tenuto.core.limits import MIB
 from tenuto.core.model import ASKED
 from tenuto.core.records import FORMAT, End, Header, MessageRecord, Record, command_record, encode_line, message_record
+from tenuto.core.requests import references
 from tenuto.hub.keep.importing import is_importing
 from tenuto.stores.base import Head, Store, head_of
 

@@ -22,9 +22,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.cursor import kept_serial
 from tenuto.core.document import Stored, document, restore, restore_command
 from tenuto.core.errors import Busy, Held, StoreUnusable
+from tenuto.core.events import kept_serial
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.names import COMMAND_MARK, check_id, is_own_name
 from tenuto.core.ops import Delete, Entry, Reply

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from tenuto.core.branches import newest_branch
+from tenuto.core.deltas import TurnStatus, is_answer_of, is_question, turn_state
 from tenuto.core.document import restore
 from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import Command, Message
-from tenuto.core.turn_deltas import TurnStatus, is_answer_of, is_question, turn_state
-from tenuto.core.turns import CANCEL
+from tenuto.core.turns import CANCEL, newest_branch
 from tenuto.hub.channel import Channel
 from tenuto.hub.results import own_copy
 from tenuto.hub.runtime import Runtime
