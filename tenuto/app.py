@@ -19,10 +19,9 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
-from tenuto.agents.local import LocalAgent
+from tenuto.agents.local import AgentWriter, LocalAgent
 from tenuto.agents.running import Agent, Handler, check_agent
 from tenuto.agents.turn import OnCrash
-from tenuto.agents.writer import AgentWriter
 from tenuto.core.deltas import TurnStatus
 from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
 from tenuto.core.events import Cursor

@@ -20,9 +20,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tenuto.agents.local import LocalWatch
-from tenuto.agents.stops import reply_to_stops, until_stopped
-from tenuto.agents.writer import AgentWriter
+from tenuto.agents.local import AgentWriter, LocalWatch
+from tenuto.agents.running import reply_to_stops, until_stopped
 from tenuto.core.deltas import Delta, InAnswer, TurnChanged
 from tenuto.core.errors import Forbidden, LocalError, TenutoError, TooMany, shown
 from tenuto.core.events import Cursor, parse_cursor

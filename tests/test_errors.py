@@ -30,8 +30,7 @@ import tenuto
 from tenuto import Hub, Identity
 from tenuto.cli.tail import Refused, follow
 from tenuto.client import Client, Timing
-from tenuto.client.dial import Refusal
-from tenuto.client.problems import NotTenuto, UnknownProblem, Unreachable, error_of
+from tenuto.client.connection import NotTenuto, Refusal, UnknownProblem, Unreachable, error_of
 from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError, shown, shown_url
 from tenuto.core.events import Batch, MessageAppend, MessageCreate

@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import StreamingResponse
 
 from tenuto import Hub
-from tenuto.agents.writer import AgentWriter
+from tenuto.agents.local import AgentWriter
 from tenuto.core.errors import IdConflict, LocalError, TenutoError
 from tenuto.core.requests import Caller, CreateMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id

@@ -20,7 +20,7 @@ import httpx2
 import pytest
 
 from tenuto.client import Client
-from tenuto.client.subscription import is_new_start
+from tenuto.client.feed import is_new_start
 from tenuto.core.model import Message
 from tenuto.core.view import View
 from tests.postgres import needs_postgres, running_postgres

@@ -21,7 +21,7 @@ from proof.wirecheck import Checker, SseViewer, WsViewer
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.client import ChannelView, Client
-from tenuto.client.subscription import is_new_start
+from tenuto.client.feed import is_new_start
 from tenuto.hub.hooks import HookEvent
 from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs

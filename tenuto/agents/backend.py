@@ -12,7 +12,7 @@ from typing import Protocol
 from tenuto.core.errors import Deleted, NotFound
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.model import Command, Json, Message
-from tenuto.sources.writer import Writer
+from tenuto.sources.writing import Writer
 
 
 class Watch(Protocol):

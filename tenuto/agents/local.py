@@ -10,22 +10,54 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, Self
 
 from tenuto.agents.backend import Watch, find
 from tenuto.agents.running import Agent, Running, check_worker_settings, patiently
-from tenuto.agents.writer import AgentWriter
 from tenuto.core.catch_up import reply_to
-from tenuto.core.errors import Deleted, Fenced, Finished
+from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
 from tenuto.hub.results import result_later
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
-from tenuto.sources.writer import Writer
+from tenuto.hub.writer import MessageWriter
+from tenuto.sources import Piping, begin_pipe
+from tenuto.sources.writing import Writer
 
 if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore
+
+
+class AgentWriter(MessageWriter):
+    """A `MessageWriter` with the method `pipe`. As the answer of a turn it uses another id if its own is taken."""
+
+    is_begun = False  # True: the beginning of the message is stored
+    spare_id: Callable[[], str] | None = None
+
+    def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
+        """Write all of a model's stream into this message, as `tenuto.sources.pipe` does.
+
+        The block fails if a call was not awaited: its text would be missing.
+        """
+        return begin_pipe(self, stream, source=source, text_field=text_field)
+
+    async def open(self) -> Self:
+        """Store the beginning of the message (`MessageWriter.open`)."""
+        while True:
+            try:
+                return await super().open()
+            except (IdConflict, Deleted):
+                if self.spare_id is None:
+                    raise
+                self.name(self.spare_id())
+
+    def take_up(self, message: Message, generation: int) -> None:
+        """Continue a stored message (`MessageWriter.take_up`)."""
+        super().take_up(message, generation)
+        self.is_begun = True
+
 
 logger = logging.getLogger("tenuto.agents")
 

@@ -12,13 +12,12 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Set
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 from tenuto.agents.backend import Backend, Watch, find
 from tenuto.agents.request import TurnRequest, turn_request
-from tenuto.agents.stops import reply_to_stops, until_stopped
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.decide_turns import CRASHED
 from tenuto.core.errors import (
@@ -35,12 +34,33 @@ from tenuto.core.errors import (
     TenutoError,
     public_reason,
 )
-from tenuto.core.model import Json, Message
+from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
 from tenuto.core.turns import ANSWERS, Replier, attempt_of, reply_id, reply_ids, rules_of
-from tenuto.sources.writer import Writer
+from tenuto.sources.writing import Writer
 from tenuto.watchdog import timed
+
+Targets = Callable[[], Set[str]]  # returns the ids that a command may name; each answer of a turn adds its own
+
+
+def stops(watch: Watch, targets: Targets) -> list[Command]:
+    """Return the commands without a reply that stop one of `targets`."""
+    return [one for one in watch.commands() if rules_of(one.name).stops and one.target in targets()]
+
+
+async def until_stopped(watch: Watch, targets: Targets) -> None:
+    """Wait until a client has sent a command that stops one of `targets`."""
+    while not stops(watch, targets):
+        await watch.changed()
+
+
+async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], Awaitable[None]]) -> None:
+    """Call `reply` with the id of each command that waits for a reply."""
+    for command in stops(watch, targets):
+        with contextlib.suppress(TenutoError):  # another client has replied already
+            await reply(command.id)
+
 
 logger = logging.getLogger("tenuto.agents")
 

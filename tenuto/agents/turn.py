@@ -22,7 +22,7 @@ from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import base32
 from tenuto.core.turns import STEER, attempt_of, reply_id
-from tenuto.sources.writer import Writer
+from tenuto.sources.writing import Writer
 
 logger = logging.getLogger("tenuto.agents")
 

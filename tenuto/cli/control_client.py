@@ -72,7 +72,7 @@ def _values(connection: socket.socket, name: str, path: Path) -> Iterator[Any]:
 
     Raises MsgspecError for one that no hub sends, since another program may listen, and LocalError if it breaks off.
     """
-    from tenuto.client.problems import error_of  # imported here, because the import is slow
+    from tenuto.client.connection import error_of  # imported here, because the import is slow
 
     found = 0
     with contextlib.closing(connection.makefile("rb")) as lines:

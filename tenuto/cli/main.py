@@ -373,7 +373,7 @@ def _store_without_backup(url: str) -> SqliteStore:
 def tail(channel: str, url: str, history: int, since: str | None) -> None:
     """Follow CHANNEL in the terminal; reconnects by itself."""
     from tenuto.cli.tail import follow
-    from tenuto.client.access import check_address
+    from tenuto.client.connection import check_address
 
     check_address(url, name="--url", example="http://host:8000")
     try:

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import TextIO
 
 from tenuto.client import Client
-from tenuto.client.timing import Timing
+from tenuto.client.connection import Timing
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel

@@ -5,11 +5,10 @@ The names of this module are public, and `docs/client.md` documents them; the mo
 """
 
 from tenuto.client.client import Client
+from tenuto.client.connection import NotTenuto, Timing, UnknownProblem, Unreachable
+from tenuto.client.feed import Subscription
 from tenuto.client.presence import Presence
-from tenuto.client.problems import NotTenuto, UnknownProblem, Unreachable
-from tenuto.client.subscription import Subscription
 from tenuto.client.sync import SyncClient
-from tenuto.client.timing import Timing
 from tenuto.client.view import Change, ChannelView
 from tenuto.client.work import ClaimedTurn
 from tenuto.client.writer import RemoteWriter

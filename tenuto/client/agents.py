@@ -22,7 +22,7 @@ from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.model import Command, Json, Message
 from tenuto.development import failure_reason
-from tenuto.sources.writer import Writer
+from tenuto.sources.writing import Writer
 
 if TYPE_CHECKING:
     from tenuto.client.client import Client

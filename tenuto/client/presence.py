@@ -12,9 +12,8 @@ import contextlib
 import logging
 from typing import Any, Self
 
-from tenuto.client.link import Link
-from tenuto.client.pending import Outcome
-from tenuto.client.problems import Unreachable
+from tenuto.client.connection import Unreachable
+from tenuto.client.link import Link, Outcome
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.model import Json, check_json, plain
 

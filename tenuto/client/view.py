@@ -13,9 +13,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from tenuto.client.feed import EventConsumer, Feed
-from tenuto.client.problems import decode_response
-from tenuto.client.subscription import is_new_start
+from tenuto.client.connection import decode_response
+from tenuto.client.feed import EventConsumer, Feed, is_new_start
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import (
     Batch,

@@ -22,7 +22,7 @@ from tenuto.core.model import Json
 from tenuto.demo import answers
 from tenuto.demo.answers import Deletion, Settled, Steering
 from tenuto.demo.model import Model, talk
-from tenuto.sources.writer import Writer
+from tenuto.sources.writing import Writer
 
 if TYPE_CHECKING:  # the server needs no client, and the agents need no server
     from tenuto.app import Hub

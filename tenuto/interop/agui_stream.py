@@ -24,9 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.errors import InvalidRequest
-from tenuto.interop.attempts import DELETED, REPLACED, End
-from tenuto.interop.fold import Answer, Json, Part, TurnFold, has_result, text_of
-from tenuto.interop.sent_text import SentText
+from tenuto.interop.fold import DELETED, REPLACED, Answer, End, Json, Part, SentText, TurnFold, has_result, text_of
 from tenuto.routes import (
     InAnswer,
     MessageReplaced,

@@ -30,9 +30,7 @@ from tenuto.core.errors import (
 )
 from tenuto.interop.ai_sdk_parts import Json, Release, has_result, is_tool, silent_id, ui_messages
 from tenuto.interop.ai_sdk_stream import UIStream
-from tenuto.interop.bodies import body_of
-from tenuto.interop.ids import hashed, stored_id
-from tenuto.interop.tool_json import file_part
+from tenuto.interop.bodies import body_of, file_part, hashed, stored_id
 from tenuto.routes import Access, TurnStatus, asked_in, guarded, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from tenuto.interop.attempts import shown_answers
-from tenuto.interop.tool_json import value_of
+from tenuto.interop.bodies import value_of
+from tenuto.interop.fold import shown_answers
 from tenuto.routes import TurnStatus
 
 Json = dict[str, Any]

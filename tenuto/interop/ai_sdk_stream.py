@@ -31,8 +31,7 @@ from tenuto.interop.ai_sdk_parts import (
     silent_id,
     ui_part,
 )
-from tenuto.interop.attempts import GONE, REPLACED, End, ShownDeltas, end_of
-from tenuto.interop.sent_text import SentText
+from tenuto.interop.fold import GONE, REPLACED, End, SentText, ShownDeltas, end_of
 from tenuto.routes import (
     InAnswer,
     MessageContinued,

@@ -8,13 +8,14 @@ so that a wire format sends each piece once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 from msgspec.structs import replace
 
 from tenuto import Message
-from tenuto.interop.attempts import shown_answers
 from tenuto.routes import (
     InAnswer,
     MessageContinued,
@@ -31,7 +32,88 @@ from tenuto.routes import (
     TurnDelta,
     TurnState,
     TurnStatus,
+    newest_branch,
 )
+
+End = tuple[str, str | None]  # status and reason
+# The text of a client is gone, and a stream can take no text back: it ends at once.
+REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
+DELETED: End = ("deleted", "the answer was deleted")
+GONE = (REPLACED, DELETED)
+
+
+def shown_answers(answers: Sequence[Message]) -> list[Message]:
+    """Return the answers of a turn without interrupted attempts that another attempt has replaced."""
+    return newest_branch(answers) if any(one.status == "interrupted" for one in answers) else list(answers)
+
+
+class ShownDeltas:
+    """Leaves out the attempts that were replaced when a stream began, except that each was opened: the page has its id.
+
+    An attempt that is replaced later stays, because the page has its text.
+    """
+
+    def __init__(self) -> None:
+        self.is_first = True  # the deltas are the turn as it is, whose calls may have their replies already
+        self._replaced: set[str] | None = None
+        self._left: set[str] = set()  # shown answers that were not deleted
+
+    def open(self, id: str) -> None:
+        """Take note of an answer."""
+        if id not in (self._replaced or ()):
+            self._left.add(id)
+
+    def delete(self, id: str, end: End | None) -> End | None:
+        """Return the end of the turn after the deletion of an answer: `end` if another answer is left."""
+        self._left.discard(id)
+        return end if self._left else DELETED
+
+    def of(self, deltas: Sequence[TurnDelta]) -> Sequence[TurnDelta]:
+        """Return the deltas that the client shows."""
+        self.is_first = self._replaced is None
+        if self._replaced is None:
+            opened = [one.delta.message for one in deltas if type(one) is InAnswer and type(one.delta) is MessageOpened]
+            self._replaced = {one.id for one in opened} - {one.id for one in shown_answers(opened)}
+        if not self._replaced:
+            return deltas
+        return [
+            one
+            for one in deltas
+            if type(one) is not InAnswer or type(one.delta) is MessageOpened or one.message_id not in self._replaced
+        ]
+
+
+def end_of(change: TurnChanged, last: End | None) -> End | None:
+    """Return the end of a turn after `change`, whose last answer ended as `last`; None if no answer has ended."""
+    if change.state == "over" and change.is_deleted:
+        return DELETED
+    return ("cancelled", None) if last is None and change.is_cancelled else last
+
+
+class SentText:
+    """The length and the checksum of a text that was sent; the text itself is not kept."""
+
+    __slots__ = ("_sum", "length")
+
+    def __init__(self, text: str = "") -> None:
+        """Begin with `text`, which the client has."""
+        self.length = 0  # code points
+        self._sum = 0
+        self.add(text)
+
+    def add(self, text: str) -> None:
+        """Note that `text` was sent after the rest."""
+        self.length += len(text)
+        self._sum = crc32(text.encode(), self._sum)
+
+    def begins(self, text: str) -> bool:
+        """Return whether `text` begins with the text that was sent."""
+        return len(text) >= self.length and crc32(text[: self.length].encode()) == self._sum
+
+    def is_all_of(self, text: str) -> bool:
+        """Return whether `text` is the text that was sent."""
+        return len(text) == self.length and self.begins(text)
+
 
 Json = dict[str, Any]
 

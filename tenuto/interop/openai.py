@@ -23,9 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenuto import Hub
 from tenuto import Message as Stored
 from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
-from tenuto.interop.bodies import body_of
+from tenuto.interop.bodies import body_of, hashed
 from tenuto.interop.fold import Json, has_result
-from tenuto.interop.ids import hashed
 from tenuto.interop.openai_chat import ChatStream, completion
 from tenuto.interop.openai_conversations import Conversations, page_of, turn_of, with_references
 from tenuto.interop.openai_input import (
@@ -39,8 +38,7 @@ from tenuto.interop.openai_input import (
 )
 from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_asked
 from tenuto.interop.openai_socket import ResponsesSockets
-from tenuto.interop.openai_stream import ResponseStream, after_of, events_of
-from tenuto.interop.openai_whole import whole_response
+from tenuto.interop.openai_stream import ResponseStream, after_of, events_of, whole_response
 from tenuto.routes import Access, TurnStatus, asked_in, guarded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 
 from tenuto import Message
-from tenuto.interop.fold import Json
+from tenuto.interop.fold import Json, SentText
 from tenuto.interop.openai_items import Reference
 from tenuto.interop.openai_stream import TurnEvents
-from tenuto.interop.sent_text import SentText
 from tenuto.routes import TurnDelta
 
 _encode = msgspec.json.Encoder().encode

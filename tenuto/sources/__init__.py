@@ -13,14 +13,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.sources.errors import UpstreamEnded, UpstreamError, malformed
+from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, malformed
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
-from tenuto.sources.sse_text import SSEText
-from tenuto.sources.text import PlainText
+from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.upstream import Upstream
-from tenuto.sources.vocabulary import Source
-from tenuto.sources.writer import Writer
-from tenuto.sources.writing import Piped, Piping, ToolCall, Writing
+from tenuto.sources.writing import Piped, Piping, ToolCall, Writer, Writing
 
 __all__ = ["SOURCES", "Piped", "Piping", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 

@@ -30,12 +30,11 @@ import codecs
 import json
 from collections.abc import Hashable, Iterator
 
-from tenuto.sources.errors import UpstreamEnded, malformed, reported
-from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, needed, plain, text, word
-from tenuto.sources.vocabulary import (
+from tenuto.sources.reading import (
     CALLED,
     DONE,
     ERROR,
+    LINE_CHARACTERS,
     Add,
     Drop,
     Edit,
@@ -43,8 +42,18 @@ from tenuto.sources.vocabulary import (
     Open,
     Set,
     Source,
+    UpstreamEnded,
+    as_json,
+    counts,
     free,
+    get,
+    malformed,
+    needed,
+    plain,
+    reported,
+    text,
     tool,
+    word,
 )
 
 USAGE = {

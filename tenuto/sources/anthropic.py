@@ -22,9 +22,31 @@ from collections.abc import Iterator
 
 from tenuto.core.errors import shown
 from tenuto.core.model import Json
-from tenuto.sources.errors import UpstreamEnded, malformed, reported
-from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, index, needed, plain, text, word
-from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.sources.reading import (
+    CALLED,
+    DONE,
+    ERROR,
+    LINE_CHARACTERS,
+    Add,
+    Edit,
+    Meta,
+    Open,
+    Set,
+    Source,
+    UpstreamEnded,
+    as_json,
+    counts,
+    free,
+    get,
+    index,
+    malformed,
+    needed,
+    plain,
+    reported,
+    text,
+    tool,
+    word,
+)
 
 USAGE = {
     "input_tokens": "input_tokens",

@@ -18,9 +18,29 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 
-from tenuto.sources.errors import malformed, unfinished
-from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.sources.reading import (
+    CALLED,
+    DONE,
+    ERROR,
+    LINE_CHARACTERS,
+    Add,
+    Edit,
+    Meta,
+    Open,
+    Set,
+    Source,
+    as_json,
+    counts,
+    free,
+    get,
+    items,
+    malformed,
+    plain,
+    text,
+    tool,
+    unfinished,
+    word,
+)
 
 USAGE = {
     "input_tokens": "prompt_token_count",

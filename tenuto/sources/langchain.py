@@ -23,9 +23,28 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 
 from tenuto.core.model import Part
-from tenuto.sources.errors import unfinished
-from tenuto.sources.reading import LINE_CHARACTERS, as_json, counts, get, items, plain, text, word
-from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.sources.reading import (
+    CALLED,
+    DONE,
+    ERROR,
+    LINE_CHARACTERS,
+    Add,
+    Edit,
+    Meta,
+    Open,
+    Set,
+    Source,
+    as_json,
+    counts,
+    free,
+    get,
+    items,
+    plain,
+    text,
+    tool,
+    unfinished,
+    word,
+)
 
 USAGE = {
     "input_tokens": "input_tokens",

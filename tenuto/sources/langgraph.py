@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 
-from tenuto.sources.errors import UpstreamEnded
 from tenuto.sources.langchain import LangChain
-from tenuto.sources.reading import get, word
-from tenuto.sources.vocabulary import Edit
+from tenuto.sources.reading import Edit, UpstreamEnded, get, word
 
 _MESSAGES = "messages"
 

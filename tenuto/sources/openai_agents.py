@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tenuto.core.errors import TenutoError
-from tenuto.sources.errors import UpstreamEnded, UpstreamError
 from tenuto.sources.openai_responses import OpenAIResponses
-from tenuto.sources.reading import get, plain, word
-from tenuto.sources.vocabulary import DONE, Edit, Set, Source
+from tenuto.sources.reading import DONE, Edit, Set, Source, UpstreamEnded, UpstreamError, get, plain, word
 
 _OUTPUTS = ("tool_output", "handoff_occured", "handoff_occurred")
 

@@ -16,9 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
-from tenuto.sources.errors import reported, unfinished
-from tenuto.sources.reading import LINE_CHARACTERS, counts, get, index, items, text, word
-from tenuto.sources.vocabulary import CALLED, Add, Edit, Meta, Open, Set, Source, free, tool
+from tenuto.sources.reading import (
+    CALLED,
+    LINE_CHARACTERS,
+    Add,
+    Edit,
+    Meta,
+    Open,
+    Set,
+    Source,
+    counts,
+    free,
+    get,
+    index,
+    items,
+    reported,
+    text,
+    tool,
+    unfinished,
+    word,
+)
 
 USAGE = {
     "input_tokens": "prompt_tokens",

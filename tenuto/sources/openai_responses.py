@@ -22,19 +22,30 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 
 from tenuto.core.model import Json, Part
-from tenuto.sources.errors import UpstreamEnded, reported
 from tenuto.sources.reading import (
+    CALLED,
+    DONE,
+    ERROR,
     LINE_CHARACTERS,
+    Add,
+    Edit,
+    Meta,
+    Open,
+    Set,
+    Source,
+    UpstreamEnded,
     as_json,
     counts,
+    free,
     get,
     index,
     needed,
     plain,
+    reported,
     text,
+    tool,
     word,
 )
-from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",

@@ -20,20 +20,30 @@ import inspect
 from collections.abc import AsyncIterator, Hashable, Iterator
 from typing import Any
 
-from tenuto.sources.errors import UpstreamEnded
 from tenuto.sources.reading import (
+    CALLED,
+    DONE,
+    ERROR,
     LINE_CHARACTERS,
+    Add,
+    Edit,
+    Meta,
+    Open,
+    Set,
+    Source,
+    UpstreamEnded,
     as_json,
     counts,
+    free,
     get,
     index,
     items,
     needed,
     plain,
     text,
+    tool,
     word,
 )
-from tenuto.sources.vocabulary import CALLED, DONE, ERROR, Add, Edit, Meta, Open, Set, Source, free, tool
 
 USAGE = {
     "input_tokens": "input_tokens",

@@ -20,10 +20,8 @@ from tenuto.sources.openai_agents import OpenAIAgents
 from tenuto.sources.openai_chat import OpenAIChat
 from tenuto.sources.openai_responses import OpenAIResponses
 from tenuto.sources.pydantic_ai import PydanticAI
-from tenuto.sources.reading import get
-from tenuto.sources.sse_text import SSEText, begins_frames, is_frame_object
-from tenuto.sources.text import PlainText
-from tenuto.sources.vocabulary import Source
+from tenuto.sources.reading import Source, get
+from tenuto.sources.text import PlainText, SSEText, begins_frames, is_frame_object
 
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),

@@ -9,17 +9,59 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
 from weakref import WeakKeyDictionary
 
 from tenuto.core.errors import InvalidRequest, InvalidText, TenutoError
 from tenuto.core.model import Json, Part
-from tenuto.sources.errors import malformed
-from tenuto.sources.reading import whole
-from tenuto.sources.vocabulary import CALLED, Add, Drop, Edit, Meta, Open, Set
-from tenuto.sources.writer import Writer
+from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, malformed, whole
+
+
+class Writer(Protocol):
+    """A message that is being written; `MessageWriter` has these methods."""
+
+    cancelled_as: tuple[str, str | None]
+    # returns another id if the id of the message is taken; None: the writer raises the error
+    spare_id: Callable[[], str] | None
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def meta(self) -> dict[str, Json]: ...
+
+    @property
+    def is_begun(self) -> bool: ...
+
+    @property
+    def is_over(self) -> bool: ...
+
+    @property
+    def length(self) -> int: ...
+
+    async def append(self, text: str, *, part: int | None = None) -> None: ...
+
+    async def part(self, part: Part, *, index: int | None = None) -> int: ...
+
+    async def update(self, *, meta: dict[str, Json]) -> None: ...
+
+    async def flush(self) -> None: ...
+
+    async def finish(
+        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
+    ) -> None: ...
+
+    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Any: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
 
 logger = logging.getLogger("tenuto.agents")
 

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from tenuto.client import Client, Timing
-from tenuto.client.dial import Closed, Refusal
+from tenuto.client.connection import Closed, Refusal
 
 QUICK = Timing(
     open_s=2.0, silence_s=2.0, response_s=2.0, request_s=2.0, backoff_s=0.001, backoff_cap_s=0.004, retry_s=0.001

@@ -16,7 +16,7 @@ import pytest
 from tenuto import Hub, allow_everyone
 from tenuto.agents.turn import AskReply, Turn
 from tenuto.client import ClaimedTurn, Client
-from tenuto.client.lease import SHORTEST_LEASE_S
+from tenuto.client.writer import SHORTEST_LEASE_S
 from tenuto.core.errors import TenutoError
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage

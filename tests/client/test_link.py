@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.client import Client, Timing, UnknownProblem, Unreachable
-from tenuto.client.dial import Refusal
-from tenuto.client.pending import PENDING_REQUESTS
+from tenuto.client.connection import Refusal
+from tenuto.client.link import PENDING_REQUESTS
 from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError
 from tests.client.script import QUICK, Script, client_of

@@ -14,7 +14,7 @@ import pytest
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.client import Client
-from tenuto.client.shutdown import Signals
+from tenuto.client.work import Signals
 from tenuto.core.turns import reply_id
 from tests.client.test_agents import agent_process, answers, until_answered
 from tests.client.wire import Wire, becomes, client_of

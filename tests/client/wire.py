@@ -20,7 +20,7 @@ import httpx2
 
 from tenuto import Hub, allow_everyone
 from tenuto.client import ChannelView, Client, Timing
-from tenuto.client.dial import Closed, Refusal
+from tenuto.client.connection import Closed, Refusal
 
 QUICK = Timing(
     open_s=2.0,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tenuto import Hub, Identity, allow_everyone
-from tenuto.agents.writer import AgentWriter
+from tenuto.agents.local import AgentWriter
 from tenuto.core import outgoing
 from tenuto.core.errors import LocalError
 

@@ -25,7 +25,7 @@ from tenuto.core.ops import Claim, Create
 from tenuto.core.turns import ATTEMPTS
 from tenuto.hub.turns import shared as shared_turns
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
-from tenuto.sources.writer import Writer
+from tenuto.sources.writing import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher

@@ -22,7 +22,7 @@ from tenuto import Hub, sources
 from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
-from tenuto.sources.errors import reported
+from tenuto.sources.reading import reported
 from tests.sources.piping import PATIENCE_S, broken, pipe_all
 
 ROOT = Path(__file__).parents[2]

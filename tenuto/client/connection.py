@@ -1,0 +1,475 @@
+"""The time limits of a client, and its delays between attempts.
+
+Layer: client.
+
+Values may be changed freely. Tests make them small; apps do not need to change them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
+
+import msgspec
+
+from tenuto.core.errors import LocalError, TenutoError, Unauthenticated, shown, shown_url
+from tenuto.core.names import check_id
+
+if TYPE_CHECKING:
+    from random import Random
+
+    import httpx2
+
+
+logger = logging.getLogger("tenuto.client")
+
+TokenProvider = Callable[[], Awaitable[str]]
+
+PROVIDER_S = 30.0  # time in which the app's token provider must return a token
+_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+
+
+class ServerAccess:
+    """The server's address and this client's credentials, shared by all its connections."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None,
+        token_provider: TokenProvider | None,
+        client_id: str | None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        if token is not None and token_provider is not None:
+            raise LocalError("Client got both a token and a token_provider; give one of them")
+        parts = check_address(url)
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise LocalError(
+                f"url must have a host and a path only, got {shown_url(url)} with a user, a query or a fragment; "
+                "give credentials as token=..."
+            )
+        self._scheme = _SCHEMES[parts.scheme]
+        self._mount = parts.netloc + parts.path.rstrip("/")
+        self._query = {"client": check_id(client_id, "a client id")} if client_id is not None else {}
+        self._token = _checked(token) if token is not None else None
+        self._provider = token_provider
+        self._now = now
+
+    @property
+    def address(self) -> str:
+        """Return the hub's address as it was given, for error messages. It contains no secret."""
+        return f"{'https' if self._scheme == 'wss' else 'http'}://{self._mount}"
+
+    @property
+    def has_token(self) -> bool:
+        """Return whether there is a token or a provider of tokens."""
+        return self._token is not None or self._provider is not None
+
+    @property
+    def can_renew(self) -> bool:
+        """Return whether a provider can return another token."""
+        return self._provider is not None
+
+    def socket_url(self) -> str:
+        """Return the URL of the WebSocket."""
+        return self._address(self._scheme, "/v1/ws", self._query)
+
+    def http_url(self, *path: str, **query: str) -> str:
+        """Return the HTTP URL of `path`, which is given in segments that are not encoded yet."""
+        scheme = "https" if self._scheme == "wss" else "http"
+        return self._address(scheme, "".join("/" + quote(one, safe="") for one in path), {**self._query, **query})
+
+    async def headers(self) -> dict[str, str]:
+        """Return the headers of every request. Raises Unreachable if the provider returns no token."""
+        headers = {"Tenuto-Client": "python"}
+        token = await self.token()
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        return headers
+
+    async def token(self) -> str | None:
+        """Return the token; without one, request it from the provider. Raises Unreachable, LocalError."""
+        if self._token is None and self._provider is not None:
+            try:
+                async with asyncio.timeout(PROVIDER_S):
+                    self._token = _checked(await self._provider())
+            except TenutoError:
+                raise
+            except Exception as error:
+                # Log only the class: the text of an app's exception may contain a secret.
+                logger.warning("the token provider failed: %s", type(error).__name__)
+                raise Unreachable(
+                    f"token_provider failed with {type(error).__name__}; see the log of the app"
+                ) from None
+        return self._token
+
+    def forget_token(self) -> bool:
+        """Drop a token that the server refused. Return whether a provider can return another one."""
+        if self._provider is not None:
+            self._token = None
+        return self._provider is not None
+
+    def token_left_s(self) -> float | None:
+        """Return the seconds until the token expires; None if it has no expiry or cannot be renewed."""
+        expires = _expiry(self._token) if self._token is not None and self._provider is not None else None
+        return None if expires is None else max(0.0, expires - self._now())
+
+    def _address(self, scheme: str, path: str, query: dict[str, str]) -> str:
+        return f"{scheme}://{self._mount}{path}" + (f"?{urlencode(query)}" if query else "")
+
+
+def check_address(url: object, *, name: str = "url", example: str = "'https://host/tenuto'") -> SplitResult:
+    """Return the parts of `url`. Raises LocalError, with the setting's `name`, unless it has a scheme and a host."""
+    form = f"{name} must be like {example}"
+    if not isinstance(url, str):
+        raise LocalError(f"{form}, got {shown(url)}")
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # the system's look-up encodes a name like this
+    except ValueError:
+        parts = SplitResult("", "", "", "", "")
+    if parts.scheme not in _SCHEMES or not parts.hostname or not parts.netloc.isprintable() or " " in parts.netloc:
+        raise LocalError(f"{form}, got {shown_url(url)}")
+    try:
+        is_port = parts.port is None or parts.port > 0
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise LocalError(f"{form}, with a port from 1 to 65535 or none, got {shown_url(url)}")
+    return parts
+
+
+def _checked(token: str) -> str:
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
+        found = f"a str of {len(token)} characters" if isinstance(token, str) else type(token).__name__
+        raise LocalError(f"token must be one line of printable ASCII text, got {found}")
+    return token
+
+
+def _expiry(token: str) -> float | None:
+    """Return the expiry of a JWT, in seconds since 1970. Only the server verifies the token."""
+    try:
+        claims: Any = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "==="))
+        return float(claims["exp"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """All time limits of a client, in seconds."""
+
+    # time limit for the very first connection; if it takes longer, the address is probably wrong
+    connect_s: float = 5.0
+    open_s: float = 10.0  # time limit for opening a socket, since some proxies never respond to an upgrade
+    # time without any frame after which a connection counts as broken; the server pings every 5 s
+    silence_s: float = 14.0
+    # time without a response after which a connection counts as broken, even if other frames arrive
+    response_s: float = 20.0
+    send_s: float = 14.0
+    request_s: float = 30.0  # time limit of one call, over any number of connections
+    # A delay is random, from 0 up to a limit that doubles ("full jitter"), so that the clients of a restarted server
+    # spread out. The first limit is far below the 3 s that a writer's lease has left when its socket broke.
+    backoff_s: float = 0.5
+    backoff_cap_s: float = 15.0
+    # A connection that breaks sooner than this counts as one more failure. With a much longer time, an outage and then
+    # a broken connection would cost a turn.
+    stable_s: float = 1.0
+    retry_s: float = 0.25  # first limit of the delay after the store or the hub had no room
+    leave_s: float = 10.0  # time limit for ending a message whose block ended early
+
+    def backoff(self, failures: int, random: Random) -> float:
+        """Return the delay before the next connection, after `failures` failures in a row (at least 1)."""
+        return random.uniform(0, self._ceiling(self.backoff_s, failures))
+
+    def retry(self, failures: int, random: Random) -> float:
+        """Return the delay before a request is repeated, after `failures` temporary refusals."""
+        ceiling_s = self._ceiling(self.retry_s, failures)
+        return ceiling_s / 2 + random.uniform(0, ceiling_s / 2)
+
+    def _ceiling(self, base_s: float, failures: int) -> float:
+        doubled: float = base_s * 2 ** min(failures - 1, 16)
+        return min(self.backoff_cap_s, doubled)
+
+
+T = TypeVar("T")
+
+# text fields of each problem; all other fields are numbers that help the client
+_TEXT_FIELDS = ("type", "title", "status", "detail", "code", "ref")
+
+
+class Unreachable(TenutoError):
+    """The server did not respond in time. The outcome of the request is unknown; it is safe to repeat it."""
+
+    code, status, retry, title = "unreachable", 503, True, "Unreachable"
+
+
+class NotTenuto(TenutoError):
+    """A server responds at the address, but not as a Tenuto server does: another port, path or program."""
+
+    code, status, title = "not_tenuto", 502, "Not a Tenuto server"
+
+
+class UnknownProblem(TenutoError):
+    """The server refused with a `code` that this client does not know."""
+
+    def __init__(self, detail: str, *, code: str, status: int, title: str, **details: Any) -> None:
+        super().__init__(detail or title, **details)
+        # Codes of errors whose class has these values as attributes.
+        vars(self).update(code=code, status=status, title=title, retry=status in (429, 502, 503, 504))
+
+
+def error_of(problem: dict[str, Any]) -> TenutoError:
+    """Return the exception for a problem object or an `error` frame."""
+    code, detail = str(problem.get("code", "internal")), str(problem.get("detail", ""))
+    details = {name: value for name, value in problem.items() if name not in _TEXT_FIELDS}
+    known = _KNOWN.get(code)
+    if known is not None:
+        return known(detail, **details)
+    status = problem.get("status")
+    status = status if isinstance(status, int) else 500
+    return UnknownProblem(detail, code=code, status=status, title=str(problem.get("title", code)), **details)
+
+
+def decode_response(response: dict[str, Any], kind: type[T]) -> T:
+    """Return the fields `response` as an object of type `kind`.
+
+    Raises TenutoError if they do not follow the protocol.
+    """
+    try:
+        return msgspec.convert(response, kind)
+    except msgspec.ValidationError as error:
+        raise TenutoError(
+            f"the server's response is not valid: {error}; check that client and server are of compatible versions"
+        ) from None
+
+
+def _classes(base: type[TenutoError]) -> Iterator[type[TenutoError]]:
+    yield base
+    for one in base.__subclasses__():
+        if one.__module__ == TenutoError.__module__ and one is not LocalError:
+            yield from _classes(one)
+
+
+_KNOWN: dict[str, type[TenutoError]] = {one.code: one for one in _classes(TenutoError)}
+_KNOWN[Unreachable.code] = Unreachable
+
+
+SUBPROTOCOL = "tenuto.v1"
+CLOSE_S = 1.0  # time in which the peer can confirm a close; the client does not need the confirmation
+
+# At the level DEBUG the library logs all headers, one of which contains the token.
+_silent = logging.Logger("tenuto.client.websocket")
+_silent.disabled = True
+
+
+class Closed(Exception):
+    """The connection has ended; `code` is None if it ended without a close frame."""
+
+    def __init__(self, code: int | None = None, reason: str = "") -> None:
+        super().__init__(f"{code} {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class Refusal(Exception):
+    """The server or a proxy refused the upgrade; `problem` is empty if the response is not a Tenuto server's."""
+
+    def __init__(self, status: int, problem: dict[str, Any], retry_after_s: float) -> None:
+        super().__init__(f"{status} {problem.get('code', '')}")
+        self.status = status
+        self.problem = problem
+        self.retry_after_s = retry_after_s
+
+
+class FrameSocket(Protocol):
+    """A connection that carries text frames."""
+
+    async def send(self, text: str) -> None:
+        """Send a frame; waits while the peer accepts none. Raises Closed."""
+
+    async def receive(self) -> str:
+        """Return the next frame. Raises Closed."""
+
+    async def close(self) -> None:
+        """End the connection, also while another task reads or writes."""
+
+
+Dial = Callable[[str, dict[str, str]], Awaitable[FrameSocket]]
+
+
+class _WebSocket:
+    def __init__(self, connection: Any) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        self._connection = connection
+        self._ended = ConnectionClosed
+
+    async def send(self, text: str) -> None:
+        try:
+            await self._connection.send(text)
+        except self._ended as error:
+            raise _closed(error) from None
+
+    async def receive(self) -> str:
+        try:
+            frame = await self._connection.recv()
+        except self._ended as error:
+            raise _closed(error) from None
+        if not isinstance(frame, str):
+            raise Closed(reason="the server sent a binary frame")
+        return frame
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+
+def websocket_dial(*, frame_bytes: int) -> Dial:
+    """Return a function that opens WebSockets, for frames of at most `frame_bytes`.
+
+    Raises LocalError without the library.
+    """
+    try:
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import InvalidHandshake, InvalidStatus
+        from websockets.typing import Subprotocol
+    except ImportError:
+        raise LocalError(
+            "Client needs the package websockets; install Tenuto with [client], as its README shows"
+        ) from None
+
+    async def dial(url: str, headers: dict[str, str]) -> FrameSocket:
+        try:
+            connection = await connect(
+                url,
+                additional_headers=headers,
+                subprotocols=[Subprotocol(SUBPROTOCOL)],
+                compression=None,
+                max_size=frame_bytes,
+                open_timeout=None,  # no timeout here, because the caller has one
+                ping_interval=None,  # no pings here, because the protocol has its own
+                close_timeout=CLOSE_S,
+                logger=_silent,
+            )
+        except InvalidStatus as error:
+            response = error.response
+            body, after = response.body or b"", response.headers.get("Retry-After", "")
+            raise Refusal(response.status_code, problem_in(bytes(body)), retry_after_s(after)) from None
+        except (InvalidHandshake, EOFError) as error:
+            raise OSError(str(error)) from None
+        return _WebSocket(connection)
+
+    return dial
+
+
+def problem_in(body: bytes) -> dict[str, Any]:
+    """Return the problem object in `body`; empty if `body` holds no such object."""
+    try:
+        problem = json.loads(body)
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) and isinstance(problem.get("code"), str) else {}
+
+
+def retry_after_s(value: str) -> float:
+    """Return the seconds in a `Retry-After` header; 0 if the header holds a date."""
+    return min(float(value), 300.0) if value.isascii() and value.isdigit() and len(value) < 10 else 0.0
+
+
+def _closed(error: Any) -> Closed:
+    if error.rcvd is not None:
+        return Closed(error.rcvd.code, error.rcvd.reason)
+    # The client closed the connection because a frame was too large; the frame would be as large next time.
+    return Closed(1009 if error.sent is not None and error.sent.code == 1009 else None)
+
+
+class Http:
+    """Sends requests over HTTP, and repeats them while the server does not respond."""
+
+    def __init__(
+        self, access: ServerAccess, *, timing: Timing, random: Random, transport: httpx2.AsyncBaseTransport | None
+    ) -> None:
+        self._access = access
+        self._timing = timing
+        self._random = random
+        self._transport = transport
+        self._client: httpx2.AsyncClient | None = None
+        self._has_responded = False  # True: a Tenuto server has responded, so the address is right
+
+    async def get(self, *path: str, **query: str) -> dict[str, Any]:
+        """Return the response to a GET request; `path` is a list of segments.
+
+        Raises the server's refusal; Unreachable.
+        """
+        url = self._access.http_url(*path, **query)
+        failures, why = 0, "no response"
+        wait_s = self._timing.request_s if self._has_responded else min(self._timing.connect_s, self._timing.request_s)
+        try:
+            async with asyncio.timeout(wait_s):
+                while True:
+                    result, stay_away_s = await self._once(url)
+                    if isinstance(result, dict):
+                        return result
+                    failures += 1
+                    may_pass = result.retry or (isinstance(result, Unauthenticated) and failures == 1)
+                    if not may_pass or (isinstance(result, Unauthenticated) and not self._access.forget_token()):
+                        raise result
+                    why = result.detail or result.code
+                    await asyncio.sleep(stay_away_s + self._timing.backoff(failures, self._random))
+        except TimeoutError:
+            raise Unreachable(
+                f"{self._access.address} did not respond within {wait_s:g} s ({why}); check that the server runs "
+                "there, and that port and path are right"
+            ) from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _once(self, url: str) -> tuple[dict[str, Any] | TenutoError, float]:
+        try:
+            import httpx2
+        except ImportError:
+            raise LocalError(
+                "Client needs the package httpx2; install Tenuto with [client], as its README shows"
+            ) from None
+
+        if self._client is None:
+            self._client = httpx2.AsyncClient(timeout=self._timing.response_s, transport=self._transport)
+        try:
+            response = await self._client.get(url, headers=await self._access.headers())
+        except httpx2.TransportError as error:
+            # Show only the class of other exceptions: some repeat a header, and one header contains the token.
+            why = str(error) if isinstance(error, httpx2.ConnectError) else type(error).__name__
+            return Unreachable(why), 0.0
+        problem = problem_in(response.content)
+        self._has_responded = self._has_responded or response.status_code == 200 or bool(problem)
+        if response.status_code == 200:
+            return _decoded(response.content), 0.0
+        if not problem:
+            detail = (
+                f"{self._access.address} responded {response.status_code}, unlike a Tenuto server; the hub may be at "
+                "another port or path, such as /tenuto"
+            )
+            return Unreachable(detail) if response.status_code >= 500 else NotTenuto(detail), 0.0
+        return error_of(problem), retry_after_s(response.headers.get("retry-after", ""))
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise TenutoError(
+            f"the server's response is not valid: {error}; check that client and server are of compatible versions"
+        ) from None
