@@ -26,9 +26,9 @@ from bench.proc import BenchError
 from bench.tokens import WIDTH, known_token, summary, token
 from tenuto import Hub, Limits, MessageWriter
 from tenuto.core import retention as core_retention
-from tenuto.hub.housekeeping import free_memory
 from tenuto.hub.keep import retention
 from tenuto.hub.keep.retention import Rules
+from tenuto.hub.lifecycle import free_memory
 from tenuto.server import serving
 from tenuto.stores.base import Notice
 

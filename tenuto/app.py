@@ -26,7 +26,7 @@ from tenuto.core.deltas import TurnStatus
 from tenuto.core.errors import Deleted, Draining, IdConflict, LocalError, NotFound, TooMany, shown
 from tenuto.core.events import Cursor
 from tenuto.core.model import Command, Json
-from tenuto.core.names import check_channel
+from tenuto.core.names import check_channel, check_pattern
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turns import reply_id as reply_id_of
 from tenuto.core.visitor_ids import is_visitor
@@ -34,17 +34,16 @@ from tenuto.hub import HubCore
 from tenuto.hub.access.questions import Asked
 from tenuto.hub.access.visitors import visit_in
 from tenuto.hub.keep.control import check_speed
-from tenuto.hub.patterns import check_pattern
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.hub.turns.workers import WhenBusy
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports.app import App, asgi
-from tenuto.transports.framing import EndFrame
 from tenuto.transports.headers import peer_of
-from tenuto.transports.mounting import check_asgi, check_path, mount
+from tenuto.transports.operations import check_asgi, check_path, mount
 from tenuto.transports.origin import check_page_of_question
+from tenuto.transports.streams import EndFrame
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

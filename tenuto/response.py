@@ -30,12 +30,21 @@ from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.sources import named_source, pipe
 from tenuto.transports.credentials import Credentials
-from tenuto.transports.framing import EndFrame, Framer, NamedEvents, OwnFrames, PlainData, Position, sent_by
 from tenuto.transports.http import problem_response
-from tenuto.transports.message_stream import MessageStream, resume_point
 from tenuto.transports.sender import TaskSender
 from tenuto.transports.sse import StreamApp
-from tenuto.transports.turn_stream import TurnFormat
+from tenuto.transports.streams import (
+    EndFrame,
+    Framer,
+    MessageStream,
+    NamedEvents,
+    OwnFrames,
+    PlainData,
+    Position,
+    TurnFormat,
+    resume_point,
+    sent_by,
+)
 from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")

@@ -54,19 +54,20 @@ from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.keep.archive import narrowed
 from tenuto.hub.keep.conversations import MAX_CONVERSATIONS, Conversation, read_conversations
-from tenuto.hub.results import Result, message_of
+from tenuto.hub.pending import Result, message_of
 from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body
-from tenuto.transports.close_codes import DRAINED, EXPIRED, FRAME_TOO_LARGE, MISUSED
 from tenuto.transports.codec import decode, unexpected
 from tenuto.transports.credentials import Credentials
+from tenuto.transports.frames import DRAINED, EXPIRED, FRAME_TOO_LARGE, MISUSED
 from tenuto.transports.headers import peer_of
 from tenuto.transports.http import problem_response
 from tenuto.transports.origin import check_peer
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
+from tenuto.transports.streams import TurnFormat, TurnStream
 from tenuto.transports.traffic import (
     EXPECTED_BYTES,
     charge,
@@ -76,7 +77,6 @@ from tenuto.transports.traffic import (
     open_body,
     turn_bytes,
 )
-from tenuto.transports.turn_stream import TurnFormat, TurnStream
 from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [

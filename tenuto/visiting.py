@@ -21,8 +21,8 @@ from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.settings import check_authenticate
 from tenuto.transports.access import identify
+from tenuto.transports.codec import problem_headers
 from tenuto.transports.origin import check_peer
-from tenuto.transports.problem import problem_headers
 
 
 def visitors(

@@ -18,10 +18,9 @@ from msgspec.structs import replace
 
 from proof.oracle.log import EpochLog, StoredLogs, client_command
 from proof.oracle.violation import Violation
-from tenuto.core.names import COMMAND_MARK, command_id, command_key
+from tenuto.core.names import COMMAND_MARK, command_id, command_key, matches
 from tenuto.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
 from tenuto.hub.hooks import HookEvent
-from tenuto.hub.patterns import matches
 
 Position = tuple[str, int]  # epoch and serial
 Call = tuple[str, str, int, str]  # epoch, kind, serial and id

@@ -42,9 +42,9 @@ from tenuto.app import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import Cursor
 from tenuto.core.turns import Phase
-from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.feed import take
+from tenuto.hub.lifecycle import free_memory
 from tenuto.hub.people.presence_state import GRACE_S
-from tenuto.hub.subscription import take
 
 T = TypeVar("T")
 

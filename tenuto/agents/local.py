@@ -20,7 +20,7 @@ from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
-from tenuto.hub.results import result_later
+from tenuto.hub.pending import result_later
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.hub.writer import MessageWriter
 from tenuto.sources import Piping, begin_pipe

@@ -1,7 +1,8 @@
 """The client, which offers the calls of a hub over the network.
 
-Layer: client. `Client` combines the modules beside it: `links` (connections), `feed`, `subscription` and `view`
-(following channels), `writer`, `presence` and `work`.
+Layer: client. `Client` combines the modules beside it: `connection` and `link` (the server), `feed` and `view`
+(following channels), `writer`, `presence` and `work`. `Links` owns the tasks of a client: one link for its requests,
+and more as its channels need them.
 Public names without an underscore are the API and are documented in `docs/client.md`.
 """
 

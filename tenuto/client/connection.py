@@ -1,8 +1,11 @@
-"""The time limits of a client, and its delays between attempts.
+"""What a client needs to reach a server: credentials, WebSockets, HTTP requests, their exceptions and time limits.
 
-Layer: client.
+Layer: client. Only this module knows `httpx2` and `websockets`.
 
-Values may be changed freely. Tests make them small; apps do not need to change them.
+Tokens travel in a header or an `auth` frame, never in a URL. No error and no log contains one. The server's codes
+become the classes of `core.errors`, so that code runs unchanged in process and over the network; an unknown code
+becomes an UnknownProblem. Any other carrier of text frames may replace `websockets` (`Client(dial=…)`), such as a
+connection in memory.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Layer: client.
 
 A `Feed` delivers every batch to its consumer, which folds it into a view or returns its events. A link has one feed for
-each channel.
+each channel. A `Subscription` is such a consumer: `async for event in client.subscribe("chat:1")`. Its reader may be
+slow: the client keeps a bounded number of bytes, and the server joins the events that it has not sent.
 """
 
 from __future__ import annotations

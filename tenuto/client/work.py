@@ -3,7 +3,9 @@
 Layer: client.
 
 This is the lower level of agents: it accepts turns and renews their claims. `tenuto.agents` builds the turn of a
-handler on it, with history and reply.
+handler on it, with history and reply. When the process receives a signal, its running answers get time to complete
+(`Signals`). The hub has its own hook (`hub.drain`), because a server shuts down in another order: there the server
+receives the signal and ends; here `run` ends first, and then the signal is passed on.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 Layer: client.
 
 `core.outgoing_remote` holds the rules: which content is accepted, which requests can be sent together, and the content
-that is sent again after a failure. This module connects them to the connection (`link`), the lease and the timers. On
-each new connection the writer first reads its message: it sends the create again, which returns an existing message and
-does not change it. A message that was taken over is read from the history.
+that is sent again after a failure. This module connects them to the connection (`link`), the timers and the lease: the
+right to write the message until a time. Each request renews it, and `WriterLease` does while none are sent. On each new
+connection the writer first reads its message: it sends the create again, which returns an existing message and does not
+change it. A message that was taken over is read from the history.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decisions about the leases of remote writers.
+"""Decisions about who owns a message: remote writers and their leases.
 
 Layer: core. A part of `decide` (`tenuto.core.decide`), which is the only caller of the decisions.
 """

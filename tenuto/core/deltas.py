@@ -1,11 +1,12 @@
-"""Deltas: the progress of one message, as plain data that any wire format can be made of.
+"""Deltas: the progress of one message or one turn, as plain data that any wire format can be made of.
 
 Layer: core.
 
-A `MessageProgress` follows one message for one reader. It knows how much of each part the reader was sent, takes the
-message as it is and then the channel's events, and yields the deltas that bring the reader up to date. A framer
-(`transports.framing`) turns deltas into the bytes of its format. Folding the deltas again gives the message
-(`tests/core/test_deltas.py`). New kinds of deltas are welcome: framers leave out the kinds that they do not know.
+A `MessageProgress` follows one message for one reader, a `TurnProgress` all answers of a turn. It knows how much of
+each part the reader was sent, takes the message as it is and then the channel's events, and yields the deltas that
+bring the reader up to date. A framer (`transports.streams`) turns deltas into the bytes of its format. Folding the
+deltas again gives the message (`tests/core/test_deltas.py`). New kinds of deltas are welcome: framers leave out the
+kinds that they do not know.
 
 The progress holds lengths and no text, so a reader costs the same for every length of the message. It therefore cannot
 tell a text that grew from a text that was replaced, nor a part from one of another type: a whole message that arrives

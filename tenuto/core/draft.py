@@ -1,10 +1,10 @@
-"""A draft: the running batch on top of the durable state; joins the appends that the batch will store.
+"""A decision, and the draft that it is made on: the running batch on top of the durable state.
 
 Layer: core.
 
-Requests of a batch are decided one after another. Each must see the effect of the earlier ones,
-while viewers read only the durable state. A draft copies (forks) a message only if it is read again after it changed,
-so a batch of one append copies none. Dropping a draft undoes it.
+Requests of a batch are decided one after another. Each must see the effect of the earlier ones, while viewers read only
+the durable state. A draft joins the appends that the batch will store. It copies (forks) a message only if it is read
+again after it changed, so a batch of one append copies none. Dropping a draft undoes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Events: the messages that a transport sends to a client (`docs/protocol.md`, 3).
+"""Events and cursors: the messages that a transport sends to a client, and a client's position (`docs/protocol.md`, 3).
 
 Layer: core.
 

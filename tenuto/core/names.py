@@ -1,4 +1,4 @@
-"""The rules for channel names and ids (`docs/protocol.md`, 2.1).
+"""The rules for channel names, ids and patterns of channels (`docs/protocol.md`, 2.1).
 
 Layer: core.
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from tenuto.core.errors import InvalidName, shown
+from tenuto.core.errors import InvalidName, LocalError, shown
 
 # `\Z` instead of `$`, because `$` also matches before a trailing newline.
 _CHANNEL = re.compile(r"[A-Za-z0-9_.:~@=+-]{1,200}\Z")
@@ -101,3 +101,10 @@ def matches(pattern: str, channel: str) -> bool:
     if pattern.endswith("*"):
         return channel.startswith(pattern[:-1])
     return channel == pattern
+
+
+def check_pattern(pattern: str) -> str:
+    """Return `pattern`. Raises LocalError unless it is valid."""
+    if not is_pattern(pattern):
+        raise LocalError(invalid_pattern(pattern))
+    return pattern

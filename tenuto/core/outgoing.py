@@ -4,7 +4,7 @@ Layer: core.
 
 Both writers use it. The hub's writer gives all requests to the committer at once; the client's writer sends each one
 over a connection (`outgoing_remote`). An `Outgoing` waits for no event and knows no time. Its writer calls a verb for
-each event and then takes the requests that can be sent.
+each event and then takes the requests that can be sent. `OutgoingProperties` is what both writers show of it.
 
     NEW -- open --> OPEN -- accept_end --> ENDING -- stored --> ENDED
                       |                      |

@@ -2,7 +2,8 @@
 
 Layer: core. The turn scheduler (`tenuto.hub.turns.scheduler`) drives the turns of its hub and sets their timers. Two
 tables are printed in the documents, and tests compare both: `TRANSITIONS` is the drawing in `docs/architecture.md`,
-`BUILT_IN_COMMANDS` the table in `docs/protocol.md`. Safe to change: a row, together with its document.
+`BUILT_IN_COMMANDS` the table in `docs/protocol.md`. Safe to change: a row, together with its document. Ids of answers
+name their attempt, and alternative answers are branches: both are read here.
 """
 
 from __future__ import annotations

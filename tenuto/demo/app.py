@@ -28,21 +28,19 @@ from tenuto.app import Hub
 from tenuto.core.deltas import MessageProgress, PartOpened, TextAdded
 from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
-from tenuto.core.names import check_channel, check_id
+from tenuto.core.names import check_channel, check_id, matches
 from tenuto.core.turns import reply_ids
 from tenuto.demo.answers import Settled, paced, whole, written_answers
 from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
 from tenuto.demo.guide import AGENTS, CHANNELS, LONGEST_QUESTION, Guide, Sleep
 from tenuto.demo.model import Model, model_in
-from tenuto.hub.patterns import matches
 from tenuto.transports.access import identify
 from tenuto.transports.app import WEB
 from tenuto.transports.calls import read_body
 from tenuto.transports.codec import decode
-from tenuto.transports.headers import peer_of
+from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.http import Endpoint
 from tenuto.transports.origin import check_peer
-from tenuto.transports.query import Query
 
 MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token
 CLAIM_TRIES, CLAIM_S = 20, 0.05  # looks for the agent of a question, and the time between two of them

@@ -3,9 +3,9 @@
 Layer: hub.
 """
 
+from tenuto.hub.feed import Subscription
 from tenuto.hub.hub import HubCore
-from tenuto.hub.results import ChannelInfo
-from tenuto.hub.subscription import Subscription
+from tenuto.hub.pending import ChannelInfo
 from tenuto.hub.writer import MessageWriter
 
 __all__ = ["ChannelInfo", "HubCore", "MessageWriter", "Subscription"]

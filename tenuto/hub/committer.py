@@ -26,13 +26,12 @@ from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry
 from tenuto.core.requests import AppendText, Caller, CreateMessage, DeleteMessage, SendCommand
-from tenuto.hub.admission import Admission
 from tenuto.hub.capacity import Find
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from tenuto.hub.clock import Clock
 from tenuto.hub.loading import Loader, Unclear
 from tenuto.hub.pace import Pace
-from tenuto.hub.pending import Ask, Decided, DocumentDue, Item, Outcome
+from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item, Outcome
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Store, Write
 from tenuto.watchdog import Watchdog
 

@@ -33,13 +33,12 @@ from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
 from tenuto.core.events import NO_EPOCH, kept_serial
 from tenuto.core.message_state import CommandState, MessageState
 from tenuto.core.model import ASKED, Command, Json, Message
-from tenuto.core.names import check_id
+from tenuto.core.names import check_id, check_pattern, matches
 from tenuto.core.state import ChannelState
 from tenuto.hub.channel import Channel
 from tenuto.hub.loading import in_time
 from tenuto.hub.nodes.nodes import NodeLease
-from tenuto.hub.patterns import check_pattern, matches
-from tenuto.hub.store_errors import logs_errors
+from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Store, head_of
 from tenuto.watchdog import timed
 

@@ -20,7 +20,7 @@ from tenuto.core.document import restore
 from tenuto.core.events import Cursor, Page, Presence
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
-from tenuto.core.names import check_channel, check_id, check_key, command_key
+from tenuto.core.names import check_channel, check_id, check_key, check_pattern, command_key
 from tenuto.core.requests import (
     Caller,
     CreateMessage,
@@ -40,26 +40,22 @@ from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.capacity import Capacity
 from tenuto.hub.channel import Channel, until_settled
+from tenuto.hub.checks import is_named, names_of_cell, warn_of_wsgi
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.drain import SignalHook
-from tenuto.hub.feed import Feed
+from tenuto.hub.feed import Feed, Subscription
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.control import open_control
 from tenuto.hub.keep.retention import Retainer, Rules
-from tenuto.hub.lifecycle import Lifecycle
-from tenuto.hub.patterns import check_pattern
+from tenuto.hub.lifecycle import Lifecycle, SignalHook
+from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, own_copy
 from tenuto.hub.recovery import Adopter, Recovery
-from tenuto.hub.results import ChannelInfo, Done, Result, info_of, message_of, own_copy
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.settings import check_bus, check_job, check_settings, check_store
-from tenuto.hub.store_owner import is_named, names_of_cell
-from tenuto.hub.subscription import Subscription
 from tenuto.hub.sync import SyncHub
 from tenuto.hub.turns.taking import take_waiting
 from tenuto.hub.writer import MessageWriter
 from tenuto.hub.writers import Writers
-from tenuto.hub.wsgi import warn_of_wsgi
 from tenuto.stores.base import Bus, Store, head_of
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used

@@ -27,9 +27,8 @@ from tenuto.core.names import COMMAND_MARK
 from tenuto.core.requests import SERVER, Caller, ExpireLease, FinishMessage, Request, SettleCommand
 from tenuto.core.turns import rules_of
 from tenuto.hub.channel import Channel
-from tenuto.hub.clock import Clock
-from tenuto.hub.deadlines import Deadlines
-from tenuto.hub.results import Done, Result
+from tenuto.hub.clock import Clock, Deadlines
+from tenuto.hub.pending import Done, Result
 
 logger = logging.getLogger("tenuto.hub")
 

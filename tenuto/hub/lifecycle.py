@@ -1,10 +1,15 @@
-"""The lifecycle of a hub: start, drain, close, and start again.
+"""The lifecycle of a hub: start, housekeeping, drain at a signal, close, and start again.
 
 Layer: hub.
 
 A hub starts by itself on first use, on the running event loop, and starts again on another loop after that one ended.
 Each run opens the store, builds a `Runtime`, recovers the messages and commands that the previous run left open, and
 serves until it is closed. A `Lifecycle` has at most one run at a time.
+
+ASGI servers wait for open responses at shutdown and at `--reload`, and do not notify the app before (measured on
+uvicorn and granian), so a single open tab would hang them. `SignalHook` is chained to the previous handler: it
+disconnects viewers at once, gives running answers time to finish, then calls the server's own handler. A second signal
+does not wait.
 """
 
 from __future__ import annotations
@@ -12,8 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, TenutoError
@@ -21,20 +29,126 @@ from tenuto.core.limits import Limits
 from tenuto.hub.access.questions import Questions
 from tenuto.hub.access.stored_keys import Keyed, share_key
 from tenuto.hub.capacity import Capacity
+from tenuto.hub.checks import StoreOwner, check_not_wsgi, warn_of_several_workers
 from tenuto.hub.clock import Clock
-from tenuto.hub.drain import SignalHook
 from tenuto.hub.hooks import Hook, register
-from tenuto.hub.housekeeping import keep_house
 from tenuto.hub.nodes.nodes import IsMine, every_channel
+from tenuto.hub.pending import DocumentDue
 from tenuto.hub.runtime import Runtime
-from tenuto.hub.several_workers import warn_of_several_workers
-from tenuto.hub.store_owner import StoreOwner
 from tenuto.hub.turns.shared import SharedTurns
 from tenuto.hub.viewing import Viewing
-from tenuto.hub.wsgi import check_not_wsgi
 from tenuto.stores.base import Bus, Store
 
 logger = logging.getLogger("tenuto.hub")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class SignalHook:
+    """Runs `drain` on the loop at the first signal, then the previous handlers."""
+
+    def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
+        self._drain = drain
+        self._before: dict[int, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_hit = False
+
+    def install(self) -> None:
+        """Hook the signals; again if another component has replaced the handlers since. Only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._loop = asyncio.get_running_loop()
+        self._is_hit = False
+        for number in SIGNALS:
+            before = signal.getsignal(number)
+            # None stands for a handler that is not written in Python. Neither it nor SIG_IGN can be called from ours;
+            # ignored signals stay ignored.
+            if before is None or before in (signal.SIG_IGN, self._hit):
+                continue
+            self._before[number] = before
+            signal.signal(number, self._hit)
+
+    def remove(self) -> None:
+        """Restore the previous handlers, unless another component has hooked the signals since."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._hit:
+                signal.signal(number, before)
+        self._before.clear()
+
+    def _hit(self, number: int, frame: FrameType | None) -> None:
+        loop = self._loop
+        if self._is_hit or loop is None or loop.is_closed() or not loop.is_running():
+            self._pass_on(number, frame)
+            return
+        self._is_hit = True
+        loop.call_soon_threadsafe(self._begin, number)
+
+    def _begin(self, number: int) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._drain_then_pass_on(number))
+
+    async def _drain_then_pass_on(self, number: int) -> None:
+        try:
+            await self._drain()
+        except Exception:
+            logger.exception("draining failed")
+        self._pass_on(number, None)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        before = self._before.get(number, signal.SIG_DFL)
+        if callable(before):
+            before(number, frame)
+        elif before == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
+TIDY_S = 5.0  # time between two rounds of housekeeping
+
+
+async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
+    """Run the housekeeping every few seconds, until this task is cancelled. `forget` frees counters of clients."""
+    while True:
+        await asyncio.sleep(TIDY_S)
+        free_memory(runtime)
+        forget()
+        runtime.scheduler.workers.tidy()
+        try:
+            await _tidy_store(runtime)
+            if not runtime.store.is_exclusive:
+                await runtime.legal_holds.load()  # another hub may have changed them
+        except TenutoError as error:
+            logger.warning("housekeeping will try again: %s", error)
+        except Exception:
+            # an error of housekeeping, for example in a third-party store, must not affect running messages
+            logger.exception("housekeeping failed, and will try again")
+
+
+def free_memory(runtime: Runtime) -> None:
+    """Drop idle channels from memory, and trim live channels to their limit."""
+    channels, limits = runtime.channels, runtime.limits
+    now_s = runtime.loop.time()
+    total = 0
+    for name, channel in sorted(channels.items(), key=lambda item: -item[1].used_s):
+        is_idle = channel.is_idle and not runtime.committer.is_parked(channel)
+        if is_idle and (now_s - channel.used_s > limits.channel_idle_s or total > limits.memory_bytes):
+            runtime.forget(name)
+            continue
+        channel.batches.forget()
+        cost = channel.state.cost_bytes()
+        if cost > limits.channel_bytes:
+            channel.trim(limits.channel_bytes)
+        total += min(cost, limits.channel_bytes)
+
+
+async def _tidy_store(runtime: Runtime) -> None:
+    """Let the store compact itself, and write the documents that let it release old entries."""
+    for channel, message_id in await runtime.store.tidy(runtime.clock.now_ms()):
+        runtime.committer.submit(DocumentDue(channel, message_id))
+    runtime.capacity.watch()
+
 
 RESTART_S = 1.0  # time between two attempts to begin again after the store was replaced
 SHUTDOWN_S = 2.0  # time that cancelled tasks have to clean up; loops of the hub are then cancelled again

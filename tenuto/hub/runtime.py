@@ -21,9 +21,8 @@ from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub.access.questions import Asked, Questions
 from tenuto.hub.capacity import Capacity, Find
 from tenuto.hub.channel import Channel
-from tenuto.hub.clock import Clock
+from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import Committer
-from tenuto.hub.deadlines import Deadlines
 from tenuto.hub.hooks import Hooks
 from tenuto.hub.keep.legal_holds import LegalHolds
 from tenuto.hub.leases import LeaseMonitor
@@ -32,15 +31,14 @@ from tenuto.hub.nodes.following import Follower
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.nodes.notices import Notifier
 from tenuto.hub.pace import Pace
-from tenuto.hub.pending import Waiting
+from tenuto.hub.pending import Done, Result, Waiting, result_later
 from tenuto.hub.people.presence import PresenceTracker
 from tenuto.hub.people.shared import SharedPresence
-from tenuto.hub.results import Done, Result, result_later
 from tenuto.hub.tasks import Tasks
 from tenuto.hub.ticks import Ticks
 from tenuto.hub.turns.scheduler import TurnScheduler
 from tenuto.hub.turns.workers import WorkerPool
-from tenuto.hub.writer_hub import OpenWriter
+from tenuto.hub.writer import OpenWriter
 from tenuto.stores.base import Bus, Store
 
 

@@ -4,8 +4,8 @@ Layer: hub.
 
 `core.outgoing` holds the rules: which content is accepted, and the requests for it. This module connects them to the
 committer, which collects the requests of a writer for its next commit, and to timers: text that only viewers wait for
-is stored shortly before their flush, and a failed commit is tried again. Only documented names of `MessageWriter` are
-public.
+is stored shortly before their flush, and a failed commit is tried again. `WriterHub` is what a writer needs of its hub.
+Only documented names of `MessageWriter` are public.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from msgspec.structs import replace
 
@@ -30,17 +30,81 @@ from tenuto.core.errors import (
     StoreUnavailable,
     TenutoError,
 )
+from tenuto.core.limits import Limits
 from tenuto.core.model import Json, Message, Part
 from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for, needs_await
-from tenuto.core.requests import Caller, CreateMessage, FinishMessage
+from tenuto.core.requests import Caller, CreateMessage, FinishMessage, Request
+from tenuto.hub.channel import Channel
 from tenuto.hub.pace import Begin
-from tenuto.hub.pending import Ask, Decided
-from tenuto.hub.results import Result, result_later
+from tenuto.hub.pending import Ask, Decided, Done, Item, Result, result_later
 from tenuto.portal import retrieve_exception
 
 if TYPE_CHECKING:
     from tenuto.hub.channel import Channel
-    from tenuto.hub.writer_hub import WriterHub
+
+
+class OpenWriter(Protocol):
+    """The interface of a writer that the hub uses while the message streams."""
+
+    channel: str
+
+    @property
+    def id(self) -> str:
+        """Return the id of the message."""
+
+    @property
+    def generation(self) -> int:
+        """Return the generation of this writer."""
+
+    async def flush(self) -> None:
+        """Store the text that the writer has accepted."""
+
+
+class WriterHub(Protocol):
+    """The methods of the hub that a writer uses. All but `start` and `caller` need a running hub."""
+
+    limits: Limits
+    # returns the reason to store for a message that an exception ended
+    reason_of: Callable[[BaseException], str | None]
+
+    @property
+    def node(self) -> str:
+        """Return the name of this run of the hub."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether the hub is shutting down."""
+
+    async def start(self) -> None:
+        """Start the hub, if it does not run."""
+
+    def caller(self, author: str | None) -> Caller:
+        """Return the caller for requests of code in this process."""
+
+    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool) -> None:
+        """Submit `request`; `done` is called with its result. Raises Busy, Draining.
+
+        With `is_repeat` the same request was submitted before, and may have been stored although it failed.
+        """
+
+    async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
+        """Submit `request` and return its result. Raises the refusal."""
+
+    def queue(self, item: Item, caller: Caller, *, is_urgent: bool) -> None:
+        """Queue `item` for the next commit, as `Committer.submit` does. Raises Busy, Draining, Fenced."""
+
+    def hurry_commit(self) -> None:
+        """Begin the next commit without a gap, because a caller waits for a queued item."""
+
+    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> Begin:
+        """Return when to commit new text for the viewers of `channel`, as `Pace.begin` does."""
+
+    def register_writer(self, writer: OpenWriter) -> None:
+        """Register `writer`. Raises IdConflict if another one in this process writes the same message."""
+
+    def unregister_writer(self, writer: OpenWriter) -> None:
+        """Forget `writer`, which has ended."""
+
 
 logger = logging.getLogger("tenuto.hub")
 

@@ -22,10 +22,8 @@ from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, R
 from tenuto.hub.channel import Channel
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.pace import Begin
-from tenuto.hub.pending import Item
-from tenuto.hub.results import Done, Result, own_copy
-from tenuto.hub.writer import MessageWriter
-from tenuto.hub.writer_hub import OpenWriter
+from tenuto.hub.pending import Done, Item, Result, own_copy
+from tenuto.hub.writer import MessageWriter, OpenWriter
 
 logger = logging.getLogger("tenuto.hub")
 

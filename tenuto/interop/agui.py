@@ -4,8 +4,9 @@ Layer: interop.
 
 `AGUI(hub, channel="chat:{id}").install(app, "/api/agent")` adds five routes to an app. Of the messages of a run only
 the last one of the user is stored; its id is the id of the stored message, so a repeated run joins the turn. The
-messages after it say which parts of the turn the client shows already, or the position of its last event does. Two of
-the routes are those that the client of TanStack AI (npm `@tanstack/ai-client`) asks at the path itself.
+messages after it say which parts of the turn the client shows already, or the position of its last event does.
+Snapshots hold stored messages in AG-UI's form. Two of the routes are those that the client of TanStack AI (npm
+`@tanstack/ai-client`) asks at the path itself.
 """
 
 from __future__ import annotations

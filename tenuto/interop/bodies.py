@@ -1,4 +1,4 @@
-"""Bodies of requests that hold a whole conversation.
+"""What adapters share when they read requests: bodies that hold a whole conversation, tools in JSON, and ids.
 
 Layer: interop.
 """

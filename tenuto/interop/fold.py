@@ -3,7 +3,7 @@
 Layer: interop.
 
 A `TurnFold` has the turn as it is after the deltas that it received. Parts keep the pieces in which their text arrived,
-so that a wire format sends each piece once.
+so that a wire format sends each piece once. `SentText` knows what a reader has of a text.
 """
 
 from __future__ import annotations

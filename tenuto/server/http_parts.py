@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from tenuto.core.errors import TenutoError, TooLarge
-from tenuto.transports.problem import problem_headers
+from tenuto.transports.codec import problem_headers
 
 MAX_HEAD_BYTES = 64 * 1024  # limit of a request line with its headers, and of a trailer
 MAX_HEADERS = 100

@@ -27,7 +27,7 @@ from tenuto.core.errors import LocalError
 from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
 from tenuto.hub.access.hosts import is_loopback
-from tenuto.hub.drain import SIGNALS
+from tenuto.hub.lifecycle import SIGNALS
 from tenuto.server.connections import OWN_DESCRIPTORS, Connections, TrustedProxies, raise_descriptor_limit
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Reads a provider's data without trusting it: fields may be missing, of another type, or huge.
+"""What each source needs: the edits that it yields, its errors, and reads of a provider's data without trust in it.
 
 Layer: sources.
 
-SDKs build their objects without validation, so a field may hold any JSON value.
+SDKs build their objects without validation, so a field may be missing, of another type, or huge.
 """
 
 from __future__ import annotations

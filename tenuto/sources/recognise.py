@@ -21,7 +21,8 @@ from tenuto.sources.openai_chat import OpenAIChat
 from tenuto.sources.openai_responses import OpenAIResponses
 from tenuto.sources.pydantic_ai import PydanticAI
 from tenuto.sources.reading import Source, get
-from tenuto.sources.text import PlainText, SSEText, begins_frames, is_frame_object
+from tenuto.sources.sse_text import SSEText, begins_frames, is_frame_object
+from tenuto.sources.text import PlainText
 
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),

@@ -39,14 +39,12 @@ from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, cla
 from tenuto.hub.access.tickets import Ticket
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
+from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
-from tenuto.hub.results import Result
-from tenuto.transports.codec import unexpected
-from tenuto.transports.headers import header, peer_of
+from tenuto.transports.codec import refusals, unexpected
+from tenuto.transports.headers import Query, header, peer_of
 from tenuto.transports.operations import BY_NAME, Operation
 from tenuto.transports.origin import check_origin
-from tenuto.transports.query import Query
-from tenuto.transports.refusals import refusals
 from tenuto.transports.server_connection import connection_of, mark_known
 
 # longest time that the app's verifier may take, which may query a database while the caller waits

@@ -20,10 +20,9 @@ from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import allowed_history, check_operation, describe_caller
-from tenuto.transports.close_codes import FAILED
-from tenuto.transports.frames import AttachFrame, DetachFrame
+from tenuto.transports.frames import FAILED, AttachFrame, DetachFrame
 from tenuto.transports.operations import BY_NAME
-from tenuto.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
+from tenuto.transports.traffic import ResumeLimits, known_since, resume_limits_of
 
 if TYPE_CHECKING:
     from tenuto.transports.session import Session

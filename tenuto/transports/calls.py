@@ -18,15 +18,28 @@ from tenuto.core.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Request as HubRequest
 from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.tickets import START_S
 from tenuto.hub.hub import HubCore
-from tenuto.hub.results import Result
+from tenuto.hub.pending import Result
 from tenuto.transports.access import caller_of, check_operation, count_new_channel, start_hub
 from tenuto.transports.codec import decode, result_fields
-from tenuto.transports.headers import peer_of
+from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.operations import OPERATIONS, Operation
-from tenuto.transports.query import Query
-from tenuto.transports.tickets import CreateTicket
 from tenuto.transports.traffic import open_body
+
+
+class CreateTicket(Struct, frozen=True, kw_only=True):
+    """A request for a ticket that opens one stream of `channel`."""
+
+    channel: str
+
+
+class TicketIssued(Struct, frozen=True, kw_only=True):
+    """A ticket, and the time within which it must be used."""
+
+    ticket: str
+    expires_s: int = START_S
+
 
 BODY_TIMEOUT_S = 60.0  # time in which the whole body, at most a megabyte, must arrive
 NO_STORE = {"cache-control": "no-store"}

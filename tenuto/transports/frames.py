@@ -31,6 +31,17 @@ from tenuto.core.requests import (
 )
 from tenuto.hub.turns.workers import WhenBusy
 
+DRAINED = 1012
+FAILED = 4000
+SILENT = 4001
+CROWDED = 4002
+NARROWED = 4003
+EXPIRED = 4200
+UNAUTHENTICATED = 4201
+MISUSED = 4300
+FRAME_TOO_LARGE = 4301
+
+
 Ref = Annotated[str, Meta(max_length=64)] | Annotated[int, Meta(ge=-(2**53), le=2**53)]
 
 

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -43,7 +47,8 @@ from tenuto.core.requests import (
 )
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.hub import HubCore
-from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED
+from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive
+from tenuto.hub.keep.control import state_of
 from tenuto.transports.access import (
     check_create,
     check_metrics,
@@ -54,18 +59,67 @@ from tenuto.transports.access import (
     member_of,
     start_hub,
 )
-from tenuto.transports.calls import NO_STORE, Call, json_response
-from tenuto.transports.codec import for_peers, unexpected
+from tenuto.transports.calls import NO_STORE, Call, CreateTicket, ForgetClient, HoldChannel, TicketIssued, json_response
+from tenuto.transports.codec import for_peers, problem_body, problem_headers, unexpected
 from tenuto.transports.credentials import left_s
-from tenuto.transports.lines import LinesResponse
+from tenuto.transports.headers import whole
+from tenuto.transports.lines import LinesResponse, with_signs
 from tenuto.transports.operations import BY_NAME, OPERATIONS, Operation
-from tenuto.transports.operators import forget, hold, inspect, release, verify
 from tenuto.transports.origin import check_peer
-from tenuto.transports.problem import problem_body, problem_headers
-from tenuto.transports.query import whole
-from tenuto.transports.tickets import CreateTicket, TicketIssued
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
 from tenuto.transports.visitor_chats import visitor
+
+
+async def hold(call: Call) -> Response:
+    """Hold a channel, and return the hold."""
+    wanted: HoldChannel = await call.body()
+    return json_response(await call.hub.archive.hold(call.channel, wanted.reason))
+
+
+async def release(call: Call) -> Response:
+    """End the hold of a channel."""
+    await call.hub.archive.release(call.channel)
+    return call.empty()
+
+
+async def forget(call: Call) -> Response:
+    """Remove a person, and return the receipt as the last line."""
+    wanted: ForgetClient = await call.body()
+    return await _response(call.hub, _receipt(call.hub.archive, wanted))
+
+
+async def verify(call: Call) -> Response:
+    """Check the store, and return a line for each damaged part of it."""
+    await call.body()
+    return await _response(call.hub, _damage(call.hub.archive))
+
+
+async def inspect(call: Call) -> Response:
+    """Return the version, the process id and the counters."""
+    return json_response(state_of(call.hub))
+
+
+async def _receipt(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
+    receipt = await archive.forget(wanted.client_id, channels=wanted.channels)
+    # Peers do not learn the folders of the server.
+    receipt = replace(receipt, older_backups=[Path(one).name for one in receipt.older_backups])
+    yield {"type": "receipt", **msgspec.to_builtins(receipt)}
+
+
+async def _damage(archive: Archive) -> AsyncGenerator[object]:
+    found = 0
+    async with aclosing(archive.verify()) as lines:
+        async for damage in lines:
+            found += 1
+            yield {"type": "damage", "detail": damage}
+    yield {"type": "end", "damaged": found}
+
+
+async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
+    lines = with_signs(values)
+    first = await anext(lines)  # raises the errors that a response can still show
+    return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)
+
 
 logger = logging.getLogger("tenuto.transports")
 

@@ -16,9 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tenuto.core.errors import Draining, TenutoError
 from tenuto.hub.viewing import Viewing
-from tenuto.transports.chunks import break_off
 from tenuto.transports.codec import for_peers, unexpected
-from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread
+from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off
 
 logger = logging.getLogger("tenuto.transports")
 

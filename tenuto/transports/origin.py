@@ -12,9 +12,9 @@ from tenuto.hub.access.hosts import is_loopback, parse_host, parse_origin
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.hub import HubCore
+from tenuto.transports.codec import refusals
 from tenuto.transports.headers import header, headers_of, peer_of
-from tenuto.transports.refusals import refusals
-from tenuto.transports.socket_owner import foreign_owner
+from tenuto.transports.server_connection import foreign_owner
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Headers by which proxies, content delivery networks and tunnels state where a request came from.

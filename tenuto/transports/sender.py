@@ -10,22 +10,258 @@ are two kinds of senders, with the same interface for owners:
 - `DirectSender`, under our own `serve`: the coroutine `send(message)` is driven by hand, and a task finishes it only
   when it blocks. That saves 2 µs a delivery and a task a viewer (measured on the prototype).
 
+`Chunks` frames a streamed body below uvicorn's own code where that is possible, and one `Heartbeats` serves all idle
+streams of an app.
+
 Safe to change: how a sender waits. Not safe: calling `send` while another call of it is blocked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
+from tenuto.core.events import encode_json
 from tenuto.hub.batches import EncodedBatch
-from tenuto.transports.chunks import Chunks, Frames, can_frame, can_write, cycle_of, socket_of
-from tenuto.transports.heartbeats import Heartbeats
-from tenuto.watchdog import WatchedOperation
+from tenuto.watchdog import Watchdog, WatchedOperation
+
+# Limit of a batch to cache. Larger batches are rare, and to keep the last one would cost more than framing it again.
+MAX_BYTES = 64 * 1024
+OPEN = 1  # the state of an open WebSocket in the package `websockets`
+
+
+class Chunks:
+    """Caches the HTTP chunk of the last batch, since the viewers of a channel take the same batch in a row."""
+
+    __slots__ = ("_batch", "_chunk")
+
+    def __init__(self) -> None:
+        self._batch: EncodedBatch | None = None
+        self._chunk = b""
+
+    def of(self, batch: EncodedBatch) -> bytes | None:
+        """Return the batch as an HTTP/1.1 chunk; None if it is too large to cache."""
+        if batch is not self._batch:
+            body = batch.sse
+            if len(body) > MAX_BYTES:
+                return None
+            self._batch = batch
+            self._chunk = b"%x\r\n%b\r\n" % (len(body), body)
+        return self._chunk
+
+
+def cycle_of(send: Send) -> Any:
+    """Return uvicorn's response cycle if `send` is its method and not a middleware's; else None."""
+    module = sys.modules.get("uvicorn.protocols.http.httptools_impl")
+    cycle: Any = getattr(send, "__self__", None)
+    # `Any`, because uvicorn need not be installed, and these attributes are not part of its interface.
+    kind: Any = getattr(module, "RequestResponseCycle", None)
+    if kind is None or type(cycle) is not kind:
+        return None
+    expected = ("transport", "flow", "disconnected", "chunked_encoding", "response_complete")
+    return cycle if all(hasattr(cycle, name) for name in expected) and hasattr(cycle.flow, "write_paused") else None
+
+
+def can_write(cycle: Any) -> bool:
+    """Return whether `send` would pass a chunk to the transport immediately and unchanged."""
+    return bool(
+        cycle.chunked_encoding
+        and not cycle.flow.write_paused
+        and not cycle.disconnected
+        and not cycle.response_complete
+    )
+
+
+def break_off(receive: Receive) -> None:
+    """Close the connection of an incomplete response, as uvicorn does, but without its log line at level ERROR.
+
+    Only the end of the connection shows a viewer that its stream is not complete. `receive` is used to find the
+    connection, because less middleware wraps it than `send`. If a middleware wraps it, or on another server, the server
+    closes the connection itself.
+    """
+    cycle: Any = getattr(receive, "__self__", None)
+    if not type(cycle).__module__.startswith("uvicorn.protocols.http."):
+        return
+    expected = ("transport", "disconnected", "response_started", "response_complete")
+    if all(hasattr(cycle, name) for name in expected) and cycle.response_started and not cycle.response_complete:
+        cycle.disconnected = True
+        cycle.transport.close()
+
+
+def end_refusal(receive: Receive) -> None:
+    """Note on uvicorn's WebSocket protocol that a refused handshake has its response.
+
+    uvicorn itself does not note that, so it would log an error for each socket that is refused with a response.
+    """
+    protocol: Any = getattr(receive, "__self__", None)
+    if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
+        return
+    expected = ("handshake_complete", "initial_response", "close_sent")
+    if all(hasattr(protocol, name) for name in expected) and protocol.initial_response and protocol.close_sent:
+        protocol.handshake_complete = True
+
+
+class Frames:
+    """Caches the WebSocket frame of the last text, and of the last batch, as `Chunks` does for batches."""
+
+    __slots__ = ("_batch", "_frame", "_sole", "_text")
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._frame = b"\x81\x00"
+        self._batch: EncodedBatch | None = None
+        self._sole = b""
+
+    def of(self, text: str) -> bytes | None:
+        """Return `text` as one unmasked frame; None if it is too large to cache."""
+        if text is not self._text:
+            if len(text) > MAX_BYTES:
+                return None
+            self._text, self._frame = text, _framed(text.encode())
+        return self._frame
+
+    def of_sole(self, batch: EncodedBatch) -> bytes | None:
+        """Return a stored batch of one event as one frame, the bytes of `of` for it; None if it is too large to cache.
+
+        Hot path: it does not make the text of the frame.
+        """
+        if batch is not self._batch:
+            (event,) = batch.raw
+            if len(event) > MAX_BYTES:
+                return None
+            opening = b'{"type":"events","channel":%b,' % encode_json(batch.channel)
+            data = b'%b"cursor":"%b","events":[%b]}' % (opening, batch.cursor.encode(), event)
+            self._batch, self._sole = batch, _framed(data)
+        return self._sole
+
+
+def _framed(data: bytes) -> bytes:
+    """Return `data` as one unmasked text frame."""
+    size = len(data)
+    if size < 126:
+        return bytes((0x81, size)) + data
+    if size < 1 << 16:
+        return b"\x81\x7e" + size.to_bytes(2) + data
+    return b"\x81\x7f" + size.to_bytes(8) + data
+
+
+def socket_of(send: Send) -> Any:
+    """Return uvicorn's WebSocket protocol if `send` is its method and not a middleware's; else None."""
+    module = sys.modules.get("uvicorn.protocols.websockets.websockets_sansio_impl")
+    protocol: Any = getattr(send, "__self__", None)
+    kind: Any = getattr(module, "WebSocketsSansIOProtocol", None)
+    if kind is None or not isinstance(protocol, kind) or type(protocol).send is not kind.send:
+        return None
+    expected = ("transport", "writable", "disconnected", "handshake_complete", "close_sent", "initial_response", "conn")
+    conn = getattr(protocol, "conn", None)
+    of_conn = ("state", "extensions")
+    is_known = all(hasattr(protocol, name) for name in expected) and all(hasattr(conn, name) for name in of_conn)
+    return protocol if is_known and not protocol.conn.extensions else None
+
+
+def can_frame(protocol: Any) -> bool:
+    """Return whether `send` would pass a text frame to the transport immediately and unchanged."""
+    return bool(
+        protocol.handshake_complete
+        and protocol.writable.is_set()
+        and not protocol.disconnected
+        and not protocol.close_sent
+        and protocol.initial_response is None
+        and protocol.conn.state == OPEN
+    )
+
+
+logger = logging.getLogger("tenuto.transports")
+
+
+class HeartbeatTarget(Protocol):
+    """A connection that sends a heartbeat at regular intervals."""
+
+    def send_heartbeat(self) -> None:
+        """Send a heartbeat. Called on the event loop; must not wait."""
+
+
+Slot = set[HeartbeatTarget]
+
+
+class Heartbeats:
+    """Calls each target every `period_s` seconds. Starts again when it is used on another event loop."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[int, int], Slot] = {}  # targets by period and by second within the period
+        self._now_s = 0
+        self._next = 0
+        # when the next tick is due: exactly one second after the last one was due, even if that ran late
+        self._due_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._emptied: asyncio.Future[None] | None = None
+        self._watchdog: Watchdog | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    def add(self, target: HeartbeatTarget, period_s: int) -> Slot:
+        """Call `target` every `period_s` seconds, until it is removed from the returned slot."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # drop the targets of a loop that is closed
+            self._slots, self._timer, self._emptied, self._loop = {}, None, None, loop
+        self._next += 1
+        slot = self._slots.setdefault((period_s, self._next % period_s), set())
+        slot.add(target)
+        if self._timer is None:
+            self._due_s = loop.time()
+            self._set_timer(loop)
+        return slot
+
+    def remove(self, target: HeartbeatTarget, slot: Slot) -> None:
+        """Stop calling `target`."""
+        slot.discard(target)
+        if self._emptied is not None and not self._emptied.done() and not len(self):
+            self._emptied.set_result(None)
+
+    def watchdog(self, limit_s: float) -> Watchdog:
+        """Return the watchdog of all writes to connections, each of which may take `limit_s`."""
+        self._watchdog = Watchdog.kept(self._watchdog, limit_s)
+        return self._watchdog
+
+    async def until_empty(self) -> None:
+        """Wait until no target is left."""
+        while len(self):
+            if self._emptied is None or self._emptied.done():
+                self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._emptied)
+
+    def tick(self) -> None:
+        """Advance by one second and call the targets that are due."""
+        self._now_s += 1
+        for (period_s, second), slot in list(self._slots.items()):
+            if not slot:
+                del self._slots[period_s, second]
+            elif self._now_s % period_s == second:
+                for target in tuple(slot):
+                    try:
+                        target.send_heartbeat()
+                    except Exception:
+                        logger.exception("a heartbeat failed")
+
+    def _run_tick(self) -> None:
+        self.tick()
+        if self._slots and self._loop is not None:
+            self._set_timer(self._loop)
+        else:
+            self._timer = None
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due_s = max(self._due_s + 1.0, loop.time())
+        self._timer = loop.call_at(self._due_s, self._run_tick)
+
 
 # If a peer reads no bytes for this long, it counts as gone. It is long, because browsers freeze hidden pages for
 # minutes, and a frozen page costs no more than its socket.

@@ -15,7 +15,7 @@ from tenuto.core.errors import Fenced, InvalidRequest, NotWriter, TenutoError, T
 from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id, invalid_pattern, is_pattern, matches
 from tenuto.hub.hub import HubCore
-from tenuto.hub.results import Result
+from tenuto.hub.pending import Result
 from tenuto.hub.turns.renewing import store_renewal
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy

@@ -23,16 +23,12 @@ from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import admit_stream, allowed_history, describe_caller
-from tenuto.transports.chunks import Chunks, break_off
-from tenuto.transports.codec import unexpected
+from tenuto.transports.codec import GUARDS, Headers, unexpected
 from tenuto.transports.credentials import Credentials
-from tenuto.transports.headers import header
-from tenuto.transports.heartbeats import Heartbeats
+from tenuto.transports.headers import Query, header
 from tenuto.transports.operations import BY_NAME
-from tenuto.transports.problem import GUARDS, Headers
-from tenuto.transports.query import Query
-from tenuto.transports.resume_limits import ResumeLimits, known_since, resume_limits_of
-from tenuto.transports.sender import DirectSender, Sender, TaskSender, abort_if_unread
+from tenuto.transports.sender import Chunks, DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
+from tenuto.transports.traffic import ResumeLimits, known_since, resume_limits_of
 
 logger = logging.getLogger("tenuto.transports")
 

@@ -25,8 +25,9 @@ from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import check_serving, known_identity, logged_refusals
-from tenuto.transports.chunks import Frames
-from tenuto.transports.close_codes import (
+from tenuto.transports.codec import for_peers
+from tenuto.transports.credentials import Credentials, not_authenticated
+from tenuto.transports.frames import (
     CROWDED,
     DRAINED,
     EXPIRED,
@@ -35,13 +36,11 @@ from tenuto.transports.close_codes import (
     MISUSED,
     NARROWED,
     UNAUTHENTICATED,
+    AuthFrame,
+    ref_in,
 )
-from tenuto.transports.codec import for_peers
-from tenuto.transports.credentials import Credentials, not_authenticated
-from tenuto.transports.frames import AuthFrame, ref_in
 from tenuto.transports.headers import header
-from tenuto.transports.heartbeats import Heartbeats
-from tenuto.transports.sender import FAREWELL_S, DirectSender, Sender, TaskSender
+from tenuto.transports.sender import FAREWELL_S, DirectSender, Frames, Heartbeats, Sender, TaskSender
 from tenuto.transports.server_connection import expect_introduction
 from tenuto.transports.session import PING_S, Session
 from tenuto.transports.sse import RETRY_MS

@@ -16,7 +16,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.core.ops import Claim, Create
 from tenuto.core.turns import reply_id
-from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.lifecycle import free_memory
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_endings import endings

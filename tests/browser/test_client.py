@@ -31,7 +31,7 @@ from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
 from tenuto.testing.proxy import FaultProxy
 from tenuto.transports import origin
-from tenuto.transports.refusals import Refusals
+from tenuto.transports.codec import Refusals
 from tests.browser.tab import TIMEOUT_MS
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving

@@ -27,7 +27,7 @@ from tenuto.core.deltas import Sent
 from tenuto.core.errors import MethodNotAllowed
 from tenuto.core.events import Cursor
 from tenuto.hub.access import tickets, tokens
-from tenuto.transports import message_stream, session, sse
+from tenuto.transports import session, sse, streams
 
 SEED = 1
 RUNS = {
@@ -124,7 +124,7 @@ MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("frames", session.Session, "_detach", detaches_without_a_reply, "replies"),
     ("requests", sse.EventStream, "close", never_detaches, "leak"),
     ("cursors", sse, "parse_cursor", accepts_any_form, "resumed"),
-    ("cursors", message_stream, "sent_by", counts_one_entry_too_many, "streamed"),
+    ("cursors", streams, "sent_by", counts_one_entry_too_many, "streamed"),
     ("tokens", tokens, "_claims_by", skips_the_verification, "forged"),
     ("requests", tickets.Tickets, "_is_signed", accepts_any_signature, "forged"),
 ]

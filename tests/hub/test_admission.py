@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from tenuto import Hub, Turn
 from tenuto.core.errors import Draining
 from tenuto.core.requests import AppendText, Caller, CreateMessage
-from tenuto.hub import HubCore, admission
-from tenuto.hub.pending import Waiting
-from tenuto.hub.results import Result, result_later
+from tenuto.hub import HubCore, pending
+from tenuto.hub.pending import Result, Waiting, result_later
 from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.test_pacing import Stage
 from tests.hub.test_windows import Timed, new_hub, now_s
@@ -70,11 +69,11 @@ async def delays_beside_burst(store: Creating) -> tuple[list[float], list[float]
 async def test_running_text_is_not_held_up_by_a_burst_of_creates() -> None:
     store = Creating()
     before, during, took_s = await delays_beside_burst(store)
-    assert max(store.created) == admission.SLICE
+    assert max(store.created) == pending.SLICE
     assert sum(store.created) == ANSWERS
     assert max(during) <= 1.5 * max(before)
     # The creates are not starved: each commit has a full slice, and no commit waits for another.
-    assert took_s <= TOKEN_S * 2.5 + (ANSWERS / admission.SLICE + 4) * (0.0002 + 0.0002 * admission.SLICE + 0.001)
+    assert took_s <= TOKEN_S * 2.5 + (ANSWERS / pending.SLICE + 4) * (0.0002 + 0.0002 * pending.SLICE + 0.001)
 
 
 @virtually
@@ -96,7 +95,7 @@ async def test_handlers_of_a_burst_of_turns_begin_in_slices() -> None:
     await burst(hub, TURNS)
     await have_all.wait()
     assert not streaming.done()
-    assert max(Counter(begun).values()) == admission.SLICE
+    assert max(Counter(begun).values()) == pending.SLICE
     await streaming
     await stage.close()
 
@@ -105,8 +104,8 @@ async def test_handlers_of_a_burst_of_turns_begin_in_slices() -> None:
 async def test_slices_are_larger_on_a_slow_disk() -> None:
     store = Creating(commit_s=0.04)
     _, _, took_s = await delays_beside_burst(store)
-    assert max(store.created) == admission.LARGEST_SLICE
-    assert took_s <= TOKEN_S * 2.5 + (ANSWERS / admission.LARGEST_SLICE + 8) * (0.04 + 0.0002 * admission.LARGEST_SLICE)
+    assert max(store.created) == pending.LARGEST_SLICE
+    assert took_s <= TOKEN_S * 2.5 + (ANSWERS / pending.LARGEST_SLICE + 8) * (0.04 + 0.0002 * pending.LARGEST_SLICE)
 
 
 @virtually
@@ -115,12 +114,12 @@ async def test_burst_without_running_text_has_large_commits() -> None:
     hub = new_hub(store)
     await hub.start()
     await burst(hub)
-    assert max(store.created) > 10 * admission.SLICE
+    assert max(store.created) > 10 * pending.SLICE
     await hub.close()
 
 
 def test_two_large_creates_are_in_different_commits_beside_running_text() -> None:
-    waiting = admission.Admission()
+    waiting = pending.Admission()
     waiting.note_running(0.0)
     for number in range(2):
         create = CreateMessage(parts=[{"type": "file", "url": "x" * 4_000_000}])

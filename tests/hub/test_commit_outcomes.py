@@ -44,8 +44,8 @@ from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.committer import STORE_TIMEOUT_S
 from tenuto.hub.feed import Feed
-from tenuto.hub.housekeeping import TIDY_S, free_memory
-from tenuto.hub.results import Result, result_later
+from tenuto.hub.lifecycle import TIDY_S, free_memory
+from tenuto.hub.pending import Result, result_later
 from tenuto.hub.writer import RETRY_S
 from tenuto.hub.writers import ABANDONED_S
 from tenuto.stores.base import Changes, Committed, CommitUnknown, Conflict, Head, Tail, Write

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tenuto.hub import deadlines
-from tenuto.hub.deadlines import Deadlines
+from tenuto.hub import clock as deadlines
+from tenuto.hub.clock import Deadlines
 from tests.virtual import virtually
 
 

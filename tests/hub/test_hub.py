@@ -28,7 +28,7 @@ from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter
-from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.lifecycle import free_memory
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.core.errors import Forbidden, InvalidName, LocalError
+from tenuto.core.names import matches
 from tenuto.core.requests import Caller
 from tenuto.hub.access.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
-from tenuto.hub.patterns import matches
 
 READER = frozenset({"subscribe", "history"})
 names = st.text(alphabet="ab:./-~*{}", min_size=1, max_size=8)

@@ -21,7 +21,7 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.committer import MAX_ROWS, STORE_TIMEOUT_S
-from tenuto.hub.housekeeping import TIDY_S
+from tenuto.hub.lifecycle import TIDY_S
 from tenuto.hub.ticks import Ticks
 from tenuto.hub.writer import RETRY_S
 from tenuto.stores.base import Committed, Conflict, Write

@@ -151,7 +151,7 @@ def test_ticket_with_the_longest_names_fits_its_limit(tickets: Tickets) -> None:
 
 
 def test_cursor_with_a_seal_and_the_longest_sent_field_is_parsed(tickets: Tickets) -> None:
-    from tenuto.transports.framing import sent_field
+    from tenuto.transports.streams import sent_field
 
     seal = tickets.seal(tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None))
     sent = sent_field([10**7] * 256, is_finished=False)

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tenuto import Hub
 from tenuto.interop import AGUI, AISDK, OpenAI
 from tenuto.interop.openai_items import Reference
-from tenuto.transports.chunks import cycle_of
+from tenuto.transports.sender import cycle_of
 from tests.transports.conftest import new_hub, serving
 
 PIECES, PIECE = 4_000, "the word, said   again and again with an end\n  that holds 🙂"[:50]

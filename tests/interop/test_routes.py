@@ -24,7 +24,7 @@ from tenuto.hub.turns import status as turn_status
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.routes import InAnswer, Sent, TurnChanged, TurnDelta, TurnStatus, guarded, newest_branch
 from tenuto.stores.base import StoredPage
-from tenuto.transports.chunks import cycle_of
+from tenuto.transports.sender import cycle_of
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()

@@ -68,7 +68,7 @@ from tenuto.hub.turns.shared import SharedTurns
 from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool
 from tenuto.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
 from tenuto.stores.memory import MemoryStore
-from tenuto.transports import codec, framing, socket_worker
+from tenuto.transports import codec, socket_worker, streams
 from tenuto.transports.access import caller_of
 from tenuto.transports.frames import DeleteFrame
 from tenuto.transports.session import Session
@@ -620,21 +620,21 @@ def commands_do_not_expire(patch: pytest.MonkeyPatch) -> None:
 
 def an_end_drops_the_last_text(patch: pytest.MonkeyPatch) -> None:
     """A client that receives the end reads the message again."""
-    frame = framing.NamedEvents.frame
+    frame = streams.NamedEvents.frame
 
     def without_text(
-        self: framing.NamedEvents, deltas: Sequence[Delta], status: str | None, position: framing.Position
+        self: streams.NamedEvents, deltas: Sequence[Delta], status: str | None, position: streams.Position
     ) -> bytes:
         return frame(self, deltas if status is None else [], status, position)
 
-    patch.setattr(framing.NamedEvents, "frame", without_text)
+    patch.setattr(streams.NamedEvents, "frame", without_text)
 
 
 def a_message_stream_has_no_end(patch: pytest.MonkeyPatch) -> None:
     """A stream that falls silent has ended."""
-    frame = framing.NamedEvents.frame
+    frame = streams.NamedEvents.frame
     patch.setattr(
-        framing.NamedEvents,
+        streams.NamedEvents,
         "frame",
         lambda self, deltas, status, position: frame(self, deltas, None, position),
     )

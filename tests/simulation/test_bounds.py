@@ -13,7 +13,7 @@ from proof.oracle.violation import Violation
 from proof.simulation.bounds import HELD, SPARE, Bounds
 from proof.simulation.hooks import is_expected
 from tenuto.app import Hub
-from tenuto.hub.deadlines import Deadlines
+from tenuto.hub.clock import Deadlines
 
 
 @pytest.fixture

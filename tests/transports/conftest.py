@@ -21,7 +21,7 @@ import uvicorn
 
 from tenuto.app import Hub
 from tenuto.transports import access, origin
-from tenuto.transports.refusals import Refusals
+from tenuto.transports.codec import Refusals
 
 PATIENCE_S = 10.0
 

@@ -19,7 +19,7 @@ from websockets.protocol import State
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.events import MessageAppend
 from tenuto.hub.batches import EncodedBatch
-from tenuto.transports.chunks import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
+from tenuto.transports.sender import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 

@@ -27,9 +27,7 @@ from tenuto.core.events import MessageAppend
 from tenuto.hub.batches import EncodedBatch
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
-from tenuto.transports.chunks import MAX_BYTES, Frames, can_frame
-from tenuto.transports.heartbeats import Heartbeats
-from tenuto.transports.sender import DirectSender, Sender, TaskSender
+from tenuto.transports.sender import MAX_BYTES, DirectSender, Frames, Heartbeats, Sender, TaskSender, can_frame
 from tenuto.transports.session import FIRST_PING_S, PING_EARLY_S, Session
 from tests.test_bounded_websocket import HANDSHAKE, Owner, SocketTransport
 from tests.transports.conftest import new_hub

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from tenuto.transports.heartbeats import Heartbeats
+from tenuto.transports.sender import Heartbeats
 
 
 class Heart:

@@ -15,7 +15,7 @@ from tenuto.core.events import Batch, Cursor, decode_event, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.view import View
 from tenuto.hub.access.identity import Identity, Scope
-from tenuto.hub.housekeeping import free_memory
+from tenuto.hub.lifecycle import free_memory
 from tenuto.hub.people import presence_state
 from tenuto.transports.headers import header
 from tests.transports.asgi import HERE

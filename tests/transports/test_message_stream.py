@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tenuto.core.deltas import PartOpened, Sent
 from tenuto.core.events import parse_cursor
-from tenuto.transports.framing import sent_by, sent_field
+from tenuto.transports.streams import sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.test_sse import drained, pass_seconds
 from tests.transports.watching import NASTY, Stream, write

@@ -10,8 +10,7 @@ import pytest
 
 from proof.simulation.clock import VirtualLoop
 from tenuto.transports import sender as sender_module
-from tenuto.transports.heartbeats import Heartbeats
-from tenuto.transports.sender import DirectSender, Sender, TaskSender
+from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender
 from tests.transports.conftest import PATIENCE_S
 from tests.virtual import virtually
 

@@ -18,10 +18,18 @@ import pytest
 from proof.chaos.processes import free_port
 from tenuto.core.errors import Busy, NoVerifier
 from tenuto.server import serving
-from tenuto.transports import socket_owner
+from tenuto.transports import server_connection
+from tenuto.transports.codec import refusals
 from tenuto.transports.origin import check_peer
-from tenuto.transports.refusals import refusals
-from tenuto.transports.socket_owner import Pair, SocketOwner, by_netlink, by_table, foreign_owner, objection, pair_of
+from tenuto.transports.server_connection import (
+    Pair,
+    SocketOwner,
+    by_netlink,
+    by_table,
+    foreign_owner,
+    objection,
+    pair_of,
+)
 from tests.transports.conftest import new_hub
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell no owner")
@@ -120,7 +128,7 @@ async def test_only_the_log_names_the_accounts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(refusals, "_logged_at_s", OrderedDict())
-    monkeypatch.setattr(socket_owner, "objection", lambda owner, uid: objection(SocketOwner(NOBODY, 7), 4_242))
+    monkeypatch.setattr(server_connection, "objection", lambda owner, uid: objection(SocketOwner(NOBODY, 7), 4_242))
     hub = new_hub()
     with socket.socket() as listening, socket.socket() as peer:
         listening.bind((HERE, 0))
@@ -176,12 +184,12 @@ def test_addresses_are_understood_in_every_form(client: str, server: str) -> Non
 def fresh(monkeypatch: pytest.MonkeyPatch) -> dict[Any, bool]:
     """Forget the sources of this system for one test."""
     sources: dict[Any, bool] = {}
-    monkeypatch.setattr(socket_owner, "_sources", sources)
+    monkeypatch.setattr(server_connection, "_sources", sources)
     return sources
 
 
 async def test_table_is_read_where_netlink_is_missing(fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_owner, "_SOCK_DIAG", 31)  # a netlink family that does not exist
+    monkeypatch.setattr(server_connection, "_SOCK_DIAG", 31)  # a netlink family that does not exist
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         assert await foreign_owner(scope) is None
@@ -194,8 +202,8 @@ async def test_table_is_read_where_netlink_is_missing(fresh: dict[Any, bool], mo
 async def test_without_both_sources_the_other_rules_stand_alone(
     fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_owner, "_SOCK_DIAG", 31)
-    monkeypatch.setattr(socket_owner, "TABLES", {4: "/nowhere/tcp", 6: "/nowhere/tcp6"})
+    monkeypatch.setattr(server_connection, "_SOCK_DIAG", 31)
+    monkeypatch.setattr(server_connection, "TABLES", {4: "/nowhere/tcp", 6: "/nowhere/tcp6"})
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         peer.close()
@@ -224,13 +232,13 @@ async def test_shortage_of_descriptors_lets_no_stranger_in(
 
 async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up: list[Any] = []
-    real = socket_owner._look_up
+    real = server_connection._look_up
 
     async def counted(scope: Any) -> str | None:
         looked_up.append(scope["client"])
         return await real(scope)
 
-    monkeypatch.setattr(socket_owner, "_look_up", counted)
+    monkeypatch.setattr(server_connection, "_look_up", counted)
     monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
     hub = new_hub()
     running, listening = serving.server(hub), serving.listen(HERE, 0)

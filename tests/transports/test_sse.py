@@ -17,7 +17,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.channel import Channel
 from tenuto.transports import sender
 from tenuto.transports.app import App
-from tenuto.transports.chunks import socket_of
+from tenuto.transports.sender import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.watching import NASTY, Stream, stored, write
 

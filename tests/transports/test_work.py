@@ -13,9 +13,9 @@ from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.stores.memory import MemoryStore
-from tenuto.transports.close_codes import SILENT
 from tenuto.transports.credentials import Credentials
-from tenuto.transports.heartbeats import Heartbeats
+from tenuto.transports.frames import SILENT
+from tenuto.transports.sender import Heartbeats
 from tenuto.transports.socket_worker import MAX_PATTERNS
 from tenuto.transports.websocket import Sockets
 from tests.transports.lines import LiveLine as Line

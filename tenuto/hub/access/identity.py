@@ -18,9 +18,8 @@ from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
 from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
-from tenuto.core.names import check_id
+from tenuto.core.names import check_id, check_pattern, matches
 from tenuto.core.requests import Caller
-from tenuto.hub.patterns import check_pattern, matches
 
 CAPABILITIES = frozenset(
     ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin"),

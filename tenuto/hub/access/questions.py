@@ -24,7 +24,7 @@ from tenuto.core.requests import Caller, Request
 from tenuto.core.visitor_ids import is_question
 from tenuto.hub.access.hosts import address_group
 from tenuto.hub.access.rates import Bucket
-from tenuto.hub.results import Done, Result
+from tenuto.hub.pending import Done, Result
 
 logger = logging.getLogger("tenuto.hub")
 

@@ -21,7 +21,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.loading import in_time, sent_again
 from tenuto.hub.nodes.notices import Notifier, moved_in
-from tenuto.hub.store_errors import logs_errors
+from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Bus, Head, Notice, Store
 
 logger = logging.getLogger("tenuto.hub")

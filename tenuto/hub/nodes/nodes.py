@@ -24,7 +24,7 @@ from typing import Any
 from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.nodes.node_holds import NodeHolds
-from tenuto.hub.store_errors import logs_errors
+from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Renewal, Store, StoreReplaced
 
 logger = logging.getLogger("tenuto.hub")

@@ -20,7 +20,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import Json, check_json, plain
 from tenuto.core.names import check_id, client_of, is_own_name
 from tenuto.hub.channel import Channel
-from tenuto.hub.deadlines import Deadlines
+from tenuto.hub.clock import Deadlines
 from tenuto.hub.people.presence_state import GRACE_S
 from tenuto.hub.people.shared import SharedPresence
 

@@ -28,13 +28,13 @@ from tenuto.core.document import DAMAGE
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import Signal
 from tenuto.core.model import Json
+from tenuto.core.names import matches
 from tenuto.hub.channel import Channel
 from tenuto.hub.loading import in_time
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.nodes.notices import Notifier
-from tenuto.hub.patterns import matches
 from tenuto.hub.people.presence_state import CROWD_S, GRACE_S, NAMED, NodeMember
-from tenuto.hub.store_errors import logs_errors
+from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Notice, Store
 
 logger = logging.getLogger("tenuto.hub")

@@ -18,7 +18,7 @@ from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.turns import TurnState
 from tenuto.hub.leases import Submit
 from tenuto.hub.nodes.nodes import NodeLease
-from tenuto.hub.results import Result
+from tenuto.hub.pending import Result
 from tenuto.hub.turns.workers import AssignedTurn, Worker
 
 logger = logging.getLogger("tenuto.hub")

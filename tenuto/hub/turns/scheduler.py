@@ -38,11 +38,10 @@ from tenuto.core.turns import (
     fate_of_held,
 )
 from tenuto.hub.channel import Channel
-from tenuto.hub.clock import Clock
-from tenuto.hub.deadlines import Deadlines
+from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit
 from tenuto.hub.nodes.nodes import NodeLease
-from tenuto.hub.results import Done, Result
+from tenuto.hub.pending import Done, Result
 from tenuto.hub.turns.renewing import share_loss
 from tenuto.hub.turns.unended import UnendedAttempts
 from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool

@@ -26,7 +26,7 @@ from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.loading import in_time
 from tenuto.hub.nodes.following import Follower
 from tenuto.hub.nodes.nodes import NodeLease
-from tenuto.hub.store_errors import logs_errors
+from tenuto.hub.tasks import logs_errors
 from tenuto.hub.turns.scheduler import OpenTurn, TurnScheduler
 from tenuto.stores.base import Notice, Store
 

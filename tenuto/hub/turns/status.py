@@ -16,7 +16,7 @@ from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import Command, Message
 from tenuto.core.turns import CANCEL, newest_branch
 from tenuto.hub.channel import Channel
-from tenuto.hub.results import own_copy
+from tenuto.hub.pending import own_copy
 from tenuto.hub.runtime import Runtime
 
 PAGES = (20, 200)  # newest messages to load until the answers of a turn are in memory; older ones are read in pages

@@ -15,11 +15,10 @@ from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from tenuto.core.errors import TenutoError, TooMany
+from tenuto.core.names import matches
 from tenuto.hub.channel import Channel
-from tenuto.hub.clock import Clock
-from tenuto.hub.deadlines import Deadlines
+from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.leases import BROKEN_S
-from tenuto.hub.patterns import matches
 from tenuto.stores.base import Store
 
 logger = logging.getLogger("tenuto.hub")

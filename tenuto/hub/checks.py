@@ -1,0 +1,195 @@
+"""Checks of the process that a hub runs in: several workers, several event loops, a server without ASGI.
+
+Layer: hub.
+
+A store for one process does not fit a server with several workers: each worker has a memory of its own, and an SQLite
+file has one hub. A memory store cannot tell, and a file only refuses the second worker. So the server's own settings
+are read, from the stack of this process: uvicorn, gunicorn and `tenuto serve` keep them there. No part of a server is
+imported. Another server is not known, and neither are processes that a supervisor starts, such as several containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tenuto.core.errors import LocalError
+from tenuto.stores.base import Store
+
+logger = logging.getLogger("tenuto.hub")
+
+# The number of workers in the local variables of a function of these modules, which runs below all others.
+_COUNTS: dict[str, Callable[[Mapping[str, Any]], object]] = {
+    "uvicorn._subprocess": lambda here: 1 if here["config"].should_reload else here["config"].workers,
+    "gunicorn.workers.base": lambda here: here["self"].cfg.workers,
+    "tenuto.cli.main": lambda here: here["workers"],
+}
+
+
+def warn_of_several_workers(store: str) -> None:
+    """Log a warning if the server runs several workers, each with a hub on a `store` for one process."""
+    workers = count_workers()
+    if workers > 1:
+        logger.warning(
+            "this server runs %d workers, and a %s store serves one process: a viewer does not see the messages of "
+            "another worker; run one worker (--workers 1), or use a postgresql:// store",
+            *(workers, store),
+        )
+
+
+def count_workers() -> int:
+    """Return how many workers the server runs that started this process; 1 if that is not known."""
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
+        while frame is not None:
+            count = _COUNTS.get(str(frame.f_globals.get("__name__")))
+            if count is not None:
+                try:
+                    workers = count(frame.f_locals)
+                except (KeyError, AttributeError):  # another function of the module, or another version of the server
+                    workers = None
+                if isinstance(workers, int):
+                    return workers
+            frame = frame.f_back
+    return 1
+
+
+_owners: dict[str, StoreOwner] = {}  # owners by the path of the file, until their store is closed
+
+
+class StoreOwner:
+    """A hub as the owner of its store."""
+
+    def __init__(
+        self,
+        store: Store,
+        close: Callable[[], Awaitable[None]],
+        release_loop: Callable[[asyncio.AbstractEventLoop], Awaitable[bool]],
+        is_out_of_reach: Callable[[], bool],
+    ) -> None:
+        """Own `store`. `close` closes the hub, and `release_loop` does so if its loop is the one of its `sync` calls.
+
+        `is_out_of_reach` returns whether it is safe to close the hub.
+        """
+        self._store = store
+        self._close = close
+        self._release_loop = release_loop
+        self._is_out_of_reach = is_out_of_reach
+        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop on which the store was opened last
+
+    async def open_store(self) -> None:
+        """Open the store, after closing a finished hub on the same file. Raises as `Store.open`."""
+        path = _path_of(self._store)
+        before = _owners.get(path) if path is not None else None
+        if before is not None and before._store is not self._store:
+            await before._close_if_finished()
+        await self._store.open()
+        self._loop = asyncio.get_running_loop()
+        if path is not None:
+            _owners[path] = self
+
+    async def close_store(self) -> None:
+        """Close the store."""
+        await self._store.close()
+        path = _path_of(self._store)
+        if path is not None and (known := _owners.get(path)) is not None and known._store is self._store:
+            del _owners[path]
+
+    async def _close_if_finished(self) -> None:
+        if self._loop is not None and self._loop.is_closed():
+            logger.info("a hub whose event loop is closed had the store open; it is closed for another hub")
+            await self.close_store()
+        elif self._loop is not None and self._is_out_of_reach():
+            if self._loop is asyncio.get_running_loop():
+                await self._close()
+            elif not await self._release_loop(self._loop):
+                return
+            logger.info("a hub of an earlier cell had the store open; it was closed for another hub")
+
+
+def names_of_cell() -> dict[str, Any] | None:
+    """Return the namespace of the notebook cell, or of the interactive interpreter, that is making a hub; else None."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    names = frame.f_globals
+    is_interactive = names.get("__name__") == "__main__" and ("get_ipython" in names or hasattr(sys, "ps1"))
+    return names if is_interactive and frame.f_code.co_name == "<module>" else None
+
+
+def is_named(names: dict[str, Any], *objects: object) -> bool:
+    """Return whether a variable of a cell refers to one of `objects`, other than a value that IPython shows."""
+    found = (name for name, value in list(names.items()) if any(value is one for one in objects))
+    return any(name.strip("_0123456789") for name in found)
+
+
+def _path_of(store: Store) -> str | None:
+    path = getattr(store, "path", None)
+    return os.path.realpath(path) if isinstance(path, Path) and store.is_exclusive else None
+
+
+_HANDLER = "django.core.handlers.wsgi"
+_SERVERS = ("django.core.servers.basehttp", "gunicorn.workers.sync", "gunicorn.workers.gthread")
+_ADAPTERS = ("a2wsgi.wsgi", "asgiref.wsgi", "starlette.middleware.wsgi")  # run a WSGI app below an ASGI server
+_REMEDY = (
+    "serve the ASGI app with `uvicorn mysite.asgi:application` or `daphne mysite.asgi:application`; or put 'daphne' "
+    "first in INSTALLED_APPS and set ASGI_APPLICATION, and runserver is an ASGI server (docs/python.md#django)"
+)
+
+
+def check_not_wsgi(*, is_exclusive: bool) -> None:
+    """Raise LocalError if this process serves requests over WSGI; with `is_exclusive` False, log a warning.
+
+    A request that has reached the hub itself, through an adapter, may start it.
+    """
+    if not _serves_wsgi() or any(name.startswith("tenuto.transports.") for name in _modules(sys._getframe())):
+        return
+    server = "Django" if _HANDLER in sys.modules else "this process"
+    if is_exclusive:
+        raise LocalError(
+            f"hub cannot be reached: {server} serves requests over WSGI, and the hub needs ASGI; {_REMEDY}"
+        )
+    logger.warning("no page can reach the hub in this process, which serves WSGI; the hub needs ASGI; %s", _REMEDY)
+
+
+def warn_of_wsgi() -> None:
+    """Log a warning if this process is Django's `runserver` over WSGI, or a worker of gunicorn that serves WSGI."""
+    if _is_runserver():
+        logger.warning("no page can reach the hub: Django's runserver serves WSGI, and the hub needs ASGI; %s", _REMEDY)
+    elif _serves_wsgi():
+        logger.warning("no page can reach the hub: this process serves WSGI, and the hub needs ASGI; %s", _REMEDY)
+
+
+def _is_runserver() -> bool:
+    django: Any = sys.modules.get("django.conf")
+    if django is None or sys.argv[1:2] != ["runserver"] or not django.settings.configured:
+        return False
+    return not any(app.partition(".")[0] == "daphne" for app in django.settings.INSTALLED_APPS)
+
+
+def _serves_wsgi() -> bool:
+    """Return whether a thread of this process is in a WSGI server, or in a request of Django over WSGI."""
+    if not any(name in sys.modules for name in (_HANDLER, *_SERVERS)):
+        return False
+    stacks = [set(_modules(frame)) for frame in sys._current_frames().values()]
+    return any(not names.isdisjoint((_HANDLER, *_SERVERS)) and names.isdisjoint(_ADAPTERS) for names in stacks)
+
+
+def _modules(frame: FrameType | None) -> list[str]:
+    """Return the modules of the functions on a stack, and for gunicorn's methods those of their worker's class."""
+    names = []
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        names.append(name)
+        if name.startswith("gunicorn.workers."):
+            names.append(type(frame.f_locals.get("self")).__module__)
+        frame = frame.f_back
+    return names

@@ -1,0 +1,494 @@
+"""Streams of one message and of one turn, in several wire formats, and the cursor that lets a reader resume.
+
+Layer: transports.
+
+`core.deltas` computes the news for a reader; a framer determines how it looks on the wire. A new wire format is a new
+class with the method of `Framer`. The bytes of the two formats here are public (`docs/protocol.md`, 5.3;
+`docs/agents.md`).
+
+The id of an event is a cursor of the channel with a field of ours: how much of each part the reader was sent
+(`m0.12.340`: it has 12 code points of part 0 and 340 of part 1; with `d` instead of `m` it was sent the end, too).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from msgspec import Struct
+from starlette.types import Receive, Send
+
+from tenuto.core.deltas import (
+    ALL_SENT,
+    COUNTED,
+    Delta,
+    MessageProgress,
+    MessageReplaced,
+    PartOpened,
+    PartReplaced,
+    Sent,
+    TextAdded,
+    TurnDelta,
+    TurnProgress,
+    TurnStatus,
+)
+from tenuto.core.errors import LocalError, shown
+from tenuto.core.events import Cursor, encode_json, parse_cursor
+from tenuto.core.message_state import MessageState
+from tenuto.core.model import Message, Part
+from tenuto.core.names import check_id
+from tenuto.hub.access.identity import Scope
+from tenuto.hub.access.tickets import split_seal
+from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.feed import Feed
+from tenuto.transports.access import admit_stream
+from tenuto.transports.codec import GUARDS, Headers
+from tenuto.transports.credentials import Credentials
+from tenuto.transports.headers import Query
+from tenuto.transports.operations import BY_NAME
+from tenuto.transports.sender import SEND_TIMEOUT_S, Sender, TaskSender
+from tenuto.transports.sse import (
+    HEARTBEAT_S,
+    EventStream,
+    StreamApp,
+    is_own_client,
+    send_empty_stream,
+    send_refusal,
+    since_of,
+    start_stream,
+)
+from tenuto.transports.traffic import message_bytes, turn_bytes
+
+_SENT = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
+# limit of the field about the sent text: a cursor's extra field has 300 characters, and a ticket's seal or an answer's
+# name may need some of them
+_SENT_CHARACTERS = 255
+
+
+class Position(NamedTuple):
+    """A reader's position after a frame: the channel's cursor, a seal or name, and the length of the sent text."""
+
+    cursor: str
+    seal: str
+    sent: Sent
+
+    def id(self, *, is_finished: bool) -> str:
+        """Return the id of an event: a cursor from which `sent_by` reads the position.
+
+        `is_finished`: the frame is the last.
+        """
+        return f"{self.cursor}:{self.seal}{sent_field(self.sent.lengths, is_finished=is_finished)}"
+
+
+class Framer(Protocol):
+    """Turns deltas into the bytes of one wire format. An instance belongs to one reader."""
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Return the bytes for `deltas`; they may be empty. `status` is the final status once the message has ended."""
+
+
+class NamedEvents:
+    """The format of Server-Sent Events named `thinking`, `answer` and `done` (`docs/protocol.md`, 5.3)."""
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Return the bytes for `deltas` (`Framer.frame`).
+
+        Only the last event has an id, because the id covers all of them.
+        """
+        events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in added_texts(deltas)]
+        if status is not None:
+            events.append(b"event: done\ndata: " + encode_json(_Done(status)))
+        if not events:
+            return b""
+        id = position.id(is_finished=position.sent.is_finished)
+        return b"\n\n".join(events) + b"\nid: " + id.encode() + b"\n\n"
+
+
+class PlainData:
+    """The format of unnamed Server-Sent Events with the text of the answer, and `[DONE]` at the end."""
+
+    def __init__(self, *, has_ids: bool) -> None:
+        self._has_ids = has_ids  # False: leave out the ids, which only an EventSource uses
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Return the bytes for `deltas` (`Framer.frame`).
+
+        The text and the end have separate ids, because the connection may break between them.
+        """
+        events: list[str] = []
+        text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
+        if text:
+            events.append(_data(text) + self._id(position, is_finished=False))
+        if status not in ("complete", None):
+            # An extra event for clients that listen for it; to other clients it is an empty piece of text.
+            events.append(f"event: {status}\ndata: \n")
+        if status is not None:
+            events.append("data: [DONE]\n" + self._id(position, is_finished=True))
+        return "".join(f"{event}\n" for event in events).encode()
+
+    def _id(self, position: Position, *, is_finished: bool) -> str:
+        return f"id: {position.id(is_finished=is_finished)}\n" if self._has_ids else ""
+
+
+class OwnFrames:
+    """The format of an app's existing endpoint: `make_frame(text)` for the answer's text, `end_frame` at its end."""
+
+    def __init__(self, make_frame: Callable[[str], str | bytes], end_frame: EndFrame | None, *, has_ids: bool) -> None:
+        self._make_frame = make_frame
+        self._end_frame = end_frame
+        self._has_ids = has_ids  # False: leave out the ids, which only an EventSource uses
+
+    def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
+        """Return the bytes for `deltas` (`Framer.frame`).
+
+        If the reader is slower than the model, several pieces of text come as one.
+        """
+        frames: list[bytes] = []
+        text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
+        if text:
+            frames.append(self._with_id(_bytes_of(self._make_frame(text), "style"), position, is_finished=False))
+        if status is not None:
+            frames.append(self._with_id(self._end(status), position, is_finished=True))
+        return b"".join(frames)
+
+    def _end(self, status: str) -> bytes:
+        if callable(self._end_frame):
+            return _bytes_of(self._end_frame(status), "end_frame")
+        return _bytes_of(self._end_frame, "end_frame") if self._end_frame is not None and status == "complete" else b""
+
+    def _with_id(self, frame: bytes, position: Position, *, is_finished: bool) -> bytes:
+        """Return `frame` with an id from which an EventSource can resume.
+
+        The field `id` alone does not make an event; it changes the position only.
+        """
+        if not self._has_ids or not (frame.endswith(b"\n\n") or (is_finished and not frame)):
+            return frame
+        return frame.removesuffix(b"\n") + b"id: " + position.id(is_finished=is_finished).encode() + b"\n\n"
+
+
+EndFrame = str | bytes | Callable[[str], str | bytes]
+
+
+def _bytes_of(frame: object, option: str) -> bytes:
+    if isinstance(frame, str):
+        return frame.encode()
+    if isinstance(frame, bytes):
+        return frame
+    raise LocalError(
+        f"{option} of stream_response must return a frame as str or bytes, got {shown(frame)}; return a str from the "
+        "function, with `return`"
+    )
+
+
+_EVENTS = {"text": b"answer", "reasoning": b"thinking"}
+
+
+class _Done(Struct):
+    status: str
+
+
+def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[str, str]]:
+    """Yield part type and new text, for formats whose readers only append text.
+
+    Of a replaced text only the end is sent, from the length that the reader has, because the reader cannot remove text.
+    """
+    for delta in deltas:
+        match delta:
+            case TextAdded(kind=kind, text=text) if kind in COUNTED:
+                yield kind, text
+            case PartOpened(part=part, sent=sent) | PartReplaced(part=part, sent=sent):
+                yield from _rest(part, sent)
+            case MessageReplaced(message=message, sent=lengths):
+                for index, part in enumerate(message.parts):
+                    yield from _rest(part, lengths[index] if index < len(lengths) else 0)
+
+
+def _rest(part: Part, sent: int) -> Iterator[tuple[str, str]]:
+    kind = part["type"]
+    if kind in COUNTED and (rest := part["text"][sent:]):
+        yield kind, rest
+
+
+def _data(text: str) -> str:
+    """Return `text` as the data of one event: SSE requires one `data` field per line."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "".join(f"data: {line}\n" for line in lines)
+
+
+def sent_field(lengths: Sequence[int], *, is_finished: bool) -> str:
+    """Return the cursor's extra field for `lengths`; if there is not enough room, only for the last parts."""
+    pieces: list[str] = []
+    room = _SENT_CHARACTERS
+    for length in reversed(lengths):
+        piece = f".{length}"
+        room -= len(piece)
+        if room < 0:
+            break
+        pieces.append(piece)
+    first = len(lengths) - len(pieces)
+    return f"{'d' if is_finished else 'm'}{first}" + "".join(reversed(pieces))
+
+
+def sent_by(cursor: Cursor | None) -> Sent:
+    """Return how much text the reader with `cursor` was sent; none for a cursor of another kind of stream."""
+    found = _SENT.match(split_seal(cursor.extra)[1]) if cursor is not None else None
+    if found is None:
+        return Sent()
+    kind, first, lengths = found.groups()
+    # The parts before `first` did not fit into the cursor. They no longer grow.
+    whole = [ALL_SENT] * int(first)
+    return Sent([*whole, *(int(length) for length in lengths.split(".")[1:])], kind == "d")
+
+
+class DeltaStream(EventStream):
+    """One reader's stream of deltas: first what it reads now, then the changes of the channel from there."""
+
+    __slots__ = ("_later_feed",)
+
+    def __init__(
+        self,
+        app: StreamApp,
+        send: Send,
+        credentials: Credentials,
+        *,
+        is_own_client: bool,
+        ping_s: int | None,
+        sender_class: type[Sender] | None = None,
+    ) -> None:
+        super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
+        self._later_feed: Feed | None = None  # None until `follow`, and again from `run` on
+
+    async def follow(self, channel: str, cursor: str, *, flush_ms: int | None = None) -> None:
+        """Attach to the channel at `cursor`. The changes from there are sent after the first deltas."""
+        self._later_feed = await self._app.hub.attach(
+            channel, parse_cursor(cursor), history=0, flush_ms=flush_ms, wake=self.wake
+        )
+
+    async def run(self, receive: Receive) -> None:
+        """Send the first deltas, then the changes until the last one or until the peer disconnects."""
+        self.send_first()  # in a method of its own, so that no variable keeps the text until the stream ends
+        self.feed, self._later_feed = self._later_feed, None
+        await super().run(receive)
+
+    def send_first(self) -> None:
+        """Send the deltas that bring a new reader up to date, and keep none of them."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Detach from the channel, and give back the connection slot. A second call has no effect."""
+        if self._later_feed is not None:
+            self._later_feed.close()
+            self._later_feed = None
+        super().close()
+
+    def write(self, body: bytes, *, is_last: bool) -> None:
+        """Write `body`. With `is_last` the response is complete, as that of no other stream is."""
+        if is_last:
+            last = {"type": "http.response.body", "body": body, "more_body": False}
+            self.sender.end(last, patience_s=SEND_TIMEOUT_S)
+        elif body:
+            self.sender.write({"type": "http.response.body", "body": body, "more_body": True})
+
+
+class MessageStream(DeltaStream):
+    """One reader's stream of one message. `attach` comes before `run`."""
+
+    __slots__ = ("_first", "_framer", "_progress")
+
+    def __init__(
+        self,
+        app: StreamApp,
+        send: Send,
+        credentials: Credentials,
+        message_id: str,
+        sent: Sent,
+        framer: Framer,
+        *,
+        is_own_client: bool,
+        ping_s: int | None = None,
+        sender_class: type[Sender] | None = None,
+        name: str = "",
+    ) -> None:
+        """Serve one reader. Its cursors carry `name` (from `hub.tickets.name`) if given, else a ticket's seal."""
+        super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
+        self._seal = name or self._seal
+        self._progress = MessageProgress(message_id, sent)
+        self._framer = framer
+        self._first: tuple[list[Delta], str] | None = None
+
+    async def attach(self, channel: str, message: Message, cursor: str, *, flush_ms: int | None = None) -> None:
+        """Prepare to send `message`, whose state is that at `cursor`.
+
+        Follow the channel from there unless it has ended.
+        """
+        self._first = self._progress.begin(message), cursor
+        if self._progress.status is None:
+            await self.follow(channel, cursor, flush_ms=flush_ms)
+
+    def send_first(self) -> None:
+        """Send the message as it was at `attach`."""
+        assert self._first is not None
+        (deltas, cursor), self._first = self._first, None
+        self._send_deltas(deltas, cursor)
+
+    def write_batch(self, batch: EncodedBatch) -> None:
+        """Send the changes that the batch makes to this message. Ephemeral batches, which have no cursor, make none."""
+        if batch.cursor:
+            self._send_deltas(self._progress.receive(batch.events), batch.cursor)
+
+    def _send_deltas(self, deltas: Sequence[Delta], cursor: str) -> None:
+        """Write `deltas`. The end of the message completes the response."""
+        progress = self._progress
+        if progress.is_broken:
+            self.sender.end()
+            return
+        status = progress.status
+        body = self._framer.frame(deltas, status, Position(cursor, self._seal, progress.sent()))
+        self.write(body, is_last=status is not None)
+
+
+def resume_point(since: Cursor | None, cursor: str) -> Sent:
+    """Return the text that a reader with the cursor `since` was already sent of a message that was read at `cursor`."""
+    return sent_by(since if _is_of(since, parse_cursor(cursor)) else None)
+
+
+def _is_of(since: Cursor | None, known: Cursor | None) -> bool:
+    """Return whether the log whose head is `known` can have issued `since`.
+
+    A cursor above the head is treated as none.
+    """
+    return since is not None and known is not None and since.epoch == known.epoch and since.serial <= known.serial
+
+
+async def message_events(
+    app: StreamApp, scope: Scope, receive: Receive, send: Send, channel: str, message_id: str
+) -> None:
+    """Serve `GET …/messages/{id}/events`. Raises the error of the HTTP response, before the response has started."""
+    stream = await _message_stream(app, scope, send, channel, message_id)
+    if stream is None:
+        return
+    try:
+        await start_stream(app, scope, send)
+        await stream.run(receive)
+    finally:
+        stream.close()
+
+
+async def _message_stream(
+    app: StreamApp, scope: Scope, send: Send, channel: str, message_id: str
+) -> MessageStream | None:
+    """Return an attached stream; None if the response has been sent already."""
+    hub = app.hub
+    query = Query(scope)
+    is_own = is_own_client(scope, query)
+    credentials: Credentials | None = None
+    try:
+        identity, ticket = await admit_stream(hub, scope, query, channel, BY_NAME["message_events"])
+        credentials = Credentials(hub, scope, identity, ticket=ticket)
+        flush_ms = query.whole("flush_ms", 0, 1000)
+        ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
+        since = since_of(scope, query)
+        async with hub.viewing.reading():
+            message, cursor = await hub.read(channel, check_id(message_id))
+        credentials.charge(message_bytes([message]))
+        sent = resume_point(since, cursor)
+        if sent.is_finished and message.status != "streaming":
+            await send_no_content(app, scope, send)
+            return None
+        if scope["method"] == "HEAD":
+            await send_empty_stream(app, scope, send)
+            return None
+        credentials.take_slot()
+        stream = MessageStream(
+            app, send, credentials, message_id, sent, NamedEvents(), is_own_client=is_own, ping_s=ping_s
+        )
+        await stream.attach(channel, message, cursor, flush_ms=flush_ms)
+    except BaseException as error:
+        if credentials is not None:
+            credentials.leave()
+        await send_refusal(app, scope, send, error, is_own_client=is_own)
+        return None
+    return stream
+
+
+async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
+    """Send status 204, which stops an EventSource that reconnects after `done` for good."""
+    headers: Headers = [(b"cache-control", b"no-store"), *GUARDS, *app.added_headers(scope)]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class TurnFormat(Protocol):
+    """Turns the deltas of a turn into the bytes of a wire format. An instance belongs to one response."""
+
+    headers: dict[str, str]  # headers of the response, with its `content-type`
+    heartbeat: bytes  # sent when the turn is silent for 15 seconds; readers of the format ignore it
+    is_over: bool  # True: the response is complete with the bytes of the last call, although the turn may go on
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the bytes for `deltas`; they may be empty. A change to the state `over` is the last delta."""
+
+
+class TurnStream(DeltaStream):
+    """One reader's stream of one turn. `attach` comes before `run`."""
+
+    __slots__ = ("_first", "_format", "_message_id", "_progress")
+
+    def __init__(
+        self,
+        app: StreamApp,
+        send: Send,
+        credentials: Credentials,
+        message_id: str,
+        turn_format: TurnFormat,
+        sent: Mapping[str, Sent],
+    ) -> None:
+        # middleware of the app may need a current task, so another sender would not do
+        super().__init__(app, send, credentials, is_own_client=True, ping_s=None, sender_class=TaskSender)
+        self._ping = {"type": "http.response.body", "body": turn_format.heartbeat, "more_body": True}
+        self._message_id = message_id
+        self._format = turn_format
+        self._progress = TurnProgress(message_id, sent)
+        self._first: list[TurnDelta] = []
+
+    async def attach(self, channel: str, status: TurnStatus) -> None:
+        """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
+        self.credentials.charge(turn_bytes([status]))
+        self._first = self._progress.begin(status)
+        if not self._progress.is_over:
+            await self.follow(channel, status.cursor)
+
+    def send_first(self) -> None:
+        """Send the turn as it was at `attach`."""
+        first, self._first = self._first, []
+        self._send_deltas(first)
+
+    def wake(self) -> None:
+        """Send what is new. A turn's claim and its end make no event, so the state of the turn is read each time."""
+        super().wake()
+        feed = self.feed
+        is_ready = not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None)
+        if is_ready and feed is not None and not feed.is_behind:
+            try:
+                self._send_deltas(self._progress.receive((), self._message()))
+            except Exception:
+                self._fail()
+
+    def write_batch(self, batch: EncodedBatch) -> None:
+        """Send the changes that the batch makes to this turn, whose state is as new: the feed has taken all entries."""
+        self._send_deltas(self._progress.receive(batch.events, self._message()))
+
+    def _message(self) -> MessageState | None:
+        assert self.feed is not None
+        known = self.feed.channel.state.message(self._message_id)
+        return known if known is not None and not known.deleted else None
+
+    def _send_deltas(self, deltas: Sequence[TurnDelta]) -> None:
+        if self._progress.is_broken:
+            self.sender.end()
+            return
+        if not deltas:
+            return
+        body = self._format.frame(deltas)
+        self.write(body, is_last=self._format.is_over or self._progress.is_over)
