@@ -53,7 +53,7 @@ from tenuto.hub.recovery import Adopter, Recovery
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.settings import check_bus, check_job, check_settings, check_store
 from tenuto.hub.sync import SyncHub
-from tenuto.hub.turns.taking import take_waiting
+from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import MessageWriter
 from tenuto.hub.writers import Writers
 from tenuto.stores.base import Bus, Store, head_of

@@ -27,13 +27,11 @@ from tenuto.hub.hooks import Hooks
 from tenuto.hub.keep.legal_holds import LegalHolds
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.loading import in_time
-from tenuto.hub.nodes.following import Follower
+from tenuto.hub.nodes.following import Follower, Notifier
 from tenuto.hub.nodes.nodes import NodeLease
-from tenuto.hub.nodes.notices import Notifier
 from tenuto.hub.pace import Pace
 from tenuto.hub.pending import Done, Result, Waiting, result_later
-from tenuto.hub.people.presence import PresenceTracker
-from tenuto.hub.people.shared import SharedPresence
+from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks
 from tenuto.hub.ticks import Ticks
 from tenuto.hub.turns.scheduler import TurnScheduler

@@ -24,8 +24,10 @@ from tenuto.core.errors import InvalidRequest, TenutoError
 from tenuto.server.connections import LARGE_BYTES, Connection, Connections
 from tenuto.server.http_parts import (
     HEAD_END,
+    HTTP_S,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
+    PARSE_S,
     Flow,
     HeadTooLarge,
     body_length,
@@ -38,7 +40,6 @@ from tenuto.server.http_parts import (
     too_large,
     write_last,
 )
-from tenuto.server.parse_queue import HTTP_S, PARSE_S
 from tenuto.transports.server_connection import EXTENSION
 
 HEAD_S = 10.0  # time for a head that has begun, counted from the opening of the connection or from the last response

@@ -27,9 +27,7 @@ from websockets.typing import StatusLike
 
 from tenuto.core.errors import InvalidRequest
 from tenuto.server.connections import LARGE_BYTES, Connection, Connections
-from tenuto.server.http_parts import refusal, refusal_headers, release_transport, write_last
-from tenuto.server.lean_waits import Gate, Inbox
-from tenuto.server.parse_queue import PARSE_S
+from tenuto.server.http_parts import PARSE_S, Gate, Inbox, refusal, refusal_headers, release_transport, write_last
 from tenuto.transports.server_connection import EXTENSION
 
 INTRODUCTION_BYTES = 8 * 1024  # limit of a message from a peer that has not authenticated yet

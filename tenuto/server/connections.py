@@ -30,7 +30,7 @@ from typing import Protocol
 
 from tenuto.core.errors import LocalError
 from tenuto.hub.access.hosts import address_group
-from tenuto.server.parse_queue import ParseQueue
+from tenuto.server.http_parts import ParseQueue
 
 logger = logging.getLogger("tenuto.serving")
 

@@ -16,9 +16,8 @@ from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id, invalid_pattern, is_pattern, matches
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
-from tenuto.hub.turns.renewing import store_renewal
 from tenuto.hub.turns.scheduler import LEASE_S
-from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns.workers import AssignedTurn, WhenBusy, store_renewal
 from tenuto.transports.access import check_work, member_of
 from tenuto.transports.frames import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame
 

@@ -20,8 +20,7 @@ from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, Fini
 from tenuto.hub import HubCore
 from tenuto.hub.feed import Feed
 from tenuto.hub.loading import READ_TIMEOUT_S
-from tenuto.hub.nodes.following import FOLLOW_S, HEADS_S, SLOW_S
-from tenuto.hub.nodes.notices import MOVED_BYTES, WINDOW_S
+from tenuto.hub.nodes.following import FOLLOW_S, HEADS_S, MOVED_BYTES, SLOW_S, WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
 from tenuto.stores.memory import MemoryStore
 from tests.hub.watching import Watcher

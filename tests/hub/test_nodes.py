@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import pytest
 
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
-from tenuto.hub.nodes.node_holds import BATCH_BYTES
-from tenuto.hub.nodes.nodes import TERM_MS, IsMine, NodeLease, responsible_node
-from tenuto.hub.people.shared import HOLD_BYTES
+from tenuto.hub.nodes.nodes import BATCH_BYTES, TERM_MS, IsMine, NodeLease, responsible_node
+from tenuto.hub.people.presence import HOLD_BYTES
 from tenuto.stores.base import Hold, Renewal
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtually

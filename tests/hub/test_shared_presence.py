@@ -23,10 +23,10 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import Member
 from tenuto.hub import HubCore
 from tenuto.hub.access.identity import Identity, Scope
+from tenuto.hub.nodes.following import WAITING_NOTICES
 from tenuto.hub.nodes.nodes import TERM_MS
-from tenuto.hub.nodes.notices import WAITING_NOTICES
+from tenuto.hub.people.presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
 from tenuto.hub.people.presence_state import GRACE_S, MAX_CONNECTIONS
-from tenuto.hub.people.shared import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
 from tenuto.stores.base import Hold, Notice, Renewal
 from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared, new_hub

@@ -25,11 +25,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tenuto.core.errors import Busy, LocalError, Unauthenticated, shown
 from tenuto.core.events import Cursor
-from tenuto.hub.access import keys
+from tenuto.hub.access import tokens as keys
 from tenuto.hub.access.identity import Expired, Identity
-from tenuto.hub.access.keys import KeySet, fetch_set, keys_of_set
 from tenuto.hub.access.tickets import Tickets
-from tenuto.hub.access.tokens import JwtVerifier, jwt_verifier
+from tenuto.hub.access.tokens import JwtVerifier, KeySet, fetch_set, jwt_verifier, keys_of_set
 
 NOW_S = 1_700_000_000
 SECRET = "this-is-a-secret-of-more-than-sixty-four-bytes-since-HS512-wants-so-many"

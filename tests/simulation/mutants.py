@@ -58,9 +58,9 @@ from tenuto.hub.nodes.following import Follower
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pending import Decided, Waiting
 from tenuto.hub.people import presence
-from tenuto.hub.people import shared as shared_presence
+from tenuto.hub.people import presence as shared_presence
+from tenuto.hub.people.presence import SharedPresence
 from tenuto.hub.people.presence_state import PresenceState, _Member
-from tenuto.hub.people.shared import SharedPresence
 from tenuto.hub.ticks import Group
 from tenuto.hub.turns import shared as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, OpenTurn, TurnScheduler

@@ -1,28 +1,450 @@
-"""Members enter and leave channels, by connections and by leases.
+"""Members enter and leave channels, by connections and by leases, and the nodes of one store show one another theirs.
 
 Layer: hub.
 
 `presence_state` holds the members of one channel; this module holds how long they stay. A member leaves some seconds
 after its last connection closed, so that a page refresh does not flicker. A member without a connection stays until its
 lease ends.
+
+Each node keeps a hold for each channel with members of its own, and one hold about itself: its agents, and the channels
+whose members it has changed last. A node reads the members of a channel when the first viewer attaches or the first
+member enters, after a `here` notice, and when the hold of another node shows a change whose notice was lost. The holds
+of a node end with its lease; its members stay for the grace period of a broken connection, so those that reconnect to
+another node do not flicker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
-from tenuto.core.errors import Forbidden, TooMany, shown
+import msgspec
+from msgspec import Struct
+
+from tenuto.core.document import DAMAGE
+from tenuto.core.errors import Forbidden, TenutoError, TooMany, shown
 from tenuto.core.events import Presence, Signal
 from tenuto.core.limits import Limits
 from tenuto.core.model import Json, check_json, plain
-from tenuto.core.names import check_id, client_of, is_own_name
+from tenuto.core.names import check_id, client_of, is_own_name, matches
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Deadlines
-from tenuto.hub.people.presence_state import GRACE_S
-from tenuto.hub.people.shared import SharedPresence
+from tenuto.hub.loading import in_time
+from tenuto.hub.nodes.following import Notifier
+from tenuto.hub.nodes.nodes import NodeLease
+from tenuto.hub.people.presence_state import CROWD_S, GRACE_S, NAMED, NodeMember
+from tenuto.hub.tasks import logs_errors
+from tenuto.stores.base import Notice, Store
+
+logger = logging.getLogger("tenuto.hub")
+
+MEMBERS = "members/"  # prefix of the holds with the members of a channel at a node; both names follow
+NODES = "here/"  # prefix of the holds of the nodes; the node follows
+FOLLOW_S = 1.0  # time between two reads of the holds of the nodes
+MERGE_S = 0.1  # changes within this time are put, and read, at once
+HOLD_BYTES = 64 * 1024  # limit of the members in one hold; further people are only counted
+RECENT = 50  # number of changed channels that a node lists
+READS = 50  # number of channels that are read one by one; the members of all channels are read at once if more are due
+AGENTS = 100  # number of agents that a node lists
+SIGNAL_BYTES = 4_200  # limit of the body of a notice; a longer signal stays at its node
+SEEN = 1_000  # number of received signals by which repeated notices are recognised
+
+T = TypeVar("T")
+
+
+class _ShownMembers(Struct, frozen=True, array_like=True):
+    """The hold of a channel at a node: its members by id, and the number of further people."""
+
+    members: list[tuple[str, NodeMember]] = []
+    unnamed: int = 0
+
+
+class _EncodedMembers(Struct, frozen=True, array_like=True):
+    """The hold of a channel at a node, with each of its members as it is stored."""
+
+    members: list[msgspec.Raw] = []
+    unnamed: int = 0
+
+
+class _ShownNode(Struct, frozen=True, array_like=True):
+    """The hold of a node."""
+
+    revision: int = 0  # number of changes of its members
+    recent: list[str] = []  # the channels of the last changes, the newest last
+    agents: list[tuple[str, str]] = []  # name and pattern
+    losses: int = 0  # number of times that the store may have lost the holds of the node
+
+
+class _Sent(Struct, frozen=True, array_like=True):
+    """The body of a `signal` notice. `number` counts the signals of the node; `at_ms` is by the store's clock."""
+
+    node: str
+    number: int
+    name: str
+    data: Json = None
+    by: str | None = None
+    at_ms: int = 0  # 0: not known, by an older version of the hub
+
+
+class _MembersMoved(Struct, frozen=True, array_like=True):
+    """The body of a `here` notice. With a `member`, its lease was withdrawn at `at_ms`, by the store's clock."""
+
+    node: str
+    member: str = ""
+    at_ms: int = 0
+
+
+class _Due:
+    """Channels that are due, each at most once in its pause."""
+
+    def __init__(self, pause_s: Callable[[str], float]) -> None:
+        self._pause_s = pause_s
+        self._due: set[str] = set()
+        self._rest_s: dict[str, float] = {}  # loop time until which a channel rests
+        self._wake = asyncio.Event()
+
+    def add(self, *channels: str) -> None:
+        """Make `channels` due."""
+        if channels:
+            self._due.update(channels)
+            self.wake()
+
+    def wake(self) -> None:
+        """Let `take` return at once, perhaps without a channel."""
+        self._wake.set()
+
+    async def take(self, until_s: float | None) -> list[str]:
+        """Return the channels that are due, as soon as there are any, or `take` is woken, or at `until_s`."""
+        loop = asyncio.get_running_loop()
+        rests_s = [self._rest_s.get(one, 0.0) for one in self._due] + ([until_s] if until_s is not None else [])
+        if not rests_s or min(rests_s) > loop.time():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(min(rests_s, default=None)):
+                    await self._wake.wait()
+        self._wake.clear()
+        now_s = loop.time()
+        self._rest_s = {one: rest_s for one, rest_s in self._rest_s.items() if rest_s > now_s}
+        ready = sorted(one for one in self._due if one not in self._rest_s)
+        self._due.difference_update(ready)
+        self._rest_s |= {one: now_s + pause_s for one in ready if (pause_s := self._pause_s(one)) > 0}
+        return ready
+
+
+class _Followed(Struct):
+    """A channel whose members at other nodes are shown."""
+
+    live: Channel
+    applied: int = 0  # number of the last read that was applied
+    members: dict[str, _ShownMembers] = {}  # for each node that shows members, what that read has found
+    first: asyncio.Lock | None = msgspec.field(default_factory=asyncio.Lock)  # held by the first read; None after it
+
+
+class SharedPresence:
+    """Shows the members of this node to the others, and theirs in the channels that are viewed here."""
+
+    def __init__(
+        self,
+        store: Store,
+        nodes: NodeLease,
+        notifier: Notifier,
+        channels: Mapping[str, Channel],
+        agents: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """Share the members of `channels`, those in memory. `agents` returns the agents here with their patterns."""
+        self._store = store
+        self._node = nodes.node
+        self._lease = nodes
+        self._notifier = notifier
+        self._channels = channels
+        self._agents = agents
+        self._changed = _Due(self._pause_s)  # channels whose members here have changed
+        self._shown: set[str] = set()  # channels with members here
+        self._revision = 0
+        self._recent: list[str] = []
+        self._due = _Due(self._pause_s)  # channels whose members elsewhere have changed
+        self._followed: dict[str, _Followed] = {}
+        self._reads = 0
+        self._nodes: dict[str, _ShownNode] = {}  # the other nodes, with their holds
+        self.ended: dict[str, float] = {}  # those without a hold, with the loop time at which their members leave
+        self._check_s = 0.0  # loop time of the next read of the nodes
+        self._signals = 0
+        self._seen: dict[tuple[str, int], None] = {}
+        # called with the channel and id of a member whose lease was withdrawn at another node, and with the time
+        self.on_withdrawn: Callable[[str, str, int], None] | None = None
+        nodes.holds.about_node = self._about_node
+
+    @property
+    def now_ms(self) -> int:
+        """Return the time by the store's clock, as far as it is known."""
+        return self._lease.now_ms
+
+    def loaded(self, channel: Channel) -> None:
+        """Show the members that enter `channel` here, from now on."""
+        channel.presence_state.on_own = partial(self._own_changed, channel.name)
+
+    def _own_changed(self, channel: str) -> int:
+        """Show the members of `channel` to other nodes soon; return the time by the store's clock, in ms."""
+        self._changed.add(channel)
+        return self.now_ms
+
+    def _pause_s(self, channel: str) -> float:
+        live = self._channels.get(channel)
+        return CROWD_S if live is not None and live.presence_state.is_crowd else 0.0
+
+    # -- the members of this node ------------------------------------------------------------------------------
+
+    def _about_node(self) -> dict[str, bytes]:
+        """Return the hold about this node."""
+        agents = sorted(self._agents().items())[:AGENTS]
+        shown = _ShownNode(self._revision, self._recent, agents, self._lease.holds.losses)
+        return {NODES + self._node: _encode(shown)}
+
+    def _show_own(self, channel: str) -> None:
+        """Change the hold of a channel."""
+        live = self._channels.get(channel)
+        own = live.presence_state.own() if live is not None else []
+        has_people = any(member.kind == "user" for _, member in own)
+        if live is not None and has_people and not self._known(live).applied:  # limits count those of other nodes
+            self._due.add(channel)
+        if own or channel in self._shown:
+            self._lease.holds.show(f"{MEMBERS}{channel}/{self._node}", _encode_members(own) if own else None)
+        (self._shown.add if own else self._shown.discard)(channel)
+
+    async def publish(self) -> None:
+        """Put the members of this node into the store, until this task is cancelled."""
+        while True:
+            channels = await self._changed.take(None)
+            if not channels:
+                continue
+            for channel in channels:
+                self._show_own(channel)
+            self._revision += len(channels)
+            self._recent = (self._recent + channels)[-RECENT:]
+            try:
+                await self._lease.put()
+            except TenutoError as error:  # the next renewal puts them
+                logger.debug("members of %d channels are shown to other nodes later: %s", len(channels), error)
+            except Exception:  # an error of a third-party store must not end the hub
+                logger.exception("members of %d channels are shown to other nodes later", len(channels))
+            else:
+                for channel in channels:
+                    self._notifier.send(Notice("here", channel, _encode(_MembersMoved(self._node))))
+            await asyncio.sleep(MERGE_S)
+
+    # -- the members of other nodes ----------------------------------------------------------------------------
+
+    async def read(self, channel: Channel) -> None:
+        """Show the members of other nodes in `channel`, and follow them, unless that is so already."""
+        known = self._known(channel)
+        first = known.first
+        if first is None:
+            return
+        async with first:
+            if known.first is None:
+                return  # another reader was first
+            try:
+                await self._read([channel.name])
+            except TenutoError as error:  # viewers get the members later
+                logger.warning("members of other nodes were not read; the hub tries again: %s", error)
+                self._due.add(channel.name)
+            known.first = None
+
+    def _known(self, channel: Channel) -> _Followed:
+        """Return the followed `channel`; from now on it is followed."""
+        known = self._followed.get(channel.name)
+        if known is None or known.live is not channel:
+            known = self._followed[channel.name] = _Followed(channel)
+        return known
+
+    async def follow(self) -> None:
+        """Follow the members of the other nodes until this task is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            channels = await self._due.take(self._check_s)
+            begun_s = loop.time()
+            with logs_errors("members of other nodes were not read; the hub tries again"):
+                if begun_s >= self._check_s:
+                    self._check_s = begun_s + FOLLOW_S
+                    self._forget_unused()
+                    await self._read_nodes()
+                if len(channels) > READS:
+                    await self._read(channels)
+                else:
+                    for channel in channels:
+                        await self._read([channel])
+                channels = []
+            self._due.add(*channels)  # retry the channels whose read failed
+            await asyncio.sleep(min(max(MERGE_S, loop.time() - begun_s), FOLLOW_S))  # half of the time without a read
+
+    def _forget_unused(self) -> None:
+        """Forget the channels that have left memory."""
+        self._followed = {
+            name: known for name, known in self._followed.items() if self._channels.get(name) is known.live
+        }
+        self._changed.add(*(name for name in self._shown if name not in self._channels))
+
+    async def _read_nodes(self) -> None:
+        """Read the holds of the nodes, and note the channels whose members have changed. Raises StoreUnavailable."""
+        held = await in_time(self._store.holds(NODES), self._store.name)
+        now_s = asyncio.get_running_loop().time()
+        found = {
+            node: _decode(hold.value, _ShownNode) or _ShownNode() for node, hold in held.values() if node != self._node
+        }
+        for node, seen in found.items():
+            known, self._nodes[node] = self._nodes.get(node, _ShownNode()), seen
+            missed = seen.revision - known.revision
+            was_ended = self.ended.pop(node, None) is not None
+            if was_ended or seen.losses != known.losses or not 0 <= missed <= len(seen.recent):
+                self._due.add(*self._followed)
+            elif missed:
+                self._due.add(*(one for one in seen.recent[-missed:] if one in self._followed))
+            if seen.agents != known.agents:
+                for channel, followed in self._followed.items():
+                    self._show(channel, followed, node)
+        for node in self._nodes.keys() - found.keys():
+            self.ended.setdefault(node, now_s + GRACE_S)
+        for node in [node for node, ends_s in self.ended.items() if now_s >= ends_s]:
+            del self.ended[node], self._nodes[node]
+            for channel, followed in self._followed.items():
+                followed.members.pop(node, None)
+                self._show(channel, followed, node)
+
+    async def _read(self, channels: Sequence[str]) -> None:
+        """Read the members of `channels` that are followed, by one call. Raises StoreUnavailable."""
+        followed = {channel: self._followed[channel] for channel in channels if channel in self._followed}
+        if not followed:
+            return
+        self._reads += 1
+        number = self._reads
+        losses = {node: shown.losses for node, shown in self._nodes.items()}
+        prefix = f"{MEMBERS}{channels[0]}/" if len(channels) == 1 else MEMBERS
+        held = await in_time(self._store.holds(prefix), self._store.name)
+        found: dict[str, dict[str, _ShownMembers]] = {channel: {} for channel in followed}
+        for name, (node, hold) in held.items():
+            channel = name.removeprefix(MEMBERS).removesuffix(f"/{node}")
+            if node != self._node and channel in found:
+                found[channel][node] = _members_in(hold.value)
+        if any(
+            found[one].keys() - self._nodes.keys() or known.members.keys() - found[one].keys()
+            for one, known in followed.items()
+        ):
+            await self._read_nodes()  # a node has begun, or has ended, or its last member has left
+        for channel, known in followed.items():
+            if number < known.applied:
+                continue  # a later read was faster
+            known.applied = number
+            if known.first is not None and not known.first.locked():
+                known.first = None
+            for node in sorted(found[channel].keys() | self._nodes.keys()):
+                if node in found[channel]:
+                    known.members[node] = found[channel][node]
+                elif node in self.ended or self._nodes[node].losses != losses.get(node):
+                    continue  # its holds were lost, perhaps before they were read
+                else:
+                    known.members.pop(node, None)
+                self._show(channel, known, node)
+
+    def _show(self, channel: str, followed: _Followed, node: str) -> None:
+        """Show the members and the agents of `node` in a channel, as far as they are known."""
+        shown = followed.members.get(node, _ShownMembers())
+        agents = self._nodes[node].agents if node in self._nodes else []
+        followed.live.presence_state.show(node, {**_listening(channel, agents), **dict(shown.members)}, shown.unnamed)
+
+    # -- notices -----------------------------------------------------------------------------------------------
+
+    def receive(self, notice: Notice | None) -> None:
+        """Take a notice of another node. None: notices may have been missed."""
+        if notice is None:
+            self._check_s = 0.0
+            self._due.wake()
+        elif notice.kind == "here":
+            self._receive_here(notice)
+        elif notice.kind == "signal":
+            self._receive_signal(notice)
+
+    def _receive_here(self, notice: Notice) -> None:
+        here = _decode(notice.body, _MembersMoved)
+        if here is None or here.node == self._node:
+            return
+        if here.member and self.on_withdrawn is not None:
+            self.on_withdrawn(notice.channel, here.member, here.at_ms)
+        if notice.channel in self._followed:
+            self._due.add(notice.channel)
+
+    def send_withdrawn(self, channel: str, member_id: str) -> None:
+        """Let the other nodes end the lease of a member."""
+        self._notifier.send(
+            Notice("here", channel, _encode(_MembersMoved(self._node, member_id, self._lease.latest_ms)))
+        )
+
+    def send_signal(self, channel: str, signal: Signal) -> None:
+        """Send a signal to the viewers at other nodes."""
+        self._signals += 1
+        body = _encode(_Sent(self._node, self._signals, signal.name, signal.data, signal.from_, self.now_ms))
+        if len(body) <= SIGNAL_BYTES:
+            self._notifier.send(Notice("signal", channel, body))
+
+    def _receive_signal(self, notice: Notice) -> None:
+        live = self._channels.get(notice.channel)
+        sent = _decode(notice.body, _Sent)
+        if live is None or sent is None or sent.node == self._node or (sent.node, sent.number) in self._seen:
+            return
+        self._seen[sent.node, sent.number] = None
+        if len(self._seen) > SEEN:
+            del self._seen[next(iter(self._seen))]
+        age_s = (self._lease.latest_ms - sent.at_ms) / 1000 if sent.at_ms else 0.0
+        sent_s = asyncio.get_running_loop().time() - max(0.0, age_s)
+        live.presence_state.signal(Signal(name=sent.name, data=sent.data, from_=sent.by), sent_s)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _encode_members(own: list[tuple[str, NodeMember]]) -> bytes:
+    """Return the hold with the members `own`, at most `HOLD_BYTES` of them.
+
+    The first `NAMED` have their data, as long as that takes at most half of the bytes.
+    """
+    members: list[msgspec.Raw] = []
+    size = 0
+    for member_id, member in own:
+        encoded = _encode((member_id, member))
+        if len(members) >= NAMED or size + len(encoded) > HOLD_BYTES // 2:
+            encoded = _encode((member_id, NodeMember(member.kind, member.connections, 0, {})))
+        if size + len(encoded) > HOLD_BYTES:
+            break
+        members.append(msgspec.Raw(encoded))
+        size += len(encoded)
+    return _encode((members, len(own) - len(members)))
+
+
+def _members_in(value: bytes) -> _ShownMembers:
+    """Return the members in a hold, without those that only another version of the hub can read."""
+    shown = _decode(value, _ShownMembers)
+    if shown is None and (encoded := _decode(value, _EncodedMembers)) is not None:
+        members = [one for raw in encoded.members if (one := _decode(raw, tuple[str, NodeMember])) is not None]
+        return _ShownMembers(members, encoded.unnamed)
+    return shown or _ShownMembers()
+
+
+def _listening(channel: str, agents: Iterable[tuple[str, str]]) -> dict[str, NodeMember]:
+    """Return the members that the agents of a node are in `channel`, as far as its hold does not show them."""
+    member = NodeMember("agent", 1, 0, {"state": "listening"})
+    return {name: member for name, pattern in agents if matches(pattern, channel)}
+
+
+def _decode(value: bytes | msgspec.Raw, kind: type[T]) -> T | None:
+    """Return the value of a hold or a notice; None if another version of the hub has made it."""
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except DAMAGE:
+        return None
+
 
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # only the server may send these, since clients trust them
 

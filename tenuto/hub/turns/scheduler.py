@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,9 +43,31 @@ from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pending import Done, Result
-from tenuto.hub.turns.renewing import share_loss
-from tenuto.hub.turns.unended import UnendedAttempts
-from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool
+from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool, share_loss
+
+MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
+
+
+class UnendedAttempts:
+    """For deleted messages: the last attempt whose handler, in another process, may not have ended.
+
+    It may still send `turn.done` after the message was created again, so new attempts get numbers above this one.
+    """
+
+    def __init__(self) -> None:
+        self._attempts: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def note(self, channel: str, message_id: str, attempt: int) -> None:
+        """Note that the handler of `attempt` may still run."""
+        key = (channel, message_id)
+        self._attempts[key] = max(attempt, self._attempts.pop(key, 0))
+        if len(self._attempts) > MAX_UNENDED:
+            self._attempts.popitem(last=False)
+
+    def attempt(self, channel: str, message_id: str) -> int:
+        """Return the last attempt at a deleted message with this id whose handler may still end it, or 0."""
+        return self._attempts.get((channel, message_id), 0)
+
 
 logger = logging.getLogger("tenuto.hub")
 

@@ -2,7 +2,9 @@
 
 Layer: hub.
 
-`Hub.turn` and the routes of an app (`tenuto.routes`) read turns here.
+`Hub.turn` and the routes of an app (`tenuto.routes`) read turns here. An agent that works on one message may answer a
+later one in the same turn (`take_waiting`). The later message then gets no turn of its own: a stored claim ties it to
+the running turn, and it is over when that turn is.
 """
 
 from __future__ import annotations
@@ -12,12 +14,50 @@ from collections.abc import Iterable
 
 from tenuto.core.deltas import TurnStatus, is_answer_of, is_question, turn_state
 from tenuto.core.document import restore
+from tenuto.core.errors import Deleted, Fenced, Finished, NotFound
 from tenuto.core.message_state import ClaimState, MessageState
 from tenuto.core.model import Command, Message
+from tenuto.core.ops import WriterIdentity
+from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.turns import CANCEL, newest_branch
 from tenuto.hub.channel import Channel
 from tenuto.hub.pending import own_copy
 from tenuto.hub.runtime import Runtime
+
+
+async def take_waiting(runtime: Runtime, channel: str, message_id: str, by: str, turn: str | None) -> bool:
+    """Take `message_id` into the turn of the message `turn` of agent `by`, or with None into its newest turn.
+
+    Return False if another turn has the message, if it does not wait, or if there is no such turn.
+    """
+    scheduler = runtime.scheduler
+    try:
+        known = await runtime.message(channel, message_id)
+    except NotFound:
+        return False
+    host = scheduler.turn_of(channel, by, turn)
+    if known.claim is None or known.deleted or host is None:
+        return False
+    claim = known.claim
+    within, attempt, holder = host
+    if claim.state != "pending":
+        return turn is not None and scheduler.is_held(channel, message_id, within, attempt)
+    writer = WriterIdentity(by=by, node=runtime.node) if holder.node is not None else None
+    caller = Caller(id=by, writer=writer, is_server=True)
+    request = ClaimTurn(
+        generation=claim.generation,
+        above=scheduler.unended.attempt(channel, message_id),
+        lease_s=holder.lease_ms / 1000,
+        within=within,
+        within_generation=attempt,
+    )
+    try:
+        with scheduler.taking(channel, message_id, within, attempt):
+            await runtime.ask(channel, message_id, request, caller)
+    except (Fenced, Finished, Deleted, NotFound):
+        return False
+    return True
+
 
 PAGES = (20, 200)  # newest messages to load until the answers of a turn are in memory; older ones are read in pages
 MAX_PAGES = 10  # pages of the store to read for one turn, since a peer may name the oldest message of a long channel
