@@ -1,0 +1,161 @@
+"""Count the calls and modules of the package on three ways through a real server: uvicorn, SQLite, a WebSocket.
+
+Layer: tests.
+
+`python -m tests.walks` prints the figures of an append to a WebSocket, an attach with catch-up, and a turn with one
+token; `-v` lists the functions in their order. Periodic work (heartbeats, leases of nodes, housekeeping) is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from tenuto import Hub, Turn
+from tenuto.server import serving
+
+PACKAGE = str(Path(serving.__file__).parents[1]) + os.sep
+PERIODIC = ("Heartbeats.", "Connections.", "NodeLease.", "keep_house", "free_memory", "_tidy_store")
+PATIENCE_S = 60.0
+
+
+class Walk:
+    """The calls of the package's functions while it is on."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.calls: list[tuple[str, str]] = []
+
+    def profile(self, frame: FrameType, event: str, _: object) -> None:
+        """Note a call; for `sys.setprofile`."""
+        if self.is_on and event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            name = frame.f_code.co_qualname
+            if not frame.f_code.co_name.startswith("<") and not name.startswith(PERIODIC):
+                self.calls.append((frame.f_code.co_filename.removeprefix(PACKAGE), name))
+
+    def figures(self) -> tuple[int, int]:
+        """Return the calls, and the modules in which they are."""
+        return len(self.calls), len({path for path, _ in self.calls})
+
+    def report(self) -> str:
+        """Return the functions in their order, a line for each change of module."""
+        lines, here = [], ""
+        for path, name in self.calls:
+            if path != here:
+                lines.append(f"  {path}: {name}")
+                here = path
+            else:
+                lines[-1] += f", {name}"
+        return "\n".join(lines)
+
+
+async def _until(viewer: ClientConnection, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Read frames until one meets the condition, and return it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            frame: dict[str, Any] = json.loads(await viewer.recv())
+            if is_met(frame):
+                return frame
+
+
+async def _settle() -> None:
+    """Let the loop finish what the last frame has left to do."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def _attach(channel: str, **fields: object) -> str:
+    return json.dumps({"type": "attach", "ref": 1, "channel": channel, "flush_ms": 0, **fields})
+
+
+async def take(folder: Path) -> dict[str, Walk]:
+    """Take each of the walks once, with a store in `folder`, and return them."""
+    walks = {name: Walk() for name in ("append", "attach", "turn")}
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        for walk in walks.values():
+            walk.profile(frame, event, argument)
+
+    hub = Hub(f"sqlite:///{folder / 'walks.db'}", hooks_signals=False)
+
+    @hub.agent("turn:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("hi ")
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/v1/ws"
+        await hub.start()
+        server = serving.server(hub)
+        served = await serving.start(server, listener)
+        threading.setprofile(profile)
+        sys.setprofile(profile)
+        try:
+            async with connect(url) as viewer, hub.message("chat:1") as message:
+                await viewer.send(_attach("chat:1"))
+                await _until(viewer, lambda frame: frame["type"] == "ok")
+                for text in ("a", "b", "c"):
+                    await message.append(text)
+                    await _until(viewer, lambda frame, text=text: text in json.dumps(frame.get("events", frame)))
+                await _settle()
+                walks["append"].is_on = True
+                await message.append("X")
+                await _until(viewer, lambda frame: "X" in json.dumps(frame))
+                await _settle()
+                walks["append"].is_on = False
+                cursor = str(hub.channel("chat:1").state.cursor)
+                await message.append(" more")
+            async with connect(url) as viewer:
+                await _settle()
+                walks["attach"].is_on = True
+                await viewer.send(_attach("chat:1", since=cursor))
+                await _until(viewer, lambda frame: "more" in json.dumps(frame))
+                await _settle()
+                walks["attach"].is_on = False
+            async with connect(url) as viewer:
+                await viewer.send(_attach("turn:1"))
+                await _until(viewer, lambda frame: frame["type"] == "ok")
+                await _settle()
+                walks["turn"].is_on = True
+                await viewer.send(json.dumps({"type": "create", "ref": 2, "channel": "turn:1", "text": "q"}))
+                await _until(viewer, lambda frame: "message.finish" in json.dumps(frame))
+                await _settle()
+                walks["turn"].is_on = False
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+            server.should_exit = True
+            await served
+            await hub.close()
+    return walks
+
+
+def main() -> None:
+    """Print the figures, as JSON with `--json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        walks = asyncio.run(take(Path(folder)))
+    if "--json" in sys.argv:
+        print(json.dumps({name: walk.figures() for name, walk in walks.items()}))
+        return
+    for name, walk in walks.items():
+        calls, modules = walk.figures()
+        print(f"{name}: {calls:,} calls in {modules} modules")
+        if "-v" in sys.argv:
+            print(walk.report())
+
+
+if __name__ == "__main__":
+    main()
