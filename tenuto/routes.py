@@ -325,10 +325,11 @@ class Access:
 
     async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
         hub = self._hub
-        caller = caller_of(hub, self.identity, channel, peer_of(self._scope))
+        peer = peer_of(self._scope)
+        caller = caller_of(hub, self.identity, channel, peer)
         caller = replace(caller, brings_answer=not starts_turn)
         result = await hub.ask(channel, key, request, caller)
-        count_new_channel(hub, self.identity, result)
+        count_new_channel(hub, self.identity, peer, result)
         if result.created and hub.channel(channel).watchers:
             self._charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result

@@ -245,9 +245,9 @@ def member_of(identity: Identity, member: str | None) -> str:
     return check_member(member or identity.client_id or "anonymous", identity.client_id)
 
 
-def count_signal(hub: HubCore, identity: Identity, name: str) -> None:
+def count_signal(hub: HubCore, identity: Identity, peer: str, name: str) -> None:
     """Count a signal of this client. Raises TooMany; Forbidden for a name that only the server may use."""
-    hub.rates.signal(identity)
+    hub.rates.signal(identity, peer)
     check_signal(name)
 
 
@@ -259,13 +259,13 @@ def caller_of(hub: HubCore, identity: Identity, channel: str, peer: str) -> Call
     caller = identity.caller(channel)
     if hub.questions is not None:
         caller = replace(caller, peer=peer)
-    return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
+    return caller if hub.rates.may_begin(identity, peer) else replace(caller, may_begin=False)
 
 
-def count_new_channel(hub: HubCore, identity: Identity, result: Result) -> None:
+def count_new_channel(hub: HubCore, identity: Identity, peer: str, result: Result) -> None:
     """Count a new channel of this client if the stored request was the channel's first entry."""
     if result.created and result.serial == 1:
-        hub.rates.began(identity)
+        hub.rates.began(identity, peer)
 
 
 def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -144,6 +144,39 @@ def test_requests_and_connections_of_visitors_count_for_their_address_too() -> N
     assert len(rates) == len(rates.of_addresses) == 0
 
 
+@pytest.mark.parametrize("others", [1, 300])
+def test_channels_signals_and_bodies_of_visitors_count_for_their_address_too(others: int) -> None:
+    """Of one visitor `ClientLimits` hold, of all others together ten times as many."""
+    time = Time()
+    limits = ClientLimits(client_channels=5, client_signals=2)
+    rates = Rates(limits, now_s=time)
+    rates.of_addresses = Rates(of_addresses(limits, 10), bodies_factor=10, now_s=time)
+    crowd = [Identity(client_id=visitor(number), grants={}) for number in range(others)]
+    factor = min(10, others)
+    begun = signals = bodies = 0
+    with ExitStack() as stack:
+        for _ in range(200 // others + 10):
+            for one in crowd:
+                if rates.may_begin(one, ADDRESS):
+                    rates.began(one, ADDRESS)
+                    begun += 1
+                with suppress(TooMany):
+                    rates.signal(one, ADDRESS)
+                    signals += 1
+                with suppress(TooMany):
+                    stack.enter_context(rates.body(one, ADDRESS, largest_bytes=16, max_bytes=100))
+                    bodies += 1
+        assert (begun, signals, bodies) == (5 * factor, 2 * factor, 100 * factor)
+        stranger = Identity(client_id=visitor(others), grants={})
+        assert rates.may_begin(stranger, "192.0.2.2")
+        rates.signal(stranger, "192.0.2.2")
+        with rates.body(stranger, "192.0.2.2", largest_bytes=16, max_bytes=100) as body:
+            body.grow(100)
+    time.now_s = 3600
+    rates.forget_new()
+    assert len(rates) == len(rates.of_addresses) == 0
+
+
 # In a hub
 
 
@@ -265,3 +298,25 @@ async def test_question_through_an_adapter_counts_once_and_its_history_does_not(
         await access.create(page.channel, text="now")
         with pytest.raises(TooMany):
             await access.create(page.channel, text="and again")
+
+
+async def test_visitors_of_one_address_begin_channels_and_send_signals_within_its_limits() -> None:
+    limits = ClientLimits(client_requests=1000, client_channels=1, client_signals=1)
+    hub = new_hub(authenticate=visitors(questions_per_minute=1000), client_limits=limits)
+    assert isinstance(hub.authenticate, Visitors)
+    assert hub.rates.of_addresses is not None
+    for one in (hub.rates, hub.rates.of_addresses):
+        one._now_s = Time()
+    await hub.start()
+    for address, count in (("192.0.2.9", 15), ("192.0.2.10", 1)):
+        statuses = []
+        async with asking(hub, client=address) as crowd:
+            for number in range(count):
+                one = visitor(number + count)
+                token = {"authorization": f"Bearer {hub.authenticate.token_of(one)}"}
+                for path, body in (("signals", {"name": "typing"}), ("messages", {"text": "x"})):
+                    response = await crowd.post(f"/v1/channels/chat:{one}/{path}", json=body, headers=token)
+                    statuses.append((path, response.status_code))
+        assert statuses.count(("signals", 202)) == statuses.count(("messages", 201)) == min(count, 10)
+        assert statuses.count(("signals", 429)) == statuses.count(("messages", 429)) == max(0, count - 10)
+    await hub.close()
