@@ -30,9 +30,9 @@ from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turn_deltas import TurnStatus
-from tenuto.core.visitor_ids import is_visitor
+from tenuto.core.visitor_ids import asker_of
 from tenuto.hub import HubCore
-from tenuto.hub.access.questions import Asked
+from tenuto.hub.access.questions import Asked, current_route, enter_route
 from tenuto.hub.access.visitors import visit_in
 from tenuto.hub.keep.control import check_speed
 from tenuto.hub.patterns import check_pattern
@@ -44,7 +44,7 @@ from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.framing import EndFrame
 from tenuto.transports.headers import peer_of
-from tenuto.transports.mounting import check_asgi, check_path, mount
+from tenuto.transports.mounting import check_asgi, check_path, mount, respond_to_refusals
 from tenuto.transports.origin import check_page_of_question
 
 Scope = MutableMapping[str, Any]
@@ -172,7 +172,7 @@ class Hub(HubCore):
             async with self._openings.setdefault(channel, asyncio.Lock()):
                 await self.start()
                 try:
-                    asked = _count_answer(self, prompt_by, scope)
+                    asked = _count_answer(self, channel, prompt, prompt_by, scope)
                 except TooMany:
                     joined = await join(message_id, scope)
                     if joined is not None:
@@ -250,9 +250,12 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
-        if self.questions is not None:
-            visit_in(scope)  # now, so that the copy of the scope shares it
-        return await authorize(self._asgi, dict(scope), channel, capabilities)
+        if self.questions is None:
+            return await authorize(self._asgi, dict(scope), channel, capabilities)
+        visit = visit_in(scope)  # now, so that the copy of the scope shares it
+        access = await authorize(self._asgi, dict(scope), channel, capabilities)
+        enter_route(visit.client_id, peer_of(dict(scope)))
+        return access
 
     async def serve_socket(
         self,
@@ -322,10 +325,13 @@ class Hub(HubCore):
     def install(self, app: Any, path: str) -> None:
         """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan.
 
-        The hub is placed before earlier routes that would hide it, such as static files at `/`.
+        The hub is placed before earlier routes that would hide it, such as static files at `/`. If the hub refuses a
+        request that a route of the app makes, the response has the status of the refusal, such as 429, unless the app
+        has a handler of its own for `TenutoError`.
         """
         self.path = check_path(path)
         mount(app, self.path, self)
+        respond_to_refusals(app)
         before = app.router.lifespan_context
 
         @asynccontextmanager
@@ -366,12 +372,19 @@ def _visitor_in(hub: Hub, scope: Scope) -> str | None:
     return visit_in(dict(scope)).client_id if hub.questions is not None else None
 
 
-def _count_answer(hub: Hub, prompt_by: str | None, scope: Scope) -> Asked:
-    """Count an answer that the app begins for a visitor. Raises TooMany, and Forbidden for a page of another site."""
-    visitor = _visitor_in(hub, scope) or prompt_by
-    if hub.questions is None or visitor is None or not is_visitor(visitor):
+def _count_answer(hub: Hub, channel: str, prompt: str | None, prompt_by: str | None, scope: Scope) -> Asked:
+    """Count an answer that the app begins for a visitor, unless the app has stored its question, which counts.
+
+    Raises TooMany, and Forbidden for a page of another site.
+    """
+    if hub.questions is None:
+        return Asked([])
+    visitor = _visitor_in(hub, scope) or asker_of(channel, hub.caller(prompt_by))
+    if visitor is None:
         return Asked([])
     check_page_of_question(hub, dict(scope))
+    if current_route().answer(channel) and not prompt:
+        return Asked([])
     return hub.questions.ask(visitor, peer_of(dict(scope)))
 
 

@@ -202,7 +202,11 @@ class Committer:
     def _end(self) -> None:
         """Fail all items that are queued or in flight."""
         self._is_over = True
-        items = [decided.item for decided in self._cut_now.decided] if self._cut_now is not None else []
+        in_flight = self._cut_now.decided if self._cut_now is not None else []
+        for decided in in_flight:
+            for ask in decided.granted:
+                ask.is_unclear = True
+        items = [decided.item for decided in in_flight]
         items += [*self._queue.drain(), *self._loader.drain()]
         for item in items:
             item.failed(

@@ -10,9 +10,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 
-from tenuto.core.errors import LocalError, shown
+from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.hub.access.visitors import visit_in
+from tenuto.transports.http import problem_response
 from tenuto.transports.operations import SOCKET_PATH
 
 logger = logging.getLogger("tenuto.transports")
@@ -45,6 +49,22 @@ def mount(app: Any, path: str, hub: Any) -> None:
             shown(routes[hiding]),
         )
         routes.insert(hiding, routes.pop())
+
+
+def respond_to_refusals(app: Any) -> None:
+    """Let a Starlette or FastAPI app respond to a refusal by the hub in a route as the hub does, such as by 429.
+
+    Handlers of the app for such errors come first. Mistakes and bugs stay exceptions.
+    """
+
+    async def respond(request: Request, error: TenutoError) -> Response:
+        if error.status == 500 or request.scope["type"] != "http":
+            raise error
+        response = problem_response(error)
+        response.raw_headers += visit_in(request.scope).headers
+        return response
+
+    app.exception_handlers.setdefault(TenutoError, respond)
 
 
 def check_asgi(app: object) -> None:

@@ -227,14 +227,17 @@ async def test_all_that_calls_the_model_counts_and_nothing_else() -> None:
         assert 0 < refused["retry_after_s"] <= 12
         for kind in ({"name": "regenerate", "target": "q1"}, {"name": "steer"}):
             assert (await page.post("commands", **kind)).status_code == 429
-        with pytest.raises(TooMany):
-            await hub.create(page.channel, text="by a route of the app", author=page.id)
+        for author in (page.id, None, "you"):
+            with pytest.raises(TooMany):
+                await hub.create(page.channel, text="by a route of the app", author=author)
         assert (await page.post("messages", id="q1", text="first")).status_code == 200
         change = await served.http.patch(
             f"/v1/channels/{page.channel}/messages/q1", json={"text": "x"}, headers=page.token
         )
         assert change.status_code == 200
-        assert (await hub.create(page.channel, text="not by the visitor")).text == "not by the visitor"
+        await hub.create(page.channel, text="of an imported conversation", starts_turn=False)
+        await hub.create(page.channel, text="by the app", role="assistant")
+        await hub.create("chat:1", text="in another channel")
 
 
 async def test_questions_that_a_socket_sends_at_once_are_bounded() -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
+from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Route
 from websockets.asyncio.client import connect
 
 from tenuto import Hub, Identity, visitors
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
@@ -513,3 +515,94 @@ async def test_route_of_a_visitor_beyond_the_limit_gets_429() -> None:
         assert (repeated.status_code, repeated.text) == (200, without_prompt.text)
         channel = f"chat:{(await served.http.post('/id')).json()['id']}"
         assert len((await hub.history(channel)).messages) == 3
+
+
+def asking_app(hub: Hub, guests: Visitors, kind: type[Starlette], *, streams: bool = False) -> Starlette:
+    """Return an app with a route that stores a question itself, and answers it by `stream_response` if it `streams`."""
+
+    async def ask(request: Request) -> Response:
+        channel = f"chat:{await guests.of(request)}"
+        await hub.create(channel, text="why?", id=request.query_params.get("id"))
+        if streams:
+            return hub.stream_response(channel, ["because"])
+        return Response("stored")
+
+    def ask_in_thread(request: Request) -> Response:
+        stored = hub.sync.create(request.query_params["channel"], text="why?", author="you")
+        return Response(stored.id)
+
+    app = kind()
+    app.router.routes += [Route("/ask", ask, methods=["POST"]), Route("/thread", ask_in_thread)]
+    hub.install(app, "/tenuto")
+    return app
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+async def test_question_that_a_route_stores_counts_and_is_refused_with_429(kind: type[Starlette]) -> None:
+    guests = visitors(questions_per_minute=2)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, asking_app(hub, guests, kind)) as served:
+        visitor = (await served.http.post("/tenuto/v1/visitor")).json()["id"]
+        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
+        assert [(await served.http.post(f"/ask?id=q{number}")).status_code for number in (1, 1, 2)] == [200] * 3
+        for refused in (
+            await served.http.post("/ask"),
+            await served.http.get(f"/thread?channel=chat:{visitor}.2"),
+        ):
+            assert (refused.status_code, refused.json()["code"]) == (429, "too_many")
+            assert int(refused.headers["retry-after"]) >= refused.json()["retry_after_s"] == 30
+        assert (await served.http.post("/ask?id=q1")).status_code == 200  # a repeat
+        assert len((await hub.history(f"chat:{visitor}")).messages) == 2
+
+
+async def test_questions_that_a_route_stores_count_for_the_address_of_its_caller() -> None:
+    guests = visitors(questions_per_minute=1, address_factor=3)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, asking_app(hub, guests, FastAPI)) as served:
+        statuses = []
+        for _ in range(5):
+            statuses.append((await served.http.post("/ask")).status_code)
+            served.http.cookies.clear()
+    assert statuses == [200, 200, 200, 429, 429]
+
+
+async def test_question_of_a_route_and_its_answer_count_once() -> None:
+    guests = visitors(questions_per_minute=3)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, asking_app(hub, guests, FastAPI, streams=True)) as served:
+        await served.http.post("/tenuto/v1/visitor")
+        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
+        statuses = [(await served.http.post("/ask")).status_code for _ in range(4)]
+    assert statuses == [200, 200, 200, 429]
+
+
+async def test_answer_in_a_channel_of_a_visitor_counts_for_it_without_a_word_of_the_app() -> None:
+    guests = visitors(questions_per_minute=2)
+    hub = new_hub(authenticate=guests)
+    app = FastAPI()
+    channel = f"chat:{new_visitor_id(bytes(13))}.2"
+
+    @app.post("/ask")
+    async def ask(by: str | None = None) -> Any:
+        return hub.stream_response(channel, ["because"], prompt="why?", prompt_by=by)
+
+    async with serving(hub, app) as served:
+        statuses = [(await served.http.post(f"/ask{query}")).status_code for query in ("", "?by=you", "", "?by=you")]
+    assert statuses == [200, 200, 429, 429]
+
+
+async def test_handler_of_the_app_for_refusals_is_kept() -> None:
+    guests = visitors(questions_per_minute=1)
+    hub = new_hub(authenticate=guests)
+    app = asking_app(hub, guests, FastAPI)
+
+    async def teapot(request: Request, error: Exception) -> Response:
+        return Response(type(error).__name__, 418)
+
+    app.add_exception_handler(TenutoError, teapot)
+    async with serving(hub, app) as served:
+        await served.http.post("/tenuto/v1/visitor")
+        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
+        await served.http.post("/ask")
+        refused = await served.http.post("/ask")
+        assert (refused.status_code, refused.text) == (418, "TooMany")
