@@ -82,6 +82,6 @@ class Visitors(VisitorVerifier):
         enter_route(visit.client_id, peer_of(scope))
         if identity.client_id is None:
             raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
-        if response is not None and visit.set_cookie is not None:
-            response.headers.append("set-cookie", visit.set_cookie.decode())
+        for name, value in visit.headers if response is not None else ():
+            response.headers.append(name.decode(), value.decode())
         return identity.client_id

@@ -5,6 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -14,12 +15,13 @@ import httpx2
 import pytest
 
 from tenuto import Hub, Identity, Turn, visitors
-from tenuto.core.errors import StoreUnavailable, TooMany
+from tenuto.core.errors import Draining, StoreUnavailable, TooMany
 from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub.access.questions import DAY_S, FORGET_AT_ONCE, MAX_COUNTED, QuestionLimits, Questions
 from tenuto.hub.access.rates import ClientLimits, Rates, of_addresses
-from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.visiting import Visitors
+from tests.hub.test_commit_outcomes import ScriptedStore, kill
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_websocket import dialled
 
@@ -262,6 +264,38 @@ async def test_question_that_is_not_stored_does_not_count() -> None:
         hub.store.commit = commit  # type: ignore[method-assign]
         assert (await page.post("messages", id="q1", text="x")).status_code == 201
         assert (await page.post("messages", text="x")).status_code == 429
+
+
+async def test_question_with_an_unknown_outcome_counts() -> None:
+    store = ScriptedStore()
+    hub = new_hub(store, authenticate=visitors(questions_per_minute=2))
+    channel = f"chat:{visitor()}"
+    await hub.create(channel, id="q1", text="stored")
+    store.script, store.is_readable = ["kept"], False
+    with pytest.raises(CommitUnknown):
+        await hub.create(channel, id="q2", text="stored, which the hub cannot read")
+    store.is_readable = True
+    with pytest.raises(TooMany):
+        await hub.create(channel, id="q3", text="too many")
+    assert (await hub.create(channel, id="q2", text="stored, which the hub cannot read")).id == "q2"
+    await hub.close()
+
+
+async def test_question_in_flight_when_the_hub_ends_counts() -> None:
+    store = ScriptedStore()
+    hub = new_hub(store, authenticate=visitors(questions_per_minute=1))
+    await hub.start()
+    store.gate = asyncio.Event()
+    asked = asyncio.ensure_future(hub.create(f"chat:{visitor()}", text="perhaps stored"))
+    await store.is_committing.wait()
+    await kill(hub)
+    with pytest.raises(Draining):
+        await asked
+    assert hub.questions is not None
+    with pytest.raises(TooMany):
+        hub.questions.ask(visitor(), None)
+    store.gate.set()
+    await hub.close()
 
 
 async def test_hundreds_of_visitors_of_one_address_are_refused_and_others_are_served() -> None:

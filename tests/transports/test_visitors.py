@@ -95,8 +95,9 @@ def pair(header: str | None) -> str:
 async def test_browser_gets_an_id_and_keeps_it(hub: Hub) -> None:
     visitor, header = await met(hub)
     assert header is not None
-    assert header.startswith(f"{COOKIE}={visitor}.")
-    assert header.endswith("; Path=/; Max-Age=34560000; HttpOnly; SameSite=Lax")
+    assert header.startswith(COOKIE)
+    assert header.partition("=")[2].startswith(f"{visitor}.")
+    assert header.endswith("; Max-Age=34560000; Path=/; HttpOnly; SameSite=Lax")
     assert len(header) < 200
     assert await met(hub, cookie=f"a=1; {pair(header)}; b=2") == (visitor, None)
 
@@ -115,19 +116,20 @@ async def test_cookie_is_renewed_and_ends(hub: Hub) -> None:
 async def test_cookie_that_proves_nothing_gives_a_new_id(hub: Hub) -> None:
     visitor, header = await met(hub)
     other, other_header = await met(hub)
-    proof = pair(header).partition("=")[2]
+    name, _, proof = pair(header).partition("=")
     stranger = new_hub(authenticate=visitors())
     _, foreign = await met(stranger)
     await stranger.close()
     for cookie in (
-        f"{COOKIE}={proof[:-1]}",  # cut
-        f"{COOKIE}={proof.replace(visitor, other)}",  # of another visitor
-        f"{COOKIE}={guests_of(hub).token_of(visitor)}",  # a token, which a page could plant
+        f"{name}={proof[:-1]}",  # cut
+        f"{name}={proof.replace(visitor, other)}",  # of another visitor
+        f"{name}={guests_of(hub).token_of(visitor)}",  # a token, which a page could plant
         pair(foreign),  # of another hub
-        f"{COOKIE}={proof}{'x' * 4096}",  # 4 KB long
-        f"{COOKIE}={'.' * 100}",
-        f"{COOKIE}=",
-        f"{COOKIE}={proof}é",
+        f"{name}={pair(foreign).partition('=')[2]}",
+        f"{name}={proof}{'x' * 4096}",  # 4 KB long
+        f"{name}={'.' * 100}",
+        f"{name}=",
+        f"{name}={proof}é",
         f"{pair(header)}; {pair(other_header)}",  # set twice
         f"{pair(header)}; {pair(header)}",
         "",
@@ -137,13 +139,34 @@ async def test_cookie_that_proves_nothing_gives_a_new_id(hub: Hub) -> None:
         assert fresh is not None
 
 
+async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
+    other = new_hub(authenticate=visitors())
+    visitor, header = await met(hub)
+    stranger, other_header = await met(other, cookie=pair(header))
+    both = f"{pair(other_header)}; {pair(header)}"
+    assert await met(hub, cookie=both) == (visitor, None)
+    assert await met(other, cookie=both) == (stranger, None)
+    await other.close()
+
+
+async def test_new_cookie_removes_the_oldest_of_many_of_other_keys(hub: Hub) -> None:
+    many = [f"{COOKIE}{number:06}" for number in range(70)]
+    async with visiting(hub, cookie="; ".join(f"{name}=x" for name in (*many, "tenuto_visitor_of_the_app"))) as browser:
+        response = await browser.post("/v1/visitor")
+    new, *gone = response.headers.get_list("set-cookie")
+    assert f"{response.json()['id']}." in new
+    assert gone == [f"{name}=; Max-Age=0; Path=/; HttpOnly; SameSite=Lax" for name in many[:50]]
+    async with visiting(hub, cookie="; ".join(f"{name}=x" for name in many[:8])) as browser:
+        assert len((await browser.post("/v1/visitor")).headers.get_list("set-cookie")) == 1
+
+
 async def test_under_https_the_cookie_is_of_this_host_alone() -> None:
     for address, options in (("https://chat.test", {}), (HERE, {"public_origin": "https://chat.test"})):
         hub = new_hub(authenticate=visitors(), **options)
         async with visiting(hub, base_url=address) as browser:
             browser.headers["origin"] = "https://chat.test"
             response = await browser.post("/v1/visitor")
-        assert response.headers["set-cookie"].startswith("__Host-tenuto_visitor=")
+        assert response.headers["set-cookie"].startswith("__Host-tenuto_visitor_")
         assert response.headers["set-cookie"].endswith("; Secure")
         await hub.close()
 
@@ -175,11 +198,13 @@ async def test_key_of_the_app_replaces_that_of_the_store_and_can_be_rotated() ->
     for keys in ([KEY], ["n" * 32, KEY], ["n" * 32]):
         hub = new_hub(authenticate=visitors(key=keys))
         found, fresh = await met(hub, cookie=None if header is None else pair(header))
-        await hub.close()
         if header is None:
             visitor, header = found, fresh
         else:
             assert (found == visitor) is (KEY in keys)
+            assert fresh is not None  # signed with the newest key, so that the older one can go
+            assert await met(hub, cookie=f"{pair(header)}; {pair(fresh)}") == (found, None)
+        await hub.close()
 
 
 async def test_ids_outlive_a_restart_with_the_store(tmp_path: Path) -> None:
