@@ -38,11 +38,11 @@ def visitors(
     """Return an `authenticate` for `Hub` that gives each browser a random id, in a signed cookie.
 
     A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is called
-    first: its identities are persons, and every other caller is a visitor. `key` (at least 32 bytes; several to rotate)
-    signs the ids; without one the hub keeps a key in its store. The limits count requests that cost a call of the
-    model: the questions of each visitor, and `address_factor` times as many of all visitors of one address. Messages in
-    visitors' channels are removed after `keep_days`, unless `retention` has a rule for the channel; None keeps them.
-    Raises LocalError.
+    for callers without a token that this hub gave a visitor: its identities are persons, whose ids may not have the
+    form of a visitor's, and all others are visitors. `key` (at least 32 bytes; several to rotate) signs the ids;
+    without one the hub keeps a key in its store. The limits count requests that cost a call of the model: the questions
+    of each visitor, and `address_factor` times as many of all visitors of one address. Messages in visitors' channels
+    are removed after `keep_days`, unless `retention` has a rule for the channel; None keeps them. Raises LocalError.
     """
     check_authenticate(verify)
     if isinstance(verify, VisitorVerifier):

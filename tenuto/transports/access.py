@@ -37,7 +37,7 @@ from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
 from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
 from tenuto.hub.access.tickets import Ticket
-from tenuto.hub.access.visitors import VisitorVerifier, visit_in
+from tenuto.hub.access.visitors import VisitorVerifier, check_person, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.hub.results import Result
@@ -130,6 +130,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         raise Unauthenticated(
             f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"
         )
+    is_person = False
     if isinstance(verify, VisitorVerifier):
         visitor = verify.identity_by_token(token)
         if visitor is not None:
@@ -137,6 +138,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         verify = verify.verify
         if verify is None:
             raise Unauthenticated("token is of no visitor of this hub; get one with POST /v1/visitor")
+        is_person = True
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))
@@ -146,6 +148,8 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
         raise Unauthenticated("the hub's verifier does not accept this token; send another one")
+    if is_person:
+        check_person(identity)
     return identity
 
 

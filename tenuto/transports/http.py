@@ -57,8 +57,8 @@ from tenuto.transports.access import (
 from tenuto.transports.calls import NO_STORE, Call, json_response
 from tenuto.transports.codec import for_peers, unexpected
 from tenuto.transports.credentials import left_s
-from tenuto.transports.lines import LinesResponse
 from tenuto.transports.headers import peer_of
+from tenuto.transports.lines import LinesResponse
 from tenuto.transports.operations import BY_NAME, OPERATIONS, Operation
 from tenuto.transports.operators import forget, hold, inspect, release, verify
 from tenuto.transports.origin import check_peer

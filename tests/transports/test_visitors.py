@@ -16,7 +16,7 @@ from starlette.routing import Route
 from websockets.asyncio.client import connect
 
 from tenuto import Hub, Identity, visitors
-from tenuto.core.errors import LocalError, TenutoError
+from tenuto.core.errors import LocalError, TenutoError, Unauthenticated
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
@@ -460,6 +460,39 @@ async def test_second_verifier_names_persons_and_all_others_are_visitors() -> No
             assert (await browser.post("/v1/channels/chat:ann/messages", json={"text": "x"})).status_code == 201
     await met(hub)
     await hub.close()
+
+
+async def test_person_with_the_id_of_a_visitor_is_refused() -> None:
+    victim = new_visitor_id(bytes(13))
+
+    async def verify(scope: Any) -> Identity | None:
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
+        return Identity(client_id=authorization.removeprefix(b"Bearer ").decode()) if authorization else None
+
+    hub = new_hub(authenticate=visitors(verify))
+    async with serving(hub) as served:
+        refused = await served.http.post("/v1/visitor", headers={"authorization": f"Bearer {victim}"})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_name")
+        assert "has the form of a visitor's id" in refused.json()["detail"]
+        assert (await served.http.post("/v1/visitor", headers={"authorization": "Bearer v1"})).json()["id"] == "v1"
+        async with dialled(served) as peer:
+            assert (await peer.ask("auth", token=victim))["code"] == "invalid_name"
+
+
+async def test_token_of_a_visitor_is_no_business_of_a_verifier_of_persons() -> None:
+    async def strict(scope: Any) -> Identity | None:
+        if b"authorization" in dict(scope["headers"]):
+            raise Unauthenticated("no token of mine; send another one")
+        return None
+
+    guests = visitors(strict)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub) as served:
+        await hub.start()
+        visitor = new_visitor_id(bytes(13))
+        token = {"authorization": f"Bearer {guests.token_of(visitor)}"}
+        assert (await served.http.post("/v1/visitor", headers=token)).json()["id"] == visitor
+        assert (await served.http.post("/v1/visitor", headers={"authorization": "Bearer x"})).status_code == 401
 
 
 # Routes of an app

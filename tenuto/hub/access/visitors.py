@@ -14,7 +14,7 @@ import secrets
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import InvalidName, LocalError, shown
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope
@@ -126,15 +126,17 @@ class VisitorVerifier:
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the identity of a person, else of a visitor, who gets an id if the request proves none.
 
-        Return None for a bearer token that proves nothing. Raises the errors of the second verifier. The hub must have
-        started, which reads the key.
+        Return None for a bearer token that proves nothing. Raises InvalidName for a person with the id of a visitor,
+        and the errors of the second verifier. The hub must have started, which reads the key.
         """
         token = _bearer(scope)
+        # first, because a verifier of persons may raise for a token that is not its own
         if token is not None and (known := self.identity_by_token(token)) is not None:
             visit_in(scope).client_id = known.client_id
             return known
         person = await self.verify(scope) if self.verify is not None else None
         if person is not None or token is not None:
+            check_person(person)
             return person
         return self._visitor(scope)
 
@@ -184,6 +186,15 @@ class VisitorVerifier:
         visitor, _, issued_s = body.partition(".")
         age_ms = self.hub.clock.now_ms() - int(issued_s) * 1000
         return (visitor, age_ms) if is_visitor(visitor) and age_ms < MAX_AGE_MS else None
+
+
+def check_person(identity: object) -> None:
+    """Raise InvalidName if an identity of the second verifier has the id of a visitor, whose chats it would open."""
+    if isinstance(identity, Identity) and is_visitor(identity.client_id):
+        raise InvalidName(
+            f"client id {shown(identity.client_id)} of a person has the form of a visitor's id; let the verifier "
+            "return another one, such as with a prefix"
+        )
 
 
 def _purpose(kind: str) -> str:
