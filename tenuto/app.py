@@ -135,7 +135,7 @@ class Hub(HubCore):
 
         With the empty prompt `""` the request asks nothing, and `source` is not called: a reloaded page gets the answer
         to the newest question of the channel, or the answer `reply_id`, in the same style, from its beginning and then
-        live. Without an answer it gets status 204, and an EventSource stops.
+        live. Without an answer it gets status 204, and an EventSource stops. A HEAD request begins no answer.
         """
         check_source(source, source_kind, text_field)
         check_style(style, end_frame)

@@ -68,6 +68,7 @@ from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import peer_of
 from tenuto.transports.http import problem_response
 from tenuto.transports.origin import check_peer
+from tenuto.transports.problem import GUARDS
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.traffic import (
@@ -522,11 +523,17 @@ async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabi
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:
-    """Return `endpoint` with its errors as problem responses: a TenutoError as it is, any other one as `internal`."""
+    """Return `endpoint` with its errors as problem responses: a TenutoError as it is, any other one as `internal`.
+
+    Its responses get the headers of the hub's own, unless they have others.
+    """
 
     async def wrapped(request: Request) -> Response:
         try:
-            return await endpoint(request)
+            response = await endpoint(request)
+            for name, value in GUARDS:
+                response.headers.setdefault(name.decode(), value.decode())
+            return response
         except TenutoError as error:
             return problem_response(error)
         except ClientDisconnect:
