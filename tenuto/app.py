@@ -30,10 +30,10 @@ from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turn_deltas import TurnStatus
-from tenuto.core.visitor_ids import asker_of
+from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
 from tenuto.hub.access.questions import Asked, current_route, enter_route
-from tenuto.hub.access.visitors import visit_in
+from tenuto.hub.access.visitors import Visit, visit_in
 from tenuto.hub.keep.control import check_speed
 from tenuto.hub.patterns import check_pattern
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
@@ -348,7 +348,8 @@ class Hub(HubCore):
     def wrap(self, app: AsgiApp, path: str) -> AsgiApp:
         """Return an ASGI app that serves the hub under `path`, and `app` elsewhere, such as Django's.
 
-        The hub handles the lifespan protocol, which Django does not support.
+        The hub handles the lifespan protocol, which Django does not support. The responses of `app` get the cookies of
+        new visitors that it meets by `visitors().of(request)`.
         """
         check_asgi(app)
         prefix = self.path = check_path(path)
@@ -361,10 +362,24 @@ class Hub(HubCore):
             inner = scope["path"].removeprefix(root)
             if inner == prefix or inner.startswith(prefix + "/"):
                 await self({**scope, "root_path": root + prefix}, receive, send)
-            else:
+            elif self.questions is None or scope["type"] != "http":
                 await app(scope, receive, send)
+            else:
+                await app(scope, receive, _with_cookies(visit_in(scope), send))
 
         return wrapped
+
+
+def _with_cookies(visit: Visit, send: Send) -> Send:
+    """Return `send` with the headers that the response must have for `visit`."""
+
+    async def send_marked(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            known = [tuple(one) for one in message.get("headers", ())]
+            message = {**message, "headers": known + [one for one in visit.headers if one not in known]}
+        await send(message)
+
+    return send_marked
 
 
 def _visitor_in(hub: Hub, scope: Scope) -> str | None:
@@ -379,7 +394,7 @@ def _count_answer(hub: Hub, channel: str, prompt: str | None, prompt_by: str | N
     """
     if hub.questions is None:
         return Asked([])
-    visitor = _visitor_in(hub, scope) or asker_of(channel, hub.caller(prompt_by))
+    visitor = _visitor_in(hub, scope) or visitor_of(channel, hub.caller(prompt_by))
     if visitor is None:
         return Asked([])
     check_page_of_question(hub, dict(scope))

@@ -67,8 +67,9 @@ class Visitors(VisitorVerifier):
     async def of(self, request: HTTPConnection, response: Response = None) -> str:  # type: ignore[assignment]
         """Return the id of the caller of a route of your own: a visitor's, or that of a signed-in person.
 
-        The cookie of a new visitor is set on `response` if it is given, and on the response of `hub.stream_response` in
-        any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller that the hub would refuse.
+        The cookie of a new visitor is set on `response` if it is given, and on the response of `hub.stream_response`
+        and of an app within `hub.wrap` in any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller
+        that the hub would refuse; for a request of Django, which has a `scope`, too, the TenutoError itself.
         """
         visit = visit_in(request.scope)  # now, so that the copy of the scope shares it
         scope, hub = dict(request.scope), self.hub
@@ -77,6 +78,8 @@ class Visitors(VisitorVerifier):
             await check_peer(hub, scope)
             identity = await identify(hub, scope)
         except TenutoError as error:
+            if not isinstance(request, HTTPConnection):
+                raise
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
         enter_route(visit.client_id, peer_of(scope))

@@ -42,7 +42,7 @@ def owner_of(channel: str) -> str | None:
     return owner if channel.startswith(STEM) and is_visitor(owner) else None
 
 
-def asker_of(channel: str, caller: Caller) -> str | None:
+def visitor_of(channel: str, caller: Caller) -> str | None:
     """Return the visitor whose question a request of `caller` is; None for that of a person.
 
     What the app itself asks in a visitor's channel is a question of that visitor, whatever author the app names.

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
-from tenuto.core.visitor_ids import asker_of, is_question
+from tenuto.core.visitor_ids import visitor_of, is_question
 from tenuto.hub.access.hosts import address_group
 from tenuto.hub.access.rates import Bucket
 from tenuto.hub.results import Result
@@ -187,7 +187,7 @@ class Questions:
 
         Beyond the limit the caller has a refusal: a repeat of a stored question still gets its result.
         """
-        visitor = asker_of(channel, caller) if is_question(request, caller) else None
+        visitor = visitor_of(channel, caller) if is_question(request, caller) else None
         if visitor is None:
             return caller, None
         route = current_route() if caller.is_app else None
