@@ -17,12 +17,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 57_800,
-    "lines of its kernel": 34_900,
+    "lines of tenuto/": 58_000,
+    "lines of its kernel": 35_200,
     "modules of tenuto/": 300,
     "files in a folder of tenuto/": 39,
     "lines of interop/": 4_100,
-    "lines of tests/": 83_000,
+    "lines of tests/": 83_400,
     "lines of proof/ and bench/": 28_600,
     "words of docs without decisions": 72_000,
     "words of decisions": 12_000,
