@@ -232,6 +232,8 @@ async def test_all_that_calls_the_model_counts_and_nothing_else() -> None:
         for author in (page.id, None, "you"):
             with pytest.raises(TooMany):
                 await hub.create(page.channel, text="by a route of the app", author=author)
+        with pytest.raises(TooMany):
+            await hub.command(page.channel, "regenerate", target="q1")
         assert (await page.post("messages", id="q1", text="first")).status_code == 200
         change = await served.http.patch(
             f"/v1/channels/{page.channel}/messages/q1", json={"text": "x"}, headers=page.token
