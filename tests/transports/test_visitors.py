@@ -627,11 +627,20 @@ async def test_questions_that_a_route_stores_count_for_the_address_of_its_caller
 async def test_question_of_a_route_and_its_answer_count_once() -> None:
     guests = visitors(questions_per_minute=3)
     hub = new_hub(authenticate=guests)
-    async with serving(hub, asking_app(hub, guests, FastAPI, streams=True)) as served:
+    app = asking_app(hub, guests, FastAPI, streams=True)
+    assert isinstance(app, FastAPI)
+
+    @app.post("/blocking")
+    def blocking(visitor: str = Depends(guests.of)) -> Any:
+        hub.sync.create(f"chat:{visitor}", text="why?")
+        return hub.stream_response(f"chat:{visitor}", ["because"])
+
+    async with serving(hub, app) as served:
         await served.http.post("/tenuto/v1/visitor")
         served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
-        statuses = [(await served.http.post("/ask")).status_code for _ in range(4)]
-    assert statuses == [200, 200, 200, 429]
+        paths = ("/ask", "/blocking", "/blocking", "/ask", "/blocking")
+        statuses = [(await served.http.post(path)).status_code for path in paths]
+    assert statuses == [200, 200, 200, 429, 429]
 
 
 async def test_answer_in_a_channel_of_a_visitor_counts_for_it_without_a_word_of_the_app() -> None:

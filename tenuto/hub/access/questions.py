@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
-from tenuto.core.visitor_ids import visitor_of, is_question
+from tenuto.core.visitor_ids import is_question, visitor_of
 from tenuto.hub.access.hosts import address_group
 from tenuto.hub.access.rates import Bucket
 from tenuto.hub.results import Result
