@@ -29,10 +29,10 @@ from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel, check_pattern
 from tenuto.core.requests import CreateMessage
 from tenuto.core.turns import reply_id as reply_id_of
-from tenuto.core.visitor_ids import is_visitor
+from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
-from tenuto.hub.access.questions import Asked
-from tenuto.hub.access.visitors import visit_in
+from tenuto.hub.access.questions import Asked, current_route, enter_route
+from tenuto.hub.access.visitors import Visit, visit_in
 from tenuto.hub.keep.control import check_speed
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.hub.turns.workers import WhenBusy
@@ -41,7 +41,7 @@ from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.headers import peer_of
-from tenuto.transports.operations import check_asgi, check_path, mount
+from tenuto.transports.mounting import check_asgi, check_path, mount, respond_to_refusals
 from tenuto.transports.origin import check_page_of_question
 from tenuto.transports.streams import EndFrame
 
@@ -133,7 +133,7 @@ class Hub(HubCore):
 
         With the empty prompt `""` the request asks nothing, and `source` is not called: a reloaded page gets the answer
         to the newest question of the channel, or the answer `reply_id`, in the same style, from its beginning and then
-        live. Without an answer it gets status 204, and an EventSource stops.
+        live. Without an answer it gets status 204, and an EventSource stops. A HEAD request begins no answer.
         """
         check_source(source, source_kind, text_field)
         check_style(style, end_frame)
@@ -170,7 +170,7 @@ class Hub(HubCore):
             async with self._openings.setdefault(channel, asyncio.Lock()):
                 await self.start()
                 try:
-                    asked = _count_answer(self, prompt_by, scope)
+                    asked = _count_answer(self, channel, prompt, prompt_by, scope)
                 except TooMany:
                     joined = await join(message_id, scope)
                     if joined is not None:
@@ -248,9 +248,12 @@ class Hub(HubCore):
         The verifier identifies the caller, by the rules about origins, cookies and rates. With `channel`, the caller
         needs all `capabilities` on it. Raises Unauthenticated, Forbidden, NoVerifier, InvalidName, TooMany, Draining.
         """
-        if self.questions is not None:
-            visit_in(scope)  # now, so that the copy of the scope shares it
-        return await authorize(self._asgi, dict(scope), channel, capabilities)
+        if self.questions is None:
+            return await authorize(self._asgi, dict(scope), channel, capabilities)
+        visit = visit_in(scope)  # now, so that the copy of the scope shares it
+        access = await authorize(self._asgi, dict(scope), channel, capabilities)
+        enter_route(visit.client_id, peer_of(dict(scope)))
+        return access
 
     async def serve_socket(
         self,
@@ -320,10 +323,13 @@ class Hub(HubCore):
     def install(self, app: Any, path: str) -> None:
         """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan.
 
-        The hub is placed before earlier routes that would hide it, such as static files at `/`.
+        The hub is placed before earlier routes that would hide it, such as static files at `/`. If the hub refuses a
+        request that a route of the app makes, the response has the status of the refusal, such as 429, unless the app
+        has a handler of its own for `TenutoError`.
         """
         self.path = check_path(path)
         mount(app, self.path, self)
+        respond_to_refusals(app)
         before = app.router.lifespan_context
 
         @asynccontextmanager
@@ -340,7 +346,8 @@ class Hub(HubCore):
     def wrap(self, app: AsgiApp, path: str) -> AsgiApp:
         """Return an ASGI app that serves the hub under `path`, and `app` elsewhere, such as Django's.
 
-        The hub handles the lifespan protocol, which Django does not support.
+        The hub handles the lifespan protocol, which Django does not support. The responses of `app` get the cookies of
+        new visitors that it meets by `visitors().of(request)`.
         """
         check_asgi(app)
         prefix = self.path = check_path(path)
@@ -353,10 +360,24 @@ class Hub(HubCore):
             inner = scope["path"].removeprefix(root)
             if inner == prefix or inner.startswith(prefix + "/"):
                 await self({**scope, "root_path": root + prefix}, receive, send)
-            else:
+            elif self.questions is None or scope["type"] != "http":
                 await app(scope, receive, send)
+            else:
+                await app(scope, receive, _with_cookies(visit_in(scope), send))
 
         return wrapped
+
+
+def _with_cookies(visit: Visit, send: Send) -> Send:
+    """Return `send` with the headers that the response must have for `visit`."""
+
+    async def send_marked(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            known = [tuple(one) for one in message.get("headers", ())]
+            message = {**message, "headers": known + [one for one in visit.headers if one not in known]}
+        await send(message)
+
+    return send_marked
 
 
 def _visitor_in(hub: Hub, scope: Scope) -> str | None:
@@ -364,12 +385,19 @@ def _visitor_in(hub: Hub, scope: Scope) -> str | None:
     return visit_in(dict(scope)).client_id if hub.questions is not None else None
 
 
-def _count_answer(hub: Hub, prompt_by: str | None, scope: Scope) -> Asked:
-    """Count an answer that the app begins for a visitor. Raises TooMany, and Forbidden for a page of another site."""
-    visitor = _visitor_in(hub, scope) or prompt_by
-    if hub.questions is None or visitor is None or not is_visitor(visitor):
+def _count_answer(hub: Hub, channel: str, prompt: str | None, prompt_by: str | None, scope: Scope) -> Asked:
+    """Count an answer that the app begins for a visitor, unless the app has stored its question, which counts.
+
+    Raises TooMany, and Forbidden for a page of another site.
+    """
+    if hub.questions is None:
+        return Asked([])
+    visitor = _visitor_in(hub, scope) or visitor_of(channel, hub.caller(prompt_by))
+    if visitor is None:
         return Asked([])
     check_page_of_question(hub, dict(scope))
+    if current_route().answer(channel) and not prompt:
+        return Asked([])
     return hub.questions.ask(visitor, peer_of(dict(scope)))
 
 

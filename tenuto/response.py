@@ -29,6 +29,7 @@ from tenuto.core.model import Message
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.sources import named_source, pipe
+from tenuto.transports.codec import GUARDS
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.http import problem_response
 from tenuto.transports.sender import TaskSender
@@ -189,7 +190,7 @@ class StreamResponse(Response):
         known = {
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache, no-transform",
-            "X-Content-Type-Options": "nosniff",
+            **{name.decode(): value.decode() for name, value in GUARDS},
             "X-Accel-Buffering": "no",
             "Tenuto-Channel": channel,
             **(headers or {}),
@@ -220,6 +221,11 @@ class StreamResponse(Response):
         since = parse_cursor(requested.get("last-event-id", "")) if has_ids else None
         cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
+        if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
+            for name in {"tenuto-message", "location"} - self._own_headers:
+                del self.headers[name]
+            await self._send_empty(send, 200)
+            return
         if not self._is_repeatable and sent_by(since).is_finished:
             await self._send_nothing(send)  # the EventSource would repeat the request otherwise
             return
@@ -275,7 +281,10 @@ class StreamResponse(Response):
     async def _send_nothing(self, send: Send) -> None:
         """Send status 204, which stops an EventSource; with the headers that the app has set, such as cookies."""
         del self.headers["content-type"]
-        await send({"type": "http.response.start", "status": 204, "headers": self.raw_headers})
+        await self._send_empty(send, 204)
+
+    async def _send_empty(self, send: Send, status: int) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _is_for_event_source(self, requested: Headers) -> bool:

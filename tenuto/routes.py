@@ -59,7 +59,7 @@ from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pen
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body
-from tenuto.transports.codec import decode, unexpected
+from tenuto.transports.codec import GUARDS, decode, unexpected
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.frames import DRAINED, EXPIRED, FRAME_TOO_LARGE, MISUSED
 from tenuto.transports.headers import peer_of
@@ -322,10 +322,11 @@ class Access:
 
     async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
         hub = self._hub
-        caller = caller_of(hub, self.identity, channel, peer_of(self._scope))
+        peer = peer_of(self._scope)
+        caller = caller_of(hub, self.identity, channel, peer)
         caller = replace(caller, brings_answer=not starts_turn)
         result = await hub.ask(channel, key, request, caller)
-        count_new_channel(hub, self.identity, result)
+        count_new_channel(hub, self.identity, peer, result)
         if result.created and hub.channel(channel).watchers:
             self._charge(event_bytes(hub, channel, result, len(msgspec.json.encode(request))))
         return result
@@ -518,11 +519,17 @@ async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabi
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:
-    """Return `endpoint` with its errors as problem responses: a TenutoError as it is, any other one as `internal`."""
+    """Return `endpoint` with its errors as problem responses: a TenutoError as it is, any other one as `internal`.
+
+    Its responses get the headers of the hub's own, unless they have others.
+    """
 
     async def wrapped(request: Request) -> Response:
         try:
-            return await endpoint(request)
+            response = await endpoint(request)
+            for name, value in GUARDS:
+                response.headers.setdefault(name.decode(), value.decode())
+            return response
         except TenutoError as error:
             return problem_response(error)
         except ClientDisconnect:

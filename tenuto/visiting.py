@@ -16,12 +16,13 @@ from starlette.responses import Response
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.hub.access.identity import Authenticate
-from tenuto.hub.access.questions import QuestionLimits
+from tenuto.hub.access.questions import QuestionLimits, enter_route
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.settings import check_authenticate
 from tenuto.transports.access import identify
 from tenuto.transports.codec import problem_headers
+from tenuto.transports.headers import peer_of
 from tenuto.transports.origin import check_peer
 
 
@@ -37,11 +38,11 @@ def visitors(
     """Return an `authenticate` for `Hub` that gives each browser a random id, in a signed cookie.
 
     A visitor may use only the channels `chat:{id}` and `chat:{id}.…`. `verify` is a second verifier, which is called
-    first: its identities are persons, and every other caller is a visitor. `key` (at least 32 bytes; several to rotate)
-    signs the ids; without one the hub keeps a key in its store. The limits count requests that cost a call of the
-    model: the questions of each visitor, and `address_factor` times as many of all visitors of one address. Messages in
-    visitors' channels are removed after `keep_days`, unless `retention` has a rule for the channel; None keeps them.
-    Raises LocalError.
+    for callers without a token that this hub gave a visitor: its identities are persons, whose ids may not have the
+    form of a visitor's, and all others are visitors. `key` (at least 32 bytes; several to rotate) signs the ids;
+    without one the hub keeps a key in its store. The limits count requests that cost a call of the model: the questions
+    of each visitor, and `address_factor` times as many of all visitors of one address. Messages in visitors' channels
+    are removed after `keep_days`, unless `retention` has a rule for the channel; None keeps them. Raises LocalError.
     """
     check_authenticate(verify)
     if isinstance(verify, VisitorVerifier):
@@ -66,8 +67,9 @@ class Visitors(VisitorVerifier):
     async def of(self, request: HTTPConnection, response: Response = None) -> str:  # type: ignore[assignment]
         """Return the id of the caller of a route of your own: a visitor's, or that of a signed-in person.
 
-        The cookie of a new visitor is set on `response` if it is given, and on the response of `hub.stream_response` in
-        any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller that the hub would refuse.
+        The cookie of a new visitor is set on `response` if it is given, and on the response of `hub.stream_response`
+        and of an app within `hub.wrap` in any case. Raises starlette's HTTPException (401, 403, 429, 503) for a caller
+        that the hub would refuse; for a request of Django, which has a `scope`, too, the TenutoError itself.
         """
         visit = visit_in(request.scope)  # now, so that the copy of the scope shares it
         scope, hub = dict(request.scope), self.hub
@@ -76,10 +78,13 @@ class Visitors(VisitorVerifier):
             await check_peer(hub, scope)
             identity = await identify(hub, scope)
         except TenutoError as error:
+            if not isinstance(request, HTTPConnection):
+                raise
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
+        enter_route(visit.client_id, peer_of(scope))
         if identity.client_id is None:
             raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
-        if response is not None and visit.set_cookie is not None:
-            response.headers.append("set-cookie", visit.set_cookie.decode())
+        for name, value in visit.headers if response is not None else ():
+            response.headers.append(name.decode(), value.decode())
         return identity.client_id

@@ -144,6 +144,17 @@ async def test_unknown_peer_that_sends_no_more_of_its_body_is_refused() -> None:
     await peers.close()
 
 
+@virtually
+async def test_refusal_is_marked_against_sniffing_and_embedding() -> None:
+    peers = Peers(0, 0, b"")
+    for data in (b"hello\r\n\r\n", b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n", b"CONNECT x:1 HTTP/1.1\r\n\r\n"):
+        peers.add(data)
+        written = peers.transports[-1].written
+        assert b"\r\nx-content-type-options: nosniff\r\n" in written
+        assert b"\r\ncross-origin-resource-policy: same-origin\r\n" in written
+    await peers.close()
+
+
 class ResetTransport(Transport):
     """The transport of a peer that resets the connection as soon as it has the response."""
 

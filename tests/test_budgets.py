@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 57_000,
-    "lines of its kernel": 34_300,
+    "lines of tenuto/": 57_400,
+    "lines of its kernel": 34_700,
     "modules of tenuto/": 235,
     "files in a folder of tenuto/": 26,
     "lines of interop/": 4_100,
-    "lines of tests/": 83_200,
+    "lines of tests/": 83_700,
     "lines of proof/ and bench/": 28_600,
     "words of docs without decisions": 72_000,
     "words of decisions": 12_000,

@@ -99,6 +99,45 @@ async def test_caller_gets_the_stream_and_its_location() -> None:
         assert source.tenant == "acme"  # the source runs in the caller's context
 
 
+async def test_head_request_begins_no_answer() -> None:
+    hub, called = new_hub(), 0
+
+    async def words() -> AsyncIterator[str]:
+        nonlocal called
+        called += 1
+        yield "hello"
+
+    app = FastAPI()
+
+    @app.api_route("/chat", methods=["GET", "HEAD"])
+    async def chat() -> Any:
+        return hub.stream_response("chat:1", words, prompt="why?", headers={"x-app": "1"})
+
+    async with serving(hub, app) as served:
+        head = await served.http.head("/chat")
+        assert (head.status_code, head.content) == (200, b"")
+        assert (head.headers["content-type"], head.headers["x-app"]) == ("text/event-stream; charset=utf-8", "1")
+        assert "tenuto-message" not in head.headers
+        assert "location" not in head.headers
+        assert (called, (await hub.history("chat:1")).messages) == (0, [])
+        answer = await served.http.get("/chat")
+        assert "hello" in answer.text
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert called == 1
+
+
+async def test_page_of_another_site_may_embed_the_answer_if_the_app_says_so() -> None:
+    hub, app = new_hub(), FastAPI()
+
+    @app.get("/chat")
+    async def chat() -> Any:
+        return hub.stream_response("chat:1", ["hello"], headers={"Cross-Origin-Resource-Policy": "cross-origin"})
+
+    async with serving(hub, app) as served:
+        answer = await served.http.get("/chat")
+        assert answer.headers.get_list("cross-origin-resource-policy") == ["cross-origin"]
+
+
 async def test_location_has_the_path_that_a_proxy_takes_away() -> None:
     source = Source()
     source.gate.set()

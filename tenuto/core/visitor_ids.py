@@ -42,6 +42,16 @@ def owner_of(channel: str) -> str | None:
     return owner if channel.startswith(STEM) and is_visitor(owner) else None
 
 
+def visitor_of(channel: str, caller: Caller) -> str | None:
+    """Return the visitor whose question a request of `caller` is; None for that of a person.
+
+    What the app itself asks in a visitor's channel is a question of that visitor, whatever author the app names.
+    """
+    if is_visitor(caller.id):
+        return caller.id
+    return owner_of(channel) if caller.is_app else None
+
+
 def is_question(request: Request, caller: Caller) -> bool:
     """Return whether `request` makes an agent call its model: a new user message, a `regenerate` or a `steer`."""
     if isinstance(request, CreateMessage):

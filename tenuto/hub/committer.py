@@ -52,6 +52,7 @@ STORE_TIMEOUT_S = 30.0  # time without a response after which the outcome of a c
 PROBE = "readyz"  # the note by which `check_writes` tries to write
 PROBE_BYTES = 8 * 1024  # more than a page of the store, so that it needs space
 PROBE_S = 1.0  # time between two tries
+SPACE_BYTES = 64 * 1024  # free space of a disk below which `check_writes` tries to write
 
 
 class _Batch(Struct):
@@ -130,23 +131,26 @@ class Committer:
         self._probe_at_s = 0.0  # loop time from which `check_writes` may try again
 
     async def check_writes(self) -> None:
-        """Raise StoreUnavailable if the last commit failed and the store still cannot write.
+        """Raise StoreUnavailable if the store cannot write.
 
-        After a failed commit this writes and removes a note, at most once a second. Otherwise it writes nothing.
+        After a failed commit, or if the store's disk is nearly full, this writes and removes a note, at most once a
+        second. Otherwise it writes nothing. A full disk alone is no failure: a log may have space within its file.
         """
-        if self._failure is None:
+        has_space = self._store.stats().get("disk_free_bytes", SPACE_BYTES) >= SPACE_BYTES
+        if self._failure is None and has_space:
             return
         now_s = asyncio.get_running_loop().time()
-        if now_s < self._probe_at_s:
+        if now_s >= self._probe_at_s:
+            self._probe_at_s = now_s + PROBE_S
+            try:
+                await self._store.note({PROBE: bytes(PROBE_BYTES)})
+                await self._store.note({PROBE: None})
+            except StoreUnavailable as error:
+                self._failure = error
+                raise
+            self._failure = None
+        if self._failure is not None:
             raise StoreUnavailable(str(self._failure), **self._failure.details)
-        self._probe_at_s = now_s + PROBE_S
-        try:
-            await self._store.note({PROBE: bytes(PROBE_BYTES)})
-            await self._store.note({PROBE: None})
-        except StoreUnavailable as error:
-            self._failure = error
-            raise
-        self._failure = None
 
     def submit(self, item: Item, *, is_urgent: bool = True) -> None:
         """Queue `item` for the next batch. Raises Busy if the queue is full, Draining after the hub has ended.
@@ -201,7 +205,11 @@ class Committer:
     def _end(self) -> None:
         """Fail all items that are queued or in flight."""
         self._is_over = True
-        items = [decided.item for decided in self._cut_now.decided] if self._cut_now is not None else []
+        in_flight = self._cut_now.decided if self._cut_now is not None else []
+        for decided in in_flight:
+            for ask in decided.granted:
+                ask.is_unclear = True
+        items = [decided.item for decided in in_flight]
         items += [*self._queue.drain(), *self._loader.drain()]
         for item in items:
             item.failed(

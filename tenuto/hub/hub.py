@@ -117,7 +117,8 @@ class HubCore:
         self.questions = Questions(guests.limits) if guests is not None else None  # counts those of visitors
         if guests is not None:
             guests.serve(self)
-            self.rates.of_addresses = Rates(of_addresses(self.rates.limits, guests.limits.address_factor))
+            factor = guests.limits.address_factor
+            self.rates.of_addresses = Rates(of_addresses(self.rates.limits, factor), bodies_factor=factor)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this
         self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this

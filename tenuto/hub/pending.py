@@ -121,7 +121,7 @@ class Item(Protocol):
 class Waiting:
     """One request; `done` is called with its result or error."""
 
-    __slots__ = ("_ask", "_done", "channel", "ids", "is_beginning", "size_bytes")
+    __slots__ = ("_ask", "_done", "_is_repeat", "channel", "ids", "is_beginning", "size_bytes")
 
     def __init__(
         self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool = False
@@ -131,8 +131,14 @@ class Waiting:
         self.ids = needs(key, request, caller)
         is_claim = isinstance(request, ClaimTurn) and not request.renews  # a renewal is no beginning
         self.is_beginning = is_claim or isinstance(request, CreateMessage)
+        self._is_repeat = is_repeat
         self._ask = Ask(key, request, caller, is_unclear=is_repeat)
         self._done = done
+
+    @property
+    def became_unclear(self) -> bool:
+        """Return whether a commit with this request had an unknown outcome, so that it may be stored."""
+        return self._ask.is_unclear and not self._is_repeat
 
     def asks(self) -> Sequence[Ask]:
         return (self._ask,)

@@ -17,7 +17,6 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, Request, SendCommand
-from tenuto.core.visitor_ids import is_visitor
 from tenuto.hub.access.questions import Asked, Questions
 from tenuto.hub.capacity import Capacity, Find
 from tenuto.hub.channel import Channel
@@ -194,13 +193,21 @@ class Runtime:
         """
         asked: Asked | None = None
         # The one place that every new message and command passes.
-        if self._questions is not None and isinstance(request, CreateMessage | SendCommand) and is_visitor(caller.id):
-            caller, done, asked = self._questions.counted(request, caller, done)
-        try:
+        if self._questions is not None and isinstance(request, CreateMessage | SendCommand):
+            caller, asked = self._questions.counted(channel, request, caller)
+        if asked is None:
             self.committer.submit(Waiting(channel, key, request, caller, done, is_repeat=is_repeat))
+            return
+
+        def settled(result: Result | TenutoError) -> None:
+            asked.settle(result, may_be_stored=item.became_unclear)
+            done(result)
+
+        item = Waiting(channel, key, request, caller, settled, is_repeat=is_repeat)
+        try:
+            self.committer.submit(item)
         except TenutoError:
-            if asked is not None:
-                asked.give_back()
+            asked.give_back()
             raise
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:

@@ -37,7 +37,7 @@ from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
 from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
 from tenuto.hub.access.tickets import Ticket
-from tenuto.hub.access.visitors import VisitorVerifier, visit_in
+from tenuto.hub.access.visitors import VisitorVerifier, check_person, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
@@ -128,6 +128,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         raise Unauthenticated(
             f"token must be printable ASCII text of at most {MAX_TOKEN_BYTES} characters, got {len(token)} characters"
         )
+    is_person = False
     if isinstance(verify, VisitorVerifier):
         visitor = verify.identity_by_token(token)
         if visitor is not None:
@@ -135,6 +136,7 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         verify = verify.verify
         if verify is None:
             raise Unauthenticated("token is of no visitor of this hub; get one with POST /v1/visitor")
+        is_person = True
     by_token: Callable[[str], Awaitable[Identity | None]] | None = getattr(verify, "verify_token", None)
     if by_token is not None:
         identity = await _verified(scope, partial(by_token, token))
@@ -144,6 +146,8 @@ async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity
         identity = await _verified(scope, partial(verify, {**scope, "headers": headers}))
     if identity is None:
         raise Unauthenticated("the hub's verifier does not accept this token; send another one")
+    if is_person:
+        check_person(identity)
     return identity
 
 
@@ -243,9 +247,9 @@ def member_of(identity: Identity, member: str | None) -> str:
     return check_member(member or identity.client_id or "anonymous", identity.client_id)
 
 
-def count_signal(hub: HubCore, identity: Identity, name: str) -> None:
+def count_signal(hub: HubCore, identity: Identity, peer: str, name: str) -> None:
     """Count a signal of this client. Raises TooMany; Forbidden for a name that only the server may use."""
-    hub.rates.signal(identity)
+    hub.rates.signal(identity, peer)
     check_signal(name)
 
 
@@ -257,13 +261,13 @@ def caller_of(hub: HubCore, identity: Identity, channel: str, peer: str) -> Call
     caller = identity.caller(channel)
     if hub.questions is not None:
         caller = replace(caller, peer=peer)
-    return caller if hub.rates.may_begin(identity) else replace(caller, may_begin=False)
+    return caller if hub.rates.may_begin(identity, peer) else replace(caller, may_begin=False)
 
 
-def count_new_channel(hub: HubCore, identity: Identity, result: Result) -> None:
+def count_new_channel(hub: HubCore, identity: Identity, peer: str, result: Result) -> None:
     """Count a new channel of this client if the stored request was the channel's first entry."""
     if result.created and result.serial == 1:
-        hub.rates.began(identity)
+        hub.rates.began(identity, peer)
 
 
 def describe_caller(hub: HubCore, identity: Identity, channel: str | None = None) -> dict[str, Any]:

@@ -108,9 +108,10 @@ class Call:
 
     async def submit(self, key: str, request: HubRequest) -> Response:
         """Submit a request to the hub and return its result as a response."""
-        caller = caller_of(self.hub, self.identity, self.channel, peer_of(dict(self.request.scope)))
+        peer = peer_of(dict(self.request.scope))
+        caller = caller_of(self.hub, self.identity, self.channel, peer)
         result = await self.hub.ask(self.channel, key, request, caller)
-        count_new_channel(self.hub, self.identity, result)
+        count_new_channel(self.hub, self.identity, peer, result)
         status = self.operation.status if self.operation.status != 201 or result.created else 200
         self.result = result
         return json_response(result_fields(request, result), status=status)

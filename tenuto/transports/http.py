@@ -62,7 +62,7 @@ from tenuto.transports.access import (
 from tenuto.transports.calls import NO_STORE, Call, CreateTicket, ForgetClient, HoldChannel, TicketIssued, json_response
 from tenuto.transports.codec import for_peers, problem_body, problem_headers, unexpected
 from tenuto.transports.credentials import left_s
-from tenuto.transports.headers import whole
+from tenuto.transports.headers import peer_of, whole
 from tenuto.transports.lines import LinesResponse, with_signs
 from tenuto.transports.operations import BY_NAME, OPERATIONS, Operation
 from tenuto.transports.origin import check_peer
@@ -204,7 +204,7 @@ async def members(call: Call) -> Response:
 async def signal(call: Call) -> Response:
     """Send a signal to the present viewers."""
     request: SendSignal = await call.body()
-    count_signal(call.hub, call.identity, request.name)
+    count_signal(call.hub, call.identity, peer_of(dict(call.request.scope)), request.name)
     await call.hub.signal(call.channel, request.name, request.data, by=call.identity.client_id)
     return call.empty()
 

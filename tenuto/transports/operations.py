@@ -10,16 +10,13 @@ oracle. `python -m tenuto.transports.operations` prints the table for the docume
 
 from __future__ import annotations
 
-import logging
 from functools import reduce
 from operator import or_
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
-from starlette.routing import BaseRoute, Match
 
-from tenuto.core.errors import LocalError, shown
 from tenuto.core.requests import (
     AppendText,
     CreateMessage,
@@ -159,58 +156,3 @@ def table() -> str:
 
 if __name__ == "__main__":
     print(table(), end="")
-
-
-logger = logging.getLogger("tenuto.transports")
-
-
-def check_path(path: object) -> str:
-    """Return `path` without a slash at its end. Raises LocalError unless it begins with a slash."""
-    if not isinstance(path, str) or not path.startswith("/"):
-        raise LocalError(f'path of the hub must begin with a slash, such as "/tenuto", got {shown(path)}')
-    return path.rstrip("/")
-
-
-def mount(app: Any, path: str, hub: Any) -> None:
-    """Mount `hub` in a Starlette or FastAPI app, before the first route that would hide it. Raises LocalError."""
-    routes = getattr(getattr(app, "router", None), "routes", None)
-    if not callable(getattr(app, "mount", None)) or not isinstance(routes, list):
-        raise LocalError(
-            f"hub.install takes a Starlette or FastAPI app, got {shown(app)}; for Django, or any other ASGI app, use "
-            "application = hub.wrap(app, path)"
-        )
-    app.mount(path, hub)
-    if not path:
-        return  # a hub at the root would hide all routes that follow it
-    hiding = next((index for index, route in enumerate(routes[:-1]) if _hides(route, path)), None)
-    if hiding is not None:
-        logger.warning(
-            "hub.install put the hub at %s before the route %s, which would have hidden it; call hub.install before "
-            "you add that route",
-            path,
-            shown(routes[hiding]),
-        )
-        routes.insert(hiding, routes.pop())
-
-
-def check_asgi(app: object) -> None:
-    """Raise LocalError unless `app` may be an ASGI app."""
-    if not callable(app) or isinstance(app, type):
-        raise LocalError(f"hub.wrap takes an ASGI app, such as Django's get_asgi_application(), got {shown(app)}")
-    if any(kind.__name__ in ("WSGIHandler", "Flask") for kind in type(app).__mro__):
-        raise LocalError(
-            f"hub.wrap takes an ASGI app, got the WSGI app {shown(app)}; for Django use get_asgi_application() and an "
-            "ASGI server, for other frameworks wrap the app with a2wsgi.WSGIMiddleware first"
-        )
-
-
-def _hides(route: BaseRoute, path: str) -> bool:
-    """Return whether `route` matches the requests or the sockets of a hub at `path`."""
-    probes = (
-        {"type": "http", "path": f"{path}/v1/channels", "method": "GET"},
-        {"type": "websocket", "path": f"{path}{SOCKET_PATH}"},
-    )
-    return any(
-        route.matches({"headers": [], "query_string": b"", "root_path": "", **probe})[0] is not Match.NONE
-        for probe in probes
-    )

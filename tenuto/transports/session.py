@@ -350,7 +350,7 @@ class Session:
         self._pending_bytes -= weight
         if isinstance(result, Result):
             self._held().note_request(*key, request)
-            count_new_channel(self._hub, self.identity, result)
+            count_new_channel(self._hub, self.identity, self.peer, result)
         try:
             if isinstance(result, TenutoError):
                 raise result
@@ -394,7 +394,7 @@ class Session:
     def _signal(self, frame: SignalFrame) -> dict[str, Json]:
         channel = check_channel(frame.channel)
         check_operation(self.identity, BY_FRAME[SignalFrame], channel)
-        count_signal(self._hub, self.identity, frame.name)
+        count_signal(self._hub, self.identity, self.peer, frame.name)
         self._hub.runtime.presence.signal(channel, frame.name, frame.data, self.identity.client_id)
         return {}
 

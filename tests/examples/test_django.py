@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from proof.chaos.processes import free_port
@@ -239,3 +240,61 @@ def test_an_asgi_server_serves_the_hub_and_ordinary_views(project: Path) -> None
         status, page = request(port, "GET", "/tenuto/v1/channels/chat:1/messages")
         assert (status, [one["id"] for one in page["messages"]]) == (200, [message_id])
         assert "no page can reach the hub" not in process.output
+
+
+VISITED = """
+from django.conf import settings
+from django.urls import path
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x", MIDDLEWARE=["page.Refusals"])
+from asgiref.sync import async_to_sync
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.views.decorators.csrf import csrf_exempt
+from tenuto import Hub, visitors
+
+guests = visitors(questions_per_minute=2, address_factor=2)
+hub = Hub("memory://", authenticate=guests)
+
+
+@csrf_exempt
+async def ask(request):
+    visitor = await guests.of(request)
+    return HttpResponse((await hub.create(f"chat:{visitor}", text="why?")).author)
+
+
+@csrf_exempt
+def ask_in_thread(request):
+    visitor = async_to_sync(guests.of)(request)
+    hub.sync.create(f"chat:{visitor}", text="why?", author="you")
+    return HttpResponse(visitor)
+
+
+urlpatterns = [path("", lambda request: HttpResponse()), path("ask", ask), path("thread", ask_in_thread)]
+application = hub.wrap(get_asgi_application(), "/tenuto")
+"""
+
+
+def test_views_of_django_know_their_visitors_and_refuse_a_question_too_many(project: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    (middleware,) = re.findall(r"^```python\n(from django.http.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (project / "page.py").write_text(middleware)
+    (project / "visited.py").write_text(VISITED)
+    port = free_port()
+    server = running(project, "-m", "uvicorn", "visited:application", "--port", str(port), port=port)
+    here = f"http://127.0.0.1:{port}"
+    with server, httpx2.Client(base_url=here, headers={"origin": here}) as ann:
+        first = ann.post("/thread")
+        assert first.status_code == 200
+        assert f"={first.text}." in first.headers["set-cookie"]
+        assert "set-cookie" not in ann.post("/ask").headers
+        refused = ann.post("/thread")
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many")
+        assert refused.headers["retry-after"] == "30"
+        assert ann.post("/ask", headers={"authorization": "Bearer x"}).status_code == 401
+        messages = ann.get(f"/tenuto/v1/channels/chat:{first.text}/messages").json()["messages"]
+        assert [one.get("author") for one in messages] == [None, "you"]
+        statuses = []
+        for _ in range(4):
+            ann.cookies.clear()
+            statuses.append(ann.post("/ask").status_code)
+        assert statuses == [200, 200, 429, 429]  # of the address

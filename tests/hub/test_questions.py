@@ -5,21 +5,23 @@ Layer: tests.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import httpx2
 import pytest
 
 from tenuto import Hub, Identity, Turn, visitors
-from tenuto.core.errors import StoreUnavailable, TooMany
+from tenuto.core.errors import Draining, StoreUnavailable, TooMany
 from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub.access.questions import DAY_S, FORGET_AT_ONCE, MAX_COUNTED, QuestionLimits, Questions
 from tenuto.hub.access.rates import ClientLimits, Rates, of_addresses
-from tenuto.stores.base import Committed, Conflict, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.visiting import Visitors
+from tests.hub.test_commit_outcomes import ScriptedStore, kill
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_websocket import dialled
 
@@ -144,6 +146,39 @@ def test_requests_and_connections_of_visitors_count_for_their_address_too() -> N
     assert len(rates) == len(rates.of_addresses) == 0
 
 
+@pytest.mark.parametrize("others", [1, 300])
+def test_channels_signals_and_bodies_of_visitors_count_for_their_address_too(others: int) -> None:
+    """Of one visitor `ClientLimits` hold, of all others together ten times as many."""
+    time = Time()
+    limits = ClientLimits(client_channels=5, client_signals=2)
+    rates = Rates(limits, now_s=time)
+    rates.of_addresses = Rates(of_addresses(limits, 10), bodies_factor=10, now_s=time)
+    crowd = [Identity(client_id=visitor(number), grants={}) for number in range(others)]
+    factor = min(10, others)
+    begun = signals = bodies = 0
+    with ExitStack() as stack:
+        for _ in range(200 // others + 10):
+            for one in crowd:
+                if rates.may_begin(one, ADDRESS):
+                    rates.began(one, ADDRESS)
+                    begun += 1
+                with suppress(TooMany):
+                    rates.signal(one, ADDRESS)
+                    signals += 1
+                with suppress(TooMany):
+                    stack.enter_context(rates.body(one, ADDRESS, largest_bytes=16, max_bytes=100))
+                    bodies += 1
+        assert (begun, signals, bodies) == (5 * factor, 2 * factor, 100 * factor)
+        stranger = Identity(client_id=visitor(others), grants={})
+        assert rates.may_begin(stranger, "192.0.2.2")
+        rates.signal(stranger, "192.0.2.2")
+        with rates.body(stranger, "192.0.2.2", largest_bytes=16, max_bytes=100) as body:
+            body.grow(100)
+    time.now_s = 3600
+    rates.forget_new()
+    assert len(rates) == len(rates.of_addresses) == 0
+
+
 # In a hub
 
 
@@ -194,14 +229,19 @@ async def test_all_that_calls_the_model_counts_and_nothing_else() -> None:
         assert 0 < refused["retry_after_s"] <= 12
         for kind in ({"name": "regenerate", "target": "q1"}, {"name": "steer"}):
             assert (await page.post("commands", **kind)).status_code == 429
+        for author in (page.id, None, "you"):
+            with pytest.raises(TooMany):
+                await hub.create(page.channel, text="by a route of the app", author=author)
         with pytest.raises(TooMany):
-            await hub.create(page.channel, text="by a route of the app", author=page.id)
+            await hub.command(page.channel, "regenerate", target="q1")
         assert (await page.post("messages", id="q1", text="first")).status_code == 200
         change = await served.http.patch(
             f"/v1/channels/{page.channel}/messages/q1", json={"text": "x"}, headers=page.token
         )
         assert change.status_code == 200
-        assert (await hub.create(page.channel, text="not by the visitor")).text == "not by the visitor"
+        await hub.create(page.channel, text="of an imported conversation", starts_turn=False)
+        await hub.create(page.channel, text="by the app", role="assistant")
+        await hub.create("chat:1", text="in another channel")
 
 
 async def test_questions_that_a_socket_sends_at_once_are_bounded() -> None:
@@ -226,6 +266,38 @@ async def test_question_that_is_not_stored_does_not_count() -> None:
         hub.store.commit = commit  # type: ignore[method-assign]
         assert (await page.post("messages", id="q1", text="x")).status_code == 201
         assert (await page.post("messages", text="x")).status_code == 429
+
+
+async def test_question_with_an_unknown_outcome_counts() -> None:
+    store = ScriptedStore()
+    hub = new_hub(store, authenticate=visitors(questions_per_minute=2))
+    channel = f"chat:{visitor()}"
+    await hub.create(channel, id="q1", text="stored")
+    store.script, store.is_readable = ["kept"], False
+    with pytest.raises(CommitUnknown):
+        await hub.create(channel, id="q2", text="stored, which the hub cannot read")
+    store.is_readable = True
+    with pytest.raises(TooMany):
+        await hub.create(channel, id="q3", text="too many")
+    assert (await hub.create(channel, id="q2", text="stored, which the hub cannot read")).id == "q2"
+    await hub.close()
+
+
+async def test_question_in_flight_when_the_hub_ends_counts() -> None:
+    store = ScriptedStore()
+    hub = new_hub(store, authenticate=visitors(questions_per_minute=1))
+    await hub.start()
+    store.gate = asyncio.Event()
+    asked = asyncio.ensure_future(hub.create(f"chat:{visitor()}", text="perhaps stored"))
+    await store.is_committing.wait()
+    await kill(hub)
+    with pytest.raises(Draining):
+        await asked
+    assert hub.questions is not None
+    with pytest.raises(TooMany):
+        hub.questions.ask(visitor(), None)
+    store.gate.set()
+    await hub.close()
 
 
 async def test_hundreds_of_visitors_of_one_address_are_refused_and_others_are_served() -> None:
@@ -265,3 +337,25 @@ async def test_question_through_an_adapter_counts_once_and_its_history_does_not(
         await access.create(page.channel, text="now")
         with pytest.raises(TooMany):
             await access.create(page.channel, text="and again")
+
+
+async def test_visitors_of_one_address_begin_channels_and_send_signals_within_its_limits() -> None:
+    limits = ClientLimits(client_requests=1000, client_channels=1, client_signals=1)
+    hub = new_hub(authenticate=visitors(questions_per_minute=1000), client_limits=limits)
+    assert isinstance(hub.authenticate, Visitors)
+    assert hub.rates.of_addresses is not None
+    for one in (hub.rates, hub.rates.of_addresses):
+        one._now_s = Time()
+    await hub.start()
+    for address, count in (("192.0.2.9", 15), ("192.0.2.10", 1)):
+        statuses = []
+        async with asking(hub, client=address) as crowd:
+            for number in range(count):
+                one = visitor(number + count)
+                token = {"authorization": f"Bearer {hub.authenticate.token_of(one)}"}
+                for path, body in (("signals", {"name": "typing"}), ("messages", {"text": "x"})):
+                    response = await crowd.post(f"/v1/channels/chat:{one}/{path}", json=body, headers=token)
+                    statuses.append((path, response.status_code))
+        assert statuses.count(("signals", 202)) == statuses.count(("messages", 201)) == min(count, 10)
+        assert statuses.count(("signals", 429)) == statuses.count(("messages", 429)) == max(0, count - 10)
+    await hub.close()

@@ -85,6 +85,7 @@ async def test_program_of_the_page_joins_a_repeated_request_to_the_running_turn(
             served.http.stream("POST", "/ask/chat:1", json=asked) as other,
         ):
             assert one.headers["content-type"] == "application/x-ndjson"
+            assert one.headers["cross-origin-resource-policy"] == "same-origin"
             lines = one.aiter_lines()
             began = await lines_until(lines, {"text": "first"})
             agent.gate.set()

@@ -20,6 +20,7 @@ import pytest
 import uvicorn
 
 from tenuto.app import Hub
+from tenuto.stores.base import Store
 from tenuto.transports import access, origin
 from tenuto.transports.codec import Refusals
 
@@ -93,7 +94,7 @@ async def serving(hub: Hub, app: Any = None, **options: Any) -> AsyncIterator[Se
         served.close()
 
 
-def new_hub(url: str = "memory://", **options: Any) -> Hub:
+def new_hub(url: str | Store = "memory://", **options: Any) -> Hub:
     """Return a hub that installs no signal handlers and shuts down fast."""
     return Hub(url, hooks_signals=False, drain_s=0.2, **options)
 

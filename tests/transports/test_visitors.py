@@ -10,11 +10,13 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
+from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Route
 from websockets.asyncio.client import connect
 
 from tenuto import Hub, Identity, visitors
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import LocalError, TenutoError, Unauthenticated
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
@@ -93,8 +95,9 @@ def pair(header: str | None) -> str:
 async def test_browser_gets_an_id_and_keeps_it(hub: Hub) -> None:
     visitor, header = await met(hub)
     assert header is not None
-    assert header.startswith(f"{COOKIE}={visitor}.")
-    assert header.endswith("; Path=/; Max-Age=34560000; HttpOnly; SameSite=Lax")
+    assert header.startswith(COOKIE)
+    assert header.partition("=")[2].startswith(f"{visitor}.")
+    assert header.endswith("; Max-Age=34560000; Path=/; HttpOnly; SameSite=Lax")
     assert len(header) < 200
     assert await met(hub, cookie=f"a=1; {pair(header)}; b=2") == (visitor, None)
 
@@ -113,19 +116,20 @@ async def test_cookie_is_renewed_and_ends(hub: Hub) -> None:
 async def test_cookie_that_proves_nothing_gives_a_new_id(hub: Hub) -> None:
     visitor, header = await met(hub)
     other, other_header = await met(hub)
-    proof = pair(header).partition("=")[2]
+    name, _, proof = pair(header).partition("=")
     stranger = new_hub(authenticate=visitors())
     _, foreign = await met(stranger)
     await stranger.close()
     for cookie in (
-        f"{COOKIE}={proof[:-1]}",  # cut
-        f"{COOKIE}={proof.replace(visitor, other)}",  # of another visitor
-        f"{COOKIE}={guests_of(hub).token_of(visitor)}",  # a token, which a page could plant
+        f"{name}={proof[:-1]}",  # cut
+        f"{name}={proof.replace(visitor, other)}",  # of another visitor
+        f"{name}={guests_of(hub).token_of(visitor)}",  # a token, which a page could plant
         pair(foreign),  # of another hub
-        f"{COOKIE}={proof}{'x' * 4096}",  # 4 KB long
-        f"{COOKIE}={'.' * 100}",
-        f"{COOKIE}=",
-        f"{COOKIE}={proof}é",
+        f"{name}={pair(foreign).partition('=')[2]}",
+        f"{name}={proof}{'x' * 4096}",  # 4 KB long
+        f"{name}={'.' * 100}",
+        f"{name}=",
+        f"{name}={proof}é",
         f"{pair(header)}; {pair(other_header)}",  # set twice
         f"{pair(header)}; {pair(header)}",
         "",
@@ -135,13 +139,34 @@ async def test_cookie_that_proves_nothing_gives_a_new_id(hub: Hub) -> None:
         assert fresh is not None
 
 
+async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
+    other = new_hub(authenticate=visitors())
+    visitor, header = await met(hub)
+    stranger, other_header = await met(other, cookie=pair(header))
+    both = f"{pair(other_header)}; {pair(header)}"
+    assert await met(hub, cookie=both) == (visitor, None)
+    assert await met(other, cookie=both) == (stranger, None)
+    await other.close()
+
+
+async def test_new_cookie_removes_the_oldest_of_many_of_other_keys(hub: Hub) -> None:
+    many = [f"{COOKIE}{number:06}" for number in range(70)]
+    async with visiting(hub, cookie="; ".join(f"{name}=x" for name in (*many, "tenuto_visitor_of_the_app"))) as browser:
+        response = await browser.post("/v1/visitor")
+    new, *gone = response.headers.get_list("set-cookie")
+    assert f"{response.json()['id']}." in new
+    assert gone == [f"{name}=; Max-Age=0; Path=/; HttpOnly; SameSite=Lax" for name in many[:50]]
+    async with visiting(hub, cookie="; ".join(f"{name}=x" for name in many[:8])) as browser:
+        assert len((await browser.post("/v1/visitor")).headers.get_list("set-cookie")) == 1
+
+
 async def test_under_https_the_cookie_is_of_this_host_alone() -> None:
     for address, options in (("https://chat.test", {}), (HERE, {"public_origin": "https://chat.test"})):
         hub = new_hub(authenticate=visitors(), **options)
         async with visiting(hub, base_url=address) as browser:
             browser.headers["origin"] = "https://chat.test"
             response = await browser.post("/v1/visitor")
-        assert response.headers["set-cookie"].startswith("__Host-tenuto_visitor=")
+        assert response.headers["set-cookie"].startswith("__Host-tenuto_visitor_")
         assert response.headers["set-cookie"].endswith("; Secure")
         await hub.close()
 
@@ -173,11 +198,13 @@ async def test_key_of_the_app_replaces_that_of_the_store_and_can_be_rotated() ->
     for keys in ([KEY], ["n" * 32, KEY], ["n" * 32]):
         hub = new_hub(authenticate=visitors(key=keys))
         found, fresh = await met(hub, cookie=None if header is None else pair(header))
-        await hub.close()
         if header is None:
             visitor, header = found, fresh
         else:
             assert (found == visitor) is (KEY in keys)
+            assert fresh is not None  # signed with the newest key, so that the older one can go
+            assert await met(hub, cookie=f"{pair(header)}; {pair(fresh)}") == (found, None)
+        await hub.close()
 
 
 async def test_ids_outlive_a_restart_with_the_store(tmp_path: Path) -> None:
@@ -435,6 +462,39 @@ async def test_second_verifier_names_persons_and_all_others_are_visitors() -> No
     await hub.close()
 
 
+async def test_person_with_the_id_of_a_visitor_is_refused() -> None:
+    victim = new_visitor_id(bytes(13))
+
+    async def verify(scope: Any) -> Identity | None:
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
+        return Identity(client_id=authorization.removeprefix(b"Bearer ").decode()) if authorization else None
+
+    hub = new_hub(authenticate=visitors(verify))
+    async with serving(hub) as served:
+        refused = await served.http.post("/v1/visitor", headers={"authorization": f"Bearer {victim}"})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_name")
+        assert "has the form of a visitor's id" in refused.json()["detail"]
+        assert (await served.http.post("/v1/visitor", headers={"authorization": "Bearer v1"})).json()["id"] == "v1"
+        async with dialled(served) as peer:
+            assert (await peer.ask("auth", token=victim))["code"] == "invalid_name"
+
+
+async def test_token_of_a_visitor_is_no_business_of_a_verifier_of_persons() -> None:
+    async def strict(scope: Any) -> Identity | None:
+        if b"authorization" in dict(scope["headers"]):
+            raise Unauthenticated("no token of mine; send another one")
+        return None
+
+    guests = visitors(strict)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub) as served:
+        await hub.start()
+        visitor = new_visitor_id(bytes(13))
+        token = {"authorization": f"Bearer {guests.token_of(visitor)}"}
+        assert (await served.http.post("/v1/visitor", headers=token)).json()["id"] == visitor
+        assert (await served.http.post("/v1/visitor", headers={"authorization": "Bearer x"})).status_code == 401
+
+
 # Routes of an app
 
 
@@ -513,3 +573,103 @@ async def test_route_of_a_visitor_beyond_the_limit_gets_429() -> None:
         assert (repeated.status_code, repeated.text) == (200, without_prompt.text)
         channel = f"chat:{(await served.http.post('/id')).json()['id']}"
         assert len((await hub.history(channel)).messages) == 3
+
+
+def asking_app(hub: Hub, guests: Visitors, kind: type[Starlette], *, streams: bool = False) -> Starlette:
+    """Return an app with a route that stores a question itself, and answers it by `stream_response` if it `streams`."""
+
+    async def ask(request: Request) -> Response:
+        channel = f"chat:{await guests.of(request)}"
+        await hub.create(channel, text="why?", id=request.query_params.get("id"))
+        if streams:
+            return hub.stream_response(channel, ["because"])
+        return Response("stored")
+
+    def ask_in_thread(request: Request) -> Response:
+        stored = hub.sync.create(request.query_params["channel"], text="why?", author="you")
+        return Response(stored.id)
+
+    app = kind()
+    app.router.routes += [Route("/ask", ask, methods=["POST"]), Route("/thread", ask_in_thread)]
+    hub.install(app, "/tenuto")
+    return app
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+async def test_question_that_a_route_stores_counts_and_is_refused_with_429(kind: type[Starlette]) -> None:
+    guests = visitors(questions_per_minute=2)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, asking_app(hub, guests, kind)) as served:
+        visitor = (await served.http.post("/tenuto/v1/visitor")).json()["id"]
+        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
+        assert [(await served.http.post(f"/ask?id=q{number}")).status_code for number in (1, 1, 2)] == [200] * 3
+        for refused in (
+            await served.http.post("/ask"),
+            await served.http.get(f"/thread?channel=chat:{visitor}.2"),
+        ):
+            assert (refused.status_code, refused.json()["code"]) == (429, "too_many")
+            assert int(refused.headers["retry-after"]) >= refused.json()["retry_after_s"] == 30
+        assert (await served.http.post("/ask?id=q1")).status_code == 200  # a repeat
+        assert len((await hub.history(f"chat:{visitor}")).messages) == 2
+
+
+async def test_questions_that_a_route_stores_count_for_the_address_of_its_caller() -> None:
+    guests = visitors(questions_per_minute=1, address_factor=3)
+    hub = new_hub(authenticate=guests)
+    async with serving(hub, asking_app(hub, guests, FastAPI)) as served:
+        statuses = []
+        for _ in range(5):
+            statuses.append((await served.http.post("/ask")).status_code)
+            served.http.cookies.clear()
+    assert statuses == [200, 200, 200, 429, 429]
+
+
+async def test_question_of_a_route_and_its_answer_count_once() -> None:
+    guests = visitors(questions_per_minute=3)
+    hub = new_hub(authenticate=guests)
+    app = asking_app(hub, guests, FastAPI, streams=True)
+    assert isinstance(app, FastAPI)
+
+    @app.post("/blocking")
+    def blocking(visitor: str = Depends(guests.of)) -> Any:
+        hub.sync.create(f"chat:{visitor}", text="why?")
+        return hub.stream_response(f"chat:{visitor}", ["because"])
+
+    async with serving(hub, app) as served:
+        await served.http.post("/tenuto/v1/visitor")
+        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
+        paths = ("/ask", "/blocking", "/blocking", "/ask", "/blocking")
+        statuses = [(await served.http.post(path)).status_code for path in paths]
+    assert statuses == [200, 200, 200, 429, 429]
+
+
+async def test_answer_in_a_channel_of_a_visitor_counts_for_it_without_a_word_of_the_app() -> None:
+    guests = visitors(questions_per_minute=2)
+    hub = new_hub(authenticate=guests)
+    app = FastAPI()
+    channel = f"chat:{new_visitor_id(bytes(13))}.2"
+
+    @app.post("/ask")
+    async def ask(by: str | None = None) -> Any:
+        return hub.stream_response(channel, ["because"], prompt="why?", prompt_by=by)
+
+    async with serving(hub, app) as served:
+        statuses = [(await served.http.post(f"/ask{query}")).status_code for query in ("", "?by=you", "", "?by=you")]
+    assert statuses == [200, 200, 429, 429]
+
+
+async def test_handler_of_the_app_for_refusals_is_kept() -> None:
+    guests = visitors(questions_per_minute=1)
+    hub = new_hub(authenticate=guests)
+    app = asking_app(hub, guests, FastAPI)
+
+    async def teapot(request: Request, error: Exception) -> Response:
+        return Response(type(error).__name__, 418)
+
+    app.add_exception_handler(TenutoError, teapot)
+    async with serving(hub, app) as served:
+        await served.http.post("/tenuto/v1/visitor")
+        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
+        await served.http.post("/ask")
+        refused = await served.http.post("/ask")
+        assert (refused.status_code, refused.text) == (418, "TooMany")

@@ -5,6 +5,8 @@ Layer: hub.
 Each question of a visitor takes a token from four buckets: for a minute and for a day, of the visitor and of its
 address. An id costs nothing, so the address bounds a peer that takes ever new ones. The counts are those of one
 process. A bucket that has filled up again is forgotten, so that visitors who are gone cost no memory.
+
+A route of the app stores a question without naming a request. `route` carries what is known of it to the count.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import islice
 from math import ceil, inf
 
@@ -21,10 +24,10 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import LocalError, TenutoError, TooMany, shown
 from tenuto.core.requests import Caller, Request
-from tenuto.core.visitor_ids import is_question
+from tenuto.core.visitor_ids import is_question, visitor_of
 from tenuto.hub.access.hosts import address_group
 from tenuto.hub.access.rates import Bucket
-from tenuto.hub.pending import Done, Result
+from tenuto.hub.pending import Result
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -94,11 +97,55 @@ class Asked:
     def __init__(self, allowances: list[_Allowance]) -> None:
         self._allowances = allowances
 
+    @property
+    def is_counted(self) -> bool:
+        """Return whether the question still counts."""
+        return bool(self._allowances)
+
     def give_back(self) -> None:
         """Count the question no more, because it was not stored, or was stored before."""
         for allowance in self._allowances:
             allowance.take(-1)
         self._allowances = []
+
+    def settle(self, result: Result | TenutoError, *, may_be_stored: bool) -> None:
+        """Give the question back if `result` shows that it was not stored, and it is not unclear either."""
+        if not may_be_stored and not (isinstance(result, Result) and result.created):
+            self.give_back()
+
+
+class Route:
+    """The route of the app in which code runs: whose request it serves, from where, and its last question."""
+
+    __slots__ = ("asked", "channel", "peer", "visitor")
+
+    def __init__(self, visitor: str | None = None, peer: str | None = None) -> None:
+        self.visitor = visitor  # None: not known
+        self.peer = peer  # address of the request
+        self.channel = ""  # that of the question `asked`
+        self.asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
+
+    def answer(self, channel: str) -> bool:
+        """Return whether an answer in `channel` is that to a question which counts already; such an answer is one."""
+        asked, self.asked = self.asked, None
+        return asked is not None and asked.is_counted and self.channel == channel
+
+
+_route: ContextVar[Route | None] = ContextVar("tenuto_route", default=None)
+
+
+def enter_route(visitor: str | None, peer: str) -> None:
+    """Note that the code which runs now, and its tasks, serve a request of `visitor` from the address `peer`."""
+    _route.set(Route(visitor, peer))
+
+
+def current_route() -> Route:
+    """Return the route in which the code runs; a new one if none is known."""
+    route = _route.get()
+    if route is None:
+        route = Route()
+        _route.set(route)
+    return route
 
 
 class Questions:
@@ -135,24 +182,24 @@ class Questions:
             self._allowances.popitem(last=False)
         return Asked(list(allowances.values()))
 
-    def counted(self, request: Request, caller: Caller, done: Done) -> tuple[Caller, Done, Asked | None]:
-        """Count `request` of a visitor if it is a question, and return what to submit it with.
+    def counted(self, channel: str, request: Request, caller: Caller) -> tuple[Caller, Asked | None]:
+        """Count `request` if it is a question of a visitor, and return the caller with whom to submit it.
 
         Beyond the limit the caller has a refusal: a repeat of a stored question still gets its result.
         """
-        if not is_question(request, caller) or caller.id is None:
-            return caller, done, None
+        visitor = visitor_of(channel, caller) if is_question(request, caller) else None
+        if visitor is None:
+            return caller, None
+        route = current_route() if caller.is_app else None
+        # tasks of the app may run in the context of another request
+        peer = caller.peer if route is None else route.peer if route.visitor == visitor else None
         try:
-            asked = self.ask(caller.id, caller.peer)
+            asked = self.ask(visitor, peer)
         except TooMany as error:
-            return replace(caller, refusal=error), done, None
-
-        def settled(result: Result | TenutoError) -> None:
-            if not (isinstance(result, Result) and result.created):
-                asked.give_back()
-            done(result)
-
-        return caller, settled, asked
+            return replace(caller, refusal=error), None
+        if route is not None:
+            route.channel, route.asked = channel, asked
+        return caller, asked
 
     def forget_full(self) -> None:
         """Look at the next `FORGET_AT_ONCE` visitors and addresses, and forget those whose buckets are full again."""

@@ -133,67 +133,74 @@ class ConnectionSlot:
 
 
 class OpenBody:
-    """A request body that has not ended: a context manager that counts its bytes for its client.
+    """A request body that has not ended: a context manager that counts its bytes for its client, and its address.
 
-    A step that raises TooMany leaves the count as it is.
+    A step that raises TooMany leaves the counts as they are.
     """
 
-    __slots__ = ("_client", "_held_bytes", "_max_bytes", "_name", "_size")
+    __slots__ = ("_clients", "_held_bytes", "_size")
 
-    def __init__(self, client: _Client | None, name: str = "", *, least_bytes: int = 0, max_bytes: int = 0) -> None:
-        """Count at least `least_bytes`, and at most `max_bytes` for all open bodies of the client.
+    def __init__(self, *clients: tuple[_Client, str, int], least_bytes: int = 0) -> None:
+        """Count at least `least_bytes` for each of `clients`, which are counters with a name and a limit in bytes.
 
-        `client` None: count nothing at all.
+        The limit is that of all open bodies of the client. Without clients nothing is counted at all.
         """
-        self._client = client
-        self._name = name
+        self._clients = clients
         self._held_bytes = least_bytes
-        self._max_bytes = max_bytes
         self._size = 0
 
     def __enter__(self) -> Self:
         """Count the body as open. Raises TooMany."""
-        if self._client is not None:
-            self._count(self._client, self._held_bytes)
+        self._count(self._held_bytes)
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._client is not None:
-            self._client.body_bytes -= self._held_bytes
+        for client, _, _ in self._clients:
+            client.body_bytes -= self._held_bytes
 
     def grow(self, size: int) -> None:
         """Count `size` more bytes, which have arrived. Raises TooMany."""
-        if self._client is None:
+        if not self._clients:
             return
         self._size += size
         if self._size > self._held_bytes:
-            self._count(self._client, self._size - self._held_bytes)
+            self._count(self._size - self._held_bytes)
             self._held_bytes = self._size
 
-    def _count(self, client: _Client, size: int) -> None:
-        if client.body_bytes + size > self._max_bytes:
-            raise TooMany(
-                f"the unfinished request bodies of client {self._name} have {client.body_bytes} bytes together, the "
-                f"limit is {self._max_bytes}; send fewer at a time",
-                limit=self._max_bytes,
-            )
-        client.body_bytes += size
+    def _count(self, size: int) -> None:
+        for client, name, max_bytes in self._clients:
+            if client.body_bytes + size > max_bytes:
+                raise TooMany(
+                    f"the unfinished request bodies of client {name} have {client.body_bytes} bytes together, the "
+                    f"limit is {max_bytes}; send fewer at a time",
+                    limit=max_bytes,
+                )
+        for client, _, _ in self._clients:
+            client.body_bytes += size
 
 
-UNCOUNTED = OpenBody(None)  # the open body of a client whose traffic is not limited
+UNCOUNTED = OpenBody()  # the open body of a client whose traffic is not limited
 
 
 class Rates:
     """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
-    A call that raises TooMany leaves the counts of its client as they are. Visitors have an id for nothing, so their
-    requests, bytes and connections count for their address, too, in `of_addresses`.
+    A call that raises TooMany leaves the counts of its client as they are. Visitors have an id for nothing, so all that
+    is counted for one counts for its address, too, in `of_addresses`.
     """
 
     of_addresses: Rates | None = None  # counts the addresses of visitors
 
-    def __init__(self, limits: ClientLimits | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: ClientLimits | None = None,
+        *,
+        bodies_factor: int = 1,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Count by `limits`; the open bodies of a client may have `bodies_factor` times the size that `body` gets."""
         self.limits = limits or ClientLimits()
+        self._bodies_factor = bodies_factor
         self._now_s = now_s
         # clients in order of their last activity, the latest last
         self._clients: OrderedDict[str, _Client] = OrderedDict()
@@ -210,8 +217,8 @@ class Rates:
         client = self._client(identity, peer)
         if client is None:
             return
-        if self.of_addresses is not None and is_visitor(identity.client_id):
-            self.of_addresses.request(_ADDRESS, address_group(peer), size=size)
+        if (addresses := self._addresses(identity)) is not None:
+            addresses.request(_ADDRESS, address_group(peer), size=size)
         now_s, limits = self._now_s(), self.limits
         limit, bytes_limit = limits.client_requests, limits.client_bytes
         level = client.requests.level(2 * limit, limit, now_s)
@@ -248,8 +255,8 @@ class Rates:
         client = self._client(identity, peer)
         if client is None:
             return
-        if self.of_addresses is not None and is_visitor(identity.client_id):
-            self.of_addresses.charge(_ADDRESS, address_group(peer), size=size)
+        if (addresses := self._addresses(identity)) is not None:
+            addresses.charge(_ADDRESS, address_group(peer), size=size)
         now_s, limits = self._now_s(), self.limits
         client.requests.level(2 * limits.client_requests, limits.client_requests, now_s)
         client.bytes.level(limits.client_bytes, limits.client_bytes / HOUR_S, now_s)
@@ -269,6 +276,8 @@ class Rates:
                 f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit; send fewer",
                 limit=limit,
             )
+        if (addresses := self._addresses(identity)) is not None:
+            addresses.signal(_ADDRESS, address_group(peer))
         client.signals.take()
 
     def may_begin(self, identity: Identity, peer: str = "") -> bool:
@@ -276,6 +285,9 @@ class Rates:
 
         Does not count it yet, since the request may still fail.
         """
+        addresses = self._addresses(identity)
+        if addresses is not None and not addresses.may_begin(_ADDRESS, address_group(peer)):
+            return False
         client = self._client(identity, peer)
         if client is None or client.channels is None:
             return True
@@ -287,6 +299,8 @@ class Rates:
         client = self._client(identity, peer)
         if client is None:
             return
+        if (addresses := self._addresses(identity)) is not None:
+            addresses.began(_ADDRESS, address_group(peer))
         limit, now_s = self.limits.client_channels, self._now_s()
         if client.channels is None:
             client.channels = Bucket(limit, now_s)
@@ -305,8 +319,8 @@ class Rates:
                 limit=limit,
             )
         clients = [client]
-        if self.of_addresses is not None and is_visitor(identity.client_id):
-            clients += self.of_addresses.connect(_ADDRESS, address_group(peer)).clients
+        if (addresses := self._addresses(identity)) is not None:
+            clients += addresses.connect(_ADDRESS, address_group(peer)).clients
         client.connections += 1
         return ConnectionSlot(*clients)
 
@@ -316,11 +330,20 @@ class Rates:
         The bodies of a client that have not ended hold at most `max_bytes`, by default as much as eight of the largest,
         and each holds at least a sixteenth of one, so that there are at most 128.
         """
+        max_bytes = max_bytes or OPEN_BODIES * largest_bytes
+        counted = self._open_body(identity, peer, max_bytes)
+        if counted and (addresses := self._addresses(identity)) is not None:
+            counted += addresses._open_body(_ADDRESS, address_group(peer), max_bytes)
+        return OpenBody(*counted, least_bytes=largest_bytes // 16)
+
+    def _open_body(self, identity: Identity, peer: str, max_bytes: int) -> list[tuple[_Client, str, int]]:
+        """Return the counters of the client, with its name and its limit; none if its traffic is not limited."""
         client = self._client(identity, peer)
-        name = _name(identity, peer) if client is not None else ""
-        return OpenBody(
-            client, name, least_bytes=largest_bytes // 16, max_bytes=max_bytes or OPEN_BODIES * largest_bytes
-        )
+        return [] if client is None else [(client, _name(identity, peer), max_bytes * self._bodies_factor)]
+
+    def _addresses(self, identity: Identity) -> Rates | None:
+        """Return the counts of addresses if `identity` is a visitor, whose address is counted, too."""
+        return self.of_addresses if self.of_addresses is not None and is_visitor(identity.client_id) else None
 
     def forget_new(self) -> None:
         """Look at the next `FORGET_AT_ONCE` clients, and forget those of which nothing is counted any more."""

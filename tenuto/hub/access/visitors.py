@@ -9,11 +9,12 @@ its signature is verified, or accepting a token as a cookie, which a foreign pag
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import InvalidName, LocalError, shown
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope
@@ -21,7 +22,13 @@ from tenuto.hub.access.questions import QuestionLimits
 from tenuto.hub.access.tickets import MIN_KEY_BYTES, has_signature, signature
 from tenuto.hub.clock import Clock
 
-COOKIE = "tenuto_visitor"
+# A cookie holds for all ports and paths of its host, so its name ends in a digest of the key: hubs with different keys
+# do not replace each other's cookies.
+COOKIE = "tenuto_visitor_"
+DIGEST_CHARACTERS = 6
+# Most cookies of other keys are of keys that are gone. A new cookie leaves this many, and removes some of the others.
+MAX_OTHERS = 8
+REMOVED_AT_ONCE = 50
 # Under https the name has this prefix: a browser accepts such a cookie from this very host alone, so that no page of a
 # neighbouring subdomain can plant one of its own.
 HOST_PREFIX = "__Host-"
@@ -30,25 +37,26 @@ RENEWED_MS = 7 * DAY_MS  # age from which a cookie or token is issued anew
 MAX_CHARACTERS = 200  # of a cookie or token; ours have 60
 RIGHTS = frozenset(("subscribe", "history", "publish", "presence", "command"))
 _GRANTS = {f"{STEM}{{sub}}": RIGHTS, f"{STEM}{{sub}}.*": RIGHTS}
+_NAME = re.compile(rf"(?:{HOST_PREFIX})?{COOKIE}[A-Za-z0-9_-]{{{DIGEST_CHARACTERS}}}")
 _VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
 
 
 class Visit:
     """What a request or socket has shown of its visitor. It is shared by all copies of the request's scope."""
 
-    __slots__ = ("client_id", "is_ambient", "is_new", "set_cookie")
+    __slots__ = ("client_id", "is_ambient", "is_new", "set_cookies")
 
     def __init__(self) -> None:
         self.client_id: str | None = None  # id of the visitor; None: a person, or not verified yet
         self.is_new = False  # True: the id was made for this request
         # True: the browser sent the proof by itself, or none, so an `auth` frame may still name another client
         self.is_ambient = False
-        self.set_cookie: bytes | None = None  # value of the header that the response must have
+        self.set_cookies: list[bytes] = []  # values of the headers that the response must have
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers that the response of the request must have."""
-        return [] if self.set_cookie is None else [(b"set-cookie", self.set_cookie)]
+        return [(b"set-cookie", value) for value in self.set_cookies]
 
 
 def visit_in(scope: MutableMapping[str, Any]) -> Visit:
@@ -118,15 +126,17 @@ class VisitorVerifier:
     async def __call__(self, scope: Scope) -> Identity | None:
         """Return the identity of a person, else of a visitor, who gets an id if the request proves none.
 
-        Return None for a bearer token that proves nothing. Raises the errors of the second verifier. The hub must have
-        started, which reads the key.
+        Return None for a bearer token that proves nothing. Raises InvalidName for a person with the id of a visitor,
+        and the errors of the second verifier. The hub must have started, which reads the key.
         """
         token = _bearer(scope)
+        # first, because a verifier of persons may raise for a token that is not its own
         if token is not None and (known := self.identity_by_token(token)) is not None:
             visit_in(scope).client_id = known.client_id
             return known
         person = await self.verify(scope) if self.verify is not None else None
         if person is not None or token is not None:
+            check_person(person)
             return person
         return self._visitor(scope)
 
@@ -145,16 +155,21 @@ class VisitorVerifier:
         if visit.client_id is not None:  # verified before in this request
             return _identity(visit.client_id)
         is_encrypted = scope.get("scheme") in ("https", "wss") or (self.hub.public_origin or "").startswith("https:")
-        name = HOST_PREFIX + COOKIE if is_encrypted else COOKIE
-        given = _cookies(scope, name)
+        stem = HOST_PREFIX + COOKIE if is_encrypted else COOKIE
+        names = [stem + signature(key, _purpose("cookie's name"), "")[:DIGEST_CHARACTERS] for key in self._keys]
+        cookies = [(name, value) for name, value in _cookies(scope) if name.startswith(stem) and _NAME.fullmatch(name)]
+        # that of the newest key for which the browser has one
+        name = next((one for one in names if any(one == known for known, _ in cookies)), names[0])
+        given = [value for known, value in cookies if known == name]
         found = self._proven("cookie", given[0]) if len(given) == 1 else None
         visitor, age_ms = found or (new_visitor_id(secrets.token_bytes(RANDOM_BYTES)), 0)
         visit.client_id, visit.is_new, visit.is_ambient = visitor, found is None, True
-        if (found is None or age_ms >= RENEWED_MS) and not _is_embedded(scope):
-            end = "; Secure" if is_encrypted else ""
-            proof = self._proof("cookie", visitor)
-            text = f"{name}={proof}; Path=/; Max-Age={MAX_AGE_MS // 1000}; HttpOnly; SameSite=Lax{end}"
-            visit.set_cookie = text.encode()
+        if (found is None or age_ms >= RENEWED_MS or name != names[0]) and not _is_embedded(scope):
+            end = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if is_encrypted else "")
+            new = f"{names[0]}={self._proof('cookie', visitor)}; Max-Age={MAX_AGE_MS // 1000}{end}"
+            others = [known for known, _ in cookies if known not in names]  # the oldest first
+            gone = [f"{one}=; Max-Age=0{end}" for one in others[:-MAX_OTHERS][:REMOVED_AT_ONCE]]
+            visit.set_cookies = [one.encode() for one in (new, *gone)]
         return _identity(visitor)
 
     def _proof(self, purpose: str, visitor: str) -> str:
@@ -171,6 +186,15 @@ class VisitorVerifier:
         visitor, _, issued_s = body.partition(".")
         age_ms = self.hub.clock.now_ms() - int(issued_s) * 1000
         return (visitor, age_ms) if is_visitor(visitor) and age_ms < MAX_AGE_MS else None
+
+
+def check_person(identity: object) -> None:
+    """Raise InvalidName if an identity of the second verifier has the id of a visitor, whose chats it would open."""
+    if isinstance(identity, Identity) and is_visitor(identity.client_id):
+        raise InvalidName(
+            f"client id {shown(identity.client_id)} of a person has the form of a visitor's id; let the verifier "
+            "return another one, such as with a prefix"
+        )
 
 
 def _purpose(kind: str) -> str:
@@ -199,12 +223,12 @@ def _is_embedded(scope: Scope) -> bool:
     return shown.get(b"sec-fetch-site") == b"cross-site" and shown.get(b"sec-fetch-dest") != b"document"
 
 
-def _cookies(scope: Scope, name: str) -> list[str]:
-    """Return the values of all cookies `name`."""
+def _cookies(scope: Scope) -> list[tuple[str, str]]:
+    """Return the names and values of all cookies."""
     pairs = [
         pair.strip(" \t").partition("=")  # other white space is part of a name, which a neighbouring host could set
         for header, value in scope["headers"]
         if header.lower() == b"cookie"
         for pair in value.decode("latin-1").split(";")
     ]
-    return [value for known, _, value in pairs if known == name]
+    return [(name, value) for name, _, value in pairs]

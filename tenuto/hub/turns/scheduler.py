@@ -24,7 +24,7 @@ from typing import Literal
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import Signal
 from tenuto.core.message_state import ClaimState, MessageState
-from tenuto.core.names import COMMAND_MARK, command_key
+from tenuto.core.names import COMMAND_MARK, command_key, matches
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, SendCommand
 from tenuto.core.turns import (
@@ -78,6 +78,11 @@ NAMED_PATTERNS = 5  # served patterns that such a line names
 
 OpenTurn = TurnState[Worker]
 OpenTurns = ChannelTurns[Worker]
+
+
+def _listed(patterns: Iterable[str]) -> str:
+    """Return some of `patterns` for a line of the log."""
+    return ", ".join(f'"{one}"' for one in sorted(set(patterns))[:NAMED_PATTERNS])
 
 
 class TurnScheduler:
@@ -295,6 +300,7 @@ class TurnScheduler:
         has_agent = self.workers.has_agent(channel) or self.workers.is_served_elsewhere(channel)
         if turn.phase is Phase.WAITING and live is not None and not has_agent:
             live.presence_state.signal(Signal(name="nobody_listening", data={"message": turn.message_id}))
+            self._log_unserved(channel)
 
     def _check_served(self, channel: str, message: MessageState) -> None:
         """Check later whether a new message waits in vain: other channels have agents, and this one has none."""
@@ -310,11 +316,22 @@ class TurnScheduler:
         if any(one.created > asked.created and one.role != "user" for one in live.state.messages.values()):
             return  # a route of the app answers here
         live.presence_state.signal(Signal(name="nobody_listening", data={"message": message_id}))
+        self._log_unserved(channel)
+
+    def _log_unserved(self, channel: str) -> None:
+        """Log once for each kind of channels that none of the present agents serves `channel`, and which they serve."""
         kind = channel.rpartition(":")[0]
-        if kind not in self._unserved and len(self._unserved) < NAMED_UNSERVED:
-            self._unserved.add(kind)
-            patterns = ", ".join(f'"{one}"' for one in sorted(self.workers.patterns)[:NAMED_PATTERNS])
-            logger.warning('no agent serves "%s"; agents serve %s', channel, patterns)
+        if kind in self._unserved or len(self._unserved) >= NAMED_UNSERVED:
+            return
+        self._unserved.add(kind)
+        present = _listed(self.workers.present)
+        gone = _listed(pattern for pattern in self.workers.patterns if matches(pattern, channel))
+        logger.warning(
+            'no agent serves "%s"; %s%s',
+            channel,
+            f"agents serve {present}" if present else "no agent is connected",
+            f". The agent of {gone} has gone, and questions wait for it for a day" if gone else "",
+        )
 
     # -- claims ------------------------------------------------------------------------------------------------
 

@@ -165,6 +165,11 @@ class WorkerPool:
         """Return the patterns of the workers that are present."""
         return sorted({worker.pattern for worker in self._workers})
 
+    @property
+    def present(self) -> set[str]:
+        """Return the patterns of the agents that are present, at this node or another one."""
+        return {*self.served(), *self.elsewhere}
+
     def note_elsewhere(self, patterns: Iterable[str]) -> None:
         """Note all patterns that other nodes serve now. Those nodes keep the notes in the store."""
         self.elsewhere = frozenset(patterns)

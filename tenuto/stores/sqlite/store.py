@@ -14,6 +14,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -284,12 +285,17 @@ class SqliteStore:
         self._failed_backups += 1
 
     def stats(self) -> dict[str, int]:
-        """Return counters since the store was opened (`Store.stats`), and the age of the last good backup, if known."""
+        """Return counters since the store was opened (`Store.stats`).
+
+        With the free space of its disk, and the age of the last good backup, if they are known.
+        """
         if self._open is not None:
             self._stats = self._open.engine.stats()
         backups = {"failed_backups": self._failed_backups}
         if self._backup_s is not None:
             backups["backup_age_s"] = int(time.monotonic() - self._backup_s)
+        with contextlib.suppress(OSError):
+            backups["disk_free_bytes"] = shutil.disk_usage(self.path.parent).free
         return self._stats | backups
 
     async def _run(self, call: Callable[[Engine], T], *, late: type[StoreUnavailable] = StoreUnavailable) -> T:
