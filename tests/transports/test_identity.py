@@ -925,11 +925,6 @@ def first_cells(heading: str) -> set[str]:
     return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("source", re.findall(r"^```python\n(.*?)^```$", SECURITY, re.MULTILINE | re.DOTALL))
-def test_programs_of_the_security_page_compile(source: str) -> None:
-    compile(source, "security.md", "exec")
-
-
 def test_every_capability_claim_argument_option_and_close_code_is_documented() -> None:
     assert first_cells("Capabilities") == CAPABILITIES
     arguments = set(inspect.signature(jwt_verifier).parameters)
