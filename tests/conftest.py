@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, async_playwright, expect
 
 from tests.processes import Server, serving
 
@@ -27,6 +27,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # A script that starts the tests in the background lets them ignore SIGINT, and each process that they start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Patience costs nothing in a test that passes, and a machine of CI may be three times slower than another.
+expect.set_options(timeout=30_000)
 
 ARGUMENTS = (
     "--no-sandbox",

@@ -421,7 +421,7 @@ async def test_message_of_an_error_shows_the_value(case: Case, place: Place) -> 
 
 
 async def _raised(case: Case, place: Place) -> Exception:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         try:
             await case.provoke(place)
         except Exception as error:

@@ -86,7 +86,7 @@ async def test_answer_is_stopped_from_another_tab_after_a_reload(browser: Browse
         await asking.reload()
         await follow(other, "bob", transport)
         await other.evaluate("channel.cancel()")
-        await asyncio.wait_for(stopped.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), 60)
         await follow(asking, transport=transport)
         for window in (asking, other):
             await until_path(window, "tell me", "a long answer ")

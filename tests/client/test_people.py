@@ -75,7 +75,7 @@ async def test_member_of_another_client_is_refused(wire: Wire) -> None:
 
 
 async def test_signal_reaches_present_clients(wire: Wire, client: Client) -> None:
-    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view, asyncio.timeout(10):
+    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view, asyncio.timeout(60):
         changes = aiter(view)
         await anext(changes)
         await ada.signal("c", "typing", {"on": True})
@@ -91,7 +91,7 @@ async def test_command_is_visible_and_gets_one_reply(wire: Wire, client: Client)
         changes = aiter(view)
         await anext(changes)
         await client.reply("c", command.id, ok=False, error={"code": "too_much"})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             (reply,) = (await anext(changes)).replies
         assert (reply.id, reply.ok, reply.error) == (command.id, False, {"code": "too_much"})
         assert view.commands == []
@@ -136,7 +136,7 @@ def go_on() -> asyncio.Event:
 
 async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_on: asyncio.Event) -> None:
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
-    async with client_of(wire, client_id="bot") as agent, client.channel("chat:1") as view, asyncio.timeout(10):
+    async with client_of(wire, client_id="bot") as agent, client.channel("chat:1") as view, asyncio.timeout(60):
         task = asyncio.create_task(working(agent, turns, go_on))
         await until(view, lambda: "bot" in data_of(view))
         asked = await client.create("chat:1", text="Hello?")
@@ -156,7 +156,7 @@ async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_
 async def test_a_turn_goes_on_over_connections(hub: Hub, client: Client, go_on: asyncio.Event) -> None:
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
     wire = Wire(hub)
-    async with client_of(wire, client_id="bot") as agent, asyncio.timeout(10):
+    async with client_of(wire, client_id="bot") as agent, asyncio.timeout(60):
         task = asyncio.create_task(working(agent, turns, go_on))
         await sends(wire, "work", 1)
         asked = await client.create("chat:1", text="Hello?")
@@ -178,7 +178,7 @@ async def test_a_turn_goes_on_over_connections(hub: Hub, client: Client, go_on: 
 async def test_lost_turn_cancels_its_handler() -> None:
     script = Script()
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
-    async with scripted(script) as client, asyncio.timeout(10):
+    async with scripted(script) as client, asyncio.timeout(60):
         task = asyncio.create_task(working(client, turns, asyncio.Event(), slots=3, name="bot~1", when_busy="parallel"))
         socket = await script.socket()
         work = await socket.frame()

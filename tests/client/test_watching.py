@@ -32,7 +32,7 @@ from tests.client.wire import Wire, becomes, client_of, memory_hub, until
 async def some(subscription: Subscription, count: int) -> list[Batch]:
     """Return the next batches of a subscription."""
     batches = []
-    async with asyncio.timeout(10), aclosing(subscription.batches()) as coming:
+    async with asyncio.timeout(60), aclosing(subscription.batches()) as coming:
         async for batch in coming:
             batches.append(batch)
             if len(batches) == count:
@@ -66,7 +66,7 @@ async def test_a_view_is_the_same_until_it_is_closed(client: Client) -> None:
 
 async def test_view_reports_changes(hub: Hub, client: Client) -> None:
     await hub.create("c", text="first")
-    async with client.channel("c") as view, asyncio.timeout(10):
+    async with client.channel("c") as view, asyncio.timeout(60):
         changes = aiter(view)
         assert (await anext(changes)).is_new_start
         second = await hub.create("c", text="second")
@@ -238,7 +238,7 @@ async def test_subscription_yields_events(hub: Hub, client: Client) -> None:
     asked = await hub.create("c", text="Why?")
     kinds: list[type] = []
     subscription = client.subscribe("c")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in subscription:
             kinds.append(type(event))
             if isinstance(event, MessageUpdate):
@@ -278,7 +278,7 @@ async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, cli
 
     seen = ""
     writing = asyncio.create_task(write())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in client.subscribe("c", flush_ms=0):
             seen = applied(seen, event)
             if isinstance(event, MessageFinish):
@@ -317,7 +317,7 @@ async def test_feed_pauses_while_its_subscriber_reads_no_events(hub: Hub, wire: 
     subscription = client.subscribe("c", flush_ms=0)
     batches = subscription.batches()
     text = ""
-    async with asyncio.timeout(10), hub.message("c") as message, aclosing(batches):
+    async with asyncio.timeout(60), hub.message("c") as message, aclosing(batches):
         await anext(batches)
         for _ in range(60):
             await message.append("y" * 10_000)

@@ -112,7 +112,7 @@ async def test_the_agents_of_the_answers_answer(word: str, channel: str) -> None
     (source,) = python_of(by_word(word))
     hub: Hub = run(source)["hub"]
     await hub.create(channel, id="q1", text="?")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for _ in hub.subscribe(channel):
             answers = [one for one in (await hub.history(channel)).messages if one.reply_to == "q1"]
             if answers and answers[0].status == "complete":

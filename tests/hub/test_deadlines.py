@@ -153,7 +153,7 @@ async def test_resumed_process_reads_its_sockets_before_it_expires_leases(monkey
         known.set("other", loop.time() + 0.05, lambda: called.append("other"))
         writer.send(b"x")
         time.sleep(0.3)  # noqa: ASYNC251 - the whole process stands still
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await received.wait()
             while "other" not in called:  # noqa: ASYNC110 - a deadline sets no event
                 await asyncio.sleep(0.01)

@@ -465,7 +465,7 @@ async def test_a_pipe_is_refused_at_once(hub: HubCore, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(LocalError, match="pipe must be a regular file, because it is read twice"):
                 await hub.archive.import_file(pipe)
     finally:
@@ -522,7 +522,7 @@ async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
     await hub.create("other", text="shows that the clock is right")
     store.commits = 0
     store.meanwhile = partial(hub.retainer._round, hub.runtime)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert (await hub.archive.import_file(file)).messages == 3
     await store.meanwhile()
     assert await texts(hub) == []
@@ -889,7 +889,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     store = _Overtaking(moment)
     first, second, reader = (HubCore(store, hooks_signals=False) for _ in range(3))
     held_up = asyncio.create_task(first.archive.import_file(files[0]))
-    await asyncio.wait_for(store.first_waits.wait(), 10)
+    await asyncio.wait_for(store.first_waits.wait(), 60)
     for running in (second.archive.import_file(files[1]), held_up):
         with pytest.raises(IdConflict):
             await running
@@ -909,7 +909,7 @@ async def test_an_import_that_has_ended_is_kept_by_another_that_began_before(hel
     store = _Crossing(held)
     first, second = (HubCore(store, hooks_signals=False) for _ in range(2))
     held_up = asyncio.create_task(first.archive.import_file(path))
-    await asyncio.wait_for(store.reached.wait(), 10)
+    await asyncio.wait_for(store.reached.wait(), 60)
     done = await second.archive.import_file(path)
     store.gate.set()
     with pytest.raises(IdConflict):

@@ -452,7 +452,7 @@ async def test_hook_positions_survive_a_restart_in_a_file(tmp_path: Path) -> Non
         hub = new_hub(url)
         received = listen(hub)
         await hub.create("chat:1", id=f"m{number}", text="x")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while f"m{number}" not in [one.id for one in received]:  # noqa: ASYNC110 - a hook sets no event
                 await asyncio.sleep(0.005)
         await hub.close()

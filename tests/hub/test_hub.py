@@ -696,7 +696,7 @@ async def test_message_that_is_not_open_refuses_text_and_parts(hub: HubCore) -> 
 async def test_flush_while_the_hub_is_full_stores_the_text_a_little_later() -> None:
     """The text waits for the viewer's flush window, and `flush` requests its commit while the queue is full."""
     hub = HubCore("memory://", hooks_signals=False, drain_s=0, limits=Limits(waiting_requests=3))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         feed = await hub.attach("c", None, flush_ms=1000, wake=lambda: None)
         async with hub.message("c") as message:
             await message.append("first ")

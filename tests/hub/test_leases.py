@@ -284,7 +284,7 @@ async def test_lease_expires_though_the_first_read_before_its_end_fails(fault: s
     await asyncio.sleep(4.9)
     store.fails = True
     await asyncio.sleep(1.5 if fault == "unexpected error" else 31.5)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await status(hub) == INTERRUPTED
     await hub.close()
 

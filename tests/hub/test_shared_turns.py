@@ -630,7 +630,7 @@ class LateEnd(Late):
         if not self.given_up and any(isinstance(op, Claim) and op.state == "done" for op in ops):
             self.given_up += 1
             self.refused, self.is_slow = "", False
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not self.begun:  # noqa: ASYNC110 - virtual
                     await asyncio.sleep(0.1)
         return await super().commit(writes)

@@ -657,7 +657,7 @@ async def test_page_posts_its_reply_once_where_no_text_follows(scene: Scene, rep
         await pages("a", "approve", id=shown["approval"]["id"], approved=reply == "yes")
     await pages("a", "asks", requests=2)
     if end == "stop after the reply":
-        await asyncio.wait_for(scene.gate("replied").wait(), 10)
+        await asyncio.wait_for(scene.gate("replied").wait(), 60)
         await pages("a", "stop")
     state = await pages("a", "is", status="error" if end == "stop before the reply" else "ready")
     assert state["requests"] == 2
@@ -670,7 +670,7 @@ async def test_page_posts_its_reply_once_where_no_text_follows(scene: Scene, rep
 
 async def ended(scene: Scene) -> None:
     """Wait for the end of the answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await scene.answers())[0].status == "streaming":  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0.005)
 

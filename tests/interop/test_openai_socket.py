@@ -27,7 +27,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 async def until(socket: Any, is_last: Callable[[Any], bool] = lambda event: event.type in LAST) -> list[Any]:
     events: list[Any] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not events or not is_last(events[-1]):
             events.append(await socket.recv())
     return events

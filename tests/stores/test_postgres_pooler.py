@@ -25,7 +25,7 @@ from tests.stores.two import Two, TwoContract
 pytestmark = [needs_postgres, needs_pgbouncer]
 
 _numbers = count(1)
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tenuto.app import Hub
 from tenuto.transports import access, origin
 from tenuto.transports.refusals import Refusals
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Served:
