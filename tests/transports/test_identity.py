@@ -38,7 +38,7 @@ from tenuto.server.serving import check_guarded
 from tenuto.transports import close_codes, websocket
 from tests import processes
 from tests.transports.asgi import ask
-from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.conftest import PATIENCE_S, WAYS, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream, stored
@@ -103,9 +103,9 @@ def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
     return new_hub(url, **{"authenticate": verifier, "clock": watch, **options})
 
 
-@pytest.fixture(params=["task", "hand"])
+@pytest.fixture(params=WAYS)
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Verified]:
-    """A hub that verifies tokens, behind a server, once for each way of sending."""
+    """A hub that verifies tokens, behind a server."""
     watch = Watch()
     hub = verifying_hub(watch)
     hub.drive_by_hand = request.param == "hand"
