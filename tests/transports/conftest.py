@@ -4,8 +4,9 @@ Layer: tests.
 
 `served` is a hub behind uvicorn on this event loop, which sends as under `tenuto serve`; one of `new_hub` sends as below
 another server. `http` sends requests to a hub through ASGI alone, which is enough for tests without streams.
-`TENUTO_SERVERS=long` (`make test-long`) repeats the tests for the other way of sending, a store in a file, each server
-and each signal.
+
+With `TENUTO_SERVERS=long` (`make test-long`) the tests also run with the other way of sending, a store in a file, each
+server and each signal.
 """
 
 from __future__ import annotations
