@@ -2,7 +2,7 @@
 
 Layer: tests.
 
-`served` is a hub behind uvicorn on this event loop, which sends as under `tenuto serve`; one of `new_hub` sends as below
+`served` is a hub behind uvicorn on this event loop, which sends as under `tenuto serve`; one of `new_hub` sends as with
 another server. `http` sends requests to a hub through ASGI alone, which is enough for tests without streams.
 
 With `TENUTO_SERVERS=long` (`make test-long`) the tests also run with the other way of sending, a store in a file, each
