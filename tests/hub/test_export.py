@@ -190,7 +190,7 @@ MESSAGES = st.fixed_dictionaries(
 ENDS = st.none() | st.sampled_from(["complete", "cancelled", "failed"])
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(MESSAGES, ENDS), min_size=1, max_size=4), st.lists(JSON, max_size=2))
 def test_every_message_stays_the_same(messages: list[tuple[dict[str, Any], str | None]], data: list[Any]) -> None:
     async def round_trip(file: IO[bytes]) -> None:
@@ -613,7 +613,7 @@ asyncio.run(HubCore(Dying(path), hooks_signals=False).archive.import_file(file))
 """
 
 
-@pytest.mark.parametrize(("moment", "count"), [("before", 1), ("after", 1), ("before", 3), ("after", 3)])
+@pytest.mark.parametrize(("moment", "count"), [("after", 1), ("before", 3)])
 async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp_path: Path) -> None:
     hub = HubCore("memory://", hooks_signals=False)
     for number in range(6):
@@ -900,7 +900,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
         await hub.close()
 
 
-@pytest.mark.parametrize("held", [1, 2, 3])
+@pytest.mark.parametrize("held", [1, 3])
 async def test_an_import_that_has_ended_is_kept_by_another_that_began_before(held: int, tmp_path: Path) -> None:
     path, source = tmp_path / "chat.jsonl", HubCore("memory://", hooks_signals=False)
     await fill(source)

@@ -313,7 +313,7 @@ def _things(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return typed | objects | fields | st.lists(inner, max_size=2) | st.tuples(inner, inner)
 
 
-EXAMPLES = settings().max_examples // 3  # examples of each source: a hub is made for each example
+EXAMPLES = settings().max_examples // 8  # examples of each source: a hub is made for each example
 EVENTS = st.recursive(_VALUES | _TYPES, _things, max_leaves=12)
 
 
