@@ -23,9 +23,9 @@ from tenuto.client import Client
 from tenuto.client.subscription import is_new_start
 from tenuto.core.model import Message
 from tenuto.core.view import View
+from tests.conftest import IS_LONG
 from tests.postgres import needs_postgres, running_postgres
 from tests.redis_server import needs_redis, running_redis
-from tests.transports.conftest import IS_LONG
 from tests.transports.test_shutdown import START_S, Running, running
 
 pytestmark = needs_postgres

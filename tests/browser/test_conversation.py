@@ -15,6 +15,7 @@ from playwright.async_api import Browser, Page
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.hub.clock import Clock
+from tests.browser.tab import transports
 from tests.browser.test_client import SECRET, app_with, page_at, verified
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
@@ -63,7 +64,7 @@ def with_agent(hub: Hub) -> list[list[Any]]:
     return given
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", transports("poll"))
 async def test_answer_is_stopped_from_another_tab_after_a_reload(browser: Browser, transport: str) -> None:
     hub = verified()
     stopped = asyncio.Event()

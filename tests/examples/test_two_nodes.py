@@ -21,12 +21,12 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from tests.conftest import IS_LONG
 from tests.examples.nodes import FOLLOW_S, Node, is_over, two_nodes, until, viewing
 from tests.examples.programs import FOLDER, NAMES, PROCESSES, load
 from tests.interop.pages import pages_at, text_of
 from tests.postgres import needs_postgres, running_postgres
 from tests.processes import python
-from tests.transports.conftest import IS_LONG
 
 pytestmark = [needs_postgres, pytest.mark.asyncio(loop_scope="module")]
 

@@ -12,7 +12,6 @@ server and each signal.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,9 +25,9 @@ import uvicorn
 from tenuto.app import Hub
 from tenuto.transports import access, origin
 from tenuto.transports.refusals import Refusals
+from tests.conftest import IS_LONG
 
 PATIENCE_S = 60.0
-IS_LONG = os.environ.get("TENUTO_SERVERS") == "long"
 WAYS = ["hand", "task"] if IS_LONG else ["hand"]
 
 

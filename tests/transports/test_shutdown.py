@@ -22,7 +22,7 @@ import pytest
 
 from proof.chaos.processes import free_port
 from proof.wirecheck import SseViewer, WsViewer
-from tests.transports.conftest import IS_LONG
+from tests.conftest import IS_LONG
 
 APP = """
 import asyncio
