@@ -25,7 +25,7 @@ settings.register_profile("long", parent=settings.get_profile("default"), derand
 settings.register_profile("few", parent=settings.get_profile("default"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# `make test-long` repeats some tests with each server, signal, transport and way of sending; `make test` has one of each.
+# `make test-long` repeats some tests with each server, signal, transport and sender; `make test` has one of each.
 IS_LONG = os.environ.get("TENUTO_SERVERS") == "long"
 
 # A script that starts the tests in the background lets them ignore SIGINT, and each process that they start would, too.
