@@ -108,21 +108,6 @@ async def test_schedule_keeps_the_newest_backups_although_the_clock_is_set_back(
     await again.close()
 
 
-async def test_newest_backup_from_the_future_delays_the_next_one_by_one_period(
-    tmp_path: Path, folder: Path, clock: Clock
-) -> None:
-    future = folder / "chat-000007-20991122T024000Z.db"
-    future.write_text("made while the clock was wrong")
-    os.utime(future, (4_000_000_000, 4_000_000_000))
-    hub = new_hub(tmp_path / "x")
-    BackupSchedule(hub, folder, every="1h", keep=1)
-    await hub.start()
-    assert await clock.wait_of_schedule() == HOUR_S
-    assert await clock.wait_of_schedule(after_s=HOUR_S) == HOUR_S
-    assert [name[:12] for name in names(folder) if name.endswith(".db")] == ["chat-000008-"]
-    await hub.close()
-
-
 async def test_failing_backup_is_logged_counted_and_tried_again_while_the_hub_serves(
     tmp_path: Path, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

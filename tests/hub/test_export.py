@@ -133,33 +133,6 @@ async def test_an_import_gives_the_same_export(hub: HubCore, tmp_path: Path, cap
     assert (await hub.history(CHANNEL, limit=1)).messages[0].parent == lines[7]["id"]
 
 
-async def test_circles_of_parents_and_times_of_a_clock_set_back_go_through_an_import(tmp_path: Path) -> None:
-    """A create may name any parent, and a clock may be set back between a create and its end: no export loses that."""
-
-    class SetBack(Clock):
-        now = DAY_MS
-
-        def now_ms(self) -> int:
-            return self.now
-
-    clock = SetBack()
-    hub = HubCore("memory://", hooks_signals=False, clock=clock)
-    for message_id, parent in (("own", "own"), ("a", "b"), ("b", "a")):
-        await hub.create(CHANNEL, id=message_id, text=message_id, parent=parent)
-    answer = hub.message(CHANNEL, reply_to="a")
-    await answer.__aenter__()
-    clock.now -= 1000
-    await hub.finish(CHANNEL, answer.id)
-    data = await exported(hub)
-    assert [one["updated_at"] - one["created_at"] for one in lines_of(data)[1:-1]] == [0, 0, 0, -1000]
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(data)
-    await hub.delete_channel(CHANNEL)
-    await hub.archive.import_file(path)
-    assert await exported(hub) == data
-    await hub.close()
-
-
 TEXTS = st.text(max_size=20)
 JSON = st.recursive(
     st.none()
@@ -472,25 +445,6 @@ async def test_a_pipe_is_refused_at_once(hub: HubCore, tmp_path: Path) -> None:
         os.close(os.open(pipe, os.O_RDWR))  # ends a read that waits for a writer
 
 
-async def test_data_of_old_commands_stays_for_a_week_after_the_import(hub: HubCore, tmp_path: Path) -> None:
-    await hub.command(CHANNEL, "ask", data="why?")
-    header, command, end = lines_of(await exported(hub))
-    week_ms = 7 * DAY_MS
-    old = {
-        **command,
-        "created_at": command["created_at"] - 3 * week_ms,
-        "expires_at": command["expires_at"] - 3 * week_ms,
-    }
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(with_end([header, old, end]))
-    await hub.archive.import_file(path, channel="copy")
-    now_ms = hub.clock.now_ms()
-    await hub.store.tidy(now_ms + week_ms - 3_600_000)
-    assert lines_of(await exported(hub, "copy"))[1] == old
-    await hub.store.tidy(now_ms + week_ms + 3_600_000)
-    assert "data" not in lines_of(await exported(hub, "copy"))[1]
-
-
 class Interrupted(MemoryStore):
     """A store that calls `meanwhile` before its second commit, and after each list of commands."""
 
@@ -688,17 +642,6 @@ async def leave_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[H
     return hub, store
 
 
-async def test_a_request_after_a_broken_import_finds_an_empty_channel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub, store = await leave_part(tmp_path, monkeypatch)
-    await hub.create(CHANNEL, text="mine")
-    assert await store.notes("import:") == {}
-    await hub.close()  # the next call starts the hub again
-    assert await texts(hub) == ["mine"]
-    await hub.close()
-
-
 async def test_no_part_of_a_broken_import_is_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub, store = await leave_part(tmp_path, monkeypatch)
     with pytest.raises(Busy, match="a part of an import that has not ended"):
@@ -754,19 +697,6 @@ async def test_an_import_whose_first_note_may_be_stored_takes_it_back(tmp_path: 
     assert await store.notes("import:") == {}
 
 
-async def test_messages_after_a_part_of_an_import_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub, store = await leave_part(tmp_path, monkeypatch)
-    store.is_exclusive = False
-    other = HubCore(store, hooks_signals=False)
-    await other.create(CHANNEL, text="mine")  # its serial is the one that the last message of the file would get
-    store.is_exclusive = True
-    await other.close()
-    await hub.close()
-    assert await texts(hub) == ["message 0", "message 1", "mine"]
-    assert await store.notes("import:") == {}
-    await hub.close()
-
-
 async def test_a_part_of_an_import_in_a_held_channel_stays_until_the_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -795,22 +725,6 @@ class Copied(SqliteStore):
     async def copy(self) -> None:
         self.copies.append(self.path.with_name(f"copy{len(self.copies)}.db"))
         await self.backup(self.copies[-1], mb_per_s=1000)
-
-
-async def test_a_backup_from_an_import_has_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "BATCH", 2)
-    file = await exported_messages(tmp_path, 3, commands=1)
-    store = Copied(str(tmp_path / "hub.db"))
-    store.copies = []
-    hub = HubCore(store, hooks_signals=False)
-    await hub.archive.import_file(file)
-    assert len(await texts(hub)) == 3
-    await hub.close()
-    for copy in store.copies:
-        again = HubCore(f"sqlite:///{copy}", hooks_signals=False)
-        assert await texts(again) == []
-        await again.close()
-    assert len(store.copies) == 4
 
 
 class _Crossing(MemoryStore):
