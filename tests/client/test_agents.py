@@ -196,23 +196,6 @@ async def test_broken_connections_lose_no_turn_and_double_none(hub: Hub, wire: W
         assert turns == 3
 
 
-async def test_handler_that_raises_leaves_a_failed_answer(hub: Hub, wire: Wire) -> None:
-    client = client_of(wire, client_id="bot")
-
-    @client.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("half")
-            raise RuntimeError("secret")
-
-    async with working(client):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
-        await hub.create("chat:1", text="?")
-        (answer,) = await until_answered(hub)
-        assert (answer.text, answer.status) == ("half", "failed")
-        assert "secret" not in str(answer)
-
-
 def agent_process(
     served: Served, name: str, on_crash: str = "restart", drain_s: float = 30.0
 ) -> contextlib.AbstractAsyncContextManager[Process]:
@@ -355,69 +338,6 @@ def serve_by_name(client: Client, name: str, release: asyncio.Event, begun: Call
         async with turn.reply() as message:
             await release.wait()
             await message.append(f"by {name}")
-
-
-async def test_two_agents_of_one_client_each_get_their_own_turns(hub: Hub, wire: Wire) -> None:
-    """Both share a socket and a pattern; only their names differ."""
-    taken: dict[str, list[str]] = {"bot~a": [], "bot~b": []}
-    release = asyncio.Event()
-    client = client_of(wire, client_id="bot")
-    for name in ("bot~a", "bot~b"):
-        serve_by_name(client, name, release, lambda name, channel: taken[name].append(channel))
-    async with working(client), asyncio.timeout(60):
-        await becomes(lambda: hub.runtime.scheduler.stats()["agents"] == 2)
-        assert sorted(one.id for one in (await hub.members("chat:1")).members) == ["bot~a", "bot~b"]
-        for channel in ("chat:1", "chat:2", "chat:3"):
-            await hub.create(channel, text="?")
-        await becomes(lambda: hub.runtime.scheduler.stats()["turns_running"] == 2)
-        await becomes(lambda: all(taken.values()))
-        assert [len(channels) for channels in taken.values()] == [1, 1]
-        assert hub.runtime.scheduler.stats()["turns_waiting"] == 1  # each has one slot, and its turn takes that
-        release.set()
-        scheduler = hub.runtime.scheduler
-        await becomes(lambda: scheduler.stats()["turns_running"] + scheduler.stats()["turns_waiting"] == 0)
-    for name, channels in taken.items():
-        for channel in channels:
-            assert [one.text for one in await answers(hub, channel)] == [f"by {name}"]
-
-
-async def test_turn_of_an_old_socket_takes_a_slot_of_the_new_one_and_frees_it(hub: Hub, wire: Wire) -> None:
-    at_once, most = 0, 0
-    begun, release = asyncio.Event(), asyncio.Event()
-    renewals = Renewals(wire)
-    client = client_of(wire, client_id="bot", dial=renewals)
-
-    @client.agent("chat:*", slots=1)
-    async def bot(turn: Turn) -> None:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        async with turn.reply() as message:
-            begun.set()
-            await release.wait()
-            await asyncio.sleep(0.01)
-            await message.append("whole")
-        at_once -= 1
-
-    async with working(client), asyncio.timeout(60):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
-        await hub.create("chat:1", text="?")
-        await begun.wait()
-        wire.cut()
-        await becomes(lambda: renewals.renewed[1:] == [{"chat:1"}])
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
-        for channel in ("chat:2", "chat:3", "chat:4"):
-            await hub.create(channel, text="?")
-        await hub.create("other", text="behind whatever was claimed of these")
-        stats = hub.stats()
-        assert (stats["turns_running"], stats["turns_waiting"]) == (1, 3)
-        release.set()
-        # over this socket, because a new socket would have all its slots free anyway
-        async with asyncio.timeout(QUICK.silence_s / 2):
-            for number in range(1, 5):
-                (answer,) = await until_answered(hub, 1, f"chat:{number}")
-                assert answer.text == "whole"
-    assert most == 1
 
 
 @pytest.mark.parametrize("is_stop", [True, False])

@@ -15,7 +15,6 @@ from tenuto import Hub
 from tenuto.client import ChannelView, ClaimedTurn, Client
 from tenuto.core.errors import (
     AlreadyAnswered,
-    IdConflict,
     InvalidName,
     InvalidRequest,
     LocalError,
@@ -101,13 +100,6 @@ async def test_command_is_visible_and_gets_one_reply(wire: Wire, client: Client)
             await ada.reply("c", "other")
 
 
-async def test_a_command_may_be_sent_again(client: Client) -> None:
-    first = await client.command("c", "approve", id="one", data=1)
-    assert await client.command("c", "approve", id="one", data=1) == first
-    with pytest.raises(IdConflict):
-        await client.command("c", "approve", id="one", data=2)
-
-
 async def test_cancel_stops_a_writer_that_does_not_react(hub: Hub, client: Client) -> None:
     async with client.channel("c") as view:
         message = await client.message("c").open()
@@ -151,28 +143,6 @@ async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-
-
-async def test_a_turn_goes_on_over_connections(hub: Hub, client: Client, go_on: asyncio.Event) -> None:
-    turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
-    wire = Wire(hub)
-    async with client_of(wire, client_id="bot") as agent, asyncio.timeout(60):
-        task = asyncio.create_task(working(agent, turns, go_on))
-        await sends(wire, "work", 1)
-        asked = await client.create("chat:1", text="Hello?")
-        turn = await turns.get()
-        wire.cut()
-        await sends(wire, "turn.renew", 1)
-        assert not turn.is_lost
-        wire.cut()
-        go_on.set()
-        await sends(wire, "turn.done", 1)
-        await client.create("chat:1", text="Another?")
-        assert (await turns.get()).message.id != asked.id
-        assert turns.empty()
-        task.cancel()
-        await asyncio.wait([task])
-    await wire.end()
 
 
 async def test_lost_turn_cancels_its_handler() -> None:

@@ -170,37 +170,6 @@ async def test_turn_with_another_answer_has_not_failed_for_those_that_join_later
         assert not (await hub.turn("chat:1", "u")).is_deleted
 
 
-@pytest.mark.parametrize("deleted", ["first", "second"])
-async def test_deletion_of_one_of_two_answers_ends_no_stream_of_the_turn(deleted: str) -> None:
-    async with adapters() as (hub, served):
-        begun, gate = asyncio.Event(), asyncio.Event()
-
-        @hub.agent("chat:*", name="bot")
-        async def answers(turn: Turn) -> None:
-            for text in ("One.", "Two."):
-                with suppress(Deleted):
-                    async with turn.reply() as message:
-                        await message.append(text)
-                        await message.flush()
-                        if text == "Two.":
-                            begun.set()
-                            await gate.wait()
-                            await message.append(" And on.")
-            async with turn.reply() as message:
-                await message.append("Three.")
-
-        await hub.create("chat:1", id="u", text="you")
-        await begun.wait()
-        readers = Readers(served)
-        await readers.join(hub)
-        first, second = (await hub.turn("chat:1", "u")).answers
-        await hub.delete("chat:1", first.id if deleted == "first" else second.id)
-        await readers.join(hub)
-        gate.set()
-        await readers.check_joined(["Three.", "Three.", "Three."])
-        await readers.check(['"finish"', "RUN_FINISHED", "response.completed"])
-
-
 @pytest.mark.parametrize("is_asking", [False, True], ids=["silent", "asks"])
 async def test_turn_that_is_cancelled_before_its_first_text_is_cancelled_for_each_reader(is_asking: bool) -> None:
     async with adapters() as (hub, served):
