@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, async_playwright, expect
 
 from tests.processes import Server, serving
 
@@ -25,8 +25,14 @@ settings.register_profile("long", parent=settings.get_profile("default"), derand
 settings.register_profile("few", parent=settings.get_profile("default"), max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# `make test-long` repeats some tests with each server, signal, transport and sender; `make test` has one of each.
+IS_LONG = os.environ.get("TENUTO_SERVERS") == "long"
+
 # A script that starts the tests in the background lets them ignore SIGINT, and each process that they start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Patience costs nothing in a test that passes, and a machine of CI may be three times slower than another.
+expect.set_options(timeout=30_000)
 
 ARGUMENTS = (
     "--no-sandbox",

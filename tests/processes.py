@@ -23,7 +23,7 @@ from typing import Any
 
 from proof.chaos.processes import free_port
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Process:

@@ -166,12 +166,12 @@ async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_p
     """The disk of the output is full, or the program that reads it has ended; the latter gets no line, as `head`."""
 
     def check(*where: str) -> None:
-        for command in (("verify",), ("forget", "ann"), *COMMANDS[:2]) if place == "file" else COMMANDS[:3]:
+        for command in COMMANDS[:2] if place == "file" else COMMANDS[:1]:
             arguments = [sys.executable, "-m", "tenuto", *command, *where]
             reader, closed = os.pipe()
             os.close(reader)
             with open("/dev/full", "wb") as full, open(closed, "wb") as pipe:
-                for out, unbuffered, error in ((full, "", FULL), (full, "1", FULL), (pipe, "", "")):
+                for out, unbuffered, error in ((full, "", FULL), (pipe, "1", "")):
                     environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
                     ran = subprocess.run(
                         arguments, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, env=environ, check=False

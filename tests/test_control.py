@@ -33,14 +33,9 @@ def command(*arguments: str, store: Path) -> list[str]:
 
 
 def run(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command of `tenuto` in a process beside the server."""
-    return subprocess.run(
-        command(*arguments, store=store),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    """Run a command of `tenuto` in this process, beside the server's."""
+    done = CliRunner().invoke(main, command(*arguments, store=store)[3:])
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 async def export_of_another_store(path: Path) -> bytes:

@@ -1,23 +1,18 @@
-"""Every error class, raised through its public path: the message shows the value and reads as a sentence.
+"""Every error class, raised through its public path: the message shows the value, on one bounded line.
 
 Layer: tests.
 
-The rule for a sentence is simple enough to check: the message begins with its subject (a noun phrase, so no leading
-verb, no negation and no indefinite pronoun), a finite verb follows in the same clause, and the remedy is a statement
-and not a question. One test applies the rule to each error text in the package, also to those that no case raises. A
-new error class needs a case here: the last test enumerates the classes. The wording of a message may change freely, as
+A new error class needs a case here: one test enumerates the classes. The wording of a message may change freely, as
 long as it keeps the value.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import importlib
 import io
 import json
 import pkgutil
-import re
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing, suppress
@@ -42,7 +37,6 @@ from tenuto.core.requests import (
     CreateMessage,
     DeleteMessage,
     FinishMessage,
-    PutPart,
     Request,
     SendCommand,
     TakeOver,
@@ -53,14 +47,12 @@ from tenuto.demo.guests import Guests, NoInvite
 from tenuto.hub.access.identity import Expired
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.sources import UpstreamEnded, UpstreamError, pipe
-from tenuto.stores import open_url
 from tenuto.stores.base import CommitUnknown, StoreReplaced, head_of
 from tenuto.stores.postgres.life import StoreLife
 from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.transports.conftest import asking, listening, new_hub, serving
 
-APP = Caller(is_app=True)
 SERVER = Caller(is_server=True)
 ANN = Caller(id="ann")
 BOB = Caller(id="bob")
@@ -70,109 +62,8 @@ SMALL = Limits(
 C, M = "chat:1", "m1"
 QUICK = Timing(open_s=0.05, response_s=0.05, request_s=0.1, backoff_s=0.001, backoff_cap_s=0.002, leave_s=0.1)
 
-PACKAGE = Path(tenuto.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
 
 Provoke = Callable[["Place"], Awaitable[object]]
-
-
-# The rule ---------------------------------------------------------------------------------------------------------
-
-# Verbs, with which a message would begin without naming a thing, and pronouns, which name none.
-LEADING_VERBS = """
-add append are ask attach await be bring call cannot check could did do does draw enter expected failed find get
-give got has have invalid is keep make may missing must name need needs open pass put raise read refused
-register send set stop take tell try use wait was were write wrote
-"""
-PRONOUNS = """
-anybody everybody he it nobody nothing she somebody something they what whatever who whoever whom
-"""
-OTHERS = "how invalid no none not stale there too when why"  # they begin no noun phrase
-NO_SUBJECT = frozenset((LEADING_VERBS + PRONOUNS + OTHERS).split())
-FINITE_VERB = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|does|do|did|must|may|can|cannot|could|would|will|needs?|holds|names|belongs|begins|"
-    r"yielded|came|reported|sent|ended|broke|refused|failed|lacks|requires|differ|closed|serves|hears|waits?|runs|"
-    r"accepts|blocks|brings|carries|contains|died|exceed(?:s|ed)|exists|expired|fetched|found|got|grants|matches|redirected"
-    r"|responded|stopped|takes|timed|verifies|works)\b"
-)
-# The first clause ends here: its verb must not be one of the remedy's or of a relative clause.
-_CLAUSE_END = re.compile(r"[;?]|: |, which |\bbecause\b")
-_IN_QUOTES = re.compile(r"(?<!\w)'[^']*'|`[^`]*`|\([^()]*\)")
-# A remedy follows the first clause, or the clause itself says what is expected.
-REMEDY = re.compile(r"[;:.] |, got|\b(?:must|needs?|expected|limit|remedy|belongs|has only|so that|used? )\b")
-WITHOUT_REMEDY = (UpstreamError, UpstreamEnded, errors.InvalidText)  # the provider's faults; `lone_surrogate` has one
-
-
-def problem_with(text: str) -> str | None:
-    """Return why `text` does not read as a sentence with a subject, or None."""
-    text = re.sub(r"^[a-z_]+: (?=[a-z])", "", text)  # the code, which the command line puts first
-    first = re.match(r"[\"'`]?([\w.:/~@-]+)", text)
-    if first is None:
-        return "it does not begin with a word"
-    if first[1].lower() in NO_SUBJECT:
-        return f"it begins with {first[1]!r}, which is not a subject"
-    if not FINITE_VERB.search(_CLAUSE_END.split(_IN_QUOTES.sub("X", text))[0], 1):
-        return "no finite verb follows the subject"
-    if text.rstrip().endswith("?"):
-        return "it ends with a question in place of a remedy"
-    if len(text) > 600 or not text.isprintable():
-        return "it is too long or not printable"
-    return None
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["on_crash must be 'interrupt', got 'retry'", "part 0 of message 'm1' has 812 characters", "'x' is no source"],
-)
-def test_sentence_with_a_subject_passes_the_rule(text: str) -> None:
-    assert problem_with(text) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "must be above 0", "give text or parts", "nobody is known here", "invalid part", "the disk full"),
-        "no connection to http://host within 5 s (refused): is the server running there, and is the port right?",
-        "grant of 'x' on 'chat:*': no such capability; there are admin, agent",
-        "too many unauthenticated connections (limit 5)",
-        "stale attempt 1 of the turn, current is 2",
-    ],
-)
-def test_text_without_a_subject_or_a_verb_breaks_the_rule(text: str) -> None:
-    assert problem_with(text) is not None
-
-
-def texts_of_errors(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line, class and text of each error that the module at `path` makes, with `'x'` for inserted values."""
-    known = {one.__name__: one for one in _classes(TenutoError)}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not (isinstance(node, ast.Call) and node.args):
-            continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        text = node.args[0]
-        if name in known and isinstance(text, ast.Constant) and isinstance(text.value, str):
-            yield node.lineno, name, text.value
-        elif name in known and isinstance(text, ast.JoinedStr):
-            parts = (one.value if isinstance(one, ast.Constant) else "'x'" for one in text.values)
-            yield node.lineno, name, "".join(map(str, parts))
-
-
-def is_assembled(text: str) -> bool:
-    """Return whether a helper makes the subject or the whole of `text`, so that only a raised message can be judged."""
-    return re.match(r"'x'(?:;| 'x'|, because)", text) is not None
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_text_of_each_error_is_a_sentence_with_a_remedy(path: Path) -> None:
-    known = {one.__name__: one for one in _classes(TenutoError)}
-    wrong = []
-    for line, name, text in texts_of_errors(path):
-        problem = None if is_assembled(text) else problem_with(text)
-        if problem is None and not REMEDY.search(text) and not issubclass(known[name], WITHOUT_REMEDY):
-            problem = "it has no remedy"
-        if problem is not None:
-            wrong.append(f"{line}: {text}: {problem}")
-    assert not wrong, "\n".join(wrong)
 
 
 # The cases --------------------------------------------------------------------------------------------------------
@@ -263,10 +154,6 @@ def raise_problem(error: type[TenutoError], response: Any) -> None:
 
 async def nobody(scope: Any) -> Identity | None:
     return None
-
-
-async def subscriber(scope: Any) -> Identity | None:
-    return Identity(client_id="ann", capabilities=frozenset({"subscribe"}))
 
 
 async def expired(scope: Any) -> Identity | None:
@@ -438,79 +325,35 @@ def gap_in_view() -> None:
     view.receive(Batch(events=[MessageAppend(serial=2, id=M, part=3, at=0, text="x")]))
 
 
-def nested(depth: int) -> list[Any]:
-    return [nested(depth - 1)] if depth else []
-
-
-def agent(**options: Any) -> Callable[[], object]:
-    async def handler(turn: Any) -> None: ...
-
-    return lambda: new_hub().agent("chat:*", **options)(handler)
-
-
 LONG = "x" * 5_000
-FILE = {"type": "file"}
-ROBOT = {"role": "robot", "text": "x"}
 CASES: list[Case] = [
     # in process: the core
     asked(errors.InvalidRequest, ("robot", "'assistant'"), CreateMessage(role="user"), role="robot"),
-    asked(errors.InvalidRequest, ("failed", "'complete'"), CreateMessage(), status="failed"),
-    asked(errors.InvalidRequest, ("done", "'complete'"), FinishMessage(status="done")),
-    asked(errors.InvalidRequest, ("-3", "at"), AppendText(text="x", at=-3)),
-    asked(errors.InvalidRequest, ("hi", "1 parts"), UpdateMessage(text="hi", parts=[{}], generation=1)),
-    asked(errors.InvalidRequest, ("'image'", "'text'"), PutPart(index=1, part={"type": "image"})),
-    asked(errors.InvalidRequest, ("'text'", "$.text"), PutPart(index=1, part={"type": "text", "text": 5})),
-    asked(errors.InvalidRequest, ("inf",), PutPart(index=1, part={"type": "source", "x": float("inf")})),
-    asked(errors.InvalidRequest, ("8 levels",), PutPart(index=1, part={"type": "source", "x": nested(20)})),
-    asked(errors.InvalidRequest, ("'no'",), UpdateMessage(meta="no", generation=1)),
     asked(errors.InvalidText, (r"\ud83d", "offset 2"), AppendText(text="ab\ud83d", at=3)),
-    asked(errors.InvalidText, (r"\ud83d",), CreateMessage(), text="ab\ud83d"),
     Case(errors.InvalidName, ("'a b'",), lambda place: place.hub.create("a b", text="x")),
-    Case(errors.InvalidName, ("'a b'", "parent"), lambda place: place.hub.create(C, text="x", parent="a b")),
-    Case(errors.InvalidName, ("xxx...xxx",), lambda place: place.hub.create(C, text="x", id=LONG)),
-    Case(
-        errors.InvalidRequest, ("new message", "str keys"), lambda place: place.hub.create(C, text="x", meta={1: "x"})
-    ),  # type: ignore[dict-item]
     Case(errors.TooLarge, ("meta", "5008", "20"), lambda place: place.hub.create(C, text="x", meta={"a": LONG})),
-    Case(errors.InvalidRequest, ("'image'",), lambda place: place.hub.create(C, parts=[{"type": "image"}])),
     asked(errors.Forbidden, ("'m1'", "'bob'", "'admin'"), DeleteMessage(), BOB),
-    asked(errors.Forbidden, ("'m1'", "anonymous", "'admin'"), DeleteMessage(), Caller()),
     asked(errors.NotWriter, ("'m1'", "'bob'"), AppendText(text="x"), BOB),
     asked(errors.ForbiddenStatus, ("'interrupted'", "'failed'"), FinishMessage(status="interrupted")),
-    asked(errors.ForbiddenStatus, ("'interrupted'", "'streaming'"), CreateMessage(), status="interrupted"),
     Case(errors.NotFound, ("'m2'",), lambda place: place.ask(AppendText(text="x"), ANN, "m2")),
     after(errors.Deleted, ("'m1'",), DeleteMessage(), AppendText(text="x")),
     asked(errors.Gap, ("part 0", "'m1'", "3", "840"), AppendText(text="x", at=840)),
-    asked(errors.Gap, ("'m1'", "840"), AppendText(text="x", at=840), text=None),
     asked(errors.Mismatch, ("part 0", "'m1'", "3", "offset 1"), AppendText(text="xyz", at=1)),
     after(errors.Finished, ("'m1'", "'complete'"), FinishMessage(), AppendText(text="x")),
-    after(errors.Finished, ("'m1'", "'complete'"), FinishMessage(), TakeOver()),
     after(errors.Fenced, ("1 (the default)", "'m1'", "2", "stale"), TakeOver(), AppendText(text="x")),
-    after(errors.Fenced, ("generation 1", "'m1'", "2", "stale"), TakeOver(), AppendText(text="x", generation=1)),
-    asked(errors.Fenced, ("7", "'m1'", "1"), AppendText(text="x", generation=7)),
-    asked(errors.Fenced, ("7", "'m1'", "1"), TakeOver(generation=7), APP),
     asked(errors.StillStreaming, ("'m1'", "1"), UpdateMessage(text="x")),
-    asked(errors.StillStreaming, ("'m1'", "1"), TakeOver()),
     asked(errors.IdConflict, ("'m1'",), CreateMessage(text="other")),
     after(errors.VersionConflict, ("'m1'", "2", "7"), FinishMessage(), UpdateMessage(text="x", if_version=7)),
     asked(errors.NoPart, ("'m1'", "1 parts", "part 5"), AppendText(text="x", part=5)),
-    asked(errors.NoPart, ("'m1'", "1 parts", "part 5"), PutPart(index=5, part={"type": "text"})),
     asked(
         errors.NotText, ("part 0", "'m1'", "'file'"), AppendText(text="x", part=0), text=None, parts=[{"type": "file"}]
     ),
-    asked(errors.TooLarge, ("11", "10"), AppendText(text="x" * 11)),
-    asked(errors.TooLarge, ("meta", "20"), UpdateMessage(meta={"a": "x" * 30}, generation=1)),
-    asked(errors.TooLarge, ("3 parts", "2"), UpdateMessage(parts=[{"type": "text"}] * 3, generation=1)),
-    asked(errors.TooLarge, ("'m1'", "2000"), PutPart(index=1, part={"type": "source", "x": "x" * 1_960})),
     Case(errors.TooMany, ("1",), many_commands),
     Case(errors.Held, ("'chat:1'", "release"), held),
     Case(errors.StoreFull, ("10,000,000", "max_bytes", "retention"), full),
     Case(errors.AlreadyAnswered, ("command",), replied_twice),
     called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),
     # over HTTP, and the end of a hub
-    over_http(errors.InvalidRequest, ("robot",), "POST", "/v1/channels/c/messages", json=ROBOT),
-    over_http(errors.NotFound, ("'m2'",), "GET", "/v1/channels/c/messages/m2"),
-    over_http(errors.NotFound, ("'/v1/nowhere'",), "GET", "/v1/nowhere"),
     over_http(errors.MethodNotAllowed, ("PATCH", "POST"), "PATCH", "/v1/channels/c/messages"),
     over_http(
         errors.UnsupportedMediaType,
@@ -519,14 +362,6 @@ CASES: list[Case] = [
         "/v1/channels/c/messages",
         content=b"x",
         headers={"content-type": "text/plain"},
-    ),
-    over_http(
-        errors.Forbidden,
-        ("client 'ann'", "'publish'", "channel 'chat:1'"),
-        "POST",
-        "/v1/channels/chat:1/messages",
-        json={"text": "x"},
-        hub={"authenticate": subscriber},
     ),
     over_http(errors.NoVisitors, ("authenticate=visitors()",), "POST", "/v1/visitor"),
     over_http(
@@ -551,31 +386,16 @@ CASES: list[Case] = [
     Case(CommitUnknown, ("chat.db", "s;"), commit_in_doubt),
     called(StoreReplaced, ("db/app",), replaced_life().require),
     Case(LocalError, ("chat.db", "open()"), store_not_open),
-    called(LocalError, ("redis://localhost", "memory://"), lambda: open_url("redis://localhost")),
-    called(LocalError, ("'mode'",), lambda: open_url("sqlite:///chat.db?mode=ro")),
-    called(LocalError, ("'off'", "'full'"), lambda: SqliteStore("chat.db", synchronous="off")),
-    called(LocalError, ("':memory:'",), lambda: SqliteStore(":memory:")),
     # the sources
-    Case(LocalError, ("'clippy'", "openai-chat"), piped(source="clippy")),
-    Case(LocalError, ("object",), piped(object())),
     Case(UpstreamError, ("int", "text"), piped("a", 5)),
-    Case(
-        UpstreamError, ("'delta'", "int"), piped({"type": "text-start", "id": "1"}, {"type": "text-delta", "delta": 5})
-    ),
-    Case(UpstreamError, ("overloaded_error",), piped({"error": {"type": "overloaded_error"}}, source="openai-chat")),
     Case(UpstreamEnded, ("finish",), piped({"choices": []}, source="openai-chat")),
     # the client
     Case(Unreachable, ("nowhere.example",), unreachable),
     Case(NotTenuto, ("nowhere.example", "404", "path"), not_tenuto),
     Case(TenutoError, ("$.message", "`int`"), invalid_response),
     Case(UnknownProblem, ("'p1'", "teapot"), unknown_code),
-    called(LocalError, ("ftp",), lambda: Client("ftp://nowhere")),
-    called(LocalError, ("token_provider",), lambda: Client("http://nowhere", token="t", token_provider=nobody)),
     Case(Refused, ("unauthenticated",), refused_tail),
     # arguments
-    called(LocalError, ("on_crash", "'retry'"), agent(on_crash="retry")),
-    called(LocalError, ("timeout_s", "-1"), agent(timeout_s=-1)),
-    called(LocalError, ("'chat:*x'",), lambda: new_hub().agent("chat:*x")),
     # the demo
     called(NoInvite, ("10 minutes",), lambda: Guests("http://127.0.0.2", key="k", agent_token="t").join("x", "peer")),
 ]
@@ -589,17 +409,18 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
-async def test_message_of_an_error_shows_the_value_in_a_sentence(case: Case, place: Place) -> None:
+async def test_message_of_an_error_shows_the_value(case: Case, place: Place) -> None:
     raised = await _raised(case, place)
     assert isinstance(raised, case.error)
     text = str(raised)
-    assert problem_with(text) is None, f"{text!r}: {problem_with(text)}"
     assert case.values
+    assert text.isprintable()
+    assert len(text) <= 600
     assert [value for value in case.values if str(value) not in text] == [], text
 
 
 async def _raised(case: Case, place: Place) -> Exception:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         try:
             await case.provoke(place)
         except Exception as error:

@@ -19,7 +19,7 @@ from tenuto.core.errors import LocalError
 from tenuto.portal import NoResponse, Portal, run_on
 
 REMEDY = "await it"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def no_op() -> None:

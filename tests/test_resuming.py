@@ -49,7 +49,7 @@ class Reader:
 
     async def until(self, text: str) -> "Reader":
         """Wait until the body contains `text`."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while text not in self.body:
                 self._received.clear()
                 await self._received.wait()
@@ -57,7 +57,7 @@ class Reader:
 
     async def whole(self) -> "Reader":
         """Wait for the end of the response."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.over
         return self
 

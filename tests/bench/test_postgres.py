@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,14 +17,12 @@ from typing import Any
 import pytest
 
 import bench.__main__ as main
-import bench.common
-from bench import plan, postgres_nodes, postgres_soak, report
+from bench import postgres_nodes, postgres_soak, report
 from bench.common import Options, Row, attempt
-from bench.postgres_nodes import Meter
 from bench.postgres_soak import _Sample
-from bench.proc import BenchError, Child
+from bench.proc import Child
 from tests.bench import small
-from tests.bench.small import expect_other_texts, request_longer_texts
+from tests.bench.small import expect_other_texts
 from tests.bench.test_failures import only
 from tests.bench.test_rows import figure, verdicts
 from tests.postgres import Postgres, needs_postgres, running_postgres
@@ -142,11 +139,6 @@ def test_a_soak_is_flat_if_its_last_third_is_no_higher_than_the_middle_one() -> 
     assert [row.measured for row in growing] == ["1.11 ×"] * 4
 
 
-def test_a_soak_without_a_sample_in_a_third_has_no_figure() -> None:
-    with pytest.raises(BenchError, match="300 s are too short"):
-        postgres_soak._rows(samples(10, 50), 300, 50, "")
-
-
 # Programs that are not installed ------------------------------------------------------------------------------------
 
 
@@ -175,22 +167,6 @@ def test_a_run_without_postgres_has_the_reason_in_its_rows_and_does_not_fail(
     assert "the run will fail" not in printed.err
 
 
-@needs_postgres
-def test_a_run_without_redis_has_the_reason_in_the_row_of_listening_nodes_and_does_not_fail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def listen_only(options: Options) -> Iterator[Row]:
-        yield from attempt("listening nodes", partial(postgres_nodes.listening, options, SIZES))
-
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr(postgres_nodes, "run", listen_only)
-    code, page = run_all(["postgres_nodes"], tmp_path / "page.md", monkeypatch)
-    assert code == 0
-    reason = "**not measured**: NotInstalled: redis-server is missing (Debian: apt-get install redis-server)"
-    assert f"| listening nodes | {reason} |" in page
-    assert "the run will fail" not in capsys.readouterr().err
-
-
 # Failures -----------------------------------------------------------------------------------------------------------
 
 
@@ -207,17 +183,6 @@ def test_dead_process_gives_no_figure(which: str, name: str, postgres: Postgres)
 
 @needs_postgres
 @needs_redis
-def test_dead_listening_nodes_give_no_figure(postgres: Postgres) -> None:
-    def kill(children: list[Child]) -> None:
-        next(child for child in children if str(child) == "bench.listeners").kill()
-
-    with small.in_the_middle("capture", kill):
-        row = only(rows_of("listening", postgres))
-    assert "bench.listeners is gone" in row.note
-
-
-@needs_postgres
-@needs_redis
 def test_nodes_that_receive_no_notice_give_no_figure(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Child.__init__
 
@@ -229,35 +194,12 @@ def test_nodes_that_receive_no_notice_give_no_figure(postgres: Postgres, monkeyp
     assert "no notice arrived at a node within 1.5 s: [0]" in only(rows_of("listening", postgres)).note
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_overloaded_load_client_gives_no_figure(name: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.common, "CLIENT_LIMIT", 0.0)
-    row = only(rows_of(name, postgres))
-    assert "of its core, so the figure would be that of the load client" in row.note
-
-
 @pytest.mark.parametrize("name", COMPARED)
 def test_wrong_text_voids_the_run(name: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     expect_other_texts(monkeypatch)
     row = only(rows_of(name, postgres))
     assert row.measured == "VOID"
     assert "producers were late by " in row.note
-
-
-@needs_postgres
-def test_soak_with_another_text_is_void(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    request_longer_texts(monkeypatch)
-    row = only(rows_of("soak", postgres))
-    assert "the view has text that was not written" in row.note
-    assert row.measured == "VOID"
-
-
-@needs_postgres
-def test_soak_without_a_removed_conversation_gives_no_figure(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_soak, "_LEAST_KEPT_S", 600)  # a slow machine's soak lasts longer than the 4 s
-    assert "retention removed no conversation in 3 s" in only(rows_of("soak", postgres)).note
 
 
 @needs_postgres
@@ -276,18 +218,3 @@ def test_viewer_with_a_new_start_at_another_process_voids_the_run(
         "VOID",
         "Void: 1 viewers got a new start instead of a resume",
     )
-
-
-def test_a_meter_counts_the_time_while_it_is_entered() -> None:
-    with Child("bench.load", core=1) as child:
-        meter = Meter(child.pid, child.pid)
-        child.request("pass", seconds=0.0)
-        with meter:
-            child.request("decode")
-        first, second = meter.used_s
-        assert 0 < first <= second
-
-
-def test_plan_of_the_soak_leaves_retention_the_time_for_its_pace() -> None:
-    conversations = plan.conversations(seconds=3600, live=postgres_soak._LIVE, lasts_s=postgres_soak._LASTS_S)
-    assert len(conversations) / 3600 < 1.5  # it removes about two channels in a second

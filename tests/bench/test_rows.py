@@ -8,15 +8,12 @@ These tests check no figure about speed: the runs are far too short for that.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import os
 import re
 import resource
 import select
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +35,6 @@ from bench import (
     highest,
     keeping,
     memory,
-    needs,
     plan,
     postgres,
     proc,
@@ -48,10 +44,8 @@ from bench import (
     steady,
     storm,
 )
-from bench.__main__ import BENCHMARKS
-from bench.common import Options, Row, Void, attempt, check, load_client, producers_us, served
-from bench.proc import BenchError, Child, cpu_s, rss_bytes, tree
-from bench.tokens import known_text, known_token
+from bench.common import Options, Row, Void, attempt, check, load_client, served
+from bench.proc import BenchError, Child, cpu_s, tree
 from tenuto.hub.keep.retention import Retainer
 from tenuto.hub.runtime import Runtime
 from tests.postgres import needs_postgres, running_postgres
@@ -140,25 +134,6 @@ def test_stored_text_that_was_not_sent_voids_the_run(tmp_path: Path) -> None:
             check({"violations": {}}, compared, {"ended": 0, "cpu_s": 0.0, "seconds": 0.0})
 
 
-def test_a_soak_with_another_text_is_void(tmp_path: Path) -> None:
-    planned = {"seconds": 1.0, "live": 2, "lasts_s": (0.1, 0.2)}
-    (first, *_) = plan.conversations(**planned)  # type: ignore[arg-type]
-    with served(tmp_path / "bench.db") as server, load_client() as load:
-        fields = {"channel": first.channel, "id": plan.MESSAGE, "seed": first.seed + 1, "count": first.tokens}
-        server.child.request("stream", tokens_per_s=100, **fields)
-        visit = {"port": server.port, "started_s": time.monotonic(), "planned": planned}
-        seen: dict[str, Any] = {"example": None, "left": 1}
-        while seen["left"] and not seen["example"]:  # a viewer that stays notices it at the latest after the end
-            seen = load.request("visit", until_s=time.monotonic() + 0.2, **visit)
-        assert seen["example"] == f"{first.channel}: the view has text that was not written"
-
-
-def test_texts_of_two_conversations_have_no_token_in_common() -> None:
-    texts = [[known_token(seed, n) for n in range(400)] for seed in range(20)]
-    assert len({token for text in texts for token in text}) == 20 * 400
-    assert known_text(3, 400) == "".join(texts[3])
-
-
 # Failed measurements ------------------------------------------------------------------------------------------------
 
 
@@ -178,32 +153,6 @@ def run_bench(*arguments: str, files: int | None = None, path: str | None = None
         env=os.environ | ({"PATH": path} if path is not None else {}),
         preexec_fn=limit,
     )
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_too_few_file_descriptors_are_reported_and_fail_the_run(name: str) -> None:
-    ran = run_bench(name, "--quick", files=90)
-    assert ran.returncode == 1
-    (line,) = [line for line in ran.stdout.splitlines() if line.startswith(name)]
-    assert line.split(maxsplit=1)[1] == "not measured"
-    assert "open files, and the limit is 90" in ran.stdout
-    assert "1 not measured or void" in ran.stdout
-
-
-@pytest.mark.parametrize("under", ["serve", "granian"])
-def test_taken_port_is_reported(under: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with (
-            pytest.raises(BenchError, match="Address already in use"),
-            served(tmp_path / "a.db", under=under, port=port),
-        ):
-            pass
-
-
-def test_store_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="could not start"), served(tmp_path / "no" / "such" / "folder" / "bench.db"):
-        pass
 
 
 def test_dead_server_is_reported(tmp_path: Path) -> None:
@@ -226,33 +175,6 @@ def test_a_server_that_dies_under_its_viewers_voids_the_run(kind: str, tmp_path:
             check(load.request("decode"), {"wrong": 0}, drained)
 
 
-def test_viewers_that_do_not_reconnect_are_reported(tmp_path: Path) -> None:
-    with served(tmp_path / "bench.db") as server, load_client() as load:
-        load.request("connect", kind="sse", channels=["bench:1"] * 3, timeout_s=5, **server.address)
-        server.child.kill()
-        with pytest.raises(BenchError, match=r"0 viewers are live after 0\.3 s"):
-            load.request("come_back", within_s=0.1, timeout_s=0.3, **server.address)
-
-
-def test_late_reply_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
-    with served(tmp_path / "bench.db") as server:
-        produce: dict[str, Any] = {"channels": ["bench:1"], "count": 20, "tokens_per_s": 100}
-        with pytest.raises(BenchError, match=r"did not reply within 0\.01 s"):
-            server.child.request("produce", reply_in_s=0.01, **produce)
-        with pytest.raises(BenchError, match="has not replied to an earlier request"):
-            server.child.request("stats")
-
-
-def test_memory_of_a_dead_server_gives_no_figure() -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert ended.stdout is not None
-    assert ended.stdout.read() == b""
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # the load client has not waited for it yet
-    with pytest.raises(BenchError, match="has ended"):
-        rss_bytes(ended.pid)
-    ended.communicate()
-
-
 def test_cpu_time_leaves_out_a_child_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -265,17 +187,6 @@ def test_cpu_time_leaves_out_a_child_that_has_just_ended(monkeypatch: pytest.Mon
 # Requirements are checked first -------------------------------------------------------------------------------------
 
 
-def test_missing_resources_are_reported_before_the_first_measurement(tmp_path: Path) -> None:
-    ran = run_bench("resume", "appends", "--quick", "--dir", str(tmp_path), path=str(tmp_path))
-    assert ran.returncode == 1
-    reported, measured = (ran.stderr.index(line) for line in ("appends: not measured: XADD per token: ", "resume: "))
-    assert reported < measured
-    assert "redis-server is missing (Debian: apt-get install redis-server)" in ran.stderr
-    assert "resume in mid-stream" in ran.stdout  # the rest is measured all the same
-    assert "1 not measured or void" in ran.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_check_takes_no_measurement(tmp_path: Path) -> None:
     ran = run_bench("resume", "--check")
     assert (ran.returncode, ran.stdout) == (0, "")
@@ -283,37 +194,6 @@ def test_check_takes_no_measurement(tmp_path: Path) -> None:
     ran = run_bench("beside", "--check", "--dir", str(tmp_path), path=str(tmp_path))
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "beside, in part: not measured: socket.io: node is missing" in ran.stderr
-
-
-def test_full_disk_is_reported(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(options.directory)._replace(free=20_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    (problem,) = needs.problems(["storm"], options)
-    assert str(problem) == f"storm: not measured: needs 50 MB in {options.directory}, and 20 are free: see --dir"
-
-
-def test_directory_in_memory_is_reported_for_disk_rows(options: Options) -> None:
-    in_memory = Options(is_quick=True, directory=Path("/dev/shm"))
-    found = list(needs.problems(["conversations", "storm"], in_memory))
-    assert [(problem.benchmark, problem.is_partial) for problem in found] == [("conversations", True)]
-    assert "is not on a disk" in found[0].what
-    assert list(needs.problems(["conversations"], options)) == []
-
-
-def test_missing_server_is_reported(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "granian" else found(name))
-    (problem,) = needs.problems(["fanout"], options)
-    assert problem.is_partial
-    assert str(problem).endswith("mounted under granian: the Python package granian is missing")
-    monkeypatch.setattr(fanout, "SHAPES", ())
-    (row,) = fanout.run(options)  # and the rest of it is measured
-    assert (row.measured, row.has_failed) == ("not measured", True)
-
-
-def test_a_whole_run_is_planned_to_take_about_an_hour(tmp_path: Path) -> None:
-    whole = Options(is_quick=False, directory=tmp_path)
-    assert sum(needs.estimate_s(name, whole) or 0 for name in BENCHMARKS) <= 61 * 60
 
 
 def test_backups_and_retention_run_in_small(tmp_path: Path) -> None:
@@ -341,12 +221,6 @@ async def test_a_soak_without_retention_grows_and_fails(tmp_path: Path, monkeypa
     assert [one.split()[0] for one in failures] == ["rows", "bytes"]
     with pytest.raises(SystemExit, match="--days must be 6 or more with --kept 1, got 5"):
         await keeping.soak(tmp_path, days=5, kept=1)
-
-
-@pytest.mark.parametrize("arguments", [["--dir", "/nowhere"], ["--soak-s", "1"], ["--soak-s", "nan"], ["nothing"]])
-def test_invalid_arguments_are_refused(arguments: list[str]) -> None:
-    ran = run_bench(*arguments)
-    assert (ran.returncode, ran.stdout) == (2, "")
 
 
 # No process or file is left behind ----------------------------------------------------------------------------------
@@ -440,18 +314,6 @@ def test_the_search_ends_between_a_rate_that_passes_and_one_that_fails() -> None
     assert len(tried) <= 8
 
 
-def test_search_can_go_downwards() -> None:
-    best, failed = highest.highest(lambda count: count <= 101, first=500, exact=0.05)
-    assert best <= 101 < failed <= best * 1.05
-
-
-def test_search_without_a_failing_rate_has_no_figure() -> None:
-    with pytest.raises(BenchError, match="did not end"):
-        highest.highest(lambda count: True, first=500, exact=0.05)
-    with pytest.raises(BenchError, match="no rate passes"):
-        highest.highest(lambda count: False, first=10, exact=0.05)
-
-
 def test_steady_rows_have_figures(options: Options) -> None:
     rows = steady.steady(options, 4, rounds=1, seconds=0.5, alone_s=0.3)
     whole, less, commits = (figure(row) for row in rows)
@@ -473,11 +335,6 @@ def test_burst_rows_have_figures(options: Options) -> None:
     assert figure(rows[1]) > 0
     assert 0 < figure(rows[2]) < 1.5
     assert rows[2].note == "6 new answers compared, each stored once"
-
-
-def test_burst_that_outlasts_the_answers_beside_it_has_no_figure(options: Options) -> None:
-    with pytest.raises(BenchError, match=r"took longer than the 0 s for which the answers beside it stream"):
-        burst.bursts(options, running=1, questions=3, rounds=1, before_s=0.3, after_s=0.0)
 
 
 def test_new_answer_that_is_wrong_voids_a_burst(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,17 +382,6 @@ def test_overload_has_latencies_of_its_later_part_only(options: Options, monkeyp
     (row,) = highest.overload(options, 2, 1.5, seconds=0.8, rounds=1, skip_s=0.4)
     assert (row.has_failed, len(row.raw)) == (False, 1)
     assert 0 < noted[0] < 3 * 2 * 0.8 * conversations.TOKENS_PER_S
-
-
-def test_producers_alone_send_no_text(tmp_path: Path) -> None:
-    with served(tmp_path / "bench.db") as server:
-        assert producers_us(server.child, channels=["bench:1"], tokens_per_s=100, seconds=0.1) > 0
-        assert server.child.request("stats")["entries"] == 0
-
-
-def test_highest_rate_of_one_try_has_a_figure(options: Options) -> None:
-    with pytest.raises(BenchError, match="no rate passes"):
-        highest.search(options, first=1, seconds=0.3, exact=0.05, limit_ms=0.001)
 
 
 def test_memory_rows_have_figures(options: Options) -> None:
@@ -612,24 +458,6 @@ def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None
     assert str(tmp_path) not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| resume in mid-stream |")]
     assert row.endswith(", met |")
-
-
-@pytest.mark.parametrize("text", ["no marks", f"{report.BEGIN}", f"{report.END} {report.BEGIN}", f"{report.BEGIN}" * 2])
-def test_page_without_marks_is_refused_before_the_run(tmp_path: Path, text: str) -> None:
-    ran = run_bench("resume", "--markdown", str(page(tmp_path, text)))
-    assert ran.returncode == 2
-    assert "must have one line" in ran.stderr
-    assert ran.stdout == ""
-
-
-def test_page_lists_rows_that_are_not_in_its_run(tmp_path: Path) -> None:
-    path = page(tmp_path, f"{report.BEGIN}\n| storm | 1 s |\n{report.END}")
-    ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
-    others = ", ".join(name for name in BENCHMARKS if name != "resume")
-    for text in (ran.stderr.partition("\n")[0], ran.stdout, path.read_text()):  # at the beginning and at the end
-        assert f"not in this run, so without figures: {others}" in text
-        assert "a quick check" in text
-    assert "| storm |" not in path.read_text()
 
 
 def test_only_the_figures_of_a_page_are_replaced(tmp_path: Path) -> None:

@@ -16,9 +16,15 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, WebSocket, async_playwright
 
-from tests.conftest import ARGUMENTS
+from tests.conftest import ARGUMENTS, IS_LONG
 
 TIMEOUT_MS = 30_000
+
+
+def transports(one: str) -> list[str]:
+    """Return the transports of a test that `make test` runs with `one`, and `make test-long` with each."""
+    return ["ws" if one == "ws" else "websocket", "sse", "poll"] if IS_LONG else [one]
+
 
 # The text from which the chat element draws a message: Markdown is tested elsewhere.
 _TEXT = """id => {

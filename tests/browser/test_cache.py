@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page
 
+from tests.browser.tab import transports
 from tests.browser.test_client import app_with, page_at, token, verified
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
@@ -68,7 +69,7 @@ async def stored(window: Page) -> str:
     return found
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", transports("websocket"))
 async def test_reload_begins_with_the_cached_view_and_fetches_only_the_difference(
     browser: Browser, transport: str
 ) -> None:

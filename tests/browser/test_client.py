@@ -32,7 +32,7 @@ from tenuto.hub.clock import Clock
 from tenuto.testing.proxy import FaultProxy
 from tenuto.transports import origin
 from tenuto.transports.codec import Refusals
-from tests.browser.tab import TIMEOUT_MS
+from tests.browser.tab import TIMEOUT_MS, transports
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
 
@@ -143,7 +143,7 @@ async def test_page_with_a_token_follows_and_writes_on_each_transport(browser: B
         await window.evaluate("window.client.close()")
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", transports("sse"))
 async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(browser: Browser, transport: str) -> None:
     watch = Watch()
     hub = verified(watch)
@@ -172,7 +172,7 @@ async def test_token_that_is_refused_twice_ends_as_unauthenticated(browser: Brow
         assert await window.evaluate("window.calls.length") == 2
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", transports("poll"))
 async def test_page_with_a_token_is_live_on_a_hub_without_a_verifier(browser: Browser, transport: str) -> None:
     async with app_with(new_hub()) as port:
         page = await page_at(browser, port)
@@ -184,7 +184,7 @@ async def test_page_with_a_token_is_live_on_a_hub_without_a_verifier(browser: Br
 # Sending
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", transports("websocket"))
 async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
     hub = verified()
     async with app_with(hub) as port:

@@ -15,6 +15,7 @@ from playwright.async_api import Browser, Page
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.hub.clock import Clock
+from tests.browser.tab import transports
 from tests.browser.test_client import SECRET, app_with, page_at, verified
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
@@ -63,7 +64,7 @@ def with_agent(hub: Hub) -> list[list[Any]]:
     return given
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", transports("poll"))
 async def test_answer_is_stopped_from_another_tab_after_a_reload(browser: Browser, transport: str) -> None:
     hub = verified()
     stopped = asyncio.Event()
@@ -86,7 +87,7 @@ async def test_answer_is_stopped_from_another_tab_after_a_reload(browser: Browse
         await asking.reload()
         await follow(other, "bob", transport)
         await other.evaluate("channel.cancel()")
-        await asyncio.wait_for(stopped.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), 60)
         await follow(asking, transport=transport)
         for window in (asking, other):
             await until_path(window, "tell me", "a long answer ")

@@ -22,6 +22,7 @@ from playwright.async_api import Browser, BrowserContext, Page, WebSocketRoute
 
 from tenuto.app import Hub
 from tenuto.testing.proxy import FaultProxy
+from tests.browser.tab import transports
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.browser.test_tabs import transport, window_of
 
@@ -87,7 +88,7 @@ async def writing(hub: Hub) -> AsyncIterator[None]:
         await task
 
 
-@pytest.mark.parametrize("name", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("name", transports("poll"))
 async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(browser: Browser, name: str) -> None:
     hub, chosen = verified(), random.Random(12)
     sent = [f"sent-{number}" for number in range(9)]
@@ -116,7 +117,7 @@ async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(
         assert sorted([await transport(tab) for tab in tabs]) == sorted([name, "tab", "tab"])
 
 
-@pytest.mark.parametrize("name", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("name", transports("sse"))
 async def test_tabs_lose_nothing_over_ten_seconds_offline_and_a_restart_of_the_server(
     browser: Browser, tmp_path: Path, name: str
 ) -> None:
@@ -186,7 +187,7 @@ async def test_page_that_sleeps_while_its_network_vanishes_connects_again_when_i
         await context.close()
 
 
-@pytest.mark.parametrize("name", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("name", transports("websocket"))
 async def test_right_that_is_withdrawn_closes_the_channel_in_each_tab_and_keeps_what_it_shows(
     browser: Browser, name: str
 ) -> None:

@@ -20,7 +20,7 @@ from playwright.async_api import Browser
 from proof.chaos.producer import Orders
 from proof.oracle.plans import Plan
 from tenuto.testing.proxy import FaultProxy
-from tests.browser.tab import Tab, units
+from tests.browser.tab import Tab, transports, units
 from tests.processes import Process, Server, text_of
 
 TOKENS = 400
@@ -81,7 +81,7 @@ async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser:
         await check_end(demo, producer, [reader, *others], planned(1))
 
 
-@pytest.mark.parametrize("transport", ["ws", "sse", "poll"])
+@pytest.mark.parametrize("transport", transports("ws"))
 async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, transport: str
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 from tenuto.testing.proxy import FaultProxy
-from tests.browser.tab import TIMEOUT_MS, chromium_path
+from tests.browser.tab import TIMEOUT_MS, chromium_path, transports
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.conftest import ARGUMENTS
@@ -162,7 +162,7 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
                 task.cancel()
 
 
-@pytest.mark.parametrize("name", ["websocket", "sse", "poll"])
+@pytest.mark.parametrize("name", transports("sse"))
 async def test_followers_lose_nothing_while_the_leader_reconnects(browser: Browser, name: str) -> None:
     hub = verified()
     async with app_with(hub) as port:

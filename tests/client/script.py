@@ -40,7 +40,7 @@ class Script:
 
     async def socket(self) -> ScriptedSocket:
         """Return the next connection that a client opens."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self._dialled.get()
 
 
@@ -70,7 +70,7 @@ class ScriptedSocket:
 
     async def frame(self, kind: str | None = None) -> dict[str, Any]:
         """Return the client's next frame, or its next one of this type."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 frame = await self._up.get()
                 if kind is None or frame["type"] == kind:

@@ -130,6 +130,6 @@ def test_the_client_imports_no_server() -> None:
     import tenuto
 
     ran = subprocess.run(
-        [sys.executable, "-c", program, tenuto.__path__[0]], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", program, tenuto.__path__[0]], capture_output=True, text=True, check=True, timeout=60
     )
     assert ran.stdout.strip() == "['client', 'core', 'portal'] []"

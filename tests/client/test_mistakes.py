@@ -103,7 +103,7 @@ async def test_append_may_be_awaited_in_any_way(hub: Hub, client: Client) -> Non
     async with client.message("c", id="m") as message:
         await asyncio.gather(message.append("a"), message.append("b"))
         await asyncio.create_task(message.append("c"))
-        await asyncio.wait_for(message.append("d"), 5)
+        await asyncio.wait_for(message.append("d"), 60)
     assert (await hub.read("c", "m"))[0].text == "abcd"
 
 

@@ -15,7 +15,6 @@ from tenuto import Hub
 from tenuto.client import ChannelView, ClaimedTurn, Client
 from tenuto.core.errors import (
     AlreadyAnswered,
-    IdConflict,
     InvalidName,
     InvalidRequest,
     LocalError,
@@ -75,7 +74,7 @@ async def test_member_of_another_client_is_refused(wire: Wire) -> None:
 
 
 async def test_signal_reaches_present_clients(wire: Wire, client: Client) -> None:
-    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view, asyncio.timeout(10):
+    async with client_of(wire, client_id="ada") as ada, client.channel("c") as view, asyncio.timeout(60):
         changes = aiter(view)
         await anext(changes)
         await ada.signal("c", "typing", {"on": True})
@@ -91,7 +90,7 @@ async def test_command_is_visible_and_gets_one_reply(wire: Wire, client: Client)
         changes = aiter(view)
         await anext(changes)
         await client.reply("c", command.id, ok=False, error={"code": "too_much"})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             (reply,) = (await anext(changes)).replies
         assert (reply.id, reply.ok, reply.error) == (command.id, False, {"code": "too_much"})
         assert view.commands == []
@@ -99,13 +98,6 @@ async def test_command_is_visible_and_gets_one_reply(wire: Wire, client: Client)
             await ada.reply("c", command.id)
         with pytest.raises(NotFound):
             await ada.reply("c", "other")
-
-
-async def test_a_command_may_be_sent_again(client: Client) -> None:
-    first = await client.command("c", "approve", id="one", data=1)
-    assert await client.command("c", "approve", id="one", data=1) == first
-    with pytest.raises(IdConflict):
-        await client.command("c", "approve", id="one", data=2)
 
 
 async def test_cancel_stops_a_writer_that_does_not_react(hub: Hub, client: Client) -> None:
@@ -136,7 +128,7 @@ def go_on() -> asyncio.Event:
 
 async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_on: asyncio.Event) -> None:
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
-    async with client_of(wire, client_id="bot") as agent, client.channel("chat:1") as view, asyncio.timeout(10):
+    async with client_of(wire, client_id="bot") as agent, client.channel("chat:1") as view, asyncio.timeout(60):
         task = asyncio.create_task(working(agent, turns, go_on))
         await until(view, lambda: "bot" in data_of(view))
         asked = await client.create("chat:1", text="Hello?")
@@ -153,32 +145,10 @@ async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_
             await task
 
 
-async def test_a_turn_goes_on_over_connections(hub: Hub, client: Client, go_on: asyncio.Event) -> None:
-    turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
-    wire = Wire(hub)
-    async with client_of(wire, client_id="bot") as agent, asyncio.timeout(10):
-        task = asyncio.create_task(working(agent, turns, go_on))
-        await sends(wire, "work", 1)
-        asked = await client.create("chat:1", text="Hello?")
-        turn = await turns.get()
-        wire.cut()
-        await sends(wire, "turn.renew", 1)
-        assert not turn.is_lost
-        wire.cut()
-        go_on.set()
-        await sends(wire, "turn.done", 1)
-        await client.create("chat:1", text="Another?")
-        assert (await turns.get()).message.id != asked.id
-        assert turns.empty()
-        task.cancel()
-        await asyncio.wait([task])
-    await wire.end()
-
-
 async def test_lost_turn_cancels_its_handler() -> None:
     script = Script()
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
-    async with scripted(script) as client, asyncio.timeout(10):
+    async with scripted(script) as client, asyncio.timeout(60):
         task = asyncio.create_task(working(client, turns, asyncio.Event(), slots=3, name="bot~1", when_busy="parallel"))
         socket = await script.socket()
         work = await socket.frame()

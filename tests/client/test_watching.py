@@ -32,7 +32,7 @@ from tests.client.wire import Wire, becomes, client_of, memory_hub, until
 async def some(subscription: Subscription, count: int) -> list[Batch]:
     """Return the next batches of a subscription."""
     batches = []
-    async with asyncio.timeout(10), aclosing(subscription.batches()) as coming:
+    async with asyncio.timeout(60), aclosing(subscription.batches()) as coming:
         async for batch in coming:
             batches.append(batch)
             if len(batches) == count:
@@ -57,16 +57,9 @@ async def test_view_shows_stored_and_new_messages(hub: Hub, client: Client) -> N
     assert view.state == "closed"
 
 
-async def test_a_view_is_the_same_until_it_is_closed(client: Client) -> None:
-    view = client.channel("c")
-    assert client.channel("c") is view
-    view.close()
-    assert client.channel("c") is not view
-
-
 async def test_view_reports_changes(hub: Hub, client: Client) -> None:
     await hub.create("c", text="first")
-    async with client.channel("c") as view, asyncio.timeout(10):
+    async with client.channel("c") as view, asyncio.timeout(60):
         changes = aiter(view)
         assert (await anext(changes)).is_new_start
         second = await hub.create("c", text="second")
@@ -140,27 +133,6 @@ async def test_gap_is_repaired_by_a_new_start() -> None:
         socket.say(type="events", channel="c", cursor="e:5", events=[attached("e", 5), shown("abc...xyz", 5)])
         await until(view, lambda: [message.text for message in view.messages] == ["abc...xyz"])
         assert view.gaps == 1
-
-
-async def test_batches_before_the_reply_to_the_newest_attach_are_ignored() -> None:
-    script = Script()
-    async with scripted(script) as client:
-        first = client.channel("c")
-        socket = await script.socket()
-        superseded = await socket.frame("attach")
-        first.close()
-        assert (await socket.frame())["type"] == "detach"  # although the attach has no reply yet
-        view = client.channel("c")
-        newest = await socket.frame("attach")
-        socket.say(type="ok", ref=superseded["ref"])
-        socket.say(type="events", channel="c", cursor="e:1", events=[attached("e", 1), shown("abc", 1)])
-        # an error as another server could send it
-        socket.say(type="error", ref=superseded["ref"], code="forbidden", status=403)
-        socket.say(type="ok", ref=newest["ref"])
-        socket.say(type="events", channel="c", cursor="e:2", events=[attached("e", 2), shown("abcdef", 2)])
-        await view.live()
-        assert [message.text for message in view.messages] == ["abcdef"]
-        assert view.state == "live"
 
 
 def attached(epoch: str, serial: int) -> dict[str, object]:
@@ -238,7 +210,7 @@ async def test_subscription_yields_events(hub: Hub, client: Client) -> None:
     asked = await hub.create("c", text="Why?")
     kinds: list[type] = []
     subscription = client.subscribe("c")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in subscription:
             kinds.append(type(event))
             if isinstance(event, MessageUpdate):
@@ -278,7 +250,7 @@ async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, cli
 
     seen = ""
     writing = asyncio.create_task(write())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in client.subscribe("c", flush_ms=0):
             seen = applied(seen, event)
             if isinstance(event, MessageFinish):
@@ -317,7 +289,7 @@ async def test_feed_pauses_while_its_subscriber_reads_no_events(hub: Hub, wire: 
     subscription = client.subscribe("c", flush_ms=0)
     batches = subscription.batches()
     text = ""
-    async with asyncio.timeout(10), hub.message("c") as message, aclosing(batches):
+    async with asyncio.timeout(60), hub.message("c") as message, aclosing(batches):
         await anext(batches)
         for _ in range(60):
             await message.append("y" * 10_000)

@@ -23,15 +23,13 @@ from tenuto.core.errors import (
     InvalidRequest,
     LocalError,
     NotText,
-    StoreUnavailable,
     TenutoError,
     TooLarge,
 )
 from tenuto.core.model import Message
 from tests.client.script import Script, ScriptedSocket
 from tests.client.script import client_of as scripted
-from tests.client.wire import QUICK, Wire, becomes, client_of, memory_hub
-from tests.virtual import virtually
+from tests.client.wire import Wire, becomes, client_of, memory_hub
 
 
 async def stored(hub: Hub, message_id: str) -> Message:
@@ -60,20 +58,6 @@ async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
     ]
     assert (answer.status, answer.reply_to, answer.parent) == ("complete", asked.id, asked.id)
     assert answer.meta == message.meta == {"tokens": 3, "usage": 9}
-
-
-async def test_text_may_be_cut_within_a_character(hub: Hub, client: Client) -> None:
-    async with client.message("c") as message:
-        for piece in ("a\ud83d", "\ude42", "", "b\ud83d"):
-            await message.append(piece)
-    assert (await stored(hub, message.id)).text == "a🙂b\ufffd"
-
-
-async def test_flush_waits_until_the_text_is_stored(hub: Hub, client: Client) -> None:
-    async with client.message("c") as message:
-        await message.append("now")
-        await message.flush()
-        assert (await stored(hub, message.id)).text == "now"
 
 
 # How it ends ------------------------------------------------------------------------------------------------------
@@ -150,11 +134,6 @@ async def test_text_after_the_end_is_refused(client: Client) -> None:
             await message.append("more")
     with pytest.raises(LocalError):
         await message.finish()
-
-
-async def test_message_that_is_not_open_accepts_no_text(client: Client) -> None:
-    with pytest.raises(LocalError):
-        await client.message("c").append("too early")
 
 
 async def test_taken_id_raises_id_conflict(client: Client) -> None:
@@ -270,21 +249,6 @@ async def test_message_is_opened_once_the_server_accepts_it(hub: Hub, wire: Wire
     assert next(refusals, None) is None
 
 
-@virtually
-async def test_server_that_refuses_a_message_for_too_long_raises_its_refusal() -> None:
-    hub = memory_hub()
-    wire = Wire(hub)
-    wire.refuse = lambda frame: "store_unavailable" if frame["type"] == "create" else None
-    async with client_of(wire) as client:
-        begun_s = asyncio.get_running_loop().time()
-        with pytest.raises(StoreUnavailable):
-            await client.message("c").open()
-        took_s = asyncio.get_running_loop().time() - begun_s
-        assert QUICK.request_s / 2 < took_s <= QUICK.request_s
-    await wire.end()
-    await hub.close()
-
-
 async def test_server_that_is_unreachable_for_too_long_raises() -> None:
     script = Script()
     script.refusals.extend(OSError("no route to host") for _ in range(1000))
@@ -319,25 +283,6 @@ async def test_lease_of_an_idle_writer_is_renewed() -> None:
         await client.close()
 
 
-async def test_writer_renews_and_reads_its_message_on_a_new_connection() -> None:
-    script = Script()
-    async with scripted(script) as client:
-        message = client.message("c")
-        opening = asyncio.create_task(message.open())
-        socket, create = await begun(script)
-        await opening
-        await message.append("text")
-        first = await socket.frame()
-        socket.bye(None)
-        socket = await script.socket()
-        assert (await socket.frame())["type"] == "lease"
-        look = await socket.frame()
-        assert {**look, "ref": 0} == {**create, "ref": 0}
-        created(socket, look)
-        assert {**await socket.frame(), "ref": 0} == {**first, "ref": 0}
-        await client.close()
-
-
 async def test_an_interrupted_message_can_be_taken_over(hub: Hub, wire: Wire, client: Client) -> None:
     other = Wire(hub)
     async with client_of(other) as zombie:
@@ -347,7 +292,7 @@ async def test_an_interrupted_message_can_be_taken_over(hub: Hub, wire: Wire, cl
         async with client.channel("c") as view:
             other.app = no_server
             other.cut()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 async for _ in view:
                     if view.messages[0].status == "interrupted":
                         break
@@ -380,7 +325,7 @@ async def test_message_that_broke_upstream_is_interrupted_by_its_lease(hub: Hub,
             async with client.message("c") as message:
                 await message.append("half an ans")
                 raise BrokeOff
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for _ in view:
                 if view.messages[0].status != "streaming":
                     break

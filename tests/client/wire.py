@@ -32,7 +32,7 @@ QUICK = Timing(
     retry_s=0.001,
     leave_s=5.0,
 )
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def memory_hub(**options: Any) -> Hub:
@@ -183,7 +183,7 @@ def client_of(wire: Wire, **options: Any) -> Client:
 
 async def until(view: ChannelView, is_true: Callable[[], bool]) -> None:
     """Follow `view` until `is_true`."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for _ in view:
             if is_true():
                 return

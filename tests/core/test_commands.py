@@ -17,22 +17,18 @@ from tenuto.core.errors import (
     Deleted,
     Finished,
     Forbidden,
-    IdConflict,
     InvalidName,
     InvalidRequest,
     InvalidText,
     NotFound,
     StillStreaming,
-    TenutoError,
     TooLarge,
     TooMany,
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
-from tenuto.core.model import Command as CommandSeen
-from tenuto.core.ops import Claim, Command, Entry, Finish, Reply
-from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand, needs
-from tenuto.core.state import apply_entry
+from tenuto.core.ops import Claim, Command, Finish, Reply
+from tenuto.core.requests import Caller
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness, served_log
 
 HALF = "\ud83d"  # half of a surrogate pair
@@ -62,58 +58,10 @@ def served() -> LogHarness:
 # -- sending ---------------------------------------------------------------------------------------------------
 
 
-def test_a_command_is_stored_as_it_was_sent(harness: LogHarness) -> None:
-    harness.stream("m")
-    result = harness.command("c", "steer", target="m", data={"to": "the point"}, expires_s=60, caller=BOB)
-    (op,) = result.ops
-    assert isinstance(op, Command)
-    assert (op.id, op.name, op.target, op.data, op.by) == ("!c", "steer", "m", {"to": "the point"}, "bob")
-    assert (op.at_ms, op.expires_ms, result.serial) == (1_000, 61_000, 2)
-    assert harness.known_command("c").command() == CommandSeen(
-        id="c", name="steer", target="m", data={"to": "the point"}, from_="bob", expires_at=61_000
-    )
-
-
 def test_only_a_cancel_needs_a_target(harness: LogHarness) -> None:
     harness.command("c", "approve")
     with pytest.raises(InvalidRequest):
         harness.cancel("c2", None)
-
-
-def test_messages_and_commands_may_have_the_same_id(harness: LogHarness) -> None:
-    harness.create("x", text="a message")
-    harness.command("x", "mine")
-    assert (harness.text("x"), harness.known_command("x").name) == ("a message", "mine")
-
-
-def test_repeated_command_returns_its_first_serial(harness: LogHarness) -> None:
-    harness.stream("m")
-    first = harness.command("c", "steer", target="m", data={"a": 1, "b": 2})
-    again = harness.command("c", "steer", target="m", data={"b": 2, "a": 1}, expires_s=5)
-    assert (first.serial, again.serial, again.ops) == (2, 2, ())
-
-
-def test_repeated_command_succeeds_although_a_new_one_would_be_refused() -> None:
-    harness = LogHarness(Limits(open_commands=1))
-    harness.stream("m")
-    harness.cancel("c", "m")
-    harness.reply("c")
-    harness.command("other")
-    harness.delete("m")
-    assert (harness.cancel("c", "m").ops, harness.cancel("c", "m").serial) == ((), 2)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{"name": "approve"}, {"target": None}, {"target": "n"}, {"data": {"a": 2}}, {"data": None}, {"caller": BOB}],
-)
-def test_another_command_with_the_same_id_is_a_conflict(harness: LogHarness, other: dict[str, Any]) -> None:
-    harness.stream("m")
-    harness.stream("n")
-    fields: dict[str, Any] = {"name": "steer", "target": "m", "data": {"a": 1}}
-    harness.command("c", **fields)
-    with pytest.raises(IdConflict):
-        harness.command("c", **{**fields, **other})
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "a b", "x" * 65, ".", "..", "é", "a\n", "!c", HALF])
@@ -128,18 +76,6 @@ def test_invalid_name_id_or_target_of_a_command_is_refused(harness: LogHarness, 
         with pytest.raises((InvalidName, InvalidText)):
             send()
     assert len(harness.log) == 1
-
-
-@pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF, "!c"])
-def test_store_does_not_read_an_invalid_target(bad: str) -> None:
-    assert needs("!c", SendCommand(name="cancel", target=bad), Caller()) == ("!c",)
-
-
-def test_decision_about_a_command_reads_the_command_and_its_target() -> None:
-    assert needs("!c", SendCommand(name="cancel", target="m"), Caller()) == ("!c", "m")
-    assert needs("!c", SendCommand(name="approve"), Caller()) == ("!c",)
-    assert needs("!c", ReplyCommand(), Caller()) == ("!c",)
-    assert needs("!c", SettleCommand(), Caller()) == ("!c",)
 
 
 @pytest.mark.parametrize("name", ["cancel", "steer"])
@@ -163,14 +99,6 @@ def test_sender_without_read_access_does_not_learn_which_targets_exist(harness: 
             refusal.value.problem()
             == NotFound(f"message {target!r} does not exist in this channel; check the target").problem()
         )
-
-
-def test_finished_answer_may_be_steered_but_not_cancelled(harness: LogHarness) -> None:
-    harness.stream("m")
-    harness.finish("m")
-    harness.command("c1", "steer", target="m")
-    with pytest.raises(Finished):
-        harness.cancel("c2", "m")
 
 
 @pytest.mark.parametrize("expires_s", [0, -1, float("nan"), float("inf"), 24 * 3600 + 1])
@@ -230,26 +158,6 @@ def test_lone_surrogate_in_a_command_is_refused(harness: LogHarness) -> None:
     assert len(harness.log) == 1
 
 
-@pytest.mark.parametrize("data", [None, False, 0, "", [], {}, {"x": None}, "text", 1.5])
-def test_command_data_is_stored_unchanged(harness: LogHarness, data: object) -> None:
-    harness.command("c", "mine", data=data)
-    harness.reply("c", data=data)
-    known = harness.known_command("c")
-    assert known.reply is not None
-    assert (known.data, known.reply.data) == (data, data)
-    assert type(known.data) is type(data)
-
-
-def test_log_keeps_a_copy_of_the_data_of_a_command(harness: LogHarness) -> None:
-    data: dict[str, Any] = {"x": [1]}
-    harness.command("c", "mine", data=data)
-    harness.reply("c", data=data)
-    data["x"].append(2)
-    known = harness.known_command("c")
-    assert known.reply is not None
-    assert (known.data, known.reply.data) == ({"x": [1]}, {"x": [1]})
-
-
 def people(count: int) -> list[Caller]:
     return [Caller(id=f"person-{number}", may_write=False) for number in range(count)]
 
@@ -264,19 +172,6 @@ def test_number_of_waiting_commands_is_bounded() -> None:
     assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
     harness.reply("c1")
     harness.command("c3", caller=third)
-
-
-def test_commands_of_the_same_batch_count_towards_the_bound() -> None:
-    batch = LogHarness(Limits(open_commands=2), batches=True)
-    first, second, third = people(3)
-    batch.command("c1", caller=first)
-    batch.command("c2", caller=second)
-    with pytest.raises(TooMany):
-        batch.command("c3", caller=third)
-    batch.reply("c2")
-    batch.command("c3", caller=third)
-    batch.commit()
-    assert [one.id for one in batch.state.pending_commands()] == ["!c1", "!c3"]
 
 
 def test_one_sender_may_have_a_quarter_of_the_waiting_commands(harness: LogHarness) -> None:
@@ -336,14 +231,6 @@ def test_command_of_a_client_that_created_too_many_channels_creates_no_channel()
     batch = LogHarness(batches=True)
     batch.command("c", caller=BOB)
     batch.command("c2", caller=late)
-
-
-def test_cancel_that_is_carried_out_at_once_does_not_count_towards_the_bound() -> None:
-    harness = LogHarness(Limits(open_commands=1))
-    harness.is_served = True
-    harness.create("q", text="question")
-    harness.command("c1")
-    assert len(harness.cancel("c2", "q").ops) == 3
 
 
 # -- regenerate ------------------------------------------------------------------------------------------------
@@ -425,36 +312,6 @@ def test_cancel_of_a_waiting_turn_is_carried_out_in_one_decision(served: LogHarn
         served.claim("q")
 
 
-def test_a_turn_is_cancelled_once(served: LogHarness) -> None:
-    served.cancel("c1", "q")
-    with pytest.raises(Finished):
-        served.cancel("c2", "q")
-
-
-def test_a_turn_is_cancelled_once_in_a_batch(batch: LogHarness) -> None:
-    batch.is_served = True
-    batch.create("q", text="question")
-    batch.cancel("c1", "q")
-    with pytest.raises(Finished):
-        batch.cancel("c2", "q")
-    assert len(batch.commit()) == 4
-
-
-def test_cancel_of_a_running_turn_waits_for_its_worker(served: LogHarness) -> None:
-    served.claim("q")
-    assert [type(op) for op in served.cancel("c", "q").ops] == [Command]
-    assert served.known("q").is_open
-
-
-def test_a_cancel_of_an_answer_waits_for_its_writer(harness: LogHarness) -> None:
-    harness.stream("m", "text")
-    assert [type(op) for op in harness.cancel("c", "m", caller=BOB).ops] == [Command]
-    assert harness.message("m").status == "streaming"
-    harness.finish("m", "cancelled")
-    harness.reply("c")
-    assert not harness.known_command("c").is_open
-
-
 def test_cancel_of_a_user_message_without_a_turn_waits_for_the_writer_of_its_answer(harness: LogHarness) -> None:
     harness.create("q", text="question")
     harness.stream("a", reply_to="q")
@@ -480,30 +337,6 @@ def test_cancel_of_a_waiting_turn_stops_an_answer_by_another_writer(
     assert not served.known("q").is_open
 
 
-def test_an_answer_begun_in_the_same_batch_is_seen(batch: LogHarness) -> None:
-    batch.create("q", text="question")
-    batch.stream("a", "text", reply_to="q")
-    batch.append("a", "text", at=0)  # the draft reads the message and finds no change
-    batch.cancel("c1", "q")
-    batch.cancel("c2", "q")
-    batch.cancel("c3", "a")
-    batch.settle("c1")
-    batch.commit()
-    assert batch.message("a").status == "cancelled"
-
-
-def test_two_clients_may_cancel_the_same_answer(harness: LogHarness) -> None:
-    harness.stream("m")
-    harness.cancel("c1", "m", caller=ANN)
-    harness.cancel("c2", "m", caller=BOB)
-    harness.settle("c1")
-    harness.settle("c2")
-    one, two = harness.known_command("c1").reply, harness.known_command("c2").reply
-    assert one is not None
-    assert two is not None
-    assert (one.ok, two.ok, two.error["code"]) == (True, False, "finished")
-
-
 # -- settling --------------------------------------------------------------------------------------------------
 
 
@@ -523,80 +356,6 @@ def test_server_carries_out_a_cancel_of_any_writer(harness: LogHarness) -> None:
         harness.append("m", "wer")
 
 
-def test_the_server_ends_all_answers_and_the_turn(served: LogHarness) -> None:
-    served.claim("q")
-    served.stream("a1", reply_to="q")
-    served.stream("a2", reply_to="q", caller=BOB)
-    served.stream("a3", reply_to="q")
-    served.finish("a3")
-    served.stream("other")
-    served.cancel("c", "q")
-    served.settle("c")
-    status = {one: served.message(one).status for one in ("a1", "a2", "a3", "other")}
-    assert status == {"a1": "cancelled", "a2": "cancelled", "a3": "complete", "other": "streaming"}
-    assert served.known("q").claim == ClaimState("cancelled", 1, "agent")
-
-
-def test_cancel_of_an_answer_cancels_its_turn(served: LogHarness) -> None:
-    served.claim("q")
-    served.stream("a", reply_to="q")
-    served.cancel("c", "a")
-    served.settle("c")
-    assert served.message("a").status == "cancelled"
-    assert not served.known("q").is_open
-
-
-def test_a_turn_without_an_answer_yet_is_cancelled(served: LogHarness) -> None:
-    served.claim("q")
-    served.cancel("c", "q")
-    assert [type(op) for op in served.settle("c").ops] == [Claim, Reply]
-    assert not served.known("q").is_open
-
-
-def test_a_turn_that_was_taken_over_is_cancelled_in_its_last_attempt(served: LogHarness) -> None:
-    served.claim("q")
-    served.claim("q", 1)
-    served.cancel("c", "q")
-    (claim, _) = served.settle("c").ops
-    assert claim == Claim(id="q", state="cancelled", generation=2, by="agent", at_ms=1_000)
-
-
-def test_cancel_ends_an_answer_after_a_takeover(harness: LogHarness) -> None:
-    harness.stream("m")
-    harness.cancel("c", "m")
-    harness.interrupt("m")
-    harness.take_over("m")
-    harness.settle("c")
-    assert harness.message("m").status == "cancelled"
-
-
-@pytest.mark.parametrize("end", ["finish", "interrupt", "delete"])
-def test_cancel_that_came_too_late_gets_the_reply_finished(harness: LogHarness, end: str) -> None:
-    harness.stream("m")
-    harness.cancel("c", "m")
-    getattr(harness, end)("m")
-    (reply,) = harness.settle("c").ops
-    assert isinstance(reply, Reply)
-    assert (reply.ok, reply.error["code"]) == (False, "finished")
-
-
-@pytest.mark.parametrize("is_expired", [False, True])
-def test_command_with_a_reply_is_not_settled_again(harness: LogHarness, is_expired: bool) -> None:
-    harness.stream("m")
-    harness.cancel("c", "m")
-    harness.reply("c", ok=False, error="not now")
-    result = harness.settle("c", is_expired=is_expired)
-    assert (result.ops, result.serial) == ((), 3)
-    assert harness.message("m").status == "streaming"
-
-
-def test_a_cancel_is_carried_out_also_when_it_expires_first(harness: LogHarness) -> None:
-    harness.stream("m")
-    harness.cancel("c", "m")
-    harness.settle("c", is_expired=True)
-    assert harness.message("m").status == "cancelled"
-
-
 @pytest.mark.parametrize("name", ["steer", "approve", "mine"])
 def test_command_without_a_reply_expires(harness: LogHarness, name: str) -> None:
     harness.stream("m")
@@ -611,42 +370,7 @@ def test_command_without_a_reply_expires(harness: LogHarness, name: str) -> None
         harness.reply("c")
 
 
-def test_unknown_command_is_not_settled(harness: LogHarness) -> None:
-    with pytest.raises(NotFound):
-        harness.settle("c")
-
-
 # -- replies ---------------------------------------------------------------------------------------------------
-
-
-def test_the_first_reply_counts(harness: LogHarness) -> None:
-    harness.command("c", "approve", caller=ANN)
-    first = harness.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
-    with pytest.raises(AlreadyAnswered):
-        harness.reply("c", ok=False, caller=ANN)
-    with pytest.raises(AlreadyAnswered):
-        harness.reply("c", ok=True, data={"by": "bob"}, caller=BOB)
-    reply = harness.known_command("c").reply
-    assert reply == Reply(id="!c", ok=True, data={"by": "bob"}, error=None, by="bob", at_ms=1_000)
-    assert (first.serial, harness.known_command("c").reply_serial) == (2, 2)
-
-
-def test_of_two_replies_in_a_batch_the_first_counts(batch: LogHarness) -> None:
-    batch.command("c", "approve")
-    batch.reply("c", data=1)
-    with pytest.raises(AlreadyAnswered):
-        batch.reply("c", data=2)
-    assert len(batch.commit()) == 2
-
-
-def test_the_same_reply_again_is_success_with_its_first_serial(harness: LogHarness) -> None:
-    harness.command("c", "approve")
-    first = harness.reply("c", data=1, request="r")
-    harness.create("m", text="in between")
-    again = harness.reply("c", data=1, request="r")
-    assert (first.serial, again.serial, again.ops) == (2, 2, ())
-    with pytest.raises(AlreadyAnswered):
-        harness.reply("c", data=1, request="other")
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF])
@@ -764,14 +488,6 @@ def test_worker_that_lost_the_turn_may_not_reply(served: LogHarness, end: str) -
         served.reply("c", caller=FAR)
 
 
-def test_repeated_reply_succeeds_after_its_sender_lost_the_turn(served: LogHarness) -> None:
-    served.claim("q", caller=REMOTE, lease_s=15)
-    served.command("c", "steer", target="q", caller=PERSON)
-    first = served.reply("c", caller=FAR, request="r")
-    served.end("q", 1, caller=REMOTE)
-    assert served.reply("c", caller=FAR, request="r").serial == first.serial
-
-
 def test_reply_to_a_steer_without_a_target_needs_write_access(harness: LogHarness) -> None:
     harness.command("c", "steer", caller=PERSON)
     with pytest.raises(Forbidden):
@@ -802,57 +518,6 @@ def test_sender_without_read_access_may_reply_to_its_own_command(harness: LogHar
     harness.command("c", "approve", caller=EVE)
     harness.reply("c", ok=False, caller=EVE)
     assert not harness.known_command("c").is_open
-
-
-def test_reply_to_an_unknown_command_is_refused(harness: LogHarness) -> None:
-    with pytest.raises(NotFound):
-        harness.reply("c")
-
-
-@pytest.mark.parametrize(
-    "send",
-    [
-        lambda harness: harness.cancel("c", "nobody"),
-        lambda harness: harness.command("c", "a b"),
-        lambda harness: harness.command("c", data=float("nan")),
-        lambda harness: harness.reply("other", data=HALF),
-        lambda harness: harness.reply("never"),
-        lambda harness: harness.cancel("other", "m"),
-    ],
-)
-def test_a_refused_command_adds_nothing(batch: LogHarness, send: Any) -> None:
-    batch.stream("m", "")
-    batch.command("other")
-    batch.commit()
-    batch.append("m", "a")
-    with pytest.raises(TenutoError):
-        send(batch)
-    batch.append("m", "b")
-    assert [one.serial for one in batch.commit()] == [3]
-    assert (batch.text("m"), list(batch.state.commands)) == ("ab", ["!other"])
-
-
-def test_a_dropped_batch_leaves_no_command_and_no_reply(batch: LogHarness) -> None:
-    batch.command("c1")
-    batch.commit()
-    batch.command("c2")
-    batch.reply("c1", request="r")
-    batch.draft = type(batch.draft)(batch.state)
-    assert batch.known_command("c1").is_open
-    assert batch.command("c2").ops != ()
-    assert batch.reply("c1", request="r").ops != ()
-
-
-def test_of_two_replies_in_a_log_the_first_counts(harness: LogHarness) -> None:
-    harness.command("c", "approve")
-    harness.reply("c", data="first")
-    first = harness.known_command("c").reply
-    apply_entry(harness.state, Entry(3, Reply(id="!c", ok=False, data="second", error=None, by="bob")))
-    assert (harness.known_command("c").reply, harness.known_command("c").reply_serial, harness.state.serial) == (
-        first,
-        2,
-        3,
-    )
 
 
 def test_approval_or_denial_is_noted_at_its_tool_call(harness: LogHarness) -> None:

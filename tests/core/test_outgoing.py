@@ -236,21 +236,6 @@ def test_stored_message_is_the_accepted_content_after_cuts_refusals_and_losses(
     assert outgoing.unstored_bytes == 0
 
 
-def test_server_that_loses_stored_text_gets_it_again() -> None:
-    network, expected = Network(), Expected({"kept": 1})
-    for action in (("append", "abc"), ("bar", 1), ("meta", {"a": 1}), ("respond", "stored")):
-        if action[0] == "respond":
-            for _ in range(3):
-                network.step(*action)
-        else:
-            accept(network.outgoing, expected, action)
-    network.step("lose", None)
-    for _ in range(5):
-        network.step("respond", "stored")
-    assert network.refills == 1
-    expected.check(network.harness.message("m"), "streaming")
-
-
 def test_server_that_stays_behind_its_own_word_is_refused() -> None:
     harness = new_log()
     outgoing = opened_remote(harness)
@@ -285,17 +270,6 @@ def test_empty_name_of_a_field_is_an_ordinary_one_in_a_part_without_text(kind: t
     assert KeptPart({"type": "source", "": 1}).stored_length({"type": "source", "": 2}) is None
 
 
-def test_end_that_is_stored_in_another_epoch_is_sent_again() -> None:
-    harness = new_log()
-    outgoing = opened_remote(harness)
-    outgoing.accept_end("cancelled")
-    harness.finish("m", "cancelled", caller=APP)
-    harness.commit()
-    outgoing.disconnected(StoreUnavailable("the connection broke"))
-    outgoing.seen(harness.message("m"), "e2")
-    assert [type(request) for request in requests(outgoing)] == [FinishMessage]
-
-
 @pytest.mark.parametrize("write", [lambda one: one.accept_text("a"), lambda one: one.accept_end()], ids=["text", "end"])
 def test_message_that_ended_elsewhere_refuses_further_content(write: Callable[[Outgoing], None]) -> None:
     harness = new_log()
@@ -311,32 +285,11 @@ def test_message_that_ended_elsewhere_refuses_further_content(write: Callable[[O
 # Which requests go together ---------------------------------------------------------------------------------------
 
 
-def test_gathered_text_is_one_append_and_opens_the_text_part() -> None:
-    outgoing = opened()
-    outgoing.accept_text("a")
-    outgoing.accept_text("b")
-    assert requests(outgoing) == [AppendText(text="ab", at=0, generation=1)]
-    outgoing.stored(1)
-    outgoing.accept_text("c")
-    outgoing.accept_text("d")
-    assert requests(outgoing) == [AppendText(text="cd", at=2, part=0, generation=1)]
-
-
 def test_remote_writer_opens_its_text_part_by_index() -> None:
     outgoing = opened_remote()
     outgoing.accept_text("a")
     (request,) = requests(outgoing)
     assert (request.index, request.part) == (0, {"type": "text", "text": "a"})
-
-
-def test_pending_requests_are_returned_again_in_process_only() -> None:
-    local, remote = opened(), opened_remote()
-    for outgoing in (local, remote):
-        outgoing.accept_update({"a": 1})
-        first = requests(outgoing)
-        outgoing.accept_text("x")
-        again = requests(outgoing)
-        assert again[: len(first)] == first if outgoing is local else len(again) == 1
 
 
 def test_end_waits_for_all_requests_over_a_network_and_for_none_in_process() -> None:
@@ -354,39 +307,6 @@ def test_requests_in_flight_are_bounded_by_bytes_and_by_number() -> None:
         outgoing.accept_part({"type": "source", "id": "x" * 73})  # 100 bytes
     assert len(requests(outgoing, 250)) == 3
     assert len(requests(outgoing)) == Outgoing.max_in_flight
-
-
-def test_only_the_last_value_of_a_part_that_is_not_sent_counts() -> None:
-    outgoing = opened()
-    for number in range(5):
-        outgoing.accept_part({"type": "data", "name": "bar", "data": number}, index=0)
-    assert [request.part["data"] for request in requests(outgoing)] == [0, 4]
-    outgoing.stored(2)
-    assert outgoing.unstored_bytes == 0
-
-
-def test_refused_request_goes_again_before_later_ones() -> None:
-    outgoing = opened_remote()
-    outgoing.accept_update({"a": 1})
-    (first,) = outgoing.requests_to_send(10_000)
-    outgoing.accept_update({"a": 2})
-    assert outgoing.requests_to_send(10_000) == []
-    outgoing.request_failed(first, Busy("try again"))
-    assert outgoing.requests_to_send(10_000) == []
-    outgoing.resume()
-    assert outgoing.requests_to_send(10_000) == [first]
-
-
-def test_refused_requests_keep_their_order() -> None:
-    outgoing = opened_remote()
-    for text in ("a", "b", "c"):
-        outgoing.accept_text(text)
-        outgoing.requests_to_send(10_000)
-    sent = tuple(outgoing.in_flight)
-    for one in sent:
-        outgoing.request_failed(one, Busy("try again"))
-    outgoing.resume()
-    assert outgoing.requests_to_send(10_000) == list(sent)
 
 
 # States -----------------------------------------------------------------------------------------------------------
@@ -446,15 +366,6 @@ def test_content_is_accepted_in_the_open_state_only(
         assert outgoing.unstored_bytes == before
 
 
-def test_closed_writer_accepts_no_content_and_keeps_its_error() -> None:
-    outgoing = in_state(OutgoingState.REFUSED, Outgoing)
-    outgoing.close()
-    with pytest.raises(LocalError):
-        outgoing.accept_text("x")
-    with pytest.raises(Fenced):
-        outgoing.raise_error()
-
-
 def test_failure_that_passes_keeps_the_requests_and_another_one_drops_them() -> None:
     outgoing = opened()
     outgoing.accept_text("x")
@@ -479,14 +390,6 @@ def test_late_response_changes_no_refused_writer() -> None:
 
 
 # Content ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])
-def test_empty_text_opens_no_part(kind: type[Outgoing]) -> None:
-    outgoing = opened(kind)
-    outgoing.accept_text("")
-    assert outgoing.accept_part({"type": "data", "name": "n", "data": 1}) == 0
-    assert [type(request) for request in requests(outgoing)] == [PutPart]
 
 
 @pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])
@@ -523,16 +426,6 @@ def test_part_larger_than_a_request_is_refused_over_a_network() -> None:
     outgoing = opened_remote()
     with pytest.raises(TooLarge):
         outgoing.accept_part({"type": "data", "name": "n", "data": "x" * LIMITS.request_bytes})
-
-
-def test_length_counts_gathered_text() -> None:
-    outgoing = opened()
-    lengths = []
-    for _ in range(3):
-        outgoing.accept_text("abc")
-        lengths.append(outgoing.length)
-        requests(outgoing)
-    assert lengths == [3, 6, 9]
 
 
 def test_writer_continues_at_the_end_of_a_stored_message() -> None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.core import text as text_module
 from tenuto.core.text import JOIN_PIECES, MAX_MARKS, Text, TextFork
 
 letters = st.sampled_from("ab é中🙂\n")
@@ -108,37 +106,6 @@ def test_marks_after_a_length_lie_beyond_it(appended: list[tuple[str, int]], sta
     assert marks == sorted(marks)
     if text.length > start:
         assert marks[-1][1] == text.length
-
-
-def test_a_text_that_begins_with_text_has_it_at_its_serial() -> None:
-    text = Text("hello", 7)
-    assert [text.length_at(serial) for serial in (0, 6, 7, 8)] == [0, 0, 5, 5]
-
-
-def test_two_appends_of_one_serial_are_one_mark() -> None:
-    text = Text("", 1)
-    text.append("ab", 2)
-    text.append("cd", 2)
-    assert list(text.marks_after(0)) == [(2, 4)]
-
-
-def test_last_serial_is_that_of_the_last_mark_up_to_it() -> None:
-    text = Text("a", 3)
-    text.append("b", 5)
-    assert [text.last_serial(until) for until in (2, 3, 4, 5, 9)] == [0, 3, 3, 5, 5]
-
-
-@pytest.mark.parametrize("over", [1, 2, 5])
-def test_thinning_keeps_lower_bounds_and_the_newest_marks_exact(monkeypatch: pytest.MonkeyPatch, over: int) -> None:
-    monkeypatch.setattr(text_module, "MAX_MARKS", 100)
-    text = Text("", 0)
-    for serial in range(1, 100 * over + 20):
-        text.append("ab", serial)
-    assert len(text.mark_serials) <= 100
-    assert all(text.length_at(serial) <= 2 * serial for serial in range(100 * over + 20))
-    assert all(text.length_at(serial) == 2 * serial for serial in range(100 * over - 25, 100 * over + 20))
-    lengths = [text.length_at(serial) for serial in range(100 * over + 20)]
-    assert lengths == sorted(lengths)
 
 
 def test_two_hundred_thousand_single_characters_stay_small() -> None:

@@ -5,7 +5,6 @@ Layer: tests. `tests/hub/test_turn_scheduler.py` tests the scheduler that drives
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tenuto.core.errors import StillStreaming, TenutoError
-from tenuto.core.message_state import MessageState
 from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.turns import (
     TRANSITIONS,
@@ -83,54 +81,6 @@ def test_turn_waits_is_claimed_runs_and_is_over() -> None:
     assert [*phases, turn.phase] == [Phase.WAITING, Phase.CLAIMING, Phase.RUNNING, Phase.OVER]
 
 
-@pytest.mark.parametrize(
-    ("event", "phase"),
-    [(TurnEvent.REFUSED, Phase.RUNNING), (TurnEvent.FAILED, Phase.DELAYED), (TurnEvent.TAKEN, Phase.RUNNING)],
-)
-def test_claim_of_another_hub_counts_when_the_own_claim_is_resolved(event: TurnEvent, phase: Phase) -> None:
-    log = served_log("q")
-    turn = observed(log)
-    turn.send_claim()
-    log.claim("q", caller=FAR, lease_s=15)
-    log.claim("q", 1, caller=FAR, lease_s=15)
-    look(turn, log)
-    turn.resolve(event, 1 if event is TurnEvent.TAKEN else None)
-    assert turn.phase is phase
-    turn.due()
-    assert (turn.phase, turn.attempt, turn.worker) == (Phase.RUNNING, 2, None)
-
-
-def test_turn_that_was_cancelled_while_it_was_claimed_is_over() -> None:
-    log = served_log("q")
-    turn = observed(log)
-    turn.send_claim()
-    log.claim("q", caller=FAR, lease_s=15)
-    log.end("q", state="cancelled", caller=FAR)
-    look(turn, log)
-    turn.resolve(TurnEvent.TAKEN, 1)
-    assert turn.phase is Phase.OVER
-
-
-def test_lost_attempt_is_not_taken_for_a_new_one() -> None:
-    log = served_log("q")
-    log.claim("q", caller=FAR, lease_s=15)
-    turn = observed(log)
-    turn.worker = "far"
-    assert turn.lose() == Left(Phase.RUNNING, 1, "far")
-    assert look(turn, log) is None  # the log still shows the lost attempt
-    assert (turn.phase, turn.attempt, turn.suspect) == (Phase.WAITING, 1, "far")
-    log.claim("q", 1, caller=FAR, lease_s=15)
-    assert look(turn, log) == Left(Phase.WAITING, 1, None)
-    assert (turn.phase, turn.attempt) == (Phase.RUNNING, 2)
-
-
-def test_claim_of_a_process_that_is_gone_waits_again() -> None:
-    log = served_log("q")
-    log.claim("q", caller=AGENT)
-    turn = observed(log, is_orphan=True)
-    assert (turn.phase, turn.attempt) == (Phase.WAITING, 1)
-
-
 def test_turn_in_this_process_is_not_an_orphan_while_it_runs() -> None:
     log = served_log("q")
     turn = observed(log)
@@ -140,115 +90,6 @@ def test_turn_in_this_process_is_not_an_orphan_while_it_runs() -> None:
     turn.resolve(TurnEvent.TAKEN, 1)
     look(turn, log, is_orphan=True)
     assert (turn.phase, turn.attempt) == (Phase.RUNNING, 1)
-
-
-def taken_here(turn: TurnState[str], log: LogHarness) -> None:
-    """Let this hub take turn `q`."""
-    turn.send_claim()
-    log.claim("q", caller=AGENT)
-    look(turn, log, is_orphan=True)
-    turn.resolve(TurnEvent.TAKEN, 1)
-
-
-def test_message_created_again_waits_for_the_handler_of_its_deleted_channel() -> None:
-    log, again = served_log("q"), served_log("q")
-    turns = ChannelTurns[str]()
-    turn = observed(log)
-    turns.put(turn)
-    taken_here(turn, log)
-    turn.begin("here")
-    assert turn.observe(None, is_orphan=False) == Left(Phase.RUNNING, 1, "here")
-    assert (turn.phase, turns.is_busy) == (Phase.ENDING, False)
-    assert look(turn, again) is None
-    assert turns.waiting() == []
-    assert turn.handler_ended() == Left(Phase.ENDING, 1, None)
-    assert (turn.phase, turn.attempt, turns.waiting()) == (Phase.WAITING, 0, [turn])
-
-
-def test_message_that_was_deleted_and_created_between_two_looks_waits_for_the_old_handler() -> None:
-    log, again = served_log("q"), served_log("q")
-    turns = ChannelTurns[str]()
-    turn = observed(log)
-    turns.put(turn)
-    taken_here(turn, log)
-    turn.begin("here")
-    assert look(turn, again) == Left(Phase.RUNNING, 1, "here")
-    assert (turn.phase, turns.waiting()) == (Phase.WAITING, [])
-    assert turn.handler_ended() is None
-    assert turns.waiting() == [turn]
-
-
-def test_claim_that_must_be_alone_is_refused_while_another_attempt_runs_unless_that_one_is_lost() -> None:
-    log = served_log("q1", "q2")
-    log.claim("q1", caller=FAR, lease_s=15)  # by another hub
-    with pytest.raises(StillStreaming, match="'q1'"):
-        log.ask("q2", ClaimTurn(generation=0, lost=()), AGENT)
-    with pytest.raises(StillStreaming, match="'q1'"):
-        log.ask("q2", ClaimTurn(generation=0, lost=(("q1", 0, 0),)), AGENT)
-    turns = ChannelTurns[str]()
-    turn = observed(log, "q1")
-    turns.put(turn)
-    assert turns.lost() == ()
-    turn.lose()
-    assert log.ask("q2", ClaimTurn(generation=0, lost=turns.lost()), AGENT).generation == 1
-
-
-def test_attempt_that_its_node_confirms_is_lost_no_more() -> None:
-    log = served_log("q1", "q2")
-    log.claim("q1", caller=AGENT)  # by another hub, whose lease ends
-    turns = ChannelTurns[str]()
-    turn = observed(log, "q1")
-    turns.put(turn)
-    turn.lose()
-    lost = turns.lost()
-    log.ask("q1", ClaimTurn(generation=1, confirms=True), AGENT)
-    with pytest.raises(StillStreaming, match="'q1'"):
-        log.ask("q2", ClaimTurn(generation=0, lost=lost), AGENT)
-    look(turn, log)
-    assert (turn.phase, turn.attempt, turn.confirmed) == (Phase.RUNNING, 1, 1)
-    assert turns.lost() == ()
-
-
-def test_attempt_of_this_node_is_unbegun_until_a_handler_has_it() -> None:
-    log = served_log("q")
-    turn = observed(log)
-    taken_here(turn, log)
-    assert (turn.is_unbegun_by("here"), turn.is_unbegun_by("there")) == (True, False)
-    turn.begin("worker")
-    turn.lose()
-    assert not turn.is_unbegun_by("here")
-
-
-def test_confirmation_changes_a_turn_and_is_forgotten_with_its_attempt() -> None:
-    log = served_log("q")
-    log.claim("q", caller=AGENT)
-    turn = observed(log)
-    turn.lose()
-    turn.send_claim()
-    assert turn.is_unchanged
-    log.ask("q", ClaimTurn(generation=1, confirms=True), AGENT)
-    look(turn, log)
-    assert not turn.is_unchanged
-    turn.resolve(TurnEvent.REFUSED)
-    assert (turn.phase, turn.confirmed) == (Phase.RUNNING, 1)
-    turn.begin("worker")
-    turn.observe(None, is_orphan=False)
-    turn.handler_ended()
-    assert (turn.phase, turn.attempt, turn.confirmed) == (Phase.OVER, 0, 0)
-
-
-def test_claim_that_must_be_alone_reads_no_message_that_no_attempt_has() -> None:
-    class Counted(OrderedDict[str, MessageState]):
-        reads = 0
-
-        def get(self, key: str, default: MessageState | None = None) -> MessageState | None:  # type: ignore[override]
-            self.reads += 1
-            return super().get(key, default)
-
-    log = served_log(*(f"q{number}" for number in range(50)))
-    log.state.messages = counted = Counted(log.state.messages)
-    log.ask("q7", ClaimTurn(generation=0, lost=()), AGENT)
-    assert counted.reads < 10
 
 
 @pytest.mark.parametrize("batches", [False, True])
@@ -295,29 +136,6 @@ def test_held_turn_ends_as_the_turn_that_holds_it(end: str, fate: HeldFate) -> N
     look(host, log)
     assert fate_of_held(turn, turns, log.state) is fate
     assert fate_of_held(turn, turns, None) is HeldFate.LOST  # not in memory: it is decided when it is loaded
-
-
-def test_held_turn_is_lost_with_the_attempt_that_holds_it() -> None:
-    log = served_log("q1", "q2")
-    turns = held(log)
-    host, turn = turns
-    host.lose()
-    assert fate_of_held(turn, turns, log.state) is HeldFate.LOST
-    log.claim("q1", 1, caller=FAR, lease_s=15)
-    look(host, log)
-    assert (host.phase, host.attempt) == (Phase.RUNNING, 2)
-    assert fate_of_held(turn, turns, log.state) is HeldFate.LOST
-    turn.lose()
-    assert (turn.phase, turn.attempt, turn.host) == (Phase.WAITING, 1, None)
-
-
-def test_turn_that_took_a_message_in_without_a_result_does_not_hold_it() -> None:
-    log = served_log("q1", "q2")
-    turns = held(log, is_known=False)
-    _, turn = turns
-    assert fate_of_held(turn, turns, log.state) is HeldFate.UNHEARD
-    turn.lose(TurnEvent.UNHEARD)
-    assert (turn.phase, turn.unheard) == (Phase.WAITING, None)
 
 
 def test_of_two_requests_for_one_message_the_stored_one_counts() -> None:

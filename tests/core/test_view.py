@@ -13,23 +13,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec.structs import replace
 
 from tenuto.core.events import (
     Batch,
     ChannelAttached,
     CommandReply,
-    CommandSent,
     MessageAppend,
-    MessageCreate,
     MessageUpdate,
     Page,
-    ServerEvent,
-    Signal,
     encode_json,
     known_events,
 )
-from tenuto.core.model import Command, Message
+from tenuto.core.model import Message
 from tenuto.core.text import Text
 from tenuto.core.view import View, ViewGap
 
@@ -124,68 +119,11 @@ def test_text_has_the_length_and_encoding_of_the_vector(vector: Vector) -> None:
     assert str(grown) == text
 
 
-@pytest.mark.parametrize("vector", vectors("text"))
-def test_view_joins_pieces_and_overlaps_of_difficult_text(vector: Vector) -> None:
-    exact, overlapping = view_of(""), view_of("")
-    text, serial = vector["text"], 1
-    for piece in vector["pieces"]:
-        serial += 1
-        end = piece["at"] + len(piece["text"])
-        from_start = MessageAppend(serial=serial, id="m", part=0, at=0, text=text[:end])
-        exact.receive(Batch(events=[MessageAppend(serial=serial, id="m", part=0, **piece)], cursor=f"e:{serial}"))
-        overlapping.receive(Batch(events=[from_start], cursor=f"e:{serial}"))
-        assert exact.text("m") == overlapping.text("m") == text[:end]
-    assert exact.text("m") == overlapping.text("m") == text
-
-
 def test_gap_names_its_part_and_is_counted() -> None:
     view = view_of("abc")
     with pytest.raises(ViewGap, match="message 'm' has 3 characters, an append came for offset 4"):
         view.receive(Batch(events=[MessageAppend(serial=2, id="m", part=0, at=4, text="x")], cursor="e:2"))
     assert (view.gaps, view.cursor, view.text("m")) == (1, None, "abc")
-
-
-def test_view_drops_an_interrupted_batch_of_an_earlier_epoch() -> None:
-    def attached(epoch: str, serial: int, *, resumed: bool = True) -> ChannelAttached:
-        return ChannelAttached(channel="c", epoch=epoch, serial=serial, resumed=resumed)
-
-    message = view_of("of the first life").messages()[0]
-    lives: list[tuple[list[ServerEvent], str]] = [
-        ([attached("-", 0)], "-:0"),  # the channel was deleted meanwhile
-        ([attached("e2", 1), MessageCreate(serial=1, message=replace(message, id="n"))], "e2:1"),  # … and began anew
-    ]
-    for events, cursor in lives:
-        view = View()
-        view.receive(Batch(events=[attached("-", 0, resumed=False)], cursor="-:0"))
-        view.receive(Batch(events=[attached("e1", 1), MessageCreate(serial=1, message=message)]))
-        assert [one.id for one in view.messages()] == ["m"]
-        view.cut()
-        view.receive(Batch(events=events, cursor=cursor))
-        assert [one.id for one in view.messages()] == (["n"] if cursor == "e2:1" else [])
-
-
-def test_view_drops_commands_of_an_earlier_epoch() -> None:
-    def attached(epoch: str, serial: int, *, resumed: bool = True) -> ChannelAttached:
-        return ChannelAttached(channel="c", epoch=epoch, serial=serial, resumed=resumed)
-
-    view, command = View(), Command(id="c", name="cancel", expires_at=90_000)
-    view.receive(Batch(events=[attached("-", 0, resumed=False)], cursor="-:0"))
-    first, reply = CommandReply(serial=2, id="c", ok=True), CommandReply(serial=2, id="c", ok=False)
-    view.receive(Batch(events=[attached("e1", 2), CommandSent(serial=1, command=command), first]))
-    assert (view.passed, view.commands()) == ([first], [])
-    view.cut()
-    view.receive(Batch(events=[attached("e2", 1), CommandSent(serial=1, command=command)], cursor="e2:1"))
-    assert (view.passed, view.commands()) == ([], [command])
-    view.receive(Batch(events=[reply], cursor="e2:2"))
-    assert (view.passed, view.commands()) == ([reply], [])
-
-
-def test_passed_holds_events_of_the_last_batch_only() -> None:
-    view, signal = view_of(""), Signal(name="typing")
-    view.receive(Batch(events=[signal]))
-    assert view.passed == [signal]
-    view.receive(Batch(events=[], cursor="e:1"))
-    assert view.passed == []
 
 
 def test_a_message_that_is_not_shown_has_no_text() -> None:

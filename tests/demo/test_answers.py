@@ -38,12 +38,6 @@ from tenuto.demo.answers import (
 )
 
 CODE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TABLE = re.compile(r"^\|(?:-+\|)+$", re.MULTILINE)
-LINK = re.compile(r"\[[^\]]+\]\((https://[^\s]+)\)")
-
-
-def name_of(one: WrittenAnswer) -> str:
-    return one.question
 
 
 def python_of(one: WrittenAnswer) -> list[str]:
@@ -71,16 +65,6 @@ def test_there_are_nine_answers_to_nine_questions() -> None:
     assert "F5" in written_answers()[0].question
 
 
-@pytest.mark.parametrize("one", written_answers(), ids=name_of)
-def test_an_answer_has_some_two_hundred_words_with_a_table_code_and_a_link(one: WrittenAnswer) -> None:
-    assert 150 <= len(one.text.split()) <= 250
-    assert len(TABLE.findall(one.text)) >= 1
-    assert len(CODE.findall(one.text)) >= 1
-    assert len(LINK.findall(one.text)) >= 1
-    assert one.question.endswith("?")
-    assert "[[" not in one.text
-
-
 def test_figures_are_those_of_the_benchmarks() -> None:
     page = Path("docs/benchmarks.md").read_text()
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|", page, re.MULTILINE))
@@ -92,9 +76,10 @@ def test_figures_are_those_of_the_benchmarks() -> None:
     assert "| memory of an idle viewer, SSE | 1" in by_word("cost").text
 
 
-@pytest.mark.parametrize("one", written_answers(), ids=name_of)
-async def test_the_code_of_an_answer_runs(one: WrittenAnswer) -> None:
-    for source in python_of(one):
+async def test_the_code_of_each_answer_runs() -> None:
+    sources = [source for one in written_answers() for source in python_of(one)]
+    assert sources
+    for source in sources:
         if "asyncio.run(" in source:
             await asyncio.to_thread(run, source)
         else:
@@ -127,7 +112,7 @@ async def test_the_agents_of_the_answers_answer(word: str, channel: str) -> None
     (source,) = python_of(by_word(word))
     hub: Hub = run(source)["hub"]
     await hub.create(channel, id="q1", text="?")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for _ in hub.subscribe(channel):
             answers = [one for one in (await hub.history(channel)).messages if one.reply_to == "q1"]
             if answers and answers[0].status == "complete":
@@ -198,12 +183,12 @@ def test_any_text_is_cut_into_tokens_of_a_model_and_none_is_lost(text: str) -> N
     assert all(len(token) <= 12 for token, _ in steps)
 
 
-@pytest.mark.parametrize("one", written_answers(), ids=name_of)
-def test_an_answer_lasts_long_enough_to_be_broken(one: WrittenAnswer) -> None:
-    steps = list(paced(one.text, 0, random.Random(1)))
-    assert steps[0] == ("", THINKING_S)
-    assert 0.6 * LONGEST_S < sum(delay_s for _, delay_s in steps) < 1.6 * LONGEST_S
-    assert steps[1][1] >= FASTEST_S / 2
+def test_each_answer_lasts_long_enough_to_be_broken() -> None:
+    for one in written_answers():
+        steps = list(paced(one.text, 0, random.Random(1)))
+        assert steps[0] == ("", THINKING_S)
+        assert 0.6 * LONGEST_S < sum(delay_s for _, delay_s in steps) < 1.6 * LONGEST_S, one.question
+        assert steps[1][1] >= FASTEST_S / 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from(["shorter", "cursor?", "zebra", "…"])), max_size=4))

@@ -80,7 +80,7 @@ class Demo:
 
         After a restart it is `interrupted` for a moment, until the guide continues it.
         """
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for _ in self.hub.subscribe(CHANNEL):
                 for message in await self.messages():
                     is_wanted = (
@@ -92,7 +92,7 @@ class Demo:
 
     async def approval(self, *, but_not: str = "") -> dict[str, Any]:
         """Return the command `approve` that waits for a reply."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for _ in self.hub.subscribe(CHANNEL):
                 page = await self.http.get(f"/tenuto/v1/channels/{CHANNEL}/poll", params={"history": 0})
                 for command in page.json()["events"][0].get("commands", []):

@@ -12,7 +12,6 @@ import os
 import re
 import select
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,10 +159,8 @@ def end(demo: Server, number: signal.Signals) -> None:
     children = children_of(demo.running.pid)
     assert info(demo)["pid"] in children
     assert len(children) == 1 + len(AGENTS)
-    start_s = time.monotonic()
     status = demo.end(number)
     assert all(has_ended(pid) for pid in children)
-    assert time.monotonic() - start_s < 5.0  # it takes half a second, on a machine with other work a bit more
     assert status == (0 if number is signal.SIGINT else -number)
 
 

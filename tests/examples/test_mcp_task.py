@@ -62,7 +62,7 @@ class KnowsTasks(ClientExtension):
 async def served(folder: Path, port: int) -> AsyncIterator[Process]:
     program = f"import os, runpy; os.chdir({str(folder)!r}); runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
     async with python("-c", program, PORT=str(port), PYTHONPATH=str(FOLDER.parent)) as process:
-        async with asyncio.timeout(30), httpx2.AsyncClient() as http:
+        async with asyncio.timeout(60), httpx2.AsyncClient() as http:
             while True:
                 try:
                     await http.get(f"http://127.0.0.1:{port}/healthz")
@@ -78,7 +78,7 @@ async def send(client: Client, method: str, task: str, **params: Any) -> State:
 
 
 async def until(client: Client, task: str, status: str) -> State:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (state := await send(client, "get", task))["status"] != status:  # noqa: ASYNC110 - MCP polls
             await asyncio.sleep(0.05)
     return state

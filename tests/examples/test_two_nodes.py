@@ -3,6 +3,7 @@
 Layer: tests.
 
 All examples run at once, because they wait for their own pace most of the time; each has a test with its result.
+`make test` runs three of them, `make test-long` (`TENUTO_SERVERS=long`) all.
 `here` and `there` are the two processes. The pages of the examples in JavaScript are in `tests/interop/long` and in
 `scripts/smoke_npm.py`.
 """
@@ -20,6 +21,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from tests.conftest import IS_LONG
 from tests.examples.nodes import FOLLOW_S, Node, is_over, two_nodes, until, viewing
 from tests.examples.programs import FOLDER, NAMES, PROCESSES, load
 from tests.interop.pages import pages_at, text_of
@@ -306,6 +308,10 @@ SCENES: dict[str, Scene] = {  # those that take longest begin first
 }
 
 
+FEW = ("agent_elsewhere", "fastapi_app", "django_app")
+RUN = {name: scene for name, scene in SCENES.items() if IS_LONG or name in FEW}
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with running_postgres(fsync="off", full_page_writes="off") as server:
@@ -331,14 +337,14 @@ async def runs(url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # the examples with tables of their own have them in files of their folder
-        tasks = {name: asyncio.create_task(run(name, scene)) for name, scene in SCENES.items()}
+        tasks = {name: asyncio.create_task(run(name, scene)) for name, scene in RUN.items()}
         yield tasks
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", RUN)
 async def test_an_example_runs_on_two_nodes(runs: dict[str, asyncio.Task[None]], name: str) -> None:
     await runs[name]
 

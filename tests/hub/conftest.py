@@ -1,4 +1,4 @@
-"""A hub on a store in memory, and on SQLite, for every test of this folder."""
+"""A hub on SQLite, for every test of this folder; other folders have hubs in memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from tenuto.hub import HubCore
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[HubCore]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/hub.db"
-    hub = HubCore(url, hooks_signals=False, drain_s=0.2)
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[HubCore]:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False, drain_s=0.2)
     yield hub
     await hub.close()

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tenuto import Hub, Turn
-from tenuto.core.errors import Draining
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, pending
 from tenuto.hub.pending import Result, Waiting, result_later
@@ -157,20 +156,3 @@ async def test_requests_of_a_channel_keep_their_order_beside_a_burst() -> None:
         assert serials == sorted(serials)
     assert [(await hub.read("last", f"m{number}"))[0].text for number in range(3)] == ["ab"] * 3
     await stage.close()
-
-
-@virtually
-async def test_closing_hub_answers_all_creates_that_wait_aside() -> None:
-    store = Creating()
-    stage = Stage(new_hub(store))
-    await stage.open(1)
-    await stage.writers[0].append("x")
-    await stage.writers[0].flush()
-    creates = [asyncio.create_task(stage.hub.create(f"new{number}", text="?")) for number in range(ANSWERS)]
-    await asyncio.sleep(0.05)
-    assert 0 < sum(create.done() for create in creates) < ANSWERS
-    await stage.hub.close()
-    outcomes = await asyncio.gather(*creates, return_exceptions=True)
-    stored = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
-    assert 0 < len(stored) < ANSWERS
-    assert {type(outcome) for outcome in outcomes if isinstance(outcome, BaseException)} == {Draining}

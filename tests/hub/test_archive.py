@@ -35,16 +35,6 @@ async def test_channels_are_listed_page_by_page_with_their_counts(hub: HubCore) 
     assert [one.channel for one in chats.channels] == ["chat:2"]
 
 
-async def test_many_patterns_are_one_list(hub: HubCore) -> None:
-    names = [f"c:{number:03}" for number in range(450)]
-    for name in (names[0], names[210], names[449]):
-        await hub.create(name, text="x")
-    page = await hub.archive.channels(patterns=names)
-    assert [one.channel for one in page.channels] == [names[0], names[210], names[449]]
-    page = await hub.archive.channels(patterns=names, limit=2)
-    assert ([one.channel for one in page.channels], page.more) == ([names[0], names[210]], True)
-
-
 async def test_invalid_arguments_are_refused(hub: HubCore) -> None:
     for prefix in ("chat:*", "a\nb", "'; --"):
         with pytest.raises(InvalidName, match="without a star"):

@@ -16,41 +16,30 @@ from itertools import pairwise
 import pytest
 
 from tenuto.core.errors import (
-    AlreadyAnswered,
     Draining,
-    Fenced,
-    IdConflict,
     InvalidName,
     InvalidText,
     StoreUnavailable,
 )
-from tenuto.core.events import ChannelAttached, MessageUpdate, parse_cursor
+from tenuto.core.events import ChannelAttached, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
-from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import (
     AppendText,
     Caller,
     ClaimTurn,
     CreateMessage,
-    EndTurn,
-    FinishMessage,
     RenewLease,
-    ReplyCommand,
-    Request,
-    TakeOver,
 )
-from tenuto.hub import HubCore, MessageWriter
+from tenuto.hub import HubCore
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.committer import STORE_TIMEOUT_S
 from tenuto.hub.feed import Feed
-from tenuto.hub.lifecycle import TIDY_S, free_memory
-from tenuto.hub.pending import Result, result_later
+from tenuto.hub.pending import result_later
 from tenuto.hub.writer import RETRY_S
 from tenuto.hub.writers import ABANDONED_S
-from tenuto.stores.base import Changes, Committed, CommitUnknown, Conflict, Head, Tail, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
-from tests.hub.watching import Watcher
 from tests.virtual import virtual_clock, virtually
 
 ANN = Caller(id="ann")
@@ -109,11 +98,6 @@ async def kill(hub: HubCore) -> None:
     await asyncio.wait([run.main])
 
 
-async def ask_in_one_batch(hub: HubCore, *asks: tuple[str, Request]) -> list[Result | BaseException]:
-    """Return the results of requests that one batch decides."""
-    return await asyncio.gather(*(hub.ask("c", one, request, ANN) for one, request in asks), return_exceptions=True)
-
-
 async def take(feed: Feed) -> EncodedBatch:
     """Return the next batch of `feed`, which may have to read the store once or twice."""
     for _ in range(3):
@@ -126,176 +110,8 @@ async def take(feed: Feed) -> EncodedBatch:
     raise AssertionError("the feed reads the store again and again")
 
 
-def messages_of_new_start(batch: EncodedBatch) -> list[str]:
-    """Return the ids of the messages with which a view starts anew."""
-    attached, *shown = batch.events
-    assert isinstance(attached, ChannelAttached)
-    assert not attached.resumed
-    return [event.message.id for event in shown if isinstance(event, MessageUpdate)]
-
-
 async def texts(hub: HubCore, message_id: str) -> list[str]:
     return [part["text"] for part in (await hub.read("c", message_id))[0].parts]
-
-
-async def test_viewer_far_behind_starts_anew_though_the_hub_must_read_the_page_first() -> None:
-    async with scripted(catch_up_messages=3) as (hub, _):
-        for number in range(10):
-            await hub.create("c", id=f"m{number}", text="x")
-        cursor = (await hub.info("c")).cursor
-        await hub.close()
-        feed = await hub.attach("c", parse_cursor(cursor), history=2, wake=lambda: None)
-        for number in range(4):
-            await hub.delete("c", f"m{number}")
-        assert messages_of_new_start(await take(feed)) == ["m8", "m9"]
-
-
-async def test_new_start_holds_an_old_streaming_message_and_the_newest_page() -> None:
-    async with scripted() as (hub, _):
-        await hub.ask("c", "old", CreateMessage(status="streaming"), ANN)
-        for number in range(5):
-            await hub.create("c", id=f"m{number}", text="x")
-        await hub.close()
-        feed = await hub.attach("c", None, history=2, wake=lambda: None)
-        assert messages_of_new_start(await take(feed)) == ["old", "m3", "m4"]
-
-
-async def test_message_that_left_memory_is_read_again() -> None:
-    async with scripted(channel_bytes=1) as (hub, _):
-        await hub.create("c", id="m", text="x")
-        free_memory(hub.runtime)
-        assert hub.channel("c").state.message("m") is None
-        with pytest.raises(IdConflict):
-            await hub.create("c", id="m", text="other")
-        free_memory(hub.runtime)
-        assert (await hub.update("c", "m", text="y")).text == "y"
-
-
-async def test_memory_is_freed_after_the_running_commit() -> None:
-    async with scripted(channel_bytes=1) as (hub, store):
-        await hub.create("c", id="m", text="x")
-        store.gate = asyncio.Event()
-        update = asyncio.create_task(hub.update("c", "m", text="y"))
-        await store.is_committing.wait()
-        free_memory(hub.runtime)
-        store.gate.set()
-        assert (await update).text == "y"
-
-
-async def test_idle_channel_stays_in_memory_until_its_commit_is_over() -> None:
-    async with scripted(channel_idle_s=0) as (hub, store):
-        await hub.create("c", id="m", text="x")
-        store.gate = asyncio.Event()
-        update = asyncio.create_task(hub.update("c", "m", text="y"))
-        await store.is_committing.wait()
-        free_memory(hub.runtime)
-        assert hub.stats()["channels"] == 1
-        store.gate.set()
-        await update
-        free_memory(hub.runtime)
-        assert hub.stats()["channels"] == 0
-
-
-async def test_requests_keep_their_order_if_the_outcome_of_their_commit_is_unknown() -> None:
-    """The second request needs a message that must be read first, so it holds up the third."""
-    async with scripted() as (hub, store):
-        await hub.ask("c", "m", CreateMessage(text="", status="streaming"), ANN)
-        store.script = ["lost"]
-        create = CreateMessage(text="x")
-        results = await ask_in_one_batch(hub, ("m", AppendText(text="1")), ("n", create), ("m", AppendText(text="2")))
-        assert [isinstance(result, Result) for result in results] == [True, True, True]
-        assert await texts(hub, "m") == ["12"]
-
-
-@pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_text_without_a_part_number_keeps_the_part_of_its_first_decision(act: str) -> None:
-    async with scripted() as (hub, store), hub.message("c", id="m") as message:
-        store.script = [act]
-        await message.append("x")
-        await message.part({"type": "text", "text": ""})
-        await message.append("y")
-        await message.flush()
-        assert await texts(hub, "m") == ["x", "y"]
-
-
-@pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_update_with_a_version_is_stored_once_if_its_outcome_is_unknown(act: str) -> None:
-    async with scripted() as (hub, store):
-        await hub.create("c", id="m", text="a")
-        store.script = [act]
-        assert (await hub.update("c", "m", text="b", if_version=1)).version == 2
-
-
-@pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_takeover_is_stored_once_if_its_outcome_is_unknown(act: str) -> None:
-    async with scripted() as (hub, store):
-        await hub.ask("c", "m", CreateMessage(status="streaming"), ANN)
-        await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
-        store.script = [act]
-        assert (await hub.ask("c", "m", TakeOver(generation=1), ANN)).generation == 2
-
-
-@pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_parts_before_an_end_are_stored_if_the_outcome_of_the_end_is_unknown(act: str) -> None:
-    async with scripted() as (hub, store):
-        async with hub.message("c", id="m") as message:
-            store.script = [act]
-            await message.append("text")
-            await message.part({"type": "text", "text": "part"})
-        assert await texts(hub, "m") == ["text", "part"]
-
-
-@pytest.mark.parametrize("act", ["lost", "kept"])
-async def test_started_hub_adopts_a_message_if_the_outcome_of_its_takeover_is_unknown(act: str) -> None:
-    async with scripted() as (hub, store):
-        await hub.message("c", id="m").__aenter__()
-        await kill(hub)
-        successor = HubCore(store, hooks_signals=False, drain_s=0.1)
-        ended = asyncio.Event()
-
-        @successor.adopt("*")
-        async def continue_message(writer: MessageWriter) -> None:
-            await writer.append("more")
-            ended.set()
-
-        store.script = [act]
-        await successor.start()
-        await ended.wait()
-        await successor.close()
-        assert await texts(successor, "m") == ["more"]
-        await successor.close()
-
-
-@pytest.mark.parametrize("act", ["ok", "lost", "kept"])
-async def test_command_and_its_reply_are_stored_once_for_each_outcome_of_their_commits(act: str) -> None:
-    async with scripted() as (hub, store):
-        await hub.create("c", id="m", text="x")
-        store.script = [act]
-        command = await hub.command("c", "approve", id="a", target="m", data={"x": 1}, by="ann")
-        assert (command.id, command.data, command.from_) == ("a", {"x": 1}, "ann")
-        store.script = [act]
-        reply = ReplyCommand(data="yes", request="r")
-        first = await hub.ask("c", "!a", reply, ANN)
-        assert (await hub.ask("c", "!a", reply, ANN)).serial == first.serial
-        with pytest.raises(AlreadyAnswered):
-            await hub.reply("c", "a")
-        assert (await hub.info("c")).serial == first.serial == 3
-
-
-@pytest.mark.parametrize("act", ["ok", "lost", "kept"])
-async def test_turn_is_claimed_once_and_by_this_hub_for_each_outcome_of_the_commit(act: str) -> None:
-    async with scripted() as (hub, store):
-        await hub.start()
-        hub.runtime.scheduler.workers._patterns["c"] = 0  # agents serve this channel, and none is connected
-        await hub.create("c", id="q", text="question")
-        agent = Caller(id="agent", writer=WriterIdentity(by="agent", node=hub.node), is_server=True)
-        store.script = [act]
-        assert (await hub.ask("c", "q", ClaimTurn(generation=0), agent)).generation == 1
-        with pytest.raises(Fenced):
-            await hub.ask("c", "q", ClaimTurn(generation=0), SERVER)
-        store.script = [act]
-        await hub.ask("c", "q", EndTurn(generation=1), agent)
-        assert (await hub.info("c")).serial == 3
 
 
 async def test_error_for_a_cancelled_caller_is_not_reported_by_asyncio() -> None:
@@ -370,20 +186,6 @@ async def test_command_with_an_invalid_target_is_refused_and_delays_no_other_req
         assert (await hub.create("c", id="m", text="x")).text == "x"
 
 
-async def test_reply_that_left_memory_is_read_again() -> None:
-    async with scripted(channel_bytes=1) as (hub, _):
-        await hub.command("c", "approve", id="a")
-        await hub.reply("c", "a", data="yes")
-        free_memory(hub.runtime)
-        assert hub.channel("c").state.command("!a") is None
-        with pytest.raises(AlreadyAnswered):
-            await hub.reply("c", "a", data="no")
-        free_memory(hub.runtime)
-        assert (await hub.command("c", "approve", id="a")).id == "a"
-        with pytest.raises(IdConflict):
-            await hub.command("c", "steer", id="a")
-
-
 async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:
     async with scripted() as (hub, store):
         for number in range(2):
@@ -450,43 +252,6 @@ async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_
     await hub.close()
 
 
-@pytest.mark.parametrize("act", ["lost", "kept"])
-@virtually
-async def test_hub_that_cannot_read_a_channel_after_an_unknown_outcome_reads_it_later(act: str) -> None:
-    """No later request needs the channel, but the writer of its message may have died."""
-    store = ScriptedStore()
-    hub = HubCore(store, hooks_signals=False, clock=virtual_clock(), limits=Limits(memory_bytes=1))
-    await hub.create("c", id="a", text="the channel is loaded")
-    await hub.create("d", id="a", text="so is this one")
-    store.script, store.is_readable = [act], False
-    with pytest.raises(StoreUnavailable):
-        await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", lease_s=15.0), ANN)
-    await asyncio.sleep(1)
-    await hub.create("d", id="b", text="it was used later")
-    await asyncio.sleep(3 * TIDY_S)  # the hub may keep one byte of idle channels
-    assert [one.id for one in await store.open_documents("c")] == ["m"] * (act == "kept")
-    store.is_readable = True
-    await asyncio.sleep(15 + 2 * TIDY_S)
-    assert list(await store.open_documents("c")) == []
-    assert hub.channel("c").is_idle
-    await hub.close()
-
-
-@pytest.mark.parametrize("act", ["lost", "kept"])
-@virtually
-async def test_message_is_opened_once_if_the_outcome_of_its_beginning_is_unknown_for_a_while(act: str) -> None:
-    store = ScriptedStore()
-    hub = HubCore(store, hooks_signals=False, clock=virtual_clock())
-    await hub.create("c", id="a", text="the channel is loaded")
-    store.script, store.is_readable = [act], False
-    asyncio.get_running_loop().call_later(4 * RETRY_S, setattr, store, "is_readable", True)
-    async with hub.message("c", id="m") as message:
-        await message.append("once")
-    await asyncio.sleep(3 * ABANDONED_S)
-    assert [(one.text, one.status) for one in (await hub.history("c")).messages[:-1]] == [("once", "complete")]
-    await hub.close()
-
-
 @virtually
 async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_an_unexpected_way(
     monkeypatch: pytest.MonkeyPatch,
@@ -507,44 +272,4 @@ async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_a
     hub._writers.left("c", "m", 1)
     await asyncio.sleep(3 * ABANDONED_S)
     assert (await hub.read("c", "m"))[0].status == "interrupted"
-    await hub.close()
-
-
-class SilentStore(ScriptedStore):
-    """A store whose next deletion of a channel is carried out, and fails."""
-
-    async def delete_channel(
-        self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
-    ) -> Head | Conflict:
-        result = await super().delete_channel(channel, expected=expected, used_up=used_up, until_ms=until_ms)
-        if self.script.pop(0) == "kept":
-            raise CommitUnknown("the script loses the outcome")
-        self.is_readable = False
-        return result
-
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        if not self.is_readable:
-            self.is_readable = True
-            raise StoreUnavailable("the script refuses the read")
-        return await super().changes(channel, after=after, limit=limit)
-
-
-@pytest.mark.parametrize("act", ["kept", "ok"], ids=["the outcome is unknown", "the read after it fails"])
-async def test_no_viewer_sees_a_channel_whose_deletion_was_stored_and_failed(
-    monkeypatch: pytest.MonkeyPatch, act: str
-) -> None:
-    monkeypatch.setattr("tenuto.hub.nodes.following.STALE_S", 0.05)
-    store = SilentStore()
-    hub = HubCore(store, hooks_signals=False, drain_s=0.1)
-    await hub.create("c", id="m1", text="deleted")
-    viewer, other = Watcher(hub, "c"), Watcher(hub, "c")
-    await viewer.take()
-    store.script = [act]
-    with pytest.raises(StoreUnavailable):
-        await hub.delete_channel("c")
-    await other.take()
-    assert other.view.messages() == []
-    assert await viewer.until(lambda view: not view.messages()) == []
-    for one in (viewer, other):
-        await one.leave()
     await hub.close()

@@ -30,18 +30,6 @@ async def test_each_action_is_called_once_in_order_of_time() -> None:
 
 
 @virtually
-async def test_postponed_action_is_called_at_its_new_time_only() -> None:
-    known, called = new()
-    known.set("a", 1.0, lambda: called.append("first"))
-    for step in range(100):
-        await asyncio.sleep(0.5)
-        known.set("a", 1.5 + step * 0.5, lambda: called.append(f"{asyncio.get_running_loop().time():.1f}"))
-    await asyncio.sleep(10)
-    assert called == ["51.0"]
-    assert len(known._heap) == 0
-
-
-@virtually
 async def test_heap_does_not_grow_with_the_number_of_renewals() -> None:
     known, called = new()
     loop = asyncio.get_running_loop()
@@ -59,42 +47,6 @@ async def test_heap_does_not_grow_with_the_number_of_renewals() -> None:
 
 
 @virtually
-async def test_deadline_that_is_always_postponed_has_one_heap_item() -> None:
-    known, called = new()
-    loop = asyncio.get_running_loop()
-    for _ in range(20_000):
-        known.set("lease", loop.time() + 15, lambda: called.append("lapsed"))
-        await asyncio.sleep(0.001)
-    assert len(known._heap) == 1
-    assert called == []
-
-
-@virtually
-async def test_deadline_may_be_moved_earlier_or_dropped() -> None:
-    known, called = new()
-    known.set("a", 10.0, lambda: called.append("a"))
-    known.set("b", 10.0, lambda: called.append("b"))
-    known.set("a", 1.0, lambda: called.append("soon"))
-    known.drop("b")
-    known.drop("nothing")
-    await asyncio.sleep(60)
-    assert called == ["soon"]
-
-
-@virtually
-async def test_deadline_may_be_hastened_but_not_delayed() -> None:
-    known, called = new()
-    loop = asyncio.get_running_loop()
-    for key in ("a", "b"):
-        known.set(key, 10.0, lambda key=key: called.append(f"{key} at {loop.time():g}"))  # type: ignore[misc]
-    known.hasten("a", 3.0)
-    known.hasten("b", 13.0)
-    known.hasten("nothing", 3.0)
-    await asyncio.sleep(60)
-    assert called == ["a at 3", "b at 10"]
-
-
-@virtually
 async def test_failing_action_does_not_prevent_the_next(caplog: pytest.LogCaptureFixture) -> None:
     known, called = new()
 
@@ -107,30 +59,6 @@ async def test_failing_action_does_not_prevent_the_next(caplog: pytest.LogCaptur
         await asyncio.sleep(2)
     assert called == ["b"]
     assert "a deadline's action failed" in caplog.text
-
-
-@virtually
-async def test_action_may_set_the_next_deadline() -> None:
-    known, called = new()
-
-    def again() -> None:
-        called.append("x")
-        if len(called) < 5:
-            known.set("a", asyncio.get_running_loop().time() + 1.0, again)
-
-    known.set("a", 1.0, again)
-    await asyncio.sleep(60)
-    assert len(called) == 5
-
-
-@virtually
-async def test_closed_deadlines_call_no_action() -> None:
-    known, called = new()
-    known.set("a", 1.0, lambda: called.append("a"))
-    known.close()
-    known.set("b", 2.0, lambda: called.append("b"))
-    await asyncio.sleep(10)
-    assert called == []
 
 
 async def test_resumed_process_reads_its_sockets_before_it_expires_leases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +81,7 @@ async def test_resumed_process_reads_its_sockets_before_it_expires_leases(monkey
         known.set("other", loop.time() + 0.05, lambda: called.append("other"))
         writer.send(b"x")
         time.sleep(0.3)  # noqa: ASYNC251 - the whole process stands still
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await received.wait()
             while "other" not in called:  # noqa: ASYNC110 - a deadline sets no event
                 await asyncio.sleep(0.01)

@@ -36,7 +36,7 @@ async def reasons(**settings: Any) -> list[str | None]:
         async with hub.message("other", id="n"):
             json.loads("{")
     await hub.create("chat:1", text="hi")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async for event in hub.subscribe("chat:1"):
             if isinstance(event, MessageFinish):
                 break

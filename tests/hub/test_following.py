@@ -11,16 +11,13 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from random import Random
 
-import pytest
-
 from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable
-from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage, TakeOver
+from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.feed import Feed
-from tenuto.hub.loading import READ_TIMEOUT_S
-from tenuto.hub.nodes.following import FOLLOW_S, HEADS_S, MOVED_BYTES, SLOW_S, WINDOW_S
+from tenuto.hub.nodes.following import FOLLOW_S, WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
 from tenuto.stores.memory import MemoryStore
 from tests.hub.watching import Watcher
@@ -96,47 +93,6 @@ async def test_small_entries_arrive_with_their_notice_and_without_a_read() -> No
         assert store.reads == []
 
 
-@virtually
-async def test_large_entries_are_read_after_their_notice() -> None:
-    store = Shared()
-    async with pair(store) as (here, _, viewer):
-        assert await late_s(here, viewer, "x" * (MOVED_BYTES + 1)) < 0.1
-        assert store.reads == ["entries"]
-
-
-@virtually
-async def test_first_entries_of_a_channel_arrive_with_their_notice_and_without_a_read() -> None:
-    store = Shared()
-    async with pair(store) as (here, there, _):
-        viewer = Watcher(there, "new")
-        await viewer.take()
-        await here.runtime.fresh("new")  # loads the empty channel
-        store.reads.clear()
-        await here.create("new", id="m", text="hello")
-        async with asyncio.timeout(0.1):
-            assert [one.text for one in await viewer.until(lambda view: bool(view.messages()))] == ["hello"]
-        assert store.reads == []
-        await viewer.leave()
-
-
-@virtually
-async def test_first_entries_of_a_channel_that_was_deleted_since_are_not_applied() -> None:
-    store = Shared()
-    async with pair(store) as (here, there, _):
-        await here.create("new", id="m", text="hello")
-        await asyncio.sleep(WINDOW_S)
-        (late,) = (notice for _, notices in store.notified for notice in notices if notice.channel == "new")
-        await here.delete_channel("new")
-        viewer = Watcher(there, "new")
-        await viewer.take()
-        there.runtime.follower.receive(late)
-        await asyncio.sleep(2 * FOLLOW_S)
-        assert there.channel("new").state.serial == 0
-        assert viewer.view.messages() == []
-        assert len(viewer.batches) == 1
-        await viewer.leave()
-
-
 class Slow(Shared):
     """A shared store whose reads of one channel take ten milliseconds."""
 
@@ -146,72 +102,12 @@ class Slow(Shared):
 
 
 @virtually
-async def test_many_channels_without_notices_are_read_several_at_a_time() -> None:
-    store = Slow()
-    store.is_mute = True
-    channels = [f"c{number}" for number in range(60)]
-    async with pair(store) as (here, there, _):
-        viewers = [Watcher(there, channel) for channel in channels]
-        for channel, viewer in zip(channels, viewers, strict=True):
-            await here.create(channel, id="m", text="one")
-            await viewer.until(lambda view: bool(view.messages()))
-        for channel in channels:
-            await here.create(channel, id="n", text="two")
-        async with asyncio.timeout(FOLLOW_S + 0.3):  # one at a time takes 0.6 s
-            for viewer in viewers:
-                await viewer.until(lambda view: len(view.messages()) == 2)
-        for viewer in viewers:
-            await viewer.leave()
-
-
-@virtually
 async def test_without_notices_viewers_are_a_second_late() -> None:
     store = Shared()
     store.is_mute = True
     async with pair(store) as (here, _, viewer):
         assert 0.1 < await late_s(here, viewer, "hello") <= FOLLOW_S + 0.1
         assert store.reads == ["entries"]
-
-
-@virtually
-async def test_notices_that_may_be_missing_cause_a_read_of_the_heads() -> None:
-    store = Shared()
-    store.is_mute = True
-    async with pair(store) as (here, there, viewer):
-        asyncio.get_running_loop().call_later(0.05, there.runtime.follower.receive, None)
-        assert 0.04 < await late_s(here, viewer, "hello") < 0.15
-
-
-@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x93\x01\x02\x03"])
-@virtually
-async def test_notice_that_cannot_be_read_causes_a_read_of_its_channel(body: bytes) -> None:
-    store = Shared()
-    store.is_mute = True
-    async with pair(store) as (here, there, viewer):
-        await here.ask("c", "m", AppendText(text="hello", at=0), ANN)
-        there.runtime.follower.receive(Notice("moved", "never loaded", body))
-        there.runtime.follower.receive(Notice("moved", "c", body))
-        async with asyncio.timeout(0.1):
-            await viewer.take()
-        assert store.reads == ["entries"]
-
-
-@virtually
-async def test_message_that_left_memory_is_read_when_another_hub_changes_it() -> None:
-    store = Shared()
-    store.is_mute = True
-    async with pair(store) as (here, there, _):
-        channel = there.channel("c")
-        channel.trim(0)
-        assert not channel.state.knows("old")
-        before = channel.state.serial
-        await here.ask("c", "old", TakeOver(lease_s=60.0), ANN)
-        await asyncio.sleep(WINDOW_S)
-        (notice,) = store.notified[-1][1]
-        there.runtime.follower.receive(notice)
-        assert channel.state.serial == before
-        await asyncio.sleep(0.05)
-        assert channel.state.messages["old"].is_streaming
 
 
 @virtually
@@ -241,24 +137,6 @@ async def test_node_that_is_alone_sends_no_notice() -> None:
     await hub.close()
 
 
-@virtually
-async def test_import_in_one_channel_does_not_hold_up_the_others() -> None:
-    store = Shared()
-    store.is_mute = True
-    async with pair(store) as (here, there, viewer):
-        await here.create("a", id="m", text="hello")
-        held = await there.runtime.fresh("a")
-        release = asyncio.Event()
-        rewriting = asyncio.create_task(held.rewrite(release.wait))
-        await asyncio.sleep(0.1)
-        await here.create("a", id="n", text="the channel is behind now")
-        for text in ("one", "two"):
-            assert await late_s(here, viewer, text) <= FOLLOW_S + 0.1
-        release.set()
-        await rewriting
-        assert held.state.serial == here.channel("a").state.serial
-
-
 class Stuck(Shared):
     """A shared store some of whose reads get no response, such as those of the channels `stuck`."""
 
@@ -278,44 +156,6 @@ class Stuck(Shared):
             self.stuck_heads -= 1
             await asyncio.Event().wait()
         return await super().heads(channels)
-
-
-@virtually
-async def test_read_of_heads_that_hangs_is_sent_again() -> None:
-    store = Stuck()
-    async with pair(store) as (here, there, viewer):
-        for _ in range(3):
-            store.stuck_heads = 1
-            assert await late_s(here, viewer, "text") <= FOLLOW_S + HEADS_S + 0.1
-        await asyncio.sleep(0.1)  # after a read of the heads
-        for stuck in (0, 1):
-            store.stuck_heads = stuck
-            async with asyncio.timeout(HEADS_S + 0.1):
-                assert await attached(there, ["c", "d"])
-        assert store.stuck_heads == 0
-
-
-@virtually
-async def test_channels_whose_reads_hang_hold_up_no_other_channel_and_are_read_again() -> None:
-    store = Stuck()
-    channels = [f"a{number}" for number in range(5)]  # more than are read at the same time
-    async with pair(store) as (here, there, viewer):
-        for channel in channels:
-            await here.create(channel, id="m", text="one")
-        viewers = [Watcher(there, channel) for channel in channels]
-        for one in viewers:
-            await one.take()
-        store.stuck.update(channels)
-        for channel in channels:
-            await here.create(channel, id="n", text="two")
-        assert await late_s(here, viewer, "first") <= FOLLOW_S + 2 * SLOW_S + 0.1
-        for _ in range(100):
-            assert await late_s(here, viewer, "next") <= FOLLOW_S + SLOW_S + 0.1
-        store.stuck.clear()
-        await asyncio.sleep(READ_TIMEOUT_S + FOLLOW_S)  # the last read that hangs ends
-        for one in viewers:
-            assert len(await one.until(lambda view: len(view.messages()) == 2)) == 2
-            await one.leave()
 
 
 class Counting(Shared):
@@ -443,18 +283,3 @@ async def test_new_viewer_is_served_while_another_hub_writes_between_any_two_rea
     async with busy_pair() as (here, there):
         viewer = Watcher(there, "c")
         assert await shows(viewer, here) == [*(f"old{number}" for number in range(5)), "m"]
-
-
-@virtually
-async def test_viewer_resumes_while_another_hub_writes_between_any_two_reads() -> None:
-    async with busy_pair() as (here, there):
-        epoch = here.channel("c").state.epoch
-        viewer = Watcher(there, "c", since=f"{epoch}:3")
-        assert await shows(viewer, here) == ["old3", "old4", "m"]
-
-
-@virtually
-async def test_message_is_read_while_another_hub_writes_between_any_two_reads() -> None:
-    async with busy_pair() as (_, there):
-        message, _ = await there.read("c", "old2")
-        assert message.text == "2"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from tenuto.core.errors import (
     Busy,
     Deleted,
     Draining,
-    Finished,
     IdConflict,
     InvalidRequest,
     LocalError,
@@ -109,14 +106,6 @@ async def test_resumed_viewer_receives_exactly_the_missed_text(hub: HubCore) -> 
     assert (append.at, append.text) == (5, "missed")
 
 
-async def test_appends_that_wait_for_a_commit_are_joined(hub: HubCore) -> None:
-    async with hub.message("chat:1") as message:
-        for _ in range(1_000):
-            await message.append("x")
-        await message.flush()
-    assert hub.stats()["entries"] < 20
-
-
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -168,53 +157,11 @@ async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub
     assert shown["b"].text == "".join(f"b{number} " for number in range(200))
 
 
-async def test_megabyte_and_ten_thousand_single_characters_arrive_whole(hub: HubCore) -> None:
-    viewer = Watcher(hub, "chat:1")
-    await viewer.take()
-    async with hub.message("chat:1", id="big") as message:
-        await message.append("0123456789abcdef" * 65_536)
-        for number in range(10_000):
-            await message.append(chr(ord("a") + number % 26))
-    shown = await viewer.until(has_ended("big"))
-    assert shown[0].text == "0123456789abcdef" * 65_536 + "".join(chr(ord("a") + n % 26) for n in range(10_000))
-
-
-async def test_finish_by_another_caller_ends_the_message_and_refuses_its_writer(hub: HubCore) -> None:
-    async def write() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            await message.append("before")
-            await message.flush()
-            await hub.finish("chat:1", "m", status="cancelled")
-            await message.append("after")
-            await message.flush()
-
-    with pytest.raises(Finished):
-        await write()
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.text) == ("cancelled", "before")
-
-
-async def test_existing_message_cannot_be_opened_again(hub: HubCore) -> None:
-    async with hub.message("chat:1", id="m") as message:
-        await message.append("x")
-        with pytest.raises(IdConflict):
-            await hub.message("chat:1", id="m").__aenter__()
-    with pytest.raises(IdConflict):
-        await hub.message("chat:1", id="m").__aenter__()
-
-
 async def test_append_after_the_end_of_the_block_raises_a_local_error(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         await message.append("x")
     with pytest.raises(LocalError):
         await message.append("y")
-
-
-async def test_create_may_be_repeated_but_not_changed(hub: HubCore) -> None:
-    first = await hub.create("chat:1", id="u", text="hi", author="ann")
-    assert await hub.create("chat:1", id="u", text="hi", author="ann") == first
-    with pytest.raises(IdConflict):
-        await hub.create("chat:1", id="u", text="other", author="ann")
 
 
 async def test_update_and_delete_reach_viewers(hub: HubCore) -> None:
@@ -255,59 +202,6 @@ async def test_history_after_a_serial_is_paged_oldest_first_and_reaches_the_newe
     assert (await hub.history("chat:1", after=after)).messages == []
 
 
-async def test_cursor_of_an_empty_channel_is_resumed(hub: HubCore) -> None:
-    viewer = Watcher(hub, "chat:1")
-    first = await viewer.take()
-    assert (first.cursor, first.events[0].resumed) == ("-:0", False)  # type: ignore[union-attr]
-    await viewer.leave()
-    await hub.create("chat:1", id="u", text="hi")
-    back = Watcher(hub, "chat:1", since="-:0")
-    attached = (await back.take()).events[0]
-    assert isinstance(attached, ChannelAttached)
-    assert attached.resumed
-    assert attached.epoch != "-"
-
-
-@pytest.mark.parametrize("cursor", ["", "nonsense", "zzzz:3", "-:7", "a:b:c:d", "x" * 500])
-async def test_unknown_cursor_is_a_new_start(hub: HubCore, cursor: str) -> None:
-    await hub.create("chat:1", id="u", text="hi")
-    attached = (await Watcher(hub, "chat:1", since=cursor).take()).events[0]
-    assert isinstance(attached, ChannelAttached)
-    assert not attached.resumed
-
-
-async def test_cursor_above_the_head_is_a_new_start(hub: HubCore) -> None:
-    await hub.create("chat:1", id="u", text="hi")
-    epoch = (await hub.info("chat:1")).epoch
-    attached = (await Watcher(hub, "chat:1", since=f"{epoch}:9").take()).events[0]
-    assert isinstance(attached, ChannelAttached)
-    assert not attached.resumed
-
-
-async def test_more_changed_messages_than_the_catch_up_limit_are_a_new_start(hub: HubCore) -> None:
-    await hub.create("chat:1", id="first", text="hi")
-    viewer = Watcher(hub, "chat:1")
-    await viewer.take()
-    await viewer.leave()
-    await asyncio.gather(*(hub.create("chat:1", id=f"m{number}", text="x") for number in range(201)))
-    attached = (await Watcher(hub, "chat:1", since=viewer.cursor).take()).events[0]
-    assert isinstance(attached, ChannelAttached)
-    assert not attached.resumed
-
-
-async def test_viewers_of_a_deleted_channel_follow_its_new_epoch(hub: HubCore) -> None:
-    await hub.create("chat:1", id="u", text="hi")
-    viewer = Watcher(hub, "chat:1")
-    await viewer.take()
-    epoch = (await hub.info("chat:1")).epoch
-    await hub.delete_channel("chat:1")
-    await viewer.until(lambda view: view.messages() == [])
-    assert viewer.cursor == "-:0"
-    await hub.create("chat:1", id="u", text="again")
-    assert [one.text for one in await viewer.until(lambda view: bool(view.messages()))] == ["again"]
-    assert (await hub.info("chat:1")).epoch != epoch
-
-
 async def test_id_of_a_message_that_streamed_in_a_deleted_channel_stays_used(hub: HubCore) -> None:
     writer = await hub.message("chat:1", id="m").__aenter__()
     await writer.append("x")
@@ -335,42 +229,6 @@ async def test_text_over_the_limit_is_refused_and_stored_text_stays(tmp_path: Pa
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, stored.reason, stored.text) == ("failed", "too_large", "x" * 90)
     await hub.close()
-
-
-async def test_idle_channel_leaves_memory_and_is_loaded_again(tmp_path: Path) -> None:
-    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", limits=Limits(channel_idle_s=0), hooks_signals=False)
-    await hub.create("chat:1", id="u", text="hi")
-    free_memory(hub.runtime)
-    assert hub.stats()["channels"] == 0
-    assert (await hub.read("chat:1", "u"))[0].text == "hi"
-    await hub.close()
-
-
-async def test_channel_leaves_memory_without_a_garbage_collection() -> None:
-    hub = HubCore("memory://", limits=Limits(channel_idle_s=0), hooks_signals=False)
-    await hub.create("chat:1", id="u", text="hi")
-    left = weakref.ref(hub.channel("chat:1").state)
-    gc.collect()
-    gc.disable()
-    try:
-        free_memory(hub.runtime)
-        await asyncio.sleep(0)
-        assert left() is None
-    finally:
-        gc.enable()
-    await hub.close()
-
-
-async def test_refused_request_leaves_memory(hub: HubCore) -> None:
-    """A traceback refers to all frames below it, and so to the batch: together they may not outlive the request."""
-    await hub.create("chat:1", id="u", text="hi")
-    try:
-        await hub.create("chat:1", id="u", text="other")
-    except IdConflict as error:
-        left = weakref.ref(error)
-    await hub.create("chat:1", text="the next batch")
-    gc.collect()
-    assert left() is None
 
 
 async def test_message_of_an_ended_process_is_interrupted_after_a_restart(tmp_path: Path) -> None:
@@ -499,17 +357,6 @@ def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp
     assert time.monotonic() - start_s < PATIENCE_S / 2
 
 
-async def test_closing_hub_stores_text_that_no_caller_awaited(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hub.db"
-    hub = HubCore(url, hooks_signals=False, drain_s=0)
-    writer = await hub.message("chat:1", id="m").__aenter__()
-    await writer.append("accepted, not awaited")
-    await hub.close()
-    again = HubCore(url, hooks_signals=False)
-    assert (await again.read("chat:1", "m"))[0].text == "accepted, not awaited"
-    await again.close()
-
-
 async def test_hub_that_starts_again_interrupts_messages_left_open(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False, drain_s=0)
     writer = await hub.message("chat:1", id="m").open()
@@ -528,35 +375,11 @@ async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_caller(tmp
     await hub.close()
 
 
-async def test_opened_message_is_stored_before_its_block_begins(hub: HubCore) -> None:
-    message = await hub.message("chat:1").open()
-    assert (await hub.read("chat:1", message.id))[0].status == "streaming"
-    async with message:
-        await message.append("x")
-    assert (await hub.read("chat:1", message.id))[0].status == "complete"
-
-
 async def test_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
     async with hub.message("chat:1") as message:
         for number in range(40):
             await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)})
             assert message.unstored_bytes < 2 * hub.limits.writer_bytes
-
-
-async def test_block_whose_last_text_is_refused_ends_failed(tmp_path: Path) -> None:
-    hub = HubCore("memory://", limits=Limits(message_bytes=100), hooks_signals=False)
-
-    async def write() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            await message.append("x" * 90)
-            await message.flush()
-            await message.append("y" * 90)
-
-    with pytest.raises(TooLarge):
-        await write()
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.text) == ("failed", "x" * 90)
-    await hub.close()
 
 
 @pytest.mark.parametrize(
@@ -634,30 +457,6 @@ async def test_messages_given_to_the_app_are_copies(hub: HubCore) -> None:
     assert (again.meta, again.text) == ({"tags": ["a"]}, "hi")
 
 
-async def test_length_counts_accepted_text_at_once(hub: HubCore) -> None:
-    async with hub.message("c") as message:
-        lengths = []
-        for _ in range(5):
-            await message.append("abc")
-            lengths.append(message.length)
-        assert lengths == [3, 6, 9, 12, 15]
-        await message.flush()
-        assert message.length == 15
-        await message.part({"type": "text", "text": "x"})
-        await message.append("yz")
-        assert message.length == 3
-
-
-async def test_empty_text_opens_no_part(hub: HubCore) -> None:
-    async with hub.message("c", id="m") as message:
-        await message.append("")
-        assert await message.part({"type": "data", "name": "n", "data": 1}) == 0
-        await message.append("text")
-    stored, _ = await hub.read("c", "m")
-    assert [part["type"] for part in stored.parts] == ["data", "text"]
-    assert stored.status == "complete"
-
-
 async def test_wrong_index_is_refused_by_its_call_alone(hub: HubCore) -> None:
     async with hub.message("c", id="m") as message:
         await message.part({"type": "data", "name": "n", "data": 1})
@@ -683,30 +482,3 @@ async def test_message_that_could_not_be_opened_can_be_opened_later(hub: HubCore
             await message.append("lost")
     with pytest.raises(IdConflict):
         await message.open()
-
-
-async def test_message_that_is_not_open_refuses_text_and_parts(hub: HubCore) -> None:
-    message = hub.message("c")
-    with pytest.raises(LocalError, match="async with"):
-        await message.append("lost")
-    with pytest.raises(LocalError, match="async with"):
-        await message.part({"type": "text", "text": "lost"})
-
-
-async def test_flush_while_the_hub_is_full_stores_the_text_a_little_later() -> None:
-    """The text waits for the viewer's flush window, and `flush` requests its commit while the queue is full."""
-    hub = HubCore("memory://", hooks_signals=False, drain_s=0, limits=Limits(waiting_requests=3))
-    async with asyncio.timeout(20):
-        feed = await hub.attach("c", None, flush_ms=1000, wake=lambda: None)
-        async with hub.message("c") as message:
-            await message.append("first ")
-            await message.flush()
-            feed.take()
-            await message.append("second ")
-            others = [asyncio.ensure_future(hub.create("c", text="x")) for _ in range(8)]
-            await asyncio.sleep(0)
-            await message.flush()
-            results = await asyncio.gather(*others, return_exceptions=True)
-            assert Busy in map(type, results)
-        feed.close()
-    await hub.close()

@@ -277,6 +277,6 @@ async def test_append_may_be_awaited_in_any_way() -> None:
     async with hub.message("chat:1", id="m") as message:
         await asyncio.gather(message.append("a"), message.append("b"))
         await asyncio.create_task(message.append("c"))
-        await asyncio.wait_for(message.append("d"), 5)
+        await asyncio.wait_for(message.append("d"), 60)
     assert (await hub.read("chat:1", "m"))[0].text == "abcd"
     await hub.close()

@@ -13,17 +13,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from tenuto.core.document import Stored
 from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
 from tenuto.core.ops import Takeover
 from tenuto.core.requests import SERVER, Caller, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.pace import Pace
-from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Tail, Write
 from tenuto.stores.memory import MemoryStore
-from tests.hub.test_hooks import Gated, new_hub
-from tests.hub.watching import PATIENCE_S
 from tests.virtual import virtual_clock, virtually
 
 ANN = Caller(id="ann")
@@ -65,21 +61,6 @@ class Trying(MemoryStore):
         return await super().heads(channels)
 
 
-async def test_hub_closed_while_it_starts_ends() -> None:
-    store = Trying()
-    store.may_open.clear()
-    hub = HubCore(store, hooks_signals=False, drain_s=0)
-    starting = asyncio.create_task(hub.start())
-    await store.opening.wait()
-    closing = asyncio.create_task(hub.close())
-    await asyncio.sleep(0)
-    store.may_open.set()
-    async with asyncio.timeout(PATIENCE_S):
-        await starting
-        await closing
-    assert hub.loop is None
-
-
 async def test_starting_hub_refuses_requests_as_busy() -> None:
     store = Trying()
     store.may_open.clear()
@@ -90,23 +71,6 @@ async def test_starting_hub_refuses_requests_as_busy() -> None:
         hub.submit("c", "m", CreateMessage(), ANN, lambda result: None)
     store.may_open.set()
     await starting
-    await hub.close()
-
-
-async def test_hub_decides_no_request_until_it_can_read_the_outcome_of_an_unknown_commit() -> None:
-    store = Trying()
-    hub = HubCore(store, hooks_signals=False, drain_s=0)
-    await hub.create("c", id="first", text="x")
-    store.is_silent = store.is_unreadable = True
-    with pytest.raises(StoreUnavailable):
-        await hub.create("c", id="m", text="stored all the same")
-    with pytest.raises(StoreUnavailable):
-        await hub.ask("c", "m", DeleteMessage(), hub.caller("ann"))
-    with pytest.raises(StoreUnavailable):
-        await hub.read("c", "m")
-    store.is_unreadable = False
-    assert (await hub.read("c", "m"))[0].text == "stored all the same"
-    await hub.delete("c", "m")
     await hub.close()
 
 
@@ -198,76 +162,6 @@ async def test_takeover_that_failed_for_its_caller_but_was_stored_is_interrupted
     await hub.close()
 
 
-@virtually
-async def test_takeover_whose_caller_was_cancelled_but_was_stored_is_interrupted_again() -> None:
-    store = Trying()
-    hub = await interrupted_half(store)
-    store.result_delay_s = 0.1
-    taking = asyncio.create_task(hub.take_over("c", "m", author="bot"))
-    await asyncio.sleep(0.05)
-    taking.cancel()
-    await asyncio.wait([taking])
-    assert taking.cancelled()
-    await asyncio.sleep(0.1)
-    assert await states_now_and_later(hub) == LEFT
-    await hub.close()
-
-
-class NewestFirst(Trying):
-    """A store that lists open documents newest first. The contract promises no order."""
-
-    async def open_documents(self, channel: str) -> list[Stored]:
-        return (await super().open_documents(channel))[::-1]
-
-
-@pytest.mark.parametrize("is_adopted", [False, True], ids=["interrupted", "adopted"])
-@virtually
-async def test_start_continues_after_an_overdue_cancel_ended_a_message_first(is_adopted: bool) -> None:
-    store = NewestFirst()
-    before = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
-    await before.start()
-    streaming = CreateMessage(role="assistant", status="streaming", text="half")
-    for message_id in ("last", "stopped", "first"):
-        await before.ask("c", message_id, streaming, before.caller("bot"))
-    await before.command("c", "cancel", target="stopped", expires_s=60)
-    await before.close()
-    await asyncio.sleep(600)
-
-    store.result_delay_s = 0.1
-    hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
-    if is_adopted:
-
-        @hub.adopt("c")
-        async def continue_message(message: MessageWriter) -> None:
-            await message.append(" whole")
-
-    await hub.start()  # the cancel is requested while `first` is stored, before the start reaches `stopped`
-    await hub.create("c", id="new", text="served")
-    await asyncio.sleep(1)
-    ended = ("half whole", "complete") if is_adopted else ("half", "interrupted")
-    assert {one.id: (one.text, one.status) for one in (await hub.history("c")).messages} == {
-        "first": ended,
-        "stopped": ("half", "cancelled"),
-        "last": ended,
-        "new": ("served", "complete"),
-    }
-    await hub.close()
-
-
-async def test_text_after_a_replaced_text_part_goes_to_a_new_part() -> None:
-    hub = HubCore("memory://", hooks_signals=False)
-    async with hub.message("c", id="m") as message:
-        await message.append("draft")
-        await message.part({"type": "data", "name": "gone", "data": 1}, index=0)
-        assert message.length == 0
-        await message.append("answer")
-    assert (await hub.read("c", "m"))[0].parts == [
-        {"type": "data", "name": "gone", "data": 1},
-        {"type": "text", "text": "answer"},
-    ]
-    await hub.close()
-
-
 class Broken(MemoryStore):
     """A store whose housekeeping raises an error outside the contract."""
 
@@ -313,7 +207,7 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     with pytest.raises((Draining, TenutoError)):
         await hub.create("c", text="unlucky")
     monkeypatch.undo()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await sent_away.wait()
         with pytest.raises(Draining):
             await watching
@@ -321,22 +215,3 @@ async def test_defect_that_stops_the_hub_drains_its_viewers(
     await hub.close()
     assert "ZeroDivisionError" in caplog.text
     gc.collect()  # asyncio reports unretrieved exceptions only then
-
-
-@virtually
-async def test_message_that_is_read_while_the_hub_begins_again_has_its_own_cursor() -> None:
-    store = Gated()
-    first, hub = new_hub(store), new_hub(store)
-    await first.create("chat:1", id="m", text="x")
-    head = (await store.heads(["chat:1"]))[0]
-    await first.close()
-    await hub.start()
-    store.shut("messages")
-    reading = asyncio.create_task(hub.read("chat:1", "m"))
-    await asyncio.sleep(1)
-    await hub.close()
-    await hub.start()
-    store.gates["messages"].set()
-    message, cursor = await reading
-    assert (message.text, cursor) == ("x", f"{head.epoch}:{head.serial}")
-    await hub.close()

@@ -9,22 +9,19 @@ stored; so without a gap each token would get a commit of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from random import Random
 
 import pytest
 
-from proof.simulation.clock import SimClock, VirtualLoop
-from tenuto.core.errors import StoreUnavailable
+from proof.simulation.clock import VirtualLoop
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.committer import MAX_ROWS, STORE_TIMEOUT_S
 from tenuto.hub.lifecycle import TIDY_S
 from tenuto.hub.ticks import Ticks
-from tenuto.hub.writer import RETRY_S
-from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.test_windows import WINDOW_S, Shown, Timed, new_hub, now_s
 from tests.virtual import virtually
 
@@ -33,20 +30,6 @@ TAKES_S = 0.0005
 TOKEN_S = 0.1  # time between two tokens of a channel: longer than the flush window
 STEPS_OF_A_ROUND = 4  # limit of the event loop's steps for each round of housekeeping
 ALMOST_S = 1e-6  # tolerance for products of floats
-
-
-class Troubled(Timed):
-    """A store whose commits fail or take long, as `trouble` says: it returns the seconds of a commit, or raises."""
-
-    def __init__(self, trouble: Callable[[int], float] = lambda _: TAKES_S) -> None:
-        super().__init__(TAKES_S)
-        self.trouble = trouble
-        self.calls = 0
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        self.calls += 1
-        self.takes_s = self.trouble(self.calls)
-        return await super().commit(writes)
 
 
 class Stage:
@@ -121,15 +104,6 @@ async def test_tokens_of_many_channels_share_commits_on_the_grid() -> None:
 
 
 @virtually
-async def test_token_waits_only_if_a_commit_has_just_begun() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 2)
-    await stage.stream(5)  # a token every 50 ms
-    assert max(stage.delays_s()) <= TAKES_S + ALMOST_S
-    await stage.close()
-
-
-@virtually
 async def test_as_many_waiting_rows_as_a_commit_takes_end_the_gap() -> None:
     store = Timed(TAKES_S)
     stage = await staged(store, 1 + MAX_ROWS)
@@ -144,15 +118,6 @@ async def test_as_many_waiting_rows_as_a_commit_takes_end_the_gap() -> None:
     assert store.begun_s[-1] == stored_s
     for appended in stage.appended_s:
         appended.append(stored_s)
-    await stage.close()
-
-
-@virtually
-async def test_viewer_without_a_flush_window_ends_the_gap() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 100, flush_ms=0)
-    await stage.stream(3)
-    assert max(stage.delays_s()) <= 2 * TAKES_S + ALMOST_S
     await stage.close()
 
 
@@ -240,33 +205,6 @@ async def queue_in_the_gap(stage: Stage) -> None:
         await asyncio.sleep(TAKES_S / 2)
 
 
-@virtually
-async def test_gap_delays_no_flush_of_a_viewer_with_a_longer_window() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 2, flush_ms=20)
-    slow = await Shown.of(stage.hub, flush_ms=1000, channel="c0")
-
-    async def append(number: int) -> None:
-        await stage.writers[number].append("x")
-        stage.appended_s[number].append(now_s())
-
-    await append(0)
-    await asyncio.sleep(TOKEN_S)
-    await append(0)
-    await asyncio.sleep(TOKEN_S)
-    assert slow.text == "x"  # the second token waits for the end of the window
-    flush_s = Ticks().tick_s(slow.at_s[0] + 1)
-    await asyncio.sleep(flush_s - GRID_S / 2 - now_s())
-    await append(1)  # its commit begins at once, and a gap after it would end at the flush
-    await asyncio.sleep(GRID_S / 8)
-    await append(0)
-    await asyncio.sleep(GRID_S)
-    assert slow.text == "xxx"
-    assert slow.at_s[-1] <= flush_s + ALMOST_S
-    slow.feed.close()
-    await stage.close()
-
-
 @pytest.mark.parametrize("takes_s", [0.0, 0.0005, 0.003, 0.008])
 def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
     @virtually
@@ -282,97 +220,6 @@ def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
         assert max(stage.delays_s()) <= WINDOW_S + GRID_S + 2 * takes_s + ALMOST_S
 
     run()
-
-
-@virtually
-async def test_store_that_fails_every_tenth_commit_neither_loses_nor_doubles_text() -> None:
-    def trouble(number: int) -> float:
-        if number % 10 == 0:
-            raise StoreUnavailable("on purpose")
-        return TAKES_S
-
-    store = Troubled()
-    stage = await staged(store, 100)
-    store.trouble = trouble
-    await stage.stream(20)
-    await stage.close()
-    delays_s = sorted(stage.delays_s())
-    assert delays_s[len(delays_s) // 2] <= GRID_S + 2 * TAKES_S
-    assert delays_s[-1] <= 3 * RETRY_S
-
-
-@virtually
-async def test_store_that_is_slow_for_a_second_leaves_no_delay_behind() -> None:
-    store = Troubled()
-    stage = await staged(store, 50)
-    await stage.stream(5)
-    from_s, until_s = now_s(), now_s() + 1
-    store.trouble = lambda _: 0.2 if from_s <= now_s() < until_s else TAKES_S
-    await stage.stream(15)
-    assert max(stage.delays_s()) <= 2 * 0.2 + GRID_S + WINDOW_S
-    for appended, viewer in zip(stage.appended_s, stage.viewers, strict=True):
-        del appended[1:], viewer.at_s[1:]
-        viewer.text = viewer.text[:1]
-    await stage.stream(5)
-    assert max(stage.delays_s()[1:]) <= WINDOW_S + GRID_S
-    await stage.stack.aclose()
-    await stage.hub.close()
-
-
-@virtually
-async def test_store_that_hangs_is_noticed_in_time_and_no_text_is_lost() -> None:
-    store = Troubled()
-    stage = await staged(store, 50)
-    hung = store.calls + 20
-
-    def trouble(number: int) -> float:
-        return 3600.0 if number == hung else TAKES_S
-
-    store.trouble = trouble
-    await stage.stream(20)
-    await asyncio.sleep(STORE_TIMEOUT_S + 1)
-    assert max(stage.delays_s()) <= STORE_TIMEOUT_S + 1
-    assert max(stage.delays_s()) >= STORE_TIMEOUT_S
-    await stage.close()
-
-
-@virtually
-async def test_clocks_that_jump_delay_no_text() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 50)
-    loop, clock = asyncio.get_running_loop(), stage.hub.clock
-    assert isinstance(loop, VirtualLoop)
-    assert isinstance(clock, SimClock)
-
-    async def jump() -> None:
-        for skew_ms in (3_600_000, -3_600_000, 0):
-            await asyncio.sleep(0.31)
-            clock.skew_ms = skew_ms  # the wall clock is set
-
-    await asyncio.gather(stage.stream(15), jump())
-    assert max(stage.delays_s()) <= GRID_S + 2 * TAKES_S
-    for writer, appended in zip(stage.writers, stage.appended_s, strict=True):
-        await writer.append("x")
-        appended.append(now_s())
-    await asyncio.sleep(TAKES_S * 1.5)
-    loop._now_s += 600.0  # the machine was suspended in the middle of a gap
-    await asyncio.sleep(1)
-    await stage.close()
-
-
-@virtually
-async def test_commits_make_no_timer_each() -> None:
-    hub = new_hub(Timed())
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    async with hub.message("c") as message:
-        before, commits = loop._made, hub.stats()["commits"]
-        for _ in range(100):
-            await message.append("x")
-            await message.flush()
-        assert hub.stats()["commits"] - commits == 100
-        assert loop._made - before <= 1
-    await hub.close()
 
 
 @virtually

@@ -27,8 +27,6 @@ from tenuto.hub.people.presence import check_member
 from tenuto.hub.people.presence_state import (
     CROWD_S,
     GRACE_S,
-    KEPT_LEFT,
-    KEPT_SIGNALS,
     NAMED,
     OWN_MEMBERS,
     PresenceState,
@@ -139,27 +137,6 @@ async def test_lease_keeps_a_member_without_a_socket() -> None:
     hub.runtime.presence.lease("c", "ann", None, 30)
     hub.runtime.presence.end_lease("c", "ann")
     assert (await hub.members("c")).count == 0
-    await hub.close()
-
-
-@virtually
-async def test_grace_of_a_socket_holds_although_a_lease_ends_within_it() -> None:
-    hub = new_hub()
-    await hub.start()
-    viewer = Viewer(hub)
-    presence = hub.runtime.presence
-    presence.lease("c", "ann", None, 10)
-    presence.enter("c", "ann", "socket", None)
-    await asyncio.sleep(9)
-    presence.leave("c", "ann", "socket")
-    await asyncio.sleep(2)  # the lease has ended
-    presence.enter("c", "ann", "next socket", None)
-    await asyncio.sleep(GRACE_S)
-    assert not [event for event in viewer.take() if isinstance(event, PresenceLeave)]
-    presence.leave("c", "ann", "next socket")
-    await asyncio.sleep(GRACE_S + 1)
-    assert [type(event) for event in viewer.take()] == [PresenceLeave]
-    await viewer.leave()
     await hub.close()
 
 
@@ -291,23 +268,6 @@ async def test_viewers_receive_a_crowd_once_a_second_and_its_agents_at_once() ->
 
 
 @virtually
-async def test_members_that_enter_and_leave_at_once_send_at_most_one_event() -> None:
-    hub = new_hub()
-    await hub.start()
-    viewer = Viewer(hub)
-    await asyncio.sleep(1)
-    viewer.take()
-    for number in range(1000):
-        hub.runtime.presence.enter("c", f"x{number}", "tab", None)
-        hub.runtime.presence.leave("c", f"x{number}", "tab", is_final=True)
-    await asyncio.sleep(1)
-    assert len(viewer.take()) <= 1
-    assert viewer.view.count == 0
-    await viewer.leave()
-    await hub.close()
-
-
-@virtually
 async def test_signals_are_sent_and_never_stored() -> None:
     hub = new_hub()
     await hub.create("c", text="hi")
@@ -401,22 +361,6 @@ def test_member_id_is_the_client_id_or_adds_a_suffix_after_a_tilde() -> None:
             check_member(other, "ann")
 
 
-def test_event_of_a_returning_member_depends_on_the_position_of_the_viewer() -> None:
-    presence_state = new_state()
-    presence_state.enter("ann", "user", 0)
-    here = presence_state.position
-    presence_state.disconnect("ann", 0)
-    presence_state.remove("ann")
-    away = presence_state.position
-    presence_state.enter("ann", "user", 0)
-    assert [type(one) for one in presence_state.since(here)] == [PresenceUpdate]
-    assert [type(one) for one in presence_state.since(away)] == [PresenceEnter]
-    presence_state.disconnect("ann", 0)
-    presence_state.remove("ann")
-    assert [type(one) for one in presence_state.since(here)] == [PresenceLeave]
-    assert presence_state.since(away) == []
-
-
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60), st.integers(1, 5), st.data())
 def test_events_since_any_position_bring_a_view_up_to_date(
     steps: list[tuple[str, bool]], kept: int, data: st.DataObject
@@ -489,37 +433,6 @@ def test_delayed_events_of_a_crowd_bring_every_view_up_to_date(
 
 def new_state() -> PresenceState:
     return PresenceState(Limits(), lambda: None, lambda _, callback: None)
-
-
-def test_position_older_than_the_kept_departures_gets_all_members() -> None:
-    presence_state = new_state()
-    presence_state.enter("stays", "user", 0)
-    for number in range(KEPT_LEFT + 10):
-        presence_state.enter(f"m{number}", "user", 0)
-        presence_state.disconnect(f"m{number}", 0)
-        presence_state.remove(f"m{number}")
-    (sync,) = presence_state.since(1)
-    assert isinstance(sync, PresenceSync)
-    assert ([one.id for one in sync.members], sync.count) == (["stays"], 1)
-    assert presence_state.since(presence_state.position) == []
-
-
-def test_only_the_newest_signals_are_kept() -> None:
-    presence_state = new_state()
-    for number in range(1000):
-        presence_state.signal(Signal(name="n", data=number))
-    received = presence_state.since(0)
-    assert len(received) == KEPT_SIGNALS
-    assert received[-1] == Signal(name="n", data=999)
-
-
-def test_agents_come_first_among_the_named_members() -> None:
-    presence_state = new_state()
-    for number in range(200):
-        presence_state.enter(f"m{number:03}", "user", 0)
-    presence_state.enter("bot", "agent", 0, {"state": "listening"})
-    now = presence_state.presence()
-    assert (now.members[0].id, len(now.members), now.count) == ("bot", 100, 201)
 
 
 def test_user_with_the_id_of_an_agent_neither_replaces_nor_keeps_it() -> None:

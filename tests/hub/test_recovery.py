@@ -6,21 +6,20 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any
 
 import pytest
 
 from proof.simulation.clock import START_MS, SimClock, VirtualLoop
-from tenuto.core.document import Stored, restore
+from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
-from tenuto.core.ops import WriterIdentity
-from tenuto.core.requests import AppendText, Caller, CreateMessage
+from tenuto.core.requests import Caller
 from tenuto.hub import HubCore
-from tenuto.hub.nodes.nodes import NodeLease, responsible_node
+from tenuto.hub.nodes.nodes import responsible_node
 from tenuto.hub.writer import MessageWriter
-from tenuto.stores.base import Hold, Notice, Renewal
+from tenuto.stores.base import Hold, Renewal
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtually
 
@@ -116,86 +115,6 @@ async def test_messages_of_a_node_that_joins_during_a_recovery_continue() -> Non
     await here.close()
 
 
-@virtually
-async def test_adopter_continues_the_text_that_is_stored_when_it_takes_the_message_over() -> None:
-    store = Shared()
-    here, other = await watching(store), await watching(store, 2)
-
-    @here.adopt("*")
-    @other.adopt("*")
-    async def adopt(writer: MessageWriter) -> None:
-        await writer.append(" adopted")
-
-    await leave_messages(store, "c")
-    store.after = lambda channel: other.ask(channel, "m", AppendText(text=" late"), APP)
-    await asyncio.sleep(8)
-    assert (await here.read("c", "m"))[0].text == "half late adopted"
-    await here.close()
-    await other.close()
-
-
-@virtually
-async def test_read_that_gets_no_response_does_not_end_the_recovery() -> None:
-    store = Shared()
-    here = await watching(store)
-    await leave_messages(store, "c")
-
-    async def hang(_: str) -> None:
-        store.before = None
-        await asyncio.get_running_loop().create_future()
-
-    store.before = hang
-    await asyncio.sleep(40)
-    assert await status(here) == "interrupted"
-    await here.close()
-
-
-@virtually
-async def test_channel_whose_reads_hang_delays_the_recovery_of_no_other_one() -> None:
-    store = Shared()
-    here, gone = await watching(store), new_hub(store, 8)
-    await gone.message("late", id="m").open()
-    await leave_messages(store, "hangs", "b", "c", "d", "e")
-
-    async def hang(channel: str) -> None:
-        if channel == "hangs":
-            await asyncio.get_running_loop().create_future()
-
-    store.before = hang
-    await asyncio.sleep(3)
-    assert [await status(here, channel) for channel in "bcde"] == ["interrupted"] * 4
-    await gone.close()
-    await asyncio.sleep(6)
-    assert await status(here, "late") == "interrupted"
-    store.before = None
-    await asyncio.sleep(40)  # a read that hung has ended
-    assert await status(here, "hangs") == "interrupted"
-    await here.close()
-
-
-@virtually
-async def test_channel_that_is_always_read_slowly_is_read_in_the_regular_rounds_only(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    store, reads = Shared(), 0
-    here, other = await watching(store), new_hub(store, 9)
-    await other.message("c", id="m").open()
-    await asyncio.sleep(70)
-
-    async def slow(channel: str) -> None:
-        nonlocal reads
-        reads += 1
-        await asyncio.sleep(5)
-
-    store.before = slow
-    await asyncio.sleep(180)
-    assert 2 <= reads <= 6  # three rounds, in each of which the read is sent again
-    assert "not recovered" not in caplog.text
-    store.before = None
-    for hub in (here, other):
-        await hub.close()
-
-
 @pytest.mark.parametrize("error", [StoreUnavailable("the shard is down"), ValueError("a bug")])
 @virtually
 async def test_recovery_that_goes_on_beside_the_rest_and_fails_is_repeated_soon(error: Exception) -> None:
@@ -215,54 +134,12 @@ async def test_recovery_that_goes_on_beside_the_rest_and_fails_is_repeated_soon(
     await here.close()
 
 
-@virtually
-async def test_read_whose_connection_is_broken_delays_the_end_of_a_message_by_one_second() -> None:
-    store = Shared()
-    here, gone, hung = await watching(store), new_hub(store, 9), list[str]()
-    await gone.message("c", id="m").open()
-    await asyncio.sleep(2)
-
-    async def hang(channel: str = "") -> None:
-        hung.append(channel)
-        if channel:
-            store.before = None
-        await asyncio.get_running_loop().create_future()
-
-    store.before, store.late = hang, hang
-    await gone.close()
-    await asyncio.sleep(5)
-    assert (hung, await status(here)) == (["", "c"], "interrupted")
-    await here.close()
-
-
 async def left_exclusive(*channels: str) -> Shared:
     """Return a store that one hub may have open, with a message in each channel whose writer has ended."""
     store = Shared()
     await leave_messages(store, *channels)
     store.is_exclusive = True
     return store
-
-
-@virtually
-async def test_hub_of_an_exclusive_store_starts_in_the_time_of_the_slowest_reads() -> None:
-    store = await left_exclusive(*"abcdef")
-    running, most = 0, 0
-
-    async def wait(_: str) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(10)
-        running -= 1
-
-    store.before = wait
-    hub, loop = new_hub(store, 1), asyncio.get_running_loop()
-    began_s = loop.time()
-    await hub.start()
-    store.before = None
-    assert (most, loop.time() - began_s < 45) == (3, True)  # each channel is read twice
-    assert [await status(hub, channel) for channel in "abcdef"] == ["interrupted"] * 6
-    await hub.close()
 
 
 @virtually
@@ -312,7 +189,7 @@ async def test_hub_closes_during_a_read_that_gets_no_response() -> None:
 
     store.before = hang
     await hanging.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await here.close()
 
 
@@ -387,81 +264,3 @@ async def test_node_keeps_its_lease_while_it_starts() -> None:
     assert hub.node in await store.living()
     await starting
     await hub.close()
-
-
-@virtually
-async def test_node_has_a_lease_after_start_callbacks_that_block_its_loop() -> None:
-    store = Shared()
-    hub = new_hub(store, 1)
-    hub.on_start(lambda: setattr(store, "ahead_ms", 5_000))
-    await hub.start()
-    assert hub.node in await store.living()
-    await hub.close()
-
-
-@virtually
-async def test_renewal_in_flight_does_not_revive_an_ended_lease() -> None:
-    store = Shared()
-    lease = NodeLease(store, "a", asyncio.get_running_loop().time)
-    await lease.renew()
-    store.renewal_s = 1.0
-    renewal = asyncio.create_task(lease.renew())
-    await asyncio.sleep(0.5)
-    await lease.end()
-    await renewal
-    assert await store.living() == frozenset()
-
-
-@virtually
-async def test_regular_rounds_do_not_read_channels_in_memory_whose_writers_live() -> None:
-    store, reads = Shared(), list[str]()
-    here, other = await watching(store), await watching(store, 2)
-    names = [f"c{n}" for n in range(10)]
-    for name in names:
-        await here.message(name, id="m").open()
-        await other.message(name, id="n").open()
-    await asyncio.sleep(2)  # notices have moved both
-
-    async def note(channel: str) -> None:
-        reads.append(channel)
-
-    store.before = note
-    for _ in range(13):  # two rounds
-        await asyncio.sleep(10)
-        for hub in (here, other):
-            for name in names:
-                await hub.read(name, "m")  # keeps the channel in memory
-    assert reads == []
-    await here.close()
-    await other.close()
-
-
-@virtually
-async def test_recovery_reads_a_channel_in_memory_that_is_behind_the_store() -> None:
-    store = Shared()
-    here, other, gone = await watching(store), new_hub(store, 2), new_hub(store, 3)
-    channel = next(name for name in map(str, range(99)) if responsible_node(name, (here.node, other.node)) == here.node)
-    await here.message(channel, id="m").open()
-    await gone.message("left", id="m").open()
-    await other.start()  # it recovers nothing for one term
-    await asyncio.sleep(2)
-    began = asyncio.Event()
-
-    async def store_late() -> None:
-        began.set()
-        create = CreateMessage(role="assistant", text="late", status="streaming")
-        writer = WriterIdentity(by=None, node=gone.node)
-        await other.ask(channel, "late", create, Caller(writer=writer, is_server=True))
-
-    async def lose(notices: Sequence[Notice]) -> None:
-        """Send no notices."""
-
-    store.notify = lose  # type: ignore[method-assign]
-    store.late = store_late
-    await gone.close()
-    await began.wait()
-    await asyncio.sleep(0.5)
-    assert restore((await store.messages(channel, ["late"]))[1]["late"]).status == "interrupted"
-    assert await status(here, channel) == "streaming"
-    await here.close()
-    await other.close()

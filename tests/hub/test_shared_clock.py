@@ -12,7 +12,6 @@ import pytest
 
 from proof.simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.app import Hub
-from tenuto.core.names import base32
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.clock import Clock, StoreClock
 from tests.hub.test_recovery import Shared
@@ -70,26 +69,6 @@ async def test_ticket_of_one_node_is_valid_at_another() -> None:
 
 
 @virtually
-async def test_time_goes_on_while_the_lease_is_not_renewed_and_between_two_runs() -> None:
-    store = Shared()
-    hub = new_hub(store, 1, skew_ms=DAY_MS)
-    await hub.start()
-    await hub.close()
-    await asyncio.sleep(100.0)
-    assert abs(hub.clock.now_ms() - START_MS - 100_000) < 1_000
-    store.ahead_ms = 10 * DAY_MS
-    await hub.start()  # another clock, as after a failover
-    assert abs(hub.clock.now_ms() - START_MS - 100_000 - 10 * DAY_MS) < 1_000
-    await hub.close()
-
-
-@virtually
-async def test_clock_of_an_exclusive_store_is_that_of_the_machine() -> None:
-    clock = Clock()
-    assert Hub("memory://", hooks_signals=False, clock=clock).clock is clock
-
-
-@virtually
 async def test_large_difference_of_the_clocks_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     for skew_ms, expected in ((DAY_MS, "is 86400 s ahead of"), (-DAY_MS, "is 86400 s behind")):
         caplog.clear()
@@ -132,34 +111,3 @@ class Machine:
         self.wait(response_s)
         self.clock.measure(read_ms, sent_s, lambda: self.now_s)
         return self.store_ms - self.clock.now_ms()
-
-
-def test_slow_renewal_does_not_set_the_time_back() -> None:
-    machine = Machine()
-    assert machine.renew(response_s=1.5) == 1_500  # behind by the duration of the response
-    machine.wait(1.0)
-    assert machine.renew(request_s=0.3, response_s=0.2) == 200
-    assert machine.renew(response_s=2.0) == 200
-    assert machine.renew(request_s=1.0, response_s=1.0) == 200
-    assert machine.renew(request_s=2.0) == 0
-
-
-@pytest.mark.parametrize("jump_ms", [DAY_MS, -DAY_MS, 500, -500])
-def test_time_follows_a_store_whose_clock_is_set(jump_ms: int) -> None:
-    machine = Machine()
-    machine.renew(request_s=0.01, response_s=0.01)
-    machine.wait(1.0)
-    machine.store_ms += jump_ms
-    assert abs(machine.renew(request_s=0.01, response_s=0.01)) <= 11
-
-
-def test_ids_of_a_machine_that_is_ahead_have_the_time_of_the_store() -> None:
-    class DayAhead(Clock):
-        def now_ms(self) -> int:
-            return START_MS + DAY_MS
-
-    machine = Machine()
-    machine.clock = StoreClock(DayAhead())
-    machine.clock.new_id()  # the name of the node, before the first renewal
-    machine.renew()
-    assert machine.clock.new_id().startswith(base32(START_MS, 10))

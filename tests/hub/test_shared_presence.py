@@ -15,7 +15,6 @@ import msgspec
 import pytest
 
 from proof.simulation.clock import SimClock, VirtualLoop
-from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import TooMany
 from tenuto.core.events import PresenceLeave, Signal
@@ -24,13 +23,12 @@ from tenuto.core.model import Member
 from tenuto.hub import HubCore
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.nodes.following import WAITING_NOTICES
-from tenuto.hub.nodes.nodes import TERM_MS
 from tenuto.hub.people.presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
 from tenuto.hub.people.presence_state import GRACE_S, MAX_CONNECTIONS
 from tenuto.stores.base import Hold, Notice, Renewal
 from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared, new_hub
-from tests.hub.test_shared_turns import answer, answered, say
+from tests.hub.test_shared_turns import answer
 from tests.hub.test_shared_turns import new_hub as hub_with_agents
 from tests.hub.watching import Watcher
 from tests.transports.conftest import asking
@@ -114,14 +112,6 @@ async def members(hub: HubCore) -> list[Member]:
     return (await hub.members("c")).members
 
 
-async def lapse(store: Notifying, hub: HubCore) -> None:
-    """Refuse the renewals of a hub until its lease has ended."""
-    store.refused = hub.runtime.node
-    async with asyncio.timeout(TERM_MS / 1000 + 1):
-        while hub.runtime.node in await store.living():  # noqa: ASYNC110 - virtual
-            await asyncio.sleep(0.01)
-
-
 async def shown(hub: HubCore) -> list[str]:
     return [one.id for one in await members(hub)]
 
@@ -155,23 +145,6 @@ async def test_member_is_shown_after_a_second_if_the_notice_is_lost() -> None:
         assert await shown(there) == []
         await asyncio.sleep(FOLLOW_S)
         assert await shown(there) == ["ann"]
-
-
-@virtually
-async def test_person_with_tabs_at_two_nodes_is_one_member_with_the_newer_data() -> None:
-    async with pair(Notifying()) as (here, there, _):
-        enter(here, "ann", {"name": "Ann"})
-        await asyncio.sleep(SOON_S)
-        enter(there, "ann", None)
-        await asyncio.sleep(SOON_S)
-        for data in ({"name": "Ann"}, {"name": "Anna"}, {"name": "Anne"}):
-            enter(there if data["name"] == "Anna" else here, "ann", data)
-            await asyncio.sleep(SOON_S)
-            for hub in (here, there):
-                assert await members(hub) == [Member(id="ann", kind="user", data=data, connections=2)], data
-        leave(here, "ann")
-        await asyncio.sleep(SOON_S)
-        assert await members(there) == [Member(id="ann", kind="user", data={"name": "Anna"}, connections=1)]
 
 
 @virtually
@@ -211,69 +184,6 @@ async def test_members_of_an_ended_node_leave_after_the_grace_unless_they_reconn
         assert await shown(there) == ["ann"]
         await viewer.until(lambda view: len(view.members()) == 1)
         assert [one.id for one in viewer.events if isinstance(one, PresenceLeave)] == ["bob"]
-
-
-@virtually
-async def test_members_of_a_suspended_node_leave_with_its_lease_and_return_with_it() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, _):
-        enter(here, "ann")
-        await asyncio.sleep(SOON_S)
-        store.renewal_s = 20.0  # renewals arrive so late that all leases expire
-        await asyncio.sleep(TERM_MS / 1000 + GRACE_S + 2 * FOLLOW_S)
-        assert await shown(there) == []
-        store.renewal_s = 0.0
-        await asyncio.sleep(2 * FOLLOW_S + SOON_S)
-        assert await shown(there) == ["ann"]
-
-
-@virtually
-async def test_members_return_after_a_restart_of_the_store_without_a_leave() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, viewer):
-        enter(here, "ann")
-        await asyncio.sleep(SOON_S)
-        store.lose_holds()
-        await asyncio.sleep(2 * GRACE_S)
-        assert await shown(there) == ["ann"]
-        assert not [one for one in viewer.events if isinstance(one, PresenceLeave)]
-
-
-@virtually
-async def test_member_is_shown_to_a_viewer_that_attached_while_the_lease_had_lapsed() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, _):
-        here.runtime.presence.enter("late", "ann", "tab", None)
-        await asyncio.sleep(SOON_S)
-        await lapse(store, here)
-        viewer = Watcher(there, "late")
-        await viewer.take()
-        assert viewer.view.members() == []
-        store.refused = ""
-        await here.runtime.nodes.renew()
-        await asyncio.sleep(2 * FOLLOW_S + SOON_S)
-        assert [one.id for one in (await there.members("late")).members] == ["ann"]
-        await viewer.leave()
-
-
-@virtually
-async def test_members_stay_if_the_lease_returns_between_a_read_of_them_and_a_read_of_the_nodes() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, viewer):
-        enter(here, "ann")
-        await asyncio.sleep(SOON_S)
-        await lapse(store, here)
-        shared = there.runtime.presence.shared
-        assert shared is not None
-        store.reading_s = 0.05
-        read = asyncio.create_task(shared._read(["c"]))
-        await asyncio.sleep(0.06)
-        store.refused = ""
-        await here.runtime.nodes.renew()
-        await read
-        await asyncio.sleep(2 * FOLLOW_S)
-        assert await shown(there) == ["ann"]
-        assert not [one for one in viewer.events if isinstance(one, PresenceLeave)]
 
 
 @virtually
@@ -317,30 +227,6 @@ async def test_many_changed_channels_are_read_at_once_and_agents_need_no_read() 
         assert not [prefix for prefix in store.reads if prefix.startswith(MEMBERS)]
         assert [(await there.members(name)).count for name in names] == [3] * len(names)
         await newcomer.close()
-
-
-@virtually
-async def test_turns_of_agents_read_no_members_and_a_first_person_reads_them_once() -> None:
-    store = Notifying()
-    here = hub_with_agents(store, 1)
-
-    @here.agent("*", name="bot")
-    async def reports(turn: Turn) -> None:
-        turn.progress("reading")
-        await answer(turn)
-
-    await here.start()
-    await asyncio.sleep(2.5)
-    store.reads.clear()
-    await say(here, "c", "q")
-    assert await answered(here, "c", "q", 3.0) == ["complete"]
-    await asyncio.sleep(SOON_S)
-    assert not [prefix for prefix in store.reads if prefix.startswith(MEMBERS)]
-    enter(here, "ann")
-    await asyncio.sleep(SOON_S)
-    assert [one.id for one in (await here.members("c")).members] == ["bot", "ann"]
-    assert store.reads.count(f"{MEMBERS}c/") == 1
-    await here.close()
 
 
 @virtually
@@ -415,22 +301,6 @@ async def test_limits_of_members_and_of_their_connections_count_all_nodes() -> N
         enter(there, "ann")
     for hub in (here, there, late):
         await hub.close()
-
-
-@virtually
-async def test_limit_of_connections_does_not_count_those_of_a_node_that_has_ended() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, _):
-        for number in range(60):
-            here.runtime.presence.enter("c", "ann", number, None)
-        await asyncio.sleep(SOON_S)
-        await lapse(store, here)
-        await asyncio.sleep(FOLLOW_S + SOON_S)
-        assert [one.connections for one in await members(there)] == [60]  # in the grace period they are still shown
-        for number in range(MAX_CONNECTIONS):
-            there.runtime.presence.enter("c", "ann", number, None)
-        with pytest.raises(TooMany, match="'ann' has 100 connections"):
-            enter(there, "ann")
 
 
 @virtually

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from tenuto.core.document import Stored
-from tenuto.core.errors import Deleted, Finished, NotFound, TooMany
+from tenuto.core.errors import Deleted, TooMany
 from tenuto.core.events import ChannelAttached
 from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
-from tenuto.core.requests import AppendText, Caller, CreateMessage, FinishMessage, SendCommand
+from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
@@ -92,37 +92,6 @@ async def test_cursor_of_another_hub_is_resumed(here: HubCore, there: HubCore) -
     assert (attached.resumed, back.cursor) == (True, viewer.cursor)
 
 
-async def test_entries_of_another_hub_are_applied_one_by_one(
-    here: HubCore, there: HubCore, store: Shared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await here.ask("c", "m", CreateMessage(status="streaming", text="one"), ANN)
-    viewer = Watcher(there, "c")
-    await viewer.take()
-    monkeypatch.setattr(store, "changes", None)  # a read of whole messages fails
-    await here.ask("c", "m", AppendText(text=" two", at=3), ANN)
-    await here.ask("c", "m", AppendText(text=" three", at=7), ANN)
-    await there.channel("c").refresh()
-    await viewer.take()
-    assert [message.text for message in viewer.view.messages()] == ["one two three"]
-    assert viewer.cursor == str(here.channel("c").state.cursor)
-
-
-async def test_update_by_another_hub_is_read(here: HubCore, there: HubCore) -> None:
-    await here.create("c", id="m", text="old")
-    await there.update("c", "m", text="new")
-    assert (await here.read("c", "m"))[0].text == "new"
-
-
-async def test_hub_reads_the_entries_of_another_hub_before_it_refuses_a_request(here: HubCore, there: HubCore) -> None:
-    await here.ask("c", "m", CreateMessage(status="streaming", text="one"), ANN)
-    await there.ask("c", "m", AppendText(text=" two", at=3), ANN)
-    result = await here.ask("c", "m", AppendText(text=" three", at=7), ANN)
-    assert result.length == 13
-    await there.ask("c", "m", FinishMessage(), ANN)
-    with pytest.raises(Finished):
-        await here.ask("c", "m", AppendText(text="!", at=13), ANN)
-
-
 async def test_limit_of_open_commands_counts_those_of_all_nodes(here: HubCore, there: HubCore) -> None:
     for number in range(24):
         await (here, there)[number % 2].ask("c", command_key(f"c{number}"), SendCommand(name="poke"), ANN)
@@ -131,54 +100,11 @@ async def test_limit_of_open_commands_counts_those_of_all_nodes(here: HubCore, t
         await there.ask("c", command_key("more"), SendCommand(name="poke"), ANN)
 
 
-async def test_id_that_was_not_found_is_read_from_the_store_again(here: HubCore, there: HubCore) -> None:
-    await here.create("c", id="m1", text="x")
-    with pytest.raises(NotFound):
-        await here.update("c", "m2", text="y")
-    await there.create("c", id="m2", text="x")
-    assert (await here.update("c", "m2", text="y")).text == "y"
-
-
-async def test_ids_of_messages_streaming_on_another_hub_stay_used_after_their_channel_is_deleted(
-    here: HubCore, there: HubCore
-) -> None:
-    await here.create("c", id="m1", text="x")
-    await there.ask("c", "m2", CreateMessage(status="streaming"), ANN)
-    await here.delete_channel("c")
-    with pytest.raises(Deleted):
-        await there.ask("c", "m2", AppendText(text="late"), ANN)
-
-
-async def test_text_before_its_replacement_is_accepted_after_a_commit_with_unknown_outcome(
-    here: HubCore, store: Shared
-) -> None:
-    async with here.message("c", id="m") as message:
-        await message.append("one")
-        await message.flush()
-        store.is_silent = True
-        await message.append(" two")
-        await message.part({"type": "text", "text": "instead"}, index=0)
-        await message.append(" of it")
-        await message.flush()
-    assert (await here.read("c", "m"))[0].text == "instead of it"
-
-
 async def test_message_of_a_channel_deleted_during_a_load_is_not_loaded(here: HubCore, store: Shared) -> None:
     store.passing = Chat(store).write(create("m", streaming=True))
     await here.start()
     await here.channel("c").load()
     assert here.channel("c").state.messages == {}
-
-
-async def test_id_that_a_deleted_channel_used_up_is_refused_by_a_hub_that_knew_it_as_absent(
-    here: HubCore, there: HubCore
-) -> None:
-    with pytest.raises(NotFound):
-        await there.ask("c", "m", AppendText(text="early"), ANN)
-    await here.ask("c", "m", CreateMessage(status="streaming"), ANN)
-    await here.delete_channel("c")
-    with pytest.raises(Deleted):
-        await there.ask("c", "m", CreateMessage(status="streaming"), ANN)
 
 
 async def test_message_that_another_hub_begins_during_the_deletion_of_its_channel_is_used_up(

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tenuto import Hub
 from tenuto.agents.turn import Turn
-from tenuto.core.errors import Fenced, StoreUnavailable
-from tenuto.core.limits import Limits
+from tenuto.core.errors import StoreUnavailable
 from tenuto.core.model import Message
-from tenuto.core.ops import Claim, Command, WriterIdentity
-from tenuto.core.requests import Caller, ClaimTurn
-from tenuto.core.turns import ATTEMPTS, attempt_of
+from tenuto.core.ops import Command
+from tenuto.core.turns import ATTEMPTS
 from tenuto.hub.leases import BROKEN_S
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
-from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
+from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -88,40 +86,6 @@ async def test_interrupting_agent_works_on_the_newest_of_several_messages_only()
     await hub.close()
 
 
-@virtually
-async def test_message_that_arrives_while_another_is_claimed_interrupts_it() -> None:
-    hub = new_hub(Slow())
-    await hub.start()
-    worker = Worker(when_busy="interrupt")
-    hub.runtime.scheduler.register(worker)
-
-    async def later() -> None:
-        await asyncio.sleep(0.025)  # decided in one batch with the claim of the first message
-        await hub.create(CHANNEL, id="m1", text="?")
-
-    await asyncio.gather(hub.create(CHANNEL, id="m0", text="?"), later())
-    await asyncio.sleep(10)
-    assert [command.target for command in hub.channel(CHANNEL).state.commands.values()] == ["m0"]
-    assert [turn.message_id for turn in worker.begun] == ["m0", "m1"]
-    await hub.close()
-
-
-@virtually
-async def test_messages_that_wait_for_an_interrupting_agent_are_cancelled_except_the_newest() -> None:
-    hub = new_hub()
-    await hub.start()
-    serving = Worker("other")
-    serving.free = 0  # the worker serves the channel and has no free slot
-    hub.runtime.scheduler.register(serving)
-    for number in range(3):
-        await hub.create(CHANNEL, id=f"m{number}", text="?")
-    worker = Worker(when_busy="interrupt")
-    hub.runtime.scheduler.register(worker)
-    await asyncio.sleep(10)
-    assert [turn.message_id for turn in worker.begun] == ["m2"]
-    await hub.close()
-
-
 class Slow(MemoryStore):
     """A store whose commits take 50 ms, so that requests sent meanwhile are decided in one batch."""
 
@@ -142,80 +106,7 @@ class Failing(MemoryStore):
         return await super().commit(writes)
 
 
-@virtually
-async def test_interruption_that_the_store_refused_is_requested_again() -> None:
-    store = Failing()
-    hub = new_hub(store)
-    await hub.start()
-    worker = Worker(when_busy="interrupt")
-    hub.runtime.scheduler.register(worker)
-    await hub.create(CHANNEL, id="m0", text="?")
-    await asyncio.sleep(1)
-    await hub.create(CHANNEL, id="m1", text="?")
-    await asyncio.sleep(10)
-    assert store.failures == 0
-    assert [command.target for command in hub.channel(CHANNEL).state.commands.values()] == ["m0"]
-    assert [turn.message_id for turn in worker.begun] == ["m0", "m1"]
-    await hub.close()
-
-
-@virtually
-async def test_channel_with_the_maximum_of_open_commands_still_interrupts_turns() -> None:
-    hub = Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock(), limits=Limits(open_commands=1))
-    await hub.start()
-    worker = Worker(when_busy="interrupt")
-    hub.runtime.scheduler.register(worker)
-    await hub.create(CHANNEL, id="m0", text="?")
-    await hub.command(CHANNEL, "approve", expires_s=3600)
-    await hub.create(CHANNEL, id="m1", text="?")
-    await asyncio.sleep(5)
-    assert [turn.message_id for turn in worker.begun] == ["m0", "m1"]
-    await hub.close()
-
-
 # -- free slots ----------------------------------------------------------------------------------------------------
-
-
-@virtually
-async def test_slot_returned_by_a_refused_claim_gets_the_next_turn() -> None:
-    hub = new_hub(Slow())
-    await hub.start()
-    worker = Worker()
-    worker.free = 2
-    hub.runtime.scheduler.register(worker)
-    await hub.create("chat:1", id="m1", text="?")
-    await asyncio.sleep(1)
-
-    async def meanwhile() -> None:
-        await asyncio.sleep(0.01)  # one batch, before the claim of the second slot: its message is cancelled
-        await asyncio.gather(hub.command("chat:2", "cancel", target="m2"), hub.create("chat:3", id="m3", text="?"))
-
-    await asyncio.gather(hub.create("chat:2", id="m2", text="?"), meanwhile())
-    await asyncio.sleep(1)
-    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
-    assert worker.free == 0
-    await hub.close()
-
-
-@pytest.mark.parametrize("when_busy", ["queue", "parallel"])
-@virtually
-async def test_channel_with_many_messages_does_not_keep_the_last_slot_from_other_channels(when_busy: WhenBusy) -> None:
-    hub = new_hub()
-    begun: list[str] = []
-
-    @hub.agent("chat:*", slots=1, when_busy=when_busy)
-    async def bot(turn: Turn) -> None:
-        begun.append(turn.message.id)
-        await asyncio.sleep(1)
-
-    await hub.start()
-    for number in range(4):
-        await hub.create(CHANNEL, id=f"many{number}", text="?")
-    for number in range(2):
-        await hub.create("chat:2", id=f"few{number}", text="?")
-    await asyncio.sleep(10)
-    assert begun == ["many0", "many1", "few0", "many2", "few1", "many3"]
-    await hub.close()
 
 
 @virtually
@@ -238,24 +129,6 @@ async def test_message_behind_one_deleted_during_its_claim_is_next() -> None:
     await asyncio.sleep(1)
     assert [turn.message_id for turn in worker.begun] == ["m2"]
     assert worker.free == 9
-    await hub.close()
-
-
-@virtually
-async def test_waiting_message_is_next_after_a_turn_that_ends_while_it_takes_another_in() -> None:
-    hub, worker = new_hub(Slow()), Worker()
-    await start_with_messages(hub, worker, "m1", "m2", "m3")
-    await asyncio.sleep(1)
-
-    async def meanwhile() -> None:
-        await asyncio.sleep(0.01)
-        hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
-        hub.runtime.scheduler.freed(worker)
-
-    taken, _ = await asyncio.gather(hub.take_waiting(CHANNEL, "m2", "far"), meanwhile())
-    assert taken
-    await asyncio.sleep(1)
-    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
     await hub.close()
 
 
@@ -310,19 +183,6 @@ async def test_taken_in_message_ends_with_its_turn() -> None:
     await hub.close()
 
 
-@virtually
-async def test_taken_in_message_is_cancelled_with_its_turn() -> None:
-    hub, worker = new_hub(), Worker()
-    await with_one_taken_in(hub, worker)
-    await hub.command(CHANNEL, "cancel", target="m1")
-    await asyncio.sleep(5)  # the worker sends no end, so the hub ends the turn
-    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("cancelled", 1), ("cancelled", 1))
-    assert worker.over == [("m1", "cancelled")]
-    await asyncio.sleep(60)
-    assert len(worker.begun) == 1
-    await hub.close()
-
-
 @pytest.mark.parametrize("is_broken", [True, False], ids=["its socket broke", "its lease expired"])
 @virtually
 async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_broken: bool) -> None:
@@ -338,89 +198,6 @@ async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_bro
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2), ("m2", 2)]
     await hub.close()
-
-
-@virtually
-async def test_connection_that_breaks_just_before_the_end_of_a_lease_does_not_prolong_it() -> None:
-    hub, worker, successor = new_hub(), Worker(), Worker()
-    await hub.start()
-    hub.runtime.scheduler.register(worker)
-    await hub.create(CHANNEL, id="m", text="?")
-    await asyncio.sleep(LEASE_S - 0.1)
-    assert [turn.generation for turn in worker.begun] == [1]
-    hub.runtime.scheduler.unregister(worker, is_broken=True)
-    hub.runtime.scheduler.register(successor)
-    await asyncio.sleep(0.2)
-    assert [turn.generation for turn in successor.begun] == [2]
-    await hub.close()
-
-
-@virtually
-async def test_turns_keep_their_leases_when_the_hub_itself_closes_the_connection_of_their_worker() -> None:
-    hub, worker = new_hub(), Worker()
-    await with_one_taken_in(hub, worker)
-    successor = Worker()
-    hub.runtime.scheduler.unregister(worker, is_broken=True, keeps_leases=True)
-    hub.runtime.scheduler.register(successor)
-    await asyncio.sleep(BROKEN_S + 1)
-    assert successor.begun == []
-    await asyncio.sleep(LEASE_S)
-    assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2)]
-    await hub.close()
-
-
-@pytest.mark.parametrize("is_there", [True, False], ids=["the worker continues", "the worker is gone"])
-@virtually
-async def test_restarted_hub_knows_the_taken_in_messages_of_a_turn(is_there: bool) -> None:
-    store = MemoryStore()
-    hub, worker = new_hub(store), Worker()
-    await with_one_taken_in(hub, worker)
-    await hub.close()
-    hub, successor = new_hub(store), Worker()
-    await hub.start()
-    hub.runtime.scheduler.register(successor)
-    for _ in range(10 if is_there else 0):
-        assert hub.runtime.scheduler.renew(successor, worker.begun[0])
-        await asyncio.sleep(LEASE_S / 2)
-    if is_there:
-        assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-        hub.runtime.scheduler.end(successor, worker.begun[0], "done", lambda result: None)
-        await asyncio.sleep(60)
-        assert (successor.begun, await claim_of(hub, "m2")) == ([], ("done", 1))
-    else:
-        await asyncio.sleep(LEASE_S + 1)
-        assert [turn.message_id for turn in successor.begun] == ["m1"]
-        hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda result: None)
-        await asyncio.sleep(1)
-        assert [turn.message_id for turn in successor.begun] == ["m1", "m2"]
-    await hub.close()
-
-
-@virtually
-async def test_message_taken_in_by_a_turn_in_this_process_is_worked_on_after_a_crash() -> None:
-    store = MemoryStore()
-    handled: list[tuple[str, int, list[str]]] = []
-    for _ in range(2):
-        hub = new_hub(store)
-
-        @hub.agent("chat:*", name="bot")
-        async def bot(turn: Turn) -> None:
-            await asyncio.sleep(1)
-            handled.append((turn.message.id, turn.attempt, [one.text for one in await turn.steered()]))
-            if turn.message.id == "m1" and turn.attempt == 1:
-                await asyncio.sleep(1000)
-
-        await hub.start()
-        if not handled:
-            await hub.create(CHANNEL, id="m1", text="first")
-            await hub.create(CHANNEL, id="m2", text="second")
-        await asyncio.sleep(20)
-        states = await claim_of(hub, "m1"), await claim_of(hub, "m2")
-        await hub.close()  # at once, while the turn runs
-        if len(handled) == 1:
-            assert states == (("taken", 1), ("taken", 1))
-    assert handled == [("m1", 1, ["second"]), ("m1", 2, []), ("m2", 2, [])]
-    assert states == (("done", 2), ("done", 2))
 
 
 @virtually
@@ -444,18 +221,6 @@ async def test_message_may_be_taken_in_again_by_its_own_turn_only() -> None:
 
 
 @virtually
-async def test_message_taken_in_by_an_ended_turn_waits_again() -> None:
-    hub, worker = new_hub(Slow()), Worker()
-    await start_with_messages(hub, worker, "m1", "m2")
-    await asyncio.sleep(1)
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)  # decided before the next request
-    await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-    await asyncio.sleep(1)
-    assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
-    await hub.close()
-
-
-@virtually
 async def test_message_taken_in_without_a_result_for_the_turn_waits_again() -> None:
     hub, worker = new_hub(Slow()), Worker()
     await start_with_messages(hub, worker, "m1", "m2")
@@ -467,17 +232,6 @@ async def test_message_taken_in_without_a_result_for_the_turn_waits_again() -> N
     hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
     await asyncio.sleep(1)
     assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
-    await hub.close()
-
-
-@virtually
-async def test_taken_in_message_does_not_interrupt_its_own_turn() -> None:
-    hub, worker = new_hub(), Worker(when_busy="interrupt")
-    await with_one_taken_in(hub, worker)  # `m2` requested the interruption before it was taken in
-    await hub.create(CHANNEL, id="m3", text="?")
-    await asyncio.sleep(5)
-    assert [command.target for command in hub.channel(CHANNEL).state.commands.values()] == ["m1"]
-    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
     await hub.close()
 
 
@@ -509,55 +263,6 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
     assert 2.9 < events[-1][2] - events[0][2] < 20
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
     assert hub.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
-    await hub.close()
-
-
-@pytest.mark.parametrize("is_done", [True, False], ids=["it sends turn.done", "its lease ends"])
-@virtually
-async def test_message_created_again_waits_for_a_worker_in_another_process(is_done: bool) -> None:
-    hub, worker = new_hub(), Worker()
-    await start_with_messages(hub, worker, "m1")
-    await asyncio.sleep(1)
-    await hub.delete_channel(CHANNEL)
-    await hub.create(CHANNEL, id="m1", text="?")
-    await asyncio.sleep(5)
-    assert worker.over == [("m1", "cancelled")]
-    assert not hub.runtime.scheduler.renew(worker, worker.begun[0])
-    assert len(worker.begun) == 1
-    if is_done:
-        hub.runtime.scheduler.end(worker, worker.begun[0], "cancelled", lambda result: None)
-        await asyncio.sleep(1)
-    else:
-        await asyncio.sleep(LEASE_S)
-    assert [turn.generation for turn in worker.begun] == [1, 1 if is_done else 9]
-    await hub.close()
-
-
-@pytest.mark.parametrize("is_created_at_once", [True, False])
-@virtually
-async def test_late_end_of_a_deleted_message_does_not_end_the_turn_of_its_successor(is_created_at_once: bool) -> None:
-    """The handler of the deleted message sends `turn.done` after its lease has ended."""
-    hub, worker = new_hub(), Worker()
-    await start_with_messages(hub, worker, "m1")
-    await asyncio.sleep(1)
-    await hub.delete_channel(CHANNEL)
-    if is_created_at_once:
-        await hub.create(CHANNEL, id="m1", text="?")
-    await asyncio.sleep(LEASE_S + 1)
-    if not is_created_at_once:
-        await hub.create(CHANNEL, id="m1", text="?")
-        await asyncio.sleep(1)
-    old, new = worker.begun
-    results: list[object] = []
-    hub.runtime.scheduler.end(worker, old, "done", results.append)
-    await asyncio.sleep(1)
-    assert [type(result) for result in results] == [Fenced]
-    assert await claim_of(hub, "m1") == ("taken", new.generation)
-    assert hub.runtime.scheduler.renew(worker, new)
-    hub.runtime.scheduler.end(worker, new, "done", results.append)
-    await asyncio.sleep(1)
-    assert await claim_of(hub, "m1") == ("done", new.generation)
-    assert attempt_of(new.generation) == 1
     await hub.close()
 
 
@@ -603,117 +308,6 @@ async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on
     )
     assert {one.status for one in before} <= {"interrupted"}
     assert len(before) == (0 if not writes else 1 if on_crash == "continue" else ATTEMPTS)
-
-
-class Doubtful(MemoryStore):
-    """A store whose commit that gives a turn up fails as `trouble` says."""
-
-    def __init__(self, trouble: str) -> None:
-        super().__init__()
-        self.trouble = trouble
-        self.troubled = asyncio.Event()
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        ops = [entry.op for write in writes for entry in write.entries]
-        if not self.trouble or not any(isinstance(op, Claim) and op.state == "done" for op in ops):
-            return await super().commit(writes)
-        trouble, self.trouble = self.trouble, ""
-        self.troubled.set()
-        if trouble == "refused":
-            raise StoreUnavailable("not now")
-        if trouble != "lost":
-            await super().commit(writes)
-        if trouble == "hangs":
-            await asyncio.sleep(1000)
-        raise CommitUnknown("the outcome is unknown")
-
-
-@pytest.mark.parametrize("trouble", ["refused", "lost", "stored", "hangs"])
-@pytest.mark.parametrize("is_crash", [False, True], ids=["the hub continues", "the hub crashes"])
-@virtually
-async def test_message_is_given_up_once_for_each_outcome_of_the_commit(trouble: str, is_crash: bool) -> None:
-    store = Doubtful("")
-    hub = new_hub(store)
-    await hub.start()
-    worker = Worker()
-    hub.runtime.scheduler.register(worker)
-    await hub.create(CHANNEL, id="poison", text="?")
-    for _ in range(ATTEMPTS):
-        await asyncio.sleep(LEASE_S + 1)
-        store.trouble = trouble if len(worker.begun) == ATTEMPTS else ""
-    async with asyncio.timeout(60):
-        await store.troubled.wait()
-    if is_crash:
-        await hub.close()
-        hub = new_hub(store)
-        await hub.start()
-        hub.runtime.scheduler.register(Worker())
-    await asyncio.sleep(120)
-    assert [(one.status, one.reason) for one in await answers(hub)] == [("failed", "crashed")]
-    claim = (await hub.runtime.message(CHANNEL, "poison")).claim  # events to clients carry no claim
-    assert claim is not None
-    assert (claim.state, claim.generation) == ("done", ATTEMPTS)
-    assert hub.runtime.scheduler.stats()["turns_waiting"] == hub.runtime.scheduler.stats()["turns_running"] == 0
-    await hub.close()
-
-
-@virtually
-async def test_message_whose_processes_end_between_claim_and_handler_has_limited_attempts() -> None:
-    hub, worker = new_hub(), Worker()
-    await hub.start()
-    hub.runtime.scheduler.register(worker)
-    hub.runtime.scheduler.unregister(worker)
-    await hub.create(CHANNEL, id="poison", text="?")
-    for number in range(ATTEMPTS):
-        gone = Caller(id="bot", writer=WriterIdentity(by="bot", node=f"gone {number}"), is_server=True)
-        await hub.ask(CHANNEL, "poison", ClaimTurn(generation=number), gone)
-    hub.runtime.scheduler.register(worker)
-    await asyncio.sleep(1)
-    assert [(one.status, one.reason) for one in await answers(hub)] == [("failed", "crashed")]
-    assert not worker.begun
-    await hub.close()
-
-
-@virtually
-async def test_message_that_kills_workers_in_other_processes_has_limited_attempts() -> None:
-    hub = new_hub()
-    await hub.start()
-    lives: list[Worker] = []
-    for number in range(ATTEMPTS + 2):
-        lives.append(Worker())
-        hub.runtime.scheduler.register(lives[-1])
-        if not number:
-            await hub.create(CHANNEL, id="poison", text="?")
-        await asyncio.sleep(1)
-        hub.runtime.scheduler.unregister(lives[-1], is_broken=True)
-        await asyncio.sleep(60)
-    assert [[turn.generation for turn in life.begun] for life in lives] == [
-        *([attempt + 1] for attempt in range(ATTEMPTS)),
-        [],
-        [],
-    ]
-    assert [(one.author, one.status, one.reason) for one in await answers(hub)] == [("far", "failed", "crashed")]
-    await hub.close()
-
-
-@virtually
-async def test_message_without_attempts_left_fails_when_the_next_worker_registers() -> None:
-    hub = new_hub()
-    await hub.start()
-    for number in range(ATTEMPTS):
-        worker = Worker()
-        hub.runtime.scheduler.register(worker)
-        if not number:
-            await hub.create(CHANNEL, id="poison", text="?")
-        await asyncio.sleep(1)
-        hub.runtime.scheduler.unregister(worker, is_broken=True)
-        await asyncio.sleep(BROKEN_S + 1)
-    assert hub.runtime.scheduler.stats()["turns_waiting"] == 1
-    assert await answers(hub) == []
-    hub.runtime.scheduler.register(Worker())
-    await asyncio.sleep(1)
-    assert [one.status for one in await answers(hub)] == ["failed"]
-    await hub.close()
 
 
 @virtually
@@ -783,63 +377,4 @@ async def test_agent_with_a_broken_socket_stays_present_for_a_grace_period() -> 
     await hub.close()
 
 
-@virtually
-async def test_worker_that_lost_the_turn_of_a_deleted_message_cannot_end_that_of_a_new_one_with_its_id() -> None:
-    hub, one = new_hub(), Worker()
-    await start_with_messages(hub, one, "m1")
-    await asyncio.sleep(1)
-    scheduler = hub.runtime.scheduler
-    scheduler.unregister(one, is_broken=True)  # its handler runs on
-    await asyncio.sleep(BROKEN_S + 1)
-    await hub.delete_channel(CHANNEL)
-    await asyncio.sleep(1)
-    await hub.create(CHANNEL, id="m1", text="again")
-    two = Worker()  # another process of the same agent
-    scheduler.register(two)
-    await asyncio.sleep(1)
-    (before,), (now,) = one.begun, two.begun
-    back = Worker()
-    scheduler.register(back)
-    assert (scheduler.renew(back, before), scheduler.renew(two, now)) == (False, True)
-    results: list[object] = []
-    scheduler.end(back, before, "done", results.append)
-    await asyncio.sleep(1)
-    assert [type(result) for result in results] == [Fenced]
-    assert two.over == []
-    await hub.close()
-
-
 # -- a store that fails --------------------------------------------------------------------------------------------
-
-
-class FailingNotes(MemoryStore):
-    """A store whose next note fails."""
-
-    fails_next = False
-
-    async def note(
-        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
-    ) -> bool:
-        if self.fails_next:
-            self.fails_next = False
-            raise StoreUnavailable("the disk is away")
-        return await super().note(values, expected=expected)
-
-
-@virtually
-async def test_served_channels_are_remembered_although_the_store_failed_at_first() -> None:
-    store = FailingNotes()
-    hub = new_hub(store)
-    await hub.start()
-    store.fails_next = True
-    hub.runtime.scheduler.register(Worker())
-    await asyncio.sleep(10)
-    await hub.close()
-    again = new_hub(store)
-    await again.start()
-    await again.create(CHANNEL, id="m1", text="?")  # an agent will come back for it
-    worker = Worker()
-    again.runtime.scheduler.register(worker)
-    await asyncio.sleep(1)
-    assert [turn.message_id for turn in worker.begun] == ["m1"]
-    await again.close()

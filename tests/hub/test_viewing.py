@@ -113,40 +113,6 @@ async def test_hub_cut_off_from_its_store_disconnects_its_viewers_and_serves_aga
 
 
 @virtually
-async def test_read_for_a_viewer_ends_when_the_hub_drains() -> None:
-    store = Remote()
-    hub = new_hub(store)
-    watcher = await watching(hub)
-    store.break_off("silent")
-    waiting = asyncio.ensure_future(hub.attach("d", None, wake=lambda: None))
-    await asyncio.sleep(0.1)
-    ending = asyncio.ensure_future(hub.drain())
-    with pytest.raises(Draining):
-        await asyncio.wait_for(waiting, 0.1)
-    with pytest.raises(Draining):
-        await asyncio.wait_for(hub.attach("d", None, wake=lambda: None), 0.1)
-    store.respond()
-    await ending
-    await watcher.leave()
-    await hub.close()
-
-
-@virtually
-async def test_viewers_stay_while_renewals_of_the_lease_fail_and_the_heads_are_read() -> None:
-    store = Remote()
-    store.lost = {"hold"}
-    hub = new_hub(store)
-    watcher = await watching(hub)
-    store.break_off("silent")
-    await asyncio.sleep(3 * CUT_OFF_S)
-    await hub.update("c", "m", text="new")
-    await watcher.until(lambda view: [one.text for one in view.messages()] == ["new"])
-    await watcher.leave()
-    store.respond()
-    await hub.close()
-
-
-@virtually
 async def test_viewers_stay_when_the_process_was_suspended_for_longer_than_the_lease() -> None:
     loop, store = asyncio.get_running_loop(), Remote()
     assert isinstance(loop, VirtualLoop)
@@ -224,7 +190,7 @@ async def test_a_run_ends_although_a_driver_swallows_a_cancellation() -> None:
     await asyncio.sleep(PAUSE_S)
     while store.swallowed == 0:
         begun_s = loop.time()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await hub.close()
         assert loop.time() - begun_s < 15
         await hub.start()

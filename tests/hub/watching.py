@@ -15,7 +15,7 @@ from tenuto.core.model import Message
 from tenuto.core.view import View
 from tenuto.hub import HubCore
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Watcher:

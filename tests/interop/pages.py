@@ -21,7 +21,7 @@ PACKAGE = Path(os.environ.get("TENUTO_AI") or ROOT / "node_modules" / "ai")
 VERSION = str(json.loads((PACKAGE / "package.json").read_text())["version"]) if PACKAGE.is_dir() else ""
 MAJOR = int(VERSION.partition(".")[0] or 7)
 IS_STRICT = bool(os.environ.get("TENUTO_AI_STRICT"))  # the release refuses fields that it does not know
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Pages:

@@ -9,9 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import httpx2
 import pytest
@@ -339,14 +337,6 @@ async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(sc
     assert (client.text, client.types[-1]) == ("Which? red!", "RUN_FINISHED")
 
 
-async def test_stream_of_a_server_that_drains_is_cut(scene: Scene) -> None:
-    async with scene.running([user()], "Hello ") as (_, lines):
-        draining = asyncio.ensure_future(scene.hub.drain())
-        with pytest.raises(httpx2.RemoteProtocolError):
-            [line async for line in lines]
-        await draining
-
-
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: Scene) -> None:
     scene.gate.set()
     forged = [
@@ -631,26 +621,3 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
     (answer,) = (await scene.hub.turn("chat:1", "u")).answers
     await scene.hub.delete("chat:1", answer.id)
     assert await after(ids[2]) == (200, ("", "deleted"))
-
-
-async def test_position_means_the_same_after_a_restart(tmp_path: Path) -> None:
-    ids: list[str] = []
-    for _ in range(2):
-        hub, app = new_hub(f"sqlite:///{tmp_path}/hub.db"), FastAPI()
-        AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-
-        @hub.agent("chat:*")
-        async def agent(turn: Turn) -> None:
-            await everything(turn)
-
-        async with serving(hub, app) as served:
-            if not ids:
-                whole = (await served.http.post("/api/agent", json=run_of([user()]))).text
-                ids = [line.removeprefix("id: ") for line in whole.splitlines() if line.startswith("id: ")]
-                continue
-            for id in ids[:-1]:
-                rest = (await served.http.get("/api/agent/1/connect", params={"cursor": id})).text
-                later = [one for one in events_of(whole)[ids.index(id) + 1 :] if one["type"] != "CUSTOM"]
-                assert [one for one in events_of(rest) if one["type"] != "CUSTOM"] == [
-                    {**one, **({"runId": ANY} if "runId" in one else {})} for one in later
-                ]

@@ -250,21 +250,6 @@ async def test_edit_of_an_old_question_that_is_sent_again_joins_its_version() ->
         assert sorted(await versions()) == ["one", "one", "two"]
 
 
-@pytest.mark.parametrize("strict", [False, True])
-async def test_page_that_names_its_last_message_gets_a_turn_that_has_ended_only_if_it_lacks_the_answer(
-    strict: bool,
-) -> None:
-    async with routes_only() as (hub, client):
-        AISDK(hub, channel="chat:{id}", strict=strict).install(client._transport.app, "/api/other")  # type: ignore[attr-defined]
-        await hub.create("chat:1", text="you", id="u", starts_turn=False)
-        await hub.create("chat:1", text="Hello", id="a", role="assistant", reply_to="u")
-        got = {}
-        for last in ("u", "a", "", "x" * 9_000):
-            response = await client.get("/api/other/1/stream", params={"last": last})
-            got[last[:1]] = response.status_code, "Hello" in response.text
-        assert got == {"u": (200, True), "a": (204, False), "": (200, True), "x": (200, True)}
-
-
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: Scene) -> None:
     scene.gate().set()
     forged = [
@@ -624,53 +609,9 @@ async def test_tool_in_the_page_runs_once_and_the_turn_goes_on(scene: Scene, is_
     assert len(scene.turns) == 1
 
 
-@pytest.mark.parametrize("end", ["the agent ends", "stop before the reply", "stop after the reply"])
-@pytest.mark.parametrize("reply", ["yes", "no", "output"])
-async def test_page_posts_its_reply_once_where_no_text_follows(scene: Scene, reply: str, end: str) -> None:
-    if reply != "output" and MAJOR < 6:
-        pytest.skip("pages of version 5 know no approvals")
-    call, is_own = {**CALL, "name": "place" if reply == "output" else "weather"}, reply == "output"
-
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("May I?")
-            index = await message.part({**call, "state": "called"})
-            answered = await turn.ask("where" if is_own else "approve", {"call": "c1"})
-            if is_own:
-                await message.part({**call, "state": "done", "output": answered.data}, index=index)
-            scene.gate("replied").set()
-            if end != "the agent ends":
-                await asyncio.Event().wait()  # the call runs, or the model thinks
-
-    scene.script = asks  # type: ignore[method-assign]
-    pages = scene.pages
-    await pages("a", "open", id="1", sendsOn=True)
-    await pages("a", "send", text="you")
-    await pages("a", "saw", wanted="May I?")
-    shown = tool_of(await finished(scene, "a"))
-    if end == "stop before the reply":
-        await pages("a", "stop")
-        await ended(scene)
-    if is_own:
-        await pages("a", "output", tool="place", toolCallId="c1", output=1)
-    else:
-        await pages("a", "approve", id=shown["approval"]["id"], approved=reply == "yes")
-    await pages("a", "asks", requests=2)
-    if end == "stop after the reply":
-        await asyncio.wait_for(scene.gate("replied").wait(), 10)
-        await pages("a", "stop")
-    state = await pages("a", "is", status="error" if end == "stop before the reply" else "ready")
-    assert state["requests"] == 2
-    if end == "stop before the reply":
-        assert state["error"] == "the question has expired or was answered; the reply had no effect"
-    else:
-        assert [step_of(one) for one in state["messages"]] == [step_of(one) for one in await scene.loaded()]
-    await ended(scene)
-
-
 async def ended(scene: Scene) -> None:
     """Wait for the end of the answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await scene.answers())[0].status == "streaming":  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0.005)
 
@@ -744,34 +685,6 @@ async def test_bad_input_gets_a_clear_status_and_stores_no_message(body: object,
         assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
         assert response.json()["detail"]
         assert (await hub.history("chat:1")).messages == []
-
-
-@pytest.mark.parametrize("id", [".", "..", "a/b", "x" * 65])
-async def test_message_id_of_a_page_that_no_message_may_have_joins_one_turn_too(id: str) -> None:
-    async with routes_only() as (hub, client):
-        for _ in range(2):
-            response = await client.post("/api/chat", json={"id": "1", "message": user(id=id)})
-            assert response.status_code == 200
-        (stored,) = (await hub.history("chat:1")).messages
-        assert (stored.text, len(stored.id)) == ("you", 32)
-
-
-@pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
-async def test_approvals_of_other_questions_are_left_alone(scene: Scene) -> None:
-    scene.script = with_question  # type: ignore[method-assign]
-    scene.gate().set()
-    other = await scene.hub.command("chat:1", "approve", data={"call": "c1"})
-    await scene.served.http.post("/api/chat", json={"id": "1", "messages": [user()]})
-    (answer,) = (await scene.hub.turn("chat:1", "u")).answers
-    await scene.hub.command("chat:1", "odd", target=answer.id, data={"call": ["c1"]})
-    for id in (other.id, "unknown"):
-        tool = {"type": "tool-weather", "toolCallId": "c1", "state": "approval-responded", "input": {}}
-        tool["approval"] = {"id": id, "approved": True}
-        last = {"id": answer.id, "role": "assistant", "parts": [{"type": "text", "text": "May I? "}, tool]}
-        response = await scene.served.http.post("/api/chat", json={"id": "1", "messages": [last]})
-        assert response.status_code == 200
-        assert '"finishReason":"tool-calls"' in response.text
-    assert len((await scene.hub.turn("chat:1", "u")).questions) == 2
 
 
 @pytest.mark.skipif(MAJOR < 6, reason="pages of version 5 know no approvals")
@@ -971,30 +884,6 @@ async def test_page_whose_connection_is_cut_at_any_byte_has_an_error_and_resumes
             await pages(name, "saw", wanted="to you")
             assert text_of(await finished_in(pages, name)) == "Hello to you"
     assert len(scene.turns) == 1
-
-
-@pytest.mark.skipif(IS_STRICT or MAJOR < 6, reason="a limit of the other releases")
-async def test_page_that_is_cut_at_200_random_bytes_has_each_character_once(scene: Scene) -> None:
-    words, rng, chats = [f"{number} {'😀a' * number}. " for number in range(12)], random.Random(5), 0
-
-    async def long(turn: Turn) -> None:
-        async with turn.reply() as message:
-            for word in words:
-                await message.append(word)
-
-    scene.script = long  # type: ignore[method-assign]
-    proxy = FaultProxy("127.0.0.1", scene.served.port)
-    async with proxy, pages_at(f"http://127.0.0.1:{proxy.port}/api/chat") as pages:
-        proxy.cut_after(*(rng.randint(1, 1_500) for _ in range(200)))
-        while proxy._down.cuts or not chats:
-            chats += 1
-            await pages("p", "open", id=str(chats))
-            await pages("p", "send", text="you")
-            while (state := await pages("p", "settled"))["status"] == "error":
-                await pages("p", "resume")
-                await pages("p", "resumed")
-            assert text_of(state) == "".join(words)
-    assert chats > 5
 
 
 async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene: Scene) -> None:

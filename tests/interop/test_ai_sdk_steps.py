@@ -114,17 +114,6 @@ def test_input_of_a_call_that_arrives_after_the_result_of_another_one_makes_no_s
         assert (start, calls) == (start, ["output-available"] * 2)
 
 
-def test_call_that_is_approved_after_a_part_of_another_type_is_in_the_last_step() -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
-    calls = (0, call("c0", "called")), (1, call("c1", "called")), (0, call("c0", "done")), (2, SOURCE)
-    for index, part in calls:
-        page.take(stream.frame([InAnswer("a", PartReplaced(index, part, 0))]))
-    page.take(stream.frame([asked("q1", "c1")]))
-    assert (page.ending, page.posts_again()) == ("finish", False)
-    page.parts[1]["state"] = "approval-responded"
-    assert page.posts_again()
-
-
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_answer_after_a_call_whose_input_was_cut_off_is_in_a_step_of_its_own(status: Any) -> None:
     cut, place = {**call("c1", "input", name="place"), "input": ""}, call("c2", "called", name="place")
@@ -164,18 +153,6 @@ def test_two_calls_that_are_approved_one_after_the_other_end_the_response_togeth
     page.take(stream.frame([asked("q1", "c1")]))
     assert [one.get("state") for one in page.parts[1:]] == ["approval-requested"] * 2
     assert (stream.is_over, page.ending) == (True, "finish")
-
-
-def test_approved_call_that_runs_holds_no_question_about_another_call() -> None:
-    parts = [call("c0", "called", approval={"id": "q0", "approved": True}), call("c1", "called")]
-    shown = [{"type": "step-start"}, *({"type": "tool-weather", "toolCallId": f"c{one}"} for one in range(2))]
-    shown[1] |= {"state": "approval-responded", "approval": parts[0]["approval"]}
-    shown[2] |= {"state": "approval-requested", "approval": {"id": "q1"}}
-    begun = [InAnswer("a", one) for one in MessageProgress("a").begin(answer(parts))]
-    for page, release in (({"id": "a", "parts": shown}, Release()), (None, RELEASE)):
-        stream = UIStream("u", release, page)
-        stream.frame([*begun, asked("q1", "c1")])
-        assert stream.is_over
 
 
 @pytest.mark.parametrize("state", ["called", "done", "denied"])
@@ -230,18 +207,6 @@ def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again
     assert page.parts == loaded([call("c1", "done", name="place")])
 
 
-def test_page_that_loads_after_a_crash_runs_the_call_of_the_new_attempt_only() -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
-    dead, new = answer([call("c1", "called", name="place")], "interrupted"), answer([])
-    begun = [InAnswer("a", delta) for delta in MessageProgress("a").begin(dead)]
-    page.take(stream.frame([*begun, TurnChanged("running")]))
-    begins = MessageOpened(msgspec.structs.replace(new, id="b")), PartOpened(0, call("c2", "called", name="place"))
-    page.take(stream.frame([*(InAnswer("b", delta) for delta in begins), asked("q", "c2")]))
-    assert (page.calls, page.ending) == (["c2"], "finish")
-    page.parts[-1].update(state="output-available", output=7)
-    assert page.posts_again()
-
-
 def test_page_that_continues_over_a_text_that_was_replaced_gets_an_error_and_no_mixture() -> None:
     page = FoldedPage([{"type": "step-start"}, {"type": "text", "text": "Hello ", "state": "done"}])
     shown = {"id": "a", "role": "assistant", "parts": [dict(one) for one in page.parts]}
@@ -287,15 +252,6 @@ def test_page_that_loads_before_the_question_about_its_call_runs_the_call_once(a
     assert [one["input"] for one in page.parts[1:]] == [{"x": 1}] * 2
 
 
-def test_page_with_pieces_of_a_text_behind_another_text_gets_none_again() -> None:
-    shown = [{**TEXT, "text": text} for text in ("One.", "Other.", " Two.")]
-    stream = UIStream("u", RELEASE, {"id": "a", "parts": shown})
-    parts = [{**TEXT, "text": "One. Two. Three."}, {**TEXT, "text": "Other."}]
-    page = FoldedPage()
-    page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(parts))]))
-    assert [part["text"] for part in page.parts if part["type"] == "text"] == [" Three."]
-
-
 @pytest.mark.parametrize(
     "text",
     ['{"x": "\\ud800"}', "NaN", *("[" * levels + "]" * levels for levels in (61, 500, 960, 970, 100_000))],
@@ -329,9 +285,3 @@ def test_pieces_of_a_crafted_page_are_compared_up_to_a_bound() -> None:
     assert 0 < parts.length_of("text", stored) < 30_000
     assert parts.length_of("text", stored) == 0
     assert 0 < stored.compared <= COMPARED_CHARS
-
-
-def test_all_texts_of_a_large_page_are_found() -> None:
-    texts = [f"{index} {'x' * 1_000}" for index in range(1_000)]
-    parts = PageParts({"id": "a", "parts": [{"type": "text", "text": one} for one in texts]})
-    assert [parts.length_of("text", one) for one in texts] == [len(one) for one in texts]

@@ -43,7 +43,7 @@ async def test_stream_that_opens_while_the_hub_is_cut_off_ends_within_a_term(met
     hub.channel("chat:1").state.trim(0)  # so that the stream reads the store
     store.break_off("silent")
     cut_s = loop.time()
-    async with asking(app) as client, asyncio.timeout(30):
+    async with asking(app) as client, asyncio.timeout(60):
         response = await client.request(method, path, json=body)
     assert "store_unavailable" in response.text
     assert loop.time() <= cut_s + CUT_OFF_S + 2 * STEP_S

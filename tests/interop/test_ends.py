@@ -64,7 +64,7 @@ class Readers:
 
     async def check_joined(self, ends: list[str]) -> None:
         """Check it for the streams that were opened before."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             texts = await asyncio.gather(*self._texts)
         for number, text in enumerate(texts):
             assert ends[number % 3] in text, text
@@ -98,7 +98,7 @@ async def test_change_of_an_attempt_that_was_replaced_changes_no_stream(
                 await hub.ask("chat:1", "a", FinishMessage(status="failed", generation=2), SERVER)
             await hub.ask("chat:1", "b", AppendText(text=", the end"), SERVER)
             await hub.ask("chat:1", "b", FinishMessage(), SERVER)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 seen += [line async for line in lines]
     text = "\n".join(seen)
     assert (end in text, "the end" in text) == (True, True)
@@ -168,37 +168,6 @@ async def test_turn_with_another_answer_has_not_failed_for_those_that_join_later
         assert "One." not in ends[0]
         await Readers(served).check(['"finish"', "RUN_FINISHED", "response.completed"])
         assert not (await hub.turn("chat:1", "u")).is_deleted
-
-
-@pytest.mark.parametrize("deleted", ["first", "second"])
-async def test_deletion_of_one_of_two_answers_ends_no_stream_of_the_turn(deleted: str) -> None:
-    async with adapters() as (hub, served):
-        begun, gate = asyncio.Event(), asyncio.Event()
-
-        @hub.agent("chat:*", name="bot")
-        async def answers(turn: Turn) -> None:
-            for text in ("One.", "Two."):
-                with suppress(Deleted):
-                    async with turn.reply() as message:
-                        await message.append(text)
-                        await message.flush()
-                        if text == "Two.":
-                            begun.set()
-                            await gate.wait()
-                            await message.append(" And on.")
-            async with turn.reply() as message:
-                await message.append("Three.")
-
-        await hub.create("chat:1", id="u", text="you")
-        await begun.wait()
-        readers = Readers(served)
-        await readers.join(hub)
-        first, second = (await hub.turn("chat:1", "u")).answers
-        await hub.delete("chat:1", first.id if deleted == "first" else second.id)
-        await readers.join(hub)
-        gate.set()
-        await readers.check_joined(["Three.", "Three.", "Three."])
-        await readers.check(['"finish"', "RUN_FINISHED", "response.completed"])
 
 
 @pytest.mark.parametrize("is_asking", [False, True], ids=["silent", "asks"])

@@ -170,19 +170,6 @@ async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene
     assert (await scene.client.responses.cancel(response_id)).model_dump() == cancelled.model_dump()
 
 
-async def test_response_that_is_cancelled_before_its_first_item_is_cancelled(scene: Scene) -> None:
-    async def waits(turn: Turn) -> None:
-        await asyncio.Event().wait()
-
-    scene.script = waits  # type: ignore[method-assign]
-    begun = await scene.client.responses.create(model="bot", input="you", background=True)
-    stream = asyncio.ensure_future(scene.events(begun.id))
-    await scene.served.until(lambda: scene.turns and scene.hub.channel(channel_of(begun.id)).feeds)
-    assert (await scene.client.responses.cancel(begun.id)).status == "cancelled"
-    assert (await stream)[-1].response.status == "cancelled"
-    assert (await scene.client.responses.retrieve(begun.id)).status == "cancelled"
-
-
 async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene: Scene) -> None:
     async def fails(turn: Turn) -> None:
         async with turn.reply() as message:
@@ -226,17 +213,6 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
     assert len(scene.turns) == 1
 
 
-async def test_repeated_request_adds_no_messages_to_the_history(scene: Scene) -> None:
-    scene.gate.set()
-    options: Any = {"model": "bot", "extra_headers": {"Idempotency-Key": "k"}}
-    first = await scene.client.responses.create(input="you", **options)
-    forged: Any = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "you"}]
-    assert (await scene.client.responses.create(input=forged, **options)).id == first.id
-    await scene.client.responses.create(model="bot", input="next", previous_response_id=first.id)
-    history = [(one["role"], one["content"]) for one in await scene.turns[-1].history()]
-    assert history == [("user", "you"), ("assistant", ANSWER), ("user", "next")]
-
-
 async def test_request_in_one_piece_that_the_hub_cuts_has_an_error(scene: Scene) -> None:
     whole = asyncio.create_task(scene.served.http.post("/v1/responses", json={"model": "bot", "input": "you"}))
     await scene.served.until(lambda: scene.turns)
@@ -273,33 +249,6 @@ async def test_answer_that_is_deleted_while_a_client_follows_it_fails(scene: Sce
                 scene.gate.set()
 
 
-async def test_answer_after_a_deleted_one_has_other_numbers_for_a_client_that_resumes(scene: Scene) -> None:
-    """A number from before the deletion may skip text (decision 0080). The last event has the whole answer."""
-
-    async def answers_again(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Gone")
-        await scene.gate.wait()
-        async with turn.reply() as message:
-            await message.append("Left behind")
-
-    scene.script = answers_again  # type: ignore[method-assign]
-    seen: list[Any] = []
-    async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
-        seen.append(event)
-        if event.type == "response.output_text.delta" and event.delta == "Gone":
-            (answer,) = (await scene.hub.turn(channel_of(seen[0].response.id), scene.turns[0].message.id)).answers
-            await scene.hub.delete(channel_of(seen[0].response.id), answer.id)
-            scene.gate.set()
-    whole = await scene.events(seen[0].response.id)
-    live, resumed = seen[-1].sequence_number, whole[-1].sequence_number
-    assert live - resumed == 4 + len("Gone") + 1  # the events of an item, and its delta
-    for after in range(live + 1):
-        later = await scene.events(seen[0].response.id, after)
-        assert units(later[:-1]) == units(whole[:-1])[after + 1 :]
-        assert (later[-1].type, later[-1].response.output_text) == ("response.completed", "Left behind")
-
-
 async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Scene) -> None:
     async def replaces(turn: Turn) -> None:
         async with turn.reply() as message:
@@ -319,37 +268,6 @@ async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Sc
     assert seen[-1].response.output_text == "ThreeFour"
     later = await scene.events(seen[0].response.id)
     assert later[-1].sequence_number == seen[-1].sequence_number
-
-
-@pytest.mark.parametrize("is_over", [False, True], ids=["running", "over"])
-async def test_client_that_is_cut_before_its_text_becomes_shorter_gets_the_last_event(
-    scene: Scene, is_over: bool
-) -> None:
-    async def shortens(turn: Turn) -> None:
-        async with turn.reply() as message:
-            index = await message.part({"type": "text", "text": "x" * 60})
-            await message.flush()
-            await scene.gate.wait()
-            await message.part({"type": "text", "text": "short"}, index=index)
-
-    scene.script = shortens  # type: ignore[method-assign]
-    seen: list[Any] = []
-    stream = await scene.client.responses.create(model="bot", input="you", stream=True)
-    async for event in stream:
-        seen.append(event)
-        if event.type == "response.output_text.delta":
-            break
-    await stream.close()
-    response_id, after = seen[0].response.id, seen[-1].sequence_number
-    scene.gate.set()
-    if is_over:
-        await scene.events(response_id)
-    last = (await scene.events(response_id, after))[-1]
-    assert (last.type, last.response.output_text) == ("response.completed", "short")
-    whole = await scene.events(response_id)
-    for number in range(whole[-1].sequence_number - 1, after + 2):
-        (last,) = await scene.events(response_id, number)
-        assert (last.type, last.sequence_number > number) == ("response.completed", True)
 
 
 @pytest.mark.parametrize("is_added", [False, True], ids=["replaced", "added to an earlier text"])

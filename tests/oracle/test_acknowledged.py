@@ -39,11 +39,3 @@ def test_successor_that_finds_unacknowledged_text_finds_one_entry_more(found: li
     report = {"say": "found", "id": plan.id, "lengths": found, "progress": 0, "status": "streaming", "meta": False}
     known.report(report, "c")
     assert known.messages[plan.id].entries == entries
-
-
-def test_log_keeps_its_epoch_once_it_has_one() -> None:
-    known = Acknowledged(SEED, 12)
-    assert known.wrong_epoch("c", "-:0") is None
-    assert known.wrong_epoch("c", "e1:4") is None
-    assert known.wrong_epoch("c", "e1:9") is None
-    assert known.wrong_epoch("c", "e2:9") is not None

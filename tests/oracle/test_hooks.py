@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from proof.oracle.hooks import FAULT_S, HookOracle
 from proof.oracle.log import StoredLogs
 from proof.oracle.violation import Violation
-from tenuto.core.ops import Delete, Op, Update
+from tenuto.core.ops import Op
 from tenuto.hub.hooks import KINDS, HookEvent
 from tests.oracle.entries import END, create, write
 
@@ -67,69 +67,6 @@ class Hooked:
 @pytest.fixture
 def hooked() -> Hooked:
     return Hooked()
-
-
-def test_calls_in_order_are_accepted(hooked: Hooked) -> None:
-    assert len(hooked.missing) == 3
-    hooked.call("message.create", 1, "m")
-    hooked.call("message.finish", 2, "m")
-    hooked.call("message.create", 3, "n")
-    assert hooked.missing == []
-
-
-def test_late_hook_gets_the_remaining_calls(hooked: Hooked) -> None:
-    hooked.store(Delete(id="m"), Update(id="n", parts=None, meta={}, at_ms=3))
-    hooked.call("message.create", 3, "n")
-    hooked.call("message.delete", 4, "m")
-    assert hooked.missing == ["h c 5 message.update n"]
-    hooked.call("message.update", 5, "n")
-    assert hooked.missing == []
-
-
-def test_entry_before_the_registration_is_not_due(hooked: Hooked) -> None:
-    oracle = HookOracle(Hook(), hooked.stored)
-    assert oracle.missing(["c"]) == ["h is not registered"]
-    oracle.note_registered()
-    oracle.note_kept({"hook-registered/h": b"1"})
-    assert oracle.missing(["c"]) == []
-    hooked.store(Delete(id="n"))
-    assert oracle.missing(["c"]) == ["h c 4 message.delete n"]
-
-
-def test_next_epoch_is_due_from_its_beginning(hooked: Hooked) -> None:
-    hooked.call("message.create", 3, "n")
-    hooked.stored.delete_channel("c", ["n"])
-    hooked.store(create("m"), epoch="e2")
-    assert hooked.missing == ["h c 1 message.create m"]
-    hooked.call("message.create", 1, "m", "e2")
-    with pytest.raises(Violation, match="after the later epoch"):
-        hooked.oracle.check_call(hooked.event("message.create", 1, "m"), PROCESS)
-
-
-def test_failed_call_is_repeated_and_a_kept_one_is_not(hooked: Hooked) -> None:
-    hooked.oracle.check_call(hooked.event("message.create", 1, "m"), PROCESS)
-    hooked.oracle.end_call("c")
-    hooked.call("message.create", 1, "m")
-    with pytest.raises(Violation, match="though its position is 1"):
-        hooked.call("message.create", 1, "m")
-
-
-def test_call_whose_position_may_not_be_kept_is_repeated(hooked: Hooked) -> None:
-    hooked.call("message.create", 1, "m")
-    hooked.oracle.note_unclear(["hook/h/c"])
-    hooked.call("message.create", 1, "m")
-    with pytest.raises(Violation, match="though its position is 1"):
-        hooked.call("message.create", 1, "m")
-
-
-def test_call_of_a_killed_process_is_repeated(hooked: Hooked) -> None:
-    process = Process()
-    event = hooked.event("message.create", 1, "m")
-    hooked.oracle.check_call(event, process)
-    with pytest.raises(Violation, match="still runs"):
-        hooked.oracle.check_call(event, PROCESS)
-    process.is_alive = False
-    hooked.oracle.check_call(event, PROCESS)
 
 
 @pytest.mark.parametrize(

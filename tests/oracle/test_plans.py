@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proof.oracle.plans import Append, Piece, Plan, Put, Script, first_difference
+from proof.oracle.plans import Piece, Put, Script, first_difference
 from tests.oracle.test_views import SEED, plan_of
 
 STEPS = 6
@@ -17,29 +17,6 @@ STEPS = 6
 
 def text(*texts: str) -> list[dict[str, Any]]:
     return [{"type": "text", "text": one} for one in texts]
-
-
-def test_plan_depends_on_seed_and_id_alone() -> None:
-    assert Plan(1, "m", steps=9).steps == Plan(1, "m", steps=9).steps
-    assert Plan(1, "m", steps=9).steps != Plan(2, "m", steps=9).steps
-
-
-def test_each_step_begins_where_its_part_ends() -> None:
-    plan = plan_of("thinking")
-    for part in (0, 1):
-        steps = [step for step in plan.steps if isinstance(step, Append) and step.part == part]
-        assert [step.at for step in steps[1:]] == [step.end for step in steps[:-1]]
-        assert "".join(step.text for step in steps) == plan.texts[part]
-
-
-def test_beginning_of_a_plan_is_accepted_until_the_message_is_complete() -> None:
-    plan = plan_of("plain")
-    whole = plan.texts[0]
-    assert plan.wrong([], is_whole=False) is None
-    assert plan.wrong(text(whole[:5]), is_whole=False) is None
-    assert plan.wrong(text(whole), is_whole=True) is None
-    assert plan.wrong(text(whole[:-1]), is_whole=True) is not None
-    assert plan.wrong([], is_whole=True) is not None
 
 
 def test_text_outside_the_plan_is_wrong() -> None:
@@ -74,14 +51,6 @@ def script_text(id: str, *writers: tuple[int, int, str]) -> str:
     script = Script(SEED, id, steps=STEPS)
     pieces = [(attempt, writer) for count, attempt, writer in writers for _ in range(count)]
     return "".join(script.text(Piece(number, *piece)) for number, piece in enumerate(pieces))
-
-
-def test_script_may_have_several_writers_one_after_the_other() -> None:
-    script = Script(SEED, "m", steps=STEPS)
-    assert script.wrong([], is_whole=False) is None
-    assert script.wrong(text(script_text("m", (2, 1, "a"))), is_whole=False) is None
-    assert script.wrong(text(script_text("m", (2, 1, "a"), (4, 2, "b"))), is_whole=True) is None
-    assert script.wrong(text(script.whole("ann")), is_whole=True) is None
 
 
 @pytest.mark.parametrize(

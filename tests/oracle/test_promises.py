@@ -119,18 +119,6 @@ def test_connection_without_a_response_leaves_the_whole_term(scene: Scene) -> No
         scene.promises.check_due()
 
 
-def test_connection_that_ended_with_its_hub_leaves_the_whole_term_in_the_next_hub(scene: Scene) -> None:
-    process = Process()
-    begin_message(scene, Connection(process), has_response=True)
-    process.is_alive = False
-    scene.promises.note_boot()  # the hub boots at the same moment
-    scene.at(27.5)
-    scene.promises.check_due()
-    scene.at(28.5)
-    with pytest.raises(Violation, match="still streams"):
-        scene.promises.check_due()
-
-
 def interrupted() -> Finish:
     return Finish(id="m", status="interrupted", reason="writer_gone", meta={}, at_ms=START_MS)
 
@@ -200,10 +188,6 @@ def receive_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
     view.receive(msgspec.to_builtins([PresenceLeave(id="bob")]), None, scene.stored.stamp)
 
 
-def test_leave_of_an_absent_member_may_arrive_late(scene: Scene) -> None:
-    receive_a_leave(scene, begun_s=12.0, back_s=14.0)
-
-
 def test_leave_of_a_member_that_returned_in_time_is_a_violation(scene: Scene) -> None:
     with pytest.raises(Violation, match="leave of"):
         receive_a_leave(scene, begun_s=12.0, back_s=12.9)
@@ -232,21 +216,6 @@ def test_leave_of_a_member_that_returned_to_another_node_is_a_violation(
     scene.at(13.5)
     with nullcontext() if is_right else pytest.raises(Violation, match="leave of"):
         scene.promises.members.check_leave(member, 9.0)
-
-
-def test_leave_request_may_be_read_late_by_a_hub_that_was_held_up(scene: Scene) -> None:
-    member, connection = ("c", "bob"), Connection(Process())
-    scene.promises.members.note_entered(member, connection)
-    scene.at(10.0)
-    scene.promises.members.note_left(member, connection=connection)
-    scene.at(20.0)
-    connection.ended_s = 20.0
-    scene.promises.members.check_leave(member, 20.0)
-    scene.at(22.0)
-    scene.promises.members.note_entered(member, Connection(Process()))
-    scene.at(24.0)
-    with pytest.raises(Violation, match="leave of"):
-        scene.promises.members.check_leave(member, 24.0)
 
 
 def test_attempt_that_a_hub_counts_as_running_after_its_lease_is_a_violation(scene: Scene) -> None:
@@ -300,16 +269,6 @@ def test_message_that_was_taken_in_and_goes_on_after_the_turn_is_a_violation(
 
 
 # -- after a power cut -------------------------------------------------------------------------------------------------
-
-
-def test_claimed_turn_that_a_power_cut_left_is_due(scene: Scene) -> None:
-    claim_message(scene, "e1")
-    scene.store(Claim(id="m", generation=1, state="done"))
-    assert scene.promises.turns == []
-    scene.lose_power(2)
-    assert scene.promises.turns == [PLACE]
-    scene.store(Claim(id="m", generation=1, state="done"), epoch="e2")
-    assert scene.promises.turns == []
 
 
 def test_turn_that_a_power_cut_lost_is_not_due(scene: Scene) -> None:
@@ -366,17 +325,3 @@ def test_two_agents_work_on_a_turn_only_if_the_first_was_paused(scene: Scene) ->
     scene.store(Claim(id="m", state="taken", generation=3, by="bot", node="c"))
     with pytest.raises(Violation, match="two agents"):
         scene.promises.begin_attempt(PLACE, 3, agents[2])
-
-
-def test_of_a_deleted_channel_another_node_may_still_work_on_the_same_id(scene: Scene) -> None:
-    first, second = Process("A"), Process("B")
-    for epoch, process in (("e1", first), ("e2", second)):
-        scene.store(user_message(), epoch=epoch)
-        scene.store(Claim(id="m", state="taken", generation=1, by="bot", node=process.name), epoch=epoch)
-        scene.promises.begin_attempt(PLACE, 1, process)
-        scene.delete_channel()
-    scene.promises.end_attempt(PLACE, first)
-    scene.store(user_message(), epoch="e3")
-    scene.store(Claim(id="m", state="taken", generation=1, by="bot", node="B"), epoch="e3")
-    with pytest.raises(Violation, match="two agents"):
-        scene.promises.begin_attempt(PLACE, 1, second)

@@ -38,21 +38,6 @@ INTERRUPTED = answer(1, "interrupted", (2, 1, "bot-1"))
 
 
 @pytest.mark.parametrize(
-    "answers",
-    [
-        [answer(1, "complete")],
-        [INTERRUPTED, answer(2, "complete")],
-        [answer(1, "complete", (2, 1, "bot-1"), (4, 2, "bot-2"))],  # a second attempt continues the answer
-        [answer(1, "interrupted", (0, 1, "")), answer(2, "complete")],
-    ],
-)
-def test_question_with_one_answer_that_counts_is_settled(answers: list[Json]) -> None:
-    questions, question = one_question()
-    assert questions.wrong(question, stored(*answers)) is None
-    assert questions.unsettled(question, stored(*answers)) is None
-
-
-@pytest.mark.parametrize(
     ("answers", "why"),
     [
         ([answer(1, "complete"), answer(2, "complete")], "more than the one answer that counts"),

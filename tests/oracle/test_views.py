@@ -60,12 +60,6 @@ def append(serial: int, at: int, text: str) -> MessageAppend:
     return MessageAppend(serial=serial, id="m", part=0, at=at, text=text)
 
 
-def test_view_that_equals_the_log_is_accepted(channel: Channel) -> None:
-    channel.receive([attached(1), channel.whole(1)], "e1:1")
-    channel.receive([append(3, 2, " you!")], "e1:3")
-    assert channel.oracle.is_settled
-
-
 @pytest.mark.parametrize(
     ("events", "cursor"),
     [
@@ -184,18 +178,3 @@ def written(count: int, status: str, attempt: int = 1, writer: str = "a") -> Jso
     script = Script(SEED, "m", steps=6)
     text = "".join(script.text(Piece(number, attempt, writer)) for number in range(count))
     return {"id": "m", "role": "assistant", "status": status, "parts": [{"type": "text", "text": text}]}
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "kinds"),
-    [
-        (written(2, "interrupted"), written(4, "streaming"), []),  # a successor continues it
-        (written(2, "interrupted"), written(6, "complete"), []),
-        (written(2, "cancelled"), written(4, "streaming"), ["reopened"]),
-        (written(6, "complete"), written(6, "interrupted"), ["reopened"]),
-        (written(2, "streaming"), written(4, "streaming", 2, "b"), ["changed"]),  # longer, but with another text
-        (written(4, "streaming"), written(2, "streaming"), ["shrunk", "changed"]),
-    ],
-)
-def test_shown_text_stays_when_a_successor_continues_it(before: Json, after: Json, kinds: list[str]) -> None:
-    assert kinds_after(PlanOracle(SEED, 6, "script"), [before], [after]) == kinds

@@ -14,7 +14,7 @@ from tenuto.core.model import Message
 from tenuto.sources import Piped, UpstreamEnded, UpstreamError, pipe
 from tests.sources.provider import Provider
 
-PATIENCE_S = 30
+PATIENCE_S = 60.0
 SEEN_WITHIN_S = 1.0  # time within which a provider must see that a stream was stopped
 
 

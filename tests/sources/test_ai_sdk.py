@@ -11,8 +11,8 @@ import pytest
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
-from tests.sources.piping import broken, ended, failed, left, pipe_all
-from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.piping import broken, ended, failed, pipe_all
+from tests.sources.provider import CUT, Provider
 from tests.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, sse
 
 START: list[dict[str, Any]] = [{"type": "start", "messageId": "m1"}, {"type": "start-step"}]
@@ -56,13 +56,6 @@ async def test_chunks_become_parts_in_order(hub: Hub) -> None:
         "usage": {"input_tokens": 11, "output_tokens": 7},
     }
     assert piped.tool_calls[0].arguments == {"city": "Oslo"}
-
-
-async def test_lines_become_the_same_parts(hub: Hub) -> None:
-    stored, _ = await pipe_all(hub, lines_of(ANSWER)[1:])
-    assert stored.parts == PARTS
-    stored, _ = await pipe_all(hub, lines_of(ANSWER), source="ai-sdk")
-    assert stored.parts == PARTS
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
@@ -110,11 +103,6 @@ async def test_stream_over_http_is_written(hub: Hub, provider: Provider) -> None
     provider.will_say([sse(chunk) for chunk in ANSWER])
     stored, _ = await pipe_all(hub, bytes_of(provider.url), source="ai-sdk")
     assert (stored.text, stored.parts[2]["input"]) == (TEXT, INPUT)
-
-
-async def test_provider_sees_the_early_end(hub: Hub, provider: Provider) -> None:
-    provider.will_say([*(sse(chunk) for chunk in [*START, *SAID]), HOLD])
-    assert (await left(hub, provider, bytes_of(provider.url))).text == TEXT
 
 
 async def test_a_connection_that_is_cut_was_a_crash(hub: Hub, provider: Provider) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,11 +9,10 @@ from google import genai
 from google.genai import types
 
 from tenuto import Hub
-from tenuto.core.errors import TenutoError
 from tenuto.sources import ToolCall
-from tests.sources.piping import broken, ended, failed, left, pipe_all
-from tests.sources.provider import CUT, HOLD, Provider
-from tests.sources.wires import FIRST, GEMINI_USAGE, PARTS, SECOND, TEXT, gemini, gemini_answer, sse
+from tests.sources.piping import ended, failed, pipe_all
+from tests.sources.provider import CUT, Provider
+from tests.sources.wires import GEMINI_USAGE, PARTS, TEXT, gemini, gemini_answer, sse
 
 ASK: dict[str, Any] = {"model": "gemini-test", "contents": "Hi"}
 CALLED = {**PARTS[2], "input": '{"city":"Oslo"}'}  # Google sends an object, which is written as compact JSON
@@ -88,11 +86,6 @@ async def test_an_answer_without_a_finish_reason_was_a_crash(
     assert await ended(hub, models.generate_content_stream(**ASK)) == "Hello"
 
 
-async def test_an_answer_without_anything_was_a_crash(hub: Hub, provider: Provider, client: genai.Client) -> None:
-    provider.will_say([])
-    assert await ended(hub, await client.aio.models.generate_content_stream(**ASK)) == ""
-
-
 async def test_an_error_among_chunks_fails_with_public_words(
     hub: Hub, provider: Provider, client: genai.Client
 ) -> None:
@@ -100,17 +93,6 @@ async def test_an_error_among_chunks_fails_with_public_words(
     provider.will_say([gemini({"text": "Hello"}), sse(error)])
     text, words = await failed(hub, await client.aio.models.generate_content_stream(**ASK))
     assert (text, words) == ("Hello", "the model's provider reported an error: UNAVAILABLE")
-
-
-async def test_provider_sees_the_early_end(hub: Hub, provider: Provider, client: genai.Client) -> None:
-    provider.will_say([gemini({"text": "Hello"}), HOLD])
-    assert (await left(hub, provider, await client.aio.models.generate_content_stream(**ASK))).text == "Hello"
-
-
-async def test_halves_of_an_emoji_are_joined(hub: Hub, provider: Provider, client: genai.Client) -> None:
-    provider.will_say([gemini({"text": FIRST}), gemini({"text": SECOND}, finish="STOP")])
-    stored, _ = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK))
-    assert stored.text == TEXT
 
 
 GARBAGE = [
@@ -122,21 +104,3 @@ GARBAGE = [
     sse([1, 2]),
     sse({"tomorrow": {"x": [1]}}),
 ]
-
-
-@pytest.mark.parametrize("garbage", GARBAGE)
-async def test_malformed_events_fail_or_are_ignored(
-    hub: Hub, provider: Provider, client: genai.Client, garbage: bytes
-) -> None:
-    provider.will_say([gemini({"text": "Hello"}), garbage])
-    stored, error = await broken(hub, await client.aio.models.generate_content_stream(**ASK), TenutoError)
-    assert error.code in ("upstream_error", "upstream_ended")
-    assert stored.text == "Hello"
-
-
-async def test_provider_sees_the_early_end_of_a_blocking_stream(
-    hub: Hub, provider: Provider, client: genai.Client
-) -> None:
-    provider.will_say([gemini({"text": "Hello"}), HOLD])
-    stream = await asyncio.to_thread(lambda: client.models.generate_content_stream(**ASK))
-    assert (await left(hub, provider, stream)).text == "Hello"

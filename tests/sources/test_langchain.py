@@ -14,9 +14,8 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tenuto import Hub
-from tenuto.core.errors import TenutoError
-from tests.sources.piping import broken, ended, failed, left, pipe_all
-from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.piping import ended, pipe_all
+from tests.sources.provider import CUT, Provider
 from tests.sources.wires import (
     CHAT_USAGE,
     INPUT,
@@ -28,7 +27,6 @@ from tests.sources.wires import (
     chat_called,
     chat_end,
     chat_said,
-    sse,
 )
 
 
@@ -104,26 +102,6 @@ async def test_a_model_that_breaks_off_was_a_crash(
     assert await ended(hub, getattr(model, way)("Hi")) == "Hello"
 
 
-async def test_an_error_event_fails_with_public_words(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
-    provider.will_say([*chat_said("Hello"), sse({"error": {"message": "sk-123", "type": "server_error"}})])
-    text, words = await failed(hub, model.astream("Hi"))
-    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
-
-
-@pytest.mark.parametrize("way", ["astream", "astream_events", "stream"])
-async def test_provider_sees_the_early_end_of_a_model(
-    hub: Hub, provider: Provider, model: ChatOpenAI, way: str
-) -> None:
-    provider.will_say([*chat_said("Hello"), HOLD])
-    assert (await left(hub, provider, getattr(model, way)("Hi"))).text == "Hello"
-
-
-async def test_malformed_events_fail(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
-    provider.will_say([b"data: {broken\n\n"])
-    _, error = await broken(hub, model.astream("Hi"), TenutoError)
-    assert error.code == "upstream_error"
-
-
 # LangGraph --------------------------------------------------------------------------------------------------------
 
 
@@ -179,35 +157,12 @@ async def test_events_of_a_graph_become_the_same_parts(hub: Hub, provider: Provi
     assert (stored.parts[0]["input"], stored.text) == (INPUT, "Rain in Oslo")
 
 
-@pytest.mark.parametrize("mode", ["updates", "values", "custom"])
-async def test_other_modes_of_a_graph_are_ignored(hub: Hub, mode: str) -> None:
-    model = GenericFakeChatModel(messages=iter([AIMessage("Hello")]))
-    stored, _ = await pipe_all(hub, graph_of(model).astream(ASK, stream_mode=mode))
-    assert (stored.status, stored.parts) == ("complete", [])
-
-
 @pytest.mark.parametrize("end", [[], [CUT]])
 async def test_a_graph_whose_model_breaks_off_was_a_crash(
     hub: Hub, provider: Provider, model: ChatOpenAI, end: list[bytes | str]
 ) -> None:
     provider.will_say([*chat_said("Hello"), *end])
     assert await ended(hub, graph_of(model).astream(ASK, stream_mode="messages")) == "Hello"
-
-
-async def test_the_apps_own_error_passes_unchanged(hub: Hub, provider: Provider) -> None:
-    def fail(state: MessagesState) -> MessagesState:
-        raise ZeroDivisionError
-
-    graph = StateGraph(MessagesState)
-    graph.add_node("fail", fail)
-    graph.add_edge(START, "fail")
-    stored, _ = await broken(hub, graph.compile().astream(ASK, stream_mode="messages"), ZeroDivisionError)
-    assert stored.status == "failed"
-
-
-async def test_provider_sees_the_early_end_of_a_graph(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
-    provider.will_say([*chat_said("Hello"), HOLD])
-    assert (await left(hub, provider, graph_of(model).astream(ASK, stream_mode="messages"))).text == "Hello"
 
 
 async def test_a_text_of_two_messages_is_two_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:

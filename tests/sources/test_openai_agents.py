@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
-from tests.sources.piping import SEEN_WITHIN_S, broken, ended, failed, left, pipe_all
+from tests.sources.piping import SEEN_WITHIN_S, broken, ended, failed, pipe_all
 from tests.sources.provider import CUT, HOLD, Provider
 from tests.sources.wires import (
     INPUT,
@@ -102,24 +102,10 @@ async def test_a_run_whose_response_breaks_off_was_a_crash(
     assert await ended(hub, Runner.run_streamed(agent, "Hi")) == "Hello"
 
 
-async def test_an_error_event_fails_with_public_words(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
-    wire = Responses()
-    error = wire.event("error", code="server_error", message="sk-123", param=None)
-    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), error])
-    text, words = await failed(hub, Runner.run_streamed(agent, "Hi"))
-    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
-
-
 async def test_a_run_with_too_many_turns_fails(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
     provider.will_say(called(), called())
     _, words = await failed(hub, Runner.run_streamed(agent, "Hi", max_turns=1))
     assert words.startswith("the model's provider reported an error")
-
-
-async def test_provider_sees_the_early_end_of_a_run(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
-    wire = Responses()
-    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), HOLD])
-    assert (await left(hub, provider, Runner.run_streamed(agent, "Hi"))).text == "Hello"
 
 
 async def test_cancelled_run_ends_at_the_provider(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
@@ -131,9 +117,3 @@ async def test_cancelled_run_ends_at_the_provider(hub: Hub, provider: Provider, 
     assert (stored.text, error.code) == ("Hello", "upstream_error")
     async with asyncio.timeout(SEEN_WITHIN_S):
         await provider.is_left.wait()
-
-
-async def test_malformed_events_fail(hub: Hub, provider: Provider, agent: Agent[Any]) -> None:
-    provider.will_say([b"data: {broken\n\n"])
-    _, error = await broken(hub, Runner.run_streamed(agent, "Hi"), TenutoError)
-    assert error.code == "upstream_error"

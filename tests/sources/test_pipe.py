@@ -313,7 +313,7 @@ def _things(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return typed | objects | fields | st.lists(inner, max_size=2) | st.tuples(inner, inner)
 
 
-EXAMPLES = settings().max_examples // 3  # examples of each source: a hub is made for each example
+EXAMPLES = settings().max_examples // 8  # examples of each source: a hub is made for each example
 EVENTS = st.recursive(_VALUES | _TYPES, _things, max_leaves=12)
 
 
@@ -362,17 +362,17 @@ def rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("| ")]
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_the_table_of_a_source_is_its_docstring(name: str) -> None:
+def test_the_table_of_each_source_is_its_docstring() -> None:
     page = (ROOT / "docs" / "sources.md").read_text()
-    _, _, section = page.partition(f"\n### `{name}`\n")
-    module = sys.modules[SOURCES[name].__module__]
-    assert module.__doc__
-    assert rows(section.partition("\n#")[0]) == rows(module.__doc__)
+    for name, source in SOURCES.items():
+        _, _, section = page.partition(f"\n### `{name}`\n")
+        module = sys.modules[source.__module__]
+        assert module.__doc__, name
+        assert rows(section.partition("\n#")[0]) == rows(module.__doc__), name
 
 
 def test_no_sdk_is_imported() -> None:
-    ran = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=30, check=True)
+    ran = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout == "[]\n"
     named = {
         alias.name.partition(".")[0]

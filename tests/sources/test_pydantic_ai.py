@@ -12,9 +12,8 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tenuto import Hub
-from tenuto.core.errors import TenutoError
-from tests.sources.piping import broken, ended, failed, left, pipe_all
-from tests.sources.provider import CUT, HOLD, Provider
+from tests.sources.piping import ended, pipe_all
+from tests.sources.provider import CUT, Provider
 from tests.sources.wires import (
     FIRST,
     INPUT,
@@ -26,7 +25,6 @@ from tests.sources.wires import (
     chat_called,
     chat_end,
     chat_said,
-    sse,
 )
 
 WAYS = ["events", "stream", "iter"]
@@ -106,18 +104,6 @@ async def test_a_tool_that_asks_to_be_called_again_is_in_error(
     assert (stored.parts[0]["state"], stored.text) == ("error", "No")
 
 
-async def test_the_apps_own_error_passes_unchanged(hub: Hub, provider: Provider, openai: OpenAIProvider) -> None:
-    agent = Agent(OpenAIChatModel("gpt-test", provider=openai))
-
-    @agent.tool_plain
-    def weather(city: str) -> str:
-        raise ZeroDivisionError
-
-    provider.will_say([*chat_called(), *chat_end("tool_calls")])
-    stored, _ = await broken(hub, run(agent, "events"), ZeroDivisionError)
-    assert stored.status == "failed"
-
-
 @ALL_WAYS
 async def test_a_model_without_a_provider_needs_no_finish_reason(hub: Hub, way: str) -> None:
     agent = Agent(TestModel(custom_output_text="Hello world"))
@@ -132,27 +118,3 @@ async def test_a_run_whose_response_breaks_off_was_a_crash(
 ) -> None:
     provider.will_say([*chat_said("Hello"), *end])
     assert await ended(hub, run(agent, way)) == "Hello"
-
-
-@ALL_WAYS
-async def test_an_error_event_fails_with_public_words(
-    hub: Hub, provider: Provider, agent: Agent[None, str], way: str
-) -> None:
-    provider.will_say([*chat_said("Hello"), sse({"error": {"message": "sk-123", "type": "server_error"}})])
-    text, words = await failed(hub, run(agent, way))
-    assert (text, words) == ("Hello", "the model's provider reported an error: server_error")
-
-
-@ALL_WAYS
-async def test_provider_sees_the_early_end_of_a_run(
-    hub: Hub, provider: Provider, agent: Agent[None, str], way: str
-) -> None:
-    provider.will_say([*chat_said("Hello"), HOLD])
-    assert (await left(hub, provider, run(agent, way))).text == "Hello"
-
-
-@ALL_WAYS
-async def test_malformed_events_fail(hub: Hub, provider: Provider, agent: Agent[None, str], way: str) -> None:
-    provider.will_say([b"data: {broken\n\n"])
-    _, error = await broken(hub, run(agent, way), TenutoError)
-    assert error.code == "upstream_error"

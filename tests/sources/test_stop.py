@@ -14,7 +14,7 @@ from tests.client.wire import Wire, client_of, memory_hub
 from tests.sources.provider import HOLD, Provider
 from tests.sources.wires import chat_said
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 SAID = "Hello"
 CLOSED_S = 1.0  # time after the stop in which the stream must be closed
 

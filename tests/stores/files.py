@@ -10,7 +10,7 @@ from typing import Any
 
 from tenuto.stores.sqlite.store import SqliteStore
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @contextlib.asynccontextmanager

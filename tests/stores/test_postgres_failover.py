@@ -33,7 +33,7 @@ from tests.transports.conftest import new_hub, serving
 
 pytestmark = needs_postgres
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

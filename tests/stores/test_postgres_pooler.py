@@ -17,6 +17,7 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Committed, CommitUnknown, Store, StoreReplaced
 from tenuto.stores.postgres.store import PostgresStore
 from tenuto.testing.contract import Chat, append, create
+from tests.conftest import IS_LONG
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres, running_postgres
@@ -25,7 +26,7 @@ from tests.stores.two import Two, TwoContract
 pytestmark = [needs_postgres, needs_pgbouncer]
 
 _numbers = count(1)
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,7 @@ async def opened(url: str) -> AsyncIterator[PostgresStore]:
         await store.close()
 
 
+@pytest.mark.skipif(not IS_LONG, reason="the contract on a second server: make test-long")
 class TestPooledPostgresStore(TwoContract):
     sends_notices = False
 

@@ -123,7 +123,7 @@ async def test_reads_and_renewals_share_the_few_connections_that_the_server_give
     """The limit of the role leaves two connections for them, beside the one for writes."""
     store = PostgresStore(f"postgresql://few@127.0.0.1:{server.port}/app", schema="few")
     await store.open()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for _ in range(3):
             heads = [store.heads(["c"]) for _ in range(20)]
             names = [store.channels(after=None, limit=1) for _ in range(20)]
@@ -408,7 +408,7 @@ async def test_an_error_on_a_connection_that_the_server_has_ended_stays_the_erro
     store = PostgresStore(server.url, schema="ended")
     await store.open()
     with pytest.raises(ZeroDivisionError):
-        async with store._pooled() as db, asyncio.timeout(20):
+        async with store._pooled() as db, asyncio.timeout(60):
             ended = asyncio.Event()
             db.add_termination_listener(lambda _: ended.set())
             pid = await db.fetchval("SELECT pg_backend_pid()")

@@ -23,7 +23,7 @@ from tenuto.testing.proxy import FaultProxy
 from tests.certificates import make_certificate
 from tests.redis_server import RedisServer, needs_redis, needs_valkey, running_redis
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module", params=["redis-server", pytest.param("valkey-server", marks=needs_valkey)])

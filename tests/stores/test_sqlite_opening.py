@@ -98,7 +98,7 @@ async def refused(path):
     try:
         await SqliteStore(path, lock_wait_s=60).open()
     except StoreInUse as error:
-        print(time.monotonic() - began_s < 10, error.detail, flush=True)
+        print(time.monotonic() - began_s < 40, error.detail, flush=True)
 
 def worker(path, opened, end):
     asyncio.run(refused(path) if opened.is_set() else hold(path, opened, end))

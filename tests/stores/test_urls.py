@@ -87,11 +87,7 @@ def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str)
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "chat.db",
-        "sqlite://[chat.db",
         "sqlite:///chat\n.db",
-        "sqlite:///chat.db?mode=ro",
         "postgresql://db:port/app",
     ],
 )

@@ -2,8 +2,11 @@
 
 Layer: tests.
 
-`served` is a hub behind uvicorn on this event loop, once for each way of sending; `http` sends requests to a hub
-through ASGI alone, which is enough for tests without streams.
+`served` is a hub behind uvicorn on this event loop, which sends as under `tenuto serve`; one of `new_hub` sends as with
+another server. `http` sends requests to a hub through ASGI alone, which is enough for tests without streams.
+
+With `TENUTO_SERVERS=long` (`make test-long`) the tests also run with the other way of sending, a store in a file, each
+server and each signal.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from tenuto.app import Hub
 from tenuto.stores.base import Store
 from tenuto.transports import access, origin
 from tenuto.transports.codec import Refusals
+from tests.conftest import IS_LONG
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
+WAYS = ["hand", "task"] if IS_LONG else ["hand"]
 
 
 class Served:
@@ -106,18 +111,18 @@ def fresh_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "refusals", Refusals())
 
 
-@pytest.fixture(params=["task", "hand"])
+@pytest.fixture(params=WAYS)
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
-    """A hub behind a server, once for each way of sending."""
+    """A hub behind a server."""
     hub = new_hub()
     hub.drive_by_hand = request.param == "hand"
     async with serving(hub) as one:
         yield one
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite"] if IS_LONG else ["memory"])
 async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Hub]:
-    """A hub without a server, once for each store."""
+    """A hub without a server."""
     hub = new_hub("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/hub.db")
     yield hub
     await hub.close()

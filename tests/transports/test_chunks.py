@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,7 +18,7 @@ from websockets.protocol import State
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.events import MessageAppend
 from tenuto.hub.batches import EncodedBatch
-from tenuto.transports.sender import MAX_BYTES, OPEN, Chunks, Frames, cycle_of, socket_of
+from tenuto.transports.sender import MAX_BYTES, OPEN, Chunks, Frames
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 
@@ -70,11 +69,6 @@ async def test_batches_go_through_send_if_uvicorn_differs(
     assert [body for body in sent if b"event: message.append" in body]
 
 
-async def test_cycle_without_the_needed_attributes_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    cycle: Any = RequestResponseCycle.__new__(RequestResponseCycle)
-    assert cycle_of(cycle.send) is None
-
-
 async def test_middleware_that_wraps_send_is_not_bypassed(sent: list[bytes]) -> None:
     hub = new_hub()
     hub.drive_by_hand = True
@@ -82,13 +76,6 @@ async def test_middleware_that_wraps_send_is_not_bypassed(sent: list[bytes]) -> 
     async with serving(hub, Starlette(routes=[Mount("/x", hub)], middleware=middleware)) as served:
         await watched(served, prefix="/x")
     assert [body for body in sent if b"event: message.append" in body]
-
-
-async def test_batches_go_through_send_with_another_server_protocol() -> None:
-    hub = new_hub()
-    hub.drive_by_hand = True
-    async with serving(hub, http="h11") as served:
-        await watched(served)
 
 
 def batch(text: str) -> EncodedBatch:
@@ -102,21 +89,6 @@ def test_a_batch_is_framed_once() -> None:
     assert chunks.of(one) is first
     assert chunks.of(other) == b"%x\r\n%b\r\n" % (len(other.sse), other.sse)
     assert chunks.of(one) == first
-
-
-def test_a_large_batch_is_not_kept() -> None:
-    chunks, small = Chunks(), batch("small")
-    chunks.of(small)
-    assert chunks.of(batch("x" * MAX_BYTES)) is None
-    assert chunks._batch is small
-
-
-def test_without_uvicorn_there_is_no_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl")
-
-    async def send(message: Any) -> None: ...
-
-    assert cycle_of(send) is None
 
 
 # The same tests for WebSocket
@@ -154,14 +126,6 @@ async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_f
     assert len([text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]) <= 1
 
 
-async def test_frames_go_through_send_if_uvicorns_socket_differs(
-    by_hand: Served, sent_frames: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tenuto.transports.sender.socket_of", lambda send: None)
-    await watched_by_socket(by_hand)
-    assert [text for text in sent_frames if "message.append" in text]
-
-
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 1_000, MAX_BYTES])
 @pytest.mark.parametrize("letter", ["a", "é", "日"])
 def test_frame_equals_the_servers_own_frame(letter: str, length: int) -> None:
@@ -176,11 +140,6 @@ def test_a_text_is_framed_once() -> None:
     assert frames.of("y") == b"\x81\x01y"
     assert frames.of("z" * (MAX_BYTES + 1)) is None
     assert frames.of(one) == first
-
-
-def test_socket_without_the_needed_attributes_is_not_used() -> None:
-    protocol: Any = WebSocketsSansIOProtocol.__new__(WebSocketsSansIOProtocol)
-    assert socket_of(protocol.send) is None
 
 
 def test_open_equals_the_state_of_websockets() -> None:

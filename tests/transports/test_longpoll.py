@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from tenuto.core.events import Batch, Cursor, decode_event, parse_cursor
-from tenuto.core.limits import Limits
 from tenuto.core.view import View
 from tenuto.hub.access.identity import Identity, Scope
-from tenuto.hub.lifecycle import free_memory
 from tenuto.hub.people import presence_state
 from tenuto.transports.headers import header
-from tests.transports.asgi import HERE
-from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.test_websocket import dialled
-from tests.transports.watching import NASTY, Stream, write
+from tests.transports.watching import Stream
 
 POLL = "/v1/channels/c/poll"
 CLIENT = ("127.0.0.1", 5)
@@ -132,43 +127,6 @@ async def test_poll_of_an_empty_channel_learns_its_epoch(served: Served) -> None
         assert kinds(late) == ["channel.attached", "message.create"]
 
 
-async def test_a_foreign_epoch_is_a_new_start(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    response = await poll(served, "foreign:1", wait_s=60)
-    assert response["events"][0]["resumed"] is False
-
-
-async def test_deleted_channel_begins_a_new_epoch(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    task = await waiting(served, (await poll(served))["cursor"])
-    await served.hub.delete_channel("c")
-    response = await task
-    assert (kinds(response), response["events"][0]["resumed"]) == (["channel.attached"], False)
-    assert of_log(response["cursor"]) == "-:0"
-
-
-async def test_history_bounds_a_new_start(served: Served) -> None:
-    for number in range(5):
-        await served.hub.create("c", id=f"m{number}", text=str(number))
-    response = await poll(served, history=2)
-    assert [event["message"]["id"] for event in response["events"][1:]] == ["m3", "m4"]
-
-
-async def test_view_fed_by_polls_shows_difficult_text_unchanged(served: Served) -> None:
-    served.hub.flush_ms = 0
-    view = View()
-
-    async def write_all() -> dict[str, str]:
-        return {id: await write(served.hub, "c", pieces, id=id) for id, pieces in NASTY}
-
-    writing = asyncio.create_task(write_all())
-    async with asyncio.timeout(PATIENCE_S):
-        while [message.status for message in view.messages()] != ["complete"] * len(NASTY):
-            received(view, await poll(served, view.cursor))
-    texts = await writing
-    assert {id: view.text(id) for id in texts} == texts
-
-
 async def test_disconnected_waiting_poll_leaves_no_feed(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
@@ -194,40 +152,6 @@ async def test_draining_hub_ends_waiting_polls_and_refuses_new_ones(served: Serv
 # Presence
 
 
-async def test_first_poll_gets_the_present_members_and_the_next_one_waits(served: Served) -> None:
-    await served.hub.start()
-    served.hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann"})
-    first = await poll(served)
-    assert first["events"][0]["presence"] == {
-        "members": [{"id": "ann", "kind": "user", "data": {"name": "Ann"}, "connections": 1}],
-        "count": 1,
-    }
-    assert await poll(served, first["cursor"], wait_s=0) == {"cursor": first["cursor"], "events": []}
-
-
-async def test_presence_changes_between_two_polls_are_sent_at_once(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    first = await poll(served)
-    people = served.hub.runtime.presence
-    people.enter("c", "ann", "tab", {})
-    people.enter("c", "bob", "tab", {})
-    second = await poll(served, first["cursor"])
-    assert [(event["type"], event["member"]["id"]) for event in second["events"]] == [
-        ("presence.enter", "ann"),
-        ("presence.enter", "bob"),
-    ]
-    assert of_log(second["cursor"]) == of_log(first["cursor"])
-    people.enter("c", "bob", "tab", {"mood": "curious"})
-    people.leave("c", "ann", "tab", is_final=True)
-    third = await poll(served, second["cursor"])
-    assert kinds(third) == ["presence.update", "presence.leave"]
-    assert third["events"][0]["member"]["data"] == {"mood": "curious"}
-    assert third["events"][1]["id"] == "ann"
-    assert await poll(served, third["cursor"], wait_s=0) == {"cursor": third["cursor"], "events": []}
-    # only that of bob, because ann has entered and left since the last poll
-    assert kinds(await poll(served, first["cursor"])) == ["presence.enter"]
-
-
 async def test_missed_text_and_presence_come_in_one_response(served: Served) -> None:
     first = await poll(served)
     await served.hub.create("c", id="m1", text="one")
@@ -244,58 +168,6 @@ async def test_missed_text_and_presence_come_in_one_response(served: Served) -> 
     assert (await poll(served, third["cursor"], wait_s=0))["events"] == []
 
 
-async def test_entering_member_wakes_a_waiting_poll(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    cursor = (await poll(served))["cursor"]
-    task = await waiting(served, cursor)
-    served.hub.runtime.presence.enter("c", "ann", "tab", {})
-    async with asyncio.timeout(PATIENCE_S):
-        response = await task
-    assert kinds(response) == ["presence.enter"]
-    assert of_log(response["cursor"]) == of_log(cursor)
-    assert response["cursor"] != cursor
-    assert await poll(served, response["cursor"], wait_s=0) == {"cursor": response["cursor"], "events": []}
-
-
-async def test_member_that_enters_and_leaves_at_once_makes_no_event(served: Served) -> None:
-    cursor = (await poll(served))["cursor"]
-    begun_s = asyncio.get_running_loop().time()
-    task = await waiting(served, cursor, wait_s=1)
-    served.hub.runtime.presence.enter("c", "ann", "tab", {})
-    served.hub.runtime.presence.leave("c", "ann", "tab", is_final=True)
-    assert await task == {"cursor": cursor, "events": []}
-    assert asyncio.get_running_loop().time() - begun_s > 0.9
-
-
-async def test_presence_change_while_a_poll_ends_is_sent_with_the_next_poll(served: Served) -> None:
-    people = served.hub.runtime.presence
-    people.enter("c", "ann", "tab", {})
-    first = await poll(served)
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            # The poll has taken ann's second connection, and has not made its cursor yet.
-            people.leave("c", "ann", "phone")
-            raise
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    query = f"since={first['cursor']}&wait_s=60".encode()
-    scope = {"type": "http", "method": "GET", "path": POLL, "query_string": query, "headers": HERE, "client": CLIENT}
-    task = asyncio.create_task(served.hub(scope, receive, send))
-    await served.until(lambda: served.hub.stats()["feeds"] == 1)
-    people.enter("c", "ann", "phone", {})
-    async with asyncio.timeout(PATIENCE_S):
-        await task
-    second = json.loads(sent[1]["body"])
-    third = await poll(served, second["cursor"], wait_s=0)
-    assert [event["member"]["connections"] for got in (second, third) for event in got["events"]] == [2, 1]
-
-
 async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: Served) -> None:
     cursor = (await poll(served))["cursor"]
     await served.hub.signal("c", "typing", {"is": "early"}, by="ann")
@@ -306,57 +178,6 @@ async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: S
         response = await task
     assert response["events"] == [{"type": "signal", "name": "typing", "data": {"is": "now"}, "from": "ann"}]
     assert await poll(served, response["cursor"], wait_s=0) == {"cursor": response["cursor"], "events": []}
-
-
-async def test_poll_with_a_too_old_presence_position_gets_all_members(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(presence_state, "KEPT_LEFT", 2)
-    cursor = (await poll(served))["cursor"]
-    people = served.hub.runtime.presence
-    people.enter("c", "ann", "tab", {})
-    for number in range(3):
-        people.enter("c", f"guest{number}", "tab", {})
-        people.leave("c", f"guest{number}", "tab", is_final=True)
-    response = await poll(served, cursor)
-    assert kinds(response) == ["presence.sync"]
-    assert ([member["id"] for member in response["events"][0]["members"]], response["events"][0]["count"]) == (
-        ["ann"],
-        1,
-    )
-    assert (await poll(served, response["cursor"], wait_s=0))["events"] == []
-
-
-async def test_poll_after_a_restart_gets_all_members(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hub.db"
-    view = View()
-    async with serving(new_hub(url)) as served:
-        await served.hub.create("c", id="m1", text="one")
-        for member in ("ann", "bob"):
-            served.hub.runtime.presence.enter("c", member, "tab", {})
-        received(view, await poll(served))
-        assert [member.id for member in view.members()] == ["ann", "bob"]
-    async with serving(new_hub(url)) as served:
-        await served.hub.create("c", id="m2", text="two")
-        for member in ("bob", "cem"):  # as many changes as before, so that positions of two epochs look alike
-            served.hub.runtime.presence.enter("c", member, "tab", {})
-        response = await poll(served, view.cursor)
-        assert kinds(response) == ["message.create", "presence.sync"]
-        received(view, response)
-        assert [member.id for member in view.members()] == ["bob", "cem"]
-        assert [message.text for message in view.messages()] == ["one", "two"]
-        assert (await poll(served, view.cursor, wait_s=0))["events"] == []
-
-
-async def test_poll_after_the_channel_left_memory_gets_all_members(tmp_path: Path) -> None:
-    async with serving(new_hub(f"sqlite:///{tmp_path}/hub.db", limits=Limits(channel_idle_s=-1))) as served:
-        await served.hub.create("c", id="m1", text="one")
-        cursor = (await poll(served))["cursor"]
-        free_memory(served.hub.runtime)
-        response = await poll(served, cursor)
-        assert kinds(response) == ["presence.sync"]
-        assert of_presence(response["cursor"]).epoch != of_presence(cursor).epoch
-        assert (await poll(served, response["cursor"], wait_s=0))["events"] == []
 
 
 @pytest.mark.parametrize(

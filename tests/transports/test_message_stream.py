@@ -6,16 +6,14 @@ import gc
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.core.deltas import PartOpened, Sent
+from tenuto.core.deltas import PartOpened
 from tenuto.core.events import parse_cursor
 from tenuto.transports.streams import sent_by, sent_field
 from tests.transports.conftest import Served
-from tests.transports.test_sse import drained, pass_seconds
-from tests.transports.watching import NASTY, Stream, write
+from tests.transports.watching import Stream, write
 
 EVENTS = "/v1/channels/c/messages/m1/events"
 
@@ -103,39 +101,6 @@ async def test_broken_stream_resumes_with_the_next_character(served: Served) -> 
     assert added_up(third) == "three, four"
 
 
-async def test_message_stream_resumes_exactly_after_memory_was_freed(served: Served) -> None:
-    await begin(served)
-    for number in range(50):
-        await append(served, f"{number} ") if number else await change(served, "POST", "/m1/append", {"text": "0 "})
-    first = await Stream.open(served, EVENTS)
-    await first.until(lambda: added_up(first).endswith("49 "))
-    first.close()
-    await append(served, "50")
-    await served.hub.close()
-    await served.hub.start()  # start again, with no channel in memory
-    second = await Stream.open(served, EVENTS, Last_Event_ID=last_id(first))
-    await second.until_event("answer")
-    assert added_up(first) + added_up(second) == "".join(f"{number} " for number in range(50)) + "50"
-    second.close()
-
-
-@pytest.mark.parametrize("cursor", ["nonsense", "foreign:3:m0.2", "{epoch}:1", "{epoch}:1:presence"])
-async def test_cursor_of_another_stream_begins_with_the_first_character(served: Served, cursor: str) -> None:
-    await write(served.hub, "c", ["text"])
-    epoch = (await served.hub.info("c")).epoch
-    stream = await Stream.open(served, EVENTS, Last_Event_ID=cursor.format(epoch=epoch))
-    await stream.until_over()
-    assert added_up(stream) == "text"
-
-
-async def test_id_of_a_message_stream_is_valid_on_the_channel_stream(served: Served) -> None:
-    await write(served.hub, "c", ["text"])
-    stream = await Stream.open(served, EVENTS)
-    await stream.until_over()
-    channel = await Stream.open(served, "/v1/channels/c/events", Last_Event_ID=last_id(stream))
-    assert json.loads((await channel.until_event("channel.attached")).data)["resumed"] is True
-
-
 async def test_message_taken_over_after_done_continues_from_there(served: Served) -> None:
     """A takeover by the server: a message that its restart interrupted streams again."""
     from tenuto.core.requests import Caller, FinishMessage, TakeOver
@@ -174,49 +139,6 @@ async def test_a_deleted_channel_breaks_the_stream_off(served: Served) -> None:
     assert done(stream) == []
 
 
-async def test_difficult_text_adds_up(served: Served) -> None:
-    for id, pieces in NASTY:
-        await change(served, "POST", "", {"id": id, "role": "assistant", "status": "streaming"})
-        stream = await Stream.open(served, f"/v1/channels/c/messages/{id}/events?flush_ms=0")
-        for piece in pieces:
-            await change(served, "POST", f"/{id}/append", {"text": piece})
-        await change(served, "POST", f"/{id}/finish", {})
-        assert await stream.until_over() is True
-        assert added_up(stream) == "".join(pieces)
-
-
-async def test_other_messages_of_the_channel_are_not_sent(served: Served) -> None:
-    await begin(served)
-    stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
-    await served.hub.create("c", id="m2", text="not this")
-    await change(served, "POST", "/m1/append", {"text": "this"})
-    await stream.until_event("answer")
-    assert added_up(stream) == "this"
-
-
-async def test_message_stream_has_pings_and_is_broken_off_like_others(served: Served) -> None:
-    await begin(served)
-    stream = await Stream.open(served, f"{EVENTS}?ping_s=2")
-    await stream.until(lambda: stream.parser.retry_ms is not None)
-    await pass_seconds(served, 2)
-    await stream.until_event("ping")
-    assert await drained(served, stream) is False
-    assert [(event.event, event.data) for event in stream.events[1:]] == [("bye", b'"draining"')]
-
-
-async def test_slow_reader_of_a_message_gets_the_end(served: Served) -> None:
-    answer = "".join(f"{number:06} " for number in range(200_000))
-    await begin(served)
-    reader, writer = await served.connect()
-    writer.write(f"GET {EVENTS}?flush_ms=0 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-    for start in range(0, len(answer), 100_000):
-        await change(served, "POST", "/m1/append", {"text": answer[start : start + 100_000], "at": start})
-    await change(served, "POST", "/m1/finish", {})
-    stream = Stream(reader, writer)
-    assert await stream.until_over() is True
-    assert added_up(stream) == answer
-
-
 async def test_stream_of_a_message_keeps_no_text_that_it_has_sent(served: Served) -> None:
     await begin(served)
     await change(served, "PUT", "/m1/parts/0", {"type": "text", "text": "text"})
@@ -241,8 +163,3 @@ def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done:
     assert list(parsed.lengths)[left_out:] == lengths[left_out:]
     kept = "".join(f".{length}" for length in lengths[left_out:])
     assert left_out == 0 or len(f".{lengths[left_out - 1]}{kept}") > 255
-
-
-@pytest.mark.parametrize("extra", ["", "p7", "m", "m0.", "m0.x", "m0.-1", "m0.1.", "x0.1", "m9999"])
-def test_invalid_sent_field_means_no_text_was_sent(extra: str) -> None:
-    assert sent_by(parse_cursor(f"epoch:5:{extra}")) == Sent()

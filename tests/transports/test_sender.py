@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from proof.simulation.clock import VirtualLoop
 from tenuto.transports import sender as sender_module
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender
 from tests.transports.conftest import PATIENCE_S
@@ -127,42 +126,6 @@ async def test_aborted_blocked_write_runs_its_cleanup(make: Make) -> None:
     assert trace == ["cancelled", "finally"]
 
 
-async def test_disconnected_peer_ends_the_sender_without_an_error(make: Make) -> None:
-    async def send(message: Any) -> None:
-        raise ConnectionResetError
-
-    peer = Peer("x")
-    sender = peer.sender = make(send, peer)
-    peer.pump()
-    await carried(sender, peer)
-    assert sender.is_over
-
-
-async def test_peer_that_disconnects_during_a_blocked_write_ends_the_sender(make: Make) -> None:
-    async def send(message: Any) -> None:
-        await asyncio.sleep(0)
-        raise ConnectionResetError
-
-    peer = Peer("x")
-    sender = peer.sender = make(send, peer)
-    carrying = asyncio.create_task(carried(sender, peer))
-    await asyncio.sleep(0)
-    peer.pump()
-    await carrying
-
-
-async def test_other_errors_of_sending_are_raised_by_the_asgi_call(make: Make) -> None:
-    async def send(message: Any) -> None:
-        await asyncio.sleep(0)
-        raise ZeroDivisionError
-
-    peer = Peer("x")
-    sender = peer.sender = make(send, peer)
-    peer.pump()
-    with pytest.raises(ZeroDivisionError):
-        await carried(sender, peer)
-
-
 async def test_errors_of_receiving_are_raised_by_the_asgi_call(make: Make) -> None:
     async def send(message: Any) -> None: ...
 
@@ -217,17 +180,6 @@ async def test_peer_that_does_not_read_times_out(make: Make, monkeypatch: pytest
     await carried(sender, peer)
 
 
-async def test_sending_that_does_not_block_makes_no_task() -> None:
-    async def send(message: Any) -> None: ...
-
-    peer = Peer(*"abc")
-    sender = peer.sender = DirectSender(send, peer, Heartbeats())
-    before = asyncio.all_tasks()
-    peer.pump()
-    assert asyncio.all_tasks() == before
-    assert (sender.is_busy, peer.frees, peer.texts) == (False, 0, [])
-
-
 async def until_ended(make: Make, *, ends_s: float | None) -> float:
     """Write a message that the peer never reads, and end the sender after `ends_s`. Return the seconds until then."""
 
@@ -254,20 +206,3 @@ async def test_peer_that_reads_no_bytes_is_gone_after_five_minutes() -> None:
 @virtually
 async def test_write_in_progress_gets_half_a_second_when_its_sender_ends() -> None:
     assert await until_ended(lambda *made: TaskSender(*made, Heartbeats()), ends_s=10.0) == 10.5
-
-
-@virtually
-async def test_writes_make_no_timer_each() -> None:
-    async def send(message: Any) -> None:
-        await asyncio.sleep(0)
-        if len(peer.texts) == 0:
-            peer.left.set()
-
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    peer = Peer(*"x" * 1_000)
-    sender = peer.sender = TaskSender(send, peer, Heartbeats())
-    before = loop._made
-    peer.pump()
-    await sender.carry(peer.receive)
-    assert loop._made - before == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,17 +11,10 @@ import pytest
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.limits import Limits
-from tenuto.core.requests import FinishMessage
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.feed import Feed
-from tenuto.hub.leases import BROKEN_S
-from tenuto.transports.app import asgi
-from tenuto.transports.session import SILENCE_S
-from tests.hub.test_leases import ANN, INTERRUPTED, STREAMING, begin, status
-from tests.hub.test_leases import new_hub as new_leasing_hub
 from tests.transports.conftest import new_hub
 from tests.transports.lines import Line
-from tests.virtual import virtually
 
 
 @pytest.fixture
@@ -121,13 +113,6 @@ async def test_a_ping_is_due_every_five_seconds(own_hub: Hub) -> None:
         assert line.take() is None
 
 
-async def test_a_timer_of_five_seconds_that_is_not_quite_regular_skips_no_ping(own_hub: Hub) -> None:
-    line = Line(own_hub)
-    for turn in range(1, 10):
-        line.now_s = 5.0 * turn + (0.05 if turn % 2 else -0.05)
-        assert line.take() == {"type": "ping", "n": turn}
-
-
 async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.request("attach", channel="c")
@@ -213,34 +198,6 @@ async def test_an_attach_that_fails_gets_its_response_before_the_next_one(
     line.session.close()
 
 
-async def test_a_session_that_closes_while_it_attaches_leaves_no_feed(own_hub: Hub) -> None:
-    line = Line(own_hub)
-    line.request("attach", channel="c")
-    line.session.close()
-    await line.rest()
-    assert own_hub.stats()["feeds"] == 0
-
-
-@pytest.mark.parametrize(
-    ("capability", "frame"),
-    [
-        ("subscribe", {"type": "attach"}),
-        ("history", {"type": "history"}),
-        ("publish", {"type": "create"}),
-        ("append", {"type": "create", "role": "assistant"}),
-        ("append", {"type": "append", "id": "m", "text": "x"}),
-        ("append", {"type": "part", "id": "m", "part": 0, "value": {}}),
-        ("append", {"type": "finish", "id": "m"}),
-        ("publish", {"type": "update", "id": "m"}),
-        ("publish", {"type": "delete", "id": "m"}),
-    ],
-)
-async def test_every_frame_needs_its_capability(own_hub: Hub, capability: str, frame: dict[str, Any]) -> None:
-    line = Line(own_hub, Identity(client_id="ada", capabilities=CAPABILITIES - {capability}))
-    line.request(**{"channel": "c", **frame})
-    assert (await line.frame())["code"] == "forbidden"
-
-
 async def test_client_may_not_send_the_servers_signal(own_hub: Hub) -> None:
     for client in ("ada", None):  # a signal without a sender would look like the server's
         line = Line(own_hub, Identity(client_id=client))
@@ -259,71 +216,3 @@ async def test_without_history_a_new_start_shows_streaming_messages_only(own_hub
         await line.frame()
         events = (await line.frame())["events"]
     assert [event["message"]["id"] for event in events[1:]] == ["live"]
-
-
-@pytest.mark.parametrize("is_in_flight", [False, True])
-@pytest.mark.parametrize("reason", ["is_cut_off", "is_draining", "server", None])
-@virtually
-async def test_writers_keep_their_leases_when_the_server_has_closed_their_socket(
-    reason: str | None, is_in_flight: bool
-) -> None:
-    hub = new_leasing_hub()
-    await begin(hub)
-    line = Line(hub, Identity(client_id=ANN.id, capabilities=CAPABILITIES))
-    line.request("lease", channel="c", id="m", generation=1, lease_s=15.0)
-    if not is_in_flight:
-        assert (await line.frame())["type"] == "ok"
-    if reason not in ("server", None):
-        setattr(hub.viewing, reason, True)
-    line.session.close(keeps_leases=reason == "server")
-    if is_in_flight:
-        assert (await line.frame())["type"] == "ok"
-    line.session.close()  # after `bye`, the owner of the connection closes the session again
-    await asyncio.sleep(BROKEN_S + 1)
-    if reason not in ("server", None):
-        setattr(hub.viewing, reason, False)
-    assert await status(hub) == (STREAMING if reason is not None else INTERRUPTED)
-    await hub.close()
-
-
-@virtually
-async def test_socket_holds_no_message_that_has_ended_another_way() -> None:
-    hub = new_leasing_hub()
-    await begin(hub)
-    line = Line(hub, Identity(client_id=ANN.id, capabilities=CAPABILITIES))
-    line.request("append", channel="c", id="m", text="x")
-    await line.frame()
-    await hub.ask("c", "m", FinishMessage(), ANN)
-    line.request("append", channel="c", id="m", text="x", at=0)  # sent again, after the end
-    await line.frame()
-    assert not line.session.close_if_silent(now_s=line.now_s + SILENCE_S)
-    line.request("create", channel="c", id="m2", role="assistant", status="streaming")
-    await line.frame()
-    assert line.session.close_if_silent(now_s=line.now_s + SILENCE_S)
-    await hub.close()
-
-
-@pytest.mark.parametrize("code", [1012, 1006])
-@virtually
-async def test_writers_keep_their_leases_when_the_server_stops_before_the_hub_knows_of_it(code: int) -> None:
-    hub = new_leasing_hub()
-    frame = {"type": "create", "ref": 1, "channel": "c", "id": "m", "role": "assistant", "status": "streaming"}
-    frames = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": json.dumps(frame)}]
-    is_stored = asyncio.Event()
-
-    async def receive() -> Any:
-        if frames:
-            return frames.pop(0)
-        await is_stored.wait()
-        return {"type": "websocket.disconnect", "code": code}
-
-    async def send(message: Any) -> None:
-        if '"ok"' in message.get("text", ""):
-            is_stored.set()
-
-    headers = [(b"host", b"localhost")]
-    scope = {"type": "websocket", "path": "/v1/ws", "root_path": "", "query_string": b"", "scheme": "ws"}
-    await asgi(hub)({**scope, "headers": headers, "client": ("127.0.0.1", 5), "extensions": {}}, receive, send)
-    await asyncio.sleep(BROKEN_S + 1)
-    assert await status(hub) == (STREAMING if code == 1012 else INTERRUPTED)
-    await hub.close()

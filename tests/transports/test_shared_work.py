@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tenuto.app import Hub
-from tenuto.core.turns import reply_id
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, started
 from tests.transports.lines import LiveLine as Line
@@ -104,20 +103,6 @@ async def test_socket_that_ends_while_a_renewal_is_stored_has_three_seconds_or_a
 
 
 @virtually
-async def test_agent_cannot_renew_the_turn_of_another_one() -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    agent, person = await worker(here, "bot1"), Line(here, "ann")
-    about = await asked(person, agent)
-    thief = await worker(there, "bot2")
-    assert (await thief.ask("turn.renew", **about))["code"] == "fenced"
-    assert (await thief.ask("turn.renew", **{**about, "message": "unknown"}))["code"] == "fenced"
-    assert (await agent.ask("turn.renew", **about))["type"] == "ok"
-    await ended(hubs, agent, thief, person)
-
-
-@virtually
 async def test_socket_of_several_agents_continues_the_turn_of_each_at_a_node_without_its_channel() -> None:
     store = Shared()
     here, there = hubs = new_hub(store, 1), new_hub(store, 2)
@@ -153,81 +138,6 @@ async def test_turn_that_its_agent_gives_back_goes_at_once_to_an_agent_of_anothe
     await ended(hubs, agent, far, person)
 
 
-@virtually
-async def test_renewal_under_way_does_not_keep_a_turn_that_its_agent_gives_back() -> None:
-    store = Shared()
-    here, _ = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    agent, person = await worker(here, "bot1"), Line(here, "ann")
-    about = await asked(person, agent)
-    other = await worker(here, "bot2")
-    agent.request("turn.renew", **about)
-    assert (await agent.ask("turn.done", **about, state="lost"))["type"] == "ok"
-    await asyncio.sleep(0.5)
-    assert has_turn(other)
-    await ended(hubs, agent, other, person)
-
-
-@virtually
-async def test_slot_is_free_again_if_the_agent_registers_anew_while_it_gives_a_turn_back() -> None:
-    store = Shared()
-    here, _ = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    agent, person = Line(here, "bot1"), Line(here, "ann")
-    await agent.ask("work", pattern="chat:*", slots=1)
-    about = await asked(person, agent)
-    agent.frames.clear()
-    agent.request("turn.done", **about, state="lost")
-    await agent.ask("work", pattern="chat:*", slots=1)
-    await asyncio.sleep(2.0)
-    assert (await agent.turn())["generation"] == 2
-    await ended(hubs, agent, person)
-
-
-@pytest.mark.parametrize("is_in_memory", [True, False])
-@virtually
-async def test_late_agent_of_an_attempt_before_the_last_adds_no_answer_to_a_turn_that_has_ended(
-    is_in_memory: bool,
-) -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    late, person = await worker(here, "bot1"), Line(here, "ann")
-    about = await asked(person, late)
-    far = await worker(there, "bot2")
-    await late.ask("work", pattern="chat:*", slots=0)
-    await asyncio.sleep(LEASE_S + 2)
-    assert (await far.turn())["generation"] == 2
-    assert (await far.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
-    await asyncio.sleep(2.0)
-    if not is_in_memory:
-        here.runtime.channels[CHANNEL].trim(0)
-        assert here.runtime.channels[CHANNEL].state.message(about["message"]) is None
-    answer = {"channel": CHANNEL, "role": "assistant", "status": "streaming", "reply_to": about["message"]}
-    assert (await late.ask("create", **answer, id=reply_id(about["message"], 1)))["code"] == "fenced"
-    await ended(hubs, late, far, person)
-
-
-@virtually
-async def test_late_agent_of_an_earlier_attempt_adds_no_answer() -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    late, person = await worker(here, "bot1"), Line(here, "ann")
-    about = await asked(person, late)
-    far = await worker(there, "bot2")
-    await late.ask("work", pattern="chat:*", slots=0)
-    await asyncio.sleep(LEASE_S + 2)  # it waits for its model, and does not reach the server
-    assert (await far.turn())["generation"] == 2
-    answer = {"channel": CHANNEL, "role": "assistant", "status": "streaming", "reply_to": about["message"]}
-    for number in range(2):
-        first = await late.ask("create", **answer, id=reply_id(about["message"], 1, number))
-        assert (first["code"], first["generation"]) == ("fenced", 2)
-    assert (await far.ask("create", **answer, id=reply_id(about["message"], 2)))["type"] == "ok"
-    assert (await person.ask("create", **answer, id="another"))["type"] == "ok"
-    await ended(hubs, late, far, person)
-
-
 @pytest.mark.parametrize("is_abandoned", [False, True])
 @virtually
 async def test_turn_of_an_agent_that_is_gone_goes_to_an_agent_of_another_node(is_abandoned: bool) -> None:
@@ -246,66 +156,3 @@ async def test_turn_of_an_agent_that_is_gone_goes_to_an_agent_of_another_node(is
     assert has_turn(far)
     assert (await far.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
     await ended(hubs, far, person)
-
-
-@virtually
-async def test_turn_that_is_renewed_at_another_node_is_not_lost_with_its_old_socket() -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    first, person = await worker(here, "bot1"), Line(here, "ann")
-    about = await asked(person, first)
-    other = await worker(there, "bot2")
-    await first.cut()
-    await asyncio.sleep(2.9)
-    again = await worker(there, "bot1")
-    assert (await again.ask("turn.renew", **about))["type"] == "ok"
-    await asyncio.sleep(5.0)
-    assert not has_turn(other)
-    assert (await again.ask("turn.done", **about))["type"] == "ok"
-    await ended(hubs, again, other, person)
-
-
-@pytest.mark.parametrize("is_closed", [False, True])
-@virtually
-async def test_node_that_reads_a_turn_late_counts_its_lease_from_the_last_renewal(is_closed: bool) -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    await asyncio.sleep(10)  # the first recoveries are over
-    near, far, person = await worker(here, "bot1"), await worker(there, "bot2"), Line(here, "ann")
-    about = await asked(person, near)
-    await asyncio.sleep(LEASE_S / 3)
-    assert (await near.ask("turn.renew", **about))["type"] == "ok"
-    await asyncio.sleep(8)  # the agent hangs
-    if is_closed:
-        near.session.close(keeps_leases=True)
-        await near.cut()
-        await here.close()
-    else:
-        await near.ask("work", pattern="chat:*", slots=0)
-        await Line(there, "bob").ask("attach", channel=CHANNEL)
-    await asyncio.sleep(LEASE_S - 8.5)
-    assert not has_turn(far)
-    await asyncio.sleep(2.5)
-    assert has_turn(far)
-    await ended(hubs, near, far, person)
-
-
-@virtually
-async def test_turn_that_is_renewed_elsewhere_is_not_lost_when_its_old_socket_is_known_to_be_broken_later() -> None:
-    """The first node learns of the renewal before it learns that the socket is broken."""
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    first, person = await worker(here, "bot1"), Line(here, "ann")
-    about = await asked(person, first)
-    again = await worker(there, "bot1")
-    assert (await again.ask("turn.renew", **about))["type"] == "ok"
-    await asyncio.sleep(1.5)
-    await first.cut()
-    for _ in range(3):
-        await asyncio.sleep(LEASE_S / 3)
-        assert (await again.ask("turn.renew", **about))["type"] == "ok"
-    assert not has_turn(again)
-    await ended(hubs, again, person)

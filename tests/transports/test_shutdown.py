@@ -1,6 +1,7 @@
 """Real servers that shut down while streams are open: they end at once, and viewers see an incomplete stream.
 
 Servers wait for open responses (measured: for ever), so every one of these would hang without the hub's signal hook.
+In `make test-long`, each server gets each signal and app; otherwise a few cases stand for them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 
 from proof.chaos.processes import free_port
 from proof.wirecheck import SseViewer, WsViewer
+from tests.conftest import IS_LONG
 
 APP = """
 import asyncio
@@ -60,8 +62,8 @@ async def deaf(turn):
 
 app = Starlette(routes=[Route("/pid", pid), Mount("/mounted", hub)])
 """
-START_S = 20.0  # time in which an interpreter and a server start on a busy machine
-END_S = 4.0  # time limit for the end; without the hub's hook the process would never end
+START_S = 60.0  # time in which an interpreter and a server start on a busy machine
+END_S = 30.0  # time limit for the end; without the hub's hook the process would never end
 
 SERVERS = {
     "uvicorn": ["-m", "uvicorn", "--app-dir", ".", "--port", "{port}"],
@@ -71,7 +73,6 @@ SERVERS = {
 
 
 SERVE = ["-m", "tenuto", "serve", "--port", "{port}", "--app"]
-DRAINED_S = 0.5 + 5.0  # `drain_s` of the app above, and the time that docs/python.md adds to it
 
 FORCED = """
 import asyncio, os, signal, sys, time
@@ -222,9 +223,19 @@ async def watched(server: Running, prefix: str) -> AsyncIterator[tuple[SseViewer
         yield viewers
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("app", "prefix"), [("served:hub", ""), ("served:app", "/mounted")])
-@pytest.mark.parametrize("name", list(SERVERS))
+ENDS = [
+    ("uvicorn", "served:hub", "", signal.SIGTERM),
+    ("granian", "served:app", "/mounted", signal.SIGINT),
+]
+EVERY_END = [
+    (name, app, prefix, number)
+    for name in SERVERS
+    for app, prefix in (("served:hub", ""), ("served:app", "/mounted"))
+    for number in (signal.SIGTERM, signal.SIGINT)
+]
+
+
+@pytest.mark.parametrize(("name", "app", "prefix", "number"), EVERY_END if IS_LONG else ENDS)
 async def test_a_server_with_open_streams_ends_at_once(
     tmp_path: Path, name: str, app: str, prefix: str, number: signal.Signals
 ) -> None:
@@ -289,7 +300,7 @@ async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_d
             async with asyncio.timeout(START_S):
                 while server.output.count("waiting") < len(asked):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)  # between two looks at another process
-            await end(server, DRAINED_S)
+            await end(server)
             for response in await asyncio.gather(*asked):
                 assert (response.status_code, response.json()["code"]) == (503, "draining")
                 assert int(response.headers["retry-after"]) > 0
@@ -366,23 +377,22 @@ async def fill(server: Running, prefix: str, megabytes: int = 8) -> None:
         await post(server, f"{prefix}/v1/channels/c/messages", {"text": "x" * 500_000})
 
 
-async def end(server: Running, within_s: float) -> None:
+async def end(server: Running) -> None:
     server.process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(END_S):
         await server.process.wait()
 
 
-@pytest.mark.parametrize("kind", ["sse", "ws"])
-@pytest.mark.parametrize(
-    ("command", "app", "prefix"),
-    [
-        (SERVE, "served:hub", ""),
-        (SERVE, "served:app", "/mounted"),
-        (SERVERS["uvicorn"], "served:hub", ""),
-        (SERVERS["uvicorn"], "served:app", "/mounted"),
-    ],
-    ids=["serve", "serve-mounted", "uvicorn", "uvicorn-mounted"],
-)
+STALLS = [(SERVE, "served:hub", "", "ws"), (SERVERS["uvicorn"], "served:app", "/mounted", "sse")]
+EVERY_STALL = [
+    (command, app, prefix, kind)
+    for command in (SERVE, SERVERS["uvicorn"])
+    for app, prefix in (("served:hub", ""), ("served:app", "/mounted"))
+    for kind in ("sse", "ws")
+]
+
+
+@pytest.mark.parametrize(("command", "app", "prefix", "kind"), EVERY_STALL if IS_LONG else STALLS)
 async def test_shutdown_does_not_wait_for_a_stalled_viewer(
     tmp_path: Path, command: list[str], app: str, prefix: str, kind: str
 ) -> None:
@@ -390,7 +400,7 @@ async def test_shutdown_does_not_wait_for_a_stalled_viewer(
         await server.text_at(f"{prefix}/healthz")
         with await stalled(server, prefix, kind):
             await fill(server, prefix)
-            await end(server, END_S)
+            await end(server)
         assert "Traceback" not in server.output
 
 
@@ -401,20 +411,15 @@ async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> Non
         with await connected(server) as peer:
             await asked(peer, "GET /v1/channels/c/messages?limit=200 HTTP/1.1")
             await read_until(peer, b"200 OK")
-            await end(server, DRAINED_S)
+            await end(server)
         assert "Traceback" not in server.output
 
 
-@pytest.mark.parametrize(
-    ("command", "app"),
-    [
-        (SERVERS["uvicorn"], "served:hub"),
-        (SERVERS["uvicorn"], "silent:hub"),
-        (SERVERS["uvicorn-h11"], "silent:hub"),  # it waits for a peer that stalls
-        (SERVE, "served:hub"),
-    ],
-    ids=["uvicorn-stalled", "uvicorn-silent", "h11-silent", "serve-stalled"],
-)
+CUTS = [(SERVERS["uvicorn"], "silent:hub"), (SERVE, "served:hub")]
+EVERY_CUT = [*CUTS, (SERVERS["uvicorn"], "served:hub"), (SERVERS["uvicorn-h11"], "silent:hub")]
+
+
+@pytest.mark.parametrize(("command", "app"), EVERY_CUT if IS_LONG else CUTS)
 async def test_export_that_has_begun_is_cut_at_the_end_of_a_drain(tmp_path: Path, command: list[str], app: str) -> None:
     """The peer stalls, or the store is silent after the first message."""
     (tmp_path / "silent.py").write_text(SILENT_LATER)
@@ -424,7 +429,7 @@ async def test_export_that_has_begun_is_cut_at_the_end_of_a_drain(tmp_path: Path
         with await connected(server) as peer:
             await asked(peer, "GET /v1/channels/c/export HTTP/1.1")
             await read_until(peer, b'"format"')
-            await end(server, END_S)
+            await end(server)
             rest = await read_rest(peer)
         assert b'"type":"end"' not in rest
         assert not rest.endswith(b"0\r\n\r\n")
@@ -445,7 +450,7 @@ async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> 
                 body=b'{"text":',
             )
             await read_until(peer, b"100 Continue")  # the app has the request
-            await end(server, DRAINED_S)
+            await end(server)
         assert "Traceback" not in server.output
 
 
@@ -457,7 +462,7 @@ async def test_serve_does_not_wait_for_a_handler_that_hangs(tmp_path: Path, agen
             await viewer.until_attached(timeout_s=START_S)
             await post(server, f"/v1/channels/{agent}:1/messages", {"text": "hello"})
             await viewer.until(lambda: len(viewer.checker.messages) == 2)
-        await end(server, DRAINED_S)
+        await end(server)
 
 
 async def ended(folder: Path, how: str) -> tuple[int | None, str]:

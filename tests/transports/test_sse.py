@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from functools import partial
 from typing import Any
 
 import httpx
@@ -19,7 +17,7 @@ from tenuto.transports import sender
 from tenuto.transports.app import App
 from tenuto.transports.sender import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
-from tests.transports.watching import NASTY, Stream, stored, write
+from tests.transports.watching import Stream, stored
 
 EVENTS = "/v1/channels/c/events"
 
@@ -110,19 +108,6 @@ async def test_viewer_that_attaches_during_an_answer_gets_all_text_in_one_event(
             assert viewer.checker.violations == []
 
 
-async def test_difficult_text_arrives_unchanged(served: Served) -> None:
-    async with watching(served, query={"flush_ms": "0"}) as live:
-        await live.until_attached()
-        texts = {id: await write(served.hub, "c", pieces, id=id) for id, pieces in NASTY}
-        for id in texts:
-            await live.until(partial(is_complete, live, id))
-        async with watching(served, query={"history": "200"}) as late:
-            await late.until_attached()
-            for viewer in (live, late):
-                assert {id: viewer.checker.text(id) for id in texts} == texts
-                assert viewer.checker.violations == []
-
-
 # Resuming
 
 
@@ -139,69 +124,6 @@ async def test_resume_brings_exactly_the_missed_events(served: Served) -> None:
         assert viewer.checker.violations == []
 
 
-async def test_last_event_id_wins_over_since(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    old = (await served.hub.info("c")).cursor
-    await served.hub.create("c", id="m2", text="two")
-    new = (await served.hub.info("c")).cursor
-    stream = await Stream.open(served, f"{EVENTS}?since={old}", Last_Event_ID=new)
-    await stream.until_event("channel.attached")
-    await served.hub.create("c", id="m3", text="three")
-    await stream.until(lambda: len(stream.events) == 2)
-    assert json.loads(stream.events[1].data)["message"]["id"] == "m3"
-    stream.close()
-
-
-@pytest.mark.parametrize("cursor", ["another:1", "nonsense", "", "another:99999999999999999999"])
-async def test_a_foreign_cursor_is_a_new_start_and_no_error(served: Served, cursor: str) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    stream = await Stream.open(served, f"{EVENTS}?since={cursor}", Last_Event_ID=cursor)
-    attached = json.loads((await stream.until_event("channel.attached")).data)
-    assert (stream.response.status, attached["resumed"]) == (200, False)
-    stream.close()
-
-
-async def test_cursor_above_the_head_is_a_new_start(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    epoch = (await served.hub.info("c")).epoch
-    stream = await Stream.open(served, f"{EVENTS}?since={epoch}:7")
-    assert json.loads((await stream.until_event("channel.attached")).data)["resumed"] is False
-    stream.close()
-
-
-async def test_cursor_of_an_empty_channel_resumes_in_any_epoch(served: Served) -> None:
-    async with watching(served) as viewer:
-        await viewer.until_attached()
-        assert viewer.checker.cursor == "-:0"
-        await viewer.close()
-        await served.hub.create("c", id="m1", text="first")
-        await viewer.reconnect()
-        await viewer.until(lambda: "m1" in viewer.checker.messages)
-        assert viewer.checker.resumes == 1
-        assert viewer.checker.violations == []
-
-
-async def test_viewers_of_a_deleted_channel_get_a_new_start(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="old")
-    async with watching(served) as viewer:
-        await viewer.until_attached()
-        await served.hub.delete_channel("c")
-        await viewer.until(lambda: not viewer.checker.messages)
-        await served.hub.create("c", id="m2", text="new")
-        await viewer.until(lambda: "m2" in viewer.checker.messages)
-        assert viewer.checker.violations == []
-
-
-async def test_history_bounds_a_new_start(served: Served) -> None:
-    for number in range(5):
-        await served.hub.create("c", id=f"m{number}", text=str(number))
-    stream = await Stream.open(served, f"{EVENTS}?history=2")
-    await stream.until(lambda: len(stream.events) == 3)
-    attached = json.loads(stream.events[0].data)
-    assert (attached["more"], attached["before"]) == (True, 4)
-    stream.close()
-
-
 async def test_a_percent_encoded_channel_is_the_channel(served: Served) -> None:
     await served.hub.create("chat:1+1", id="m1", text="x")
     for path in ("/v1/channels/chat%3A1%2B1/events", "/v1/channels/chat:1+1/events"):
@@ -211,27 +133,6 @@ async def test_a_percent_encoded_channel_is_the_channel(served: Served) -> None:
 
 
 # Many, slow, silent and disconnected viewers
-
-
-async def test_two_streams_at_once_each_get_everything(served: Served) -> None:
-    async with watching(served) as one, watching(served) as other, watching(served, "d") as third:
-        for viewer in (one, other, third):
-            await viewer.until_attached()
-        first, second = [f"a{number} " for number in range(200)], [f"b{number} " for number in range(200)]
-        await asyncio.gather(
-            write(served.hub, "c", first, id="m1"),
-            write(served.hub, "c", second, id="m2"),
-            write(served.hub, "d", first, id="m3"),
-        )
-        for viewer in (one, other):
-            for id in ("m1", "m2"):
-                await viewer.until(partial(is_complete, viewer, id))
-            assert viewer.checker.text("m1") == "".join(first)
-            assert viewer.checker.text("m2") == "".join(second)
-        await third.until(lambda: third.checker.status("m3") == "complete")
-        assert list(third.checker.messages) == ["m3"]
-        for viewer in (one, other, third):
-            assert viewer.checker.violations == []
 
 
 @pytest.mark.parametrize("transport", [SseViewer, WsViewer])
@@ -371,27 +272,6 @@ async def test_eventsource_of_a_draining_hub_gets_bye_and_retry(served: Served) 
     assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
 
 
-@pytest.mark.parametrize("opening", [{"path": f"{EVENTS}?sdk=js"}, {"path": EVENTS, "Tenuto_Client": "py/1"}])
-async def test_own_clients_are_broken_off_without_bye(served: Served, opening: dict[str, str]) -> None:
-    stream = await Stream.open(served, **opening)
-    await stream.until_event("channel.attached")
-    assert await drained(served, stream) is False
-    assert [event.event for event in stream.events] == ["you", "channel.attached"]
-
-
-async def test_stalled_reader_does_not_delay_shutdown(served: Served) -> None:
-    async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
-        await viewer.until_attached()
-        viewer.stall()
-        for number in range(60):
-            await served.hub.create("c", id=f"m{number}", text="x" * 200_000)
-        async with asyncio.timeout(PATIENCE_S / 2):
-            await served.hub.drain()
-            await served.until(lambda: len(heartbeats(served)) == 0)
-        viewer.resume()
-        await viewer.until(lambda: viewer.is_over)
-
-
 async def test_draining_hub_refuses_new_streams_before_other_checks(served: Served) -> None:
     await served.hub.start()
     await served.hub.drain()
@@ -436,15 +316,3 @@ async def test_permanent_error_has_its_status_for_an_eventsource_too(served: Ser
     stream = await Stream.open(served, "/v1/channels/a%20b/events")
     await stream.until_over()
     assert (stream.response.status, json.loads(stream.body)["code"]) == (400, "invalid_name")
-
-
-async def test_shutdown_does_not_wait_for_streams(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
-    streams = [await Stream.open(served, EVENTS) for _ in range(20)]
-    for stream in streams:
-        await stream.until_event("channel.attached")
-    async with asyncio.timeout(PATIENCE_S / 2):
-        await served.hub.close()
-        for stream in streams:
-            assert await stream.until_over() is False
-    assert not [record for record in caplog.records if record.name.startswith(("tenuto", "asyncio"))]

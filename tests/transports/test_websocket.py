@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import pytest
@@ -22,10 +20,8 @@ from tenuto.core.limits import Limits
 from tenuto.hub.access.identity import CAPABILITIES
 from tenuto.hub.channel import Channel
 from tenuto.testing.proxy import FaultProxy
-from tenuto.transports.app import App
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
-from tests.transports.test_sse import heartbeats, is_complete, pass_seconds
-from tests.transports.watching import NASTY, stored, write
+from tests.transports.test_sse import heartbeats, pass_seconds
 
 Json = dict[str, Any]
 
@@ -155,66 +151,6 @@ async def test_an_attach_gets_its_response_and_then_brings_the_channel_up_to_dat
         assert second["cursor"] == (await served.hub.info("c")).cursor
 
 
-async def test_viewer_that_attaches_during_an_answer_gets_all_text_in_one_event(served: Served) -> None:
-    async with served.hub.message("c", id="m1") as message:
-        for _ in range(300):
-            await message.append("token ")
-        await message.flush()
-        async with watching(served) as viewer:
-            await viewer.until_attached()
-            assert [received.event["type"] for received in viewer.events] == ["channel.attached", "message.update"]
-            await message.append("and live")
-            await message.finish()
-            await viewer.until(lambda: viewer.checker.status("m1") == "complete")
-            assert viewer.checker.differences(await stored(served.hub, "c", "m1")) == []
-            assert viewer.checker.violations == []
-
-
-async def test_difficult_text_arrives_unchanged(served: Served) -> None:
-    async with watching(served, attach_fields={"flush_ms": 0}) as live:
-        await live.until_attached()
-        texts = {id: await write(served.hub, "c", pieces, id=id) for id, pieces in NASTY}
-        for id in texts:
-            await live.until(partial(is_complete, live, id))
-        assert {id: live.checker.text(id) for id in texts} == texts
-        assert live.checker.violations == []
-
-
-async def test_difficult_text_is_stored_unchanged(served: Served) -> None:
-    async with dialled(served) as peer:
-        for id, pieces in NASTY:
-            await peer.ask("create", channel="c", id=id, role="assistant", status="streaming")
-            at = 0
-            for piece in pieces:
-                reply = await peer.ask("append", channel="c", id=id, at=at, text=piece)
-                at += len(piece)
-                assert (reply["type"], reply["length"]) == ("ok", at)
-            await peer.ask("finish", channel="c", id=id)
-            assert (await served.hub.read("c", id))[0].text == "".join(pieces)
-
-
-async def test_cursor_of_any_transport_brings_the_missed_events(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    cursor = (await served.http.get("/v1/channels/c/poll")).json()["cursor"]
-    await served.hub.create("c", id="m2", text="two")
-    async with dialled(served) as peer:
-        await peer.send("attach", channel="c", since=cursor)
-        batch = await peer.until("events")
-        assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.create"]
-        assert batch["events"][0]["resumed"] is True
-    response = await served.http.get("/v1/channels/c/poll", params={"since": batch["cursor"], "wait_s": 0})
-    # No events of the log, only the present members, which the cursor of a socket does not cover.
-    assert {event["type"] for event in response.json()["events"]} <= {"presence.sync"}
-
-
-@pytest.mark.parametrize("since", ["foreign:1", "nonsense", "", 7, None, ["a"], {"a": 1}, 1.5])
-async def test_invalid_cursor_is_a_new_start(served: Served, since: object) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    async with dialled(served) as peer:
-        await peer.send("attach", channel="c", since=since)
-        assert (await peer.until("events"))["events"][0]["resumed"] is False
-
-
 async def test_one_socket_carries_many_channels_and_leaves_them_one_by_one(served: Served) -> None:
     async with dialled(served) as peer:
         for channel in ("c", "d"):
@@ -229,30 +165,6 @@ async def test_one_socket_carries_many_channels_and_leaves_them_one_by_one(serve
             await peer.receive()
         assert not any(event["type"] == "message.create" for event in peer.events("c"))
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
-
-
-async def test_attaching_again_begins_anew_from_since(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    async with dialled(served) as peer:
-        await peer.ask("attach", channel="c")
-        await peer.until("events")
-        peer.frames.clear()
-        await peer.ask("attach", channel="c")
-        assert (await peer.until("events"))["events"][0]["resumed"] is False
-        assert served.hub.stats()["feeds"] == 1
-
-
-async def test_a_channel_attached_twice_at_once_has_one_feed(served: Served) -> None:
-    async with dialled(served) as peer:
-        refs = [await peer.send("attach", channel="c") for _ in range(5)]
-        for ref in refs:
-            assert (await peer.reply(ref))["type"] == "ok"
-        await served.until(lambda: served.hub.stats()["feeds"] == 1)
-        await served.hub.create("c", id="m1", text="once")
-        while not any(event["type"] == "message.create" for event in peer.events()):
-            await peer.receive()
-        await peer.ask("detach", channel="c")
-        assert sum(event["type"] == "message.create" for event in peer.events()) == 1
 
 
 async def test_a_batch_may_span_frames_and_only_the_last_has_the_cursor(served: Served) -> None:
@@ -270,16 +182,6 @@ async def test_a_batch_may_span_frames_and_only_the_last_has_the_cursor(served: 
             "channel.attached",
             *["message.update"] * 6,
         ]
-
-
-async def test_a_history_frame_gets_the_response_of_the_page(served: Served) -> None:
-    for number in range(5):
-        await served.hub.create("c", id=f"m{number}", text=str(number))
-    async with dialled(served) as peer:
-        reply = await peer.ask("history", channel="c", before=4, limit=2)
-        page = (await served.http.get("/v1/channels/c/messages?before=4&limit=2")).json()
-        assert reply == {"type": "ok", "ref": reply["ref"], **page}
-        assert [message["id"] for message in page["messages"]] == ["m2", "m1"]
 
 
 async def test_token_is_ignored_where_the_hub_has_no_verifier(served: Served) -> None:
@@ -423,12 +325,6 @@ async def test_binary_frame_closes_the_socket(served: Served) -> None:
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
 
-async def test_a_fragmented_frame_is_one_frame(served: Served) -> None:
-    async with dialled(served) as peer:
-        await peer.socket.send(iter(['{"type": "det', 'ach", "ref": "parts",', ' "channel": "c"}']))
-        assert (await peer.receive())["ref"] == "parts"
-
-
 async def test_too_large_frame_closes_the_socket(served: Served) -> None:
     async with dialled(served) as peer:
         await peer.socket.send(json.dumps({"type": "create", "ref": 1, "channel": "c", "text": "x" * 1024 * 1024}))
@@ -540,23 +436,6 @@ async def test_too_much_waiting_in_the_hub_is_busy_and_nothing_is_lost() -> None
 # Slow, silent and vanished peers
 
 
-async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) -> None:
-    answer = "x" * 1_000_000
-    async with watching(served, receive_buffer_bytes=16 * 1024, attach_fields={"flush_ms": 0}) as slow:
-        await slow.until_attached()
-        slow.stall()
-        async with served.hub.message("c", id="m1") as message:
-            for start in range(0, len(answer), 10_000):
-                await message.append(answer[start : start + 10_000])
-                await message.flush()
-        slow.resume()
-        await slow.until(lambda: slow.checker.status("m1") == "complete", timeout_s=PATIENCE_S)
-        assert slow.checker.text("m1") == answer
-        assert slow.checker.payload_bytes <= 1.05 * len(answer) + 128 * 1024
-        assert len(slow.events) < 90
-        assert slow.checker.violations == []
-
-
 async def test_a_ping_comes_every_five_seconds_and_needs_no_pong(served: Served) -> None:
     async with dialled(served) as peer:
         await peer.ask("detach", channel="c")
@@ -581,16 +460,6 @@ async def test_vanished_peer_leaves_no_feed(served: Served) -> None:
             assert (await served.http.get("/healthz")).status_code == 200
             await proxy.cut()
         await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(heartbeats(served)) == 0)
-
-
-async def test_a_peer_that_leaves_in_mid_request_leaves_its_requests_stored(served: Served) -> None:
-    async with dialled(served) as peer:
-        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
-        for _ in range(50):
-            await peer.send("append", channel="c", id="m1", text="x")
-        peer.socket.transport.abort()
-    await served.until(lambda: len(heartbeats(served)) == 0)
-    assert set((await served.hub.read("c", "m1"))[0].text) <= {"x"}
 
 
 async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
@@ -652,37 +521,6 @@ async def test_attach_to_a_channel_whose_messages_cannot_be_read_gets_an_error(
         assert (await peer.until("events"))["events"][-1]["message"]["id"] == "m1"
 
 
-async def test_resume_that_must_become_a_new_start_of_unreadable_messages_gets_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def gone(self: Channel, history: int) -> None:
-        raise StoreUnavailable("the disk is gone")
-
-    async with serving(new_hub(limits=Limits(catch_up_messages=1))) as served:
-        for message_id in ("m1", "m2"):
-            await served.hub.create("c", id=message_id, text="x")
-        await served.hub.close()
-        await served.hub.start()
-        async with dialled(served) as peer:
-            await peer.ask("attach", channel="c", history=1)
-            cursor = (await peer.until("events"))["cursor"]
-            for message_id in ("m3", "m4"):  # more than one catch-up may hold
-                await served.hub.create("c", id=message_id, text="x")
-            monkeypatch.setattr(Channel, "load_history", gone)
-            assert (await peer.ask("attach", channel="c", since=cursor))["code"] == "store_unavailable"
-
-
-async def test_an_attach_that_fails_gets_a_response(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def gone(*args: object, **options: object) -> None:
-        raise StoreUnavailable("the disk is gone")
-
-    monkeypatch.setattr(served.hub, "attach", gone)
-    async with dialled(served) as peer:
-        assert (await peer.ask("attach", channel="c"))["code"] == "store_unavailable"
-        monkeypatch.undo()
-        assert (await peer.ask("attach", channel="c"))["type"] == "ok"
-
-
 # Shutdown
 
 
@@ -705,25 +543,3 @@ async def test_draining_hub_refuses_new_sockets(served: Served) -> None:
             pass
     assert refused.value.response.status_code == 503
     assert refused.value.response.headers["retry-after"] in ("1", "2", "3")
-
-
-async def test_stalled_reader_does_not_delay_shutdown(served: Served) -> None:
-    async with watching(served, receive_buffer_bytes=16 * 1024) as viewer:
-        await viewer.until_attached()
-        viewer.stall()
-        for number in range(60):
-            await served.hub.create("c", id=f"m{number}", text=os.urandom(100_000).hex())
-        async with asyncio.timeout(PATIENCE_S / 2):
-            await served.hub.drain()
-            await served.until(lambda: len(heartbeats(served)) == 0)
-        viewer.resume()
-        await viewer.until(lambda: viewer.is_over)
-
-
-async def test_app_does_not_keep_closed_sockets(served: Served) -> None:
-    app = served.hub._asgi
-    assert isinstance(app, App)
-    async with dialled(served) as peer:
-        await peer.ask("detach", channel="c")
-        assert len(app._sockets) == 1
-    await served.until(lambda: len(app._sockets) == 0)

@@ -11,7 +11,7 @@ import { test } from "node:test"
 import { View } from "../../tenuto/web/view.js"
 import { randomOf } from "./random.js"
 
-const SEEDS = process.env.SEED ? [Number(process.env.SEED)] : Array.from({ length: 400 }, (_, seed) => seed)
+const SEEDS = process.env.SEED ? [Number(process.env.SEED)] : Array.from({ length: 200 }, (_, seed) => seed)
 const STEPS = 250
 const PIECES = ["a", "bc", " ", "😀", "👍🏽", "e\u0301", "漢字", "\r\n", "👨‍👩‍👧", "x".repeat(30)]
 

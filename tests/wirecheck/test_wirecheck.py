@@ -12,23 +12,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
-from wsproto.events import CloseConnection, Ping, TextMessage
+from wsproto.events import CloseConnection, TextMessage
 
 from proof.wirecheck import (
     Checker,
     Frames,
     Json,
     Response,
-    SseEvent,
     SseParser,
     SseSession,
     SseViewer,
     WireError,
     WsSession,
     WsViewer,
-    encode_frame,
 )
 from tests.testing.test_proxy import at_rest
 
@@ -47,26 +44,10 @@ cut_lists = st.lists(st.integers(0, 400), max_size=12)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), cut_lists)
-def test_chunked_body_does_not_depend_on_how_it_is_split(chunks: list[bytes], cuts: list[int]) -> None:
-    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
-    response = Response()
-    payload = b"".join(response.receive(piece) for piece in pieces(HEAD + body, cuts))
-    assert (response.status, payload, response.is_complete) == (200, b"".join(chunks), True)
-
-
 def test_a_body_without_its_last_chunk_is_not_complete() -> None:
     response = Response()
     assert response.receive(HEAD + b"5\r\nhello\r\n") == b"hello"
     assert not response.is_complete
-
-
-def test_a_body_with_a_length_is_complete_at_its_length() -> None:
-    response = Response()
-    assert response.receive(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngo") == b"go"
-    assert not response.is_complete
-    assert response.receive(b"ne") == b"ne"
-    assert response.is_complete
 
 
 @pytest.mark.parametrize(
@@ -98,36 +79,12 @@ STREAM = (
     b"retry: 1500\n\n: heartbeat\n\nevent: a\ndata: one\nid: e:1\n\n"
     b"data:two\ndata: lines\n\ndata:  spaced \xe2\x80\xa8 still\n\n"
 )
-STREAM_EVENTS = [
-    SseEvent("a", b"one", "e:1"),
-    SseEvent("message", b"two\nlines", None),
-    SseEvent("message", b" spaced \xe2\x80\xa8 still", None),
-]
-
-
-@given(cut_lists, st.sampled_from([b"\n", b"\r\n", b"\r"]))
-def test_events_do_not_depend_on_splits_or_line_ends(cuts: list[int], end: bytes) -> None:
-    parser = SseParser()
-    stream = STREAM.replace(b"\n", end)
-    assert [event for piece in pieces(stream, cuts) for event in parser.receive(piece)] == STREAM_EVENTS
-    assert (parser.retry_ms, parser.comments, parser.is_between_events) == (1500, 1, True)
-
-
-def test_an_id_does_not_carry_over_to_the_next_event() -> None:
-    assert [event.id for event in SseParser().receive(b"id: x\ndata: 1\n\ndata: 2\n\n")] == ["x", None]
 
 
 def test_an_event_without_data_is_dropped_and_counted() -> None:
     parser = SseParser()
     assert parser.receive(b"event: ping\nid: 3\n\n") == []
     assert parser.without_data == 1
-
-
-def test_event_is_complete_only_at_its_empty_line() -> None:
-    parser = SseParser()
-    assert parser.receive(b"data: 1\n") == []
-    assert not parser.is_between_events
-    assert parser.receive(b"\n") == [SseEvent("message", b"1", None)]
 
 
 @pytest.mark.parametrize("stream", [b"retry: soon\n", b"dat: x\n"])
@@ -146,23 +103,6 @@ def server_frame(payload: bytes, opcode: int = 1, first: int = 0x80) -> bytes:
     if size < 1 << 16:
         return struct.pack("!BBH", first | opcode, 126, size) + payload
     return struct.pack("!BBQ", first | opcode, 127, size) + payload
-
-
-@given(st.lists(st.sampled_from([0, 5, 125, 126, 300]), max_size=5), cut_lists)
-def test_frames_do_not_depend_on_how_they_are_split(sizes: list[int], cuts: list[int]) -> None:
-    frames = Frames()
-    data = b"".join(server_frame(bytes(size)) for size in sizes)
-    received = [event for piece in pieces(data, cuts) for event in frames.receive(piece)]
-    assert received == [TextMessage(data="\0" * size) for size in sizes]
-
-
-def test_a_frame_above_64_kib_is_read() -> None:
-    assert Frames().receive(server_frame(bytes(70_000))) == [TextMessage(data="\0" * 70_000)]
-
-
-def test_fragments_are_joined_and_control_frames_may_stand_between_them() -> None:
-    data = server_frame(b"he", 1, first=0) + server_frame(b"hi", 9) + server_frame(b"llo", 0)
-    assert Frames().receive(data) == [Ping(payload=b"hi"), TextMessage(data="hello")]
 
 
 @pytest.mark.parametrize(
@@ -211,13 +151,6 @@ def test_a_message_is_not_answered_if_the_close_came_with_it() -> None:
     assert (isinstance(message, TextMessage), isinstance(close, CloseConnection)) == (True, True)
     assert frames.encode(TextMessage(data="pong")) == b""
     assert unmask(frames.encode(close.response()))[0] == 8
-
-
-@pytest.mark.parametrize("size", [0, 1, 5, 125, 126, 65_535, 65_536])
-def test_client_frame_is_masked_and_decodes_to_its_payload(size: int) -> None:
-    payload = bytes(i % 251 for i in range(size))
-    frame = encode_frame(1, payload, mask=b"\x00\x11\x22\x33")
-    assert unmask(frame) == (1, payload, len(frame))
 
 
 # The checker: events of a correct server
@@ -276,46 +209,6 @@ def kinds(checker: Checker) -> list[str]:
 START = ([attached(2), update(2, "Hel")], "e:2")
 
 
-def test_a_view_grows_with_its_message() -> None:
-    checker = checked(START, ([append(4, 3, "lo")], "e:4"), ([append(5, 5, "!"), finish(6)], "e:6"))
-    assert checker.violations == []
-    assert (checker.text("m"), checker.status("m"), checker.cursor) == ("Hello!", "complete", "e:6")
-    assert (checker.events, checker.batches, checker.new_starts) == (5, 3, 1)
-
-
-def test_lengths_are_counted_in_code_points() -> None:
-    checker = checked(START, ([append(3, 3, "👩‍🚀e\u0301")], "e:3"), ([append(4, 8, "!")], "e:4"))
-    assert (checker.violations, checker.text("m")) == ([], "Hel👩‍🚀e\u0301!")
-
-
-def test_text_that_overlaps_adds_only_its_rest() -> None:
-    checker = checked(START, ([append(5, 1, "ello")], "e:5"))
-    assert (checker.violations, checker.text("m")) == ([], "Hello")
-
-
-def test_two_parts_may_stream_at_once() -> None:
-    reasoning = {"type": "reasoning", "text": ""}
-    checker = checked(
-        START,
-        ([opening(3, 1, reasoning)], "e:3"),
-        ([append(7, 3, "lo")], None),  # cut here: the text of part 1 at serial 6 is sent again, after the higher serial
-        since=None,
-    )
-    checker.end()
-    checker.begin(checker.cursor)
-    checker.take([attached(7, resumed=True), append(6, 0, "think", part=1), append(7, 3, "lo")], "e:7")
-    assert checker.violations == []
-    assert [part.text for part in checker.messages["m"].parts] == ["Hello", "think"]
-
-
-def test_a_replaced_part_holds_its_new_value() -> None:
-    tool = {"type": "tool", "call": "t", "name": "search", "input": "{}", "state": "running"}
-    done = tool | {"state": "done", "output": [1]}
-    checker = checked(START, ([opening(3, 1, tool), append(4, 2, " ", part=1), opening(5, 1, done)], "e:5"))
-    assert checker.violations == []
-    assert checker.messages["m"].parts[1].as_json() == done
-
-
 def test_a_new_start_replaces_the_view_only_when_it_is_complete() -> None:
     checker = checked(START, ([attached(9, epoch="f"), update(8, "New", id="n", created=8)], None))
     assert (checker.text("m"), checker.text("n")) == ("Hel", "")
@@ -337,40 +230,6 @@ def test_events_of_a_cut_batch_may_be_sent_again() -> None:
     checker.begin(checker.cursor)
     checker.take([attached(5, resumed=True), append(4, 3, "lo"), finish(5)], "e:5")
     assert (checker.violations, checker.text("m"), checker.status("m")) == ([], "Hello", "complete")
-
-
-def test_resume_gives_an_empty_channel_its_epoch() -> None:
-    checker = checked(
-        ([attached(0, epoch="-")], "-:0"),
-        ([attached(1, resumed=True), create(1, "Hi")], "e:1"),
-    )
-    assert (checker.violations, checker.text("m"), checker.cursor) == ([], "Hi", "e:1")
-
-
-def test_deleted_message_leaves_the_view_for_good() -> None:
-    checker = checked(START, ([delete(5)], "e:5"))
-    assert (checker.violations, checker.messages) == ([], {})
-
-
-def test_an_older_message_that_was_edited_is_not_shown() -> None:
-    start = ([attached(9, more=True, before=7), update(9, "New", created=7)], "e:9")
-    checker = checked(start, ([update(10, "Edited", created=2, id="old", status="complete")], "e:10"))
-    assert (checker.violations, sorted(checker.messages)) == ([], ["m"])
-
-
-def test_an_older_message_that_streams_again_is_shown() -> None:
-    start = ([attached(9, more=True, before=7), update(9, "New", created=7)], "e:9")
-    checker = checked(start, ([update(10, "Again", created=2, id="old")], "e:10"))
-    assert (checker.violations, sorted(checker.messages)) == ([], ["m", "old"])
-
-
-def test_presence_signals_and_unknown_types_change_nothing() -> None:
-    checker = checked(
-        START,
-        ([{"type": "signal", "name": "typing", "data": {}, "from": "a"}], None),
-        ([{"type": "from.the.future", "serial": 3}, append(4, 3, "lo")], "e:4"),
-    )
-    assert (checker.violations, checker.text("m")) == ([], "Hello")
 
 
 def test_view_from_another_clients_cursor_may_miss_earlier_messages() -> None:
@@ -418,11 +277,6 @@ def test_resume_with_a_hole_is_a_violation_and_drops_the_cursor() -> None:
     checker.begin(checker.cursor)
     checker.take([attached(9, resumed=True), append(9, 5, "!")], "e:9")
     assert (kinds(checker), checker.cursor) == (["hole"], None)
-
-
-def test_a_new_start_heals_a_hole() -> None:
-    checker = checked(START, ([append(9, 5, "!")], "e:9"), ([attached(9), update(9, "Hello!")], "e:9"))
-    assert (kinds(checker), checker.cursor, checker.text("m")) == (["hole"], "e:9", "Hello!")
 
 
 def test_resume_without_a_cursor_is_a_violation() -> None:
@@ -480,14 +334,6 @@ def sse_session(data: bytes) -> SseSession:
     return session
 
 
-def test_payload_is_counted_without_its_framing() -> None:
-    payload = sse((attached(2), None), (update(2, "Hel"), "e:2"))
-    session = sse_session(SSE_HEAD + chunk(payload[:30]) + chunk(payload[30:]))
-    assert session.checker.violations == []
-    assert session.checker.payload_bytes == len(payload)
-    assert session.has_attached
-
-
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
@@ -510,21 +356,6 @@ def test_payload_is_counted_without_its_framing() -> None:
 )
 def test_stream_that_breaks_a_rule_is_a_violation(data: bytes, kind: str) -> None:
     assert kind in kinds(sse_session(data).checker)
-
-
-def test_a_bye_is_kept_and_may_end_the_stream() -> None:
-    session = sse_session(SSE_HEAD + chunk(b'event: bye\ndata: "too_many"\nretry: 60000\n\n') + b"0\r\n\r\n")
-    assert (session.bye, session.is_over, session.checker.violations) == ("too_many", True, [])
-
-
-def test_a_refusal_is_kept_with_its_body() -> None:
-    session = sse_session(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}")
-    assert (session.response.status, session.body, session.is_over, session.checker.violations) == (
-        403,
-        b"{}",
-        True,
-        [],
-    )
 
 
 def test_handshake_with_another_key_is_a_violation() -> None:
@@ -587,24 +418,6 @@ async def test_sse_viewer_resumes_from_its_cursor_after_a_cut() -> None:
     ]
 
 
-async def test_sse_viewer_can_reconnect_as_an_eventsource_does() -> None:
-    asked = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        asked.append((path, headers.get("Last-Event-ID")))
-        writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
-
-    async with (
-        wire_server(serve) as port,
-        SseViewer("127.0.0.1", port, "a/b", since="e:1", uses_last_event_id=True, checker=Checker("a/b")) as viewer,
-    ):
-        await viewer.until_attached()
-        await viewer.reconnect(reset=True)
-        await viewer.until_attached()
-    path = "/v1/channels/a%2Fb/events?since=e%3A1"
-    assert asked == [(path, None), (path, "e:2")]
-
-
 async def test_stalled_viewer_exerts_backpressure_and_loses_no_text() -> None:
     text = "x" * (1 << 20)
     writers = []
@@ -640,14 +453,6 @@ async def test_timeout_of_a_viewer_reports_its_view() -> None:
             await viewer.until(lambda: viewer.checker.text("m") == "never", timeout_s=0.05)
 
 
-async def test_a_viewer_without_a_server_fails_at_once() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        with pytest.raises(ConnectionRefusedError):
-            async with SseViewer("127.0.0.1", unused.getsockname()[1], "c"):
-                pass
-
-
 class WsPeer:
     """The server's side of one WebSocket, without a library."""
 
@@ -681,66 +486,6 @@ class WsPeer:
             if not data:
                 raise ConnectionResetError
             self._rest += data
-
-
-async def test_a_websocket_viewer_attaches_and_follows_batches_over_several_frames() -> None:
-    asked = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        assert headers["Sec-WebSocket-Protocol"] == "tenuto.v1"
-        peer = WsPeer(reader, writer)
-        peer.accept(headers)
-        asked.append((path, json.loads((await peer.receive())[1])))
-        peer.send({"type": "ok", "ref": 1})
-        peer.send({"type": "events", "channel": "c", "events": [attached(2)]})
-        peer.send({"type": "events", "channel": "c", "events": [update(2, "Hel")], "cursor": "e:2"})
-        peer.send_raw(server_frame(b"are you there", 9))
-        asked.append(await peer.receive())
-        peer.send({"type": "ping", "n": 7})
-        asked.append(json.loads((await peer.receive())[1]))
-        peer.send({"type": "events", "channel": "c", "events": [append(3, 3, "lo")], "cursor": "e:3"})
-        peer.send({"type": "bye", "reason": "drain", "retry_ms": 5})
-        peer.send_raw(server_frame(struct.pack("!H", 1012), 8))
-        asked.append(await peer.receive())
-
-    async with (
-        wire_server(serve) as port,
-        WsViewer("127.0.0.1", port, "c", attach_fields={"history": 3}) as viewer,
-    ):
-        await viewer.until(lambda: viewer.is_over)
-        assert viewer.checker.violations == []
-        assert (viewer.checker.text("m"), viewer.checker.cursor, viewer.checker.batches) == ("Hello", "e:3", 2)
-        assert (viewer.session.close_code, viewer.session.bye) == (
-            1012,
-            {"type": "bye", "reason": "drain", "retry_ms": 5},
-        )
-        assert viewer.session.replies == [{"type": "ok", "ref": 1}]
-    assert asked == [
-        ("/v1/ws", {"type": "attach", "ref": 1, "channel": "c", "history": 3}),
-        (10, b"are you there"),
-        {"type": "pong", "n": 7},
-        (8, struct.pack("!H", 1012)),
-    ]
-
-
-async def test_a_websocket_session_carries_many_channels() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        peer = WsPeer(reader, writer)
-        peer.accept(headers)
-        while True:
-            asked = json.loads((await peer.receive())[1])
-            name = asked["channel"]
-            events = [attached(1, channel=name), update(1, f"in {name}")]
-            peer.send({"type": "events", "channel": name, "events": events, "cursor": "e:1"})
-
-    async with wire_server(serve) as port, WsViewer("127.0.0.1", port, "c") as viewer:
-        await viewer.until_attached()
-        other = Checker("d")
-        viewer.session.attach(other)
-        await viewer.flush()
-        await viewer.until(lambda: viewer.session.has_attached)
-        assert (viewer.checker.text("m"), other.text("m")) == ("in c", "in d")
-        assert viewer.checker.violations == other.violations == []
 
 
 async def test_binary_frame_is_a_violation() -> None:

@@ -88,7 +88,7 @@ async def test_page_of_the_document_answers_and_a_reloaded_page_and_another_tab_
             await expect(page.locator("li")).to_have_text(["hi", "Hello to you"])
         await other.get_by_role("button", name="Stop").click()
         (answer,) = [found for found in (await hub.history("chat:1")).messages if found.role == "assistant"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await hub.read("chat:1", answer.id))[0].status != "cancelled":  # noqa: ASYNC110 - it is stored soon
                 await asyncio.sleep(0.01)
         await one.reload()
