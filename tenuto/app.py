@@ -31,7 +31,7 @@ from tenuto.core.requests import CreateMessage
 from tenuto.core.turns import reply_id as reply_id_of
 from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
-from tenuto.hub.access.questions import Asked, current_route, enter_route
+from tenuto.hub.access.questions import Asked, current_route
 from tenuto.hub.access.visitors import Visit, visit_in
 from tenuto.hub.keep.control import check_speed
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
@@ -252,7 +252,7 @@ class Hub(HubCore):
             return await authorize(self._asgi, dict(scope), channel, capabilities)
         visit = visit_in(scope)  # now, so that the copy of the scope shares it
         access = await authorize(self._asgi, dict(scope), channel, capabilities)
-        enter_route(visit.client_id, peer_of(dict(scope)))
+        visit.enter_route(peer_of(dict(scope)))
         return access
 
     async def serve_socket(

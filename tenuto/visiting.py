@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.hub.access.identity import Authenticate
-from tenuto.hub.access.questions import QuestionLimits, enter_route
+from tenuto.hub.access.questions import QuestionLimits
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.settings import check_authenticate
@@ -82,7 +82,7 @@ class Visitors(VisitorVerifier):
                 raise
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
-        enter_route(visit.client_id, peer_of(scope))
+        visit.enter_route(peer_of(scope))
         if identity.client_id is None:
             raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
         for name, value in visit.headers if response is not None else ():

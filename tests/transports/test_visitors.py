@@ -582,7 +582,7 @@ def asking_app(hub: Hub, guests: Visitors, kind: type[Starlette], *, streams: bo
         channel = f"chat:{await guests.of(request)}"
         await hub.create(channel, text="why?", id=request.query_params.get("id"))
         if streams:
-            return hub.stream_response(channel, ["because"])
+            return hub.stream_response(f"chat:{await guests.of(request)}", ["because"])
         return Response("stored")
 
     def ask_in_thread(request: Request) -> Response:

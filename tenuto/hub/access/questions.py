@@ -134,9 +134,9 @@ class Route:
 _route: ContextVar[Route | None] = ContextVar("tenuto_route", default=None)
 
 
-def enter_route(visitor: str | None, peer: str) -> None:
-    """Note that the code which runs now, and its tasks, serve a request of `visitor` from the address `peer`."""
-    _route.set(Route(visitor, peer))
+def enter_route(route: Route) -> None:
+    """Note that the code which runs now, and its tasks, are those of `route`."""
+    _route.set(route)
 
 
 def current_route() -> Route:

@@ -18,7 +18,7 @@ from tenuto.core.errors import InvalidName, LocalError, shown
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope
-from tenuto.hub.access.questions import QuestionLimits
+from tenuto.hub.access.questions import QuestionLimits, Route, enter_route
 from tenuto.hub.access.tickets import MIN_KEY_BYTES, has_signature, signature
 from tenuto.hub.clock import Clock
 
@@ -44,7 +44,7 @@ _VISIT = "tenuto.visit"  # key of the `Visit` in the scope of a request
 class Visit:
     """What a request or socket has shown of its visitor. It is shared by all copies of the request's scope."""
 
-    __slots__ = ("client_id", "is_ambient", "is_new", "set_cookies")
+    __slots__ = ("_route", "client_id", "is_ambient", "is_new", "set_cookies")
 
     def __init__(self) -> None:
         self.client_id: str | None = None  # id of the visitor; None: a person, or not verified yet
@@ -52,6 +52,12 @@ class Visit:
         # True: the browser sent the proof by itself, or none, so an `auth` frame may still name another client
         self.is_ambient = False
         self.set_cookies: list[bytes] = []  # values of the headers that the response must have
+        self._route: Route | None = None  # that of the app which has asked for the visit
+
+    def enter_route(self, peer: str) -> None:
+        """Note that the code which runs now, and its tasks, serve this request, which is from the address `peer`."""
+        self._route = self._route or Route(self.client_id, peer)
+        enter_route(self._route)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
