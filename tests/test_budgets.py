@@ -17,15 +17,15 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 57_800,
-    "lines of its kernel": 34_900,
+    "lines of tenuto/": 57_450,
+    "lines of its kernel": 34_700,
     "modules of tenuto/": 300,
     "files in a folder of tenuto/": 39,
     "lines of interop/": 4_100,
-    "lines of tests/": 83_000,
+    "lines of tests/": 82_200,
     "lines of proof/ and bench/": 28_600,
-    "words of docs without decisions": 72_000,
-    "words of decisions": 12_000,
+    "words of docs without decisions": 71_500,
+    "words of decisions": 11_600,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
 }

@@ -121,34 +121,6 @@ def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(s
             listening.accept()
 
 
-def test_a_server_of_an_earlier_release_carries_out_a_backup_and_an_import(server: Server, tmp_path: Path) -> None:
-    """Its receipt of a backup has no mark, and it refuses arguments that it does not know."""
-    old, target, place = tmp_path / "old.db", tmp_path / "new.db", tmp_path / "served.db"
-    assert run("backup", str(old), store=server.store).returncode == 0
-    place.write_bytes(old.read_bytes())
-    size_bytes = old.stat().st_size
-    receipts = [{"path": str(target), "size_bytes": size_bytes + one} for one in (0, 1)]
-    done = {"channel": "chat:1", "messages": 1, "commands": 0}
-    calls: list[tuple[str, object]] = [("backup", receipts[0]), ("backup", receipts[1]), ("import", done)]
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listening:
-        listening.bind(str(path_of(place)))
-        listening.listen()
-        listening.settimeout(PATIENCE_S)
-        for name, value in calls:
-            target.unlink(missing_ok=True)
-            with subprocess.Popen(command(name, str(target), store=place), stderr=subprocess.PIPE, text=True) as made:
-                connection, _ = listening.accept()
-                request = json.loads(connection.makefile().readline())
-                if name == "backup":
-                    target.write_bytes(old.read_bytes())
-                else:
-                    assert request["arguments"] == {"path": str(target), "channel": None}
-                connection.sendall(json.dumps({"value": value}).encode() + b'\n{"end":true}\n')
-                _, stderr = made.communicate(timeout=PATIENCE_S)
-                connection.close()
-            assert made.returncode == (value is receipts[1]), stderr
-
-
 @pytest.mark.parametrize(
     "response",
     [

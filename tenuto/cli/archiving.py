@@ -186,8 +186,7 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
 def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> None:
     """Write the messages of FILE, an export, into an empty channel, also while the store is served."""
     try:
-        option = {"damaged": True} if damaged else {}  # a server of an earlier release does not know it
-        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel, **option)
+        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel, damaged=damaged)
         done = msgspec.convert(value, Imported)
     except NotServed:
         done = asyncio.run(import_channel(store, file, channel, damaged=damaged))

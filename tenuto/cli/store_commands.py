@@ -81,12 +81,7 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     except NotServed:
         asyncio.run(run_backup())
     else:
-        is_here = file.exists() and all(
-            written.get(name) == value
-            for name, value in receipt_of(file).items()
-            if name != "mark" or name in written  # a server of an earlier release sends none
-        )
-        if not is_here:
+        if not file.exists() or any(written.get(name) != value for name, value in receipt_of(file).items()):
             raise LocalError(
                 f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not "
                 "here: that process has other disks, as in a container; name a folder that both have"
@@ -143,14 +138,13 @@ def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
 
 @click.command()
 @STORE
-@click.option("--no-migration-backup", is_flag=True, help="As for tenuto serve, if the tables of the file are older.")
-def compact(store: str, no_migration_backup: bool) -> None:
+def compact(store: str) -> None:
     """Make the file of a store smaller: without its free space. No process may have it open."""
     from tenuto.stores.sqlite import compact as sqlite_compact
 
     path = sqlite_store(store).path
     try:
-        sizes = sqlite_compact.compact(path, migration_backup=not no_migration_backup)
+        sizes = sqlite_compact.compact(path)
     except StoreInUse as error:
         raise LocalError(f"{error}. A store cannot be compacted while a process has it open") from None
     click.echo(f"{path} had {sizes.before:,} bytes, and has {sizes.after:,} now.")

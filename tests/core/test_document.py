@@ -33,7 +33,7 @@ from tenuto.core.draft import Draft
 from tenuto.core.errors import AlreadyAnswered, Deleted, Fenced, IdConflict
 from tenuto.core.events import encode_json
 from tenuto.core.message_state import ClaimState, CommandState, MessageState
-from tenuto.core.ops import Append, Entry, Lease, WriterIdentity, decode_op, encode_op
+from tenuto.core.ops import decode_op, encode_op
 from tenuto.core.requests import Caller, ClaimTurn
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import MARK_BYTES, Text
@@ -469,55 +469,6 @@ def test_commands_of_a_draft_equal_those_after_the_commit() -> None:
         else:
             assert everything(back) == everything(harness.known("m"))
     assert (harness.text("m"), harness.message("m").status) == ("ab", "cancelled")
-
-
-# -- documents of earlier versions -----------------------------------------------------------------------------
-
-OLD = [  # as the first version wrote it, by position; `last` and `claim` came later
-    "assistant",
-    "ann",
-    "streaming",
-    None,
-    {"a": 1},
-    None,
-    "q",
-    2,
-    7,
-    1_000,
-    2_000,
-    b"digest",
-    ["ann", None, 15_000],
-    2,
-    False,
-    2,
-    4,
-    0,
-    ["", None],
-    6,
-    [["r", 4, 1]],
-    [[{"type": "text"}, 2, 2]],
-]
-
-
-def test_a_head_without_turns_is_read() -> None:
-    back = restore(
-        Stored(
-            id="m",
-            head=msgspec.msgpack.encode(OLD),
-            segments=[Segment(part=0, at=0, text="old text", marks=[7, 8])],
-            entries=[Entry(7, Append(id="m", part=0, at=8, text="twice")), Entry(8, Lease(id="m", lease_ms=60_000))],
-        )
-    )
-    message = back.message()
-    assert (message.text, message.author, message.reply_to, message.version) == ("old text", "ann", "q", 7)
-    assert (back.last, back.documented, back.claim, back.is_open) == (8, 7, None, True)
-    assert (back.generation, back.taken_over, list(back.requests)) == (2, 6, [("r", 4, 1)])
-    assert back.writer == WriterIdentity(by="ann", node=None, lease_ms=60_000)
-
-
-def test_current_heads_extend_the_old_ones_by_four_fields() -> None:
-    head = msgspec.msgpack.decode(stored(full().known("m")).head)
-    assert head[len(OLD) :] == [full().state.serial, None, 0, 0]
 
 
 def test_document_of_an_open_message_has_the_time_of_the_last_sign_of_life() -> None:

@@ -421,25 +421,6 @@ async def test_an_export_counts_its_damaged_messages_and_goes_through_an_import(
     await hub.close()
 
 
-async def test_an_export_of_an_earlier_release_may_leave_out_the_number_of_damaged_messages(tmp_path: Path) -> None:
-    path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
-    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
-    await hub.create(CHANNEL, id="m0", text="one")
-    await hub.create(CHANNEL, id="m1", text="two")
-    await hub.close()
-    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message = 'm1'")
-    data = await exported(hub)
-    file.write_bytes(data.replace(b',"damaged":1}', b"}"))
-    assert file.read_bytes() != data
-    with pytest.raises(InvalidRequest, match=r"line 4 of .*has 1 damaged .* with --damaged"):
-        await hub.archive.import_file(file, channel="copy")
-    await hub.archive.import_file(file, channel="copy", damaged=True)
-    file.write_bytes(data.replace(b',"damaged":1}', b',"damaged":2}'))
-    with pytest.raises(InvalidRequest, match=r"1 of them damaged; its end names 2, 0 and 2"):
-        await hub.archive.import_file(file, channel="other", damaged=True)
-    await hub.close()
-
-
 async def test_a_line_without_an_end_is_not_read_whole(hub: HubCore, tmp_path: Path) -> None:
     await hub.create(CHANNEL, text="x")
     path = tmp_path / "chat.jsonl"

@@ -30,7 +30,6 @@ from tenuto.hub.keep import forgetting as forgetting_module
 from tenuto.hub.keep.forgetting import NOTE, Forgetting, Receipt, direct, intended
 from tenuto.stores.base import Head, Pruned
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.hub.watching import PATIENCE_S, Watcher
 from tests.stores.files import on_disk, opened
@@ -215,8 +214,8 @@ async def test_a_receipt_names_older_backups_that_exist(tmp_path: Path) -> None:
     for name in ("one.db", "two.db"):
         await store.backup(tmp_path / name, mb_per_s=1000)
     (tmp_path / "two.db").unlink()
-    (tmp_path / "chat.db.before-5").write_bytes(b"before a migration")
-    older = [str(tmp_path / "one.db"), str(tmp_path / "chat.db.before-5")]
+    (tmp_path / "chat.db.before-restore-1").write_bytes(b"before a restore")
+    older = [str(tmp_path / "one.db"), str(tmp_path / "chat.db.before-restore-1")]
     receipt = await hub.archive.forget("ann")
     assert receipt.older_backups == older
     await store.backup(tmp_path / "three.db", mb_per_s=1000)
@@ -463,13 +462,12 @@ async def test_a_receipt_becomes_clean_when_the_reader_that_blocked_it_has_gone(
     assert (blocked.clean_ms, again.messages, again.clean_ms is None) == (None, 1, False)
 
 
-@pytest.mark.parametrize("schema", range(1, SCHEMA + 1))
-async def test_removal_in_a_file_of_an_earlier_release_does_not_wait_for_its_open_messages_to_become_old(
-    schema: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_removal_does_not_wait_for_open_messages_to_become_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0)  # so all tries together are shorter than OLD_MS
     path = tmp_path / "chat.db"
-    path.write_bytes(gzip.decompress((FILES / f"schema-{schema}.db.gz").read_bytes()))
+    path.write_bytes(gzip.decompress((FILES / "schema-1.db.gz").read_bytes()))
     async with opened(path) as store:
         assert store.stats()["pinned"]
         receipt = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=False)

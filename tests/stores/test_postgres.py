@@ -19,7 +19,7 @@ from proof.chaos.processes import free_port
 from tenuto import Hub, Retention
 from tenuto.cli import archiving
 from tenuto.cli.main import main
-from tenuto.core.errors import Busy, Held, StoreInUse, StoreUnavailable, StoreUnusable, TenutoError
+from tenuto.core.errors import Busy, Held, StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import ChannelAttached
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.keep import importing, retention
@@ -412,23 +412,6 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
     monkeypatch.setattr(PostgresServer, "timeout_s", 0.1)  # the connection for writes is silent, too
     await store.close()
     await proxy.close()
-
-
-async def test_release_that_needs_the_store_for_itself_and_this_one_keep_each_other_away(
-    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tenuto.stores.postgres.schema.LOCK_WAIT_MS", 50)
-    earlier = await asyncpg.connect(server.url)
-    take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
-    try:
-        assert await earlier.fetchval(take, f"tenuto.{schema}.hub")
-        with pytest.raises(StoreInUse, match="earlier release of Tenuto, which allows one process; stop that process"):
-            await PostgresStore(server.url, schema=schema).open()
-        await earlier.execute("SELECT pg_advisory_unlock_all()")
-        async with opened(server, schema), opened(server, schema):
-            assert not await earlier.fetchval(take, f"tenuto.{schema}.hub")
-    finally:
-        await earlier.close()
 
 
 async def test_instances_that_open_an_empty_schema_at_the_same_moment_make_its_tables_once(

@@ -60,7 +60,7 @@ async def reopened(store: PostgresStore) -> Head:
                 break
             except StoreUnavailable:  # the connection that broke
                 pass
-    with pytest.raises(StoreReplaced, match="promoted or restored, so the last writes may be lost, or a newer"):
+    with pytest.raises(StoreReplaced, match="promoted or restored, so the last writes may be lost; the hub"):
         await store.commit([Chat(store).write(create("m9"))])
     await store.close()
     await store.open()

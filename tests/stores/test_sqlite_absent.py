@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -66,20 +64,6 @@ async def test_a_word_that_was_appended_in_parts_is_found_while_its_message_stre
         1,
         f"{path}: the word of line 1 is in message 'm1' of channel 'chat:1'",
     )
-
-
-def test_messages_of_an_old_schema_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
-    path, words = tmp_path / "chat.db", tmp_path / "words"
-    path.write_bytes(gzip.decompress((FILES / "schema-2.db.gz").read_bytes()))
-    words.write_bytes(b"xylophone-17\n")
-    found = verify(path, words)
-    assert found.exit_code == 1
-    assert re.match(
-        rf"{re.escape(str(path))}: [1-9][0-9]* messages and [1-9][0-9]* rows of the log are damaged, .* so only "
-        "their bytes were searched",
-        found.output,
-    ), found.output
-    assert found.output.splitlines()[-1] == f"{path}: none of 1 words found, but not all was searched"
 
 
 def test_a_word_is_found_at_each_place_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

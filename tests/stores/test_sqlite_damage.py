@@ -39,13 +39,12 @@ from tenuto.stores.sqlite.sums import opened as opened_row
 from tenuto.stores.sqlite.verify import verify
 from tenuto.testing.contract import Chat, append, create, delete, edit, emptied
 from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
-from tests.stores.old_schemas import described
+from tests.stores.reference import described
 
 FILE = Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz"
 IS_LONG = os.environ.get("TENUTO_STORES") == "long"
 FLIPS, TORN = (2_000, 200) if IS_LONG else (300, 30)
 PAGE = 4_096
-INNER_PAGE = 5  # first byte of a page of a table that holds the numbers of other pages
 
 
 # of channel and message: whole, damaged, missing, refused, or left out of a page, the changes or the export
@@ -219,30 +218,6 @@ def test_messages_that_pages_leave_out_are_named(memory: Path, whole: bytes) -> 
     write(memory / "chat.db", bytes(data))
     lines = [line for line in lines_of(memory / "chat.db") if "an index leaves it out of pages or catch-ups" in line]
     assert len(lines) == 5
-
-
-def first_page_of_texts(data: bytes, path: Path) -> int:
-    """Return where the first page of rows of `texts` begins (sqlite.org/fileformat2.html)."""
-    write(path, bytes(data))
-    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'texts'")
-    page = data[PAGE * (root - 1) : PAGE * root]
-    assert page[0] == INNER_PAGE
-    cell = int.from_bytes(page[12:14])
-    return PAGE * (int.from_bytes(page[cell : cell + 4]) - 1)
-
-
-async def test_damaged_page_of_texts_does_not_stop_the_migration(memory: Path) -> None:
-    old = FILE.with_name("schema-3.db.gz")
-    data = bytearray(gzip.decompress(old.read_bytes()))
-    at = first_page_of_texts(bytes(data), memory / "chat.db")
-    data[at : at + 8] = bytes(8)
-    truth = json.loads(old.with_suffix("").with_suffix(".json").read_text())["channels"]
-    write(memory / "chat.db", bytes(data))
-    async with opened(memory / "chat.db") as store:
-        found = await compared(store, dict(truth), ["damaged"])
-    assert {"damaged", "whole"} <= set(found.values())
-    lines = lines_of(memory / "chat.db")
-    assert [one for one, outcome in found.items() if (outcome != "whole") != is_named(*one, lines)] == []
 
 
 # -- damaged messages ------------------ -------------------------------------------------------------------------------

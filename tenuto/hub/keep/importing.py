@@ -150,8 +150,7 @@ class ExportFile:
         return data
 
     def _check_end(self, end: End, messages: int, commands: int, damaged: int) -> None:
-        # the end in a file of an earlier release does not name the damaged ones
-        if (end.messages, end.commands) != (messages, commands) or end.damaged not in (0, damaged):
+        if (end.messages, end.commands, end.damaged) != (messages, commands, damaged):
             raise InvalidRequest(
                 f"the file has {messages} messages and {commands} commands, {damaged} of them damaged; its end names "
                 f"{end.messages}, {end.commands} and {end.damaged}; export the channel again"

@@ -5,12 +5,11 @@ Layer: stores. This code runs on the store's thread.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from tenuto.core.document import DAMAGE, Document, times_in
+from tenuto.core.document import DAMAGE, Document
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK
@@ -66,35 +65,6 @@ def begin_epochs(db: sqlite3.Connection) -> None:
                 "UPDATE channels SET epoch = ?, crc = ? WHERE id = ?",
                 (new, channel_sum(number, name, new, floor), number),
             )
-
-
-def add_channel_sums(db: sqlite3.Connection) -> None:
-    """Add the checksums of all channels: schema 4 introduced them."""
-    for number, name, epoch, floor in db.execute(
-        "SELECT id, name, epoch, floor FROM channels WHERE name IS NOT NULL"
-    ).fetchall():
-        db.execute("UPDATE channels SET crc = ? WHERE id = ?", (channel_sum(number, name, epoch, floor), number))
-
-
-def add_summaries(db: sqlite3.Connection, documents: Documents, unreadable: Collection[int]) -> None:
-    """Add the times and counts of all channels: schema 5 introduced them.
-
-    A time that only damaged documents or those in `unreadable` give stays 0.
-    """
-    db.execute(f"UPDATE channels SET (messages, size_bytes) = ({COUNTS})")
-    for (number,) in db.execute("SELECT id FROM channels WHERE name IS NOT NULL").fetchall():
-        created_ms = updated_ms = 0
-        keys = db.execute("SELECT id, message FROM documents WHERE channel = ? ORDER BY version", (number,)).fetchall()
-        with contextlib.suppress(*DAMAGE):
-            first = min((one for one in keys if one[0] not in unreadable), default=None)
-            if first is not None:
-                created_ms = times_in(first[1], documents.head(first[0]))[0]
-        for key, message in keys[-1:]:
-            with contextlib.suppress(*DAMAGE):
-                if key not in unreadable:
-                    updated_ms = times_in(message, documents.head(key))[1]
-        times = (created_ms, max(created_ms, updated_ms))
-        db.execute("UPDATE channels SET created_ms = ?, updated_ms = ? WHERE id = ?", (*times, number))
 
 
 def _sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:

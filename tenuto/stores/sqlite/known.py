@@ -17,8 +17,8 @@ from tenuto.stores.sqlite.backup import partial_of
 
 BACKUP_NOTE = "backup:"  # prefix of the notes about backups; the path follows, percent-encoded
 MAX_NOTED = 1_000  # backups that exist; the store forgets the oldest beyond it
-# files beside the store: from before a migration or a restore, and journals that were not the store's own
-_BESIDE = (".before-", ".restored", "-wal.foreign-")
+# files beside the store: from before a restore, and journals that were not the store's own
+_BESIDE = (".before-restore-", ".restored", "-wal.foreign-")
 _JOURNALS = ("-journal", "-wal", "-shm")
 
 

@@ -28,14 +28,12 @@ class FileLock:
 
     The file's first line names the process that holds or last held the lock; the second lists the nonces that the
     database may have. A third one lists further nonces that its file may have as long as the last ones are only in
-    the `-wal`, because a checkpoint was blocked. An older Tenuto wrote no third line, and dropped the old nonce
-    before the checkpoint.
+    the `-wal`, because a checkpoint was blocked.
     """
 
     def __init__(self, path: Path) -> None:
         self.nonces: tuple[str, ...] = (NO_NONCE,)
         self.former: tuple[str, ...] = ()
-        self.has_former = True  # False: an older Tenuto wrote the file, so the database may have a dropped nonce
         self._path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
@@ -47,7 +45,7 @@ class FileLock:
 
     @property
     def is_blank(self) -> bool:
-        """Return whether the lock file names no nonce: it was missing, or is older than nonces."""
+        """Return whether the lock file names no nonce: it was missing."""
         return self.nonces == (NO_NONCE,) and not self.former
 
     def take(self, what: Path, *, wait_s: float) -> None:
@@ -74,7 +72,7 @@ class FileLock:
     def keep_nonces(self, *nonces: str, former: tuple[str, ...] = ()) -> None:
         """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
         assert self._handle is not None
-        self.nonces, self.former, self.has_former = nonces, former, True
+        self.nonces, self.former = nonces, former
         try:
             self._write(self._handle)
             os.fsync(self._handle)
@@ -83,7 +81,7 @@ class FileLock:
 
     def look(self) -> None:
         """Read the nonces without the lock, which another process may hold; none if the file cannot be read."""
-        self.nonces, self.former, self.has_former = (NO_NONCE,), (), False
+        self.nonces, self.former = (NO_NONCE,), ()
         with contextlib.suppress(OSError):
             handle = os.open(self._path, os.O_RDONLY)
             try:
@@ -100,8 +98,7 @@ class FileLock:
 
     def _read(self, handle: int) -> None:
         self.nonces = _read_line(handle, _NONCES) or (NO_NONCE,)
-        former = _read_line(handle, _FORMER)
-        self.former, self.has_former = former or (), former is not None
+        self.former = _read_line(handle, _FORMER)
 
     def _open(self, what: Path) -> int:
         try:
@@ -120,9 +117,11 @@ class FileLock:
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains nonces at every moment.
-        lines = [f"process {os.getpid()} ({_command()})", _NONCES + " ".join(self.nonces)]
-        if self.has_former:
-            lines.append(_FORMER + " ".join(self.former))
+        lines = (
+            f"process {os.getpid()} ({_command()})",
+            _NONCES + " ".join(self.nonces),
+            _FORMER + " ".join(self.former),
+        )
         content = "\n".join([*lines, ""]).encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
@@ -132,12 +131,12 @@ _NONCES = "nonces "
 _FORMER = "former "
 
 
-def _read_line(handle: int, begin: str) -> tuple[str, ...] | None:
+def _read_line(handle: int, begin: str) -> tuple[str, ...]:
     for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
         # Use the first such line: a killed process may have left the rest of an older file behind it.
         if line.startswith(begin):
             return tuple(line.removeprefix(begin).split())
-    return None
+    return ()
 
 
 def locked(handle: int) -> bool:

@@ -25,7 +25,6 @@ from tenuto.core.document import DAMAGE, Stored, restored
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.stores.sqlite.channels import MISCOUNTED, Channels
 from tenuto.stores.sqlite.documents import Documents, Found
-from tenuto.stores.sqlite.file import CHECKSUMS, SUMMARIES
 from tenuto.stores.sqlite.log import CommitLog
 from tenuto.stores.sqlite.reader import check, reading_store
 from tenuto.stores.sqlite.space import space_in
@@ -64,9 +63,6 @@ def verify(path: Path) -> Iterator[str]:
         except StoreUnusable as error:
             yield str(error)
             pages = _Pages(db)
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        if schema < CHECKSUMS:
-            raise StoreUnusable(f"store file {path} has no checksums yet; start the server once, which adds them")
         yield from damage_in(db, pages)
 
 
@@ -115,7 +111,7 @@ def _keys(read: Callable[[], Iterable[Found]]) -> set[int] | None:
 
 
 def damage_in(db: sqlite3.Connection, pages: _Pages | None = None) -> Iterator[str]:
-    """Yield one line for each damaged channel, message and row of the log, in a database with checksums.
+    """Yield one line for each damaged channel, message and row of the log, in a database.
 
     With `pages` also for each message that they leave out.
     """
@@ -132,14 +128,12 @@ def damage_in(db: sqlite3.Connection, pages: _Pages | None = None) -> Iterator[s
     if problems:
         still = set(_listed(db, _CHANNELS))  # the server has deleted the others meanwhile
         yield from (problem for row, problem in problems if row in still)
-    (schema,) = db.execute("PRAGMA user_version").fetchone()
-    if schema >= SUMMARIES:
-        with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
-            for _, name in db.execute(MISCOUNTED):
-                yield (
-                    f"channel {name!r}: its count of messages or bytes is wrong; if none of its messages is named, run "
-                    "`tenuto compact`, which counts anew"
-                )
+    with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
+        for _, name in db.execute(MISCOUNTED):
+            yield (
+                f"channel {name!r}: its count of messages or bytes is wrong; if none of its messages is named, run "
+                "`tenuto compact`, which counts anew"
+            )
     lost = []
     for row in _listed(db, _DOCUMENTS):
         key, number, message_id = row
