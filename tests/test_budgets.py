@@ -17,15 +17,15 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 57_450,
-    "lines of its kernel": 34_700,
-    "modules of tenuto/": 300,
+    "lines of tenuto/": 56_450,
+    "lines of its kernel": 34_300,
+    "modules of tenuto/": 295,
     "files in a folder of tenuto/": 39,
     "lines of interop/": 4_100,
-    "lines of tests/": 82_200,
+    "lines of tests/": 81_300,
     "lines of proof/ and bench/": 28_600,
-    "words of docs without decisions": 71_500,
-    "words of decisions": 11_600,
+    "words of docs without decisions": 70_400,
+    "words of decisions": 11_500,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
 }

@@ -136,7 +136,7 @@ def test_response_of_another_program_is_named(response: bytes, tmp_path: Path) -
         listening.listen()
         listening.settimeout(PATIENCE_S)
         for arguments in (
-            *(("inspect",), ("channels",), ("export", "c"), ("forget", "ann"), ("hold", "c", "--reason", "x")),
+            *(("inspect",), ("channels",), ("export", "c"), ("forget", "ann")),
             ("backup", str(tmp_path / "new.db")),
         ):
             with ThreadPoolExecutor(1) as pool:
@@ -212,7 +212,7 @@ def connected(path: Path) -> socket.socket:
     [
         (
             b'{"call":"fly"}\n',
-            "has no call 'fly'; use one of backup, channels, export, forget, hold, import, release, inspect",
+            "has no call 'fly'; use one of backup, channels, export, forget, import, inspect",
         ),
         (b'{"call":"backup","arguments":{"path":7}}\n', "Expected `str`, got `int` - at `$.path`"),
         (

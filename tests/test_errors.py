@@ -295,12 +295,6 @@ async def many_commands(place: Place) -> None:
         await place.hub.ask(C, f"!k{number}", SendCommand(name="approve"), BOB)
 
 
-async def held(place: Place) -> None:
-    await place.begin()
-    await place.hub.archive.hold(C, "case 17")
-    await place.hub.delete(C, M)
-
-
 async def full(place: Place) -> None:
     hub = Hub(f"sqlite:///{place.folder / 'full.db'}", max_bytes="10MB", hooks_signals=False)
     try:
@@ -504,7 +498,6 @@ CASES: list[Case] = [
     asked(errors.TooLarge, ("3 parts", "2"), UpdateMessage(parts=[{"type": "text"}] * 3, generation=1)),
     asked(errors.TooLarge, ("'m1'", "2000"), PutPart(index=1, part={"type": "source", "x": "x" * 1_960})),
     Case(errors.TooMany, ("1",), many_commands),
-    Case(errors.Held, ("'chat:1'", "release"), held),
     Case(errors.StoreFull, ("10,000,000", "max_bytes", "retention"), full),
     Case(errors.AlreadyAnswered, ("command",), replied_twice),
     called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),

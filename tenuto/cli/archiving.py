@@ -1,4 +1,4 @@
-"""The commands export, import, hold and release for one channel of a store, and forget for one person.
+"""The commands export and import for one channel of a store, and forget for one person.
 
 Layer: archiving, below `cli`.
 
@@ -21,16 +21,15 @@ import msgspec
 from click.core import ParameterSource
 
 from tenuto.cli.control_client import NotServed, call_at
-from tenuto.cli.server_requests import export_at, forget_at, hold_at, release_at
+from tenuto.cli.server_requests import export_at, forget_at
 from tenuto.core.errors import LocalError, StoreInUse, shown_url
 from tenuto.core.limits import Limits
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.records import damaged_in
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.exporting import export_lines
-from tenuto.hub.keep.forgetting import Forgetting, Receipt, direct
+from tenuto.hub.keep.forgetting import Forgetting, Forgotten, direct
 from tenuto.hub.keep.importing import Imported, check_file, undo_imports, write_file
-from tenuto.hub.keep.legal_holds import LegalHolds
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite.store import SqliteStore
@@ -81,33 +80,11 @@ async def import_channel(url: str, path: Path, channel: str | None, *, damaged: 
         return await write_file(store, channel or checked.channel, checked, limits, clock)
 
 
-async def hold_channel(url: str, channel: str, reason: str) -> None:
-    """Hold a channel of a store that no process serves. Raises the errors of `LegalHolds.hold`."""
-    check_channel(channel)
-    async with _holds_of(url) as holds:
-        await holds.hold(channel, reason, Clock().now_ms())
-
-
-async def release_channel(url: str, channel: str) -> None:
-    """End the hold of a channel of a store that no process serves. Raises NotFound."""
-    check_channel(channel)
-    async with _holds_of(url) as holds:
-        await holds.release(channel)
-
-
-async def forget_client(url: str, client_id: str, *, channels: bool) -> Receipt:
+async def forget_client(url: str, client_id: str, *, channels: bool) -> Forgotten:
     """Remove what a person wrote from a store that no process serves. Raises the errors of `Forgetting.run`."""
     check_id(client_id, "a client id")
     async with opened(url, when_served=_OVER_HTTP) as store:
         return await Forgetting(store, client_id, Clock(), direct, tidies=True).run(channels=channels)
-
-
-@asynccontextmanager
-async def _holds_of(url: str) -> AsyncIterator[LegalHolds]:
-    async with opened(url, when_served=_OVER_HTTP) as store:
-        holds = LegalHolds(store)
-        await holds.load()
-        yield holds
 
 
 def _one_place(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -194,61 +171,23 @@ def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> N
 
 
 @click.command()
-@click.argument("channel")
-@STORE
-@URL
-@TOKEN
-@click.option("--reason", required=True, help="Why nothing in the channel may be deleted.")
-def hold(channel: str, store: str, url: str | None, token: str | None, reason: str) -> None:
-    """Refuse all deletions in CHANNEL until it is released, also while the store is served.
-
-    Other servers of a shared store refuse them within five seconds.
-    """
-    if url is not None:
-        hold_at(url, channel, reason, token)
-    else:
-        try:
-            list(call_at(store, "hold", channel=channel, reason=reason))
-        except NotServed:
-            asyncio.run(hold_channel(store, channel, reason))
-    click.echo(f"{channel} is held; tenuto release ends that.")
-
-
-@click.command()
-@click.argument("channel")
-@STORE
-@URL
-@TOKEN
-def release(channel: str, store: str, url: str | None, token: str | None) -> None:
-    """End the hold of CHANNEL, also while the store is served."""
-    if url is not None:
-        release_at(url, channel, token)
-    else:
-        try:
-            list(call_at(store, "release", channel=channel))
-        except NotServed:
-            asyncio.run(release_channel(store, channel))
-    click.echo(f"{channel} is released.")
-
-
-@click.command()
 @click.argument("client")
 @STORE
 @URL
 @TOKEN
 @click.option("--channels", is_flag=True, help="Also remove the channels in which no other person wrote.")
 def forget(client: str, store: str, url: str | None, token: str | None, channels: bool) -> None:
-    """Remove all messages and commands of CLIENT, a client id, and print a receipt as JSON."""
+    """Remove all messages and commands of CLIENT, a client id, and print their numbers as JSON."""
     check_id(client, "a client id")
     if url is not None:
         click.echo(forget_at(url, client, token, channels=channels))
         return
     try:
         (found,) = call_at(store, "forget", client_id=client, channels=channels)
-        receipt = msgspec.convert(found, Receipt)
+        done = msgspec.convert(found, Forgotten)
     except NotServed:
-        receipt = asyncio.run(forget_client(store, client, channels=channels))
-    click.echo(msgspec.json.format(msgspec.json.encode(receipt)))
+        done = asyncio.run(forget_client(store, client, channels=channels))
+    click.echo(msgspec.json.format(msgspec.json.encode(done)))
 
 
-COMMANDS = (export, import_file, hold, release, forget)
+COMMANDS = (export, import_file, forget)

@@ -16,7 +16,7 @@ import msgspec
 from tenuto.core.errors import LocalError
 from tenuto.core.model import ChannelSummary
 from tenuto.hub.keep.control import HEARTBEAT_S, path_of
-from tenuto.hub.keep.forgetting import Receipt
+from tenuto.hub.keep.forgetting import Forgotten
 from tenuto.hub.keep.importing import Imported
 from tenuto.stores import open_url
 from tenuto.stores.sqlite.store import SqliteStore
@@ -25,7 +25,7 @@ LINE_BYTES = 64 * 1024 * 1024  # far above the largest message
 SILENT_S = 6 * HEARTBEAT_S  # a living server sends a line each HEARTBEAT_S
 
 
-_VALUES = {"channels": ChannelSummary, "export": str, "forget": Receipt, "import": Imported}  # of others: objects
+_VALUES = {"channels": ChannelSummary, "export": str, "forget": Forgotten, "import": Imported}  # of others: objects
 _MANY = ("channels", "export")  # calls with any number of values
 
 

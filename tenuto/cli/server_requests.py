@@ -10,25 +10,22 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from http import HTTPStatus
 from typing import Any, BinaryIO, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from tenuto.core.errors import InvalidName, LocalError, shown, shown_url
+from tenuto.core.errors import InvalidName, InvalidRequest, LocalError, shown, shown_url
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel
-from tenuto.core.records import FORMAT, HEADER_BYTES, End, Header, decode_line, encode_line
+from tenuto.core.records import FORMAT, HEADER_BYTES, End, Header, damaged_in, encode_line
 from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
-from tenuto.hub.keep.legal_holds import ChannelHold
 
 READ_TIMEOUT_S = 60.0  # time without a byte after which a server counts as gone; long calls send signs of life
 LINE_BYTES = 1024 * 1024  # far above the longest line
 PROBLEM_BYTES = 64 * 1024
 PAGE_BYTES = 16 * 1024 * 1024  # far above the largest page of channels
 _INVALID = (msgspec.MsgspecError, ValueError, RecursionError)  # raised by decoders
-DAMAGED = b'"damaged"'
 _KIND = re.compile(rb'\{"type":"(message|command|end|error)",')  # the type of a line of an export
 
 
@@ -133,7 +130,7 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> in
     with response_to(server, path, token, "export") as response:
         line = response.readline(HEADER_BYTES)
         _check_header(server, channel, line)
-        digest, counts, damaged = hashlib.sha256(), {"message": 0, "command": 0}, 0
+        digest, counts = hashlib.sha256(), {"message": 0, "command": 0}
         while True:
             digest.update(line)
             out.write(line)
@@ -150,7 +147,7 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> in
             if kind[1] == b"error":
                 raise _ended(server, "export", _decoded(server, "export", line))
             counts[kind[1].decode()] += 1
-            damaged += _is_damaged(line)
+        damaged = _damaged_in(server, line)
         end = End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest(), damaged=damaged)
         if line + response.read(1) != encode_line(end):
             raise _not_tenuto(server, "export", "its last line has another checksum or other counts than the rest")
@@ -158,12 +155,11 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> in
     return damaged
 
 
-def _is_damaged(line: bytes) -> bool:
-    """Return whether a line of an export, or its first piece, stands for a message that the store could not read."""
-    if DAMAGED not in line or not line.endswith(b"\n"):  # such a line is short
-        return False
-    record = decode_line(line)
-    return not isinstance(record, End) and record.is_damaged
+def _damaged_in(server: str, line: bytes) -> int:
+    try:
+        return damaged_in(line)
+    except InvalidRequest as error:
+        raise _not_tenuto(server, "export", error) from None
 
 
 def _check_header(server: str, channel: str, line: bytes) -> None:
@@ -185,39 +181,14 @@ def _begin(line: bytes) -> str:
     return shown(line[:20].decode(errors="replace"))
 
 
-def hold_at(server: str, channel: str, reason: str, token: str | None) -> None:
-    """Hold a channel of a served hub. Raises LocalError."""
-    with response_to(server, _hold_of(channel), token, "hold", method="PUT", body={"reason": reason}) as response:
-        try:
-            held = msgspec.json.decode(response.read(PROBLEM_BYTES), type=ChannelHold)
-        except _INVALID as error:
-            raise _not_tenuto(server, "hold", error) from None
-    if held.channel != channel:
-        raise _not_tenuto(server, "hold", f"channel {shown(held.channel)} instead of {channel!r}")
-
-
-def release_at(server: str, channel: str, token: str | None) -> None:
-    """End the hold of a channel of a served hub. Raises LocalError."""
-    with response_to(server, _hold_of(channel), token, "release", method="DELETE") as response:
-        if response.status != HTTPStatus.NO_CONTENT:
-            raise _not_tenuto(server, "release", f"status {response.status} instead of 204")
-
-
-def _hold_of(channel: str) -> str:
-    return f"/v1/channels/{quote(check_channel(channel), safe='')}/hold"
-
-
 def forget_at(server: str, client_id: str, token: str | None, *, channels: bool) -> str:
-    """Remove what a person wrote from a served hub, and return the receipt as JSON. Raises LocalError.
-
-    The receipt has the fields that the server sent, also those of another release: it is the proof of the removal.
-    """
+    """Remove what a person wrote from a served hub, and return the result as JSON. Raises LocalError."""
     wanted = {"client_id": client_id, "channels": channels}
     with _lines_of(server, "/v1/forget", token, "removal", wanted) as lines:
         for line in lines:
-            if line.pop("type", None) == "receipt":
-                return _json(server, "receipt", line)
-    raise _cut(server, "receipt; the same command goes on with the removal")
+            if line.pop("type", None) == "end":
+                return _json(server, "removal", line)
+    raise _cut(server, "end of the removal; the same command goes on with it")
 
 
 def damage_at(server: str, token: str | None) -> Iterator[str]:

@@ -14,7 +14,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -23,7 +22,6 @@ from typing import TypeVar
 
 import click
 import msgspec
-from msgspec.structs import replace
 
 from tenuto.cli.archiving import STORE, TOKEN, URL, opened
 from tenuto.cli.control_client import NotServed, call
@@ -34,8 +32,6 @@ from tenuto.core.names import check_prefix
 from tenuto.core.retention import Due, Policies, Sweep, rules_of
 from tenuto.hub.keep.control import check_speed
 from tenuto.hub.keep.importing import NOTE as IMPORT
-from tenuto.hub.keep.legal_holds import NOTE as HOLD
-from tenuto.hub.keep.legal_holds import held_in
 from tenuto.server.serving import hubs_in, load_app
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
@@ -154,40 +150,23 @@ def compact(store: str) -> None:
 @STORE
 @URL
 @TOKEN
-@click.option(
-    "--absent",
-    "words_file",
-    default=None,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Search the store and its known backups for the words in FILE instead, one in each line.",
-)
-def verify(store: str, url: str | None, token: str | None, words_file: Path | None) -> None:
+def verify(store: str, url: str | None, token: str | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
     if url is not None:
-        if words_file is not None:
-            raise LocalError("--absent needs the files of the store; run the command beside them, without --url")
         _verify_at(url, token)
         return
-    from tenuto.stores.sqlite.absent import Word, places_of, read_words
     from tenuto.stores.sqlite.verify import free_space
     from tenuto.stores.sqlite.verify import verify as damage_in
 
-    remedy = _ASK if words_file is None else "--absent searches files only"
-    path = sqlite_store(store, remedy=remedy).path
-    words = read_words(words_file) if words_file is not None else []
-    found, counts = 0, Counter[Word]()
-    for line in places_of(path, words, counts) if words else damage_in(path):
+    path = sqlite_store(store, remedy=_ASK).path
+    found = 0
+    for line in damage_in(path):
         click.echo(line)
         found += 1
-    if words:
-        places = f", in {counts.total():,} places" if counts else ", but not all was searched" if found else ""
-        click.echo(f"{path}: {len(counts) or 'none'} of {len(words):,} words found{places}")
-    else:
-        click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
-        size_bytes, free_bytes = free_space(path)
-        if free_bytes * 2 > size_bytes:
-            click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
+    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+    size_bytes, free_bytes = free_space(path)
+    if free_bytes * 2 > size_bytes:
+        click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
     if found:
         sys.exit(1)
 
@@ -217,11 +196,10 @@ def channels(prefix: str, store: str, url: str | None, token: str | None, is_jso
             click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
         return
     first = list(islice(found, 1))  # an error of the first page comes before the table
-    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
+    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  channel")
     for one in chain(first, found):
         name = one.channel if one.channel.isprintable() else shown(one.channel)
-        held = "held" if one.held else ""
-        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {_utc(one.updated_ms):<19}  {held:<4}  {name}")
+        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {_utc(one.updated_ms):<19}  {name}")
 
 
 def _utc(at_ms: int) -> str:
@@ -244,7 +222,7 @@ def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
         for one in call(path, "channels", prefix=prefix):
             yield msgspec.convert(one, ChannelSummary)
     except NotServed:
-        yield from list_channels(path, prefix, held_in)
+        yield from list_channels(path, prefix)
 
 
 @click.command()
@@ -283,7 +261,7 @@ def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))
     else:
-        yield from due_channels(sqlite_store(url).path, policies, now_ms, held_in)
+        yield from due_channels(sqlite_store(url).path, policies, now_ms)
 
 
 def is_shared(url: str) -> bool:
@@ -298,12 +276,12 @@ async def _collected(url: str, read: Callable[[Store], AsyncIterator[T]]) -> lis
 
 async def _listed(store: Store, within: Sequence[str]) -> AsyncIterator[ChannelSummary]:
     """Yield the channels of an open store, without those into which an import runs (`Store.summaries`)."""
-    held, importing = await store.notes(HOLD), await store.notes(IMPORT)
+    importing = await store.notes(IMPORT)
     after = None
     while page := await store.summaries(within, after=after, limit=PAGE):
         for one in page:
             if IMPORT + one.channel not in importing:
-                yield replace(one, held=HOLD + one.channel in held)
+                yield one
         after = page[-1].channel
 
 
@@ -311,7 +289,7 @@ async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[D
     """Yield what retention would remove of each channel of an open store at `now_ms`."""
     async for summary in _listed(store, policies.within()):
         policy = policies.find(summary.channel)
-        if policy is None or summary.held or not Sweep(policy, summary, now_ms).is_needed:
+        if policy is None or not Sweep(policy, summary, now_ms).is_needed:
             continue
         sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
         messages = size_bytes = 0

@@ -27,8 +27,6 @@ async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
         runtime.scheduler.workers.tidy()
         try:
             await _tidy_store(runtime)
-            if not runtime.store.is_exclusive:
-                await runtime.legal_holds.load()  # another hub may have changed them
         except TenutoError as error:
             logger.warning("housekeeping will try again: %s", error)
         except Exception:

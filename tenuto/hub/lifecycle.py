@@ -293,7 +293,6 @@ class Lifecycle:
             await shared_turns.read()  # before a message is refused an agent of another node
         for one in self._keyed:
             await share_key(self._store, one)
-        await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall(run.served)
         run.served = runtime.scheduler.workers.patterns
         committing = group.create_task(runtime.committer.run())

@@ -59,7 +59,7 @@ from tenuto.transports.codec import for_peers, unexpected
 from tenuto.transports.credentials import left_s
 from tenuto.transports.lines import LinesResponse
 from tenuto.transports.operations import BY_NAME, OPERATIONS, Operation
-from tenuto.transports.operators import forget, hold, inspect, release, verify
+from tenuto.transports.operators import forget, inspect, verify
 from tenuto.transports.origin import check_peer
 from tenuto.transports.problem import problem_body, problem_headers
 from tenuto.transports.query import whole
@@ -279,8 +279,6 @@ _HANDLERS: dict[str, Handler] = {
     "read_channel": read_channel,
     "export": export,
     "delete_channel": delete_channel,
-    "hold": hold,
-    "release": release,
     "forget": forget,
     "verify": verify,
     "inspect": inspect,

@@ -1,45 +1,31 @@
-"""HTTP requests of operators: legal holds, the removal of a person, the check of the store, the state of the hub.
+"""HTTP requests of operators: the removal of a person, the check of the store, the state of the hub.
 
 Layer: transports.
 
 They are the calls of the control socket (`hub.control`) for an operator on another machine. A removal and a check may
-work for minutes, so their responses are lines with signs of life. They end with their connection: a removal that is cut
-off goes on with the next request for the same person, or after the next start of the hub.
+work for minutes, so their responses are lines with signs of life. They end with their connection: the next request for
+the same person removes what a removal that was cut off has left.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 
 import msgspec
-from msgspec.structs import replace
 from starlette.responses import Response
 
 from tenuto.hub.hub import HubCore
 from tenuto.hub.keep.archive import Archive
 from tenuto.hub.keep.control import state_of
-from tenuto.transports.calls import NO_STORE, Call, ForgetClient, HoldChannel, json_response
+from tenuto.transports.calls import NO_STORE, Call, ForgetClient, json_response
 from tenuto.transports.lines import LinesResponse, with_signs
 
 
-async def hold(call: Call) -> Response:
-    """Hold a channel, and return the hold."""
-    wanted: HoldChannel = await call.body()
-    return json_response(await call.hub.archive.hold(call.channel, wanted.reason))
-
-
-async def release(call: Call) -> Response:
-    """End the hold of a channel."""
-    await call.hub.archive.release(call.channel)
-    return call.empty()
-
-
 async def forget(call: Call) -> Response:
-    """Remove a person, and return the receipt as the last line."""
+    """Remove what a person wrote, and return the counts as the last line."""
     wanted: ForgetClient = await call.body()
-    return await _response(call.hub, _receipt(call.hub.archive, wanted))
+    return await _response(call.hub, _forgotten(call.hub.archive, wanted))
 
 
 async def verify(call: Call) -> Response:
@@ -53,11 +39,9 @@ async def inspect(call: Call) -> Response:
     return json_response(state_of(call.hub))
 
 
-async def _receipt(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
-    receipt = await archive.forget(wanted.client_id, channels=wanted.channels)
-    # Peers do not learn the folders of the server.
-    receipt = replace(receipt, older_backups=[Path(one).name for one in receipt.older_backups])
-    yield {"type": "receipt", **msgspec.to_builtins(receipt)}
+async def _forgotten(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
+    found = await archive.forget(wanted.client_id, channels=wanted.channels)
+    yield {"type": "end", **msgspec.to_builtins(found)}
 
 
 async def _damage(archive: Archive) -> AsyncGenerator[object]:

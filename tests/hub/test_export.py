@@ -40,7 +40,6 @@ from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep import exporting, importing, retention
-from tenuto.hub.keep.legal_holds import held_in
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite.reader import list_channels
@@ -605,7 +604,7 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
     file.write_bytes(data)
     dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, path, file, moment, str(count))
     assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
-    assert list(list_channels(path, "", held_in)) == []
+    assert list(list_channels(path, "")) == []
     if count > 1:  # a command removes the part, too
         refused = await asyncio.to_thread(CliRunner().invoke, main, ["export", CHANNEL, "--store", f"sqlite:///{path}"])
         assert (refused.exit_code, "channel 'chat:1' has no messages" in refused.stderr) == (1, True), refused
@@ -745,20 +744,6 @@ async def test_messages_after_a_part_of_an_import_stay(tmp_path: Path, monkeypat
     await hub.close()
     assert await texts(hub) == ["message 0", "message 1", "mine"]
     assert await store.notes("import:") == {}
-    await hub.close()
-
-
-async def test_a_part_of_an_import_in_a_held_channel_stays_until_the_release(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub, _ = await leave_part(tmp_path, monkeypatch)
-    hub.runtime.channels.clear()  # the hub has forgotten its import
-    await hub.archive.hold(CHANNEL, "case 17")
-    await hub.close()
-    assert await texts(hub) == ["message 0", "message 1"]
-    await hub.archive.release(CHANNEL)
-    await hub.close()
-    assert await texts(hub) == []
     await hub.close()
 
 

@@ -86,11 +86,6 @@ class ForgetArguments(Struct, forbid_unknown_fields=True):
     channels: bool = False
 
 
-class HoldArguments(Struct, forbid_unknown_fields=True):
-    channel: str
-    reason: str
-
-
 class ImportArguments(Struct, forbid_unknown_fields=True):
     path: str
     channel: str | None = None
@@ -132,14 +127,6 @@ async def _forget(hub: Controlled, wanted: ForgetArguments) -> AsyncGenerator[ob
     yield await hub.archive.forget(wanted.client_id, channels=wanted.channels)
 
 
-async def _hold(hub: Controlled, wanted: HoldArguments) -> AsyncGenerator[object, None]:
-    yield await hub.archive.hold(wanted.channel, wanted.reason)
-
-
-async def _release(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[object, None]:
-    yield await hub.archive.release(wanted.channel)
-
-
 async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, None]:
     yield state_of(hub)
 
@@ -149,9 +136,7 @@ _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "channels": (ChannelsArguments, _channels),
     "export": (ChannelArguments, _export),
     "forget": (ForgetArguments, _forget),
-    "hold": (HoldArguments, _hold),
     "import": (ImportArguments, _import),
-    "release": (ChannelArguments, _release),
     "inspect": (NoArguments, _inspect),
 }
 

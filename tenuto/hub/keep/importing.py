@@ -51,7 +51,6 @@ from tenuto.core.records import (
     line_bytes,
 )
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.legal_holds import LegalHolds, is_held_in
 from tenuto.stores.base import Committed, Conflict, Head, Store, Write, head_of
 
 logger = logging.getLogger("tenuto.hub")
@@ -353,12 +352,9 @@ async def mend_import(store: Store, channel: str) -> None:
 async def undo_imports(store: Store) -> None:
     """Empty all channels whose import has not ended, except damaged ones. No import may run.
 
-    Raises StoreUnavailable, and StoreUnusable if a note about a hold is damaged.
+    Raises StoreUnavailable.
     """
-    parts = await store.notes(NOTE)
-    if parts:
-        await LegalHolds(store).load()  # it mends damaged notes about holds
-    for name, note in parts.items():
+    for name, note in (await store.notes(NOTE)).items():
         with _logs_damage():  # damage to one import must not keep the other channels from service
             await _undo(store, name.removeprefix(NOTE), note)
 
@@ -380,30 +376,26 @@ async def _undo(store: Store, channel: str, note: bytes) -> None:
     taken = msgspec.msgpack.encode(_Running(running.before, running.after))
     if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
-    if await _remove_part(store, channel, running):
-        await store.note({name: None}, expected={name: taken})
+    await _remove_part(store, channel, running)
+    await store.note({name: None}, expected={name: taken})
 
 
-async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> bool:
+async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> None:
     """Empty the channel if its last entry is that of the import in `running`, and its epoch `epoch`, if given.
 
-    Return whether no part is left. Raises StoreUnavailable.
+    Raises StoreUnavailable.
     """
     head = await head_of(store, channel)
     if not head.serial or epoch not in (None, head.epoch):
-        return True
+        return
     if not await _is_part(store, channel, head, running):
         if running.after[0]:  # else the import was refused before its first commit, so there is no part
             logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
-        return True
-    if await is_held_in(store, channel):
-        logger.warning("channel %s is held, so a part of an import stays in it until its release", channel)
-        return False
+        return
     result = await store.delete_channel(channel, expected=head, used_up=(), until_ms=0)
     if isinstance(result, Conflict):
         raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
     logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
-    return True
 
 
 def _decoded(note: bytes) -> _Running | None:

@@ -59,7 +59,7 @@ def begin_epochs(db: sqlite3.Connection) -> None:
     for number, name, epoch, floor, checksum in db.execute(
         "SELECT id, name, epoch, floor, crc FROM channels WHERE name IS NOT NULL"
     ).fetchall():
-        if checksum == _sum_or_none(number, name, epoch, floor):
+        if checksum == sum_or_none(number, name, epoch, floor):
             new = secrets.token_hex(4)
             db.execute(
                 "UPDATE channels SET epoch = ?, crc = ? WHERE id = ?",
@@ -67,10 +67,16 @@ def begin_epochs(db: sqlite3.Connection) -> None:
             )
 
 
-def _sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
+def damaged_channel(name: str) -> str:
+    """Return the error for a channel whose row is damaged."""
+    return f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup"
+
+
+def sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
+    """Return the checksum of a channel's row; None if a value of the row is of another type."""
     try:
         return channel_sum(number, name, epoch, floor)
-    except DAMAGE:  # a value of another type
+    except DAMAGE:
         return None
 
 
@@ -109,8 +115,8 @@ class Channels:
             if row is None:
                 return None
             number, epoch, floor, checksum = row
-            if checksum != _sum_or_none(number, name, epoch, floor):
-                raise StoreUnusable(f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup")
+            if checksum != sum_or_none(number, name, epoch, floor):
+                raise StoreUnusable(damaged_channel(name))
             # after `prune` the floor may be above the versions of all documents that are left
             channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
             self.by_name[name] = channel

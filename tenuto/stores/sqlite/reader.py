@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-
-from msgspec.structs import replace
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnusable
@@ -23,8 +21,6 @@ from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, check_tables, wrong_schema
 from tenuto.stores.sqlite.restored import has_foreign_wal, reading
 from tenuto.stores.sqlite.sums import check_above, damaged, is_damage
-
-HeldIn = Callable[[Mapping[str, bytes]], Collection[str]]  # returns the channels that the notes of a store hold
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
@@ -81,11 +77,10 @@ def check_header(db: sqlite3.Connection, path: Path, *, kind: str = "backup") ->
         raise StoreUnusable(wrong_schema(f"{kind} {path}", schema))
 
 
-def list_channels(path: Path, prefix: str, held_in: HeldIn) -> Iterator[ChannelSummary]:
+def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
     """Yield the channels whose names begin with `prefix`, in order. Raises LocalError, StoreUnusable."""
     with reading_store(path) as db:
         channels = Channels(db, Documents(db))
-        held = held_in(dict(db.execute("SELECT name, value FROM notes")))
         importing = {
             name for (name,) in db.execute("SELECT substr(name, 8) FROM notes WHERE substr(name, 1, 7) = 'import:'")
         }
@@ -93,18 +88,18 @@ def list_channels(path: Path, prefix: str, held_in: HeldIn) -> Iterator[ChannelS
         while page := channels.summaries([f"{prefix}*"], after, PAGE):
             for one in page:
                 if one.channel not in importing:
-                    yield replace(one, held=True) if one.channel in held else one
+                    yield one
             after = page[-1].channel
 
 
-def due_channels(path: Path, policies: Policies, now_ms: int, held_in: HeldIn) -> Iterator[Due]:
+def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
     """Yield the channels of which retention would remove something at `now_ms`, in order; it changes nothing.
 
     Raises LocalError, StoreUnusable.
     """
-    for summary in list_channels(path, "", held_in):
+    for summary in list_channels(path, ""):
         policy = policies.find(summary.channel)
-        if policy is None or not Sweep(policy, summary, now_ms).is_needed or summary.held:
+        if policy is None or not Sweep(policy, summary, now_ms).is_needed:
             continue
         try:
             due = _due_in(path, policy, summary, now_ms)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import os
 import sqlite3
 import threading
@@ -43,7 +42,6 @@ from tenuto.stores.holds import Holds, steady_ms
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
-from tenuto.stores.sqlite.known import BACKUP_NOTE, KnownBackup, known_backups, noted
 from tenuto.stores.sqlite.sums import damaged
 from tenuto.stores.sqlite.thread import Late, StoreThread
 
@@ -227,10 +225,6 @@ class SqliteStore:
         """Go on with the removal of deleted text from the files (`Store.wipe`)."""
         return await self._run(lambda engine: engine.wipe())
 
-    async def backups(self) -> list[KnownBackup]:
-        """Return the backups of this store that still exist, oldest first, as far as it knows them."""
-        return await asyncio.to_thread(known_backups, self.path, await self.notes(BACKUP_NOTE))
-
     async def backup(self, target: Path, *, mb_per_s: float) -> None:
         """Write a backup of the open store into the new file `target`, at most `mb_per_s` MB in a second.
 
@@ -238,7 +232,6 @@ class SqliteStore:
         """
         opened = self._opened()
         check_target(target, self.path)
-        begun_ms = time.time_ns() // 1_000_000
         gone = threading.Event()
 
         def pause(seconds: float) -> bool:
@@ -262,10 +255,6 @@ class SqliteStore:
                 await asyncio.wait([syncing])
                 syncing.exception()  # asyncio logs an error that is not read, as when the copy has failed too
             syncing.result()  # raises the error of a sync, which the next one would not report again
-            # The note comes first, so that a process that dies never leaves a backup of which the store does not know.
-            # A note about a file that does not exist is dropped with the next backup.
-            with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
-                await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
             await asyncio.to_thread(finish, partial, target)
         self.note_backup(0.0)
 
