@@ -13,16 +13,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KERNEL = ("core", "stores", "hub", "transports", "agents", "")  # "": the modules beside the folders
-NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep")
+NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 56_450,
-    "lines of its kernel": 34_300,
-    "modules of tenuto/": 295,
+    "lines of tenuto/": 54_500,
+    "lines of its kernel": 34_250,
+    "modules of tenuto/": 290,
     "files in a folder of tenuto/": 39,
     "lines of interop/": 4_100,
-    "lines of tests/": 81_300,
+    "lines of tests/": 83_200,
     "lines of proof/ and bench/": 28_600,
     "words of docs without decisions": 70_400,
     "words of decisions": 11_500,

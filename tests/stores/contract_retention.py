@@ -19,7 +19,7 @@ from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.forgetting import Forgetting, direct
 from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Store, head_of
-from tenuto.testing.contract import Chat, append, approve, create, delete, edit, refuse, texts
+from tests.stores.contract import Chat, append, approve, create, delete, edit, refuse, texts
 
 
 class RetentionContract:

@@ -22,7 +22,7 @@ from tenuto.core.requests import CreateMessage
 from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing.contract import Chat, append, create, delete, edit, emptied, finish, put_part
+from tests.stores.contract import Chat, append, create, delete, edit, emptied, finish, put_part
 
 WORDS = "the quick brown fox jumps over the lazy dog, naïve 中文 🙂 "
 

@@ -39,10 +39,10 @@ from tenuto.stores.postgres.holds import renew
 from tenuto.stores.postgres.notices import payloads_of
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import READERS, PostgresStore
-from tenuto.testing import FaultProxy
-from tenuto.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.proxy import FaultProxy
+from tests.stores.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.stores.two import Two, TwoContract, opened
 
 pytestmark = needs_postgres

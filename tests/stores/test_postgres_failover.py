@@ -25,11 +25,10 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing import FaultProxy
-from tenuto.testing.contract import Chat, append, create, texts
-from tenuto.testing.proxy import Direction
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.proxy import Direction, FaultProxy
+from tests.stores.contract import Chat, append, create, texts
 from tests.transports.conftest import new_hub, serving
 
 pytestmark = needs_postgres

@@ -15,9 +15,9 @@ from tenuto.core.events import Signal
 from tenuto.stores.base import Hold, Notice
 from tenuto.stores.postgres.schema import VERSION
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing.contract import MINUTE_MS, Chat, append, create, texts
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
+from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
 from tests.stores.two import opened
 
 pytestmark = needs_postgres

@@ -16,10 +16,10 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, CommitUnknown, Store, StoreReplaced
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing.contract import Chat, append, create
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.stores.contract import Chat, append, create
 from tests.stores.two import Two, TwoContract
 
 pytestmark = [needs_postgres, needs_pgbouncer]

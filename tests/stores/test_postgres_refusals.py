@@ -23,9 +23,9 @@ from tenuto.stores.base import Committed, Store
 from tenuto.stores.postgres import schema as postgres_schema
 from tenuto.stores.postgres import server as postgres_server
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing.contract import Chat, create
 from tests.certificates import make_certificate
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.stores.contract import Chat, create
 
 pytestmark = needs_postgres
 

@@ -30,7 +30,7 @@ from tenuto.stores.sqlite.lock import FileLock
 from tenuto.stores.sqlite.restored import BACKUP, check_wal, read_file_state
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.thread import StoreThread
-from tenuto.testing.contract import Chat, append, create, texts
+from tests.stores.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
 from tests.stores.writing import MESSAGES
 

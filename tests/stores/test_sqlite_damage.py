@@ -32,7 +32,7 @@ from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import SUM_BYTES, sealed
 from tenuto.stores.sqlite.sums import opened as opened_row
 from tenuto.stores.sqlite.verify import verify
-from tenuto.testing.contract import Chat, append, create, delete, edit, emptied
+from tests.stores.contract import Chat, append, create, delete, edit, emptied
 from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
 from tests.stores.reference import described
 

@@ -20,7 +20,7 @@ from tenuto.stores.base import Committed, Head, head_of
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import sealed
-from tenuto.testing.contract import Chat, append, create, finish, put_part
+from tests.stores.contract import Chat, append, create, finish, put_part
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
 

@@ -14,7 +14,7 @@ from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import check_above
 from tenuto.stores.sqlite.verify import verify
-from tenuto.testing.contract import Chat, create
+from tests.stores.contract import Chat, create
 from tests.stores.files import opened, read, run_from_outside, wal, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())

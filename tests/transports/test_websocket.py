@@ -21,8 +21,8 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.hub.access.identity import CAPABILITIES
 from tenuto.hub.channel import Channel
-from tenuto.testing.proxy import FaultProxy
 from tenuto.transports.app import App
+from tests.proxy import FaultProxy
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats, is_complete, pass_seconds
 from tests.transports.watching import NASTY, stored, write
