@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tenuto.app import Hub
-from tenuto.cli import archiving, server_requests
+from tenuto.cli import server_requests, store_commands
 from tenuto.cli.main import main
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.files import run_from_outside
@@ -75,7 +75,7 @@ async def test_a_store_without_a_control_socket_names_the_remedies_of_each_comma
     async with opened(tmp_path / "old.db") as hub:
         await hub.create("chat:1", text="one")
         await asyncio.to_thread(file.write_bytes, await export(hub, "chat:1"))
-    monkeypatch.setattr(archiving, "open_url", lambda url: SqliteStore(str(path), lock_wait_s=0))
+    monkeypatch.setattr(store_commands, "open_url", lambda url: SqliteStore(str(path), lock_wait_s=0))
     store = SqliteStore(str(path))
     await store.open()
     remedies = {

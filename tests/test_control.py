@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from proof.chaos.processes import free_port
 from tenuto import Hub
-from tenuto.cli.control_client import NotServed, call
 from tenuto.cli.main import main
+from tenuto.cli.server_requests import NotServed, call
 from tenuto.core.errors import LocalError
 from tenuto.hub.keep import control
 from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES, path_of
@@ -320,7 +320,7 @@ def test_another_user_cannot_connect(server: Server) -> None:
 
 
 def test_server_that_is_silent_or_sends_other_lines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.cli.control_client.SILENT_S", 0.05)
+    monkeypatch.setattr("tenuto.cli.server_requests.SILENT_S", 0.05)
     path = path_of(tmp_path / "chat.db")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(str(path))

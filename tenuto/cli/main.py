@@ -1,4 +1,4 @@
-"""The `tenuto` command: serve, demo, tail, and the commands of `store_commands` and `archiving`.
+"""The `tenuto` command: serve, demo, tail, and the commands of `store_commands`.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Tenuto.
@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from tenuto._version import __version__
-from tenuto.cli import archiving, store_commands
+from tenuto.cli import store_commands
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.retention import rules_of
 from tenuto.hub import HubCore
@@ -330,7 +330,7 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
     _end_as(number)
 
 
-for _command in (*store_commands.COMMANDS, *archiving.COMMANDS):
+for _command in store_commands.COMMANDS:
     main.add_command(_command)
 
 

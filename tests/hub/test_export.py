@@ -39,7 +39,7 @@ from tenuto.core.events import Page
 from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep import exporting, importing, retention
+from tenuto.hub.keep import exports, retention
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite.reader import list_channels
@@ -369,7 +369,7 @@ async def test_an_export_without_all_messages_has_no_end(tmp_path: Path, change:
 
 
 async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "PAGE", 2)
+    monkeypatch.setattr(exports, "PAGE", 2)
     store = Interrupted()
     hub = HubCore(store, hooks_signals=False)
     for number in range(3):
@@ -491,7 +491,7 @@ class Interrupted(MemoryStore):
 
 
 async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(exports, "BATCH", 2)
     monkeypatch.setattr(retention, "PAUSE_S", 0)
     store = Interrupted()
     hub = HubCore(store, hooks_signals=False, retention={"*": "1d"})
@@ -512,7 +512,7 @@ async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
 async def test_no_part_of_an_import_is_in_the_history_or_in_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(exports, "BATCH", 2)
     store = Interrupted()
     hub = HubCore(store, hooks_signals=False)
     file = await exported_messages(tmp_path, 3)
@@ -565,12 +565,12 @@ async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Pat
 DYING = """
 import asyncio, os, signal, sys
 from tenuto.hub import HubCore
-from tenuto.hub.keep import importing
+from tenuto.hub.keep import exports
 from tenuto.hub.keep import retention
-from tenuto.hub.keep import importing
+from tenuto.hub.keep import exports
 from tenuto.stores.sqlite.store import SqliteStore
 
-importing.BATCH = 2
+exports.BATCH = 2
 path, file, moment, count = sys.argv[1:]
 
 class Dying(SqliteStore):
@@ -657,7 +657,7 @@ class Leaving(MemoryStore):
 
 async def leave_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[HubCore, Leaving]:
     """Import three messages, of which the store keeps two and their note; return the hub and the store."""
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(exports, "BATCH", 2)
     store = Leaving()
     hub = HubCore(store, hooks_signals=False)
     with pytest.raises(StoreUnavailable):
@@ -696,7 +696,7 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     hub = HubCore(url, hooks_signals=False)
     await hub.create("bad", id="m", text="perhaps a part")
     await hub.archive.import_file(file, channel="part")
-    part = msgspec.msgpack.encode(importing._Running(after=(2, "m1"), run="r"))
+    part = msgspec.msgpack.encode(exports._Running(after=(2, "m1"), run="r"))
     await hub.store.note({"import:bad": b"\xc1", "import:empty": b"", "import:part": part})
     await hub.close()
     caplog.clear()
@@ -728,9 +728,9 @@ async def test_an_import_whose_first_note_may_be_stored_takes_it_back(tmp_path: 
             return is_stored
 
     store, limits, clock = Silent(), Limits(), Clock()
-    checked = await importing.check_file(await exported_messages(tmp_path, 2), limits, clock.now_ms())
+    checked = await exports.check_file(await exported_messages(tmp_path, 2), limits, clock.now_ms())
     with pytest.raises(CommitUnknown):
-        await importing.write_file(store, CHANNEL, checked, limits, clock)
+        await exports.write_file(store, CHANNEL, checked, limits, clock)
     assert await store.notes("import:") == {}
 
 
@@ -764,7 +764,7 @@ class Copied(SqliteStore):
 
 
 async def test_a_backup_from_an_import_has_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(exports, "BATCH", 2)
     file = await exported_messages(tmp_path, 3, commands=1)
     store = Copied(str(tmp_path / "hub.db"))
     store.copies = []
@@ -792,7 +792,7 @@ class _Crossing(MemoryStore):
     async def note(
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
-        if any(name.startswith(importing.NOTE) for name in values):
+        if any(name.startswith(exports.NOTE) for name in values):
             self.held -= 1
             if not self.held:
                 self.reached.set()
@@ -833,7 +833,7 @@ class _Overtaking(MemoryStore):
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
         # of the second import: the note of the first one is taken, it is removed, and the own note is put
-        if self.first_waits.is_set() and any(name.startswith(importing.NOTE) for name in values):
+        if self.first_waits.is_set() and any(name.startswith(exports.NOTE) for name in values):
             self.notes_of_second += 1
             if self.notes_of_second == 3 and self.moment == "its note":
                 await self.let_first_commit()
@@ -845,7 +845,7 @@ class _Overtaking(MemoryStore):
 async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     moment: str, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "BATCH", batch)
+    monkeypatch.setattr(exports, "BATCH", batch)
     files = []
     for name, count in (("first", 3), ("second", 5)):
         (tmp_path / name).mkdir()
@@ -860,7 +860,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
         with pytest.raises(IdConflict):
             await running
     assert await texts(reader) == []
-    assert await store.notes(importing.NOTE) == {}
+    assert await store.notes(exports.NOTE) == {}
     assert (await reader.archive.import_file(files[1])).messages == 5
     for hub in (first, second, reader):
         await hub.close()

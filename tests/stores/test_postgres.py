@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from proof.chaos.processes import free_port
 from tenuto import Hub, Retention
-from tenuto.cli import archiving
+from tenuto.cli import store_commands
 from tenuto.cli.main import main
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import ChannelAttached
@@ -782,7 +782,7 @@ async def test_command_on_a_store_leaves_the_running_import_of_another_process(
     commit = hub.store.commit
 
     async def commit_beside_a_command(writes: Sequence[Write]) -> list[Committed | Conflict]:
-        async with archiving.opened(f"{server.url}?schema={schema}"):
+        async with store_commands.opened(f"{server.url}?schema={schema}"):
             return await commit(writes)
 
     monkeypatch.setattr(hub.store, "commit", commit_beside_a_command)

@@ -22,7 +22,7 @@ from tenuto.core.document import Stored, restored
 from tenuto.core.errors import Damaged, StoreUnavailable, StoreUnusable
 from tenuto.core.requests import SendCommand
 from tenuto.hub import HubCore
-from tenuto.hub.keep.exporting import export_lines
+from tenuto.hub.keep.exports import export_lines
 from tenuto.hub.pending import DocumentDue
 from tenuto.stores.base import NOTHING, Committed, Store, head_of
 from tenuto.stores.sqlite.compact import compact

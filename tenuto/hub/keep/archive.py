@@ -10,31 +10,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
-from tenuto.core.errors import Busy, InvalidRequest
+from tenuto.core.errors import Busy, InvalidRequest, LocalError, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.exporting import export_lines
+from tenuto.hub.keep.exports import NOTE as IMPORT
+from tenuto.hub.keep.exports import Imported, check_file, export_lines, mend_import, write_file
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten
-from tenuto.hub.keep.importing import NOTE as IMPORT
-from tenuto.hub.keep.importing import Imported, check_file, mend_import, write_file
 from tenuto.hub.keep.retention import READ_PAUSE_S
-from tenuto.hub.keep.verifying import damage_in
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.stores.base import Store
+from tenuto.stores.sqlite import verify as sqlite_verify
 from tenuto.stores.sqlite.store import SqliteStore
 
 MAX_REMOVALS = 8  # removals of persons at once: one of them runs, and the others wait
 MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
 _STEP = 200  # patterns in one call of the store
+LINE_BYTES = 1024 * 1024  # of a check: far above the longest line
 _LAST = "\x7f"  # after all characters of channel names
 
 
@@ -153,7 +155,7 @@ class Archive:
             raise Busy("the store is being verified already; wait until that has ended")
         self._is_verifying = True
         try:
-            async with contextlib.aclosing(damage_in(self._store.path)) as lines:
+            async with contextlib.aclosing(_damage_in(self._store.path)) as lines:
                 async for line in lines:
                     yield line.replace(str(self._store.path), self._store.path.name)
         finally:
@@ -184,3 +186,36 @@ def narrowed(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
         if not is_name:
             covered = low
     return found
+
+
+async def _damage_in(path: Path) -> AsyncGenerator[str]:
+    """Yield one line for each damaged part of the store in `path`. Raises StoreUnusable, LocalError.
+
+    The check reads the whole file and computes each checksum, which in this process would delay every commit. Its
+    process ends with this generator. The errors name the file without its folder: peers see them.
+    """
+    folders = os.pathsep.join(one for one in sys.path if one)  # the same modules as in this process
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", sqlite_verify.__name__, str(path)),
+            env={**os.environ, "PYTHONPATH": folders},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
+        )
+    except OSError as error:
+        raise LocalError(
+            f"process that verifies {path.name} cannot be started ({error.strerror}); run tenuto verify"
+        ) from None
+    try:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            damage = msgspec.json.decode(line, type=str | None)
+            if damage is None:
+                return
+            yield damage
+        raise StoreUnusable(f"process that verifies {path.name} ended with status {await process.wait()}; see the log")
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()  # also reads what is left, because a full pipe would never close

@@ -7,7 +7,7 @@ A hub whose store is a file listens on the Unix socket `FILE.ctl` while it runs.
 with values, and a last line with `end` or with the problem object of an `error`. While a call works, an empty object
 every few seconds shows that the server is alive. A call ends when its client closes the connection.
 
-To add a call, add a function to `_CALLS`. `tenuto.cli.control_client` is the other side.
+To add a call, add a function to `_CALLS`. `tenuto.cli.server_requests` is the other side.
 """
 
 from __future__ import annotations

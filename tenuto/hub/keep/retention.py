@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from tenuto.core.errors import StoreUnusable, TenutoError
 from tenuto.core.model import ChannelSummary
 from tenuto.core.retention import DAY_MS, ClockTrust, Fact, Policies, Policy, Retention, Sweep
-from tenuto.hub.keep.importing import is_importing
+from tenuto.hub.keep.exports import is_importing
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.runtime import Runtime
 from tenuto.stores.base import Head, head_of
