@@ -21,7 +21,7 @@ from tenuto.cli.main import main
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import ChannelAttached
 from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.keep import importing, retention
+from tenuto.hub.keep import exports, retention
 from tenuto.hub.nodes.nodes import RENEW_TIMEOUT_S
 from tenuto.stores import open_url
 from tenuto.stores.base import (
@@ -778,7 +778,7 @@ async def test_command_on_a_store_leaves_the_running_import_of_another_process(
     file = tmp_path / "c.jsonl"
     await asyncio.to_thread(file.write_bytes, b"".join([line async for line in hub.archive.export("c")]))
 
-    monkeypatch.setattr(importing, "BATCH", 1)
+    monkeypatch.setattr(exports, "BATCH", 1)
     commit = hub.store.commit
 
     async def commit_beside_a_command(writes: Sequence[Write]) -> list[Committed | Conflict]:
