@@ -1,8 +1,7 @@
 """Writes the store file that the tests of damage change.
 
-`python -m tests.stores.reference tests/stores/files/schema-N` writes `schema-N.db.gz`, the file
-as a backup of the open store has it, and `schema-N.json`, its messages. The tests name places in the file, so a new one
-needs new places.
+`python -m tests.stores.reference tests/stores/files/schema-N` writes `schema-N.db.gz`, the file as a backup of the open
+store has it, and `schema-N.json`, its messages. The tests name places in the file, so another one may need others.
 """
 
 import asyncio
@@ -85,7 +84,7 @@ def described(stored: Any) -> dict[str, Any]:
         reply = None if answer is None else [answer.ok, answer.data, answer.error]
         return {"name": command.name, "target": command.target, "data": digest(command.data), "reply": reply}
     message = documents.restore(stored)
-    claim = getattr(message, "claim", None)
+    claim = message.claim
     return {
         "status": message.status,
         "meta": message.meta,
