@@ -17,9 +17,9 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_500,
-    "lines of its kernel": 34_250,
-    "modules of tenuto/": 286,
+    "lines of tenuto/": 54_400,
+    "lines of its kernel": 34_200,
+    "modules of tenuto/": 285,
     "files in a folder of tenuto/": 39,
     "lines of interop/": 4_100,
     "lines of tests/": 83_200,
