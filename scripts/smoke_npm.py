@@ -19,11 +19,11 @@ from playwright.async_api import Browser, Page, expect
 from starlette.staticfiles import StaticFiles
 
 from tenuto import Hub, visitors
-from tenuto.testing import FaultProxy
 from tests.browser.tab import chromium
 from tests.examples.nodes import two_nodes
 from tests.examples.programs import served_app
 from tests.postgres import running_postgres
+from tests.proxy import FaultProxy
 
 START_S = 60
 END = "may stop it."

@@ -40,7 +40,7 @@ LAYERS = (
     ("__main__",),
 )
 LAYER_NUMBER = {name: number for number, row in enumerate(LAYERS) for name in row}
-# Folders for the tests of applications: they may import the whole product, and the product imports none of them.
+# For the tests of applications: it may import the whole product, and the product does not import it.
 FOR_TESTS = ("testing",)
 
 # Modules outside Tenuto that the core may import: none of them waits, opens a file, reads a clock or draws numbers.
@@ -110,7 +110,7 @@ def test_imports_point_one_way() -> None:
             assert there in LAYER_NUMBER or there in FOR_TESTS, f"{name} has no layer: add it to LAYERS"
             if here in FOR_TESTS or there == here:
                 continue
-            assert there not in FOR_TESTS, f"{name_of(path)} imports {name}, a folder for tests"
+            assert there not in FOR_TESTS, f"{name_of(path)} imports {name}, which is for tests"
             assert LAYER_NUMBER[there] < LAYER_NUMBER[here], (
                 f"{name_of(path)} imports {name}, which is not in a lower layer"
             )

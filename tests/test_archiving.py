@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tenuto.app import Hub
-from tenuto.cli import archiving, server_requests
+from tenuto.cli import server_requests, store_commands
 from tenuto.cli.main import main
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.files import run_from_outside
@@ -75,14 +75,12 @@ async def test_a_store_without_a_control_socket_names_the_remedies_of_each_comma
     async with opened(tmp_path / "old.db") as hub:
         await hub.create("chat:1", text="one")
         await asyncio.to_thread(file.write_bytes, await export(hub, "chat:1"))
-    monkeypatch.setattr(archiving, "open_url", lambda url: SqliteStore(str(path), lock_wait_s=0))
+    monkeypatch.setattr(store_commands, "open_url", lambda url: SqliteStore(str(path), lock_wait_s=0))
     store = SqliteStore(str(path))
     await store.open()
     remedies = {
         ("export", "chat:1"): "use --url, or hub.archive in the serving process",
         ("import", str(file)): "use hub.archive in the serving process",
-        ("hold", "chat:1", "--reason", "case 17"): "use --url, or hub.archive in the serving process",
-        ("release", "chat:1"): "use --url, or hub.archive in the serving process",
         ("forget", "ann"): "use --url, or hub.archive in the serving process",
     }
     for command, remedy in remedies.items():
@@ -119,9 +117,7 @@ async def test_a_server_exports_a_channel_and_lists_channels(tmp_path: Path, mon
         ("channels",),
         ("export", "chat:1"),
         ("forget", "ann"),
-        ("hold", "chat:1", "--reason", "case 17"),
         ("inspect",),
-        ("release", "chat:1"),
         ("verify",),
     ],
     ids=lambda command: command[0],
@@ -142,7 +138,6 @@ def test_a_command_with_two_places_is_refused(command: tuple[str, ...], is_url_f
     [
         (("inspect",), "for another store ask its server with --url http://host:8000"),
         (("verify",), "for another store ask its server with --url http://host:8000"),
-        (("verify", "--absent", "words.txt"), "--absent searches files only"),
         (("backup", "copy.db"), "PostgreSQL has its own tools for this"),
         (("restore", "copy.db"), "PostgreSQL has its own tools for this"),
         (("compact",), "PostgreSQL has its own tools for this"),
@@ -246,17 +241,8 @@ async def test_a_hub_carries_out_the_commands_on_its_own_store(tmp_path: Path) -
         assert (await hub.read("copy", message.id))[0].text == message.text
         refused = await asyncio.to_thread(run, "import", str(file), *store)
         assert "channel 'chat:1' is not empty" in refused.stderr
-
-        held = await asyncio.to_thread(run, "hold", "copy", "--reason", "case 17", *store)
-        assert (held.exit_code, held.output) == (0, "copy is held; tenuto release ends that.\n")
-        assert [one.reason for one in await hub.archive.holds()] == ["case 17"]
         listed = await asyncio.to_thread(run, "channels", *store)
-        assert [line.split()[-2:] for line in listed.output.splitlines()][2] == ["held", "copy"]
-    assert (await asyncio.to_thread(run, "release", "copy", *store)).output == "copy is released.\n"
-    assert "channel 'copy' is not held" in (await asyncio.to_thread(run, "release", "copy", *store)).stderr
-    assert (await asyncio.to_thread(run, "hold", "chat:1", "--reason", "case 18", *store)).exit_code == 0
-    async with opened(tmp_path / "hub.db") as hub:
-        assert [(one.channel, one.reason) for one in await hub.archive.holds()] == [("chat:1", "case 18")]
+        assert [line.split()[-1] for line in listed.output.splitlines()] == ["channel", "chat:1", "copy"]
 
 
 async def test_an_export_names_damage_in_every_way_and_its_import_needs_an_option(tmp_path: Path) -> None:
@@ -297,30 +283,14 @@ async def test_a_person_is_forgotten_by_the_command_on_a_served_file_and_on_one_
         for author in ("ann", "bob"):
             await hub.create("chat:1", text=f"by {author}", author=author)
         await hub.create("own", text="by bob", author="bob")
-        await hub.archive.hold("own", "case 17")
         served = await asyncio.to_thread(run, "forget", "ann", *store)
-        refused = await asyncio.to_thread(run, "forget", "bob", "--channels", *store)
         assert (served.exit_code, json.loads(served.output)["messages"]) == (0, 1)
-        assert (refused.exit_code, "channel 'own' is held and has messages" in refused.stderr) == (1, True)
-        await hub.archive.release("own")
     done = json.loads((await asyncio.to_thread(run, "forget", "bob", "--channels", *store)).output)
-    assert (done["messages"], done["channels"], done["clean_ms"] > 0) == (2, 2, True)
-    assert json.loads((await asyncio.to_thread(run, "forget", "ann", *store)).output) == json.loads(served.output)
+    assert (done["messages"], done["channels"], done["is_clean"]) == (2, 2, True)
+    assert json.loads((await asyncio.to_thread(run, "forget", "ann", *store)).output)["messages"] == 0
     for name in ("*", "a b"):
         wrong = await asyncio.to_thread(run, "forget", name, *store)
         assert (wrong.exit_code, "a client id must be 1-64 characters" in wrong.stderr) == (1, True)
-
-
-async def test_a_deletion_over_http_in_a_held_channel_is_a_conflict() -> None:
-    hub = new_hub()
-    message = await hub.create("chat:1", text="evidence")
-    await hub.archive.hold("chat:1", "case 17")
-    async with asking(hub) as client:
-        for path in (f"/messages/{message.id}", ""):
-            response = await client.delete(f"/v1/channels/chat:1{path}")
-            assert (response.status_code, response.json()["code"]) == (409, "held")
-        assert (await client.get("/v1/channels")).json()["channels"][0]["held"] is True
-    await hub.close()
 
 
 async def test_a_route_sends_the_lines_of_an_export() -> None:

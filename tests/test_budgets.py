@@ -17,19 +17,19 @@ from tests.walks import take
 
 ROOT = Path(__file__).parents[1]
 KERNEL = ("core", "stores", "hub", "transports", "agents", "")  # "": the modules beside the folders
-NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep")
+NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 57_400,
-    "lines of its kernel": 34_700,
-    "modules of tenuto/": 235,
+    "lines of tenuto/": 54_000,
+    "lines of its kernel": 33_900,
+    "modules of tenuto/": 222,
     "files in a folder of tenuto/": 26,
     "lines of interop/": 4_100,
-    "lines of tests/": 83_700,
+    "lines of tests/": 74_500,
     "lines of proof/ and bench/": 28_600,
-    "words of docs without decisions": 72_000,
-    "words of decisions": 12_000,
+    "words of docs without decisions": 70_400,
+    "words of decisions": 11_500,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
     "calls of an append to a WebSocket": 150,

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from proof.chaos.processes import free_port
 from tenuto import Hub
-from tenuto.cli.control_client import NotServed, call
 from tenuto.cli.main import main
+from tenuto.cli.server_requests import NotServed, call
 from tenuto.core.errors import LocalError
 from tenuto.hub.keep import control
 from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES, path_of
@@ -116,34 +116,6 @@ def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(s
             listening.accept()
 
 
-def test_a_server_of_an_earlier_release_carries_out_a_backup_and_an_import(server: Server, tmp_path: Path) -> None:
-    """Its receipt of a backup has no mark, and it refuses arguments that it does not know."""
-    old, target, place = tmp_path / "old.db", tmp_path / "new.db", tmp_path / "served.db"
-    assert run("backup", str(old), store=server.store).returncode == 0
-    place.write_bytes(old.read_bytes())
-    size_bytes = old.stat().st_size
-    receipts = [{"path": str(target), "size_bytes": size_bytes + one} for one in (0, 1)]
-    done = {"channel": "chat:1", "messages": 1, "commands": 0}
-    calls: list[tuple[str, object]] = [("backup", receipts[0]), ("backup", receipts[1]), ("import", done)]
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listening:
-        listening.bind(str(path_of(place)))
-        listening.listen()
-        listening.settimeout(PATIENCE_S)
-        for name, value in calls:
-            target.unlink(missing_ok=True)
-            with subprocess.Popen(command(name, str(target), store=place), stderr=subprocess.PIPE, text=True) as made:
-                connection, _ = listening.accept()
-                request = json.loads(connection.makefile().readline())
-                if name == "backup":
-                    target.write_bytes(old.read_bytes())
-                else:
-                    assert request["arguments"] == {"path": str(target), "channel": None}
-                connection.sendall(json.dumps({"value": value}).encode() + b'\n{"end":true}\n')
-                _, stderr = made.communicate(timeout=PATIENCE_S)
-                connection.close()
-            assert made.returncode == (value is receipts[1]), stderr
-
-
 @pytest.mark.parametrize(
     "response",
     [
@@ -159,7 +131,7 @@ def test_response_of_another_program_is_named(response: bytes, tmp_path: Path) -
         listening.listen()
         listening.settimeout(PATIENCE_S)
         for arguments in (
-            *(("inspect",), ("channels",), ("export", "c"), ("forget", "ann"), ("hold", "c", "--reason", "x")),
+            *(("inspect",), ("channels",), ("export", "c"), ("forget", "ann")),
             ("backup", str(tmp_path / "new.db")),
         ):
             with ThreadPoolExecutor(1) as pool:
@@ -235,7 +207,7 @@ def connected(path: Path) -> socket.socket:
     [
         (
             b'{"call":"fly"}\n',
-            "has no call 'fly'; use one of backup, channels, export, forget, hold, import, release, inspect",
+            "has no call 'fly'; use one of backup, channels, export, forget, import, inspect",
         ),
         (b'{"call":"backup","arguments":{"path":7}}\n', "Expected `str`, got `int` - at `$.path`"),
         (
@@ -343,7 +315,7 @@ def test_another_user_cannot_connect(server: Server) -> None:
 
 
 def test_server_that_is_silent_or_sends_other_lines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.cli.control_client.SILENT_S", 0.05)
+    monkeypatch.setattr("tenuto.cli.server_requests.SILENT_S", 0.05)
     path = path_of(tmp_path / "chat.db")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(str(path))

@@ -181,12 +181,6 @@ async def many_commands(place: Place) -> None:
         await place.hub.ask(C, f"!k{number}", SendCommand(name="approve"), BOB)
 
 
-async def held(place: Place) -> None:
-    await place.begin()
-    await place.hub.archive.hold(C, "case 17")
-    await place.hub.delete(C, M)
-
-
 async def full(place: Place) -> None:
     hub = Hub(f"sqlite:///{place.folder / 'full.db'}", max_bytes="10MB", hooks_signals=False)
     try:
@@ -349,7 +343,6 @@ CASES: list[Case] = [
         errors.NotText, ("part 0", "'m1'", "'file'"), AppendText(text="x", part=0), text=None, parts=[{"type": "file"}]
     ),
     Case(errors.TooMany, ("1",), many_commands),
-    Case(errors.Held, ("'chat:1'", "release"), held),
     Case(errors.StoreFull, ("10,000,000", "max_bytes", "retention"), full),
     Case(errors.AlreadyAnswered, ("command",), replied_twice),
     called(ViewGap, ("'m1'", "part 3", "0 parts"), gap_in_view),

@@ -19,7 +19,7 @@ from proof.chaos.report import Failure
 from proof.chaos.world import Scale
 from proof.oracle.plans import Piece
 from tenuto.hub.writer import PATIENCE_S
-from tenuto.testing.proxy import Direction
+from tests.proxy import Direction
 
 __all__ = ["BUS_FAULTS", "FAULTS", "Fault", "may_fail", "nodes_replaced"]
 

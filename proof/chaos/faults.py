@@ -2,7 +2,7 @@
 
 Layer: chaos.
 
-`tenuto.testing.proxy` defines each fault. You can change the mixture freely.
+`tests.proxy` defines each fault. You can change the mixture freely.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import random
 
 from proof.chaos.proxies import Proxy
-from tenuto.testing.proxy import Direction
+from tests.proxy import Direction
 
 __all__ = ["FAULTS", "FaultModel"]
 

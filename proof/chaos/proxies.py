@@ -24,7 +24,7 @@ from typing import Any
 from proof.chaos.processes import Child
 from proof.chaos.producer import say
 from proof.chaos.report import say_when_late
-from tenuto.testing.proxy import Direction, FaultProxy
+from tests.proxy import Direction, FaultProxy
 
 __all__ = ["Proxies", "Proxy"]
 

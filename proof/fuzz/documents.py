@@ -54,11 +54,10 @@ from tenuto.core.requests import (
     ReplyCommand,
     SendCommand,
 )
-from tenuto.stores.sqlite.documents import Documents as SqliteDocuments
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.slots import LENGTH_BYTES, pack, unpack
-from tenuto.stores.sqlite.sums import SUM_BYTES, sealed
+from tenuto.stores.sqlite.sums import SUM_BYTES, head_sum, piece_sum, sealed
 
 C = "c"
 MAX_EDITS = 6
@@ -382,7 +381,7 @@ def _change_blob(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
     db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(after, len(after) + LENGTH_BYTES), slots[0]))
     db.execute("DELETE FROM pieces WHERE document = ? AND blob = ? AND chunk > 0", (key, blob))
     with contextlib.suppress(*DAMAGE):
-        SqliteDocuments(db).add_sums_of(key)
+        _seal(db, key)
     at = as_list(edit["at"])
     if is_newer(edit):
         return False
@@ -391,6 +390,24 @@ def _change_blob(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:
     if len(at) == 2 and at[1] == 2:
         return isinstance(edit.get("value"), str) and len(edit["value"]) == len(before)
     return bool(edit.get("gone") is True and len(at) == 1)  # the last text of a part can disappear without a trace
+
+
+def _seal(db: sqlite3.Connection, key: int) -> None:
+    """Give a changed document the right checksums."""
+    rows = db.execute(
+        "SELECT blob, chunk, body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? ORDER BY blob, chunk",
+        (key,),
+    )
+    pieces = [(blob, chunk, unpack(body)) for blob, chunk, body in rows.fetchall()]
+    sums = [(piece_sum(key, blob, chunk, data), key, blob, chunk) for blob, chunk, data in pieces if blob]
+    db.executemany("UPDATE pieces SET crc = ? WHERE document = ? AND blob = ? AND chunk = ?", sums)
+    fields = db.execute(
+        "SELECT channel, message, created, version, open, deleted, size_bytes, target FROM documents WHERE id = ?",
+        (key,),
+    ).fetchone()
+    head = b"".join(data for blob, _, data in pieces if not blob)
+    checksum = head_sum((*fields, max(blob for blob, _, _ in pieces)), head)
+    db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
 
 
 def _change_log(db: sqlite3.Connection, edit: dict[str, Any]) -> bool:

@@ -188,7 +188,7 @@ def blame(error: BaseException | None) -> str:
     trace = error.__traceback__ if error is not None else None
     while trace is not None:
         code = trace.tb_frame.f_code
-        if "/tenuto/" in code.co_filename and "/testing/" not in code.co_filename:
+        if "/tenuto/" in code.co_filename:
             function = f"{Path(code.co_filename).stem}.{code.co_name}"
         trace = trace.tb_next
     return f"{type(error).__name__} in {function}"

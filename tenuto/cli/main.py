@@ -1,4 +1,4 @@
-"""The `tenuto` command: serve, demo, tail, and the commands of `store_commands` and `archiving`.
+"""The `tenuto` command: serve, demo, tail, and the commands of `store_commands`.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
 status 1; a traceback means a bug of Tenuto.
@@ -20,8 +20,7 @@ from typing import Any
 import click
 
 from tenuto._version import __version__
-from tenuto.cli import archiving, store_commands
-from tenuto.cli.store_commands import sqlite_store
+from tenuto.cli import store_commands
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.retention import rules_of
 from tenuto.hub import HubCore
@@ -42,7 +41,6 @@ from tenuto.server.serving import (
     run,
 )
 from tenuto.server.workers import beat, check_shared, inherited_socket, run_workers
-from tenuto.stores.sqlite.store import SqliteStore
 
 DEFAULT_PORT = 8000
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -150,11 +148,6 @@ def main() -> None:
     metavar="SIZE",
     help="Refuse new messages when the store has nearly this size, such as 10GB.",
 )
-@click.option(
-    "--no-migration-backup",
-    is_flag=True,
-    help="Write no backup FILE.before-N when this version of Tenuto changes the tables of the store's file.",
-)
 @click.option("--app", "target", default=None, metavar="MODULE:NAME", help="Serve a hub, or an ASGI app, of your own.")
 @click.option(
     "--jwt-secret-file",
@@ -214,7 +207,6 @@ def serve(
     backup_keep: int | None,
     ages: tuple[str, ...],
     max_bytes: str | None,
-    no_migration_backup: bool,
     target: str | None,
     secret_files: tuple[Path, ...],
     jwks: str | None,
@@ -242,11 +234,10 @@ def serve(
         verifier = visitors(verifier)
     if target is not None:
         is_ours = (store, bus, flush_ms, drain_s, public_origin) != (None,) * 5 or origins or secret_files or jwks
-        if is_ours or ages or has_visitors or max_bytes is not None or no_migration_backup:
+        if is_ours or ages or has_visitors or max_bytes is not None:
             raise LocalError(
                 "--app brings its own hub: set --store, --bus, --flush-ms, --drain-s, --allowed-origin, "
-                "--public-origin, --visitors, --retention, --max-bytes, --no-migration-backup and the options for "
-                "tokens there"
+                "--public-origin, --visitors, --retention, --max-bytes and the options for tokens there"
             )
         app = load_app(target)
         if not allow_everyone:
@@ -261,8 +252,7 @@ def serve(
         )
         settings["retention"] = rules_of("--retention", ages)
         known = {name: value for name, value in settings.items() if value is not None}
-        store_url = "sqlite:///tenuto.db" if store is None else store
-        app = Hub(_store_without_backup(store_url) if no_migration_backup else store_url, **known)
+        app = Hub("sqlite:///tenuto.db" if store is None else store, **known)
         check_guarded(host, app)
     _schedule_backups(hubs_in(app), backup_dir, backup_every, backup_keep)
     if allow_everyone and not is_local(host):
@@ -340,7 +330,7 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
     _end_as(number)
 
 
-for _command in (*store_commands.COMMANDS, *archiving.COMMANDS):
+for _command in store_commands.COMMANDS:
     main.add_command(_command)
 
 
@@ -356,13 +346,6 @@ def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | Non
         raise LocalError("--backup-dir found no hub in this app; make a BackupSchedule(hub, folder) in its code")
     for hub in hubs:
         BackupSchedule(hub, folder, every=every or "1h", keep=keep or 24)
-
-
-def _store_without_backup(url: str) -> SqliteStore:
-    """Return the store that `url` names; its migration writes no backup."""
-    store = sqlite_store(url)
-    store.migration_backup = False
-    return store
 
 
 @main.command()

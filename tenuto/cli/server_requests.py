@@ -1,6 +1,6 @@
-"""Requests of the commands of `tenuto` to a served hub, with the options `--url` and `--token`.
+"""Requests of the commands of `tenuto` to a hub that serves: on the control socket of its store's file, or over HTTP.
 
-Layer: beside `control_client`, below `archiving`.
+Layer: beside `tail`, below `store_commands`. `tenuto.hub.keep.control` and `tenuto.transports` are the other sides.
 """
 
 from __future__ import annotations
@@ -9,26 +9,32 @@ import contextlib
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterator
-from http import HTTPStatus
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from tenuto.core.errors import InvalidName, LocalError, shown, shown_url
+from tenuto.core.errors import InvalidName, InvalidRequest, LocalError, shown, shown_url
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel
-from tenuto.core.records import FORMAT, HEADER_BYTES, End, Header, decode_line, encode_line
+from tenuto.core.records import FORMAT, HEADER_BYTES, End, Header, damaged_in, encode_line
 from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
-from tenuto.hub.keep.legal_holds import ChannelHold
+from tenuto.hub.keep.control import HEARTBEAT_S, path_of
+from tenuto.hub.keep.exports import Imported
+from tenuto.hub.keep.forgetting import Forgotten
+from tenuto.stores import open_url
+from tenuto.stores.sqlite.store import SqliteStore
 
 READ_TIMEOUT_S = 60.0  # time without a byte after which a server counts as gone; long calls send signs of life
 LINE_BYTES = 1024 * 1024  # far above the longest line
 PROBLEM_BYTES = 64 * 1024
 PAGE_BYTES = 16 * 1024 * 1024  # far above the largest page of channels
+MESSAGE_BYTES = 64 * 1024 * 1024  # of a line on the control socket: far above the largest message
+SILENT_S = 6 * HEARTBEAT_S  # a living server sends a line on the control socket each HEARTBEAT_S
 _INVALID = (msgspec.MsgspecError, ValueError, RecursionError)  # raised by decoders
-DAMAGED = b'"damaged"'
 _KIND = re.compile(rb'\{"type":"(message|command|end|error)",')  # the type of a line of an export
 
 
@@ -133,7 +139,7 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> in
     with response_to(server, path, token, "export") as response:
         line = response.readline(HEADER_BYTES)
         _check_header(server, channel, line)
-        digest, counts, damaged = hashlib.sha256(), {"message": 0, "command": 0}, 0
+        digest, counts = hashlib.sha256(), {"message": 0, "command": 0}
         while True:
             digest.update(line)
             out.write(line)
@@ -150,7 +156,7 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> in
             if kind[1] == b"error":
                 raise _ended(server, "export", _decoded(server, "export", line))
             counts[kind[1].decode()] += 1
-            damaged += _is_damaged(line)
+        damaged = _damaged_in(server, line)
         end = End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest(), damaged=damaged)
         if line + response.read(1) != encode_line(end):
             raise _not_tenuto(server, "export", "its last line has another checksum or other counts than the rest")
@@ -158,12 +164,11 @@ def export_at(server: str, channel: str, token: str | None, out: BinaryIO) -> in
     return damaged
 
 
-def _is_damaged(line: bytes) -> bool:
-    """Return whether a line of an export, or its first piece, stands for a message that the store could not read."""
-    if DAMAGED not in line or not line.endswith(b"\n"):  # such a line is short
-        return False
-    record = decode_line(line)
-    return not isinstance(record, End) and record.is_damaged
+def _damaged_in(server: str, line: bytes) -> int:
+    try:
+        return damaged_in(line)
+    except InvalidRequest as error:
+        raise _not_tenuto(server, "export", error) from None
 
 
 def _check_header(server: str, channel: str, line: bytes) -> None:
@@ -185,39 +190,14 @@ def _begin(line: bytes) -> str:
     return shown(line[:20].decode(errors="replace"))
 
 
-def hold_at(server: str, channel: str, reason: str, token: str | None) -> None:
-    """Hold a channel of a served hub. Raises LocalError."""
-    with response_to(server, _hold_of(channel), token, "hold", method="PUT", body={"reason": reason}) as response:
-        try:
-            held = msgspec.json.decode(response.read(PROBLEM_BYTES), type=ChannelHold)
-        except _INVALID as error:
-            raise _not_tenuto(server, "hold", error) from None
-    if held.channel != channel:
-        raise _not_tenuto(server, "hold", f"channel {shown(held.channel)} instead of {channel!r}")
-
-
-def release_at(server: str, channel: str, token: str | None) -> None:
-    """End the hold of a channel of a served hub. Raises LocalError."""
-    with response_to(server, _hold_of(channel), token, "release", method="DELETE") as response:
-        if response.status != HTTPStatus.NO_CONTENT:
-            raise _not_tenuto(server, "release", f"status {response.status} instead of 204")
-
-
-def _hold_of(channel: str) -> str:
-    return f"/v1/channels/{quote(check_channel(channel), safe='')}/hold"
-
-
 def forget_at(server: str, client_id: str, token: str | None, *, channels: bool) -> str:
-    """Remove what a person wrote from a served hub, and return the receipt as JSON. Raises LocalError.
-
-    The receipt has the fields that the server sent, also those of another release: it is the proof of the removal.
-    """
+    """Remove what a person wrote from a served hub, and return the result as JSON. Raises LocalError."""
     wanted = {"client_id": client_id, "channels": channels}
     with _lines_of(server, "/v1/forget", token, "removal", wanted) as lines:
         for line in lines:
-            if line.pop("type", None) == "receipt":
-                return _json(server, "receipt", line)
-    raise _cut(server, "receipt; the same command goes on with the removal")
+            if line.pop("type", None) == "end":
+                return _json(server, "removal", line)
+    raise _cut(server, "end of the removal; the same command goes on with it")
 
 
 def damage_at(server: str, token: str | None) -> Iterator[str]:
@@ -305,3 +285,72 @@ def _detail(problem: object) -> str:
 def _printable(text: object) -> str:
     """Return `text` without control characters, which a terminal obeys."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
+_VALUES = {"channels": ChannelSummary, "export": str, "forget": Forgotten, "import": Imported}  # of others: objects
+_MANY = ("channels", "export")  # calls with any number of values
+
+
+class NotServed(Exception):
+    """No process listens on the control socket of the file."""
+
+
+def call(store: Path, name: str, **arguments: object) -> Iterator[Any]:
+    """Yield the values of a call at the hub that serves the file `store`.
+
+    Raises NotServed if no hub listens, LocalError if it cannot be reached, and the error of the call.
+    """
+    path = path_of(store)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(SILENT_S)
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            raise NotServed from None
+        except OSError as error:
+            if not path.exists():  # for example: the path is too long for a socket
+                raise NotServed from None
+            reason = error.strerror or error
+            raise LocalError(
+                f"control socket {path} cannot be used ({reason}); run the command as the user of the server"
+            ) from None
+        try:
+            connection.sendall(msgspec.json.encode({"call": name, "arguments": arguments}) + b"\n")
+            yield from _values(connection, name, path)
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
+            raise LocalError(f"response on control socket {path} is not valid ({error}); check the server") from None
+
+
+def call_at(url: str, name: str, **arguments: object) -> Iterator[Any]:
+    """Yield the values of a call at the hub that serves the store `url`. Raises NotServed or the error of the call."""
+    store = open_url(url)
+    if not isinstance(store, SqliteStore):
+        raise NotServed
+    yield from call(store.path, name, **arguments)
+
+
+def _values(connection: socket.socket, name: str, path: Path) -> Iterator[Any]:
+    """Yield the values of a response.
+
+    Raises MsgspecError for one that no hub sends, since another program may listen, and LocalError if it breaks off.
+    """
+    from tenuto.client.connection import error_of  # imported here, because the import is slow
+
+    found = 0
+    with contextlib.closing(connection.makefile("rb")) as lines:
+        while True:
+            if not (received := lines.readline(MESSAGE_BYTES)):
+                raise LocalError(
+                    f"server at control socket {path} ended during the call; start it, and repeat the call"
+                )
+            line = msgspec.json.decode(received, type=dict)
+            if "error" in line:
+                raise error_of(msgspec.convert(line["error"], dict))
+            if "end" in line:
+                if found != 1 and name not in _MANY:
+                    raise msgspec.ValidationError(f"it has {found} values in place of one")
+                return
+            if "value" in line:
+                msgspec.convert(line["value"], _VALUES.get(name, dict))
+                found += 1
+                yield line["value"]

@@ -1,10 +1,11 @@
-"""The commands about the file of a store: backup, restore, compact, inspect, verify, channels and retention.
+"""The commands of operators: about the file of a store, its channels, and the records of one channel or person.
 
-Layer: store_commands, above `archiving` and below `cli`.
+Layer: store_commands, below `cli.main`.
 
-A hub that serves the file carries out a backup. `restore` and `compact` work on a file that no process has open; the
-others read the file, also while it is served; `channels` and `retention` also a database. With `--url`, a server
-inspects, verifies and lists.
+A hub that serves the store's file carries out export, import, forget, backup and inspect, on its control socket. While
+no process has the store open, the commands open it themselves. `restore` and `compact` work on a file that no process
+has open; the others read the file, also while it is served; `channels` and `retention` also a database. With `--url` a
+server does what names no file.
 """
 
 from __future__ import annotations
@@ -14,37 +15,192 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import click
 import msgspec
-from msgspec.structs import replace
+from click.core import ParameterSource
 
-from tenuto.cli.archiving import STORE, TOKEN, URL, opened
-from tenuto.cli.control_client import NotServed, call
-from tenuto.cli.server_requests import channels_of, damage_at, state_at
+from tenuto.cli.server_requests import NotServed, call, call_at, channels_of, damage_at, export_at, forget_at, state_at
 from tenuto.core.errors import LocalError, StoreInUse, shown, shown_url
+from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
-from tenuto.core.names import check_prefix
+from tenuto.core.names import check_channel, check_id, check_prefix
+from tenuto.core.records import damaged_in
 from tenuto.core.retention import Due, Policies, Sweep, rules_of
+from tenuto.hub.clock import Clock
 from tenuto.hub.keep.control import check_speed
-from tenuto.hub.keep.importing import NOTE as IMPORT
-from tenuto.hub.keep.legal_holds import NOTE as HOLD
-from tenuto.hub.keep.legal_holds import held_in
+from tenuto.hub.keep.exports import NOTE as IMPORT
+from tenuto.hub.keep.exports import Imported, check_file, export_lines, undo_imports, write_file
+from tenuto.hub.keep.forgetting import Forgetting, Forgotten, direct
 from tenuto.server.serving import hubs_in, load_app
 from tenuto.stores import open_url
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite.store import SqliteStore
 
-_ASK = "for another store ask its server with --url http://host:8000"
 PAGE = 200  # channels or messages in one read of a database
+_OVER_HTTP = "--url, or "  # begins the remedy of a command that a server carries out, too
+_ASK = "for another store ask its server with --url http://host:8000"
 
 T = TypeVar("T")
+
+
+@asynccontextmanager
+async def opened(url: str, *, is_new: bool = False, when_served: str = "") -> AsyncIterator[Store]:
+    """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable.
+
+    `when_served`: begins the remedy if another process has the store open.
+    """
+    store = open_url(url)
+    if isinstance(store, SqliteStore) and not is_new and not store.path.exists():
+        raise LocalError(f"store file {store.path} does not exist; name the store with --store")
+    try:
+        await store.open()
+    except StoreInUse as error:
+        raise LocalError(f"{error}. While it is served, use {when_served}hub.archive in the serving process") from None
+    try:
+        if store.is_exclusive:  # no other process may import into it now
+            await undo_imports(store)
+        yield store
+    finally:
+        await store.close()
+
+
+async def export_channel(url: str, channel: str, out: BinaryIO) -> int:
+    """Write the export of a channel into `out`, and return how many messages and commands of it are damaged.
+
+    Raises NotFound, Damaged, LocalError and the store's errors.
+    """
+    check_channel(channel)
+    async with opened(url, when_served=_OVER_HTTP) as store:
+        async for line in export_lines(store, channel):
+            out.write(line)
+        return damaged_in(line)
+
+
+async def import_channel(url: str, path: Path, channel: str | None, *, damaged: bool) -> Imported:
+    """Import a file into an empty channel, by default that of its header. Raises the errors of `write_file`."""
+    if channel is not None:
+        check_channel(channel)
+    limits, clock = Limits(), Clock()
+    checked = await check_file(path, limits, clock.now_ms(), damaged=damaged)
+    async with opened(url, is_new=True) as store:
+        return await write_file(store, channel or checked.channel, checked, limits, clock)
+
+
+async def forget_client(url: str, client_id: str, *, channels: bool) -> Forgotten:
+    """Remove what a person wrote from a store that no process serves. Raises the errors of `Forgetting.run`."""
+    check_id(client_id, "a client id")
+    async with opened(url, when_served=_OVER_HTTP) as store:
+        return await Forgetting(store, client_id, Clock(), direct, tidies=True).run(channels=channels)
+
+
+def _one_place(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return the value of --url or --store. Raises LocalError if a command has both: it works in one place.
+
+    Also for --token without --url. Click calls this for an option that is not given after those that are.
+    """
+    url, store, token = (
+        context.get_parameter_source(one) is ParameterSource.COMMANDLINE for one in ("url", "store", "token")
+    )
+    if token and option.name == "url" and not url:
+        raise LocalError(
+            "--token has no effect without --url; give --url for a hub that a server serves, or leave the token out: a "
+            "command beside the file needs none"
+        )
+    if url and store:
+        given = {**context.params, option.name: value}
+        raise LocalError(
+            f"command names two places, --url {shown_url(given['url'])} and --store {shown_url(given['store'])}; give "
+            "--url for a hub that a server serves, or --store for a file"
+        )
+    return value
+
+
+STORE = click.option(
+    "--store",
+    default="sqlite:///tenuto.db",
+    show_default=True,
+    callback=_one_place,
+    help="The store, sqlite:///path.",
+)
+URL = click.option(
+    "--url", default=None, callback=_one_place, help="Where the hub is served: its server is asked over HTTP."
+)
+TOKEN = click.option("--token", default=None, envvar="TENUTO_TOKEN", help="With --url: the token, or $TENUTO_TOKEN.")
+
+
+@click.command()
+@click.argument("channel")
+@STORE
+@URL
+@TOKEN
+def export(channel: str, store: str, url: str | None, token: str | None) -> None:
+    """Write the messages of CHANNEL to the output, as JSON lines with a checksum.
+
+    The exit status is 1 if messages are damaged.
+    """
+    if sys.stdout is None:  # closed by the caller
+        raise LocalError("export has no output; give it one, such as > file.jsonl")
+    out = sys.stdout.buffer
+    if url is not None:
+        damaged = export_at(url, channel, token, out)
+    else:
+        try:
+            line = ""
+            for line in call_at(store, "export", channel=channel):
+                out.write(line.encode())
+            damaged = damaged_in(line.encode())
+        except NotServed:
+            damaged = asyncio.run(export_channel(store, channel, out))
+    out.flush()
+    if damaged:
+        click.echo(
+            f"{channel}: {damaged} damaged, all else is whole; an earlier backup may have them whole, and tenuto "
+            "import takes this file only with --damaged",
+            err=True,
+        )
+        sys.exit(1)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@STORE
+@click.option("--channel", default=None, help="The empty channel to fill.  [default: the exported one]")
+@click.option("--damaged", is_flag=True, help="Also import a file in which messages are damaged.")
+def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> None:
+    """Write the messages of FILE, an export, into an empty channel, also while the store is served."""
+    try:
+        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel, damaged=damaged)
+        done = msgspec.convert(value, Imported)
+    except NotServed:
+        done = asyncio.run(import_channel(store, file, channel, damaged=damaged))
+    click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
+
+
+@click.command()
+@click.argument("client")
+@STORE
+@URL
+@TOKEN
+@click.option("--channels", is_flag=True, help="Also remove the channels in which no other person wrote.")
+def forget(client: str, store: str, url: str | None, token: str | None, channels: bool) -> None:
+    """Remove all messages and commands of CLIENT, a client id, and print their numbers as JSON."""
+    check_id(client, "a client id")
+    if url is not None:
+        click.echo(forget_at(url, client, token, channels=channels))
+        return
+    try:
+        (found,) = call_at(store, "forget", client_id=client, channels=channels)
+        done = msgspec.convert(found, Forgotten)
+    except NotServed:
+        done = asyncio.run(forget_client(store, client, channels=channels))
+    click.echo(msgspec.json.format(msgspec.json.encode(done)))
 
 
 @click.command()
@@ -81,12 +237,7 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     except NotServed:
         asyncio.run(run_backup())
     else:
-        is_here = file.exists() and all(
-            written.get(name) == value
-            for name, value in receipt_of(file).items()
-            if name != "mark" or name in written  # a server of an earlier release sends none
-        )
-        if not is_here:
+        if not file.exists() or any(written.get(name) != value for name, value in receipt_of(file).items()):
             raise LocalError(
                 f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not "
                 "here: that process has other disks, as in a container; name a folder that both have"
@@ -143,14 +294,13 @@ def restore(backup: Path | None, store: str, keep_wal: bool) -> None:
 
 @click.command()
 @STORE
-@click.option("--no-migration-backup", is_flag=True, help="As for tenuto serve, if the tables of the file are older.")
-def compact(store: str, no_migration_backup: bool) -> None:
+def compact(store: str) -> None:
     """Make the file of a store smaller: without its free space. No process may have it open."""
     from tenuto.stores.sqlite import compact as sqlite_compact
 
     path = sqlite_store(store).path
     try:
-        sizes = sqlite_compact.compact(path, migration_backup=not no_migration_backup)
+        sizes = sqlite_compact.compact(path)
     except StoreInUse as error:
         raise LocalError(f"{error}. A store cannot be compacted while a process has it open") from None
     click.echo(f"{path} had {sizes.before:,} bytes, and has {sizes.after:,} now.")
@@ -160,40 +310,23 @@ def compact(store: str, no_migration_backup: bool) -> None:
 @STORE
 @URL
 @TOKEN
-@click.option(
-    "--absent",
-    "words_file",
-    default=None,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Search the store and its known backups for the words in FILE instead, one in each line.",
-)
-def verify(store: str, url: str | None, token: str | None, words_file: Path | None) -> None:
+def verify(store: str, url: str | None, token: str | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
     if url is not None:
-        if words_file is not None:
-            raise LocalError("--absent needs the files of the store; run the command beside them, without --url")
         _verify_at(url, token)
         return
-    from tenuto.stores.sqlite.absent import Word, places_of, read_words
     from tenuto.stores.sqlite.verify import free_space
     from tenuto.stores.sqlite.verify import verify as damage_in
 
-    remedy = _ASK if words_file is None else "--absent searches files only"
-    path = sqlite_store(store, remedy=remedy).path
-    words = read_words(words_file) if words_file is not None else []
-    found, counts = 0, Counter[Word]()
-    for line in places_of(path, words, counts) if words else damage_in(path):
+    path = sqlite_store(store, remedy=_ASK).path
+    found = 0
+    for line in damage_in(path):
         click.echo(line)
         found += 1
-    if words:
-        places = f", in {counts.total():,} places" if counts else ", but not all was searched" if found else ""
-        click.echo(f"{path}: {len(counts) or 'none'} of {len(words):,} words found{places}")
-    else:
-        click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
-        size_bytes, free_bytes = free_space(path)
-        if free_bytes * 2 > size_bytes:
-            click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
+    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
+    size_bytes, free_bytes = free_space(path)
+    if free_bytes * 2 > size_bytes:
+        click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
     if found:
         sys.exit(1)
 
@@ -223,11 +356,10 @@ def channels(prefix: str, store: str, url: str | None, token: str | None, is_jso
             click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
         return
     first = list(islice(found, 1))  # an error of the first page comes before the table
-    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  {'held':<4}  channel")
+    click.echo(f"{'messages':>10} {'bytes':>14}  {'updated (UTC)':<19}  channel")
     for one in chain(first, found):
         name = one.channel if one.channel.isprintable() else shown(one.channel)
-        held = "held" if one.held else ""
-        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {_utc(one.updated_ms):<19}  {held:<4}  {name}")
+        click.echo(f"{one.messages:>10,} {one.size_bytes:>14,}  {_utc(one.updated_ms):<19}  {name}")
 
 
 def _utc(at_ms: int) -> str:
@@ -250,7 +382,7 @@ def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
         for one in call(path, "channels", prefix=prefix):
             yield msgspec.convert(one, ChannelSummary)
     except NotServed:
-        yield from list_channels(path, prefix, held_in)
+        yield from list_channels(path, prefix)
 
 
 @click.command()
@@ -289,7 +421,7 @@ def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))
     else:
-        yield from due_channels(sqlite_store(url).path, policies, now_ms, held_in)
+        yield from due_channels(sqlite_store(url).path, policies, now_ms)
 
 
 def is_shared(url: str) -> bool:
@@ -304,12 +436,12 @@ async def _collected(url: str, read: Callable[[Store], AsyncIterator[T]]) -> lis
 
 async def _listed(store: Store, within: Sequence[str]) -> AsyncIterator[ChannelSummary]:
     """Yield the channels of an open store, without those into which an import runs (`Store.summaries`)."""
-    held, importing = await store.notes(HOLD), await store.notes(IMPORT)
+    importing = await store.notes(IMPORT)
     after = None
     while page := await store.summaries(within, after=after, limit=PAGE):
         for one in page:
             if IMPORT + one.channel not in importing:
-                yield replace(one, held=HOLD + one.channel in held)
+                yield one
         after = page[-1].channel
 
 
@@ -317,7 +449,7 @@ async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[D
     """Yield what retention would remove of each channel of an open store at `now_ms`."""
     async for summary in _listed(store, policies.within()):
         policy = policies.find(summary.channel)
-        if policy is None or summary.held or not Sweep(policy, summary, now_ms).is_needed:
+        if policy is None or not Sweep(policy, summary, now_ms).is_needed:
             continue
         sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
         messages = size_bytes = 0
@@ -337,4 +469,4 @@ def sqlite_store(url: str, *, remedy: str = "PostgreSQL has its own tools for th
     return store
 
 
-COMMANDS = (backup, inspect, restore, compact, verify, channels, retention)
+COMMANDS = (backup, inspect, restore, compact, verify, channels, retention, export, import_file, forget)

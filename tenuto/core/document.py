@@ -47,7 +47,7 @@ class PartHead(Struct, frozen=True, array_like=True):
 
 
 class ClaimHead(Struct, frozen=True, array_like=True):
-    """The stored state of a turn. Add new fields to `MessageHead`: earlier builds refuse a longer claim."""
+    """The stored state of a turn."""
 
     state: str
     generation: int
@@ -56,7 +56,7 @@ class ClaimHead(Struct, frozen=True, array_like=True):
     lease_ms: int
     within: str | None
     within_generation: int
-    round_from: int = 0
+    round_from: int
 
 
 class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -84,10 +84,10 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     taken_over: int
     requests: list[tuple[str, int, int]]
     parts: list[PartHead]
-    last: int = 0
-    claim: ClaimHead | None = None
-    confirmed: int = 0  # of the claim
-    alive_at: int = 0  # of an open message
+    last: int
+    claim: ClaimHead | None
+    confirmed: int  # of the claim
+    alive_at: int  # of an open message
 
 
 class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -265,7 +265,7 @@ def _restored_message(stored: Stored) -> MessageState:
         if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
             raise _damaged(stored, f"text at offset {segment.at} of part {segment.part} does not fit there")
         message.size_bytes += utf8_len(_extend(part.text, segment))
-    mark_documented(message, head.last or head.version)
+    mark_documented(message, head.last)
     for entry in stored.entries:
         if type(entry.op) is Append and not _follows(message, entry.op, entry.serial):
             raise _damaged(stored, f"entry {entry.serial} does not begin at the end of its part")
@@ -441,7 +441,7 @@ def _from_head(message_id: str, head: MessageHead) -> MessageState:
     )
     message.reason = head.reason
     message.version = head.version
-    message.last = head.last or head.version
+    message.last = head.last
     if head.claim is not None:
         message.claim = ClaimState._make((*astuple(head.claim), head.confirmed))
     message.updated_at, message.alive_at = head.updated_at, head.alive_at

@@ -186,12 +186,6 @@ class NotText(TenutoError):
     code, status, title = "not_text", 409, "Not a text part"
 
 
-class Held(TenutoError):
-    """The channel is under a legal hold: nothing in it can be deleted until the hold is released."""
-
-    code, status, title = "held", 409, "Held"
-
-
 class TooLarge(TenutoError):
     """A size exceeds its limit; `limit` is that limit."""
 

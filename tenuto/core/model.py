@@ -96,7 +96,6 @@ class ChannelSummary(Struct, frozen=True, kw_only=True):
     updated_ms: int
     messages: int
     size_bytes: int
-    held: bool = False  # under a legal hold; a store leaves it False
 
 
 class _Text(Struct, tag_field="type", tag="text"):

@@ -25,7 +25,7 @@ from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry
-from tenuto.core.requests import AppendText, Caller, CreateMessage, DeleteMessage, SendCommand
+from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
 from tenuto.hub.capacity import Find
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from tenuto.hub.clock import Clock
@@ -94,7 +94,7 @@ class Committer:
         *,
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
-        check: Callable[[str, CreateMessage | DeleteMessage, Find], None],
+        check: Callable[[CreateMessage, Find], None],
         stored: Callable[[Write], None] | None = None,
         followed: Callable[[Channel], None],
     ) -> None:
@@ -102,8 +102,7 @@ class Committer:
 
         `is_served` returns whether agents serve a channel. The committer calls `accepted` with the accepted requests of
         remote writers, `stored` with each write that it has stored, and `followed` with each channel that it has read
-        again. `check` raises Held if no message of a channel may be deleted, and StoreFull if there is no space for a
-        message.
+        again. `check` raises StoreFull if there is no space for a message.
         """
         self._check = check
         self._stored = stored
@@ -303,8 +302,8 @@ class Committer:
             decision = decide(
                 draft, ask.key, request, caller=ask.caller, now_ms=now_ms, limits=self._limits, is_served=is_served
             )
-            if isinstance(request, CreateMessage | DeleteMessage) and decision.ops:
-                self._check(channel.name, request, draft.message)
+            if isinstance(request, CreateMessage) and decision.ops:
+                self._check(request, draft.message)
         except TenutoError as error:
             return error.with_traceback(None)
         except Exception:  # an unexpected exception in a decision must not fail the requests of others

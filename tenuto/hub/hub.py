@@ -142,7 +142,7 @@ class HubCore:
         self.viewing = self._lifecycle.viewing  # whether viewers may attach and stay
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
         keep_days = guests.keep_days if guests is not None else None
-        self.retainer = Retainer(retention, self._lifecycle, self.archive.is_held, visitors_days=keep_days)
+        self.retainer = Retainer(retention, self._lifecycle, visitors_days=keep_days)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
         self.on_start(partial(open_control, self))
 

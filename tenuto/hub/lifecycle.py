@@ -117,8 +117,6 @@ async def keep_house(runtime: Runtime, forget: Callable[[], None]) -> None:
         runtime.scheduler.workers.tidy()
         try:
             await _tidy_store(runtime)
-            if not runtime.store.is_exclusive:
-                await runtime.legal_holds.load()  # another hub may have changed them
         except TenutoError as error:
             logger.warning("housekeeping will try again: %s", error)
         except Exception:
@@ -407,7 +405,6 @@ class Lifecycle:
             await shared_turns.read()  # before a message is refused an agent of another node
         for one in self._keyed:
             await share_key(self._store, one)
-        await runtime.legal_holds.load()
         await runtime.scheduler.workers.recall(run.served)
         run.served = runtime.scheduler.workers.patterns
         committing = group.create_task(runtime.committer.run())

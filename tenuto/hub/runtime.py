@@ -16,14 +16,13 @@ from tenuto.core.errors import Deleted, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_channel, check_id
-from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, Request, SendCommand
+from tenuto.core.requests import Caller, CreateMessage, Request, SendCommand
 from tenuto.hub.access.questions import Asked, Questions
-from tenuto.hub.capacity import Capacity, Find
+from tenuto.hub.capacity import Capacity
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import Committer
 from tenuto.hub.hooks import Hooks
-from tenuto.hub.keep.legal_holds import LegalHolds
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.loading import in_time
 from tenuto.hub.nodes.following import Follower, Notifier
@@ -61,7 +60,6 @@ class Runtime:
         self._questions = questions  # counts those of visitors; None: no caller is a visitor
         self.loop = asyncio.get_running_loop()
         self.nodes = NodeLease(store, node, self.loop.time, clock)
-        self.legal_holds = LegalHolds(store)
         self.tasks = Tasks(group)
         self.channels: dict[str, Channel] = {}  # the channels in memory, by name
         self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
@@ -115,7 +113,7 @@ class Runtime:
             self.pace,
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
-            check=self._check,
+            check=capacity.check_create,
             stored=None if store.is_exclusive else self.follower.notifier.stored,
             followed=self.leases.followed,
         )
@@ -217,8 +215,7 @@ class Runtime:
         return await outcome
 
     async def delete_channel(self, channel: str, until_ms: int) -> None:
-        """Empty `channel`; ids of streaming messages cannot be used until `until_ms`. Raises Held, StoreUnavailable."""
-        self.legal_holds.check(channel)
+        """Empty `channel`; ids of streaming messages cannot be used until `until_ms`. Raises StoreUnavailable."""
         await self.channel(channel).delete(until_ms)
 
     def stats(self) -> dict[str, int]:
@@ -246,13 +243,6 @@ class Runtime:
         for channel in self.channels.values():
             for feed in channel.feeds:
                 feed.wake()
-
-    def _check(self, channel: str, request: CreateMessage | DeleteMessage, find: Find) -> None:
-        """Raise Held for a deletion in a held channel, and StoreFull for a message if the store has no space for it."""
-        if isinstance(request, DeleteMessage):
-            self.legal_holds.check(channel)
-        else:
-            self.capacity.check_create(request, find)
 
     def _changed(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Notify the services of entries other than appends in `channel`."""

@@ -4,7 +4,7 @@ Layer: stores.
 
 A store does one thing atomically: it appends entries to a channel if the channel is still at the serial and epoch
 that the caller saw. The rules of the protocol are in `core`, not here.
-`tenuto.testing.StoreContract`, with `RetentionContract`, is the full meaning of this page; every store passes it.
+`tests/stores/contract.py` is the full meaning of this page; every store passes it.
 
 A store keeps entries until the next document of their message, and no longer: it returns a message as its last
 document plus the entries after it. It need not keep an entry whose message gets a document in the same write.

@@ -45,12 +45,6 @@ BODY_TIMEOUT_S = 60.0  # time in which the whole body, at most a megabyte, must 
 NO_STORE = {"cache-control": "no-store"}
 
 
-class HoldChannel(Struct, frozen=True, kw_only=True):
-    """The body of a legal hold."""
-
-    reason: str
-
-
 class ForgetClient(Struct, frozen=True, kw_only=True):
     """The body of the removal of a person; with `channels` also of the channels in which no other person wrote."""
 
@@ -67,8 +61,7 @@ _BODIES: dict[str, msgspec.json.Decoder[Any]] = {
     one.name: msgspec.json.Decoder(one.request) for one in OPERATIONS if one.request is not None
 }
 _BODIES |= {"part": msgspec.json.Decoder(dict[str, Any]), "ticket": msgspec.json.Decoder(CreateTicket)}
-_BODIES |= {"hold": msgspec.json.Decoder(HoldChannel), "forget": msgspec.json.Decoder(ForgetClient)}
-_BODIES |= {"verify": msgspec.json.Decoder(NoFields)}
+_BODIES |= {"forget": msgspec.json.Decoder(ForgetClient), "verify": msgspec.json.Decoder(NoFields)}
 
 
 class Call:

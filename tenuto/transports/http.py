@@ -14,11 +14,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -59,7 +57,7 @@ from tenuto.transports.access import (
     member_of,
     start_hub,
 )
-from tenuto.transports.calls import NO_STORE, Call, CreateTicket, ForgetClient, HoldChannel, TicketIssued, json_response
+from tenuto.transports.calls import NO_STORE, Call, CreateTicket, ForgetClient, TicketIssued, json_response
 from tenuto.transports.codec import for_peers, problem_body, problem_headers, unexpected
 from tenuto.transports.credentials import left_s
 from tenuto.transports.headers import peer_of, whole
@@ -70,22 +68,10 @@ from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expec
 from tenuto.transports.visitor_chats import visitor
 
 
-async def hold(call: Call) -> Response:
-    """Hold a channel, and return the hold."""
-    wanted: HoldChannel = await call.body()
-    return json_response(await call.hub.archive.hold(call.channel, wanted.reason))
-
-
-async def release(call: Call) -> Response:
-    """End the hold of a channel."""
-    await call.hub.archive.release(call.channel)
-    return call.empty()
-
-
 async def forget(call: Call) -> Response:
-    """Remove a person, and return the receipt as the last line."""
+    """Remove what a person wrote, and return the counts as the last line."""
     wanted: ForgetClient = await call.body()
-    return await _response(call.hub, _receipt(call.hub.archive, wanted))
+    return await _response(call.hub, _forgotten(call.hub.archive, wanted))
 
 
 async def verify(call: Call) -> Response:
@@ -99,11 +85,9 @@ async def inspect(call: Call) -> Response:
     return json_response(state_of(call.hub))
 
 
-async def _receipt(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
-    receipt = await archive.forget(wanted.client_id, channels=wanted.channels)
-    # Peers do not learn the folders of the server.
-    receipt = replace(receipt, older_backups=[Path(one).name for one in receipt.older_backups])
-    yield {"type": "receipt", **msgspec.to_builtins(receipt)}
+async def _forgotten(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
+    found = await archive.forget(wanted.client_id, channels=wanted.channels)
+    yield {"type": "end", **msgspec.to_builtins(found)}
 
 
 async def _damage(archive: Archive) -> AsyncGenerator[object]:
@@ -333,8 +317,6 @@ _HANDLERS: dict[str, Handler] = {
     "read_channel": read_channel,
     "export": export,
     "delete_channel": delete_channel,
-    "hold": hold,
-    "release": release,
     "forget": forget,
     "verify": verify,
     "inspect": inspect,

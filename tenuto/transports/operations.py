@@ -107,9 +107,6 @@ OPERATIONS = (
     Operation("read_channel", ("history",), "GET", CHANNEL),
     Operation("export", ("history", "admin"), "GET", f"{CHANNEL}/export"),
     Operation("delete_channel", ("admin",), "DELETE", CHANNEL, status=204),
-    # Operators alone: a client with `admin` on its own channels must not end a legal hold of them.
-    Operation("hold", ("admin",), "PUT", f"{CHANNEL}/hold", is_for_all=True),
-    Operation("release", ("admin",), "DELETE", f"{CHANNEL}/hold", status=204, is_for_all=True),
     Operation("forget", ("admin",), "POST", "/v1/forget", is_for_all=True),
     Operation("verify", ("admin",), "POST", "/v1/verify", is_for_all=True),
     Operation("inspect", ("admin",), "GET", "/v1/inspect", is_for_all=True),

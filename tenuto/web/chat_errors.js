@@ -4,7 +4,7 @@
 
 /** The words for each code of a failed request. @type {Map<string, keyof Strings>} */
 const REQUESTS = new Map(Object.entries({
-  forbidden: "notAllowed", forbidden_status: "notAllowed", not_writer: "notAllowed", held: "notAllowed", unauthenticated: "signedOut",
+  forbidden: "notAllowed", forbidden_status: "notAllowed", not_writer: "notAllowed", unauthenticated: "signedOut",
   too_large: "tooLong", too_many: "busy", busy: "busy", internal: "busy", store_unavailable: "busy", store_full: "busy", draining: "busy", unreachable: "busy",
   deleted: "gone", not_found: "gone",
   already_answered: "tooLate", finished: "tooLate", streaming: "tooLate", version_conflict: "tooLate",

@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 
 from proof.chaos.processes import free_port
-from tenuto.testing.proxy import FaultProxy
 from tests.accounts import NOBODY, ask_as, needs_accounts, request_of
 from tests.attacks.scene import bystander
 from tests.nginx import needs_nginx, nginx
 from tests.processes import PATIENCE_S, Process, Server, request, serving
+from tests.proxy import FaultProxy
 
 UPGRADE = {"Upgrade": "websocket", "Sec_WebSocket_Key": "x3JJHMbDL1EzLkh9GBhXDw==", "Sec_WebSocket_Version": "13"}
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
-NAMED = re.compile(r"`((?:tests|tenuto/testing)/[\w/.]+)::([^`]+)`")
+NAMED = re.compile(r"`(tests/[\w/.]+)::([^`]+)`")
 
 
 def promises(section: str) -> list[list[str]]:

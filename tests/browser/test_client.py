@@ -29,11 +29,11 @@ from proof.chaos.processes import free_port
 from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
-from tenuto.testing.proxy import FaultProxy
 from tenuto.transports import origin
 from tenuto.transports.codec import Refusals
 from tests.browser.tab import TIMEOUT_MS, transports
 from tests.nginx import needs_nginx, nginx
+from tests.proxy import FaultProxy
 from tests.transports.conftest import listening, new_hub, serving
 
 SECRET = "0123456789abcdef0123456789abcdef"

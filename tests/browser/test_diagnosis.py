@@ -22,10 +22,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_client import _FOLLOW, app_with, error_code, follow, page, page_at, token, verified
 from tests.conftest import ARGUMENTS
+from tests.proxy import FaultProxy
 from tests.transports.conftest import listening
 
 WEB = Path(__file__).parents[2] / "tenuto" / "web"

@@ -21,10 +21,10 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, WebSocketRoute
 
 from tenuto.app import Hub
-from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import transports
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.browser.test_tabs import transport, window_of
+from tests.proxy import FaultProxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 

@@ -11,9 +11,9 @@ import re
 import pytest
 from playwright.async_api import Browser, expect
 
-from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, Tab
 from tests.processes import Server, text_of
+from tests.proxy import FaultProxy
 
 ANSWER = ".assistant"
 AGENTS = ("guide~1", "guide~2")

@@ -19,9 +19,9 @@ from playwright.async_api import Browser
 
 from proof.chaos.producer import Orders
 from proof.oracle.plans import Plan
-from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import Tab, transports, units
 from tests.processes import Process, Server, text_of
+from tests.proxy import FaultProxy
 
 TOKENS = 400
 PER_SECOND = 120

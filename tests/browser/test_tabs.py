@@ -16,11 +16,11 @@ import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
-from tenuto.testing.proxy import FaultProxy
 from tests.browser.tab import TIMEOUT_MS, chromium_path, transports
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.conftest import ARGUMENTS
+from tests.proxy import FaultProxy
 
 TAKEOVER_S = 2.0
 LATE = 4  # a takeover has this number of steps, each of which a busy machine may delay as long as the tabs' timers

@@ -17,9 +17,9 @@ import pytest
 
 from proof.oracle.plans import NASTY, ORDINARY
 from tenuto.client import ChannelView, Client, RemoteWriter, Timing
-from tenuto.testing.proxy import FaultProxy
 from tests.client.wire import becomes
 from tests.processes import Process, Server, serving, text_of
+from tests.proxy import FaultProxy
 
 PATIENCE_S = 60.0
 TOKENS = 400

@@ -9,7 +9,6 @@ last fresh document, and the entries since.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 from tenuto.core import text as text_module
 from tenuto.core.document import (
     KEPT_MS,
-    MessageHead,
     Segment,
     Stored,
     document,
@@ -32,9 +30,8 @@ from tenuto.core.document import (
 from tenuto.core.draft import Draft
 from tenuto.core.errors import Deleted
 from tenuto.core.events import encode_json
-from tenuto.core.message_state import ClaimState, CommandState, MessageState
-from tenuto.core.ops import Append, Entry, Lease, WriterIdentity, decode_op, encode_op
-from tenuto.core.requests import Caller, ClaimTurn
+from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.requests import Caller
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import MARK_BYTES, Text
 from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, served_log, text_part, tool_part
@@ -231,95 +228,6 @@ def test_command_whose_data_has_left_keeps_its_outcome() -> None:
     back = restore_command(Stored(id="!c", head=kept.head, segments=[], entries=[]))
     assert back.reply is not None
     assert (back.data, back.reply.data, back.reply.error, back.reply.ok) == (None, None, {"code": "no"}, False)
-
-
-# -- documents of earlier versions -----------------------------------------------------------------------------
-
-OLD = [  # as the first version wrote it, by position; `last` and `claim` came later
-    "assistant",
-    "ann",
-    "streaming",
-    None,
-    {"a": 1},
-    None,
-    "q",
-    2,
-    7,
-    1_000,
-    2_000,
-    b"digest",
-    ["ann", None, 15_000],
-    2,
-    False,
-    2,
-    4,
-    0,
-    ["", None],
-    6,
-    [["r", 4, 1]],
-    [[{"type": "text"}, 2, 2]],
-]
-
-
-def test_a_head_without_turns_is_read() -> None:
-    back = restore(
-        Stored(
-            id="m",
-            head=msgspec.msgpack.encode(OLD),
-            segments=[Segment(part=0, at=0, text="old text", marks=[7, 8])],
-            entries=[Entry(7, Append(id="m", part=0, at=8, text="twice")), Entry(8, Lease(id="m", lease_ms=60_000))],
-        )
-    )
-    message = back.message()
-    assert (message.text, message.author, message.reply_to, message.version) == ("old text", "ann", "q", 7)
-    assert (back.last, back.documented, back.claim, back.is_open) == (8, 7, None, True)
-    assert (back.generation, back.taken_over, list(back.requests)) == (2, 6, [("r", 4, 1)])
-    assert back.writer == WriterIdentity(by="ann", node=None, lease_ms=60_000)
-
-
-def test_current_heads_extend_the_old_ones_by_four_fields() -> None:
-    head = msgspec.msgpack.decode(stored(full().known("m")).head)
-    assert head[len(OLD) :] == [full().state.serial, None, 0, 0]
-
-
-class OldClaim(NamedTuple):
-    """The state of a turn as a build without confirmations reads it."""
-
-    state: str
-    generation: int
-    by: str | None
-    node: str | None
-    lease_ms: int
-    within: str | None
-    within_generation: int
-    round_from: int
-
-
-class OldHead(MessageHead, frozen=True, array_like=True, kw_only=True):
-    """The head as that build reads it."""
-
-    claim: OldClaim | None = None  # type: ignore[assignment]
-
-
-def test_head_of_a_confirmed_claim_is_read_by_a_build_without_confirmations() -> None:
-    log = LogHarness()
-    log.is_served = True
-    log.create("q")
-    log.claim("q", caller=AGENT)
-    log.ask("q", ClaimTurn(generation=1, confirms=True), AGENT)
-    kept = stored(log.known("q"))
-    old = msgspec.msgpack.decode(kept.head, type=OldHead).claim
-    assert old == ("taken", 1, "agent", "here", 0, None, 0, 0)
-    assert restore(kept).claim == ClaimState("taken", 1, "agent", "here", confirmed=1)
-
-
-def test_old_create_without_agent_fields_is_read() -> None:
-    harness = LogHarness()
-    harness.create("q", text="question")
-    fields = msgspec.msgpack.decode(encode_op(harness.log[0].op))
-    assert fields.pop() is False
-    op = decode_op(msgspec.msgpack.encode(fields))
-    assert op == harness.log[0].op
 
 
 def test_used_up_id_is_a_deleted_message() -> None:

@@ -39,12 +39,10 @@ from tenuto.core.events import Page
 from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep import exporting, importing, retention
-from tenuto.hub.keep.legal_holds import held_in
+from tenuto.hub.keep import exports, retention
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite.reader import list_channels
-from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.files import run_from_outside
 
 CHANNEL = "chat:1"
@@ -343,7 +341,7 @@ async def test_an_export_without_all_messages_has_no_end(tmp_path: Path, change:
 
 
 async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "PAGE", 2)
+    monkeypatch.setattr(exports, "PAGE", 2)
     store = Interrupted()
     hub = HubCore(store, hooks_signals=False)
     for number in range(3):
@@ -391,25 +389,6 @@ async def test_an_export_counts_its_damaged_messages_and_goes_through_an_import(
     assert await exported(hub, "copy") == data.replace(b"chat:1", b"copy").replace(
         lines[-1]["sha256"].encode(), lines_of(await exported(hub, "copy"))[-1]["sha256"].encode()
     )
-    await hub.close()
-
-
-async def test_an_export_of_an_earlier_release_may_leave_out_the_number_of_damaged_messages(tmp_path: Path) -> None:
-    path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
-    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
-    await hub.create(CHANNEL, id="m0", text="one")
-    await hub.create(CHANNEL, id="m1", text="two")
-    await hub.close()
-    run_from_outside(path, "UPDATE documents SET crc = 0 WHERE message = 'm1'")
-    data = await exported(hub)
-    file.write_bytes(data.replace(b',"damaged":1}', b"}"))
-    assert file.read_bytes() != data
-    with pytest.raises(InvalidRequest, match=r"line 4 of .*has 1 damaged .* with --damaged"):
-        await hub.archive.import_file(file, channel="copy")
-    await hub.archive.import_file(file, channel="copy", damaged=True)
-    file.write_bytes(data.replace(b',"damaged":1}', b',"damaged":2}'))
-    with pytest.raises(InvalidRequest, match=r"1 of them damaged; its end names 2, 0 and 2"):
-        await hub.archive.import_file(file, channel="other", damaged=True)
     await hub.close()
 
 
@@ -465,7 +444,7 @@ class Interrupted(MemoryStore):
 
 
 async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(exports, "BATCH", 2)
     monkeypatch.setattr(retention, "PAUSE_S", 0)
     store = Interrupted()
     hub = HubCore(store, hooks_signals=False, retention={"*": "1d"})
@@ -486,7 +465,7 @@ async def test_retention_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
 async def test_no_part_of_an_import_is_in_the_history_or_in_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(exports, "BATCH", 2)
     store = Interrupted()
     hub = HubCore(store, hooks_signals=False)
     file = await exported_messages(tmp_path, 3)
@@ -539,12 +518,12 @@ async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Pat
 DYING = """
 import asyncio, os, signal, sys
 from tenuto.hub import HubCore
-from tenuto.hub.keep import importing
+from tenuto.hub.keep import exports
 from tenuto.hub.keep import retention
-from tenuto.hub.keep import importing
+from tenuto.hub.keep import exports
 from tenuto.stores.sqlite.store import SqliteStore
 
-importing.BATCH = 2
+exports.BATCH = 2
 path, file, moment, count = sys.argv[1:]
 
 class Dying(SqliteStore):
@@ -578,7 +557,7 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
     file.write_bytes(data)
     dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, path, file, moment, str(count))
     assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
-    assert list(list_channels(path, "", held_in)) == []
+    assert list(list_channels(path, "")) == []
     if count > 1:  # a command removes the part, too
         refused = await asyncio.to_thread(CliRunner().invoke, main, ["export", CHANNEL, "--store", f"sqlite:///{path}"])
         assert (refused.exit_code, "channel 'chat:1' has no messages" in refused.stderr) == (1, True), refused
@@ -631,7 +610,7 @@ class Leaving(MemoryStore):
 
 async def leave_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[HubCore, Leaving]:
     """Import three messages, of which the store keeps two and their note; return the hub and the store."""
-    monkeypatch.setattr(importing, "BATCH", 2)
+    monkeypatch.setattr(exports, "BATCH", 2)
     store = Leaving()
     hub = HubCore(store, hooks_signals=False)
     with pytest.raises(StoreUnavailable):
@@ -659,7 +638,7 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     hub = HubCore(url, hooks_signals=False)
     await hub.create("bad", id="m", text="perhaps a part")
     await hub.archive.import_file(file, channel="part")
-    part = msgspec.msgpack.encode(importing._Running(after=(2, "m1"), run="r"))
+    part = msgspec.msgpack.encode(exports._Running(after=(2, "m1"), run="r"))
     await hub.store.note({"import:bad": b"\xc1", "import:empty": b"", "import:part": part})
     await hub.close()
     caplog.clear()
@@ -691,40 +670,10 @@ async def test_an_import_whose_first_note_may_be_stored_takes_it_back(tmp_path: 
             return is_stored
 
     store, limits, clock = Silent(), Limits(), Clock()
-    checked = await importing.check_file(await exported_messages(tmp_path, 2), limits, clock.now_ms())
+    checked = await exports.check_file(await exported_messages(tmp_path, 2), limits, clock.now_ms())
     with pytest.raises(CommitUnknown):
-        await importing.write_file(store, CHANNEL, checked, limits, clock)
+        await exports.write_file(store, CHANNEL, checked, limits, clock)
     assert await store.notes("import:") == {}
-
-
-async def test_a_part_of_an_import_in_a_held_channel_stays_until_the_release(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub, _ = await leave_part(tmp_path, monkeypatch)
-    hub.runtime.channels.clear()  # the hub has forgotten its import
-    await hub.archive.hold(CHANNEL, "case 17")
-    await hub.close()
-    assert await texts(hub) == ["message 0", "message 1"]
-    await hub.archive.release(CHANNEL)
-    await hub.close()
-    assert await texts(hub) == []
-    await hub.close()
-
-
-class Copied(SqliteStore):
-    """A store of which each commit leaves a backup from before and one from after it."""
-
-    copies: list[Path]
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        await self.copy()
-        result = await super().commit(writes)
-        await self.copy()
-        return result
-
-    async def copy(self) -> None:
-        self.copies.append(self.path.with_name(f"copy{len(self.copies)}.db"))
-        await self.backup(self.copies[-1], mb_per_s=1000)
 
 
 class _Crossing(MemoryStore):
@@ -740,7 +689,7 @@ class _Crossing(MemoryStore):
     async def note(
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
-        if any(name.startswith(importing.NOTE) for name in values):
+        if any(name.startswith(exports.NOTE) for name in values):
             self.held -= 1
             if not self.held:
                 self.reached.set()
@@ -781,7 +730,7 @@ class _Overtaking(MemoryStore):
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
         # of the second import: the note of the first one is taken, it is removed, and the own note is put
-        if self.first_waits.is_set() and any(name.startswith(importing.NOTE) for name in values):
+        if self.first_waits.is_set() and any(name.startswith(exports.NOTE) for name in values):
             self.notes_of_second += 1
             if self.notes_of_second == 3 and self.moment == "its note":
                 await self.let_first_commit()
@@ -793,7 +742,7 @@ class _Overtaking(MemoryStore):
 async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     moment: str, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "BATCH", batch)
+    monkeypatch.setattr(exports, "BATCH", batch)
     files = []
     for name, count in (("first", 3), ("second", 5)):
         (tmp_path / name).mkdir()
@@ -808,7 +757,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
         with pytest.raises(IdConflict):
             await running
     assert await texts(reader) == []
-    assert await store.notes(importing.NOTE) == {}
+    assert await store.notes(exports.NOTE) == {}
     assert (await reader.archive.import_file(files[1])).messages == 5
     for hub in (first, second, reader):
         await hub.close()

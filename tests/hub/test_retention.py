@@ -22,7 +22,6 @@ from tenuto.core.view import View
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep import retention as retention_module
-from tenuto.hub.keep.legal_holds import held_in
 from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
@@ -153,52 +152,6 @@ async def test_an_idle_channel_stays_while_an_answer_streams_or_a_command_waits(
     assert await ids(hub, "ask") == ["m1"]
     await asyncio.sleep(0.5 * HOUR_S)
     assert await hub.store.channels(after=None, limit=2) == []
-    await hub.close()
-
-
-@virtually
-async def test_a_held_channel_is_skipped() -> None:
-    hub = new_hub({"*": "10m"})
-    await hub.archive.hold("a", "case 17")
-    for name in "ab":
-        await hub.create(name, text="x", id="m")
-    await asyncio.sleep(HOUR_S)
-    assert (await ids(hub, "a"), await ids(hub, "b")) == (["m"], [])
-    await hub.archive.release("a")
-    await asyncio.sleep(ROUND_S)
-    await asyncio.sleep(1)
-    assert await ids(hub, "a") == []
-    await hub.close()
-
-
-@virtually
-async def test_a_hold_that_comes_during_a_sweep_ends_it() -> None:
-    store = CountingStore()
-    hub = new_hub({"*": "10m"}, store)
-    for number in range(3 * STEP_MESSAGES):
-        await hub.create("c", text="x", id=f"m{number}")
-    await store.began.wait()
-    await hub.archive.hold("c", "case 17")
-    await asyncio.sleep(HOUR_S)
-    assert await ids(hub, "c") == [f"m{number}" for number in range(STEP_MESSAGES, 3 * STEP_MESSAGES)]
-    await hub.close()
-
-
-@virtually
-async def test_a_channel_that_is_held_since_its_last_message_went_is_not_removed() -> None:
-    class Holding(MemoryStore):
-        """A store in which a hold comes just after the first removal."""
-
-        async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Any:
-            pruned = await super().prune(channel, epoch=epoch, versions=versions)
-            await hub.archive.hold(channel, "case 17")
-            return pruned
-
-    hub = new_hub({"*": "10m"}, Holding())
-    await hub.create("c", text="x")
-    await asyncio.sleep(HOUR_S)
-    assert removed(hub) == (1, 0)
-    assert (await head_of(hub.store, "c")).serial == 1
     await hub.close()
 
 
@@ -382,8 +335,6 @@ async def test_removed_words_leave_the_file(tmp_path: Path, monkeypatch: pytest.
     old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
     for number in range(40):
         await old.create("gone", text=f"SECRET{number}" * 300)
-    await old.create("legal", text="EVIDENCE" * 300)
-    await old.archive.hold("legal", "case 17")
     async with old.message("kept", id="m1") as message:
         for _ in range(50):
             await message.append("SECRET")
@@ -406,9 +357,8 @@ async def test_removed_words_leave_the_file(tmp_path: Path, monkeypatch: pytest.
     await store.tidy(hub.clock.now_ms())
     await store.tidy(hub.clock.now_ms())
     assert b"SECRET" not in on_disk(path)
-    assert b"EVIDENCE" in on_disk(path)  # a held channel keeps its words
     rows = await run_on_thread(store, "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
-    assert rows == [(2, 4)]
+    assert rows == [(1, 2)]
     await hub.close()
 
 
@@ -494,12 +444,9 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
         f"2 messages with {2 * size:,} bytes would go.",
     ]
     assert run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
-    idle = due_channels(path, Policies({"*": Retention(idle="2d")}), ShiftedClock(0).now_ms(), held_in)
+    idle = due_channels(path, Policies({"*": Retention(idle="2d")}), ShiftedClock(0).now_ms())
     assert [one.channel for one in idle] == ["chat:1", "log:1"]  # a command waits in the other one
     assert run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
-    await hub.archive.hold("chat:1", "case 17")
-    assert run("--keep", "chat:*=2d")[:-1] == expected[1:2]
-    await hub.archive.release("chat:1")
     assert len((await hub.archive.channels()).channels) == 3
     await hub.close()
     (tmp_path / "kept_chat.py").write_text(

@@ -20,8 +20,8 @@ from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
-from tenuto.testing.contract import Chat, append, create, emptied
 from tests.hub.watching import Watcher
+from tests.stores.contract import Chat, append, create, emptied
 
 ANN = Caller(id="ann")
 

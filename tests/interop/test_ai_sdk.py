@@ -22,8 +22,8 @@ from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AISDK
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.routes import InAnswer, MessageOpened, PartOpened, TextAdded
-from tenuto.testing import FaultProxy
 from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
+from tests.proxy import FaultProxy
 from tests.transports.conftest import Served, new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}

@@ -17,7 +17,7 @@ from pathlib import Path
 from tenuto.stores.base import Head, head_of
 from tenuto.stores.sqlite.compact import compact
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing.contract import Chat, append, create, emptied, finish, texts
+from tests.stores.contract import Chat, append, create, emptied, finish, texts
 
 TEXT = "0123456789" * 1_000
 EVENTS = ("open", "os.rename", "os.remove", "os.truncate", "os.chmod", "sqlite3.connect")

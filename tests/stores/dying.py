@@ -14,7 +14,7 @@ from pathlib import Path
 from tenuto.stores.base import Committed
 from tenuto.stores.sqlite.lock import FileLock
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing.contract import Chat, create
+from tests.stores.contract import Chat, create
 
 
 def die_at(write: int, moment: str) -> None:

@@ -32,7 +32,7 @@ from tenuto.stores.sqlite.store import SqliteStore
 
 CHANNELS = 2  # of each kind
 CALLS = (
-    *("notes", "channels", "facts", "messages", "open_documents", "note", "commit", "prune", "tidy", "wipe"),
+    *("channels", "facts", "messages", "open_documents", "commit", "prune", "tidy", "wipe"),
     *("heads", "delete_channel"),  # with channels
 )
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tenuto.stores.memory import MemoryStore
-from tenuto.testing import RetentionContract, StoreContract
+from tests.stores.contract import StoreContract
+from tests.stores.contract_retention import RetentionContract
 
 
 class TestMemoryStore(StoreContract, RetentionContract):

@@ -8,8 +8,8 @@ from tenuto.core.errors import StoreUnusable
 from tenuto.stores.base import Committed
 from tenuto.stores.postgres import store as postgres
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing.contract import MINUTE_MS, Chat, append, create, texts
 from tests.postgres import Postgres, needs_postgres
+from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
 from tests.stores.two import opened
 from tests.transports.conftest import new_hub, serving
 from tests.transports.test_websocket import Peer, dialled

@@ -8,8 +8,8 @@ import pytest
 
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing.contract import Chat, append, create, delete, emptied, finish, put_part, texts
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.stores.contract import Chat, append, create, delete, emptied, finish, put_part, texts
 from tests.stores.test_sqlite_deleting import tidy_for_a_minute
 
 pytestmark = needs_postgres

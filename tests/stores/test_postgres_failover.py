@@ -24,11 +24,10 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing import FaultProxy
-from tenuto.testing.contract import Chat, append, create, texts
-from tenuto.testing.proxy import Direction
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.proxy import Direction, FaultProxy
+from tests.stores.contract import Chat, append, create, texts
 from tests.transports.conftest import new_hub, serving
 
 pytestmark = needs_postgres
@@ -59,7 +58,7 @@ async def reopened(store: PostgresStore) -> Head:
                 break
             except StoreUnavailable:  # the connection that broke
                 pass
-    with pytest.raises(StoreReplaced, match="promoted or restored, so the last writes may be lost, or a newer"):
+    with pytest.raises(StoreReplaced, match="promoted or restored, so the last writes may be lost; the hub"):
         await store.commit([Chat(store).write(create("m9"))])
     await store.close()
     await store.open()

@@ -12,15 +12,15 @@ import asyncpg
 import pytest
 
 from tenuto import Hub
-from tenuto.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, CommitUnknown, Store, StoreReplaced
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing.contract import Chat, append, create
 from tests.conftest import IS_LONG
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.stores.contract import Chat, append, create
 from tests.stores.two import Two, TwoContract
 
 pytestmark = [needs_postgres, needs_pgbouncer]
@@ -165,27 +165,6 @@ async def test_commit_whose_connection_a_pooler_refuses_is_known_not_to_be_store
                     with suppress(StoreUnavailable):  # until the pooler has noticed the end of the others
                         assert await chat.do(create("m2", "b")) == Committed(2)
                         break
-
-
-async def test_release_that_needs_the_store_for_itself_is_kept_from_each_transaction(
-    server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tenuto.stores.postgres.schema.LOCK_WAIT_MS", 50)
-    schema = url.partition("schema=")[2].partition("&")[0]
-    earlier = await asyncpg.connect(server.url)
-    take = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
-    try:
-        async with opened(url) as store:
-            chat = Chat(store)
-            assert await earlier.fetchval(take, f"tenuto.{schema}.hub")
-            with pytest.raises(StoreUnavailable, match="in use by an earlier release of Tenuto"):
-                await chat.do(create("m1", "a"))
-            with pytest.raises(StoreInUse, match="stop that process first"):
-                await open_url(url).open()
-            await earlier.execute("SELECT pg_advisory_unlock_all()")
-            assert await chat.do(create("m1", "a")) == Committed(1)
-    finally:
-        await earlier.close()
 
 
 async def test_a_pooler_that_goes_on_to_a_promoted_standby_changes_the_epochs() -> None:

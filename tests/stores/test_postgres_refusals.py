@@ -23,9 +23,9 @@ from tenuto.stores.base import Committed, Store
 from tenuto.stores.postgres import schema as postgres_schema
 from tenuto.stores.postgres import server as postgres_server
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing.contract import Chat, create
 from tests.certificates import make_certificate
 from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.stores.contract import Chat, create
 
 pytestmark = needs_postgres
 
@@ -279,20 +279,6 @@ async def test_role_that_may_not_connect_or_use_the_schema_gets_the_grants_it_ne
         await opens(url)
     finally:
         server.sql("GRANT CONNECT ON DATABASE app TO PUBLIC")
-
-
-async def test_role_that_does_not_own_tables_of_an_earlier_build_learns_their_owner(server: Postgres) -> None:
-    owner, other = (f"postgresql://{role}@127.0.0.1:{server.port}/app?schema=earlier" for role in ("app", "plain"))
-    await opens(owner)
-    server.sql("UPDATE earlier.store SET version = 1")
-    server.sql("GRANT USAGE ON SCHEMA earlier TO plain; GRANT SELECT ON earlier.store TO plain")
-    error = await refusal(other)
-    assert isinstance(error, StoreUnusable)
-    assert "role 'plain' may not change the tables in schema 'earlier'" in str(error)
-    assert str(error).endswith("start this release once as role 'app', which owns them")
-    await opens(owner)
-    server.sql('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA earlier TO "plain"')
-    await opens(other)
 
 
 async def test_a_database_that_becomes_read_only_is_named_until_it_is_not(server: Postgres) -> None:

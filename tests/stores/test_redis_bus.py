@@ -19,8 +19,8 @@ from tenuto import Hub
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.stores.base import Bus, Notice
 from tenuto.stores.bus import open_bus
-from tenuto.testing.proxy import FaultProxy
 from tests.certificates import make_certificate
+from tests.proxy import FaultProxy
 from tests.redis_server import RedisServer, needs_redis, needs_valkey, running_redis
 
 PATIENCE_S = 60.0

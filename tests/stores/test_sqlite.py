@@ -23,8 +23,8 @@ from tenuto.stores.sqlite import space as sqlite_space
 from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing import RetentionContract, StoreContract
-from tenuto.testing.contract import Chat, append, create, texts
+from tests.stores.contract import Chat, StoreContract, append, create, texts
+from tests.stores.contract_retention import RetentionContract
 from tests.stores.files import PATIENCE_S, opened, run_from_outside, run_on_thread, store_threads, wal
 
 
@@ -78,7 +78,7 @@ def test_store_continues_on_another_event_loop(path: Path) -> None:
 FORGETFUL = """
 import asyncio, sys
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing.contract import Chat, create
+from tests.stores.contract import Chat, create
 
 async def main():
     store = SqliteStore(sys.argv[1])

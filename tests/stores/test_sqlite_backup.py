@@ -30,7 +30,7 @@ from tenuto.stores.sqlite.lock import FileLock
 from tenuto.stores.sqlite.restored import BACKUP, check_wal, read_file_state
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.thread import StoreThread
-from tenuto.testing.contract import Chat, append, create, texts
+from tests.stores.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
 from tests.stores.writing import MESSAGES
 
@@ -236,25 +236,6 @@ async def test_wal_of_a_killed_process_is_never_set_aside(path: Path) -> None:
         async with opened(path) as store:
             head = await head_of(store, "c")
             assert (head.epoch, head.serial >= serial) == ("e1", True)
-
-
-async def test_lock_file_of_an_older_version_sets_no_wal_aside(path: Path) -> None:
-    async with opened(path) as store:
-        await Chat(store, "a").do(create("m1", "x"))
-    before = read(path)  # as an older version leaves it after a kill while a reader blocked all checkpoints
-    async with opened(path) as store:
-        await Chat(store, "b").do(create("m1", "y"))
-        nonce = read(lock(path)).splitlines()[1]
-        frames = read(wal(path))
-    moved = path.parent / "moved" / path.name
-    write(moved, before)
-    write(wal(moved), frames)
-    write(lock(moved), b"process 1 (older)\n" + nonce + b"\n")
-    with pytest.raises(StoreUnusable, match=r"earlier version .* wrote its lock file.*BACKUP.*restore --keep-wal"):
-        await SqliteStore(moved).open()
-    keep_wal(moved)
-    async with opened(moved) as store:
-        assert await texts(store, "b", "m1") == ["y"]
 
 
 async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: Path) -> None:

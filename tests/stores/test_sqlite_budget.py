@@ -7,7 +7,7 @@ import pytest
 
 from tenuto.stores.base import Write
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing.contract import MINUTE_MS, Chat, append, create, finish, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.stores.files import opened, run_on_thread
 
 TOKEN = "word "

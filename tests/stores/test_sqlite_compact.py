@@ -18,8 +18,8 @@ from tenuto.stores.sqlite import space as sqlite_space
 from tenuto.stores.sqlite.backup import PAGE_BYTES
 from tenuto.stores.sqlite.compact import compact
 from tenuto.stores.sqlite.verify import verify
-from tenuto.testing.contract import Chat, append, create, emptied, finish, texts
 from tests.stores.compacting import TEXT, check, fill
+from tests.stores.contract import Chat, append, create, emptied, finish, texts
 from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, run_on_thread, write
 
 

@@ -16,7 +16,7 @@ from tenuto.stores.base import Committed, Head, head_of
 from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.backup import keep_wal
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing.contract import Chat, append, create, texts
+from tests.stores.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, opened, read, run_from_outside, wal, write
 from tests.stores.writing import MESSAGES
 

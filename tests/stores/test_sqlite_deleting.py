@@ -15,7 +15,7 @@ from tenuto.stores.sqlite.pruning import Pruning
 from tenuto.stores.sqlite.slots import MAX_ROOM
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import SUM_BYTES
-from tenuto.testing.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
 from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from tenuto.cli.main import main
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Committed, Head, head_of
+from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import sealed
-from tenuto.testing.contract import Chat, append, create, finish, put_part
+from tests.stores.contract import Chat, append, create, finish, put_part
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 
 
@@ -169,12 +172,15 @@ async def test_a_store_that_could_not_be_opened_can_be_opened_later(path: Path) 
     await waiting.close()
 
 
-async def test_a_newer_schema_is_refused_with_both_versions(path: Path) -> None:
+@pytest.mark.parametrize("schema", [0, SCHEMA + 1])
+async def test_unknown_schema_is_refused_with_both_numbers(path: Path, schema: int) -> None:
     async with opened(path):
         pass
-    run_from_outside(path, "PRAGMA user_version = 7")
-    with pytest.raises(StoreUnusable, match=r"schema 7, this one knows up to 5\. Upgrade Tenuto"):
+    run_from_outside(path, f"PRAGMA user_version = {schema}")
+    with pytest.raises(StoreUnusable, match=rf"it has schema {schema}, and this one knows {SCHEMA}; use that version"):
         await SqliteStore(path).open()
+    (line,) = CliRunner().invoke(main, ["channels", "--store", f"sqlite:///{path}"]).output.splitlines()
+    assert f"it has schema {schema}, and this one knows {SCHEMA}" in line
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,11 @@ from click.testing import CliRunner
 from tenuto.cli.main import main
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import head_of
-from tenuto.stores.sqlite.channels import ChannelRow, Channels
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import check_above
 from tenuto.stores.sqlite.verify import verify
-from tenuto.testing.contract import Chat, create
+from tests.stores.contract import Chat, create
 from tests.stores.files import opened, read, run_from_outside, wal, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
@@ -27,7 +26,6 @@ COMMANDS = (
     ["channels"],
     ["retention", "--dry-run", "--keep", "*=1d"],
     ["export", "chat:1"],
-    ["hold", "chat:1", "--reason", "x"],
     ["forget", "alice"],
     ["compact"],
 )
@@ -92,12 +90,10 @@ def test_restore_that_fails_leaves_no_file(tmp_path: Path, flip: tuple[int, int]
     assert {one.name for one in tmp_path.iterdir()} == {"backup.db", "chat.db.lock"}
 
 
-async def test_messages_that_their_keys_do_not_find_are_named_and_the_server_refuses_the_file(tmp_path: Path) -> None:
+async def test_file_whose_messages_their_keys_do_not_find_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     write(path, flipped(KEY_OF_A_MESSAGE))
-    lines = list(verify(path))
-    assert "channel 'chat:1': message 'm-running': it cannot be found by its key 12; restore a backup" in lines
-    assert len([line for line in lines if "cannot be found by its key" in line]) == 8
+    assert next(verify(path)).startswith(f"store file {path} is damaged (")
     with pytest.raises(
         StoreUnusable, match=r"chat\.db cannot be used: the table of messages is damaged: no row has the"
     ):
@@ -113,35 +109,14 @@ def test_verify_goes_on_after_a_page_that_it_cannot_read(tmp_path: Path, flip: t
     assert message.startswith("channel 'chat:")
 
 
-def test_message_that_an_index_lost_is_named_and_compact_brings_it_back(tmp_path: Path) -> None:
+def test_compact_brings_messages_back_that_an_index_lost(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     write(path, flipped(INDEX_OF_MESSAGES))
-    _, *lines = verify(path)
-    assert [line.split(": ")[1] for line in lines] == [
-        f"message {one!r}" for one in ("u-waiting", "u-taken", "!c-open", "!c-replied")
-    ]
-    assert all(line.endswith("so it is not shown; run `tenuto compact`") for line in lines)
+    (line,) = verify(path)
+    assert line.endswith("if no message is named below, run `tenuto compact`; if that fails, restore a backup")
     result = CliRunner().invoke(main, ["compact", "--store", f"sqlite:///{path}"])
     assert result.exit_code == 0, result.output
     assert list(verify(path)) == []
-
-
-def test_verify_does_not_report_channels_that_are_deleted_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "chat.db"
-    write(path, WHOLE)
-    find = Channels.find
-
-    def deleting(self: Channels, name: str, *, at: int) -> ChannelRow | None:
-        run_from_outside(path, "UPDATE channels SET name = NULL WHERE name <> 'chat:1'")
-        return find(self, name, at=at)
-
-    monkeypatch.setattr(Channels, "find", deleting)
-    assert list(verify(path)) == []
-    monkeypatch.undo()
-    run_from_outside(path, "UPDATE channels SET crc = crc + 1")
-    assert len(list(verify(path))) == 1
 
 
 async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: Path) -> None:

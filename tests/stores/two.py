@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tenuto.stores.base import Notice, Store
 from tenuto.stores.postgres.store import PostgresStore
-from tenuto.testing import RetentionContract, StoreContract
-from tenuto.testing.contract import check_fold
 from tests.postgres import Postgres
+from tests.stores.contract import StoreContract, check_fold
+from tests.stores.contract_retention import RetentionContract
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from tenuto.core.state import ChannelState
 from tenuto.stores.base import Committed
 from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing.contract import Chat, append, create
+from tests.stores.contract import Chat, append, create
 
 MESSAGES = ("m0", "m1", "m2")
 

@@ -124,8 +124,6 @@ OPERATIONS = (
     Operation("read a channel's position", ("history",), f"GET {_C}"),
     Operation("export a channel", ("history", "admin"), f"GET {_C}/export", about="done"),
     Operation("delete a channel", ("admin",), f"DELETE {_C}"),
-    Operation("hold a channel", ("admin",), f"PUT {_C}/hold", {"reason": "case 17"}, whose=EVERY_CHANNEL, about="done"),
-    Operation("release a channel", ("admin",), f"DELETE {_C}/hold", whose=EVERY_CHANNEL, about="held"),
     Operation("forget a person", ("admin",), "POST /v1/forget", {"client_id": "ann"}, whose=EVERY_CHANNEL),
     Operation("verify the store", ("admin",), "POST /v1/verify", {}, whose=EVERY_CHANNEL, allowed="invalid_request"),
     Operation("inspect the hub", ("admin",), "GET /v1/inspect", whose=EVERY_CHANNEL),

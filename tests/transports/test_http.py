@@ -246,7 +246,6 @@ async def test_a_body_that_ends_late_does_not_open_a_closed_hub_again(hub: Hub, 
 
     for method, path, rest in (
         ("POST", MESSAGES, b'"text": "late"}'),
-        ("PUT", "/v1/channels/chat:1/hold", b'"reason": "late"}'),
         ("POST", "/v1/forget", b'"client_id": "ann"}'),
         ("POST", "/v1/verify", b"}"),
     ):

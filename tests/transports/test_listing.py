@@ -15,7 +15,7 @@ async def test_list_of_channels_is_paged(hub: Hub, http: httpx2.AsyncClient) -> 
     found = response.json()
     assert found["more"] is True
     (channel,) = found["channels"]
-    assert set(channel) == {"channel", "created_ms", "updated_ms", "messages", "size_bytes", "held"}
+    assert set(channel) == {"channel", "created_ms", "updated_ms", "messages", "size_bytes"}
     assert (channel["channel"], channel["messages"]) == ("b:1", 1)
     rest = (await http.get("/v1/channels?prefix=b:&after=b:1")).json()
     assert ([one["channel"] for one in rest["channels"]], rest["more"]) == (["b:2"], False)

@@ -260,9 +260,6 @@ async def put(hub: Hub, state: str, id: str, channel: str = CHANNEL) -> None:
             await hub.ask(channel, id, DeleteMessage(), ANN)
         case "command":
             await hub.ask(channel, f"!{id}", SendCommand(name="approve"), ANN)
-        case "held":
-            await put(hub, "done", id, channel)
-            await hub.archive.hold(channel, "case 17")
         case "never" | "me" | "":
             pass
         case _:

@@ -19,7 +19,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.hub.access.identity import CAPABILITIES
 from tenuto.hub.channel import Channel
-from tenuto.testing.proxy import FaultProxy
+from tests.proxy import FaultProxy
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 from tests.transports.test_sse import heartbeats, pass_seconds
 

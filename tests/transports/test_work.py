@@ -32,22 +32,6 @@ async def answer(hub: Hub) -> Message:
     return (await hub.history("chat:1")).messages[0]
 
 
-# Legal holds
-
-
-@virtually
-async def test_a_socket_deletes_nothing_in_a_held_channel() -> None:
-    hub = new_hub()
-    message = await hub.create("chat:1", text="evidence")
-    await hub.archive.hold("chat:1", "case 17")
-    line = Line(hub)
-    assert (await line.ask("delete", channel="chat:1", id=message.id))["code"] == "held"
-    await hub.archive.release("chat:1")
-    assert (await line.ask("delete", channel="chat:1", id=message.id))["type"] == "ok"
-    await line.cut()
-    await hub.close()
-
-
 # Presence
 
 

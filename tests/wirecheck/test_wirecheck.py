@@ -27,7 +27,7 @@ from proof.wirecheck import (
     WsSession,
     WsViewer,
 )
-from tests.testing.test_proxy import at_rest
+from tests.test_proxy import at_rest
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:

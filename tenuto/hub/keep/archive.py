@@ -1,48 +1,42 @@
-"""The channels of a hub as records: lists, exports, imports, legal holds, and the removal of a person.
+"""The channels of a hub as records: lists, exports, imports, and the removal of a person.
 
 Layer: hub.
 
-`Hub.archive` is an `Archive`. Its calls work on the store; an import and a hold load their channel into memory.
+`Hub.archive` is an `Archive`. Its calls work on the store; an import loads its channel into memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
-from tenuto.core.errors import Busy, InvalidRequest, StoreUnavailable, TenutoError
+from tenuto.core.errors import Busy, InvalidRequest, LocalError, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.exporting import export_lines
-from tenuto.hub.keep.forgetting import Forgetting, Receipt, intended
-from tenuto.hub.keep.importing import NOTE as IMPORT
-from tenuto.hub.keep.importing import Imported, check_file, mend_import, write_file
-from tenuto.hub.keep.legal_holds import ChannelHold
+from tenuto.hub.keep.exports import NOTE as IMPORT
+from tenuto.hub.keep.exports import Imported, check_file, export_lines, mend_import, write_file
+from tenuto.hub.keep.forgetting import Forgetting, Forgotten
 from tenuto.hub.keep.retention import READ_PAUSE_S
-from tenuto.hub.keep.verifying import damage_in
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.stores.base import Store
+from tenuto.stores.sqlite import verify as sqlite_verify
 from tenuto.stores.sqlite.store import SqliteStore
 
-logger = logging.getLogger("tenuto.hub")
-
-RESUME_S = 60.0  # after a start, removals of persons that a crash has stopped go on; by then the hub serves
 MAX_REMOVALS = 8  # removals of persons at once: one of them runs, and the others wait
-LET_GO_S = 5.0  # time after which a node tries again to let go of a removal that was cut off
-_OUTLIVING = ("sqlite", "postgresql")  # stores that outlive the process, so that a removal may be left in them
 MAX_LISTED = 500  # channels on a page
 DEFAULT_LISTED = 100
 _STEP = 200  # patterns in one call of the store
+LINE_BYTES = 1024 * 1024  # of a check: far above the longest line
 _LAST = "\x7f"  # after all characters of channel names
 
 
@@ -97,9 +91,7 @@ class Archive:
             found += [one for one in listed if one.channel not in importing]
             if len(found) > limit:
                 break
-        holds = self._lifecycle.runtime.legal_holds
-        page = [replace(one, held=True) if holds.is_held(one.channel) else one for one in found[:limit]]
-        return ChannelPage(channels=page, more=len(found) > limit)
+        return ChannelPage(channels=found[:limit], more=len(found) > limit)
 
     async def export(self, channel: str) -> AsyncGenerator[bytes]:
         """Yield the lines of an export of `channel`: its messages and commands as JSON, each with its line end.
@@ -132,42 +124,12 @@ class Archive:
         write = partial(write_file, self._store, name, checked, self._limits, self._clock, check_space)
         return await live.rewrite(write, partial(mend_import, self._store, name))
 
-    async def hold(self, channel: str, reason: str) -> ChannelHold:
-        """Refuse every deletion in `channel` with Held until `release`, also after a restart.
-
-        When this returns, no deletion that was accepted before is running. A second hold replaces the reason. Raises
-        InvalidName, InvalidRequest, StoreUnavailable.
-        """
-        check_channel(channel)
-        await self._lifecycle.start()
-        runtime = self._lifecycle.runtime
-        hold = await runtime.legal_holds.hold(channel, reason, self._clock.now_ms())
-        await runtime.channel(channel).refresh()  # waits for the end of a running commit or deletion
-        return hold
-
-    async def release(self, channel: str) -> ChannelHold:
-        """End the hold of `channel`, and return it. Raises InvalidName, NotFound, StoreUnavailable."""
-        check_channel(channel)
-        await self._lifecycle.start()
-        return await self._lifecycle.runtime.legal_holds.release(channel)
-
-    async def holds(self) -> list[ChannelHold]:
-        """Return all holds, in the order of the channels' names."""
-        await self._lifecycle.start()
-        return self._lifecycle.runtime.legal_holds.all()
-
-    async def is_held(self, channel: str) -> bool:
-        """Return whether `channel` is held."""
-        await self._lifecycle.start()
-        return self._lifecycle.runtime.legal_holds.is_held(channel)
-
-    async def forget(self, client_id: str, *, channels: bool = False) -> Receipt:
-        """Remove all messages and commands of a person, and return a receipt.
+    async def forget(self, client_id: str, *, channels: bool = False) -> Forgotten:
+        """Remove all messages and commands of a person, and return what was removed.
 
         With `channels`, channels in which no other person wrote go as a whole, with the answers. If the call is cut
-        off, the next call or the next start of the hub goes on. A call that finds nothing more returns the receipt of
-        the last one. Raises InvalidName, Held before anything is removed, StoreUnavailable, and Busy while another
-        process of the store removes the person, or while eight calls run or wait.
+        off, repeat it: it removes what is left. Raises InvalidName, StoreUnavailable, and Busy while eight calls run
+        or wait.
         """
         check_id(client_id, "a client id")
         await self._lifecycle.start()
@@ -176,7 +138,10 @@ class Archive:
                 f"{MAX_REMOVALS} removals of persons run or wait, the most at once; repeat the call when one ends"
             )
         async with self._removals, self._forgetting:
-            return await self._forget(client_id, channels=channels)
+            running = Forgetting(
+                *(self._store, client_id, self._clock, self._rewrite), tidies=False, pause_s=READ_PAUSE_S
+            )
+            return await running.run(channels=channels)
 
     async def verify(self) -> AsyncGenerator[str]:
         """Yield one line for each damaged part of the store's file, in a process of its own.
@@ -190,35 +155,11 @@ class Archive:
             raise Busy("the store is being verified already; wait until that has ended")
         self._is_verifying = True
         try:
-            async with contextlib.aclosing(damage_in(self._store.path)) as lines:
+            async with contextlib.aclosing(_damage_in(self._store.path)) as lines:
                 async for line in lines:
                     yield line.replace(str(self._store.path), self._store.path.name)
         finally:
             self._is_verifying = False
-
-    async def _forget(self, client_id: str, *, channels: bool | None) -> Receipt:
-        runtime = self._lifecycle.runtime
-        running = Forgetting(
-            *(self._store, client_id, self._clock, self._rewrite),
-            tidies=False,
-            pause_s=READ_PAUSE_S,
-            nodes=runtime.nodes,
-        )
-        try:
-            return await running.run(channels=channels)
-        except BaseException:
-            if not self._store.is_exclusive:
-                with contextlib.suppress(RuntimeError):  # the run of the hub has ended, and so its node
-                    runtime.tasks.start_background(self._let_go(running))
-            raise
-
-    async def _let_go(self, cut: Forgetting) -> None:
-        """Let other nodes go on with a removal, unless this node does so first."""
-        while True:
-            with contextlib.suppress(StoreUnavailable):
-                async with self._forgetting:
-                    return await cut.let_go()
-            await asyncio.sleep(LET_GO_S)
 
     async def _rewrite(self, channel: str, write: Callable[[], Awaitable[bool]]) -> bool:
         return await self._lifecycle.runtime.channel(channel).rewrite(write)
@@ -226,20 +167,6 @@ class Archive:
     def _begin(self) -> None:
         self._forgetting = asyncio.Lock()  # an earlier run may have used another event loop
         self._removals = asyncio.Semaphore(MAX_REMOVALS)
-        if self._store.name in _OUTLIVING:
-            self._lifecycle.runtime.tasks.start_background(self._resume())
-
-    async def _resume(self) -> None:
-        """Go on with the removals of persons that an earlier run has not ended."""
-        await asyncio.sleep(RESUME_S)
-        for client_id in await intended(self._store):
-            async with self._forgetting:
-                if client_id in await intended(self._store):
-                    try:
-                        with contextlib.suppress(Busy):  # another process removes this person's messages
-                            await self._forget(client_id, channels=None)
-                    except TenutoError as error:
-                        logger.warning("the removal of a person did not end; repeat the call: %s", error)
 
 
 def narrowed(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
@@ -259,3 +186,36 @@ def narrowed(prefix: str, after: str, patterns: Iterable[str]) -> Sequence[str]:
         if not is_name:
             covered = low
     return found
+
+
+async def _damage_in(path: Path) -> AsyncGenerator[str]:
+    """Yield one line for each damaged part of the store in `path`. Raises StoreUnusable, LocalError.
+
+    The check reads the whole file and computes each checksum, which in this process would delay every commit. Its
+    process ends with this generator. The errors name the file without its folder: peers see them.
+    """
+    folders = os.pathsep.join(one for one in sys.path if one)  # the same modules as in this process
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", sqlite_verify.__name__, str(path)),
+            env={**os.environ, "PYTHONPATH": folders},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
+        )
+    except OSError as error:
+        raise LocalError(
+            f"process that verifies {path.name} cannot be started ({error.strerror}); run tenuto verify"
+        ) from None
+    try:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            damage = msgspec.json.decode(line, type=str | None)
+            if damage is None:
+                return
+            yield damage
+        raise StoreUnusable(f"process that verifies {path.name} ended with status {await process.wait()}; see the log")
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()  # also reads what is left, because a full pipe would never close

@@ -7,7 +7,7 @@ A hub whose store is a file listens on the Unix socket `FILE.ctl` while it runs.
 with values, and a last line with `end` or with the problem object of an `error`. While a call works, an empty object
 every few seconds shows that the server is alive. A call ends when its client closes the connection.
 
-To add a call, add a function to `_CALLS`. `tenuto.cli.control_client` is the other side.
+To add a call, add a function to `_CALLS`. `tenuto.cli.server_requests` is the other side.
 """
 
 from __future__ import annotations
@@ -86,11 +86,6 @@ class ForgetArguments(Struct, forbid_unknown_fields=True):
     channels: bool = False
 
 
-class HoldArguments(Struct, forbid_unknown_fields=True):
-    channel: str
-    reason: str
-
-
 class ImportArguments(Struct, forbid_unknown_fields=True):
     path: str
     channel: str | None = None
@@ -132,14 +127,6 @@ async def _forget(hub: Controlled, wanted: ForgetArguments) -> AsyncGenerator[ob
     yield await hub.archive.forget(wanted.client_id, channels=wanted.channels)
 
 
-async def _hold(hub: Controlled, wanted: HoldArguments) -> AsyncGenerator[object, None]:
-    yield await hub.archive.hold(wanted.channel, wanted.reason)
-
-
-async def _release(hub: Controlled, wanted: ChannelArguments) -> AsyncGenerator[object, None]:
-    yield await hub.archive.release(wanted.channel)
-
-
 async def _inspect(hub: Controlled, _: NoArguments) -> AsyncGenerator[object, None]:
     yield state_of(hub)
 
@@ -149,9 +136,7 @@ _CALLS: dict[str, tuple[type[Struct], Call]] = {
     "channels": (ChannelsArguments, _channels),
     "export": (ChannelArguments, _export),
     "forget": (ForgetArguments, _forget),
-    "hold": (HoldArguments, _hold),
     "import": (ImportArguments, _import),
-    "release": (ChannelArguments, _release),
     "inspect": (NoArguments, _inspect),
 }
 

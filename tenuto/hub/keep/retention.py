@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from tenuto.core.errors import StoreUnusable, TenutoError
 from tenuto.core.model import ChannelSummary
 from tenuto.core.retention import DAY_MS, ClockTrust, Fact, Policies, Policy, Retention, Sweep
-from tenuto.hub.keep.importing import is_importing
+from tenuto.hub.keep.exports import is_importing
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.runtime import Runtime
 from tenuto.stores.base import Head, head_of
@@ -40,21 +40,17 @@ MAX_COUNTS = 10_000  # channels whose counts are remembered
 GONE_MS = 24 * 3_600_000  # as after `Hub.delete_channel`: the life of a removed channel is remembered for this time
 
 Rules = Mapping[str, str | Retention]  # how long messages stay, by channel pattern
-IsHeld = Callable[[str], Awaitable[bool]]
 
 
 class Retainer:
     """Carries out the policies of a hub. Its counts grow over all runs of the hub."""
 
-    def __init__(
-        self, rules: Rules | None, lifecycle: Lifecycle, is_held: IsHeld, *, visitors_days: int | None = None
-    ) -> None:
-        """Remove messages by `rules` while the hub runs, but none of a channel for which `is_held` returns True.
+    def __init__(self, rules: Rules | None, lifecycle: Lifecycle, *, visitors_days: int | None = None) -> None:
+        """Remove messages by `rules` while the hub runs.
 
         Messages of visitors' channels without a rule are removed after `visitors_days`, if it is given.
         """
         self.policies = Policies(rules if rules is not None else {}, visitors_days=visitors_days)
-        self._is_held = is_held
         self._trust = ClockTrust()
         self._newest_ms: int | None = None  # None: not read yet
         self._is_distrusted = False
@@ -147,7 +143,7 @@ class Retainer:
         """Remove the messages of one channel that go, and the channel if it is empty then."""
         channel = listed.channel
         policy = self.policies.find(channel)
-        if policy is None or not Sweep(policy, listed, now_ms).is_needed or await self._is_held(channel):
+        if policy is None or not Sweep(policy, listed, now_ms).is_needed:
             return
         head = await head_of(runtime.store, channel)
         summaries = await runtime.store.summaries([channel], after=None, limit=1)  # the list may be hours old
@@ -166,11 +162,11 @@ class Retainer:
             found = await runtime.store.facts(channel, after=sweep.after, limit=READ_FACTS)
             await asyncio.sleep(READ_PAUSE_S)
             for step in steps(sweep.take(found.facts, is_last=len(found.facts) < READ_FACTS)):
-                if await self._is_held(channel) or not await _is_as_before(runtime, channel, head, sweep):
+                if not await _is_as_before(runtime, channel, head, sweep):
                     return
                 await self._remove(runtime, channel, head.epoch, step)
                 await asyncio.sleep(PAUSE_S)
-        if sweep.is_emptied and not await self._is_held(channel):
+        if sweep.is_emptied:
             await self._remove_channel(runtime, channel)
 
     async def _counted(self, runtime: Runtime, summary: ChannelSummary, head: Head, policy: Policy) -> ChannelSummary:

@@ -88,7 +88,7 @@ class _Sent(Struct, frozen=True, array_like=True):
     name: str
     data: Json = None
     by: str | None = None
-    at_ms: int = 0  # 0: not known, by an older version of the hub
+    at_ms: int = 0  # 0: not known
 
 
 class _MembersMoved(Struct, frozen=True, array_like=True):

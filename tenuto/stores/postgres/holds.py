@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     Db = Connection[Record] | PoolConnectionProxy[Record]
 
 TABLES = """
-CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.leases (
+CREATE UNLOGGED TABLE {schema}.leases (
   only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
   opening text NOT NULL,
   begun bigint NOT NULL DEFAULT 0,
   ended bigint NOT NULL DEFAULT 0
 );
-CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.nodes (
+CREATE UNLOGGED TABLE {schema}.nodes (
   node text COLLATE "C" PRIMARY KEY, until_ms bigint NOT NULL, life bigint NOT NULL, is_over boolean NOT NULL
 );
-CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.holds (
+CREATE UNLOGGED TABLE {schema}.holds (
   name text COLLATE "C" PRIMARY KEY, node text COLLATE "C" NOT NULL, value bytea NOT NULL, until_ms bigint
 );
 """

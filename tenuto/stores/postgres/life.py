@@ -79,8 +79,7 @@ class StoreLife:
         if self._is_over:
             raise StoreReplaced(
                 f"the store of PostgreSQL at {self._where} has changed since it was opened: the server was promoted or "
-                "restored, so the last writes may be lost, or a newer Tenuto has changed its tables; the hub "
-                "opens it again by itself"
+                "restored, so the last writes may be lost; the hub opens it again by itself"
             )
 
     async def _read(self, db: Connection | PoolConnectionProxy) -> tuple[str, str]:

@@ -6,25 +6,18 @@ All tables stand in a schema of their own. `channels` has one row per channel, w
 index contains a column that an append changes, so PostgreSQL keeps the update on its page (HOT). These columns stand
 side by side, so that the WAL contains only them (`postgres_log`).
 
-Each version of the tables is a migration from the one before. A start carries out the missing ones in one transaction,
-under an advisory lock. Nodes of the release before go on meanwhile, and may start again: the tables name the oldest
-version whose code may use them. So a migration only adds tables, and columns at the end of a table with a constant
-default, which takes a moment however large the table is. A new column has a name that no other table has, because
-queries join tables and name columns alone. A second time it does nothing, because the rows of an earlier backup may be
-restored into newer tables, with their version. A migration that drops or changes something that the code of version N
-uses has an `oldest` of at least N + 1.
+`store.version` is the version of the tables. A start makes them in an empty schema, in one transaction under an
+advisory lock, and refuses those of another version.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import secrets
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import asyncpg
 
-from tenuto.core.errors import StoreInUse, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import StoreUnusable
 from tenuto.stores.postgres.holds import TABLES as HOLD_TABLES
 
 if TYPE_CHECKING:
@@ -34,16 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tenuto.stores")
 
 OLDEST_SERVER = 130_000  # PostgreSQL 13, as `server_version_num` gives it
-LOCK_WAIT_MS = 5_000  # how long a connection waits for a release that needs the store for itself
-# How long each attempt of a migration waits for a table: commits wait behind it. Short attempts end before PostgreSQL
-# looks for a deadlock with a commit, after a second. Long ones are for an autovacuum, which it ends then.
-MIGRATION_WAITS_MS = (200, 200, 200, 200, 500, 500, 1_500, 1_500)
-MIGRATION_PAUSE_S = 1.0
+VERSION = 1  # of the tables
 WEAK = ("off", "local", "remote_write")  # values of `synchronous_commit` that are weaker than "on"
 
-_TABLES = """
-CREATE TABLE {schema}.store (version int NOT NULL);
-INSERT INTO {schema}.store VALUES (0);
+_TABLES = (
+    """
+CREATE TABLE {schema}.store (version int NOT NULL, notices text, history text, life text NOT NULL DEFAULT '');
+INSERT INTO {schema}.store VALUES ({version}, 'tenuto_' || replace(gen_random_uuid()::text, '-', ''));
 CREATE TABLE {schema}.channels (
   name text COLLATE "C" PRIMARY KEY,
   id bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
@@ -51,9 +41,9 @@ CREATE TABLE {schema}.channels (
   floor bigint NOT NULL DEFAULT 0,
   has_tail boolean NOT NULL,
   serial bigint NOT NULL,
-  tail bytea NOT NULL
+  tail bytea NOT NULL,
+  life text NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50);
-ALTER TABLE {schema}.channels ALTER COLUMN tail SET STORAGE MAIN;
 CREATE INDEX channels_with_tail ON {schema}.channels (id) WHERE has_tail;
 CREATE TABLE {schema}.times (channel bigint PRIMARY KEY, created_ms bigint NOT NULL, updated_ms bigint NOT NULL);
 CREATE TABLE {schema}.tails (channel bigint, last bigint, body bytea NOT NULL, PRIMARY KEY (channel, last));
@@ -85,52 +75,23 @@ CREATE INDEX used_up_until ON {schema}.used_up (until_ms);
 CREATE TABLE {schema}.lives (name text COLLATE "C" PRIMARY KEY, lives bigint NOT NULL);
 CREATE TABLE {schema}.notes (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL);
 """
-
-# Some builds before the first release have a part of these.
-_SHARED = (
-    """
-ALTER TABLE {schema}.store ADD COLUMN IF NOT EXISTS oldest int NOT NULL DEFAULT 1,
-  ADD COLUMN IF NOT EXISTS notices text, ADD COLUMN IF NOT EXISTS history text,
-  ADD COLUMN IF NOT EXISTS life text NOT NULL DEFAULT '';
-UPDATE {schema}.store SET notices = 'tenuto_' || replace(gen_random_uuid()::text, '-', '') WHERE notices IS NULL;
-ALTER TABLE {schema}.channels ADD COLUMN IF NOT EXISTS floor bigint NOT NULL DEFAULT 0,
-  ADD COLUMN IF NOT EXISTS life text NOT NULL DEFAULT '';
-"""
     + HOLD_TABLES
-    # The planner's statistics would keep samples of the values, also of deleted ones. Naming the type of a column
-    # removes those of builds before the first release. It writes no row anew, and resets the storage.
+    # the planner's statistics would keep samples of the values, also of deleted ones
     + """
-ALTER TABLE {schema}.channels ALTER COLUMN tail TYPE bytea, ALTER COLUMN tail SET STATISTICS 0;
-ALTER TABLE {schema}.channels ALTER COLUMN tail SET STORAGE MAIN;
-ALTER TABLE {schema}.tails ALTER COLUMN body TYPE bytea, ALTER COLUMN body SET STATISTICS 0;
-ALTER TABLE {schema}.documents ALTER COLUMN head TYPE bytea, ALTER COLUMN head SET STATISTICS 0;
-ALTER TABLE {schema}.texts ALTER COLUMN body TYPE bytea, ALTER COLUMN body SET STATISTICS 0;
-ALTER TABLE {schema}.notes ALTER COLUMN value TYPE bytea, ALTER COLUMN value SET STATISTICS 0;
-ALTER TABLE {schema}.holds ALTER COLUMN value TYPE bytea, ALTER COLUMN value SET STATISTICS 0;
+ALTER TABLE {schema}.channels ALTER COLUMN tail SET STATISTICS 0, ALTER COLUMN tail SET STORAGE MAIN;
+ALTER TABLE {schema}.tails ALTER COLUMN body SET STATISTICS 0;
+ALTER TABLE {schema}.documents ALTER COLUMN head SET STATISTICS 0;
+ALTER TABLE {schema}.texts ALTER COLUMN body SET STATISTICS 0;
+ALTER TABLE {schema}.notes ALTER COLUMN value SET STATISTICS 0;
+ALTER TABLE {schema}.holds ALTER COLUMN value SET STATISTICS 0;
 """
 )
-
-
-class Migration(NamedTuple):
-    """The statements that make a version of the tables from the one before."""
-
-    oldest: int  # the oldest version whose code may use the tables after it
-    statements: str
-
-
-MIGRATIONS = (Migration(1, _TABLES), Migration(1, _SHARED))  # the first makes version 1
 
 # Columns that the tables of each version have. A role sees them in this catalog without rights in the tables.
 _IS_STORE = """
 SELECT count(*) = 3 FROM pg_attribute WHERE (attrelid, attname) IN (
   (to_regclass($1 || '.store'), 'version'), (to_regclass($1 || '.channels'), 'epoch'),
   (to_regclass($1 || '.documents'), 'message'))
-"""
-# The owner of tables that the role may read, and may not change.
-_OWNER = """
-SELECT relowner::regrole::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-  WHERE nspname = $1 AND relname = 'store' AND has_schema_privilege(n.oid, 'USAGE')
-    AND has_table_privilege(c.oid, 'SELECT') AND NOT pg_has_role(relowner, 'USAGE')
 """
 _IS_RESERVED = """
 SELECT starts_with($1, 'pg_') OR EXISTS (SELECT FROM pg_get_keywords() WHERE word = $1 AND catcode IN ('R', 'T'))
@@ -208,96 +169,43 @@ async def check_room(db: Connection, schema: str, each: int) -> None:
         )
 
 
-async def share_lock(db: Connection | PoolConnectionProxy, schema: str, *, is_local: bool = False) -> None:
-    """Keep releases that need the store in `schema` for themselves away, for the life of the connection.
-
-    Such a release of Tenuto takes the same lock alone. Beside others it would lose their text. Raises StoreInUse.
-    `is_local`: for the duration of the transaction.
-    """
-    scope, kind = ("LOCAL", "xact_lock_shared") if is_local else ("SESSION", "lock_shared")
-    try:
-        await db.execute(
-            f"SET {scope} lock_timeout = {LOCK_WAIT_MS};"
-            f"SELECT pg_advisory_{kind}(hashtextextended('tenuto.{schema}.hub', 0)); SET {scope} lock_timeout = 0"
-        )
-    except asyncpg.LockNotAvailableError:
-        raise StoreInUse(
-            f"the store in schema {schema!r} is in use by an earlier release of Tenuto, which allows one process; "
-            "stop that process first"
-        ) from None
-
-
 def grant_of_tables(schema: str, role: str) -> str:
     """Return the statement that gives `role` its rights in the tables of `schema`."""
     return f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "{role}"'
 
 
 async def prepare_schema(db: Connection, schema: str) -> None:
-    """Bring the tables in `schema` to the version of this code.
-
-    Newer tables that this code may use stay as they are. Raises StoreUnusable for tables of another program or of a
-    version that this code may not use, StoreUnavailable if a transaction keeps a migration from a table.
-    """
+    """Make the tables in `schema` if it is empty. Raises StoreUnusable for those of another program or version."""
     if await db.fetchval(_IS_RESERVED, schema):
         raise StoreUnusable(
             f"schema {schema!r} has a name that PostgreSQL reserves; name another one with ?schema= in the store URL"
         )
-    for wait_ms in MIGRATION_WAITS_MS:
-        try:
-            async with db.transaction():
-                await _migrate(db, schema, wait_ms)
-            return
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            logger.info("a transaction keeps a table of schema %r from its migration; it is tried again", schema)
-            await asyncio.sleep(MIGRATION_PAUSE_S)
-        except asyncpg.DuplicateTableError:  # a view, for example
-            raise _foreign(schema) from None
-        except asyncpg.InsufficientPrivilegeError as error:
-            raise await _without_rights(db, schema, error) from error
-    raise StoreUnavailable(
-        f"the tables in schema {schema!r} were not migrated, because another transaction keeps one of them locked; "
-        "wait for its end, or end it (pg_stat_activity shows it), then start again"
-    )
+    try:
+        async with db.transaction():
+            await _prepare(db, schema)
+    except asyncpg.DuplicateTableError:  # a view, for example
+        raise _foreign(schema) from None
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise await _without_rights(db, schema, error) from error
 
 
-async def _migrate(db: Connection, schema: str, wait_ms: int) -> None:
-    """Carry out the missing migrations inside the transaction of the caller."""
+async def _prepare(db: Connection, schema: str) -> None:
+    """Make or check the tables inside the transaction of the caller."""
     await db.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"tenuto.{schema}")
     if not await db.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
         await db.execute(f"CREATE SCHEMA {schema}")
-    version, oldest, newest = 0, 0, len(MIGRATIONS)
-    if await db.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = $1", schema):
-        version, oldest = await _version(db, schema)
-    if oldest > newest:
-        raise StoreUnusable(
-            f"schema {schema!r} has tables of version {version}, which code of version {oldest} or newer may use, and "
-            f"this Tenuto has {newest}; upgrade Tenuto, or name another schema with ?schema= in the store URL"
-        )
-    if version > newest:
-        logger.info("schema %r has tables of version %d, which this Tenuto of %d may use", schema, version, newest)
-    elif version < newest:
-        await db.execute(f"SET LOCAL lock_timeout = {wait_ms}")
-        for migration in MIGRATIONS[version:]:
-            await db.execute(migration.statements.format(schema=schema))
-        # another life: processes that may not use these tables any more store nothing, and open the store again
-        await db.execute(
-            f"UPDATE {schema}.store SET version = $1, oldest = $2, life = CASE WHEN oldest < $2 THEN $3 ELSE life END",
-            *(newest, max(one.oldest for one in MIGRATIONS), secrets.token_hex(4) if version else ""),
-        )
-        await db.execute("SET LOCAL lock_timeout = 0")
-        logger.info("schema %r has tables of version %d now; it had %s", schema, newest, version or "none")
-
-
-async def _version(db: Connection, schema: str) -> tuple[int, int]:
-    """Return the version of the tables, and the oldest one whose code may use them. Raises StoreUnusable."""
-    found = None
-    if await db.fetchval(_IS_STORE, schema):
-        found = await db.fetchrow(
-            f"SELECT version, coalesce((to_jsonb(s) ->> 'oldest')::int, 1) AS oldest FROM {schema}.store s"
-        )
-    if found is None:
+    if not await db.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = $1", schema):
+        await db.execute(_TABLES.format(schema=schema, version=VERSION))
+        return
+    if not await db.fetchval(_IS_STORE, schema):
         raise _foreign(schema)
-    return found["version"], found["oldest"]
+    version = await db.fetchval(f"SELECT version FROM {schema}.store")
+    # a migration from an earlier VERSION goes here, in the same transaction
+    if version != VERSION:
+        raise StoreUnusable(
+            f"schema {schema!r} has tables of another version of Tenuto: they have version {version}, and this one "
+            f"knows {VERSION}; use that version, or name another schema with ?schema= in the store URL"
+        )
 
 
 def _foreign(schema: str) -> StoreUnusable:
@@ -309,12 +217,6 @@ def _foreign(schema: str) -> StoreUnusable:
 async def _without_rights(db: Connection, schema: str, error: asyncpg.InsufficientPrivilegeError) -> StoreUnusable:
     """Return the error for a role that lacks a right, with the remedy."""
     role, database = await db.fetchval("SELECT current_user"), await db.fetchval("SELECT current_database()")
-    owner = await db.fetchval(_OWNER, schema)
-    if owner is not None:
-        return StoreUnusable(
-            f"role {role!r} may not change the tables in schema {schema!r} ({error}), which lack parts of this "
-            f"release; start this release once as role {owner!r}, which owns them"
-        )
     of, remedy = (
         "database",
         f'GRANT CREATE ON DATABASE "{database}" TO "{role}"; or: CREATE SCHEMA {schema} AUTHORIZATION "{role}"',

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from tenuto.core.document import Stored
-from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable, shown
+from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
 from tenuto.core.model import ChannelSummary
 from tenuto.stores.base import (
     Changes,
@@ -41,7 +41,7 @@ from tenuto.stores.postgres.log import Uncovered
 from tenuto.stores.postgres.notices import PostgresNotices
 from tenuto.stores.postgres.pool import PostgresPool
 from tenuto.stores.postgres.reading import PostgresReader
-from tenuto.stores.postgres.schema import check_room, check_server, prepare_schema, share_lock
+from tenuto.stores.postgres.schema import check_room, check_server, prepare_schema
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.writing import PostgresWriter
 
@@ -159,7 +159,7 @@ class PostgresStore:
                 writer = PostgresWriter(db, self.schema, self._life.name, self._uncovered)
                 if self._server.is_pooled or any(write.documents or not write.expected for write in writes):
                     async with _in_one_session(db):
-                        await self._begin(db, is_write=True)
+                        await self._begin(db)
                         results = await writer.commit(writes)
                 else:
                     results = await writer.commit(writes)
@@ -354,14 +354,13 @@ class PostgresStore:
             await self._take_over(db)
         except BaseException as error:
             db.terminate()
-            if isinstance(error, StoreUnusable | StoreInUse):  # such as a standby that is about to be promoted
+            if isinstance(error, StoreUnusable):  # such as a standby that is about to be promoted
                 raise StoreUnavailable(str(error)) from error
             raise
 
     async def _take_over(self, db: Connection) -> None:
         if self._server.is_pooled:
             await self._server.set_locally(db)
-        await share_lock(db, self.schema, is_local=self._server.is_pooled)
         started = await db.fetchval("SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
         self._db, self._session = db, (db.get_server_pid(), started)
 
@@ -376,7 +375,7 @@ class PostgresStore:
             async with self._writing, self._server.translated(late=late):
                 db = await self._writer()
                 async with _in_one_session(db):
-                    await self._begin(db, is_write=True)
+                    await self._begin(db)
                     if not self._server.is_pooled:
                         await self._life.check_stored(db)
                     yield PostgresWriter(db, self.schema, self._life.name, self._uncovered)
@@ -418,15 +417,10 @@ class PostgresStore:
             yield db
             await transaction.commit()
 
-    async def _begin(self, db: Connection | PoolConnectionProxy, *, is_write: bool = False) -> None:
+    async def _begin(self, db: Connection | PoolConnectionProxy) -> None:
         """Begin a transaction behind a pooler, which may have led it to any session, or to another server."""
         if self._server.is_pooled:
             await self._server.set_locally(db)
-            if is_write:
-                try:
-                    await share_lock(db, self.schema, is_local=True)
-                except StoreInUse as error:
-                    raise StoreUnavailable(str(error)) from error
             await self._life.check_transaction(db)
 
     @asynccontextmanager

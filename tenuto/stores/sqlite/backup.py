@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
-from tenuto.stores.sqlite.file import CHECKSUMS
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
 from tenuto.stores.sqlite.reader import check, check_header
 from tenuto.stores.sqlite.restored import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
@@ -225,8 +224,7 @@ def _check_copy(partial: Path, backup: Path) -> list[str]:
 
     with reading(partial, is_immutable=True) as db:
         check(db, backup)
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        return list(damage_in(db)) if schema >= CHECKSUMS else []
+        return list(damage_in(db))
 
 
 def give_owner_of(place: Path, new: Path) -> None:

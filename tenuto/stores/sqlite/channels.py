@@ -5,12 +5,11 @@ Layer: stores. This code runs on the store's thread.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from tenuto.core.document import DAMAGE, Document, times_in
+from tenuto.core.document import DAMAGE, Document
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK
@@ -60,7 +59,7 @@ def begin_epochs(db: sqlite3.Connection) -> None:
     for number, name, epoch, floor, checksum in db.execute(
         "SELECT id, name, epoch, floor, crc FROM channels WHERE name IS NOT NULL"
     ).fetchall():
-        if checksum == _sum_or_none(number, name, epoch, floor):
+        if checksum == sum_or_none(number, name, epoch, floor):
             new = secrets.token_hex(4)
             db.execute(
                 "UPDATE channels SET epoch = ?, crc = ? WHERE id = ?",
@@ -68,39 +67,16 @@ def begin_epochs(db: sqlite3.Connection) -> None:
             )
 
 
-def add_channel_sums(db: sqlite3.Connection) -> None:
-    """Add the checksums of all channels: schema 4 introduced them."""
-    for number, name, epoch, floor in db.execute(
-        "SELECT id, name, epoch, floor FROM channels WHERE name IS NOT NULL"
-    ).fetchall():
-        db.execute("UPDATE channels SET crc = ? WHERE id = ?", (channel_sum(number, name, epoch, floor), number))
+def damaged_channel(name: str) -> str:
+    """Return the error for a channel whose row is damaged."""
+    return f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup"
 
 
-def add_summaries(db: sqlite3.Connection, documents: Documents, unreadable: Collection[int]) -> None:
-    """Add the times and counts of all channels: schema 5 introduced them.
-
-    A time that only damaged documents or those in `unreadable` give stays 0.
-    """
-    db.execute(f"UPDATE channels SET (messages, size_bytes) = ({COUNTS})")
-    for (number,) in db.execute("SELECT id FROM channels WHERE name IS NOT NULL").fetchall():
-        created_ms = updated_ms = 0
-        keys = db.execute("SELECT id, message FROM documents WHERE channel = ? ORDER BY version", (number,)).fetchall()
-        with contextlib.suppress(*DAMAGE):
-            first = min((one for one in keys if one[0] not in unreadable), default=None)
-            if first is not None:
-                created_ms = times_in(first[1], documents.head(first[0]))[0]
-        for key, message in keys[-1:]:
-            with contextlib.suppress(*DAMAGE):
-                if key not in unreadable:
-                    updated_ms = times_in(message, documents.head(key))[1]
-        times = (created_ms, max(created_ms, updated_ms))
-        db.execute("UPDATE channels SET created_ms = ?, updated_ms = ? WHERE id = ?", (*times, number))
-
-
-def _sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
+def sum_or_none(number: int, name: str, epoch: str, floor: int) -> int | None:
+    """Return the checksum of a channel's row; None if a value of the row is of another type."""
     try:
         return channel_sum(number, name, epoch, floor)
-    except DAMAGE:  # a value of another type
+    except DAMAGE:
         return None
 
 
@@ -139,8 +115,8 @@ class Channels:
             if row is None:
                 return None
             number, epoch, floor, checksum = row
-            if checksum != _sum_or_none(number, name, epoch, floor):
-                raise StoreUnusable(f"channel {name!r} is damaged: its row has a wrong checksum; restore a backup")
+            if checksum != sum_or_none(number, name, epoch, floor):
+                raise StoreUnusable(damaged_channel(name))
             # after `prune` the floor may be above the versions of all documents that are left
             channel = ChannelRow(number, name, epoch, floor, max(floor, self._documents.top(number)))
             self.by_name[name] = channel

@@ -29,7 +29,6 @@ from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import COPY, SET_ASIDE, SqliteFile, new_nonce
 from tenuto.stores.sqlite.lock import FileLock
 from tenuto.stores.sqlite.log import CommitLog
-from tenuto.stores.sqlite.migration import prepare
 from tenuto.stores.sqlite.restored import read_file_state, reading, sync, wal_of
 from tenuto.stores.sqlite.sums import opened, sealed, tolerant_text
 
@@ -47,7 +46,7 @@ class Sizes(NamedTuple):
     after: int
 
 
-def compact(path: Path, *, migration_backup: bool = True) -> Sizes:
+def compact(path: Path) -> Sizes:
     """Replace the store's file by a copy without free slots; epochs and messages stay.
 
     Raises LocalError, StoreInUse while a process has the store, StoreUnavailable and StoreUnusable.
@@ -55,7 +54,7 @@ def compact(path: Path, *, migration_backup: bool = True) -> Sizes:
     if not path.is_file():
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     place = Path(os.path.realpath(path))
-    _settle(path, migration_backup=migration_backup)
+    _settle(path)
     lock = FileLock(Path(f"{place}.lock"))
     lock.take(path, wait_s=0)
     try:
@@ -83,11 +82,10 @@ def compact_target(place: Path) -> Path:
     return place.with_name(f"{place.name}{COPY}")
 
 
-def _settle(path: Path, *, migration_backup: bool) -> None:
+def _settle(path: Path) -> None:
     """Open and close the store, and finish its housekeeping; the file is then whole without its `-wal`."""
     file = SqliteFile(path, synchronous="full", busy_s=BUSY_S, lock_wait_s=0)
     engine = Engine(file)
-    file.on_migration = lambda: prepare(file.db, path, has_backup=migration_backup)
     engine.open()
     try:
         while engine.spare(is_idle=True) == 0.0:

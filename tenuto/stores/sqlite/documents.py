@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from tenuto.core.document import DAMAGE, Document, Segment, Stored, document, restore_command, times_in
+from tenuto.core.document import DAMAGE, Document, Segment, times_in
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.retention import Fact
 from tenuto.stores.sqlite.slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
-from tenuto.stores.sqlite.sums import head_sum, is_damage, piece_sum
+from tenuto.stores.sqlite.sums import head_sum, piece_sum
 
 HEAD = 0  # number of the blob that holds a document's head
 INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`
@@ -194,56 +194,6 @@ class Documents:
             self._free_segments(key)
         self._db.executemany("UPDATE documents SET until_ms = NULL WHERE id = ?", [(key,) for key in keys])
 
-    def upgrade_commands(self) -> None:
-        """Rewrite all commands: before schema 3 their data was in their heads and had no target."""
-        rows = self._db.execute("SELECT id, channel, message FROM documents WHERE message >= '!' AND message < '\"'")
-        for key, channel, message_id in rows.fetchall():
-            blobs = self._blobs(key, is_checked=False)
-            head, segments = blobs.pop(HEAD), _segments(blobs)
-            command = restore_command(Stored(id=message_id, head=head, segments=segments, entries=[]))
-            current = document(command)
-            self._db.execute(
-                "UPDATE documents SET target = ?, until_ms = ? WHERE id = ?", (current.target, current.until_ms, key)
-            )
-            self.update(channel, key, current)
-
-    def add_sums(self, unreadable: Collection[int]) -> None:
-        """Add all checksums of pieces and heads: schema 4 introduced them. Damaged rows get none.
-
-        The documents `unreadable` are skipped: SQLite refuses all writes of a transaction that read a damaged page.
-        """
-        for (key,) in self._db.execute("SELECT id FROM documents").fetchall():
-            if key not in unreadable:
-                with contextlib.suppress(*DAMAGE):
-                    self.add_sums_of(key)
-
-    def unreadable(self) -> set[int]:
-        """Return the documents with text on pages that SQLite cannot read. Call it outside of a transaction."""
-        found = set()
-        for (key,) in self._db.execute("SELECT id FROM documents").fetchall():
-            try:
-                self._db.execute(
-                    "SELECT body FROM pieces JOIN texts ON texts.id = slot WHERE document = ?", (key,)
-                ).fetchall()
-            except sqlite3.DatabaseError as error:
-                if not is_damage(error):
-                    raise
-                found.add(key)
-        return found
-
-    def add_sums_of(self, key: int) -> None:
-        """Add the checksums of one document."""
-        rows = self._db.execute(
-            "SELECT blob, chunk, body FROM pieces JOIN texts ON texts.id = slot WHERE document = ? AND blob > ?",
-            (key, HEAD),
-        )
-        sums = [(piece_sum(key, blob, chunk, unpack(body)), key, blob, chunk) for blob, chunk, body in rows.fetchall()]
-        self._db.executemany("UPDATE pieces SET crc = ? WHERE document = ? AND blob = ? AND chunk = ?", sums)
-        *fields, _ = self._db.execute(_ROW, (key,)).fetchone()
-        blobs = self._blobs(key, is_checked=False)
-        checksum = head_sum((*fields, max(blobs)), blobs[HEAD])
-        self._db.execute("UPDATE documents SET crc = ? WHERE id = ?", (checksum, key))
-
     def mark_damaged(self, keys: Iterable[int]) -> None:
         """Mark all open documents and those with `keys` as damaged: entries of their messages were lost."""
         self._db.execute("UPDATE documents SET crc = NULL WHERE open = 1")
@@ -382,11 +332,7 @@ class Documents:
             reason = str(error) if isinstance(error, WrongChecksum) else type(error).__name__
             raise StoreUnusable(f"message {message_id!r} is damaged ({reason}); restore a backup") from error
 
-    def head(self, key: int) -> bytes:
-        """Return the head of a document, without a check."""
-        return self._blobs(key, is_checked=False)[HEAD]
-
-    def _blobs(self, key: int, *, is_checked: bool = True) -> dict[int, bytes]:
+    def _blobs(self, key: int) -> dict[int, bytes]:
         """Return the blobs of a document, by their numbers. Raises WrongChecksum."""
         rows = self._db.execute(
             # LEFT JOIN, so that a missing slot is found as damage instead of shortening the document.
@@ -397,7 +343,7 @@ class Documents:
         chunks: dict[int, list[bytes]] = {}
         for blob, chunk, body, checksum in rows.fetchall():
             data = unpack(body)
-            if is_checked and blob != HEAD and checksum != piece_sum(key, blob, chunk, data):
+            if blob != HEAD and checksum != piece_sum(key, blob, chunk, data):
                 raise WrongChecksum(f"piece {chunk} of text {blob}")
             chunks.setdefault(blob, []).append(data)
         return {blob: b"".join(pieces) for blob, pieces in chunks.items()}

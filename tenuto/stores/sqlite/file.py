@@ -4,7 +4,7 @@ Layer: stores. This code runs on the store's thread.
 
 This module decides whether a file may be opened, and whether the
 serials of its channels still have their old meaning (epochs). Pragmas may be tuned; the tables may only be changed
-together with `SCHEMA`, and a file with a higher number is refused.
+together with `SCHEMA` and a migration (`_start`), and a file with another number is refused.
 
 A restored backup may have the inode of the file that it replaces. So each opening and each clean close writes a new
 nonce both into the database and into the lock file, which a backup of the database does not contain. A
@@ -12,10 +12,9 @@ database whose nonce the lock file does not name is not the last one used here, 
 The lock file first gets both nonces, then the database takes the new one, then the lock file drops the old one; each
 step is on the disk before the next. So after a crash at any point the lock file names the database's nonce; and no
 entry is stored before the old nonce is dropped. A removed or emptied lock file names no nonce: a database with a nonce
-then begins new epochs, whose only cost is that viewers start anew. A database without one (from before there were
-nonces) keeps its epochs if its inode is the same. A backup by `sqlite_backup` carries a mark in place of a nonce, so
-each start from it begins new epochs. Two cases go unnoticed: a copy of the running database that another program made,
-restored after that very process was killed, and a backup restored together with its lock file.
+then begins new epochs, whose only cost is that viewers start anew. A backup by `sqlite_backup` carries a mark in
+place of a nonce, so each start from it begins new epochs. Two cases go unnoticed: a copy of the running database that
+another program made, restored after that very process was killed, and a backup restored together with its lock file.
 
 Deleted text must leave the file, and `secure_delete` alone does not ensure that. SQLite zeroes the space that it
 frees, but when it redistributes rows over neighbouring pages it leaves copies in their gaps: with 3.40, one deleted
@@ -31,7 +30,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -39,10 +38,8 @@ from typing import Literal
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import CommitUnknown
-from tenuto.stores.sqlite.channels import add_channel_sums, add_summaries, begin_epochs
-from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.channels import begin_epochs
 from tenuto.stores.sqlite.lock import FILE_MODE, NO_NONCE, FileLock
-from tenuto.stores.sqlite.log import add_log_sums
 from tenuto.stores.sqlite.restored import check_wal, has_foreign_wal, inode_and_nonce, reading
 from tenuto.stores.sqlite.sums import damaged, error_code, is_damage, tolerant_text
 
@@ -51,7 +48,7 @@ logger = logging.getLogger("tenuto.stores")
 Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x54656E75  # the letters "Tenu" as a number, by which SQLite files show their application
-SCHEMA = 5
+SCHEMA = 1
 COPY = ".compact"  # end of the name of the copy that a compaction makes (`sqlite_compact`)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -104,34 +101,6 @@ _TABLES = (
     f"PRAGMA user_version = {SCHEMA}",
 )
 
-# Statements that bring a file from each schema to the next.
-_STEPS = {
-    1: (
-        "ALTER TABLE documents RENAME COLUMN streaming TO open",
-        "CREATE TABLE notes (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-    ),
-    2: (
-        "ALTER TABLE documents ADD COLUMN target TEXT",
-        "ALTER TABLE documents ADD COLUMN until_ms INTEGER",
-        *_INDEXES_OF_DATA,
-    ),
-    3: (
-        "ALTER TABLE channels ADD COLUMN crc INTEGER",
-        "ALTER TABLE documents ADD COLUMN crc INTEGER",
-        "ALTER TABLE pieces ADD COLUMN crc INTEGER",
-        # Rows of the log get longer, and rows that hold text never move, so they are copied into a new table.
-        "ALTER TABLE log RENAME TO log_before",
-        _LOG,
-    ),
-    4: tuple(
-        f"ALTER TABLE channels ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"
-        for column in ("created_ms", "updated_ms", "messages", "size_bytes")
-    ),
-}
-DATA_IN_SEGMENTS = 3  # the first schema in which the data of commands is stored in segments
-CHECKSUMS = 4  # the first schema with checksums
-SUMMARIES = 5  # the first schema with times and counts of channels
-
 
 class SqliteFile:
     """The file, while it is open: its one connection, which one thread uses for all work, and the lock on it.
@@ -149,9 +118,6 @@ class SqliteFile:
         self._busy_ms = int(busy_s * 1000)
         self._lock_wait_s = lock_wait_s
         self._lock = FileLock(Path(f"{os.path.realpath(path)}.lock"))
-        self.on_migration: Callable[[], None] = (
-            _do_nothing  # called before a migration, which may take minutes; may raise
-        )
 
     def open(self) -> None:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
@@ -272,39 +238,16 @@ class SqliteFile:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")
         db.execute("PRAGMA cache_size = -16000")
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        if not is_new and schema < SCHEMA:
-            (count,) = db.execute("SELECT count(*) FROM documents").fetchone()
-            logger.warning(
-                "store file %s: migration from schema %d to %d begins; it reads all %d messages and commands, "
-                "and the start waits for its end",
-                *(self.path, schema, SCHEMA, count),
-            )
-            self.on_migration()
-        try:
-            before, nonce = self._start(is_new=is_new)
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error) or is_new or schema >= SUMMARIES:
-                raise
-            before, nonce = self._start(is_new=False, unreadable=Documents(db).unreadable())
+        before, nonce = self._start(is_new=is_new)
         self._keep_after_checkpoint(before, nonce)
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    def _start(self, *, is_new: bool, unreadable: Collection[int] = ()) -> tuple[str, str]:
-        """Bring the file to the current schema, and record the start. Returns the old nonce and the new one."""
+    def _start(self, *, is_new: bool) -> tuple[str, str]:
+        """Make the tables of a new file, and record the start. Returns the old nonce and the new one."""
         with self.transaction() as db:
-            (schema,) = db.execute("PRAGMA user_version").fetchone()
-            for statement in _TABLES if is_new else _steps(schema):
+            # a migration from an earlier SCHEMA goes here, in the same transaction
+            for statement in _TABLES if is_new else ():
                 db.execute(statement)
-            if not is_new and schema < DATA_IN_SEGMENTS:
-                Documents(db).upgrade_commands()
-            if not is_new and schema < CHECKSUMS:
-                Documents(db).add_sums(unreadable)
-                add_channel_sums(db)
-                add_log_sums(db)
-                db.execute("DROP TABLE log_before")
-            if not is_new and schema < SUMMARIES:
-                add_summaries(db, Documents(db), unreadable)
             check_tables(db, f"store file {self.path}")
             return self._record_start()
 
@@ -336,15 +279,12 @@ class SqliteFile:
                 raise refusal from error
 
     def _is_empty(self, db: sqlite3.Connection) -> bool:
-        """Return whether the file is empty. Raises StoreUnusable if another program made it, or if it is too new."""
+        """Return whether the file is empty. Raises StoreUnusable for one of another program or of another schema."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (schema,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application == APPLICATION_ID and schema > SCHEMA:
-            raise StoreUnusable(
-                f"store file {self.path} was written by a newer Tenuto: it has schema {schema}, "
-                f"this one knows up to {SCHEMA}. Upgrade Tenuto, or give it another file"
-            )
+        if application == APPLICATION_ID and schema != SCHEMA:
+            raise StoreUnusable(wrong_schema(f"store file {self.path}", schema))
         if application != APPLICATION_ID and (application or schema or tables):
             raise StoreUnusable(
                 f"store file {self.path} is a database of another program (application id {application}); "
@@ -406,6 +346,14 @@ class SqliteFile:
                 self.db.execute("ROLLBACK")
 
 
+def wrong_schema(what: str, schema: int) -> str:
+    """Return the error for the file `what`, whose schema this version does not know."""
+    return (
+        f"{what} was written by another version of Tenuto: it has schema {schema}, and this one knows {SCHEMA}; use "
+        "that version, or name another file"
+    )
+
+
 def check_tables(db: sqlite3.Connection, what: str, *, remedy: str = "restore a backup") -> None:
     """Raise StoreUnusable unless the file has the tables and indexes of the current schema.
 
@@ -438,31 +386,17 @@ def _described(db: sqlite3.Connection, names: Collection[str]) -> dict[str, list
     """Return the columns of each table, and the statement of each index, by their names, if they are in `names`."""
     found: dict[str, list[object]] = {}
     for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
-        plain = "".join(sql.replace('"', "").split())  # a migrated table has other spaces and quotes
-        if _renamed(name) not in names:
+        plain = "".join(sql.split())
+        if name not in names:
             continue
         if kind == "index":
-            found[_renamed(name)] = [_renamed(plain)]
+            found[name] = [plain]
         else:
             columns = db.execute(f'PRAGMA table_info("{name}")').fetchall()
-            listed = [(_renamed(row[1]), *row[2:]) for row in db.execute(f'PRAGMA index_list("{name}")')]
+            listed = [row[1:] for row in db.execute(f'PRAGMA index_list("{name}")')]
             indexes = sorted(row for row in listed if row[0] in names or row[2] != "c")  # c: by CREATE INDEX
             found[name] = [kind, plain.endswith("WITHOUTROWID"), columns, indexes]
     return found
-
-
-def _renamed(name: str) -> str:
-    return name.replace("documents_streaming", "documents_open")  # its name in a file that began with schema 1
-
-
-def _do_nothing() -> None:
-    pass
-
-
-def _steps(schema: int) -> list[str]:
-    """Return the statements that bring a file of schema number `schema` to the current schema."""
-    steps = [statement for one in range(schema, SCHEMA) for statement in _STEPS[one]]
-    return [*steps, f"PRAGMA user_version = {SCHEMA}"] if steps else []
 
 
 def new_nonce() -> str:

@@ -1,6 +1,9 @@
-"""The lock file beside a SQLite file: one process at a time, and the nonces of the database (`sqlite_file`).
+"""The lock file beside a SQLite file: one process at a time, its holder, and the nonces of the database (`file`).
 
 Layer: stores.
+
+The first line names a process, but process ids are not enough: containers that share a file may have the same ones.
+Therefore a set of the paths that this process holds decides whether the holder is "this process".
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from tenuto.core.errors import StoreInUse, StoreUnavailable
-from tenuto.stores.sqlite.lock_holder import holder_of, note_held, note_released
 
 FILE_MODE = 0o600  # mode of new files: only the user who runs the server may read conversations
 LOCK_POLL_S = 0.05
@@ -28,14 +31,12 @@ class FileLock:
 
     The file's first line names the process that holds or last held the lock; the second lists the nonces that the
     database may have. A third one lists further nonces that its file may have as long as the last ones are only in
-    the `-wal`, because a checkpoint was blocked. An older Tenuto wrote no third line, and dropped the old nonce
-    before the checkpoint.
+    the `-wal`, because a checkpoint was blocked.
     """
 
     def __init__(self, path: Path) -> None:
         self.nonces: tuple[str, ...] = (NO_NONCE,)
         self.former: tuple[str, ...] = ()
-        self.has_former = True  # False: an older Tenuto wrote the file, so the database may have a dropped nonce
         self._path = path
         self._handle: int | None = None
         self.give_up = threading.Event()
@@ -47,7 +48,7 @@ class FileLock:
 
     @property
     def is_blank(self) -> bool:
-        """Return whether the lock file names no nonce: it was missing, or is older than nonces."""
+        """Return whether the lock file names no nonce: it was missing."""
         return self.nonces == (NO_NONCE,) and not self.former
 
     def take(self, what: Path, *, wait_s: float) -> None:
@@ -74,7 +75,7 @@ class FileLock:
     def keep_nonces(self, *nonces: str, former: tuple[str, ...] = ()) -> None:
         """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
         assert self._handle is not None
-        self.nonces, self.former, self.has_former = nonces, former, True
+        self.nonces, self.former = nonces, former
         try:
             self._write(self._handle)
             os.fsync(self._handle)
@@ -83,7 +84,7 @@ class FileLock:
 
     def look(self) -> None:
         """Read the nonces without the lock, which another process may hold; none if the file cannot be read."""
-        self.nonces, self.former, self.has_former = (NO_NONCE,), (), False
+        self.nonces, self.former = (NO_NONCE,), ()
         with contextlib.suppress(OSError):
             handle = os.open(self._path, os.O_RDONLY)
             try:
@@ -100,8 +101,7 @@ class FileLock:
 
     def _read(self, handle: int) -> None:
         self.nonces = _read_line(handle, _NONCES) or (NO_NONCE,)
-        former = _read_line(handle, _FORMER)
-        self.former, self.has_former = former or (), former is not None
+        self.former = _read_line(handle, _FORMER)
 
     def _open(self, what: Path) -> int:
         try:
@@ -120,9 +120,11 @@ class FileLock:
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains nonces at every moment.
-        lines = [f"process {os.getpid()} ({_command()})", _NONCES + " ".join(self.nonces)]
-        if self.has_former:
-            lines.append(_FORMER + " ".join(self.former))
+        lines = (
+            f"process {os.getpid()} ({_command()})",
+            _NONCES + " ".join(self.nonces),
+            _FORMER + " ".join(self.former),
+        )
         content = "\n".join([*lines, ""]).encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
@@ -132,12 +134,12 @@ _NONCES = "nonces "
 _FORMER = "former "
 
 
-def _read_line(handle: int, begin: str) -> tuple[str, ...] | None:
+def _read_line(handle: int, begin: str) -> tuple[str, ...]:
     for line in os.pread(handle, LOCK_BYTES, 0).decode(errors="replace").splitlines():
         # Use the first such line: a killed process may have left the rest of an older file behind it.
         if line.startswith(begin):
             return tuple(line.removeprefix(begin).split())
-    return None
+    return ()
 
 
 def locked(handle: int) -> bool:
@@ -152,3 +154,81 @@ def locked(handle: int) -> bool:
 def _command() -> str:
     # Only the program's name: its arguments may hold secrets.
     return Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name[:80]
+
+
+# -- the holder ----------------------------------------------------------------------------------------------------
+
+_SHOWN_CHARACTERS = 200
+_here: set[str] = set()  # the paths of the locks that this process holds
+_guard = threading.Lock()
+
+
+class Holder(NamedTuple):
+    """The holder of a lock, in the words of an error message."""
+
+    name: str  # for example `process 4711 (uvicorn)` or `this process`
+    is_here: bool
+    is_sibling: bool  # True: another worker of the same server, which does not end while this one runs
+
+    def remedy(self) -> str:
+        """Return advice for a process that wants the lock."""
+        if self.is_here:
+            return (
+                "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
+                "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own"
+            )
+        if self.is_sibling:
+            return (
+                "it is another worker of this server: run one worker (--workers 1), or use a postgresql:// store, "
+                "which several processes may share"
+            )
+        return (
+            "stop it, or give each process its own file; with several workers or an overlapping reload, use a "
+            "postgresql:// store, which several processes may share"
+        )
+
+
+def holder_of(path: Path) -> Holder:
+    """Return the holder of the lock file at `path`; another open file has it locked."""
+    with _guard:
+        if str(path) in _here:
+            return Holder("this process", is_here=True, is_sibling=False)
+    try:
+        line = path.read_text(errors="replace").partition("\n")[0].strip()[:_SHOWN_CHARACTERS]
+    except OSError:
+        line = ""
+    words = line.split()
+    pid = int(words[1]) if len(words) > 1 and words[0] == "process" and words[1].isdecimal() else None
+    return Holder(line or "another process", is_here=False, is_sibling=pid is not None and _is_sibling_worker(pid))
+
+
+def note_held(path: Path) -> None:
+    """Record that this process has locked `path`."""
+    with _guard:
+        _here.add(str(path))
+
+
+def note_released(path: Path) -> None:
+    """Record that this process no longer holds the lock on `path`."""
+    with _guard:
+        _here.discard(str(path))
+
+
+def _is_sibling_worker(pid: int) -> bool:
+    """Return whether `pid` is another worker of the server that started this process, if that can be known."""
+    return _is_worker() and _parent_of(pid) == os.getppid()
+
+
+def _is_worker() -> bool:
+    """Return whether a server started this process as a worker: by `multiprocessing`, or by a fork of gunicorn."""
+    processes = sys.modules.get("multiprocessing.process")
+    return getattr(processes, "parent_process", lambda: None)() is not None or "gunicorn.workers.base" in sys.modules
+
+
+def _parent_of(pid: int) -> int | None:
+    """Return the parent of a process; None if the system does not provide it."""
+    try:
+        # The name of the program stands in brackets, and may itself contain spaces and brackets.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -464,10 +464,3 @@ def _operation(message_id: str, items: list[Item]) -> Op:
             "upgrade Tenuto"
         ) from error
     return replace(op, id=message_id)
-
-
-def add_log_sums(db: sqlite3.Connection) -> None:
-    """Copy the rows of the table `log_before` into the log, each with its checksum: schema 4 introduced them."""
-    for slot, body in db.execute("SELECT id, body FROM log_before ORDER BY id"):
-        row = sealed(slot, body) if any(body) else bytes(SUM_BYTES + len(body))
-        db.execute("INSERT INTO log VALUES (?, ?)", (slot, row))

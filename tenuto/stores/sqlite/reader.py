@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-
-from msgspec.structs import replace
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnusable
@@ -20,11 +18,9 @@ from tenuto.core.model import ChannelSummary
 from tenuto.core.retention import Due, Policies, Policy, Sweep
 from tenuto.stores.sqlite.channels import Channels
 from tenuto.stores.sqlite.documents import Documents
-from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, SUMMARIES, check_tables
+from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, check_tables, wrong_schema
 from tenuto.stores.sqlite.restored import has_foreign_wal, reading
 from tenuto.stores.sqlite.sums import check_above, damaged, is_damage
-
-HeldIn = Callable[[Mapping[str, bytes]], Collection[str]]  # returns the channels that the notes of a store hold
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read
@@ -40,8 +36,8 @@ def reading_store(path: Path) -> Iterator[sqlite3.Connection]:
         raise LocalError(f"store file {path} does not exist; name the store with --store")
     try:
         with reading(path, is_immutable=has_foreign_wal(path)) as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
-                check_tables(db, f"store file {path}")
+            check_header(db, path, kind="store file")
+            check_tables(db, f"store file {path}")
             yield db
     except sqlite3.DatabaseError as error:
         raise StoreUnusable(f"store file {path} cannot be read: {error}; restore a backup") from error
@@ -56,8 +52,7 @@ def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: s
     """
     try:
         check_header(db, path, kind=kind)
-        if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
-            check_tables(db, f"{kind} {path}", remedy=remedy)
+        check_tables(db, f"{kind} {path}", remedy=remedy)
         (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
@@ -72,26 +67,20 @@ def check(db: sqlite3.Connection, path: Path, *, kind: str = "backup", remedy: s
 
 
 def check_header(db: sqlite3.Connection, path: Path, *, kind: str = "backup") -> None:
-    """Raise StoreUnusable for a database of another program, or of a newer Tenuto."""
+    """Raise StoreUnusable for a database of another program, or of another schema."""
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (schema,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         advice = "name the file that `tenuto backup` wrote" if kind == "backup" else "name the store with --store"
         raise StoreUnusable(f"{kind} {path} is a database of another program (application id {application}); {advice}")
-    if schema > SCHEMA:
-        raise StoreUnusable(
-            f"{kind} {path} was written by a newer Tenuto: it has schema {schema}, this one knows up to {SCHEMA}. "
-            "Upgrade Tenuto"
-        )
+    if schema != SCHEMA:
+        raise StoreUnusable(wrong_schema(f"{kind} {path}", schema))
 
 
-def list_channels(path: Path, prefix: str, held_in: HeldIn) -> Iterator[ChannelSummary]:
+def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
     """Yield the channels whose names begin with `prefix`, in order. Raises LocalError, StoreUnusable."""
     with reading_store(path) as db:
-        if db.execute("PRAGMA user_version").fetchone()[0] < SUMMARIES:
-            raise StoreUnusable(f"store file {path} has no counts of channels yet; start the server once to add them")
         channels = Channels(db, Documents(db))
-        held = held_in(dict(db.execute("SELECT name, value FROM notes")))
         importing = {
             name for (name,) in db.execute("SELECT substr(name, 8) FROM notes WHERE substr(name, 1, 7) = 'import:'")
         }
@@ -99,18 +88,18 @@ def list_channels(path: Path, prefix: str, held_in: HeldIn) -> Iterator[ChannelS
         while page := channels.summaries([f"{prefix}*"], after, PAGE):
             for one in page:
                 if one.channel not in importing:
-                    yield replace(one, held=True) if one.channel in held else one
+                    yield one
             after = page[-1].channel
 
 
-def due_channels(path: Path, policies: Policies, now_ms: int, held_in: HeldIn) -> Iterator[Due]:
+def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
     """Yield the channels of which retention would remove something at `now_ms`, in order; it changes nothing.
 
     Raises LocalError, StoreUnusable.
     """
-    for summary in list_channels(path, "", held_in):
+    for summary in list_channels(path, ""):
         policy = policies.find(summary.channel)
-        if policy is None or not Sweep(policy, summary, now_ms).is_needed or summary.held:
+        if policy is None or not Sweep(policy, summary, now_ms).is_needed:
             continue
         try:
             due = _due_in(path, policy, summary, now_ms)

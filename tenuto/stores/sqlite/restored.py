@@ -87,8 +87,6 @@ def check_wal(path: Path, lock: FileLock) -> None:
         why = "the file itself cannot be read"
     elif lock.is_blank:
         why = "its lock file is missing"
-    elif not lock.has_former:
-        why = "an earlier version of Tenuto wrote its lock file"
     else:
         why = "its lock file belongs to another file"
     raise StoreUnusable(
@@ -120,7 +118,7 @@ def _is_foreign(path: Path, state: FileState, lock: FileLock) -> bool:
     if state.nonce in (UNREADABLE, *lock.nonces, *lock.former):
         return False
     # A start puts a WAL into the header. While a reader blocks checkpoints, the file keeps its mark or clean end.
-    return _header(path) != _WAL_MODE or (lock.has_former and (state.inode == BACKUP or state.was_clean))
+    return _header(path) != _WAL_MODE or (not lock.is_blank and (state.inode == BACKUP or state.was_clean))
 
 
 def wal_of(path: Path) -> Path:

@@ -19,7 +19,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -45,14 +44,12 @@ from tenuto.stores.holds import Holds, steady_ms
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
-from tenuto.stores.sqlite.known import BACKUP_NOTE, KnownBackup, known_backups, noted
-from tenuto.stores.sqlite.migration import prepare
 from tenuto.stores.sqlite.sums import damaged
 from tenuto.stores.sqlite.thread import Late, StoreThread
 
 T = TypeVar("T")
 
-OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log; a migration has no limit
+OPEN_TIMEOUT_S = 60.0  # opening may take long, since it reads the whole log
 TIMEOUT_S = 30.0  # far above `busy_s`; a disk that is slower than this counts as failed
 JOIN_S = 5.0
 
@@ -65,8 +62,7 @@ class SqliteStore:
     `synchronous`: "full" survives a power cut; "normal" may lose the last commits in one (then new epochs begin). The
     store waits `busy_s` seconds for another program's lock on the database, and `lock_wait_s` seconds for another
     process that has the store open. It waits once: after a refusal, later calls of `open` only check whether the other
-    process has ended. `migration_backup`: before a migration of the file, write the backup
-    `PATH.before-N` (N is the new schema).
+    process has ended.
     """
 
     name = "sqlite"
@@ -79,7 +75,6 @@ class SqliteStore:
         synchronous: str = "full",
         busy_s: float = 5.0,
         lock_wait_s: float = 5.0,
-        migration_backup: bool = True,
     ) -> None:
         if synchronous not in _SYNCHRONOUS:
             raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
@@ -91,7 +86,6 @@ class SqliteStore:
         self._synchronous = _SYNCHRONOUS[synchronous]
         self._busy_s = busy_s
         self._lock_wait_s = lock_wait_s
-        self.migration_backup = migration_backup
         self._was_in_use = False
         self._open: _Open | None = None
         self._stats = {"commits": 0, "row_bytes": 0}
@@ -107,8 +101,7 @@ class SqliteStore:
         engine = Engine(file)
         thread = StoreThread(f"tenuto-sqlite-{self.path.name}", engine.spare)
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
-                file.on_migration = partial(self._prepare_migration, file, asyncio.get_running_loop(), limit)
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await thread.run(engine.open, timeout_s=None)
         except BaseException as error:
             file.give_up()
@@ -234,10 +227,6 @@ class SqliteStore:
         """Go on with the removal of deleted text from the files (`Store.wipe`)."""
         return await self._run(lambda engine: engine.wipe())
 
-    async def backups(self) -> list[KnownBackup]:
-        """Return the backups of this store that still exist, oldest first, as far as it knows them."""
-        return await asyncio.to_thread(known_backups, self.path, await self.notes(BACKUP_NOTE))
-
     async def backup(self, target: Path, *, mb_per_s: float) -> None:
         """Write a backup of the open store into the new file `target`, at most `mb_per_s` MB in a second.
 
@@ -245,7 +234,6 @@ class SqliteStore:
         """
         opened = self._opened()
         check_target(target, self.path)
-        begun_ms = time.time_ns() // 1_000_000
         gone = threading.Event()
 
         def pause(seconds: float) -> bool:
@@ -269,10 +257,6 @@ class SqliteStore:
                 await asyncio.wait([syncing])
                 syncing.exception()  # asyncio logs an error that is not read, as when the copy has failed too
             syncing.result()  # raises the error of a sync, which the next one would not report again
-            # The note comes first, so that a process that dies never leaves a backup of which the store does not know.
-            # A note about a file that does not exist is dropped with the next backup.
-            with contextlib.suppress(StoreUnavailable):  # the backup is whole, although the store cannot note its place
-                await self.note(await asyncio.to_thread(noted, target, begun_ms, await self.notes(BACKUP_NOTE)))
             await asyncio.to_thread(finish, partial, target)
         self.note_backup(0.0)
 
@@ -316,10 +300,6 @@ class SqliteStore:
             kind = late if error.is_begun else StoreUnavailable
             raise kind(f"store file {self.path} did not respond within {TIMEOUT_S:.0f} s; check the disk") from None
 
-    def _prepare_migration(self, file: SqliteFile, loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
-        _lift(loop, limit)
-        prepare(file.db, self.path, has_backup=self.migration_backup)
-
     def _opened(self) -> _Open:
         if self._open is None:
             raise LocalError(f"store file {self.path} is not open; call open() first")
@@ -337,17 +317,6 @@ class SqliteStore:
         if opened is not None:
             opened.thread.stop(opened.engine.close)
             opened.thread.join(JOIN_S)
-
-
-def _lift(loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout) -> None:
-    """Lift a time limit, from any thread: a migration takes as long as it needs."""
-
-    def lift() -> None:
-        with contextlib.suppress(RuntimeError):  # the caller has stopped waiting
-            limit.reschedule(None)
-
-    with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(lift)
 
 
 class _Open(NamedTuple):

@@ -2,10 +2,9 @@
 
 Layer: stores.
 
-It reads through a connection of its own that cannot write, in short transactions, so it also runs beside a server.
-Where SQLite cannot read a table to its end, the check goes on with the other end and with the indexes: they name the
-messages whose rows are lost. As a program, with the path of the file, it prints each line of `verify` as JSON, and
-`null` at the end.
+It reads through a connection of its own that cannot write, in short transactions, so it also runs beside a server. If
+the structure is damaged, it names messages as far as SQLite can read the table. As a program, with the path of the
+file, it prints each line of `verify` as JSON, and `null` at the end.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import contextlib
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator
-from functools import partial
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ import msgspec
 
 from tenuto.core.document import DAMAGE, Stored, restored
 from tenuto.core.errors import LocalError, StoreUnusable
-from tenuto.stores.sqlite.channels import MISCOUNTED, Channels
-from tenuto.stores.sqlite.documents import Documents, Found
-from tenuto.stores.sqlite.file import CHECKSUMS, SUMMARIES
+from tenuto.stores.sqlite.channels import MISCOUNTED, Channels, damaged_channel, sum_or_none
+from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.log import CommitLog
 from tenuto.stores.sqlite.reader import check, reading_store
 from tenuto.stores.sqlite.space import space_in
@@ -33,41 +30,17 @@ from tenuto.stores.sqlite.space import space_in
 LINE_CHARACTERS = 10_000  # of a line that the program prints
 NICENESS = 10
 _MAYBE_LOST = "a damaged row of the log may have held its last text"
-# Each list is read from both ends of the table, and from both ends of the index that has its columns.
-_CHANNELS = tuple(
-    f"SELECT id, name FROM channels {way}"
-    for way in (
-        "NOT INDEXED",
-        "NOT INDEXED ORDER BY id DESC",
-        "INDEXED BY sqlite_autoindex_channels_1 ORDER BY name",
-        "INDEXED BY sqlite_autoindex_channels_1 ORDER BY name DESC",
-    )
-)
-_DOCUMENTS = tuple(
-    f"SELECT id, channel, message FROM documents {way}"
-    for way in (
-        "NOT INDEXED",
-        "NOT INDEXED ORDER BY id DESC",
-        "INDEXED BY documents_message ORDER BY channel, message",
-        "INDEXED BY documents_message ORDER BY channel DESC, message DESC",
-    )
-)
 
 
 def verify(path: Path) -> Iterator[str]:
     """Yield one line for each damaged part of the store. Raises StoreUnusable if the file cannot be read at all."""
     with reading_store(path) as db:
         remedy = "if no message is named below, run `tenuto compact`; if that fails, restore a backup"
-        pages = None
         try:
             check(db, path, kind="store file", remedy=remedy)
         except StoreUnusable as error:
             yield str(error)
-            pages = _Pages(db)
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        if schema < CHECKSUMS:
-            raise StoreUnusable(f"store file {path} has no checksums yet; start the server once, which adds them")
-        yield from damage_in(db, pages)
+        yield from damage_in(db)
 
 
 def free_space(path: Path) -> tuple[int, int]:
@@ -82,83 +55,28 @@ def free_space(path: Path) -> tuple[int, int]:
         return space_in(db, documents)
 
 
-class _Pages:
-    """The messages that pages and catch-ups list, by channel. A damaged index may leave some of them out."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        # keys in pages, keys in catch-ups (None: the read fails), and the highest key at that moment
-        self._known: dict[int, tuple[set[int] | None, set[int] | None, int]] = {}
-
-    def leave_out(self, documents: Documents, key: int, channel: int, message_id: str) -> bool:
-        """Return whether pages leave out the message, although it is not deleted, or catch-ups do."""
-        fact = documents.fact(channel, message_id)
-        if channel not in self._known:
-            (highest,) = self._db.execute("SELECT max(id) FROM documents").fetchone()
-            ways = [_keys(partial(documents.by_creation, channel, None, after)) for after in (None, 0)]
-            found = [one for one in ways if one is not None]
-            pages = set.intersection(*found) if found else None
-            self._known[channel] = pages, _keys(partial(documents.changed, channel, 0, -1)), highest
-        pages, changed, highest = self._known[channel]
-        if fact is None or key > highest:
-            return False
-        is_shown = pages is None or key in pages or not fact[1].is_counted
-        return not is_shown or (changed is not None and key not in changed)
-
-
-def _keys(read: Callable[[], Iterable[Found]]) -> set[int] | None:
-    """Return the keys of the documents that `read` finds; None if it fails."""
-    try:
-        return {found.key for found in read()}
-    except sqlite3.DatabaseError:
-        return None
-
-
-def damage_in(db: sqlite3.Connection, pages: _Pages | None = None) -> Iterator[str]:
-    """Yield one line for each damaged channel, message and row of the log, in a database with checksums.
-
-    With `pages` also for each message that they leave out.
-    """
+def damage_in(db: sqlite3.Connection) -> Iterator[str]:
+    """Yield one line for each damaged channel, message and row of the log in a database."""
     documents = Documents(db)
     channels = Channels(db, documents)
     names: dict[int, str] = {}
-    problems = []
-    for row in _listed(db, _CHANNELS):
-        number, name = row
+    for number, name, epoch, floor, checksum in _listed(db, "SELECT id, name, epoch, floor, crc FROM channels"):
         names[number] = "(deleted)" if name is None else f"{name!r}"
-        problem = _problem_of_channel(channels, name) if name is not None else None
-        if problem is not None:
-            problems.append((row, problem))
-    if problems:
-        still = set(_listed(db, _CHANNELS))  # the server has deleted the others meanwhile
-        yield from (problem for row, problem in problems if row in still)
-    (schema,) = db.execute("PRAGMA user_version").fetchone()
-    if schema >= SUMMARIES:
-        with contextlib.suppress(sqlite3.DatabaseError):  # the check of the structure has reported it
-            for _, name in db.execute(MISCOUNTED):
-                yield (
-                    f"channel {name!r}: its count of messages or bytes is wrong; if none of its messages is named, run "
-                    "`tenuto compact`, which counts anew"
-                )
-    lost = []
-    for row in _listed(db, _DOCUMENTS):
-        key, number, message_id = row
-        place = _place(names, number, message_id)
+        if name is not None and checksum != sum_or_none(number, name, epoch, floor):
+            yield damaged_channel(name)
+    for _, name in _listed(db, MISCOUNTED):
+        yield (
+            f"channel {name!r}: its count of messages or bytes is wrong; if none of its messages is named, run "
+            "`tenuto compact`, which counts anew"
+        )
+    for key, number, message_id in _listed(db, "SELECT id, channel, message FROM documents"):
         db.execute("BEGIN")
         try:
-            problem = _problem(documents, pages, key, number, message_id)
-        except LookupError:
-            lost.append((row, place))
-        else:
-            if problem is not None:
-                yield f"{place}: {problem}"
+            problem = _problem(documents, key, message_id)
         finally:
             db.execute("ROLLBACK")
-    if lost:
-        still = set(_listed(db, _DOCUMENTS))  # the server has removed the others meanwhile
-        for row, place in lost:
-            if row in still:
-                yield f"{place}: it cannot be found by its key {row[0]}; restore a backup"
+        if problem is not None:
+            yield f"{_place(names, number, message_id)}: {problem}"
     db.execute("BEGIN")
     try:
         lines = _damage_of_log(db, channels, documents, names)
@@ -167,19 +85,8 @@ def damage_in(db: sqlite3.Connection, pages: _Pages | None = None) -> Iterator[s
     yield from lines
 
 
-def _problem_of_channel(channels: Channels, name: str) -> str | None:
-    try:
-        if channels.find(name, at=0) is None:
-            return f"channel {name!r} is damaged: its row cannot be found by its name; restore a backup"
-    except StoreUnusable as error:
-        return str(error)
-    except sqlite3.DatabaseError as error:
-        return f"channel {name!r} cannot be read: {error}; restore a backup"
-    return None
-
-
-def _problem(documents: Documents, pages: _Pages | None, key: int, channel: int, message_id: str) -> str | None:
-    """Return what is wrong with a message; None if it is whole. Raises LookupError if no row has its key."""
+def _problem(documents: Documents, key: int, message_id: str) -> str | None:
+    """Return what is wrong with a message; None if it is whole, or if the server has removed it meanwhile."""
     try:
         documents.read(key, message_id)
     except StoreUnusable as error:
@@ -187,16 +94,10 @@ def _problem(documents: Documents, pages: _Pages | None, key: int, channel: int,
     except sqlite3.DatabaseError as error:
         problem = f"{error}; restore a backup"
     else:
-        with contextlib.suppress(sqlite3.DatabaseError):
-            found = documents.find(channel, message_id)
-            if found is not None and found.key == key:
-                if pages is not None and pages.leave_out(documents, key, channel, message_id):
-                    return "it is whole, but an index leaves it out of pages or catch-ups; run `tenuto compact`"
-                return None
-        return "it is whole, but an index of the file does not list it, so it is not shown; run `tenuto compact`"
+        return None
     with contextlib.suppress(sqlite3.DatabaseError):
         if documents.by_key(key) is None:
-            raise LookupError
+            return None
     return problem
 
 
@@ -249,14 +150,12 @@ def _place(names: dict[int, str], channel: int, message_id: str) -> str:
     return f"channel {names.get(channel, f'number {channel}')}: message {message_id!r}"
 
 
-def _listed(db: sqlite3.Connection, ways: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    """Return the rows of queries for the same rows, as far as each can be read, without repetition."""
-    found: dict[tuple[Any, ...], None] = {}
-    for one in ways:
-        with contextlib.suppress(sqlite3.DatabaseError):
-            for row in db.execute(one):
-                found[row] = None
-    return list(found)
+def _listed(db: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a query, as far as they can be read; the check of the structure has reported the rest."""
+    found: list[tuple[Any, ...]] = []
+    with contextlib.suppress(sqlite3.DatabaseError):
+        found.extend(db.execute(query))  # keeps the rows before an error
+    return found
 
 
 def main(path: Path) -> None:

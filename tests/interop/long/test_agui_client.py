@@ -15,10 +15,10 @@ from fastapi import FastAPI
 
 from tenuto import Hub, Turn
 from tenuto.interop import AGUI
-from tenuto.testing.proxy import FaultProxy
 from tests.interop.long.restarts import served
 from tests.interop.pages import ROOT, Pages, pages_at
 from tests.interop.test_agui import everything
+from tests.proxy import FaultProxy
 from tests.transports.conftest import new_hub, serving
 
 PACKAGE = Path(os.environ.get("TENUTO_AGUI", "")) / "@ag-ui" / "client"

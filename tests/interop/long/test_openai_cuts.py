@@ -13,9 +13,9 @@ import pytest
 import websockets
 
 from tenuto import Turn
-from tenuto.testing.proxy import FaultProxy
 from tests.interop.test_openai import scene_of
 from tests.interop.test_openai_socket import LAST
+from tests.proxy import FaultProxy
 
 
 async def read_stream(client: openai.AsyncOpenAI, id: str, seen: int) -> AsyncIterator[Any]:

@@ -19,10 +19,10 @@ from starlette.routing import Route as AppRoute
 
 from tenuto import Hub, Turn
 from tenuto.interop import AISDK
-from tenuto.testing import FaultProxy
 from tests.browser.tab import chromium
 from tests.interop.long.restarts import served as running
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT
+from tests.proxy import FaultProxy
 from tests.transports.conftest import new_hub, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tenuto.testing.proxy import FaultProxy
+from tests.proxy import FaultProxy
 
 PATIENCE_S = 20.0
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

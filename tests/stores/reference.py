@@ -1,10 +1,7 @@
-"""Writes a store file with the code of an earlier Tenuto, for `test_sqlite_migrations`.
+"""Writes the store file that the tests of damage change.
 
-    git archive COMMIT tenuto | tar -x -C /tmp/old
-    PYTHONPATH=/tmp/old:. python -m tests.stores.old_schemas tests/stores/files/schema-N
-
-It writes `schema-N.db.gz`, the file as a backup of the open store has it, and `schema-N.json`, the messages as that
-code reads them. Commit of schema 1: 1df0dc5, of schema 2: abe7906, of schema 3: a87eb26, of schema 4: 14140ad.
+`python -m tests.stores.reference tests/stores/files/schema-N` writes `schema-N.db.gz`, the file as a backup of the open
+store has it, and `schema-N.json`, its messages. The tests name places in the file, so another one may need others.
 """
 
 import asyncio
@@ -24,8 +21,7 @@ from tenuto.core.requests import CreateMessage
 from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.testing import contract
-from tenuto.testing.contract import Chat, append, create, delete, edit, finish, put_part
+from tests.stores.contract import Chat, append, create, delete, edit, emptied, finish, put_part
 
 WORDS = "the quick brown fox jumps over the lazy dog, naïve 中文 🙂 "
 
@@ -47,26 +43,21 @@ async def fill(store: Any) -> list[str]:
         for step in range(30):
             await chat.do(append("m-running", f"{step} {WORDS}", part=0), documents=["m-running"] if step == 12 else [])
         await chat.do(append("m-running", "y" * 9000))
-    if hasattr(requests, "SendCommand"):
-        served = Chat(store, "served", epoch="es", is_served=True)
-        await served.do(("u-waiting", CreateMessage(text="a question", role="user")))
-        await served.do(("u-taken", CreateMessage(text="another", role="user")))
-        await served.do(("u-taken", requests.ClaimTurn(generation=0)))
-        for key in ("!c-open", "!c-replied"):
-            await served.do((key, requests.SendCommand(name="approve", target="u-waiting", data={"a": "b" * 3000})))
-        reply = requests.ReplyCommand(ok=False, data=[2], error={"code": "no", "detail": "why"}, request="r")
-        await served.do(("!c-replied", reply), documents=["!c-replied"])
-        await store.note({"a-note": b"\x00\xff"})
-        chats.append(served)
+    served = Chat(store, "served", epoch="es", is_served=True)
+    await served.do(("u-waiting", CreateMessage(text="a question", role="user")))
+    await served.do(("u-taken", CreateMessage(text="another", role="user")))
+    await served.do(("u-taken", requests.ClaimTurn(generation=0)))
+    for key in ("!c-open", "!c-replied"):
+        await served.do((key, requests.SendCommand(name="approve", target="u-waiting", data={"a": "b" * 3000})))
+    reply = requests.ReplyCommand(ok=False, data=[2], error={"code": "no", "detail": "why"}, request="r")
+    await served.do(("!c-replied", reply), documents=["!c-replied"])
+    await store.note({"a-note": b"\x00\xff"})
+    chats.append(served)
     for name in ("gone:0", "gone:1"):
         chat = Chat(store, name, epoch="eg")
         await chat.do(create("m-1", "SECRET of a deleted channel"), create("m-2", WORDS * 20, streaming=True))
         await chat.do(append("m-2", "SECRET"))
-        gone = {"used_up": ["m-1", "m-2"], "until_ms": 2**40}
-        if hasattr(contract, "emptied"):
-            await contract.emptied(store, name, **gone)
-        else:
-            await store.delete_channel(name, **gone)
+        await emptied(store, name, used_up=["m-1", "m-2"], until_ms=2**40)
     return [chat.channel for chat in chats]
 
 
@@ -93,7 +84,7 @@ def described(stored: Any) -> dict[str, Any]:
         reply = None if answer is None else [answer.ok, answer.data, answer.error]
         return {"name": command.name, "target": command.target, "data": digest(command.data), "reply": reply}
     message = documents.restore(stored)
-    claim = getattr(message, "claim", None)
+    claim = message.claim
     return {
         "status": message.status,
         "meta": message.meta,

@@ -1,12 +1,13 @@
-"""Imports: an export file becomes the messages of an empty channel, all of them or none.
+"""Exports and imports: a channel as a file of lines, read from the store page by page, and back.
 
 Layer: hub. `core.records` defines the lines.
 
-The whole file is checked first, and read a second time while its records are written, so memory holds one batch. Each
-batch is an ordinary commit. A note in the store names the running import: it is written before each commit, and removed
-after the last one. If the process dies in between, the next start of a hub or the next import empties the channel, and
-the import can be repeated. Messages that were written after such a part stay, and so does a held channel. Each import
-changes only its own note, so of two processes that import into one channel, one that has lost the note fails.
+An import puts the messages of a file into an empty channel, all of them or none. The whole file is checked first, and
+read a second time while its records are written, so memory holds one batch. Each batch is an ordinary commit. A note in
+the store names the running import: it is written before each commit, and removed after the last one. If the process
+dies in between, the next start of a hub or the next import empties the channel, and the import can be repeated.
+Messages that were written after such a part stay. Each import changes only its own note, so of two processes that
+import into one channel, one that has lost the note fails.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.document import DAMAGE, Document, restored
+from tenuto.core.document import DAMAGE, Document, restore, restore_command, restored
 from tenuto.core.errors import (
+    Busy,
+    Damaged,
     IdConflict,
     InvalidRequest,
     LocalError,
+    NotFound,
     StoreUnavailable,
     StoreUnusable,
     TenutoError,
@@ -36,29 +40,143 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.limits import MIB, Limits
+from tenuto.core.model import ASKED
 from tenuto.core.names import check_channel, command_key
 from tenuto.core.ops import Entry
 from tenuto.core.records import (
+    FORMAT,
     HEADER_BYTES,
     IMPORTED,
     End,
+    Header,
     MessageRecord,
     Record,
     check_record,
+    command_record,
     decode_header,
     decode_line,
+    encode_line,
     imported,
     line_bytes,
+    message_record,
 )
+from tenuto.core.requests import references
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.legal_holds import LegalHolds, is_held_in
 from tenuto.stores.base import Committed, Conflict, Head, Store, Write, head_of
 
 logger = logging.getLogger("tenuto.hub")
 
+PAGE = 200  # messages or commands in one read of an export
+PAGE_BYTES = 2 * MIB
+COUNTS = 3  # counts of the messages before they count as missing: one may be deleted during a count
 NOTE = "import:"  # prefix of the notes about running imports; the channel follows
-BATCH = 200  # records in one commit
+BATCH = 200  # records in one commit of an import
 BATCH_BYTES = 1 * MIB
+
+
+# -- exports -------------------------------------------------------------------------------------------------------
+
+
+async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
+    """Yield the lines of `channel`, each with its line end. Messages that are created meanwhile are left out.
+
+    Memory holds one page at a time. Raises NotFound for an empty channel, Busy if the channel is deleted meanwhile or
+    has a part of an import, StoreUnavailable, and Damaged in place of the last line if messages are missing.
+    """
+    # An import may begin or end beside the read of the head.
+    is_part = await is_importing(store, channel)
+    head = await head_of(store, channel)
+    if is_part or await is_importing(store, channel):
+        raise Busy(f"channel {channel!r} has a part of an import that has not ended; export it after its end")
+    if not head.serial:
+        raise NotFound(f"channel {channel!r} has no messages; check its name with tenuto channels")
+    digest = hashlib.sha256()
+    counts = {"message": 0, "command": 0}
+    damaged = kept = 0
+    line = encode_line(Header(format=FORMAT, channel=channel))
+    digest.update(line)
+    yield line
+    async for record in _records(store, channel, head):
+        counts[str(record.__struct_config__.tag)] += 1
+        damaged += record.is_damaged
+        kept += isinstance(record, MessageRecord) and record.role == ASKED
+        line = encode_line(record)
+        digest.update(line)
+        yield line
+    await _check_count(store, channel, head, counts["message"] - kept)
+    yield encode_line(
+        End(messages=counts["message"], commands=counts["command"], sha256=digest.hexdigest(), damaged=damaged)
+    )
+
+
+async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Record]:
+    after, more = 0, True
+    kept: set[str] = set()  # ids of the values beside the `meta` of messages (`asked`) that were exported
+    while more:
+        page = await store.page(channel, before=head.serial + 1, after=after, limit=PAGE, limit_bytes=PAGE_BYTES)
+        _check_same(page.head, head, channel)
+        for stored in page.messages:
+            message = restore(stored)
+            if message.created <= after:
+                raise Damaged(
+                    f"message {message.id!r} of channel {channel!r} is damaged: its place in the history is lost, so "
+                    "the rest cannot be exported; restore a backup"
+                )
+            after = message.created
+            ids = sorted(set(references(message.meta).values()) - kept)
+            kept.update(ids)
+            for one in (await store.messages(channel, ids))[1].values() if ids else ():
+                if (value := restore(one)).role == ASKED and not value.deleted:
+                    yield message_record(value)
+            yield message_record(message)
+        more = page.more
+    last: str | None = None
+    while ids := await store.commands(channel, after=last, limit=PAGE):
+        now, found = await store.messages(channel, ids)
+        _check_same(now, head, channel)
+        for key in ids:
+            if key not in found:  # retention has removed it meanwhile
+                continue
+            command = restore_command(found[key])
+            if command.created <= head.serial:
+                yield command_record(command)
+        last = ids[-1]
+
+
+async def _check_count(store: Store, channel: str, head: Head, read: int) -> None:
+    """Raise Damaged if the store counts more messages than were `read` of the history up to `head`.
+
+    Messages that came meanwhile do not count. Deleted ones may have been read before, so at least the others must have
+    been.
+    """
+    for _ in range(COUNTS):
+        summaries = await store.summaries([channel], after=None, limit=1)
+        known = sum(one.messages for one in summaries) - await _count_after(store, channel, head.serial)
+        if known <= read:
+            return
+    raise Damaged(
+        f"channel {channel!r} has {known} messages, but {read} of them can be read; run `tenuto verify`: if it names "
+        "the count of the channel and none of its messages, the count is damaged, and `tenuto compact` counts anew; "
+        "else restore a backup"
+    )
+
+
+async def _count_after(store: Store, channel: str, serial: int) -> int:
+    """Return how many messages were created after `serial`."""
+    found, more = 0, True
+    while more:
+        page = await store.page(channel, before=None, after=serial, limit=PAGE, limit_bytes=PAGE_BYTES)
+        found, more = found + len(page.messages), page.more
+        serial = max([serial + 1, *(restore(one).created for one in page.messages)])
+    return found
+
+
+def _check_same(now: Head, head: Head, channel: str) -> None:
+    if now.epoch != head.epoch:
+        raise Busy(f"channel {channel!r} was deleted while it was exported; export it again if it has messages")
+
+
+# -- imports -------------------------------------------------------------------------------------------------------
 
 
 class Imported(Struct, frozen=True, kw_only=True):
@@ -150,8 +268,7 @@ class ExportFile:
         return data
 
     def _check_end(self, end: End, messages: int, commands: int, damaged: int) -> None:
-        # the end in a file of an earlier release does not name the damaged ones
-        if (end.messages, end.commands) != (messages, commands) or end.damaged not in (0, damaged):
+        if (end.messages, end.commands, end.damaged) != (messages, commands, damaged):
             raise InvalidRequest(
                 f"the file has {messages} messages and {commands} commands, {damaged} of them damaged; its end names "
                 f"{end.messages}, {end.commands} and {end.damaged}; export the channel again"
@@ -354,12 +471,9 @@ async def mend_import(store: Store, channel: str) -> None:
 async def undo_imports(store: Store) -> None:
     """Empty all channels whose import has not ended, except damaged ones. No import may run.
 
-    Raises StoreUnavailable, and StoreUnusable if a note about a hold is damaged.
+    Raises StoreUnavailable.
     """
-    parts = await store.notes(NOTE)
-    if parts:
-        await LegalHolds(store).load()  # it mends damaged notes about holds
-    for name, note in parts.items():
+    for name, note in (await store.notes(NOTE)).items():
         with _logs_damage():  # damage to one import must not keep the other channels from service
             await _undo(store, name.removeprefix(NOTE), note)
 
@@ -381,30 +495,26 @@ async def _undo(store: Store, channel: str, note: bytes) -> None:
     taken = msgspec.msgpack.encode(_Running(running.before, running.after))
     if not await store.note({name: taken}, expected={name: note}):  # so an import that still runs cannot end
         raise StoreUnavailable(f"unfinished import into channel {channel!r} was changed by another process; try again")
-    if await _remove_part(store, channel, running):
-        await store.note({name: None}, expected={name: taken})
+    await _remove_part(store, channel, running)
+    await store.note({name: None}, expected={name: taken})
 
 
-async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> bool:
+async def _remove_part(store: Store, channel: str, running: _Running, *, epoch: str | None = None) -> None:
     """Empty the channel if its last entry is that of the import in `running`, and its epoch `epoch`, if given.
 
-    Return whether no part is left. Raises StoreUnavailable.
+    Raises StoreUnavailable.
     """
     head = await head_of(store, channel)
     if not head.serial or epoch not in (None, head.epoch):
-        return True
+        return
     if not await _is_part(store, channel, head, running):
         if running.after[0]:  # else the import was refused before its first commit, so there is no part
             logger.warning("channel %s was written after a part of an import, so its messages stay", channel)
-        return True
-    if await is_held_in(store, channel):
-        logger.warning("channel %s is held, so a part of an import stays in it until its release", channel)
-        return False
+        return
     result = await store.delete_channel(channel, expected=head, used_up=(), until_ms=0)
     if isinstance(result, Conflict):
         raise StoreUnavailable(f"channel {channel!r} is written while its unfinished import is removed; try again")
     logger.warning("channel %s had a part of an import that has not ended; it is empty again", channel)
-    return True
 
 
 def _decoded(note: bytes) -> _Running | None:

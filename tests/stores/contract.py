@@ -55,8 +55,8 @@ from tenuto.core.requests import (
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import Text
 from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Store, Tail, Write, head_of
-from tenuto.testing.contract_holds import HoldsContract
-from tenuto.testing.contract_notices import NoticesContract
+from tests.stores.contract_holds import HoldsContract
+from tests.stores.contract_notices import NoticesContract
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)

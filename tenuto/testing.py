@@ -1,0 +1,72 @@
+"""For the tests of an application: a model that follows a script, and waiting for an answer.
+
+Layer: testing, above `app`. No module of the product imports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from tenuto.core.errors import LocalError
+
+if TYPE_CHECKING:
+    from tenuto.app import Hub
+    from tenuto.core.model import Message
+
+__all__ = ["ScriptedModel", "wait_for_answer"]
+
+_WORD = re.compile(r"\S+\s*|\s+")
+_LISTED = 20  # newest messages that are searched for answers
+
+
+class ScriptedModel:
+    """A model that gives the replies of a script, one for each call: `async for piece in model(question): …`.
+
+    A reply is a text, which comes word by word, or its pieces; an exception among them is raised in its place. `asked`
+    has what each call was given.
+    """
+
+    def __init__(self, *replies: str | Exception | Iterable[str | Exception]) -> None:
+        self.asked: list[Any] = []
+        self._replies = iter(replies)
+
+    async def __call__(self, asked: Any = None) -> AsyncIterator[str]:
+        """Yield the pieces of the next reply. Raises LocalError when the script is over."""
+        self.asked.append(asked)
+        reply = next(self._replies, None)
+        if reply is None:
+            raise LocalError(f"the script has no reply to call {len(self.asked)}; give ScriptedModel another one")
+        if isinstance(reply, str):
+            reply = _WORD.findall(reply)
+        for piece in [reply] if isinstance(reply, Exception) else reply:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+            await asyncio.sleep(0)  # as between two pieces of a real model
+
+
+async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *, timeout_s: float = 10.0) -> Message:
+    """Return the answer to the message with the id `question`, by default the newest of a user, once it has ended.
+
+    An interrupted answer does not count, because another attempt may follow. Raises TimeoutError after `timeout_s`.
+    """
+    found: list[Message] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for _ in hub.subscribe(channel):
+                found = (await hub.history(channel, limit=_LISTED)).messages
+                wanted = question or next((one.id for one in found if one.role == "user"), None)
+                for one in found:
+                    is_answer = one.role == "assistant" and one.reply_to == wanted and wanted is not None
+                    if is_answer and one.status not in ("streaming", "interrupted"):
+                        return one
+    except TimeoutError:
+        states = ", ".join(f"{one.role} {one.id!r} {one.status}" for one in found) or "none"
+        raise TimeoutError(
+            f"{question or 'the newest question'!r} in channel {channel!r} has no answer that ended within "
+            f"{timeout_s:g} s; its newest messages: {states}"
+        ) from None
+    raise AssertionError("a subscription ends only with an error")
