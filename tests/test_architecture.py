@@ -86,6 +86,7 @@ def imports(path: Path) -> list[str]:
     return found
 
 
+@cache
 def is_own_module(name: str) -> bool:
     """Return whether `name` is a module of Tenuto."""
     place = PACKAGE.parent.joinpath(*name.split("."))

@@ -14,10 +14,9 @@ from fastapi.responses import StreamingResponse
 
 from tenuto import Hub
 from tenuto.agents.local import AgentWriter
-from tenuto.core.errors import IdConflict, LocalError, TenutoError
+from tenuto.core.errors import IdConflict, LocalError
 from tenuto.core.requests import Caller, CreateMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id
-from tenuto.response import check_source
 from tests.transports.conftest import Served, new_hub, serving
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
@@ -188,15 +187,6 @@ async def test_second_request_for_an_answer_joins_its_stream() -> None:
         assert len((await served.hub.history("chat:1")).messages) == 2
 
 
-async def test_simultaneous_requests_for_one_answer_get_the_same_stream() -> None:
-    source = Source()
-    source.gate.set()
-    async with served_app(source) as served:
-        both = await asyncio.gather(*(served.http.post("/chat?prompt=hi") for _ in range(2)))
-        assert [(one.status_code, "the end" in one.text) for one in both] == [(200, True)] * 2
-        assert len((await served.hub.history("chat:1")).messages) == 2
-
-
 async def test_another_message_under_the_id_of_the_answer_is_not_joined() -> None:
     """A user may know or choose the id: of the user's own message, of another answer, or of an answer in its name."""
     hub, source = new_hub(), Source()
@@ -364,23 +354,6 @@ async def framed() -> AsyncIterator[str]:
         yield f"data: {json.dumps(word)}\n\n"
 
 
-async def test_stream_of_frames_is_stored_as_text() -> None:
-    body, message = await response_of(framed, style="data")
-    assert (message.text, message.status) == ("You asked", "complete")
-    assert body.replace("\n\ndata: asked", "asked") == "data: You asked\n\ndata: [DONE]\n\n"
-
-
-async def test_frames_of_objects_require_the_name_of_their_text_field() -> None:
-    async def objects() -> AsyncIterator[str]:
-        yield json_frame("You ")
-        yield json_frame("asked")
-
-    _, message = await response_of(objects, text_field="token")
-    assert (message.text, message.status) == ("You asked", "complete")
-    _, message = await response_of(objects)
-    assert (message.text, message.status, message.reason) == ("", "failed", "misuse")
-
-
 async def test_plain_text_may_begin_like_a_frame() -> None:
     text = "data: hello\n\nThis is a server-sent event."
 
@@ -410,16 +383,6 @@ async def test_frames_after_text_fail_with_the_remedy(
     assert (message.text, message.status) == (beginning + frame, "complete")
 
 
-@pytest.mark.parametrize("item", ["data: x\n", "data is\n\n", "id: 5\n\n", "data: x\nis text\n\n", "\n\n"])
-async def test_text_other_than_a_whole_frame_may_follow_text(item: str) -> None:
-    async def prose() -> AsyncIterator[str]:
-        yield "Look: "
-        yield item
-
-    _, message = await response_of(prose)
-    assert (message.text, message.status) == ("Look: " + item, "complete")
-
-
 def texts_of(body: str) -> str:
     return "".join(json.loads(line[6:])["token"] for line in body.splitlines() if line.startswith("data: {"))
 
@@ -429,13 +392,6 @@ async def test_style_may_be_a_function_of_the_text() -> None:
     assert texts_of(body) == "You asked"
     assert body.endswith("}\n\ndata: [DONE]\n\n")
     assert "id:" not in body
-
-
-async def test_frames_of_an_eventsource_have_ids() -> None:
-    body, _ = await response_of(framed, "text/event-stream", style=json_frame)
-    assert texts_of(body) == "You asked"
-    assert body.splitlines()[-2].startswith("id: ")
-    assert len(ids(body)) == body.count("data:") + 1  # the last id belongs to the end
 
 
 async def test_style_of_another_format_is_sent_as_it_is() -> None:
@@ -528,17 +484,6 @@ def test_source_other_than_a_stream_is_refused_at_the_call(source: object, detai
     assert detail in refused.value.detail
 
 
-def test_function_that_returns_the_response_of_a_provider_is_a_source() -> None:
-    class ModelResponse:
-        """A provider's stream."""
-
-    def ask() -> ModelResponse:
-        return ModelResponse()
-
-    ask.__annotations__["return"] = ModelResponse
-    check_source(ask, None, None)
-
-
 async def test_function_that_returns_a_response_ends_the_answer_with_the_remedy(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -568,44 +513,6 @@ async def test_argument_other_than_a_stream_is_refused_by_pipe(stream: object, d
             await message.pipe(stream)
     assert refused.value.detail.endswith(detail)
     await hub.close()
-
-
-@pytest.mark.parametrize(
-    ("items", "remedy"),
-    [([object()], "name it: {} is one of text, "), (["data: a\n\n", "prose"], "for plain text pass {}='text'")],
-)
-async def test_error_of_a_stream_names_the_option_of_its_call(
-    caplog: pytest.LogCaptureFixture, items: list[object], remedy: str
-) -> None:
-    hub = new_hub()
-    with pytest.raises(TenutoError) as refused:
-        async with hub.message("chat:1") as message:
-            assert isinstance(message, AgentWriter)
-            await message.pipe(items)
-    assert remedy.format("source") in refused.value.detail
-    app = FastAPI()
-    hub.install(app, "/tenuto")
-    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", lambda: iter(items)))
-    async with serving(hub, app) as served:
-        await served.http.get("/chat")
-    assert remedy.format("source_kind") in caplog.text
-
-
-async def test_eventsource_that_reconnects_after_the_end_begins_no_second_answer() -> None:
-    hub = new_hub()
-    app = FastAPI()
-    hub.install(app, "/tenuto")
-    app.add_api_route("/chat", lambda: hub.stream_response("chat:1", framed, style=json_frame))
-    async with serving(hub, app) as served:
-        event_source = {"accept": "text/event-stream"}
-        body = (await served.http.get("/chat", headers=event_source)).text
-        after_the_end = {**event_source, "last-event-id": ids(body)[-1]}
-        assert (await served.http.get("/chat", headers=after_the_end)).status_code == 204
-        within = {**event_source, "last-event-id": ids(body)[0]}  # the answer has ended since
-        assert texts_of((await served.http.get("/chat", headers=within)).text) == "You asked".removeprefix(
-            texts_of(body.partition("id: ")[0])
-        )
-        assert len((await hub.history("chat:1")).messages) == 1
 
 
 @pytest.mark.parametrize("style", ["events", "data"])

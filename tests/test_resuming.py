@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tenuto import Hub
 from tenuto.response import BEGINNING_S, StreamResponse
 from tests.transports.conftest import new_hub
@@ -151,25 +149,6 @@ async def test_reloaded_page_gets_the_running_answer_and_later_the_whole_one(end
     assert await endpoint.stored() == [("user", "why", "complete"), ("assistant", "why: one two", "complete")]
 
 
-@pytest.mark.parametrize(
-    ("style", "parts"),
-    [
-        ("events", ['event: answer\ndata: "why: one two"', 'event: done\ndata: {"status":"complete"}']),
-        ("data", ["data: why: one two\n", "data: [DONE]"]),
-        ("ai-sdk", ['"type":"start"', '"delta":"why: one two"', "data: [DONE]"]),
-        (lambda text: f"<{text}>", ["<why: one two>"]),
-    ],
-)
-async def test_every_style_is_resumed_in_its_own_frames(style: Any, parts: list[str]) -> None:
-    endpoint = Endpoint(new_hub(), style=style)
-    endpoint.gate.set()
-    await endpoint.get("why").whole()
-    resumed = await endpoint.get().whole()
-    assert [part for part in parts if part not in resumed.body] == []
-    assert len(endpoint.asked) == 1
-    await endpoint.hub.close()
-
-
 @on_memory
 async def test_reload_while_the_question_is_being_stored_waits_for_its_answer(endpoint: Endpoint) -> None:
     endpoint.gate.set()
@@ -210,17 +189,6 @@ async def test_answer_behind_other_messages_is_found(endpoint: Endpoint) -> None
     for number in range(25):
         await endpoint.hub.create("chat:1", role="system", text=f"note {number}")
     assert (await endpoint.get().whole()).text == "why: one two"
-
-
-@pytest.mark.parametrize("status", ["cancelled", "failed"])
-async def test_answer_that_did_not_complete_is_resumed_with_its_status(status: str) -> None:
-    endpoint = Endpoint(new_hub(), end_frame=lambda status: f"event: {status}\ndata:\n\n")
-    first = await endpoint.get("why").until("one ")
-    await endpoint.hub.finish("chat:1", first.headers["tenuto-message"], status=status)
-    for reader in (first, endpoint.get()):
-        assert (await reader.whole()).text == "why: one "
-        assert f"event: {status}" in reader.body
-    await endpoint.hub.close()
 
 
 @on_memory

@@ -30,7 +30,7 @@ from tests.processes import Process, request
 pytestmark = needs_postgres
 
 PATIENCE_S = 60.0
-QUESTIONS = 1_000
+QUESTIONS = 200
 
 
 class Node(Process):
@@ -173,7 +173,7 @@ async def test_a_client_of_one_process_is_served_by_the_agent_of_another(nodes: 
         await until(view, lambda: getattr(view.message(lost), "status", None) == "interrupted")
 
 
-async def test_two_nodes_answer_each_of_a_thousand_questions_once(url: str) -> None:
+async def test_two_nodes_answer_each_of_many_questions_once(url: str) -> None:
     attempts: Counter[str] = Counter()
     answered: set[str] = set()
     is_over = asyncio.Event()
@@ -198,7 +198,7 @@ async def test_two_nodes_answer_each_of_a_thousand_questions_once(url: str) -> N
                 for hub, (channel, question) in zip(cycle(hubs), asked, strict=False)
             )
         )
-        async with asyncio.timeout(6 * PATIENCE_S):
+        async with asyncio.timeout(2 * PATIENCE_S):
             await is_over.wait()
     finally:
         await there.close()

@@ -17,7 +17,7 @@ import pytest
 
 from proof.simulation.clock import VirtualLoop
 from tenuto import HookEvent, Hub, Turn, watchdog
-from tenuto.watchdog import Watchdog, WatchedOperation, timed
+from tenuto.watchdog import Watchdog, timed
 from tests.virtual import virtual_clock, virtually
 
 LIMIT_S = 30.0
@@ -65,50 +65,6 @@ async def test_thousand_operations_share_one_timer_and_leave_none() -> None:
         assert timers() <= before + 1
     await asyncio.sleep(LIMIT_S)
     assert timers() == before
-
-
-@virtually
-async def test_cancellation_by_other_code_goes_on() -> None:
-    watchdog = Watchdog(LIMIT_S)
-    watches: list[WatchedOperation] = []
-
-    async def operate() -> None:
-        with watchdog.watch() as watch:
-            watches.append(watch)
-            await asyncio.sleep(100)
-
-    task = asyncio.create_task(operate())
-    await asyncio.sleep(1)
-    task.cancel()
-    watches[0].expire()  # the limit passes at the moment of the cancellation
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    watches[0].expire()  # the operation has ended: no effect
-    await asyncio.sleep(0)
-
-
-@virtually
-async def test_late_operation_leaves_its_task_usable() -> None:
-    watchdog = Watchdog(LIMIT_S)
-    for _ in range(3):
-        with pytest.raises(TimeoutError), watchdog.watch():
-            await asyncio.Event().wait()
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-
-
-@virtually
-async def test_error_of_an_operation_is_not_replaced() -> None:
-    watchdog = Watchdog(LIMIT_S)
-    with pytest.raises(ZeroDivisionError), watchdog.watch():
-        try:
-            await asyncio.Event().wait()
-        finally:
-            raise ZeroDivisionError
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0
 
 
 # Code of the app that blocks the event loop ----------------------------------------------------------------------

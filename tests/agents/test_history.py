@@ -125,32 +125,10 @@ def test_arguments_other_than_an_object_are_empty_for_anthropic(arguments: str) 
 
 
 @pytest.mark.parametrize("shape", ["openai", "responses", "anthropic"])
-def test_line_end_before_a_call_is_left_out(shape: Any) -> None:
-    turns = as_turns([ASKED, message("assistant", text("\n\n"), call("a"))], shape)
-    assert "\\n" not in str(turns)
-
-
-def test_text_of_a_user_message_with_calls_keeps_its_role() -> None:
-    turns = as_turns([message("user", text("Look: "), call("a"))], "openai")
-    assert [(turn["role"], turn["content"]) for turn in turns] == [
-        ("user", "Look: "),
-        ("assistant", None),
-        ("tool", "done"),
-    ]
-
-
-@pytest.mark.parametrize("shape", ["openai", "responses", "anthropic"])
 def test_text_of_a_tool_message_is_left_out(shape: Any) -> None:
     turns = as_turns([ASKED, message("tool", text("raw"), call("a"))], shape)
     assert "raw" not in str(turns)
     assert "done" in str(turns)
-
-
-def test_anthropic_gets_no_text_of_white_space() -> None:
-    blank = [message("user", text(" ")), message("assistant", text("\n\n"))]
-    assert as_turns([ASKED, *blank, message("user", text("Sure?"))], "anthropic") == [
-        {"role": "user", "content": [text("Why?"), text("Sure?")]}
-    ]
 
 
 async def ask(hub: Hub, id: str, parent: str | None, *, role: str | None = None, reply_to: str | None = None) -> None:

@@ -21,7 +21,7 @@ from tests.client.wire import becomes
 from tests.processes import Process, Server, serving, text_of
 from tests.proxy import FaultProxy
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0  # for a whole test, whose server starts several times
 TOKENS = 400
 # Short waits where a test would only sit through them; the rest as it is.
 TIMING = Timing(backoff_s=0.05, backoff_cap_s=0.2, silence_s=7.0, response_s=1.0)

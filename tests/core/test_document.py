@@ -15,26 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.core import text as text_module
 from tenuto.core.document import (
-    KEPT_MS,
     Segment,
     Stored,
     document,
     mark_documented,
     restore,
     restore_command,
-    restored,
-    used_up_head,
 )
 from tenuto.core.draft import Draft
-from tenuto.core.errors import Deleted
 from tenuto.core.events import encode_json
-from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.message_state import MessageState
 from tenuto.core.requests import Caller
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import MARK_BYTES, Text
-from tests.core.harness import AGENT, BOB, PERSON, LogHarness, data_part, served_log, text_part, tool_part
+from tests.core.harness import BOB, PERSON, LogHarness, data_part, text_part, tool_part
 from tests.core.worlds import (
     COMMANDS,
     IDS,
@@ -76,57 +71,11 @@ def full() -> LogHarness:
     return harness
 
 
-def test_a_document_holds_all_of_a_message() -> None:
-    harness = full()
-    back = restore(stored(harness.known("m")))
-    assert everything(back) == everything(harness.known("m"))
-    assert back.documented == back.version
-    assert back.undocumented_bytes == 0
-
-
-def test_document_has_the_fields_that_a_store_indexes() -> None:
-    harness = LogHarness()
-    harness.create("first", text="x")
-    harness.stream("m", "hello")
-    kept = document(harness.known("m"))
-    assert (kept.id, kept.created, kept.version, kept.is_open, kept.is_deleted) == ("m", 2, 2, True, False)
-    assert kept.size_bytes == harness.known("m").size_bytes
-    harness.finish("m")
-    assert not document(harness.known("m")).is_open
-
-
-def test_document_of_a_deleted_message_drops_its_text() -> None:
-    harness, shelf = LogHarness(), Shelf()
-    harness.stream("m", "secret", meta={"a": "secret"})
-    shelf.put_document_of(harness.known("m"))
-    harness.delete("m")
-    shelf.put_document_of(harness.known("m"))
-    head, segments, _ = shelf.documents["m"]
-    assert b"secret" not in head
-    assert segments == []
-    assert shelf.restore("m").deleted
-
-
 def test_entries_that_the_document_covers_change_nothing() -> None:
     harness = full()
     kept = document(harness.known("m"))
     back = restore(Stored(id="m", head=kept.head, segments=kept.segments, entries=harness.log))
     assert everything(back) == everything(harness.known("m"))
-
-
-def test_thinned_marks_make_overlaps_and_no_holes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "MAX_MARKS", 20)
-    harness, shelf = LogHarness(), Shelf()
-    harness.stream("m", "")
-    shelf.put_document_of(harness.known("m"))
-    for number in range(200):
-        harness.append("m", f"{number} ")
-        if number % 7 == 0:
-            shelf.put_document_of(harness.known("m"))
-            for _ in range(20):
-                harness.append("m", ".")
-    shelf.put_document_of(harness.known("m"))
-    assert everything(shelf.restore("m")) == everything(harness.known("m"))
 
 
 @pytest.mark.parametrize(("piece", "bytes_each"), [("x", 1), ("é", 2), ("\n", 2), ("\x01", 6), ("tok🙂 ", 8)])
@@ -175,23 +124,6 @@ def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[
 # -- turns and commands ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["pending", "taken", "taken again", "done", "cancelled"])
-def test_a_document_holds_the_turn_of_a_message(state: str) -> None:
-    harness = served_log("q")
-    if state != "pending":
-        harness.claim("q", caller=REMOTE, lease_s=15)
-    match state:
-        case "taken again":
-            harness.claim("q", 1, caller=AGENT)
-        case "done" | "cancelled":
-            harness.end("q", 1, state, caller=REMOTE)
-    kept = stored(harness.known("q"))
-    back = restore(kept)
-    assert everything(back) == everything(harness.known("q"))
-    assert document(harness.known("q")).is_open == (state not in ("done", "cancelled"))
-    assert (back.documented, back.last) == (harness.state.serial, harness.state.serial)
-
-
 def commanded(command_id: str, *, has_reply: bool) -> LogHarness:
     harness = LogHarness()
     harness.stream("m")
@@ -199,19 +131,6 @@ def commanded(command_id: str, *, has_reply: bool) -> LogHarness:
     if has_reply:
         harness.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r")
     return harness
-
-
-@pytest.mark.parametrize("has_reply", [False, True])
-def test_a_document_holds_all_of_a_command(has_reply: bool) -> None:
-    harness = commanded("c", has_reply=has_reply)
-    kept = document(harness.known_command("c"))
-    (back,) = restored([Stored(id=kept.id, head=kept.head, segments=kept.segments, entries=[])])
-    assert isinstance(back, CommandState)
-    assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
-    assert (kept.id, kept.created, kept.version) == ("!c", 0, 3 if has_reply else 2)
-    assert (kept.is_open, kept.is_deleted, len(kept.segments)) == (not has_reply, False, 1)
-    assert (kept.target, kept.until_ms) == ("m", 61_000 + KEPT_MS)
-    assert b"to" not in kept.head
 
 
 def test_only_a_reply_after_the_document_is_applied() -> None:
@@ -228,14 +147,3 @@ def test_command_whose_data_has_left_keeps_its_outcome() -> None:
     back = restore_command(Stored(id="!c", head=kept.head, segments=[], entries=[]))
     assert back.reply is not None
     assert (back.data, back.reply.data, back.reply.error, back.reply.ok) == (None, None, {"code": "no"}, False)
-
-
-def test_used_up_id_is_a_deleted_message() -> None:
-    harness = LogHarness()
-    harness.state.insert([restore(Stored(id="m", head=used_up_head("m"), segments=[], entries=[]))])
-    assert harness.known("m").deleted
-    with pytest.raises(Deleted):
-        harness.create("m", text="again")
-    with pytest.raises(Deleted):
-        harness.append("m", "x")
-    assert list(harness.state.changed_since(0)) == []

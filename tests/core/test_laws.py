@@ -7,7 +7,7 @@ A failure that shrinks to something instructive becomes a vector in `tests/vecto
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
@@ -262,7 +262,6 @@ class Viewer:
             assert all(one in self.received for one in replies if one.serial > since), "missed"
 
 
-@settings(max_examples=2 * settings.default.max_examples)
 @given(batches, st.data())
 def test_every_viewer_ends_with_the_server_s_state_and_always_shows_a_prefix(
     world_batches: list[list[Asked]], data: st.DataObject
@@ -332,7 +331,6 @@ TIGHT = Limits(append_bytes=7, message_bytes=40)
 texts_of_any_kind = st.text(st.sampled_from("ab é中🙂\ud800"), max_size=5)
 
 
-@settings(max_examples=2 * settings.default.max_examples)
 @given(batches, st.data())
 def test_fast_path_for_appends_returns_the_decision_or_none(
     world_batches: list[list[Asked]], data: st.DataObject

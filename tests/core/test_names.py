@@ -20,25 +20,12 @@ def test_names_of_the_alphabet_are_allowed(name: str) -> None:
     assert check_id(name) == name
 
 
-@pytest.mark.parametrize("name", ["...", "a", "-", "+", "~", "@", "=", "chat:user@example.com:2026-10-01"])
-def test_odd_names_of_the_alphabet_are_allowed(name: str) -> None:
-    assert check_channel(name) == name
-    assert check_id(name) == name
-
-
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "a/b", "a b", "a\n", "\na", "a\x00", "é", "a%20", "a?b", "a#b", "a\\b", "*", "\ud800", "Ａ", "١"],
 )
 @pytest.mark.parametrize("check", [check_channel, check_id])
 def test_other_names_are_refused(check: Callable[[object], str], name: str) -> None:
-    with pytest.raises(InvalidName):
-        check(name)
-
-
-@pytest.mark.parametrize("name", [None, 7, b"a", ["a"], {"a": 1}])
-@pytest.mark.parametrize("check", [check_channel, check_id])
-def test_value_of_another_type_is_not_a_name(check: Callable[[object], str], name: object) -> None:
     with pytest.raises(InvalidName):
         check(name)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tenuto.core.errors import (
@@ -38,7 +38,6 @@ from tests.core.harness import APP, LogHarness
 from tests.core.writing import Action, Expected, contents
 
 LIMITS = Limits(append_bytes=400)  # pieces of 100 characters, so that some text needs several
-EXAMPLES = 4 * settings.default.max_examples  # four times as many as usual, because these examples are cheap
 VERBS = {"append": "accept_text", "part": "accept_part", "update": "accept_update"}
 
 
@@ -99,7 +98,6 @@ def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int
 @example([("append", "\ud83d"), ("rewrite", "new "), ("append", "\ude00")], 10_000)
 # Half a character has reserved the text part when another part opens.
 @example([("append", "\ud83d"), ("bar", 1)], 10_000)
-@settings(max_examples=EXAMPLES)
 @given(st.lists(st.one_of(contents, contents, commits), max_size=30), st.sampled_from([1, 200, 10_000]))
 def test_stored_message_is_the_accepted_content_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
     harness, expected = new_log(), Expected()
@@ -210,7 +208,6 @@ class Network:
 @example([("meta", {"a": None}), ("respond", "stored"), ("lose", None)], [])
 # A refill needs several requests.
 @example([("append", "x" * 300), ("respond", "stored"), ("lose", None)], [("lose", None)])
-@settings(max_examples=EXAMPLES)
 @given(st.lists(st.one_of(contents, events, events), max_size=40), st.lists(events, max_size=10))
 def test_stored_message_is_the_accepted_content_after_cuts_refusals_and_losses(
     todo: list[Action], at_the_end: list[Action]

@@ -204,14 +204,6 @@ def test_age_lets_all_old_messages_go_in_order_of_time(age_ms: int, facts: list[
         assert due == old
 
 
-def test_a_time_before_those_of_earlier_messages_does_not_count() -> None:
-    old = Fact("old", 1, True, 1, NOW_MS - 2 * DAY_MS, False)
-    busy = Fact("busy", 2, True, 1, NOW_MS - HOUR_MS, True)
-    set_back = Fact("set back", 3, True, 1, NOW_MS - YEAR_MS, False)
-    due, _ = swept(Policy(DAY_MS, None, None, None), [old, busy, set_back])
-    assert due == [old]
-
-
 def test_times_in_the_future_do_not_end_a_sweep() -> None:
     ahead = [Fact(f"m{n}", n, True, 1, NOW_MS + YEAR_MS, False) for n in range(1, 8)]
     old = Fact("old", 9, True, 1, NOW_MS - 2 * DAY_MS, False)
@@ -252,18 +244,3 @@ def test_a_clock_is_compared_with_the_newest_stored_time_at_the_start() -> None:
         assert trust.trusts(NOW_MS + offset_ms, steady_ms=0, newest_ms=NOW_MS) == is_trusted
         assert trust.is_new != is_trusted
         assert trust.trusts(NOW_MS + offset_ms + DAY_MS, steady_ms=DAY_MS, newest_ms=NOW_MS)
-
-
-def test_without_messages_each_clock_is_trusted_and_may_not_jump_later() -> None:
-    trust = ClockTrust()
-    assert trust.trusts(NOW_MS, steady_ms=0, newest_ms=0)
-    assert not trust.trusts(NOW_MS + YEAR_MS, steady_ms=1, newest_ms=0)
-
-
-def test_a_clock_that_keeps_jumping_is_never_trusted() -> None:
-    trust = ClockTrust()
-    trust.trusts(NOW_MS, steady_ms=0, newest_ms=NOW_MS)
-    for hour in range(1, 200):
-        assert not trust.trusts(
-            NOW_MS + (hour + 3) * HOUR_MS + hour % 2 * YEAR_MS, steady_ms=hour * HOUR_MS, newest_ms=0
-        )

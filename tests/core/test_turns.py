@@ -14,8 +14,8 @@ from tenuto.core.decide_turns import GIVEN_BACK_MS
 from tenuto.core.errors import Fenced, Finished, NotWriter, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
-from tenuto.core.ops import Claim, Create, Finish, WriterIdentity
-from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, needs
+from tenuto.core.ops import WriterIdentity
+from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, FinishMessage, needs
 from tenuto.core.turns import reply_id
 from tests.core.harness import AGENT, ANN, LogHarness, served_log
 
@@ -46,26 +46,6 @@ def test_message_in_a_channel_without_agents_gets_no_turn() -> None:
         harness.claim("q")
 
 
-@pytest.mark.parametrize("batches", [False, True], ids=["stored", "in one batch"])
-def test_number_of_waiting_turns_is_bounded(batches: bool) -> None:
-    harness = LogHarness(Limits(pending_messages=2), batches=batches)
-    harness.is_served = True
-    harness.create("q1", text="x")
-    harness.create("q2", text="x")
-    with pytest.raises(TooMany) as refusal:
-        harness.create("q3", text="x")
-    assert (refusal.value.details, refusal.value.retry, refusal.value.status) == ({"limit": 2}, True, 429)
-    assert harness.create("q1", text="x").ops == ()  # a repeated request does not count again
-    harness.create("answer", role="assistant", text="x")  # a message without a turn does not count
-    harness.create("brought", text="x", caller=replace(ANN, brings_answer=True))
-    harness.claim("q1")
-    harness.create("q3", text="x")
-    with pytest.raises(TooMany):
-        harness.create("q4", text="x")
-    harness.delete("q2")
-    harness.create("q4", text="x")
-
-
 def test_bytes_of_waiting_messages_are_bounded() -> None:
     harness = LogHarness(Limits(pending_bytes=100))
     harness.is_served = True
@@ -76,14 +56,6 @@ def test_bytes_of_waiting_messages_are_bounded() -> None:
     assert refusal.value.details == {"limit": 100}
     harness.cancel("c", "q1")
     harness.create("q3", text="x" * 1_000)  # a single message above the bound is accepted
-
-
-def test_digest_of_a_message_does_not_depend_on_agents(served: LogHarness) -> None:
-    served.is_served = False
-    served.create("p", text="question")
-    served.is_served = True
-    assert served.create("p", text="question").ops == ()
-    assert served.known("p").claim is None
 
 
 # -- claims ----------------------------------------------------------------------------------------------------
@@ -158,29 +130,7 @@ def test_answer_of_a_remote_agent_shows_its_attempt_by_its_id(served: LogHarness
     assert served.ask("of-a-person", answer, ANN).ops
 
 
-def test_two_remote_workers_with_one_name_are_distinct(served: LogHarness) -> None:
-    served.claim("q", caller=REMOTE, lease_s=15)
-    with pytest.raises(Fenced):
-        served.claim("q", caller=REMOTE, lease_s=15)
-
-
 # -- ends ------------------------------------------------------------------------------------------------------
-
-
-def test_turn_whose_every_attempt_crashed_gets_a_failed_answer(served: LogHarness) -> None:
-    served.claim("q", caller=REMOTE, lease_s=15)
-    served.now_ms = 2_000
-    given_up = EndTurn(generation=1, failure="sorry")
-    first = served.ask("q", given_up, Caller(is_server=True))
-    assert [type(op) for op in first.ops] == [Create, Finish, Claim]
-    assert claim_of(served) == ClaimState("done", 1, "agent", None, 0)
-    failed = served.message("sorry")
-    assert (failed.role, failed.author, failed.status, failed.reason) == ("assistant", "agent", "failed", "crashed")
-    assert (failed.reply_to, failed.parent, failed.parts, failed.created_at) == ("q", "q", [], 2_000)
-    again = served.ask("q", EndTurn(generation=1, failure="other"), Caller(is_server=True))
-    assert (again.ops, again.serial) == ((), first.serial)
-    with pytest.raises(Finished):
-        served.claim("q", 1)
 
 
 # -- leases ----------------------------------------------------------------------------------------------------

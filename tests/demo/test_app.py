@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 from starlette.applications import Starlette
 
 from tenuto import Hub
-from tenuto.demo.answers import Settled, whole, written_answers
+from tenuto.demo.answers import Settled, whole
 from tenuto.demo.app import Controls, build, qr_rows
 from tenuto.demo.guests import Guests
 from tenuto.demo.guide import AGENTS, OTHER_TEXT, Guide, Sleep, continued
@@ -144,20 +143,6 @@ async def test_a_message_is_answered_once() -> None:
         assert [message["role"] for message in await here.messages()] == ["user", "assistant"]
 
 
-async def test_a_second_question_waits_for_its_turn() -> None:
-    pace = Pace(10)
-    async with demo("memory://", pace.sleep) as here:
-        await here.ask("q1")
-        await pace.is_waiting.wait()
-        await here.ask("q2")
-        pace.resume()
-        first, second = await here.answer("q1"), await here.answer("q2")
-        assert text_of(first) == planned(first)  # without steering by the second question
-        assert text_of(second) == planned(second)
-        ids = [message["id"] for message in await here.messages()]
-        assert ids == ["q1", first["id"], "q2", second["id"]]
-
-
 async def test_a_stopped_answer_keeps_its_text_and_the_next_message_is_answered() -> None:
     pace = Pace(60)
     async with demo("memory://", pace.sleep) as here:
@@ -185,23 +170,6 @@ async def test_an_answer_takes_up_steering() -> None:
         assert "\n\nAda says: a bit shorter\n\nThat was all" in text_of(answer)
         assert text_of(answer) == planned(answer)
         assert len(text_of(answer)) < 1_000
-
-
-async def test_people_have_the_names_of_their_presence() -> None:
-    pace = Pace(60)
-    async with demo("memory://", pace.sleep) as here:
-        path = f"/tenuto/v1/channels/{CHANNEL}/presence/@ada"
-        entered = await here.http.put(path, params={"client": "@ada"}, json={"data": {"name": "Ada"}})
-        assert entered.status_code == 204
-        await here.ask()
-        await pace.is_waiting.wait()
-        await here.post("commands", {"name": "steer", "target": "q1", "data": {"text": "shorter"}})
-        pace.resume()
-        assert "\n\nAda says: shorter\n\n" in text_of(await here.answer())
-        await here.ask("q2", "Delete the messages")
-        approval = await here.approval()
-        await here.post(f"commands/{approval['id']}/reply", {"ok": True})
-        assert "Ada said yes." in text_of(await here.answer("q2"))
 
 
 def test_a_crash_is_recorded_with_its_place() -> None:
@@ -386,13 +354,6 @@ async def test_a_form_cannot_crash_the_agent() -> None:
     async with demo("memory://", controls=switches.controls) as here:
         response = await here.http.post("/demo/crash", content=b"{}", headers={"content-type": "text/plain"})
         assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
-
-
-async def test_info_returns_the_process_and_the_questions() -> None:
-    async with demo("memory://") as here:
-        info = (await here.http.get("/demo/info")).json()
-    questions = [one.question for one in written_answers()]
-    assert info == {"pid": os.getpid(), "model": None, "questions": questions, "lan": False, "person": None}
 
 
 # The plain endpoint ----------------------------------------------------------------------------------------------

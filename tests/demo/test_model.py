@@ -14,7 +14,7 @@ import pytest
 
 from tenuto.core.errors import LocalError
 from tenuto.demo.app import build
-from tenuto.demo.model import model_in, who_answers
+from tenuto.demo.model import who_answers
 from tests.demo.test_app import Demo, demo, plain_of, text_of
 from tests.processes import PATIENCE_S, serving
 from tests.sources.provider import HOLD, Provider
@@ -177,21 +177,6 @@ async def answers(here: Demo, count: int) -> list[str]:
     raise AssertionError
 
 
-async def test_a_model_begins_anew_after_a_restart_and_the_interrupted_text_stays(
-    provider: Provider, tmp_path: Path
-) -> None:
-    provider.will_say([*chat_said("Hel"), HOLD], [*chat_said("Hello"), *chat_end()])
-    store = f"sqlite:///{tmp_path}/demo.db"
-    async with demo(store, **openai(provider)) as here:
-        await here.ask()
-        await provider.is_held.wait()
-        await here.answer(status="streaming")
-    async with demo(store, **openai(provider)) as here:
-        await answers(here, 1)
-        found = [(one["status"], text_of(one)) for one in await here.messages() if one["role"] == "assistant"]
-        assert found == [("interrupted", "Hel"), ("complete", "Hello")]
-
-
 async def test_a_refusal_of_the_provider_is_reported_by_its_class(provider: Provider) -> None:
     provider.status = 401
     provider.will_say([b'{"error": {"message": "secret sk-none", "code": "invalid_api_key"}}'])
@@ -208,12 +193,6 @@ async def test_a_request_to_delete_is_handled_before_the_model(provider: Provide
         await here.ask(text="Delete this")
         assert text_of(await here.answer()).endswith("There was no message.")
         assert provider.requests == []
-
-
-def test_a_key_of_openai_alone_selects_no_model() -> None:
-    assert model_in({"OPENAI_API_KEY": "sk-none"}) is None
-    assert model_in({"OPENAI_BASE_URL": "http://127.0.0.1:1"}) is None
-    assert model_in({}) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from proof.chaos.processes import free_port
+from tests.conftest import IS_LONG
 from tests.processes import Process, request
 
 # The wrapper has no attribute that leads to the app, so `tenuto serve` does not find the hub.
@@ -46,14 +47,18 @@ def output_of(folder: Path, server: Sequence[str], *options: str) -> str:
     return process.output
 
 
-@pytest.mark.parametrize(
-    "server", [UVICORN, pytest.param(GUNICORN, marks=needs_gunicorn), SERVE], ids=lambda one: one[1]
-)
+SERVERS = [SERVE, UVICORN, pytest.param(GUNICORN, marks=needs_gunicorn)]
+
+
+@pytest.mark.parametrize("server", SERVERS if IS_LONG else SERVERS[:1])
 def test_hub_on_a_memory_store_warns_if_its_server_runs_several_workers(tmp_path: Path, server: Sequence[str]) -> None:
     warning = "this server runs 2 workers, and a memory store serves one process"
     assert warning in output_of(tmp_path, server, "--workers", "2")
 
 
-@pytest.mark.parametrize("options", [("--workers", "1"), ("--reload",), ("--reload", "--workers", "2")], ids=" ".join)
+OPTIONS = [("--reload", "--workers", "2"), ("--workers", "1"), ("--reload",)]
+
+
+@pytest.mark.parametrize("options", OPTIONS if IS_LONG else OPTIONS[:1], ids=" ".join)
 def test_hub_in_the_only_worker_of_its_server_does_not_warn(tmp_path: Path, options: Sequence[str]) -> None:
     assert "workers, and a memory store" not in output_of(tmp_path, UVICORN, *options)

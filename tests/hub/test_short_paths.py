@@ -5,7 +5,7 @@ Layer: tests.
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.core.catch_up import events_since, sole_append
@@ -48,7 +48,6 @@ def long_way(batch: EncodedBatch) -> tuple[bytes, tuple[str, ...]]:
     return sse, (f'{{"type":"events","channel":"{batch.channel}","cursor":"{batch.cursor}","events":[{events}]}}',)
 
 
-@settings(max_examples=3 * settings.default.max_examples // 2)
 @given(batches, st.data())
 def test_event_of_a_sole_append_is_that_of_the_catch_up(world_batches: list[list[Asked]], data: st.DataObject) -> None:
     world, shelf = World(), Shelf()
@@ -75,7 +74,6 @@ def test_event_of_a_sole_append_is_that_of_the_catch_up(world_batches: list[list
             assert long[0].at != entry.op.at  # the fold has skipped a repeated beginning
 
 
-@settings(max_examples=3 * settings.default.max_examples // 2)
 @given(batches, st.integers(1, 2), st.data())
 def test_kept_append_has_the_bytes_of_the_long_path_whatever_moves_the_state(
     world_batches: list[list[Asked]], viewers: int, data: st.DataObject

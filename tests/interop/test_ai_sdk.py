@@ -20,8 +20,6 @@ from tenuto.core.limits import MIB
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AISDK
-from tenuto.interop.ai_sdk_stream import UIStream
-from tenuto.routes import InAnswer, MessageOpened, PartOpened, TextAdded
 from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
 from tests.proxy import FaultProxy
 from tests.transports.conftest import Served, new_hub, serving
@@ -136,28 +134,6 @@ async def test_page_that_loads_and_resumes_at_any_two_moments_of_a_turn_has_the_
         state = await scene.pages(f"page{number}", "resumed")
         assert (at, state["status"], state["messages"]) == (at, "ready", loaded)
     assert [part.get("text") for part in loaded[1]["parts"]] == [None, "Hello to you"]
-
-
-async def test_page_that_leaves_before_the_first_token_stops_nothing(scene: Scene) -> None:
-    pages = scene.pages
-    begin = asyncio.Event()
-
-    async def slow(turn: Turn) -> None:
-        await begin.wait()
-        scene.gate().set()
-        await Scene.script(scene, turn)
-
-    scene.script = slow  # type: ignore[method-assign]
-    await pages("a", "open", id="1")
-    await pages("a", "send", text="you")
-    await scene.served.until(lambda: scene.turns)
-    await pages("a", "leave")
-    await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
-    await pages("b", "open", id="1", load=True, resume=True)
-    await scene.served.until(lambda: scene.hub.channel("chat:1").feeds)
-    begin.set()
-    await pages("b", "saw", wanted="to you")
-    assert text_of(await finished(scene, "b")) == "Hello to you"
 
 
 async def test_the_stop_route_stops_all_tabs_with_the_same_text(scene: Scene) -> None:
@@ -925,21 +901,6 @@ async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after
     await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
     await pages("b", "open", id="1", load=True)
     assert text_of(await pages("b", "state")) == "Another text words"
-
-
-def test_viewers_of_a_turn_share_the_bytes_of_their_texts() -> None:
-    frames = []
-    opened = Message(id="a", role="assistant", status="streaming", created=1, version=1, created_at=0, updated_at=0)
-    for _ in range(2):
-        stream = UIStream("u")
-        part = {"type": "text", "text": "Hello"}
-        stream.frame([InAnswer("a", MessageOpened(opened))])
-        stream.frame([InAnswer("a", PartOpened(0, part))])
-        frames.append([stream.frame([InAnswer("a", TextAdded(0, "text", 5, text))]) for text in (" to", "x" * 20_000)])
-    (short, long), (same, other) = frames
-    assert short is same
-    assert short == b'data: {"type":"text-delta","id":"a.0","delta":" to"}\n\n'
-    assert (long == other, long is other) == (True, False)  # a long text is not kept
 
 
 async def test_head_of_a_stream_ends_while_the_turn_runs(scene: Scene) -> None:

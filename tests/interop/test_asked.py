@@ -3,8 +3,6 @@ the calls of the client's own tools."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,11 +12,9 @@ import httpx2
 import openai
 import pytest
 from fastapi import FastAPI
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
-from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
-from tenuto import Hub, Limits, Turn
+from tenuto import Hub, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI
 from tests.interop.pages import pages_at
 from tests.transports.conftest import Served, new_hub, serving
@@ -93,28 +89,6 @@ async def client(stub: Stub) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 # -- tools of the client ---------------------------------------------------------------------------------------
-
-
-async def test_langchain_binds_tools_and_its_model_gets_the_result(stub: Stub) -> None:
-    model = ChatOpenAI(base_url=f"{stub.url}/v1", api_key=SecretStr("key"), model="bot", max_retries=0)
-    bound = model.bind_tools([CHAT_TOOL], parallel_tool_calls=False)
-    told: list[BaseMessage] = [HumanMessage("How is Ulm?")]
-    asked = await bound.ainvoke(told)
-    assert isinstance(asked, AIMessage)
-    assert [(one["name"], one["args"]) for one in asked.tool_calls] == [("weather", {"city": "Ulm"})]
-    told += [asked, ToolMessage("7 degrees", tool_call_id=asked.tool_calls[0]["id"] or "")]
-    assert (await bound.ainvoke(told)).content == "It is 7 degrees."
-    histories = stub.received[1]
-    assert histories["openai"][1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Ulm"}'}
-    assert [one.get("type", "message") for one in histories["responses"]] == [
-        *("message", "function_call", "function_call_output")
-    ]
-    assert [block["type"] for turn in histories["anthropic"] for block in turn["content"]] == [
-        *("text", "tool_use", "tool_result")
-    ]
-    assert histories["text"][-1]["content"] == '[result of weather({"city": "Ulm"}): 7 degrees]'
-    assert histories["options"]["openai"]["tools"][0]["function"]["parameters"] == SCHEMA
-    assert histories["options"]["anthropic"]["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
@@ -444,17 +418,3 @@ async def test_too_many_tools_are_refused_with_the_name_of_the_setting(
             await client.responses.create(model="bot", input="hi", tools=tools)
     assert (refused.value.status_code, refused.value.code) == (413, "too_large")
     assert await stub.hub.store.channels(after=None, limit=9) == []
-
-
-async def test_repeated_request_finds_its_own_tools_and_questions_at_once_store_them_once() -> None:
-    async with stub_at(limits=Limits(asked_bytes=64 * 1024)) as stub:
-        stub.text = "Yes."
-        async with openai.AsyncOpenAI(base_url=f"{stub.url}/v1", api_key="key", max_retries=0) as client:
-            key = {"Idempotency-Key": "k"}
-            asked = [client.responses.create(model="bot", input="a", tools=MANY, extra_headers=key) for _ in range(3)]
-            assert len({one.id for one in await asyncio.gather(*asked)}) == 1
-        (channel,) = await stub.hub.store.channels(after=None, limit=9)
-        assert len(stub.turns) == 1
-        facts = (await stub.hub.store.facts(channel, after=0, limit=99)).facts
-        assert sum(one.id.startswith("asked-") for one in facts) == 1
-        assert json.loads(json.dumps(stub.turns[0].request.tools)) == MANY

@@ -62,18 +62,6 @@ async def test_lanes_run_at_the_same_time(scene: Scene) -> None:
             assert text_of([one for one in events if one.stream_id == lane]) == ANSWER.replace("you", lane)
 
 
-async def test_two_sockets_that_create_at_once_get_their_own_answers(scene: Scene) -> None:
-    scene.gate.set()
-    first = await scene.client.responses.create(model="bot", input="you")
-
-    async def asks(text: str) -> str:
-        async with scene.client.responses.connect() as socket:
-            await socket.response.create(model="bot", input=text, previous_response_id=first.id)
-            return text_of(await until(socket))
-
-    assert [*await asyncio.gather(asks("me"), asks("us"))] == [ANSWER.replace("you", text) for text in ("me", "us")]
-
-
 async def test_socket_that_is_cut_after_more_and_more_events_resumes_exactly(scene: Scene) -> None:
     """The client reconnects by itself, and sends `response.retrieve` for the response that it follows."""
     response_id = await scene.begin()
@@ -164,24 +152,6 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     # a client that was cut may resume both, each without a character twice
     assert text_of(await scene.events(response_id)) == "One. Rest. Now shorter."
     assert text_of(await scene.events(second[0].response.id)) == "Now shorter."
-
-
-@pytest.mark.parametrize("when_busy", ["queue", "interrupt"])
-async def test_input_that_the_agent_does_not_take_in_is_the_next_question(when_busy: str) -> None:
-    async with scene_of(when_busy=when_busy) as scene, scene.client.responses.connect() as socket:
-        await socket.response.create(model="bot", input="you", instructions="Be kind.")
-        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
-        for text in ("me", "us"):
-            await socket.response.steer(previous_response_id=begun[0].response.id, input=text)
-            await until(socket, lambda event: event.type == "response.steer.accepted")
-        scene.gate.set()
-        responses = [begun + await until(socket), await until(socket), await until(socket)]
-        assert text_of(responses[2]) == ANSWER.replace("you", "us")
-        if when_busy == "queue":
-            assert [text_of(one) for one in responses[:2]] == [ANSWER, ANSWER.replace("you", "me")]
-        else:
-            assert responses[0][-1].response.incomplete_details.reason == "steered"
-        assert {one[0].response.instructions for one in responses} == {"Be kind."}
 
 
 async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Scene) -> None:

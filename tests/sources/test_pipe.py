@@ -45,12 +45,6 @@ async def words(*pieces: str, error: Exception | None = None) -> AsyncIterator[s
 # Plain text -------------------------------------------------------------------------------------------------------
 
 
-async def test_text_becomes_a_text_part(hub: Hub) -> None:
-    stored, piped = await pipe_all(hub, words("Hello \ud83d", "\ude00, ", "", "world"))
-    assert (stored.parts, stored.meta) == ([{"type": "text", "text": "Hello 😀, world"}], {})
-    assert (piped.text, piped.finish_reason, piped.tool_calls) == ("Hello 😀, world", None, [])
-
-
 async def test_empty_stream_becomes_an_empty_message(hub: Hub) -> None:
     stored, piped = await pipe_all(hub, words())
     assert (stored.status, stored.parts, piped.text) == ("complete", [], "")
@@ -61,27 +55,10 @@ async def test_text_that_looks_like_an_event_stays_text(hub: Hub) -> None:
     assert stored.text == 'data: {"a": 1}\ndata: more'
 
 
-async def test_text_continues_after_existing_parts(hub: Hub) -> None:
-    async with hub.message("chat:1") as message:
-        await message.append("First. ")
-        await pipe(message, words("Second."))
-    stored, _ = await hub.read("chat:1", message.id)
-    assert [part["text"] for part in stored.parts] == ["First. ", "Second."]
-
-
 async def test_the_apps_own_error_passes_unchanged(hub: Hub) -> None:
     for error in (ZeroDivisionError(), ConnectionError(), TimeoutError()):
         stored, met = await broken(hub, words("Hello", error=error), type(error))
         assert (met, stored.text) == (error, "Hello")
-
-
-async def test_other_value_in_an_iterator_of_text_is_malformed(hub: Hub) -> None:
-    mixed: Any = ["Hello", 5]
-    stored, error = await broken(hub, mixed, UpstreamError)
-    assert (stored.text, error.detail) == (
-        "Hello",
-        "the model's provider sent malformed data: an iterator of text yielded a value of type int",
-    )
 
 
 @pytest.mark.parametrize("stream", [5, None, object(), [5], [{}], [object()], [b"x"]], ids=range(7))

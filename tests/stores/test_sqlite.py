@@ -14,7 +14,6 @@ from typing import Literal
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.document import Segment
 from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.stores.base import Committed, CommitUnknown, Head, head_of
 from tenuto.stores.sqlite import channels as sqlite_channels
@@ -112,30 +111,6 @@ async def test_thread_survives_an_error_of_its_caller(store: SqliteStore) -> Non
     assert await chat.do(create("m1", "a")) == Committed(1)
 
 
-async def test_document_that_cannot_be_encoded_leaves_no_trace(store: SqliteStore) -> None:
-    chat = Chat(store)
-    good = chat.write(create("m1", "a"))
-    half = replace(good.documents[0], segments=[Segment(part=0, at=0, text="\ud83d", marks=[1, 1])])
-    with pytest.raises(UnicodeEncodeError):
-        await store.commit([replace(good, documents=[half])])
-    assert await head_of(store, "c") == Head("-", 0)
-    assert await store.commit([good]) == [Committed(1)]
-    assert await texts(store, "c", "m1") == ["a"]
-
-
-async def test_a_commit_whose_caller_goes_away_leaves_the_store_usable(store: SqliteStore) -> None:
-    chat = Chat(store)
-    write = chat.write(create("m1", "a"))
-    committing = asyncio.create_task(store.commit([write]))
-    await asyncio.sleep(0)
-    committing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await committing
-    if (await head_of(store, "c")).serial:
-        chat.take(write)
-    assert isinstance(await chat.do(create("m2", "b")), Committed)
-
-
 async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_channels, "MAX_CHANNELS", 8)
     async with opened(path) as store:
@@ -196,21 +171,6 @@ async def test_a_write_that_fails_in_the_system_is_undone_and_works_later(path: 
     async with opened(path) as store:
         assert await head_of(store, "c") == Head("e1", stored + 1)
         assert await texts(store, "c", "m1") == ["x" * 9_000 * (stored - 1) + "!"]
-
-
-async def test_failed_commit_changes_no_channel(store: SqliteStore) -> None:
-    one, two = Chat(store, "a"), Chat(store, "b")
-    await one.do(create("m1", "x", streaming=True))
-    ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
-    await run_on_thread(store, f"PRAGMA max_page_count = {pages}")
-    writes = [one.write(append("m1", "y")), two.write(create("m2", "z" * 50_000))]
-    with pytest.raises(StoreUnavailable):
-        await store.commit(writes)
-    await run_on_thread(store, "PRAGMA max_page_count = 1000000")
-    assert await head_of(store, "b") == Head("-", 0)
-    assert await store.commit(writes) == [Committed(2), Committed(1)]
-    assert await texts(store, "a", "m1") == ["xy"]
-    assert await texts(store, "b", "m2") == ["z" * 50_000]
 
 
 async def test_commits_and_deletions_whose_file_cannot_be_measured_are_stored(

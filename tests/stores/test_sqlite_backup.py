@@ -25,9 +25,8 @@ from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUn
 from tenuto.stores.base import Committed, head_of
 from tenuto.stores.sqlite import backup as sqlite_backup
 from tenuto.stores.sqlite import store as sqlite
-from tenuto.stores.sqlite.backup import keep_wal, partial_file, restore
-from tenuto.stores.sqlite.lock import FileLock
-from tenuto.stores.sqlite.restored import BACKUP, check_wal, read_file_state
+from tenuto.stores.sqlite.backup import keep_wal, restore
+from tenuto.stores.sqlite.restored import BACKUP, read_file_state
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.thread import StoreThread
 from tests.stores.contract import Chat, append, create, texts
@@ -110,28 +109,6 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-@pytest.mark.parametrize("kind", ["in WAL mode", "by VACUUM"])
-async def test_other_copies_over_the_file_of_a_killed_process_are_not_mixed_with_its_wal(
-    path: Path, target: Path, kind: str
-) -> None:
-    """Each has one sign only that the `-wal` is not its own: the mark of a backup, or a header without a WAL."""
-    other = path.with_name("other.db")
-    await made(other, target)
-    if kind == "in WAL mode":
-        run_from_outside(target, "PRAGMA journal_mode = WAL")
-    else:
-        target = target.with_name("two.db")
-        run_from_outside(other, f"VACUUM INTO '{target}'")
-    await asyncio.to_thread(killed_writer, path, 40)
-    shutil.copyfile(target, path)
-    if kind == "by VACUUM":
-        lock(path).unlink()
-    async with opened(path) as store:
-        assert await texts(store, "c", "m0", *MESSAGES) == ["backed up", "backed up"]
-        assert (await head_of(store, "c")).epoch != "e1"
-    assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
-
-
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -162,20 +139,6 @@ async def test_commands_do_not_mix_a_copied_backup_with_a_wal(
     assert read(wal(path)) == frames
     async with opened(place) as store:
         assert await store.channels(after=None, limit=100) == ["c"]
-
-
-async def test_files_of_a_foreign_wal_are_found_beside_the_file_that_a_link_names(path: Path, target: Path) -> None:
-    await made(path.with_name("other.db"), target)
-    await asyncio.to_thread(killed_writer, path, 40)
-    shutil.copyfile(target, path)
-    (path.parent / "links").mkdir()
-    link = path.parent / "links" / "link.db"
-    link.symlink_to(path)
-    own = FileLock(lock(path))
-    own.take(path, wait_s=0)
-    check_wal(link, own)
-    own.release()
-    assert [one.name for one in path.parent.glob("chat.db-*") if "foreign" not in one.name] == []
 
 
 @pytest.mark.parametrize("kept_bytes", [4096 * 5, 4096], ids=["life", "no_life"])
@@ -278,30 +241,6 @@ async def test_file_copied_back_twice_is_not_mixed_with_a_wal_although_a_reader_
         assert await store.channels(after=None, limit=10) == ["a"]
     assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
-
-
-@pytest.mark.parametrize("has_lock", [True, False], ids=["lock", "no_lock"])
-async def test_own_wal_of_a_copied_backup_stays_although_a_reader_blocked_the_checkpoints_of_its_start(
-    path: Path, target: Path, has_lock: bool
-) -> None:
-    await asyncio.to_thread(killed_writer, path.with_name("other.db"), 1)
-    async with opened(path.with_name("other.db")) as store:
-        await store.backup(target, mb_per_s=SPEED)
-    shutil.copyfile(target, path)
-    run_from_outside(path, "PRAGMA journal_mode = WAL")  # the first step of each start
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as reader:
-        reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM documents").fetchone()
-        serial = await asyncio.to_thread(killed_writer, path, 5)
-    assert read_file_state(path).inode == BACKUP
-    if not has_lock:
-        lock(path).unlink()
-        with pytest.raises(StoreUnusable, match=r"its lock file is missing.*BACKUP.*restore --keep-wal"):
-            await SqliteStore(path).open()
-        keep_wal(path)
-    async with opened(path) as store:
-        assert (await head_of(store, "c")).serial >= serial
-    assert not list(path.parent.glob("*foreign*"))
 
 
 async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_commands(path: Path) -> None:
@@ -436,17 +375,6 @@ async def test_backup_whose_unfinished_file_would_be_that_of_the_store_is_refuse
         assert await texts(store, "c", "m1") == ["kept"]
 
 
-def test_failed_backup_leaves_no_file_beside_its_target(target: Path) -> None:
-    def fail(partial: Path) -> None:
-        for end in ("-journal", "-wal", "-shm"):  # a full disk leaves them, because SQLite cannot write to it
-            write(Path(f"{partial}{end}"), b"")
-        raise OSError(errno.ENOSPC, "no space")
-
-    with pytest.raises(OSError, match="no space"), partial_file(target) as partial:
-        fail(partial)
-    assert list(target.parent.iterdir()) == []
-
-
 # -- restore ---------------------------------------------------------------------------------------------------------
 
 
@@ -462,19 +390,6 @@ async def test_restore_keeps_the_replaced_file_with_its_wal(path: Path, target: 
     keep_wal(kept)
     async with opened(kept) as store:
         assert (await head_of(store, "c")).serial >= serial
-
-
-async def test_restore_keeps_a_wal_whose_file_was_moved_away(path: Path, target: Path) -> None:
-    await made(path.with_name("other.db"), target)
-    await asyncio.to_thread(killed_writer, path, 20)
-    frames = read(wal(path))
-    shutil.move(path, path.with_name("moved.db"))
-    kept = restore(target, path).kept
-    assert kept is not None
-    assert read(kept) == frames
-    assert [one for one in modes(path.parent) if one.startswith("chat.db-") and one != kept.name] == []
-    async with opened(path) as store:
-        assert await texts(store, "c", "m0") == ["backed up"]
 
 
 async def test_restore_keeps_and_removes_the_rollback_journal(path: Path, target: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from tenuto.stores.base import Write
 from tenuto.stores.sqlite.store import SqliteStore
-from tests.stores.contract import MINUTE_MS, Chat, append, create, finish, texts
-from tests.stores.files import opened, run_on_thread
+from tests.stores.contract import MINUTE_MS, Chat, append, create, finish
+from tests.stores.files import opened
 
 TOKEN = "word "
 
@@ -77,29 +77,6 @@ async def test_the_log_does_not_grow_while_messages_get_documents(store: SqliteS
     assert sizes[-1][1] == sizes[7][1] < 2 * 61
 
 
-async def test_slot_is_reused_for_a_slightly_shorter_row(store: SqliteStore) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", "x" * 1_000, streaming=True))
-    for _ in range(20):
-        await chat.do(append("m1", "x" * 100))
-    await chat.do(documents=["m1"])
-    for _ in range(20):
-        await chat.do(append("m1", "x" * 96))
-    assert store.stats()["log_slots"] == 20
-
-
-async def test_rows_of_one_commit_take_slots_of_their_own(store: SqliteStore) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", streaming=True))
-    for _ in range(6):
-        await chat.do(append("m1", "0123456789" * 1_300))
-        await chat.do(documents=["m1"])
-    slots = store.stats()["log_slots"]
-    await chat.do(append("m1", "abcdefghij" * 1_300))
-    assert store.stats()["log_slots"] == slots
-    assert await texts(store, "c", "m1") == ["0123456789" * 7_800 + "abcdefghij" * 1_300]
-
-
 async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: SqliteStore) -> None:
     answers = Answers(store, 2)
     await answers.begin()
@@ -124,13 +101,3 @@ async def test_append_writes_no_row_of_its_channel_or_message(store: SqliteStore
     await store._run(lambda engine: engine._file.db.set_trace_callback(None))
     assert [one for one in statements if " log " in one]
     assert [one for one in statements if "channels" in one or "documents" in one] == []
-
-
-async def test_log_holds_no_message_id(store: SqliteStore) -> None:
-    answers = Answers(store, 1)
-    await answers.begin()
-    await answers.stream(3)
-    await answers._commit([chat.write(finish(answers.id)) for chat in answers.chats])
-    rows = await run_on_thread(store, "SELECT body FROM log")
-    assert len(rows) == 4
-    assert not [body for (body,) in rows if answers.id.encode() in body]

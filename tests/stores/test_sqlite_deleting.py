@@ -70,20 +70,6 @@ async def test_data_of_a_command_is_gone_within_a_minute_after_its_target(store:
     assert (await store.changes("c", after=2, limit=100)).messages is not None
 
 
-async def test_a_clock_set_back_does_not_keep_deleted_text_for_longer(store: SqliteStore, path: Path) -> None:
-    hour_ms = 60 * MINUTE_MS
-    chat = Chat(store)
-    await store.tidy(hour_ms)
-    await chat.do(create("m1", streaming=True), create("m2", "stays", streaming=True))
-    await chat.do(append("m1", "SECRET"), append("m2", "."))  # one row holds both
-    await store.tidy(hour_ms + 5_000)
-    await chat.do(delete("m1"), documents=["m1"])
-    assert b"SECRET" in on_disk(path)
-    await tidy_for_a_minute(store, chat)  # the clock of `tidy` begins at 0 again, an hour earlier than before
-    assert b"SECRET" not in on_disk(path)
-    assert await texts(store, "c", "m2") == ["stays."]
-
-
 async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteStore, path: Path) -> None:
     gone, other = Chat(store, "gone"), Chat(store, "other")
     await other.do(create("m1", streaming=True))
@@ -198,37 +184,6 @@ async def test_rows_that_hold_text_never_go_and_never_change_their_size(store: S
     assert len(before["texts"]) < sum(1 for _ in chat.state.messages) * 8
 
 
-async def test_stale_rows_of_a_deleted_channel_never_reach_a_later_message(path: Path) -> None:
-    async with opened(path) as store:
-        gone, other = Chat(store, "gone"), Chat(store, "other")
-        await other.do(create("m1", streaming=True))
-        await gone.do(create("m1", "x", streaming=True))
-        both = [other.write(append("m1", "y")), gone.write(append("m1", "OLD"))]
-        await store.commit(both)
-        other.take(both[0])
-        await emptied(store, "gone")
-        await store.tidy(0)
-    async with opened(path) as store:
-        await Chat(store, "new").do(create("m1", "x", streaming=True))
-    async with opened(path) as store:
-        assert await texts(store, "new", "m1") == ["x"]
-        assert await texts(store, "other", "m1") == ["y"]
-
-
-async def test_space_of_deleted_messages_is_reused(store: SqliteStore, path: Path) -> None:
-    async def fill_and_empty(channel: str) -> int:
-        await Chat(store, channel).do(*(create(f"m{number}", "x" * 50 * number) for number in range(100)))
-        await emptied(store, channel)
-        await store.tidy(0)
-        while not await store.wipe():  # a round has a limit of time, which a busy machine may reach
-            pass
-        ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
-        return int(pages)
-
-    first = await fill_and_empty("c0")
-    assert [await fill_and_empty(f"c{number}") for number in range(1, 6)] == [first] * 5
-
-
 async def test_large_deleted_channel_is_removed_in_steps_between_commits(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,18 +221,3 @@ async def test_wal_stays_small_while_a_large_channel_is_removed(store: SqliteSto
             break
     assert len(sizes) < 2_000
     assert max(sizes) < 8_000_000
-
-
-async def test_large_log_without_needed_rows_is_emptied(store: SqliteStore, path: Path) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", streaming=True))
-    for _ in range(40):
-        await chat.do(append("m1", "x" * 50_000))
-    assert store.stats()["log_slot_bytes"] > 2_000_000
-    await chat.do(finish("m1"), documents=["m1"])
-    await store.tidy(0)
-    assert store.stats()["log_slots"] == 0
-    assert await run_on_thread(store, "SELECT count(*) FROM log") == [(0,)]
-    await chat.do(create("m2", "y", streaming=True))
-    await chat.do(append("m2", "z"))
-    assert await texts(store, "c", "m2") == ["yz"]

@@ -49,7 +49,3 @@ def test_an_append_costs_at_most_20_bytes_besides_its_text() -> None:
     op = Append(id="m1", part=1, at=2**23, text="word ")
     (row,) = CommitLog.rows([(tracked, 2**32 - 1, op)] * 100)
     assert room_for(row.size) <= 100 * (20 + len(op.text))
-
-
-def test_slot_of_zeros_is_empty() -> None:
-    assert _read_items(bytes(40), 1) == []

@@ -9,12 +9,9 @@ from click.testing import CliRunner
 
 from tenuto.cli.main import main
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
-from tenuto.stores.base import head_of
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.stores.sqlite.sums import check_above
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.contract import Chat, create
 from tests.stores.files import opened, read, run_from_outside, wal, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
@@ -160,23 +157,6 @@ async def test_wal_is_emptied_although_housekeeping_meets_damage(tmp_path: Path,
         assert wal(path).stat().st_size == 0
 
 
-async def test_removal_of_damaged_messages_reads_the_table_of_pieces_once(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
-    statements: list[str] = []
-    async with opened(path) as store:
-        chat = Chat(store)
-        for number in range(5):
-            await chat.do(create(f"m{number}"))
-        await store._run(lambda engine: engine._file.db.execute("UPDATE documents SET crc = 0"))
-        await store._run(lambda engine: engine._file.db.set_trace_callback(statements.append))
-        await store.delete_channel("c", expected=await head_of(store, "c"), used_up=(), until_ms=0)
-        while not await store.wipe():
-            pass
-        await store._run(lambda engine: engine._file.db.set_trace_callback(None))
-    assert run_from_outside(path, "SELECT count(*) FROM documents") == [(0,)]
-    assert len([one for one in statements if one.startswith("DELETE FROM pieces") and "SELECT slot" in one]) == 1
-
-
 @pytest.mark.parametrize("flip", [(12308, 0), (12308, 1), (12308, 2), (12308, 3), (12309, 6)], ids=str)
 async def test_pages_of_a_damaged_index_end(tmp_path: Path, flip: tuple[int, int]) -> None:
     path = tmp_path / "chat.db"
@@ -199,10 +179,3 @@ async def test_pages_of_a_damaged_index_end(tmp_path: Path, flip: tuple[int, int
                         continue
                 ends += 1
     assert ends == 8
-
-
-@pytest.mark.parametrize(("keys", "after"), [(["b", None], "a"), (["a"], "a"), ([3, 2], 2), (["3"], 2)])
-def test_page_of_a_damaged_index_is_refused(keys: list[object], after: str | int) -> None:
-    check_above(["b", "c"] if isinstance(after, str) else [3, 4], after)
-    with pytest.raises(StoreUnusable, match=r"an index of the store file is damaged: it lists .* as above .*verify"):
-        check_above(keys, after)

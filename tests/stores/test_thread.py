@@ -24,29 +24,6 @@ def thread() -> Iterator[StoreThread]:
     thread.join(5)
 
 
-async def test_work_is_done_in_order_on_one_thread(thread: StoreThread) -> None:
-    done: list[tuple[int, str]] = []
-
-    def work(number: int) -> int:
-        done.append((number, threading.current_thread().name))
-        return number
-
-    results = await asyncio.gather(
-        *(thread.run(lambda number=number: work(number), timeout_s=5) for number in range(5))
-    )
-    assert results == [0, 1, 2, 3, 4]
-    assert done == [(number, "test-thread") for number in range(5)]
-
-
-async def test_error_goes_to_its_caller_and_the_thread_continues(thread: StoreThread) -> None:
-    def fail() -> None:
-        raise ZeroDivisionError("on purpose")
-
-    with pytest.raises(ZeroDivisionError, match="on purpose"):
-        await thread.run(fail, timeout_s=5)
-    assert await thread.run(lambda: 7, timeout_s=5) == 7
-
-
 async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:
     held, done = threading.Event(), []
     holding = asyncio.create_task(thread.run(held.wait, timeout_s=5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Any
 
 import httpx2
@@ -12,7 +11,6 @@ import pytest
 from tenuto.core.events import Batch, Cursor, decode_event, parse_cursor
 from tenuto.core.view import View
 from tenuto.hub.access.identity import Identity, Scope
-from tenuto.hub.people import presence_state
 from tenuto.transports.headers import header
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.test_websocket import dialled
@@ -112,21 +110,6 @@ async def test_poll_that_times_out_returns_no_events_and_the_same_cursor(served:
         assert await poll(served, cursor, wait_s=wait_s) == {"cursor": cursor, "events": []}
 
 
-async def test_poll_of_an_empty_channel_learns_its_epoch(served: Served) -> None:
-    first = await poll(served)
-    assert (of_log(first["cursor"]), kinds(first)) == ("-:0", ["channel.attached"])
-    assert await poll(served, first["cursor"], wait_s=0) == {"cursor": first["cursor"], "events": []}
-    task = await waiting(served, first["cursor"])
-    await served.hub.create("c", id="m1", text="one")
-    response = await task
-    assert kinds(response) == ["channel.attached", "message.create"]
-    assert response["events"][0]["resumed"] is True
-    assert response["events"][0]["epoch"] == (await served.hub.info("c")).epoch
-    for since in ("-:0", first["cursor"]):
-        late = await poll(served, since)
-        assert kinds(late) == ["channel.attached", "message.create"]
-
-
 async def test_disconnected_waiting_poll_leaves_no_feed(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
@@ -150,22 +133,6 @@ async def test_draining_hub_ends_waiting_polls_and_refuses_new_ones(served: Serv
 
 
 # Presence
-
-
-async def test_missed_text_and_presence_come_in_one_response(served: Served) -> None:
-    first = await poll(served)
-    await served.hub.create("c", id="m1", text="one")
-    served.hub.runtime.presence.enter("c", "ann", "tab", {})
-    second = await poll(served, first["cursor"])
-    # `channel.attached`, because it holds the present members
-    assert kinds(second) == ["channel.attached", "message.create"]
-    assert second["events"][0]["presence"]["count"] == 1
-    await served.hub.create("c", id="m2", text="two")
-    served.hub.runtime.presence.enter("c", "bob", "tab", {})
-    third = await poll(served, second["cursor"])
-    assert kinds(third) == ["message.create", "presence.enter"]
-    assert of_log(third["cursor"]) == (await served.hub.info("c")).cursor
-    assert (await poll(served, third["cursor"], wait_s=0))["events"] == []
 
 
 async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: Served) -> None:
@@ -228,35 +195,6 @@ async def test_cursors_are_valid_between_polls_and_other_transports(served: Serv
         response = await poll(served, theirs)
         assert kinds(response) == ["presence.sync"]
         assert of_log(response["cursor"]) == theirs
-
-
-@pytest.mark.parametrize("seed", range(5))
-async def test_view_fed_by_polls_shows_the_present_members(
-    served: Served, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(presence_state, "KEPT_LEFT", 3)
-    chance = random.Random(seed)
-    await served.hub.start()
-    people, view = served.hub.runtime.presence, View()
-    number, here = 0, list[str]()
-    for _ in range(30):
-        for _ in range(chance.choice((0, 1, 2, 7))):
-            if here and chance.random() < 0.4:
-                people.leave("c", here.pop(chance.randrange(len(here))), "tab", is_final=True)
-            elif here and chance.random() < 0.4:
-                people.enter("c", chance.choice(here), "tab", {"n": chance.random()})
-            else:
-                number += 1
-                here.append(f"m{number}")
-                people.enter("c", here[-1], "tab", None)
-            if chance.random() < 0.2:
-                await served.hub.signal("c", "typing")
-            if chance.random() < 0.2:
-                await served.hub.create("c", text="x")
-        received(view, await poll(served, view.cursor, wait_s=0))
-        present = await people.present("c")
-        assert sorted(view.members(), key=lambda one: one.id) == sorted(present.members, key=lambda one: one.id)
-        assert view.count == present.count == len(here)
 
 
 async def subscriber(scope: Scope) -> Identity:

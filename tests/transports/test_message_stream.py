@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto.core.deltas import PartOpened
 from tenuto.core.events import parse_cursor
 from tenuto.transports.streams import sent_by, sent_field
 from tests.transports.conftest import Served
@@ -128,24 +126,6 @@ async def test_deleted_message_ends_with_done(served: Served) -> None:
     again = await Stream.open(served, EVENTS, Last_Event_ID=last_id(stream))
     await again.until_over()
     assert (again.response.status, json.loads(again.body)["code"]) == (410, "deleted")
-
-
-async def test_a_deleted_channel_breaks_the_stream_off(served: Served) -> None:
-    await begin(served)
-    stream = await Stream.open(served, EVENTS)
-    await stream.until(lambda: stream.parser.retry_ms is not None)
-    await served.hub.delete_channel("c")
-    assert await stream.until_over() is False
-    assert done(stream) == []
-
-
-async def test_stream_of_a_message_keeps_no_text_that_it_has_sent(served: Served) -> None:
-    await begin(served)
-    await change(served, "PUT", "/m1/parts/0", {"type": "text", "text": "text"})
-    stream = await Stream.open(served, EVENTS)
-    await stream.until_event("answer")
-    gc.collect()
-    assert [one for one in gc.get_objects() if type(one) is PartOpened] == []
 
 
 # The sent lengths in a cursor

@@ -6,9 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-import httpx
 import pytest
-from httpx_sse import aconnect_sse
 
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
@@ -51,17 +49,6 @@ def seen(viewer: SseViewer) -> list[str]:
 # The head, and the first batch
 
 
-async def test_reader_that_yields_each_block_gets_no_empty_event_for_the_reconnect_delay(served: Served) -> None:
-    """`httpx-sse` yields an event for each block, also for one with `retry` alone; so does `aiosseclient`."""
-    await served.hub.create("c", id="m1", text="one")
-    for path in (EVENTS, "/v1/channels/c/messages/m1/events"):
-        url = f"http://127.0.0.1:{served.port}{path}"
-        async with httpx.AsyncClient(trust_env=False) as client, aconnect_sse(client, "GET", url) as source:
-            first = await anext(source.aiter_sse())
-        assert first.data
-        assert 1000 <= (first.retry or 0) <= 3000
-
-
 async def test_a_stream_begins_with_retry_then_the_channel_with_one_cursor_at_the_end(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     await served.hub.create("c", id="m2", text="two")
@@ -79,16 +66,6 @@ async def test_a_stream_begins_with_retry_then_the_channel_with_one_cursor_at_th
     assert (attached["type"], attached["resumed"], attached["serial"]) == ("channel.attached", False, 2)
     assert stream.events[-1].id == (await served.hub.info("c")).cursor
     stream.close()
-
-
-async def test_retry_is_random_for_each_connection(served: Served) -> None:
-    drawn = set()
-    for _ in range(8):
-        stream = await Stream.open(served, EVENTS)
-        await stream.until_event("channel.attached")
-        drawn.add(stream.parser.retry_ms)
-        stream.close()
-    assert len(drawn) > 1
 
 
 async def test_viewer_that_attaches_during_an_answer_gets_all_text_in_one_event(served: Served) -> None:
@@ -270,20 +247,6 @@ async def test_eventsource_of_a_draining_hub_gets_bye_and_retry(served: Served) 
     assert await drained(served, stream) is False
     assert [(event.event, event.data) for event in stream.events[1:]] == [("bye", b'"draining"')]
     assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
-
-
-async def test_draining_hub_refuses_new_streams_before_other_checks(served: Served) -> None:
-    await served.hub.start()
-    await served.hub.drain()
-    path = f"{EVENTS}?history=7"
-    stream = await Stream.open(served, path)
-    assert await stream.until_over() is True
-    assert stream.response.status == 200
-    assert [(event.event, event.data) for event in stream.events] == [("bye", b'"draining"')]
-    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
-    response = await served.http.get(path, headers={"tenuto-client": "py/1"})
-    assert (response.status_code, response.json()["code"]) == (503, "draining")
-    assert response.headers["retry-after"] in ("1", "2", "3")
 
 
 async def test_eventsource_gets_a_long_retry_if_its_events_cannot_be_encoded(

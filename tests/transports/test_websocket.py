@@ -100,14 +100,6 @@ def watching(served: Served, channel: str = "c", **options: Any) -> WsViewer:
 # The handshake
 
 
-async def test_the_subprotocol_is_chosen(served: Served) -> None:
-    async with dialled(served, subprotocols=[Subprotocol("other"), Subprotocol("tenuto.v1")]) as peer:
-        assert peer.socket.subprotocol == "tenuto.v1"
-    async with dialled(served, subprotocols=None) as peer:
-        assert peer.socket.subprotocol is None
-        assert (await peer.ask("detach", channel="c"))["type"] == "ok"
-
-
 @pytest.mark.parametrize(
     ("path", "options", "status", "code"),
     [
@@ -129,12 +121,6 @@ async def test_a_socket_is_refused_with_our_problem(
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     assert json.loads(response.body or b"")["code"] == code
-
-
-async def test_compression_is_not_offered_by_us(served: Served) -> None:
-    # The option belongs to the server and is not tested; the frames are the same.
-    async with dialled(served) as peer:
-        assert peer.socket.protocol.extensions == []
 
 
 # Watching
@@ -233,15 +219,6 @@ async def test_every_request_gets_the_response_as_over_http(served: Served) -> N
         assert (await peer.ask("append", channel="c", id="m1", text="x"))["code"] == "deleted"
 
 
-async def test_an_error_names_its_ref_and_carries_the_numbers(served: Served) -> None:
-    async with dialled(served) as peer:
-        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
-        await peer.ask("append", channel="c", id="m1", text="12345")
-        reply = await peer.ask("append", channel="c", id="m1", text="later", at=9)
-        assert (reply["type"], reply["code"], reply["status"], reply["length"]) == ("error", "gap", 409, 5)
-        assert {"title", "detail"} <= set(reply)
-
-
 async def test_requests_are_not_awaited_one_by_one_and_are_carried_out_in_order(served: Served) -> None:
     async with dialled(served) as peer:
         await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
@@ -253,18 +230,6 @@ async def test_requests_are_not_awaited_one_by_one_and_are_carried_out_in_order(
         assert served.hub.stats()["commits"] - before < 250
     text = (await served.hub.read("c", "m1"))[0].text
     assert text == "".join(f"{number} " for number in range(500))
-
-
-async def test_a_ref_is_text_or_a_whole_number(served: Served) -> None:
-    async with dialled(served) as peer:
-        for ref in ("a", "x" * 64, 0, -5, 2**53):
-            await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": ref}))
-            assert (await peer.reply(ref))["type"] == "ok"
-        others: list[tuple[object, object]] = [(None, None), (1.5, None), ("x" * 65, None), ([1], None), (2**60, None)]
-        for other, named in others:
-            await peer.socket.send(json.dumps({"type": "detach", "channel": "c", "ref": other}))
-            reply = await peer.receive()
-            assert (reply["type"], reply["code"], reply["ref"]) == ("error", "invalid_request", named)
 
 
 # Bad input
