@@ -187,7 +187,7 @@ export class Outbox {
 }
 
 /** @param {string} id */
-const discarded = (id) => refusal("discarded", `message ${id} was discarded: send one`)
+const discarded = (id) => refusal("discarded", `message ${id} was discarded: send another`)
 
 /** @param {unknown} why */
 function failed(why) {
