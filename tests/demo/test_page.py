@@ -333,7 +333,7 @@ async def test_the_page_fits_the_window(browser: Browser, shared: Server, width:
         else:
             assert (left["y"], left["width"], left["height"]) == (right["y"], right["width"], right["height"])
         assert trials["y"] + trials["height"] <= height
-        if height > 800 or width > 800:  # then the buttons hide nothing
+        if height > 800 or width > 800:  # then the buttons do not cover the pane
             assert right["y"] + right["height"] <= trials["y"]
         for node in ("html", "#text"):  # the suggested question is whole, too
             assert await page.locator(node).evaluate("node => node.scrollWidth - node.clientWidth") == 0, node
