@@ -108,7 +108,7 @@ function start() {
       const log = [asked && make("p", { className: "asked" }, asked), make("div", { className: "answer" }, ...markup(text)), loss]
       return log.filter(Boolean)
     })
-    if (cause && cause !== "window") say(at("later"), lost > before ? `${counted(lost - before)} more came, to no one here.` : "The rest comes to no one here.")
+    if (cause && cause !== "window") say(at("later"), lost > before ? `${counted(lost - before, "more character")} came, to no one here.` : "The rest comes to no one here.")
     at("plain-log").scrollTop = at("plain-log").scrollHeight
     drawCounts("plain", kept.breaks, lost, kept.calls)
   }
