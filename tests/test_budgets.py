@@ -21,15 +21,15 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_000,
+    "lines of tenuto/": 53_900,
     "lines of its kernel": 33_900,
-    "modules of tenuto/": 222,
+    "modules of tenuto/": 220,
     "files in a folder of tenuto/": 26,
     "lines of interop/": 4_100,
-    "lines of tests/": 72_500,
+    "lines of tests/": 72_800,
     "lines of proof/ and bench/": 28_600,
-    "words of docs without decisions": 70_400,
-    "words of decisions": 11_500,
+    "words of docs without decisions": 70_800,
+    "words of decisions": 11_600,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
     "calls of an append to a WebSocket": 150,

@@ -41,11 +41,11 @@ from tenuto.transports.codec import decode
 from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.http import Endpoint
 from tenuto.transports.origin import check_peer
+from tenuto.visiting import visitors
 
 MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token
 CLAIM_TRIES, CLAIM_S = 20, 0.05  # looks for the agent of a question, and the time between two of them
-_BODY_BYTES = 1024
-_NO_STORE = {"cache-control": "no-store"}
+_BODY_BYTES, _NO_STORE = 1024, {"cache-control": "no-store"}
 
 # The pages load no file of another site and run no code of a message; this header makes browsers enforce both.
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -72,17 +72,21 @@ def build(
     Without `controls` the agent runs in this process, and `sleep` waits between its tokens. If `environ` has the key of
     a model, the model answers. With `guests` other machines reach the demo, and a verifier decides who may do anything.
     """
-    address = guests.address if guests is not None else None
+    address, invited = (guests.address, guests.invited) if guests is not None else (None, None)
     hub = Hub(store_url, flush_ms=40, drain_s=0.0, authenticate=guests, public_origin=address)
     model = model_in(environ)
-    if controls is None:
-        serve = hub.agent(CHANNELS, name="guide", on_crash="continue" if model is None else "restart")
-        serve(Guide(hub, model, sleep).answer)
+    # The chat of the post "One tag", as the README has it: a hub with visitors, whose agent is in this process.
+    url = f"{store_url.removesuffix('.db')}-post.db" if store_url.startswith("sqlite:") else store_url
+    post = Hub(url, flush_ms=40, drain_s=0.0, authenticate=visitors(invited), public_origin=address)
+    for one, channels in [(post, "chat:*"), (hub, CHANNELS)][: 1 + (controls is None)]:
+        serve = one.agent(channels, name="guide", on_crash="continue" if model is None else "restart")
+        serve(Guide(one, model, sleep).answer)
     routes = _Routes(hub, model, sleep, controls, guests)
     app = Starlette(routes=[Route(path, _endpoint(hub, *one)) for path, *one in routes.table()])
     app.state.hub = hub
     app.state.lose_agent = lambda name: _lose_agent(hub, name)
     hub.install(app, "/tenuto")
+    post.install(app, "/post/tenuto")
     return app
 
 
@@ -105,8 +109,7 @@ class _Routes:
     def __init__(
         self, hub: Hub, model: Model | None, sleep: Sleep, controls: Controls | None, guests: Guests | None
     ) -> None:
-        self._hub, self._model, self._sleep = hub, model, sleep
-        self._controls, self._guests = controls, guests
+        self._hub, self._model, self._sleep, self._controls, self._guests = hub, model, sleep, controls, guests
         self._plain = 0  # number of running plain streams
 
     def table(self) -> Iterator[tuple[Any, ...]]:
@@ -155,8 +158,7 @@ class _Routes:
             if agent := self._agent_of(channel, question):
                 break
             await asyncio.sleep(CLAIM_S)
-        agent = agent or AGENTS[0]
-        self._controls.crash(agent)
+        self._controls.crash(agent := agent or AGENTS[0])
         return JSONResponse({"agent": agent}, 202, _NO_STORE)
 
     def _agent_of(self, channel: str, question: str) -> str | None:
@@ -168,9 +170,8 @@ class _Routes:
         channel = _checked(query.text("channel"))
         question, _ = await self._hub.read(channel, check_id(query.text("question"), "question"))
         if self._plain >= MOST_PLAIN:
-            raise TooMany(
-                f"the demo serves at most {MOST_PLAIN} plain streams at a time; try again later", limit=MOST_PLAIN
-            )
+            limit = f"the demo serves at most {MOST_PLAIN} plain streams at a time; try again later"
+            raise TooMany(limit, limit=MOST_PLAIN)
         texts = self._call_again(question) if query.text("again") else self._relay(channel, question.id)
         return StreamingResponse(self._frames(texts), headers=_NO_STORE, media_type="text/event-stream")
 

@@ -20,8 +20,9 @@ from urllib.parse import urlencode
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from tenuto.core.errors import TenutoError, TooMany
+from tenuto.core.errors import TenutoError, TooMany, Unauthenticated
 from tenuto.demo.guide import CHANNELS
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.transports.headers import header
@@ -73,6 +74,12 @@ class Guests:
         ends_ms = int(person.until_s * 1000) if person is not None else 0
         return Identity(client_id=person.id, grants={CHANNELS: _RIGHTS}, expires_at_ms=ends_ms) if person else None
 
+    async def invited(self, scope: Scope) -> Identity:
+        """Return the identity for chats of one's own. Raises Unauthenticated for a stranger, who is no visitor here."""
+        if (known := await self(scope)) is None:
+            raise Unauthenticated("this chat needs an invitation; open the link of one in this browser")
+        return replace(known, grants={"chat:{sub}": _RIGHTS, "chat:{sub}.*": _RIGHTS})
+
     def person(self, scope: Scope) -> Person | None:
         """Return the person that the cookie of a request names; None without a cookie that this demo has signed."""
         try:
@@ -109,8 +116,7 @@ class Guests:
         fitting = [known for known in self._open if hmac.compare_digest(known.encode(), secret.encode())]
         if not fitting or self._open.pop(fitting[0]) <= now_s:
             self._guesses.setdefault(peer, []).append(now_s)
-            minutes = f"{INVITE_S / 60:.0f} minutes"
-            raise NoInvite(f"This invitation was used, or is older than {minutes}. Ask for a new one.")
+            raise NoInvite(f"This invitation was used, or is older than {INVITE_S / 60:.0f} minutes. Ask for another.")
         name = f"{secrets.choice(_HOW)} {secrets.choice(_WHO)}"
         person_id = f"{name.lower().replace(' ', '-')}-{secrets.token_hex(4)}"
         return Person(id=person_id, name=name, until_s=now_s + STAY_S)

@@ -69,9 +69,8 @@ class Guide:
         while True:
             steered = await self._write(turn, message, answers.whole(question, settled))
             if steered:
-                settled = msgspec.structs.replace(
-                    settled, steering=[*settled.steering, *steered][: answers.MOST_STEERING]
-                )
+                steering = [*settled.steering, *steered][: answers.MOST_STEERING]
+                settled = msgspec.structs.replace(settled, steering=steering)
             elif answers.ASKS_TO_DELETE.match(question) and settled.decision is None:
                 settled = msgspec.structs.replace(settled, decision=await self._decide(turn))
             else:

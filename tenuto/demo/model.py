@@ -97,11 +97,8 @@ def who_answers(environ: Mapping[str, str]) -> str:
         return f"{which} answers: OPENAI_API_KEY and OPENAI_BASE_URL are set."
     if environ.get("ANTHROPIC_API_KEY"):
         return f"{environ.get('ANTHROPIC_MODEL', _CLAUDE)} answers: ANTHROPIC_API_KEY is set."
-    is_half = environ.get("OPENAI_API_KEY")
-    wanted = (
-        f"OPENAI_BASE_URL{' beside' if is_half else ' and'} OPENAI_API_KEY{'' if is_half else ', or ANTHROPIC_API_KEY'}"
-    )
-    return f"No model answers: the agent has nine written answers. To use a model, set {wanted}."
+    wanted = "beside OPENAI_API_KEY" if environ.get("OPENAI_API_KEY") else "and OPENAI_API_KEY, or ANTHROPIC_API_KEY"
+    return f"No model answers: the agent has nine written answers. To use a model, set OPENAI_BASE_URL {wanted}."
 
 
 async def talk(turn: Turn, model: Model) -> None:

@@ -171,7 +171,7 @@ export class Channel extends Observable {
     const { messages } = this.getSnapshot()
     const known = id === undefined ? messages.findLast(({ role }) => role === "user") : this.#conversation.get(id)
     const target = known?.role === "user" ? known.id : known?.reply_to ?? known?.parent ?? id
-    if (!target) throw refusal("not_found", `channel ${this.name} shows no question to answer again: send one`)
+    if (!target) throw refusal("not_found", `channel ${this.name} shows no question: send one`)
     const response = await this.command("regenerate", { target })
     this.#conversation.follow("assistant", target)
     this.notify()

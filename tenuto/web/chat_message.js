@@ -99,11 +99,11 @@ export class MessageView {
     const { words } = this.panel
     const names = { cancelled: words.stopped, interrupted: words.interrupted, failed: words.failed, streaming: text ? words.answering : words.thinking }
     let state = names[/** @type {keyof typeof names} */ (status)] ?? ""
-    if (local) state = local.state === "sending" ? words.sending : words.refused
+    if (local) state = local.state === "refused" ? words.refused : local.retryAt ? words.waiting : words.sending
     else if (role === "user") state = isWaiting ? words.waiting : ""
     setText(this.state, state)
     this.node.dataset.status = local?.state ?? status
-    this.fail(local?.error ? requestWords(words, local.error.code) : status === "failed" ? words.notFinished + (reason?.includes(" ") ? ` ${reason}` : "") : "")
+    this.fail(local?.error && !local.retryAt ? requestWords(words, local.error.code) : status === "failed" ? words.notFinished + (reason?.includes(" ") ? ` ${reason}` : "") : "")
     if (status === "failed" && reason && reason !== this.#reason) console.warn(`<tenuto-chat> message ${id} failed: ${reason}`)
     this.#reason = reason
   }
@@ -164,7 +164,8 @@ export class MessageView {
     buttons.regenerate.hidden = isUser || !isOver || !panel.may("command")
     setText(buttons.regenerate, status === "failed" || status === "interrupted" ? panel.words.retry : panel.words.regenerate)
     buttons.edit.hidden = !isUser || Boolean(local) || !panel.may("publish") || author !== panel.me
-    buttons.retry.hidden = buttons.discard.hidden = local?.state !== "refused"
+    buttons.retry.hidden = local?.state !== "refused"
+    buttons.discard.hidden = buttons.retry.hidden && !local?.retryAt
     const versions = panel.channel.branches(id)
     buttons.previous.hidden = buttons.following.hidden = buttons.place.hidden = versions.length < 2
     setText(buttons.place, `${versions.findIndex((one) => one.id === id) + 1}/${versions.length}`)

@@ -203,6 +203,7 @@ export class Panel {
     this.list.draw(snapshot, most_ms)
     setText(nodes.people, peopleWords(this, snapshot))
     if (streaming.length) line.unheard = false
+    for (const { local } of messages) line.until = Math.max(line.until, local?.retryAt ?? 0)
     const words = statusWords(this, snapshot)
     const isCounting = line.until > Date.now()
     if (words && words !== line.node.textContent && !typing.length && !(isCounting && this.#isCounting)) this.voice.speak(words)
@@ -303,7 +304,7 @@ export class Panel {
       }
       return true
     } catch (error) {
-      if (waitOf(error)) this.channel.discard(id) // its text comes back into the composer
+      if (/** @type {{ code?: string }} */ (error).code === "discarded") return true
       const isShown = this.channel.getSnapshot().all.some((one) => one.id === id) // True: the message stays in view, with the reason
       this.failed(error, !isShown)
       return isShown

@@ -30,13 +30,15 @@ import { shownMessage } from "./snapshot.js"
  * @property {string} [by] the client id of its sender, once the server has confirmed it
  * @property {number} at milliseconds since 1970
  * @property {Draft} draft
- * @property {Refusal} [error]
+ * @property {Refusal | false} [error]
+ * @property {number} [retryAt] milliseconds since 1970 before which the server accepts no question of this person
  * @property {Message} [stored] the server's response, until the view has the message too
  */
 
 const MAX_MESSAGES = 200
-const MAX_UNITS = 1_048_576 // limit of all unsent messages together, in UTF-16 units
-const AGAIN_MS = 5_000 // longest wait before the next attempt after a temporary refusal
+const MAX_UNITS = 1_000_000 // limit of all unsent messages together, in UTF-16 units
+const AGAIN_MS = 5_000 // longest wait before the next attempt after a temporary refusal without a time
+const MAX_WAIT_MS = 60_000 // limit of a wait that the server names: after a longer one, the person decides
 
 /** @internal */
 export class Outbox {
@@ -72,9 +74,8 @@ export class Outbox {
     const at = Math.max(Date.now(), 1 + (entries.at(-1)?.at ?? 0))
     const entry = { id, channel, by: this.client.id, at, draft, error }
     const units = JSON.stringify([...entries, entry]).length
-    const { length } = entries
-    if (length >= MAX_MESSAGES || units > MAX_UNITS) {
-      throw refusal("too_many", `${length} of ${MAX_MESSAGES} messages wait, with ${units} characters: send later`)
+    if (entries.length >= MAX_MESSAGES || units > MAX_UNITS) {
+      throw refusal("too_many", `${entries.length} messages with ${units} characters wait: await some`)
     }
     this.#put(entry)
   }
@@ -110,11 +111,12 @@ export class Outbox {
         const { code, message, problem } = /** @type {TenutoError} */ (error)
         // discarded: another tab has removed the entry from the storage
         if (code === "closed" || code === "discarded" || !this.entries.has(id)) throw error
-        if (!isTemporary(/** @type {TenutoError} */ (error)) || problem.retry_after_s * 1000 > AGAIN_MS) {
-          this.#put({ ...entry, error: { code, detail: message } })
-          throw error
-        }
-        await new Promise((resolve) => setTimeout(resolve, this.client.random() * AGAIN_MS))
+        const wait_ms = problem.retry_after_s * 1_000 // NaN without a time
+        const isOver = !isTemporary(/** @type {TenutoError} */ (error)) || wait_ms > MAX_WAIT_MS
+        this.#put({ ...entry, retryAt: Date.now() + wait_ms, error: isOver && { code, detail: message } })
+        if (isOver) throw error
+        channel.notify()
+        await new Promise((resolve) => setTimeout(resolve, wait_ms || this.client.random() * AGAIN_MS))
       }
     }
   }

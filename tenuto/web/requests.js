@@ -31,9 +31,8 @@ export class Requests {
 
   /** Throw if the client accepts no request now. */
   check() {
-    const { size } = this.pending
-    if (size >= MAX_PENDING || this.#units >= MAX_UNITS) {
-      throw refusal("too_many", `${size} requests with ${this.#units} characters wait: await some`)
+    if (this.pending.size >= MAX_PENDING || this.#units >= MAX_UNITS) {
+      throw refusal("too_many", `${this.pending.size} requests with ${this.#units} characters wait: await some`)
     }
   }
 

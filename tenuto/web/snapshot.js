@@ -4,7 +4,10 @@
  */
 
 /** @typedef {import("./view.js").Message<any, any>} Stored */
-/** @typedef {{ readonly state: "sending" | "refused", readonly error?: import("./outbox.js").Refusal }} Local */
+/**
+ * @typedef {{ readonly state: "sending" | "refused", readonly error?: import("./outbox.js").Refusal, readonly retryAt?: number }} Local
+ *   `retryAt`: milliseconds since 1970 before which the server accepts no question of this person
+ */
 /**
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
@@ -24,11 +27,11 @@ export function shownMessage(stored) {
 /** @param {import("./outbox.js").Entry} entry @returns {Message<any, any>} */
 export function unsentMessage(entry) {
   if (entry.stored) return shownMessage(entry.stored)
-  return keep(entry, ({ id, by, at, draft, error }) => {
+  return keep(entry, ({ id, by, at, draft, error, retryAt }) => {
     const { text, parts = [{ type: "text", text }], meta = {}, ...rest } = draft
     return {
       ...rest, id, parts, meta, role: "user", author: by, status: "complete", text: textOf(parts), created: Infinity,
-      version: 0, created_at: at, updated_at: at, local: error ? { state: "refused", error } : { state: "sending" },
+      version: 0, created_at: at, updated_at: at, local: { state: error ? "refused" : "sending", ...(error && { error }), ...(retryAt && { retryAt }) },
     }
   })
 }

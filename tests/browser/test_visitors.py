@@ -185,17 +185,81 @@ async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Br
         ).to_be_visible()
 
 
-async def test_a_limit_of_questions_names_the_time_and_keeps_the_text(browser: Browser) -> None:
+async def ask_at_once(page: Page, count: int) -> None:
+    """Send the questions "q1", "q2" …, without a wait between them."""
+    await page.evaluate(
+        """(count) => {
+            const input = document.querySelector("tenuto-chat").shadowRoot.querySelector("textarea")
+            for (let n = 1; n <= count; n++) {
+                input.value = `q${n}`
+                input.dispatchEvent(new InputEvent("input"))
+                input.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", cancelable: true }))
+            }
+        }""",
+        count,
+    )
+
+
+def questions(page: Page) -> Locator:
+    return page.locator("article.user .body")
+
+
+async def test_questions_beyond_the_limit_wait_in_view_and_are_sent_by_themselves(browser: Browser) -> None:
+    async with site(browser, questions_per_minute=30) as here:
+        page = await here.visitor()
+        await expect(page.get_by_text("Online")).to_be_visible()
+        await ask_at_once(page, 33)
+        waiting = page.locator("article.user[data-status=sending]")
+        await expect(waiting.get_by_text("Waiting")).to_be_visible()
+        assert await page.locator("[part=status]").inner_text() in (  # at once, not after the first attempts
+            "You can ask again in 2 seconds.",
+            "You can ask again in 1 second.",
+        )
+        await page.fill("textarea", "a draft")
+        assert await page.get_by_role("button", name="Send").is_disabled()
+        await page.press("textarea", "Enter")
+        await expect(questions(page)).to_have_text([f"q{n}" for n in range(1, 34)])
+        await expect(waiting).to_have_count(0, timeout=TIMEOUT_MS)
+        assert await page.input_value("textarea") == "a draft"
+        stored = [one.text async for one in asked(page, here.hub)]
+        assert stored == [f"q{n}" for n in range(1, 34)]
+
+
+async def test_a_question_that_waits_for_its_time_can_be_discarded(browser: Browser) -> None:
     async with site(browser, questions_per_minute=1) as here:
         page = await here.visitor()
-        await ask(page, "one")
-        await expect(messages(page)).to_have_count(2)
-        await ask(page, "two")
-        await expect(page.locator("[part=status]")).to_contain_text("You can ask again in ")
+        await expect(page.get_by_text("Online")).to_be_visible()
+        await ask_at_once(page, 2)
         await expect(page.locator("[part=status]")).to_contain_text(" seconds.")
-        assert await page.input_value("textarea") == "two"
-        assert await page.get_by_role("button", name="Send").is_disabled()
-        await expect(messages(page)).to_have_count(2)
+        await page.locator("article.user[data-status=sending]").get_by_role("button", name="Discard").click()
+        await expect(questions(page)).to_have_text(["q1"])
+        await expect(page.locator("[part=status]")).to_contain_text("You can ask again in ")
+
+
+async def test_questions_beyond_the_limit_of_a_day_stay_with_try_again_and_the_time(browser: Browser) -> None:
+    async with site(browser, questions_per_day=2) as here:
+        page = await here.visitor()
+        await expect(page.get_by_text("Online")).to_be_visible()
+        await ask_at_once(page, 5)
+        refused = page.locator("article.user[data-status=refused]")
+        for again in (False, True):
+            if again:
+                await page.reload()
+            await expect(refused.locator(".body")).to_have_text(["q3", "q4", "q5"])
+            await expect(refused.get_by_role("button", name="Try again")).to_have_count(3)
+            await expect(page.locator("[part=status]")).to_have_text("You can ask again in 12 hours.")
+            await expect(page.get_by_text("busy")).to_have_count(0)
+        await refused.first.get_by_role("button", name="Try again").click()
+        await expect(refused.locator(".body")).to_have_text(["q3", "q4", "q5"])
+
+
+async def asked(page: Page, hub: Hub) -> AsyncIterator[Any]:
+    """Yield the stored questions of the visitor of `page`, the oldest first."""
+    (cookie,) = await page.context.cookies()
+    stored = (await hub.history(f"chat:{cookie['value'].split('.')[0]}", limit=100)).messages
+    for one in reversed(stored):
+        if one.role == "user":
+            yield one
 
 
 async def test_a_closed_launcher_shows_after_a_reload_that_an_answer_runs_or_has_ended(browser: Browser) -> None:

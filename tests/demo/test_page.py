@@ -148,6 +148,66 @@ async def test_a_reload_that_loses_text_is_counted_and_does_not_tick(
         assert (await counts(page, "tenuto"))[1] > 10
 
 
+async def test_the_lost_characters_in_the_plain_pane_are_those_of_the_line_below(
+    browser: Browser, shared: Server
+) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, shared)
+        plain_has = "length => document.querySelector('#plain .answer').innerText.length > length"
+
+        async def lost() -> int:
+            shown = re.findall(r"[\d,]+ (?:more )?char", await page.inner_text(".loss"))
+            return sum(int(re.sub(r"\D", "", figure)) for figure in shown)
+
+        for questions in (1, 2):
+            await ask(page)
+            await page.wait_for_function(plain_has, arg=40)
+            await page.click("#do-reload")
+            await expect(page.locator(".loss")).to_contain_text("came, to no one here")
+            await page.click(".stop")  # so that the figures stand still
+            await expect(page.locator(".assistant .state").last).to_have_text("Stopped")
+            assert await lost() == (await counts(page, "plain"))[1] > 40, questions
+        long = (await counts(page, "plain"))[1]
+        await page.click("#again")
+        await page.wait_for_function(plain_has, arg=long + 40)
+        assert (await counts(page, "plain"))[1] == 0
+        await page.click("#do-reload")
+        await tile(page, "reload").to_have_attribute("data-state", "ok")
+        assert await lost() == (await counts(page, "plain"))[1] > long
+
+
+async def test_several_reloads_leave_one_mark(browser: Browser, shared: Server) -> None:
+    async with visiting(browser) as context:
+        page = await open_page(context, shared)
+        length = 0
+        for reloads in (1, 2, 3):
+            await (ask(page) if reloads == 1 else until_length(page, length + 20))
+            await page.click("#do-reload")
+            await expect(page.locator("#tenuto-counts")).to_contain_text(re.compile(f"^{reloads} break"))
+            length = len(await until_length(page, 1))
+        await expect(page.locator(".hairline")).to_have_count(1)
+        await expect(page.locator(".hairline")).to_contain_text("You reloaded here.")
+
+
+@pytest.mark.parametrize("button", ["reload", "window", "kill", "crash", "offline"])
+async def test_a_button_ticks_while_the_next_question_waits_behind_the_answer(
+    browser: Browser, demo: Server, button: str
+) -> None:
+    async with visiting(browser) as context:
+        page = await context.new_page()
+        await page.goto(f"http://127.0.0.1:{demo.port}/")
+        before = await ask(page)
+        await page.fill("textarea", "What is a cursor?")
+        await page.press("textarea", "Enter")
+        await expect(page.locator(".user").last.get_by_text("Waiting")).to_be_visible()
+        await page.click(f"#do-{button}")
+        await tile(page, button).to_have_attribute("data-state", "ok")
+        await expect(page.locator(".user")).to_have_count(2)
+        await expect(page.locator(".assistant")).to_have_count(1)  # the first answer still runs
+        assert (await page.inner_text(".assistant .markdown")).startswith(before.partition("\n")[0].strip("# "))
+        await expect(page.locator("#tenuto-counts")).to_contain_text("0 characters lost")
+
+
 async def test_another_window_sees_the_same_text_and_was_never_sent_the_plain_stream(
     browser: Browser, shared: Server
 ) -> None:
@@ -272,8 +332,11 @@ async def test_the_page_fits_the_window(browser: Browser, shared: Server, width:
             assert left["height"] < 240 < right["height"]
         else:
             assert (left["y"], left["width"], left["height"]) == (right["y"], right["width"], right["height"])
-            assert trials["y"] + trials["height"] <= height
-        assert await page.locator("html").evaluate("node => node.scrollWidth - node.clientWidth") == 0
+        assert trials["y"] + trials["height"] <= height
+        if height > 800 or width > 800:  # then the buttons do not cover the pane
+            assert right["y"] + right["height"] <= trials["y"]
+        for node in ("html", "#text"):  # the suggested question is whole, too
+            assert await page.locator(node).evaluate("node => node.scrollWidth - node.clientWidth") == 0, node
 
 
 async def test_the_invitation_says_how_to_listen_on_the_network(browser: Browser, shared: Server, channel: str) -> None:
@@ -331,4 +394,29 @@ async def test_the_page_one_tag_is_a_post_with_the_tag_that_it_shows(browser: Br
         await page.fill("textarea", "What is a cursor?")
         await page.press("textarea", "Enter")
         await expect(page.locator("tenuto-chat .assistant")).to_contain_text("A cursor says")
+        await page.reload()
+        await expect(page.locator("tenuto-chat .assistant")).to_contain_text("A cursor says")
+        async with visiting(browser) as others:
+            other = await others.new_page()
+            await other.goto(page.url)
+            await other.click("tenuto-chat .launcher")
+            await expect(other.get_by_text("Ask something.")).to_be_visible()  # a chat of its own
         await page.click(".stop")
+
+
+async def test_a_stranger_in_the_network_gets_no_chat_of_the_post(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with serving("demo", tmp_path_factory.mktemp("lan"), "--lan", host=LAN) as server:
+        server.until(lambda: "#join=" in server.output)
+        owner_link = re.findall(r"http://\S+#join=[\w-]+", server.output)[0]
+        async with visiting(browser) as owners, visiting(browser) as strangers:
+            owner, stranger = await owners.new_page(), await strangers.new_page()
+            await owner.goto(owner_link)
+            await expect(owner.locator("#tenuto")).to_have_attribute("data-state", "live")
+            for page in (owner, stranger):
+                await page.goto(f"http://{server.host}:{server.port}/one-tag")
+                await page.click("tenuto-chat .launcher")
+            await expect(owner.get_by_text("Ask something.")).to_be_visible()
+            await expect(stranger.get_by_text("You are signed out.")).to_be_visible()
+            await expect(stranger.locator("textarea")).to_have_count(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 
+from proof.chaos.processes import free_port
 from tests.examples.programs import served_app
 from tests.examples.test_pages import PATIENCE_MS, opened
+from tests.processes import Process, request
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -135,3 +138,57 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert model.calls == count, moment
             assert [one.text.strip() for one in messages[:2]] == [whole, question], moment
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
+
+
+class Deployed(Process):
+    """A program of the README, run by uvicorn in the folder that has its files, always on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        arguments = ["-m", "uvicorn", "--app-dir", str(folder), "--port", str(self.port), "main:app"]
+        super().__init__(arguments, folder / "server.log")
+
+    def serves(self) -> bool:
+        return request(self.port, "GET", "/tenuto/v1")[0] == 200
+
+
+@pytest.mark.parametrize("moment", ["before the first word", "in mid-text"])
+@pytest.mark.parametrize("name", ["endpoint", "own"])
+async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page_and_after_a_reload(
+    name: str, moment: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, page = PROGRAMS[name]
+    pause = "asyncio.sleep(0.1)"
+    assert source.count(pause) == 1
+    never = "asyncio.sleep(3600)"
+    (tmp_path / "main.py").write_text(source.replace(pause, never) if moment == "before the first word" else source)
+    (tmp_path / "index.html").write_text(page)
+    server = Deployed(tmp_path)
+    server.start()
+    try:
+        await asyncio.to_thread(server.until, server.serves)
+        async with opened(browser, f"http://127.0.0.1:{server.port}") as window:
+            await window.wait_for_load_state("networkidle")
+            await window.fill("#question", "Why?")
+            async with window.expect_response(re.compile(r"/(chat|ask)\?question=Why")) as begun:
+                await window.press("#question", "Enter")
+            await begun.value
+            if moment == "in mid-text":
+                await window.wait_for_function(f"() => ({SHOWN[name]})().length > 40")
+            elif name == "own":  # its page shows an empty answer, too
+                await window.wait_for_function("() => messages.textContent === 'Why?\\n\\n'")
+            seen = (await window.evaluate(f"({SHOWN[name]})()")).strip()
+            await asyncio.to_thread(server.end, signal.SIGKILL)
+            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(server.until, server.serves)
+            for reloads in (0, 1):
+                if reloads:
+                    await window.reload()
+                marked = window.locator("#answer, #messages")
+                await expect(marked).to_contain_text(
+                    re.compile(re.escape(seen.strip()) + r".*\[interrupted\]", re.DOTALL)
+                )
+                assert (await marked.inner_text()).count("[interrupted]") == 1, reloads
+    finally:
+        server.clean_up()

@@ -109,6 +109,36 @@ describe("a sent message", () => {
     assert.equal(w.socket.sentOf("create").length, 2)
   })
 
+  test("beyond a limit names the time at once, and is sent when it has come", async (t) => {
+    const { w, channel } = live(t)
+    channel.send({ id: "q", text: "hi" }).catch(() => {})
+    await settled()
+    w.socket.refuse("create", "too_many", { retry_after_s: 6 })
+    await settled()
+    const retryAt = Date.now() + 6_000
+    assert.deepEqual(channel.getSnapshot().messages[0].local, { state: "sending", retryAt })
+    w.pass(5_999)
+    await settled()
+    assert.equal(w.socket.sentOf("create").length, 1)
+    w.pass(1)
+    await settled()
+    assert.equal(w.socket.sentOf("create").length, 2)
+  })
+
+  test("beyond a limit of hours stays refused, with the time, until it is retried", async (t) => {
+    const { w, channel } = live(t)
+    const sent = channel.send({ id: "q", text: "hi" })
+    await settled()
+    w.socket.refuse("create", "too_many", { detail: "no", retry_after_s: 61 })
+    await assert.rejects(sent, { code: "too_many" })
+    const retryAt = Date.now() + 61_000
+    assert.deepEqual(channel.getSnapshot().messages[0].local, { state: "refused", error: { code: "too_many", detail: "no" }, retryAt })
+    channel.retry("q").catch(() => {})
+    assert.deepEqual(shown(channel), [["q", "hi", "sending"]])
+    await settled()
+    assert.equal(w.socket.sentOf("create").length, 2)
+  })
+
   test("that is refused stays with its error until it is retried", async (t) => {
     const { w, channel } = live(t)
     const sent = channel.send({ id: "q", text: "hi" })

@@ -17,17 +17,17 @@ const TRIALS = [
 /** @type {Record<string, string>} */
 const ANSWERS = { streaming: "answering…", complete: "complete", interrupted: "waits for an agent…", cancelled: "stopped", failed: "failed" }
 const STATES = { connecting: "connecting…", reconnecting: "reconnecting…", suspended: "offline", closed: "disconnected" }
+const cutOff = (/** @type {string} */ why) => (/** @type {string} */ shown) => (shown ? `Cut off after ${shown}: the ${why}.` : `The ${why} before the first word.`)
 /** What each break leaves of the plain stream, by its cause. @type {Record<import("./plain.js").Cause, (shown: string) => string>} */
 const LOSSES = {
   reload: (shown) => (shown ? `${shown} lost on your reload.` : "The answer was lost on your reload, before its first word."),
   left: (shown) => `${shown || "The answer was"} lost when you left the page.`,
-  server: (shown) => (shown ? `Cut off after ${shown}: the server died.` : "The server died before the first word."),
-  agent: (shown) => (shown ? `Cut off after ${shown}: the agent died.` : "The agent died before the first word."),
-  offline: (shown) => (shown ? `Cut off after ${shown}: the network was gone.` : "The network was gone before the first word."),
+  server: cutOff("server died"),
+  agent: cutOff("agent died"),
+  offline: cutOff("network was gone"),
   full: () => "No connection was left: the plain streams of other tabs have them.",
   window: () => "This window was never sent the stream.",
 }
-const AFTERWARDS = "The rest comes to no one here. Asking again would pay the model a second time."
 
 const parameters = new URLSearchParams(location.search)
 const secret = new URLSearchParams(location.hash.slice(1)).get("join")
@@ -85,7 +85,7 @@ function start() {
       for (const { id, hint } of TRIALS) {
         const { isOk = false, words = "" } = trials.kept.results[id] ?? {}
         const button = at(`do-${id}`)
-        button.dataset.state = words ? (isOk ? "ok" : "lost") : "open"
+        button.dataset.state = words ? (isOk ? "ok" : "lost") : trials.notes[id] ? "busy" : "open"
         button.disabled = !trials.question
         say(button.lastChild, trials.notes[id] || words || hint)
       }
@@ -97,19 +97,20 @@ function start() {
   function drawPlain() {
     const { state, cause, text, kept } = plain
     const asked = kept.asked || (cause === "window" ? (trials.question?.text ?? "") : "")
-    const isCurrent = cause === "window" || kept.question === trials.question?.id
-    const gap = state === "broken" && isCurrent ? Math.max(0, size(trials.answer?.text ?? "") - size(text)) : 0
-    const shown = cause === "reload" || cause === "left" ? kept.shown : size(text)
+    const answer = cause === "window" ? trials.answer : trials.answerTo(kept.question)
+    const [shown, before] = kept.isGone ? [kept.shown, kept.shown] : [size(text), 0] // `before`: lost by the break itself
+    const lost = state === "broken" ? Math.max(before, size(answer?.text ?? "") - size(text)) : 0
     at("plain").dataset.state = state
     say(at("plain-state"), { idle: "", streaming: text ? "answering…" : "waiting…", complete: "complete", broken: text ? "cut off" : "gone" }[state])
     fill(at("plain-text"), `${text}\n${state}\n${asked}\n${cause}`, () => {
-      const loss = cause && make("div", { className: "loss" }, make("strong", {}, LOSSES[cause](shown ? counted(shown) : "")), ` ${cause === "window" ? "It belongs to the page that asked." : AFTERWARDS}`)
-      if (loss && asked && cause !== "window") loss.append(" ", make("button", { id: "again", className: "link", onclick: () => plain.start(name, { id: kept.question, text: asked }, gap) }, "Ask again"))
+      const loss = cause && make("div", { className: "loss" }, make("strong", {}, LOSSES[cause](shown ? counted(shown) : "")), make("span", { id: "later" }), cause === "window" ? "It belongs to the page that asked." : " Asking again would pay the model a second time. ")
+      if (loss && asked && cause !== "window") loss.append(make("button", { id: "again", className: "link", onclick: () => plain.start(name, { id: kept.question, text: asked }, true) }, "Ask again"))
       const log = [asked && make("p", { className: "asked" }, asked), make("div", { className: "answer" }, ...markup(text)), loss]
       return log.filter(Boolean)
     })
+    if (cause && cause !== "window") say(at("later"), lost > before ? `${counted(lost - before, "more character")} came, to no one here.` : "The rest comes to no one here.")
     at("plain-log").scrollTop = at("plain-log").scrollHeight
-    drawCounts("plain", kept.breaks, kept.lost + gap, kept.calls)
+    drawCounts("plain", kept.breaks, lost, kept.calls)
   }
 
   function drawTenuto() {
@@ -130,11 +131,9 @@ function start() {
 
   /** @param {string} pane @param {number} breaks @param {number} lost @param {number} calls */
   function drawCounts(pane, breaks, lost, calls) {
-    const counts = [[breaks, "break", "breaks"], [lost, "character lost", "characters lost"], [calls, "model call", "model calls"]]
-    fill(at(`${pane}-counts`), String([breaks, lost, calls]), () => counts.map(([n, one, more]) => {
-      const [figure, words] = counted(Number(n), String(one), String(more)).split(/ (.*)/)
-      return make("span", { className: `count ${String(more).replace(/.* /, "")}` }, make("b", {}, figure), ` ${words}`)
-    }))
+    /** @type {[number, string, string?][]} */
+    const counts = [[breaks, "break"], [lost, "character lost", "characters lost"], [calls, "model call"]]
+    fill(at(`${pane}-counts`), String(counts), () => counts.map(([n, one, more]) => make("span", { className: more ? "lost" : "" }, make("b", {}, n.toLocaleString("en")), counted(n, one, more).replace(/^\S+/, ""))))
     at(`${pane}-counts`).classList.toggle("bad", lost > 0)
   }
 

@@ -5,10 +5,10 @@ const PLACES = 4 // of the six connections that a browser opens to one server: t
 
 /** @typedef {"idle" | "streaming" | "complete" | "broken"} State */
 /** @typedef {"reload" | "left" | "server" | "agent" | "offline" | "full" | "window"} Cause why it is broken */
-/** @typedef {{ channel: string, question: string, asked: string, shown: number, breaks: number, calls: number, lost: number, isGone: boolean }} Kept `shown` counts the characters that the page showed, `lost` those of earlier calls */
+/** @typedef {{ channel: string, question: string, asked: string, shown: number, breaks: number, calls: number, isGone: boolean }} Kept `shown` counts the characters that the page showed */
 
 /** @type {Kept} */
-const NOTHING = { channel: "", question: "", asked: "", shown: 0, breaks: 0, calls: 0, lost: 0, isGone: false }
+const NOTHING = { channel: "", question: "", asked: "", shown: 0, breaks: 0, calls: 0, isGone: false }
 
 export class PlainStream {
   text = ""
@@ -39,14 +39,13 @@ export class PlainStream {
     this.#break(isReload ? "reload" : "left", wasGone)
   }
 
-  /** Read the answer to `question`. With `again` the model is called again, for this pane alone. @param {string} channel @param {{ id: string, text: string }} question @param {number} [missing] characters that are lost so far, with `again` */
-  async start(channel, question, missing) {
-    const again = missing !== undefined
+  /** Read the answer to `question`. With `again` the model is called again, for this pane alone. @param {string} channel @param {{ id: string, text: string }} question @param {boolean} [again] */
+  async start(channel, question, again = false) {
     this.#reading.abort()
     const { signal } = (this.#reading = new AbortController())
-    const { breaks, calls, lost } = again ? this.kept : NOTHING
+    const { breaks, calls } = again ? this.kept : NOTHING
     Object.assign(this, { text: "", state: "streaming", cause: undefined })
-    this.kept = { channel, question: question.id, asked: question.text, shown: 0, breaks, calls: calls + 1, lost: lost + (missing ?? 0), isGone: false }
+    this.kept = { channel, question: question.id, asked: question.text, shown: 0, breaks, calls: calls + 1, isGone: false }
     this.save()
     const query = new URLSearchParams({ channel, question: question.id, ...(again && { again: "1" }) })
     const isRead = await withPlace(signal, () => this.#read(`/demo/plain?${query}`, signal))

@@ -2,7 +2,7 @@
 import { counted, keep, post, recall, size } from "./dom.js"
 
 /** @typedef {import("../client.js").Message<Record<string, any>>} Message */
-/** @typedef {{ message: string, at: number, text: string }} Mark `at` counts code points of the message's text */
+/** @typedef {{ message: string, at: number, text: string, trial?: string }} Mark `at` counts code points of the message's text */
 /** @typedef {{ question: string, answer: string, text: string, isOver: boolean, crashes: number }} Seen a question, and its answer as it was shown: its id is empty before the answer begins */
 /** @typedef {{ isOk: boolean, words: string }} Result */
 /** @typedef {{ id: string, seen: Seen, words: string, mark: string, mustMove: boolean, isAnew?: boolean }} Trial one whose end is waited for */
@@ -61,18 +61,21 @@ export class Trials {
     channel.subscribe(() => this.#notice())
   }
 
-  /** The newest question, once it is stored. @returns {Message | undefined} */
+  /** The question that is being answered, or comes next, or else the newest one. @returns {Message | undefined} */
   get question() {
-    return this.channel.getSnapshot().all.findLast(({ role, local }) => role === "user" && !local)
+    const stored = this.channel.getSnapshot().all.filter(({ role, local }) => role === "user" && !local)
+    const last = stored.findLastIndex(({ id }) => this.answerTo(id))
+    return stored[last + Number(last < 0 || isOver(this.answerTo(stored[last].id)))] ?? stored.at(-1)
   }
 
-  /** The shown answer to the newest question. @returns {Message | undefined} */
+  /** Return the shown answer to a question. @param {string} [id] @returns {Message | undefined} */
+  answerTo = (id) => this.channel.getSnapshot().messages.findLast(({ role, reply_to }) => role === "assistant" && reply_to === id)
+
   get answer() {
-    const { question } = this
-    return question && this.channel.getSnapshot().messages.findLast(({ role, reply_to }) => role === "assistant" && reply_to === question.id)
+    return this.question && this.answerTo(this.question.id)
   }
 
-  /** The number of answers to the newest question: a model is called for each. */
+  /** The number of its answers: a model is called for each. */
   get calls() {
     const { question } = this
     return this.channel.getSnapshot().all.filter(({ role, reply_to }) => role === "assistant" && reply_to === question?.id).length
@@ -150,8 +153,8 @@ export class Trials {
   #settle() {
     for (const trial of [...this.#pending]) {
       const { id, seen, words, mark, mustMove, isAnew } = trial
-      const { all, messages } = this.channel.getSnapshot()
-      const shown = messages.findLast(({ role, reply_to }) => role === "assistant" && reply_to === seen.question)
+      const { all } = this.channel.getSnapshot()
+      const shown = this.answerTo(seen.question)
       const before = isAnew || !seen.answer ? all.find((one) => one.id === seen.answer) : shown // a model's interrupted text stays as a version
       const hasMoved = shown && (isOver(shown) || size(shown.text) > (isAnew ? 0 : size(seen.text)))
       if (mustMove && !seen.isOver && !hasMoved && all.some((one) => one.id === seen.question)) continue
@@ -165,7 +168,9 @@ export class Trials {
         breaks: this.kept.breaks + Number(isSame && id !== "window"), lost: this.kept.lost + (isSame ? lost : 0),
       })
       const ending = id === "kill" ? ", **0 characters lost**" : ""
-      if (mark && isOk && !seen.isOver && shown) this.#keep({ marks: [...this.kept.marks, { message: shown.id, at: isAnew ? 0 : size(seen.text), text: `${mark}${ending}` }].slice(-50) })
+      if (!mark || !isOk || seen.isOver || !shown) continue
+      const others = this.kept.marks.filter((one) => one.message !== shown.id || one.trial !== id)
+      this.#keep({ marks: [...others, { message: shown.id, at: isAnew ? 0 : size(seen.text), text: `${mark}${ending}`, trial: id }].slice(-50) })
     }
   }
 
