@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tenuto.agents.request import asked_in
+from tenuto.agents.request import options_in
 from tenuto.core.deltas import (
     Delta,
     InAnswer,
@@ -103,10 +103,10 @@ __all__ = [
     "TurnResponse",
     "TurnState",
     "TurnStatus",
-    "asked_in",
     "guarded",
     "is_id",
     "newest_branch",
+    "options_in",
     "versions_of",
 ]
 
@@ -166,24 +166,24 @@ class Access:
         meta: dict[str, Json] | None = None,
         parent: str | UnsetType | None = UNSET,
         reply_to: str | None = None,
-        asked: Mapping[str, Json] | None = None,
+        options: Mapping[str, Json] | None = None,
     ) -> Message:
         """Store a user message of the caller, and return it. With an `id` it is safe to repeat.
 
-        `asked` has the wishes of the caller beside the message (`asked_in`); the agent has them as
+        `options` has the wishes of the caller beside the message (`options_in`); the agent has them as
         `turn.request`. Large values are stored once for each person in the channel, and no viewer gets them.
 
         Raises IdConflict, and Deleted if the message was deleted at once.
         """
         self.check(channel, "publish")
         request = CreateMessage(
-            text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to, asked=dict(asked or {})
+            text=text, parts=parts, meta=meta or {}, parent=parent, reply_to=reply_to, options=dict(options or {})
         )
         check_create(request, self.identity, channel)
         message_id = self._hub.clock.id_or_new(id)
         return message_of(await self._ask(channel, message_id, request), message_id)
 
-    async def asked(self, channel: str, message: Message) -> dict[str, Json]:
+    async def options(self, channel: str, message: Message) -> dict[str, Json]:
         """Return the wishes of a client beside `message`, under the names of `create`. Removed values are left out."""
         self.check(channel, "history")
         kept = []

@@ -2,9 +2,9 @@
 
 Layer: agents.
 
-Pure functions. Each API has names of its own for the same wish. `asked_in` reads them from the body of a request under
-the names of `TurnRequest`, which are stored with the question; `docs/interop.md` has the table. Safe to change: a new
-optional field. The stored names stay.
+Pure functions. Each API has names of its own for the same wish. `options_in` reads them from the body of a request
+under the names of `TurnRequest`, which are stored with the question; `docs/interop.md` has the table. Safe to change: a
+new optional field. The stored names stay.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     return TurnRequest(**known)
 
 
-def asked_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str, Json]:
+def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str, Json]:
     """Return the known fields in the body of a request under the names of `TurnRequest`; null or empty means none.
 
     Raises InvalidRequest, which names the field, for one of another type; unless `is_strict`, it is left out.

@@ -27,7 +27,7 @@ from tenuto.core.events import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import CommandState, MessageState, PartState
-from tenuto.core.model import ASKED
+from tenuto.core.model import OPTIONS
 from tenuto.core.names import command_id
 from tenuto.core.ops import Append, Entry, SetPart
 from tenuto.core.state import ChannelState, PartTail
@@ -44,7 +44,7 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
     for count, message in enumerate(state.changed_since(since), 1):
         if count > limit:
             return None
-        if message.role != ASKED:
+        if message.role != OPTIONS:
             events.extend(_message_since(message, state.tail, since))
     for count, command in enumerate(state.commands_since(since), 1):
         if count > limit:
@@ -77,7 +77,7 @@ def newest_messages(state: ChannelState, history: int, limits: Limits) -> tuple[
 
     Finished messages have at most `limits.history_bytes` together; the newest message is always included.
     """
-    present = (one for one in state.messages.values() if not one.deleted and one.role != ASKED)
+    present = (one for one in state.messages.values() if not one.deleted and one.role != OPTIONS)
     newest = sorted(present, key=lambda message: message.created, reverse=True)
     page: list[MessageState] = []
     size = 0

@@ -58,7 +58,7 @@ from tenuto.core.errors import (
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState, PartState, part_bytes, utf8_len
 from tenuto.core.model import (
-    ASKED,
+    OPTIONS,
     ROLES,
     STATUSES,
     Json,
@@ -119,7 +119,7 @@ def decide(
             case SettleCommand():
                 return settle_command(state, key, request, now_ms)
     message = state.message(key)
-    if message is None or message.role == ASKED or (not caller.may_read and not is_author_or_writer(message, caller)):
+    if message is None or message.role == OPTIONS or (not caller.may_read and not is_author_or_writer(message, caller)):
         raise NotFound(f"message {shown(key)} does not exist in this channel; check the id")
     if message.deleted and isinstance(request, DeleteMessage):
         return Decision(serial=message.version)
@@ -176,8 +176,8 @@ def _create(
     is_served: bool,
 ) -> Decision:
     check_id(message_id)
-    if not isinstance(request.asked, dict):
-        raise InvalidRequest(f"asked must be an object, got {shown(request.asked)}")
+    if not isinstance(request.options, dict):
+        raise InvalidRequest(f"options must be an object, got {shown(request.options)}")
     fingerprint = _fingerprint(request, caller)
     known = state.message(message_id)
     if known is not None:
@@ -200,14 +200,14 @@ def _create(
     is_pending = is_served and request.role == "user" and request.status == "complete" and not caller.brings_answer
     if is_pending:
         check_room_for_pending(state, limits)
-    asked, kept = split(request.asked, caller.id, now_ms, limits) if request.asked else ({}, [])
+    options, kept = split(request.options, caller.id, now_ms, limits) if request.options else ({}, [])
     op = Create(
         id=message_id,
         role=request.role,
         author=caller.id,
         status=request.status,
         parts=parts,
-        meta=_merged({}, {**request.meta, ASKED: asked} if asked else request.meta, limits),
+        meta=_merged({}, {**request.meta, OPTIONS: options} if options else request.meta, limits),
         parent=_parent(state, request),
         reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
         at_ms=now_ms,
@@ -221,7 +221,7 @@ def _create(
 def _is_kept(state: Decidable, message_id: str) -> bool:
     """Return whether the channel has a value beside `meta`. Raises IdConflict if another message has its id."""
     known = state.message(message_id)
-    if known is not None and known.role != ASKED:
+    if known is not None and known.role != OPTIONS:
         raise IdConflict(f"message {message_id!r} has the id of a value that the request must keep; delete it first")
     return known is not None
 
@@ -238,7 +238,7 @@ def _fingerprint(request: CreateMessage, caller: Caller) -> bytes:
             request.meta,
             parent,
             request.reply_to,
-            request.asked,
+            request.options,
         )
     except UnicodeEncodeError as error:
         raise InvalidText(f"a string in the new message holds {lone_surrogate(error)}") from None

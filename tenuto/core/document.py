@@ -22,7 +22,7 @@ from msgspec.structs import astuple, replace
 
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, PartState, utf8_len
-from tenuto.core.model import ASKED, Json, Part
+from tenuto.core.model import OPTIONS, Json, Part
 from tenuto.core.names import COMMAND_MARK, is_id
 from tenuto.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
 from tenuto.core.state import apply_op, apply_to_command
@@ -104,7 +104,7 @@ class Document(Struct, frozen=True, kw_only=True):
 
     id: str
     # serial that places the message in the history of its channel; 0 for a command, and for a message that keeps a
-    # value (`asked`), which are not part of the history
+    # value (`options`), which are not part of the history
     created: int
     version: int  # the document contains all changes of the message up to this serial
     is_open: bool  # True while a message streams or waits for an agent, and while a command waits for its reply
@@ -163,7 +163,7 @@ def document(message: MessageState | CommandState) -> Document:
                 segments.append(_segment(index, part.text, start))
     return Document(
         id=message.id,
-        created=message.created if message.role != ASKED else 0,
+        created=message.created if message.role != OPTIONS else 0,
         version=message.last,
         is_open=message.is_open,
         is_deleted=message.deleted,

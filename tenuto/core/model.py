@@ -23,8 +23,8 @@ Role = Literal["user", "assistant", "system", "tool"]
 Status = Literal["streaming", "complete", "cancelled", "interrupted", "failed"]
 ROLES = get_args(Role)
 STATUSES = get_args(Status)
-# role of a message that keeps a value beside the `meta` of others (`asked`); also the name of that field
-ASKED = "asked"
+# role of a message that keeps a value beside the `meta` of others (`options`); also the name of that field
+OPTIONS = "options"
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}

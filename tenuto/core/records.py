@@ -23,7 +23,7 @@ from tenuto.core.document import KEPT_MS, Document, document
 from tenuto.core.errors import InvalidRequest, TooLarge, shown
 from tenuto.core.limits import MIB, Limits
 from tenuto.core.message_state import DAMAGED, CommandState, MessageState, part_bytes
-from tenuto.core.model import ASKED, ROLES, STATUSES, Approval, Json, Part, check_json, check_part
+from tenuto.core.model import OPTIONS, ROLES, STATUSES, Approval, Json, Part, check_json, check_part
 from tenuto.core.names import check_id, command_id, command_key
 from tenuto.core.ops import Command, Create, Entry, Finish, Op, Reply
 from tenuto.core.state import apply_to_command, change
@@ -194,7 +194,7 @@ def check_record(record: Record, limits: Limits, now_ms: int) -> Record:
     if isinstance(record, CommandRecord):
         return _checked_command(record, limits)
     check_id(record.id, "the id of a message")
-    if record.role not in (*ROLES, ASKED):
+    if record.role not in (*ROLES, OPTIONS):
         raise InvalidRequest(f"role must be one of {', '.join(ROLES)}, got {shown(record.role)}")
     if record.status == "streaming" or record.status not in STATUSES:
         raise InvalidRequest(

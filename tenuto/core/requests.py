@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from tenuto.core.errors import InvalidRequest, TooLarge, TooMany
 from tenuto.core.limits import Limits
-from tenuto.core.model import ASKED, Json, Message, Part, Role, Status, check_json, plain
+from tenuto.core.model import OPTIONS, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
 from tenuto.core.ops import Create, WriterIdentity
 
@@ -31,7 +31,7 @@ ExpirySeconds = Annotated[float, Meta(ge=1, le=24 * 3600)]
 class CreateMessage(Struct, frozen=True, kw_only=True):
     """`POST …/messages`. Without `parent` the message follows `reply_to`, else the newest message; null: no message.
 
-    `asked` has the wishes of the client beside the message, such as tools (`tenuto.core.requests`).
+    `options` has the wishes of the client beside the message, such as tools (`tenuto.core.requests`).
     """
 
     id: str | None = None
@@ -43,7 +43,7 @@ class CreateMessage(Struct, frozen=True, kw_only=True):
     parent: str | UnsetType | None = UNSET
     reply_to: str | None = None
     lease_s: LeaseSeconds = 15.0
-    asked: dict[str, Json] = {}
+    options: dict[str, Json] = {}
 
 
 class AppendText(Struct, frozen=True, kw_only=True, gc=False):
@@ -227,7 +227,7 @@ def needs(key: str, request: Request, caller: Caller) -> tuple[str, ...]:
     kept: tuple[str, ...] = ()
     if isinstance(request, CreateMessage):  # the answer of an earlier attempt at that message is refused
         target = request.reply_to
-        kept = kept_ids(request.asked, caller.id)
+        kept = kept_ids(request.options, caller.id)
     # `decide` refuses an invalid id later
     return (key, target, *kept) if target is not None and is_id(target) else (key, *kept)
 
@@ -247,35 +247,35 @@ class Kept(NamedTuple):
     value: Json
 
 
-def kept_ids(asked: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
-    """Return the ids of the messages that keep large values of `asked`, which client `by` sends.
+def kept_ids(options: Mapping[str, Json], by: str | None) -> tuple[str, ...]:
+    """Return the ids of the messages that keep large values of `options`, which client `by` sends.
 
     There are none if it is no JSON, which `split` refuses.
     """
     try:
-        return tuple(one.id for one in _kept(asked, by))
+        return tuple(one.id for one in _kept(options, by))
     except (TypeError, ValueError, OverflowError, RecursionError):
         return ()
 
 
 def split(
-    asked: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits
+    options: Mapping[str, Json], by: str | None, now_ms: int, limits: Limits
 ) -> tuple[dict[str, Json], list[Create]]:
-    """Return the value of `meta.asked`, and the messages of the large values. Raises InvalidRequest, TooLarge."""
-    limit = limits.asked_bytes
+    """Return the value of `meta.options`, and the messages of the large values. Raises InvalidRequest, TooLarge."""
+    limit = limits.options_bytes
     try:
-        check_json(asked, limit, "asked", depth=limits.depth)
+        check_json(options, limit, "options", depth=limits.depth)
     except TooLarge:
         raise TooLarge(
-            f"the tools, instructions and other wishes of the request have {len(msgspec.json.encode(asked))} bytes as "
-            f"JSON, the limit is {limit} (Limits.asked_bytes); send fewer tools",
+            f"the tools, instructions and other options of the request have {len(msgspec.json.encode(options))} bytes "
+            f"as JSON, the limit is {limit} (Limits.options_bytes); send fewer tools",
             limit=limit,
         ) from None
-    if KEPT in asked or any(not 0 < len(name) <= NAME_CHARS for name in asked):
-        raise InvalidRequest(f"asked must have names of 1 to {NAME_CHARS} characters, and none may be {KEPT!r}")
+    if KEPT in options or any(not 0 < len(name) <= NAME_CHARS for name in options):
+        raise InvalidRequest(f"options must have names of 1 to {NAME_CHARS} characters, and none may be {KEPT!r}")
     creates: list[Create] = []
-    inline = dict(asked)
-    for one in _kept(asked, by):
+    inline = dict(options)
+    for one in _kept(options, by):
         del inline[one.name]
         inline.setdefault(KEPT, {})[one.name] = one.id
         creates.append(_create(one, by, now_ms))
@@ -285,7 +285,7 @@ def split(
 def _create(one: Kept, by: str | None, now_ms: int) -> Create:
     return Create(
         id=one.id,
-        role=ASKED,
+        role=OPTIONS,
         author=by,
         status="complete",
         parts=[plain({"type": "data", "name": one.name, "data": one.value})],
@@ -297,27 +297,27 @@ def _create(one: Kept, by: str | None, now_ms: int) -> Create:
     )
 
 
-def _kept(asked: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
-    for name, value in asked.items():
+def _kept(options: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
+    for name, value in options.items():
         data = msgspec.json.encode(value, order="deterministic")
         if name in ALWAYS_KEPT or len(data) > INLINE_BYTES:
             content = hashlib.blake2b(msgspec.json.encode([by, name]) + data, digest_size=20).hexdigest()
-            yield Kept(f"asked-{content}", name, value)
+            yield Kept(f"options-{content}", name, value)
 
 
 def references(meta: Mapping[str, Json]) -> dict[str, str]:
-    """Return the ids in `meta.asked.kept` by the names of the values. Other forms have none: a client may send them."""
-    asked = meta.get(ASKED)
-    kept = asked.get(KEPT) if isinstance(asked, dict) else None
+    """Return the ids in `meta.options.kept` by the names of the values; none for other forms, which clients may send."""
+    options = meta.get(OPTIONS)
+    kept = options.get(KEPT) if isinstance(options, dict) else None
     found = list(kept.items())[:MOST_KEPT] if isinstance(kept, dict) else ()
     return {name: id for name, id in found if isinstance(id, str)}
 
 
 def whole(meta: Mapping[str, Json], kept: Iterable[Message]) -> dict[str, Json]:
     """Return the wishes beside a message: the small values in its `meta`, and those in the messages `kept`."""
-    asked = meta.get(ASKED)
-    found = {name: value for name, value in asked.items() if name != KEPT} if isinstance(asked, dict) else {}
-    by_id = {one.id: one for one in kept if one.role == ASKED and one.parts}
+    options = meta.get(OPTIONS)
+    found = {name: value for name, value in options.items() if name != KEPT} if isinstance(options, dict) else {}
+    by_id = {one.id: one for one in kept if one.role == OPTIONS and one.parts}
     for name, id in references(meta).items():
         if id in by_id:
             found[name] = by_id[id].parts[0].get("data")

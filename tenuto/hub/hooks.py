@@ -32,7 +32,7 @@ from tenuto.core.document import restored
 from tenuto.core.errors import LocalError, StoreUnusable, TenutoError
 from tenuto.core.events import NO_EPOCH, kept_serial
 from tenuto.core.message_state import CommandState, MessageState
-from tenuto.core.model import ASKED, Command, Json, Message
+from tenuto.core.model import OPTIONS, Command, Json, Message
 from tenuto.core.names import check_id, check_pattern, matches
 from tenuto.core.state import ChannelState
 from tenuto.hub.channel import Channel
@@ -365,7 +365,7 @@ class HookRunner:
         if isinstance(one, CommandState):
             return _of_command(channel, epoch, one, since)
         happened: list[tuple[str, int]] = []
-        if one.role == ASKED:
+        if one.role == OPTIONS:
             return []
         if one.deleted:
             happened.append(("message.delete", one.version))

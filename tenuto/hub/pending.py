@@ -238,7 +238,7 @@ def _size_of(request: Request) -> int:
     text = getattr(request, "text", None)
     if isinstance(text, str):
         size += utf8_len(text)
-    for name in ("parts", "part", "meta", "asked", "data", "error"):
+    for name in ("parts", "part", "meta", "options", "data", "error"):
         value = getattr(request, name, None)
         if value and not isinstance(value, int):
             try:

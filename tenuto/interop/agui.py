@@ -26,7 +26,7 @@ from tenuto.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.agui_stream import AGUIStream, Shown, TurnPosition, position_of
 from tenuto.interop.bodies import body_of, file_part, stored_id
 from tenuto.interop.fold import Json, deltas_of
-from tenuto.routes import Access, TurnStatus, asked_in, guarded, is_id
+from tenuto.routes import Access, TurnStatus, guarded, is_id, options_in
 
 
 def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
@@ -153,9 +153,9 @@ class AGUI:
         last, later = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
-        asked = asked_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
+        options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
         after = _after(request, stored_id(last["id"]))
-        question = await _question(access, channel, last, asked)
+        question = await _question(access, channel, last, options)
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         return access.stream(channel, question, AGUIStream(body["threadId"], run, question, _shown(later), after))
@@ -257,7 +257,7 @@ def _json(value: object) -> Response:
     return JSONResponse(value, headers={"cache-control": "no-store"})
 
 
-async def _question(access: Access, channel: str, last: Json, asked: Json) -> str:
+async def _question(access: Access, channel: str, last: Json, options: Json) -> str:
     """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content."""
     id, parts = stored_id(last["id"]), _stored_parts(last.get("content"))
     with suppress(NotFound):
@@ -265,7 +265,7 @@ async def _question(access: Access, channel: str, last: Json, asked: Json) -> st
         if known is not None and known.role == "user" and known.parts == parts:
             return id
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    return (await access.create(channel, id=id, parts=parts, asked=asked)).id
+    return (await access.create(channel, id=id, parts=parts, options=options)).id
 
 
 def _messages_in(body: Json) -> tuple[Json, list[Json]]:

@@ -31,7 +31,7 @@ from tenuto.core.errors import (
 from tenuto.interop.ai_sdk_parts import Json, Release, has_result, is_tool, silent_id, ui_messages
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.interop.bodies import body_of, file_part, hashed, stored_id
-from tenuto.routes import Access, TurnStatus, asked_in, guarded, versions_of
+from tenuto.routes import Access, TurnStatus, guarded, options_in, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
@@ -92,19 +92,19 @@ class AISDK:
             message_id = turn.message.id if turn.message is not None else ""
             stream = UIStream(message_id, self._release, last, is_late=not has_replied)
             return access.stream(channel, message_id, stream)
-        asked, is_edit = asked_in(body, is_strict=False), body.get("messageId") is not None
-        question = await self._question(access, channel, earlier, last, asked, is_edit=is_edit)
+        options, is_edit = options_in(body, is_strict=False), body.get("messageId") is not None
+        question = await self._question(access, channel, earlier, last, options, is_edit=is_edit)
         if is_again:
             await self._regenerate(access, channel, question)
         return access.stream(channel, question, UIStream(question, self._release))
 
     async def _question(
-        self, access: Access, channel: str, earlier: list[Json], last: Json, asked: Json, *, is_edit: bool
+        self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
         meta = last.get("metadata")
         content: Json = {"parts": _stored_parts(last["parts"]), "meta": meta if isinstance(meta, dict) else None}
-        content["asked"] = asked
+        content["options"] = options
         given = stored_id(last["id"])
         with suppress(NotFound):
             return await self._version(access, channel, given, content, is_edit=is_edit)

@@ -36,10 +36,10 @@ from tenuto.interop.openai_input import (
     no_approval_request,
     output_part,
 )
-from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_asked
+from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_options
 from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import ResponseStream, after_of, events_of, whole_response
-from tenuto.routes import Access, TurnStatus, asked_in, guarded
+from tenuto.routes import Access, TurnStatus, guarded, options_in
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 SHORTER = "send only what is new, with previous_response_id"
@@ -143,7 +143,7 @@ class OpenAI:
                 turns = await access.conversation(conversation)
                 asked_last = [one.message.id for one in turns if one.message is not None]
                 previous = Reference(conversation, asked_last[-1] if asked_last else "").id()
-        asked = asked_in(body)
+        options = options_in(body)
         if previous is not None:
             of = reference(previous, "previous_response_id")
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
@@ -164,8 +164,8 @@ class OpenAI:
         parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
-        question = await access.create(channel, id=id, parts=parts, meta=meta, asked=asked)
-        return with_asked(question, asked), Reference(channel, question.id)
+        question = await access.create(channel, id=id, parts=parts, meta=meta, options=options)
+        return with_options(question, options), Reference(channel, question.id)
 
     async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
         """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
@@ -324,10 +324,10 @@ async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) ->
     parts = turn.answers[a].parts if a < len(turn.answers) else []
     part = parts[index] if index < len(parts) else {}
     is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.message)
-    asked = next((one for one in turn.questions if one.id == command), None)
-    if asked is not None:
-        call = asked.data.get("call") if isinstance(asked.data, dict) else None
-        is_call = is_call and asked.name == "approve" and call == part["call"]
+    question = next((one for one in turn.questions if one.id == command), None)
+    if question is not None:
+        call = question.data.get("call") if isinstance(question.data, dict) else None
+        is_call = is_call and question.name == "approve" and call == part["call"]
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
         is_call = all(one.id != command for one in await access.pending_commands(of.channel))
     if not is_call:

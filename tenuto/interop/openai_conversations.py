@@ -21,7 +21,7 @@ from tenuto.core.errors import Deleted, Forbidden, InvalidName, InvalidRequest, 
 from tenuto.interop.bodies import body_of
 from tenuto.interop.fold import Json
 from tenuto.interop.openai_input import MAX_EARLIER, given_in_items
-from tenuto.interop.openai_items import ITEMS, Reference, conversation_id, input_items, reference, unknown, with_asked
+from tenuto.interop.openai_items import ITEMS, Reference, conversation_id, input_items, reference, unknown, with_options
 from tenuto.interop.openai_stream import events_of
 from tenuto.routes import Access, TurnStatus
 
@@ -45,7 +45,7 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
 async def _asked(access: Access, channel: str, status: TurnStatus) -> TurnStatus:
     """Return the status with all that the request of its question asks for."""
     assert status.message is not None
-    return replace(status, message=with_asked(status.message, await access.asked(channel, status.message)))
+    return replace(status, message=with_options(status.message, await access.options(channel, status.message)))
 
 
 def output_of(status: TurnStatus, channel: str) -> list[Json]:

@@ -22,7 +22,7 @@ from tenuto.core.errors import NotFound
 from tenuto.interop.fold import Answer, Json, Part, has_result
 
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
-REQUEST = "asked"  # field of a question's `meta` with the wishes of its request (`with_asked`)
+REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
@@ -214,9 +214,9 @@ def usage(answers: list[Answer]) -> Json | None:
     }
 
 
-def with_asked(question: Message, asked: Json) -> Message:
+def with_options(question: Message, options: Json) -> Message:
     """Return `question` with all that its request asks for in its `meta`, in which the store has the small values."""
-    return replace(question, meta={**question.meta, REQUEST: asked})
+    return replace(question, meta={**question.meta, REQUEST: options})
 
 
 def own_tools(question: Message) -> frozenset[str]:

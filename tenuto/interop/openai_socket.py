@@ -25,7 +25,7 @@ from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound,
 from tenuto.interop.fold import Json
 from tenuto.interop.openai_conversations import turn_of
 from tenuto.interop.openai_input import given_in_responses
-from tenuto.interop.openai_items import REQUEST, Reference, reference, with_asked
+from tenuto.interop.openai_items import REQUEST, Reference, reference, with_options
 from tenuto.interop.openai_stream import TurnEvents, after_of
 from tenuto.routes import Access, RouteSocket, TurnDelta
 
@@ -229,7 +229,7 @@ class ResponsesSocket:
             assert steer.message is not None
             of = Reference(of.channel, steer.id)
             self._steers[lane.stream_id, of] = left
-            lane.question = with_asked(steer.message, lane.question.meta.get(REQUEST) or {})
+            lane.question = with_options(steer.message, lane.question.meta.get(REQUEST) or {})
 
     def _has_taken(self, steers: Sequence[_Steer], turn: Reference) -> bool:
         """Return whether the agent has taken in one of the inputs for a turn."""
@@ -251,7 +251,7 @@ class ResponsesSocket:
                 code = "response_already_completed" if status.state == "over" else "response_not_active"
                 await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
                 return
-            lane, asked = found, found.question.meta.get(REQUEST) or {}
+            lane, options = found, found.question.meta.get(REQUEST) or {}
             given = given_in_responses({"input": steer.input})
             if given.earlier or given.outputs or given.approvals:
                 raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
@@ -259,7 +259,7 @@ class ResponsesSocket:
             if len(steers) >= MAX_WAITING:
                 raise TooMany(f"{MAX_WAITING} inputs wait for this response already; send them later")
             steers.append(steer)
-            steer.message = await access.create(of.channel, id=steer.id, parts=given.parts, asked=asked)
+            steer.message = await access.create(of.channel, id=steer.id, parts=given.parts, options=options)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:
             if steer in steers:

@@ -128,7 +128,7 @@ async def test_what_a_client_asks_beside_its_message_reaches_a_handler_in_anothe
     async with working(client):
         await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         asked = {"tools": tools, "temperature": 0.5, "seed": "of another type"}
-        await hub.ask("chat:1", "q", CreateMessage(text="hi", asked=asked), Caller(id="ann"))
+        await hub.ask("chat:1", "q", CreateMessage(text="hi", options=asked), Caller(id="ann"))
         await until_answered(hub)
     assert seen == [(tools, 0.5)]
     await client.close()

@@ -40,7 +40,7 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.limits import MIB, Limits
-from tenuto.core.model import ASKED
+from tenuto.core.model import OPTIONS
 from tenuto.core.names import check_channel, command_key
 from tenuto.core.ops import Entry
 from tenuto.core.records import (
@@ -99,7 +99,7 @@ async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
     async for record in _records(store, channel, head):
         counts[str(record.__struct_config__.tag)] += 1
         damaged += record.is_damaged
-        kept += isinstance(record, MessageRecord) and record.role == ASKED
+        kept += isinstance(record, MessageRecord) and record.role == OPTIONS
         line = encode_line(record)
         digest.update(line)
         yield line
@@ -111,7 +111,7 @@ async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
 
 async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Record]:
     after, more = 0, True
-    kept: set[str] = set()  # ids of the values beside the `meta` of messages (`asked`) that were exported
+    kept: set[str] = set()  # ids of the values beside the `meta` of messages (`options`) that were exported
     while more:
         page = await store.page(channel, before=head.serial + 1, after=after, limit=PAGE, limit_bytes=PAGE_BYTES)
         _check_same(page.head, head, channel)
@@ -126,7 +126,7 @@ async def _records(store: Store, channel: str, head: Head) -> AsyncIterator[Reco
             ids = sorted(set(references(message.meta).values()) - kept)
             kept.update(ids)
             for one in (await store.messages(channel, ids))[1].values() if ids else ():
-                if (value := restore(one)).role == ASKED and not value.deleted:
+                if (value := restore(one)).role == OPTIONS and not value.deleted:
                     yield message_record(value)
             yield message_record(message)
         more = page.more

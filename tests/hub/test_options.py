@@ -19,12 +19,12 @@ from tests.hub.watching import Watcher
 CHANNEL = "chat:1"
 ANN = Caller(id="ann")
 TOOLS = [{"type": "function", "name": "weather", "description": "x" * 2_000}]
-ASKED = {"tools": TOOLS, "temperature": 0.5}
+OPTIONS = {"tools": TOOLS, "temperature": 0.5}
 
 
-async def ask(hub: HubCore, id: str, asked: dict[str, Any], caller: Caller = ANN) -> Message:
+async def ask(hub: HubCore, id: str, options: dict[str, Any], caller: Caller = ANN) -> Message:
     await hub.start()
-    result = await hub.ask(CHANNEL, id, CreateMessage(text=id, asked=asked), caller)
+    result = await hub.ask(CHANNEL, id, CreateMessage(text=id, options=options), caller)
     assert result.message is not None
     return result.message
 
@@ -37,20 +37,20 @@ async def read_back(hub: HubCore, id: str) -> dict[str, Any]:
 
 async def stored(hub: HubCore) -> list[str]:
     facts = (await hub.store.facts(CHANNEL, after=0, limit=99)).facts
-    return [one.id for one in facts if one.id.startswith("asked-")]
+    return [one.id for one in facts if one.id.startswith("options-")]
 
 
 async def test_large_value_is_stored_once_for_each_person_and_sent_to_no_viewer(hub: HubCore) -> None:
     watcher = Watcher(hub, CHANNEL)
     await watcher.take()
-    first = await ask(hub, "q1", ASKED)
+    first = await ask(hub, "q1", OPTIONS)
     (kept,) = references(first.meta).values()
-    assert first.meta == {"asked": {"temperature": 0.5, "kept": {"tools": kept}}}
+    assert first.meta == {"options": {"temperature": 0.5, "kept": {"tools": kept}}}
     resumed_from = watcher.cursor
-    second = await ask(hub, "q2", {**ASKED, "temperature": 0.7})
+    second = await ask(hub, "q2", {**OPTIONS, "temperature": 0.7})
     assert (second.parent, references(second.meta)["tools"]) == ("q1", kept)
-    await ask(hub, "q3", ASKED, Caller(id="bob"))
-    assert [await read_back(hub, one) for one in ("q1", "q2")] == [ASKED, {**ASKED, "temperature": 0.7}]
+    await ask(hub, "q3", OPTIONS, Caller(id="bob"))
+    assert [await read_back(hub, one) for one in ("q1", "q2")] == [OPTIONS, {**OPTIONS, "temperature": 0.7}]
     assert len(await stored(hub)) == 2
     late, resumed = Watcher(hub, CHANNEL), Watcher(hub, CHANNEL, since=resumed_from)
     for one in (watcher, late, resumed):
@@ -63,45 +63,45 @@ async def test_large_value_is_stored_once_for_each_person_and_sent_to_no_viewer(
 
 
 async def test_value_is_part_of_an_export_and_goes_with_its_person(hub: HubCore, tmp_path: Path) -> None:
-    await ask(hub, "q1", ASKED)
-    await ask(hub, "q2", ASKED)
+    await ask(hub, "q1", OPTIONS)
+    await ask(hub, "q2", OPTIONS)
     data = await exported(hub)
-    assert [one.get("role") for one in lines_of(data)[1:-1]] == ["asked", "user", "user"]
+    assert [one.get("role") for one in lines_of(data)[1:-1]] == ["options", "user", "user"]
     path = tmp_path / "chat.jsonl"
     path.write_bytes(data)
     await hub.delete_channel(CHANNEL)
     await hub.archive.import_file(path)
-    assert (await exported(hub), await read_back(hub, "q2")) == (data, ASKED)
+    assert (await exported(hub), await read_back(hub, "q2")) == (data, OPTIONS)
     await hub.create(CHANNEL, id="other", text="by bob", author="bob")
     await hub.archive.forget("ann")
     assert await stored(hub) == []
-    await ask(hub, "q4", ASKED)  # the id of the value is free again
-    assert await read_back(hub, "q4") == ASKED
+    await ask(hub, "q4", OPTIONS)  # the id of the value is free again
+    assert await read_back(hub, "q4") == OPTIONS
 
 
 async def test_value_is_read_after_a_restart_and_is_not_stored_again(tmp_path: Path) -> None:
     for number in range(2):
         hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False, drain_s=0.2)
-        await asyncio.gather(*(ask(hub, f"q{number}.{one}", ASKED) for one in range(3)))
-        assert await read_back(hub, "q0.0") == ASKED
+        await asyncio.gather(*(ask(hub, f"q{number}.{one}", OPTIONS) for one in range(3)))
+        assert await read_back(hub, "q0.0") == OPTIONS
         assert len(await stored(hub)) == 1
         await hub.close()
 
 
 async def test_value_cannot_be_written_or_removed_by_clients(hub: HubCore) -> None:
-    (kept,) = references((await ask(hub, "q1", ASKED)).meta).values()
+    (kept,) = references((await ask(hub, "q1", OPTIONS)).meta).values()
     with pytest.raises(NotFound):
         await hub.ask(CHANNEL, kept, DeleteMessage(), ANN)
     with pytest.raises(IdConflict):
         await hub.ask(CHANNEL, kept, CreateMessage(text="mine"), ANN)
     with pytest.raises(InvalidRequest, match="role must be"):
-        await hub.create(CHANNEL, role="asked", text="x")
+        await hub.create(CHANNEL, role="options", text="x")
     with pytest.raises(ValidationError):
-        convert({"role": "asked"}, CreateMessage)
+        convert({"role": "options"}, CreateMessage)
 
 
 async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub: HubCore) -> None:
-    with pytest.raises(TooLarge, match=r"wishes of the request have 60\d{4} bytes.*Limits.asked_bytes") as refused:
+    with pytest.raises(TooLarge, match=r"options of the request have 60\d{4} bytes.*Limits.options_bytes") as refused:
         await ask(hub, "q1", {"tools": [{"name": "x" * 600_000}]})
     assert refused.value.details["limit"] == 512 * 1024
     deep: Any = []
@@ -114,6 +114,6 @@ async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub:
 
 
 def test_forged_references_and_other_forms_of_meta_give_no_value() -> None:
-    for meta in ({}, {"asked": 1}, {"asked": {"kept": [1]}}, {"asked": {"kept": {"tools": 1}}}):
+    for meta in ({}, {"options": 1}, {"options": {"kept": [1]}}, {"options": {"kept": {"tools": 1}}}):
         assert (references(meta), whole(meta, [])) == ({}, {})
-    assert len(references({"asked": {"kept": {str(one): "x" for one in range(999)}}})) == 64
+    assert len(references({"options": {"kept": {str(one): "x" for one in range(999)}}})) == 64

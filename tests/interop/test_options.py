@@ -384,7 +384,7 @@ async def test_large_tools_are_stored_once_for_a_conversation_and_no_viewer_gets
     assert [len(one.request.tools) for one in stub.turns] == [30, 30, 1]
     assert [one.request.instructions for one in stub.turns] == ["y" * 2000] * 3
     facts = (await stub.hub.store.facts(channel, after=0, limit=99)).facts
-    assert sum(one.id.startswith("asked-") for one in facts) == 3
+    assert sum(one.id.startswith("options-") for one in facts) == 3
     # the client itself gets them back
     assert [len(one.tools) for one in (first, second, third)] == [30, 30, 1]
     assert (await client.responses.retrieve(second.id)).instructions == "y" * 2000
@@ -408,7 +408,7 @@ async def test_too_many_tools_are_refused_with_the_name_of_the_setting(
     tools: Any = [{**TOOL, "description": "x" * 6_000} for _ in range(100)]
     nested: Any = [{"type": "function", "function": {n: one[n] for n in ("name", "description")}} for one in tools]
     with pytest.raises(
-        openai.APIStatusError, match=r"the limit is 524288 \(Limits\.asked_bytes\); send fewer"
+        openai.APIStatusError, match=r"the limit is 524288 \(Limits\.options_bytes\); send fewer"
     ) as refused:
         if api == "chat":
             await client.chat.completions.create(
