@@ -221,8 +221,9 @@ async def test_questions_beyond_the_limit_wait_in_view_and_are_sent_by_themselve
         await expect(questions(page)).to_have_text([f"q{n}" for n in range(1, 34)])
         await expect(waiting).to_have_count(0, timeout=TIMEOUT_MS)
         assert await page.input_value("textarea") == "a draft"
-        stored = [one.text async for one in asked(page, here.hub)]
-        assert stored == [f"q{n}" for n in range(1, 34)]
+        (cookie,) = await page.context.cookies()
+        stored = (await here.hub.history(f"chat:{cookie['value'].partition('.')[0]}", limit=100)).messages
+        assert [one.text for one in reversed(stored) if one.role == "user"] == [f"q{n}" for n in range(1, 34)]
 
 
 async def test_a_question_that_waits_for_its_time_can_be_discarded(browser: Browser) -> None:
@@ -251,15 +252,6 @@ async def test_questions_beyond_the_limit_of_a_day_stay_with_try_again_and_the_t
             await expect(page.get_by_text("busy")).to_have_count(0)
         await refused.first.get_by_role("button", name="Try again").click()
         await expect(refused.locator(".body")).to_have_text(["q3", "q4", "q5"])
-
-
-async def asked(page: Page, hub: Hub) -> AsyncIterator[Any]:
-    """Yield the stored questions of the visitor of `page`, the oldest first."""
-    (cookie,) = await page.context.cookies()
-    stored = (await hub.history(f"chat:{cookie['value'].split('.')[0]}", limit=100)).messages
-    for one in reversed(stored):
-        if one.role == "user":
-            yield one
 
 
 async def test_a_closed_launcher_shows_after_a_reload_that_an_answer_runs_or_has_ended(browser: Browser) -> None:

@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from proof.chaos.processes import free_port
+from tests.examples.nodes import Node
 from tests.examples.programs import served_app
 from tests.examples.test_pages import PATIENCE_MS, opened
-from tests.processes import Process, request
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -140,18 +139,6 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
 
 
-class Deployed(Process):
-    """A program of the README, run by uvicorn in the folder that has its files, always on the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        arguments = ["-m", "uvicorn", "--app-dir", str(folder), "--port", str(self.port), "main:app"]
-        super().__init__(arguments, folder / "server.log")
-
-    def serves(self) -> bool:
-        return request(self.port, "GET", "/tenuto/v1")[0] == 200
-
-
 @pytest.mark.parametrize("moment", ["before the first word", "in mid-text"])
 @pytest.mark.parametrize("name", ["endpoint", "own"])
 async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page_and_after_a_reload(
@@ -164,11 +151,11 @@ async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page
     never = "asyncio.sleep(3600)"
     (tmp_path / "main.py").write_text(source.replace(pause, never) if moment == "before the first word" else source)
     (tmp_path / "index.html").write_text(page)
-    server = Deployed(tmp_path)
+    server = Node(["uvicorn", "--app-dir", str(tmp_path), "main:app"], "", tmp_path / "server.log")
     server.start()
     try:
-        await asyncio.to_thread(server.until, server.serves)
-        async with opened(browser, f"http://127.0.0.1:{server.port}") as window:
+        await asyncio.to_thread(server.until, server.is_listening)
+        async with opened(browser, server.url) as window:
             await window.wait_for_load_state("networkidle")
             await window.fill("#question", "Why?")
             async with window.expect_response(re.compile(r"/(chat|ask)\?question=Why")) as begun:
@@ -181,7 +168,7 @@ async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page
             seen = (await window.evaluate(f"({SHOWN[name]})()")).strip()
             await asyncio.to_thread(server.end, signal.SIGKILL)
             await asyncio.to_thread(server.start)
-            await asyncio.to_thread(server.until, server.serves)
+            await asyncio.to_thread(server.until, server.is_listening)
             for reloads in (0, 1):
                 if reloads:
                     await window.reload()
