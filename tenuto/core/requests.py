@@ -306,7 +306,7 @@ def _kept(options: Mapping[str, Json], by: str | None) -> Iterator[Kept]:
 
 
 def references(meta: Mapping[str, Json]) -> dict[str, str]:
-    """Return the ids in `meta.options.kept` by the names of the values; none for other forms, which clients may send."""
+    """Return the ids in `meta.options.kept` by the names of the values; none if a client sent it in another form."""
     options = meta.get(OPTIONS)
     kept = options.get(KEPT) if isinstance(options, dict) else None
     found = list(kept.items())[:MOST_KEPT] if isinstance(kept, dict) else ()
