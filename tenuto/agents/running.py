@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeVar
 from tenuto.agents.backend import Backend, Watch, find
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.turn import OnCrash, Turn
-from tenuto.core.decide_turns import CRASHED
+from tenuto.core.decide_owners import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,

@@ -372,7 +372,7 @@ def _utc(at_ms: int) -> str:
 
 def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
     """Yield channels from the hub that serves a file, from the file, or from a database."""
-    from tenuto.stores.sqlite.reader import list_channels
+    from tenuto.stores.sqlite.verify import list_channels
 
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _listed(store, [f"{prefix}*"])))
@@ -416,7 +416,7 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
 
 def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
     """Yield what retention would remove from a file or a database."""
-    from tenuto.stores.sqlite.reader import due_channels
+    from tenuto.stores.sqlite.verify import due_channels
 
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))

@@ -21,13 +21,16 @@ from tenuto.core.decide_commands import (
     settle_command,
     with_approval,
 )
-from tenuto.core.decide_leases import (
+from tenuto.core.decide_owners import (
+    check_attempt,
     check_generation,
     check_may_change,
     check_readable,
     check_silent,
     check_streaming,
     check_writer,
+    claim_turn,
+    end_turn,
     fenced,
     is_author,
     is_author_or_writer,
@@ -35,7 +38,6 @@ from tenuto.core.decide_leases import (
     name_of,
     renew_lease,
 )
-from tenuto.core.decide_turns import check_attempt, claim_turn, end_turn
 from tenuto.core.draft import Decidable, Decision
 from tenuto.core.errors import (
     Deleted,

@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.decide import decide, plain_append
-from tenuto.core.decide_leases import stored_renewal
+from tenuto.core.decide_owners import stored_renewal
 from tenuto.core.document import Document, document
 from tenuto.core.draft import Draft
 from tenuto.core.errors import Busy, Draining, StoreUnavailable, TenutoError

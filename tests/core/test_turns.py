@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tenuto.core.decide_turns import GIVEN_BACK_MS
+from tenuto.core.decide_owners import GIVEN_BACK_MS
 from tenuto.core.errors import Fenced, Finished, NotWriter, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tenuto.stores.sqlite.reader import due_channels
 
 from proof.simulation.clock import SimClock
 from tenuto.cli.main import main
@@ -25,7 +26,6 @@ from tenuto.hub.keep import retention as retention_module
 from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite.reader import due_channels
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.hub.watching import Watcher
 from tests.stores.files import on_disk, run_from_outside, run_on_thread

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tenuto.stores.sqlite.pruning import Pruning
 
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
 from tenuto.stores.sqlite import engine as sqlite_engine
-from tenuto.stores.sqlite.pruning import Pruning
 from tenuto.stores.sqlite.slots import MAX_ROOM
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import SUM_BYTES

@@ -28,10 +28,10 @@ from typing import NamedTuple
 
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
+from tenuto.stores.sqlite.file import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
-from tenuto.stores.sqlite.reader import check, check_header
-from tenuto.stores.sqlite.restored import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
 from tenuto.stores.sqlite.sums import tolerant_text
+from tenuto.stores.sqlite.verify import check, check_header
 
 STEP_PAGES = 64
 # Time between two syncs of a growing copy. Without them, its one large sync at the end holds up the commits. With 2,500

@@ -26,10 +26,9 @@ from tenuto.stores.sqlite.backup import PAGE_BYTES, give_owner_of, partial_file
 from tenuto.stores.sqlite.channels import COUNTS, MISCOUNTED, Channels
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.engine import Engine
-from tenuto.stores.sqlite.file import COPY, SET_ASIDE, SqliteFile, new_nonce
+from tenuto.stores.sqlite.file import COPY, SET_ASIDE, SqliteFile, new_nonce, read_file_state, reading, sync, wal_of
 from tenuto.stores.sqlite.lock import FileLock
 from tenuto.stores.sqlite.log import CommitLog
-from tenuto.stores.sqlite.restored import read_file_state, reading, sync, wal_of
 from tenuto.stores.sqlite.sums import opened, sealed, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
