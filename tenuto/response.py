@@ -3,7 +3,7 @@
 Layer: response, below `app`.
 
 A task of the hub writes the answer to a message and outlives the request. The response streams that message to the
-caller (`transports.message_stream`), as any other reader may follow it. The form of the response is public.
+caller (`transports.streams`), as any other reader may follow it. The form of the response is public.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Layer: serving, between `connections` and `serving`, which imports it on first u
 
 uvicorn parses all input as fast as it arrives. This subclass bounds heads, parses in slices, and reads no further while
 a request waits behind the running one or while the peer does not read. Knowledge of uvicorn's internals is here, in
-`http_parts`, `bounded_websocket` and `transports.chunks`; `tests/attacks` shows whether the installed uvicorn is as
+`http_parts`, `bounded_websocket` and `transports.sender`; `tests/attacks` shows whether the installed uvicorn is as
 expected.
 
 Safe to change: the constants, which `docs/security.md` names. Not safe: one more `await` or copy for each request.

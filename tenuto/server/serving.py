@@ -155,7 +155,7 @@ class _LogFilter(logging.Filter):
     the whole URL of each WebSocket, with a query that may hold secrets. At the level DEBUG it logs each frame (`< ` and
     `> `): headers, tokens and messages of users. For text that is not UTF-8 it logs a traceback, although the peer
     is notified (1007). And it logs each handshake, opened or refused, and each upgrade to another protocol, without a
-    reason and without a bound: any peer could fill the disk. `transports.refusals` logs why peers are refused.
+    reason and without a bound: any peer could fill the disk. `transports.codec` logs why peers are refused.
     """
 
     _BEGINNINGS = ("< ", "> ", "Invalid UTF-8", "connection open", "connection rejected", "Unsupported upgrade")

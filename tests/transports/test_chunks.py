@@ -1,4 +1,4 @@
-"""One chunk for all viewers: with the installed uvicorn, and with one that `transports.chunks` does not know."""
+"""One chunk for all viewers: with the installed uvicorn, and with one that `transports.sender` does not know."""
 
 from __future__ import annotations
 

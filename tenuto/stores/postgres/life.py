@@ -119,7 +119,7 @@ def _is_same(stored: str, found: str) -> bool:
 def epoch_in(life: str) -> str:
     """Return the SQL for the epoch of a row of `channels` in the store's `life`.
 
-    A channel whose row is of an earlier life has the epoch that follows its own (`core.cursor.kept_serial`).
+    A channel whose row is of an earlier life has the epoch that follows its own (`core.events.kept_serial`).
     """
     name = f"left(encode(sha256(convert_to(epoch || '{life}', 'UTF8')), 'hex'), 8)"
     follows = f"{name} || '_' || split_part(epoch, '_', 1) || '_' || serial"
