@@ -21,23 +21,25 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_900,
-    "lines of its kernel": 33_900,
+    "lines of tenuto/": 53_800,
+    "lines of its kernel": 33_800,
     "modules of tenuto/": 216,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 4_100,
     "lines of tests/": 72_800,
     "lines of proof/ and bench/": 28_600,
-    "words of docs without decisions": 70_800,
+    "words of docs without decisions": 69_800,
     "words of decisions": 11_600,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
-    "calls of an append to a WebSocket": 150,
-    "modules of an append": 28,
-    "calls of an attach with catch-up": 185,
-    "modules of an attach": 30,
-    "calls of a turn with one token": 1_800,
-    "modules of a turn": 63,
+    "terms of the glossary": 55,
+    # walks differ a little from run to run, so these have room for some 15 % more
+    "calls of an append to a WebSocket": 170,
+    "modules of an append": 31,
+    "calls of an attach with catch-up": 200,
+    "modules of an attach": 32,
+    "calls of a turn with one token": 2_000,
+    "modules of a turn": 66,
 }
 
 
@@ -66,6 +68,7 @@ def figures() -> dict[str, int]:
         "words of decisions": sum(map(_words, (ROOT / "docs" / "decisions").glob("*.md"))),
         "words of the changelog": _words(ROOT / "CHANGELOG.md"),
         "words of the README": _words(ROOT / "README.md"),
+        "terms of the glossary": (ROOT / "docs" / "glossary.md").read_text().count("\n| ") - 1,
         **_figures_of_walks(),
     }
 

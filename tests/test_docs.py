@@ -222,7 +222,7 @@ def test_the_map_of_the_architecture_names_each_folder_and_only_modules_that_exi
 
 def glossary() -> list[list[str]]:
     """Return the rows of the glossary's table of terms: term, definition, where it is specified, names in code."""
-    lines = [line for line in GLOSSARY.partition("## Words that")[0].splitlines() if line.startswith("| ")]
+    lines = [line for line in GLOSSARY.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
 
 
