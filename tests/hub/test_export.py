@@ -20,7 +20,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tenuto.stores.sqlite.reader import list_channels
 
 from tenuto.cli.main import main
 from tenuto.core.errors import (
@@ -43,6 +42,7 @@ from tenuto.hub.clock import Clock
 from tenuto.hub.keep import exports, retention
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
+from tenuto.stores.sqlite.verify import list_channels
 from tests.stores.files import run_from_outside
 
 CHANNEL = "chat:1"

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tenuto.stores.sqlite.reader import due_channels
 
 from proof.simulation.clock import SimClock
 from tenuto.cli.main import main
@@ -27,6 +26,7 @@ from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGE
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.verify import due_channels
 from tests.hub.watching import Watcher
 from tests.stores.files import on_disk, run_from_outside, run_on_thread
 from tests.virtual import virtual_clock, virtually

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tenuto.stores.sqlite.restored import BACKUP, read_file_state
 
 from tenuto.app import Hub
 from tenuto.cli import store_commands
@@ -27,6 +26,7 @@ from tenuto.stores.base import Committed, head_of
 from tenuto.stores.sqlite import backup as sqlite_backup
 from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.backup import keep_wal, restore
+from tenuto.stores.sqlite.file import BACKUP, read_file_state
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.thread import StoreThread
 from tests.stores.contract import Chat, append, create, texts

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tenuto.stores.sqlite.pruning import Pruning
 
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
 from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.slots import MAX_ROOM
+from tenuto.stores.sqlite.space import Pruning
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.sums import SUM_BYTES
 from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
