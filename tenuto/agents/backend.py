@@ -69,7 +69,12 @@ class Backend(Protocol):
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Return a page of messages, newest first."""
 
-    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
+    def new_id(self) -> str:
+        """Return a new id."""
+
+    async def command(
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
+    ) -> Command:
         """Send a command, and return it."""
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:

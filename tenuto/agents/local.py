@@ -181,9 +181,15 @@ class LocalBackend:
         """Return a page of messages (`Backend.page`)."""
         return await self._hub.history(channel, before=before, limit=limit)
 
-    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
+    def new_id(self) -> str:
+        """Return a new id (`Backend.new_id`)."""
+        return self._hub.clock.new_id()
+
+    async def command(
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
+    ) -> Command:
         """Send a command (`Backend.command`)."""
-        return await self._hub.command(channel, name, target=target, data=data, by=by, expires_s=expires_s)
+        return await self._hub.command(channel, name, id=id, target=target, data=data, by=by, expires_s=expires_s)
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
         """Reply to a command (`Backend.reply`)."""

@@ -362,7 +362,7 @@ class Running:
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
                     await self._withdraw_one(command_id)
-            except AlreadyAnswered:
+            except (AlreadyAnswered, NotFound):  # not found: the question was refused
                 pass
             except (TenutoError, TimeoutError) as error:  # no matter: the question expires later
                 logger.warning("a question in %s was not withdrawn: %r", self.channel, error)

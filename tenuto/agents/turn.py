@@ -177,10 +177,11 @@ class Turn:
         target = begun[-1].id if begun else self.message.id
         if begun:
             await begun[-1].flush()  # store the text first, so that people see it above the question
+        id = self._backend.new_id()
+        self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
         command = await self._backend.command(
-            self.channel, name, target=target, data=data, by=self.name, expires_s=timeout_s
+            self.channel, name, id=id, target=target, data=data, by=self.name, expires_s=timeout_s
         )
-        self.open_questions.add(command.id)
         self.progress("waiting", command=command.id)
         reply = await self._reply_to(command, timeout_s + GRACE_S)
         self.open_questions.discard(command.id)

@@ -186,9 +186,15 @@ class RemoteBackend:
         """Return a page of messages (`Backend.page`)."""
         return await self._client.history(channel, before=before, limit=limit)
 
-    async def command(self, channel: str, name: str, *, target: str, data: Json, by: str, expires_s: float) -> Command:
+    def new_id(self) -> str:
+        """Return a new id (`Backend.new_id`)."""
+        return self._client._new_id()
+
+    async def command(
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
+    ) -> Command:
         """Send a command (`Backend.command`)."""
-        return await self._client.command(channel, name, target=target, data=data, expires_s=expires_s)
+        return await self._client.command(channel, name, id=id, target=target, data=data, expires_s=expires_s)
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
         """Reply to a command (`Backend.reply`)."""

@@ -57,6 +57,28 @@ async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> 
     await hub.close()
 
 
+@virtually
+async def test_a_question_of_a_turn_that_is_stopped_while_it_is_being_stored_is_withdrawn() -> None:
+    hub = new_hub(Slow())
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.flush()
+            is_answering.set()
+            await asyncio.sleep(0.05)  # the command is being stored
+            await turn.ask("approve", timeout_s=3600)  # the question waits for the same commit
+
+    is_answering = asyncio.Event()
+    asked = await hub.create("chat:1", text="?")
+    await is_answering.wait()
+    await hub.command("chat:1", "cancel", target=asked.id)
+    await asyncio.sleep(10)
+    turn = await hub.turn("chat:1", asked.id)
+    assert (turn.state, turn.is_cancelled, turn.questions) == ("over", True, [])
+    await hub.close()
+
+
 @pytest.mark.parametrize("has_begun", [False, True])
 @virtually
 async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(has_begun: bool) -> None:
