@@ -29,6 +29,8 @@ from tenuto.sources.writing import Writer
 if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore
 
+logger = logging.getLogger("tenuto.agents")
+
 
 class AgentWriter(MessageWriter):
     """A `MessageWriter` with the method `pipe`. As the answer of a turn it uses another id if its own is taken."""
@@ -57,9 +59,6 @@ class AgentWriter(MessageWriter):
         """Continue a stored message (`MessageWriter.take_up`)."""
         super().take_up(message, generation)
         self.is_begun = True
-
-
-logger = logging.getLogger("tenuto.agents")
 
 
 class LocalAgent:

@@ -41,6 +41,8 @@ from tenuto.core.turns import ANSWERS, Replier, attempt_of, reply_id, reply_ids,
 from tenuto.sources.writing import Writer
 from tenuto.watchdog import timed
 
+logger = logging.getLogger("tenuto.agents")
+
 Targets = Callable[[], Set[str]]  # returns the ids that a command may name; each answer of a turn adds its own
 
 
@@ -61,8 +63,6 @@ async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], 
         with contextlib.suppress(TenutoError):  # another client has replied already
             await reply(command.id)
 
-
-logger = logging.getLogger("tenuto.agents")
 
 # longest wait for the end of an earlier attempt's lease, after which this attempt continues its answer
 PATIENCE_S = 30.0

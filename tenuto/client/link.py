@@ -45,6 +45,8 @@ from tenuto.core.errors import (
 from tenuto.core.limits import Limits
 from tenuto.core.model import lone_surrogate
 
+logger = logging.getLogger("tenuto.client")
+
 Outcome = dict[str, Any] | TenutoError
 OnResult = Callable[[Outcome], None]
 
@@ -116,8 +118,6 @@ class PendingRequests:
             self._room.clear()
             await self._room.wait()
 
-
-logger = logging.getLogger("tenuto.client")
 
 TOKENS_TRIED = 3  # tokens in a row that the server may refuse before the client gives up
 RENEW_AT = 0.8  # share of a token's life after which the client renews it

@@ -53,6 +53,7 @@ from tenuto.portal import retrieve_exception
 if TYPE_CHECKING:
     from tenuto.sources import Piping
 
+logger = logging.getLogger("tenuto.client")
 
 SHORTEST_LEASE_S = 5.0  # shortest lease that a server accepts
 RENEWALS = 3  # number of renewals within the length of a lease
@@ -132,8 +133,6 @@ class WriterLease:
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
-
-logger = logging.getLogger("tenuto.client")
 
 # After these errors the server accepts no further request for the message, not even its end.
 _OVER = (Finished, Fenced, Deleted, NotFound, NotWriter, LocalError)

@@ -45,7 +45,8 @@ from tenuto.visiting import visitors
 
 MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token
 CLAIM_TRIES, CLAIM_S = 20, 0.05  # looks for the agent of a question, and the time between two of them
-_BODY_BYTES, _NO_STORE = 1024, {"cache-control": "no-store"}
+_BODY_BYTES = 1024
+_NO_STORE = {"cache-control": "no-store"}
 
 # The pages load no file of another site and run no code of a message; this header makes browsers enforce both.
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -78,7 +79,8 @@ def build(
     # The chat of the post "One tag", as the README has it: a hub with visitors, whose agent is in this process.
     url = f"{store_url.removesuffix('.db')}-post.db" if store_url.startswith("sqlite:") else store_url
     post = Hub(url, flush_ms=40, drain_s=0.0, authenticate=visitors(invited), public_origin=address)
-    for one, channels in [(post, "chat:*"), (hub, CHANNELS)][: 1 + (controls is None)]:
+    served = [(post, "chat:*"), *([(hub, CHANNELS)] if controls is None else [])]
+    for one, channels in served:
         serve = one.agent(channels, name="guide", on_crash="continue" if model is None else "restart")
         serve(Guide(one, model, sleep).answer)
     routes = _Routes(hub, model, sleep, controls, guests)

@@ -42,6 +42,8 @@ from tenuto.portal import retrieve_exception
 if TYPE_CHECKING:
     from tenuto.hub.channel import Channel
 
+logger = logging.getLogger("tenuto.hub")
+
 
 class OpenWriter(Protocol):
     """The interface of a writer that the hub uses while the message streams."""
@@ -105,8 +107,6 @@ class WriterHub(Protocol):
     def unregister_writer(self, writer: OpenWriter) -> None:
         """Forget `writer`, which has ended."""
 
-
-logger = logging.getLogger("tenuto.hub")
 
 RETRY_S = 0.25  # wait before the next try after the store failed; a full disk is not emptied faster
 PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait while the store fails

@@ -28,9 +28,10 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
-from tenuto.interop.ai_sdk_parts import Json, Release, has_result, is_tool, silent_id, ui_messages
+from tenuto.interop.ai_sdk_parts import Release, is_tool, silent_id, ui_messages
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.interop.bodies import body_of, file_part, hashed, stored_id
+from tenuto.interop.fold import Json, has_result
 from tenuto.routes import Access, TurnStatus, guarded, options_in, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for

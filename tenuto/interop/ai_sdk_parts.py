@@ -15,11 +15,8 @@ from itertools import islice
 from typing import Any
 
 from tenuto.interop.bodies import value_of
-from tenuto.interop.fold import shown_answers
+from tenuto.interop.fold import Json, has_result, shown_answers
 from tenuto.routes import TurnStatus
-
-Json = dict[str, Any]
-
 
 NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
 COMPARED_CHARS = 4 * 1024 * 1024  # code points that are compared in all texts of a page: at most 20 ms
@@ -57,11 +54,6 @@ DEFAULT = Release()
 def is_tool(part: Json) -> bool:
     """Return whether a part of a page's message is a call of a tool."""
     return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
-
-
-def has_result(part: Json) -> bool:
-    """Return whether a stored call of a tool is over."""
-    return "output" in part or part.get("state") in ("done", "error", "denied")
 
 
 def approval_of(part: Json, release: Release) -> Json | None:

@@ -19,19 +19,17 @@ import msgspec
 
 from tenuto.interop.ai_sdk_parts import (
     DEFAULT,
-    Json,
     PageCall,
     PageParts,
     Release,
     approval_of,
-    has_result,
     involves_page,
     parsed,
     result_of,
     silent_id,
     ui_part,
 )
-from tenuto.interop.fold import GONE, REPLACED, End, SentText, ShownDeltas, end_of
+from tenuto.interop.fold import GONE, REPLACED, End, Json, SentText, ShownDeltas, end_of, has_result
 from tenuto.routes import (
     InAnswer,
     MessageContinued,

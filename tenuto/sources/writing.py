@@ -19,6 +19,8 @@ from tenuto.core.errors import InvalidRequest, InvalidText, TenutoError
 from tenuto.core.model import Json, Part
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, malformed, whole
 
+logger = logging.getLogger("tenuto.agents")
+
 
 class Writer(Protocol):
     """A message that is being written; `MessageWriter` has these methods."""
@@ -62,8 +64,6 @@ class Writer(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-
-logger = logging.getLogger("tenuto.agents")
 
 # Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams
 # into one message, and their usage is added up.

@@ -67,6 +67,8 @@ from tenuto.transports.origin import check_peer
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
 from tenuto.transports.visitor_chats import visitor
 
+logger = logging.getLogger("tenuto.transports")
+
 
 async def forget(call: Call) -> Response:
     """Remove what a person wrote, and return the counts as the last line."""
@@ -104,8 +106,6 @@ async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
     first = await anext(lines)  # raises the errors that a response can still show
     return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)
 
-
-logger = logging.getLogger("tenuto.transports")
 
 READY_TIMEOUT_S = 5.0  # shorter than the time after which the probes of orchestrators give up
 MAX_NUMBER = 2**53  # largest integer that a browser's numbers represent exactly

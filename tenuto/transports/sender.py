@@ -31,6 +31,8 @@ from tenuto.core.events import encode_json
 from tenuto.hub.batches import EncodedBatch
 from tenuto.watchdog import Watchdog, WatchedOperation
 
+logger = logging.getLogger("tenuto.transports")
+
 # Limit of a batch to cache. Larger batches are rare, and to keep the last one would cost more than framing it again.
 MAX_BYTES = 64 * 1024
 OPEN = 1  # the state of an open WebSocket in the package `websockets`
@@ -175,9 +177,6 @@ def can_frame(protocol: Any) -> bool:
         and protocol.initial_response is None
         and protocol.conn.state == OPEN
     )
-
-
-logger = logging.getLogger("tenuto.transports")
 
 
 class HeartbeatTarget(Protocol):

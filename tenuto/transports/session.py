@@ -75,6 +75,8 @@ from tenuto.transports.socket_worker import SocketWorker, SocketWorkers
 from tenuto.transports.sse import RETRY_MS
 from tenuto.transports.traffic import EXPECTED_BYTES, event_bytes
 
+logger = logging.getLogger("tenuto.transports")
+
 
 class Holdings:
     """The members and messages whose presence or lease depends on one socket.
@@ -136,8 +138,6 @@ class Holdings:
         if not keeps_leases:
             self._hub.runtime.leases.broken(self._socket)
 
-
-logger = logging.getLogger("tenuto.transports")
 
 PING_S = 5.0
 # An owner that drives sessions by a timer of whole seconds may call a little early. An early ping is better than one

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tenuto.hub import clock as deadlines
+from tenuto.hub import clock
 from tenuto.hub.clock import Deadlines
 from tests.virtual import virtually
 
@@ -63,7 +63,7 @@ async def test_failing_action_does_not_prevent_the_next(caplog: pytest.LogCaptur
 
 async def test_resumed_process_reads_its_sockets_before_it_expires_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """After SIGSTOP, or a machine's sleep, the deadline has passed and the renewal waits in a socket."""
-    monkeypatch.setattr(deadlines, "AWAY_S", 0.2)
+    monkeypatch.setattr(clock, "AWAY_S", 0.2)
     loop = asyncio.get_running_loop()
     known, called = new()
     reader, writer = socket.socketpair()

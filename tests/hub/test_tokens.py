@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tenuto.core.errors import Busy, LocalError, Unauthenticated, shown
 from tenuto.core.events import Cursor
-from tenuto.hub.access import tokens as keys
+from tenuto.hub.access import tokens
 from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.tokens import JwtVerifier, KeySet, fetch_set, jwt_verifier, keys_of_set
@@ -722,7 +722,7 @@ def test_circular_redirects_end_with_an_error(issuer: Issuer) -> None:
 
 
 def test_fetch_from_a_slow_issuer_times_out(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "FETCH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(tokens, "FETCH_TIMEOUT_S", 0.05)
     issuer.gate.clear()
     with pytest.raises(OSError, match="timed out"):
         fetch_set(issuer.url)

@@ -58,7 +58,6 @@ from tenuto.hub.nodes.following import Follower
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pending import Decided, Waiting
 from tenuto.hub.people import presence
-from tenuto.hub.people import presence as shared_presence
 from tenuto.hub.people.presence import SharedPresence
 from tenuto.hub.people.presence_state import PresenceState, _Member
 from tenuto.hub.ticks import Group
@@ -326,12 +325,12 @@ def members_of_other_nodes_are_unknown(patch: pytest.MonkeyPatch) -> None:
 
 def members_of_an_ended_node_stay(patch: pytest.MonkeyPatch) -> None:
     """The node will return."""
-    patch.setattr(shared_presence, "GRACE_S", 10_000.0)
+    patch.setattr(presence, "GRACE_S", 10_000.0)
 
 
 def notices_of_members_are_trusted(patch: pytest.MonkeyPatch) -> None:
     """A notice follows each change of members."""
-    patch.setattr(shared_presence, "FOLLOW_S", 10_000.0)
+    patch.setattr(presence, "FOLLOW_S", 10_000.0)
 
 
 def signals_stay_at_their_node(patch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,8 @@ from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Hold, Renewal, Store, StoreReplaced
 
+logger = logging.getLogger("tenuto.hub")
+
 BATCH_BYTES = 256 * 1024  # a batch of holds about members ends with the one that reaches this size
 
 
@@ -94,8 +96,6 @@ class NodeHolds:
         self._small = dict.fromkeys(self._small)
         self._stale |= dict.fromkeys(self._members)
 
-
-logger = logging.getLogger("tenuto.hub")
 
 TERM_MS = 4_000  # length of the lease of a node
 RENEW_S = 1.0  # time between two renewals

@@ -45,6 +45,8 @@ from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pending import Done, Result
 from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool, share_loss
 
+logger = logging.getLogger("tenuto.hub")
+
 MAX_UNENDED = 10_000  # number of handlers of deleted messages to remember; each takes some 200 bytes
 
 
@@ -68,8 +70,6 @@ class UnendedAttempts:
         """Return the last attempt at a deleted message with this id whose handler may still end it, or 0."""
         return self._attempts.get((channel, message_id), 0)
 
-
-logger = logging.getLogger("tenuto.hub")
 
 LEASE_S = 15.0  # length of the lease of a remote worker's turn; the worker renews it after a third
 UNCLAIMED_S = 5.0  # if a message is unclaimed for this long, viewers get a `nobody_listening` signal
