@@ -12,7 +12,7 @@ import pytest
 from tenuto import Hub
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.events import Signal
-from tenuto.stores.base import Hold, Notice
+from tenuto.stores.base import Hold, Notice, Store
 from tenuto.stores.postgres.schema import VERSION
 from tenuto.stores.postgres.store import PostgresStore
 from tests.hub.watching import Watcher
@@ -123,6 +123,13 @@ async def test_notice_of_an_unknown_kind_and_unknown_fields_lose_no_other_notice
         await db.close()
 
 
+async def until_it_listens(store: Store) -> None:
+    """Wait until notices reach `store`; those that were sent before are lost."""
+    is_listening = asyncio.Event()
+    store.listen(lambda _: is_listening.set())
+    await is_listening.wait()
+
+
 async def test_hub_reads_notes_holds_and_notices_of_a_newer_release_as_far_as_it_knows_them(
     server: Postgres, schema: str
 ) -> None:
@@ -133,9 +140,8 @@ async def test_hub_reads_notes_holds_and_notices_of_a_newer_release_as_far_as_it
         hub = Hub(f"{server.url}?schema={schema}", hooks_signals=False, drain_s=0.0)
         await hub.start()
         hub.runtime.scheduler.workers.tidy()
-        is_listening = asyncio.Event()
-        newer.listen(lambda _: is_listening.set())
-        await is_listening.wait()
+        for store in (newer, hub.runtime.store):
+            await until_it_listens(store)
         member = ["agent", 1, 1, {"state": "thinking"}, further]
         holds = {
             "turns/newer": msgspec.json.encode({"patterns": ["c"], "waiting": ["c"], "later": further}),
