@@ -70,63 +70,49 @@ def _report(name: str, blocked_s: float, now_s: float, logger: logging.Logger) -
 
 
 class Watchdog:
-    """Cancels operations on one event loop that take longer than `limit_s`. Each runs in `with watchdog.watch():`."""
+    """Cancels operations on one event loop that take longer than `limit_s`. Each runs in `with Watch(watchdog):`."""
 
-    __slots__ = ("_has_timer", "_loop", "_watches", "limit_s")
+    __slots__ = ("has_timer", "limit_s", "loop", "watches")
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
-        self._loop = asyncio.get_running_loop()
-        self._watches: dict[WatchedOperation, None] = {}  # the running operations, oldest first
-        self._has_timer = False
+        self.loop = asyncio.get_running_loop()
+        self.watches: dict[Watch, None] = {}  # the running operations, oldest first
+        self.has_timer = False
 
     @classmethod
     def kept(cls, known: Watchdog | None, limit_s: float) -> Watchdog:
         """Return `known` if it has this limit and serves the running event loop, else a new watchdog."""
-        if known is not None and known.limit_s == limit_s and known._loop is asyncio.get_running_loop():
+        if known is not None and known.limit_s == limit_s and known.loop is asyncio.get_running_loop():
             return known
         return cls(limit_s)
 
-    def watch(self) -> WatchedOperation:
-        """Return a context manager for one operation of the current task. It raises TimeoutError at the limit."""
-        task = asyncio.current_task()
-        assert task is not None
-        return WatchedOperation(self, task, self._loop.time() + self.limit_s)
-
-    def begin(self, watch: WatchedOperation) -> None:
-        """Watch an operation until `end`."""
-        self._watches[watch] = None
-        if not self._has_timer:
-            self._has_timer = True
-            self._loop.call_at(watch.due_s, self._run)
-
-    def end(self, watch: WatchedOperation) -> None:
-        """Stop watching an operation."""
-        self._watches.pop(watch, None)
-
-    def _run(self) -> None:
-        now_s = self._loop.time()
-        for watch in tuple(self._watches):
+    def expire(self) -> None:
+        """End the operations whose limit has passed; the timer calls this."""
+        now_s = self.loop.time()
+        for watch in tuple(self.watches):
             if watch.due_s > now_s:
-                self._loop.call_at(watch.due_s, self._run)
+                self.loop.call_at(watch.due_s, self.expire)
                 return
-            del self._watches[watch]
+            del self.watches[watch]
             watch.expire()
-        self._has_timer = False
+        self.has_timer = False
 
 
-class WatchedOperation:
-    """One operation of a task. At the limit its task is cancelled, and the block raises TimeoutError."""
+class Watch:
+    """One operation of the current task. At the limit the task is cancelled, and the block raises TimeoutError."""
 
     __slots__ = ("_cancelling", "_is_over", "_task", "_watchdog", "due_s", "is_late")
 
-    def __init__(self, watchdog: Watchdog, task: asyncio.Task[object], due_s: float) -> None:
-        self.due_s = due_s
+    def __init__(self, watchdog: Watchdog) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.due_s = watchdog.loop.time() + watchdog.limit_s
         self.is_late = False
         self._is_over = False
         self._watchdog = watchdog
         self._task = task
-        self._cancelling = 0
+        self._cancelling = task.cancelling()
 
     def expire(self) -> None:
         """End the operation now, as if its limit had passed. After its end this has no effect."""
@@ -134,16 +120,19 @@ class WatchedOperation:
             self.is_late = True
             self._task.cancel()
 
-    def __enter__(self) -> WatchedOperation:
-        self._cancelling = self._task.cancelling()
-        self._watchdog.begin(self)
+    def __enter__(self) -> Watch:
+        watchdog = self._watchdog
+        watchdog.watches[self] = None
+        if not watchdog.has_timer:
+            watchdog.has_timer = True
+            watchdog.loop.call_at(self.due_s, watchdog.expire)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_over = True
-        self._watchdog.end(self)
+        self._watchdog.watches.pop(self, None)
         # If other code has cancelled the task as well, that cancellation goes on; `asyncio.timeout` does the same.
         if self.is_late and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -17,7 +17,7 @@ import pytest
 
 from proof.simulation.clock import VirtualLoop
 from tenuto import HookEvent, Hub, Turn, watchdog
-from tenuto.watchdog import Watchdog, timed
+from tenuto.watchdog import Watch, Watchdog, timed
 from tests.virtual import virtual_clock, virtually
 
 LIMIT_S = 30.0
@@ -43,7 +43,7 @@ async def test_each_operation_ends_exactly_at_its_limit_or_before() -> None:
         await asyncio.sleep(starts_s)
         begun_s = now_s()
         try:
-            with watchdog.watch():
+            with Watch(watchdog):
                 await asyncio.sleep(takes_s)
             ended.append((now_s() - begun_s - takes_s, False))
         except TimeoutError:
@@ -60,7 +60,7 @@ async def test_thousand_operations_share_one_timer_and_leave_none() -> None:
     watchdog = Watchdog(LIMIT_S)
     before = timers()
     for _ in range(1_000):
-        with watchdog.watch():
+        with Watch(watchdog):
             await asyncio.sleep(0)
         assert timers() <= before + 1
     await asyncio.sleep(LIMIT_S)

@@ -160,7 +160,7 @@ class Bounds:
         yield presence_state, SPARE, members
         for group in channel._groups.values():
             yield group, SPARE, {}
-            for feed in group:
+            for feed in group.feeds:
                 yield feed, 0, {}
 
     def _parts_of_app(self, app: App, turns: int) -> Iterator[Part]:

@@ -79,11 +79,11 @@ class Channel:
     @property
     def is_ready(self) -> bool:
         """Return whether the committer can decide requests on the present state."""
-        return self._prepare is None and not self._loaders and not self.is_stale
+        return self.is_ready_for(())
 
     def is_ready_for(self, ids: Iterable[str]) -> bool:
         """Return whether requests about `ids` can be decided now, without a read of the store."""
-        if not self.is_ready:
+        if self._prepare is not None or self._loaders or self.is_stale:
             return False
         messages = self.state.messages
         for one in ids:
@@ -145,7 +145,7 @@ class Channel:
         """Wake `feed` from now on, and return the group of feeds that is woken together with it."""
         window = flush_class(flush_ms)
         group = self._groups.setdefault(window, Group(self._ticks, window))
-        group.add(feed)
+        group.feeds[feed] = None
         self.watchers += 1
         return group
 
@@ -157,7 +157,7 @@ class Channel:
     @property
     def feeds(self) -> list[Woken]:
         """Return the feeds of this channel."""
-        return [feed for group in self._groups.values() for feed in group]
+        return [feed for group in self._groups.values() for feed in group.feeds]
 
     @property
     def is_idle(self) -> bool:
@@ -170,24 +170,15 @@ class Channel:
         """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""
         self.presence_state.close()
 
-    @property
-    def flush_s(self) -> float:
-        """Return when the first flush window ends, in the loop's time; without viewers, a time in the past."""
-        return min(self._window_ends_s(), default=0.0)
-
-    @property
-    def last_flush_s(self) -> float:
-        """Return when the last flush window ends, in the loop's time; without viewers, a time in the past."""
-        return max(self._window_ends_s(), default=0.0)
-
-    def _window_ends_s(self) -> list[float]:
-        return [group.over_s for group in self._groups.values() if len(group)]
+    def window_ends_s(self) -> list[float]:
+        """Return when the flush windows of the viewers end, in the loop's time."""
+        return [group.over_s for group in self._groups.values() if group.feeds]
 
     @property
     def has_unbuffered_viewers(self) -> bool:
         """Return whether a viewer has requested each event at once, without a flush window."""
         group = self._groups.get(0)
-        return group is not None and len(group) > 0
+        return group is not None and bool(group.feeds)
 
     def moved(self) -> None:
         """Wake the feeds, because the durable serial has moved."""

@@ -33,7 +33,7 @@ from tenuto.hub.loading import Loader, Unclear
 from tenuto.hub.pace import Pace
 from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item, Outcome
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Store, Write
-from tenuto.watchdog import Watchdog
+from tenuto.watchdog import Watch, Watchdog
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -63,10 +63,6 @@ class _Batch(Struct):
     decided: list[Decided]
     due: dict[Channel, list[str]]  # ids of messages whose document the store has requested
     since_s: float | None  # loop time at which the oldest item of the batch was queued, or earlier
-
-    def channels(self) -> list[Channel]:
-        """Return the channels of the batch."""
-        return [*self.drafts, *self.alone]
 
     def draft(self, channel: Channel) -> Draft:
         """Return the draft of `channel` with the entries decided so far."""
@@ -325,7 +321,7 @@ class Committer:
     async def _commit(self, batch: _Batch, watchdog: Watchdog) -> None:
         writes = self._writes(batch)
         over = asyncio.get_running_loop().create_future()
-        channels = batch.channels()
+        channels = [*batch.drafts, *batch.alone]
         for channel in channels:
             channel.commit_over = over
         try:
@@ -379,7 +375,7 @@ class Committer:
         """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if the outcome is unknown."""
         begun_s = asyncio.get_running_loop().time()
         try:
-            with watchdog.watch():
+            with Watch(watchdog):
                 return await self._store.commit(writes)
         except StoreUnavailable:
             raise

@@ -48,11 +48,12 @@ class Pace:
         That is so early that the text is stored by the next flush. Until the flush no viewer sees a difference if more
         text is stored. The gap never delays text inside of a flush window, so it makes no text miss its flush.
         """
-        over_s = channel.flush_s
+        ends_s = channel.window_ends_s()
+        over_s = min(ends_s, default=0.0)
         now_s = asyncio.get_running_loop().time()
         if self._ticks.tick_s(over_s) <= now_s:  # until the tick, a flush of earlier text may still be due
             # other viewers of the channel may have a longer window, with a flush that the gap would miss
-            is_inside = self._ticks.tick_s(channel.last_flush_s) > now_s
+            is_inside = self._ticks.tick_s(max(ends_s, default=0.0)) > now_s
             return Begin.NOW if is_inside or channel.has_unbuffered_viewers else Begin.AFTER_GAP
         if self._ticks.call_before(min(over_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback):
             return Begin.LATER

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import ceil, floor
 from typing import Protocol
 
@@ -91,55 +91,39 @@ class Ticks:
 class Group:
     """The feeds of one channel and flush class. They are released together, once per window; the first time at once."""
 
-    __slots__ = ("_feeds", "_is_due", "_is_ephemeral_due", "_last_s", "_ticks", "_window_s")
+    __slots__ = ("_is_due", "_is_ephemeral_due", "_ticks", "_window_s", "feeds", "over_s")
 
     def __init__(self, ticks: Ticks, flush_ms: int) -> None:
         self._ticks = ticks
         self._window_s = flush_ms / 1000
-        self._feeds: dict[Woken, None] = {}
+        self.feeds: dict[Woken, None] = {}
         self._is_due = False  # True: a release is scheduled
         # True: a release of ephemeral events is scheduled; it does not start a flush window
         self._is_ephemeral_due = False
-        self._last_s = -self._window_s  # long ago, so that the first release is immediate
-
-    def __len__(self) -> int:
-        return len(self._feeds)
-
-    def __iter__(self) -> Iterator[Woken]:
-        return iter(tuple(self._feeds))
-
-    def add(self, feed: Woken) -> None:
-        self._feeds[feed] = None
+        # End of the flush window, in the loop's time: changes before it are released then, later ones at once. It
+        # begins in the past, so the first release is immediate.
+        self.over_s = 0.0
 
     def remove(self, feed: Woken) -> bool:
         """Remove `feed`. Return False if it was not in this group."""
-        is_here = feed in self._feeds
-        self._feeds.pop(feed, None)
+        is_here = feed in self.feeds
+        self.feeds.pop(feed, None)
         return is_here
-
-    @property
-    def over_s(self) -> float:
-        """Return when the flush window ends, in the loop's time.
-
-        Changes before that time are released then, later changes at once.
-        """
-        return self._last_s + self._window_s
 
     def moved(self) -> None:
         """Schedule a release of the feeds: at the end of their window, or at once if the window has passed."""
-        if self._is_due or not self._feeds:
+        if self._is_due or not self.feeds:
             return
         self._is_due = True
         loop = asyncio.get_running_loop()
-        due_s = self.over_s
-        if loop.time() >= due_s:
+        if loop.time() >= self.over_s:
             loop.call_soon(self._release)
         else:
-            self._ticks.call_at(due_s, self._release)
+            self._ticks.call_at(self.over_s, self._release)
 
     def ephemeral_moved(self) -> None:
         """Schedule a release of ephemeral events a little later, so that several of them are sent together."""
-        if not self._is_ephemeral_due and self._feeds:
+        if not self._is_ephemeral_due and self.feeds:
             self._is_ephemeral_due = True
             self._ticks.call_at(asyncio.get_running_loop().time() + EPHEMERAL_S, self._release_ephemeral)
 
@@ -149,19 +133,19 @@ class Group:
 
     def _release(self) -> None:
         self._is_due = False
-        self._last_s = asyncio.get_running_loop().time()
+        self.over_s = asyncio.get_running_loop().time() + self._window_s
         self._wake_feeds()
 
     def _wake_feeds(self) -> None:
-        if len(self._feeds) <= SLICE_FEEDS:
-            for feed in tuple(self._feeds):
+        if len(self.feeds) <= SLICE_FEEDS:
+            for feed in tuple(self.feeds):
                 feed.wake()
         else:
-            self._release_slice(tuple(self._feeds), 0)
+            self._release_slice(tuple(self.feeds), 0)
 
     def _release_slice(self, feeds: tuple[Woken, ...], start: int) -> None:
         for feed in feeds[start : start + SLICE_FEEDS]:
-            if feed in self._feeds:
+            if feed in self.feeds:
                 feed.wake()
         if start + SLICE_FEEDS < len(feeds):
             asyncio.get_running_loop().call_soon(self._release_slice, feeds, start + SLICE_FEEDS)

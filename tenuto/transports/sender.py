@@ -29,7 +29,7 @@ from starlette.types import Message, Receive, Send
 
 from tenuto.core.events import encode_json
 from tenuto.hub.batches import EncodedBatch
-from tenuto.watchdog import Watchdog, WatchedOperation
+from tenuto.watchdog import Watch, Watchdog
 
 logger = logging.getLogger("tenuto.transports")
 
@@ -365,7 +365,7 @@ class TaskSender(Sender):
         super().__init__(send, owner, heartbeats)
         self._message: Message | None = None
         self._changed: asyncio.Future[None] | None = None
-        self._watch: WatchedOperation | None = None  # watch over the write in progress
+        self._watch: Watch | None = None  # watch over the write in progress
         self._patience_s: float | None = None  # limit of the last write, if it has not begun yet
 
     def write(self, message: Message) -> None:
@@ -417,7 +417,7 @@ class TaskSender(Sender):
     async def _is_sent(self, message: Message) -> bool:
         """Send `message`; return False if the connection is over."""
         try:
-            with self._watchdog.watch() as self._watch:
+            with Watch(self._watchdog) as self._watch:
                 if self._patience_s is not None:
                     self._limit(self._watch, self._patience_s)
                 await self._send(message)
@@ -428,7 +428,7 @@ class TaskSender(Sender):
             self._watch = None
         return True
 
-    def _limit(self, watch: WatchedOperation, patience_s: float) -> None:
+    def _limit(self, watch: Watch, patience_s: float) -> None:
         """End the last write after `patience_s`, if that is before the limit of every write."""
         if patience_s < self._watchdog.limit_s:
             asyncio.get_running_loop().call_later(patience_s, watch.expire)
@@ -543,7 +543,7 @@ class DirectSender(Sender):
 
     async def _finish(self, sending: Coroutine[Any, None, None], blocked: Any) -> None:
         try:
-            with self._watchdog.watch():
+            with Watch(self._watchdog):
                 await _drive(sending, blocked)
         except Exception as error:
             self._fail(error)

@@ -18,11 +18,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from tenuto.core.errors import LocalError
-from tenuto.watchdog import Watchdog
+from tenuto.watchdog import Watch, Watchdog
 
 T = TypeVar("T")
 
@@ -67,20 +66,16 @@ class StoreThread:
         work = _Work(call, loop, result)
         self._queue.put(work)
         try:
-            with self._limited(timeout_s):
+            if timeout_s is None:
+                return await result
+            self._watchdog = Watchdog.kept(self._watchdog, timeout_s)
+            with Watch(self._watchdog):
                 return await result
         except TimeoutError:
             work.is_dropped = True
             raise Late(is_begun=work.is_begun) from None
         finally:
             work.is_dropped = True
-
-    def _limited(self, timeout_s: float | None) -> AbstractContextManager[object]:
-        """Return a context manager that raises TimeoutError after `timeout_s`, if given."""
-        if timeout_s is None:
-            return contextlib.nullcontext()
-        self._watchdog = Watchdog.kept(self._watchdog, timeout_s)
-        return self._watchdog.watch()
 
     async def finish(self, last: Callable[[], object], *, timeout_s: float) -> None:
         """Run the queued calls, then `last`, and end the thread. Raises the error of `last`, or Late.
