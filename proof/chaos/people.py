@@ -29,20 +29,24 @@ class Person(Viewer):
             await super()._follow(viewer)
         finally:
             typing.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await typing
+            await asyncio.wait(
+                [typing]
+            )  # and no `await typing`: it could not tell the end of `typing` from that of this
+            if not typing.cancelled():
+                typing.result()
 
     async def _type(self, viewer: WsViewer) -> None:
         channel = self.watching.channel
         while not (self.checker.has_attached or viewer.is_over):  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # the viewer gives no event for it
         viewer.session.request("presence", channel=channel)
-        while not viewer.is_over:
-            self.typed += 1
-            data: dict[str, Any] = {"n": self.typed}
-            viewer.session.request("signal", channel=channel, name="typing", data=data)
-            await viewer.flush()
-            await asyncio.sleep(TYPES_EVERY_S)  # the pace of a person
+        with contextlib.suppress(OSError):  # the connection is cut
+            while not viewer.is_over:
+                self.typed += 1
+                data: dict[str, Any] = {"n": self.typed}
+                viewer.session.request("signal", channel=channel, name="typing", data=data)
+                await viewer.flush()
+                await asyncio.sleep(TYPES_EVERY_S)  # the pace of a person
 
 
 def wrong_signals(people: list[Person], viewers: list[Viewer]) -> str | None:
