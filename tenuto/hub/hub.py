@@ -54,8 +54,7 @@ from tenuto.hub.runtime import Runtime
 from tenuto.hub.settings import check_bus, check_job, check_settings, check_store
 from tenuto.hub.sync import SyncHub
 from tenuto.hub.turns.status import take_waiting
-from tenuto.hub.writer import MessageWriter
-from tenuto.hub.writers import Writers
+from tenuto.hub.writer import MessageWriter, Writers
 from tenuto.stores.base import Bus, Store, head_of
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used

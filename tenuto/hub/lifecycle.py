@@ -456,12 +456,12 @@ class Lifecycle:
         if jobs:
             await asyncio.wait(jobs, timeout=SHUTDOWN_S)
         # writers in tasks of the app: store the text that they have accepted, unless the store refuses everything
-        for writer in list(writers.values()) if self._restarting is None else ():
+        for (_, message_id), writer in list(writers.items()) if self._restarting is None else ():
             try:
                 async with asyncio.timeout(SHUTDOWN_S):
                     await writer.flush()
             except (TenutoError, TimeoutError) as error:
-                logger.warning("the last text of message %r was not stored: %r", writer.id, error)
+                logger.warning("the last text of message %r was not stored: %r", message_id, error)
         await runtime.hooks.leave()
         await runtime.nodes.end()
         if self._restarting is None:

@@ -36,8 +36,7 @@ from tenuto.hub.loading import in_time, sent_again
 from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.shared import lose_turns
-from tenuto.hub.writer import MessageWriter
-from tenuto.hub.writers import Writers
+from tenuto.hub.writer import MessageWriter, Writers
 from tenuto.stores.base import Store
 
 logger = logging.getLogger("tenuto.hub")

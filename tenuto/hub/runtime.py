@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Protocol
 
 from tenuto.core.errors import Deleted, NotFound, TenutoError
 from tenuto.core.limits import Limits
@@ -34,8 +35,14 @@ from tenuto.hub.tasks import Tasks
 from tenuto.hub.ticks import Ticks
 from tenuto.hub.turns.scheduler import TurnScheduler
 from tenuto.hub.turns.workers import WorkerPool
-from tenuto.hub.writer import OpenWriter
 from tenuto.stores.base import Bus, Store
+
+
+class OpenWriter(Protocol):
+    """A writer in this process whose message streams."""
+
+    async def flush(self) -> None:
+        """Store the text that the writer has accepted."""
 
 
 class Runtime:

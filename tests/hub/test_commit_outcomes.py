@@ -36,8 +36,7 @@ from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.committer import STORE_TIMEOUT_S
 from tenuto.hub.feed import Feed
 from tenuto.hub.pending import result_later
-from tenuto.hub.writer import RETRY_S
-from tenuto.hub.writers import ABANDONED_S
+from tenuto.hub.writer import ABANDONED_S, RETRY_S
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
