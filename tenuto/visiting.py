@@ -18,12 +18,11 @@ from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.hub.access.identity import Authenticate
 from tenuto.hub.access.questions import QuestionLimits
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
+from tenuto.hub.checks import check_authenticate
 from tenuto.hub.hub import HubCore
-from tenuto.hub.settings import check_authenticate
 from tenuto.transports.access import identify
 from tenuto.transports.codec import problem_headers
-from tenuto.transports.headers import peer_of
-from tenuto.transports.origin import check_peer
+from tenuto.transports.origin import check_peer, peer_of
 
 
 def visitors(

@@ -56,8 +56,7 @@ from tenuto.core.requests import (
 )
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile
-from tenuto.stores.sqlite.slots import LENGTH_BYTES, pack, unpack
-from tenuto.stores.sqlite.sums import SUM_BYTES, head_sum, piece_sum, sealed
+from tenuto.stores.sqlite.slots import LENGTH_BYTES, SUM_BYTES, head_sum, pack, piece_sum, sealed, unpack
 
 C = "c"
 MAX_EDITS = 6

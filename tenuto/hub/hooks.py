@@ -36,7 +36,7 @@ from tenuto.core.model import OPTIONS, Command, Json, Message
 from tenuto.core.names import check_id, check_pattern, matches
 from tenuto.core.state import ChannelState
 from tenuto.hub.channel import Channel
-from tenuto.hub.loading import in_time
+from tenuto.hub.committer import in_time
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Store, head_of

@@ -40,7 +40,7 @@ from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.capacity import Capacity
 from tenuto.hub.channel import Channel, until_settled
-from tenuto.hub.checks import is_named, names_of_cell, warn_of_wsgi
+from tenuto.hub.checks import check_bus, check_job, check_settings, check_store, is_named, names_of_cell, warn_of_wsgi
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.feed import Feed, Subscription
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
@@ -51,7 +51,6 @@ from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, own_copy
 from tenuto.hub.recovery import Adopter, Recovery
 from tenuto.hub.runtime import Runtime
-from tenuto.hub.settings import check_bus, check_job, check_settings, check_store
 from tenuto.hub.sync import SyncHub
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import MessageWriter, Writers

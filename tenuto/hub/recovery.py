@@ -31,8 +31,8 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.names import COMMAND_MARK, matches
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, FinishMessage
+from tenuto.hub.committer import in_time, sent_again
 from tenuto.hub.keep.exports import undo_imports
-from tenuto.hub.loading import in_time, sent_again
 from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.shared import lose_turns

@@ -22,10 +22,9 @@ from tenuto.hub.access.questions import Asked, Questions
 from tenuto.hub.capacity import Capacity
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import Clock, Deadlines
-from tenuto.hub.committer import Committer
+from tenuto.hub.committer import Committer, in_time
 from tenuto.hub.hooks import Hooks
 from tenuto.hub.leases import LeaseMonitor
-from tenuto.hub.loading import in_time
 from tenuto.hub.nodes.following import Follower, Notifier
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pace import Pace

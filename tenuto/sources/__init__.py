@@ -15,8 +15,7 @@ from typing import Protocol
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, malformed
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
-from tenuto.sources.sse_text import SSEText
-from tenuto.sources.text import PlainText
+from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.upstream import Upstream
 from tenuto.sources.writing import Piped, Piping, ToolCall, Writer, Writing
 

@@ -1,22 +1,4 @@
-"""LangChain (`langchain-core` and the packages of its models): `astream` of a chat model, `astream_events` (v2).
-
-| event | becomes |
-|---|---|
-| `AIMessageChunk`: text and reasoning blocks | text, reasoning |
-| its tool call chunks | tool: call, name, streaming input |
-| its citations | source |
-| its image and file blocks with a URL or data | file |
-| `finish_reason`, `stop_reason`, `done_reason`, `status` | `meta.finish_reason`; tools are `called`; the message ends |
-| `usage_metadata`, `model_name` | `meta.usage`, `meta.model` |
-| `ToolMessage` | the output of that tool: `done`, or `error` |
-| `on_chat_model_stream`, `on_chat_model_end` | as for the chunk or message in it |
-| `on_tool_end` | the output of its tool |
-| other events | ignored |
-| the end, with every message ended | the end |
-
-A model whose package sets no `model_provider` ends with the chunk that LangChain marks as the last. LangChain marks
-one also if the connection broke without an error, so a crash of such a provider looks like its end.
-"""
+"""The streams of LangChain and LangGraph."""
 
 from __future__ import annotations
 
@@ -34,6 +16,7 @@ from tenuto.sources.reading import (
     Open,
     Set,
     Source,
+    UpstreamEnded,
     as_json,
     counts,
     free,
@@ -78,6 +61,26 @@ class _OpenMessage:
 
 
 class LangChain(Source):
+    """LangChain (`langchain-core` and the packages of its models): `astream` of a chat model, `astream_events` (v2).
+
+    | event | becomes |
+    |---|---|
+    | `AIMessageChunk`: text and reasoning blocks | text, reasoning |
+    | its tool call chunks | tool: call, name, streaming input |
+    | its citations | source |
+    | its image and file blocks with a URL or data | file |
+    | `finish_reason`, `stop_reason`, `done_reason`, `status` | `meta.finish_reason`; tools are `called`; it ends |
+    | `usage_metadata`, `model_name` | `meta.usage`, `meta.model` |
+    | `ToolMessage` | the output of that tool: `done`, or `error` |
+    | `on_chat_model_stream`, `on_chat_model_end` | as for the chunk or message in it |
+    | `on_tool_end` | the output of its tool |
+    | other events | ignored |
+    | the end, with every message ended | the end |
+
+    A model whose package sets no `model_provider` ends with the chunk that LangChain marks as the last. LangChain marks
+    one also if the connection broke without an error, so a crash of such a provider looks like its end.
+    """
+
     name = "langchain"
 
     def __init__(self) -> None:
@@ -215,3 +218,54 @@ def _file(block: object) -> Part | None:
     if url is None and data:
         url = f"data:{media_type or ''};base64,{data}"
     return free("file", media_type=media_type, url=url) if url else None
+
+
+_MESSAGES = "messages"
+
+
+class LangGraph(LangChain):
+    """LangGraph (`langgraph`): `graph.astream(...)` with `stream_mode="messages"`, alone or among others.
+
+    | event | becomes |
+    |---|---|
+    | a message or a chunk with its metadata, in every form that modes and subgraphs give it | as for `langchain` |
+    | `updates`, `custom`, `values` and the other modes | ignored |
+    | the end, with every message ended | the end |
+    """
+
+    name = "langgraph"
+
+    def take(self, event: object) -> Iterator[Edit]:
+        found = _message_of(event)
+        if found is not None:
+            message, about = found
+            yield from self.message(message, _origin(about))
+
+    def end(self) -> Iterator[Edit]:
+        if self._open:
+            raise UpstreamEnded("the model's message ended without a finish reason, so it may be incomplete")
+        return iter(())
+
+
+def _origin(about: Mapping[str, object]) -> Hashable:
+    """Return the run of the node, and the model call in it, that a message comes from."""
+    return (word(about, "langgraph_checkpoint_ns") or word(about, "langgraph_node"), word(about, "ls_run_id"))
+
+
+def _message_of(event: object) -> tuple[object, Mapping[str, object]] | None:
+    """Return the message and its metadata in an item of a graph's stream; None if the item is of another mode."""
+    if isinstance(event, Mapping):
+        event = event.get("data") if event.get("type") == _MESSAGES else None
+    for _ in range(3):  # remove up to three levels: a namespace, a mode, and the pair
+        match event:
+            case (str() as mode, inner):
+                event = inner if mode == _MESSAGES else None
+            case (tuple(), str() as mode, inner):
+                event = inner if mode == _MESSAGES else None
+            case (tuple(), inner):
+                event = inner
+            case (message, Mapping() as about) if isinstance(get(message, "type"), str):
+                return message, about
+            case _:
+                return None
+    return None

@@ -14,15 +14,11 @@ from tenuto.core.errors import LocalError, TenutoError
 from tenuto.sources.ai_sdk import STARTS, AISDKSource, chunk_of
 from tenuto.sources.anthropic import Anthropic
 from tenuto.sources.google_genai import GoogleGenAI
-from tenuto.sources.langchain import AI, LangChain
-from tenuto.sources.langgraph import LangGraph
-from tenuto.sources.openai_agents import OpenAIAgents
-from tenuto.sources.openai_chat import OpenAIChat
-from tenuto.sources.openai_responses import OpenAIResponses
+from tenuto.sources.langchain import AI, LangChain, LangGraph
+from tenuto.sources.openai import OpenAIAgents, OpenAIChat, OpenAIResponses
 from tenuto.sources.pydantic_ai import PydanticAI
 from tenuto.sources.reading import Source, get
-from tenuto.sources.sse_text import SSEText, begins_frames, is_frame_object
-from tenuto.sources.text import PlainText
+from tenuto.sources.text import PlainText, SSEText, begins_frames, is_frame_object
 
 _KINDS: tuple[type[Source], ...] = (
     *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),

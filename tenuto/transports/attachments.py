@@ -20,7 +20,7 @@ from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import allowed_history, check_operation, describe_caller
-from tenuto.transports.frames import FAILED, AttachFrame, DetachFrame
+from tenuto.transports.codec import FAILED, AttachFrame, DetachFrame
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.traffic import ResumeLimits, known_since, resume_limits_of
 

@@ -31,7 +31,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tenuto.transports.frames import (
+from tenuto.transports.codec import (
     AppendFrame,
     AttachFrame,
     CommandFrame,

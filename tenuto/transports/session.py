@@ -45,8 +45,7 @@ from tenuto.transports.access import (
     member_of,
 )
 from tenuto.transports.attachments import Attachments
-from tenuto.transports.codec import decode, for_peers, result_fields, unexpected
-from tenuto.transports.frames import (
+from tenuto.transports.codec import (
     DRAINED,
     FRAME_TOO_LARGE,
     MISUSED,
@@ -68,7 +67,11 @@ from tenuto.transports.frames import (
     TurnTakeFrame,
     UpdateFrame,
     WorkFrame,
+    decode,
+    for_peers,
     ref_in,
+    result_fields,
+    unexpected,
 )
 from tenuto.transports.operations import BY_FRAME, frame_decoder
 from tenuto.transports.socket_worker import SocketWorker, SocketWorkers

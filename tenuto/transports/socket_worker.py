@@ -19,7 +19,7 @@ from tenuto.hub.pending import Result
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy, store_renewal
 from tenuto.transports.access import check_work, member_of
-from tenuto.transports.frames import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame
+from tenuto.transports.codec import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame
 
 if TYPE_CHECKING:
     from tenuto.hub.access.identity import Identity

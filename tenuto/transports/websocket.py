@@ -25,9 +25,7 @@ from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import check_serving, known_identity, logged_refusals
-from tenuto.transports.codec import for_peers
-from tenuto.transports.credentials import Credentials, not_authenticated
-from tenuto.transports.frames import (
+from tenuto.transports.codec import (
     CROWDED,
     DRAINED,
     EXPIRED,
@@ -37,9 +35,11 @@ from tenuto.transports.frames import (
     NARROWED,
     UNAUTHENTICATED,
     AuthFrame,
+    for_peers,
     ref_in,
 )
-from tenuto.transports.headers import header
+from tenuto.transports.credentials import Credentials, not_authenticated
+from tenuto.transports.origin import header
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Frames, Heartbeats, Sender, TaskSender
 from tenuto.transports.server_connection import expect_introduction
 from tenuto.transports.session import PING_S, Session

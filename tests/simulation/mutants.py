@@ -47,13 +47,12 @@ from tenuto.hub import hub as hubs
 from tenuto.hub.batches import BatchCache, EncodedBatch
 from tenuto.hub.channel import Channel
 from tenuto.hub.clock import StoreClock
-from tenuto.hub.committer import Committer
+from tenuto.hub.committer import Committer, Loader
 from tenuto.hub.feed import Feed
 from tenuto.hub.hooks import HookEvent, HookRunner
 from tenuto.hub.hub import HubCore
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.lifecycle import Lifecycle
-from tenuto.hub.loading import Loader
 from tenuto.hub.nodes.following import Follower
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pending import Decided, Waiting
@@ -69,7 +68,7 @@ from tenuto.stores.base import Committed, Conflict, Head, Renewal, Write, head_o
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, socket_worker, streams
 from tenuto.transports.access import caller_of
-from tenuto.transports.frames import DeleteFrame
+from tenuto.transports.codec import DeleteFrame
 from tenuto.transports.session import Session
 from tenuto.watchdog import Watchdog
 

@@ -18,7 +18,7 @@ from tenuto import Hub
 from tenuto.core.errors import LocalError
 from tenuto.sources import UpstreamError, pipe
 from tenuto.sources.reading import Add
-from tenuto.sources.sse_text import SSEText
+from tenuto.sources.text import SSEText
 from tests.sources.piping import broken, pipe_all
 
 TOKENS = ["You ", "asked:\n", '"why?" ', "🙂 "]

@@ -28,9 +28,9 @@ from tenuto.stores.base import NOTHING, Committed, Store, head_of
 from tenuto.stores.sqlite.compact import compact
 from tenuto.stores.sqlite.engine import OLD_MS
 from tenuto.stores.sqlite.file import SCHEMA
+from tenuto.stores.sqlite.slots import SUM_BYTES, sealed
+from tenuto.stores.sqlite.slots import opened as opened_row
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.stores.sqlite.sums import SUM_BYTES, sealed
-from tenuto.stores.sqlite.sums import opened as opened_row
 from tenuto.stores.sqlite.verify import verify
 from tests.stores.contract import Chat, append, create, delete, edit, emptied
 from tests.stores.files import opened, read, run_from_outside, run_on_thread, write

@@ -18,8 +18,8 @@ from tenuto.cli.main import main
 from tenuto.core.errors import LocalError, StoreInUse, StoreUnavailable, StoreUnusable
 from tenuto.stores.base import Committed, Head, head_of
 from tenuto.stores.sqlite.file import SCHEMA
+from tenuto.stores.sqlite.slots import sealed
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.stores.sqlite.sums import sealed
 from tests.stores.contract import Chat, append, create, finish, put_part
 from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_from_outside, write
 

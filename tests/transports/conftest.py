@@ -77,13 +77,22 @@ async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
         # The steps of the server's own shutdown, without its sleeps.
         for one in server.servers:
             one.close()
-        state = server.server_state
-        for connection in list(state.connections):
-            connection.shutdown()
+        state, ended = server.server_state, set[Any]()
         async with asyncio.timeout(PATIENCE_S):
-            while state.connections or state.tasks:  # noqa: ASYNC110 - no event is set for it
+            while state.connections or state.tasks or _is_accepting():
+                for connection in list(
+                    state.connections - ended
+                ):  # also one that was accepted last, and begins only now
+                    ended.add(connection)
+                    connection.shutdown()
                 await asyncio.sleep(0.002)
             await server.lifespan.shutdown()
+
+
+def _is_accepting() -> bool:
+    """Return whether asyncio has accepted a connection of which its protocol does not know yet."""
+    coroutines = (task.get_coro() for task in asyncio.all_tasks())
+    return any(getattr(one, "__name__", "") == "_accept_connection2" for one in coroutines)
 
 
 @asynccontextmanager

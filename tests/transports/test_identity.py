@@ -35,7 +35,7 @@ from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
 from tenuto.server.serving import check_guarded
-from tenuto.transports import frames, websocket
+from tenuto.transports import codec, websocket
 from tests import processes
 from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, WAYS, Served, new_hub, serving
@@ -932,7 +932,7 @@ def test_every_capability_claim_argument_option_and_close_code_is_documented() -
     options = {one.split()[0] for one in first_cells("The command")}
     assert options == {one for param in main.commands["serve"].params for one in param.opts if is_about_identity(one)}
     codes = set(re.findall(r"^\| (4\d+) \|", SECURITY, re.MULTILINE))
-    ours = {frames.CROWDED, frames.NARROWED, frames.EXPIRED, frames.UNAUTHENTICATED}
+    ours = {codec.CROWDED, codec.NARROWED, codec.EXPIRED, codec.UNAUTHENTICATED}
     assert codes == {str(code) for code in ours}
 
 

@@ -11,7 +11,7 @@ import pytest
 from tenuto.core.events import Batch, Cursor, decode_event, parse_cursor
 from tenuto.core.view import View
 from tenuto.hub.access.identity import Identity, Scope
-from tenuto.transports.headers import header
+from tenuto.transports.origin import header
 from tests.transports.conftest import PATIENCE_S, Served
 from tests.transports.test_websocket import dialled
 from tests.transports.watching import Stream

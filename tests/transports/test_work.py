@@ -12,8 +12,8 @@ from tenuto import Hub
 from tenuto.core.model import Message
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.stores.memory import MemoryStore
+from tenuto.transports.codec import SILENT
 from tenuto.transports.credentials import Credentials
-from tenuto.transports.frames import SILENT
 from tenuto.transports.sender import Heartbeats
 from tenuto.transports.socket_worker import MAX_PATTERNS
 from tenuto.transports.websocket import Sockets

@@ -7,6 +7,10 @@ that stream carry a seal (a signature made from the ticket); a client that recon
 stream until the identity ends. Tickets are not stored: each process with the key verifies them. Safe to change: the
 fields, since a page whose ticket is refused requests a new one. Not safe: reading a field before the signature is
 verified.
+
+The keys of tickets and of visitors come from the app. A hub that got none generates one, and keeps it as a note in the
+store unless the store has one already (`share_key`), so the hubs that share a store, and later starts, use the same
+key. Tickets live for hours, so an exclusive store gets no key of them: it stays in its process.
 """
 
 from __future__ import annotations
@@ -24,6 +28,30 @@ from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
 from tenuto.core.events import Cursor, encode_json
 from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.clock import Clock
+from tenuto.hub.committer import in_time
+from tenuto.stores.base import Store
+
+
+class Keyed(Protocol):
+    """A component that signs with a key."""
+
+    key_note: str  # name of the note that keeps its key
+    keeps_key_always: bool  # True: an exclusive store keeps the key, too
+    generated: bytes | None  # the key of this process; None if the app has given keys
+
+    def use(self, key: bytes) -> None:
+        """Sign and verify with `key`, which the store keeps."""
+
+
+async def share_key(store: Store, keyed: Keyed) -> None:
+    """Use the key in `store`, and keep the generated one there if there is none. Raises StoreUnavailable."""
+    if keyed.generated is None or (store.is_exclusive and not keyed.keeps_key_always):
+        return
+    name = keyed.key_note
+    # of two hubs that start on a new store at the same moment, one keeps its key
+    await in_time(store.note({name: keyed.generated}, expected={name: None}), store.name)
+    keyed.use((await in_time(store.notes(name), store.name))[name])
+
 
 START_S = 60  # seconds in which the stream must be opened
 # For an identity without an expiry, the time after which its stream must get a new ticket: the verifier is not called

@@ -25,7 +25,7 @@ from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.ops import Entry
 from tenuto.hub.channel import Channel, is_settling
-from tenuto.hub.loading import in_time, sent_again
+from tenuto.hub.committer import in_time, sent_again
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.tasks import logs_errors
 from tenuto.stores.base import Bus, Head, Notice, Notices, Store, Write

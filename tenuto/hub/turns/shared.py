@@ -23,7 +23,7 @@ from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.turns import Phase
 from tenuto.hub.channel import Channel, is_settling
-from tenuto.hub.loading import in_time
+from tenuto.hub.committer import in_time
 from tenuto.hub.nodes.following import Follower
 from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.tasks import logs_errors

@@ -14,8 +14,14 @@ from tenuto.core.document import Document
 from tenuto.core.errors import StoreUnusable
 from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Pruned, Write, next_lives
 from tenuto.stores.postgres.life import epoch_in
-from tenuto.stores.postgres.log import TAIL_BYTES, Uncovered, changes_older, frame, uncovered_entries
-from tenuto.stores.postgres.reading import PostgresReader
+from tenuto.stores.postgres.reading import (
+    TAIL_BYTES,
+    PostgresReader,
+    Uncovered,
+    changes_older,
+    frame,
+    uncovered_entries,
+)
 
 TIDY_ROWS = 500  # rows that one call of `tidy` removes at most
 

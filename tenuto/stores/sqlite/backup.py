@@ -30,7 +30,7 @@ from tenuto.core.document import DAMAGE
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, shown
 from tenuto.stores.sqlite.file import BACKUP, has_foreign_wal, read_file_state, reading, set_aside, sync, wal_of
 from tenuto.stores.sqlite.lock import FILE_MODE, FileLock, locked
-from tenuto.stores.sqlite.sums import tolerant_text
+from tenuto.stores.sqlite.slots import tolerant_text
 from tenuto.stores.sqlite.verify import check, check_header
 
 STEP_PAGES = 64

@@ -16,7 +16,7 @@ from tenuto.core.names import COMMAND_MARK
 from tenuto.stores.base import NOTHING, Head, next_lives
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.log import Tracked
-from tenuto.stores.sqlite.sums import channel_sum, check_above
+from tenuto.stores.sqlite.slots import channel_sum, check_above
 
 # limit of channels in memory; above it half of them are dropped, except those with pinned log rows
 MAX_CHANNELS = 10_000

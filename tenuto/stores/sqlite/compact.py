@@ -29,7 +29,7 @@ from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import COPY, SET_ASIDE, SqliteFile, new_nonce, read_file_state, reading, sync, wal_of
 from tenuto.stores.sqlite.lock import FileLock
 from tenuto.stores.sqlite.log import CommitLog
-from tenuto.stores.sqlite.sums import opened, sealed, tolerant_text
+from tenuto.stores.sqlite.slots import opened, sealed, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 

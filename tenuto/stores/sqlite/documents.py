@@ -23,8 +23,17 @@ import msgspec
 from tenuto.core.document import DAMAGE, Document, Segment, times_in
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.retention import Fact
-from tenuto.stores.sqlite.slots import LENGTH_BYTES, MAX_DATA, MAX_ROOM, larger_rooms, pack, room_for, unpack
-from tenuto.stores.sqlite.sums import head_sum, piece_sum
+from tenuto.stores.sqlite.slots import (
+    LENGTH_BYTES,
+    MAX_DATA,
+    MAX_ROOM,
+    head_sum,
+    larger_rooms,
+    pack,
+    piece_sum,
+    room_for,
+    unpack,
+)
 
 HEAD = 0  # number of the blob that holds a document's head
 INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`

@@ -22,8 +22,8 @@ from tenuto.stores.sqlite.channels import ChannelRow, Channels, Plan
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, LogEntry, Tracked
+from tenuto.stores.sqlite.slots import damaged
 from tenuto.stores.sqlite.space import Pruning, Space
-from tenuto.stores.sqlite.sums import damaged
 from tenuto.stores.sqlite.whole import WholeMessages
 
 logger = logging.getLogger("tenuto.stores")

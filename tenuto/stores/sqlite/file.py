@@ -46,7 +46,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.base import CommitUnknown
 from tenuto.stores.sqlite.channels import begin_epochs
 from tenuto.stores.sqlite.lock import FILE_MODE, NO_NONCE, FileLock
-from tenuto.stores.sqlite.sums import damaged, error_code, is_damage, tolerant_text
+from tenuto.stores.sqlite.slots import damaged, error_code, is_damage, tolerant_text
 
 logger = logging.getLogger("tenuto.stores")
 

@@ -30,8 +30,7 @@ from msgspec.structs import replace
 from tenuto.core.document import DAMAGE
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Append, Delete, Entry, Op, decode_op, encode_op
-from tenuto.stores.sqlite.slots import MAX_ROOM, larger_rooms, room_for
-from tenuto.stores.sqlite.sums import SUM_BYTES, opened, sealed
+from tenuto.stores.sqlite.slots import MAX_ROOM, SUM_BYTES, larger_rooms, opened, room_for, sealed
 
 SHORT_LIST = 14  # items in a list whose head takes one byte, less the element that fills the slot
 MAX_ITEM_BYTES = MAX_ROOM - 3  # largest item: a slot without the head of a long list

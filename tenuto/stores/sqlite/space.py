@@ -15,7 +15,7 @@ from tenuto.stores.sqlite.channels import ChannelRow, Channels
 from tenuto.stores.sqlite.documents import INTEGER_BYTES, Documents
 from tenuto.stores.sqlite.file import FREE, SET_ASIDE, SqliteFile
 from tenuto.stores.sqlite.log import CommitLog
-from tenuto.stores.sqlite.sums import check_above, is_damage
+from tenuto.stores.sqlite.slots import check_above, is_damage
 
 logger = logging.getLogger("tenuto.stores")
 

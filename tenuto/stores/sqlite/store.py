@@ -44,7 +44,7 @@ from tenuto.stores.holds import Holds, steady_ms
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
-from tenuto.stores.sqlite.sums import damaged
+from tenuto.stores.sqlite.slots import damaged
 from tenuto.stores.sqlite.thread import Late, StoreThread
 
 T = TypeVar("T")

@@ -27,8 +27,8 @@ from tenuto.stores.sqlite.channels import MISCOUNTED, Channels, damaged_channel,
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, check_tables, has_foreign_wal, reading, wrong_schema
 from tenuto.stores.sqlite.log import CommitLog
+from tenuto.stores.sqlite.slots import check_above, damaged, is_damage
 from tenuto.stores.sqlite.space import space_in
-from tenuto.stores.sqlite.sums import check_above, damaged, is_damage
 
 PAGE = 500  # channels in one read
 FACTS = 200  # messages in one read

@@ -22,7 +22,7 @@ from tenuto.stores.sqlite.channels import ChannelRow, Channels, begin_epochs
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.log import CommitLog, Tracked
-from tenuto.stores.sqlite.sums import is_damage, opened, sealed
+from tenuto.stores.sqlite.slots import is_damage, opened, sealed
 
 logger = logging.getLogger("tenuto.stores")
 

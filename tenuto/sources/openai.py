@@ -1,26 +1,10 @@
-"""OpenAI Responses (`openai`): the events of `responses.create(stream=True)` and of the helper `responses.stream()`.
-
-| event `response.…` | becomes |
-|---|---|
-| `created`, `in_progress` | `meta.model` |
-| `output_item.added` of a `function_call`, `custom_tool_call`, `mcp_call` | tool: call, name |
-| `output_item.added` of another `…_call` (`web_search_call`, …), which the provider runs | tool of that name |
-| `content_part.added`, `output_text.delta`, `refusal.delta` | text |
-| `reasoning_summary_part.added`, `reasoning_summary_text.delta`, `reasoning_text.delta` | reasoning |
-| `function_call_arguments.delta`, `custom_tool_call_input.delta` | a tool's input |
-| `mcp_call_arguments.delta`, `code_interpreter_call_code.delta` | the input of a tool that the provider runs |
-| `.done` of these inputs, `output_text.done`, `refusal.done` | the whole, if no delta came before |
-| `output_text.annotation.added` | source |
-| `output_item.done` of a call | the tool is `called`; or `done` or `error`, with its output, if the provider ran it |
-| `output_item.done` of an `image_generation_call` | file |
-| `completed`, `incomplete` | `meta.usage`, `meta.finish_reason`; the end |
-| `failed`, and `error` | UpstreamError |
-"""
+"""The streams of OpenAI: Responses, Chat Completions (also of every server that speaks the same), and Agents."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
+from tenuto.core.errors import TenutoError
 from tenuto.core.model import Json, Part
 from tenuto.sources.reading import (
     CALLED,
@@ -34,16 +18,19 @@ from tenuto.sources.reading import (
     Set,
     Source,
     UpstreamEnded,
+    UpstreamError,
     as_json,
     counts,
     free,
     get,
     index,
+    items,
     needed,
     plain,
     reported,
     text,
     tool,
+    unfinished,
     word,
 )
 
@@ -62,6 +49,25 @@ _OUTPUTS = ("output", "results", "outputs")
 
 
 class OpenAIResponses(Source):
+    """OpenAI Responses (`openai`): events of `responses.create(stream=True)` and of the helper `responses.stream()`.
+
+    | event `response.…` | becomes |
+    |---|---|
+    | `created`, `in_progress` | `meta.model` |
+    | `output_item.added` of a `function_call`, `custom_tool_call`, `mcp_call` | tool: call, name |
+    | `output_item.added` of another `…_call` (`web_search_call`, …), which the provider runs | tool of that name |
+    | `content_part.added`, `output_text.delta`, `refusal.delta` | text |
+    | `reasoning_summary_part.added`, `reasoning_summary_text.delta`, `reasoning_text.delta` | reasoning |
+    | `function_call_arguments.delta`, `custom_tool_call_input.delta` | a tool's input |
+    | `mcp_call_arguments.delta`, `code_interpreter_call_code.delta` | the input of a tool that the provider runs |
+    | `.done` of these inputs, `output_text.done`, `refusal.done` | the whole, if no delta came before |
+    | `output_text.annotation.added` | source |
+    | `output_item.done` of a call | the tool is `called`; or, if the provider ran it, `done` or `error` |
+    | `output_item.done` of an `image_generation_call` | file |
+    | `completed`, `incomplete` | `meta.usage`, `meta.finish_reason`; the end |
+    | `failed`, and `error` | UpstreamError |
+    """
+
     name = "openai-responses"
 
     def __init__(self) -> None:
@@ -218,3 +224,136 @@ def _output(item: object) -> dict[str, Json]:
 
 def _image(base64: str, kind: str) -> Part:
     return {"type": "file", "media_type": f"image/{kind}", "url": f"data:image/{kind};base64,{base64}"}
+
+
+CHAT_USAGE = {
+    "input_tokens": "prompt_tokens",
+    "output_tokens": "completion_tokens",
+    "total_tokens": "total_tokens",
+    "cached_tokens": "prompt_tokens_details.cached_tokens",
+    "reasoning_tokens": "completion_tokens_details.reasoning_tokens",
+}
+
+
+class OpenAIChat(Source):
+    """OpenAI Chat Completions (`openai`, and every server that speaks the same): chunks, and the helper's events.
+
+    | event | becomes |
+    |---|---|
+    | `choices[0].delta.content`, `.refusal` | text |
+    | `.reasoning_content`, `.reasoning` (of compatible servers) | reasoning |
+    | `.tool_calls[]` | tool: call, name, streaming input |
+    | `.annotations[].url_citation` | source |
+    | `choices[0].finish_reason` | `meta.finish_reason`; tools are `called`; the end |
+    | `usage`, `model` | `meta.usage`, `meta.model` |
+    | helper event `chunk` | as for its chunk; the other helper events repeat it |
+    | an `error` in place of a chunk | UpstreamError |
+    """
+
+    name = "openai-chat"
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        self._calls: dict[Hashable, str] = {}  # id of the newest tool call at each index that the provider uses
+
+    def take(self, event: object) -> Iterator[Edit]:
+        if get(event, "type") == "chunk":
+            event = get(event, "chunk")
+        if (error := get(event, "error")) is not None:
+            raise reported(get(error, "type"), get(error, "code"), error)
+        if get(event, "choices") is None and get(event, "usage") is None:
+            return
+        yield Meta(model=word(event, "model"), usage=counts(get(event, "usage"), CHAT_USAGE))
+        for choice in items(event, "choices"):
+            if index(choice, "index") == 0:
+                yield from self._choice(choice)
+
+    def end(self) -> Iterator[Edit]:
+        if not self._is_ended:
+            raise unfinished()
+        return iter(())
+
+    def _choice(self, choice: object) -> Iterator[Edit]:
+        delta = get(choice, "delta")
+        yield Add("reasoning", text(delta, "reasoning_content") or text(delta, "reasoning"), "reasoning")
+        yield Add("text", text(delta, "content"))
+        yield Add("text", text(delta, "refusal"))
+        for call in items(delta, "tool_calls"):
+            yield from self._call(call)
+        for note in items(delta, "annotations"):
+            cited = get(note, "url_citation")
+            if url := word(cited, "url", LINE_CHARACTERS):
+                yield Open(("source", url), free("source", url=url, title=word(cited, "title")))
+        if reason := word(choice, "finish_reason"):
+            self._is_ended = True
+            if reason != "length":
+                for call_id in self._calls.values():
+                    yield Set(("call", call_id), {"state": CALLED})
+            yield Meta(finish_reason="tool_calls" if reason == "function_call" else reason)
+
+    def _call(self, call: object) -> Iterator[Edit]:
+        position = index(call, "index")
+        called = get(call, "function") or get(call, "custom")
+        given = word(call, "id")
+        # Some servers give every call the index 0, so that only the ids distinguish calls.
+        if position not in self._calls or (given is not None and given != self._calls[position]):
+            if position in self._calls:
+                yield Set(("call", self._calls[position]), {"state": CALLED})
+            self._calls[position] = given or f"call_{position}"
+            yield Open(("call", self._calls[position]), tool(self._calls[position], word(called, "name") or ""))
+        yield Add(("call", self._calls[position]), text(called, "arguments") or text(called, "input"))
+
+
+_AGENT_OUTPUTS = ("tool_output", "handoff_occured", "handoff_occurred")
+
+
+class OpenAIAgents(Source):
+    """OpenAI Agents (`openai-agents`): the result of `Runner.run_streamed(...)`, or its `stream_events()`.
+
+    | event | becomes |
+    |---|---|
+    | `raw_response_event` | as for its event in `openai-responses`, for all responses of the run |
+    | `run_item_stream_event` `tool_output`, `handoff_occured` | the output of that tool, `done` |
+    | `agent_updated_stream_event`, other items | ignored: they repeat others |
+    | the end of the run, with every response ended | the end |
+    | an error of the SDK while a response is open | UpstreamEnded |
+
+    Pipe the result itself: an early end then cancels the run through it, so the run ends at once.
+    """
+
+    name = "openai-agents"
+
+    def __init__(self) -> None:
+        self._responses = OpenAIResponses()
+
+    def events(self, stream: object) -> object:
+        events = getattr(stream, "stream_events", None)
+        return events() if callable(events) else stream
+
+    def take(self, event: object) -> Iterator[Edit]:
+        match get(event, "type"):
+            case "raw_response_event":
+                yield from self._responses.take(get(event, "data"))
+            case "run_item_stream_event" if get(event, "name") in _AGENT_OUTPUTS:
+                item = get(event, "item")
+                raw = get(item, "raw_item")
+                output = get(item, "output")
+                if call := word(raw, "call_id"):
+                    value = plain(output if output is not None else get(raw, "output"))
+                    yield Set(("call", call), {"output": value, "state": DONE})
+
+    def end(self) -> Iterator[Edit]:
+        return self._responses.end()
+
+    def translate(self, error: BaseException) -> TenutoError | None:
+        ours = super().translate(error)
+        # For a response that breaks off the SDK raises ModelBehaviorError. Errors of the provider arrive as events
+        # instead.
+        if isinstance(ours, UpstreamError) and self._responses.is_open and type(error).__name__ == "ModelBehaviorError":
+            return UpstreamEnded("the model's response broke off, so it is incomplete")
+        return ours
+
+    async def stop(self, stream: object) -> None:
+        cancel = getattr(stream, "cancel", None)
+        if callable(cancel):
+            cancel()
