@@ -38,10 +38,9 @@ from tenuto.stores.base import (
 from tenuto.stores.postgres.holds import read_holds, renew
 from tenuto.stores.postgres.life import StoreLife
 from tenuto.stores.postgres.notices import PostgresNotices
-from tenuto.stores.postgres.pool import PostgresPool
 from tenuto.stores.postgres.reading import PostgresReader, Uncovered
 from tenuto.stores.postgres.schema import check_room, check_server, prepare_schema
-from tenuto.stores.postgres.server import PostgresServer
+from tenuto.stores.postgres.server import PostgresPool, PostgresServer
 from tenuto.stores.postgres.writing import PostgresWriter
 
 logger = logging.getLogger("tenuto.stores")
