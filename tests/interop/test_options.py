@@ -32,6 +32,7 @@ class Stub:
 
     def __init__(self, hub: Hub, served: Served) -> None:
         self.hub = hub
+        self.served = served
         self.url = f"http://127.0.0.1:{served.port}"
         self.received: list[dict[str, Any]] = []  # per turn: the view, the arguments and the histories of all shapes
         self.text = ""  # the answer; empty: the last result of a tool

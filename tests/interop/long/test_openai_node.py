@@ -1,4 +1,7 @@
-"""OpenAI's client for Node.js against `OpenAI`. `scripts/test_interop` installs it, and runs this test."""
+"""OpenAI's client for Node.js, and the AI SDK's provider of OpenAI, against `OpenAI`.
+
+`scripts/test_interop` installs them, and runs these tests.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,12 @@ from fastapi import FastAPI
 from tenuto import Turn
 from tenuto.interop import OpenAI
 from tests.interop.test_openai import ANSWER, Scene, channel_of, scene_of
+from tests.interop.test_options import Stub, stub_at
 from tests.transports.conftest import new_hub, serving
 
 FOLDER = Path(__file__).parents[1]
 PACKAGE = Path(os.environ.get("TENUTO_OPENAI", "no package"))
+PROVIDER = Path(os.environ.get("TENUTO_AI_SDK_OPENAI", "no package")) / "dist" / "index.js"
 LINE_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 60.0
 
@@ -39,19 +44,19 @@ def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
     return found
 
 
-def node() -> str:
+def node(entry: Path = PACKAGE) -> str:
     """Return the path of Node.js, which needs the npm package."""
     found = os.environ.get("TENUTO_NODE") or shutil.which("node")
     assert found, "no Node.js: install Debian's package nodejs"
-    assert PACKAGE.is_dir(), "scripts/test_interop installs the npm package openai, and runs this test"
+    assert entry.exists(), "scripts/test_interop installs the npm packages, and runs this test"
     return found
 
 
 @asynccontextmanager
-async def program(script: str, scene: Scene) -> AsyncIterator[Process]:
+async def program(script: str, scene: Scene | Stub, entry: Path = PACKAGE / "index.mjs") -> AsyncIterator[Process]:
     """Run a script with the npm package, for the server of `scene`."""
     address = f"http://127.0.0.1:{scene.served.port}/v1"
-    command = node(), FOLDER / script, PACKAGE / "index.mjs", address
+    command = node(entry), FOLDER / script, entry, address
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(*command, limit=LINE_BYTES, **pipes)
     try:
@@ -203,3 +208,25 @@ async def test_client_for_node_continues_on_another_server_of_the_same_store(tmp
     every = units([*cut["events"], *rest["events"]])
     assert [number for number, _, _ in every] == list(range(len(every)))
     assert "".join(letter for _, kind, letter in every if kind == "response.output_text.delta") == ANSWER
+
+
+async def test_two_turns_of_generate_text_have_the_stored_items_with_and_without_a_tool() -> None:
+    async with stub_at() as stub, program("openai_ai_sdk.mjs", stub, PROVIDER) as process:
+        seen = json.loads((await process.communicate())[0])
+    once = "It is 7 degrees in Ulm."
+    assert seen["plain"] == {
+        "texts": ["It is one.", "It is two."],
+        "sent": [["system", "user"], ["system", "user", "item_reference", "user"]],
+    }
+    call = ["function_call", "function_call_output"]
+    first = ["user", *call]
+    assert seen["tools"] == {
+        "texts": [once, once],
+        "sent": [["user"], first, [*first, "item_reference", "user"], [*first, "item_reference", "user", *call]],
+    }
+    turns = [[(one["role"], one["content"]) for one in got["openai"]] for got in stub.received]
+    begun = [("system", "Be kind."), ("user", "one")]
+    assert turns[:2] == [begun, [*begun, ("assistant", "It is one."), ("user", "two")]]
+    joined = [("assistant", None), ("tool", "7 degrees in Ulm")]  # the call, and its result
+    asked = [("user", "one"), *joined, ("assistant", once), ("user", "two")]
+    assert turns[2:] == [asked[:1], asked[:3], asked, [*asked, *joined]]
