@@ -3,8 +3,10 @@ the calls of the client's own tools."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import agents
@@ -109,6 +111,26 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
     assert result.final_output == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
+
+
+async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_result(stub: Stub) -> None:
+    """`open_webui.json` has both requests that Open WebUI 0.12.4 sent to a hub for one question, with its own tools."""
+    recorded = json.loads(Path(__file__).with_name("open_webui.json").read_text())
+    for messages in recorded["messages"]:
+        body = {name: recorded[name] for name in ("stream", "model", "tools")} | {"messages": messages}
+        async with httpx2.AsyncClient() as http:
+            response = await http.post(f"{stub.url}/v1/chat/completions", json=body)
+        assert (response.status_code, response.text[-14:]) == (200, "data: [DONE]\n\n")
+    assert [one["options"]["openai"]["tools"] for one in stub.received] == [recorded["tools"]] * 2
+    instructions, question, call, result = recorded["messages"][1]
+    assert stub.received[0]["openai"] == [instructions, question]
+    output = json.loads(result["content"])
+    assert stub.received[1]["openai"] == [
+        instructions,
+        question,
+        {**call, "content": None},
+        {**result, "content": json.dumps(output)},
+    ]
 
 
 async def test_result_for_an_unknown_call_is_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
