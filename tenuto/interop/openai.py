@@ -384,8 +384,10 @@ def error_of(problem: Json) -> Json:
     """Return a problem as an error of OpenAI's API."""
     status = problem["status"]
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    message, param = problem["detail"] or problem["title"], problem.get("param")
-    return {"message": message, "type": kind, "code": problem["code"], "param": param}
+    message, code, param = problem["detail"] or problem["title"], problem["code"], problem.get("param")
+    if code == NotFound.code and param == "previous_response_id":
+        code = "previous_response_not_found"  # clients begin a new chain after it
+    return {"message": message, "type": kind, "code": code, "param": param}
 
 
 def _json(body: Json) -> Response:
