@@ -14,6 +14,9 @@ import httpx2
 import openai
 import pytest
 from fastapi import FastAPI
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from tenuto import Hub, Turn
@@ -111,6 +114,24 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
     assert result.final_output == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize("is_responses", [True, False], ids=["responses", "chat"])
+async def test_tool_that_langchain_binds_is_called_and_its_result_is_at_the_call(
+    stub: Stub, is_responses: bool
+) -> None:
+    @tool
+    def weather(city: str) -> str:
+        """The weather."""
+        return f"7 degrees in {city}"
+
+    chat = ChatOpenAI(model="bot", base_url=f"{stub.url}/v1", api_key="key", use_responses_api=is_responses)
+    messages: list[Any] = [HumanMessage("How is Ulm?")]
+    for _ in range(2):  # the client sends all earlier messages again
+        messages.append(await chat.bind_tools([weather]).ainvoke(messages))
+        messages += [weather.invoke(call) for call in messages[-1].tool_calls]
+    assert messages[-1].text == "It is 7 degrees in Ulm."
+    assert [one["role"] for one in stub.received[1]["openai"]] == ["user", "assistant", "tool"]
 
 
 async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_result(stub: Stub) -> None:
