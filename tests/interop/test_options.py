@@ -154,19 +154,6 @@ async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_resul
     ]
 
 
-async def test_result_for_an_unknown_call_is_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    output: Any = {"type": "function_call_output", "call_id": "nix", "output": "7"}
-    with pytest.raises(openai.BadRequestError, match="nix"):
-        await client.responses.create(model="bot", input=[output])
-    first = await client.responses.create(model="bot", input="hi")
-    with pytest.raises(openai.NotFoundError, match="no function_call with the call_id 'nix'"):
-        await client.responses.create(model="bot", input=[output], previous_response_id=first.id)
-    with pytest.raises(openai.BadRequestError, match="no message before it has this call"):
-        await client.chat.completions.create(
-            model="bot", messages=[{"role": "tool", "tool_call_id": "nix", "content": "7"}]
-        )
-
-
 # -- files -----------------------------------------------------------------------------------------------------
 
 
@@ -209,18 +196,6 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
     ]
     assert built[0]["parts"] == loaded[0]["parts"] == [photo]
-
-
-async def test_more_files_than_a_message_may_have_are_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    image: Any = {"type": "input_image", "image_url": PNG, "detail": "auto"}
-    with pytest.raises(openai.APIStatusError, match=r"300 parts, the limit is 256 \(Limits.parts\)") as refused:
-        await client.responses.create(model="bot", input=[{"role": "user", "content": [image] * 300}], tools=[TOOL])  # type: ignore[list-item]
-    assert refused.value.status_code == 413
-    assert await stub.hub.store.channels(after=None, limit=9) == []
-    with pytest.raises(openai.BadRequestError, match="file_data or file_url"):
-        await client.responses.create(
-            model="bot", input=[{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]
-        )
 
 
 async def test_binary_content_of_agui_is_a_file(stub: Stub) -> None:
