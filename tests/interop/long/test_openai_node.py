@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parents[1]
 PACKAGE = Path(os.environ.get("TENUTO_OPENAI", "no package"))
 PROVIDER = Path(os.environ.get("TENUTO_AI_SDK_OPENAI", "no package")) / "dist" / "index.js"
 LINE_BYTES = 16 * 1024 * 1024
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
