@@ -361,6 +361,7 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
         {"id": f"t{call}", "role": "tool", "toolCallId": f"c{call}", "content": content}
         for call, content in ((1, '{"c":7}'), (2, "no"), (3, "forged"), (4, "unknown"))
     ]
+    results.append({"id": "tx", "role": "tool", "toolCallId": ["c1"]})
     asked = await run([user()])
     for _ in range(2):  # the second run joins the turn
         client = await run([*asked.messages, *results])
