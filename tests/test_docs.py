@@ -204,6 +204,16 @@ def test_every_documented_file_and_make_target_exists() -> None:
     assert missing == []
 
 
+def test_each_test_of_a_client_that_the_documents_name_exists() -> None:
+    page = (ROOT / "docs" / "interop.md").read_text()
+    named = re.findall(r"`(\w+)::(\w+)`", section(page, "## What the tests show"))
+    assert len(named) > 80
+    for file, name in named:
+        (path,) = (ROOT / "tests" / "interop").rglob(f"test_{file}.py")
+        found = re.findall(rf"^(?:async )?def test_{name}\w*\(", path.read_text(), re.MULTILINE)
+        assert len(found) == 1, (file, name, found)
+
+
 def is_file(path: str) -> bool:
     return (ROOT / path).exists() or (ROOT / "tenuto" / path).exists()
 

@@ -3,8 +3,9 @@
 Layer: interop.
 
 `AGUI(hub, channel="chat:{id}").install(app, "/api/agent")` adds five routes to an app. Of the messages of a run only
-the last one of the user is stored; its id is the id of the stored message, so a repeated run joins the turn. The
-messages after it say which parts of the turn the client shows already, or the position of its last event does.
+the last one of the user is stored, or the results of the page's own tools after it; its id is the id of the stored
+message, so a repeated run joins the turn. The messages after it say which parts of the turn the client shows already,
+or the position of its last event does.
 Snapshots hold stored messages in AG-UI's form. Two of the routes are those that the client of TanStack AI (npm
 `@tanstack/ai-client`) asks at the path itself.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,11 +23,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tenuto import Hub
+from tenuto import Hub, Message
 from tenuto.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
 from tenuto.interop.agui_stream import AGUIStream, Shown, TurnPosition, position_of
-from tenuto.interop.bodies import body_of, file_part, stored_id
-from tenuto.interop.fold import Json, deltas_of
+from tenuto.interop.bodies import body_of, file_part, output_of, output_part, outputs_in, stored_id
+from tenuto.interop.fold import Json, deltas_of, has_result
+from tenuto.interop.openai_items import own_tools, with_options
 from tenuto.routes import Access, TurnStatus, guarded, is_id, options_in
 
 
@@ -34,9 +37,22 @@ def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
     messages: list[Json] = []
     for turn in turns:
         if turn.message is not None:
-            messages.append({"id": turn.message.id, "role": "user", "content": _question_content(turn.message.parts)})
+            messages += _asked(turn.message)
         if turn.state == "over":
             messages += _folded(event for _, event in AGUIStream("", "", "").receive(deltas_of(turn)))
+    return messages
+
+
+def _asked(question: Message) -> list[Json]:
+    """Return the client's messages of a question: the results of its own tools, and what the user wrote."""
+    outputs, parts = outputs_in(question), [part for part in question.parts if part["type"] != "data"]
+    messages: list[Json] = []
+    for number, (call, output) in enumerate(outputs.items(), 1):
+        text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, separators=(",", ":"))
+        id = question.id if number == len(outputs) and not parts else f"{question.id}.{number}"
+        messages.append({"id": id, "role": "tool", "toolCallId": call, "content": text})
+    if parts or not outputs:
+        messages.append({"id": question.id, "role": "user", "content": _question_content(parts)})
     return messages
 
 
@@ -93,7 +109,9 @@ def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
         if one["role"] == "reasoning":
             thoughts.append({"type": "thinking", "content": content, "stepId": one["id"]})
         elif one["role"] == "tool":
-            parts, id = calls[one["toolCallId"]], one["toolCallId"]
+            id = one["toolCallId"]
+            if (parts := calls.get(id)) is None:
+                continue  # the call is in an earlier page, or was deleted
             at = next(at for at, part in enumerate(parts) if part.get("id") == id)
             parts[at] |= {"output": content, "state": "error" if "metadata" in one else "complete"}
             result = {"type": "tool-result", "toolCallId": id, "content": content, "state": parts[at]["state"]}
@@ -154,8 +172,14 @@ class AGUI:
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
-        after = _after(request, stored_id(last["id"]))
+        has_results = any(one["role"] == "tool" for one in later)
+        after = None if has_results else _after(request, stored_id(last["id"]))
         question = await _question(access, channel, last, options)
+        if has_results:
+            question, later, parts = await _with_results(access, channel, question, later)
+            after = _after(request, question)
+            if parts:
+                await access.create(channel, id=question, parts=parts, options=options)
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         return access.stream(channel, question, AGUIStream(body["threadId"], run, question, _shown(later), after))
@@ -266,6 +290,35 @@ async def _question(access: Access, channel: str, last: Json, options: Json) -> 
             return id
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
     return (await access.create(channel, id=id, parts=parts, options=options)).id
+
+
+async def _with_results(
+    access: Access, channel: str, question: str, later: list[Json]
+) -> tuple[str, list[Json], list[Json]]:
+    """Return the question of the turn that a run joins, its client's messages of this turn, and the parts to store.
+
+    Results of calls to the client's own tools, whose turns have ended without them, are a new question with the id of
+    the last one. Other results are ignored, because the store has them.
+    """
+    turns = [(one, one.message) for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
+    asked = {message.id for _, message in turns}
+    for at in reversed(range(len(later))):
+        if later[at]["role"] == "tool" and stored_id(later[at]["id"]) in asked:
+            question, later = stored_id(later[at]["id"]), later[at + 1 :]
+            break
+    given = {str(one.get("toolCallId")): one for one in later if one["role"] == "tool"}
+    answered = {call for _, message in turns for call in outputs_in(message)}
+    open_calls = set[str]()
+    for turn, message in turns:
+        parts = [part for one in turn.answers for part in one.parts if part["type"] == "tool" and not has_result(part)]
+        if turn.state == "over" and given.keys() & {part["call"] for part in parts}:
+            tools = own_tools(with_options(message, await access.options(channel, message)))
+            open_calls |= {part["call"] for part in parts if part["name"] in tools}
+    results = {call: one for call, one in given.items() if call in open_calls - answered}
+    if not results:
+        return question, later, []
+    outputs = [output_part(call, output_of(one.get("content"))) for call, one in results.items()]
+    return stored_id(list(results.values())[-1]["id"]), [], outputs
 
 
 def _messages_in(body: Json) -> tuple[Json, list[Json]]:

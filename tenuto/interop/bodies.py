@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
+from tenuto import Message
+from tenuto.agents.history import OUTPUT
 from tenuto.core.errors import TooLarge
 from tenuto.routes import Access, is_id
 
@@ -47,6 +49,31 @@ def value_of(text: str) -> Any:
         if not nested:
             return value
     raise ValueError(f"JSON is nested deeper than {LEVELS} levels")
+
+
+def output_part(call: str, output: object) -> dict[str, Any]:
+    """Return the part of a question with the output of the client's tool, for a turn that has ended without it."""
+    return {"type": "data", "name": OUTPUT, "data": {"call_id": call, "output": output}}
+
+
+def outputs_in(question: Message) -> dict[str, Any]:
+    """Return the outputs of the client's tools in a question (`output_part`), by call."""
+    data = [one.get("data") for one in question.parts if one["type"] == "data" and one["name"] == OUTPUT]
+    return {
+        one["call_id"]: one.get("output")
+        for one in data
+        if isinstance(one, dict) and isinstance(one.get("call_id"), str)
+    }
+
+
+def output_of(output: object) -> Any:
+    """Return the output of a client's tool: a value if it is JSON, as agents expect it."""
+    if not isinstance(output, str):
+        return output
+    try:
+        return value_of(output)
+    except ValueError:
+        return output
 
 
 def file_part(url: str, media_type: object = None, **fields: object) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenuto import Hub
 from tenuto import Message as Stored
 from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
-from tenuto.interop.bodies import body_of, hashed
+from tenuto.interop.bodies import body_of, hashed, output_part
 from tenuto.interop.fold import Json, has_result
 from tenuto.interop.openai_chat import ChatStream, completion
 from tenuto.interop.openai_conversations import Conversations, page_of, turn_of, with_references
@@ -34,7 +34,6 @@ from tenuto.interop.openai_input import (
     given_in_chat,
     given_in_responses,
     no_approval_request,
-    output_part,
 )
 from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_options
 from tenuto.interop.openai_socket import ResponsesSockets
@@ -385,8 +384,10 @@ def error_of(problem: Json) -> Json:
     """Return a problem as an error of OpenAI's API."""
     status = problem["status"]
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    message, param = problem["detail"] or problem["title"], problem.get("param")
-    return {"message": message, "type": kind, "code": problem["code"], "param": param}
+    message, code, param = problem["detail"] or problem["title"], problem["code"], problem.get("param")
+    if code == NotFound.code and param == "previous_response_id":
+        code = "previous_response_not_found"  # clients begin a new chain after it
+    return {"message": message, "type": kind, "code": code, "param": param}
 
 
 def _json(body: Json) -> Response:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.bodies import file_part, value_of
+from tenuto.interop.bodies import file_part, output_of, output_part
 from tenuto.interop.fold import Json
 from tenuto.interop.openai_items import Place
 
@@ -125,7 +125,7 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
         if kind == "message":
             given.add(_role(item.get("role")), _content(item.get("content")))
         elif kind == "function_call_output":
-            given.outputs[_text(item, "call_id")] = _output(item.get("output"))
+            given.outputs[_text(item, "call_id")] = output_of(item.get("output"))
         elif kind == "mcp_approval_response":
             approve, reason = item.get("approve"), item.get("reason")
             if not isinstance(approve, bool):
@@ -156,7 +156,7 @@ def given_in_chat(body: Json) -> GivenInput:
                     f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
                     "the assistant message with its tool_calls first"
                 )
-            given.outputs[call] = _output(message.get("content"))
+            given.outputs[call] = output_of(message.get("content"))
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None
@@ -167,11 +167,6 @@ def given_in_chat(body: Json) -> GivenInput:
         called |= {one["call"] for one in tools}
         given.add(role, [*parts, *tools])
     return _checked(given)
-
-
-def output_part(call: str, output: object) -> Json:
-    """Return the part of a question with the output of a tool, for a turn that has ended without it."""
-    return {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}
 
 
 def approval_place(id: str) -> tuple[Place, str]:
@@ -247,13 +242,3 @@ def _text(item: Json, name: str) -> str:
     if not isinstance(item.get(name), str):
         raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}")
     return str(item[name])
-
-
-def _output(output: object) -> Any:
-    """Return the output of a tool: a value if it is JSON, as agents expect it."""
-    if not isinstance(output, str):
-        return output
-    try:
-        return value_of(output)
-    except ValueError:
-        return output

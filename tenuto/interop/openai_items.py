@@ -25,6 +25,12 @@ Place = tuple[int, int]  # the number of an answer in its turn, and the index of
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
+_ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
+    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
+    "service_tier": "default",
+    "truncation": "disabled",
+}
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 
 
@@ -166,14 +172,20 @@ def response(
     error: Json | None,
     is_steered: bool = False,
 ) -> Json:
-    """Return the `Response`."""
+    """Return the `Response`, with all fields of the Open Responses specification.
+
+    A setting that the client left to the model has OpenAI's default.
+    """
     requested = question.meta.get(REQUEST)
     requested = requested if isinstance(requested, dict) else {}
+    extra = requested.get("extra")
+    extra = extra if isinstance(extra, dict) else {}
     author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
     return {
         "id": of.id(),
         "object": "response",
         "created_at": question.created_at // 1000,
+        "completed_at": None,  # an answer has no such time while it is streamed
         "status": status,
         "background": requested.get("background", False),
         "max_output_tokens": requested.get("max_output_tokens"),
@@ -187,11 +199,13 @@ def response(
         "output": output,
         "parallel_tool_calls": requested.get("parallel_tool_calls", True),
         "previous_response_id": requested.get("previous_response_id"),
-        "temperature": requested.get("temperature"),
+        "temperature": requested.get("temperature", 1),
         "tool_choice": requested.get("tool_choice") or "auto",
-        "tools": requested.get("tools") or [],
-        "top_p": requested.get("top_p"),
+        "tools": [_whole(one) for one in _tools(requested)],
+        "top_p": requested.get("top_p", 1),
         "usage": usage(answers),
+        **{name: extra.get(name, default) for name, default in _ECHOED.items()},
+        "store": True,
         **({"conversation": {"id": conversation_id(of.channel)}} if question.meta.get(CONVERSATION) else {}),
     }
 
@@ -221,7 +235,15 @@ def with_options(question: Message, options: Json) -> Message:
 
 def own_tools(question: Message) -> frozenset[str]:
     """Return the names of the tools that the caller runs."""
-    requested = question.meta.get(REQUEST)
+    return frozenset(one["name"] for one in _tools(question.meta.get(REQUEST)) if isinstance(one.get("name"), str))
+
+
+def _tools(requested: object) -> list[Json]:
+    """Return the tools in the wishes of a request, which other clients of the hub may have written in any form."""
     tools = requested.get("tools") if isinstance(requested, dict) else None
-    named = [one.get("name") for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
-    return frozenset(name for name in named if isinstance(name, str))
+    return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
+
+
+def _whole(tool: Json) -> Json:
+    optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
+    return {**dict.fromkeys(optional), **tool}

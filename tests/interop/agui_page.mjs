@@ -22,7 +22,8 @@ class Page {
   error = undefined
   result = undefined
   customs = []
-  constructor({ thread, messages, short }) {
+  constructor({ thread, messages, short, tools }) {
+    this.tools = tools
     this.agent = new (short ? LastMessagesAgent : HttpAgent)({ url, threadId: thread, initialMessages: messages ?? [] })
   }
   async run() {
@@ -34,7 +35,7 @@ class Page {
       onRunErrorEvent: ({ event }) => void ([this.status, this.error] = ["error", event.code]),
     }
     try {
-      this.result = (await this.agent.runAgent({}, subscriber)).result
+      this.result = (await this.agent.runAgent({ tools: this.tools }, subscriber)).result
       if (this.status === "running") this.status = "open" // the stream has ended without an end of the run
     } catch (error) {
       this.status = "broken"
@@ -57,6 +58,11 @@ const actions = {
   send(name, { text, id }) {
     const page = pages.get(name)
     page.agent.addMessage({ id: id ?? crypto.randomUUID(), role: "user", content: text })
+    void page.run()
+  },
+  reply(name, { call, content }) {
+    const page = pages.get(name)
+    page.agent.addMessage({ id: crypto.randomUUID(), role: "tool", toolCallId: call, content })
     void page.run()
   },
   run: (name) => void pages.get(name).run(),

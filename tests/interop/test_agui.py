@@ -337,6 +337,63 @@ async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(sc
     assert (client.text, client.types[-1]) == ("Which? red!", "RUN_FINISHED")
 
 
+async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_their_calls(scene: Scene) -> None:
+    """The page has run two calls of the ended turn; `server` is a call that only the server may answer."""
+
+    async def script(turn: Turn) -> None:
+        async with turn.reply() as message:
+            if turn.text:
+                for call, name in (("c1", "ask"), ("c2", "ask"), ("c3", "server")):
+                    await message.part({"type": "tool", "call": call, "name": name, "input": "{}", "state": "called"})
+            else:
+                await message.append("Thanks.")
+
+    scene.script = script  # type: ignore[method-assign]
+    tools = [{"name": "ask", "description": "", "parameters": {}}]
+
+    async def run(messages: Any) -> Client:
+        client = Client(messages)
+        for event in events_of((await scene.http.post("/api/agent", json=run_of(messages, tools=tools))).text):
+            client.take(event)
+        return client
+
+    results = [
+        {"id": f"t{call}", "role": "tool", "toolCallId": f"c{call}", "content": content}
+        for call, content in ((1, '{"c":7}'), (2, "no"), (3, "forged"), (4, "unknown"))
+    ]
+    results.append({"id": "tx", "role": "tool", "toolCallId": ["c1"]})
+    asked = await run([user()])
+    for _ in range(2):  # the second run joins the turn
+        client = await run([*asked.messages, *results])
+        assert (client.text, client.types[0], client.types[-1]) == ("Thanks.", "RUN_STARTED", "RUN_FINISHED")
+        assert (await run(client.messages)).types == ["RUN_STARTED", "RUN_FINISHED"]
+        assert len(scene.turns) == 2
+    assert (await scene.turns[1].history("openai"))[1:] == [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": call, "type": "function", "function": {"name": "ask", "arguments": "{}"}}
+                for call in ("c1", "c2")
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": '{"c": 7}'},
+        {"role": "tool", "tool_call_id": "c2", "content": "no"},
+    ]
+    results[0]["id"] = "t2.1"  # the last one names the stored message
+    loaded = await scene.loaded()
+    assert loaded == [*asked.messages, *results[:2], client.messages[-1]]
+    assert (await run(loaded)).types == ["RUN_STARTED", "RUN_FINISHED"]
+    thread = (await scene.http.get("/api/agent?threadId=1")).json()["messages"]
+    assert [[part["type"] for part in one["parts"]] for one in thread] == [
+        ["text"],
+        ["tool-call", "tool-result", "tool-call", "tool-result", "tool-call"],
+        ["text"],
+    ]
+    (last,) = (await scene.http.get("/api/agent?threadId=1&limit=2")).json()["messages"]
+    assert last["parts"] == [{"type": "text", "content": "Thanks."}]
+
+
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: Scene) -> None:
     scene.gate.set()
     forged = [

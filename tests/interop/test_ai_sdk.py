@@ -835,7 +835,7 @@ async def test_page_of_a_server_that_drains_has_an_error_and_after_a_reload_the_
     await draining
 
 
-async def test_page_whose_connection_is_cut_at_any_byte_has_an_error_and_resumes_with_the_whole_answer(
+async def test_page_that_is_cut_at_200_random_bytes_has_an_error_and_resumes_with_the_whole_answer(
     scene: Scene,
 ) -> None:
     proxy = FaultProxy("127.0.0.1", scene.served.port)
@@ -846,11 +846,12 @@ async def test_page_whose_connection_is_cut_at_any_byte_has_an_error_and_resumes
         await proxy.cut()
         state = await pages("a", "is", status="error")
         assert (state["status"], text_of(state)) == ("error", "Hello ")
-        for at in (1, 150, 300, 390):  # in the headers and in chunks; the stream has 410 bytes so far
+        for at in random.Random(5).sample(range(1, 391), 200):  # the stream has 410 bytes so far, with its headers
             await pages("b", "open", id="1", load=True)
             proxy.cut_after(at)
             await pages("b", "resume")
-            assert (await pages("b", "is", status="error"))["status"] == "error"
+            state = await pages("b", "is", status="error")
+            assert (state["status"], text_of(state) in ("you", "", "Hello ")) == ("error", True)
         joined = ["a", "b"] if MAJOR >= 6 and not IS_STRICT else []  # a limit of the other releases
         for name in joined:
             await pages(name, "resume")

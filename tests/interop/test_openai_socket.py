@@ -109,6 +109,20 @@ async def test_client_that_reconnects_by_itself_continues(scene: Scene) -> None:
     assert [number for number, _, _ in units(seen)] == list(range(len(units(seen))))
 
 
+async def test_two_sockets_that_ask_in_one_conversation_at_once_get_both_answers_one_after_the_other(
+    scene: Scene,
+) -> None:
+    made = await scene.client.conversations.create()
+    async with scene.client.responses.connect() as one, scene.client.responses.connect() as other:
+        ask: Any = {"model": "bot", "conversation": made.id}
+        await asyncio.gather(one.response.create(input="you", **ask), other.response.create(input="me", **ask))
+        scene.gate.set()
+        answers = [text_of(await until(socket)) for socket in (one, other)]
+    assert answers == [ANSWER, ANSWER.replace("you", "me")]
+    page = (await scene.hub.history(scene.turns[0].channel)).messages
+    assert [one.role for one in page].count("assistant") == len(scene.turns) == 2
+
+
 # Further input
 
 

@@ -3,8 +3,10 @@ the calls of the client's own tools."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import agents
@@ -12,6 +14,9 @@ import httpx2
 import openai
 import pytest
 from fastapi import FastAPI
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from tenuto import Hub, Turn
@@ -32,6 +37,7 @@ class Stub:
 
     def __init__(self, hub: Hub, served: Served) -> None:
         self.hub = hub
+        self.served = served
         self.url = f"http://127.0.0.1:{served.port}"
         self.received: list[dict[str, Any]] = []  # per turn: the view, the arguments and the histories of all shapes
         self.text = ""  # the answer; empty: the last result of a tool
@@ -110,17 +116,42 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
 
 
-async def test_result_for_an_unknown_call_is_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    output: Any = {"type": "function_call_output", "call_id": "nix", "output": "7"}
-    with pytest.raises(openai.BadRequestError, match="nix"):
-        await client.responses.create(model="bot", input=[output])
-    first = await client.responses.create(model="bot", input="hi")
-    with pytest.raises(openai.NotFoundError, match="no function_call with the call_id 'nix'"):
-        await client.responses.create(model="bot", input=[output], previous_response_id=first.id)
-    with pytest.raises(openai.BadRequestError, match="no message before it has this call"):
-        await client.chat.completions.create(
-            model="bot", messages=[{"role": "tool", "tool_call_id": "nix", "content": "7"}]
-        )
+@pytest.mark.parametrize("is_responses", [True, False], ids=["responses", "chat"])
+async def test_tool_that_langchain_binds_is_called_and_its_result_is_at_the_call(
+    stub: Stub, is_responses: bool
+) -> None:
+    @tool
+    def weather(city: str) -> str:
+        """The weather."""
+        return f"7 degrees in {city}"
+
+    chat = ChatOpenAI(model="bot", base_url=f"{stub.url}/v1", api_key="key", use_responses_api=is_responses)
+    messages: list[Any] = [HumanMessage("How is Ulm?")]
+    for _ in range(2):  # the client sends all earlier messages again
+        messages.append(await chat.bind_tools([weather]).ainvoke(messages))
+        messages += [weather.invoke(call) for call in messages[-1].tool_calls]
+    assert messages[-1].text == "It is 7 degrees in Ulm."
+    assert [one["role"] for one in stub.received[1]["openai"]] == ["user", "assistant", "tool"]
+
+
+async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_result(stub: Stub) -> None:
+    """`open_webui.json` has both requests that Open WebUI 0.12.4 sent to a hub for one question, with its own tools."""
+    recorded = json.loads(Path(__file__).with_name("open_webui.json").read_text())
+    for messages in recorded["messages"]:
+        body = {name: recorded[name] for name in ("stream", "model", "tools")} | {"messages": messages}
+        async with httpx2.AsyncClient() as http:
+            response = await http.post(f"{stub.url}/v1/chat/completions", json=body)
+        assert (response.status_code, response.text[-14:]) == (200, "data: [DONE]\n\n")
+    assert [one["options"]["openai"]["tools"] for one in stub.received] == [recorded["tools"]] * 2
+    instructions, question, call, result = recorded["messages"][1]
+    assert stub.received[0]["openai"] == [instructions, question]
+    output = json.loads(result["content"])
+    assert stub.received[1]["openai"] == [
+        instructions,
+        question,
+        {**call, "content": None},
+        {**result, "content": json.dumps(output)},
+    ]
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -165,18 +196,6 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
     ]
     assert built[0]["parts"] == loaded[0]["parts"] == [photo]
-
-
-async def test_more_files_than_a_message_may_have_are_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    image: Any = {"type": "input_image", "image_url": PNG, "detail": "auto"}
-    with pytest.raises(openai.APIStatusError, match=r"300 parts, the limit is 256 \(Limits.parts\)") as refused:
-        await client.responses.create(model="bot", input=[{"role": "user", "content": [image] * 300}], tools=[TOOL])  # type: ignore[list-item]
-    assert refused.value.status_code == 413
-    assert await stub.hub.store.channels(after=None, limit=9) == []
-    with pytest.raises(openai.BadRequestError, match="file_data or file_url"):
-        await client.responses.create(
-            model="bot", input=[{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]
-        )
 
 
 async def test_binary_content_of_agui_is_a_file(stub: Stub) -> None:

@@ -156,6 +156,34 @@ def plain(message: Any) -> Any:
     return {name: value for name, value in message.items() if value != ""}
 
 
+async def test_result_of_a_tool_of_the_page_reaches_the_agent_at_its_call(scene: Scene) -> None:
+    async def script(turn: Turn) -> None:
+        last = (await turn.history("openai"))[-1]
+        async with turn.reply() as message:
+            if last["role"] == "tool":
+                await message.append(f"It is {last['content']} there.")
+            else:
+                name = str(turn.request.tools[0]["name"])
+                await message.part(
+                    {"type": "tool", "call": "c1", "name": name, "input": '{"of": "Ulm"}', "state": "called"}
+                )
+
+    scene.script = script  # type: ignore[method-assign]
+    pages, tools = scene.pages, [{"name": "clock", "description": "The time.", "parameters": {"type": "object"}}]
+    await pages("a", "open", thread="1", tools=tools)
+    await pages("a", "send", text="How late?", id="u")
+    (call,) = (await scene.ended("a"))["messages"][-1]["toolCalls"]
+    assert call["function"] == {"name": "clock", "arguments": '{"of": "Ulm"}'}
+    await pages("a", "reply", call=call["id"], content="noon")
+    state = await scene.ended("a")
+    assert texts(state) == ["It is noon there."]
+    assert state["messages"] == (await pages("b", "load", thread="1", tools=tools))["messages"]
+    await pages("b", "run")
+    assert (await scene.ended("b"))["messages"] == state["messages"]
+    assert [one["role"] for one in await scene.turns[1].history("openai")] == ["user", "assistant", "tool"]
+    assert len(scene.turns) == 2
+
+
 async def test_question_stop_failure_and_a_server_that_drains(scene: Scene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:

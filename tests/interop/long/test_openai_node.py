@@ -1,4 +1,7 @@
-"""OpenAI's client for Node.js against `OpenAI`. `scripts/test_interop` installs it, and runs this test."""
+"""OpenAI's client for Node.js, and the AI SDK's provider of OpenAI, against `OpenAI`.
+
+`scripts/test_interop` installs them, and runs these tests.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,15 @@ from fastapi import FastAPI
 
 from tenuto import Turn
 from tenuto.interop import OpenAI
-from tests.interop.test_openai import ANSWER, Scene, channel_of, scene_of
+from tests.interop.test_openai import ANSWER, channel_of, scene_of
+from tests.interop.test_options import stub_at
 from tests.transports.conftest import new_hub, serving
 
 FOLDER = Path(__file__).parents[1]
 PACKAGE = Path(os.environ.get("TENUTO_OPENAI", "no package"))
+PROVIDER = Path(os.environ.get("TENUTO_AI_SDK_OPENAI", "no package")) / "dist" / "index.js"
 LINE_BYTES = 16 * 1024 * 1024
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
@@ -39,19 +44,19 @@ def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
     return found
 
 
-def node() -> str:
+def node(entry: Path = PACKAGE) -> str:
     """Return the path of Node.js, which needs the npm package."""
     found = os.environ.get("TENUTO_NODE") or shutil.which("node")
     assert found, "no Node.js: install Debian's package nodejs"
-    assert PACKAGE.is_dir(), "scripts/test_interop installs the npm package openai, and runs this test"
+    assert entry.exists(), "scripts/test_interop installs the npm packages, and runs this test"
     return found
 
 
 @asynccontextmanager
-async def program(script: str, scene: Scene) -> AsyncIterator[Process]:
-    """Run a script with the npm package, for the server of `scene`."""
-    address = f"http://127.0.0.1:{scene.served.port}/v1"
-    command = node(), FOLDER / script, PACKAGE / "index.mjs", address
+async def program(script: str, port: int, entry: Path = PACKAGE / "index.mjs") -> AsyncIterator[Process]:
+    """Run a script with the npm package, for the server at `port`."""
+    address = f"http://127.0.0.1:{port}/v1"
+    command = node(entry), FOLDER / script, entry, address
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(*command, limit=LINE_BYTES, **pipes)
     try:
@@ -66,7 +71,7 @@ async def program(script: str, scene: Scene) -> AsyncIterator[Process]:
 async def test_client_for_node_resumes_at_each_number() -> None:
     async with scene_of() as scene:
         scene.gate.set()
-        async with program("openai_client.mjs", scene) as process:
+        async with program("openai_client.mjs", scene.served.port) as process:
             seen = json.loads((await process.communicate())[0])
     assert (seen["whole"], seen["chat"], seen["missing"]) == (ANSWER, ANSWER, 404)
     every = units(seen["streams"][0])
@@ -77,7 +82,7 @@ async def test_client_for_node_resumes_at_each_number() -> None:
 async def test_client_for_node_resumes_over_sockets_after_each_event() -> None:
     async with scene_of() as scene:
         scene.gate.set()
-        async with program("openai_socket.mjs", scene) as process:
+        async with program("openai_socket.mjs", scene.served.port) as process:
             seen = json.loads((await process.communicate())[0])
     assert seen["text"] == ANSWER
     assert seen["numbers"] == sorted(set(seen["numbers"]))
@@ -116,7 +121,7 @@ async def output_of(script: Path) -> bytes:
 
 
 async def test_client_for_node_that_is_cut_while_the_answer_is_written_gets_exactly_the_rest() -> None:
-    async with scene_of() as scene, program("openai_cut.mjs", scene) as process:
+    async with scene_of() as scene, program("openai_cut.mjs", scene.served.port) as process:
         assert process.stdout is not None
         assert await process.stdout.readline() == b"cut\n"
         assert [turn.replies[0].length for turn in scene.turns] == [len("Hello ")] * 2
@@ -165,7 +170,7 @@ async def test_client_for_node_sees_a_cancel_of_another_one_and_raises_for_a_fai
             await message.append("One.")
             raise RuntimeError("secret")
 
-    async with scene_of() as scene, program("openai_calls.mjs", scene) as process:
+    async with scene_of() as scene, program("openai_calls.mjs", scene.served.port) as process:
         calls, response_id = Calls(process), await scene.begin()
         calls.begin("joined", "retrieve", response_id, {"stream": True})
         await scene.served.until(lambda: scene.hub.channel(channel_of(response_id)).feeds)
@@ -187,14 +192,14 @@ async def test_client_for_node_sees_a_cancel_of_another_one_and_raises_for_a_fai
 
 async def test_client_for_node_continues_on_another_server_of_the_same_store(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
-    async with scene_of(url) as scene, program("openai_calls.mjs", scene) as process:
+    async with scene_of(url) as scene, program("openai_calls.mjs", scene.served.port) as process:
         calls = Calls(process)
         calls.begin("cut", "create", {"model": "bot", "input": "you", "stream": True})
         await calls.until("cut", "response.output_text.delta")
         await scene.hub.drain()
         cut = await calls.until("cut")
         assert (cut["error"]["status"], cut["events"][-1]["type"]) == (None, "response.output_text.delta")
-    async with scene_of(url) as scene, program("openai_calls.mjs", scene) as process:
+    async with scene_of(url) as scene, program("openai_calls.mjs", scene.served.port) as process:
         calls = Calls(process)
         scene.gate.set()
         about = {"stream": True, "starting_after": cut["events"][-1]["sequence_number"]}
@@ -203,3 +208,25 @@ async def test_client_for_node_continues_on_another_server_of_the_same_store(tmp
     every = units([*cut["events"], *rest["events"]])
     assert [number for number, _, _ in every] == list(range(len(every)))
     assert "".join(letter for _, kind, letter in every if kind == "response.output_text.delta") == ANSWER
+
+
+async def test_two_turns_of_generate_text_have_the_stored_items_with_and_without_a_tool() -> None:
+    async with stub_at() as stub, program("openai_ai_sdk.mjs", stub.served.port, PROVIDER) as process:
+        seen = json.loads((await process.communicate())[0])
+    once = "It is 7 degrees in Ulm."
+    assert seen["plain"] == {
+        "texts": ["It is one.", "It is two."],
+        "sent": [["system", "user"], ["system", "user", "item_reference", "user"]],
+    }
+    call = ["function_call", "function_call_output"]
+    first = ["user", *call]
+    assert seen["tools"] == {
+        "texts": [once, once],
+        "sent": [["user"], first, [*first, "item_reference", "user"], [*first, "item_reference", "user", *call]],
+    }
+    turns = [[(one["role"], one["content"]) for one in got["openai"]] for got in stub.received]
+    begun = [("system", "Be kind."), ("user", "one")]
+    assert turns[:2] == [begun, [*begun, ("assistant", "It is one."), ("user", "two")]]
+    joined = [("assistant", None), ("tool", "7 degrees in Ulm")]  # the call, and its result
+    asked = [("user", "one"), *joined, ("assistant", once), ("user", "two")]
+    assert turns[2:] == [asked[:1], asked[:3], asked, [*asked, *joined]]
