@@ -349,9 +349,6 @@ def test_request_of_a_writer_that_was_taken_over_is_fenced(request_: Request) ->
     assert refusal.value.details == {"generation": 2}
 
 
-# -- delete ----------------------------------------------------------------------------------------------------
-
-
 # -- the order of refusals -------------------------------------------------------------------------------------
 
 ABOUT_A_MESSAGE: list[Request] = [

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import subprocess
-import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from proof.chaos.processes import free_port
 from tenuto import Hub
+from tenuto.cli.main import main
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.stores.base import Bus, Notice
 from tenuto.stores.bus import open_bus
@@ -476,9 +476,9 @@ def test_a_bus_needs_a_store_that_processes_share() -> None:
         Hub("memory://", bus=6379)  # type: ignore[arg-type]
 
 
-def test_command_reports_a_bus_that_cannot_work_in_one_line(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "tenuto", "serve", "--port", "0", "--bus", "redis:db"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+def test_command_reports_a_bus_that_cannot_work_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["serve", "--port", "0", "--bus", "redis:db"])
+    assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1, done.stderr
     assert "bus URL must be" in done.stderr

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import httpx2
 import pytest
 
-from tenuto.core.events import Batch, Cursor, decode_event, parse_cursor
-from tenuto.core.view import View
+from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.transports.headers import header
 from tests.transports.conftest import PATIENCE_S, Served
@@ -17,7 +15,6 @@ from tests.transports.test_websocket import dialled
 from tests.transports.watching import Stream
 
 POLL = "/v1/channels/c/poll"
-CLIENT = ("127.0.0.1", 5)
 
 
 async def poll(served: Served, since: str | None = None, name: str = "", **query: Any) -> dict[str, Any]:
@@ -47,13 +44,6 @@ def of_presence(cursor: str) -> Cursor:
     assert known is not None
     assert known.presence is not None
     return known.presence
-
-
-def received(view: View, response: dict[str, Any]) -> None:
-    """Apply the events of a poll to the view."""
-    # decoded again from its own bytes: the test compares the wire, not its own JSON
-    events = [decode_event(httpx2.Response(200, json=event).content) for event in response["events"]]
-    view.receive(Batch(events=events, cursor=response["cursor"]))
 
 
 async def waiting(served: Served, since: str, wait_s: int = 60) -> asyncio.Task[dict[str, Any]]:
