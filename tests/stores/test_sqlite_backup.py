@@ -255,12 +255,22 @@ async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_com
         assert (await head_of(store, "c")).epoch != "e1"
 
 
-async def test_backup_during_commits_holds_a_prefix_and_stops_none(path: Path, target: Path) -> None:
+async def test_backup_during_commits_holds_a_prefix_and_stops_none(
+    path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve, count = StoreThread.serve, 0
+
+    def serve_some(self: StoreThread, seconds: float) -> bool:
+        while count < 5:  # however slow the disk is
+            if not serve(self, 0.01):
+                return False
+        return serve(self, 0.0)
+
+    monkeypatch.setattr(StoreThread, "serve", serve_some)
     async with opened(path) as store:
         chat = Chat(store)
         await chat.do(create("old", "x" * 400_000), create("m1", streaming=True))
-        backing = asyncio.create_task(store.backup(target, mb_per_s=0.5))  # 0.8 s: a busy disk is slow to commit
-        count = 0
+        backing = asyncio.create_task(store.backup(target, mb_per_s=SPEED))
         while not backing.done():
             assert isinstance(await chat.do(append("m1", f"{count} ")), Committed)
             count += 1
@@ -292,7 +302,7 @@ async def test_store_that_closes_stops_its_backup(path: Path, target: Path) -> N
     store = SqliteStore(path)
     await store.open()
     await Chat(store).do(create("m1", "x" * 1_000_000))
-    backing = asyncio.create_task(store.backup(target, mb_per_s=0.5))
+    backing = asyncio.create_task(store.backup(target, mb_per_s=0.001))  # it would take a quarter of an hour
     await asyncio.sleep(0)  # the backup begins
     await head_of(store, "c")
     await store.close()
