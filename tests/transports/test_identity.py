@@ -22,6 +22,7 @@ from starlette.routing import Mount
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
+from proof.simulation.clock import START_MS
 from proof.wirecheck import SseViewer
 from tenuto.app import Hub
 from tenuto.cli.main import main
@@ -35,19 +36,20 @@ from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
 from tenuto.server.serving import check_guarded
-from tenuto.transports import frames, websocket
+from tenuto.transports import credentials, frames, websocket
 from tests import processes
 from tests.transports.asgi import ask
-from tests.transports.conftest import PATIENCE_S, WAYS, Served, new_hub, serving
+from tests.transports.conftest import PATIENCE_S, WAYS, Served, asking, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream, stored
+from tests.virtual import virtual_clock, virtually
 
 SECRET = "a secret that only tests know, of at least thirty-two bytes"
 EVENTS = "/v1/channels/chat:1/events"
 READER = ("subscribe", "history")
 PERSON = (*READER, "publish", "presence", "command")
-LEFT_S = 1.2  # life of a token that expires in a test: a busy machine must begin the stream or socket before
+LEFT_S = 600.0  # life of a token
 
 
 class Watch(Clock):
@@ -67,7 +69,7 @@ class Verified(Served):
 
     watch: Watch
 
-    def token(self, *capabilities: str, sub: str = "ada", left_s: float = 600, channel: str = "chat:*") -> str:
+    def token(self, *capabilities: str, sub: str = "ada", left_s: float = LEFT_S, channel: str = "chat:*") -> str:
         claims = {
             "sub": sub,
             "aud": "chat",
@@ -78,6 +80,10 @@ class Verified(Served):
 
     def bearer(self, *capabilities: str, **options: Any) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token(*capabilities, **options)}"}
+
+    def expire(self) -> None:
+        """Let the tokens expire that were made so far."""
+        self.watch.ahead_ms += round(LEFT_S * 1000)
 
     async def post(self, path: str, body: object, headers: dict[str, str]) -> Any:
         return await self.http.post(path, json=body, headers=headers)
@@ -104,8 +110,9 @@ def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
 
 
 @pytest.fixture(params=WAYS)
-async def served(request: pytest.FixtureRequest) -> AsyncIterator[Verified]:
-    """A hub that verifies tokens, behind a server."""
+async def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Verified]:
+    """A hub that verifies tokens, behind a server. It looks at the clock again and again, as the clock may jump."""
+    monkeypatch.setattr(credentials, "_MAX_TIMER_S", 0.02)
     watch = Watch()
     hub = verifying_hub(watch)
     hub.drive_by_hand = request.param == "hand"
@@ -121,7 +128,9 @@ def header(token: str) -> dict[str, str]:
 
 
 async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) -> None:
-    stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=LEFT_S))
+    stream = await Stream.open(served, EVENTS, **served.bearer(*READER))
+    await stream.until_event("channel.attached")
+    served.expire()
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
     assert not await stream.until_over()
     assert stream.parser.retry_ms is not None
@@ -130,8 +139,10 @@ async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) 
 
 
 async def test_own_client_is_broken_off_when_its_identity_expires(served: Verified) -> None:
-    token = served.token(*READER, left_s=LEFT_S)
+    token = served.token(*READER)
     stream = await Stream.open(served, EVENTS, Tenuto_Client="test", **header(token))
+    await stream.until_event("channel.attached")
+    served.expire()
     assert not await stream.until_over()
     assert [event.event for event in stream.events if event.event == "bye"] == []
     stream = await Stream.open(served, EVENTS, Tenuto_Client="test", **header(token))
@@ -156,27 +167,39 @@ async def test_the_stream_of_one_answer_ends_with_the_identity_too(served: Verif
         await message.append("some")
         await message.flush()
         path = "/v1/channels/chat:1/messages/m1/events"
-        stream = await Stream.open(served, path, **served.bearer(*READER, left_s=LEFT_S))
+        stream = await Stream.open(served, path, **served.bearer(*READER))
         await stream.until_event("answer")
+        served.expire()
         assert (await stream.until_event("bye")).data == b'"unauthenticated"'
         assert not await stream.until_over()
 
 
-async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(served: Verified) -> None:
-    stream = await Stream.open(served, f"{EVENTS}?ping_s=2", **served.bearer(*READER, left_s=600))
+async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(
+    served: Verified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_MAX_TIMER_S", 3600.0)
+    stream = await Stream.open(served, f"{EVENTS}?ping_s=2", **served.bearer(*READER))
     await stream.until_event("channel.attached")
-    served.watch.ahead_ms = 600_000
+    served.expire()
     for _ in range(2):
         heartbeats(served).tick()
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
 
 
-async def test_waiting_poll_is_refused_when_its_identity_expires(served: Verified) -> None:
-    first = await served.http.get("/v1/channels/chat:1/poll", headers=served.bearer(*READER))
-    path = f"/v1/channels/chat:1/poll?wait_s=60&since={first.json()['cursor']}"
-    async with asyncio.timeout(PATIENCE_S):
-        response = await served.http.get(path, headers=served.bearer(*READER, left_s=LEFT_S))
-    assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+@virtually
+async def test_waiting_poll_is_refused_when_its_identity_expires() -> None:
+    loop, clock = asyncio.get_running_loop(), virtual_clock()
+    assert clock is not None
+
+    async def reader(scope: Any) -> Identity | None:
+        return Identity(client_id="ada", capabilities=frozenset(READER), expires_at_ms=START_MS + 20_000)
+
+    hub = new_hub(authenticate=reader, clock=clock)
+    async with asking(hub) as http:
+        cursor = (await http.get("/v1/channels/c/poll")).json()["cursor"]
+        response = await http.get(f"/v1/channels/c/poll?wait_s=60&since={cursor}", timeout=None)
+    assert (response.status_code, response.json()["code"], loop.time()) == (401, "unauthenticated", 20.0)
+    await hub.close()
 
 
 async def test_the_callback_has_ended_before_the_stream_begins() -> None:
@@ -323,8 +346,9 @@ async def test_unauthenticated_sockets_are_bounded(served: Verified, monkeypatch
 
 
 async def test_a_socket_whose_identity_ends_is_closed_with_renew(served: Verified) -> None:
-    async with dialled(served, additional_headers=served.bearer(left_s=LEFT_S)) as peer:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
         assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        served.expire()
         assert await closed_with(peer) == (4200, "unauthenticated")
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
@@ -474,10 +498,11 @@ async def test_one_stream_of_a_ticket_is_open_at_a_time(served: Verified) -> Non
 
 
 async def test_the_stream_of_a_ticket_ends_with_the_identity_behind_it(served: Verified) -> None:
-    ticket = await served.ticket(*READER, left_s=LEFT_S)
+    ticket = await served.ticket(*READER)
     stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
     await stream.until_event("channel.attached")
     cursor = next(event.id for event in stream.events if event.id)
+    served.expire()
     await stream.until_event("bye")
     over = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor, Tenuto_Client="t")
     assert over.response.status == 401
@@ -754,7 +779,7 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
     claims = {"sub": "ada", "aud": "chat", "exp": watch.now_s() + 60, "tenuto": {"*": list(PERSON)}}
     token = jwt.encode(claims, SECRET, algorithm="HS256")
     with processes.serving("serve", tmp_path, *options) as server:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=60) as http:
             assert http.get("/v1/channels/chat:1").status_code == 401
             assert http.get("/v1/channels/chat:1?token=" + token).status_code == 401
             assert http.get("/v1/channels/chat:1", headers=header(token)).status_code == 200

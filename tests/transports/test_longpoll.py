@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from tenuto.app import Hub
 from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.transports.headers import header
-from tests.transports.conftest import PATIENCE_S, Served
+from tests.transports.conftest import PATIENCE_S, Served, asking
 from tests.transports.test_websocket import dialled
 from tests.transports.watching import Stream
+from tests.virtual import virtual_clock, virtually
 
 POLL = "/v1/channels/c/poll"
 
@@ -80,17 +82,21 @@ async def test_poll_at_the_tail_waits_for_an_event(served: Served) -> None:
     assert served.hub.stats()["feeds"] == 0
 
 
-async def test_a_flush_window_gathers_more_than_the_first_token(served: Served) -> None:
-    served.hub.flush_ms = 200
-    async with served.hub.message("c", id="m1") as message:
+@virtually
+async def test_a_flush_window_gathers_more_than_the_first_token() -> None:
+    hub = Hub("memory://", hooks_signals=False, drain_s=0.0, flush_ms=200, clock=virtual_clock())
+    async with asking(hub) as http, hub.message("c", id="m1") as message:
         await message.append("first")
         await message.flush()
-        task = await waiting(served, (await poll(served))["cursor"])
+        cursor = (await http.get(POLL)).json()["cursor"]
+        task = asyncio.create_task(http.get(POLL, params={"since": cursor}))
+        await asyncio.sleep(1)
         for _ in range(5):
             await message.append(" more")
-            await message.flush()
-        response = await task
+            await asyncio.sleep(0.03)
+        response = (await task).json()
     assert [event["text"] for event in response["events"]] == [" more" * 5]
+    await hub.close()
 
 
 async def test_poll_that_times_out_returns_no_events_and_the_same_cursor(served: Served) -> None:
