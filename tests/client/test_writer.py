@@ -16,7 +16,6 @@ from tenuto import Hub, Limits
 from tenuto.client import Client, Timing, Unreachable
 from tenuto.core.errors import (
     Busy,
-    Deleted,
     Fenced,
     Finished,
     IdConflict,
@@ -65,15 +64,6 @@ async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
 # How it ends ------------------------------------------------------------------------------------------------------
 
 
-async def test_exception_leaves_the_message_failed_with_its_text(hub: Hub, client: Client) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with client.message("c") as message:
-            await message.append("so far")
-            raise ZeroDivisionError
-    left = await stored(hub, message.id)
-    assert (left.status, left.text) == ("failed", "so far")
-
-
 async def test_cancellation_leaves_the_message_cancelled_with_its_text(hub: Hub, client: Client) -> None:
     begun = asyncio.Event()
     names: list[str] = []
@@ -106,13 +96,6 @@ async def test_message_stopped_by_another_client_raises_at_the_next_call(hub: Hu
     assert (left.status, left.text) == ("cancelled", "a")
 
 
-async def test_deleted_message_raises_deleted(hub: Hub, client: Client) -> None:
-    with pytest.raises(Deleted):
-        async with client.message("c") as message:
-            await client.delete("c", message.id)
-            await message.append("b")
-
-
 async def test_too_large_text_ends_the_message_as_failed(hub: Hub) -> None:
     small = memory_hub(limits=Limits(message_bytes=1000))
     wire = Wire(small)
@@ -125,17 +108,6 @@ async def test_too_large_text_ends_the_message_as_failed(hub: Hub) -> None:
         assert (left.status, left.reason, left.text) == ("failed", "too_large", "x" * 900)
     await wire.end()
     await small.close()
-
-
-async def test_text_after_the_end_is_refused(client: Client) -> None:
-    async with client.message("c") as message:
-        with pytest.raises(InvalidRequest):
-            await message.finish("interrupted")
-        await message.finish("cancelled", reason="enough")
-        with pytest.raises(LocalError):
-            await message.append("more")
-    with pytest.raises(LocalError):
-        await message.finish()
 
 
 async def test_taken_id_raises_id_conflict(client: Client) -> None:

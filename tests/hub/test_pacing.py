@@ -152,17 +152,6 @@ async def test_awaited_append_among_ten_thousand_paced_ones_a_second_keeps_its_l
     await stage.close()
 
 
-@virtually
-async def test_flush_of_text_that_is_queued_ends_the_gap() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 2)
-    await queue_in_the_gap(stage)
-    begun_s = now_s()
-    await stage.writers[1].flush()
-    assert now_s() - begun_s <= 1.5 * TAKES_S + ALMOST_S
-    await stage.close()
-
-
 async def append_beyond_the_limit(writer: MessageWriter) -> None:
     writer._max_bytes = 0
     await writer.append("x")

@@ -12,7 +12,6 @@ import pytest
 
 from proof.simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.app import Hub
-from tenuto.hub.access.identity import Identity
 from tenuto.hub.clock import StoreClock
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
@@ -52,20 +51,6 @@ def test_command_is_open_for_its_time_at_another_node(skew_ms: int, *, is_sender
         await other.close()
 
     check()
-
-
-@virtually
-async def test_ticket_of_one_node_is_valid_at_another() -> None:
-    store = Shared()
-    plain, off = new_hub(store, 0), new_hub(store, 1, skew_ms=DAY_MS)
-    await plain.start()
-    await off.start()
-    assert abs(plain.clock.now_ms() - off.clock.now_ms()) < 1_000
-    ada = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
-    for one, other in ((plain, off), (off, plain)):
-        assert other.tickets.read(one.tickets.issue(ada, "c"), "c", None).client_id == "ada"
-    await plain.close()
-    await off.close()
 
 
 @virtually
