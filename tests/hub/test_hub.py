@@ -41,15 +41,6 @@ async def test_message_written_in_a_block_is_complete_with_all_its_text(hub: Hub
     )
 
 
-async def test_exception_in_a_block_leaves_the_message_failed_with_its_text(hub: HubCore) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with hub.message("chat:1") as message:
-            await message.append("so far")
-            raise ZeroDivisionError
-    stored, _ = await hub.read("chat:1", message.id)
-    assert (stored.status, stored.text) == ("failed", "so far")
-
-
 async def test_cancellation_of_a_block_leaves_the_message_cancelled_with_its_text(hub: HubCore) -> None:
     began = asyncio.Event()
     ids: list[str] = []
@@ -94,12 +85,6 @@ async def test_surrogate_pairs_and_control_characters_arrive_unchanged(hub: HubC
     assert shown[0].text == stored.text == expected
 
 
-async def test_half_a_surrogate_pair_at_the_end_becomes_a_replacement_character(hub: HubCore) -> None:
-    async with hub.message("chat:1") as message:
-        await message.append("cut \ud83d")
-    assert (await hub.read("chat:1", message.id))[0].text == "cut \ufffd"
-
-
 async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub: HubCore) -> None:
     viewer = Watcher(hub, "chat:1")
     await viewer.take()
@@ -118,13 +103,6 @@ async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub
         {"type": "text", "text": "".join(f"a{number} " for number in range(200))},
     ]
     assert shown["b"].text == "".join(f"b{number} " for number in range(200))
-
-
-async def test_append_after_the_end_of_the_block_raises_a_local_error(hub: HubCore) -> None:
-    async with hub.message("chat:1") as message:
-        await message.append("x")
-    with pytest.raises(LocalError):
-        await message.append("y")
 
 
 async def test_update_and_delete_reach_viewers(hub: HubCore) -> None:

@@ -212,20 +212,6 @@ def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
 
 
 @virtually
-async def test_idle_hub_fires_no_timer_of_its_commits() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 20)
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    await asyncio.sleep(STORE_TIMEOUT_S)
-    idle = await steps_of_a_minute(loop)
-    await stage.stream(10)
-    await asyncio.sleep(STORE_TIMEOUT_S)
-    assert await steps_of_a_minute(loop) == idle
-    await stage.close()
-
-
-@virtually
 async def test_idle_conversations_cost_no_step_and_an_idle_hub_only_its_housekeeping() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)

@@ -110,19 +110,6 @@ async def test_appends_update_their_row_in_place(server: Postgres, schema: str) 
 # -- several instances ---------------------------------------------------------------------------------------------
 
 
-async def test_documents_of_one_instance_keep_the_entries_of_another(server: Postgres, schema: str) -> None:
-    async with opened(server, schema) as first, opened(server, schema) as second:
-        chat = Chat(first)
-        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
-        await chat.do(append("m1", "a"))
-        chat.store = second
-        await chat.do(append("m2", "x"))
-        chat.store = first
-        await chat.do(append("m1", "b"))
-        await chat.do(finish("m1"), documents=["m1"])
-        assert await texts(second, "c", "m1", "m2") == ["ab", "x"]
-
-
 async def test_a_locked_channel_conflicts_and_a_deleted_one_cannot_begin_meanwhile(
     server: Postgres, schema: str
 ) -> None:

@@ -93,21 +93,6 @@ async def test_channel_with_an_unknown_entry_sends_its_viewers_away_and_no_other
     await hub.close()
 
 
-async def test_housekeeping_leaves_out_a_channel_with_an_unknown_entry(
-    server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with opened(server, schema) as store:
-        for channel in ("a", "b"):
-            chat = Chat(store, channel)
-            await chat.do(create("m1", streaming=True))
-            await chat.do(append("m1", "text"))
-    store_unknown_entry(server, schema, "a")
-    async with opened(server, schema) as store:
-        assert await store.tidy(0) == []
-        assert await store.tidy(MINUTE_MS) == [("b", "m1")]
-    assert caplog.text.count("channel 'a' is left out of the housekeeping: the log holds an entry that this") == 1
-
-
 async def test_notice_of_an_unknown_kind_and_unknown_fields_lose_no_other_notice(server: Postgres, schema: str) -> None:
     async with opened(server, schema) as store:
         received: asyncio.Queue[Notice | None] = asyncio.Queue()

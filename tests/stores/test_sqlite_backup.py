@@ -89,8 +89,7 @@ async def test_backup_begins_new_epochs_after_a_kill_although_the_file_keeps_its
         assert (await head_of(store, "c")).epoch != "e1"
 
 
-@pytest.mark.parametrize("has_lock", [True, False], ids=["lock", "no_lock"])
-@pytest.mark.parametrize("has_shm", [True, False], ids=["shm", "no_shm"])
+@pytest.mark.parametrize(("has_lock", "has_shm"), [(True, True), (False, False)])
 async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with_its_wal(
     path: Path, target: Path, has_lock: bool, has_shm: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,15 +189,6 @@ async def test_file_with_a_torn_beginning_and_without_lock_file_is_repaired_by_i
     keep_wal(path)
     async with opened(path) as store:
         assert await texts(store, "c", "m1") == ["x" * 50_000]
-
-
-async def test_wal_of_a_killed_process_is_never_set_aside(path: Path) -> None:
-    serial = 0
-    for commits in (5, 30):
-        serial = await asyncio.to_thread(killed_writer, path, commits)
-        async with opened(path) as store:
-            head = await head_of(store, "c")
-            assert (head.epoch, head.serial >= serial) == ("e1", True)
 
 
 async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: Path) -> None:

@@ -155,11 +155,6 @@ async def test_unsupported_methods_are_405(plain_http: httpx2.AsyncClient, metho
     assert response.headers["content-type"] == "application/problem+json"
 
 
-async def test_options_says_what_is_allowed(plain_http: httpx2.AsyncClient) -> None:
-    response = await plain_http.options(MESSAGES)
-    assert (response.status_code, response.headers["allow"]) == (204, "GET, POST, HEAD, OPTIONS")
-
-
 async def test_head_has_the_headers_of_get(plain_http: httpx2.AsyncClient) -> None:
     await create(plain_http, text="x")
     for path in (M1, MESSAGES, "/v1/channels/c/poll?wait_s=60", "/healthz", "/web/view.js"):
@@ -200,15 +195,6 @@ async def test_idle_hub_on_a_full_disk_is_not_ready(tmp_path: Path, monkeypatch:
         await run_on_thread(store, "PRAGMA max_page_count = 1000000")
         assert (await http.get("/readyz")).status_code == 200  # the file has space, and takes a note
     await hub.close()
-
-
-async def test_draining_hub_is_not_ready(hub: Hub, http: httpx2.AsyncClient) -> None:
-    await hub.start()
-    await hub.drain()
-    response = await http.get("/readyz")
-    assert refused(response) == (503, "draining")
-    assert response.headers["retry-after"] in ("1", "2", "3")
-    assert (await http.get("/healthz")).status_code == 200
 
 
 async def test_late_request_does_not_open_a_closed_hub_again(hub: Hub, http: httpx2.AsyncClient) -> None:
