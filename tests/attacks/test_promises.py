@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def problem_of_module(source: str, name: str) -> str | None:
     pytest collects functions of the module, and methods of its classes whose names begin with `Test`. The tests of each
     store inherit those of a class whose name ends with `Contract`.
     """
-    body = ast.parse(source).body
+    body = parsed(source).body
     classes = [one for one in body if isinstance(one, ast.ClassDef) and re.match("Test|.*Contract$", one.name)]
     statements = [one for part in (body, *(one.body for one in classes)) for one in part]
     tests = [one for one in statements if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name == name]
@@ -72,6 +73,12 @@ def problem_of_module(source: str, name: str) -> str | None:
     says = "\n".join(map(ast.unparse, (*marks, *steps[:1])))
     is_skipped = re.search(r"mark\.(skip|xfail)\b|mark\.skipif\((True|1)\b|^pytest\.(skip|xfail)\(", says, re.MULTILINE)
     return f"never runs {name}" if is_skipped or not steps else None
+
+
+@cache
+def parsed(source: str) -> ast.Module:
+    """Return the syntax tree of a module, which many rows name."""
+    return ast.parse(source)
 
 
 def is_text(statement: ast.stmt) -> bool:

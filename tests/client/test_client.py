@@ -44,12 +44,6 @@ async def test_created_message_can_be_read(hub: Hub, wire: Wire) -> None:
         assert (await hub.read("c", "q")) == (made, cursor)
 
 
-async def test_a_create_that_is_repeated_changes_nothing(client: Client) -> None:
-    first = await client.create("c", id="q", text="Hi")
-    assert await client.create("c", id="q", text="Hi") == first
-    assert len((await client.history("c")).messages) == 1
-
-
 async def test_a_message_is_changed_and_deleted(client: Client) -> None:
     made = await client.create("c", text="Hi", meta={"a": 1, "b": 2})
     changed = await client.update("c", made.id, text="Ho", meta={"a": None}, if_version=made.version)
@@ -68,15 +62,6 @@ async def test_a_streaming_message_is_ended_by_its_owner(client: Client) -> None
     await client.finish("c", message.id, status="cancelled", reason="enough", meta={"k": 1})
     left, _ = await client.read("c", message.id)
     assert (left.status, left.reason, left.meta) == ("cancelled", "enough", {"k": 1})
-
-
-async def test_history_comes_in_pages(client: Client) -> None:
-    for number in range(5):
-        await client.create("c", text=str(number))
-    page = await client.history("c", limit=2)
-    assert ([message.text for message in page.messages], page.more) == (["4", "3"], True)
-    page = await client.history("c", before=page.messages[-1].created, limit=10)
-    assert ([message.text for message in page.messages], page.more) == (["2", "1", "0"], False)
 
 
 async def test_halves_of_characters_are_joined_or_replaced(client: Client) -> None:

@@ -24,6 +24,7 @@ from tenuto.client.link import PENDING_REQUESTS
 from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError
 from tests.client.script import QUICK, Script, client_of
+from tests.virtual import virtually
 
 
 @pytest.fixture
@@ -92,8 +93,10 @@ async def test_a_signal_is_lost_with_its_connection(script: Script) -> None:
         await asked
 
 
-async def test_request_without_a_response_times_out_and_is_not_sent_again(script: Script) -> None:
-    async with client_of(script, timing=Timing(request_s=0.05, backoff_s=0.001)) as client:
+@virtually
+async def test_request_without_a_response_times_out_and_is_not_sent_again() -> None:
+    script = Script()
+    async with client_of(script, timing=Timing(silence_s=1000.0, response_s=1000.0)) as client:
         first = await script.socket()
         with pytest.raises(Unreachable):
             await client.delete("c", "gone")
@@ -177,8 +180,9 @@ async def test_too_large_frame_stops_the_link(script: Script) -> None:
         assert isinstance(await ended(client), errors.TooLarge)
 
 
-async def test_client_reconnects_after_the_delay_that_the_server_sets(script: Script) -> None:
-    loop = asyncio.get_running_loop()
+@virtually
+async def test_client_reconnects_after_the_delay_that_the_server_sets() -> None:
+    loop, script = asyncio.get_running_loop(), Script()
     async with client_of(script):
         (await script.socket()).bye(1012, "draining", retry_ms=100)
         began_s = loop.time()
@@ -186,8 +190,10 @@ async def test_client_reconnects_after_the_delay_that_the_server_sets(script: Sc
         assert loop.time() - began_s > 0.09  # its own delay is a millisecond
 
 
-async def test_silence_ends_a_connection(script: Script) -> None:
-    async with client_of(script, timing=Timing(silence_s=0.1, backoff_s=0.001)):
+@virtually
+async def test_silence_ends_a_connection() -> None:
+    script = Script()
+    async with client_of(script, timing=Timing()):
         first = await script.socket()
         await script.socket()
         assert first.is_closed
@@ -273,8 +279,9 @@ async def test_a_provider_that_fails_is_asked_again(script: Script) -> None:
         await script.socket()
 
 
-async def test_a_token_is_renewed_on_the_live_connection_before_it_ends(script: Script) -> None:
-    provider = Provider(lasts_s=1.25)
+@virtually
+async def test_a_token_is_renewed_on_the_live_connection_before_it_ends() -> None:
+    script, provider = Script(), Provider(lasts_s=20.0)
     async with client_of(script, token_provider=provider, now=lambda: 1_000.0):
         socket = await script.socket()
         frame = await socket.frame()

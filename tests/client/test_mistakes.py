@@ -5,7 +5,6 @@ Layer: tests.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from contextlib import nullcontext
 from typing import Any
@@ -50,46 +49,6 @@ async def test_append_without_await_fails_the_block(hub: Hub, client: Client, co
     assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
 
 
-async def test_pipe_without_await_fails_the_block(hub: Hub, client: Client) -> None:
-    with pytest.raises(
-        LocalError, match=r"the pipe to message 'm' .* once without await.*`await message\.pipe\(stream\)`"
-    ):
-        async with client.message("c", id="m") as message:
-            call = message.pipe(["one"])
-    call.close()
-    assert (await hub.read("c", "m"))[0].status == "failed"
-    async with client.message("c", id="n") as message:
-        await message.pipe(["one"])
-    assert (await hub.read("c", "n"))[0].text == "one"
-
-
-@pytest.mark.parametrize(
-    ("begin", "call"),
-    [
-        (lambda message: message.finish("failed"), "finish()"),
-        (lambda message: message.update(meta={"a": 1}), "update(meta=meta)"),
-        (lambda message: message.part({"type": "text", "text": "x"}), "part(part)"),
-    ],
-)
-async def test_other_call_without_await_fails_the_block(hub: Hub, client: Client, begin: Any, call: str) -> None:
-    with pytest.raises(LocalError) as raised:
-        async with client.message("c", id="m") as message:
-            forgotten = begin(message)
-    forgotten.close()
-    assert f"called once without await, so it had no effect; write `await message.{call}`" in raised.value.detail
-    assert (await hub.read("c", "m"))[0].status == "failed"
-    async with client.message("c", id="n") as message:
-        await begin(message)
-
-
-async def test_finish_reports_an_append_without_await(hub: Hub, client: Client) -> None:
-    with pytest.raises(LocalError, match="without await"):
-        async with client.message("c", id="m") as message:
-            message.append("one").close()
-            await message.finish()
-    assert (await hub.read("c", "m"))[0].status == "failed"
-
-
 async def test_message_that_was_cancelled_with_a_forgotten_append_fails_its_block(hub: Hub, client: Client) -> None:
     for one in (client.message("c", id="m"), hub.message("c", id="n")):
         with pytest.raises(LocalError, match="without await"):
@@ -97,14 +56,6 @@ async def test_message_that_was_cancelled_with_a_forgotten_append_fails_its_bloc
                 message.append("one").close()
                 await message.finish("cancelled")
         assert (await hub.read("c", message.id))[0].status == "cancelled"
-
-
-async def test_append_may_be_awaited_in_any_way(hub: Hub, client: Client) -> None:
-    async with client.message("c", id="m") as message:
-        await asyncio.gather(message.append("a"), message.append("b"))
-        await asyncio.create_task(message.append("c"))
-        await asyncio.wait_for(message.append("d"), 60)
-    assert (await hub.read("c", "m"))[0].text == "abcd"
 
 
 @pytest.mark.parametrize("is_local", [True, False])

@@ -24,6 +24,7 @@ from tenuto.core.errors import (
 from tests.client.script import Script
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, becomes, client_of, until
+from tests.virtual import virtually
 
 
 def data_of(view: ChannelView) -> dict[str, dict[str, Any]]:
@@ -145,6 +146,7 @@ async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_
             await task
 
 
+@virtually
 async def test_lost_turn_cancels_its_handler() -> None:
     script = Script()
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()

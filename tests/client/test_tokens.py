@@ -13,13 +13,11 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
 from tenuto import Hub, Turn
-from tenuto.client import Client
-from tenuto.core.errors import Forbidden, NotWriter, TenutoError, Unauthenticated
+from tenuto.core.errors import Forbidden, NotWriter, Unauthenticated
 from tenuto.hub.access.tokens import jwt_verifier
 from tests.client.wire import Wire, becomes, client_of
 
@@ -130,35 +128,3 @@ async def test_live_connection_gets_new_tokens_and_a_message_continues(hub: Hub,
         assert stored.text == message.text
         await client.create("not-by-the-first", text="token")
     assert wire.dials == 1
-
-
-async def test_token_that_expires_on_a_live_connection_is_renewed_on_another(hub: Hub, wire: Wire) -> None:
-    """The client cannot read the expiry of these tokens, so only the server ends them."""
-    tokens = iter([token("ada", 0.3), token("ada", 60)])
-
-    async def provider() -> str:
-        return next(tokens)
-
-    client = client_of(wire, token_provider=provider, now=lambda: 0.0)
-    async with asyncio.timeout(60), client:
-        async with client.message("c") as message:
-            while wire.dials < 2:
-                await message.append("on ")
-                await asyncio.sleep(0.01)  # the pace of a model, as above
-        stored, _ = await hub.read("c", message.id)
-        assert stored.text == message.text
-
-
-async def test_final_expiry_is_raised_in_all_calls_and_views(wire: Wire) -> None:
-    async with asyncio.timeout(60), client_of(wire, token=token("ada", 0.3)) as client:
-        view = client.channel("c")
-        with pytest.raises(Unauthenticated):
-            async for _ in view:
-                pass
-        await _raises(client)
-
-
-async def _raises(client: Client, *_: Any) -> None:
-    with pytest.raises(TenutoError) as caught:
-        await client.create("c", text="x")
-    assert caught.value.code == "unauthenticated"

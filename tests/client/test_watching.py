@@ -206,21 +206,6 @@ async def test_a_view_ends_with_its_client(client: Client) -> None:
 # Subscriptions ----------------------------------------------------------------------------------------------------
 
 
-async def test_subscription_yields_events(hub: Hub, client: Client) -> None:
-    asked = await hub.create("c", text="Why?")
-    kinds: list[type] = []
-    subscription = client.subscribe("c")
-    async with asyncio.timeout(60):
-        async for event in subscription:
-            kinds.append(type(event))
-            if isinstance(event, MessageUpdate):
-                assert event.message == asked
-                await hub.create("c", text="Because.")
-            if isinstance(event, MessageCreate):
-                break
-    assert kinds == [ChannelAttached, MessageUpdate, MessageCreate]
-
-
 async def test_subscription_resumes_from_its_cursor(hub: Hub, client: Client) -> None:
     await hub.create("c", text="one")
     subscription = client.subscribe("c")

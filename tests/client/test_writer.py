@@ -16,7 +16,6 @@ from tenuto import Hub, Limits
 from tenuto.client import Client, Timing, Unreachable
 from tenuto.core.errors import (
     Busy,
-    Deleted,
     Fenced,
     Finished,
     IdConflict,
@@ -29,7 +28,9 @@ from tenuto.core.errors import (
 from tenuto.core.model import Message
 from tests.client.script import Script, ScriptedSocket
 from tests.client.script import client_of as scripted
+from tests.client.test_agents import virtual_hub
 from tests.client.wire import Wire, becomes, client_of, memory_hub
+from tests.virtual import virtually
 
 
 async def stored(hub: Hub, message_id: str) -> Message:
@@ -61,15 +62,6 @@ async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
 
 
 # How it ends ------------------------------------------------------------------------------------------------------
-
-
-async def test_exception_leaves_the_message_failed_with_its_text(hub: Hub, client: Client) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with client.message("c") as message:
-            await message.append("so far")
-            raise ZeroDivisionError
-    left = await stored(hub, message.id)
-    assert (left.status, left.text) == ("failed", "so far")
 
 
 async def test_cancellation_leaves_the_message_cancelled_with_its_text(hub: Hub, client: Client) -> None:
@@ -104,13 +96,6 @@ async def test_message_stopped_by_another_client_raises_at_the_next_call(hub: Hu
     assert (left.status, left.text) == ("cancelled", "a")
 
 
-async def test_deleted_message_raises_deleted(hub: Hub, client: Client) -> None:
-    with pytest.raises(Deleted):
-        async with client.message("c") as message:
-            await client.delete("c", message.id)
-            await message.append("b")
-
-
 async def test_too_large_text_ends_the_message_as_failed(hub: Hub) -> None:
     small = memory_hub(limits=Limits(message_bytes=1000))
     wire = Wire(small)
@@ -123,17 +108,6 @@ async def test_too_large_text_ends_the_message_as_failed(hub: Hub) -> None:
         assert (left.status, left.reason, left.text) == ("failed", "too_large", "x" * 900)
     await wire.end()
     await small.close()
-
-
-async def test_text_after_the_end_is_refused(client: Client) -> None:
-    async with client.message("c") as message:
-        with pytest.raises(InvalidRequest):
-            await message.finish("interrupted")
-        await message.finish("cancelled", reason="enough")
-        with pytest.raises(LocalError):
-            await message.append("more")
-    with pytest.raises(LocalError):
-        await message.finish()
 
 
 async def test_taken_id_raises_id_conflict(client: Client) -> None:
@@ -225,18 +199,17 @@ async def test_a_writer_ahead_of_a_slow_store_waits() -> None:
         await client.close()
 
 
-async def test_store_that_refuses_for_too_long_raises_and_content_is_kept(hub: Hub) -> None:
-    wire = Wire(hub)
-    timing = Timing(request_s=1.5, retry_s=0.001, backoff_s=0.001)  # long enough for one response on a busy machine
-    async with client_of(wire, timing=timing) as client, client.message("c") as message:
-        wire.refuse = lambda frame: "busy" if frame["type"] == "part" else None
-        await message.append("kept")
-        with pytest.raises(Busy):
-            await message.flush()
-        wire.refuse = lambda frame: None
-        await message.append(" and stored")
-    assert (await stored(hub, message.id)).text == "kept and stored"
-    await wire.end()
+@virtually
+async def test_store_that_refuses_for_too_long_raises_and_content_is_kept() -> None:
+    async with virtual_hub() as (hub, wire):
+        async with client_of(wire, timing=Timing()) as client, client.message("c") as message:
+            wire.refuse = lambda frame: "busy" if frame["type"] == "part" else None
+            await message.append("kept")
+            with pytest.raises(Busy):
+                await message.flush()
+            wire.refuse = lambda frame: None
+            await message.append(" and stored")
+        assert (await stored(hub, message.id)).text == "kept and stored"
 
 
 @pytest.mark.parametrize("code", ["busy", "store_unavailable", "too_many"])
@@ -249,10 +222,11 @@ async def test_message_is_opened_once_the_server_accepts_it(hub: Hub, wire: Wire
     assert next(refusals, None) is None
 
 
+@virtually
 async def test_server_that_is_unreachable_for_too_long_raises() -> None:
     script = Script()
     script.refusals.extend(OSError("no route to host") for _ in range(1000))
-    async with scripted(script, timing=Timing(request_s=0.05, leave_s=0.05, backoff_s=0.01)) as client:
+    async with scripted(script, timing=Timing()) as client:
         with pytest.raises(Unreachable, match="no route to host"):
             await client.create("c", text="x")
         with pytest.raises(Unreachable):
@@ -263,6 +237,7 @@ async def test_server_that_is_unreachable_for_too_long_raises() -> None:
 # Leases -----------------------------------------------------------------------------------------------------------
 
 
+@virtually
 async def test_lease_of_an_idle_writer_is_renewed() -> None:
     script = Script()
     async with scripted(script) as client:

@@ -22,15 +22,16 @@ from tenuto import Hub, allow_everyone
 from tenuto.client import ChannelView, Client, Timing
 from tenuto.client.connection import Closed, Refusal
 
+# as in `script`: short pauses, and limits that no busy machine reaches
 QUICK = Timing(
-    open_s=2.0,
-    silence_s=5.0,
-    response_s=5.0,
-    request_s=10.0,
+    open_s=60.0,
+    silence_s=60.0,
+    response_s=60.0,
+    request_s=60.0,
     backoff_s=0.001,
     backoff_cap_s=0.004,
     retry_s=0.001,
-    leave_s=5.0,
+    leave_s=60.0,
 )
 PATIENCE_S = 60.0
 

@@ -26,7 +26,6 @@ from tenuto.core.document import (
 from tenuto.core.draft import Draft
 from tenuto.core.events import encode_json
 from tenuto.core.message_state import MessageState
-from tenuto.core.requests import Caller
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import MARK_BYTES, Text
 from tests.core.harness import BOB, PERSON, LogHarness, data_part, text_part, tool_part
@@ -42,8 +41,6 @@ from tests.core.worlds import (
 )
 from tests.core.worlds import everything as everything_in
 from tests.core.worlds import everything_of_message as everything
-
-REMOTE = Caller(id="agent", is_server=True)  # the hub, which acts for a worker in another process
 
 
 def stored(message: MessageState) -> Stored:

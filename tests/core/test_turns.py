@@ -128,12 +128,3 @@ def test_answer_of_a_remote_agent_shows_its_attempt_by_its_id(served: LogHarness
         assert served.ask(late, answer, owner).ops
     assert served.ask(reply_id("q", 2 + 8 * rounds), answer, owner).ops
     assert served.ask("of-a-person", answer, ANN).ops
-
-
-# -- ends ------------------------------------------------------------------------------------------------------
-
-
-# -- leases ----------------------------------------------------------------------------------------------------
-
-
-# -- the turns that viewers see ---------------------------------------------------------------------------------

@@ -93,14 +93,6 @@ async def test_small_entries_arrive_with_their_notice_and_without_a_read() -> No
         assert store.reads == []
 
 
-class Slow(Shared):
-    """A shared store whose reads of one channel take ten milliseconds."""
-
-    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        await asyncio.sleep(0.01)
-        return await super().entries(channel, after=after, limit_bytes=limit_bytes)
-
-
 @virtually
 async def test_without_notices_viewers_are_a_second_late() -> None:
     store = Shared()
@@ -135,27 +127,6 @@ async def test_node_that_is_alone_sends_no_notice() -> None:
     await asyncio.sleep(1)
     assert store.notified == []
     await hub.close()
-
-
-class Stuck(Shared):
-    """A shared store some of whose reads get no response, such as those of the channels `stuck`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_mute = True
-        self.stuck: set[str] = set()
-        self.stuck_heads = 0  # number of the next reads of heads that get no response
-
-    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        if channel in self.stuck:
-            await asyncio.Event().wait()
-        return await super().entries(channel, after=after, limit_bytes=limit_bytes)
-
-    async def heads(self, channels: Sequence[str]) -> list[Head]:
-        if self.stuck_heads:
-            self.stuck_heads -= 1
-            await asyncio.Event().wait()
-        return await super().heads(channels)
 
 
 class Counting(Shared):

@@ -21,7 +21,6 @@ from tenuto.core.errors import (
     NotText,
     TooLarge,
 )
-from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter
@@ -42,15 +41,6 @@ async def test_message_written_in_a_block_is_complete_with_all_its_text(hub: Hub
     )
 
 
-async def test_exception_in_a_block_leaves_the_message_failed_with_its_text(hub: HubCore) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with hub.message("chat:1") as message:
-            await message.append("so far")
-            raise ZeroDivisionError
-    stored, _ = await hub.read("chat:1", message.id)
-    assert (stored.status, stored.text) == ("failed", "so far")
-
-
 async def test_cancellation_of_a_block_leaves_the_message_cancelled_with_its_text(hub: HubCore) -> None:
     began = asyncio.Event()
     ids: list[str] = []
@@ -68,42 +58,6 @@ async def test_cancellation_of_a_block_leaves_the_message_cancelled_with_its_tex
     await asyncio.wait([task])
     stored, _ = await hub.read("chat:1", ids[0])
     assert (stored.status, stored.text) == ("cancelled", "so far")
-
-
-async def test_late_viewer_receives_the_text_in_one_update_and_then_the_stream(hub: HubCore) -> None:
-    async with hub.message("chat:1") as message:
-        for _ in range(100):
-            await message.append("token ")
-        await message.flush()
-        late = Watcher(hub, "chat:1")
-        first = await late.take()
-        assert [type(event) for event in first.events] == [ChannelAttached, MessageUpdate]
-        assert late.view.text(message.id) == "token " * 100
-        await message.append("more")
-        await message.flush()
-        following = await late.take()
-        assert [(event.at, event.text) for event in following.events if isinstance(event, MessageAppend)] == [
-            (600, "more")
-        ]
-    assert (await late.until(has_ended(message.id)))[0].text == "token " * 100 + "more"
-
-
-async def test_resumed_viewer_receives_exactly_the_missed_text(hub: HubCore) -> None:
-    async with hub.message("chat:1") as message:
-        await message.append("seen ")
-        await message.flush()
-        viewer = Watcher(hub, "chat:1")
-        await viewer.take()
-        await viewer.leave()
-        await message.append("missed")
-        await message.flush()
-        back = Watcher(hub, "chat:1", since=viewer.cursor)
-        batch = await back.take()
-    attached, append = batch.events
-    assert isinstance(attached, ChannelAttached)
-    assert attached.resumed
-    assert isinstance(append, MessageAppend)
-    assert (append.at, append.text) == (5, "missed")
 
 
 @pytest.mark.parametrize(
@@ -131,12 +85,6 @@ async def test_surrogate_pairs_and_control_characters_arrive_unchanged(hub: HubC
     assert shown[0].text == stored.text == expected
 
 
-async def test_half_a_surrogate_pair_at_the_end_becomes_a_replacement_character(hub: HubCore) -> None:
-    async with hub.message("chat:1") as message:
-        await message.append("cut \ud83d")
-    assert (await hub.read("chat:1", message.id))[0].text == "cut \ufffd"
-
-
 async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub: HubCore) -> None:
     viewer = Watcher(hub, "chat:1")
     await viewer.take()
@@ -157,13 +105,6 @@ async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub
     assert shown["b"].text == "".join(f"b{number} " for number in range(200))
 
 
-async def test_append_after_the_end_of_the_block_raises_a_local_error(hub: HubCore) -> None:
-    async with hub.message("chat:1") as message:
-        await message.append("x")
-    with pytest.raises(LocalError):
-        await message.append("y")
-
-
 async def test_update_and_delete_reach_viewers(hub: HubCore) -> None:
     await hub.create("chat:1", id="u", text="hi")
     await hub.create("chat:1", id="v", text="ho")
@@ -177,17 +118,6 @@ async def test_update_and_delete_reach_viewers(hub: HubCore) -> None:
         await hub.read("chat:1", "v")
     with pytest.raises(NotFound):
         await hub.read("chat:1", "nobody")
-
-
-async def test_history_is_paged_newest_first(hub: HubCore) -> None:
-    for number in range(7):
-        await hub.create("chat:1", id=f"m{number}", text=str(number))
-    page = await hub.history("chat:1", limit=3)
-    older = await hub.history("chat:1", limit=10, before=page.messages[-1].created)
-    assert [one.id for one in page.messages] == ["m6", "m5", "m4"]
-    assert page.more
-    assert [one.id for one in older.messages] == ["m3", "m2", "m1", "m0"]
-    assert not older.more
 
 
 async def test_history_after_a_serial_is_paged_oldest_first_and_reaches_the_newest(hub: HubCore) -> None:
@@ -228,19 +158,6 @@ async def test_text_over_the_limit_is_refused_and_stored_text_stays(tmp_path: Pa
         await write()
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, stored.reason, stored.text) == ("failed", "too_large", "x" * 90)
-    await hub.close()
-
-
-async def test_message_of_an_ended_process_is_interrupted_after_a_restart(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hub.db"
-    dying = HubCore(url, hooks_signals=False, drain_s=0)
-    writer = await dying.message("chat:1", id="m").__aenter__()
-    await writer.append("so far")
-    await writer.flush()
-    await dying.close()
-    hub = HubCore(url, hooks_signals=False)
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.text) == ("interrupted", "so far")
     await hub.close()
 
 

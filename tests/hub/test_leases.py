@@ -90,9 +90,6 @@ class Shared(MemoryStore):
     is_exclusive = False
 
 
-CREATE = CreateMessage(role="assistant", status="streaming", lease_s=5.0)
-
-
 class SlowCommit(SharedClock):
     """A store whose next commit takes `commit_s`."""
 

@@ -152,17 +152,6 @@ async def test_awaited_append_among_ten_thousand_paced_ones_a_second_keeps_its_l
     await stage.close()
 
 
-@virtually
-async def test_flush_of_text_that_is_queued_ends_the_gap() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 2)
-    await queue_in_the_gap(stage)
-    begun_s = now_s()
-    await stage.writers[1].flush()
-    assert now_s() - begun_s <= 1.5 * TAKES_S + ALMOST_S
-    await stage.close()
-
-
 async def append_beyond_the_limit(writer: MessageWriter) -> None:
     writer._max_bytes = 0
     await writer.append("x")
@@ -220,20 +209,6 @@ def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
         assert max(stage.delays_s()) <= WINDOW_S + GRID_S + 2 * takes_s + ALMOST_S
 
     run()
-
-
-@virtually
-async def test_idle_hub_fires_no_timer_of_its_commits() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 20)
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    await asyncio.sleep(STORE_TIMEOUT_S)
-    idle = await steps_of_a_minute(loop)
-    await stage.stream(10)
-    await asyncio.sleep(STORE_TIMEOUT_S)
-    assert await steps_of_a_minute(loop) == idle
-    await stage.close()
 
 
 @virtually

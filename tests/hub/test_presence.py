@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tenuto.core.errors import Forbidden, TooLarge, TooMany
 from tenuto.core.events import (
     Batch,
-    ChannelAttached,
     PresenceEnter,
     PresenceLeave,
     PresenceSync,
@@ -91,39 +90,6 @@ async def test_viewer_receives_the_entry_change_and_departure_of_members() -> No
 
 
 @virtually
-async def test_page_refresh_sends_no_leave_and_no_enter() -> None:
-    hub = new_hub()
-    await hub.start()
-    viewer = Viewer(hub)
-    hub.runtime.presence.enter("c", "ann", "before", {"name": "Ann"})
-    await asyncio.sleep(1)
-    viewer.take()
-    for number in range(10):
-        hub.runtime.presence.leave("c", "ann", "before" if not number else number - 1)
-        await asyncio.sleep(GRACE_S - 0.5)
-        hub.runtime.presence.enter("c", "ann", number, None)
-        await asyncio.sleep(GRACE_S)
-    assert not any(isinstance(one, PresenceLeave | PresenceEnter) for one in viewer.take())
-    assert [one.id for one in viewer.view.members()] == ["ann"]
-    await viewer.leave()
-    await hub.close()
-
-
-@virtually
-async def test_member_that_leaves_deliberately_is_removed_at_once() -> None:
-    hub = new_hub()
-    await hub.start()
-    viewer = Viewer(hub)
-    hub.runtime.presence.enter("c", "ann", "tab", None)
-    await asyncio.sleep(1)
-    hub.runtime.presence.leave("c", "ann", "tab", is_final=True)
-    await asyncio.sleep(0.2)
-    assert viewer.view.members() == []
-    await viewer.leave()
-    await hub.close()
-
-
-@virtually
 async def test_lease_keeps_a_member_without_a_socket() -> None:
     hub = new_hub()
     await hub.start()
@@ -163,29 +129,6 @@ async def test_presence_leases_of_a_client_are_limited_until_they_end() -> None:
     await asyncio.sleep(200)
     assert hub.stats()["members"] == hub.stats()["channels"] == 0
     assert not hub.runtime.presence._leases
-    await hub.close()
-
-
-@virtually
-async def test_attached_viewer_receives_all_members_once_and_then_changes_only() -> None:
-    hub = new_hub()
-    await hub.start()
-    hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann"})
-    viewer = Viewer(hub)
-    await asyncio.sleep(1)
-    (attached,) = viewer.take()
-    assert isinstance(attached, ChannelAttached)
-    assert attached.presence is not None
-    assert ([one.id for one in attached.presence.members], attached.presence.count) == (["ann"], 1)
-    hub.runtime.presence.enter("c", "bob", "tab", None)
-    await asyncio.sleep(1)
-    (entered,) = viewer.take()
-    assert entered.member.id == "bob"
-    late = Viewer(hub)
-    await asyncio.sleep(1)
-    assert {one.id for one in late.view.members()} == {"ann", "bob"}
-    await viewer.leave()
-    await late.leave()
     await hub.close()
 
 

@@ -15,15 +15,12 @@ import pytest
 from proof.simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
-from tenuto.core.requests import Caller
 from tenuto.hub import HubCore
 from tenuto.hub.nodes.nodes import responsible_node
 from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Hold, Renewal
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtually
-
-APP = Caller(is_app=True)
 
 
 class Shared(MemoryStore):

@@ -12,8 +12,7 @@ import pytest
 
 from proof.simulation.clock import START_MS, SimClock, VirtualLoop
 from tenuto.app import Hub
-from tenuto.hub.access.identity import Identity
-from tenuto.hub.clock import Clock, StoreClock
+from tenuto.hub.clock import StoreClock
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
@@ -55,20 +54,6 @@ def test_command_is_open_for_its_time_at_another_node(skew_ms: int, *, is_sender
 
 
 @virtually
-async def test_ticket_of_one_node_is_valid_at_another() -> None:
-    store = Shared()
-    plain, off = new_hub(store, 0), new_hub(store, 1, skew_ms=DAY_MS)
-    await plain.start()
-    await off.start()
-    assert abs(plain.clock.now_ms() - off.clock.now_ms()) < 1_000
-    ada = Identity(client_id="ada", capabilities=frozenset({"subscribe"}))
-    for one, other in ((plain, off), (off, plain)):
-        assert other.tickets.read(one.tickets.issue(ada, "c"), "c", None).client_id == "ada"
-    await plain.close()
-    await off.close()
-
-
-@virtually
 async def test_large_difference_of_the_clocks_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     for skew_ms, expected in ((DAY_MS, "is 86400 s ahead of"), (-DAY_MS, "is 86400 s behind")):
         caplog.clear()
@@ -89,25 +74,3 @@ async def test_large_difference_of_the_clocks_is_logged_once(caplog: pytest.LogC
             await asyncio.sleep(5.0)
             caplog.clear()
         await hub.close()
-
-
-class Machine:
-    """A store's clock as one machine measures it. `now_s` is its monotonic clock, `store_ms` the store's time."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000.0
-        self.store_ms = START_MS
-        self.clock = StoreClock(Clock())
-
-    def wait(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.store_ms += round(seconds * 1000)
-
-    def renew(self, *, request_s: float = 0.0, response_s: float = 0.0) -> int:
-        """Measure with a request and a response that take so long; return how far the time is behind, in ms."""
-        sent_s = self.now_s
-        self.wait(request_s)
-        read_ms = self.store_ms
-        self.wait(response_s)
-        self.clock.measure(read_ms, sent_s, lambda: self.now_s)
-        return self.store_ms - self.clock.now_ms()

@@ -9,24 +9,16 @@ import pytest
 
 from tenuto import Hub, Limits
 from tenuto.core.errors import TooLarge
-from tenuto.hub.clock import Clock
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 
 pytestmark = needs_postgres
-
-DAY_MS = 24 * 3600 * 1000
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
     with running_postgres(fsync="off", full_page_writes="off") as server:
         yield server
-
-
-class DayAhead(Clock):
-    def now_ms(self) -> int:
-        return super().now_ms() + DAY_MS
 
 
 def hub_on(server: Postgres, schema: str, **options: Any) -> Hub:
@@ -59,26 +51,6 @@ async def test_deployments_in_two_schemas_of_one_database_do_not_see_one_another
     await watcher.leave()
     await first.close()
     await second.close()
-
-
-async def test_node_whose_clock_is_a_day_ahead_uses_the_clock_of_the_server(
-    server: Postgres, caplog: pytest.LogCaptureFixture
-) -> None:
-    plain, off = hub_on(server, "clocks"), hub_on(server, "clocks", clock=DayAhead())
-    await plain.start()
-    assert "clock of this machine" not in caplog.text
-    await off.start()
-    assert "the clock of this machine is 86400 s ahead of that of the store" in caplog.text
-    watcher = Watcher(off, "c")
-    sent = await plain.command("c", "ping", expires_s=60.0)
-    await off.create("c", id="m", text="by the other node")
-    await watcher.until(lambda view: bool(view.messages()))
-    (message,) = (await plain.history("c")).messages
-    assert abs(message.created_at - (sent.expires_at - 60_000)) < 30_000
-    assert watcher.view.commands() == [sent]  # it has not expired at the node that is ahead
-    await watcher.leave()
-    await plain.close()
-    await off.close()
 
 
 async def test_nodes_with_different_limits_each_decide_by_their_own_and_show_what_the_other_stored(

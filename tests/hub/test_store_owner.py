@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 TIMEOUT_S = 60.0
 CELL = (
     'hub = Hub(FastStore("chat.db"), hooks_signals=False)\nhub.drain_s = 0\nm = await hub.create("c", text="hello")\n'
@@ -66,18 +64,20 @@ def test_cell_of_either_kind_replaces_one_with_blocking_calls(tmp_path: Path) ->
     assert "messages: 2" in out, err
 
 
-@pytest.mark.parametrize(
-    "holding",
-    [
-        "kept = hub.sync\n",
-        'writing = hub.sync.message("c")\nm = writing.__enter__()\n',
-    ],
-    ids=["blocking", "writer"],
-)
-def test_hub_with_blocking_calls_that_is_in_use_is_not_replaced(tmp_path: Path, holding: str) -> None:
-    _, err = interpreted(tmp_path, SYNC_CELL, holding, SYNC_CELL, end=SYNC_END)
-    assert "in use by this process: another Hub of this process has it open: use that Hub, or close it first" in err
-    assert "(`await hub.close()`, or `hub.sync.close()`)" in err
+def held(cell: str, *holdings: str) -> list[str]:
+    """Return the cells that run `cell`, hold its hub, and run it again; each holding on a store file of its own."""
+    files = [cell.replace("chat.db", f"chat{number}.db") for number in range(len(holdings))]
+    return [one for file, holding in zip(files, holdings, strict=True) for one in (file, holding, file)]
+
+
+def test_hub_with_blocking_calls_that_is_in_use_is_not_replaced(tmp_path: Path) -> None:
+    writing = 'writing = hub.sync.message("c")\nm = writing.__enter__()\n'
+    _, err = interpreted(tmp_path, *held(SYNC_CELL, "kept = hub.sync\n", writing), end="")
+    for number in range(2):
+        assert (
+            f"store file chat{number}.db is in use by this process: another Hub of this process has it open: use that "
+            "Hub, or close it first (`await hub.close()`, or `hub.sync.close()`)"
+        ) in err
 
 
 def test_blocking_cell_does_not_replace_a_hub_of_the_blocked_loop(tmp_path: Path) -> None:
@@ -85,19 +85,18 @@ def test_blocking_cell_does_not_replace_a_hub_of_the_blocked_loop(tmp_path: Path
     assert "in use by this process: another Hub" in err
 
 
-@pytest.mark.parametrize(
-    "holding",
-    [
-        "kept = hub\n",
-        'writer = hub.message("c")\nm = await writer.__aenter__()\n',
-        'batches = hub.subscribe("c").batches()\nbatch = await anext(batches)\n',
-        "import asyncio\njob = hub.start_task(asyncio.sleep(60))\n",
-    ],
-    ids=["name", "writer", "viewer", "task"],
-)
-def test_hub_in_use_is_not_replaced(tmp_path: Path, holding: str) -> None:
-    _, err = interpreted(tmp_path, CELL, holding, CELL)
-    assert "store file chat.db is in use by this process: another Hub of this process has it open" in err
+HOLDINGS = [
+    "kept = hub\n",
+    'writer = hub.message("c")\nm = await writer.__aenter__()\n',
+    'batches = hub.subscribe("c").batches()\nbatch = await anext(batches)\n',
+    "import asyncio\njob = hub.start_task(asyncio.sleep(60))\n",
+]
+
+
+def test_hub_in_use_is_not_replaced(tmp_path: Path) -> None:
+    _, err = interpreted(tmp_path, *held(CELL, *HOLDINGS), end="")
+    for number in range(len(HOLDINGS)):
+        assert f"store file chat{number}.db is in use by this process: another Hub of this process has it open" in err
 
 
 CLOSED = """

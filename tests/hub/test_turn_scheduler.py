@@ -10,9 +10,7 @@ import pytest
 
 from tenuto import Hub
 from tenuto.agents.turn import Turn
-from tenuto.core.errors import StoreUnavailable
 from tenuto.core.model import Message
-from tenuto.core.ops import Command
 from tenuto.core.turns import ATTEMPTS
 from tenuto.hub.leases import BROKEN_S
 from tenuto.hub.turns.scheduler import LEASE_S
@@ -91,18 +89,6 @@ class Slow(MemoryStore):
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
         await asyncio.sleep(0.05)
-        return await super().commit(writes)
-
-
-class Failing(MemoryStore):
-    """A store that refuses the first three commits of commands."""
-
-    failures = 3
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        if self.failures and any(isinstance(entry.op, Command) for write in writes for entry in write.entries):
-            self.failures -= 1
-            raise StoreUnavailable("not now")
         return await super().commit(writes)
 
 
@@ -375,6 +361,3 @@ async def test_agent_with_a_broken_socket_stays_present_for_a_grace_period() -> 
     hub.runtime.scheduler.unregister(third)  # a deliberate end removes it at once
     assert (await hub.members(CHANNEL)).members == []
     await hub.close()
-
-
-# -- a store that fails --------------------------------------------------------------------------------------------

@@ -111,39 +111,6 @@ async def test_first_token_after_a_pause_is_stored_at_once() -> None:
 
 
 @virtually
-async def test_flush_does_not_wait_for_the_window() -> None:
-    store = Timed()
-    hub = new_hub(store)
-    async with hub.message("c") as message:
-        await Shown.of(hub)
-        for _ in range(20):
-            await message.append("x")
-            await asyncio.sleep(0.001)  # in the middle of a window, when the text waits
-            begun_s = now_s()
-            await message.flush()
-            assert now_s() == begun_s
-    await hub.close()
-
-
-@virtually
-async def test_update_is_stored_at_once_with_the_waiting_text() -> None:
-    store = Timed()
-    hub = new_hub(store)
-    async with hub.message("c") as message:
-        await Shown.of(hub)
-        await message.append("x")
-        await message.flush()
-        await message.append("y")
-        await asyncio.sleep(0.001)
-        count, requested_s = len(store.begun_s), now_s()
-        await message.update(meta={"a": 1})
-        await asyncio.sleep(0.001)
-        assert store.begun_s[count:] == [requested_s]
-        assert (await hub.read("c", message.id))[0].text == "xy"
-    await hub.close()
-
-
-@virtually
 async def test_token_in_a_channel_without_viewers_is_stored_at_once() -> None:
     store = Timed()
     hub = new_hub(store)
@@ -172,19 +139,3 @@ async def test_text_in_a_long_window_is_stored_within_the_longest_delay() -> Non
         await asyncio.sleep(0.5)
         assert store.begun_s[-1] - requested_s <= PATIENCE_S
     await hub.close()
-
-
-@virtually
-async def test_end_of_a_block_stores_the_waiting_text() -> None:
-    store = Timed()
-    hub = new_hub(store)
-    async with hub.message("c", id="m") as message:
-        await Shown.of(hub)
-        await message.append("x")
-        await message.flush()
-        await message.append("y")
-        ended_s = now_s()
-    assert now_s() == ended_s
-    assert (await hub.read("c", "m"))[0].text == "xy"
-    await hub.close()
-    await asyncio.sleep(1)  # the scheduled flush runs on a closed hub without an error

@@ -260,34 +260,12 @@ class StoreContract(HoldsContract, NoticesContract):
         assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (NOTHING, [], False)
         assert await store.open_documents("c") == []
 
-    async def test_a_channel_is_born_with_the_epoch_of_its_first_write(self, store: Store) -> None:
-        assert await Chat(store, epoch="e7").do(create("m1", "one"), create("m2", "two")) == Committed(2)
-        assert await head_of(store, "c") == Head("e7", 2)
-
-    async def test_a_committed_write_is_read_back(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "hello"))
-        (message,) = await messages_of(store, "c", "m1")
-        assert known(message) == known(chat.state.messages["m1"])
-
-    async def test_serials_continue_from_commit_to_commit(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True))
-        assert await chat.do(append("m1", "b"), put_part("m1", 1, {"type": "text", "text": "c"})) == Committed(3)
-        assert await chat.do(finish("m1")) == Committed(4)
-        assert await head_of(store, "c") == Head("e1", 4)
-
     async def test_of_two_writes_at_one_serial_exactly_one_wins(self, store: Store) -> None:
         first, second = Chat(store), Chat(store, epoch="e2")
         outcomes = await asyncio.gather(first.do(create("a", "A")), second.do(create("b", "B")))
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Committed", "Conflict"]
         _, stored = await store.messages("c", ["a", "b"])
         assert len(stored) == 1
-
-    async def test_a_conflict_names_the_head(self, store: Store) -> None:
-        late = Chat(store)
-        await Chat(store).do(create("m1", "one"), create("m2", "two"))
-        assert await late.do(create("m3", "three")) == Conflict(Head("e1", 2))
 
     async def test_a_write_that_expects_a_later_serial_conflicts(self, store: Store) -> None:
         chat = Chat(store)
@@ -299,13 +277,6 @@ class StoreContract(HoldsContract, NoticesContract):
         await chat.do(create("m1", "one"))
         chat.state.epoch = "e2"
         assert await chat.do(create("m2", "two")) == Conflict(Head("e1", 1))
-
-    async def test_a_write_that_conflicts_stores_no_entry(self, store: Store) -> None:
-        late = Chat(store)
-        await Chat(store).do(create("m1", "one"))
-        await late.do(create("m1", "other"), create("m2", "two"))
-        assert await head_of(store, "c") == Head("e1", 1)
-        assert await texts(store, "c", "m1", "m2") == ["one"]
 
     async def test_a_conflict_of_one_channel_does_not_touch_the_others(self, store: Store) -> None:
         taken, late, free = Chat(store, "a"), Chat(store, "a"), Chat(store, "b")
@@ -337,20 +308,6 @@ class StoreContract(HoldsContract, NoticesContract):
         assert await texts(store, "b", "m") == ["in b"]
 
     # -- documents and entries ----------------------------------------------------------------------------------
-
-    async def test_entries_after_the_document_are_returned_in_order(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(
-            create("m1", streaming=True),
-            append("m1", "a"),
-            append("m1", "b"),
-            put_part("m1", 1, {"type": "data", "name": "bar", "data": 1}),
-            append("m1", "c", part=0),
-            finish("m1"),
-        )
-        _, stored = await store.messages("c", ["m1"])
-        assert [entry.serial for entry in stored["m1"].entries] == [2, 3, 4, 5, 6]
-        assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
 
     async def test_every_kind_of_operation_is_read_back_unchanged(self, store: Store) -> None:
         chat = Chat(store)
@@ -417,13 +374,6 @@ class StoreContract(HoldsContract, NoticesContract):
         assert [entry.serial for entry in stored["m1"].entries] == [3]
         assert await texts(store, "c", "m1") == ["abc"]
         assert await head_of(store, "c") == Head("e1", 3)
-
-    async def test_a_write_without_entries_keeps_the_serial(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True))
-        await chat.do(append("m1", "b"))
-        assert await chat.do(documents=["m1"]) == Committed(2)
-        assert await head_of(store, "c") == Head("e1", 2)
 
     async def test_added_segments_follow_the_kept_ones(self, store: Store) -> None:
         chat = Chat(store)
@@ -522,15 +472,6 @@ class StoreContract(HoldsContract, NoticesContract):
         head, stored = await store.messages("c", ["m2", "nobody", "m1"])
         assert head == Head("e1", 2)
         assert sorted(stored) == ["m1", "m2"]
-
-    async def test_a_page_is_newest_first_by_creation(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", "a", streaming=True), create("m2", "b"), create("m3", "c"), append("m1", "!"))
-        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
-        assert page.head == Head("e1", 4)
-        assert [stored.id for stored in page.messages] == ["m3", "m2", "m1"]
-        assert not page.more
-        assert restore(page.messages[2]).message().text == "a!"
 
     async def test_a_page_ends_at_its_limit_and_announces_more(self, store: Store) -> None:
         chat = Chat(store)
@@ -704,15 +645,6 @@ class StoreContract(HoldsContract, NoticesContract):
         assert changes.messages is not None
         assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
 
-    async def test_a_reply_after_the_document_of_its_command_is_read_back(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="approve")))
-        await chat.do(("!c1", ReplyCommand(ok=False, error={"code": "no"}, request="r")))
-        found = {one.id: one for one in await store.open_documents("c")}
-        assert [entry.serial for entry in found["!c1"].entries] == [3]
-        assert [one.is_open for one in map(restore_command, found.values())].count(True) == 1
-        assert known_command(restore_command(found["!c1"])) == known_command(chat.state.commands["!c1"])
-
     async def test_changes_include_commands(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
@@ -837,20 +769,6 @@ class StoreContract(HoldsContract, NoticesContract):
         await chat.do(("m1", EndTurn(generation=1)), documents=["m1"])
         assert await store.open_documents("c") == []
 
-    async def test_claims_and_leases_after_a_document_are_read_back(self, store: Store) -> None:
-        chat = Chat(store, is_served=True)
-        await chat.do(create("m1", "question"), create("m2", streaming=True))
-        await chat.do(append("m2", "a"))
-        await chat.do(("m1", ClaimTurn(generation=0)), ("m2", RenewLease(lease_s=60)))
-        await chat.do(append("m2", "b"), ("m1", EndTurn(generation=1)))
-        for message in await messages_of(store, "c", "m1", "m2"):
-            assert known(message) == known(chat.state.messages[message.id])
-        await chat.do(documents=["m1", "m2"])
-        _, found = await store.messages("c", ["m1", "m2"])
-        assert [one.entries for one in found.values()] == [[], []]
-        for message in await messages_of(store, "c", "m1", "m2"):
-            assert known(message) == known(chat.state.messages[message.id])
-
     async def test_a_claim_is_a_change(self, store: Store) -> None:
         """Check that a claim counts as a change: viewers get no event, but another hub must read it."""
         chat = Chat(store, is_served=True)
@@ -862,13 +780,6 @@ class StoreContract(HoldsContract, NoticesContract):
             assert changes.messages is not None
             assert [one.id for one in changes.messages] == ["m1"]
             assert (changes.head, changes.newest) == (Head("e1", 3), "m2")
-
-    async def test_a_claim_keeps_the_order_of_a_page(self, store: Store) -> None:
-        chat = Chat(store, is_served=True)
-        await chat.do(create("m1", "question"), create("m2", "question"))
-        await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
-        page = await store.page("c", before=None, limit=10, limit_bytes=PAGE)
-        assert [(one.id, restore(one).version) for one in page.messages] == [("m2", 2), ("m1", 1)]
 
     async def test_waiting_messages_are_known_after_closing_and_opening(self, store: Store) -> None:
         chat = Chat(store, is_served=True)
@@ -980,15 +891,6 @@ class StoreContract(HoldsContract, NoticesContract):
         ]
         assert await store.heads([]) == []
 
-    async def test_a_deleted_channel_begins_a_new_epoch(self, store: Store) -> None:
-        old = Chat(store)
-        await old.do(create("m1", "a"))
-        gone = await emptied(store, "c")
-        assert await old.do(create("m2", "b")) == Conflict(gone)
-        assert await Chat(store, epoch="e2", lives=gone.lives).do(create("m1", "new")) == Committed(1)
-        assert await head_of(store, "c") == Head("e2", 1)
-        assert await texts(store, "c", "m1") == ["new"]
-
     async def test_writers_of_the_old_epoch_conflict_with_the_new_one(self, store: Store) -> None:
         old = Chat(store)
         await old.do(create("m1", "a", streaming=True))
@@ -1042,14 +944,6 @@ class StoreContract(HoldsContract, NoticesContract):
         chat = Chat(store)
         await chat.do_each(create("m1", "a"), delete("m1"))
         assert await store.tidy(0) == [("c", "m1")]
-
-    async def test_tidy_keeps_the_readable_state(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", streaming=True), append("m1", "a"), create("m2", "b"), append("m1", "c"))
-        for now_ms in (0, MINUTE_MS, 10 * MINUTE_MS):
-            await store.tidy(now_ms)
-        assert await texts(store, "c", "m1", "m2") == ["ac", "b"]
-        assert await head_of(store, "c") == Head("e1", 4)
 
     async def test_closing_and_opening_keeps_the_whole_state(self, store: Store) -> None:
         chat, gone = Chat(store), Chat(store, "gone")

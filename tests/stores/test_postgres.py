@@ -22,7 +22,6 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.core.events import ChannelAttached
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.keep import exports, retention
-from tenuto.hub.nodes.nodes import RENEW_TIMEOUT_S
 from tenuto.stores import open_url
 from tenuto.stores.base import (
     NOTHING,
@@ -46,6 +45,8 @@ from tests.stores.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.stores.two import Two, TwoContract, opened
 
 pytestmark = needs_postgres
+
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -107,19 +108,6 @@ async def test_appends_update_their_row_in_place(server: Postgres, schema: str) 
 
 
 # -- several instances ---------------------------------------------------------------------------------------------
-
-
-async def test_documents_of_one_instance_keep_the_entries_of_another(server: Postgres, schema: str) -> None:
-    async with opened(server, schema) as first, opened(server, schema) as second:
-        chat = Chat(first)
-        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
-        await chat.do(append("m1", "a"))
-        chat.store = second
-        await chat.do(append("m2", "x"))
-        chat.store = first
-        await chat.do(append("m1", "b"))
-        await chat.do(finish("m1"), documents=["m1"])
-        assert await texts(second, "c", "m1", "m2") == ["ab", "x"]
 
 
 async def test_a_locked_channel_conflicts_and_a_deleted_one_cannot_begin_meanwhile(
@@ -325,14 +313,16 @@ async def test_entries_of_a_commit_that_was_silent_are_kept(
 async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PostgresServer, "timeout_s", 1.0)  # enough to open the store on a busy machine
+    async with opened(server, schema):
+        pass  # the tables are made without the short limit
+    monkeypatch.setattr(PostgresServer, "timeout_s", 2.0)
     async with opened(server, schema) as store:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))
         blocker = await asyncpg.connect(server.url)
         async with blocker.transaction():
             await blocker.execute(f"LOCK TABLE {schema}.channels IN ACCESS EXCLUSIVE MODE")
-            with pytest.raises(CommitUnknown, match=r"did not respond within 1 s to a statement"):
+            with pytest.raises(CommitUnknown, match=r"did not respond within 2 s to a statement"):
                 await chat.do(append("m1", "b"))
             with pytest.raises(StoreUnavailable, match="did not respond"):
                 await head_of(store, "c")
@@ -381,12 +371,13 @@ class Proxy:
         writer.close()
 
 
-async def test_renewal_does_not_wait_for_reads(store: PostgresStore) -> None:
+async def test_renewal_does_not_wait_for_reads(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PostgresServer, "timeout_s", 2 * PATIENCE_S)
     async with AsyncExitStack() as reads:
         for _ in range(READERS):
             await reads.enter_async_context(store._reading())
         waiting = asyncio.create_task(store.notes(""))
-        async with asyncio.timeout(PostgresServer.timeout_s / 2):
+        async with asyncio.timeout(PATIENCE_S):
             await store.hold("node", 4_000, {})
         assert not waiting.done()
     assert await waiting == {}
@@ -395,13 +386,14 @@ async def test_renewal_does_not_wait_for_reads(store: PostgresStore) -> None:
 async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(PostgresServer, "timeout_s", 2 * PATIENCE_S)
     proxy = Proxy(server.port)
     url = f"postgresql://app@127.0.0.1:{await proxy.start()}/app"
     store = PostgresStore(url, schema=schema)
     await store.open()
     lease = (await store.hold("n1", MINUTE_MS, {})).lease
     proxy.fall_silent()
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await store.hold("n1", MINUTE_MS, {})
@@ -478,7 +470,7 @@ async def test_process_that_stops_in_mid_renewal_does_not_keep_other_nodes_from_
         stopped = Stopped(db)
         renewing = asyncio.create_task(renew(stopped, schema, "n1", MINUTE_MS, {}))  # type: ignore[arg-type]
         await stopped.is_stopped.wait()
-        async with asyncio.timeout(RENEW_TIMEOUT_S):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await store.hold("n2", MINUTE_MS, {})).nodes == {"n2"}
         renewing.cancel()
         db.terminate()

@@ -11,8 +11,6 @@ from tenuto.stores.postgres.store import PostgresStore
 from tests.postgres import Postgres, needs_postgres
 from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
 from tests.stores.two import opened
-from tests.transports.conftest import new_hub, serving
-from tests.transports.test_websocket import Peer, dialled
 
 pytestmark = needs_postgres
 
@@ -72,50 +70,3 @@ async def test_channel_that_cannot_be_read_fails_no_other_write_of_its_commit(se
             assert await chat.do(append("m1", ", later")) == Committed(4)
         assert await store.tidy(MINUTE_MS) == []
         assert len(await store.tidy(2 * MINUTE_MS)) >= 2  # of the others
-
-
-async def is_shown(peer: Peer, text: str) -> None:
-    """Return when a socket has an event of the channel `whole` with `text`."""
-    while not any(text in str(event) for event in peer.events("whole")):
-        await peer.receive()
-
-
-async def test_attach_to_a_channel_that_cannot_be_read_gets_an_error_and_the_socket_goes_on(
-    server: Postgres, schema: str
-) -> None:
-    url = f"{server.url}?schema={schema}"
-    hub = new_hub(url)
-    for channel in ("whole", "damaged"):
-        await hub.create(channel, id="m1", text="kept")
-    await hub.close()
-    server.sql(
-        f"UPDATE {schema}.texts SET body = '\\xc1' FROM {schema}.channels c WHERE c.id = channel AND c.name = 'damaged'"
-    )
-    async with serving(new_hub(url)) as served, dialled(served) as peer:
-        assert (await peer.ask("attach", channel="whole"))["type"] == "ok"
-        for _ in range(2):
-            refused = await peer.ask("attach", channel="damaged")
-            assert (refused["type"], refused["code"], refused["status"]) == ("error", "store_unusable", 500)
-        await is_shown(peer, "kept")
-        await served.hub.create("whole", id="m2", text="later")
-        await is_shown(peer, "later")
-        assert served.hub.stats()["feeds"] == 1
-
-
-async def test_channel_that_becomes_unreadable_is_detached_and_is_refused_then(server: Postgres, schema: str) -> None:
-    async with serving(new_hub(f"{server.url}?schema={schema}")) as served:
-        for channel in ("whole", "damaged"):
-            await served.hub.create(channel, id="m1", text="kept")
-        async with dialled(served) as peer:
-            for channel in ("whole", "damaged"):
-                assert (await peer.ask("attach", channel=channel))["type"] == "ok"
-            await is_shown(peer, "kept")
-            server.sql(
-                f"UPDATE {schema}.channels SET serial = serial + 1, has_tail = true, tail = '\\x00000001c1'"
-                " WHERE name = 'damaged'"
-            )
-            error = await peer.until("error")
-            assert (error["channel"], error["code"]) == ("damaged", "store_unusable")
-            assert (await peer.ask("attach", channel="damaged"))["code"] == "store_unusable"
-            await served.hub.create("whole", id="m2", text="later")
-            await is_shown(peer, "later")

@@ -85,7 +85,7 @@ async def test_channel_with_an_unknown_entry_sends_its_viewers_away_and_no_other
         f"UPDATE {schema}.channels SET serial = {before[0]}, has_tail = '{before[1]}', tail = '{before[2]}'"
         " WHERE name = 'c'"
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while hub.runtime.channels["c"].batches.unreadable is not None:
             await hub.history("d")
     await hub.create("c", id="m3", text="again")
@@ -93,27 +93,12 @@ async def test_channel_with_an_unknown_entry_sends_its_viewers_away_and_no_other
     await hub.close()
 
 
-async def test_housekeeping_leaves_out_a_channel_with_an_unknown_entry(
-    server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with opened(server, schema) as store:
-        for channel in ("a", "b"):
-            chat = Chat(store, channel)
-            await chat.do(create("m1", streaming=True))
-            await chat.do(append("m1", "text"))
-    store_unknown_entry(server, schema, "a")
-    async with opened(server, schema) as store:
-        assert await store.tidy(0) == []
-        assert await store.tidy(MINUTE_MS) == [("b", "m1")]
-    assert caplog.text.count("channel 'a' is left out of the housekeeping: the log holds an entry that this") == 1
-
-
 async def test_notice_of_an_unknown_kind_and_unknown_fields_lose_no_other_notice(server: Postgres, schema: str) -> None:
     async with opened(server, schema) as store:
         received: asyncio.Queue[Notice | None] = asyncio.Queue()
         store.listen(received.put_nowait)
         db = await asyncpg.connect(server.url)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await received.get() is None  # it listens
             notices = [["later", "c", b"?"], ["moved", "c", b"1", "a field of the next release"]]
             payload = base64.b64encode(msgspec.msgpack.encode(notices)).decode()
@@ -163,7 +148,7 @@ async def test_hub_reads_notes_holds_and_notices_of_a_newer_release_as_far_as_it
         )
         while not any(isinstance(event, Signal) and event.name == "typing" for event in viewer.events):
             await viewer.take()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not hub.runtime.scheduler.workers.is_served_elsewhere("c"):
                 await hub.history("c")
         await viewer.leave()

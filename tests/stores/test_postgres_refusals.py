@@ -91,15 +91,6 @@ async def test_a_server_that_is_too_old_is_refused(server: Postgres, monkeypatch
     assert re.fullmatch(r"PostgreSQL \d+\.\d+ .*is too old; use PostgreSQL 13 or newer", str(error))
 
 
-async def test_a_standby_is_refused() -> None:
-    with running_postgres(fsync="off") as server:
-        await asyncio.to_thread(server.back_up)
-        await asyncio.to_thread(server.stand_by, fsync="off")
-        error = await refusal(server.url)
-        assert isinstance(error, StoreUnusable)
-        assert "is a standby, which accepts no writes; name the primary in the store URL" in str(error)
-
-
 async def test_connections_that_are_all_taken_are_named_with_the_remedy(server: Postgres) -> None:
     url = f"postgresql://plain@127.0.0.1:{server.port}/app?schema=taken"
     async with AsyncExitStack() as others:

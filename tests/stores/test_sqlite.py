@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -222,14 +222,24 @@ async def test_foreign_reader_does_not_block_commits(path: Path) -> None:
 async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun, transaction = threading.Event(), SqliteFile.transaction
+
+    def noted(file: SqliteFile) -> AbstractContextManager[sqlite3.Connection]:
+        begun.set()
+        return transaction(file)
+
     async with opened(path, busy_s=PATIENCE_S) as store:
         chat = Chat(store)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with monkeypatch.context() as patched:
-                patched.setattr(sqlite, "TIMEOUT_S", 0.5)  # in this time the thread must have begun the commit
+                patched.setattr(sqlite, "TIMEOUT_S", 0.01)
+                patched.setattr(SqliteFile, "transaction", noted)
+                committing = asyncio.create_task(chat.do(create("m1", "a")))
+                await asyncio.sleep(0)
+                assert begun.wait(PATIENCE_S)  # the event loop stands still, so the limit is noticed only now
                 with pytest.raises(CommitUnknown, match="did not respond"):
-                    await chat.do(create("m1", "a"))
+                    await committing
                 with pytest.raises(StoreUnavailable, match="did not respond"):
                     await head_of(store, "c")
             other.execute("ROLLBACK")

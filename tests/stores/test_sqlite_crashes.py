@@ -147,12 +147,6 @@ def put_back_anew(path: Path, backup: bytes) -> None:
     run_from_outside(path, "UPDATE life SET inode = ? || substr(inode, instr(inode, ' '))", str(path.stat().st_ino))
 
 
-def without_nonces(path: Path) -> None:
-    """Leave database and lock file as they were before nonces existed."""
-    run_from_outside(path, "UPDATE life SET inode = ?", str(path.stat().st_ino))
-    lock(path).write_text("process 1 (older)\n")
-
-
 async def epoch(path: Path) -> str:
     async with opened(path) as store:
         return (await head_of(store, "c")).epoch
@@ -224,9 +218,7 @@ async def test_backup_of_the_last_state_keeps_epochs(path: Path, backup: bytes) 
     assert await epoch(path) == "e1"
 
 
-@pytest.mark.parametrize(
-    "left", [None, b"", b"\x00" * 60, b"process 1 (older)\n"], ids=["removed", "emptied", "zeroed", "older"]
-)
+@pytest.mark.parametrize("left", [None, b"", b"\x00" * 60], ids=["removed", "emptied", "zeroed"])
 async def test_a_lock_file_that_was_lost_begins_new_epochs_once(path: Path, backup: bytes, left: bytes | None) -> None:
     lock(path).unlink()
     if left is not None:
@@ -234,14 +226,6 @@ async def test_a_lock_file_that_was_lost_begins_new_epochs_once(path: Path, back
     new = await epoch(path)
     assert new != "e1"
     assert await epoch(path) == new
-
-
-async def test_old_file_without_a_nonce_keeps_epochs_and_gets_one(path: Path, backup: bytes) -> None:
-    without_nonces(path)
-    old = read(path)
-    assert await epoch(path) == "e1"
-    put_back(path, old)
-    assert await epoch(path) != "e1"
 
 
 MOMENTS = [(write, moment) for write in (1, 2, 3, 4) for moment in ("before", "after")]
@@ -267,14 +251,6 @@ async def test_kill_9_while_opening_or_closing_keeps_epochs_and_misses_no_backup
     put_back(path, backup)
     write(lock(path), locked)
     assert await epoch(path) != "e1" or not is_stored
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-async def test_kill_9_at_the_first_opening_with_nonces_keeps_epochs(path: Path, backup: bytes, moment: str) -> None:
-    for write_number in (1, 2):
-        without_nonces(path)
-        await asyncio.to_thread(open_and_die, path, write_number, moment)
-        assert await epoch(path) == "e1"
 
 
 @pytest.mark.parametrize("restore", [put_back, lambda path, _: lock(path).unlink()], ids=["put_back", "no_lock"])

@@ -59,14 +59,6 @@ def test_each_command_says_in_one_line_that_the_file_is_damaged(
 
 
 @DAMAGE
-async def test_server_does_not_open_a_file_of_damaged_structure(tmp_path: Path, flip: tuple[int, int]) -> None:
-    path = tmp_path / "chat.db"
-    write(path, flipped(flip))
-    with pytest.raises(StoreUnusable, match=r"damaged.*; restore a backup"):
-        await SqliteStore(path).open()
-
-
-@DAMAGE
 async def test_restore_of_a_backup_of_damaged_structure_replaces_nothing(tmp_path: Path, flip: tuple[int, int]) -> None:
     path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
     async with opened(path):

@@ -11,6 +11,8 @@ from tenuto.core.errors import LocalError
 from tenuto.stores.sqlite import thread as worker_module
 from tenuto.stores.sqlite.thread import Late, StoreThread
 
+PATIENCE_S = 60.0
+
 
 def nothing(is_idle: bool) -> float | None:
     return None
@@ -21,25 +23,33 @@ def thread() -> Iterator[StoreThread]:
     thread = StoreThread("test-thread", nothing)
     yield thread
     thread.stop(lambda: None)
-    thread.join(5)
+    thread.join(PATIENCE_S)
 
 
 async def test_call_that_timed_out_in_the_queue_never_runs(thread: StoreThread) -> None:
     held, done = threading.Event(), []
-    holding = asyncio.create_task(thread.run(held.wait, timeout_s=5))
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     with pytest.raises(Late) as late:
         await thread.run(lambda: done.append(1), timeout_s=0.01)
     assert not late.value.is_begun
     held.set()
     assert await holding
-    assert await thread.run(lambda: list(done), timeout_s=5) == []
+    assert await thread.run(lambda: list(done), timeout_s=PATIENCE_S) == []
 
 
 async def test_late_call_that_runs_is_reported_as_begun(thread: StoreThread) -> None:
-    held = threading.Event()
+    begun, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        held.wait(PATIENCE_S)
+
+    running = asyncio.create_task(thread.run(hold, timeout_s=0.01))
+    await asyncio.sleep(0)
+    assert begun.wait(PATIENCE_S)  # the event loop stands still, so the time limit is noticed only now
     with pytest.raises(Late) as late:
-        await thread.run(held.wait, timeout_s=0.5)  # in this time the thread must have begun
+        await running
     assert late.value.is_begun
     held.set()
 
@@ -54,28 +64,28 @@ async def test_calls_make_no_timer_each(thread: StoreThread, monkeypatch: pytest
 
     monkeypatch.setattr(loop, "call_at", noting)
     for _ in range(100):
-        await thread.run(lambda: None, timeout_s=60)
+        await thread.run(lambda: None, timeout_s=PATIENCE_S)
     assert len(made_s) <= 1
 
 
 async def test_stopped_thread_refuses_calls() -> None:
     thread = StoreThread("test-thread", nothing)
-    await thread.finish(lambda: None, timeout_s=5)
+    await thread.finish(lambda: None, timeout_s=PATIENCE_S)
     with pytest.raises(LocalError):
-        await thread.run(lambda: None, timeout_s=5)
+        await thread.run(lambda: None, timeout_s=PATIENCE_S)
     assert "test-thread" not in [thread.name for thread in threading.enumerate()]
 
 
 async def test_last_call_runs_without_a_waiting_caller() -> None:
     thread = StoreThread("test-thread", nothing)
     held, ended = threading.Event(), threading.Event()
-    holding = asyncio.create_task(thread.run(held.wait, timeout_s=5))
-    finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=5))
+    holding = asyncio.create_task(thread.run(held.wait, timeout_s=PATIENCE_S))
+    finishing = asyncio.create_task(thread.finish(ended.set, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     finishing.cancel()
     held.set()
     await asyncio.wait([holding, finishing])
-    assert await asyncio.to_thread(ended.wait, 5)
+    assert await asyncio.to_thread(ended.wait, PATIENCE_S)
 
 
 async def test_failed_housekeeping_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +100,7 @@ async def test_failed_housekeeping_is_retried(monkeypatch: pytest.MonkeyPatch) -
         return None
 
     thread = StoreThread("test-thread", spare)
-    await thread.run(lambda: None, timeout_s=5)
-    assert await asyncio.to_thread(over.wait, 5)
+    await thread.run(lambda: None, timeout_s=PATIENCE_S)
+    assert await asyncio.to_thread(over.wait, PATIENCE_S)
     assert calls == [False, True]
-    await thread.finish(lambda: None, timeout_s=5)
+    await thread.finish(lambda: None, timeout_s=PATIENCE_S)

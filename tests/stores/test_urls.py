@@ -1,12 +1,12 @@
 """The stores that URLs name."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tenuto.cli.main import main
 from tenuto.core.errors import LocalError
 from tenuto.stores import open_url
 from tenuto.stores.memory import MemoryStore
@@ -91,11 +91,10 @@ def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str)
         "postgresql://db:port/app",
     ],
 )
-def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "tenuto", "serve", "--port", "0", "--store", url]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stdout == ""
+def test_command_reports_a_malformed_url_in_one_line(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["serve", "--port", "0", "--store", url])
+    assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1, done.stderr
     assert "store URL" in done.stderr
     assert list(tmp_path.iterdir()) == []

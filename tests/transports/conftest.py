@@ -100,7 +100,9 @@ async def serving(hub: Hub, app: Any = None, **options: Any) -> AsyncIterator[Se
     """`hub`, or `app` with it inside, behind uvicorn; at the end the hub drains first, as its signal hook does."""
     async with (
         listening(hub if app is None else app, **options) as port,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False) as http,
+        httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False, timeout=PATIENCE_S
+        ) as http,
     ):
         served = Served(hub, port, http)
         yield served
@@ -139,7 +141,9 @@ async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[H
 
 def asking(app: Any, *, client: str = "127.0.0.1", base_url: str = "http://localhost") -> httpx2.AsyncClient:
     """Return a client that sends requests to `app` without a network, as if from the address `client`."""
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=(client, 1)), base_url=base_url)
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app, client=(client, 1)), base_url=base_url, timeout=PATIENCE_S
+    )
 
 
 @pytest.fixture

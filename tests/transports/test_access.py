@@ -220,44 +220,6 @@ async def nobody(scope: Any) -> Identity | None:
     return None
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/channels/c",
-        "/v1/channels/c/messages",
-        "/v1/channels/c/events",
-        "/v1/channels/c/poll",
-        "/v1/channels/c/messages/m/events",
-    ],
-)
-async def test_request_without_credentials_is_401(path: str) -> None:
-    assert await with_verifier(nobody, {**AWAY, "path": path}) == (401, "unauthenticated")
-
-
-async def test_socket_with_unknown_credentials_is_refused() -> None:
-    shown = {**SOCKET, "headers": [*AWAY["headers"], (b"authorization", b"Bearer bad")]}
-    assert await with_verifier(nobody, shown) == (401, "unauthenticated")
-
-
-async def test_socket_without_credentials_is_accepted_to_authenticate() -> None:
-    assert (await with_verifier(nobody, SOCKET))[0] == 101
-
-
-async def test_verifier_receives_the_request_and_decides() -> None:
-    async def verify(scope: Any) -> Identity | None:
-        token = dict(scope["headers"]).get(b"authorization")
-        return Identity(client_id="ada") if token == b"Bearer good" else None
-
-    good = {**AWAY, "headers": [*AWAY["headers"], (b"authorization", b"Bearer good")]}
-    assert (await with_verifier(verify, good))[0] == 200
-    assert (await with_verifier(verify, AWAY))[0] == 401
-    hub = new_hub(authenticate=verify)
-    create = {**good, "headers": [*good["headers"], (b"content-type", b"application/json")]}
-    await ask(hub, "/v1/channels/c/messages", method="POST", body=b'{"id": "m"}', query=b"client=eve", **create)
-    assert (await hub.read("c", "m"))[0].author == "ada"
-    await hub.close()
-
-
 async def test_failing_verifier_refuses_without_details(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(scope: Any) -> Identity | None:
         raise ZeroDivisionError("secret")
@@ -300,38 +262,6 @@ async def test_verifier_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
         return None
 
     assert await with_verifier(slow, AWAY) == (503, "busy")
-
-
-CAPABILITIES: list[tuple[str, str, str, bytes]] = [
-    ("history", "GET", "/v1/channels/c", b""),
-    ("history", "GET", "/v1/channels/c/messages", b""),
-    ("history", "GET", "/v1/channels/c/messages/m", b""),
-    ("subscribe", "GET", "/v1/channels/c/events", b""),
-    ("subscribe", "GET", "/v1/channels/c/poll", b""),
-    ("subscribe", "GET", "/v1/channels/c/messages/m/events", b""),
-    ("publish", "POST", "/v1/channels/c/messages", b"{}"),
-    ("append", "POST", "/v1/channels/c/messages", b'{"role":"assistant"}'),
-    ("append", "POST", "/v1/channels/c/messages", b'{"status":"streaming"}'),
-    ("append", "POST", "/v1/channels/c/messages", b'{"parts":[{"type":"tool"}]}'),
-    ("append", "POST", "/v1/channels/c/messages/m/append", b'{"text":"x"}'),
-    ("append", "PUT", "/v1/channels/c/messages/m/parts/0", b"{}"),
-    ("append", "POST", "/v1/channels/c/messages/m/finish", b"{}"),
-    ("publish", "PATCH", "/v1/channels/c/messages/m", b"{}"),
-    ("publish", "DELETE", "/v1/channels/c/messages/m", b""),
-    ("admin", "DELETE", "/v1/channels/c", b""),
-]
-
-
-@pytest.mark.parametrize(("capability", "method", "path", "body"), CAPABILITIES)
-async def test_every_operation_needs_its_capability(capability: str, method: str, path: str, body: bytes) -> None:
-    everything = Identity().capabilities
-
-    async def without(scope: Any) -> Identity | None:
-        return Identity(client_id="ada", capabilities=everything - {capability})
-
-    headers = [*AWAY["headers"], (b"content-type", b"application/json")]
-    how = {**AWAY, "headers": headers, "method": method, "path": path, "body": body}
-    assert await with_verifier(without, how) == (403, "forbidden")
 
 
 FOREIGN: tuple[bytes, bytes] = (b"origin", b"https://evil.example")

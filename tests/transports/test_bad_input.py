@@ -80,8 +80,9 @@ async def test_refusal_does_not_repeat_a_large_value(plain_http: httpx2.AsyncCli
     assert response.json()["detail"].endswith(tuple(f"k' - at `$.{name}`" for name in body))
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("field", ["at", "part", "generation"])
+@pytest.mark.parametrize(
+    ("field", "number"), [*(("at", one) for one in NUMBERS), ("part", "-1"), ("generation", "1.5")]
+)
 async def test_invalid_offsets_are_refused(plain_http: httpx2.AsyncClient, field: str, number: str) -> None:
     await stream(plain_http)
     body = f'{{"text": "x", "{field}": {number}}}'.encode()
@@ -108,10 +109,9 @@ async def test_a_lone_surrogate_in_an_append_is_not_reported_as_broken_json(plai
     assert (await plain_http.get(M1)).json()["message"]["parts"][0]["text"] == "C:\\udata😀"
 
 
-@pytest.mark.parametrize(
-    "media_type",
-    [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""],
-)
+MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data", ""]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -122,12 +122,11 @@ async def test_a_lone_surrogate_in_an_append_is_not_reported_as_broken_json(plai
         ("POST", f"{M1}/finish"),
     ],
 )
-async def test_body_of_a_change_must_be_json(
-    plain_http: httpx2.AsyncClient, method: str, path: str, media_type: str | None
-) -> None:
-    headers = {} if media_type is None else {"content-type": media_type}
-    response = await plain_http.request(method, path, content=b'{"text": "x"}', headers=headers)
-    assert refused(response) == (415, "unsupported_media_type")
+async def test_body_of_a_change_must_be_json(plain_http: httpx2.AsyncClient, method: str, path: str) -> None:
+    for media_type in MEDIA_TYPES:
+        headers = {} if media_type is None else {"content-type": media_type}
+        response = await plain_http.request(method, path, content=b'{"text": "x"}', headers=headers)
+        assert refused(response) == (415, "unsupported_media_type"), media_type
 
 
 async def test_charset_of_the_media_type_is_ignored(plain_http: httpx2.AsyncClient) -> None:
@@ -139,7 +138,6 @@ async def test_unknown_fields_are_ignored(plain_http: httpx2.AsyncClient) -> Non
     assert (await create(plain_http, text="x", colour="green", author="mallory"))["message"]["author"] == "anonymous"
 
 
-@pytest.mark.parametrize("value", ["-1", "1.5", "abc", "", "99999999999999999999", "1e3", "+1", "0x10", "١", " 1"])
 @pytest.mark.parametrize(
     ("path", "name"),
     [
@@ -152,8 +150,9 @@ async def test_unknown_fields_are_ignored(plain_http: httpx2.AsyncClient) -> Non
         ("/v1/channels/c/poll", "wait_s"),
     ],
 )
-async def test_numbers_in_queries_are_whole(plain_http: httpx2.AsyncClient, path: str, name: str, value: str) -> None:
-    assert refused(await plain_http.get(path, params={name: value})) == (400, "invalid_request")
+async def test_numbers_in_queries_are_whole(plain_http: httpx2.AsyncClient, path: str, name: str) -> None:
+    for value in ("-1", "1.5", "abc", "", "99999999999999999999", "1e3", "+1", "0x10", "١", " 1"):
+        assert refused(await plain_http.get(path, params={name: value})) == (400, "invalid_request"), value
 
 
 @pytest.mark.parametrize(

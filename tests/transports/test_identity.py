@@ -22,6 +22,7 @@ from starlette.routing import Mount
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
+from proof.simulation.clock import START_MS
 from proof.wirecheck import SseViewer
 from tenuto.app import Hub
 from tenuto.cli.main import main
@@ -35,19 +36,20 @@ from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
 from tenuto.server.serving import check_guarded
-from tenuto.transports import codec, websocket
+from tenuto.transports import codec, credentials, websocket
 from tests import processes
 from tests.transports.asgi import ask
-from tests.transports.conftest import PATIENCE_S, WAYS, Served, new_hub, serving
+from tests.transports.conftest import PATIENCE_S, WAYS, Served, asking, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
 from tests.transports.watching import Stream, stored
+from tests.virtual import virtual_clock, virtually
 
 SECRET = "a secret that only tests know, of at least thirty-two bytes"
 EVENTS = "/v1/channels/chat:1/events"
 READER = ("subscribe", "history")
 PERSON = (*READER, "publish", "presence", "command")
-LEFT_S = 1.2  # life of a token that expires in a test: a busy machine must begin the stream or socket before
+LEFT_S = 600.0  # life of a token
 
 
 class Watch(Clock):
@@ -67,7 +69,7 @@ class Verified(Served):
 
     watch: Watch
 
-    def token(self, *capabilities: str, sub: str = "ada", left_s: float = 600, channel: str = "chat:*") -> str:
+    def token(self, *capabilities: str, sub: str = "ada", left_s: float = LEFT_S, channel: str = "chat:*") -> str:
         claims = {
             "sub": sub,
             "aud": "chat",
@@ -78,6 +80,10 @@ class Verified(Served):
 
     def bearer(self, *capabilities: str, **options: Any) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token(*capabilities, **options)}"}
+
+    def expire(self) -> None:
+        """Let the tokens expire that were made so far."""
+        self.watch.ahead_ms += round(LEFT_S * 1000)
 
     async def post(self, path: str, body: object, headers: dict[str, str]) -> Any:
         return await self.http.post(path, json=body, headers=headers)
@@ -104,8 +110,9 @@ def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
 
 
 @pytest.fixture(params=WAYS)
-async def served(request: pytest.FixtureRequest) -> AsyncIterator[Verified]:
-    """A hub that verifies tokens, behind a server."""
+async def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Verified]:
+    """A hub that verifies tokens, behind a server. It looks at the clock again and again, as the clock may jump."""
+    monkeypatch.setattr(credentials, "_MAX_TIMER_S", 0.02)
     watch = Watch()
     hub = verifying_hub(watch)
     hub.drive_by_hand = request.param == "hand"
@@ -121,7 +128,9 @@ def header(token: str) -> dict[str, str]:
 
 
 async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) -> None:
-    stream = await Stream.open(served, EVENTS, **served.bearer(*READER, left_s=LEFT_S))
+    stream = await Stream.open(served, EVENTS, **served.bearer(*READER))
+    await stream.until_event("channel.attached")
+    served.expire()
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
     assert not await stream.until_over()
     assert stream.parser.retry_ms is not None
@@ -130,8 +139,10 @@ async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) 
 
 
 async def test_own_client_is_broken_off_when_its_identity_expires(served: Verified) -> None:
-    token = served.token(*READER, left_s=LEFT_S)
+    token = served.token(*READER)
     stream = await Stream.open(served, EVENTS, Tenuto_Client="test", **header(token))
+    await stream.until_event("channel.attached")
+    served.expire()
     assert not await stream.until_over()
     assert [event.event for event in stream.events if event.event == "bye"] == []
     stream = await Stream.open(served, EVENTS, Tenuto_Client="test", **header(token))
@@ -156,27 +167,39 @@ async def test_the_stream_of_one_answer_ends_with_the_identity_too(served: Verif
         await message.append("some")
         await message.flush()
         path = "/v1/channels/chat:1/messages/m1/events"
-        stream = await Stream.open(served, path, **served.bearer(*READER, left_s=LEFT_S))
+        stream = await Stream.open(served, path, **served.bearer(*READER))
         await stream.until_event("answer")
+        served.expire()
         assert (await stream.until_event("bye")).data == b'"unauthenticated"'
         assert not await stream.until_over()
 
 
-async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(served: Verified) -> None:
-    stream = await Stream.open(served, f"{EVENTS}?ping_s=2", **served.bearer(*READER, left_s=600))
+async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(
+    served: Verified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_MAX_TIMER_S", 3600.0)
+    stream = await Stream.open(served, f"{EVENTS}?ping_s=2", **served.bearer(*READER))
     await stream.until_event("channel.attached")
-    served.watch.ahead_ms = 600_000
+    served.expire()
     for _ in range(2):
         heartbeats(served).tick()
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
 
 
-async def test_waiting_poll_is_refused_when_its_identity_expires(served: Verified) -> None:
-    first = await served.http.get("/v1/channels/chat:1/poll", headers=served.bearer(*READER))
-    path = f"/v1/channels/chat:1/poll?wait_s=60&since={first.json()['cursor']}"
-    async with asyncio.timeout(PATIENCE_S):
-        response = await served.http.get(path, headers=served.bearer(*READER, left_s=LEFT_S))
-    assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+@virtually
+async def test_waiting_poll_is_refused_when_its_identity_expires() -> None:
+    loop, clock = asyncio.get_running_loop(), virtual_clock()
+    assert clock is not None
+
+    async def reader(scope: Any) -> Identity | None:
+        return Identity(client_id="ada", capabilities=frozenset(READER), expires_at_ms=START_MS + 20_000)
+
+    hub = new_hub(authenticate=reader, clock=clock)
+    async with asking(hub) as http:
+        cursor = (await http.get("/v1/channels/c/poll")).json()["cursor"]
+        response = await http.get(f"/v1/channels/c/poll?wait_s=60&since={cursor}", timeout=None)
+    assert (response.status_code, response.json()["code"], loop.time()) == (401, "unauthenticated", 20.0)
+    await hub.close()
 
 
 async def test_the_callback_has_ended_before_the_stream_begins() -> None:
@@ -210,20 +233,6 @@ async def closed_with(peer: Peer) -> tuple[int, str]:
     return code, bye.get("reason", "")
 
 
-async def test_a_token_at_the_upgrade_is_enough(served: Verified) -> None:
-    async with dialled(served, additional_headers=served.bearer()) as peer:
-        assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
-        assert (await peer.ask("attach", channel="other"))["code"] == "forbidden"
-
-
-async def test_a_bad_token_at_the_upgrade_is_refused(served: Verified) -> None:
-    for headers in (header("garbage"), served.bearer(left_s=-5)):
-        with pytest.raises(InvalidStatus) as refused:
-            async with dialled(served, additional_headers=headers):
-                pass
-        assert refused.value.response.status_code == 401
-
-
 async def test_cookie_at_the_upgrade_needs_an_allowed_origin(served: Verified) -> None:
     cookie = {"Cookie": f"session={served.token()}"}
     async with dialled(served, additional_headers=cookie, origin=f"http://localhost:{served.port}") as peer:
@@ -248,11 +257,6 @@ async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_
     for you in (polled.json()["you"], json.loads(stream.events[0].data), attached):
         assert (you["id"], you["can"]) == ("ada", ["history", "subscribe"])
         assert 590 < you["expires_s"] <= 600
-
-
-async def test_client_that_does_not_identify_itself_gets_no_identity(served: Verified) -> None:
-    polled = await served.http.get("/v1/channels/chat:1/poll?wait_s=0", headers=served.bearer())
-    assert sorted(polled.json()) == ["cursor", "events"]
 
 
 async def test_first_frame_authenticates_the_socket(served: Verified) -> None:
@@ -342,8 +346,9 @@ async def test_unauthenticated_sockets_are_bounded(served: Verified, monkeypatch
 
 
 async def test_a_socket_whose_identity_ends_is_closed_with_renew(served: Verified) -> None:
-    async with dialled(served, additional_headers=served.bearer(left_s=LEFT_S)) as peer:
+    async with dialled(served, additional_headers=served.bearer()) as peer:
         assert (await peer.ask("attach", channel="chat:1"))["type"] == "ok"
+        served.expire()
         assert await closed_with(peer) == (4200, "unauthenticated")
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
 
@@ -437,14 +442,6 @@ async def test_unavailable_verifier_closes_the_socket_for_a_retry() -> None:
 # Tickets
 
 
-async def test_a_ticket_opens_a_stream_where_no_header_can_be_sent(served: Verified) -> None:
-    await served.hub.create("chat:1", id="m1", text="before")
-    stream = await Stream.open(served, f"{EVENTS}?ticket={await served.ticket()}")
-    await stream.until_event("message.update")
-    assert stream.response.status == 200
-    stream.close()
-
-
 async def test_viewer_with_a_ticket_resumes_repeatedly(served: Verified) -> None:
     query = {"ticket": await served.ticket(), "flush_ms": "0"}
     async with (
@@ -501,10 +498,11 @@ async def test_one_stream_of_a_ticket_is_open_at_a_time(served: Verified) -> Non
 
 
 async def test_the_stream_of_a_ticket_ends_with_the_identity_behind_it(served: Verified) -> None:
-    ticket = await served.ticket(*READER, left_s=LEFT_S)
+    ticket = await served.ticket(*READER)
     stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
     await stream.until_event("channel.attached")
     cursor = next(event.id for event in stream.events if event.id)
+    served.expire()
     await stream.until_event("bye")
     over = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor, Tenuto_Client="t")
     assert over.response.status == 401
@@ -526,20 +524,6 @@ async def test_a_ticket_opens_the_stream_of_one_answer_and_it_comes_back(served:
         again = await Stream.open(served, path, Last_Event_ID=first.id)
         assert (await again.until_event("answer")).data == b'"two"'
         again.close()
-
-
-async def test_a_ticket_is_for_its_channel_and_for_streams_alone(served: Verified) -> None:
-    ticket = await served.ticket()
-    other = await Stream.open(served, f"/v1/channels/chat:2/events?ticket={ticket}")
-    assert other.response.status == 403
-    for path in ("/v1/channels/chat:1/messages", "/v1/channels/chat:1/poll", "/v1/channels/chat:1"):
-        response = await served.http.get(f"{path}?ticket={ticket}")
-        assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
-    body = {"text": "x"}
-    response = await served.http.post(f"/v1/channels/chat:1/messages?ticket={ticket}", json=body)
-    assert response.status_code == 401
-    async with dialled(served, query=f"?ticket={ticket}") as peer:
-        assert (await peer.ask("attach", channel="chat:1"))["code"] == "unauthenticated"
 
 
 @pytest.mark.parametrize("ticket", ["", "x", "a.b", "%00", "A" * 3000])
@@ -627,14 +611,6 @@ async def test_cookie_ticket_and_mark_of_a_hub_are_refused_by_one_with_another_a
         assert await accepted(served) == (cookie_status, 401, False)
     async with serving(hub()) as served:
         assert await accepted(served) == (200, 200, True)
-
-
-async def test_on_this_machine_without_a_verifier_tickets_work_too() -> None:
-    async with serving(new_hub()) as served:
-        response = await served.http.post("/v1/tickets", json={"channel": "c"})
-        stream = await Stream.open(served, f"/v1/channels/c/events?ticket={response.json()['ticket']}")
-        await stream.until_event("channel.attached")
-        stream.close()
 
 
 # Rates
@@ -738,36 +714,6 @@ async def test_on_this_machine_without_a_verifier_nothing_is_counted() -> None:
             assert (await Stream.open(served, f"/v1/channels/c/events?ticket={ticket}")).response.status == 200
 
 
-# Grants
-
-
-async def test_a_grant_holds_on_every_transport_and_nowhere_else(served: Verified) -> None:
-    headers = served.bearer(*PERSON, channel="chat:1")
-    for channel, status in (("chat:1", 200), ("chat:2", 403)):
-        for path in ("", "/messages", "/poll"):
-            assert (await served.http.get(f"/v1/channels/{channel}{path}", headers=headers)).status_code == status
-        posted = await served.post(f"/v1/channels/{channel}/messages", {"text": "x"}, headers)
-        assert posted.status_code == {200: 201}.get(status, status)
-        assert (await Stream.open(served, f"/v1/channels/{channel}/events", **headers)).response.status == status
-    async with dialled(served, additional_headers=headers) as peer:
-        for type in ("attach", "history", "create"):
-            assert (await peer.ask(type, channel="chat:1", **({"text": "y"} if type == "create" else {})))[
-                "type"
-            ] == "ok"
-            assert (await peer.ask(type, channel="chat:2"))["code"] == "forbidden"
-
-
-async def test_refusal_does_not_reveal_what_exists(served: Verified) -> None:
-    await served.hub.create("secret", id="m1", text="x")
-    headers = served.bearer()
-    responses = {
-        (response.status_code, response.text.replace(channel, "CHANNEL"))
-        for channel, message in (("secret", "m1"), ("secret", "m2"), ("none", "m1"))
-        for response in [await served.http.get(f"/v1/channels/{channel}/messages/{message}", headers=headers)]
-    }
-    assert len(responses) == 1
-
-
 # Secrets
 
 
@@ -833,7 +779,7 @@ def test_serve_verifies_tokens_and_keeps_them_out_of_its_log(tmp_path: Path, sec
     claims = {"sub": "ada", "aud": "chat", "exp": watch.now_s() + 60, "tenuto": {"*": list(PERSON)}}
     token = jwt.encode(claims, SECRET, algorithm="HS256")
     with processes.serving("serve", tmp_path, *options) as server:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=60) as http:
             assert http.get("/v1/channels/chat:1").status_code == 401
             assert http.get("/v1/channels/chat:1?token=" + token).status_code == 401
             assert http.get("/v1/channels/chat:1", headers=header(token)).status_code == 200
@@ -963,13 +909,3 @@ async def test_signals_are_counted_apart(served: Verified) -> None:
         refused = await peer.ask("signal", channel="chat:1", name="typing")
         assert refused["code"] == "too_many"
         assert (await peer.ask("create", channel="chat:1", text="x"))["type"] == "ok"
-
-
-async def test_metrics_are_for_admins(served: Verified) -> None:
-    for headers, status in (
-        ({}, 401),
-        (served.bearer("admin"), 403),
-        (served.bearer("admin", channel="*"), 200),
-        (served.bearer("history", channel="*"), 403),
-    ):
-        assert (await served.http.get("/metrics", headers=headers)).status_code == status

@@ -167,7 +167,7 @@ class Running:
     async def text_at(self, path: str) -> str:
         """Return the text of a GET, once the server responds."""
         deadline_s = time.monotonic() + START_S
-        async with httpx2.AsyncClient(trust_env=False) as http:
+        async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
             while time.monotonic() < deadline_s:
                 try:
                     return (await http.get(f"http://127.0.0.1:{self.port}{path}")).text
@@ -224,10 +224,6 @@ async def watched(server: Running, prefix: str) -> AsyncIterator[tuple[SseViewer
 
 
 ENDS = [
-    ("uvicorn", "served:hub", "", signal.SIGTERM),
-    ("granian", "served:app", "/mounted", signal.SIGINT),
-]
-EVERY_END = [
     (name, app, prefix, number)
     for name in SERVERS
     for app, prefix in (("served:hub", ""), ("served:app", "/mounted"))
@@ -235,7 +231,7 @@ EVERY_END = [
 ]
 
 
-@pytest.mark.parametrize(("name", "app", "prefix", "number"), EVERY_END if IS_LONG else ENDS)
+@pytest.mark.parametrize(("name", "app", "prefix", "number"), ENDS if IS_LONG else ENDS[:1])
 async def test_a_server_with_open_streams_ends_at_once(
     tmp_path: Path, name: str, app: str, prefix: str, number: signal.Signals
 ) -> None:
@@ -260,6 +256,7 @@ async def test_a_server_with_open_streams_ends_at_once(
         assert "ERROR" not in server.output
 
 
+@pytest.mark.skipif(not IS_LONG, reason="a second server: make test-long")
 async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
     command = ["-m", "uvicorn", "--app-dir", ".", "--reload", "--port", "{port}"]
     async with running(tmp_path, command, "served:app") as server:
@@ -278,7 +275,10 @@ async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
         assert "ERROR" not in server.output
 
 
-@pytest.mark.parametrize("command", [[*SERVERS["uvicorn"], "--timeout-graceful-shutdown", "2"], SERVE])
+WAITS = [SERVE, [*SERVERS["uvicorn"], "--timeout-graceful-shutdown", "2"]]
+
+
+@pytest.mark.parametrize("command", WAITS if IS_LONG else WAITS[:1])
 async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_drain(
     tmp_path: Path, command: list[str]
 ) -> None:
@@ -286,7 +286,7 @@ async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_d
     async with running(tmp_path, command, "silent:hub") as server:
         await server.text_at("/healthz")
         address = f"http://127.0.0.1:{server.port}"
-        async with httpx2.AsyncClient(trust_env=False) as http:
+        async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
             channel = f"{address}/v1/channels/c"
             asked = [
                 asyncio.ensure_future(one)
@@ -367,7 +367,7 @@ async def read_rest(peer: socket.socket) -> bytes:
 
 
 async def post(server: Running, path: str, body: object) -> None:
-    async with httpx2.AsyncClient(trust_env=False) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
         assert (await http.post(f"http://127.0.0.1:{server.port}{path}", json=body)).status_code == 201
 
 
@@ -383,16 +383,15 @@ async def end(server: Running) -> None:
         await server.process.wait()
 
 
-STALLS = [(SERVE, "served:hub", "", "ws"), (SERVERS["uvicorn"], "served:app", "/mounted", "sse")]
-EVERY_STALL = [
+STALLS = [
     (command, app, prefix, kind)
     for command in (SERVE, SERVERS["uvicorn"])
     for app, prefix in (("served:hub", ""), ("served:app", "/mounted"))
-    for kind in ("sse", "ws")
+    for kind in ("ws", "sse")
 ]
 
 
-@pytest.mark.parametrize(("command", "app", "prefix", "kind"), EVERY_STALL if IS_LONG else STALLS)
+@pytest.mark.parametrize(("command", "app", "prefix", "kind"), STALLS if IS_LONG else STALLS[:1])
 async def test_shutdown_does_not_wait_for_a_stalled_viewer(
     tmp_path: Path, command: list[str], app: str, prefix: str, kind: str
 ) -> None:
@@ -415,11 +414,15 @@ async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> Non
         assert "Traceback" not in server.output
 
 
-CUTS = [(SERVERS["uvicorn"], "silent:hub"), (SERVE, "served:hub")]
-EVERY_CUT = [*CUTS, (SERVERS["uvicorn"], "served:hub"), (SERVERS["uvicorn-h11"], "silent:hub")]
+CUTS = [
+    (SERVE, "served:hub"),
+    (SERVERS["uvicorn"], "silent:hub"),
+    (SERVERS["uvicorn"], "served:hub"),
+    (SERVERS["uvicorn-h11"], "silent:hub"),
+]
 
 
-@pytest.mark.parametrize(("command", "app"), EVERY_CUT if IS_LONG else CUTS)
+@pytest.mark.parametrize(("command", "app"), CUTS if IS_LONG else CUTS[:1])
 async def test_export_that_has_begun_is_cut_at_the_end_of_a_drain(tmp_path: Path, command: list[str], app: str) -> None:
     """The peer stalls, or the store is silent after the first message."""
     (tmp_path / "silent.py").write_text(SILENT_LATER)
@@ -454,7 +457,7 @@ async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> 
         assert "Traceback" not in server.output
 
 
-@pytest.mark.parametrize("agent", ["hang", "deaf"])
+@pytest.mark.parametrize("agent", ["deaf", "hang"] if IS_LONG else ["deaf"])
 async def test_serve_does_not_wait_for_a_handler_that_hangs(tmp_path: Path, agent: str) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
         await server.text_at("/healthz")

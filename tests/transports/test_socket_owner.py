@@ -244,7 +244,7 @@ async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.Monke
     running, listening = serving.server(hub), serving.listen(HERE, 0)
     task = await serving.start(running, listening)
     try:
-        async with httpx2.AsyncClient(base_url=serving.address_of(listening), trust_env=False) as http:
+        async with httpx2.AsyncClient(base_url=serving.address_of(listening), trust_env=False, timeout=60) as http:
             for _ in range(5):
                 assert (await http.get("/v1/channels/c")).status_code == 200
             assert len(looked_up) == 1

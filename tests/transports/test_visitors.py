@@ -244,7 +244,7 @@ async def test_closed_hub_is_not_opened_again_by_a_late_visitor(hub: Hub) -> Non
 
 def test_serve_gives_each_browser_chats_of_its_own(tmp_path: Path) -> None:
     ids = []
-    with httpx2.Client(trust_env=False) as browser:
+    with httpx2.Client(trust_env=False, timeout=60) as browser:
         for _ in range(2):
             with processes.serving("serve", tmp_path, "--visitors") as server:
                 origin = f"http://127.0.0.1:{server.port}"

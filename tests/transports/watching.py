@@ -7,9 +7,6 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -18,10 +15,6 @@ from proof.wirecheck import Response, SseEvent, SseParser
 from tenuto.app import Hub
 from tests.transports.conftest import PATIENCE_S, Served
 
-VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "text.json").read_text())
-NASTY = [
-    (re.sub(r"[^A-Za-z0-9]+", "-", vector["name"]), [piece["text"] for piece in vector["pieces"]]) for vector in VECTORS
-]
 """Texts that break naive code: an id made of the vector's name, and the pieces."""
 
 
