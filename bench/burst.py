@@ -20,9 +20,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.common import FINISHED, Options, Row, Void, check, client_load, kept, load_client, number, spread
-from bench.control import reply, serve_requests
 from bench.needs import SERVER, Needs
-from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit
+from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit, reply, serve_requests
 from bench.turns import answer, is_right
 
 _RUNNING, _QUESTIONS = 300, 700

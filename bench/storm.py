@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from bench.common import (
     FINISHED,
+    NAMES,
     Options,
     Row,
     Served,
@@ -37,7 +38,6 @@ _AFTER_S = _LIMIT_S + 1  # how long the answer streams after the restart: beyond
 _TIMEOUT_S = 30.0
 _CHANNEL, _MESSAGE = "bench:storm", "answer"
 _TOKENS_PER_S = 50
-_NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 
 
 class _Round(NamedTuple):
@@ -55,7 +55,7 @@ class _Round(NamedTuple):
 
 def run(options: Options) -> Iterator[Row]:
     how = {"viewers": _VIEWERS, "rounds": 1 if options.is_quick else 3}
-    for kind, name in _NAMES.items():
+    for kind, name in NAMES.items():
         yield from attempt(f"storm, {name}", functools.partial(storm, options, kind, **how))
 
 
@@ -72,7 +72,7 @@ def storm(
     worst_s = max(each.live_s for each in times)
     return [
         Row(
-            f"storm: {viewers:,} {_NAMES[kind]} viewers, from kill -9 of the server to the last one live",
+            f"storm: {viewers:,} {NAMES[kind]} viewers, from kill -9 of the server to the last one live",
             spread([each.live_s for each in times], "s"),
             f"{_LIMIT_S:g} s",
             worst_s <= _LIMIT_S,

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.common import Options, Row, Void, number, spread
-from bench.control import serve_requests
 from bench.needs import Needs
-from bench.proc import SERVER_CORE, Child
+from bench.proc import SERVER_CORE, Child, serve_requests
 
 if TYPE_CHECKING:
     from tenuto import Turn
