@@ -20,26 +20,9 @@ from types import FrameType
 
 from bench import needs, report
 from bench.common import Options, Row, attempt
+from bench.needs import NAMES
 from bench.proc import CLIENT_CORE, SERVER_CORE
 
-# Each is a module of this package with the functions `run(options)` and `needs(options)`.
-NAMES = (
-    "client",
-    "fanout",
-    "conversations",  # its writes are also those of `storage`
-    "highest",
-    "memory",
-    "resume",  # measures hydration, too
-    "storm",
-    "slow",
-    "turns",
-    "burst",
-    "ai_sdk",
-    "appends",
-    "postgres",
-    "beside",
-    "soak",
-)
 _SHORTEST_SOAK_S = 10.0  # a shorter soak has too few samples for a slope
 _BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 
@@ -91,7 +74,7 @@ def _scope(names: list[str], options: Options) -> list[str]:
 
 def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
     """Print the expected duration and the missing requirements."""
-    estimates = {name: seconds for name in names if (seconds := needs.estimate_s(name, options)) is not None}
+    estimates = {name: needs.estimate_s(name, options) for name in names}
     each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in estimates.items())
     _print_progress(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
     missing = []

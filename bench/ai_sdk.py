@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.common import Options, Row, check, client_load, kept, load_client, raw_line, spread
-from bench.needs import SERVER, Needs
 from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit, reply, serve_requests
 from bench.tokens import summary, token
 
@@ -36,12 +35,6 @@ class _Round(NamedTuple):
 def run(options: Options) -> Iterator[Row]:
     rounds, seconds = (1, 2.0) if options.is_quick else (5, 2.5)
     yield viewers(options, channels=1, each=_VIEWERS, rounds=rounds, seconds=seconds)
-
-
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=10 if options.is_quick else 55, files=_VIEWERS + 100, disk_mb=50, packages=(*SERVER, "starlette")
-    )
 
 
 def viewers(options: Options, *, channels: int, each: int, rounds: int, seconds: float) -> Row:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.common import Options, Row, check, load_client, number, spread
-from bench.needs import SERVER, Needs
 from bench.pages import page_rows
 from bench.peers.ours import Ours, ours
 from bench.peers.xadd import Xadd, xadd
@@ -70,21 +69,13 @@ def run(options: Options) -> Iterator[Row]:
     return measure(options.directory, QUICK if options.is_quick else FULL)
 
 
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=55 if options.is_quick else 230,
-        files=_files(QUICK if options.is_quick else FULL),
-        disk_mb=1_000,
-        packages=SERVER,
-        peers={"XADD per token": _try_xadd},
-        says_what_reaches_the_disk=True,
-    )
-
-
 def _try_xadd(folder: Path) -> None:
     """Start the Redis system once, to see whether it works."""
     with xadd(folder, "always", pool=1):
         pass
+
+
+PEERS = {"XADD per token": _try_xadd}
 
 
 def _files(sizes: Sizes) -> int:

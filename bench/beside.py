@@ -35,7 +35,6 @@ from bench.common import (
     spread,
     void,
 )
-from bench.needs import SERVER, Needs
 from bench.peers.centrifugo import centrifugo, is_here
 from bench.peers.nchan import nchan
 from bench.peers.ours import Ours, ours
@@ -145,21 +144,13 @@ def _systems() -> dict[str, Start]:
     return SYSTEMS | CENTRIFUGO if is_here() else SYSTEMS
 
 
-def needs(options: Options) -> Needs:
-    peers = [name for name in _systems() if name != "Tenuto"]
-    return Needs(
-        seconds=(60 if options.is_quick else 250) * len(_systems()) / len(SYSTEMS),
-        files=_most(QUICK if options.is_quick else FULL) + _FILES_TO_SPARE,
-        disk_mb=500,
-        packages=SERVER,
-        parts={name: functools.partial(_try, name) for name in peers},
-    )
-
-
 def _try(name: str, folder: Path) -> None:
     """Start a system once, to see whether it works."""
     with _systems()[name](folder, 10):
         pass
+
+
+PARTS = {name: functools.partial(_try, name) for name in _systems() if name != "Tenuto"}
 
 
 def _most(sizes: Sizes) -> int:

@@ -21,7 +21,6 @@ from bench.common import (
     served,
     spread,
 )
-from bench.needs import Needs
 from bench.proc import BenchError, cpu_s, disk_write_bytes, raise_file_limit
 from bench.tokens import WIDTH
 
@@ -78,15 +77,6 @@ class Run(NamedTuple):
 def run(options: Options) -> list[Row]:
     rounds, seconds = (1, 4.0) if options.is_quick else (3, 10.0)
     return rows([measure(options, _CONVERSATIONS, seconds=seconds) for _ in range(rounds)])
-
-
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=8 if options.is_quick else 48,
-        files=_CONVERSATIONS * _VIEWERS + 100,
-        disk_mb=100,
-        says_what_reaches_the_disk=True,
-    )
 
 
 def measure(

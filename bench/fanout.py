@@ -34,7 +34,6 @@ from bench.common import (
     served,
     spread,
 )
-from bench.needs import SERVER, Needs
 from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, raise_file_limit
 
 _ALONE_S = 2.0  # how long the producers work alone, for each round
@@ -95,20 +94,13 @@ def run(options: Options) -> Iterator[Row]:
             )
 
 
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=105 if options.is_quick else 530,
-        files=max(shape.connections for shape in SHAPES) + 100,
-        disk_mb=200,
-        packages=SERVER,
-        parts={"mounted under granian": _check_granian},
-    )
-
-
 def _check_granian(_: Path | None = None) -> None:
     for package in ("granian", "starlette"):
         if importlib.util.find_spec(package) is None:
             raise BenchError(f"the Python package {package} is missing")
+
+
+PARTS = {"mounted under granian": _check_granian}
 
 
 def matrix(

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.common import NAMES, Options, Row, kept, load_client, served, spread
-from bench.needs import Needs
 from bench.proc import BenchError, Child, raise_file_limit, rss_bytes
 
 _LIMITS_KB = {"sse": 15, "websocket": 17}
@@ -38,11 +37,6 @@ def run(options: Options) -> Iterator[Row]:
     else:
         yield from memory(options, _FEW, _MANY, rounds=3, has_own_channels=False)
         yield from memory(options, _FEW, _MANY, rounds=3, has_own_channels=True)
-
-
-def needs(options: Options) -> Needs:
-    many = _QUICK_MANY if options.is_quick else _MANY
-    return Needs(seconds=5 if options.is_quick else 65, files=many + 100, disk_mb=50)
 
 
 def memory(options: Options, few: int, many: int, *, rounds: int, has_own_channels: bool) -> list[Row]:

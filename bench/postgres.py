@@ -32,7 +32,6 @@ from bench.common import (
     void,
 )
 from bench.conversations import TOKENS_PER_S
-from bench.needs import SERVER, Needs
 from bench.peers.ours import ours_on_postgres
 from bench.peers.redis_server import redis_server
 from bench.peers.system import program
@@ -76,17 +75,6 @@ def run(options: Options) -> Iterator[Row]:
         yield from attempt("viewers of a killed process", functools.partial(storm, postgres, sizes))
 
 
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=80 if options.is_quick else 300,
-        files=FULL.viewers + 100,
-        disk_mb=2_000,
-        packages=(*SERVER, "asyncpg", "redis"),
-        peers={"PostgreSQL": check_postgres},
-        parts={"redis-server": lambda _: check_redis()},
-    )
-
-
 def check_postgres(folder: Path) -> None:
     if not (PROGRAMS / "initdb").exists():
         raise NotInstalled("PostgreSQL is missing (Debian: apt-get install postgresql)")
@@ -102,6 +90,10 @@ def check_redis() -> None:
         program("redis-server", "redis-server")
     except BenchError as error:
         raise NotInstalled(str(error)) from None
+
+
+PEERS = {"PostgreSQL": check_postgres}
+PARTS = {"redis-server": lambda _: check_redis()}
 
 
 def durable(options: Options, sizes: appends.Sizes) -> Iterator[Row]:

@@ -25,7 +25,6 @@ __all__ = [
     "BenchError",
     "Child",
     "NotInstalled",
-    "check_file_limit",
     "cpu_s",
     "disk_write_bytes",
     "raise_file_limit",
@@ -197,17 +196,11 @@ def disk_write_bytes(pid: int) -> int:
     return int(fields["write_bytes"])
 
 
-def check_file_limit(count: int) -> None:
-    """Raise `BenchError` if this process may not have `count` open files."""
+def raise_file_limit(count: int) -> None:
+    """Allow this process and its children `count` open files. Raises `BenchError` if that is not permitted."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count and hard != resource.RLIM_INFINITY and hard < count:
         raise BenchError(f"needs {count} open files, and the limit is {hard}: see `ulimit -Hn`")
-
-
-def raise_file_limit(count: int) -> None:
-    """Allow this process and its children `count` open files. Raises `BenchError` if that is not permitted."""
-    check_file_limit(count)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 

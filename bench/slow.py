@@ -24,7 +24,6 @@ from bench.common import (
     served,
     spread,
 )
-from bench.needs import Needs
 from bench.proc import BenchError, raise_file_limit, rss_bytes
 
 _READERS = 200
@@ -51,10 +50,6 @@ def run(options: Options) -> Iterator[Row]:
     how: dict[str, Any] = {"readers": _READERS, "answer": answer, "rounds": rounds}
     for kind, name in NAMES.items():
         yield from attempt(f"slow readers, {name}", functools.partial(slow, options, kind, **how))
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=30 if options.is_quick else 230, files=_READERS + max(_SLOW) + 100, disk_mb=100)
 
 
 def slow(

@@ -21,7 +21,6 @@ from typing import Any
 
 from bench import plan
 from bench.common import Options, Row, Served, Void, client_load, kept, late, load_client, served, used
-from bench.needs import Needs
 from bench.proc import BenchError, Child, cpu_s, raise_file_limit, rss_bytes
 from bench.tokens import known_text
 
@@ -41,10 +40,6 @@ _TIMEOUT_S = 45.0
 
 def run(options: Options) -> list[Row]:
     return soak(options, seconds=options.soak_s, live=_LIVE)
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=options.soak_s + 60, files=_LIVE * 10 + 200, disk_mb=500)
 
 
 def soak(

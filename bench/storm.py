@@ -27,7 +27,6 @@ from bench.common import (
     spread,
     void,
 )
-from bench.needs import Needs
 from bench.proc import raise_file_limit
 from bench.tokens import WIDTH, known_text
 
@@ -57,10 +56,6 @@ def run(options: Options) -> Iterator[Row]:
     how = {"viewers": _VIEWERS, "rounds": 1 if options.is_quick else 3}
     for kind, name in NAMES.items():
         yield from attempt(f"storm, {name}", functools.partial(storm, options, kind, **how))
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=25 if options.is_quick else 75, files=_VIEWERS + 100, disk_mb=50)
 
 
 def storm(
@@ -93,8 +88,8 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
         with served(database) as server:
             port = server.port
             message: dict[str, Any] = {"channel": _CHANNEL, "id": _MESSAGE, "seed": seed, "count": count}
-            server.child.request("stream", **message, tokens_per_s=_TOKENS_PER_S)
             load.request("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
+            server.child.request("stream", **message, tokens_per_s=_TOKENS_PER_S)
             load.request("pass", seconds=before_s)
             killed_s = time.monotonic()
             server.child.kill()
