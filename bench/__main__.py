@@ -9,7 +9,6 @@ run only with `--strict`, because a noisy machine can cause it too.
 import argparse
 import functools
 import importlib
-import importlib.util
 import os
 import shlex
 import signal
@@ -21,41 +20,16 @@ from types import FrameType
 
 from bench import needs, report
 from bench.common import Options, Row, attempt
+from bench.needs import NAMES
 from bench.proc import CLIENT_CORE, SERVER_CORE
 
-# Each is a module of this package with the functions `run(options)` and `needs(options)`.
-NAMES = (
-    "client",
-    "fanout",
-    "steady",
-    "conversations",  # its writes are also those of `storage`
-    "highest",
-    "memory",
-    "resume",  # measures hydration, too
-    "storm",
-    "slow",
-    "turns",
-    "burst",
-    "answer",
-    "ai_sdk",
-    "appends",
-    "postgres",
-    "postgres_nodes",
-    "beside",
-    "soak",
-    "postgres_soak",
-)
-BENCHMARKS = tuple(name for name in NAMES if importlib.util.find_spec(f"bench.{name}") is not None)
-_LONG = ("soak", "postgres_soak")  # left out of a quick run unless they are named
 _SHORTEST_SOAK_S = 10.0  # a shorter soak has too few samples for a slope
 _BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 
 
 def main() -> int:
     arguments = _arguments()
-    options = Options(
-        is_quick=arguments.quick, is_long=arguments.long, directory=arguments.dir, soak_s=arguments.soak_s
-    )
+    options = Options(is_quick=arguments.quick, directory=arguments.dir, soak_s=arguments.soak_s)
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
         print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both available: server and client would share one")
         return 1
@@ -85,7 +59,7 @@ def main() -> int:
 
 
 def _usual(options: Options) -> list[str]:
-    return [name for name in BENCHMARKS if not (options.is_quick and name in _LONG)]
+    return [name for name in NAMES if not (options.is_quick and name == "soak")]  # unless it is named
 
 
 def _scope(names: list[str], options: Options) -> list[str]:
@@ -93,14 +67,14 @@ def _scope(names: list[str], options: Options) -> list[str]:
     limits = []
     if options.is_quick:
         limits.append("a quick check with shorter runs and fewer viewers, not a measurement")
-    if others := [name for name in BENCHMARKS if name not in names]:
+    if others := [name for name in NAMES if name not in names]:
         limits.append(f"not in this run, so without figures: {', '.join(others)}")
     return limits
 
 
 def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
     """Print the expected duration and the missing requirements."""
-    estimates = {name: seconds for name in names if (seconds := needs.estimate_s(name, options)) is not None}
+    estimates = {name: needs.estimate_s(name, options) for name in names}
     each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in estimates.items())
     _print_progress(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
     missing = []
@@ -152,26 +126,22 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(NAMES)}; all by default")
+    parser.add_argument(
         "--quick", action="store_true", help="shorter runs, fewer viewers and no soak: a check, not a measurement"
-    )
-    size.add_argument(
-        "--long", action="store_true", help="all sizes of postgres_nodes, and an hour of postgres_soak: make bench-long"
     )
     parser.add_argument("--check", action="store_true", help="print missing requirements and durations, and exit")
     parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
-    parser.add_argument("--soak-s", type=float, help="how long each soak lasts; by default 600 s, on PostgreSQL 60 s")
+    parser.add_argument("--soak-s", type=float, default=600.0, help="how long the soak lasts (600)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table into this page as well")
     arguments = parser.parse_args()
     for name in arguments.names:
-        if name not in BENCHMARKS:
+        if name not in NAMES:
             parser.error(f"there is no benchmark {name!r}")
     if not (arguments.dir.is_dir() and os.access(arguments.dir, os.W_OK)):
         parser.error(f"{arguments.dir} is not a writable directory")
-    if arguments.soak_s is not None and not arguments.soak_s >= _SHORTEST_SOAK_S:
+    if not arguments.soak_s >= _SHORTEST_SOAK_S:
         parser.error(f"a soak takes {_SHORTEST_SOAK_S:g} s at least")
     if arguments.markdown is not None:
         try:

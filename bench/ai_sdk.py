@@ -9,19 +9,15 @@ Run as a child with a database: the server, with answers that grow on request.
 
 import asyncio
 import contextlib
-import hashlib
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bench.common import Options, Row, check, client_load, kept, raw_line, spread
-from bench.control import reply, serve_requests
-from bench.needs import SERVER, Needs
-from bench.peers.load import peer_load
-from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit
-from bench.tokens import token
+from bench.common import Options, Row, check, client_load, kept, load_client, raw_line, spread
+from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit, reply, serve_requests
+from bench.tokens import summary, token
 
 _VIEWERS = 200
 _TOKENS_PER_S = 50
@@ -39,12 +35,6 @@ class _Round(NamedTuple):
 def run(options: Options) -> Iterator[Row]:
     rounds, seconds = (1, 2.0) if options.is_quick else (5, 2.5)
     yield viewers(options, channels=1, each=_VIEWERS, rounds=rounds, seconds=seconds)
-
-
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=10 if options.is_quick else 55, files=_VIEWERS + 100, disk_mb=50, packages=(*SERVER, "starlette")
-    )
 
 
 def viewers(options: Options, *, channels: int, each: int, rounds: int, seconds: float) -> Row:
@@ -69,7 +59,7 @@ def _round(options: Options, kind: str, channels: int, each: int, seconds: float
     with (
         kept(options) as database,
         Child("bench.ai_sdk", str(database.absolute()), core=SERVER_CORE) as child,
-        peer_load() as load,
+        load_client() as load,
     ):
         address = {**child.read(timeout_s=20), "prefix": _MOUNTED_AT}
         child.request("begin", channels=names)
@@ -128,16 +118,12 @@ async def _main(database: str) -> None:
             for n, channel in enumerate(writers):
                 group.create_task(one(channel, now_s + n / len(writers) / _TOKENS_PER_S))
         await answers.aclose()
-        messages = {channel: _summary(writers[channel].id, "".join(pieces)) for channel, pieces in sent.items()}
+        messages = {channel: summary("".join(pieces), writers[channel].id) for channel, pieces in sent.items()}
         return {"messages": messages} | await producers.lag()
 
     async with start_app(app) as port:
         reply(port=port)
         await serve_requests({"begin": begin, "grow": grow})
-
-
-def _summary(id: str, text: str) -> dict[str, Any]:
-    return {"id": id, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 if __name__ == "__main__":

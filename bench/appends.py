@@ -20,11 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.common import Options, Row, check, number, spread
-from bench.needs import SERVER, Needs
-from bench.peers.load import peer_load
+from bench.common import Options, Row, check, load_client, number, spread
+from bench.pages import page_rows
 from bench.peers.ours import Ours, ours
-from bench.peers.pages import page_rows
 from bench.peers.xadd import Xadd, xadd
 from bench.proc import BenchError, Child, cpu_s, raise_file_limit
 
@@ -71,21 +69,13 @@ def run(options: Options) -> Iterator[Row]:
     return measure(options.directory, QUICK if options.is_quick else FULL)
 
 
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=55 if options.is_quick else 230,
-        files=_files(QUICK if options.is_quick else FULL),
-        disk_mb=1_000,
-        packages=SERVER,
-        peers={"XADD per token": _try_xadd},
-        says_what_reaches_the_disk=True,
-    )
-
-
 def _try_xadd(folder: Path) -> None:
     """Start the Redis system once, to see whether it works."""
     with xadd(folder, "always", pool=1):
         pass
+
+
+PEERS = {"XADD per token": _try_xadd}
 
 
 def _files(sizes: Sizes) -> int:
@@ -105,7 +95,7 @@ def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
             "Tenuto, NORMAL": stack.enter_context(ours(folder / "normal.db", synchronous="normal")),
             "XADD, AOF everysec": stack.enter_context(xadd(folder / "everysec", "everysec")),
         }
-        client = stack.enter_context(peer_load())
+        client = stack.enter_context(load_client())
         compared = {name: systems[name] for name in ("Tenuto, FULL", "XADD, AOF always")}
         full, always = compared.values()
         yield from _each_rows(alternate(systems, client, sizes, at_once=1), sizes, always.version)

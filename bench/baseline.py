@@ -14,7 +14,7 @@ import time
 from typing import Any
 from urllib.parse import unquote
 
-from bench.control import reply, serve_requests
+from bench.proc import reply, serve_requests
 from tenuto.server import serving
 
 _SSE_HEAD = (

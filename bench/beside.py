@@ -1,4 +1,4 @@
-"""Tenuto beside nchan, Socket.IO and Centrifugo: the same tokens, at the same times, to the same viewers.
+"""Tenuto beside nchan and Centrifugo: the same tokens, at the same times, to the same viewers.
 
 All systems run in one go, in turn, on one core. One load client on the other core drives all of them and compares every
 token of every viewer with the sent ones. The measure is the server's CPU time per delivered *token*, not per write: a
@@ -6,30 +6,38 @@ system that joins the tokens of 40 ms writes less often, and shows a token up to
 too.
 
 Do not conclude more than this: the peers promise less than Tenuto (`System.promises`), so a ratio shows
-the cost of the promises, not the quality of a peer. Another process publishes to nchan and Centrifugo over HTTP, and
-its time is not counted. The producers of Tenuto and Socket.IO, and Tenuto's store, are counted. Against nchan and
-Centrifugo there is a second row, without Tenuto's producers, whose time is measured alone in each round.
+the cost of the promises, not the quality of a peer. Another process publishes to the peers over HTTP, and its time is
+not counted. Tenuto's producers and its store are counted; a second row leaves out the producers, whose time is measured
+alone in each round.
 """
 
 import contextlib
 import functools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.common import CLIENT_LIMIT, Options, Row, check, client_load, failed, number, producers_us, spread, void
-from bench.needs import SERVER, Needs
-from bench.peers.centrifugo import centrifugo, centrifugo_redis, is_here
-from bench.peers.load import peer_load
-from bench.peers.nchan import NchanJoined, nchan, nchan_redis
+from bench.common import (
+    CLIENT_LIMIT,
+    NAMES,
+    Options,
+    Row,
+    check,
+    client_load,
+    failed,
+    load_client,
+    number,
+    producers_us,
+    spread,
+    void,
+)
+from bench.peers.centrifugo import centrifugo, is_here
+from bench.peers.nchan import nchan
 from bench.peers.ours import Ours, ours
-from bench.peers.pages import NAMES, page_rows
-from bench.peers.socketio import socketio
 from bench.peers.system import System
 from bench.proc import BenchError, Child, raise_file_limit
 
@@ -71,9 +79,6 @@ class Sizes:
     )
     rounds: int = 3
     seconds: float = 5.0
-    idle: tuple[int, int] = (1_000, 3_000)
-    pages: int = 10
-    page_tokens: int = 2_000
 
 
 FULL = Sizes()
@@ -86,8 +91,6 @@ QUICK = Sizes(
     ),
     rounds=2,
     seconds=1.5,
-    idle=(200, 600),
-    pages=3,
 )
 
 Start = Callable[[Path, int], AbstractContextManager[System]]
@@ -96,15 +99,11 @@ Start = Callable[[Path, int], AbstractContextManager[System]]
 SYSTEMS: dict[str, Start] = {
     "Tenuto": lambda folder, _: ours(folder / "beside.db"),
     "nchan": lambda _, connections: nchan(connections=connections),
-    "nchan, joined": lambda _, connections: nchan(connections=connections, sort=NchanJoined),
-    "nchan with Redis": lambda folder, connections: nchan_redis(folder, connections=connections),
-    "socket.io": lambda *_: socketio(),
 }
-CENTRIFUGO: dict[str, Start] = {
-    "centrifugo": lambda *_: centrifugo(),
-    "centrifugo with Redis": lambda folder, _: centrifugo_redis(folder),
-}
+CENTRIFUGO: dict[str, Start] = {"centrifugo": lambda *_: centrifugo()}
 """Measured too where the program is on the path: no package installs it."""
+# the kinds of a peer's viewers that compare with ours
+_LIKE = {"nchan-sse": "sse", "nchan-ws": "websocket", "centrifugo-sse": "sse", "centrifugo-ws": "websocket"}
 
 
 class _Round(NamedTuple):
@@ -116,11 +115,8 @@ class _Round(NamedTuple):
     latency_ms: list[float]
     server_load: float
     client_load: float
-    publisher_load: (
-        # CPU time of the publisher over HTTP, which shares the load client's core; other systems have producers in
-        # their process
-        float
-    )
+    # CPU time of the publisher over HTTP, which shares the load client's core; Tenuto has producers in its process
+    publisher_load: float
     lag_ms: float  # lateness of the producers (p99)
 
     def __str__(self) -> str:
@@ -148,28 +144,18 @@ def _systems() -> dict[str, Start]:
     return SYSTEMS | CENTRIFUGO if is_here() else SYSTEMS
 
 
-def needs(options: Options) -> Needs:
-    peers = [
-        name for name in _systems() if name not in ("Tenuto", "nchan, joined")
-    ]  # nchan with Redis needs the same packages as nchan
-    return Needs(
-        seconds=(180 if options.is_quick else 700) * len(_systems()) / len(SYSTEMS),
-        files=_most(QUICK if options.is_quick else FULL) + _FILES_TO_SPARE,
-        disk_mb=500,
-        packages=SERVER,
-        parts={name: functools.partial(_try, name) for name in peers},
-    )
-
-
 def _try(name: str, folder: Path) -> None:
     """Start a system once, to see whether it works."""
     with _systems()[name](folder, 10):
         pass
 
 
+PARTS = {name: functools.partial(_try, name) for name in _systems() if name != "Tenuto"}
+
+
 def _most(sizes: Sizes) -> int:
     """Return the largest number of concurrent viewers."""
-    return max([shape.connections for shape in sizes.shapes] + [sizes.idle[1]])
+    return max(shape.connections for shape in sizes.shapes)
 
 
 def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) -> Iterator[Row]:
@@ -185,14 +171,9 @@ def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) 
             except (BenchError, OSError) as error:
                 yield failed(f"beside {name}", error)
         yield Row("systems measured in turn", f"{len(running)} systems", note=_promises(running.values()))
-        client = stack.enter_context(peer_load())
+        client = stack.enter_context(load_client())
         for n, shape in enumerate(sizes.shapes):
             yield from _fan_out(list(running.values()), client, shape, sizes, tag=f"shape-{n}")
-        loaded = [system for system in running.values() if not system.is_for_fan_out_only]
-        yield from page_rows(loaded, tokens=sizes.page_tokens, rounds=sizes.pages)
-    for name, system in running.items():
-        for kind in () if system.is_for_fan_out_only else system.kinds:
-            yield _idle_row(directory, systems[name], kind, sizes, f"{system.name}, {NAMES[kind]}")
 
 
 def _promises(systems: Iterable[System]) -> str:
@@ -212,13 +193,13 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
             try:
                 one = _round(system, kind, client, shape, sizes.seconds, tag=f"{tag}-{kind}-{n}")
             except (BenchError, OSError) as error:  # OSError: the system has died, so its CPU time cannot be read
-                without[system, kind] = failed(f"  {shape}: {system.name}, {NAMES[kind]}", error)
+                without[system, kind] = failed(f"  {shape}: {system.name}, {_name(kind)}", error)
                 with contextlib.suppress(BenchError):  # this system may be the one that has ended
                     client.request("close")
             else:
                 rounds[system, kind].append(one)
     rows = [
-        without.get((system, kind)) or _row(f"  {shape}: {system.name}, {NAMES[kind]}", each)
+        without.get((system, kind)) or _row(f"  {shape}: {system.name}, {_name(kind)}", each)
         for (system, kind), each in rounds.items()
     ]
     whole = {key: each for key, each in rounds.items() if key not in without}
@@ -264,14 +245,18 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
     )
 
 
+def _name(kind: str) -> str:
+    return NAMES[_LIKE.get(kind, kind)]
+
+
 def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) -> list[Row]:
     """Return our ratio to each peer that has viewers of the same kind."""
-    mine = {NAMES[kind]: each for (system, kind), each in rounds.items() if isinstance(system, Ours)}
+    mine = {kind: each for (system, kind), each in rounds.items() if isinstance(system, Ours)}
     rows = []
     for (system, kind), theirs in rounds.items():
-        if isinstance(system, Ours) or NAMES[kind] not in mine:
+        if isinstance(system, Ours) or _LIKE[kind] not in mine:
             continue
-        ours, viewers = mine[NAMES[kind]], NAMES[kind]
+        ours, viewers = mine[_LIKE[kind]], _name(kind)
         ratios = [one.us_per_token / other.us_per_token for one, other in zip(ours, theirs, strict=True)]
         has_goal = system.name == "nchan, memory"
         what = f"{shape}, {viewers}: CPU per delivered token, against {system.name}"
@@ -322,39 +307,6 @@ def _overrun(rounds: Sequence[_Round]) -> str:
     """Return a note if a system could not keep up: its latencies are then those of a growing queue."""
     overrun_s = statistics.median(each.overrun_s for each in rounds)
     return f"; it did not keep up: the last token arrived {overrun_s:.1f} s late" if overrun_s > _OVERRUN_S else ""
-
-
-def _idle_row(directory: Path, start: Start, kind: str, sizes: Sizes, name: str) -> Row:
-    """Return the row of memory per idle viewer: the slope between few and many, on a system without other work."""
-    few, many = sizes.idle
-    what = f"memory per idle viewer, all on one channel: {name}"
-    resident = []
-    try:
-        with _folder(directory) as folder, start(folder, many) as system, peer_load() as client:
-            for count in (few, many - few):
-                channels = ["bench:idle"] * count
-                client.request(
-                    "connect", kind=kind, port=system.port, channels=channels, timeout_s=_TIMEOUT_S, reply_in_s=90
-                )
-                resident.append(_settled_rss(system))
-            if ended := client.request("pass", seconds=0)["ended"]:
-                raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
-    except (BenchError, OSError) as error:
-        return failed(what, error)
-    per_viewer_kb = (resident[1] - resident[0]) / (many - few) / 1000
-    raw = (f"{resident[0]:,} B with {few:,} viewers, {resident[1]:,} B with {many:,}",)
-    return Row(what, f"{per_viewer_kb:.1f} KB (one round)", raw=raw)
-
-
-def _settled_rss(system: System) -> int:
-    """Return the resident memory of the process tree once it no longer changes."""
-    size = system.rss_bytes()
-    for _ in range(30):
-        time.sleep(0.3)
-        before, size = size, system.rss_bytes()
-        if abs(size - before) < 64 * 1024:
-            return size
-    raise BenchError(f"the memory of {system.name} does not settle")
 
 
 @contextlib.contextmanager

@@ -20,9 +20,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.common import FINISHED, Options, Row, Void, check, client_load, kept, load_client, number, spread
-from bench.control import reply, serve_requests
-from bench.needs import SERVER, Needs
-from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit
+from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit, reply, serve_requests
 from bench.turns import answer, is_right
 
 _RUNNING, _QUESTIONS = 300, 700
@@ -60,10 +58,6 @@ def run(options: Options) -> Iterator[Row]:
     before_s, after_s = (_QUICK_BEFORE_S, _QUICK_AFTER_S) if options.is_quick else (_BEFORE_S, _AFTER_S)
     rounds = 1 if options.is_quick else 3
     yield from bursts(options, running=running, questions=questions, rounds=rounds, before_s=before_s, after_s=after_s)
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=10 if options.is_quick else 50, files=_RUNNING + 100, disk_mb=50, packages=SERVER)
 
 
 def bursts(

@@ -8,7 +8,6 @@ import json
 from typing import Any
 
 from bench.common import Options, Row, check, client_load, load_client
-from bench.needs import Needs
 from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit
 
 __all__ = ["CHANNEL", "Json", "recording", "replay", "run"]
@@ -24,10 +23,6 @@ _TEXT = "0123456789"  # text of each frame: two tokens, as many as arrive within
 def run(options: Options) -> list[Row]:
     count = int((2.0 if options.is_quick else 6.0) * _FRAMES_PER_S)
     return [_row(kind, name, count) for kind, name in (("sse", "SSE"), ("websocket", "WebSocket"))]
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=8 if options.is_quick else 20, files=_VIEWERS + 100, disk_mb=1, packages=())
 
 
 def _row(kind: str, name: str, count: int) -> Row:

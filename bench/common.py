@@ -17,6 +17,7 @@ from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, NotInstalled
 __all__ = [
     "CLIENT_LIMIT",
     "FINISHED",
+    "NAMES",
     "Options",
     "Row",
     "Served",
@@ -40,6 +41,7 @@ __all__ = [
 
 CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
 USUAL_ROUNDS = 3  # a figure of another number of rounds says so
+NAMES = {"sse": "SSE", "websocket": "WebSocket"}  # of the kinds of viewers
 FINISHED = "message.finish"  # the last bytes for each viewer of an answer contain this text, for which `drain` looks
 
 
@@ -49,11 +51,11 @@ class Void(BenchError):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    is_quick: bool
-    is_long: bool = False
-    directory: Path
     """The options of a run. Databases are made in `directory`, which must be on a disk for figures about disks."""
-    soak_s: float | None = None  # None: each soak has a length of its own
+
+    is_quick: bool
+    directory: Path
+    soak_s: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ each token at each viewer. Afterwards every view is compared with the stored mes
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from bench.common import (
     FINISHED,
@@ -18,11 +18,9 @@ from bench.common import (
     client_load,
     kept,
     load_client,
-    producers_us,
     served,
     spread,
 )
-from bench.needs import Needs
 from bench.proc import BenchError, cpu_s, disk_write_bytes, raise_file_limit
 from bench.tokens import WIDTH
 
@@ -51,7 +49,6 @@ class Run(NamedTuple):
     """One run: the delivered tokens, their latency, and the used resources."""
 
     conversations: int
-    viewers: int  # of each conversation
     tokens: int
     latency_ms: list[float]  # p50, p99, p99.9
     lag_ms: float  # lateness of the producers (p99)
@@ -59,23 +56,13 @@ class Run(NamedTuple):
     deliveries: int
     server_s: float
     client_load: float
-    producers_us: float  # CPU time of the producers alone per token; 0 if it was not measured
     before: _Gauges
     at_rest: _Gauges
 
     @property
     def text_bytes(self) -> int:
         """Return the bytes of the appended text."""
-        return self.tokens // self.viewers * WIDTH
-
-    @property
-    def us_per_token(self) -> float:
-        """Return the server's CPU time per delivered token."""
-        return self.server_s / self.tokens * 1e6
-
-    @property
-    def commits_per_s(self) -> float:
-        return (self.at_rest.stats["commits"] - self.before.stats["commits"]) / self.seconds
+        return self.tokens // _VIEWERS * WIDTH
 
     def __str__(self) -> str:
         p50, p99, p999 = self.latency_ms
@@ -92,48 +79,26 @@ def run(options: Options) -> list[Row]:
     return rows([measure(options, _CONVERSATIONS, seconds=seconds) for _ in range(rounds)])
 
 
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=8 if options.is_quick else 48,
-        files=_CONVERSATIONS * _VIEWERS + 100,
-        disk_mb=100,
-        says_what_reaches_the_disk=True,
-    )
-
-
 def measure(
-    options: Options,
-    conversations: int,
-    *,
-    seconds: float,
-    viewers: int = _VIEWERS,
-    tokens_per_s: float = TOKENS_PER_S,
-    is_dated_when_due: bool = False,
-    skip_s: float = 0.0,
-    alone_s: float = 0.0,
-    store: str | None = None,
+    options: Options, conversations: int, *, seconds: float, is_dated_when_due: bool = False, skip_s: float = 0.0
 ) -> Run:
-    """Run so many conversations once, by default on a new SQLite file.
+    """Run so many conversations once, on a new SQLite file.
 
-    Raises `Void`, and `BenchError` if the run could not end in time.
-
-    Tokens of the first `skip_s` have no latency; all texts are compared. Before the run, the producers work alone for
-    `alone_s`.
+    Raises `Void`, and `BenchError` if the run could not end in time. Tokens of the first `skip_s` have no latency; all
+    texts are compared.
     """
-    raise_file_limit(conversations * viewers + 100)
+    raise_file_limit(conversations * _VIEWERS + 100)
     channels = [f"bench:{n}" for n in range(conversations)]
-    with kept(options) as database, served(store or database) as server, load_client() as load:
-        alone: dict[str, Any] = {"channels": channels, "tokens_per_s": tokens_per_s, "seconds": alone_s}
-        alone_us = producers_us(server.child, **alone) if alone_s else 0.0
-        load.request("connect", kind="sse", channels=channels * viewers, timeout_s=_TIMEOUT_S, **server.address)
+    with kept(options) as database, served(database) as server, load_client() as load:
+        load.request("connect", kind="sse", channels=channels * _VIEWERS, timeout_s=_TIMEOUT_S, **server.address)
         load.request("capture")
         before = _Gauges.read(server)
-        count = int(seconds * tokens_per_s)
+        count = int(seconds * TOKENS_PER_S)
         produced = server.child.request(
             "produce",
             channels=channels,
             count=count,
-            tokens_per_s=tokens_per_s,
+            tokens_per_s=TOKENS_PER_S,
             is_dated_when_due=is_dated_when_due,
             reply_in_s=seconds + 45,
         )
@@ -142,7 +107,7 @@ def measure(
         decoded = load.request("decode", skip_s=skip_s)
         compared = load.request("compare", sent=produced["messages"], **server.address)
         check(decoded, compared, drained, lag_ms=produced["lag_ms"])
-        expected = count * conversations * viewers
+        expected = count * conversations * _VIEWERS
         if not skip_s and decoded["tokens"] != expected:
             raise BenchError(f"{decoded['tokens']} of {expected} tokens have a latency, although all texts are correct")
         # Again after the comparison: by now the store has also written its deferred pages.
@@ -150,7 +115,6 @@ def measure(
     used_s = after.cpu_s - before.cpu_s
     return Run(
         conversations=conversations,
-        viewers=viewers,
         tokens=expected,
         latency_ms=decoded["latency_ms"],
         lag_ms=produced["lag_ms"][1],
@@ -158,7 +122,6 @@ def measure(
         deliveries=decoded["deliveries"],
         server_s=used_s,
         client_load=client_load(drained),
-        producers_us=alone_us,
         before=before,
         at_rest=at_rest,
     )

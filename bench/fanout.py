@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from bench.common import (
     FINISHED,
+    NAMES,
     Options,
     Row,
     Served,
@@ -33,12 +34,10 @@ from bench.common import (
     served,
     spread,
 )
-from bench.needs import SERVER, Needs
 from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, raise_file_limit
 
 _ALONE_S = 2.0  # how long the producers work alone, for each round
 _TIMEOUT_S = 30.0
-_NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 
 
 @dataclass(frozen=True)
@@ -89,26 +88,19 @@ def run(options: Options) -> Iterator[Row]:
         yield failed("fan-out, mounted under granian", error)
     how: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "unders": tuple(unders)}
     for shape in SHAPES:
-        for kind, name in _NAMES.items():
+        for kind, name in NAMES.items():
             yield from attempt(
                 f"fan-out {shape} {name}", functools.partial(matrix, options, shape, kinds=(kind,), **how)
             )
-
-
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=105 if options.is_quick else 530,
-        files=max(shape.connections for shape in SHAPES) + 100,
-        disk_mb=200,
-        packages=SERVER,
-        parts={"mounted under granian": _check_granian},
-    )
 
 
 def _check_granian(_: Path | None = None) -> None:
     for package in ("granian", "starlette"):
         if importlib.util.find_spec(package) is None:
             raise BenchError(f"the Python package {package} is missing")
+
+
+PARTS = {"mounted under granian": _check_granian}
 
 
 def matrix(
@@ -205,7 +197,7 @@ def _rows(shape: Shape, kind: str, under: str, pairs: list[tuple[_Round, _Round]
     less = [(ours.us_per_delivery - ours.producers_us) / bare.us_per_delivery for ours, bare in pairs]
     limit = shape.limits.get((kind, under))
     ours, bare = pairs[-1]
-    what = f"fan-out {shape} {_NAMES[kind]}, {'tenuto serve' if under == 'serve' else 'mounted under granian'}"
+    what = f"fan-out {shape} {NAMES[kind]}, {'tenuto serve' if under == 'serve' else 'mounted under granian'}"
     rows = [
         Row(
             f"{what}: CPU per delivery against a bare server",

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 
 from bench import conversations
 from bench.common import Options, Row, attempt, spread
-from bench.needs import Needs
 from bench.proc import BenchError
 
 _FIRST = 500
@@ -49,10 +48,6 @@ def run(options: Options) -> Iterator[Row]:
     for factor in _OVERLOADS if best else ():
         measure = functools.partial(overload, options, best, factor, seconds=seconds, rounds=rounds, skip_s=_SKIP_S)
         yield from attempt(f"overload, {factor:g} × the highest rate", measure)
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=50 if options.is_quick else 270, files=8 * _FIRST + 100, disk_mb=100)
 
 
 def search(

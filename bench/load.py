@@ -1,9 +1,12 @@
 """The load client: thousands of viewers in one thread, cheap enough not to distort the measurement.
 
-Run as a child (`bench.proc.Child`) on a core of its own. During a capture each read costs one epoll entry, one `recv`
-and a time stamp. Bytes are parsed and checked afterwards, by the sessions and the checker of `wirecheck`, each with the
-time at which it was read. So latency is that of a client on this machine, and includes the time until this thread
-reaches a socket. Outside a capture, bytes are parsed on arrival.
+Run as a child (`bench.proc.Child`) on a core of its own. Sockets, epoll, capture and comparison are the same code for
+every system; only the session that parses the bytes differs (`bench.peers.viewers`).
+
+During a capture each read costs one epoll entry, one `recv` and a time stamp. Bytes are parsed and checked afterwards,
+by the sessions and the checker of `wirecheck`, each with the time at which it was read. So latency is that of a client
+on this machine, and includes the time until this thread reaches a socket. Outside a capture, bytes are parsed on
+arrival.
 """
 
 import gc
@@ -21,14 +24,16 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import cast
 from urllib.parse import quote
 
 from bench import tokens
+from bench.peers.viewers import KINDS, TextChecker, open_session
 from bench.proc import BenchError
 from bench.reader import LoadResponse
 from bench.viewers import Connection, Latencies, Viewer
 from bench.visits import Visits
-from proof.wirecheck import Json, SseSession
+from proof.wirecheck import Checker, Json, Session, SseSession
 
 __all__ = ["Connection", "Load"]
 
@@ -51,9 +56,8 @@ class Load:
         self._cpu_s = 0.0
         self._ended = 0
         self._recorded: set[str] | None = None  # channels with a recorded viewer, while more may connect
-        self._stalled: list[
-            tuple[Connection, int]
-        ] = []  # stalled viewers, with the number of bytes that each had received when it stopped reading
+        # stalled viewers, with the number of bytes that each had received when it stopped reading
+        self._stalled: list[tuple[Connection, int]] = []
         self._is_stalling = False
         self._prefix = ""
         self._piece = tokens.WIDTH
@@ -117,20 +121,19 @@ class Load:
             self.turn(left_s)
         return {"ended": self._ended}
 
-    def drain(self, *, timeout_s: float, last: str | None = None, quiet_s: float = _QUIET_S) -> Json:
+    def drain(self, *, timeout_s: float, last: str | None = None) -> Json:
         """Read until no more bytes arrive, and end the capture.
 
         With `last`, the last bytes of every viewer must contain it, unless a connection has ended; the comparison finds
-        a viewer that does not get it in time. Without it, a pause is the only sign of the end. `quiet_s` is its length;
-        0 for thousands of viewers, of whom one gets a ping at any time.
+        a viewer that does not get it in time. Without it, a pause is the only sign of the end.
         """
         if not self._is_capturing:  # outside a capture, the time counts from here
             self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
         until_s = time.monotonic() + timeout_s
         self._last_read_s = time.monotonic()
-        while (now_s := time.monotonic()) - self._last_read_s < quiet_s or not self._have_all_got(last):
+        while (now_s := time.monotonic()) - self._last_read_s < _QUIET_S or not self._have_all_got(last):
             if now_s > until_s:
-                if now_s - self._last_read_s < quiet_s:
+                if now_s - self._last_read_s < _QUIET_S:
                     raise BenchError(f"the server was still sending after {timeout_s} s")
                 break
             self.turn(_QUIET_S / 4)
@@ -285,14 +288,11 @@ class Load:
 
     def dial(self, viewer: Viewer, port: int, prefix: str = "") -> Connection:
         """Connect a viewer, from its cursor if it has one, and request its channel. Raises OSError."""
-        sock = socket.create_connection((_HOST, port), timeout=10)
-        sock.setblocking(False)
         session = viewer.new_session(f"{_HOST}:{port}", prefix)
-        connection = self._connections[sock.fileno()] = Connection(sock, session, viewer.checker, viewer)
+        connection = self._add(port, session, viewer.checker, viewer)
         if self._recorded is not None and viewer.checker.channel not in self._recorded:
             self._recorded.add(viewer.checker.channel)
             connection.history = []
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
         connection.send()
         return connection
 
@@ -312,9 +312,23 @@ class Load:
         return all(each.has_got(marker) for each in self._connections.values() if id(each) not in waived)
 
     def _open(self, kind: str, port: int, channel: str) -> Connection:
-        """Connect a new viewer. The load client of the peers overrides it."""
-        viewer = Viewer(kind, channel, Latencies(self._latencies, self._piece))
-        return self.dial(viewer, port, self._prefix)
+        """Connect a new viewer."""
+        if kind not in KINDS:
+            return self.dial(Viewer(kind, channel, Latencies(self._latencies, self._piece)), port, self._prefix)
+        checker = TextChecker(channel, self._latencies)
+        session = open_session(kind, checker, host=f"{_HOST}:{port}")
+        # Both have all attributes that are used here.
+        connection = self._add(port, cast("Session", session), cast("Checker", checker), None)
+        connection.send()
+        return connection
+
+    def _add(self, port: int, session: Session, checker: Checker, viewer: Viewer | None) -> Connection:
+        """Connect, and send the request of the session. Raises OSError."""
+        sock = socket.create_connection((_HOST, port), timeout=10)
+        sock.setblocking(False)
+        connection = self._connections[sock.fileno()] = Connection(sock, session, checker, viewer)
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return connection
 
     def turn(self, timeout_s: float) -> bool:
         """Read once from every readable socket. Return whether standard input is readable."""

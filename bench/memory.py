@@ -9,12 +9,10 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.common import Options, Row, kept, load_client, served, spread
-from bench.needs import Needs
+from bench.common import NAMES, Options, Row, kept, load_client, served, spread
 from bench.proc import BenchError, Child, raise_file_limit, rss_bytes
 
 _LIMITS_KB = {"sse": 15, "websocket": 17}
-_NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 _FEW, _MANY = 1_000, 5_000
 _QUICK_FEW, _QUICK_MANY = 500, 1_500
 _TIMEOUT_S = 60.0
@@ -41,11 +39,6 @@ def run(options: Options) -> Iterator[Row]:
         yield from memory(options, _FEW, _MANY, rounds=3, has_own_channels=True)
 
 
-def needs(options: Options) -> Needs:
-    many = _QUICK_MANY if options.is_quick else _MANY
-    return Needs(seconds=5 if options.is_quick else 65, files=many + 100, disk_mb=50)
-
-
 def memory(options: Options, few: int, many: int, *, rounds: int, has_own_channels: bool) -> list[Row]:
     """Return the rows of both transports, each round on a server of its own. Only a shared channel has a budget."""
     found: dict[str, list[_Round]] = {kind: [] for kind in _LIMITS_KB}
@@ -59,7 +52,7 @@ def memory(options: Options, few: int, many: int, *, rounds: int, has_own_channe
         limit = None if has_own_channels else _LIMITS_KB[kind]
         rows.append(
             Row(
-                f"memory per idle viewer of {many:,}, {_NAMES[kind]}, {where}",
+                f"memory per idle viewer of {many:,}, {NAMES[kind]}, {where}",
                 spread(per_viewer_kb, "KB"),
                 f"{limit} KB" if limit is not None else "",
                 statistics.median(per_viewer_kb) <= limit if limit is not None else None,

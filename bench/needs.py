@@ -1,46 +1,47 @@
 """The requirements of a run, checked before its first row: a missing peer is reported at once, not after minutes.
 
-Each benchmark returns its requirements from `needs(options)`. If a whole benchmark cannot run, its row has the reason.
-If only a part cannot, the rest is measured, and the row of that part has the reason. Both fail the run, except if a
-program is not installed that the run can do without (`NotInstalled`).
+A benchmark that needs more than the server has `PEERS`, without which it cannot run, or `PARTS`, without which only a
+part cannot: tries, each in a folder of its own, that raise `BenchError` or OSError. The row of what cannot be measured
+has the reason. Both fail the run, except if a program is not installed that the run can do without (`NotInstalled`).
 """
 
 import importlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.common import Options
-from bench.proc import BenchError, NotInstalled, check_file_limit, disk_write_bytes
+from bench.proc import BenchError, NotInstalled
 
-__all__ = ["SERVER", "Needs", "Problem", "estimate_s", "problems"]
+__all__ = ["NAMES", "Problem", "Tries", "estimate_s", "problems"]
 
-SERVER = ("uvicorn", "httptools", "websockets")
-"""Python packages of the server under test."""
+Tries = Mapping[str, Callable[[Path], None]]
+
+# each is a module of this package with the function `run(options)`; about how many seconds it takes, and a quick one
+_SECONDS = {
+    "client": (20, 8),
+    "fanout": (530, 105),
+    "conversations": (48, 8),
+    "highest": (270, 50),
+    "memory": (65, 5),
+    "resume": (3, 3),  # measures hydration, too
+    "storm": (75, 25),
+    "slow": (230, 30),
+    "turns": (20, 4),
+    "burst": (50, 10),
+    "ai_sdk": (55, 10),
+    "appends": (230, 55),
+    "postgres": (300, 80),
+    "beside": (250, 60),
+    "soak": (60, 60),  # and the time of `--soak-s`
+}
+NAMES = tuple(_SECONDS)
+_PACKAGES = ("uvicorn", "httptools", "websockets", "starlette")
+_DISK_MB = 2_000  # free space where databases are made; each benchmark removes its own
 _MB = 1_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """The requirements of one benchmark."""
-
-    seconds: float
-    """About how long it takes on the machine of `docs/benchmarks.md`."""
-    files: int
-    """The largest number of open files of one process."""
-    disk_mb: int
-    """Free space where databases are made; each benchmark removes its own."""
-    packages: tuple[str, ...] = SERVER
-    """Python packages without which no part can be measured."""
-    parts: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
-    """The requirements of a part: tried in an own folder. They raise `BenchError` or OSError if they fail."""
-    peers: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
-    """Like `parts`, but without them no part can be measured."""
-    says_what_reaches_the_disk: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,60 +57,26 @@ class Problem:
         return f"{self.benchmark}{', in part' if self.is_partial else ''}: not measured: {self.what}"
 
 
-def estimate_s(name: str, options: Options) -> float | None:
-    """Return about how long a benchmark takes; None if its requirements cannot even be read."""
-    try:
-        return _needs(name, options).seconds
-    except ImportError:
-        return None
+def estimate_s(name: str, options: Options) -> float:
+    """Return about how long a benchmark takes on the machine of `docs/benchmarks.md`."""
+    return _SECONDS[name][options.is_quick] + (options.soak_s if name == "soak" else 0.0)
 
 
 def problems(names: Sequence[str], options: Options) -> Iterator[Problem]:
     """Yield all missing requirements of these benchmarks, those that are quick to check first."""
-    needed: dict[str, Needs] = {}
-    for name in names:
-        try:
-            needed[name] = _needs(name, options)
-        except ImportError as error:
-            yield Problem(name, str(error))
-            continue
-        yield from _here(name, needed[name], options.directory)
-    for name, needs in needed.items():
-        for peers, is_partial in ((needs.peers, False), (needs.parts, True)):
-            for peer, try_it in peers.items():
+    missing = [f"the Python package {name} is missing" for name in _PACKAGES if not importlib.util.find_spec(name)]
+    free_mb = shutil.disk_usage(options.directory).free // _MB
+    if free_mb < _DISK_MB:
+        missing.append(f"needs {_DISK_MB:,} MB in {options.directory}, and {free_mb:,} are free: see --dir")
+    yield from (Problem(name, what) for name in names for what in missing)
+    for name in [] if missing else names:
+        module = importlib.import_module(f"bench.{name}")
+        for attribute, is_partial in (("PEERS", False), ("PARTS", True)):
+            tries: Tries = getattr(module, attribute, {})
+            for peer, try_it in tries.items():
                 if (failure := _failure(try_it, options.directory)) is not None:
                     what, fails_run = " ".join(str(failure).split()), not isinstance(failure, NotInstalled)
                     yield Problem(name, f"{peer}: {what}", is_partial, fails_run)
-
-
-def _needs(name: str, options: Options) -> Needs:
-    found: Needs = importlib.import_module(f"bench.{name}").needs(options)
-    return found
-
-
-def _here(name: str, needs: Needs, directory: Path) -> Iterator[Problem]:
-    """Yield the requirements that this machine or this installation does not meet."""
-    try:
-        check_file_limit(needs.files)
-    except BenchError as error:
-        yield Problem(name, str(error))
-    free_mb = shutil.disk_usage(directory).free // _MB
-    if free_mb < needs.disk_mb:
-        yield Problem(name, f"needs {needs.disk_mb:,} MB in {directory}, and {free_mb:,} are free: see --dir")
-    for package in needs.packages:
-        if importlib.util.find_spec(package) is None:
-            yield Problem(name, f"the Python package {package} is missing")
-    if needs.says_what_reaches_the_disk and not _reaches_a_disk(directory):
-        yield Problem(name, f"{directory} is not on a disk: see --dir", is_partial=True)
-
-
-def _reaches_a_disk(directory: Path) -> bool:
-    before = disk_write_bytes(os.getpid())
-    with tempfile.TemporaryFile(dir=directory) as file:
-        file.write(bytes(4096))
-        file.flush()
-        os.fdatasync(file.fileno())
-    return disk_write_bytes(os.getpid()) > before
 
 
 def _failure(try_it: Callable[[Path], None], directory: Path) -> Exception | None:

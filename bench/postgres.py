@@ -1,15 +1,16 @@
-"""PostgreSQL as the store: durable appends, its own time and WAL, latency, and viewers at another process.
+"""PostgreSQL as the store: durable appends, viewers at another process, and those of a killed one.
 
 PostgreSQL has its default settings, with its files in the directory of the run. For appends it shares the server's
-core, as Redis does in the reference. In the rows of latency and of two processes both processes share the server's
-core, and PostgreSQL may use both cores, because two cores are too few for each to have its own: the figure is the CPU
-time of the processes. All viewers' texts are compared with the sent ones.
+core, as Redis does in the reference. In the rows of several processes these share the server's core, and PostgreSQL may
+use both cores, because two cores are too few for each to have its own: the figure is the CPU time of the processes, or
+the time until the viewers of a killed process are live again. All viewers' texts are compared with the sent ones.
 """
 
 import contextlib
 import functools
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,21 +29,24 @@ from bench.common import (
     raw_line,
     served,
     spread,
+    void,
 )
-from bench.conversations import TOKENS_PER_S, Run, measure
-from bench.needs import SERVER, Needs
-from bench.peers.load import peer_load
+from bench.conversations import TOKENS_PER_S
 from bench.peers.ours import ours_on_postgres
 from bench.peers.redis_server import redis_server
 from bench.peers.system import program
 from bench.peers.xadd import xadd
 from bench.proc import BenchError, Child, NotInstalled, cpu_s, raise_file_limit
-from bench.tokens import WIDTH
+from bench.tokens import known_text, summary
 from proof.chaos.postgres_server import PROGRAMS, Postgres, running_postgres
 
-_TIMEOUT_S = 30.0
-_PRODUCERS = 64  # of the row with the time of PostgreSQL: each is a channel of a commit
+_TIMEOUT_S = 60.0
 _CONVERSATIONS = 500
+_STORM_S = 5.0
+_JITTER_S = 0.5
+_STORM_TOKENS_PER_S = 50
+_ADOPTED_S = 6.0
+_POLL_S = 0.05
 _NOTICES = {"NOTIFY": (5, 25), "a bus": (5, 25), "no notices": (1_100, 1_100)}  # limits of extra delay, p50 and p99
 
 
@@ -51,8 +55,11 @@ class Sizes(NamedTuple):
 
     rounds: int
     seconds: float
-    conversations: int  # of the row of latency, and of two processes under full load
+    conversations: int  # of two processes under full load
     channels: int  # of the other rows of two processes; the rows of delay have a twentieth of them
+    viewers: int = 1_000  # of the killed process
+    before_s: float = 2.0  # time before it is killed
+    after_s: float = 2 * _STORM_S  # how long an answer of another process streams after that
 
 
 FULL = Sizes(rounds=3, seconds=5.0, conversations=_CONVERSATIONS, channels=400)
@@ -62,22 +69,10 @@ QUICK = Sizes(rounds=1, seconds=2.0, conversations=100, channels=100)
 def run(options: Options) -> Iterator[Row]:
     sizes, of_appends = (QUICK, appends.QUICK) if options.is_quick else (FULL, appends.FULL)
     yield from attempt("durable appends on PostgreSQL", functools.partial(durable, options, of_appends))
-    yield from attempt("PostgreSQL per entry", functools.partial(entries, options, sizes))
     with running_postgres(options.directory) as postgres:
-        yield from attempt("latency on PostgreSQL", functools.partial(latency, postgres, options, sizes))
         yield from delays(postgres, options, sizes)
         yield from attempt("two processes", functools.partial(costs, postgres, sizes))
-
-
-def needs(options: Options) -> Needs:
-    return Needs(
-        seconds=75 if options.is_quick else 320,
-        files=2 * _CONVERSATIONS + 100,
-        disk_mb=2_000,
-        packages=(*SERVER, "asyncpg", "redis"),
-        peers={"PostgreSQL": check_postgres},
-        parts={"redis-server": lambda _: check_redis()},
-    )
+        yield from attempt("viewers of a killed process", functools.partial(storm, postgres, sizes))
 
 
 def check_postgres(folder: Path) -> None:
@@ -97,16 +92,20 @@ def check_redis() -> None:
         raise NotInstalled(str(error)) from None
 
 
+PEERS = {"PostgreSQL": check_postgres}
+PARTS = {"redis-server": lambda _: check_redis()}
+
+
 def durable(options: Options, sizes: appends.Sizes) -> Iterator[Row]:
     """Compare awaited appends with XADD on a file that is synced at each of them."""
     check_redis()
     raise_file_limit(sizes.producers * 3 + 200)
     with folder_in(options) as folder, contextlib.ExitStack() as stack:
         (folder / "redis").mkdir()
-        system, _ = stack.enter_context(ours_on_postgres(options.directory))
+        system = stack.enter_context(ours_on_postgres(options.directory))
         redis = stack.enter_context(xadd(folder / "redis", "always"))
         systems: dict[str, appends.Appending] = {"Tenuto": system, "XADD": redis}
-        rounds = appends.alternate(systems, stack.enter_context(peer_load()), sizes, at_once=1)
+        rounds = appends.alternate(systems, stack.enter_context(load_client()), sizes, at_once=1)
     ratios = [one.tokens_per_s / other.tokens_per_s for one, other in zip(*rounds.values(), strict=True)]
     costs_ = [other.us_per_token / one.us_per_token for one, other in zip(*rounds.values(), strict=True)]
     yield Row(
@@ -116,47 +115,6 @@ def durable(options: Options, sizes: appends.Sizes) -> Iterator[Row]:
         statistics.median(ratios) >= 2,
         f"tokens per second of CPU: {spread(costs_, '×')}",
         raw=appends.raw(rounds),
-    )
-
-
-def entries(options: Options, sizes: Sizes) -> Iterator[Row]:
-    """Measure what PostgreSQL itself does for each entry, with 64 channels in most commits."""
-    us_per_entry, wal = [], []
-    with ours_on_postgres(options.directory) as (system, postgres), peer_load() as client:
-        channels = [f"bench:entry-{n}" for n in range(_PRODUCERS)]
-        system.child.request("begin", channels=channels)
-        tokens = system.child.request("append", seconds=0.5, at_once=1)["tokens"]
-        for _ in range(sizes.rounds):
-            before, used_s = _wal_bytes(postgres), cpu_s(postgres.pid)
-            done = system.child.request("append", seconds=sizes.seconds, at_once=1, reply_in_s=sizes.seconds + 60)
-            made, tokens = done["tokens"] - tokens, done["tokens"]
-            us_per_entry.append((cpu_s(postgres.pid) - used_s) / made * 1e6)
-            wal.append((_wal_bytes(postgres) - before) / (made * WIDTH))
-        sent = system.child.request("finish", reply_in_s=_TIMEOUT_S)["messages"]
-        appends.verify(system, client, channels, sent)
-    what = f"CPU of PostgreSQL per entry, {_PRODUCERS} producers that await each token"
-    yield Row(what, spread(us_per_entry, "µs"), "15 µs", statistics.median(us_per_entry) <= 15)
-    note = f"a token has {WIDTH} bytes of text"
-    yield Row("  WAL per byte of text", spread(wal, "×"), "30 ×", statistics.median(wal) <= 30, note)
-
-
-def latency(postgres: Postgres, options: Options, sizes: Sizes) -> Iterator[Row]:
-    """Compare the latency of streamed answers with that on SQLite."""
-    runs: list[tuple[Run, Run]] = []
-    for n in range(sizes.rounds):
-        url = f"{postgres.url}?schema=latency{n}"
-        one = measure(options, sizes.conversations, seconds=sizes.seconds, store=url)
-        runs.append((one, measure(options, sizes.conversations, seconds=sizes.seconds)))
-    ratios = [one.latency_ms[1] / other.latency_ms[1] for one, other in runs]
-    p99s = [spread([run.latency_ms[1] for run in each], "ms") for each in zip(*runs, strict=True)]
-    used = [spread([run.us_per_token for run in each], "µs") for each in zip(*runs, strict=True)]
-    yield Row(
-        f"{sizes.conversations} × {TOKENS_PER_S} tokens/s × 2 viewers: latency p99, PostgreSQL against SQLite",
-        spread(ratios, "×"),
-        "1.5 ×",
-        statistics.median(ratios) <= 1.5,
-        f"p99 {p99s[0]} and {p99s[1]}; CPU of the server per delivered token {used[0]} and {used[1]}",
-        raw=tuple(f"{name}: {one}" for pair in runs for name, one in zip(("PostgreSQL", "SQLite"), pair, strict=True)),
     )
 
 
@@ -174,25 +132,20 @@ def stream(
     *,
     per_s: float,
     seconds: float,
-    meter: contextlib.AbstractContextManager[object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Have the producers of `writers` stream answers to all viewers. Return the results of each group's load client.
-
-    `meter` is entered while they stream.
-    """
+    """Have the producers of `writers` stream answers to all viewers. Return the results of each group's load client."""
     for load, server, channels in groups:
         load.request("connect", kind="sse", channels=channels, timeout_s=_TIMEOUT_S, **server.address)
     for group in groups:
         group.load.request("capture")
     sent: dict[str, Any] = {}
     late_ms = []
-    with meter or contextlib.nullcontext():
-        for server, channels in writers:
-            server.child.send("produce", channels=channels, count=int(seconds * per_s), tokens_per_s=per_s)
-        for server, _ in writers:
-            produced = server.child.read(timeout_s=seconds + 45)
-            sent |= produced["messages"]
-            late_ms.append(produced["lag_ms"])
+    for server, channels in writers:
+        server.child.send("produce", channels=channels, count=int(seconds * per_s), tokens_per_s=per_s)
+    for server, _ in writers:
+        produced = server.child.read(timeout_s=seconds + 45)
+        sent |= produced["messages"]
+        late_ms.append(produced["lag_ms"])
     drained = [group.load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED) for group in groups]
     found = []
     for group, each in zip(groups, drained, strict=True):
@@ -288,8 +241,101 @@ def _cost(url: str, count: int, per_s: float, seconds: float, writers: int) -> f
     return used_s / sum(int(one["tokens"]) for one in decoded) * 1e6
 
 
-def _wal_bytes(postgres: Postgres) -> int:
-    return int(postgres.sql("SELECT pg_current_wal_lsn() - '0/0'"))
+class _Storm(NamedTuple):
+    live_s: float  # time from the kill until the last viewer was live
+    adopted_s: float  # time from the kill until another process continued the answer of the killed one
+    burst_load: float
+    steady_load: float
+    viewers: list[int]  # at each of the other processes
+
+    def __str__(self) -> str:
+        return (
+            f"all live {self.live_s:.2f} s after the kill, {' and '.join(map(str, self.viewers))} viewers; the answer "
+            f"went on after {self.adopted_s:.2f} s; load client used {self.burst_load:.0%} of its core until all were "
+            f"live and {self.steady_load:.0%} after"
+        )
+
+
+def storm(postgres: Postgres, sizes: Sizes) -> Iterator[Row]:
+    """Kill one of three processes, with all viewers. Raises `Void` if one got a new start or a wrong text."""
+    raise_file_limit(sizes.viewers + 100)
+    times = [_killed(f"{postgres.url}?schema=storm_{seed}", sizes, seed) for seed in range(sizes.rounds)]
+    yield Row(
+        f"storm: {sizes.viewers:,} viewers of one of three processes, half by SSE and half by WebSocket, from its "
+        "kill -9 to the last one live at the other two",
+        spread([each.live_s for each in times], "s"),
+        f"{_STORM_S:g} s",
+        max(each.live_s for each in times) <= _STORM_S,
+        note="every viewer resumed from its cursor and received the whole text; all processes share two cores",
+        raw=tuple(str(each) for each in times),
+    )
+    yield Row(
+        "  until another process continues the answer of the killed one",
+        spread([each.adopted_s for each in times], "s"),
+        f"{_ADOPTED_S:g} s",
+        max(each.adopted_s for each in times) <= _ADOPTED_S,
+    )
+
+
+def _killed(url: str, sizes: Sizes, seed: int) -> _Storm:
+    """Run one kill. Half of the viewers watch an answer of the killed process, half one of another process."""
+    count = int((sizes.before_s + sizes.after_s) * _STORM_TOKENS_PER_S)
+    texts = {f"bench:storm-{n}": known_text(2 * seed + n, count) for n in range(2)}
+    with contextlib.ExitStack() as stack:
+        killed, *others = (stack.enter_context(served(url)) for _ in range(3))
+        load = stack.enter_context(load_client())
+        for kind in ("sse", "websocket"):
+            watched = [channel for channel in texts for _ in range(sizes.viewers // 4)]
+            load.request("connect", kind=kind, channels=watched, timeout_s=_TIMEOUT_S, **killed.address)
+        for n, (channel, server) in enumerate(zip(texts, (killed, others[0]), strict=True)):
+            message: dict[str, Any] = {"channel": channel, "id": "answer", "seed": 2 * seed + n, "count": count}
+            server.child.request("stream", **message, tokens_per_s=_STORM_TOKENS_PER_S)
+        load.request("pass", seconds=sizes.before_s)
+        killed_s = time.monotonic()
+        killed.child.kill()
+        ports: dict[str, Any] = {**others[0].address, "others": [others[1].port]}
+        load.send("come_back", within_s=_JITTER_S, timeout_s=_TIMEOUT_S, **ports)
+        back = load.read(timeout_s=_TIMEOUT_S + 5)
+        left = _stored_text(others[0], next(iter(texts)))
+        if back["new_starts"]:
+            raise void(f"{back['new_starts']} viewers got a new start instead of a resume", back)
+        for channel in texts:
+            if (status := _stored(others[0], channel)["status"]) != "streaming":
+                raise void(f"the answer in {channel} was {status} when the viewers were back", back)
+        viewers = [other.child.request("stats")["feeds"] for other in others]
+        load.request("capture")
+        adopted_s = _went_on(others[0], next(iter(texts)), left) - killed_s
+        drained = load.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=_TIMEOUT_S + 5, last=FINISHED)
+        lag_ms = [other.child.request("lag")["lag_ms"] for other in others]  # a failed producer explains short texts
+        sent = {channel: summary(text, "answer") for channel, text in texts.items()}
+        decoded = load.request("decode", reply_in_s=_TIMEOUT_S)
+        check(decoded, load.request("compare", sent=sent, **others[0].address), drained, lag_ms=max(lag_ms))
+    return _Storm(
+        live_s=back["attached_s"][-1] - killed_s,
+        adopted_s=adopted_s,
+        burst_load=back["cpu_s"] / back["seconds"],
+        steady_load=client_load(drained),
+        viewers=viewers,
+    )
+
+
+def _stored(server: Served, channel: str) -> dict[str, Any]:
+    message: dict[str, Any] = server.call("GET", f"{channel}/messages/answer")["message"]
+    return message
+
+
+def _stored_text(server: Served, channel: str) -> str:
+    return "".join(part["text"] for part in _stored(server, channel)["parts"])
+
+
+def _went_on(server: Served, channel: str, text: str) -> float:
+    """Return when the answer was longer than `text`, which the killed process has left."""
+    until_s = time.monotonic() + _TIMEOUT_S
+    while _stored_text(server, channel) == text:
+        if time.monotonic() > until_s:
+            raise BenchError(f"the answer of the killed process did not go on within {_TIMEOUT_S:g} s")
+        time.sleep(_POLL_S)
+    return time.monotonic()
 
 
 @contextlib.contextmanager

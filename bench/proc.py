@@ -1,9 +1,11 @@
 """Processes of a benchmark: starting them on a core, requests to them, and their resource usage by the kernel.
 
 A child is one of our own modules. It reads requests from standard input, one JSON object per line, and writes one reply
-per line. It ends when its input ends, so an interrupted run leaves no process behind.
+per line. It ends when its input ends, so an interrupted run leaves no process behind. `reply` and `serve_requests` are
+the child's end.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ __all__ = [
     "BenchError",
     "Child",
     "NotInstalled",
-    "check_file_limit",
     "cpu_s",
     "disk_write_bytes",
     "raise_file_limit",
+    "reply",
     "rss_bytes",
+    "serve_requests",
     "tree",
 ]
 
@@ -134,6 +137,36 @@ class Child:
         return self._log.read()[-4000:].decode(errors="replace")
 
 
+Handlers = Mapping[str, Callable[..., Awaitable[dict[str, Any]]]]
+
+
+def reply(**fields: Any) -> None:
+    """Write one reply."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+async def serve_requests(handlers: Handlers) -> None:
+    """Carry out requests from standard input, one after the other, until it ends."""
+    reader = asyncio.StreamReader(limit=1 << 26)  # a recording is one line
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        request = json.loads(line)
+        try:
+            fields = await handlers[request.pop("do")](**request)
+        except Exception as error:  # the outer edge: the benchmark prints it and reports the row as failed
+            reply(error=_error_text(error))
+        else:
+            reply(**fields)
+
+
+def _error_text(error: Exception) -> str:
+    """Return the error's text. Of a group, return the first: errors that occur together mostly have the same cause."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
 def cpu_s(pid: int) -> float:
     """Return the user and system time of a process and all its living descendants.
 
@@ -163,17 +196,11 @@ def disk_write_bytes(pid: int) -> int:
     return int(fields["write_bytes"])
 
 
-def check_file_limit(count: int) -> None:
-    """Raise `BenchError` if this process may not have `count` open files."""
+def raise_file_limit(count: int) -> None:
+    """Allow this process and its children `count` open files. Raises `BenchError` if that is not permitted."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count and hard != resource.RLIM_INFINITY and hard < count:
         raise BenchError(f"needs {count} open files, and the limit is {hard}: see `ulimit -Hn`")
-
-
-def raise_file_limit(count: int) -> None:
-    """Allow this process and its children `count` open files. Raises `BenchError` if that is not permitted."""
-    check_file_limit(count)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 

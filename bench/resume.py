@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 from bench.common import Options, Row, Served, Void, served
-from bench.needs import Needs
 from proof.wirecheck import SseViewer
 
 _CHANNEL = "bench:resume"
@@ -24,10 +23,6 @@ _WORDS = ["a", "tenuto", "keeps", "the", "plant", "where", "it", "is,", "—", '
 def run(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         return asyncio.run(_measure(Path(directory) / "resume.db"))
-
-
-def needs(_: Options) -> Needs:
-    return Needs(seconds=3, files=100, disk_mb=50)
 
 
 async def _measure(database: Path) -> list[Row]:

@@ -2,8 +2,8 @@
 
 Run as a child: `python -m bench.server STORE_URL [--port N] [--under serve|granian] [--idle-s N] [--bus URL]`. Under
 `serve` it runs on uvicorn as `tenuto serve` does; under granian it is mounted in a Starlette app, as in an
-application. With `--mute` it sends no notices, as if all were lost. With `--kept-s` retention removes messages after
-that many seconds. Requests arrive on standard input, so only viewers use its port.
+application. With `--mute` it sends no notices, as if all were lost. Requests arrive on standard input, so only viewers
+use its port.
 """
 
 import argparse
@@ -11,23 +11,17 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import itertools
 import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
 from bench import plan
-from bench.control import reply, serve_requests
-from bench.lateness import Lateness
-from bench.proc import BenchError
-from bench.tokens import WIDTH, known_token, summary, token
+from bench.proc import BenchError, reply, serve_requests
+from bench.tokens import WIDTH, Lateness, Sent, appended, known_token, summary, token
 from tenuto import Hub, Limits, MessageWriter
-from tenuto.core import retention as core_retention
-from tenuto.hub.keep import retention
-from tenuto.hub.keep.retention import Rules
 from tenuto.hub.lifecycle import free_memory
 from tenuto.server import serving
 from tenuto.stores.base import Notice
@@ -67,8 +61,7 @@ class Producers:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._soak: asyncio.Task[None] | None = None
-        self._open: list[MessageWriter] = []  # the messages of `spread`
-        self._sent: dict[str, list[str]] = {}  # the tokens of each, by channel
+        self._open: dict[str, tuple[MessageWriter, Sent]] = {}  # the messages of `begin`, by channel
         self.lateness = Lateness()  # the lateness since the last request for work
         self._failure: Exception | None = None  # the error of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
@@ -117,43 +110,45 @@ class Producers:
         return {"messages": messages, "seconds": time.monotonic() - started_s} | await self.lag()
 
     async def begin(self, *, channels: list[str]) -> dict[str, Any]:
-        """Open a message in each of `channels`, for `spread`. Each gets a token, because the first one costs more."""
-        self._open = [self._hub.message(channel, role="assistant", author="bench") for channel in channels]
-        self._sent = {channel: [token()] for channel in channels}
-
-        async def one(writer: MessageWriter) -> None:
+        """Open a streaming message in each of `channels`, for `append` and `grow`."""
+        for channel in channels:
+            writer = self._hub.message(channel, role="assistant", author="bench")
+            self._open[channel] = writer, Sent(len(self._open))
             await writer.open()
-            await writer.append(self._sent[writer.channel][0])
-            await writer.flush()
-
-        await _at_once(one(writer) for writer in self._open)
         return {}
 
-    async def spread(self, *, tokens_per_s: float, seconds: float) -> dict[str, Any]:
-        """Append tokens at an even rate in all, each to the next one of the open messages."""
-        self.lateness = Lateness()
+    async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
+        """Grow all open messages for `seconds`: each gets `at_once` tokens and then waits until they are stored."""
+        for _, sent in self._open.values():
+            del sent.waits_s[:]
+        started_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for writer, sent in self._open.values():
+                group.create_task(_append(writer, sent, started_s + seconds, at_once))
+        return appended([sent for _, sent in self._open.values()], time.monotonic() - started_s)
 
-        async def append(_: Written, n: int, __: float) -> None:
-            writer = self._open[n % len(self._open)]
-            self._sent[writer.channel].append(token())
-            await writer.append(self._sent[writer.channel][-1])
-
-        count, all_of_them = int(tokens_per_s * seconds), Unsent()
-        await self.on_schedule(all_of_them, range(count), time.monotonic(), tokens_per_s, append)
-        self.lateness.ended(all_of_them)
-        return {"tokens": count} | await self.lag()
+    async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
+        """Grow the open message of `channel` by `count` tokens, stored one by one."""
+        if channel not in self._open:
+            await self.begin(channels=[channel])
+        writer, sent = self._open[channel]
+        for _ in range(count):
+            await writer.append(sent.next())
+            await writer.flush()
+        return {"text": sent.text}
 
     async def finish(self) -> dict[str, Any]:
         """End the open messages. Return them as they were sent."""
-        await _at_once(writer.finish() for writer in self._open)
-        texts = {writer.channel: (writer.id, "".join(self._sent[writer.channel])) for writer in self._open}
-        self._open, self._sent = [], {}
-        return {"messages": {channel: summary(text, id) for channel, (id, text) in texts.items()}}
+        await asyncio.gather(*(writer.finish() for writer, _ in self._open.values()))
+        messages = {channel: summary(sent.text, writer.id) for channel, (writer, sent) in self._open.items()}
+        self._open = {}
+        return {"messages": messages}
 
     async def stream(self, *, channel: str, id: str, seed: int, count: int, tokens_per_s: float) -> dict[str, Any]:
-        """Begin the message with the text of `seed`. A restarted process continues it."""
+        """Begin the message with the text of `seed`, and reply when it is stored. A restarted process continues it."""
         meta = {"seed": seed, "count": count, "tokens_per_s": tokens_per_s}
         message = self._hub.message(channel, id=id, role="assistant", author="bench", meta=meta)
+        await message.open()
 
         async def write() -> None:
             async with message:
@@ -340,24 +335,15 @@ async def _is_listening(port: int) -> bool:
     return True
 
 
-async def _at_once(calls: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Await `calls`, some at once."""
-    rest = iter(calls)
-    while some := list(itertools.islice(rest, _AT_ONCE)):
-        await asyncio.gather(*some)
-
-
-def _rules(kept_s: int | None) -> Rules | None:
-    """Return the rules of retention by which messages go after `kept_s`, with its other times in proportion.
-
-    The least age that a hub accepts is ten minutes, and rounds are five minutes apart. The day for which it remembers a
-    removed channel becomes `kept_s`, too, because no run lasts a day.
-    """
-    if kept_s is None:
-        return None
-    core_retention.LEAST_MS = retention.GONE_MS = kept_s * 1000
-    retention.ROUND_S = kept_s / 2
-    return {"bench:*": f"{kept_s}s"}
+async def _append(writer: MessageWriter, sent: Sent, until_s: float, at_once: int) -> None:
+    begun_s = time.monotonic()
+    while begun_s < until_s:
+        for _ in range(at_once):
+            await writer.append(sent.next())
+        await writer.flush()
+        now_s = time.monotonic()
+        sent.waits_s.append(now_s - begun_s)
+        begun_s = now_s
 
 
 async def _lose(notices: Sequence[Notice]) -> None:
@@ -365,8 +351,7 @@ async def _lose(notices: Sequence[Notice]) -> None:
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    limits, rules = Limits(channel_idle_s=arguments.idle_s), _rules(arguments.kept_s)
-    hub = Hub(arguments.store, limits=limits, bus=arguments.bus, retention=rules)
+    hub = Hub(arguments.store, limits=Limits(channel_idle_s=arguments.idle_s), bus=arguments.bus)
     if arguments.mute:
         hub.store.notify = _lose  # type: ignore[method-assign]
     producers = Producers(hub)
@@ -382,7 +367,8 @@ async def _main(arguments: argparse.Namespace) -> None:
         requests = (
             producers.produce,
             producers.begin,
-            producers.spread,
+            producers.append,
+            producers.grow,
             producers.finish,
             producers.stream,
             producers.fill,
@@ -405,5 +391,4 @@ if __name__ == "__main__":
     parser.add_argument("--idle-s", type=float, default=Limits().channel_idle_s)
     parser.add_argument("--bus")
     parser.add_argument("--mute", action="store_true")
-    parser.add_argument("--kept-s", type=int)
     asyncio.run(_main(parser.parse_args()))

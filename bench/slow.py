@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from bench.common import (
     FINISHED,
+    NAMES,
     Options,
     Row,
     attempt,
@@ -23,7 +24,6 @@ from bench.common import (
     served,
     spread,
 )
-from bench.needs import Needs
 from bench.proc import BenchError, raise_file_limit, rss_bytes
 
 _READERS = 200
@@ -33,7 +33,6 @@ _PIECES_PER_S = 100
 _ANSWER = 1_000_000  # number of characters of the answer
 _TIMEOUT_S = 30.0
 _CHANNEL = "bench:slow"
-_NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 
 
 class _Run(NamedTuple):
@@ -49,12 +48,8 @@ class _Run(NamedTuple):
 def run(options: Options) -> Iterator[Row]:
     answer, rounds = (_ANSWER // 4, 1) if options.is_quick else (_ANSWER, 3)
     how: dict[str, Any] = {"readers": _READERS, "answer": answer, "rounds": rounds}
-    for kind, name in _NAMES.items():
+    for kind, name in NAMES.items():
         yield from attempt(f"slow readers, {name}", functools.partial(slow, options, kind, **how))
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=30 if options.is_quick else 230, files=_READERS + max(_SLOW) + 100, disk_mb=100)
 
 
 def slow(
@@ -67,7 +62,7 @@ def slow(
             each.append(_run(options, kind, readers, count, answer))
     alone = runs[0]
     rows = [
-        Row(f"p99 of {readers} {_NAMES[kind]} readers of {answer / 1e6:g} MB", _p99(alone), raw=_raw(alone)),
+        Row(f"p99 of {readers} {NAMES[kind]} readers of {answer / 1e6:g} MB", _p99(alone), raw=_raw(alone)),
         *(_beside(alone, runs[count], count) for count in slow_ones),
     ]
     most = [max(runs[count][n].most_bytes for count in slow_ones) for n in range(rounds)]

@@ -16,17 +16,14 @@ after, as are Python's memory blocks.
 import contextlib
 import statistics
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from bench import plan
 from bench.common import Options, Row, Served, Void, client_load, kept, late, load_client, served, used
-from bench.needs import Needs
 from bench.proc import BenchError, Child, cpu_s, raise_file_limit, rss_bytes
 from bench.tokens import known_text
 
-_DEFAULT_S = 600.0
 _LIVE = 50
 _LIMIT_KB_PER_MIN = 512.0
 _JUDGED_S = 300.0  # a shorter soak has a slope but no verdict: it would only show the caches
@@ -42,15 +39,7 @@ _TIMEOUT_S = 45.0
 
 
 def run(options: Options) -> list[Row]:
-    return soak(options, seconds=_seconds(options), live=_LIVE)
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=_seconds(options) + 60, files=_LIVE * 10 + 200, disk_mb=500)
-
-
-def _seconds(options: Options) -> float:
-    return _DEFAULT_S if options.soak_s is None else options.soak_s
+    return soak(options, seconds=options.soak_s, live=_LIVE)
 
 
 def soak(
@@ -74,11 +63,11 @@ def soak(
         server.child.request("soak", started_s=started_s, planned=planned)
         with Watch(server.child, load) as watch:
             visit = {"port": server.port, "started_s": started_s, "planned": planned}
-            seen, samples = visit_all(server, load, watch, visit)
+            seen, samples = _visit_all(server, load, watch, visit)
             client = client_load({"cpu_s": watch.client_s, "seconds": watch.seconds})
             server.child.request("soaked")
             for conversation in conversations:
-                check_stored(server, conversation)
+                _check_stored(server, conversation)
             after = _released(server, before)
             blocks.append(server.child.request("blocks")["blocks"])
     viewers_note = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
@@ -148,13 +137,10 @@ class Watch:
         )
 
 
-def visit_all(
-    server: Served, load: Child, watch: Watch, visit: dict[str, Any], sample: Callable[[float], None] | None = None
+def _visit_all(
+    server: Served, load: Child, watch: Watch, visit: dict[str, Any]
 ) -> tuple[dict[str, Any], list[tuple[float, int]]]:
-    """Run all visits. Return the load client's counters, and the server's memory over time.
-
-    `sample` is called with the time since the beginning, about each second.
-    """
+    """Run all visits. Return the load client's counters, and the server's memory over time."""
     samples: list[tuple[float, int]] = []
     started_s, seconds = visit["started_s"], visit["planned"]["seconds"]
     collections = server.child.request("collections")["collections"]
@@ -172,8 +158,6 @@ def visit_all(
         now_s = time.monotonic() - started_s
         if now_s <= seconds:
             samples.append((now_s, rss_bytes(server.child.pid)))
-            if sample is not None:
-                sample(now_s)
             collections, before = server.child.request("collections")["collections"], collections
             if collections != before:
                 watch.collected_s.append(now_s)
@@ -210,7 +194,7 @@ def _memory(samples: list[tuple[float, int]], seconds: float, collected_s: list[
     ]
 
 
-def check_stored(server: Served, conversation: plan.Conversation) -> None:
+def _check_stored(server: Served, conversation: plan.Conversation) -> None:
     message = server.call("GET", f"{conversation.channel}/messages/{plan.MESSAGE}")["message"]
     text = "".join(part["text"] for part in message["parts"])
     if (message["status"], text) != ("complete", known_text(conversation.seed, conversation.tokens)):

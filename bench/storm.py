@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from bench.common import (
     FINISHED,
+    NAMES,
     Options,
     Row,
     Served,
@@ -26,7 +27,6 @@ from bench.common import (
     spread,
     void,
 )
-from bench.needs import Needs
 from bench.proc import raise_file_limit
 from bench.tokens import WIDTH, known_text
 
@@ -37,7 +37,6 @@ _AFTER_S = _LIMIT_S + 1  # how long the answer streams after the restart: beyond
 _TIMEOUT_S = 30.0
 _CHANNEL, _MESSAGE = "bench:storm", "answer"
 _TOKENS_PER_S = 50
-_NAMES = {"sse": "SSE", "websocket": "WebSocket"}
 
 
 class _Round(NamedTuple):
@@ -55,12 +54,8 @@ class _Round(NamedTuple):
 
 def run(options: Options) -> Iterator[Row]:
     how = {"viewers": _VIEWERS, "rounds": 1 if options.is_quick else 3}
-    for kind, name in _NAMES.items():
+    for kind, name in NAMES.items():
         yield from attempt(f"storm, {name}", functools.partial(storm, options, kind, **how))
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=25 if options.is_quick else 75, files=_VIEWERS + 100, disk_mb=50)
 
 
 def storm(
@@ -72,7 +67,7 @@ def storm(
     worst_s = max(each.live_s for each in times)
     return [
         Row(
-            f"storm: {viewers:,} {_NAMES[kind]} viewers, from kill -9 of the server to the last one live",
+            f"storm: {viewers:,} {NAMES[kind]} viewers, from kill -9 of the server to the last one live",
             spread([each.live_s for each in times], "s"),
             f"{_LIMIT_S:g} s",
             worst_s <= _LIMIT_S,
@@ -93,8 +88,8 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
         with served(database) as server:
             port = server.port
             message: dict[str, Any] = {"channel": _CHANNEL, "id": _MESSAGE, "seed": seed, "count": count}
-            server.child.request("stream", **message, tokens_per_s=_TOKENS_PER_S)
             load.request("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
+            server.child.request("stream", **message, tokens_per_s=_TOKENS_PER_S)
             load.request("pass", seconds=before_s)
             killed_s = time.monotonic()
             server.child.kill()

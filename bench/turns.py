@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.common import Options, Row, Void, number, spread
-from bench.control import serve_requests
-from bench.needs import Needs
-from bench.proc import SERVER_CORE, Child
+from bench.proc import SERVER_CORE, Child, serve_requests
 
 if TYPE_CHECKING:
     from tenuto import Turn
@@ -33,10 +31,6 @@ _TIMEOUT_S = 120.0
 def run(options: Options) -> Iterator[Row]:
     conversations = 100 if options.is_quick else _CONVERSATIONS
     yield from turns(options, conversations=conversations, rounds=1 if options.is_quick else 3)
-
-
-def needs(options: Options) -> Needs:
-    return Needs(seconds=4 if options.is_quick else 20, files=100, disk_mb=50, packages=())
 
 
 def turns(options: Options, *, conversations: int, rounds: int) -> list[Row]:

@@ -8,7 +8,7 @@ import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from bench import plan
@@ -49,15 +49,12 @@ class Visits:
         self._numbers = itertools.count()
         self._counts: Counter[str] = Counter()
         self._wrong: list[str] = []
-        self._ports: Iterator[int] | None = None
+        self._port: int | None = None
 
-    def run(self, *, port: int, started_s: float, planned: Json, until_s: float, others: Sequence[int] = ()) -> Json:
-        """Continue until `until_s` (CLOCK_MONOTONIC). Return the counters so far and the number of pending actions.
-
-        Connections go in turn to `port` and to the `others`, so a viewer resumes at another server.
-        """
-        if self._ports is None:
-            self._ports = itertools.cycle((port, *others))
+    def run(self, *, port: int, started_s: float, planned: Json, until_s: float) -> Json:
+        """Continue until `until_s` (CLOCK_MONOTONIC). Return the counters so far and the number of pending actions."""
+        if self._port is None:
+            self._port = port
             for conversation in plan.conversations(**planned):
                 for visit in conversation.visits:
                     self._plan(_Visitor(conversation, visit), started_s)
@@ -86,8 +83,8 @@ class Visits:
         heapq.heappush(self._agenda, (at_s, next(self._numbers), do))
 
     def _dial(self, visitor: _Visitor) -> None:
-        assert self._ports is not None
-        visitor.connection = self._load.dial(visitor.viewer, next(self._ports))
+        assert self._port is not None
+        visitor.connection = self._load.dial(visitor.viewer, self._port)
         self._counts["connections"] += 1
 
     def _cut(self, visitor: _Visitor) -> None:

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
-from bench.peers.published import Published, publisher
-from bench.peers.redis_server import redis_server
-from bench.peers.system import config_folder, foreign, program
+from bench.peers.system import Published, config_folder, foreign, program, publisher
 from bench.proc import BenchError
 from proof.chaos.processes import free_port
 
-__all__ = ["Nchan", "NchanJoined", "NchanRedis", "nchan", "nchan_redis"]
+__all__ = ["Nchan", "nchan"]
 
 _MODULES = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/share/nginx/modules/ngx_nchan_module.so")
 _PUBLISH = "/publish/{channel}"
@@ -43,7 +41,6 @@ http {{
     keepalive_requests 1000000000;
     tcp_nodelay on;
     nchan_shared_memory_size 512M;
-    {upstream}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         location = /who {{ return 200 "{nonce}"; }}
@@ -52,13 +49,11 @@ http {{
             nchan_channel_id $1;
             nchan_message_buffer_length 100000;
             nchan_message_timeout 1h;
-            {storage}
         }}
         location ~ ^/subscribe/(.+)$ {{
             nchan_subscriber eventsource websocket;
             nchan_channel_id $1;
             nchan_subscriber_first_message oldest;
-            {storage}
         }}
     }}
 }}
@@ -68,7 +63,6 @@ http {{
 class Nchan(Published):
     name = "nchan, memory"
     kinds: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws")
-    resuming: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws-meta")
     promises = "keeps messages in shared memory until nginx ends; one frame per token; no joined text"
 
     @property
@@ -77,49 +71,14 @@ class Nchan(Published):
         return ran.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
 
 
-class NchanJoined(Nchan):
-    name = "nchan, memory, 40 ms of tokens a publish"
-    kinds: ClassVar[tuple[str, ...]] = ("nchan-sse",)
-    is_for_fan_out_only = True
-    promises = "as nchan, but its publisher gathers tokens for 40 ms: joined like ours, but equally for all viewers"
-    window_ms = 40
-
-
-class NchanRedis(Nchan):
-    name = "nchan, Redis AOF always"
-    promises = "a publish is acknowledged when it is in Redis's file on disk; one frame per token; no joined text"
-
-
 @contextlib.contextmanager
-def nchan(*, connections: int, port: int | None = None, sort: type[Nchan] = Nchan) -> Iterator[Nchan]:
+def nchan(*, connections: int) -> Iterator[Nchan]:
     """Run nchan with its memory storage. Raises `BenchError` if it is missing or does not start."""
-    with _nginx(connections, port) as (port, keeper), publisher() as child:
-        yield sort(port, (keeper,), child, path=_PUBLISH)
-
-
-@contextlib.contextmanager
-def nchan_redis(directory: Path, *, connections: int) -> Iterator[NchanRedis]:
-    """Run nchan with its Redis storage, as durable as ours: AOF `always`."""
-    with (
-        redis_server(directory, "always") as redis,
-        _nginx(connections, None, redis_port=redis.port) as (port, keeper),
-        publisher() as child,
-    ):
-        yield NchanRedis(port, (keeper, redis.pid), child, path=_PUBLISH)
-
-
-@contextlib.contextmanager
-def _nginx(connections: int, port: int | None, *, redis_port: int | None = None) -> Iterator[tuple[int, int]]:
     executable = program("nginx", "nginx libnginx-mod-nchan")
     module = next((path for path in _MODULES if Path(path).exists()), None)
     if module is None:
         raise BenchError("nginx has no nchan module (Debian: apt-get install libnginx-mod-nchan)")
-    port = port if port is not None else free_port()
-    nonce = secrets.token_hex(8)
-    upstream = storage = ""
-    if redis_port is not None:
-        upstream = f"upstream redis_store {{ nchan_redis_server redis://127.0.0.1:{redis_port}; }}"
-        storage = "nchan_redis_pass redis_store;"
+    port, nonce = free_port(), secrets.token_hex(8)
     with config_folder() as folder:
         config = folder / "nginx.conf"
         config.write_text(
@@ -130,14 +89,13 @@ def _nginx(connections: int, port: int | None, *, redis_port: int | None = None)
                 connections=connections + 400,  # the additional connections are those of the publisher
                 port=port,
                 nonce=nonce,
-                upstream=upstream,
-                storage=storage,
             )
         )
         # Without -e, nginx first opens its built-in log path, which we may not be allowed to write.
         command = [executable, "-e", "stderr", "-p", str(folder), "-c", str(config)]
-        with foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce)) as keeper:
-            yield port, keeper
+        server = foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce))
+        with server as keeper, publisher() as child:
+            yield Nchan(port, (keeper,), child, path=_PUBLISH)
 
 
 def _package_version() -> str:
@@ -158,7 +116,6 @@ def _is_ours(port: int, nonce: str) -> bool:
 
 
 def _publishes(port: int) -> bool:
-    # With Redis storage, nginx is ready before its connection to Redis.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("POST", f"/publish/{quote('bench:ready')}", b"ready")

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bench.common import served
 from bench.peers.system import System, on_core
 from bench.proc import SERVER_CORE, Child, disk_write_bytes, tree
-from proof.chaos.postgres_server import Postgres, running_postgres
+from proof.chaos.postgres_server import running_postgres
 
 __all__ = ["Ours", "ours", "ours_on_postgres"]
 
 
 class Ours(System):
     name = "Tenuto, SQLite FULL"
-    kinds: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
-    resuming: ClassVar[tuple[str, ...]] = ("ours-sse", "ours-ws")
+    kinds: ClassVar[tuple[str, ...]] = ("sse", "websocket")
     promises = "a token is on disk before any viewer receives it; late joiners get joined text"
 
     def __init__(self, port: int, child: Child, *stores: int) -> None:
@@ -37,16 +37,15 @@ class Ours(System):
 @contextlib.contextmanager
 def ours(database: Path, *, synchronous: str = "full") -> Iterator[Ours]:
     """Start it with `database` as its file."""
-    url = f"sqlite:///{database.absolute()}?synchronous={synchronous}"
-    with Child("bench.peers.ours_app", url, core=SERVER_CORE) as child:
-        yield Ours(child.read(timeout_s=20)["port"], child)
+    with served(f"sqlite:///{database.absolute()}?synchronous={synchronous}") as server:
+        yield Ours(server.port, server.child)
 
 
 @contextlib.contextmanager
-def ours_on_postgres(directory: Path) -> Iterator[tuple[Ours, Postgres]]:
+def ours_on_postgres(directory: Path) -> Iterator[Ours]:
     """Start it on a PostgreSQL server whose files are in `directory`, and which shares its core."""
     with contextlib.ExitStack() as stack:
         with on_core(SERVER_CORE):
             postgres = stack.enter_context(running_postgres(directory))
-        child = stack.enter_context(Child("bench.peers.ours_app", postgres.url, core=SERVER_CORE))
-        yield Ours(child.read(timeout_s=20)["port"], child, postgres.pid), postgres
+        server = stack.enter_context(served(postgres.url))
+        yield Ours(server.port, server.child, postgres.pid)

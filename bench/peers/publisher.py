@@ -1,6 +1,6 @@
 """An open-loop publisher over HTTP, for servers without producers in their own process.
 
-One POST per token or, with a window, one for all tokens of a channel in that window.
+One POST per token.
 
 Run as a child, on the load client's core, so its time does not count as server time. This is to the peer's advantage,
 because our producers run inside our server. A few connections are kept alive, and a channel always uses the same one,
@@ -14,16 +14,12 @@ import select
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from bench.control import reply
-from bench.lateness import Lateness
-from bench.peers.summary import summary
-from bench.proc import BenchError
-from bench.tokens import token
+from bench.proc import BenchError, reply
+from bench.tokens import Lateness, summary, token
 
 _HOST = "127.0.0.1"
 # with only 16 connections, requests that waited for Redis delayed one another: 110 ms instead of a few
@@ -77,16 +73,13 @@ def publish(
     channels: list[str],
     count: int,
     tokens_per_s: float,
-    window_ms: int = 0,
-    returns_texts: bool = False,
     head: str = "Content-Type: text/plain",
     around: Sequence[str] = ("", ""),
 ) -> dict[str, Any]:
     """Publish `count` tokens to each of `channels`, each at its time; `path` may contain `{channel}`.
 
     A body is the text between the two templates `around`, which may contain `{channel}`, too. `head` are header lines.
-    With `window_ms`, the tokens of a channel are published as one message, so long after the first. Reply when all are
-    acknowledged, with the sent tokens by channel; with `returns_texts` also the texts.
+    Reply when all are acknowledged, with the sent tokens by channel.
     """
     started_s = time.monotonic()
     requests = []
@@ -95,13 +88,12 @@ def publish(
         requests.append((f"POST {path.format(channel=quote(channel))} HTTP/1.1", first, last))
     lanes = _Lanes(port, head, requests)
     try:
-        texts, lateness = _send(lanes, len(channels), count, tokens_per_s, window_ms / 1000)
+        texts, lateness = _send(lanes, len(channels), count, tokens_per_s)
         lanes.await_responses()
     finally:
         lanes.close()
     return {
         "messages": {channel: summary(text, "m") for channel, text in zip(channels, texts, strict=True)},
-        "texts": dict(zip(channels, texts, strict=True)) if returns_texts else {},
         "lag_ms": lateness.percentiles_ms(),
         "seconds": time.monotonic() - started_s,
     }
@@ -148,35 +140,22 @@ class _Lanes:
             lane.socket.close()
 
 
-def _send(lanes: _Lanes, channels: int, count: int, tokens_per_s: float, window_s: float) -> tuple[list[str], Lateness]:
+def _send(lanes: _Lanes, channels: int, count: int, tokens_per_s: float) -> tuple[list[str], Lateness]:
     """Publish all tokens when they are due. Return the texts, and how late the tokens were."""
     sent: list[list[str]] = [[] for _ in range(channels)]
-    gathered: list[list[str]] = [[] for _ in range(channels)]
-    closing: deque[tuple[float, int]] = deque()  # ends of windows, in order, because all windows are equally long
     lateness = Lateness()
     total, due = count * channels, 0
     period_s = 1 / tokens_per_s / channels  # the channels are spread over one token's time
     started_s = time.monotonic()
-    while due < total or closing:
+    while due < total:
         now_s = time.monotonic()
         while due < total and (late_s := now_s - started_s - due * period_s) >= 0:
             channel, text = due % channels, token()
             due += 1
             sent[channel].append(text)
             lateness.made(channel, late_s)
-            if not window_s:
-                lanes.publish(channel, text)  # even if it is late: one token, one message
-                continue
-            if not gathered[channel]:
-                closing.append((now_s + window_s, channel))
-            gathered[channel].append(text)
-        while closing and closing[0][0] <= now_s:
-            channel = closing.popleft()[1]
-            lanes.publish(channel, "".join(gathered[channel]))
-            gathered[channel].clear()
-        next_s = [started_s + due * period_s] if due < total else []
-        next_s += [closing[0][0]] if closing else []
-        lanes.turn(max(0.0, min(next_s, default=0.0) - time.monotonic()))
+            lanes.publish(channel, text)  # even if it is late: one token, one message
+        lanes.turn(max(0.0, started_s + due * period_s - time.monotonic()))
     return ["".join(texts) for texts in sent], lateness
 
 

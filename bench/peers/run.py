@@ -1,8 +1,7 @@
-"""Runs a foreign program as a child of a benchmark: `python -m bench.peers.run become|keep PROGRAM …`.
+"""Runs a foreign server as a child of a benchmark: `python -m bench.peers.run PROGRAM …`.
 
-`become` replaces this process by the program, which must itself read our requests from standard input and end with it.
-`keep` is for other servers: it starts the program, prints its process id, and ends it when standard input ends, so an
-interrupted run leaves no process behind. If this process is killed, the kernel ends the program.
+It starts the program, prints its process id, and ends it when standard input ends, so an interrupted run leaves no
+process behind. If this process is killed, the kernel ends the program.
 """
 
 import ctypes
@@ -12,7 +11,7 @@ import signal
 import subprocess
 import sys
 
-from bench.control import reply
+from bench.proc import reply
 
 _END_S = 8.0  # time in which a server must end by itself
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -44,12 +43,5 @@ def _keep(command: list[str]) -> int:
     return 0
 
 
-def main() -> int:
-    mode, *command = sys.argv[1:]
-    if mode == "become":
-        os.execvp(command[0], command)
-    return _keep(command)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_keep(sys.argv[1:]))

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, rss_bytes
+from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, cpu_s
 
-__all__ = ["GROWING_TOKENS_PER_S", "System", "config_folder", "foreign", "on_core", "program"]
+__all__ = ["Published", "System", "config_folder", "foreign", "on_core", "program", "publisher"]
 
-GROWING_TOKENS_PER_S = 2_000
-"""The rate of `System.grow`, where the rate is not measured."""
 _START_S = 20.0
 
 
@@ -26,14 +24,8 @@ class System:
     """How its viewers attach, as the load client's kinds."""
     promises: ClassVar[str]
     """What it stores, and when: no figure is meaningful without it."""
-    keeps_history: ClassVar[bool] = True
-    """Whether a late viewer receives the earlier text."""
     has_publisher: ClassVar[bool] = False
     """Whether another process publishes to it, whose time is not counted."""
-    is_for_fan_out_only: ClassVar[bool] = False
-    """The system of which this is a variant, with no other difference."""
-    resuming: ClassVar[tuple[str, ...]] = ()
-    """Which of its kinds can resume."""
 
     def __init__(self, port: int, pids: tuple[int, ...]) -> None:
         self.port = port
@@ -48,10 +40,6 @@ class System:
         """Stream one answer into each channel, each token at its time. Return `messages` by channel and `lag_ms`."""
         raise NotImplementedError
 
-    def grow(self, channel: str, count: int) -> str:
-        """Add `count` tokens, one by one, to the one answer of `channel`, which stays open. Return its whole text."""
-        raise NotImplementedError
-
     def cpu_s(self) -> float:
         return sum(cpu_s(pid) for pid in self.pids)
 
@@ -59,8 +47,31 @@ class System:
         """Return the CPU time of its publisher on the load client's core; 0 if its own process produces the tokens."""
         return 0.0
 
-    def rss_bytes(self) -> int:
-        return sum(rss_bytes(pid) for pid in self.pids)
+
+class Published(System):
+    """A peer without producers of its own: another process publishes to it. `request` are fields of `publish`."""
+
+    has_publisher = True
+
+    def __init__(self, port: int, pids: tuple[int, ...], publisher: Child, **request: Any) -> None:
+        super().__init__(port, pids)
+        self._publisher = publisher
+        self._request = request
+
+    def client_core_s(self) -> float:
+        return cpu_s(self._publisher.pid)
+
+    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
+        wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
+        patience_s = 60 + count / tokens_per_s
+        return self._publisher.request("publish", reply_in_s=patience_s, port=self.port, **wanted, **self._request)
+
+
+@contextlib.contextmanager
+def publisher() -> Iterator[Child]:
+    """Run the publisher on the load client's core."""
+    with Child("bench.peers.publisher", core=CLIENT_CORE) as child:
+        yield child
 
 
 def program(name: str, package: str) -> str:
@@ -79,7 +90,7 @@ def foreign(what: str, command: list[str], is_ready: Callable[[int], bool]) -> I
     `is_ready(pid)` is polled until it is true, and must make sure that this very process answers. Raises `BenchError`,
     with the server's output, if it does not start.
     """
-    with Child("bench.peers.run", "keep", *command, core=SERVER_CORE) as child:
+    with Child("bench.peers.run", *command, core=SERVER_CORE) as child:
         try:
             pid = child.read(timeout_s=10)["pid"]
             until_s = time.monotonic() + _START_S

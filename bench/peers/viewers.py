@@ -22,7 +22,7 @@ from bench import tokens
 from bench.reader import LoadFrames, LoadResponse
 from proof.wirecheck import Json, SseEvent, SseParser, Violation, WireError, get_request
 
-__all__ = ["KINDS", "NchanSse", "NchanWs", "SocketIo", "TextChecker", "TextSession", "XaddSse", "open_session"]
+__all__ = ["KINDS", "TextChecker", "TextSession", "open_session"]
 
 _BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, IndexError, TypeError, ValueError)
 
@@ -170,7 +170,7 @@ class AiSdkSse(_Sse):
 
 
 class _Ws(TextSession):
-    def __init__(self, checker: TextChecker, path: str, host: str, protocol: str | None = None) -> None:
+    def __init__(self, checker: TextChecker, path: str, host: str) -> None:
         headers = {
             "Host": host,
             "Connection": "Upgrade",
@@ -178,8 +178,6 @@ class _Ws(TextSession):
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
         }
-        if protocol is not None:
-            headers["Sec-WebSocket-Protocol"] = protocol
         super().__init__(checker, get_request(path, headers))
         self._frames = LoadFrames()
 
@@ -204,9 +202,6 @@ class _Ws(TextSession):
     def _take(self, text: str, now_s: float) -> None:
         raise NotImplementedError
 
-    def _send(self, text: str) -> None:
-        self._to_send += self._frames.encode(TextMessage(data=text))
-
 
 class NchanWs(_Ws):
     """A WebSocket location of nchan: a frame is a token. It has no position, so it cannot resume."""
@@ -219,66 +214,12 @@ class NchanWs(_Ws):
         self.checker.take(text, None, now_s)
 
 
-class NchanWsMeta(_Ws):
-    """nchan's own subprotocol: each frame begins with headers. They contain the message's id, so it can resume."""
-
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        query = f"?last_event_id={quote(resume)}" if resume is not None else ""
-        super().__init__(checker, f"/subscribe/{quote(checker.channel)}{query}", host, "ws+meta.nchan")
-
-    def _take(self, text: str, now_s: float) -> None:
-        head, _, token = text.partition("\n\n")
-        (position,) = [line[4:] for line in head.split("\n") if line.startswith("id: ")]
-        self.checker.take(token, position, now_s)
-
-
-class SocketIo(_Ws):
-    """Socket.IO 5 over Engine.IO 4 by WebSocket alone; the auth of the CONNECT packet names the channel.
-
-    A position is the private id of the session and the offset that recovery appends to each event.
-    """
-
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        super().__init__(checker, "/socket.io/?EIO=4&transport=websocket", host)
-        self._auth: Json = {"channel": checker.channel}
-        self._pid = ""
-        if resume is not None:
-            self._pid, _, offset = resume.partition(" ")
-            self._auth |= {"pid": self._pid, "offset": offset}
-        self._wanted_pid = self._pid
-
-    def _opened(self) -> None:
-        """No-op: this viewer is attached after the CONNECT reply, not after the handshake."""
-
-    def _take(self, text: str, now_s: float) -> None:
-        kind, rest = text[:1], text[1:]
-        if kind == "0":  # Engine.IO: open
-            self._send("40" + json.dumps(self._auth))
-        elif kind == "2":  # Engine.IO: ping
-            self._send("3")
-        elif kind == "4" and rest[:1] == "0":  # Socket.IO: connected
-            self._pid = msgspec.json.decode(rest[1:])["pid"]
-            self.has_attached = True
-            if self._wanted_pid and self._pid != self._wanted_pid:
-                self.checker.violate("not recovered", "the server dropped the session: the missed messages are lost")
-        elif kind == "4" and rest[:1] == "2":  # Socket.IO: event
-            _, token, offset = msgspec.json.decode(rest[1:], type=list[str])
-            self.checker.take(token, f"{self._pid} {offset}", now_s)
-        else:
-            raise WireError(f"unexpected packet: {text[:80]!r}")
-
-
 class _Pushes:
-    """The pushes of a unidirectional connection to Centrifugo: the subscription, with missed messages, and messages.
+    """The pushes of a unidirectional connection to Centrifugo: the subscription with earlier messages, and messages."""
 
-    A position is an offset and the epoch of the channel's history. A viewer without one asks for all messages.
-    """
-
-    def __init__(self, checker: TextChecker, resume: str | None) -> None:
+    def __init__(self, checker: TextChecker) -> None:
         self._checker = checker
-        offset, _, epoch = (resume or "0 ").partition(" ")
-        self.request = json.dumps({"subs": {checker.channel: {"recover": True, "offset": int(offset), "epoch": epoch}}})
-        self._epoch = ""
+        self.request = json.dumps({"subs": {checker.channel: {"recover": True, "offset": 0, "epoch": ""}}})
         self.has_subscribed = False
 
     def take(self, text: str | bytes, now_s: float) -> None:
@@ -286,27 +227,23 @@ class _Pushes:
         push: Json = msgspec.json.decode(text)
         if "connect" in push:
             subscribed = push["connect"]["subs"][self._checker.channel]  # missing if the server refused it
-            self._epoch = subscribed.get("epoch", "")
             if not subscribed.get("recovered"):
-                self._checker.violate("not recovered", "the server has lost messages since the viewer's position")
+                self._checker.violate("not recovered", "the server has lost messages")
             for message in subscribed.get("publications", ()):
-                self._message(message, now_s)
+                self._checker.take(message["data"], None, now_s)
             self.has_subscribed = True
         elif "pub" in push:
-            self._message(push["pub"], now_s)
+            self._checker.take(push["pub"]["data"], None, now_s)
         elif "disconnect" in push:
             self._checker.violate("ended", f"closed by the server: {push['disconnect']}")
-
-    def _message(self, message: Json, now_s: float) -> None:
-        self._checker.take(message["data"], f"{message['offset']} {self._epoch}", now_s)
 
 
 class CentrifugoSse(_Sse):
     """A unidirectional SSE connection to Centrifugo; the request is in the URL."""
 
     def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        self._pushes = _Pushes(checker, resume)
-        super().__init__(checker, f"/connection/uni_sse?cf_connect={quote(self._pushes.request)}", host, None)
+        self._pushes = _Pushes(checker)
+        super().__init__(checker, f"/connection/uni_sse?cf_connect={quote(self._pushes.request)}", host, resume)
 
     def _receive(self, data: bytes, now_s: float) -> None:
         super()._receive(data, now_s)
@@ -321,7 +258,8 @@ class CentrifugoWs(_Ws):
     """A unidirectional WebSocket to Centrifugo: the first message is the request; a frame has pushes, one in a line."""
 
     def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        self._pushes = _Pushes(checker, resume)
+        assert resume is None
+        self._pushes = _Pushes(checker)
         self._has_requested = False
         super().__init__(checker, "/connection/uni_websocket", host)
 
@@ -329,7 +267,7 @@ class CentrifugoWs(_Ws):
         """Send the request; this viewer is attached after the response to it."""
         if not self._has_requested:
             self._has_requested = True
-            self._send(self._pushes.request)
+            self._to_send += self._frames.encode(TextMessage(data=self._pushes.request))
 
     def _take(self, text: str, now_s: float) -> None:
         for line in text.splitlines():
@@ -343,8 +281,6 @@ KINDS: dict[str, Callable[..., TextSession]] = {
     "centrifugo-ws": CentrifugoWs,
     "nchan-sse": NchanSse,
     "nchan-ws": NchanWs,
-    "nchan-ws-meta": NchanWsMeta,
-    "socketio": SocketIo,
     "xadd-sse": XaddSse,
 }
 

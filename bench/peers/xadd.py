@@ -25,7 +25,6 @@ class Xadd(System):
     name = "XADD per token"
     promises = "an XADD is acknowledged when Redis has written it by its AOF setting; tokens are replayed separately"
     kinds: ClassVar[tuple[str, ...]] = ("xadd-sse",)
-    resuming: ClassVar[tuple[str, ...]] = ("xadd-sse",)
 
     def __init__(self, port: int, child: Child, redis: RedisServer) -> None:
         super().__init__(port, (child.pid, redis.pid))

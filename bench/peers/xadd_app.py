@@ -22,8 +22,8 @@ import uvicorn
 from fastapi import FastAPI, Header
 from fastapi.responses import StreamingResponse
 
-from bench.control import reply, serve_requests
-from bench.peers.summary import Sent, appended, summary
+from bench.proc import reply, serve_requests
+from bench.tokens import Sent, appended, summary
 
 _READ_COUNT = 1_000  # limit of entries of one XREAD
 _BLOCK_MS = 15_000  # longest wait of one XREAD, after which a comment is sent as heartbeat

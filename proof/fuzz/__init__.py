@@ -10,9 +10,8 @@ found a bug. `tests/fuzz/test_fuzz.py` replays the whole corpus and runs a fixed
   `coverage`: records which pairs of lines follow each other in the code that handles a peer's input.
 - `world`: a hub in virtual time, ASGI by hand, and the invariants of each response and of the hub after each input.
 - targets: `requests` (HTTP, streams, polls), `frames` (WebSocket messages), `identities` (both, at a hub with a
-  verifier: tokens, tickets, renewals, marked cursors), `cursors`, `tokens`, `stored` (operations as stores decode
-  them), `documents` (a SQLite file with damaged rows); `wire` has two more, which send raw bytes to a real `tenuto
-  serve`.
+  verifier: tokens, tickets, renewals, marked cursors), `cursors`; `wire` has two more, which send raw bytes to a real
+  `tenuto serve`.
 - `town`: the guarded hub of `identities` and its invariants; `rights`: an independent implementation of tokens, and the
   needs of operations from the table `tests/transports/permissions.py`.
 

@@ -16,9 +16,16 @@ import time
 from collections.abc import Callable
 
 from proof.fuzz.coverage import Coverage, lines_there_are
-from proof.fuzz.engine import Report, fuzz, save, written
-from proof.fuzz.targets import TARGETS
+from proof.fuzz.cursors import Cursors
+from proof.fuzz.engine import Report, Target, fuzz, save, written
+from proof.fuzz.frames import Frames
+from proof.fuzz.identities import Identities
+from proof.fuzz.requests import Requests
+from proof.fuzz.wire import RawHttp, RawSocket
 
+TARGETS: dict[str, Callable[[], Target]] = {
+    one.name: one for one in (Requests, Frames, Identities, Cursors, RawHttp, RawSocket)
+}
 REPLAY = "test_corpus_input_finds_no_bug"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tenuto
 
-# Folders and files of the package: those that handle a peer's input, the identity code, and the store decoders.
+# Folders and files of the package: those that handle a peer's input, and the identity code.
 WATCHED = (
     "core/",
     "transports/",
@@ -25,8 +25,6 @@ WATCHED = (
     "hub/people/presence.py",
     "hub/access/tickets.py",
     "hub/access/tokens.py",
-    "stores/sqlite/documents.py",
-    "stores/sqlite/log.py",
 )
 _ROOT = Path(tenuto.__file__).parent
 _BELOW = f"{_ROOT}/"

@@ -9,7 +9,7 @@ the values that are dangerous for every parser.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -98,6 +98,16 @@ def scalar(draw: Random, words: Sequence[Json]) -> Json:
     if kind < 0.9:
         return draw.choice(NASTY_NUMBERS)
     return copied(draw.choice(NASTY_VALUES))
+
+
+def words_in(whole: Json) -> Iterator[Json]:
+    """Yield each name, text and number in JSON, once."""
+    seen: set[str] = set()
+    for holder, key in positions([whole]):
+        for word in (key, holder[key]) if isinstance(holder, dict) else (holder[key],):
+            if not isinstance(word, list | dict) and (written := json.dumps(word)) not in seen:
+                seen.add(written)
+                yield word
 
 
 def text(draw: Random, value: str, words: Sequence[Json] = ()) -> str:

@@ -18,7 +18,6 @@ from unittest import mock
 import pytest
 
 from bench import (
-    answer,
     appends,
     burst,
     client,
@@ -32,19 +31,17 @@ from bench import (
     storm,
     turns,
 )
-from bench.common import Options, Row, Served, attempt
-from bench.peers.load import peer_load
+from bench.common import Options, Row, Served, attempt, load_client
 from bench.peers.xadd import xadd
 from bench.proc import Child
 
-__all__ = ["APPENDS", "MOMENTS", "expect_other_texts", "in_the_middle", "request_longer_texts", "run"]
+__all__ = ["APPENDS", "MOMENTS", "expect_other_texts", "in_the_middle", "run"]
 
 MOMENTS = {
     "client": "capture",
     "fanout": "capture",
     "conversations": "capture",
     "highest": "capture",
-    "answer": "ask",
     "memory": "connect",
     "resume": "append",
     "storm": "capture",
@@ -66,7 +63,6 @@ def run(name: str, options: Options) -> list[Row]:
         "fanout": lambda: fanout.matrix(options, fanout.Shape(1, 2, 50), rounds=1, seconds=0.2, unders=("serve",)),
         "conversations": lambda: [conversations.measure(options, 2, seconds=0.2)],
         "highest": lambda: [highest.search(options, first=2, seconds=0.2, exact=1, limit_ms=1000)[1]],
-        "answer": lambda: answer.answers(options, count=2, tokens=10, rounds=1),
         "memory": lambda: memory.memory(options, 2, 4, rounds=1, has_own_channels=False),
         "resume": lambda: resume.run(options),
         "storm": lambda: storm.storm(options, "sse", viewers=2, rounds=1, before_s=0.2, after_s=1.5),
@@ -88,15 +84,6 @@ def expect_other_texts(patch: pytest.MonkeyPatch) -> None:
     _change_requests(patch, "compare", lie)
 
 
-def request_longer_texts(patch: pytest.MonkeyPatch) -> None:
-    """Have the producers of a soak write longer texts than its viewers expect."""
-
-    def prolong(fields: dict[str, Any]) -> None:
-        fields["planned"] = fields["planned"] | {"lasts_s": (0.8, 0.9)}
-
-    _change_requests(patch, "soak", prolong)
-
-
 def _change_requests(patch: pytest.MonkeyPatch, kind: str, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the fields of each request to a child that does `kind`."""
     send = Child.send
@@ -111,7 +98,7 @@ def _change_requests(patch: pytest.MonkeyPatch, kind: str, change: Callable[[dic
 
 def _appends_to_redis(directory: Path) -> Iterator[Row]:
     """Run the usual design of `appends` alone."""
-    with xadd(directory, "always") as system, peer_load() as load:
+    with xadd(directory, "always") as system, load_client() as load:
         one = appends._round(system, load, APPENDS, at_once=1, tag="small")
         yield Row("XADD", str(one))
 

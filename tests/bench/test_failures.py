@@ -20,8 +20,8 @@ import pytest
 import bench.common
 from bench import client, soak
 from bench.common import Options, Row, Void, check
-from bench.lateness import Lateness
 from bench.proc import Child
+from bench.tokens import Lateness
 from tests.bench import small
 from tests.bench.test_peers import needs_redis_client
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 # benchmarks whose load lasts
 STEADY = ["client", "fanout", "conversations", "highest", "slow", "storm", "burst", "soak"]
 LOADED = [*STEADY, "memory"]  # benchmarks with the load client
-ALL = [*LOADED, "resume", "turns", "answer"]
+ALL = [*LOADED, "resume", "turns"]
 
 # In an own user namespace, an unprivileged user can mount a disk; some systems forbid it.
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]

@@ -6,7 +6,6 @@ The lying servers are written here, from the wire formats alone; all else is rea
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -19,44 +18,35 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
 import bench.common
 import bench.load
+import bench.pages
 import bench.peers.publisher
-import bench.peers.reload
 from bench import appends, beside
-from bench.common import Row, Void, check
+from bench.common import Row, Void, check, load_client
+from bench.load import Load
+from bench.pages import Page, load
 from bench.peers import packages
-from bench.peers.load import PeerLoad, peer_load
-from bench.peers.nchan import nchan_redis
 from bench.peers.ours import ours
 from bench.peers.publisher import publish
-from bench.peers.reload import Page, follow, load
-from bench.peers.socketio import socketio
-from bench.peers.summary import summary
 from bench.peers.system import System
-from bench.peers.viewers import TextChecker, open_session
 from bench.proc import CLIENT_CORE, BenchError, Child, tree
-from bench.tokens import token
+from bench.tokens import summary, token
 from tests.bench.small import APPENDS
 
 PATIENCE_S = 10.0
-KINDS = ("centrifugo-sse", "centrifugo-ws", "nchan-sse", "nchan-ws", "nchan-ws-meta", "socketio", "xadd-sse")
+KINDS = ("centrifugo-sse", "centrifugo-ws", "nchan-sse", "nchan-ws", "xadd-sse")
 
 has_nginx = bool(shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"))
 has_redis = bool(shutil.which("redis-server"))
 needs_nchan = pytest.mark.skipif(not has_nginx, reason="Debian's nginx and libnginx-mod-nchan are not installed")
-needs_redis = pytest.mark.skipif(not has_redis, reason="Debian's redis-server is not installed")
 needs_redis_client = pytest.mark.skipif(
     not (has_redis and packages.is_fetched(*packages.REDIS_CLIENT)), reason="`python -m bench appends` has not run here"
 )
 needs_centrifugo = pytest.mark.skipif(shutil.which("centrifugo") is None, reason="no program centrifugo is on the path")
-needs_socketio = pytest.mark.skipif(
-    not packages.is_fetched(*packages.SOCKET_IO), reason="`python -m bench beside` has not run here"
-)
 
 
 # Servers with prescribed responses
@@ -83,8 +73,6 @@ HANDSHAKES: dict[str, list[bytes]] = {  # a response to each message of the view
     "nchan-sse": [_STREAM],
     "xadd-sse": [_STREAM],
     "nchan-ws": [_UPGRADED],
-    "nchan-ws-meta": [_UPGRADED],
-    "socketio": [_UPGRADED + _frame('0{"sid":"s"}'), _frame('40{"sid":"s","pid":"p"}')],
 }
 MESSAGES: dict[str, Callable[[str, int], bytes]] = {
     "centrifugo-sse": lambda text, n: f"data: {_push(text, n)}\n\n".encode(),
@@ -92,8 +80,6 @@ MESSAGES: dict[str, Callable[[str, int], bytes]] = {
     "nchan-sse": lambda text, n: f"id: 1:{n}\ndata: {text}\n\n".encode(),
     "xadd-sse": lambda text, n: f'id: {n}-0\ndata: "{text}"\n\n'.encode(),
     "nchan-ws": lambda text, _: _frame(text),
-    "nchan-ws-meta": lambda text, n: _frame(f"id: 1:{n}\n\n{text}"),
-    "socketio": lambda text, n: _frame(f'42["t","{text}","{n}"]'),
 }
 
 
@@ -135,7 +121,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def _run(kind: str, sent: list[str], reported: list[str]) -> None:
     """Run a benchmark in which `sent` was published and `reported` delivered. Raises `Void` if it does not count."""
     liar = Liar(kind)
-    client = PeerLoad()
+    client = Load()
     client.connect(kind=kind, port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
     client.capture()
     liar.say(reported)
@@ -176,7 +162,7 @@ def test_a_run_is_void_when_a_token_is_lost_doubled_moved_or_wrong(kind: str, re
 @pytest.mark.usefixtures("quick")
 def test_a_run_is_void_when_the_server_ends_a_connection() -> None:
     liar = Liar("nchan-sse")
-    client = PeerLoad()
+    client = Load()
     client.connect(kind="nchan-sse", port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
     client.capture()
     liar.say(TOKENS)
@@ -191,36 +177,14 @@ def test_a_run_is_void_when_the_server_ends_a_connection() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_page_with_an_incomplete_answer_is_void(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.peers.reload, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(bench.pages, "_PATIENCE_S", 1.0)
     liar = Liar(kind)
     saying = threading.Thread(target=liar.say, args=[TOKENS[:-1]])
     saying.start()
     with pytest.raises(Void, match="20 of 25 characters"):
-        load(Page(System(liar.port, ()), kind, "c"), "".join(TOKENS))
+        load(Page(liar.port, kind, "c"), "".join(TOKENS))
     saying.join(PATIENCE_S)
     liar.close()
-
-
-def test_a_session_that_socket_io_did_not_recover_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The missed messages are lost, whether or not the rest arrives.
-    first = Liar("socketio")
-    page = Page(System(first.port, ()), "socketio", "c")
-
-    def grow() -> str:
-        first.say(TOKENS[:2])
-        return "".join(TOKENS[:2])
-
-    follow([page], grow)
-    monkeypatch.setitem(HANDSHAKES, "socketio", [HANDSHAKES["socketio"][0], _frame('40{"sid":"s","pid":"another"}')])
-    second = Liar("socketio")
-    monkeypatch.setattr(page, "_port", second.port)
-    saying = threading.Thread(target=second.say, args=[TOKENS[2:]])
-    saying.start()
-    with pytest.raises(Void, match="not recovered"):
-        load(page, "".join(TOKENS))
-    saying.join(PATIENCE_S)
-    first.close()
-    second.close()
 
 
 @pytest.mark.usefixtures("quick")
@@ -234,35 +198,9 @@ def test_subscription_that_centrifugo_did_not_recover_or_refused_is_void(
     saying = threading.Thread(target=liar.say, args=[TOKENS])
     saying.start()
     with pytest.raises((Void, BenchError)):
-        load(Page(System(liar.port, ()), "centrifugo-sse", "c"), "".join(TOKENS))
+        load(Page(liar.port, "centrifugo-sse", "c"), "".join(TOKENS))
     saying.join(PATIENCE_S)
     liar.close()
-
-
-@pytest.mark.parametrize("kind", ["centrifugo-sse", "centrifugo-ws"])
-def test_centrifugo_page_resumes_from_its_last_message_and_gets_the_missed_ones(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checker = TextChecker("c")
-    session = open_session(kind, checker, host="h", resume="2 e")
-    request = unquote(session.bytes_to_send().decode())
-    missed = [{"data": text, "offset": 3 + n} for n, text in enumerate(TOKENS)]
-    push = json.dumps({"connect": {"subs": {"c": {"recovered": True, "epoch": "e", "publications": missed}}}})
-    if kind == "centrifugo-sse":
-        session.receive(_STREAM + f"data: {push}\n\n".encode(), now_s=1.0)
-    else:
-        session.receive(_UPGRADED, now_s=1.0)
-        request = _unmasked(session.bytes_to_send())
-        session.receive(b"\x81\x7e" + len(push).to_bytes(2, "big") + push.encode(), now_s=1.0)
-    assert '{"subs": {"c": {"recover": true, "offset": 2, "epoch": "e"}}}' in request
-    assert (checker.violations, checker.whole, checker.position) == ([], "".join(TOKENS), "7 e")
-    assert session.has_attached
-
-
-def _unmasked(frame: bytes) -> str:
-    """Return the text of a short frame of a client."""
-    mask, data = frame[2:6], frame[6:]
-    return bytes(byte ^ mask[n % 4] for n, byte in enumerate(data)).decode()
 
 
 # Publishing
@@ -297,19 +235,19 @@ def test_tokens_are_published_in_the_body_that_a_server_expects() -> None:
     server = PublishServer(CREATED)
     around = ('{{"channel":"{channel}","data":"', '"}}')
     wanted: dict[str, Any] = {"head": "Content-Type: application/json\r\nX-API-Key: k", "around": around}
-    report = publish(
-        port=server.port, path="/api", channels=["c:1"], count=1, tokens_per_s=10, returns_texts=True, **wanted
-    )
+    report = publish(port=server.port, path="/api", channels=["c:1"], count=1, tokens_per_s=10, **wanted)
     head, _, body = server.received.decode().partition("\r\n\r\n")
     assert head.startswith("POST /api HTTP/1.1\r\n")
     assert head.endswith(f"Content-Type: application/json\r\nX-API-Key: k\r\nContent-Length: {len(body)}")
-    assert json.loads(body) == {"channel": "c:1", "data": report["texts"]["c:1"]}
+    published = json.loads(body)
+    assert published["channel"] == "c:1"
+    assert summary(published["data"], "m") == report["messages"]["c:1"]
 
 
 # Missing requirements
 
 
-TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2, idle=(10, 20), pages=1, page_tokens=40)
+TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2)
 
 
 # Real systems, tiny runs
@@ -330,12 +268,9 @@ def test_appends_are_measured_on_the_real_systems(tmp_path: Path) -> None:
 
 @needs_nchan
 def test_nchan_and_tenuto_are_measured_by_the_same_rows(tmp_path: Path) -> None:
-    systems = {name: beside.SYSTEMS[name] for name in ("Tenuto", "nchan", "nchan, joined")}
-    figures = "\n".join(_figures(beside.measure(tmp_path, TINY, systems)))
-    assert figures.count("CPU per delivered token, against nchan, memory") == 3  # SSE, WebSocket, and joined
-    assert figures.count("without our producers, measured alone") == 3
-    assert figures.count("memory per idle viewer") == 4
-    assert figures.count("resume after 10 missed tokens") == 4
+    figures = "\n".join(_figures(beside.measure(tmp_path, TINY, beside.SYSTEMS)))
+    assert figures.count("CPU per delivered token, against nchan, memory") == 2  # SSE and WebSocket
+    assert figures.count("without our producers, measured alone") == 2
 
 
 @contextlib.contextmanager
@@ -357,8 +292,8 @@ def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
 
 def working(tmp_path: Path, systems: dict[str, beside.Start]) -> list[Row]:
     """Return the rows of systems that have been asked to produce tokens."""
-    _, *rows = beside.measure(tmp_path, dataclasses.replace(TINY, idle=(1, 2)), systems)
-    return [row for row in rows if "memory per idle" not in row.what]
+    _, *rows = beside.measure(tmp_path, TINY, systems)
+    return rows
 
 
 def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: Path) -> None:
@@ -366,38 +301,17 @@ def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: 
     rows = working(tmp_path, {"dying": one, "Tenuto": beside.SYSTEMS["Tenuto"]})
     died = [row for row in rows if row.has_failed]
     assert {row.measured for row in died} <= {"VOID", "not measured"}
-    assert len(died) == 2 + 2  # fan-out, and reload with resume; each by SSE and WebSocket
-    assert len(rows) - len(died) == 2 + 2 + 2
-
-
-@needs_nchan
-@needs_redis
-def test_nchan_with_redis_is_measured(tmp_path: Path) -> None:
-    with nchan_redis(tmp_path, connections=10) as system, peer_load() as client:
-        channels = ["bench:one", "bench:two"]
-        client.request("connect", kind="nchan-sse", port=system.port, channels=channels, timeout_s=PATIENCE_S)
-        client.request("capture")
-        sent = system.produce(channels=channels, count=20, tokens_per_s=200)["messages"]
-        drained = client.request("drain", timeout_s=PATIENCE_S)
-        decoded = client.request("decode")
-        check(decoded, client.request("compare", sent=sent, port=None), drained)
-    assert decoded["tokens"] == 40
+    assert len(died) == 2  # SSE and WebSocket
+    assert len(rows) - len(died) == 2
 
 
 @needs_centrifugo
-def test_centrifugo_is_measured_and_resumes(tmp_path: Path) -> None:
-    figures = "\n".join(_figures(beside.measure(tmp_path, TINY, {"centrifugo": beside.CENTRIFUGO["centrifugo"]})))
-    assert figures.count("resume after 10 missed tokens: centrifugo, memory") == 2
-
-
-@needs_socketio
-def test_socket_io_is_measured_and_has_no_late_joiners(tmp_path: Path) -> None:
-    figures = _figures(beside.measure(tmp_path, TINY, {"socket.io": lambda *_: socketio()}))
-    assert [figure for figure in figures if figure.endswith(": not applicable")]
+def test_centrifugo_is_measured(tmp_path: Path) -> None:
+    assert len(_figures(beside.measure(tmp_path, TINY, beside.CENTRIFUGO))) == 3
 
 
 def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:
-    with ours(tmp_path / "ours.db") as system, peer_load() as client:
+    with ours(tmp_path / "ours.db") as system, load_client() as client:
         text = system.grow("bench:a", 5)
         (sent,) = system.child.request("finish")["messages"].values()
         with pytest.raises(Void, match="1 wrong of 1 views"):
@@ -409,7 +323,7 @@ def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(t
 
 @pytest.mark.parametrize("end", [Child.close, Child.kill])
 def test_server_ends_with_its_parent_process(end: Callable[[Child], None]) -> None:
-    with Child("bench.peers.run", "keep", "sleep", "600", core=CLIENT_CORE) as keeper:
+    with Child("bench.peers.run", "sleep", "600", core=CLIENT_CORE) as keeper:
         server = os.pidfd_open(keeper.read(timeout_s=PATIENCE_S)["pid"])
         end(keeper)
         ended, _, _ = select.select([server], [], [], PATIENCE_S)

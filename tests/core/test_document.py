@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.core.document import (
+    MessageHead,
     Segment,
     Stored,
     document,
@@ -66,6 +67,22 @@ def full() -> LogHarness:
     harness.append("m", "end", generation=2, caller=BOB)
     harness.finish("m", "failed", reason="no", meta={"c": 2}, generation=2, request="r3", caller=BOB)
     return harness
+
+
+def test_fields_that_a_newer_version_adds_change_no_message() -> None:
+    kept = stored(full().known("m"))
+    head = msgspec.msgpack.decode(kept.head)
+    parts = head[MessageHead.__struct_fields__.index("parts")]
+    for longer in (head, parts[0]):
+        longer += [None, 7, "new"]
+    segments = [[*segment, "new"] for segment in msgspec.msgpack.decode(msgspec.msgpack.encode(kept.segments))]
+    newer = Stored(
+        id=kept.id,
+        head=msgspec.msgpack.encode(head),
+        segments=msgspec.convert(segments, list[Segment]),
+        entries=[],
+    )
+    assert everything(restore(newer)) == everything(restore(kept))
 
 
 def test_entries_that_the_document_covers_change_nothing() -> None:

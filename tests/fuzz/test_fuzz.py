@@ -13,20 +13,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import jwt
 import pytest
 
 from proof.fuzz import mutate
-from proof.fuzz.__main__ import main
+from proof.fuzz.__main__ import TARGETS, main
 from proof.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus, shrink, written
 from proof.fuzz.requests import Requests, run_step
-from proof.fuzz.targets import TARGETS
 from proof.fuzz.wire import complaint
 from proof.fuzz.world import World, documented_codes
 from tenuto.core.deltas import Sent
 from tenuto.core.errors import MethodNotAllowed
 from tenuto.core.events import Cursor
-from tenuto.hub.access import tickets, tokens
+from tenuto.hub.access import tickets
 from tenuto.transports import session, sse, streams
 
 SEED = 1
@@ -35,9 +33,6 @@ RUNS = {
     "frames": 200,
     "identities": 50,
     "cursors": 20,
-    "tokens": 3_000,
-    "stored": 5_000,
-    "documents": 200,
     "raw-http": 50,
     "raw-socket": 25,
 }
@@ -72,14 +67,14 @@ def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
 
 def test_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
-        command = [sys.executable, "-m", "proof.fuzz", "frames", "stored", "--runs", "60", "--seed", "7", "--digest"]
+        command = [sys.executable, "-m", "proof.fuzz", "frames", "cursors", "--runs", "30", "--seed", "7", "--digest"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         assert ran.stderr == ""  # other tests check the findings, and therefore the exit code
         return ran.stdout
 
     first = digests("1")
-    assert [line.split()[0] for line in first.splitlines()] == ["frames", "stored"]
+    assert [line.split()[0] for line in first.splitlines()] == ["frames", "cursors"]
     assert first == digests("2")
 
 
@@ -110,11 +105,6 @@ def counts_one_entry_too_many(cursor: Cursor | None) -> Sent:
     return Sent([1])
 
 
-def skips_the_verification(keys: object, algorithm: str, token: str) -> dict[str, Any]:
-    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    return claims
-
-
 def accepts_any_signature(self: Any, kind: str, text: str, signature: str) -> bool:
     return True
 
@@ -125,7 +115,6 @@ MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("requests", sse.EventStream, "close", never_detaches, "leak"),
     ("cursors", sse, "parse_cursor", accepts_any_form, "resumed"),
     ("cursors", streams, "sent_by", counts_one_entry_too_many, "streamed"),
-    ("tokens", tokens, "_claims_by", skips_the_verification, "forged"),
     ("requests", tickets.Tickets, "_is_signed", accepts_any_signature, "forged"),
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+import jwt
 import pytest
 
 from proof.fuzz.engine import check
@@ -74,7 +75,7 @@ def test_each_operation_for_each_capability_finds_no_bug(target: Identities) -> 
 
 
 logger = logging.getLogger("tenuto.hub")
-has, verify_token = Identity.has, tokens.JwtVerifier.verify_token
+has, verify_token, claims_by = Identity.has, tokens.JwtVerifier.verify_token, tokens._claims_by
 
 
 def grants_publish_everywhere(self: Identity, capability: str, channel: str) -> bool:
@@ -124,6 +125,13 @@ async def renews_for_any_client(self: credentials.Credentials, token: str) -> Id
     return identity
 
 
+def skips_the_verification(keys: Any, algorithm: str, token: str) -> dict[str, Any] | None:
+    try:
+        return dict(jwt.decode(token, options={"verify_signature": False}))
+    except jwt.PyJWTError:
+        return claims_by(keys, algorithm, token)
+
+
 async def repeats_the_token(self: tokens.JwtVerifier, token: str) -> Identity:
     try:
         return await verify_token(self, token)
@@ -153,6 +161,7 @@ def never_runs_out(hub: HubCore, identity: Identity) -> float:
 
 
 MUTANTS: list[tuple[str, object, str, object]] = [
+    ("granted", tokens, "_claims_by", skips_the_verification),
     ("granted", Identity, "has", grants_publish_everywhere),
     ("granted", Identity, "check_pattern", accepts_any_pattern),
     ("granted", session, "check_create", skips_the_check_of_a_create),

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from tenuto import Hub
 from tenuto.cli.main import main
 from tenuto.core.document import Stored, restored
 from tenuto.core.errors import Damaged, StoreUnavailable, StoreUnusable
@@ -238,6 +239,19 @@ async def test_message_with_a_changed_byte_has_failed_and_names_the_reason(
         assert [found[one].message().text for one in ("m2", "m3")] == ["second " * 2_000, "third 0 1 2 3 4 5 6 7 "]
         assert store.stats()["damaged"] == 1
     assert "message 'm1' is damaged" in caplog.text
+
+
+async def test_damaged_message_is_refused_and_blocks_no_other_message(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    async with opened(path) as store:
+        await Chat(store).do(create("m1", "hello"), create("m2", "hello"))
+    head = "SELECT slot FROM pieces JOIN documents ON id = document WHERE message = 'm1' AND blob = 0"
+    run_from_outside(path, f"UPDATE texts SET body = x'000190' WHERE id = ({head})")
+    hub = Hub(f"sqlite:///{path}", hooks_signals=False)
+    with pytest.raises(Damaged):
+        await hub.update("c", "m1", text="x")
+    await hub.update("c", "m2", text="x")
+    await hub.close()
 
 
 async def test_text_of_another_message_is_not_read_for_it(path: Path) -> None:
