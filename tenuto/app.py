@@ -40,8 +40,9 @@ from tenuto.response import Answering, Opened, StreamResponse, Style, check_sour
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports.app import App, asgi
+from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount, respond_to_refusals
-from tenuto.transports.origin import check_page_of_question, peer_of
+from tenuto.transports.origin import check_page_of_question
 from tenuto.transports.streams import EndFrame
 
 Scope = MutableMapping[str, Any]

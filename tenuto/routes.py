@@ -61,8 +61,9 @@ from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body
 from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, unexpected
 from tenuto.transports.credentials import Credentials
+from tenuto.transports.headers import peer_of
 from tenuto.transports.http import problem_response
-from tenuto.transports.origin import check_peer, peer_of
+from tenuto.transports.origin import check_peer
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.streams import TurnFormat, TurnStream

@@ -22,7 +22,8 @@ from tenuto.hub.checks import check_authenticate
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import identify
 from tenuto.transports.codec import problem_headers
-from tenuto.transports.origin import check_peer, peer_of
+from tenuto.transports.headers import peer_of
+from tenuto.transports.origin import check_peer
 
 
 def visitors(

@@ -38,8 +38,9 @@ from tenuto.transports.access import identify
 from tenuto.transports.app import WEB
 from tenuto.transports.calls import read_body
 from tenuto.transports.codec import decode
+from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.http import Endpoint
-from tenuto.transports.origin import Query, check_peer, peer_of
+from tenuto.transports.origin import check_peer
 from tenuto.visiting import visitors
 
 MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token

@@ -42,8 +42,9 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.transports.codec import refusals, unexpected
+from tenuto.transports.headers import Query, header, peer_of
 from tenuto.transports.operations import BY_NAME, Operation
-from tenuto.transports.origin import Query, check_origin, header, peer_of
+from tenuto.transports.origin import check_origin
 from tenuto.transports.server_connection import connection_of, mark_known
 
 # longest time that the app's verifier may take, which may query a database while the caller waits

@@ -1,4 +1,4 @@
-"""One HTTP request for one operation: its names, its body, and its response, which may be JSON lines.
+"""One HTTP request for one operation: its names, its body, and its response.
 
 Layer: transports.
 """
@@ -6,30 +6,25 @@ Layer: transports.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
 
-from tenuto.core.errors import Draining, InvalidRequest, TenutoError, TooLarge, UnsupportedMediaType
+from tenuto.core.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Request as HubRequest
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.tickets import START_S
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
-from tenuto.hub.viewing import Viewing
 from tenuto.transports.access import caller_of, check_operation, count_new_channel, start_hub
-from tenuto.transports.codec import decode, for_peers, result_fields, unexpected
+from tenuto.transports.codec import decode, result_fields
+from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.operations import OPERATIONS, Operation
-from tenuto.transports.origin import Query, peer_of
-from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off
 from tenuto.transports.traffic import open_body
 
 
@@ -172,103 +167,3 @@ def _too_large(size: int, limit_bytes: int) -> TooLarge:
 def json_response(value: object, *, status: int = 200) -> Response:
     body = msgspec.json.encode(value)
     return Response(body, status_code=status, media_type="application/json", headers=NO_STORE)
-
-
-logger = logging.getLogger("tenuto.transports")
-
-SIGN_S = 5.0  # time between two signs of life; proxies end a response that is silent for a minute
-_SIGN = b"{}\n"
-
-
-class LinesResponse(StreamingResponse):
-    """Sends `first` and then the lines `rest`; for HEAD only the headers. A peer that stops reading is disconnected.
-
-    An error of `rest` is the last line, of type `error`. A response that has not ended soon after the drain is cut.
-    """
-
-    def __init__(
-        self,
-        viewing: Viewing,
-        first: bytes,
-        rest: AsyncGenerator[bytes],
-        *,
-        headers: dict[str, str],
-        is_head: bool = False,
-    ) -> None:
-        self._viewing = viewing
-        self._rest = rest
-        lines = _lines(first, rest, is_head=is_head)
-        super().__init__(lines, headers=headers, media_type="application/x-ndjson")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send(message)
-
-        try:
-            async with aclosing(self._rest), self._viewing.responding():
-                await super().__call__(scope, receive, send_in_time)
-        except Draining:
-            break_off(receive)
-            abort_if_unread(receive, is_draining=True)
-
-
-async def _lines(first: bytes, rest: AsyncGenerator[bytes], *, is_head: bool) -> AsyncGenerator[bytes]:
-    if is_head:
-        return
-    yield first
-    try:
-        async for line in rest:
-            yield line
-    except TenutoError as error:
-        yield _error(error)
-
-
-async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
-    """Yield `values` as lines of JSON, and an empty object when none has come for five seconds.
-
-    An error before the first line is raised. A later one is the last line, of type `error`.
-    """
-    is_first = True
-    step = asyncio.ensure_future(_next(values))
-    try:
-        while True:
-            done, _ = await asyncio.wait({step}, timeout=SIGN_S)
-            if not done:
-                is_first = False
-                yield _SIGN
-                continue
-            try:
-                line = step.result()
-            except Exception as error:
-                if is_first:
-                    raise
-                yield _error(error)
-                return
-            if line is None:
-                return
-            is_first = False
-            yield line
-            step = asyncio.ensure_future(_next(values))
-    finally:
-        step.cancel()
-        await asyncio.gather(step, return_exceptions=True)
-        await values.aclose()
-
-
-async def _next(values: AsyncGenerator[object]) -> bytes | None:
-    async for value in values:
-        return _line(value)
-    return None
-
-
-def _line(value: object) -> bytes:
-    return msgspec.json.encode(value) + b"\n"
-
-
-def _error(error: Exception) -> bytes:
-    """Return the last line of a response whose work has failed."""
-    if not isinstance(error, TenutoError):
-        logger.error("an HTTP request failed", exc_info=error)
-        error = unexpected()
-    return _line({"type": "error", "error": for_peers(error).problem()})

@@ -20,7 +20,7 @@ from tenuto.hub.access.tickets import Ticket
 from tenuto.hub.batches import EncodedBatch
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import describe_caller, identity_by_token, is_ambient
-from tenuto.transports.origin import peer_of
+from tenuto.transports.headers import peer_of
 from tenuto.transports.server_connection import mark_known
 from tenuto.transports.traffic import charge
 

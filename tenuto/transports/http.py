@@ -57,20 +57,13 @@ from tenuto.transports.access import (
     member_of,
     start_hub,
 )
-from tenuto.transports.calls import (
-    NO_STORE,
-    Call,
-    CreateTicket,
-    ForgetClient,
-    LinesResponse,
-    TicketIssued,
-    json_response,
-    with_signs,
-)
+from tenuto.transports.calls import NO_STORE, Call, CreateTicket, ForgetClient, TicketIssued, json_response
 from tenuto.transports.codec import for_peers, problem_body, problem_headers, unexpected
 from tenuto.transports.credentials import left_s
+from tenuto.transports.headers import peer_of, whole
+from tenuto.transports.lines import LinesResponse, with_signs
 from tenuto.transports.operations import BY_NAME, OPERATIONS, Operation
-from tenuto.transports.origin import check_peer, peer_of, whole
+from tenuto.transports.origin import check_peer
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
 from tenuto.transports.visitor_chats import visitor
 

@@ -22,7 +22,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.transports.access import admit_poll, allowed_history, describe_caller
 from tenuto.transports.codec import GUARDS
 from tenuto.transports.credentials import Credentials
-from tenuto.transports.origin import Query
+from tenuto.transports.headers import Query
 from tenuto.transports.sse import StreamApp, is_own_client, since_of
 from tenuto.transports.traffic import ResumeLimits, known_since, resume_limits_of
 

@@ -1,80 +1,20 @@
-"""Headers and the query of a request, and where it comes from: its origin, its Host, and whether from this machine.
+"""Where a request comes from: its page's origin, its Host, and whether it was sent on this machine.
 
 Layer: transports. `access` explains the rules; the app and `access` apply these checks before they ask for credentials.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from typing import Any
-from urllib.parse import parse_qsl
+from collections.abc import Iterable
 
-from tenuto.core.errors import Forbidden, InvalidRequest, NoVerifier, shown
+from tenuto.core.errors import Forbidden, NoVerifier, shown
 from tenuto.hub.access.hosts import is_loopback, parse_host, parse_origin
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.hub import HubCore
 from tenuto.transports.codec import refusals
+from tenuto.transports.headers import header, headers_of, peer_of
 from tenuto.transports.server_connection import foreign_owner
-
-
-def peer_of(scope: Scope) -> str:
-    """Return the address of the peer as the server sees it."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
-
-
-def header(scope: Scope, name: bytes) -> str | None:
-    """Return the first header `name` (lower case), or None."""
-    for known, value in scope["headers"]:
-        if known.lower() == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
-
-
-def headers_of(scope: Scope, name: bytes) -> list[str]:
-    """Return the values of all headers `name` (lower case)."""
-    return [value.decode("latin-1") for known, value in scope["headers"] if known.lower() == name]
-
-
-_WHOLE = re.compile(r"[0-9]{1,16}\Z")
-_MAX_FIELDS = 50  # limit of query parameters; the protocol defines seven
-
-
-class Query:
-    """The query parameters of a request. If a name is repeated, its last value counts."""
-
-    def __init__(self, scope: Mapping[str, Any]) -> None:
-        """Parse the query. Raises InvalidRequest if it has too many parameters."""
-        text = scope.get("query_string", b"").decode("latin-1")
-        try:
-            self._fields = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)) if text else {}
-        except ValueError as error:
-            raise InvalidRequest(f"the query has more than {_MAX_FIELDS} fields: {error}") from None
-
-    def text(self, name: str) -> str | None:
-        """Return the parameter `name` as text, or None."""
-        return self._fields.get(name)
-
-    def whole(self, name: str, low: int, high: int) -> int | None:
-        """Return the parameter `name` as a whole number; None if missing.
-
-        Raises InvalidRequest outside `low` to `high`.
-        """
-        text = self._fields.get(name)
-        if text is None:
-            return None
-        return whole(text, name, low, high)
-
-
-def whole(text: str, name: str, low: int, high: int) -> int:
-    """Return `text` as a whole number. Raises InvalidRequest unless it is one from `low` to `high`."""
-    if not _WHOLE.match(text) or not low <= int(text) <= high:
-        raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, got {text[:50]!r}")
-    return int(text)
-
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Headers by which proxies, content delivery networks and tunnels state where a request came from.

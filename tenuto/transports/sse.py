@@ -25,8 +25,8 @@ from tenuto.hub.hub import HubCore
 from tenuto.transports.access import admit_stream, allowed_history, describe_caller
 from tenuto.transports.codec import GUARDS, Headers, unexpected
 from tenuto.transports.credentials import Credentials
+from tenuto.transports.headers import Query, header
 from tenuto.transports.operations import BY_NAME
-from tenuto.transports.origin import Query, header
 from tenuto.transports.sender import Chunks, DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
 from tenuto.transports.traffic import ResumeLimits, known_since, resume_limits_of
 

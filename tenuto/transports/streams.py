@@ -45,8 +45,8 @@ from tenuto.hub.feed import Feed
 from tenuto.transports.access import admit_stream
 from tenuto.transports.codec import GUARDS, Headers
 from tenuto.transports.credentials import Credentials
+from tenuto.transports.headers import Query
 from tenuto.transports.operations import BY_NAME
-from tenuto.transports.origin import Query
 from tenuto.transports.sender import SEND_TIMEOUT_S, Sender, TaskSender
 from tenuto.transports.sse import (
     HEARTBEAT_S,

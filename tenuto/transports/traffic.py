@@ -22,8 +22,8 @@ from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, OpenBody
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
+from tenuto.transports.headers import header, peer_of
 from tenuto.transports.operations import Operation
-from tenuto.transports.origin import header, peer_of
 
 # Low enough for twenty pages at once: each counts as four requests until it is done.
 EXPECTED_BYTES = 512 * 1024

@@ -22,7 +22,8 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.keep.conversations import read_conversations
 from tenuto.transports.access import check_serving, identify
 from tenuto.transports.calls import json_response
-from tenuto.transports.origin import headers_of, is_own_origin
+from tenuto.transports.headers import headers_of
+from tenuto.transports.origin import is_own_origin
 from tenuto.transports.traffic import EXPECTED_BYTES, charge
 
 

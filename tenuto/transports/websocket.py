@@ -39,7 +39,7 @@ from tenuto.transports.codec import (
     ref_in,
 )
 from tenuto.transports.credentials import Credentials, not_authenticated
-from tenuto.transports.origin import header
+from tenuto.transports.headers import header
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Frames, Heartbeats, Sender, TaskSender
 from tenuto.transports.server_connection import expect_introduction
 from tenuto.transports.session import PING_S, Session

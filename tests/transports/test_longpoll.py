@@ -10,7 +10,7 @@ import pytest
 from tenuto.app import Hub
 from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Identity, Scope
-from tenuto.transports.origin import header
+from tenuto.transports.headers import header
 from tests.transports.conftest import PATIENCE_S, Served, asking
 from tests.transports.test_websocket import dialled
 from tests.transports.watching import Stream
