@@ -385,6 +385,10 @@ async def test_bad_input_gets_an_error_of_openai_and_stores_no_message(scene: Sc
         ("conversation", {"input": "you", "conversation": {"id": "conv_1"}}),
         ("messages", {"messages": [{"role": "other"}]}),
         ("messages", {"messages": []}),
+        *(
+            (name, {"messages": [USER], name: wrong})
+            for name, wrong in {"temperature": "hot", "stop": [1], "seed": 1.5, "response_format": "json"}.items()
+        ),
     ],
 )
 async def test_error_names_the_field_of_the_request_in_param(scene: Scene, param: str, body: dict[str, Any]) -> None:
