@@ -2,10 +2,10 @@
 
 Layer: store_commands, below `cli.main`.
 
-A hub that serves the store's file carries out export, import, forget, backup and inspect, on its control socket. While
-no process has the store open, the commands open it themselves. `restore` and `compact` work on a file that no process
-has open; the others read the file, also while it is served; `channels` and `retention` also a database. With `--url` a
-server does what names no file.
+A command works in one of three places (`server_of`): at the server of `--url`, on the control socket of the hub that
+serves the store's file, or, while no process has the store open, in this process, on the store itself and without a
+hub. `restore` and `compact` work on a file that no process has open; `verify` and `retention` read the file, also while
+it is served, and `retention` also a database.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 import msgspec
 from click.core import ParameterSource
 
-from tenuto.cli.server_requests import NotServed, call, call_at, channels_of, damage_at, export_at, forget_at, state_at
 from tenuto.core.errors import LocalError, StoreInUse, shown, shown_url
 from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
@@ -34,7 +33,7 @@ from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.core.records import damaged_in
 from tenuto.core.retention import Due, Policies, Sweep, rules_of
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.control import check_speed
+from tenuto.hub.keep.backups import check_speed
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, undo_imports, write_file
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten, direct
@@ -43,11 +42,24 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite.store import SqliteStore
 
+if TYPE_CHECKING:
+    from tenuto.cli.server_requests import Server
+
 PAGE = 200  # channels or messages in one read of a database
 _OVER_HTTP = "--url, or "  # begins the remedy of a command that a server carries out, too
 _ASK = "for another store ask its server with --url http://host:8000"
 
 T = TypeVar("T")
+
+
+def server_of(store: str, url: str | None = None, token: str | None = None) -> Server | None:
+    """Return the server that carries out a command: that at `url`, or else of the file `store`, if a hub serves it."""
+    from tenuto.cli.server_requests import at_url, beside  # imported here, because the import is slow
+
+    if url is not None:
+        return at_url(url, token)
+    known = open_url(store)
+    return beside(known.path) if isinstance(known, SqliteStore) else None
 
 
 @asynccontextmanager
@@ -148,16 +160,9 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
     if sys.stdout is None:  # closed by the caller
         raise LocalError("export has no output; give it one, such as > file.jsonl")
     out = sys.stdout.buffer
-    if url is not None:
-        damaged = export_at(url, channel, token, out)
-    else:
-        try:
-            line = ""
-            for line in call_at(store, "export", channel=channel):
-                out.write(line.encode())
-            damaged = damaged_in(line.encode())
-        except NotServed:
-            damaged = asyncio.run(export_channel(store, channel, out))
+    check_channel(channel)
+    server = server_of(store, url, token)
+    damaged = server.export(channel, out) if server else asyncio.run(export_channel(store, channel, out))
     out.flush()
     if damaged:
         click.echo(
@@ -175,10 +180,10 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
 @click.option("--damaged", is_flag=True, help="Also import a file in which messages are damaged.")
 def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> None:
     """Write the messages of FILE, an export, into an empty channel, also while the store is served."""
-    try:
-        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel, damaged=damaged)
-        done = msgspec.convert(value, Imported)
-    except NotServed:
+    if server := server_of(store):
+        wanted = {"path": os.path.abspath(file), "channel": channel, "damaged": damaged}
+        done = server.result("import", "/v1/import", wanted, Imported)
+    else:
         done = asyncio.run(import_channel(store, file, channel, damaged=damaged))
     click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
 
@@ -192,15 +197,17 @@ def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> N
 def forget(client: str, store: str, url: str | None, token: str | None, channels: bool) -> None:
     """Remove all messages and commands of CLIENT, a client id, and print their numbers as JSON."""
     check_id(client, "a client id")
-    if url is not None:
-        click.echo(forget_at(url, client, token, channels=channels))
-        return
-    try:
-        (found,) = call_at(store, "forget", client_id=client, channels=channels)
-        done = msgspec.convert(found, Forgotten)
-    except NotServed:
-        done = asyncio.run(forget_client(store, client, channels=channels))
-    click.echo(msgspec.json.format(msgspec.json.encode(done)))
+    if server := server_of(store, url, token):
+        wanted = {"client_id": client, "channels": channels}
+        done = server.result("removal", "/v1/forget", wanted, dict[str, Any])
+    else:
+        done = msgspec.to_builtins(asyncio.run(forget_client(store, client, channels=channels)))
+    _print_json(done)
+
+
+def _print_json(value: object) -> None:
+    """Print JSON in ASCII, because a terminal obeys some characters."""
+    click.echo(json.dumps(value, indent=2))
 
 
 @click.command()
@@ -232,11 +239,12 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     if mb_per_s is not None:
         check_speed(mb_per_s)
     check_target(file, opened.path)
-    try:
-        (written,) = call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50)
-    except NotServed:
+    server = server_of(store)
+    if server is None:
         asyncio.run(run_backup())
     else:
+        wanted = {"path": os.path.abspath(file), "mb_per_s": mb_per_s or 50}
+        written = server.result("backup", "/v1/backup", wanted, dict[str, Any])
         if not file.exists() or any(written.get(name) != value for name, value in receipt_of(file).items()):
             raise LocalError(
                 f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not "
@@ -251,19 +259,11 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
 @TOKEN
 def inspect(store: str, url: str | None, token: str | None) -> None:
     """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
-    if url is not None:
-        click.echo(state_at(url, token))
-    else:
-        click.echo(msgspec.json.format(msgspec.json.encode(_state_beside(sqlite_store(store, remedy=_ASK).path))))
-
-
-def _state_beside(path: Path) -> object:
-    """Return the state of the hub that serves a file."""
-    try:
-        (found,) = call(path, "inspect")
-    except NotServed:
-        raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
-    return found
+    path = sqlite_store(store, remedy=_ASK).path if url is None else None
+    server = server_of(store, url, token)
+    if server is None:
+        raise LocalError(f"store file {path} has no control socket; start its server, or check its log")
+    _print_json(server.state())
 
 
 @click.command()
@@ -312,33 +312,30 @@ def compact(store: str) -> None:
 @TOKEN
 def verify(store: str, url: str | None, token: str | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    from tenuto.cli.server_requests import at_url
+    from tenuto.stores.sqlite import verify as sqlite_verify
+
     if url is not None:
-        _verify_at(url, token)
-        return
-    from tenuto.stores.sqlite.verify import free_space
-    from tenuto.stores.sqlite.verify import verify as damage_in
-
-    path = sqlite_store(store, remedy=_ASK).path
-    found = 0
-    for line in damage_in(path):
-        click.echo(line)
-        found += 1
-    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
-    size_bytes, free_bytes = free_space(path)
-    if free_bytes * 2 > size_bytes:
-        click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
+        server = at_url(url, token)
+        found = _print_damage(server.name, server.damage())
+    else:
+        path = sqlite_store(store, remedy=_ASK).path
+        found = _print_damage(str(path), sqlite_verify.verify(path))
+        size_bytes, free_bytes = sqlite_verify.free_space(path)
+        if free_bytes * 2 > size_bytes:
+            click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
     if found:
         sys.exit(1)
 
 
-def _verify_at(url: str, token: str | None) -> None:
+def _print_damage(place: str, lines: Iterator[str]) -> int:
+    """Print the lines and their number, and return it."""
     found = 0
-    for line in damage_at(url, token):
+    for line in lines:
         click.echo(line)
         found += 1
-    click.echo(f"{shown_url(url)}: {found} damaged" if found else f"{shown_url(url)}: no damage found")
-    if found:
-        sys.exit(1)
+    click.echo(f"{place}: {found} damaged" if found else f"{place}: no damage found")
+    return found
 
 
 @click.command()
@@ -350,7 +347,8 @@ def _verify_at(url: str, token: str | None) -> None:
 def channels(prefix: str, store: str, url: str | None, token: str | None, is_json: bool) -> None:
     """List the channels of a store whose names begin with PREFIX, also while it is served."""
     check_prefix(prefix)
-    found = channels_of(url, prefix, token) if url is not None else _channels_in(store, prefix)
+    server = server_of(store, url, token)
+    found = server.channels(prefix) if server else _channels_in(store, prefix)
     if is_json:
         for one in found:  # in ASCII, because a terminal obeys some characters
             click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
@@ -371,18 +369,13 @@ def _utc(at_ms: int) -> str:
 
 
 def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
-    """Yield channels from the hub that serves a file, from the file, or from a database."""
+    """Yield channels from a file or from a database."""
     from tenuto.stores.sqlite.verify import list_channels
 
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _listed(store, [f"{prefix}*"])))
-        return
-    path = sqlite_store(url).path
-    try:
-        for one in call(path, "channels", prefix=prefix):
-            yield msgspec.convert(one, ChannelSummary)
-    except NotServed:
-        yield from list_channels(path, prefix)
+    else:
+        yield from list_channels(sqlite_store(url).path, prefix)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Headers and the query of a request, and the address of its peer.
+"""Headers and the query of a request, the address of its peer, and whether that is the operator.
 
 Layer: transports.
 """
@@ -12,6 +12,13 @@ from urllib.parse import parse_qsl
 
 from tenuto.core.errors import InvalidRequest
 from tenuto.hub.access.identity import Scope
+
+CONTROL = "tenuto.control"  # extension in the scope of a request on the control socket; no peer can add one
+
+
+def is_operator(scope: Mapping[str, Any]) -> bool:
+    """Return whether the request came on the control socket, a file that only the user of this server can open."""
+    return CONTROL in (scope.get("extensions") or ())
 
 
 def peer_of(scope: Scope) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -22,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from tenuto._version import __version__
 from tenuto.core.errors import (
     Forbidden,
     MethodNotAllowed,
@@ -46,7 +48,6 @@ from tenuto.core.requests import (
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.hub import HubCore
 from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive
-from tenuto.hub.keep.control import state_of
 from tenuto.transports.access import (
     check_create,
     check_metrics,
@@ -73,18 +74,18 @@ logger = logging.getLogger("tenuto.transports")
 async def forget(call: Call) -> Response:
     """Remove what a person wrote, and return the counts as the last line."""
     wanted: ForgetClient = await call.body()
-    return await _response(call.hub, _forgotten(call.hub.archive, wanted))
+    return await lines_response(call.hub, _forgotten(call.hub.archive, wanted))
 
 
 async def verify(call: Call) -> Response:
     """Check the store, and return a line for each damaged part of it."""
     await call.body()
-    return await _response(call.hub, _damage(call.hub.archive))
+    return await lines_response(call.hub, _damage(call.hub.archive))
 
 
 async def inspect(call: Call) -> Response:
     """Return the version, the process id and the counters."""
-    return json_response(state_of(call.hub))
+    return json_response({"version": __version__, "pid": os.getpid(), "counters": call.hub.stats()})
 
 
 async def _forgotten(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
@@ -101,7 +102,8 @@ async def _damage(archive: Archive) -> AsyncGenerator[object]:
     yield {"type": "end", "damaged": found}
 
 
-async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
+async def lines_response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
+    """Return `values` as lines of JSON, with signs of life. Raises an error before the first line."""
     lines = with_signs(values)
     first = await anext(lines)  # raises the errors that a response can still show
     return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)
@@ -232,7 +234,7 @@ async def export(call: Call) -> Response:
     """Return the lines of an export, as they are read."""
     lines = call.hub.archive.export(call.channel)
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE, is_head=call.request.method == "HEAD")
+    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE)
 
 
 async def delete_channel(call: Call) -> Response:
@@ -248,9 +250,9 @@ async def create_ticket(call: Call) -> Response:
     return json_response(TicketIssued(ticket=ticket), status=call.operation.status)
 
 
-def problem_response(error: TenutoError) -> Response:
-    """Return the HTTP response for `error`."""
-    error = for_peers(error)
+def problem_response(error: TenutoError, scope: Mapping[str, Any] | None = None) -> Response:
+    """Return the HTTP response for `error`, with all details if the request with `scope` is an operator's."""
+    error = for_peers(error, scope)
     return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
 
 
@@ -354,7 +356,7 @@ class Endpoint:
         except ClientDisconnect:
             return  # the peer has disconnected
         except TenutoError as error:
-            response = problem_response(error)
+            response = problem_response(error, scope)
         except Exception:
             logger.exception("an HTTP request failed")
             response = problem_response(unexpected())
