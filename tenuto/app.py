@@ -31,12 +31,12 @@ from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
 from tenuto.hub.access.questions import Asked, current_route
 from tenuto.hub.access.visitors import Visit, visit_in
+from tenuto.hub.keep.control import open_control
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.hub.turns.workers import WhenBusy
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.transports.app import App, asgi
-from tenuto.transports.control import open_control
 from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount, respond_to_refusals
 from tenuto.transports.origin import check_page_of_question

@@ -21,9 +21,10 @@ from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.cli.main import main
 from tenuto.cli.server_requests import beside
+from tenuto.hub.keep import control
+from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES
 from tenuto.stores.sqlite.file import control_of
-from tenuto.transports import control, lines
-from tenuto.transports.control import MAX_OPEN, REQUEST_BYTES
+from tenuto.transports import lines
 from tests.processes import PATIENCE_S, Process, Server, request, serving
 from tests.stores.files import run_from_outside
 

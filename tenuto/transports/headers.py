@@ -12,8 +12,7 @@ from urllib.parse import parse_qsl
 
 from tenuto.core.errors import InvalidRequest
 from tenuto.hub.access.identity import Scope
-
-CONTROL = "tenuto.control"  # extension in the scope of a request on the control socket; no peer can add one
+from tenuto.hub.keep.control import CONTROL
 
 
 def is_operator(scope: Mapping[str, Any]) -> bool:

@@ -1,11 +1,11 @@
 """The control socket of a hub: its ASGI app for the operator on the same machine, without a port and without a token.
 
-Layer: transports.
+Layer: hub.
 
 A hub whose store is a file listens on the Unix socket `FILE.ctl` while it runs. Only the user of the process connects
-(mode 0600 before the socket listens). A connection carries one HTTP request to the hub's app, and ends with its client.
-Its caller has all capabilities (`access.OPERATOR`). Only here there are `POST /v1/backup` and `POST /v1/import`, which
-name files of this machine. `tenuto.cli.server_requests` is the other side.
+(mode 0600 before the socket listens). A connection carries one HTTP request into the app, and ends with its client. The
+mark `CONTROL` in the scope tells the app that an operator asks (`transports.access`). `tenuto.cli.server_requests` is
+the other side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -24,24 +24,16 @@ from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from msgspec import Struct
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Send
 
-from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooLarge, shown
+from tenuto.core.errors import Busy, InvalidRequest, TenutoError, TooLarge
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.hub import HubCore
-from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.stores.sqlite.file import control_of
 from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.transports.calls import read_body
-from tenuto.transports.codec import decode, problem_messages
-from tenuto.transports.headers import CONTROL
-from tenuto.transports.http import Endpoint, lines_response
 
 logger = logging.getLogger("tenuto.hub")
 
+CONTROL = "tenuto.control"  # extension in the scope of a request on the control socket; no peer can add one
 MODE = 0o600
 REQUEST_BYTES = 64 * 1024  # of the head of a request, and of its body
 REQUEST_S = 5.0  # time for a client to send its request
@@ -49,66 +41,12 @@ WRITE_S = 10.0  # time for a client to read what was sent
 PROBE_S = 1.0
 MAX_OPEN = 8  # requests at once
 
-
-# -- operations that name files ------------------------------------------------------------------------------------
-
-
-class BackupFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request for a backup into the new file `path`, at most `mb_per_s` MB in a second."""
-
-    path: str
-    mb_per_s: float = 50
+Message = dict[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]  # a type: the ASGI app of a hub
 
 
-class ImportFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request for an import of the file `path` (`Archive.import_file`)."""
-
-    path: str
-    channel: str | None = None
-    damaged: bool = False
-
-
-async def _backup(hub: HubCore, wanted: BackupFile) -> AsyncGenerator[object]:
-    target = _absolute(wanted.path)
-    await hub.backup(target, mb_per_s=wanted.mb_per_s)
-    yield {"type": "end", **await asyncio.to_thread(receipt_of, target)}
-
-
-async def _import(hub: HubCore, wanted: ImportFile) -> AsyncGenerator[object]:
-    done = await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel, damaged=wanted.damaged)
-    yield {"type": "end", **msgspec.to_builtins(done)}
-
-
-def _absolute(path: str) -> Path:
-    """Return a path that a client sent. Raises InvalidRequest for a relative one: the server has another directory."""
-    if not os.path.isabs(path):
-        raise InvalidRequest(f"path on the control socket must be absolute, got {shown(path)}")
-    return Path(path)
-
-
-def _app(hub: HubCore, app: ASGIApp) -> ASGIApp:
-    """Return `app`, the hub's, with the operations that name files."""
-
-    def endpoint(work: Callable[[HubCore, Any], AsyncGenerator[object]], body: type[Struct]) -> ASGIApp:
-        decoder = msgspec.json.Decoder(body)
-
-        async def respond(request: Request) -> Response:
-            return await lines_response(hub, work(hub, decode(await read_body(request, REQUEST_BYTES), decoder)))
-
-        return Endpoint(["POST"], respond)
-
-    only_here = {"/v1/backup": endpoint(_backup, BackupFile), "/v1/import": endpoint(_import, ImportFile)}
-
-    async def routed(scope: Any, receive: Any, send: Any) -> None:
-        await only_here.get(scope["path"], app)(scope, receive, send)
-
-    return routed
-
-
-# -- the socket ----------------------------------------------------------------------------------------------------
-
-
-def open_control(hub: HubCore, app: ASGIApp) -> None:
+def open_control(hub: HubCore, app: App) -> None:
     """Serve `app`, the hub's, on the control socket until the hub ends, if its store is a file and the system can.
 
     The caller holds the lock of the store's file. If the hub cannot listen, it logs the cause and works without.
@@ -124,7 +62,7 @@ def open_control(hub: HubCore, app: ASGIApp) -> None:
             *(path, error.strerror or error),
         )
         return
-    hub.start_background(_serve(hub, _app(hub, app), listening, path))
+    hub.start_background(_serve(hub, app, listening, path))
 
 
 def _listen(path: Path) -> socket.socket:
@@ -157,7 +95,7 @@ def _is_alive(path: Path) -> bool:
         return True
 
 
-async def _serve(hub: HubCore, app: ASGIApp, listening: socket.socket, path: Path) -> None:
+async def _serve(hub: HubCore, app: App, listening: socket.socket, path: Path) -> None:
     """Serve connections until the hub has drained or this task is cancelled, and remove the socket.
 
     After a drain the process may end at any moment: a server without a lifespan never closes the hub of a mounted app.
@@ -185,9 +123,7 @@ def _remove(path: Path, mine: os.stat_result) -> None:
             path.unlink()
 
 
-async def _serve_one(
-    app: ASGIApp, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_full: bool
-) -> None:
+async def _serve_one(app: App, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_full: bool) -> None:
     """Serve one connection. No error leaves this function but a cancellation."""
     send = partial(_send, writer)
     try:
@@ -197,8 +133,8 @@ async def _serve_one(
             async with asyncio.timeout(REQUEST_S):
                 scope, body = await _read_request(reader)
         except TenutoError as error:
-            for message in problem_messages(error):
-                await send(message)
+            await send({"type": "http.response.start", "status": error.status})
+            await send({"type": "http.response.body", "body": msgspec.json.encode(error.problem())})
         else:
             await _respond(app, scope, body, reader, send)
         writer.close()
@@ -246,7 +182,7 @@ async def _read_request(reader: asyncio.StreamReader) -> tuple[Scope, bytes]:
     return scope, await reader.readexactly(length)
 
 
-async def _respond(app: ASGIApp, scope: Scope, body: bytes, reader: asyncio.StreamReader, send: Send) -> None:
+async def _respond(app: App, scope: Scope, body: bytes, reader: asyncio.StreamReader, send: Send) -> None:
     """Let `app` respond. It is cancelled when the client closes the connection, or sends more than its request."""
     requests = [{"type": "http.request", "body": body, "more_body": False}]
     gone = asyncio.ensure_future(reader.read(1))
