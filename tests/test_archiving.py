@@ -228,23 +228,6 @@ async def test_a_list_of_channels_that_breaks_off_is_named_before_the_table() ->
     assert "did not send the whole list of channels: " in listed.stderr
 
 
-async def test_a_hub_carries_out_the_commands_on_its_own_store(tmp_path: Path) -> None:
-    store, file = ("--store", f"sqlite:///{tmp_path}/hub.db"), tmp_path / "chat.jsonl"
-    async with opened(tmp_path / "hub.db") as hub:
-        message = await hub.create("chat:1", text='one \u2028 "two"')
-        data = await export(hub, "chat:1")
-        exported = await asyncio.to_thread(run, "export", "chat:1", *store)
-        assert (exported.exit_code, exported.stdout_bytes) == (0, data)
-        await asyncio.to_thread(file.write_bytes, data)
-        done = await asyncio.to_thread(run, "import", str(file), "--channel", "copy", *store)
-        assert (done.exit_code, done.output) == (0, f"copy has 1 messages and 0 commands of {file}.\n")
-        assert (await hub.read("copy", message.id))[0].text == message.text
-        refused = await asyncio.to_thread(run, "import", str(file), *store)
-        assert "channel 'chat:1' is not empty" in refused.stderr
-        listed = await asyncio.to_thread(run, "channels", *store)
-        assert [line.split()[-1] for line in listed.output.splitlines()] == ["channel", "chat:1", "copy"]
-
-
 async def test_an_export_names_damage_in_every_way_and_its_import_needs_an_option(tmp_path: Path) -> None:
     path, file = tmp_path / "hub.db", tmp_path / "chat.jsonl"
     store = ("--store", f"sqlite:///{path}")
