@@ -11,8 +11,9 @@ import hashlib
 import re
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 from urllib import error as failed
@@ -34,6 +35,8 @@ PROBLEM_BYTES = 64 * 1024
 PAGE_BYTES = 16 * 1024 * 1024  # far above the largest page of channels
 _INVALID = (msgspec.MsgspecError, ValueError, RecursionError)  # raised by decoders
 _LAST = re.compile(rb'\{"type":"(end|error)"')  # begins the last line of an export
+
+_CUT = "its response has no end"
 
 T = TypeVar("T")
 
@@ -121,17 +124,15 @@ class _SocketConnection(HTTPConnection):
             super().send(data)
 
 
+@dataclass(frozen=True)
 class Server:
-    """A hub that serves, and the operations that it carries out for a command. `name` is its name in messages."""
+    """A hub that serves, and the operations that it carries out for a command."""
 
-    def __init__(
-        self, name: str, address: str, headers: dict[str, str], opener: request.OpenerDirector, remedy: str
-    ) -> None:
-        self.name = name
-        self._address = address
-        self._headers = headers
-        self._opener = opener
-        self._remedy = remedy  # for a response that is not that of a hub
+    name: str  # in messages
+    address: str
+    headers: dict[str, str]
+    opener: request.OpenerDirector
+    remedy: str  # for a response that is not that of a hub
 
     def channels(self, prefix: str) -> Iterator[ChannelSummary]:
         """Yield the channels whose names begin with `prefix`, in order."""
@@ -159,14 +160,19 @@ class Server:
         path = f"/v1/channels/{quote(check_channel(channel), safe='')}/export"
         with self._response("export", path) as response:
             line = response.readline(HEADER_BYTES)
-            self._check_header(channel, line)
+            try:
+                header = decode_header(line)
+            except InvalidRequest as error:
+                raise self._invalid("export", error) from None
+            if header.channel != channel or not line.endswith(b"\n"):
+                raise self._invalid("export", f"channel {shown(header.channel)} instead of {channel!r}")
             digest, kind = hashlib.sha256(), None
             while kind is None:
                 digest.update(line)
                 out.write(line)
                 is_begin, line = line.endswith(b"\n"), response.readline(LINE_BYTES)
                 if not line:
-                    raise self._cut("export")
+                    raise HTTPException(_CUT)
                 kind = _LAST.match(line) if is_begin else None
             if kind[1] == b"error":
                 raise self._ended("export", self._decoded("export", line, dict[str, Any]))
@@ -203,7 +209,7 @@ class Server:
         with self._response(what, path) as response:
             body = response.read(PAGE_BYTES)
             if response.length and len(body) < PAGE_BYTES:  # a read with a bound does not raise it
-                raise IncompleteRead(body, response.length)
+                raise HTTPException(_CUT)
         return self._decoded(what, body, kind)
 
     def _lines(self, what: str, path: str, wanted: Mapping[str, object]) -> Iterator[dict[str, Any]]:
@@ -216,17 +222,17 @@ class Server:
                 yield line
                 if line.get("type") == "end":
                     return
-        raise self._cut(what)
+            raise HTTPException(_CUT)
 
     @contextlib.contextmanager
     def _response(self, what: str, path: str, wanted: object = None) -> Iterator[Any]:
         """Yield the response to a request, for reading in the block; `wanted` is the body of a POST."""
-        headers, data = self._headers, None
+        headers, data = self.headers, None
         if wanted is not None:
             headers, data = {**headers, "content-type": "application/json"}, msgspec.json.encode(wanted)
-        asked = request.Request(self._address + path, data, headers)
+        asked = request.Request(self.address + path, data, headers)
         try:
-            with self._opener.open(asked, timeout=READ_TIMEOUT_S) as response:
+            with self.opener.open(asked, timeout=READ_TIMEOUT_S) as response:
                 yield response
         except failed.HTTPError as error:
             with error:
@@ -235,15 +241,9 @@ class Server:
             raise
         except (failed.URLError, HTTPException, TimeoutError, ConnectionError) as error:
             reason = error.reason if isinstance(error, failed.URLError) else error
-            raise LocalError(f"{self.name} did not send the whole {what}: {_printable(reason)}; try again") from None
-
-    def _check_header(self, channel: str, line: bytes) -> None:
-        try:
-            header = decode_header(line)
-        except InvalidRequest as error:
-            raise self._invalid("export", error) from None
-        if header.channel != channel or not line.endswith(b"\n"):
-            raise self._invalid("export", f"channel {shown(header.channel)} instead of {channel!r}")
+            raise LocalError(
+                f"{self.name} did not send the whole {what}: {_printable(reason)}; repeat the command"
+            ) from None
 
     def _decoded(self, what: str, data: bytes, kind: type[T]) -> T:
         try:
@@ -255,11 +255,8 @@ class Server:
         reason = _detail(line.get("error")) or "it sent no reason; see its log"
         return LocalError(f"{self.name} did not end the {what}: {reason}")
 
-    def _cut(self, what: str) -> LocalError:
-        return LocalError(f"{self.name} did not send the whole {what}; repeat the command")
-
     def _invalid(self, what: str, reason: object) -> LocalError:
-        return LocalError(f"{self.name} sent no valid {what} ({reason}); {self._remedy}")
+        return LocalError(f"{self.name} sent no valid {what} ({reason}); {self.remedy}")
 
 
 def _problem(error: failed.HTTPError) -> str:

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from tenuto.cli.server_requests import Server
 
 PAGE = 200  # channels or messages in one read of a database
-_OVER_HTTP = "--url, or "  # begins the remedy of a command that a server carries out, too
 _ASK = "for another store ask its server with --url http://host:8000"
 
 T = TypeVar("T")
@@ -63,21 +62,19 @@ def server_of(store: str, url: str | None = None, token: str | None = None) -> S
 
 
 @asynccontextmanager
-async def opened(url: str, *, is_new: bool = False, when_served: str = "") -> AsyncIterator[Store]:
-    """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable.
-
-    `when_served`: begins the remedy if another process has the store open.
-    """
+async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
+    """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable."""
     store = open_url(url)
     if isinstance(store, SqliteStore) and not is_new and not store.path.exists():
         raise LocalError(f"store file {store.path} does not exist; name the store with --store")
     try:
         await store.open()
     except StoreInUse as error:
-        raise LocalError(f"{error}. While it is served, use {when_served}hub.archive in the serving process") from None
+        raise LocalError(
+            f"{error}. The hub there has no control socket (its log has the cause): use hub.archive or hub.backup in "
+            "its process, or, for export and forget, --url"
+        ) from None
     try:
-        if store.is_exclusive:  # no other process may import into it now
-            await undo_imports(store)
         yield store
     finally:
         await store.close()
@@ -89,7 +86,7 @@ async def export_channel(url: str, channel: str, out: BinaryIO) -> int:
     Raises NotFound, Damaged, LocalError and the store's errors.
     """
     check_channel(channel)
-    async with opened(url, when_served=_OVER_HTTP) as store:
+    async with opened(url) as store:
         async for line in export_lines(store, channel):
             out.write(line)
         return damaged_in(line)
@@ -108,8 +105,17 @@ async def import_channel(url: str, path: Path, channel: str | None, *, damaged: 
 async def forget_client(url: str, client_id: str, *, channels: bool) -> Forgotten:
     """Remove what a person wrote from a store that no process serves. Raises the errors of `Forgetting.run`."""
     check_id(client_id, "a client id")
-    async with opened(url, when_served=_OVER_HTTP) as store:
+    async with opened(url) as store:
+        if store.is_exclusive:  # no other process may import into it now
+            await undo_imports(store)
         return await Forgetting(store, client_id, Clock(), direct, tidies=True).run(channels=channels)
+
+
+async def back_up(url: str, file: Path, mb_per_s: float) -> None:
+    """Write a backup of a store that no process serves. Raises the errors of `SqliteStore.backup`."""
+    async with opened(url) as store:
+        assert isinstance(store, SqliteStore)
+        await store.backup(file, mb_per_s=mb_per_s)
 
 
 def _one_place(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -220,37 +226,24 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
     from tenuto.stores.sqlite.backup import check_target, receipt_of
 
-    opened = sqlite_store(store)
-    if not opened.path.exists():
-        raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
-
-    async def run_backup() -> None:
-        try:
-            await opened.open()
-        except StoreInUse as error:
-            raise LocalError(
-                f"{error}. The hub there has no control socket (its log has the cause): call hub.backup(path) there"
-            ) from None
-        try:
-            await opened.backup(file, mb_per_s=mb_per_s or 100_000)
-        finally:
-            await opened.close()
-
+    path = sqlite_store(store).path
+    if not path.exists():
+        raise LocalError(f"store file {path} does not exist; name the store with --store")
     if mb_per_s is not None:
         check_speed(mb_per_s)
-    check_target(file, opened.path)
+    check_target(file, path)
     server = server_of(store)
     if server is None:
-        asyncio.run(run_backup())
+        asyncio.run(back_up(store, file, mb_per_s or 100_000))
     else:
         wanted = {"path": os.path.abspath(file), "mb_per_s": mb_per_s or 50}
         written = server.result("backup", "/v1/backup", wanted, dict[str, Any])
         if not file.exists() or any(written.get(name) != value for name, value in receipt_of(file).items()):
             raise LocalError(
-                f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not "
+                f"backup {os.path.abspath(file)} was written by the process that serves {path}, and is not "
                 "here: that process has other disks, as in a container; name a folder that both have"
             )
-    click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
+    click.echo(f"{file} is a backup of {path}, {file.stat().st_size:,} bytes.")
 
 
 @click.command()

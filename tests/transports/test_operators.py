@@ -299,7 +299,7 @@ def listing(*names: str, more: bool = False) -> bytes:
 @pytest.mark.parametrize(
     ("command", "body", "expected"),
     [
-        (("forget", "ann"), b"{}\n{}\n", "did not send the whole removal; repeat the command"),
+        (("forget", "ann"), b"{}\n{}\n", "did not send the whole removal: its response has no end; repeat the command"),
         (("forget", "ann"), b'{}\n{"type": "error", "error": {"detail": "it is\\u001bbusy"}}\n', "it is busy"),
         (("forget", "ann"), b"<html>\n", "check that --url names a server of Tenuto"),
         (("verify",), b'{"type": "damage", "detail": "m1"}\n', "did not send the whole check"),
@@ -350,8 +350,8 @@ def end(*lines: bytes, damaged: int = 0) -> bytes:
         ),
         ([HEADER.replace(b'"c"', b'"d"')], 0, "channel 'd' instead of 'c'"),
         ([HEADER[:-1]], 0, "channel 'c' instead"),
-        ([HEADER, b"<html>"], 2, "did not send the whole export; repeat the command"),
-        ([HEADER, LINE], 2, "did not send the whole export; repeat the command"),
+        ([HEADER, b"<html>"], 2, "did not send the whole export: its response has no end"),
+        ([HEADER, LINE], 2, "did not send the whole export: its response has no end"),
         ([HEADER, LINE, end(HEADER, LINE)[:-1]], 2, "another checksum than the rest"),
         ([HEADER, LINE, end(HEADER)], 2, "another checksum than the rest"),
         ([HEADER, LINE, end(HEADER, LINE), b"\n"], 2, "another checksum than the rest"),
