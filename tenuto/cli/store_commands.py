@@ -227,8 +227,6 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     from tenuto.stores.sqlite.backup import check_target, receipt_of
 
     path = sqlite_store(store).path
-    if not path.exists():
-        raise LocalError(f"store file {path} does not exist; name the store with --store")
     if mb_per_s is not None:
         check_speed(mb_per_s)
     check_target(file, path)
@@ -438,13 +436,11 @@ async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[D
         if policy is None or not Sweep(policy, summary, now_ms).is_needed:
             continue
         sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
-        messages = size_bytes = 0
         while sweep.is_needed and not sweep.is_over:
             facts = (await store.facts(summary.channel, after=sweep.after, limit=PAGE)).facts
-            due = [one for one in sweep.take(facts, is_last=len(facts) < PAGE) if one.is_counted]
-            messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
-        if messages or sweep.is_emptied:
-            yield Due(summary.channel, messages, size_bytes, sweep.is_emptied)
+            sweep.take(facts, is_last=len(facts) < PAGE)
+        if sweep.due.messages or sweep.is_emptied:
+            yield sweep.due
 
 
 def sqlite_store(url: str, *, remedy: str = "PostgreSQL has its own tools for this") -> SqliteStore:
