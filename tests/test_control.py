@@ -288,6 +288,10 @@ async def test_only_the_socket_has_operations_that_name_files_and_a_caller_witho
                 shown = events.aiter_lines()
                 while '"by the operator"' not in await anext(shown):
                     pass
+                for text in ("at once", "in the tick after it", "in the next one"):
+                    await hub.create("chat:1", text=text)
+                while '"in the next one"' not in await anext(shown):
+                    pass
     await hub.close()
 
 
@@ -310,20 +314,22 @@ async def test_calls_at_once_are_bounded_and_silent_clients_end(
 
 
 async def test_call_shows_life_and_ends_with_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "SIGN_S", 0.01)
     hub = new_hub(tmp_path / "chat.db")
     await hub.create("c", text="x" * 500_000)
     target = tmp_path / "one.db"
-    reader, writer = await asyncio.open_unix_connection(control_of(tmp_path / "chat.db"))
-    writer.write(post("/v1/backup", {"path": str(target), "mb_per_s": 0.1}))
     async with asyncio.timeout(PATIENCE_S):
-        await reader.readuntil(b"\r\n\r\n")
-        assert await reader.readline() == b"{}\n"
-        while not (tmp_path / "one.db.partial").exists():
-            await hub.info("c")
-        writer.close()
-        while (tmp_path / "one.db.partial").exists():
-            await hub.info("c")
+        for sign_s, life in ((0.01, 1), (3600.0, 0)):
+            monkeypatch.setattr(lines, "SIGN_S", sign_s)
+            reader, writer = await asyncio.open_unix_connection(control_of(tmp_path / "chat.db"))
+            writer.write(post("/v1/backup", {"path": str(target), "mb_per_s": 0.1}))
+            for _ in range(life):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+                assert await reader.readline() == b"{}\n"
+            while not (tmp_path / "one.db.partial").exists():
+                await hub.info("c")
+            writer.close()
+            while (tmp_path / "one.db.partial").exists():
+                await hub.info("c")
     await hub.close()
     assert not target.exists()
 
