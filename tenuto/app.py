@@ -9,11 +9,9 @@ its lifespan to that of the host.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -33,12 +31,11 @@ from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
 from tenuto.hub.access.questions import Asked, current_route
 from tenuto.hub.access.visitors import Visit, visit_in
-from tenuto.hub.keep.control import check_speed
+from tenuto.hub.keep.control import open_control
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.hub.turns.workers import WhenBusy
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
-from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports.app import App, asgi
 from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount, respond_to_refusals
@@ -298,18 +295,6 @@ class Hub(HubCore):
         await self.start()
         return await read_pending(self.runtime, check_channel(channel))
 
-    async def backup(self, path: str | os.PathLike[str], *, mb_per_s: float = 50) -> None:
-        """Write a backup of the store into the new file `path` while the hub serves, at most `mb_per_s` MB in a second.
-
-        It is one file with mode 0600. The name `path` appears when it is whole and checked. A start from it begins new
-        epochs.
-        """
-        check_speed(mb_per_s)
-        await self.start()
-        if not isinstance(self.store, SqliteStore):
-            raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")
-        await self.store.backup(Path(path), mb_per_s=mb_per_s)
-
     if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
         __aenter__ = __aexit__ = __enter__ = __exit__ = _refuse_block
 
@@ -319,6 +304,9 @@ class Hub(HubCore):
     @cached_property
     def _asgi(self) -> App:
         return asgi(self)
+
+    def _open_control(self) -> None:
+        open_control(self, self)
 
     def install(self, app: Any, path: str) -> None:
         """Mount the hub in a Starlette or FastAPI app at `path`; it starts and closes with the app's lifespan.

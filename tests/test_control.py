@@ -9,21 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from click.testing import CliRunner
 
 from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.cli.main import main
-from tenuto.cli.server_requests import NotServed, call
-from tenuto.core.errors import LocalError
+from tenuto.cli.server_requests import beside
 from tenuto.hub.keep import control
-from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES, path_of
+from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES
+from tenuto.stores.sqlite.file import control_of
+from tenuto.transports import lines
 from tests.processes import PATIENCE_S, Process, Server, request, serving
 from tests.stores.files import run_from_outside
 
@@ -39,11 +40,45 @@ def run(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
 
 
 async def export_of_another_store(path: Path) -> bytes:
-    hub = Hub(f"sqlite:///{path}", hooks_signals=False)
-    await hub.create("c", text="kept")
-    lines = [line async for line in hub.archive.export("c")]
+    hub = new_hub(path)
+    await hub.create("c", text='one \u2028 "two"')
+    exported = [line async for line in hub.archive.export("c")]
     await hub.close()
-    return b"".join(lines)
+    return b"".join(exported)
+
+
+def new_hub(path: Path) -> Hub:
+    return Hub(f"sqlite:///{path}", hooks_signals=False)
+
+
+def state_of(store: Path) -> dict[str, Any]:
+    server = beside(store)
+    assert server is not None
+    return server.state()
+
+
+def head(method: str, path: str, length: int = 0) -> bytes:
+    return f"{method} {path} HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n".encode()
+
+
+def post(path: str, body: object) -> bytes:
+    data = json.dumps(body).encode()
+    return head("POST", path, len(data)) + data
+
+
+@contextlib.asynccontextmanager
+async def another_program(store: Path, response: bytes | None) -> AsyncIterator[None]:
+    """Respond on the control socket in place of a hub; with None, wait until the client has gone."""
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(65_536) and response is not None:
+            writer.write(response)
+        elif response is None:
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(respond, control_of(store)):
+        yield
 
 
 @pytest.fixture
@@ -73,14 +108,16 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     assert done.stdout == f"c has 1 messages and 0 commands of {exported}.\n", done
     assert run("export", "c", store=server.store).stdout == exported.read_text()
     assert "channel 'd' has no messages" in run("export", "d", store=server.store).stderr
+    again = run("import", str(exported), store=server.store)
+    assert (again.returncode, "channel 'c' is not empty" in again.stderr) == (1, True)
+    done = run("import", str(exported), "--channel", "copy", store=server.store)
+    assert done.stdout == f"copy has 1 messages and 0 commands of {exported}.\n", done
 
-    (listed,) = call(server.store, "channels", prefix="c")
-    assert [json.loads(line) for line in run("channels", "c", "--json", store=server.store).stdout.splitlines()] == [
-        listed
-    ]
-    assert (listed["channel"], listed["messages"], list(call(server.store, "channels", prefix="d"))) == ("c", 1, [])
+    listed = map(json.loads, run("channels", "c", "--json", store=server.store).stdout.splitlines())
+    assert [(one["channel"], one["messages"]) for one in listed] == [("c", 1), ("copy", 1)]
+    assert run("channels", "d", "--json", store=server.store).stdout == ""
 
-    path = path_of(server.store)
+    path = control_of(server.store)
     assert path.stat().st_mode & 0o777 == 0o600
     server.end()
     assert not path.exists()
@@ -88,71 +125,57 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     assert run("backup", str(tmp_path / "two.db"), store=server.store).returncode == 0
 
 
-def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(server: Server, tmp_path: Path) -> None:
+async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(tmp_path: Path) -> None:
     """A server in a container has other files under the same names."""
-    old, target = tmp_path / "old.db", tmp_path / "new.db"
-    assert run("backup", str(old), store=server.store).returncode == 0
-    place = tmp_path / "elsewhere.db"
-    place.write_bytes(old.read_bytes())
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listening:
-        listening.bind(str(path_of(place)))
-        listening.listen()
-        for is_here in (False, True):
-            with subprocess.Popen(
-                command("backup", str(target), store=place), stderr=subprocess.PIPE, text=True
-            ) as made:
-                connection, _ = listening.accept()
-                if is_here:
-                    target.write_bytes(old.read_bytes())
-                receipt = {"size_bytes": old.stat().st_size, "mark": "0123456789abcdef"}
-                connection.sendall(json.dumps({"value": receipt}).encode() + b'\n{"end":true}\n')
-                _, stderr = made.communicate(timeout=PATIENCE_S)
-                connection.close()
-            assert (made.returncode, "and is not here: that process has other disks" in stderr) == (1, True), stderr
-        listening.setblocking(False)
-        again = run("backup", str(target), store=place)
+    place, target = tmp_path / "elsewhere.db", tmp_path / "new.db"
+    hub = new_hub(place)
+    await hub.create("c", text="kept")
+    await hub.close()
+    receipt = json.dumps({"type": "end", "size_bytes": place.stat().st_size, "mark": "0123456789abcdef"}).encode()
+    async with another_program(place, b"HTTP/1.1 200 OK\r\n\r\n{}\n" + receipt + b"\n"):
+        gone = await asyncio.to_thread(run, "backup", str(target), store=place)
+        assert (gone.returncode, "and is not here: that process has other disks" in gone.stderr) == (1, True), gone
+        await asyncio.to_thread(target.write_bytes, place.read_bytes())
+        again = await asyncio.to_thread(run, "backup", str(target), store=place)
         assert (again.returncode, "exists already; name a new file" in again.stderr) == (1, True)
-        with pytest.raises(BlockingIOError):
-            listening.accept()
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    "response",
+    ("response", "why"),
     [
-        *(b"hello\n", b"[1]\n", b'{"error":5}\n', b'{"value":5}\n{"end":true}\n', b"[" * 100_000 + b"\n"),
-        b'{"value":{"x":1}}\n{"value":[]}\n{"end":true}\n',
+        (b"", "did not send the whole "),
+        (b"hel\x1b[2Jlo\n", "did not send the whole "),
+        (OK + b"[" * 100_000 + b"\n", " sent no valid "),
+        (b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\n\r\n", " refused the "),
+        (b'HTTP/1.1 503 Busy\r\n\r\n{"detail":"busy\x1b"}', " refused the "),
+        (None, "did not send the whole "),
     ],
 )
-def test_response_of_another_program_is_named(response: bytes, tmp_path: Path) -> None:
+async def test_response_of_another_program_is_named(
+    response: bytes | None, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenuto.cli.server_requests.READ_TIMEOUT_S", PATIENCE_S if response is not None else 0.05)
     place = tmp_path / "test.db"
     place.touch()
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listening:
-        listening.bind(str(path_of(place)))
-        listening.listen()
-        listening.settimeout(PATIENCE_S)
-        for arguments in (
-            *(("inspect",), ("channels",), ("export", "c"), ("forget", "ann")),
-            ("backup", str(tmp_path / "new.db")),
-        ):
-            with ThreadPoolExecutor(1) as pool:
-                done = pool.submit(CliRunner().invoke, main, [*arguments, "--store", f"sqlite:///{place}"])
-                connection, _ = listening.accept()
-                with connection:
-                    connection.recv(65536)
-                    with contextlib.suppress(ConnectionError):
-                        connection.sendall(response)
-                    result = done.result(PATIENCE_S)
-            assert (result.exit_code, result.stderr[:6]) == (1, "Error:"), (arguments, result)
-            assert "response on control socket" in result.stderr
+    commands = (("inspect",), ("channels",), ("export", "c"), ("backup", str(tmp_path / "new.db")))
+    async with another_program(place, response):
+        for arguments in commands:
+            done = await asyncio.to_thread(run, *arguments, store=place)
+            assert (done.returncode, done.stdout) == (1, ""), (arguments, done)
+            assert done.stderr.startswith("Error: "), done
+            assert f"{place}.ctl" in done.stderr or arguments[0] == "backup"
+            assert (why in done.stderr, "\x1b" in done.stderr) == (True, False), done
 
 
 def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) -> None:
     server.end(9)
-    assert path_of(server.store).is_socket()
-    with pytest.raises(NotServed):
-        next(call(server.store, "inspect"))
+    assert control_of(server.store).is_socket()
+    assert beside(server.store) is None
     server.start()
-    assert next(call(server.store, "inspect"))["pid"] == server.running.pid
+    assert state_of(server.store)["pid"] == server.running.pid
 
 
 MOUNTED = """
@@ -176,23 +199,23 @@ def test_a_hub_that_is_only_mounted_removes_its_socket_before_a_signal_ends_the_
     server.start()
     try:
         server.until(lambda: request(port, "GET", "/tenuto/readyz")[0] == 200)
-        assert next(call(store, "inspect"))["pid"] == server.running.pid
+        assert state_of(store)["pid"] == server.running.pid
         server.end(number)
     finally:
         server.clean_up()
-    assert not path_of(store).exists(), server.output
+    assert not control_of(store).exists(), server.output
     assert "Traceback" not in server.output
 
 
-def lines_of(connection: socket.socket, request: bytes) -> list[Any]:
-    """Send `request` and return the lines until the server closes the connection."""
+def response_to(connection: socket.socket, request: bytes) -> bytes:
+    """Send `request` and return what the hub sends until it closes the connection."""
     with contextlib.suppress(ConnectionError):
         connection.sendall(request)
     received = b""
     with contextlib.suppress(ConnectionError):
         while data := connection.recv(65536):
             received += data
-    return [json.loads(line) for line in received.splitlines()]
+    return received
 
 
 def connected(path: Path) -> socket.socket:
@@ -203,39 +226,72 @@ def connected(path: Path) -> socket.socket:
 
 
 @pytest.mark.parametrize(
-    ("request_line", "why"),
+    ("sent", "status", "why"),
     [
-        (
-            b'{"call":"fly"}\n',
-            "has no call 'fly'; use one of backup, channels, export, forget, import, inspect",
-        ),
-        (b'{"call":"backup","arguments":{"path":7}}\n', "Expected `str`, got `int` - at `$.path`"),
-        (
-            b'{"call":"backup","arguments":{"path":"one.db"}}\n',
-            "path on the control socket must be absolute, got 'one.db'",
-        ),
-        (b'{"call":"backup","arguments":{"path":"/one.db","mb_per_s":0}}\n', "mb_per_s must be a number above 0"),
-        (b'{"call":"inspect","arguments":{"path":1}}\n', "unknown field `path`"),
-        (b"GET / HTTP/1.1\r\n\r\n", "is not valid"),
-        (b"\xff\n", "is not valid"),
-        (b"", None),
-        (b"x" * (3 * REQUEST_BYTES), None),
+        (head("POST", "/v1/fly"), 404, "path '/v1/fly' does not exist"),
+        (head("GET", "/v1/backup"), 405, "method GET is not supported at this path; use POST"),
+        (post("/v1/backup", {"path": 7}), 400, "expected `str`, got `int` - at `$.path`"),
+        (post("/v1/backup", {"path": "one.db"}), 400, "path on the control socket must be absolute, got 'one.db'"),
+        (post("/v1/backup", {"path": "/one.db", "mb_per_s": 0}), 500, "mb_per_s must be a number above 0"),
+        (post("/v1/backup", {"path": "/none/one.db"}), 500, "there is no directory /none; create it"),
+        (post("/v1/backup", {"path": "/proc/one.db"}), 503, "backup target /proc/one.db needs "),
+        (post("/v1/import", {"path": "/none", "line": 1}), 400, "unknown field `line`"),
+        (post("/v1/import", {"path": "/none"}), 500, "file /none cannot be read"),
+        (b'{"call":"inspect"}\r\n\r\n', 400, "is not HTTP"),
+        (b"\xff\r\n\r\n", 400, "is not HTTP"),
+        (head("POST", "/v1/backup", -1), 413, f"at most {REQUEST_BYTES} bytes, got -1"),
+        (head("POST", "/v1/backup", REQUEST_BYTES + 1), 413, f"at most {REQUEST_BYTES} bytes, got {REQUEST_BYTES + 1}"),
+        (b"x" * (3 * REQUEST_BYTES), 400, ""),  # the connection may be reset before the response is read
+        (b"", 0, ""),
+        (head("POST", "/v1/backup", 1), 0, ""),
     ],
+    ids=lambda value: value[:50] if isinstance(value, bytes) else str(value)[:40],
 )
 async def test_invalid_requests_are_refused_and_the_socket_works_on(
-    tmp_path: Path, request_line: bytes, why: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sent: bytes, status: int, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "REQUEST_S", 3600.0 if request_line else 0.05)
-    hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
+    monkeypatch.setattr(control, "REQUEST_S", 3600.0 if status else 0.05)
+    hub = new_hub(tmp_path / "chat.db")
     await hub.start()
-    with connected(path_of(tmp_path / "chat.db")) as connection:
-        lines = await asyncio.to_thread(lines_of, connection, request_line)
-    if why is None:
-        assert lines == []
+    with connected(control_of(tmp_path / "chat.db")) as connection:
+        received = await asyncio.to_thread(response_to, connection, sent)
+    if why:
+        assert received.startswith(f"HTTP/1.1 {status} ".encode()), received
+        assert why in json.loads(received.partition(b"\r\n\r\n")[2])["detail"]
     else:
-        assert why in lines[-1]["error"]["detail"]
+        assert not received or status
     monkeypatch.setattr(control, "REQUEST_S", 3600.0)
-    assert await asyncio.to_thread(lambda: next(call(tmp_path / "chat.db", "inspect"))["pid"]) == os.getpid()
+    assert await asyncio.to_thread(lambda: state_of(tmp_path / "chat.db")["pid"]) == os.getpid()
+    await hub.close()
+
+
+async def test_only_the_socket_has_operations_that_name_files_and_a_caller_without_a_token(tmp_path: Path) -> None:
+    async def no_one(scope: object) -> None:
+        return None
+
+    hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False, authenticate=no_one)
+    await hub.start()
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(hub), base_url="http://localhost")
+    async with http, asyncio.timeout(PATIENCE_S):
+        for path in ("/v1/backup", "/v1/import"):
+            refused = await http.post(path, json={"path": str(tmp_path / "one.db")})
+            assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+        assert (await http.get("/v1/inspect", headers={"tenuto.control": "1"})).status_code == 401
+        unix = httpx2.AsyncHTTPTransport(uds=str(control_of(tmp_path / "chat.db")))
+        async with httpx2.AsyncClient(transport=unix, base_url="http://localhost") as operator:
+            assert (await operator.get("/v1/inspect")).json()["pid"] == os.getpid()
+            made = await operator.post("/v1/channels/chat%3A1/messages", json={"text": "by the operator"})
+            assert made.status_code == 201, made.text
+            assert [one.text for one in (await hub.history("chat:1")).messages] == ["by the operator"]
+            hub.drive_by_hand = True  # as `tenuto serve` does, for its own server
+            async with operator.stream("GET", "/v1/channels/chat:1/events") as events:
+                shown = events.aiter_lines()
+                while '"by the operator"' not in await anext(shown):
+                    pass
+                for text in ("at once", "in the tick after it", "in the next one"):
+                    await hub.create("chat:1", text=text)
+                while '"in the next one"' not in await anext(shown):
+                    pass
     await hub.close()
 
 
@@ -243,13 +299,14 @@ async def test_calls_at_once_are_bounded_and_silent_clients_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "REQUEST_S", 3600.0)
-    hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
+    hub = new_hub(tmp_path / "chat.db")
     await hub.start()
-    path = path_of(tmp_path / "chat.db")
+    path = control_of(tmp_path / "chat.db")
     silent = [connected(path) for _ in range(MAX_OPEN)]
     with connected(path) as connection:
-        (line,) = await asyncio.to_thread(lines_of, connection, b"")
-    assert line["error"]["code"] == "busy"
+        received = await asyncio.to_thread(response_to, connection, b"")
+    assert received.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"busy"' in received
     await hub.close()  # ends the silent ones
     assert [one.recv(1) for one in silent] == [b""] * MAX_OPEN
     for one in silent:
@@ -257,19 +314,22 @@ async def test_calls_at_once_are_bounded_and_silent_clients_end(
 
 
 async def test_call_shows_life_and_ends_with_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "HEARTBEAT_S", 0.01)
-    hub = Hub(f"sqlite:///{tmp_path / 'chat.db'}", hooks_signals=False)
+    hub = new_hub(tmp_path / "chat.db")
     await hub.create("c", text="x" * 500_000)
     target = tmp_path / "one.db"
-    reader, writer = await asyncio.open_unix_connection(path_of(tmp_path / "chat.db"))
-    writer.write(json.dumps({"call": "backup", "arguments": {"path": str(target), "mb_per_s": 0.1}}).encode() + b"\n")
     async with asyncio.timeout(PATIENCE_S):
-        assert await reader.readline() == b"{}\n"
-        while not (tmp_path / "one.db.partial").exists():
-            await hub.info("c")
-        writer.close()
-        while (tmp_path / "one.db.partial").exists():
-            await hub.info("c")
+        for sign_s, life in ((0.01, 1), (3600.0, 0)):
+            monkeypatch.setattr(lines, "SIGN_S", sign_s)
+            reader, writer = await asyncio.open_unix_connection(control_of(tmp_path / "chat.db"))
+            writer.write(post("/v1/backup", {"path": str(target), "mb_per_s": 0.1}))
+            for _ in range(life):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+                assert await reader.readline() == b"{}\n"
+            while not (tmp_path / "one.db.partial").exists():
+                await hub.info("c")
+            writer.close()
+            while (tmp_path / "one.db.partial").exists():
+                await hub.info("c")
     await hub.close()
     assert not target.exists()
 
@@ -280,7 +340,7 @@ async def test_hub_without_its_socket_works_and_logs_the_cause_once(
 ) -> None:
     folder = tmp_path / ("x" * 120 if kind == "long" else "x")
     folder.mkdir()
-    path = path_of(folder / "chat.db")
+    path = control_of(folder / "chat.db")
     with contextlib.ExitStack() as stack:
         if kind == "file":
             path.write_text("mine")
@@ -309,30 +369,6 @@ def test_another_user_cannot_connect(server: Server) -> None:
         "s.connect(sys.argv[1])"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program, str(path_of(server.store))], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(control_of(server.store))], capture_output=True, text=True, check=False
     )
     assert "PermissionError" in ran.stderr
-
-
-def test_server_that_is_silent_or_sends_other_lines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.cli.server_requests.SILENT_S", 0.05)
-    path = path_of(tmp_path / "chat.db")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.bind(str(path))
-        other.listen()
-        with pytest.raises(LocalError, match=r"is not valid \(timed out\); check the server"):
-            next(call(tmp_path / "chat.db", "inspect"))
-
-
-def test_a_server_that_ends_during_a_call_is_named_with_the_remedy(tmp_path: Path) -> None:
-    path = path_of(tmp_path / "chat.db")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other, ThreadPoolExecutor(1) as pool:
-        other.bind(str(path))
-        other.listen()
-        other.settimeout(PATIENCE_S)
-        asked = pool.submit(lambda: next(call(tmp_path / "chat.db", "inspect")))
-        connection, _ = other.accept()
-        with connection:
-            assert connection.recv(65536)
-        with pytest.raises(LocalError, match=r"chat\.db\.ctl ended during the call; start it, and repeat the call"):
-            asked.result(PATIENCE_S)

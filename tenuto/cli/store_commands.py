@@ -2,10 +2,10 @@
 
 Layer: store_commands, below `cli.main`.
 
-A hub that serves the store's file carries out export, import, forget, backup and inspect, on its control socket. While
-no process has the store open, the commands open it themselves. `restore` and `compact` work on a file that no process
-has open; the others read the file, also while it is served; `channels` and `retention` also a database. With `--url` a
-server does what names no file.
+A command works in one of three places (`server_of`): at the server of `--url`, on the control socket of the hub that
+serves the store's file, or, while no process has the store open, in this process, on the store itself and without a
+hub. `restore` and `compact` work on a file that no process has open; `verify` and `retention` read the file, also while
+it is served, and `retention` also a database.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 import msgspec
 from click.core import ParameterSource
 
-from tenuto.cli.server_requests import NotServed, call, call_at, channels_of, damage_at, export_at, forget_at, state_at
 from tenuto.core.errors import LocalError, StoreInUse, shown, shown_url
 from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
@@ -34,7 +33,7 @@ from tenuto.core.names import check_channel, check_id, check_prefix
 from tenuto.core.records import damaged_in
 from tenuto.core.retention import Due, Policies, Sweep, rules_of
 from tenuto.hub.clock import Clock
-from tenuto.hub.keep.control import check_speed
+from tenuto.hub.keep.backups import check_speed
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, undo_imports, write_file
 from tenuto.hub.keep.forgetting import Forgetting, Forgotten, direct
@@ -43,29 +42,39 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite.store import SqliteStore
 
+if TYPE_CHECKING:
+    from tenuto.cli.server_requests import Server
+
 PAGE = 200  # channels or messages in one read of a database
-_OVER_HTTP = "--url, or "  # begins the remedy of a command that a server carries out, too
 _ASK = "for another store ask its server with --url http://host:8000"
 
 T = TypeVar("T")
 
 
-@asynccontextmanager
-async def opened(url: str, *, is_new: bool = False, when_served: str = "") -> AsyncIterator[Store]:
-    """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable.
+def server_of(store: str, url: str | None = None, token: str | None = None) -> Server | None:
+    """Return the server that carries out a command: that at `url`, or else of the file `store`, if a hub serves it."""
+    from tenuto.cli.server_requests import at_url, beside  # imported here, because the import is slow
 
-    `when_served`: begins the remedy if another process has the store open.
-    """
+    if url is not None:
+        return at_url(url, token)
+    known = open_url(store)
+    return beside(known.path) if isinstance(known, SqliteStore) else None
+
+
+@asynccontextmanager
+async def opened(url: str, *, is_new: bool = False) -> AsyncIterator[Store]:
+    """Open the store that `url` names; its file must exist unless `is_new`. Raises LocalError and StoreUnusable."""
     store = open_url(url)
     if isinstance(store, SqliteStore) and not is_new and not store.path.exists():
         raise LocalError(f"store file {store.path} does not exist; name the store with --store")
     try:
         await store.open()
     except StoreInUse as error:
-        raise LocalError(f"{error}. While it is served, use {when_served}hub.archive in the serving process") from None
+        raise LocalError(
+            f"{error}. The hub there has no control socket (its log has the cause): use hub.archive or hub.backup in "
+            "its process, or, for export and forget, --url"
+        ) from None
     try:
-        if store.is_exclusive:  # no other process may import into it now
-            await undo_imports(store)
         yield store
     finally:
         await store.close()
@@ -77,7 +86,7 @@ async def export_channel(url: str, channel: str, out: BinaryIO) -> int:
     Raises NotFound, Damaged, LocalError and the store's errors.
     """
     check_channel(channel)
-    async with opened(url, when_served=_OVER_HTTP) as store:
+    async with opened(url) as store:
         async for line in export_lines(store, channel):
             out.write(line)
         return damaged_in(line)
@@ -96,8 +105,17 @@ async def import_channel(url: str, path: Path, channel: str | None, *, damaged: 
 async def forget_client(url: str, client_id: str, *, channels: bool) -> Forgotten:
     """Remove what a person wrote from a store that no process serves. Raises the errors of `Forgetting.run`."""
     check_id(client_id, "a client id")
-    async with opened(url, when_served=_OVER_HTTP) as store:
+    async with opened(url) as store:
+        if store.is_exclusive:  # no other process may import into it now
+            await undo_imports(store)
         return await Forgetting(store, client_id, Clock(), direct, tidies=True).run(channels=channels)
+
+
+async def back_up(url: str, file: Path, mb_per_s: float) -> None:
+    """Write a backup of a store that no process serves. Raises the errors of `SqliteStore.backup`."""
+    async with opened(url) as store:
+        assert isinstance(store, SqliteStore)
+        await store.backup(file, mb_per_s=mb_per_s)
 
 
 def _one_place(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -148,16 +166,9 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
     if sys.stdout is None:  # closed by the caller
         raise LocalError("export has no output; give it one, such as > file.jsonl")
     out = sys.stdout.buffer
-    if url is not None:
-        damaged = export_at(url, channel, token, out)
-    else:
-        try:
-            line = ""
-            for line in call_at(store, "export", channel=channel):
-                out.write(line.encode())
-            damaged = damaged_in(line.encode())
-        except NotServed:
-            damaged = asyncio.run(export_channel(store, channel, out))
+    check_channel(channel)
+    server = server_of(store, url, token)
+    damaged = server.export(channel, out) if server else asyncio.run(export_channel(store, channel, out))
     out.flush()
     if damaged:
         click.echo(
@@ -175,10 +186,10 @@ def export(channel: str, store: str, url: str | None, token: str | None) -> None
 @click.option("--damaged", is_flag=True, help="Also import a file in which messages are damaged.")
 def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> None:
     """Write the messages of FILE, an export, into an empty channel, also while the store is served."""
-    try:
-        (value,) = call_at(store, "import", path=os.path.abspath(file), channel=channel, damaged=damaged)
-        done = msgspec.convert(value, Imported)
-    except NotServed:
+    if server := server_of(store):
+        wanted = {"path": os.path.abspath(file), "channel": channel, "damaged": damaged}
+        done = server.result("import", "/v1/import", wanted, Imported)
+    else:
         done = asyncio.run(import_channel(store, file, channel, damaged=damaged))
     click.echo(f"{done.channel} has {done.messages:,} messages and {done.commands:,} commands of {file}.")
 
@@ -192,15 +203,17 @@ def import_file(file: Path, store: str, channel: str | None, damaged: bool) -> N
 def forget(client: str, store: str, url: str | None, token: str | None, channels: bool) -> None:
     """Remove all messages and commands of CLIENT, a client id, and print their numbers as JSON."""
     check_id(client, "a client id")
-    if url is not None:
-        click.echo(forget_at(url, client, token, channels=channels))
-        return
-    try:
-        (found,) = call_at(store, "forget", client_id=client, channels=channels)
-        done = msgspec.convert(found, Forgotten)
-    except NotServed:
-        done = asyncio.run(forget_client(store, client, channels=channels))
-    click.echo(msgspec.json.format(msgspec.json.encode(done)))
+    if server := server_of(store, url, token):
+        wanted = {"client_id": client, "channels": channels}
+        done = server.result("removal", "/v1/forget", wanted, dict[str, Any])
+    else:
+        done = msgspec.to_builtins(asyncio.run(forget_client(store, client, channels=channels)))
+    _print_json(done)
+
+
+def _print_json(value: object) -> None:
+    """Print JSON in ASCII, because a terminal obeys some characters."""
+    click.echo(json.dumps(value, indent=2))
 
 
 @click.command()
@@ -213,36 +226,22 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
     """Write a backup of a store into FILE, also while it is served."""
     from tenuto.stores.sqlite.backup import check_target, receipt_of
 
-    opened = sqlite_store(store)
-    if not opened.path.exists():
-        raise LocalError(f"store file {opened.path} does not exist; name the store with --store")
-
-    async def run_backup() -> None:
-        try:
-            await opened.open()
-        except StoreInUse as error:
-            raise LocalError(
-                f"{error}. The hub there has no control socket (its log has the cause): call hub.backup(path) there"
-            ) from None
-        try:
-            await opened.backup(file, mb_per_s=mb_per_s or 100_000)
-        finally:
-            await opened.close()
-
+    path = sqlite_store(store).path
     if mb_per_s is not None:
         check_speed(mb_per_s)
-    check_target(file, opened.path)
-    try:
-        (written,) = call(opened.path, "backup", path=os.path.abspath(file), mb_per_s=mb_per_s or 50)
-    except NotServed:
-        asyncio.run(run_backup())
+    check_target(file, path)
+    server = server_of(store)
+    if server is None:
+        asyncio.run(back_up(store, file, mb_per_s or 100_000))
     else:
+        wanted = {"path": os.path.abspath(file), "mb_per_s": mb_per_s or 50}
+        written = server.result("backup", "/v1/backup", wanted, dict[str, Any])
         if not file.exists() or any(written.get(name) != value for name, value in receipt_of(file).items()):
             raise LocalError(
-                f"backup {os.path.abspath(file)} was written by the process that serves {opened.path}, and is not "
+                f"backup {os.path.abspath(file)} was written by the process that serves {path}, and is not "
                 "here: that process has other disks, as in a container; name a folder that both have"
             )
-    click.echo(f"{file} is a backup of {opened.path}, {file.stat().st_size:,} bytes.")
+    click.echo(f"{file} is a backup of {path}, {file.stat().st_size:,} bytes.")
 
 
 @click.command()
@@ -251,19 +250,11 @@ def backup(file: Path, store: str, mb_per_s: float | None) -> None:
 @TOKEN
 def inspect(store: str, url: str | None, token: str | None) -> None:
     """Show the state of the hub that serves a store, as JSON: version, process id and counters."""
-    if url is not None:
-        click.echo(state_at(url, token))
-    else:
-        click.echo(msgspec.json.format(msgspec.json.encode(_state_beside(sqlite_store(store, remedy=_ASK).path))))
-
-
-def _state_beside(path: Path) -> object:
-    """Return the state of the hub that serves a file."""
-    try:
-        (found,) = call(path, "inspect")
-    except NotServed:
-        raise LocalError(f"store file {path} has no control socket; start its server, or check its log") from None
-    return found
+    path = sqlite_store(store, remedy=_ASK).path if url is None else None
+    server = server_of(store, url, token)
+    if server is None:
+        raise LocalError(f"store file {path} has no control socket; start its server, or check its log")
+    _print_json(server.state())
 
 
 @click.command()
@@ -312,33 +303,30 @@ def compact(store: str) -> None:
 @TOKEN
 def verify(store: str, url: str | None, token: str | None) -> None:
     """Check each message of a store, also while it is served; the exit status is 1 if one is damaged."""
+    from tenuto.cli.server_requests import at_url
+    from tenuto.stores.sqlite import verify as sqlite_verify
+
     if url is not None:
-        _verify_at(url, token)
-        return
-    from tenuto.stores.sqlite.verify import free_space
-    from tenuto.stores.sqlite.verify import verify as damage_in
-
-    path = sqlite_store(store, remedy=_ASK).path
-    found = 0
-    for line in damage_in(path):
-        click.echo(line)
-        found += 1
-    click.echo(f"{path}: {found} damaged" if found else f"{path}: no damage found")
-    size_bytes, free_bytes = free_space(path)
-    if free_bytes * 2 > size_bytes:
-        click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
+        server = at_url(url, token)
+        found = _print_damage(server.name, server.damage())
+    else:
+        path = sqlite_store(store, remedy=_ASK).path
+        found = _print_damage(str(path), sqlite_verify.verify(path))
+        size_bytes, free_bytes = sqlite_verify.free_space(path)
+        if free_bytes * 2 > size_bytes:
+            click.echo(f"{path}: {free_bytes:,} of {size_bytes:,} bytes are free; tenuto compact gives them back")
     if found:
         sys.exit(1)
 
 
-def _verify_at(url: str, token: str | None) -> None:
+def _print_damage(place: str, lines: Iterator[str]) -> int:
+    """Print the lines and their number, and return it."""
     found = 0
-    for line in damage_at(url, token):
+    for line in lines:
         click.echo(line)
         found += 1
-    click.echo(f"{shown_url(url)}: {found} damaged" if found else f"{shown_url(url)}: no damage found")
-    if found:
-        sys.exit(1)
+    click.echo(f"{place}: {found} damaged" if found else f"{place}: no damage found")
+    return found
 
 
 @click.command()
@@ -350,7 +338,8 @@ def _verify_at(url: str, token: str | None) -> None:
 def channels(prefix: str, store: str, url: str | None, token: str | None, is_json: bool) -> None:
     """List the channels of a store whose names begin with PREFIX, also while it is served."""
     check_prefix(prefix)
-    found = channels_of(url, prefix, token) if url is not None else _channels_in(store, prefix)
+    server = server_of(store, url, token)
+    found = server.channels(prefix) if server else _channels_in(store, prefix)
     if is_json:
         for one in found:  # in ASCII, because a terminal obeys some characters
             click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
@@ -371,18 +360,13 @@ def _utc(at_ms: int) -> str:
 
 
 def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
-    """Yield channels from the hub that serves a file, from the file, or from a database."""
+    """Yield channels from a file or from a database."""
     from tenuto.stores.sqlite.verify import list_channels
 
     if is_shared(url):
         yield from asyncio.run(_collected(url, lambda store: _listed(store, [f"{prefix}*"])))
-        return
-    path = sqlite_store(url).path
-    try:
-        for one in call(path, "channels", prefix=prefix):
-            yield msgspec.convert(one, ChannelSummary)
-    except NotServed:
-        yield from list_channels(path, prefix)
+    else:
+        yield from list_channels(sqlite_store(url).path, prefix)
 
 
 @click.command()
@@ -452,13 +436,11 @@ async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[D
         if policy is None or not Sweep(policy, summary, now_ms).is_needed:
             continue
         sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
-        messages = size_bytes = 0
         while sweep.is_needed and not sweep.is_over:
             facts = (await store.facts(summary.channel, after=sweep.after, limit=PAGE)).facts
-            due = [one for one in sweep.take(facts, is_last=len(facts) < PAGE) if one.is_counted]
-            messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
-        if messages or sweep.is_emptied:
-            yield Due(summary.channel, messages, size_bytes, sweep.is_emptied)
+            sweep.take(facts, is_last=len(facts) < PAGE)
+        if sweep.due.messages or sweep.is_emptied:
+            yield sweep.due
 
 
 def sqlite_store(url: str, *, remedy: str = "PostgreSQL has its own tools for this") -> SqliteStore:

@@ -158,6 +158,7 @@ class Sweep:
         self.after = 0
         self.is_over = False
         self._policy = policy
+        self._summary = summary
         self._now_ms = now_ms
         self._messages, self._bytes = summary.messages, summary.size_bytes
         self._updated_ms = summary.updated_ms
@@ -174,6 +175,13 @@ class Sweep:
     def is_emptied(self) -> bool:
         """Return whether the pass is over and all that it saw went."""
         return self.is_over and not self._kept
+
+    @property
+    def due(self) -> Due:
+        """Return what has gone so far."""
+        known = self._summary
+        messages, size_bytes = known.messages - self._messages, known.size_bytes - self._bytes
+        return Due(known.channel, messages, size_bytes, self.is_emptied)
 
     def take(self, facts: Sequence[Fact], *, is_last: bool) -> list[Fact]:
         """Return those of `facts` that go. `is_last`: no further ones follow."""

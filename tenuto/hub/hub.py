@@ -9,14 +9,16 @@ Layer: hub.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from tenuto.core.document import restore
+from tenuto.core.errors import LocalError
 from tenuto.core.events import Cursor, Page, Presence
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, Part
@@ -45,7 +47,7 @@ from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.feed import Feed, Subscription
 from tenuto.hub.hooks import Hook, HookHandler, HookKind
 from tenuto.hub.keep.archive import Archive
-from tenuto.hub.keep.control import open_control
+from tenuto.hub.keep.backups import check_speed
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, own_copy
@@ -55,6 +57,7 @@ from tenuto.hub.sync import SyncHub
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import MessageWriter, Writers
 from tenuto.stores.base import Bus, Store, head_of
+from tenuto.stores.sqlite.store import SqliteStore
 
 USED_UP_MS = 24 * 3600 * 1000  # time for which the ids of messages that streamed in a deleted channel cannot be used
 
@@ -142,7 +145,7 @@ class HubCore:
         keep_days = guests.keep_days if guests is not None else None
         self.retainer = Retainer(retention, self._lifecycle, visitors_days=keep_days)
         self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
-        self.on_start(partial(open_control, self))
+        self.on_start(self._open_control)
 
     def _forget_gone(self) -> None:
         """Forget clients, visitors and addresses of which nothing is counted any more, some in each round."""
@@ -246,6 +249,21 @@ class HubCore:
             return adopter
 
         return register
+
+    async def backup(self, path: str | os.PathLike[str], *, mb_per_s: float = 50) -> None:
+        """Write a backup of the store into the new file `path` while the hub serves, at most `mb_per_s` MB in a second.
+
+        It is one file with mode 0600. The name `path` appears when it is whole and checked. A start from it begins new
+        epochs.
+        """
+        check_speed(mb_per_s)
+        await self.start()
+        if not isinstance(self.store, SqliteStore):
+            raise LocalError(f"a {self.store.name} store has no backup; use a store in a file, sqlite:///chat.db")
+        await self.store.backup(Path(path), mb_per_s=mb_per_s)
+
+    def _open_control(self) -> None:
+        """Serve on the control socket from now on; `tenuto.Hub` does, because a hub without transports cannot."""
 
     # -- writing -----------------------------------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 Layer: transports.
 
 Two questions are decided here. First, the identity of the caller: the app's verifier returns it or, without a verifier,
-the request must plainly come from this machine (`origin`). Second, whether this caller may send the request: by its
-origin, ticket, capabilities (`operations`) and rates, and by rules about the content of requests, such as roles.
+the request must plainly come from this machine (`origin`); the caller on the control socket is the operator. Second,
+whether this caller may send the request: by its origin, ticket, capabilities (`operations`) and rates, and by rules
+about the content of requests, such as roles.
 `core.decide` later checks whose message a request concerns.
 
 Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
@@ -42,7 +43,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.transports.codec import refusals, unexpected
-from tenuto.transports.headers import Query, header, peer_of
+from tenuto.transports.headers import Query, header, is_operator, peer_of
 from tenuto.transports.operations import BY_NAME, Operation
 from tenuto.transports.origin import check_origin
 from tenuto.transports.server_connection import connection_of, mark_known
@@ -53,6 +54,9 @@ MAX_TOKEN_BYTES = 8 * 1024  # limit of a token in a frame; the limit of a header
 _CREDENTIAL_HEADERS = (b"authorization", b"cookie")
 # Types of parts that only writers create: a tool call or a source from a user would look like the agent's.
 _WRITER_PARTS = ("tool", "source")
+
+
+OPERATOR = Identity()  # the caller on the control socket: all capabilities on all channels
 
 
 # The identity of the caller
@@ -82,6 +86,8 @@ def logged_refusals(scope: Scope) -> Iterator[None]:
 
 async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
     """Return the identity as `identify` does, but None without credentials or with credentials unknown to the app."""
+    if is_operator(scope):
+        return OPERATOR
     verify = hub.authenticate
     if verify is None:
         claimed = claimed_identity(scope)

@@ -52,6 +52,21 @@ class ForgetClient(Struct, frozen=True, kw_only=True):
     channels: bool = False
 
 
+class BackupFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a backup into the new file `path`, at most `mb_per_s` MB in a second."""
+
+    path: str
+    mb_per_s: float = 50
+
+
+class ImportFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of an import of the file `path` (`Archive.import_file`)."""
+
+    path: str
+    channel: str | None = None
+    damaged: bool = False
+
+
 class NoFields(Struct, frozen=True):
     """A body without fields."""
 
@@ -62,6 +77,7 @@ _BODIES: dict[str, msgspec.json.Decoder[Any]] = {
 }
 _BODIES |= {"part": msgspec.json.Decoder(dict[str, Any]), "ticket": msgspec.json.Decoder(CreateTicket)}
 _BODIES |= {"forget": msgspec.json.Decoder(ForgetClient), "verify": msgspec.json.Decoder(NoFields)}
+_BODIES |= {"backup": msgspec.json.Decoder(BackupFile), "import": msgspec.json.Decoder(ImportFile)}
 
 
 class Call:

@@ -17,7 +17,7 @@ import random
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import msgspec
@@ -62,6 +62,7 @@ from tenuto.core.requests import (
 from tenuto.hub.pending import Result
 from tenuto.hub.turns.workers import WhenBusy
 from tenuto.stores.base import CommitUnknown
+from tenuto.transports.headers import is_operator
 
 DRAINED = 1012
 FAILED = 4000
@@ -460,11 +461,13 @@ def unexpected() -> TenutoError:
     return TenutoError("the server failed to carry out the request; its log has the reason")
 
 
-def for_peers(error: TenutoError) -> TenutoError:
-    """Return `error` in the form that a peer may see; the log has the details.
+def for_peers(error: TenutoError, scope: Mapping[str, Any] | None = None) -> TenutoError:
+    """Return `error` in the form that a peer may see; the log has the details. The operator sees it as it is.
 
     A mistake of the app in this process is an internal error to peers. Store paths are not exposed to clients.
     """
+    if scope is not None and is_operator(scope):
+        return error
     if isinstance(error, LocalError):
         logger.error("a request failed because of a mistake in this process: %s", error)
         return TenutoError(error.detail)

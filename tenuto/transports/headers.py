@@ -1,4 +1,4 @@
-"""Headers and the query of a request, and the address of its peer.
+"""Headers and the query of a request, the address of its peer, and whether that is the operator.
 
 Layer: transports.
 """
@@ -12,6 +12,12 @@ from urllib.parse import parse_qsl
 
 from tenuto.core.errors import InvalidRequest
 from tenuto.hub.access.identity import Scope
+from tenuto.hub.keep.control import CONTROL
+
+
+def is_operator(scope: Mapping[str, Any]) -> bool:
+    """Return whether the request came on the control socket, a file that only the user of this server can open."""
+    return CONTROL in (scope.get("extensions") or ())
 
 
 def peer_of(scope: Scope) -> str:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,8 +24,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from tenuto._version import __version__
 from tenuto.core.errors import (
     Forbidden,
+    InvalidRequest,
     MethodNotAllowed,
     NotFound,
     NoVerifier,
@@ -46,7 +50,7 @@ from tenuto.core.requests import (
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.hub import HubCore
 from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive
-from tenuto.hub.keep.control import state_of
+from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
     check_create,
     check_metrics,
@@ -57,12 +61,21 @@ from tenuto.transports.access import (
     member_of,
     start_hub,
 )
-from tenuto.transports.calls import NO_STORE, Call, CreateTicket, ForgetClient, TicketIssued, json_response
+from tenuto.transports.calls import (
+    NO_STORE,
+    BackupFile,
+    Call,
+    CreateTicket,
+    ForgetClient,
+    ImportFile,
+    TicketIssued,
+    json_response,
+)
 from tenuto.transports.codec import for_peers, problem_body, problem_headers, unexpected
 from tenuto.transports.credentials import left_s
-from tenuto.transports.headers import peer_of, whole
+from tenuto.transports.headers import is_operator, peer_of, whole
 from tenuto.transports.lines import LinesResponse, with_signs
-from tenuto.transports.operations import BY_NAME, OPERATIONS, Operation
+from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
 from tenuto.transports.origin import check_peer
 from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
 from tenuto.transports.visitor_chats import visitor
@@ -82,9 +95,19 @@ async def verify(call: Call) -> Response:
     return await _response(call.hub, _damage(call.hub.archive))
 
 
+async def backup(call: Call) -> Response:
+    """Write a backup, and return its size and its mark as the last line."""
+    return await _response(call.hub, _backed_up(call.hub, await call.body()))
+
+
+async def import_file(call: Call) -> Response:
+    """Import a file, and return the counts as the last line."""
+    return await _response(call.hub, _imported(call.hub.archive, await call.body()))
+
+
 async def inspect(call: Call) -> Response:
     """Return the version, the process id and the counters."""
-    return json_response(state_of(call.hub))
+    return json_response({"version": __version__, "pid": os.getpid(), "counters": call.hub.stats()})
 
 
 async def _forgotten(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
@@ -101,7 +124,26 @@ async def _damage(archive: Archive) -> AsyncGenerator[object]:
     yield {"type": "end", "damaged": found}
 
 
+async def _backed_up(hub: HubCore, wanted: BackupFile) -> AsyncGenerator[object]:
+    target = _absolute(wanted.path)
+    await hub.backup(target, mb_per_s=wanted.mb_per_s)
+    yield {"type": "end", **await asyncio.to_thread(receipt_of, target)}
+
+
+async def _imported(archive: Archive, wanted: ImportFile) -> AsyncGenerator[object]:
+    done = await archive.import_file(_absolute(wanted.path), channel=wanted.channel, damaged=wanted.damaged)
+    yield {"type": "end", **msgspec.to_builtins(done)}
+
+
+def _absolute(path: str) -> Path:
+    """Return a path that an operator sent. Raises InvalidRequest for a relative one: the server has another folder."""
+    if not os.path.isabs(path):
+        raise InvalidRequest(f"path on the control socket must be absolute, got {shown(path)}")
+    return Path(path)
+
+
 async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
+    """Return `values` as lines of JSON, with signs of life. Raises an error before the first line."""
     lines = with_signs(values)
     first = await anext(lines)  # raises the errors that a response can still show
     return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)
@@ -232,7 +274,7 @@ async def export(call: Call) -> Response:
     """Return the lines of an export, as they are read."""
     lines = call.hub.archive.export(call.channel)
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE, is_head=call.request.method == "HEAD")
+    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE)
 
 
 async def delete_channel(call: Call) -> Response:
@@ -248,9 +290,9 @@ async def create_ticket(call: Call) -> Response:
     return json_response(TicketIssued(ticket=ticket), status=call.operation.status)
 
 
-def problem_response(error: TenutoError) -> Response:
-    """Return the HTTP response for `error`."""
-    error = for_peers(error)
+def problem_response(error: TenutoError, scope: Mapping[str, Any] | None = None) -> Response:
+    """Return the HTTP response for `error`, with all details if the request with `scope` is an operator's."""
+    error = for_peers(error, scope)
     return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
 
 
@@ -319,6 +361,8 @@ _HANDLERS: dict[str, Handler] = {
     "delete_channel": delete_channel,
     "forget": forget,
     "verify": verify,
+    "backup": backup,
+    "import": import_file,
     "inspect": inspect,
     "ticket": create_ticket,
 }
@@ -341,9 +385,15 @@ STREAMS = tuple(one.path for one in OPERATIONS if one.kind == "stream")
 
 
 class Endpoint:
-    """One path as an ASGI app: it gets the requests of every method, and turns every error into a problem response."""
+    """One path as an ASGI app: it gets the requests of every method, and turns every error into a problem response.
 
-    def __init__(self, methods: Iterable[str], respond: Callable[[Request], Awaitable[Response]]) -> None:
+    With `is_on_socket` the path exists on the control socket only.
+    """
+
+    def __init__(
+        self, methods: Iterable[str], respond: Callable[[Request], Awaitable[Response]], *, is_on_socket: bool = False
+    ) -> None:
+        self._is_on_socket = is_on_socket
         self._methods = [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
         self._respond = respond
 
@@ -354,7 +404,7 @@ class Endpoint:
         except ClientDisconnect:
             return  # the peer has disconnected
         except TenutoError as error:
-            response = problem_response(error)
+            response = problem_response(error, scope)
         except Exception:
             logger.exception("an HTTP request failed")
             response = problem_response(unexpected())
@@ -362,6 +412,8 @@ class Endpoint:
 
     async def _response(self, request: Request) -> Response:
         method = request.method
+        if self._is_on_socket and not is_operator(request.scope):
+            raise no_such_path(request.scope["path"])
         if method not in self._methods:
             allow = self._methods
             raise no_such_method(method, allow)
@@ -374,12 +426,13 @@ def routes(hub: HubCore) -> list[Route]:
     """Return the routes of all operations that get their response at once."""
     return [
         *(Route(path, _calls(hub, operations)) for path, operations in CALLS.items()),
+        *(Route(one.path, _calls(hub, {one.method: one}, is_on_socket=True)) for one in OF_FILES),
         *(Route(BY_NAME[name].path, _open(hub, BY_NAME[name], handler)) for name, handler in _OPEN_HANDLERS.items()),
         *(Route(path, Endpoint(["GET"], _not_here)) for path in STREAMS),
     ]
 
 
-def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
+def _calls(hub: HubCore, operations: dict[str, Operation], *, is_on_socket: bool = False) -> Endpoint:
     async def respond(request: Request) -> Response:
         scope = dict(request.scope)
         identity = await identify(hub, scope)
@@ -390,7 +443,7 @@ def _calls(hub: HubCore, operations: dict[str, Operation]) -> Endpoint:
             return await _HANDLERS[operation.name](call)
         return await _charged(call, scope)
 
-    return Endpoint(operations, respond)
+    return Endpoint(operations, respond, is_on_socket=is_on_socket)
 
 
 async def _charged(call: Call, scope: HubScope) -> Response:

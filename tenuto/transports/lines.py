@@ -38,18 +38,18 @@ class LinesResponse(StreamingResponse):
         rest: AsyncGenerator[bytes],
         *,
         headers: dict[str, str],
-        is_head: bool = False,
     ) -> None:
         self._viewing = viewing
+        self._first = first
         self._rest = rest
-        lines = _lines(first, rest, is_head=is_head)
-        super().__init__(lines, headers=headers, media_type="application/x-ndjson")
+        super().__init__(rest, headers=headers, media_type="application/x-ndjson")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_in_time(message: Message) -> None:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send(message)
 
+        self.body_iterator = self._lines(scope)
         try:
             async with aclosing(self._rest), self._viewing.responding():
                 await super().__call__(scope, receive, send_in_time)
@@ -57,42 +57,32 @@ class LinesResponse(StreamingResponse):
             break_off(receive)
             abort_if_unread(receive, is_draining=True)
 
-
-async def _lines(first: bytes, rest: AsyncGenerator[bytes], *, is_head: bool) -> AsyncGenerator[bytes]:
-    if is_head:
-        return
-    yield first
-    try:
-        async for line in rest:
-            yield line
-    except TenutoError as error:
-        yield _error(error)
+    async def _lines(self, scope: Scope) -> AsyncGenerator[bytes]:
+        if scope["method"] == "HEAD":
+            return
+        yield self._first
+        try:
+            async for line in self._rest:
+                yield line
+        except Exception as error:
+            if not isinstance(error, TenutoError):
+                logger.exception("an HTTP request failed")
+                error = unexpected()
+            yield _line({"type": "error", "error": for_peers(error, scope).problem()})
 
 
 async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
-    """Yield `values` as lines of JSON, and an empty object when none has come for five seconds.
-
-    An error before the first line is raised. A later one is the last line, of type `error`.
-    """
-    is_first = True
+    """Yield `values` as lines of JSON, and an empty object when none has come for five seconds."""
     step = asyncio.ensure_future(_next(values))
     try:
         while True:
             done, _ = await asyncio.wait({step}, timeout=SIGN_S)
             if not done:
-                is_first = False
                 yield _SIGN
                 continue
-            try:
-                line = step.result()
-            except Exception as error:
-                if is_first:
-                    raise
-                yield _error(error)
-                return
+            line = step.result()
             if line is None:
                 return
-            is_first = False
             yield line
             step = asyncio.ensure_future(_next(values))
     finally:
@@ -109,11 +99,3 @@ async def _next(values: AsyncGenerator[object]) -> bytes | None:
 
 def _line(value: object) -> bytes:
     return msgspec.json.encode(value) + b"\n"
-
-
-def _error(error: Exception) -> bytes:
-    """Return the last line of a response whose work has failed."""
-    if not isinstance(error, TenutoError):
-        logger.error("an HTTP request failed", exc_info=error)
-        error = unexpected()
-    return _line({"type": "error", "error": for_peers(error).problem()})

@@ -132,6 +132,12 @@ OPERATIONS = (
     Operation("metrics", ("admin",), "GET", "/metrics", kind="open", is_for_all=True),
 )
 
+# These name files of the server's machine, so they are on the control socket only, and elsewhere no path of the server.
+OF_FILES = (
+    Operation("backup", ("admin",), "POST", "/v1/backup", is_for_all=True),
+    Operation("import", ("admin",), "POST", "/v1/import", is_for_all=True),
+)
+
 BY_NAME = {one.name: one for one in OPERATIONS}
 BY_FRAME = {one.frame: one for one in OPERATIONS if one.frame is not None}
 

@@ -22,7 +22,7 @@ from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
-from tenuto.transports.access import admit_stream, allowed_history, describe_caller
+from tenuto.transports.access import OPERATOR, admit_stream, allowed_history, describe_caller
 from tenuto.transports.codec import GUARDS, Headers, unexpected
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import Query, header
@@ -90,7 +90,8 @@ class EventStream:
         # resume limits of a viewer without the capability `history`; else None
         self.resume_limits: ResumeLimits | None = None
         if sender_class is None:
-            sender_class = DirectSender if app.hub.drive_by_hand else TaskSender
+            is_by_hand = app.hub.drive_by_hand and credentials.identity is not OPERATOR
+            sender_class = DirectSender if is_by_hand else TaskSender
         self.sender: Sender = sender_class(send, self, app.heartbeats)
 
     async def run(self, receive: Receive) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from starlette.types import Message
 
 from tenuto.app import Hub
 from tenuto.cli.main import main
@@ -25,9 +26,10 @@ from tenuto.core.errors import Busy, StoreUnusable
 from tenuto.core.records import End, encode_line
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.keep.archive import MAX_REMOVALS
+from tenuto.hub.viewing import Viewing
 from tenuto.stores.base import Pruned
 from tenuto.transports import lines
-from tenuto.transports.lines import with_signs
+from tenuto.transports.lines import LinesResponse, with_signs
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
 
 
@@ -242,9 +244,21 @@ async def all_after_a_sign(error: Exception | None) -> list[Any]:
     """Return the lines after the first sign of life, without further signs."""
     release = asyncio.Event()
     found = with_signs(slow(release, error))
-    assert await anext(found) == b"{}\n"
-    release.set()
-    return [line async for one in found if (line := json.loads(one))]
+    response = LinesResponse(Viewing("memory"), await anext(found), found, headers={})
+    sent: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+        release.set()
+
+    await response({"type": "http", "method": "POST", "asgi": {"spec_version": "2.4"}}, never, send)
+    _, sign, *rest = sent
+    assert sign == b"{}\n"
+    return [line for one in rest if one and (line := json.loads(one))]
+
+
+async def never() -> Message:
+    return await asyncio.get_running_loop().create_future()
 
 
 async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +299,7 @@ def listing(*names: str, more: bool = False) -> bytes:
 @pytest.mark.parametrize(
     ("command", "body", "expected"),
     [
-        (("forget", "ann"), b"{}\n{}\n", "the same command goes on with it"),
+        (("forget", "ann"), b"{}\n{}\n", "did not send the whole removal: its response has no end; repeat the command"),
         (("forget", "ann"), b'{}\n{"type": "error", "error": {"detail": "it is\\u001bbusy"}}\n', "it is busy"),
         (("forget", "ann"), b"<html>\n", "check that --url names a server of Tenuto"),
         (("verify",), b'{"type": "damage", "detail": "m1"}\n', "did not send the whole check"),
@@ -317,36 +331,36 @@ LOST = (
 )
 
 
-def end(*lines: bytes, messages: int = 1, damaged: int = 0) -> bytes:
+def end(*lines: bytes, damaged: int = 0) -> bytes:
     """Return the last line of an export of `lines`."""
     digest = sha256(b"".join(lines)).hexdigest()
-    return encode_line(End(messages=messages, commands=0, sha256=digest, damaged=damaged))
+    return encode_line(End(messages=1, commands=0, sha256=digest, damaged=damaged))
 
 
 @pytest.mark.parametrize(
     ("lines", "written", "expected"),
     [
-        ([b"<html>\n"], 0, "sent no valid export (it begins with '<html>\\n'); check that --url names a server"),
+        ([b"<html>\n"], 0, "sent no valid export (the line is not the header of a Tenuto export"),
         ([], 0, "sent no valid export"),
         ([b"<" * 10_000], 0, "sent no valid export"),
         (
             [HEADER.replace(b"1", b"2")],
             0,
-            "sent an export of format 2, this version reads format 1; export it with the",
+            "the file has format 2, this version reads format 1",
         ),
         ([HEADER.replace(b'"c"', b'"d"')], 0, "channel 'd' instead of 'c'"),
         ([HEADER[:-1]], 0, "channel 'c' instead"),
-        ([HEADER, b"<html>"], 1, "a line begins with '<html>'"),
-        ([HEADER, LINE], 2, "did not send the whole export; try again"),
-        ([HEADER, LINE, end(HEADER, LINE)[:-1]], 2, "another checksum or other counts"),
-        ([HEADER, LINE, end(HEADER)], 2, "another checksum or other counts"),
-        ([HEADER, LINE, end(HEADER, LINE, messages=2)], 2, "another checksum or other counts"),
-        ([HEADER, LINE, end(HEADER, LINE), b"\n"], 2, "another checksum or other counts"),
+        ([HEADER, b"<html>"], 2, "did not send the whole export: its response has no end"),
+        ([HEADER, LINE], 2, "did not send the whole export: its response has no end"),
+        ([HEADER, LINE, end(HEADER, LINE)[:-1]], 2, "another checksum than the rest"),
+        ([HEADER, LINE, end(HEADER)], 2, "another checksum than the rest"),
+        ([HEADER, LINE, end(HEADER, LINE), b"\n"], 2, "another checksum than the rest"),
+        ([HEADER, LINE, b'{"type":"end"}\n'], 2, "sent no valid export (the line is not a message, a command or an"),
         ([HEADER, LINE, end(HEADER, LINE)], 3, ""),
         ([HEADER, LOST, end(HEADER, LOST, damaged=1)], 4, "c: 1 damaged, all else is whole"),
         ([HEADER, b'{"type":"error","error":{"detail":"why"}}\n'], 1, "did not end the export: why"),
         ([HEADER, b'{"type":"error",'], 1, "sent no valid export"),
-        ([HEADER, LINE[:-2] + b'"' * 2_000_000 + b"\n", LINE[:9]], 2, "a line begins with"),
+        ([HEADER, LINE[:-2] + b'"' * 2_000_000 + b"\n", end(HEADER)], 2, "another checksum than the rest"),
     ],
 )
 async def test_only_a_whole_export_is_written_with_its_last_line(

@@ -48,6 +48,13 @@ class _Kept(NamedTuple):
     made_s: float  # in seconds since 1970
 
 
+def check_speed(mb_per_s: object) -> float:
+    """Return the speed of a backup in MB per second. Raises LocalError for a value that is none."""
+    if not isinstance(mb_per_s, int | float) or not 0 < mb_per_s <= 100_000:
+        raise LocalError(f"mb_per_s must be a number above 0, at most 100000, got {shown(mb_per_s)}")
+    return mb_per_s
+
+
 class BackupSchedule:
     """Backups of the store of `hub` into the folder `folder`, one `every` time such as "1h"; the newest `keep` stay."""
 

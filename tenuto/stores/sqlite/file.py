@@ -149,6 +149,11 @@ def wal_of(path: Path) -> Path:
     return Path(f"{os.path.realpath(path)}-wal")
 
 
+def control_of(path: Path) -> Path:
+    """Return the path of the control socket of a hub that serves the store, beside the real file."""
+    return Path(f"{os.path.realpath(path)}.ctl")
+
+
 def sync(path: Path) -> None:
     """Make the bytes of a file durable, or the names in a folder."""
     handle = os.open(path, os.O_RDONLY)

@@ -125,13 +125,11 @@ def _due_in(path: Path, policy: Policy, summary: ChannelSummary, now_ms: int) ->
         if channel is None:
             return Due(summary.channel, 0, 0, False)
         sweep = Sweep(policy, summary, now_ms, is_busy=bool(documents.open(channel.id)))
-        messages = size_bytes = 0
         while sweep.is_needed and not sweep.is_over:
             facts = [fact for _, fact in documents.facts(channel.id, sweep.after, FACTS)]
             check_above([one.version for one in facts], sweep.after)
-            due = [one for one in sweep.take(facts, is_last=len(facts) < FACTS) if one.is_counted]
-            messages, size_bytes = messages + len(due), size_bytes + sum(one.size_bytes for one in due)
-    return Due(summary.channel, messages, size_bytes, sweep.is_emptied)
+            sweep.take(facts, is_last=len(facts) < FACTS)
+    return sweep.due
 
 
 LINE_CHARACTERS = 10_000  # of a line that the program prints
