@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
@@ -24,20 +24,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.errors import InvalidRequest
-from tenuto.interop.fold import DELETED, REPLACED, Answer, End, Json, Part, SentText, TurnFold, has_result, text_of
-from tenuto.routes import (
-    InAnswer,
-    MessageReplaced,
-    PartOpened,
-    PartReplaced,
-    QuestionAsked,
-    QuestionReplied,
-    TextAdded,
-    TurnDelta,
-    is_id,
-)
-
-Place = tuple[int, int]  # number of an answer, and index of a part
+from tenuto.interop.fold import DELETED, REPLACED, End, Json, Part, TurnFold, has_result, question_value
+from tenuto.routes import QuestionAsked, QuestionReplied, TurnDelta, is_id
 
 _encode = msgspec.json.Encoder().encode
 # for each type of part that grows: the events before, for and after its text, and the field with its id
@@ -103,7 +91,6 @@ class _Begun:
     is_muted: bool  # it belongs to an attempt that was replaced before this reader came
     call: int = -1  # number of a call in the turn
     is_open: bool = False  # the reader has the first events
-    text: SentText = field(default_factory=SentText)
 
 
 class AGUIStream:
@@ -122,13 +109,11 @@ class AGUIStream:
         self._after = self._last = after or self._at  # of the events that the reader has
         self._turn = TurnFold()
         self._events: list[tuple[str, Json]] = []
-        self._next: Place = 0, 0
-        self._parts: dict[Place, _Begun] = {}
-        self._values: dict[Place, Json] = {}  # last values of other parts
-        self._growing: tuple[str, int, _Begun, str, str] | None = None  # the open part at the end of the walk
+        self._parts: dict[Part, _Begun] = {}
+        self._values: dict[Part, Json] = {}  # last values of other parts
+        self._growing: Part | None = None  # the open part at the end of the walk
         self._calls = self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
-        self._questions: dict[str, Json] = {}
         self._token = secrets.token_hex(4)
         self._end: End | None = None  # the stream ends at once, whatever the turn does
 
@@ -139,139 +124,103 @@ class AGUIStream:
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""
-        if len(deltas) == 1 and (event := self._appended(deltas[0])) is not None:
-            return [event]
+        if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._growing:
+            return [self._appended(*found)]
         is_first = not self._at.units
         if is_first:
             self._advance(1)
             self._put("RUN_STARTED", **self._run)
-        changed = {place for delta in deltas for place in self._fold(delta)}
-        for a, index in sorted(changed):
-            answer = self._turn.answers[a]
-            self._end = REPLACED if answer.is_rewritten and not self._is_muted((a, index)) else self._end
-            self._again((a, index), answer.parts[index])
+        changed = sorted({part for delta in deltas for part in self._turn.receive(delta)}, key=lambda one: one.place)
+        for part in changed:
+            self._again(part)
         self._walk()
-        if changed:
-            for a, index in self._parts:
-                answer = self._turn.answers[a]
-                self._result(self._parts[a, index], answer.parts[index], f"{answer.id}.{index}")
+        for part in changed:
+            if part in self._parts:
+                self._result(part)
         for delta in deltas:
             match delta:
                 case QuestionAsked(command):
-                    self._questions[command.id] = question = {"name": command.name, "data": command.data}
-                    self._custom("tenuto.question", command.id, {"id": command.id, **question, "open": True})
-                case QuestionReplied(id, ok, data):
-                    reply = {"id": id, **self._questions.pop(id, {}), "open": False, "ok": ok, "reply": data}
-                    self._custom("tenuto.question", id, reply)
+                    self._question(command.id)
+                case QuestionReplied(id):
+                    self._question(id, delta)
         ahead = self._after.units - self._at.units
         if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
             self._end = LOST  # it is not the last event either, which may come again
-        if not self.is_over and (self._turn.is_over or self._end or (self._turn.answers and not self._left())):
+        if not self.is_over and (self._turn.is_over or self._end or self._turn.is_gone(self._turn.replaced())):
             self._finish()
         events, self._events = self._events, []
-        self._growing = None
-        sent = self._parts.get(self._next)
-        if sent is not None and sent.is_open and not self.is_over and self._at.units >= self._after.units:
-            (a, index), answers = self._next, self._turn.answers
-            _, content, _, name = _EVENTS[answers[a].parts[index].value["type"]]
-            self._growing = answers[a].id, index, sent, content, name
+        part, self._growing = next(self._turn.walk(), None), None
+        if part is not None and not self.is_over and self._at.units >= self._after.units:
+            self._growing = part if part in self._parts and self._parts[part].is_open else None
         return events
 
-    def _appended(self, delta: TurnDelta) -> tuple[str, Json] | None:
+    def _appended(self, part: Part, text: str) -> tuple[str, Json]:
         """Return the event for text at the end of the part where the walk is. Hot path: `receive` without the rest."""
-        if self._growing is None or type(delta) is not InAnswer or type(inner := delta.delta) is not TextAdded:
-            return None
-        answer, index, sent, content, name = self._growing
-        if delta.message_id != answer or inner.index != index:
-            return None
-        at, text = self._at, inner.text
-        sent.text.add(text)
+        part.sent.add(text)
+        at = self._at
         at = TurnPosition(at.question, at.units + len(text), at.results, crc32(text.encode(), at.sum))
         self._at = self._last = at
-        return at.text(), {"type": content, name: sent.id, "delta": text}
-
-    def _fold(self, delta: TurnDelta) -> Iterable[Place]:
-        """Apply a delta, and return the parts that may have other values."""
-        self._turn.receive(delta)
-        if type(delta) is not InAnswer:
-            return ()
-        answers, inner = self._turn.answers, delta.delta
-        a = next(a for a in reversed(range(len(answers))) if answers[a].id == delta.message_id)
-        if type(inner) is TextAdded and (a, inner.index) < self._next and not self._is_muted((a, inner.index)):
-            self._end = REPLACED  # an earlier part has grown
-        if type(inner) is PartOpened or type(inner) is PartReplaced:
-            return ((a, inner.index),)
-        return [(a, index) for index in range(len(inner.message.parts))] if type(inner) is MessageReplaced else ()
-
-    def _is_muted(self, place: Place) -> bool:
-        return place in self._parts and self._parts[place].is_muted
+        _, content, _, name = _EVENTS[part.value["type"]]
+        return at.text(), {"type": content, name: self._parts[part].id, "delta": text}
 
     # -- the walk over the parts ---------------------------------------------------------------------------------
 
     def _walk(self) -> None:
         """Send all parts as far as they are known."""
         replaced = self._turn.replaced()
-        while self._next[0] < len(self._turn.answers) and self._end is None:
-            a, index = self._next
-            answer = self._turn.answers[a]
-            if index >= len(answer.parts):
-                if a + 1 == len(self._turn.answers):
-                    return
-                self._next = a + 1, 0
-                continue
-            part, is_muted = answer.parts[index], answer.id in replaced and self._at.units >= self._after.units
+        for part in self._turn.walk():
+            if self._end is not None:
+                return
+            is_muted = part.answer.id in replaced and self._at.units >= self._after.units
             if part.value["type"] not in _EVENTS:
-                self._parents.pop(answer.id, None)
+                self._parents.pop(part.answer.id, None)
                 if not is_muted:
-                    self._value(self._next, part.value)
-            else:
-                sent = self._parts.get(self._next) or self._begin(answer.id, part, is_muted=is_muted)
-                self._grow(part, sent)
-                if not self._has_ended(self._next) or self._end is not None:
-                    return
-                for type in _EVENTS[part.value["type"]][2]:
-                    self._advance(1)
-                    if sent.is_open:
-                        self._put(type, **{_id_field(part): sent.id})
-                if self._at.units >= self._after.units:  # else after the walk, so that the position does not fall
-                    self._result(sent, part, f"{answer.id}.{index}")
-            self._next = a, index + 1
+                    self._value(part)
+                continue
+            sent = self._parts.get(part) or self._begin(part, is_muted=is_muted)
+            self._grow(part, sent)
+            if not self._has_ended(part) or self._end is not None:
+                return
+            for type in _EVENTS[part.value["type"]][2]:
+                self._advance(1)
+                if sent.is_open:
+                    self._put(type, **{_id_field(part): sent.id})
+            if self._at.units >= self._after.units:  # else after the walk, so that the position does not fall
+                self._result(part)
 
-    def _has_ended(self, place: Place) -> bool:
+    def _has_ended(self, part: Part) -> bool:
         """Return whether a part gets no more text, so that the next one may be sent."""
-        a, index = place
-        answer = self._turn.answers[a]
-        if self._turn.is_over or a + 1 < len(self._turn.answers):
+        if self._turn.is_past(part):
             return True
-        value, later = answer.parts[index].value, answer.parts[index + 1 :]
-        if value["type"] == "tool":
-            is_whole = value.get("state") == "called" or has_result(value)
-            return is_whole or any(one.value["type"] != "tool" for one in later)
-        return bool(later)
+        later = self._turn.later(part)
+        if part.value["type"] != "tool":
+            return bool(later)
+        is_whole = part.value.get("state") == "called" or has_result(part.value)
+        return is_whole or any(one.value["type"] != "tool" for one in later)
 
-    def _begin(self, answer: str, part: Part, *, is_muted: bool) -> _Begun:
-        value, name, call = part.value, f"{answer}.{self._next[1]}", -1
+    def _begin(self, part: Part, *, is_muted: bool) -> _Begun:
+        value, answer, call = part.value, part.answer.id, -1
         if value["type"] == "tool":
             id, call = value["call"], self._calls
             self._calls += 1
-            parent = self._parents.setdefault(answer, name)
+            parent = self._parents.setdefault(answer, part.name)
             start = {"toolCallId": id, "toolCallName": value["name"], "parentMessageId": parent}
             known = self._shown.inputs.get(id)
             if id in self._shown.results or self._after.results >> call & 1:
                 self._at = replace(self._at, results=self._at.results | 1 << call)
         else:
             is_first = all(one.id != answer for one in self._parts.values())
-            id = answer if value["type"] == "text" and is_first else name
+            id = answer if value["type"] == "text" and is_first else part.name
             start, known = {"messageId": id}, self._shown.texts.get(id)
             self._parents.pop(answer, None)
             if value["type"] == "text":
                 self._parents[answer] = id
         if known is not None and not part.text().startswith(known):
             self._end = REPLACED
-        self._at = replace(self._at, sum=crc32(name.encode(), self._at.sum))
+        self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))
         self._advance(len(_EVENTS[value["type"]][0]))
         threshold = self._at.units + len(known or "")
-        sent = self._parts[self._next] = _Begun(id, start, known or "", threshold, self._at.sum, is_muted, call)
+        sent = self._parts[part] = _Begun(id, start, known or "", threshold, self._at.sum, is_muted, call)
         sent.is_open = not is_muted and self._after.units >= threshold
         if known is None:
             self._open(part, sent)
@@ -291,49 +240,46 @@ class AGUIStream:
         self._at = at
 
     def _grow(self, part: Part, sent: _Begun) -> None:
-        """Send the text that has come since, without the beginning that the reader has. The text is not kept."""
-        text = "".join(part.texts)
-        if not text:
-            return
-        part.texts, part.sent = [], 0
-        if text_of(part.value):
-            part.value = {**part.value, "input" if part.value["type"] == "tool" else "text": ""}
-        missing = text[max(0, self._after.units - self._at.units, len(sent.known) - sent.text.length) :]
-        sent.text.add(text)
+        """Send the text that has come since, without the beginning that the reader has."""
+        has = max(self._after.units - self._at.units, len(sent.known) - part.sent.length, 0)
+        text = part.take()
+        missing = text[has:]
         if missing and self._end is None and not sent.is_open:
             self._open(part, sent)
         self._advance(len(text), text)
         if missing and self._end is None and not sent.is_muted:
             self._put(_EVENTS[part.value["type"]][1], **{_id_field(part): sent.id, "delta": missing})
 
-    def _again(self, place: Place, part: Part) -> None:
-        """Take note of the new value of a part."""
-        sent = self._parts.get(place)
-        if sent is not None and not sent.is_muted:
-            text = part.text()
-            if not (sent.text.is_all_of(text) if place < self._next else sent.text.begins(text)):
-                self._end = REPLACED
-            part.texts, part.sent = [text[sent.text.length :]], 0
-        elif place in self._values:
-            self._value(place, part.value)
+    def _again(self, part: Part) -> None:
+        """Take note of the new value of a part. A part that has ended for the reader cannot grow."""
+        sent = self._parts.get(part)
+        is_late = sent is not None and bool(part.new) and part.place < self._turn.place
+        if (part.is_replaced or part.answer.has_lost_part or is_late) and not (sent is not None and sent.is_muted):
+            self._end = REPLACED
+        if part in self._values:
+            self._value(part)
 
-    def _result(self, sent: _Begun, part: Part, name: str) -> None:
+    def _result(self, part: Part) -> None:
         """Send the result of a call, if it is there and the reader lacks it."""
+        sent = self._parts[part]
         if sent.call < 0 or sent.is_muted or self._at.results >> sent.call & 1 or not has_result(part.value):
             return
         self._at = replace(self._at, results=self._at.results | 1 << sent.call)
         failed: Json = {}
         if (state := part.value.get("state")) in ("error", "denied"):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
-        fields = {"messageId": f"{name}.result", "toolCallId": sent.id, "content": _content(part.value)}
+        fields = {"messageId": f"{part.name}.result", "toolCallId": sent.id, "content": _content(part.value)}
         self._emit("TOOL_CALL_RESULT", **fields, role="tool", **failed)
 
-    def _value(self, place: Place, value: Json) -> None:
-        if self._values.get(place) != value:
-            self._values[place], kind = value, value["type"]
+    def _value(self, part: Part) -> None:
+        value = part.value
+        if self._values.get(part) != value:
+            self._values[part], kind = value, value["type"]
             fields = value.get("data") if kind == "data" else {name: value[name] for name in value if name != "type"}
-            id = f"{self._turn.answers[place[0]].id}.{place[1]}"
-            self._custom(value["name"] if kind == "data" else f"tenuto.{kind}", id, fields)
+            self._custom(value["name"] if kind == "data" else f"tenuto.{kind}", part.name, fields)
+
+    def _question(self, id: str, reply: QuestionReplied | None = None) -> None:
+        self._custom("tenuto.question", id, {"id": id, **question_value(self._turn.questions[id], reply)})
 
     # -- the events and their positions --------------------------------------------------------------------------
 
@@ -359,20 +305,11 @@ class AGUIStream:
         event = {"type": "CUSTOM", "name": name, "value": value, "metadata": {"id": id}}
         self._events.append((self._last.text(f"{self._token}{self._customs}"), event))
 
-    def _left(self) -> list[Answer]:
-        """Return the answers that count at the end."""
-        replaced = self._turn.replaced()
-        return [one for one in self._turn.answers if one.status != "deleted" and one.id not in replaced]
-
     def _finish(self) -> None:
-        left = self._left()
-        if (self._turn.is_deleted or self._turn.answers) and not left:
-            self._end = DELETED
-        default = "failed" if self._turn.state == "none" else "cancelled" if self._turn.is_cancelled else "complete"
-        status, reason = self._end or ((left[-1].status, left[-1].reason) if left else (default, None))
-        meta: Json = {}
-        for answer in left:
-            meta |= answer.meta
+        replaced = self._turn.replaced()
+        ended = self._turn.end(replaced)
+        status, reason = (ended if ended is DELETED else self._end) or ended
+        meta = self._turn.meta(replaced)
         self._at = replace(self._at, units=max(self._at.units + 1, self._after.units + 1))
         if status == "complete":
             self._put("RUN_FINISHED", **self._run, **({"result": meta} if meta else {}))

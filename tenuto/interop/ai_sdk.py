@@ -31,7 +31,7 @@ from tenuto.core.errors import (
 from tenuto.interop.ai_sdk_parts import Release, is_tool, silent_id, ui_messages
 from tenuto.interop.ai_sdk_stream import UIStream
 from tenuto.interop.bodies import body_of, file_part, hashed, stored_id
-from tenuto.interop.fold import Json, has_result
+from tenuto.interop.fold import Json, call_of, has_result
 from tenuto.routes import Access, TurnStatus, guarded, options_in, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
@@ -153,11 +153,7 @@ class AISDK:
                 f"message {last['id'][:64]!r} is not an answer in channel {channel!r}; load the messages again"
             )
         open_ids = {one.id for one in turn.questions}
-        calls = {
-            one.data["call"]: one.id
-            for one in turn.questions
-            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
-        }
+        calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
         replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
         for part in filter(is_tool, last["parts"]):
             state, approval = part.get("state"), part.get("approval")

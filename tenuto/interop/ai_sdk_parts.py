@@ -30,8 +30,7 @@ class PageCall:
     call: str
     name: str
     stage: int = 0
-    step: int = 0  # the step of the page that has the call; `ENDED` if its answer has ended
-    sent: int = 0  # number of code points of the input that were sent
+    step: int = 0  # the step of the page that has the call
     has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
     is_approved: bool = False  # the page has the reply to an approval from this stream
     question: str = ""  # id of the open question about it: the next request of the page has the reply

@@ -29,28 +29,24 @@ from tenuto.interop.ai_sdk_parts import (
     silent_id,
     ui_part,
 )
-from tenuto.interop.fold import GONE, REPLACED, End, Json, SentText, ShownDeltas, end_of, has_result
-from tenuto.routes import (
-    InAnswer,
-    MessageContinued,
-    MessageDeleted,
-    MessageFinished,
-    MessageOpened,
-    MessageReplaced,
-    PartOpened,
-    PartReplaced,
-    QuestionAsked,
-    QuestionReplied,
-    TextAdded,
-    TurnChanged,
-    TurnDelta,
+from tenuto.interop.fold import (
+    DELETED,
+    REPLACED,
+    End,
+    Json,
+    Part,
+    TurnFold,
+    call_of,
+    has_result,
+    question_value,
+    replaced_among,
+    text_of,
 )
+from tenuto.routes import InAnswer, MessageOpened, QuestionAsked, QuestionReplied, TextAdded, TurnDelta
 
 _encode = msgspec.json.Encoder().encode
-Place = tuple[str, int]  # the id of an answer, and the index of a part
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
-ENDED = -1  # in place of a step: the call gets no more input, and no result
 # When the next part needs a new step: after a result of the server, unless it joins the step; always.
 IN_STEP, ALWAYS = "result", "always"
 LATE = "the question has expired or was answered; the reply had no effect"
@@ -82,65 +78,66 @@ class UIStream:
         self._message_id = message_id
         self._page = PageParts(page, is_late=is_late)
         self._chunks: list[Json] = []
+        self._turn = TurnFold()
+        self._hidden: set[str] | None = None  # attempts that were replaced when the stream began
         self._begun_id = ""  # id of the page's message after its beginning
-        self._shown = ShownDeltas()
         self._step = 0
         self._step_due = ""  # why the next part needs a new step, or ""
         self._is_step_empty = True
         self._is_silent = True  # the page got no more than the beginning
-        self._open: dict[Place, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
-        self._texts: dict[Place, SentText] = {}  # the part of each text that the page has received
-        self._values: dict[Place, Json | None] = {}  # the last value of each other part
+        self._open: dict[Part, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
+        self._values: dict[Part, Json | None] = {}  # the last value of each other part
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
-        self._tools: dict[Place, PageCall] = {}
-        self._open_questions: dict[str, Json] = {}  # open questions that are sent as `data-question`
-        self._meta: Json = {}
-        self._end: End | None = None  # of the last answer
+        self._tools: dict[Part, PageCall] = {}
+        self._shown_questions: set[str] = set()  # ids of the questions that are sent as `data-question`
+        self._end: End | None = None  # the stream ends at once, whatever the turn does
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
-        if len(deltas) == 1 and type(only := deltas[0]) is InAnswer and type(added := only.delta) is TextAdded:
-            # hot path: nearly all deltas are more text of an open part
-            place = only.message_id, added.index
-            if (opened := self._open.get(place)) is not None:
-                self._texts[place].add(added.text)
-                frame = _shared_frame if len(added.text) <= SHARED_CHARS else _frame
-                return frame(*opened, added.text)
+        if (found := self._turn.sole_text(deltas)) is not None and (opened := self._open.get(found[0])) is not None:
+            part, text = found
+            part.sent.add(text)
+            return _shared_frame(*opened, text) if len(text) <= SHARED_CHARS else _frame(*opened, text)
+        body = b"".join([b"data: %b\n\n" % _encode(one) for one in self.receive(deltas)])
+        return body + b"data: [DONE]\n\n" if self.is_over else body
+
+    def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
+        """Return the chunks for `deltas`."""
+        is_first = self._hidden is None  # the deltas are the turn as it is, whose calls may have their replies already
+        if is_first:
+            opened = [one.delta.message for one in deltas if type(one) is InAnswer and type(one.delta) is MessageOpened]
+            self._hidden = replaced_among(opened)
         if self._page.id is not None:
             self._begin(self._page.id)
-        state = ""
-        for delta in self._shown.of(deltas):
-            if self._end in GONE:
-                break
+        for delta in deltas:
+            changed = self._turn.receive(delta)
             match delta:
-                case InAnswer(message_id, inner):
-                    self._answer(message_id, inner)
+                case InAnswer(message_id, MessageOpened()):
+                    self._step_due = ALWAYS if self._begun_id else self._step_due
+                    self._begin(message_id)
+                case InAnswer(message_id, inner) if message_id not in self._hidden:
+                    for part in changed:
+                        self._change(part, is_first=is_first, is_text=type(inner) is TextAdded)
                 case QuestionAsked(command):
-                    self._ask(command.id, command.name, command.data)
-                case QuestionReplied(id, ok, data):
-                    for tool in self._tools.values():
-                        tool.question = "" if tool.question == id else tool.question
-                    if (question := self._open_questions.pop(id, None)) is not None:
-                        self._put(
-                            type="data-question", id=id, data={**question, "open": False, "ok": ok, "reply": data}
-                        )
-                case TurnChanged(state):
-                    self._end = end_of(delta, self._end)
-        if self._shown.is_first and self._page.has_other_text():
+                    self._ask(command.id)
+                case QuestionReplied():
+                    self._reply(delta)
+            if self._end is not None:
+                break
+        if self._turn.is_gone(self._hidden):
+            self._end = DELETED
+        if is_first and self._page.has_other_text():
             self._end, self._step_due = REPLACED, ALWAYS if self._replied() else ""
             self._open.clear()
             del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
-        if self._end in GONE:
-            self._finish("over")
-        elif state in ("over", "none"):
-            self._finish(state)
+        if self._end is not None or self._turn.is_over:
+            self._finish()
         elif any(one.question for one in self._tools.values()):
             self._release_calls()
             if not self._has_running_call():
                 self._end_with_question()
-        body = b"".join([b"data: %b\n\n" % _encode(one) for one in self._chunks])
-        self._chunks.clear()
-        return body + b"data: [DONE]\n\n" if self.is_over else body
+        chunks, self._chunks = self._chunks, []
+        return chunks
 
     def _put(self, **chunk: Any) -> None:
         self._is_silent = self._is_silent and chunk["type"] == "start"
@@ -148,8 +145,8 @@ class UIStream:
 
     def _begin(self, message_id: str) -> None:
         if not self._begun_id:
-            self._begun_id = message_id
-            self._put(type="start", messageId=message_id, **({"messageMetadata": self._meta} if self._meta else {}))
+            self._begun_id, meta = message_id, self._turn.meta()
+            self._put(type="start", messageId=message_id, **({"messageMetadata": meta} if meta else {}))
             if self._page.id is None:
                 self._put(type="start-step")
             else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
@@ -157,7 +154,7 @@ class UIStream:
 
     def _content(self, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
-        stages = {one.stage for one in self._tools.values() if one.step == self._step and one is not tool}
+        stages = {one.stage for one in self._calls_of_step() if one is not tool}
         is_joined = self._step_due == IN_STEP and (
             AVAILABLE in stages or (tool is not None and tool.name not in self._release.browser_tools)
         )
@@ -166,6 +163,12 @@ class UIStream:
         elif self._is_step_empty:
             self._step_due = ""
         self._is_step_empty = False
+
+    def _calls_of_step(self) -> list[PageCall]:
+        """Return the calls of the last step that may get more input or a result."""
+        return [
+            tool for part, tool in self._tools.items() if tool.step == self._step and part.answer.status == "streaming"
+        ]
 
     def _begin_step(self) -> None:
         self._close()
@@ -179,105 +182,75 @@ class UIStream:
             self._put(type=f"{kind}-end", id=id)
         self._open.clear()
 
-    def _answer(self, message_id: str, delta: object) -> None:
-        match delta:
-            case MessageOpened(message):
-                self._shown.open(message_id)
-                self._meta = {**self._meta, **message.meta}
-                self._step_due = ALWAYS if self._begun_id else self._step_due
-                self._begin(message_id)
-            case PartOpened(index, part) | PartReplaced(index, part):
-                self._part((message_id, index), part)
-            case TextAdded(index, kind, _, text):
-                self._grow((message_id, index), kind, text)
-            case MessageReplaced(message):
-                self._meta = {**self._meta, **message.meta}
-                for index, part in enumerate(message.parts):
-                    self._part((message_id, index), part)
-            case MessageFinished(status, reason, meta):
-                self._end, self._meta = (status, reason), {**self._meta, **meta}
-                self._end_calls(message_id)
-            case MessageContinued():
-                self._end = None
-            case MessageDeleted():
-                self._end = self._shown.delete(message_id, self._end)
-                self._end_calls(message_id)
-
-    def _end_calls(self, message_id: str) -> None:
-        for (answer, _), tool in self._tools.items():
-            if answer == message_id:
-                tool.step = ENDED
-
-    def _part(self, place: Place, part: Json) -> None:
-        match part["type"]:
+    def _change(self, part: Part, *, is_first: bool, is_text: bool) -> None:
+        """Send what has changed in a part: text alone (`is_text`), or its value."""
+        match part.value["type"]:
+            case "text" | "reasoning" if part.is_replaced:
+                self._end = REPLACED
             case "text" | "reasoning" as kind:
-                text = part["text"]
-                if place not in self._texts:
-                    self._texts[place] = SentText(text[: self._page.length_of(kind, text)])
-                if self._texts[place].begins(text):
-                    self._grow(place, kind, text[self._texts[place].length :])
-                else:
-                    self._end = REPLACED
+                self._grow(part, kind)
+            case "tool" if is_text:
+                self._grow_input(part, self._tools[part])
             case "tool":
-                self._tool(place, part)
+                self._tool(part, is_first=is_first)
             case _:
-                chunk = ui_part(f"{place[0]}.{place[1]}", part)
-                if chunk is not None and self._values.get(place) != chunk and not self._page.has(chunk):
-                    if not chunk["type"].startswith("data-") or place not in self._values:
+                chunk = ui_part(part.name, part.value)
+                if chunk is not None and self._values.get(part) != chunk and not self._page.has(chunk):
+                    if not chunk["type"].startswith("data-") or part not in self._values:
                         self._content()
                     self._put(**chunk)
-                self._values[place] = chunk
+                self._values[part] = chunk
 
-    def _grow(self, place: Place, kind: str, text: str) -> None:
-        if kind == "tool":
-            tool = self._tools[place]
-            tool.sent += len(text)
-            if tool.stage == STARTED and tool.has_deltas:
-                self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
-            return
+    def _grow(self, part: Part, kind: str) -> None:
+        has = 0 if part.sent.length else self._page.length_of(kind, part.text())
+        text = part.take()[has:]
         if not text:
             return
-        if place not in self._open:
+        if part not in self._open:
             self._content()
-            id = f"{place[0]}.{place[1]}"
+            id = part.name
             while id in self._ended:
                 id += ".more"
-            self._open[place] = kind, id
+            self._open[part] = kind, id
             self._put(type=f"{kind}-start", id=id)
-        self._put(type=f"{kind}-delta", id=self._open[place][1], delta=text)
-        self._texts[place].add(text)
+        self._put(type=f"{kind}-delta", id=self._open[part][1], delta=text)
 
-    def _tool(self, place: Place, part: Json) -> None:
-        tool = self._tools.get(place)
-        text, state = part.get("input", ""), part.get("state")
+    def _grow_input(self, part: Part, tool: PageCall) -> None:
+        text = part.take()
+        if text and tool.stage == STARTED and tool.has_deltas:
+            self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
+
+    def _tool(self, part: Part, *, is_first: bool) -> None:
+        value, tool = part.value, self._tools.get(part)
+        text, state = text_of(value), value.get("state")
         if tool is None:
-            stage = _STAGES.get(self._page.tools.get(part["call"], ""), 0)
-            tool = PageCall(part["call"], part["name"], stage, sent=len(text) if stage else 0, has_deltas=not stage)
-            self._tools[place] = tool
-        tool.has_outcome = self._page.is_outcome(part)
+            stage = _STAGES.get(self._page.tools.get(value["call"], ""), 0)
+            tool = self._tools[part] = PageCall(value["call"], value["name"], stage, has_deltas=not stage)
+            if stage:
+                part.take()
+        tool.has_outcome = self._page.is_outcome(value)
         is_new = tool.stage == 0
         if is_new:
             self._content(tool)
             tool.stage, tool.step = STARTED, self._step
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
-        if tool.stage == STARTED and len(text) > tool.sent:
-            self._grow(place, "tool", text[tool.sent :])
-        is_over = has_result(part)
+        self._grow_input(part, tool)
+        is_over = has_result(value)
         if state == "called" or is_over:
             is_own = tool.name in self._release.browser_tools
-            if not is_over and (tool.held is not None or (self._shown.is_first and is_own)):
+            if not is_over and (tool.held is not None or (is_first and is_own)):
                 tool.held = text
             else:
                 # without this chunk the page does not run a finished call again
                 self._make_available(tool, text, is_silent=is_over and (is_new or tool.held is not None))
-            self._approve(tool, part)
+            self._approve(tool, value)
         if is_over and tool.stage < OVER:
             tool.stage = OVER
-            is_certain = involves_page(part, self._release) or self._step_due == ALWAYS
+            is_certain = involves_page(value, self._release) or self._step_due == ALWAYS
             self._step_due = ALWAYS if is_certain else IN_STEP
             self._is_step_empty = self._is_step_empty and not is_new
             self._put(
-                **result_of(part, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
+                **result_of(value, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
             )
 
     def _approve(self, tool: PageCall, part: Json) -> None:
@@ -306,28 +279,34 @@ class UIStream:
 
     def _release_calls(self) -> None:
         """Ask the page to run the calls beside an open question: it sends no reply before it has their outputs."""
-        for tool in self._tools.values():
-            if tool.held is not None and tool.step == self._step:
+        for tool in self._calls_of_step():
+            if tool.held is not None:
                 self._make_available(tool, tool.held)
 
     def _executed(self, tool: PageCall, *, is_output: bool = False) -> Json:
         is_here = tool.name not in self._release.browser_tools
         return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
 
-    def _ask(self, id: str, name: str, data: Any) -> None:
-        call = data.get("call") if isinstance(data, dict) else None
+    def _ask(self, id: str) -> None:
+        question = self._turn.questions[id].command
+        call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         tool = next((one for one in self._tools.values() if one.call == call), None)
-        is_approval = name == "approve" and self._release.version >= 6
         if tool is None or not (is_approval or tool.name in self._release.browser_tools):
-            self._open_questions[id] = question = {"name": name, "data": data}
+            self._shown_questions.add(id)
             self._begin(silent_id(self._message_id))
             self._content()
-            self._put(type="data-question", id=id, data={**question, "open": True})
+            self._put(type="data-question", id=id, data=question_value(self._turn.questions[id]))
             return
         tool.question = id
         self._make_available(tool, tool.held or "")
         if is_approval and self._page.tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
+
+    def _reply(self, reply: QuestionReplied) -> None:
+        for tool in self._tools.values():
+            tool.question = "" if tool.question == reply.id else tool.question
+        if reply.id in self._shown_questions:
+            self._put(type="data-question", id=reply.id, data=question_value(self._turn.questions[reply.id], reply))
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
@@ -339,8 +318,8 @@ class UIStream:
                 and not one.is_approved
                 and self._page.tools.get(one.call) not in _REPLIED
             )
-            for one in self._tools.values()
-            if one.step == self._step and not one.question
+            for one in self._calls_of_step()
+            if not one.question
         )
 
     def _end_with_question(self) -> None:
@@ -360,28 +339,32 @@ class UIStream:
     def _reason(self, reason: str) -> Json:
         return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
 
-    def _finish(self, state: str) -> None:
+    def _finish(self) -> None:
         self._begin(silent_id(self._message_id))
         self._close()
         if self._step_due and not self._is_step_empty:
             self._begin_step()
             self._put(type="start", messageId=self._begun_id)  # a page stores an empty step only with a later chunk
-        status, reason = self._end or ("complete" if state == "over" else "failed", None)
+        hidden, meta = self._hidden or (), self._turn.meta()
+        status, reason = self._end or self._turn.end(hidden)
         is_clean = status in ("complete", "cancelled")
         if self._page.is_late and is_clean and not all(one.has_outcome for one in self._replied()):
             status, reason = "late", LATE
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")
         if status == "complete":
-            finish: Json = {"messageMetadata": self._meta} if self._meta else {}
-            if self._end is not None:
-                known = self._meta.get("finish_reason", "stop")  # of any JSON type
+            finish: Json = {"messageMetadata": meta} if meta else {}
+            if self._turn.left(hidden):
+                known = meta.get("finish_reason", "stop")  # of any JSON type
                 finish |= self._reason(FINISH_REASONS.get(known, "other") if isinstance(known, str) else "other")
             self._put(type="finish", **finish)
         elif status == "cancelled":
             self._put(type="abort")
         else:
-            self._put(type="error", errorText=reason or ("no agent serves this chat" if state == "none" else status))
+            self._put(
+                type="error",
+                errorText=reason or ("no agent serves this chat" if self._turn.state == "none" else status),
+            )
         self.is_over = True
 
 

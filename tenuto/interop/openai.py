@@ -24,7 +24,7 @@ from tenuto import Hub
 from tenuto import Message as Stored
 from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
 from tenuto.interop.bodies import body_of, hashed
-from tenuto.interop.fold import Json, has_result
+from tenuto.interop.fold import Json, Place, call_of, has_result
 from tenuto.interop.openai_chat import ChatStream, completion
 from tenuto.interop.openai_conversations import Conversations, page_of, turn_of, with_references
 from tenuto.interop.openai_input import (
@@ -36,7 +36,7 @@ from tenuto.interop.openai_input import (
     no_approval_request,
     output_part,
 )
-from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_options
+from tenuto.interop.openai_items import CONVERSATION, Reference, input_items, own_tools, reference, with_options
 from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import ResponseStream, after_of, events_of, whole_response
 from tenuto.routes import Access, TurnStatus, guarded, options_in
@@ -197,11 +197,7 @@ class OpenAI:
     async def _reply(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
         assert turn.message is not None
-        open_calls = {
-            one.data["call"]: one.id
-            for one in turn.questions
-            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
-        }
+        open_calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
         approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
         if given.parts and (
             approved_ids & {one.id for one in turn.questions} or open_calls.keys() & given.outputs.keys()
@@ -326,8 +322,7 @@ async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) ->
     is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.message)
     question = next((one for one in turn.questions if one.id == command), None)
     if question is not None:
-        call = question.data.get("call") if isinstance(question.data, dict) else None
-        is_call = is_call and question.name == "approve" and call == part["call"]
+        is_call = is_call and question.name == "approve" and call_of(question.data) == part["call"]
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
         is_call = all(one.id != command for one in await access.pending_commands(of.channel))
     if not is_call:

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from tenuto.core.errors import InvalidRequest, NotFound
 from tenuto.interop.bodies import file_part, value_of
-from tenuto.interop.fold import Json
-from tenuto.interop.openai_items import Place
+from tenuto.interop.fold import Json, Place
 
 Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}

@@ -19,9 +19,8 @@ from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import NotFound
-from tenuto.interop.fold import Answer, Json, Part, has_result
+from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 
-Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs

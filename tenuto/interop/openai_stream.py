@@ -20,9 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from tenuto import Message
 from tenuto.core.errors import Draining, InvalidRequest
-from tenuto.interop.fold import Json, Part, TurnFold, deltas_of, has_result
+from tenuto.interop.fold import Json, Part, TurnFold, call_of, deltas_of, has_result
 from tenuto.interop.openai_items import (
-    Place,
     Reference,
     item_of,
     kind_of,
@@ -72,9 +71,9 @@ class TurnEvents:
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
-        self._turn = TurnFold()
+        self._turn = TurnFold(keeps_text=True)
+        self._turn.place = of.start
         self._events: list[Json] = []
-        self._next = of.start
         self._item: Json | None = None  # the item that is open, without its content
         self._kind = ""
         self._begins = 0  # number of the event that opened the item
@@ -107,16 +106,13 @@ class TurnEvents:
         status, error = self._outcome()
         output: list[Json] = []
         open_calls, replaced = self._open_calls(), self._turn.replaced()
-        for a, answer in enumerate(self._turn.answers):
-            for index, part in enumerate(answer.parts if answer.id not in replaced else ()):
-                kind = kind_of(part.value, self._own_tools) if answer.status != "deleted" else ""
-                if kind and self._of.start <= (a, index) and (self.rest is None or (a, index) < self.rest.start):
-                    state = "incomplete" if open_calls.get((a, index)) else self._item_state((a, index))
-                    is_whole = state == "in_progress" and status == "completed"
-                    output.append(
-                        item_of(kind, part, self._of.at((a, index)), state="completed" if is_whole else state)
-                    )
-        output += [self._approval(place, id) for place, id in open_calls.items() if id]
+        for part in (part for answer in self._turn.left(replaced) for part in answer.parts):
+            kind = kind_of(part.value, self._own_tools)
+            if kind and self._of.start <= part.place and (self.rest is None or part.place < self.rest.start):
+                state = "incomplete" if open_calls.get(part) else self._item_state(part)
+                is_whole = state == "in_progress" and status == "completed"
+                output.append(item_of(kind, part, self._of.at(part.place), state="completed" if is_whole else state))
+        output += [self._approval(part, id) for part, id in open_calls.items() if id]
         return response(
             self._question,
             self._of,
@@ -134,15 +130,10 @@ class TurnEvents:
             return _failed("no agent serves the channel of this response")
         if self._turn.state != "over":
             return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
-        if self._turn.is_deleted:
-            return _failed("the answer was deleted")
-        left = [one for one in self._turn.answers if one.status != "deleted"]
-        if not left:
-            return ("cancelled" if self._turn.is_cancelled else "completed"), None
-        last = left[-1]
-        if last.status in ("complete", "cancelled"):
-            return ("cancelled" if last.status == "cancelled" else "completed"), None
-        return _failed(last.reason or last.status)
+        ended, reason = self._turn.end()
+        if ended in ("complete", "cancelled"):
+            return ("cancelled" if ended == "cancelled" else "completed"), None
+        return _failed(reason or ended)
 
     # -- the events ----------------------------------------------------------------------------------------------
 
@@ -152,44 +143,35 @@ class TurnEvents:
         With `is_steered` the response ends before its next item.
         """
         replaced = self._turn.replaced()
-        while self._next[0] < len(self._turn.answers):
-            a, index = self._next
-            answer = self._turn.answers[a]
-            if index >= len(answer.parts):
-                if a + 1 == len(self._turn.answers):
-                    return
-                self._next = a + 1, 0
-                continue
-            part = answer.parts[index]
+        for part in self._turn.walk():
             kind = kind_of(part.value, self._own_tools)
-            if kind:
-                if self._item is None:
-                    if self._items and is_steered:
-                        self.rest = self._of.at(self._next)
-                        return
-                    self._is_muted = answer.id in replaced and self.position > self._after
-                    self._open(kind, part)
-                self._grow(part)
-                if not (is_last or self._has_ended(self._next)):
+            if not kind:
+                continue
+            if self._item is None:
+                if self._items and is_steered:
+                    self.rest = self._of.at(part.place)
                     return
-                self._close(part)
-            self._next = a, index + 1
+                self._is_muted = part.answer.id in replaced and self.position > self._after
+                self._open(kind, part)
+            self._grow(part)
+            if not (is_last or self._has_ended(part)):
+                return
+            self._close(part)
 
-    def _has_ended(self, place: Place) -> bool:
+    def _has_ended(self, part: Part) -> bool:
         """Return whether a part gets no more text, so that the next one may be sent."""
-        a, index = place
-        if self._turn.is_over or a + 1 < len(self._turn.answers):
+        if self._turn.is_past(part):
             return True
-        part, later = self._turn.answers[a].parts[index].value, self._turn.answers[a].parts[index + 1 :]
-        if part["type"] != "tool":
+        value, later = part.value, self._turn.later(part)
+        if value["type"] != "tool":
             return bool(later)
-        if part["name"] in self._own_tools:
-            return bool(later) or part.get("state") not in (None, "input")
+        if value["name"] in self._own_tools:
+            return bool(later) or value.get("state") not in (None, "input")
         # the stream shows calls that run at the same time one after the other, each with its result
-        return has_result(part) or any(one.value["type"] != "tool" for one in later)
+        return has_result(value) or any(one.value["type"] != "tool" for one in later)
 
     def _open(self, kind: str, part: Part) -> None:
-        item = item_of(kind, part, self._of.at(self._next), state="empty")
+        item = item_of(kind, part, self._of.at(part.place), state="empty")
         if "arguments" in item:
             item["arguments"] = ""
         self._item, self._kind, self._begins = item, kind, self.position
@@ -204,10 +186,9 @@ class TurnEvents:
         return {"item_id": self._item["id"], "output_index": self._items}
 
     def _grow(self, part: Part) -> None:
-        if part.sent == len(part.texts):
+        text = part.take()
+        if not text:
             return
-        text = "".join(part.texts[part.sent :])
-        part.sent = len(part.texts)
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self._after + 1 - begins) :]
         if missing and not self._is_muted:
@@ -223,7 +204,7 @@ class TurnEvents:
         text, where = part.text(), self._where()
         # a text that was replaced counts as it is stored
         opening = 2 if self._kind in ("message", "reasoning") else 1
-        self.position = max(self.position, self._begins + opening + part.length)
+        self.position = max(self.position, self._begins + opening + part.sent.length)
         if self._kind == "message":
             self._put("response.output_text.done", **where, content_index=0, text=text, logprobs=[])
             self._put("response.content_part.done", **where, content_index=0, part=text_content(text))
@@ -233,68 +214,57 @@ class TurnEvents:
         else:
             named = {"name": part.value["name"]} if self._kind == "function_call" else {}
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
-        is_open = bool(self._open_calls().get(self._next))
-        state = "incomplete" if is_open else self._item_state(self._next)
-        item = item_of(
-            self._kind, part, self._of.at(self._next), state=state if state != "in_progress" else "completed"
-        )
+        state = "incomplete" if self._open_calls().get(part) else self._item_state(part)
+        state = state if state != "in_progress" else "completed"
+        item = item_of(self._kind, part, self._of.at(part.place), state=state)
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._item = None
         self._items += not self._is_muted
         self._is_muted = False
 
-    def _item_state(self, place: Place) -> str:
-        answer = self._turn.answers[place[0]]
-        if answer.status not in ("streaming", "complete") and place[1] == len(answer.parts) - 1:
+    def _item_state(self, part: Part) -> str:
+        if part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]:
             return "incomplete"
-        return "completed" if self._has_ended(place) else "in_progress"
+        return "completed" if self._has_ended(part) else "in_progress"
 
     # -- questions for the caller --------------------------------------------------------------------------------
 
-    def _open_calls(self) -> dict[Place, str]:
-        """Return the places of the calls that wait for the caller: the id of an approval, or no text for a function."""
-        if not self._turn.questions or self._turn.state == "over":
+    def _open_calls(self) -> dict[Part, str]:
+        """Return the calls that wait for the caller: with the id of an approval, or no text for a function."""
+        if not self._turn.open or self._turn.state == "over":
             return {}
-        found: dict[Place, str] = {}
-        calls = {
-            part.value["call"]: (a, index)
-            for a, answer in enumerate(self._turn.answers)
-            for index, part in enumerate(answer.parts)
-            if part.value["type"] == "tool" and (a, index) >= self._of.start
-        }
-        for id, (name, data) in self._turn.questions.items():
-            call = data.get("call") if isinstance(data, dict) else None
-            place = calls.get(call) if isinstance(call, str) else None
-            if place is not None:
-                is_own = self._turn.answers[place[0]].parts[place[1]].value["name"] in self._own_tools
-                if is_own or name == "approve":
-                    found[place] = "" if is_own else id
+        found: dict[Part, str] = {}
+        parts = [part for answer in self._turn.answers for part in answer.parts if part.value["type"] == "tool"]
+        calls = {part.value["call"]: part for part in parts if part.place >= self._of.start}
+        for id in self._turn.open:
+            question = self._turn.questions[id].command
+            part = calls.get(call_of(question.data))
+            is_own = part is not None and part.value["name"] in self._own_tools
+            if part is not None and (is_own or question.name == "approve"):
+                found[part] = "" if is_own else id
         return found
 
     def required_input(self) -> list[Json]:
         """Return what the turn waits for from the caller, as input without its results."""
-        found: list[Json] = []
-        for (a, index), id in self._open_calls().items():
-            value = self._turn.answers[a].parts[index].value
-            if id:
-                approval = self._approval((a, index), id)
-                found.append({"type": "mcp_approval_response", "approval_request_id": approval["id"]})
-            else:
-                found.append({"type": "function_call_output", "call_id": value["call"], "name": value["name"]})
-        return found
+        return [
+            {"type": "mcp_approval_response", "approval_request_id": self._approval(part, id)["id"]}
+            if id
+            else {"type": "function_call_output", "call_id": part.value["call"], "name": part.value["name"]}
+            for part, id in self._open_calls().items()
+        ]
 
-    def _approval(self, place: Place, id: str) -> Json:
-        part = self._turn.answers[place[0]].parts[place[1]]
-        item = {"id": f"mcpr_{place[0]}_{place[1]}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
+    def _approval(self, part: Part, id: str) -> Json:
+        a, index = part.place
+        item = {"id": f"mcpr_{a}_{index}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
         return {**item, "name": part.value["name"], "server_label": "tenuto"}
 
     def _ask(self) -> None:
         """End the response, because the turn waits for the caller's next request."""
         self.position = max(self.position, ASKING)
         self._walk(is_last=True)
-        for place, id in self._open_calls().items():
+        for part, id in self._open_calls().items():
             if id:
-                item = self._approval(place, id)
+                item = self._approval(part, id)
                 self._put("response.output_item.added", output_index=self._items, item=item)
                 self._put("response.output_item.done", output_index=self._items, item=item)
                 self._items += 1
