@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import InvalidRequest
 from tenuto.interop.fold import DELETED, REPLACED, End, Json, Part, TurnFold, has_result, question_value
-from tenuto.routes import QuestionAsked, QuestionReplied, TurnDelta, is_id
+from tenuto.routes import InAnswer, QuestionAsked, QuestionReplied, TextAdded, TurnDelta, is_id
 
 _encode = msgspec.json.Encoder().encode
 # for each type of part that grows: the events before, for and after its text, and the field with its id
@@ -130,11 +130,17 @@ class AGUIStream:
         if is_first:
             self._advance(1)
             self._put("RUN_STARTED", **self._run)
-        changed = sorted({part for delta in deltas for part in self._turn.receive(delta)}, key=lambda one: one.place)
-        for part in changed:
-            self._again(part)
+        changed: dict[Part, bool] = {}  # and whether text was added to it
+        for delta in deltas:
+            is_text = type(delta) is InAnswer and type(delta.delta) is TextAdded
+            changed |= {part: is_text or changed.get(part, False) for part in self._turn.receive(delta)}
+        places = sorted(changed, key=lambda one: one.place)
+        for part in places:
+            self._check(part, has_grown=changed[part])
+            if part in self._values:
+                self._value(part)
         self._walk()
-        for part in changed:
+        for part in places:
             if part in self._parts:
                 self._result(part)
         for delta in deltas:
@@ -250,14 +256,12 @@ class AGUIStream:
         if missing and self._end is None and not sent.is_muted:
             self._put(_EVENTS[part.value["type"]][1], **{_id_field(part): sent.id, "delta": missing})
 
-    def _again(self, part: Part) -> None:
-        """Take note of the new value of a part. A part that has ended for the reader cannot grow."""
-        sent = self._parts.get(part)
-        is_late = sent is not None and bool(part.new) and part.place < self._turn.place
-        if (part.is_replaced or part.answer.has_lost_part or is_late) and not (sent is not None and sent.is_muted):
+    def _check(self, part: Part, *, has_grown: bool) -> None:
+        """End the stream if it cannot show what a part is now: text that was sent is gone, or text came too late."""
+        is_late = part.place < self._turn.place and bool(part.new) and (has_grown or part in self._parts)
+        is_muted = any(sent.is_muted for one, sent in self._parts.items() if one.answer is part.answer)
+        if (part.is_replaced or part.answer.is_rewritten or is_late) and not is_muted:
             self._end = REPLACED
-        if part in self._values:
-            self._value(part)
 
     def _result(self, part: Part) -> None:
         """Send the result of a call, if it is there and the reader lacks it."""

@@ -39,7 +39,6 @@ from tenuto.interop.fold import (
     call_of,
     has_result,
     question_value,
-    replaced_among,
     text_of,
 )
 from tenuto.routes import InAnswer, MessageOpened, QuestionAsked, QuestionReplied, TextAdded, TurnDelta
@@ -104,9 +103,8 @@ class UIStream:
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the chunks for `deltas`."""
         is_first = self._hidden is None  # the deltas are the turn as it is, whose calls may have their replies already
-        if is_first:
-            opened = [one.delta.message for one in deltas if type(one) is InAnswer and type(one.delta) is MessageOpened]
-            self._hidden = replaced_among(opened)
+        if self._hidden is None:
+            self._hidden = TurnFold(deltas).replaced()
         if self._page.id is not None:
             self._begin(self._page.id)
         for delta in deltas:

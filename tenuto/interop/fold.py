@@ -41,16 +41,12 @@ End = tuple[str, str | None]  # status and reason
 # The text of a client is gone, and a stream can take no text back: it ends at once.
 REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
 DELETED: End = ("deleted", "the answer was deleted")
+_TEXT_FIELDS = {"text": "text", "reasoning": "text", "tool": "input"}
 
 
 def shown_answers(answers: Sequence[Message]) -> list[Message]:
     """Return the answers of a turn without interrupted attempts that another attempt has replaced."""
     return newest_branch(answers) if any(one.status == "interrupted" for one in answers) else list(answers)
-
-
-def replaced_among(answers: Sequence[Message]) -> set[str]:
-    """Return the ids of the interrupted attempts that another attempt has replaced."""
-    return {one.id for one in answers} - {one.id for one in shown_answers(answers)}
 
 
 class SentText:
@@ -88,7 +84,7 @@ class Part:
     new: list[str]  # the text that was not taken, in pieces
     kept: list[str] | None  # the text that was taken; None if the fold keeps none
     sent: SentText = field(default_factory=SentText)  # the text that was taken
-    is_replaced: bool = False  # the part has another type, or does not begin with the text that was taken
+    is_replaced: bool = False  # the stored text did not begin with the text that was taken
 
     @property
     def name(self) -> str:
@@ -104,7 +100,7 @@ class Part:
             if self.kept is not None:
                 self.kept.append(text)
             elif text_of(self.value):
-                self.value = {**self.value, _text_field(self.value): ""}
+                self.value = {**self.value, _TEXT_FIELDS[self.value["type"]]: ""}
         return text
 
     def text(self) -> str:
@@ -115,9 +111,6 @@ class Part:
 
     def put(self, value: Json) -> None:
         """Take a new value. Text that was taken cannot be withdrawn: of another text nothing is new."""
-        if value["type"] != self.value["type"]:
-            self.is_replaced = True
-            return
         self.value, text = value, text_of(value)
         if self.sent.begins(text):
             self.new = [text[self.sent.length :]] if len(text) > self.sent.length else []
@@ -135,7 +128,7 @@ class Answer:
     status: str = "streaming"
     reason: str | None = None
     meta: Json = field(default_factory=dict)
-    has_lost_part: bool = False
+    is_rewritten: bool = False  # a part was removed, or got another type
 
     @property
     def id(self) -> str:
@@ -145,11 +138,8 @@ class Answer:
 
 def text_of(part: Json) -> str:
     """Return the text of a part that grows; empty for other parts."""
-    return str(part.get(_text_field(part), ""))
-
-
-def _text_field(part: Json) -> str:
-    return "input" if part["type"] == "tool" else "text"
+    field = _TEXT_FIELDS.get(part["type"])
+    return str(part.get(field, "")) if field else ""
 
 
 def has_result(part: Json) -> bool:
@@ -172,7 +162,7 @@ def question_value(question: QuestionAsked, reply: QuestionReplied | None = None
 class TurnFold:
     """The turn as it is. With `keeps_text` its parts keep the text that was taken."""
 
-    def __init__(self, *, keeps_text: bool = False) -> None:
+    def __init__(self, deltas: Iterable[TurnDelta] = (), *, keeps_text: bool = False) -> None:
         self.answers: list[Answer] = []  # in order, also deleted ones
         self.state: TurnState = "waiting"
         self.is_cancelled = self.is_deleted = False
@@ -181,6 +171,8 @@ class TurnFold:
         self.place: Place = (0, 0)  # of the walk
         self._keeps_text = keeps_text
         self._by_id: dict[str, Answer] = {}
+        for delta in deltas:
+            self.receive(delta)
 
     @property
     def is_over(self) -> bool:
@@ -191,7 +183,8 @@ class TurnFold:
         """Return the ids of the answers that a later attempt has replaced."""
         if all(one.status != "interrupted" for one in self.answers):
             return set()
-        return replaced_among([replace(one.head, status=one.status) for one in self.left()])
+        left = [replace(one.head, status=one.status, parts=[part.value for part in one.parts]) for one in self.left()]
+        return {one.id for one in left} - {one.id for one in shown_answers(left)}
 
     def left(self, hidden: Collection[str] = ()) -> list[Answer]:
         """Return the answers that were not deleted, without those with the ids `hidden`."""
@@ -273,7 +266,7 @@ class TurnFold:
                 return [self._put(answer, index, value)]
             case MessageReplaced(message):
                 answer.meta = message.meta
-                answer.has_lost_part = answer.has_lost_part or len(message.parts) < len(answer.parts)
+                answer.is_rewritten = answer.is_rewritten or len(message.parts) < len(answer.parts)
                 return [self._put(answer, index, value) for index, value in enumerate(message.parts)]
             case MessageFinished(status, reason, meta):
                 answer.status, answer.reason, answer.meta = status, reason, {**answer.meta, **meta}
@@ -284,12 +277,18 @@ class TurnFold:
         return []
 
     def _put(self, answer: Answer, index: int, value: Json) -> Part:
-        if index < len(answer.parts):
-            answer.parts[index].put(value)
-            return answer.parts[index]
-        place, text = (self.answers.index(answer), len(answer.parts)), text_of(value)
+        known = answer.parts[index] if index < len(answer.parts) else None
+        if known is not None:
+            if known.value["type"] == value["type"]:
+                known.put(value)
+                return known
+            answer.is_rewritten = True
+            if self._keeps_text:  # the last event has all parts, with the types under which they were sent
+                return known
+        text = text_of(value)
+        place = self.answers.index(answer), min(index, len(answer.parts))
         part = Part(answer, place, value, [text] if text else [], [] if self._keeps_text else None)
-        answer.parts.append(part)
+        answer.parts[place[1] : place[1] + 1] = [part]
         return part
 
 
