@@ -28,8 +28,7 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
-from tenuto.interop.ai_sdk_parts import Release, is_tool, silent_id, ui_messages
-from tenuto.interop.ai_sdk_stream import UIStream
+from tenuto.interop.ai_sdk_stream import Release, UIStream, is_tool, silent_id, ui_messages
 from tenuto.interop.bodies import body_of, file_part, hashed, stored_id
 from tenuto.interop.fold import Json, call_of, has_result
 from tenuto.routes import Access, TurnStatus, guarded, options_in, versions_of
