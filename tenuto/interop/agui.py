@@ -11,20 +11,18 @@ Snapshots hold stored messages in AG-UI's form. Two of the routes are those that
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from tenuto import Hub
-from tenuto.core.errors import IdConflict, InvalidRequest, LocalError, NotFound
+from tenuto.core.errors import IdConflict, InvalidRequest, NotFound
+from tenuto.interop.adapter import ChatRoutes, body_of, file_part, json_response, packed, stored_id, unpacked
 from tenuto.interop.agui_stream import AGUIStream, Shown, TurnPosition, position_of
-from tenuto.interop.bodies import body_of, file_part, stored_id
 from tenuto.interop.fold import Json, deltas_of
 from tenuto.routes import Access, TurnStatus, guarded, is_id, options_in
 
@@ -119,17 +117,14 @@ NEWEST = 20  # newest messages of a thread among which the turn to connect to is
 RUN_CHARS = 256  # maximal length of a run's id, which each response repeats
 
 
-class AGUI:
+class AGUI(ChatRoutes):
     """The routes of one agent of AG-UI: `AGUI(hub, channel="chat:{id}").install(app, "/api/agent")`.
 
     `{id}` in `channel` is the id of the client's thread.
     """
 
     def __init__(self, hub: Hub, *, channel: str) -> None:
-        if "{id}" not in channel:
-            raise LocalError(f'channel must hold {{id}}, the id of the thread, as in "chat:{{id}}", got {channel!r}')
-        self._hub = hub
-        self._channel = channel
+        super().__init__(hub, channel, chat="thread", field="threadId")
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
@@ -166,8 +161,7 @@ class AGUI:
         if "runId" in given:
             thread, question = _run_of(given["runId"])
             return await self._follow(request, thread, question, _after(request, question))
-        channel = self._channel_of(given.get("threadId"))
-        access = await self._hub.authorize(request.scope, channel, ["history"])
+        access, channel = await self._enter(request, given.get("threadId"), "history")
         limit, before = (_whole(given, name) for name in ("limit", "before"))
         turns = await access.conversation(channel, limit=limit or 200, before=before)
         kept = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
@@ -175,7 +169,7 @@ class AGUI:
         first, page = min((one.created for one in kept), default=0), dict[str, Any](truncated=False)
         if len(kept) >= min(limit or 200, 200) and (await access.history(channel, before=first, limit=1)).messages:
             page = {"truncated": True, "cursor": str(first)}
-        return _json(
+        return json_response(
             {
                 "messages": ui_messages_of(turns),
                 "activeRun": {"runId": _run_id(given["threadId"], running[-1])} if running and not before else None,
@@ -189,36 +183,20 @@ class AGUI:
         thread, after = request.path_params["id"], position_of(request.query_params.get("cursor"))
         if after is not None:
             return await self._follow(request, thread, after.question, after)
-        channel = self._channel_of(thread)
-        access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
+        access, channel = await self._enter(request, thread, "subscribe", "history")
         turns = [one.message.id for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
         if not turns:
             return Response(status_code=204)
         return access.stream(channel, turns[-1], AGUIStream(thread, _run_id(thread, turns[-1]), turns[-1]))
 
     async def _follow(self, request: Request, thread: str, question: str, after: TurnPosition | None) -> Response:
-        channel = self._channel_of(thread)
-        access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
+        access, channel = await self._enter(request, thread, "subscribe", "history")
         stream = AGUIStream(thread, _run_id(thread, question), question, after=after)
         return access.stream(channel, question, stream)
 
     async def _messages(self, request: Request) -> Response:
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["history"])
-        messages = messages_of(await access.conversation(channel))
-        return _json(messages)
-
-    async def _stop(self, request: Request) -> Response:
-        """Cancel the running turns, for all clients. Closing a connection cancels nothing."""
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        await access.cancel_turns(channel)
-        return Response(status_code=204)
-
-    def _channel_of(self, thread: object) -> str:
-        if not isinstance(thread, str) or not thread:
-            raise InvalidRequest("the request needs threadId, the id of the thread as text")
-        return self._channel.replace("{id}", thread)
+        access, channel = await self._enter(request, request.path_params["id"], "history")
+        return json_response(messages_of(await access.conversation(channel)))
 
 
 def _after(request: Request, question: str) -> TurnPosition | None:
@@ -232,15 +210,13 @@ def _after(request: Request, question: str) -> TurnPosition | None:
 
 def _run_id(thread: str, question: str) -> str:
     """Return the id by which a run can be joined. A run of a client has the client's id besides."""
-    return "run_" + base64.urlsafe_b64encode(f"{thread}\n{question}".encode()).decode().rstrip("=")
+    return "run_" + packed(thread, question)
 
 
 def _run_of(run: str) -> tuple[str, str]:
     """Return the thread and the question of a run. Raises NotFound for an id of another form."""
-    with suppress(binascii.Error, ValueError):
-        text = run.removeprefix("run_")
-        thread, question = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode().split("\n")
-        if _run_id(thread, question) == run and is_id(question):
+    match unpacked(run.removeprefix("run_")):
+        case thread, question if run.startswith("run_") and is_id(question):
             return thread, question
     raise NotFound(f"run {run[:64]!r} does not exist; use an id that this server has returned")
 
@@ -251,10 +227,6 @@ def _whole(given: Mapping[str, str], name: str) -> int | None:
     if value is None or (value.isascii() and value.isdigit() and 0 < len(value) < 17 and int(value)):
         return int(value) if value is not None else None
     raise InvalidRequest(f"{name} must be a whole number above 0, got {value!r:.80}")
-
-
-def _json(value: object) -> Response:
-    return JSONResponse(value, headers={"cache-control": "no-store"})
 
 
 async def _question(access: Access, channel: str, last: Json, options: Json) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import UNSET
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from tenuto import Hub, Message
@@ -28,8 +28,8 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
+from tenuto.interop.adapter import ChatRoutes, body_of, file_part, hashed, json_response, stored_id
 from tenuto.interop.ai_sdk_stream import Release, UIStream, is_tool, silent_id, ui_messages
-from tenuto.interop.bodies import body_of, file_part, hashed, stored_id
 from tenuto.interop.fold import Json, call_of, has_result
 from tenuto.routes import Access, TurnStatus, guarded, options_in, versions_of
 
@@ -40,7 +40,7 @@ SHORTER = "send the last message alone: let prepareSendMessagesRequest return id
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
-class AISDK:
+class AISDK(ChatRoutes):
     """The routes of one chat of the AI SDK: `AISDK(hub, channel="chat:{id}").install(app, "/api/chat")`.
 
     `{id}` in `channel` is the id of the page's chat. `version` is the major release of `ai` in the page; 6 serves
@@ -59,10 +59,7 @@ class AISDK:
     ) -> None:
         if version not in (5, 6, 7):
             raise LocalError(f"version must be 5, 6 or 7, the major release of the package ai, got {version!r}")
-        if "{id}" not in channel:
-            raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
-        self._hub = hub
-        self._channel = channel
+        super().__init__(hub, channel, chat="chat", field="id")
         self._release = Release(version, strict, frozenset(browser_tools))
 
     def install(self, app: Any, path: str) -> None:
@@ -181,8 +178,7 @@ class AISDK:
         names its last message in the parameter `last`.
         """
         last = request.query_params.get("last")
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
+        access, channel = await self._enter(request, request.path_params["id"], "subscribe", "history")
         turns = await access.open_turns(channel)
         if not turns and (last is not None or not self._release.strict):
             turns = [one for one in (await access.conversation(channel, limit=LATEST_TURN))[-1:] if one.answers]
@@ -199,10 +195,8 @@ class AISDK:
         return any(one["name"] in self._release.browser_tools and not has_result(one) for one in parts)
 
     async def _messages(self, request: Request) -> Response:
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["history"])
-        messages = ui_messages(await access.conversation(channel), self._release)
-        return JSONResponse(messages, headers={"cache-control": "no-store"})
+        access, channel = await self._enter(request, request.path_params["id"], "history")
+        return json_response(ui_messages(await access.conversation(channel), self._release))
 
     async def _list(self, request: Request) -> Response:
         """Return the chats that the caller may read, newest first."""
@@ -213,19 +207,7 @@ class AISDK:
             for one in await access.conversations(before)
             if self._channel_of(id := one.channel.removeprefix(before).removesuffix(after) or "-") == one.channel
         ]
-        return JSONResponse(chats, headers={"cache-control": "no-store"})
-
-    async def _stop(self, request: Request) -> Response:
-        """Cancel the running turns, for all tabs. Closing a connection cancels nothing."""
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        await access.cancel_turns(channel)
-        return Response(status_code=204)
-
-    def _channel_of(self, chat: object) -> str:
-        if not isinstance(chat, str) or not chat:
-            raise InvalidRequest("the body needs the field id, the id of the chat as text")
-        return self._channel.replace("{id}", chat)
+        return json_response(chats)
 
 
 async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:

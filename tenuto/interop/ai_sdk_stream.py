@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from tenuto.interop.bodies import value_of
+from tenuto.interop.adapter import value_of
 from tenuto.interop.fold import (
     DELETED,
     REPLACED,

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenuto import Hub
 from tenuto import Message as Stored
 from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
-from tenuto.interop.bodies import body_of, hashed
+from tenuto.interop.adapter import body_of, hashed
 from tenuto.interop.fold import Json, Place, call_of, has_result
 from tenuto.interop.openai_chat import ChatStream, completion
 from tenuto.interop.openai_conversations import Conversations, page_of, turn_of, with_references

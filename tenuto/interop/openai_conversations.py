@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from tenuto import Hub
 from tenuto import Message as Stored
 from tenuto.core.errors import Deleted, Forbidden, InvalidName, InvalidRequest, NotFound
-from tenuto.interop.bodies import body_of
+from tenuto.interop.adapter import body_of
 from tenuto.interop.fold import Json
 from tenuto.interop.openai_input import MAX_EARLIER, given_in_items
 from tenuto.interop.openai_items import ITEMS, Reference, conversation_id, input_items, reference, unknown, with_options

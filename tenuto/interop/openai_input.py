@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.bodies import file_part, value_of
+from tenuto.interop.adapter import file_part, value_of
 from tenuto.interop.fold import Json, Place
 
 Role = Literal["user", "assistant", "system", "tool"]

@@ -7,8 +7,6 @@ One part of an answer is one output item. `docs/interop.md` has the mapping.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Collection
@@ -19,6 +17,7 @@ from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import NotFound
+from tenuto.interop.adapter import packed, unpacked
 from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
@@ -48,9 +47,8 @@ class Reference(NamedTuple):
 
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""
-        start = f"\n{self.start[0]}.{self.start[1]}" if any(self.start) else ""
-        text = f"{self.channel}\n{self.message_id}{start}"
-        return prefix + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        start = [f"{self.start[0]}.{self.start[1]}"] if any(self.start) else []
+        return prefix + packed(self.channel, self.message_id, *start)
 
 
 def conversation_id(channel: str) -> str:
@@ -64,9 +62,8 @@ def reference(
     """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
     found, of = _ID.match(id) if isinstance(id, str) else None, None
     if found is not None and found[1] in prefixes:
-        with suppress(binascii.Error, ValueError):
-            text = base64.b64decode(found[2] + "=" * (-len(found[2]) % 4), b"-_", validate=True).decode()
-            channel, message_id, *rest = text.split("\n")
+        with suppress(ValueError):
+            channel, message_id, *rest = unpacked(found[2])
             answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
             of = Reference(channel, message_id, (int(answer), int(index)))
     if of is None or of.id(found[1] if found else "") != id or min(of.start) < 0:
