@@ -24,7 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.errors import InvalidRequest
-from tenuto.interop.fold import DELETED, REPLACED, End, Json, Part, TurnFold, has_result, question_value
+from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, has_result, question_value
 from tenuto.routes import InAnswer, QuestionAsked, QuestionReplied, TextAdded, TurnDelta, is_id
 
 _encode = msgspec.json.Encoder().encode
@@ -93,21 +93,17 @@ class _Begun:
     is_open: bool = False  # the reader has the first events
 
 
-class AGUIStream:
+class AGUIStream(EventStream):
     """The events of the turn of `question`, for a run of a client that shows `shown` of it, after a position."""
-
-    heartbeat = b":\n\n"
 
     def __init__(
         self, thread: str, run: str, question: str, shown: Shown | None = None, after: TurnPosition | None = None
     ) -> None:
-        self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-        self.is_over = False
+        super().__init__()
         self._run = {"threadId": thread, "runId": run}
         self._shown = shown or Shown()
         self._at = TurnPosition(question)  # of the walk
         self._after = self._last = after or self._at  # of the events that the reader has
-        self._turn = TurnFold()
         self._events: list[tuple[str, Json]] = []
         self._parts: dict[Part, _Begun] = {}
         self._values: dict[Part, Json] = {}  # last values of other parts
@@ -155,9 +151,9 @@ class AGUIStream:
         if not self.is_over and (self._turn.is_over or self._end or self._turn.is_gone(self._turn.replaced())):
             self._finish()
         events, self._events = self._events, []
-        part, self._growing = next(self._turn.walk(), None), None
-        if part is not None and not self.is_over and self._at.units >= self._after.units:
-            self._growing = part if part in self._parts and self._parts[part].is_open else None
+        last = next(self._turn.walk(), None)
+        is_growing = last is not None and last in self._parts and self._parts[last].is_open
+        self._growing = last if is_growing and not self.is_over and self._at.units >= self._after.units else None
         return events
 
     def _appended(self, part: Part, text: str) -> tuple[str, Json]:

@@ -26,6 +26,7 @@ from tenuto.interop.fold import (
     DELETED,
     REPLACED,
     End,
+    EventStream,
     Json,
     Part,
     TurnFold,
@@ -89,29 +90,22 @@ class Release:
 DEFAULT = Release()
 
 
-class UIStream:
+class UIStream(EventStream):
     """The UI message stream of one turn.
 
     With `page`, the page's own message, it has only the parts that are missing there. With `is_late` the page's replies
     had no effect; the stream then ends with an error, unless the page gets another outcome of each call.
     """
 
-    heartbeat = b":\n\n"
-
     def __init__(
         self, message_id: str, release: Release = DEFAULT, page: Json | None = None, *, is_late: bool = False
     ) -> None:
-        self.headers = {
-            "content-type": "text/event-stream; charset=utf-8",
-            "x-accel-buffering": "no",
-            "x-vercel-ai-ui-message-stream": "v1",
-        }
-        self.is_over = False
+        super().__init__()
+        self.headers["x-vercel-ai-ui-message-stream"] = "v1"
         self._release = release
         self._message_id = message_id
         self._page = PageParts(page, is_late=is_late)
         self._chunks: list[Json] = []
-        self._turn = TurnFold()
         self._hidden: set[str] | None = None  # attempts that were replaced when the stream began
         self._begun_id = ""  # id of the page's message after its beginning
         self._step = 0
@@ -603,8 +597,8 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
             case {"type": "tool-approval-response", "approvalId": id, **reply}:
                 calls[id] |= {"state": "approval-responded", "approval": {"id": id, **reply}}
             case {"type": "tool-output-available" | "tool-output-error" | "tool-output-denied", "toolCallId": id}:
-                result = {name: chunk[name] for name in ("output", "errorText") if name in chunk}
-                calls[id] |= {"state": chunk["type"].removeprefix("tool-"), **result}
+                calls[id] |= {name: chunk[name] for name in ("output", "errorText") if name in chunk}
+                calls[id]["state"] = chunk["type"].removeprefix("tool-")
             case {"type": str(kind)} if kind.startswith(("data-", "file", "source-")):
                 parts.append(chunk)
     for part in filter(is_tool, parts):

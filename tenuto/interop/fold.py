@@ -292,6 +292,17 @@ class TurnFold:
         return part
 
 
+class EventStream:
+    """Server-Sent Events for one reader of a turn (`TurnFormat`). Each adapter's format is a class below this one."""
+
+    heartbeat = b":\n\n"
+
+    def __init__(self, *, keeps_text: bool = False) -> None:
+        self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+        self.is_over = False  # the stream is complete, although the turn may go on
+        self._turn = TurnFold(keeps_text=keeps_text)
+
+
 def deltas_of(status: TurnStatus) -> list[TurnDelta]:
     """Return the deltas that bring a fold to a turn as it is in `status`."""
     return [

@@ -22,26 +22,54 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenuto import Hub
 from tenuto import Message as Stored
-from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
-from tenuto.interop.adapter import body_of, hashed
+from tenuto.core.errors import (
+    AlreadyAnswered,
+    Finished,
+    Forbidden,
+    InvalidName,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+)
+from tenuto.interop.adapter import body_of, check_template, hashed, json_response
 from tenuto.interop.fold import Json, Place, call_of, has_result
-from tenuto.interop.openai_chat import ChatStream, completion
-from tenuto.interop.openai_conversations import Conversations, page_of, turn_of, with_references
-from tenuto.interop.openai_input import (
+from tenuto.interop.openai_items import (
+    CONVERSATION,
+    ITEMS,
+    MAX_EARLIER,
     GivenInput,
+    Reference,
     approval_place,
     check_fields,
+    conversation_id,
     given_in_chat,
+    given_in_items,
     given_in_responses,
+    input_items,
     no_approval_request,
     output_part,
+    own_tools,
+    reference,
+    unknown,
+    with_options,
 )
-from tenuto.interop.openai_items import CONVERSATION, Reference, input_items, own_tools, reference, with_options
 from tenuto.interop.openai_socket import ResponsesSockets
-from tenuto.interop.openai_stream import ResponseStream, after_of, events_of, whole_response
+from tenuto.interop.openai_stream import (
+    ChatStream,
+    TurnEvents,
+    after_of,
+    asked,
+    completion,
+    events_of,
+    output_of,
+    turn_of,
+    whole_response,
+)
 from tenuto.routes import Access, TurnStatus, guarded, options_in
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_MAX_NEW = 20  # items of one request, as in OpenAI's API
+_LARGEST_PAGE = 100
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -56,25 +84,22 @@ class OpenAI:
     """
 
     def __init__(self, hub: Hub, *, channel: str | None = None, models: Mapping[str, str] | None = None) -> None:
-        if channel is not None and "{id}" not in channel:
-            raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
         self._hub = hub
-        self._channel = channel
+        self._channel = check_template(channel) if channel is not None else None
         self._models = dict(models or {})
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
         path = path.rstrip("/")
-        conversations = Conversations(self._hub, self._new_channel)
         routes: dict[str, dict[str, Endpoint]] = {
             f"{path}/responses": {"POST": self._create},
             f"{path}/responses/{{id}}": {"GET": self._retrieve, "DELETE": self._delete},
             f"{path}/responses/{{id}}/input_items": {"GET": self._input_items},
             f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},
-            f"{path}/conversations": {"POST": conversations.create},
-            f"{path}/conversations/{{id}}": {"GET": conversations.retrieve},
-            f"{path}/conversations/{{id}}/items": {"GET": conversations.items, "POST": conversations.add},
-            f"{path}/conversations/{{id}}/items/{{item}}": {"GET": conversations.item},
+            f"{path}/conversations": {"POST": self._create_conversation},
+            f"{path}/conversations/{{id}}": {"GET": self._conversation},
+            f"{path}/conversations/{{id}}/items": {"GET": self._list_items, "POST": self._add_items},
+            f"{path}/conversations/{{id}}/items/{{item}}": {"GET": self._item},
             f"{path}/chat/completions": {"POST": self._complete},
             f"{path}/models": {"GET": self._list_models},
             f"{path}/models/{{id:path}}": {"GET": self._model},
@@ -94,9 +119,9 @@ class OpenAI:
         body = await body_of(access, request, SHORTER)
         question, of = await self._begin_response(access, body, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
-            return access.stream(of.channel, of.message_id, ResponseStream(question, of))
+            return access.stream(of.channel, of.message_id, TurnEvents(question, of))
         if body.get("background") is True:
-            return _json(events_of(await turn_of(access, of), of).response())
+            return json_response(events_of(await turn_of(access, of), of).response())
         return whole_response(access, question, of)
 
     async def _complete(self, request: Request) -> Response:
@@ -251,9 +276,9 @@ class OpenAI:
         status = await turn_of(access, of)
         assert status.message is not None
         if not is_stream:
-            return _json(events_of(status, of).response())
+            return json_response(events_of(status, of).response())
         after = after_of(request.query_params)
-        return access.stream(of.channel, of.message_id, ResponseStream(status.message, of, after))
+        return access.stream(of.channel, of.message_id, TurnEvents(status.message, of, after))
 
     async def _delete(self, request: Request) -> Response:
         """Delete the question of the caller, and its answers."""
@@ -261,7 +286,7 @@ class OpenAI:
         access = await self._hub.authorize(request.scope, of.channel, ["history", "publish"])
         await turn_of(access, of)
         await access.delete_turn(of.channel, of.message_id)
-        return _json({"id": of.id(), "object": "response", "deleted": True})
+        return json_response({"id": of.id(), "object": "response", "deleted": True})
 
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought."""
@@ -285,16 +310,85 @@ class OpenAI:
                 await access.command(of.channel, "cancel", target=of.message_id)
         return whole_response(access, status.message, of, is_cancelled=True)
 
+    # -- conversations: each is a channel -------------------------------------------------------------------------
+
+    async def _create_conversation(self, request: Request) -> Response:
+        """Return a new conversation, with the messages that the request brings."""
+        access = await self._hub.authorize(request.scope)
+        body = await body_of(access, request, "send fewer items")
+        if body.get("metadata"):
+            raise InvalidRequest("a conversation has no metadata here; keep it in your app", param="metadata")
+        id = secrets.token_hex(16)
+        channel = self._new_channel(access, body, id)
+        access.check(channel, "history", "publish")
+        if body.get("items") and id not in channel:
+            raise InvalidRequest(
+                f"channel {channel!r} must not get items, because all requests share it; send none", param="items"
+            )
+        await self._store_items(access, channel, body)
+        return JSONResponse(_conversation_of(channel, []))
+
+    async def _conversation(self, request: Request) -> Response:
+        """Return a conversation."""
+        access, channel = await self._in_conversation(request)
+        return JSONResponse(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
+
+    async def _list_items(self, request: Request) -> Response:
+        """Return a page of the items."""
+        access, channel = await self._in_conversation(request)
+        return page_of(await self._items(access, channel), request)
+
+    async def _item(self, request: Request) -> Response:
+        """Return one item."""
+        access, channel = await self._in_conversation(request)
+        id = request.path_params["item"]
+        found = next((one for one in await self._items(access, channel) if one["id"] == id), None)
+        if found is None:
+            raise unknown("item", id)
+        return JSONResponse(found)
+
+    async def _add_items(self, request: Request) -> Response:
+        """Store messages, and return them as items. Messages of other roles than `user` need `append`."""
+        access, channel = await self._in_conversation(request)
+        body = await body_of(access, request, "send fewer items")
+        return JSONResponse(list_of(await self._store_items(access, channel, body, is_new=False)))
+
+    async def _in_conversation(self, request: Request) -> tuple[Access, str]:
+        of = reference(request.path_params["id"], prefixes=("conv_",), kind="conversation")
+        return await self._hub.authorize(request.scope, of.channel, ["history"]), of.channel
+
+    async def _items(self, access: Access, channel: str) -> list[Json]:
+        items: list[Json] = []
+        for status in await access.conversation(channel):
+            items += input_items(channel, status.message or status.answers[0])
+            if status.message is not None:
+                items += output_of(await asked(access, channel, status), channel)
+        return items
+
+    async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
+        given = body.get("items") or []
+        if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
+            raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
+        messages = given_in_items(given) if given else []
+        access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in messages})
+        items: list[Json] = []
+        for role, parts in messages:
+            id = secrets.token_hex(16)
+            items += input_items(channel, await access.remember(channel, id=id, role=role, parts=parts))
+        return items
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
     async def _list_models(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
         agents = access.agents()
         names = {*agents, *(name for name, agent in self._models.items() if agent in agents)}
-        return _json({"object": "list", "data": [_model_of(name) for name in sorted(names)]})
+        return json_response({"object": "list", "data": [_model_of(name) for name in sorted(names)]})
 
     async def _model(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
         self._agent(access, request.path_params["id"])
-        return _json(_model_of(request.path_params["id"]))
+        return json_response(_model_of(request.path_params["id"]))
 
     def _agent(self, access: Access, model: object) -> tuple[str, str]:
         """Return the name and the channel pattern of the agent that a request names as its model. Raises NotFound."""
@@ -304,6 +398,67 @@ class OpenAI:
             raise NotFound(detail, param="model")
         assert name is not None
         return name, agents[name]
+
+
+def _conversation_of(channel: str, first: list[Stored]) -> Json:
+    created_at = first[0].created_at // 1000 if first else 0
+    return {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
+
+
+async def with_references(access: Access, body: Json) -> Json:
+    """Return a request without a previous response with the items in place of the references to them.
+
+    Raises NotFound for an item that does not exist, or that the caller may not read.
+    """
+    given = body.get("input")
+    if not isinstance(given, list) or body.get("previous_response_id") or body.get("conversation"):
+        return body
+    items: dict[str, Json] = {}
+    turns: set[Reference] = set()
+    for id in (one.get("id") for one in given if isinstance(one, dict) and one.get("type") == "item_reference"):
+        of = reference(id, "input", prefixes=ITEMS, kind="item")
+        if (turn := of.at()) not in turns:
+            turns.add(turn)
+            if len(turns) > MAX_EARLIER:
+                raise InvalidRequest(
+                    f"the input has references to more than {MAX_EARLIER} messages; send fewer", param="input"
+                )
+            with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
+                access.check(of.channel, "history")
+                status = await turn_of(access, turn, "item", "input")
+                assert status.message is not None
+                found = [*input_items(of.channel, status.message), *output_of(status, of.channel)]
+                items |= {one["id"]: one for one in found}
+        if id not in items:
+            raise unknown("item", id, "input")
+    is_reference = [isinstance(one, dict) and one.get("type") == "item_reference" for one in given]
+    return {
+        **body,
+        "input": [items[one["id"]] if is_one else one for one, is_one in zip(given, is_reference, strict=True)],
+    }
+
+
+def page_of(items: list[Json], request: Request) -> Response:
+    """Return the page of `items`, oldest first, for which a request asks with `order`, `after` and `limit`."""
+    query = request.query_params
+    order, limit = query.get("order", "desc"), query.get("limit", "20")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest(f"order must be asc or desc, got {order!r:.80}", param="order")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= _LARGEST_PAGE):
+        raise InvalidRequest(f"limit must be from 1 to {_LARGEST_PAGE}, got {limit!r:.80}", param="limit")
+    ordered = items if order == "asc" else items[::-1]
+    if (after := query.get("after")) is not None:
+        place = next((number for number, one in enumerate(ordered) if one["id"] == after), None)
+        if place is None:
+            raise unknown("item", after, "after")
+        ordered = ordered[place + 1 :]
+    return JSONResponse(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
+
+
+def list_of(items: list[Json], *, has_more: bool = False) -> Json:
+    """Return a list of OpenAI's API."""
+    ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": "", "last_id": ""}
+    return {"object": "list", "data": items, "has_more": has_more, **ends}
 
 
 def _model_of(name: str) -> Json:
@@ -382,7 +537,3 @@ def error_of(problem: Json) -> Json:
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     message, param = problem["detail"] or problem["title"], problem.get("param")
     return {"message": message, "type": kind, "code": problem["code"], "param": param}
-
-
-def _json(body: Json) -> Response:
-    return JSONResponse(body, headers={"cache-control": "no-store"})

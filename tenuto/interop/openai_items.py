@@ -1,23 +1,25 @@
-"""The answers of a turn as output items of OpenAI's Responses.
+"""The items of OpenAI's API, in both directions: the answers of a turn as output, and the input of a request.
 
 Layer: interop.
 
-One part of an answer is one output item. `docs/interop.md` has the mapping.
+One part of an answer is one output item. The input has messages, and replies to the agent. `docs/interop.md` has the
+mapping.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
 from tenuto import Message
-from tenuto.core.errors import NotFound
-from tenuto.interop.adapter import packed, unpacked
+from tenuto.core.errors import InvalidRequest, NotFound
+from tenuto.interop.adapter import file_part, packed, unpacked, value_of
 from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
@@ -221,3 +223,248 @@ def own_tools(question: Message) -> frozenset[str]:
     tools = requested.get("tools") if isinstance(requested, dict) else None
     named = [one.get("name") for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
     return frozenset(name for name in named if isinstance(name, str))
+
+
+# -- requests: messages, and replies to the agent ------------------------------------------------------------------
+
+Role = Literal["user", "assistant", "system", "tool"]
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+# Items of earlier responses, which a client may send again. The store has them.
+_ECHOED = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
+_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
+MAX_EARLIER = 200  # messages before the question
+_BOOL, _TEXT, _OBJECT = (bool, "true or false"), (str, "a text"), (dict, "an object")
+# the types of the fields that this API reads or keeps, and their names; each may be null
+_FIELDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("stream", "background"), _BOOL),
+    **dict.fromkeys(("model", "instructions", "previous_response_id"), _TEXT),
+    **dict.fromkeys(("metadata", "stream_options"), _OBJECT),
+}
+
+
+@dataclass
+class GivenInput:
+    """The input of a request: earlier messages, the question, and replies to the agent."""
+
+    earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
+    parts: list[Json] = field(default_factory=list)  # of the question
+    outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
+    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
+
+    def add(self, role: Role, parts: list[Json]) -> None:
+        """Add a message. The last messages of the user are the question."""
+        if role == "user":
+            self.parts += parts
+            return
+        if self.parts:
+            self.earlier.append(("user", self.parts))
+            self.parts = []
+        if role == "assistant":
+            self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
+            self.outputs.clear()
+        if parts:
+            self.earlier.append((role, parts))
+
+    def add_calls(self, parts: list[Json]) -> None:
+        """Add calls of the caller's tools: to the answer before, if no message of the user or output is between."""
+        if self.earlier and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs:
+            self.earlier[-1][1].extend(parts)
+        else:
+            self.add("assistant", parts)
+
+
+def check_fields(body: Json) -> None:
+    """Raise InvalidRequest unless the fields of a request, but for its input and tools, have their types."""
+    for name, (kind, expected) in _FIELDS.items():
+        value = body.get(name)
+        is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if value is not None and not is_right:
+            raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name)
+    metadata = body.get("metadata") or {}
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidRequest(
+            f"metadata must be an object whose values are texts, got {metadata!r:.80}", param="metadata"
+        )
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Let an InvalidRequest name the field `name` of the request, unless it names another one."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.details.setdefault("param", name)
+        raise
+
+
+@_about("input")
+def given_in_responses(body: Json) -> GivenInput:
+    """Return the input of `POST /responses`. Raises InvalidRequest."""
+    check_fields(body)
+    value = body.get("input")
+    items: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    # the store has the calls of earlier responses
+    is_first = body.get("previous_response_id") is None and body.get("conversation") is None
+    given = _given(items, is_first=is_first)
+    if is_first:
+        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
+        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
+        if unknown:
+            raise InvalidRequest(
+                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
+                "previous_response_id of that response"
+            )
+    return _checked(given)
+
+
+@_about("items")
+def given_in_items(items: list[Json]) -> list[tuple[Role, list[Json]]]:
+    """Return the items of a conversation as messages. Raises InvalidRequest."""
+    given = _given(items, is_first=True)
+    if given.approvals:
+        raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
+    given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
+    return given.earlier
+
+
+def _given(items: Any, *, is_first: bool) -> GivenInput:
+    if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
+        raise InvalidRequest(f"input must be a text or a list of at least one item, got {items!r:.80}")
+    given = GivenInput()
+    for item in items:
+        kind = item.get("type", "message")
+        if kind == "message":
+            given.add(_role(item.get("role")), _content(item.get("content")))
+        elif kind == "function_call_output":
+            given.outputs[_text(item, "call_id")] = _output(item.get("output"))
+        elif kind == "mcp_approval_response":
+            approve, reason = item.get("approve"), item.get("reason")
+            if not isinstance(approve, bool):
+                raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
+            approved = approve, reason if isinstance(reason, str) else None
+            given.approvals[_text(item, "approval_request_id")] = approved
+        elif kind == "function_call" and is_first:
+            given.add_calls([_call({"id": _text(item, "call_id"), "function": item})])
+        elif kind not in _ECHOED:
+            raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
+    return given
+
+
+@_about("messages")
+def given_in_chat(body: Json) -> GivenInput:
+    """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
+    check_fields(body)
+    messages = body.get("messages")
+    given = GivenInput()
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
+    called: set[str] = set()  # ids of the calls in earlier messages
+    for message in messages:
+        if message.get("role") == "tool":
+            call = _text(message, "tool_call_id")
+            if call not in called:
+                raise InvalidRequest(
+                    f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
+                    "the assistant message with its tool_calls first"
+                )
+            given.outputs[call] = _output(message.get("content"))
+            continue
+        role = _role(message.get("role"))
+        calls = message.get("tool_calls") if role == "assistant" else None
+        if calls is not None and not isinstance(calls, list):
+            raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
+        parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
+        tools = [_call(one) for one in calls or ()]
+        called |= {one["call"] for one in tools}
+        given.add(role, [*parts, *tools])
+    return _checked(given)
+
+
+def output_part(call: str, output: object) -> Json:
+    """Return the part of a question with the output of a tool, for a turn that has ended without it."""
+    return {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}
+
+
+def approval_place(id: str) -> tuple[Place, str]:
+    """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
+    if (found := _APPROVAL.match(id)) is None:
+        raise no_approval_request(id)
+    return (int(found[1]), int(found[2])), found[3]
+
+
+def no_approval_request(id: str) -> NotFound:
+    """Return the error about an id that no approval request of the response has."""
+    return NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+
+
+def _checked(given: GivenInput) -> GivenInput:
+    if not (given.parts or given.outputs or given.approvals):
+        raise InvalidRequest(
+            "the input must end with a message of the user that has a text or a file, or with an output; add one"
+        )
+    if len(given.earlier) > MAX_EARLIER:
+        raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
+    return given
+
+
+def _role(role: object) -> Role:
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
+    return _ROLES[role]
+
+
+def _content(content: object) -> list[Json]:
+    """Return the parts of a message, without empty texts."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list):
+        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
+    parts: list[Json] = []
+    for part in content:
+        match part:
+            case {"type": "input_text" | "output_text" | "text", "text": str(text)} | {
+                "type": "refusal",
+                "refusal": str(text),
+            }:
+                parts += _content(text)
+            case {"type": "input_image", "image_url": str(url)}:
+                parts.append(file_part(url, "image/*", detail=part.get("detail")))
+            case {"type": "image_url", "image_url": {"url": str(url), **rest}}:
+                parts.append(file_part(url, "image/*", detail=rest.get("detail")))
+            case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
+                file = about.get("file_data") or about.get("file_url")
+                if not isinstance(file, str):
+                    raise InvalidRequest(
+                        f"a file needs file_data or file_url, because the server has no files, got {part!r:.80}"
+                    )
+                if file is about.get("file_data") and not file.startswith("data:"):
+                    file = f"data:application/octet-stream;base64,{file}"
+                parts.append(file_part(file, filename=about.get("filename")))
+            case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
+                parts.append(file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}"))
+            case _:
+                raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {part!r:.80}")
+    return parts
+
+
+def _call(call: object) -> Json:
+    match call:
+        case {"id": str(id), "function": {"name": str(name), "arguments": str(arguments)}}:
+            return {"type": "tool", "call": id, "name": name, "input": arguments, "state": "called"}
+    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
+
+
+def _text(item: Json, name: str) -> str:
+    if not isinstance(item.get(name), str):
+        raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}")
+    return str(item[name])
+
+
+def _output(output: object) -> Any:
+    """Return the output of a tool: a value if it is JSON, as agents expect it."""
+    if not isinstance(output, str):
+        return output
+    try:
+        return value_of(output)
+    except ValueError:
+        return output

@@ -23,10 +23,8 @@ from starlette.types import Receive, Scope, Send
 from tenuto import Hub, Message
 from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.interop.fold import Json
-from tenuto.interop.openai_conversations import turn_of
-from tenuto.interop.openai_input import given_in_responses
-from tenuto.interop.openai_items import REQUEST, Reference, reference, with_options
-from tenuto.interop.openai_stream import TurnEvents, after_of
+from tenuto.interop.openai_items import REQUEST, Reference, given_in_responses, reference, with_options
+from tenuto.interop.openai_stream import TurnEvents, after_of, turn_of
 from tenuto.routes import Access, RouteSocket, TurnDelta
 
 logger = logging.getLogger("tenuto.transports")
@@ -70,22 +68,22 @@ class _Lane:
         return max(0, self.events.position - 1) if self.events is not None else 0
 
 
-class _Frames:
+class _Frames(TurnEvents):
     """The events of a response, one in a line (`TurnFormat`)."""
 
     heartbeat = b""
-    headers: dict[str, str] = {}  # noqa: RUF012 - a socket has none
 
-    def __init__(self, lane: _Lane, events: TurnEvents, steers: Sequence[_Steer]) -> None:
-        self.is_over = False
+    def __init__(
+        self, lane: _Lane, of: Reference, after: int, steers: Sequence[_Steer], is_steered: Callable[[], bool]
+    ) -> None:
+        assert lane.question is not None
+        super().__init__(lane.question, of, after, is_steered=is_steered)
         self._lane = lane
-        self._events = events
         self._steers = steers
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
-        events = self._events.receive(deltas)
-        self.is_over = self._events.is_over
+        events = self.receive(deltas)
         for event in events:
             if event["type"] == "response.incomplete" and self._steers:  # the further input has cancelled the turn
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
@@ -197,10 +195,8 @@ class ResponsesSocket:
             assert lane.question is not None
             steers = self._steers.setdefault(key := (lane.stream_id, turn := of.at()), [])
             lane.of = of
-            lane.events = events = TurnEvents(
-                lane.question, of, after, is_steered=partial(self._has_taken, steers, turn)
-            )
-            problem = await self._socket.stream(of.channel, of.message_id, _Frames(lane, events, steers))
+            lane.events = events = _Frames(lane, of, after, steers, partial(self._has_taken, steers, turn))
+            problem = await self._socket.stream(of.channel, of.message_id, events)
             lane.of = None
             if problem is not None:
                 del self._steers[key]

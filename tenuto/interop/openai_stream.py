@@ -1,4 +1,4 @@
-"""A turn as the events of OpenAI's Responses, numbered so that a reader may continue at each character.
+"""A turn as the events of OpenAI's Responses, numbered so that a reader may continue at each character, and as chunks.
 
 Layer: interop.
 
@@ -10,17 +10,18 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
 from tenuto import Message
-from tenuto.core.errors import Draining, InvalidRequest
-from tenuto.interop.fold import Json, Part, TurnFold, call_of, deltas_of, has_result
+from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
+from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, deltas_of, has_result
 from tenuto.interop.openai_items import (
     Reference,
     item_of,
@@ -29,6 +30,8 @@ from tenuto.interop.openai_items import (
     response,
     summary,
     text_content,
+    unknown,
+    with_options,
 )
 from tenuto.routes import Access, TurnDelta, TurnResponse, TurnStatus
 
@@ -45,8 +48,8 @@ _DELTAS = {
 }
 
 
-class TurnEvents:
-    """The events of one turn for one reader. The reader has the events with numbers up to `after`.
+class TurnEvents(EventStream):
+    """The events of one turn for one reader (`TurnFormat`). The reader has the events with numbers up to `after`.
 
     They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn. They also end
     before an item that would be the second or a later one once `is_steered` returns True; then `rest` is its place.
@@ -61,7 +64,7 @@ class TurnEvents:
         is_cancelled: bool = False,
         is_steered: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.is_over = False
+        super().__init__(keeps_text=True)
         self.rest: Reference | None = None
         self._is_steered = is_steered
         self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
@@ -71,13 +74,17 @@ class TurnEvents:
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
-        self._turn = TurnFold(keeps_text=True)
         self._turn.place = of.start
         self._events: list[Json] = []
         self._item: Json | None = None  # the item that is open, without its content
         self._kind = ""
         self._begins = 0  # number of the event that opened the item
         self._items = 0  # number of items before the next one
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the events for `deltas` (`TurnFormat.frame`)."""
+        events = self.receive(deltas)
+        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), _encode(one)) for one in events])
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
@@ -324,46 +331,52 @@ def events_of(status: TurnStatus, of: Reference) -> TurnEvents:
     return events
 
 
-class ResponseStream:
-    """The events as Server-Sent Events (`TurnFormat`)."""
+async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> TurnStatus:
+    """Return the turn of a response or an item. Raises NotFound, also for a place that the turn does not have."""
+    try:
+        status = await access.turn(of.channel, of.message_id)
+    except (NotFound, Deleted):
+        raise unknown(kind, of.id(), param) from None
+    a, index = of.start
+    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
+        raise unknown(kind, of.id(), param)
+    return await asked(access, of.channel, status)
 
-    heartbeat = b":\n\n"
 
-    def __init__(self, question: Message, of: Reference, after: int = -1) -> None:
-        self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-        self.is_over = False  # also True if the turn waits for the caller
-        self._events = TurnEvents(question, of, after)
+async def asked(access: Access, channel: str, status: TurnStatus) -> TurnStatus:
+    """Return the status with all that the request of its question asks for."""
+    assert status.message is not None
+    return replace(status, message=with_options(status.message, await access.options(channel, status.message)))
 
-    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
-        """Return the events for `deltas` (`TurnFormat.frame`)."""
-        events = self._events.receive(deltas)
-        self.is_over = self._events.is_over
-        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), _encode(one)) for one in events])
+
+def output_of(status: TurnStatus, channel: str) -> list[Json]:
+    """Return the output items of a turn."""
+    assert status.message is not None
+    return list(events_of(status, Reference(channel, status.message.id)).response()["output"])
 
 
 Shape = Callable[[Json], tuple[int, Json]]  # gives the status and the body for a `Response`
 
 
-class _Whole:
-    """The format of such a response (`TurnFormat`)."""
+class _Whole(TurnEvents):
+    """The `Response` of a turn in one piece, at its end (`TurnFormat`)."""
 
     heartbeat = b""
 
     def __init__(self, question: Message, of: Reference, shape: Shape, *, is_cancelled: bool) -> None:
+        super().__init__(question, of, is_cancelled=is_cancelled)
         # the SDK would send the question again
         self.headers = {"content-type": "application/json", "x-should-retry": "false"}
         self.status = 200
-        self.is_over = False  # also True if the turn waits for the caller
         self._shape = shape
-        self._events = TurnEvents(question, of, is_cancelled=is_cancelled)
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the body at the end; no bytes before (`TurnFormat.frame`)."""
-        self._events.receive(deltas)
-        self.is_over = self._events.is_over
+        self.receive(deltas)
         if not self.is_over:
             return b""
-        self.status, body = self._shape(self._events.response())
+        self.status, body = self._shape(self.response())
         return msgspec.json.encode(body)
 
 
@@ -414,3 +427,122 @@ def whole_response(
     response.format = _Whole(question, of, shape, is_cancelled=is_cancelled)
     response.inner = access.stream(of.channel, of.message_id, response.format)
     return response
+
+
+CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
+_APPROVAL = {
+    "message": "the agent asks for an approval, which a chat completion cannot give; use the responses API",
+    "type": "server_error",
+    "code": "approval_required",
+    "param": None,
+}
+_REPLACED = {
+    "message": "the answer was changed behind the text that was sent; retrieve the id of the completion as a response",
+    "type": "server_error",
+    "code": "replaced",
+    "param": None,
+}
+
+
+class ChatStream(TurnEvents):
+    """The chunks of a chat completion (`TurnFormat`), each made of an event of the `Response`."""
+
+    def __init__(self, question: Message, of: Reference, *, has_usage: bool = False) -> None:
+        super().__init__(question, of)
+        self._has_usage = has_usage
+        self._head: Json = {"id": of.id(CHAT_ID), "object": "chat.completion.chunk"}
+        self._calls = 0
+        self._sent_text = SentText()
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the chunks for `deltas` (`TurnFormat.frame`)."""
+        chunks = [chunk for event in self.receive(deltas) for chunk in self._chunks(event)]
+        body = b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        is_failed = bool(chunks) and "error" in chunks[-1]
+        return body + b"data: [DONE]\n\n" if self.is_over and not is_failed else body
+
+    def _chunks(self, event: Json) -> Iterator[Json]:
+        match event["type"]:
+            case "response.created":
+                self._head |= {"created": event["response"]["created_at"], "model": event["response"]["model"]}
+                yield self._chunk({"role": "assistant", "content": ""})
+            case "response.output_text.delta":
+                self._sent_text.add(event["delta"])
+                yield self._chunk({"content": event["delta"]})
+            case "response.reasoning_summary_text.delta":
+                yield self._chunk({"reasoning_content": event["delta"]})
+            case "response.output_item.added" if event["item"]["type"] == "function_call":
+                item = event["item"]
+                call = {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": ""}}
+                self._calls += 1
+                yield self._chunk({"tool_calls": [{"index": self._calls - 1, **call}]})
+            case "response.function_call_arguments.delta":
+                call = {"index": self._calls - 1, "function": {"arguments": event["delta"]}}
+                yield self._chunk({"tool_calls": [call]})
+            case "response.completed" | "response.incomplete":
+                whole = event["response"]
+                if _asks_approval(whole):
+                    yield {"error": _APPROVAL}
+                    return
+                if not self._sent_text.is_all_of(_text_of(whole)):
+                    yield {"error": _REPLACED}
+                    return
+                yield self._chunk({}, finish_reason=_finish_reason(whole))
+                if self._has_usage:
+                    yield {**self._head, "choices": [], "usage": _usage(whole)}
+            case "error":
+                yield {"error": event["error"]}
+
+    def _chunk(self, delta: Json, *, finish_reason: str | None = None) -> Json:
+        choice: Json = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice]}
+
+
+def completion(response: Json) -> tuple[int, Json]:
+    """Return the status and the body of a chat completion in one piece."""
+    if response["error"] is not None or _asks_approval(response):
+        return 500, {"error": response["error"] or _APPROVAL}
+    output = response["output"]
+    calls = [
+        {"id": one["call_id"], "type": "function", "function": {"name": one["name"], "arguments": one["arguments"]}}
+        for one in output
+        if one["type"] == "function_call"
+    ]
+    message: Json = {"role": "assistant", "content": _text_of(response) or (None if calls else ""), "refusal": None}
+    message |= {"tool_calls": calls} if calls else {}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(response)}
+    return 200, {
+        "id": CHAT_ID + response["id"].removeprefix("resp_"),
+        "object": "chat.completion",
+        "created": response["created_at"],
+        "model": response["model"],
+        "choices": [choice],
+        "usage": _usage(response),
+    }
+
+
+def _text_of(response: Json) -> str:
+    output = response["output"]
+    return "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
+
+
+def _asks_approval(response: Json) -> bool:
+    return any(one["type"] == "mcp_approval_request" for one in response["output"])
+
+
+def _finish_reason(response: Json) -> str:
+    output = response["output"]
+    return "tool_calls" if output and output[-1]["type"] == "function_call" else "stop"
+
+
+def _usage(response: Json) -> Any:
+    usage = response["usage"]
+    if usage is None:
+        return None
+    return {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage["output_tokens"],
+        "total_tokens": usage["total_tokens"],
+        "prompt_tokens_details": usage["input_tokens_details"],
+        "completion_tokens_details": usage["output_tokens_details"],
+    }
