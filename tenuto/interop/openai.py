@@ -40,7 +40,6 @@ from tenuto.interop.openai_items import (
     GivenInput,
     Reference,
     approval_place,
-    check_fields,
     conversation_id,
     given_in_chat,
     given_in_items,
@@ -122,7 +121,7 @@ class OpenAI:
             return access.stream(of.channel, of.message_id, TurnEvents(question, of))
         if body.get("background") is True:
             return json_response(events_of(await turn_of(access, of), of).response())
-        return whole_response(access, question, of)
+        return await whole_response(access, request, question, of)
 
     async def _complete(self, request: Request) -> Response:
         """Begin a channel with the messages, and respond with the completion."""
@@ -135,11 +134,10 @@ class OpenAI:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
             return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
-        return whole_response(access, question, of, completion)
+        return await whole_response(access, request, question, of, completion)
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Stored, Reference]:
         """Begin the response that a request asks for (`_begin`)."""
-        check_fields(body)
         conversation = body.get("conversation")
         if conversation is not None and body.get("previous_response_id") is not None:
             raise InvalidRequest(
@@ -308,7 +306,7 @@ class OpenAI:
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
-        return whole_response(access, status.message, of, is_cancelled=True)
+        return await whole_response(access, request, status.message, of, is_cancelled=True)
 
     # -- conversations: each is a channel -------------------------------------------------------------------------
 

@@ -10,14 +10,13 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message as Event
-from starlette.types import Receive, Scope, Send
 
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
@@ -33,7 +32,7 @@ from tenuto.interop.openai_items import (
     unknown,
     with_options,
 )
-from tenuto.routes import Access, TurnDelta, TurnResponse, TurnStatus
+from tenuto.routes import Access, TurnDelta, TurnStatus
 
 _encode = msgspec.json.Encoder().encode
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
@@ -356,77 +355,49 @@ def output_of(status: TurnStatus, channel: str) -> list[Json]:
     return list(events_of(status, Reference(channel, status.message.id)).response()["output"])
 
 
-Shape = Callable[[Json], tuple[int, Json]]  # gives the status and the body for a `Response`
-
-
-class _Whole(TurnEvents):
-    """The `Response` of a turn in one piece, at its end (`TurnFormat`)."""
+class _Unsent(TurnEvents):
+    """The events of a turn, of which the caller gets the `Response` alone (`TurnFormat`)."""
 
     heartbeat = b""
 
-    def __init__(self, question: Message, of: Reference, shape: Shape, *, is_cancelled: bool) -> None:
-        super().__init__(question, of, is_cancelled=is_cancelled)
-        # the SDK would send the question again
-        self.headers = {"content-type": "application/json", "x-should-retry": "false"}
-        self.status = 200
-        self._shape = shape
-
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
-        """Return the body at the end; no bytes before (`TurnFormat.frame`)."""
+        """Return no bytes (`TurnFormat.frame`)."""
         self.receive(deltas)
-        if not self.is_over:
-            return b""
-        self.status, body = self._shape(self.response())
-        return msgspec.json.encode(body)
+        return b""
 
 
-class WholeResponse(Response):
-    """The response in one piece. Its status is known only at the end, so its head is sent then."""
-
-    format: _Whole
-    inner: TurnResponse
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head: Event | None = None
-
-        async def held(message: Event) -> None:
-            nonlocal head
-            if message["type"] == "http.response.start":
-                head = message
-                return
-            if head is not None:
-                if not message.get("body") and message.get("more_body"):
-                    return  # a heartbeat
-                status = self.format.status if head["status"] == 200 else head["status"]
-                await send({**head, "status": status})
-                head = None
-            await send(message)
-
-        await self.inner(scope, receive, held)
-        if head is not None:  # the hub drains, the identity has expired, or the store is away
-            why = "the hub ended the request before the turn was over; the turn goes on, so retrieve its response later"
-            problem = JSONResponse(
-                Draining(why).problem(), 503, {"x-should-retry": "false"}, "application/problem+json"
-            )
-            await problem(scope, receive, send)
-
-
-def whole_response(
+async def whole_response(
     access: Access,
+    request: Request,
     question: Message,
     of: Reference,
-    shape: Shape = lambda response: (200, response),
+    shape: Callable[[Json], tuple[int, Json]] = lambda response: (200, response),
     *,
     is_cancelled: bool = False,
-) -> WholeResponse:
-    """Return the response for the turn of `question`, in the `shape` of its route.
+) -> Response:
+    """Return the response for the turn of `question` at its end; `shape` gives its status and body for a `Response`.
 
-    If the caller has just cancelled the turn (`is_cancelled`), it comes at the end, also while a question is open.
+    If the caller has just cancelled the turn (`is_cancelled`), its end counts, also while a question is open.
     """
-    response = WholeResponse()
-    response.format = _Whole(question, of, shape, is_cancelled=is_cancelled)
-    response.inner = access.stream(of.channel, of.message_id, response.format)
-    return response
+    events = _Unsent(question, of, is_cancelled=is_cancelled)
+    refusal, is_complete = Response(), False
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal is_complete
+        refusal.status_code = message.get("status", refusal.status_code)
+        refusal.raw_headers = message.get("headers", refusal.raw_headers)
+        refusal.body += message.get("body", b"")
+        is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+
+    await access.stream(of.channel, of.message_id, events)(request.scope, request.receive, send)
+    if refusal.status_code != 200:
+        return refusal
+    headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
+    if not is_complete:  # the hub drains, the identity has expired, or the store is away
+        why = "the hub ended the request before the turn was over; the turn goes on, so retrieve its response later"
+        return JSONResponse(Draining(why).problem(), 503, headers, "application/problem+json")
+    status, body = shape(events.response())
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
