@@ -74,7 +74,6 @@ class PageCall:
     has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
     is_approved: bool = False  # the page has the reply to an approval from this stream
     question: str = ""  # id of the open question about it: the next request of the page has the reply
-    has_outcome: bool = False  # the page's reply to a question about the call had an effect
     held: str | None = None  # input of a call of the page's, which runs it only when a question about it is open
 
 
@@ -254,7 +253,6 @@ class UIStream(EventStream):
             tool = self._tools[part] = PageCall(value["call"], value["name"], stage, has_deltas=not stage)
             if stage:
                 part.take()
-        tool.has_outcome = self._page.is_outcome(value)
         is_new = tool.stage == 0
         if is_new:
             self._content(tool)
@@ -358,9 +356,9 @@ class UIStream(EventStream):
             self._put(type="finish", **self._reason("tool-calls"))
         self.is_over = True
 
-    def _replied(self) -> list[PageCall]:
+    def _replied(self) -> list[Part]:
         """Return the calls to which the page has replied."""
-        return [one for one in self._tools.values() if self._page.tools.get(one.call) in _REPLIED]
+        return [part for part, tool in self._tools.items() if self._page.tools.get(tool.call) in _REPLIED]
 
     def _reason(self, reason: str) -> Json:
         return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
@@ -374,7 +372,7 @@ class UIStream(EventStream):
         hidden, meta = self._hidden or (), self._turn.meta()
         status, reason = self._end or self._turn.end(hidden)
         is_clean = status in ("complete", "cancelled")
-        if self._page.is_late and is_clean and not all(one.has_outcome for one in self._replied()):
+        if self._page.is_late and is_clean and not all(self._page.is_outcome(part.value) for part in self._replied()):
             status, reason = "late", LATE
         if status in ("complete", "cancelled"):
             self._put(type="finish-step")

@@ -41,6 +41,7 @@ from tenuto.interop.openai_items import (
     Reference,
     approval_place,
     conversation_id,
+    error_of,
     given_in_chat,
     given_in_items,
     given_in_responses,
@@ -54,19 +55,18 @@ from tenuto.interop.openai_items import (
 )
 from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import (
+    AskedTurn,
     ChatStream,
     TurnEvents,
     after_of,
     asked,
     completion,
     events_of,
-    output_of,
     turn_of,
     whole_response,
 )
-from tenuto.routes import Access, TurnStatus, guarded, options_in
+from tenuto.routes import Access, guarded, options_in
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
 SHORTER = "send only what is new, with previous_response_id"
@@ -108,9 +108,8 @@ class OpenAI:
             Route(path, _Envelope(request_response(guarded(_by_method(endpoints)))))
             for path, endpoints in routes.items()
         ]
-        app.router.routes.insert(
-            0, WebSocketRoute(f"{path}/responses", ResponsesSockets(self._hub, self._begin_response, error_of))
-        )
+        sockets = ResponsesSockets(self._hub, self._begin_response)
+        app.router.routes.insert(0, WebSocketRoute(f"{path}/responses", sockets))
 
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
@@ -173,8 +172,7 @@ class OpenAI:
             access.check(of.channel, "subscribe", "history", *reply)
             channel, turn = of.channel, await turn_of(access, of)
             if (start := await self._reply(access, of, turn, given)) is not None:
-                assert turn.message is not None
-                return turn.message, Reference(channel, of.message_id, start)
+                return turn.question, Reference(channel, of.message_id, start)
             if body.get("model") is not None:
                 self._agent(access, body["model"])
         elif conversation is not None:
@@ -217,13 +215,12 @@ class OpenAI:
         names = {"model": agent, "client": access.identity.client_id or "anonymous", "id": id}
         return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
 
-    async def _reply(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
+    async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
-        assert turn.message is not None
-        open_calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
+        open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
         approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
         if given.parts and (
-            approved_ids & {one.id for one in turn.questions} or open_calls.keys() & given.outputs.keys()
+            approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
         ):
             raise InvalidRequest(
                 "the input has a reply to a call that waits for it, and a message of the user; send the message when "
@@ -232,9 +229,9 @@ class OpenAI:
             )
         calls = {
             part["call"]: ((a, index), part)
-            for a, answer in enumerate(turn.answers)
+            for a, answer in enumerate(turn.status.answers)
             for index, part in enumerate(answer.parts)
-            if part["type"] == "tool" and part["name"] in own_tools(turn.message)
+            if part["type"] == "tool" and part["name"] in own_tools(turn.question)
         }
         for call in given.outputs:
             if call not in calls:
@@ -253,7 +250,7 @@ class OpenAI:
                 access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=output)
-            elif turn.state == "over" and not has_result(part):
+            elif turn.status.state == "over" and not has_result(part):
                 continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
             places.append((place[0], place[1] + 1))
@@ -264,34 +261,25 @@ class OpenAI:
         return min([max(places) if not given.approvals else min(places), *left])
 
     async def _retrieve(self, request: Request) -> Response:
-        of = reference(request.path_params["id"])
-        stream = request.query_params.get("stream", "false")
-        if stream.lower() not in ("true", "1", "false", "0"):
+        stream = request.query_params.get("stream", "false").lower()
+        if stream not in ("true", "1", "false", "0"):
             raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
-        is_stream = stream.lower() in ("true", "1")
-        needs = ["subscribe", "history"] if is_stream else ["history"]
-        access = await self._hub.authorize(request.scope, of.channel, needs)
-        status = await turn_of(access, of)
-        assert status.message is not None
-        if not is_stream:
-            return json_response(events_of(status, of).response())
+        if stream in ("false", "0"):
+            _, of, turn = await self._response_in(request, "history")
+            return json_response(events_of(turn, of).response())
+        access, of, turn = await self._response_in(request, "subscribe", "history")
         after = after_of(request.query_params)
-        return access.stream(of.channel, of.message_id, TurnEvents(status.message, of, after))
+        return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after))
 
     async def _delete(self, request: Request) -> Response:
         """Delete the question of the caller, and its answers."""
-        of = reference(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, of.channel, ["history", "publish"])
-        await turn_of(access, of)
+        access, of, _ = await self._response_in(request, "history", "publish")
         await access.delete_turn(of.channel, of.message_id)
         return json_response({"id": of.id(), "object": "response", "deleted": True})
 
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought."""
-        of = reference(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, of.channel, ["history"])
-        question = (await turn_of(access, of)).message
-        assert question is not None
+        access, of, (question, _) = await self._response_in(request, "history")
         before = (await access.history(of.channel, before=question.created, limit=200)).messages
         brought = [*(one for one in before if one.id.startswith(f"{question.id}.")), question]
         brought.sort(key=lambda one: one.created)
@@ -299,14 +287,17 @@ class OpenAI:
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
-        of = reference(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, of.channel, ["subscribe", "history", "command"])
-        status = await turn_of(access, of)
-        assert status.message is not None
+        access, of, (question, status) = await self._response_in(request, "subscribe", "history", "command")
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
-        return await whole_response(access, request, status.message, of, is_cancelled=True)
+        return await whole_response(access, request, question, of, is_cancelled=True)
+
+    async def _response_in(self, request: Request, *needs: str) -> tuple[Access, Reference, AskedTurn]:
+        """Return the access of the caller, and the response that the path names, with its turn."""
+        of = reference(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, of.channel, needs)
+        return access, of, await turn_of(access, of)
 
     # -- conversations: each is a channel -------------------------------------------------------------------------
 
@@ -360,7 +351,7 @@ class OpenAI:
         for status in await access.conversation(channel):
             items += input_items(channel, status.message or status.answers[0])
             if status.message is not None:
-                items += output_of(await asked(access, channel, status), channel)
+                items += (await asked(access, channel, status)).output(channel)
         return items
 
     async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
@@ -423,10 +414,9 @@ async def with_references(access: Access, body: Json) -> Json:
                 )
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
-                status = await turn_of(access, turn, "item", "input")
-                assert status.message is not None
-                found = [*input_items(of.channel, status.message), *output_of(status, of.channel)]
-                items |= {one["id"]: one for one in found}
+                found = await turn_of(access, turn, "item", "input")
+                known = [*input_items(of.channel, found.question), *found.output(of.channel)]
+                items |= {one["id"]: one for one in known}
         if id not in items:
             raise unknown("item", id, "input")
     is_reference = [isinstance(one, dict) and one.get("type") == "item_reference" for one in given]
@@ -463,17 +453,16 @@ def _model_of(name: str) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
-async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) -> str:
+async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> str:
     """Return the id of the question that an approval request is about.
 
     Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
     """
-    assert turn.message is not None
     (a, index), command = approval_place(id)
-    parts = turn.answers[a].parts if a < len(turn.answers) else []
+    parts = turn.status.answers[a].parts if a < len(turn.status.answers) else []
     part = parts[index] if index < len(parts) else {}
-    is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.message)
-    question = next((one for one in turn.questions if one.id == command), None)
+    is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.question)
+    question = next((one for one in turn.status.questions if one.id == command), None)
     if question is not None:
         is_call = is_call and question.name == "approve" and call_of(question.data) == part["call"]
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
@@ -498,40 +487,24 @@ def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
 
 
 class _Envelope:
-    """Middleware that gives problem responses the form of OpenAI's errors."""
+    """Middleware that gives problem responses, which come in one piece, the form of OpenAI's errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem: Message | None = None
-        body = b""
 
         async def translated(message: Message) -> None:
-            nonlocal problem, body
-            if message["type"] == "http.response.start":
-                headers = dict(message["headers"])
-                if headers.get(b"content-type", b"").startswith(b"application/problem+json"):
-                    problem = message
-                    return
+            nonlocal problem
+            if dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"application/problem+json"):
+                problem = message
             elif problem is not None:
-                body += message.get("body", b"")
-                if message.get("more_body"):
-                    return
-                about = msgspec.json.decode(body)
-                body = msgspec.json.encode({"error": error_of(about)})
-                kept = [one for one in problem["headers"] if one[0] not in (b"content-type", b"content-length")]
-                length = (b"content-length", str(len(body)).encode())
-                await send({**problem, "headers": [*kept, (b"content-type", b"application/json"), length]})
-                message = {"type": "http.response.body", "body": body}
-            await send(message)
+                response = JSONResponse({"error": error_of(msgspec.json.decode(message["body"]))}, problem["status"])
+                known = dict(response.raw_headers)
+                response.raw_headers += [one for one in problem["headers"] if one[0] not in known]
+                await response(scope, receive, send)
+            else:
+                await send(message)
 
         await self._app(scope, receive, translated)
-
-
-def error_of(problem: Json) -> Json:
-    """Return a problem as an error of OpenAI's API."""
-    status = problem["status"]
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    message, param = problem["detail"] or problem["title"], problem.get("param")
-    return {"message": message, "type": kind, "code": problem["code"], "param": param}

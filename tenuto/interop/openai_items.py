@@ -25,6 +25,7 @@ from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 
 
@@ -223,6 +224,14 @@ def own_tools(question: Message) -> frozenset[str]:
     tools = requested.get("tools") if isinstance(requested, dict) else None
     named = [one.get("name") for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
     return frozenset(name for name in named if isinstance(name, str))
+
+
+def error_of(problem: Json) -> Json:
+    """Return a problem as an error of OpenAI's API."""
+    status = problem["status"]
+    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    message, param = problem["detail"] or problem["title"], problem.get("param")
+    return {"message": message, "type": kind, "code": problem["code"], "param": param}
 
 
 # -- requests: messages, and replies to the agent ------------------------------------------------------------------

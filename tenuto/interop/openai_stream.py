@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -39,11 +38,10 @@ _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
-_DELTAS = {
-    "message": "response.output_text.delta",
-    "reasoning": "response.reasoning_summary_text.delta",
-    "function_call": "response.function_call_arguments.delta",
-    "mcp_call": "response.mcp_call_arguments.delta",
+# for each kind of item that has a text: its events, those of its content with their fields, and the content
+_TEXTS: dict[str, tuple[str, str, Json, Json, Callable[[str], Json]]] = {
+    "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}, text_content),
+    "reasoning": ("reasoning_summary_text", "reasoning_summary_part", {"summary_index": 0}, {}, summary),
 }
 
 
@@ -51,7 +49,7 @@ class TurnEvents(EventStream):
     """The events of one turn for one reader (`TurnFormat`). The reader has the events with numbers up to `after`.
 
     They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn. They also end
-    before an item that would be the second or a later one once `is_steered` returns True; then `rest` is its place.
+    before an item that would be the second or a later one once `_is_steered` returns True; then `rest` is its place.
     """
 
     def __init__(
@@ -61,11 +59,9 @@ class TurnEvents(EventStream):
         after: int = -1,
         *,
         is_cancelled: bool = False,
-        is_steered: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(keeps_text=True)
         self.rest: Reference | None = None
-        self._is_steered = is_steered
         self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
@@ -141,6 +137,10 @@ class TurnEvents(EventStream):
             return ("cancelled" if ended == "cancelled" else "completed"), None
         return _failed(reason or ended)
 
+    def _is_steered(self) -> bool:
+        """Return whether the agent has taken in further input, so that the rest of the turn is another response."""
+        return False
+
     # -- the events ----------------------------------------------------------------------------------------------
 
     def _walk(self, *, is_last: bool = False, is_steered: bool = False) -> None:
@@ -182,10 +182,9 @@ class TurnEvents(EventStream):
             item["arguments"] = ""
         self._item, self._kind, self._begins = item, kind, self.position
         self._put("response.output_item.added", output_index=self._items, item=item)
-        if kind == "message":
-            self._put("response.content_part.added", **self._where(), content_index=0, part=text_content(""))
-        elif kind == "reasoning":
-            self._put("response.reasoning_summary_part.added", **self._where(), summary_index=0, part=summary(""))
+        if kind in _TEXTS:
+            _, content, place, _, made = _TEXTS[kind]
+            self._put(f"response.{content}.added", **self._where(), **place, part=made(""))
 
     def _where(self) -> Json:
         assert self._item is not None
@@ -198,25 +197,24 @@ class TurnEvents(EventStream):
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self._after + 1 - begins) :]
         if missing and not self._is_muted:
-            place: dict[str, Json] = {
-                "message": {"content_index": 0, "logprobs": []},
-                "reasoning": {"summary_index": 0},
-            }
+            name, place = f"{self._kind}_arguments", Json()
+            if self._kind in _TEXTS:
+                name, _, index, more, _ = _TEXTS[self._kind]
+                place = {**index, **more}
             number = {"sequence_number": self.position - 1}
-            where = {**self._where(), **place.get(self._kind, {})}
-            self._events.append({"type": _DELTAS[self._kind], **number, **where, "delta": missing})
+            self._events.append(
+                {"type": f"response.{name}.delta", **number, **self._where(), **place, "delta": missing}
+            )
 
     def _close(self, part: Part) -> None:
         text, where = part.text(), self._where()
         # a text that was replaced counts as it is stored
-        opening = 2 if self._kind in ("message", "reasoning") else 1
+        opening = 2 if self._kind in _TEXTS else 1
         self.position = max(self.position, self._begins + opening + part.sent.length)
-        if self._kind == "message":
-            self._put("response.output_text.done", **where, content_index=0, text=text, logprobs=[])
-            self._put("response.content_part.done", **where, content_index=0, part=text_content(text))
-        elif self._kind == "reasoning":
-            self._put("response.reasoning_summary_text.done", **where, summary_index=0, text=text)
-            self._put("response.reasoning_summary_part.done", **where, summary_index=0, part=summary(text))
+        if self._kind in _TEXTS:
+            name, content, place, more, made = _TEXTS[self._kind]
+            self._put(f"response.{name}.done", **where, **place, text=text, **more)
+            self._put(f"response.{content}.done", **where, **place, part=made(text))
         else:
             named = {"name": part.value["name"]} if self._kind == "function_call" else {}
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
@@ -322,15 +320,31 @@ def after_of(given: Mapping[str, Any]) -> int:
     return after
 
 
-def events_of(status: TurnStatus, of: Reference) -> TurnEvents:
-    """Return the events of a turn as it is in `status`, all of them sent."""
-    assert status.message is not None
-    events = TurnEvents(status.message, of)
-    events.receive(deltas_of(status))
+def events_of(turn: AskedTurn, of: Reference) -> TurnEvents:
+    """Return the events of a turn as it is, all of them sent."""
+    events = TurnEvents(turn.question, of)
+    events.receive(deltas_of(turn.status))
     return events
 
 
-async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> TurnStatus:
+class AskedTurn(NamedTuple):
+    """A turn, and its question with all that its request asks for."""
+
+    question: Message
+    status: TurnStatus
+
+    def output(self, channel: str) -> list[Json]:
+        """Return the output items."""
+        return list(events_of(self, Reference(channel, self.question.id)).response()["output"])
+
+
+async def asked(access: Access, channel: str, status: TurnStatus) -> AskedTurn:
+    """Return a turn that has a question."""
+    assert status.message is not None
+    return AskedTurn(with_options(status.message, await access.options(channel, status.message)), status)
+
+
+async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> AskedTurn:
     """Return the turn of a response or an item. Raises NotFound, also for a place that the turn does not have."""
     try:
         status = await access.turn(of.channel, of.message_id)
@@ -341,18 +355,6 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
     return await asked(access, of.channel, status)
-
-
-async def asked(access: Access, channel: str, status: TurnStatus) -> TurnStatus:
-    """Return the status with all that the request of its question asks for."""
-    assert status.message is not None
-    return replace(status, message=with_options(status.message, await access.options(channel, status.message)))
-
-
-def output_of(status: TurnStatus, channel: str) -> list[Json]:
-    """Return the output items of a turn."""
-    assert status.message is not None
-    return list(events_of(status, Reference(channel, status.message.id)).response()["output"])
 
 
 class _Unsent(TurnEvents):
