@@ -69,10 +69,6 @@ class SentText:
         """Return whether `text` begins with the text that was sent."""
         return len(text) >= self.length and crc32(text[: self.length].encode()) == self._sum
 
-    def is_all_of(self, text: str) -> bool:
-        """Return whether `text` is the text that was sent."""
-        return len(text) == self.length and self.begins(text)
-
 
 @dataclass(eq=False)
 class Part:
@@ -93,14 +89,12 @@ class Part:
 
     def take(self) -> str:
         """Return the text that was not taken yet, and take it."""
-        text = "".join(self.new)
-        if text:
-            self.new = []
-            self.sent.add(text)
-            if self.kept is not None:
-                self.kept.append(text)
-            elif text_of(self.value):
-                self.value = {**self.value, _TEXT_FIELDS[self.value["type"]]: ""}
+        text, self.new = "".join(self.new), []
+        self.sent.add(text)
+        if self.kept is not None:
+            self.kept.append(text)
+        elif text_of(self.value):
+            self.value = {**self.value, _TEXT_FIELDS[self.value["type"]]: ""}
         return text
 
     def text(self) -> str:

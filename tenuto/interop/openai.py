@@ -103,11 +103,7 @@ class OpenAI:
             f"{path}/models": {"GET": self._list_models},
             f"{path}/models/{{id:path}}": {"GET": self._model},
         }
-        app.router.routes[:0] = [
-            # an app in place of a function gets requests of each method, so that `_Envelope` has all errors
-            Route(path, _Envelope(request_response(guarded(_by_method(endpoints)))))
-            for path, endpoints in routes.items()
-        ]
+        app.router.routes[:0] = [Route(path, _Endpoints(endpoints)) for path, endpoints in routes.items()]
         sockets = ResponsesSockets(self._hub, self._begin_response)
         app.router.routes.insert(0, WebSocketRoute(f"{path}/responses", sockets))
 
@@ -472,25 +468,20 @@ async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> 
     return command
 
 
-def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
-    """Return the endpoint of a path that has one for each method."""
+class _Endpoints:
+    """The app of a path, for requests of each method. Its problem responses have the form of OpenAI's errors."""
 
-    async def chosen(request: Request) -> Response:
-        endpoint = endpoints.get("GET" if request.method == "HEAD" else request.method)
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._app: ASGIApp = request_response(guarded(self._chosen))
+
+    async def _chosen(self, request: Request) -> Response:
+        endpoint = self._endpoints.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None:
-            allowed = ", ".join(endpoints)
+            allowed = ", ".join(self._endpoints)
             detail = f"method {request.method[:20]} is not supported at this path; use {allowed}"
-            raise MethodNotAllowed(detail, allow=[*endpoints])
+            raise MethodNotAllowed(detail, allow=[*self._endpoints])
         return await endpoint(request)
-
-    return chosen
-
-
-class _Envelope:
-    """Middleware that gives problem responses, which come in one piece, the form of OpenAI's errors."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem: Message | None = None
@@ -498,7 +489,7 @@ class _Envelope:
         async def translated(message: Message) -> None:
             nonlocal problem
             if dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"application/problem+json"):
-                problem = message
+                problem = message  # its body comes in one piece
             elif problem is not None:
                 response = JSONResponse({"error": error_of(msgspec.json.decode(message["body"]))}, problem["status"])
                 known = dict(response.raw_headers)

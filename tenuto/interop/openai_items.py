@@ -82,14 +82,9 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
 
 def kind_of(part: Json, own_tools: Collection[str]) -> str:
     """Return the type of the output item of a part; empty for a part that has none."""
-    match part["type"]:
-        case "text":
-            return "message"
-        case "reasoning":
-            return "reasoning"
-        case "tool":
-            return "function_call" if part["name"] in own_tools else "mcp_call"
-    return ""
+    if part["type"] == "tool":
+        return "function_call" if part["name"] in own_tools else "mcp_call"
+    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
 
 
 _PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
@@ -166,8 +161,7 @@ def response(
     is_steered: bool = False,
 ) -> Json:
     """Return the `Response`."""
-    requested = question.meta.get(REQUEST)
-    requested = requested if isinstance(requested, dict) else {}
+    requested = _requested(question)
     author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
     return {
         "id": of.id(),
@@ -220,10 +214,14 @@ def with_options(question: Message, options: Json) -> Message:
 
 def own_tools(question: Message) -> frozenset[str]:
     """Return the names of the tools that the caller runs."""
-    requested = question.meta.get(REQUEST)
-    tools = requested.get("tools") if isinstance(requested, dict) else None
+    tools = _requested(question).get("tools")
     named = [one.get("name") for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
     return frozenset(name for name in named if isinstance(name, str))
+
+
+def _requested(question: Message) -> Json:
+    requested = question.meta.get(REQUEST)
+    return requested if isinstance(requested, dict) else {}
 
 
 def error_of(problem: Json) -> Json:

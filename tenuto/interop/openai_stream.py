@@ -457,7 +457,8 @@ class ChatStream(TurnEvents):
                 if _asks_approval(whole):
                     yield {"error": _APPROVAL}
                     return
-                if not self._sent_text.is_all_of(_text_of(whole)):
+                text = _text_of(whole)
+                if len(text) != self._sent_text.length or not self._sent_text.begins(text):
                     yield {"error": _REPLACED}
                     return
                 yield self._chunk({}, finish_reason=_finish_reason(whole))
