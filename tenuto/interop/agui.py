@@ -416,7 +416,7 @@ class AGUIStream(EventStream):
         self._events: list[tuple[str, Json]] = []
         self._parts: dict[Part, _Begun] = {}
         self._values: dict[Part, Json] = {}  # last values of other parts
-        self._growing: Part | None = None  # the open part at the end of the walk
+        self._growing: tuple[Part, str, str, str] | None = None  # the open part at the end of the walk, and its event
         self._calls = self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._token = secrets.token_hex(4)
@@ -429,8 +429,9 @@ class AGUIStream(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""
-        if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._growing:
-            return [self._appended(*found)]
+        growing = self._growing
+        if growing is not None and (found := self._turn.sole_text(deltas)) is not None and found[0] is growing[0]:
+            return [self._appended(found[1], *growing)]
         is_first = not self._at.units
         if is_first:
             self._advance(1)
@@ -460,19 +461,19 @@ class AGUIStream(EventStream):
         if not self.is_over and (self._turn.is_over or self._end or self._turn.is_gone(self._turn.replaced())):
             self._finish()
         events, self._events = self._events, []
-        last = next(self._turn.walk(), None)
-        is_growing = last is not None and last in self._parts and self._parts[last].is_open
-        self._growing = last if is_growing and not self.is_over and self._at.units >= self._after.units else None
+        last, self._growing = next(self._turn.walk(), None), None
+        sent = self._parts.get(last) if last is not None else None
+        if last and sent and sent.is_open and not self.is_over and self._at.units >= self._after.units:
+            self._growing = last, sent.id, _EVENTS[last.value["type"]][1], _id_field(last)
         return events
 
-    def _appended(self, part: Part, text: str) -> tuple[str, Json]:
+    def _appended(self, text: str, part: Part, id: str, type: str, id_field: str) -> tuple[str, Json]:
         """Return the event for text at the end of the part where the walk is. Hot path: `receive` without the rest."""
         part.sent.add(text)
         at = self._at
         at = TurnPosition(at.question, at.units + len(text), at.results, crc32(text.encode(), at.sum))
         self._at = self._last = at
-        _, content, _, name = _EVENTS[part.value["type"]]
-        return at.text(), {"type": content, name: self._parts[part].id, "delta": text}
+        return at.text(), {"type": type, id_field: id, "delta": text}
 
     # -- the walk over the parts ---------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ class SentText:
         return len(text) >= self.length and crc32(text[: self.length].encode()) == self._sum
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Part:
     """A part of an answer. Its text is that of a text or a reasoning, or the input of a tool."""
 
@@ -113,7 +113,7 @@ class Part:
             self.kept = self.kept if self.kept is None else [text]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Answer:
     """One answer of the turn."""
 

@@ -71,7 +71,8 @@ class TurnEvents(EventStream):
         self._own_tools = own_tools(question)
         self._turn.place = of.start
         self._events: list[Json] = []
-        self._item: Json | None = None  # the item that is open, without its content
+        self._part: Part | None = None  # the part whose item is open
+        self._item = Json()  # this item, without its content
         self._kind = ""
         self._begins = 0  # number of the event that opened the item
         self._items = 0  # number of items before the next one
@@ -83,6 +84,11 @@ class TurnEvents(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
+        if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._part:  # hot path: more text
+            found[0].new.append(found[1])
+            self._grow(found[0])
+            events, self._events = self._events, []
+            return events
         if not self.position:
             for name in ("created", "in_progress"):
                 begun = response(
@@ -153,7 +159,7 @@ class TurnEvents(EventStream):
             kind = kind_of(part.value, self._own_tools)
             if not kind:
                 continue
-            if self._item is None:
+            if self._part is None:
                 if self._items and is_steered:
                     self.rest = self._of.at(part.place)
                     return
@@ -180,14 +186,13 @@ class TurnEvents(EventStream):
         item = item_of(kind, part, self._of.at(part.place), state="empty")
         if "arguments" in item:
             item["arguments"] = ""
-        self._item, self._kind, self._begins = item, kind, self.position
+        self._part, self._item, self._kind, self._begins = part, item, kind, self.position
         self._put("response.output_item.added", output_index=self._items, item=item)
         if kind in _TEXTS:
             _, content, place, _, made = _TEXTS[kind]
             self._put(f"response.{content}.added", **self._where(), **place, part=made(""))
 
     def _where(self) -> Json:
-        assert self._item is not None
         return {"item_id": self._item["id"], "output_index": self._items}
 
     def _grow(self, part: Part) -> None:
@@ -222,7 +227,7 @@ class TurnEvents(EventStream):
         state = state if state != "in_progress" else "completed"
         item = item_of(self._kind, part, self._of.at(part.place), state=state)
         self._put("response.output_item.done", output_index=self._items, item=item)
-        self._item = None
+        self._part = None
         self._items += not self._is_muted
         self._is_muted = False
 
