@@ -491,7 +491,8 @@ class AGUIStream(EventStream):
                 continue
             sent = self._parts.get(part) or self._begin(part, is_muted=is_muted)
             self._grow(part, sent)
-            if not self._has_ended(part) or self._end is not None:
+            is_whole = part.value.get("state") == "called" or has_result(part.value)
+            if not self._turn.has_ended(part, is_whole=is_whole) or self._end is not None:
                 return
             for type in _EVENTS[part.value["type"]][2]:
                 self._advance(1)
@@ -499,16 +500,6 @@ class AGUIStream(EventStream):
                     self._put(type, **{_id_field(part): sent.id})
             if self._at.units >= self._after.units:  # else after the walk, so that the position does not fall
                 self._result(part)
-
-    def _has_ended(self, part: Part) -> bool:
-        """Return whether a part gets no more text, so that the next one may be sent."""
-        if self._turn.is_past(part):
-            return True
-        later = self._turn.later(part)
-        if part.value["type"] != "tool":
-            return bool(later)
-        is_whole = part.value.get("state") == "called" or has_result(part.value)
-        return is_whole or any(one.value["type"] != "tool" for one in later)
 
     def _begin(self, part: Part, *, is_muted: bool) -> _Begun:
         value, answer, call = part.value, part.answer.id, -1

@@ -219,7 +219,9 @@ class AISDK(ChatRoutes):
         turns = await access.open_turns(channel)
         if not turns and (last is not None or not self._release.strict):
             turns = [one for one in (await access.conversation(channel, limit=LATEST_TURN))[-1:] if one.answers]
-            turns = [one for one in turns if _age_s(one) < JUST_ENDED_S and not self._asks_page(one)]
+            since = (time.time() - JUST_ENDED_S) * 1_000  # of the last change of an answer
+            turns = [one for one in turns if max(answer.updated_at for answer in one.answers) > since]
+            turns = [one for one in turns if not self._asks_page(one)]
             turns = [one for one in turns if last not in _ids_of(one)]
         for turn in reversed(turns):
             if turn.message is not None:
@@ -259,11 +261,6 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
             break
         before = page.messages[-1].created
     yield known
-
-
-def _age_s(turn: TurnStatus) -> float:
-    """Return the seconds since the last change of the turn's answers."""
-    return time.time() - max(one.updated_at for one in turn.answers) / 1_000
 
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:
@@ -442,7 +439,9 @@ class UIStream(EventStream):
         if self._end is not None or self._turn.is_over:
             self._finish()
         elif any(one.question for one in self._tools.values()):
-            self._release_calls()
+            for tool in self._calls_of_step():  # the page sends no reply before it has the outputs of these, too
+                if tool.held is not None:
+                    self._make_available(tool, tool.held)
             if not self._has_running_call():
                 self._end_with_question()
         chunks, self._chunks = self._chunks, []
@@ -584,12 +583,6 @@ class UIStream(EventStream):
         if not (is_silent and is_json):
             chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
-
-    def _release_calls(self) -> None:
-        """Ask the page to run the calls beside an open question: it sends no reply before it has their outputs."""
-        for tool in self._calls_of_step():
-            if tool.held is not None:
-                self._make_available(tool, tool.held)
 
     def _executed(self, tool: PageCall, *, is_output: bool = False) -> Json:
         is_here = tool.name not in self._release.browser_tools

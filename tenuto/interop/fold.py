@@ -216,13 +216,19 @@ class TurnFold:
             else:
                 return
 
-    def is_past(self, part: Part) -> bool:
-        """Return whether the turn is over, or has gone on to another answer, so that no part of this one grows."""
-        return self.is_over or part.place[0] + 1 < len(self.answers)
-
     def later(self, part: Part) -> list[Part]:
         """Return the parts of the same answer after `part`."""
         return part.answer.parts[part.place[1] + 1 :]
+
+    def has_ended(self, part: Part, *, is_whole: bool) -> bool:
+        """Return whether a part gets no more text, so that a walk goes on to the next one.
+
+        A call ends when it `is_whole`, or another part than a call follows; other parts end when any part follows.
+        """
+        if self.is_over or part.place[0] + 1 < len(self.answers):
+            return True
+        is_call, later = part.value["type"] == "tool", self.later(part)
+        return (is_call and is_whole) or any(not is_call or one.value["type"] != "tool" for one in later)
 
     def sole_text(self, deltas: Sequence[TurnDelta]) -> tuple[Part, str] | None:
         """Return the part and its text if `deltas` are nothing but more text. Hot path: nearly all deltas are.

@@ -171,16 +171,12 @@ class TurnEvents(EventStream):
             self._close(part)
 
     def _has_ended(self, part: Part) -> bool:
-        """Return whether a part gets no more text, so that the next one may be sent."""
-        if self._turn.is_past(part):
-            return True
-        value, later = part.value, self._turn.later(part)
-        if value["type"] != "tool":
-            return bool(later)
-        if value["name"] in self._own_tools:
-            return bool(later) or value.get("state") not in (None, "input")
+        value = part.value
         # the stream shows calls that run at the same time one after the other, each with its result
-        return has_result(value) or any(one.value["type"] != "tool" for one in later)
+        is_whole = value["type"] == "tool" and has_result(value)
+        if value["type"] == "tool" and value["name"] in self._own_tools:
+            is_whole = bool(self._turn.later(part)) or value.get("state") not in (None, "input")
+        return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
         item = item_of(kind, part, self._of.at(part.place), state="empty")
