@@ -84,6 +84,7 @@ class TurnEvents(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
+        is_steered = self._is_steered()
         if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._part:  # hot path: more text
             found[0].new.append(found[1])
             self._grow(found[0])
@@ -95,7 +96,6 @@ class TurnEvents(EventStream):
                     self._question, self._of, status="in_progress", output=[], answers=self._turn.answers, error=None
                 )
                 self._put(f"response.{name}", response=begun)
-        is_steered = self._is_steered()
         for delta in deltas:
             self._turn.receive(delta)
         if not self.is_over:
@@ -144,7 +144,10 @@ class TurnEvents(EventStream):
         return _failed(reason or ended)
 
     def _is_steered(self) -> bool:
-        """Return whether the agent has taken in further input, so that the rest of the turn is another response."""
+        """Return whether the agent has taken in further input, so that the rest of the turn is another response.
+
+        It is asked for each batch of deltas, also for text alone, because a turn that is over no longer tells it.
+        """
         return False
 
     # -- the events ----------------------------------------------------------------------------------------------
