@@ -257,10 +257,10 @@ class OpenAI:
         return min([max(places) if not given.approvals else min(places), *left])
 
     async def _retrieve(self, request: Request) -> Response:
-        stream = request.query_params.get("stream", "false").lower()
-        if stream not in ("true", "1", "false", "0"):
+        stream = request.query_params.get("stream", "false")
+        if stream.lower() not in ("true", "1", "false", "0"):
             raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
-        if stream in ("false", "0"):
+        if stream.lower() in ("false", "0"):
             _, of, turn = await self._response_in(request, "history")
             return json_response(events_of(turn, of).response())
         access, of, turn = await self._response_in(request, "subscribe", "history")
