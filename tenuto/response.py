@@ -52,7 +52,7 @@ logger = logging.getLogger("tenuto.agents")
 
 Style = Literal["events", "data", "ai-sdk"] | Callable[[str], str | bytes]
 # For a style in the format of another client: the class of the format. It is in a layer above, and so named here only.
-FORMATS = {"ai-sdk": ("tenuto.interop.ai_sdk_stream", "UIStream")}
+FORMATS = {"ai-sdk": ("tenuto.interop.ai_sdk", "UIStream")}
 VIEWERS_POLL_S = 1.0  # interval of the check whether an answer that ends without viewers has any
 BEGINNING_S = 10.0  # longest time between a question and the beginning of its answer, for a page that looks for it
 PAGE = 10  # messages of one read that looks for the newest answer

@@ -226,5 +226,7 @@ def test_adapters_use_public_names_only() -> None:
     for path, nodes in trees.items():
         named = [one for one in nodes if isinstance(one, ast.ImportFrom) and one.module == "tenuto.routes"]
         assert {alias.name for one in named for alias in one.names} <= set(routes.__all__), path
-        private = [one for one in nodes if isinstance(one, ast.Attribute) and re.match("_(?!replace$)", one.attr)]
+        private = [
+            one for one in nodes if isinstance(one, ast.Attribute) and re.match("_(?!replace$|_init__$)", one.attr)
+        ]
         assert all(isinstance(one.value, ast.Name) and one.value.id == "self" for one in private), path

@@ -1,22 +1,33 @@
-"""The routes of the AI SDK (npm `ai`): `useChat` and `Chat` work on a hub unmodified.
+"""The routes, the stream and the messages of the AI SDK (npm `ai`): `useChat` and `Chat` work on a hub unmodified.
 
 Layer: interop.
 
 `AISDK(hub, channel="chat:{id}").install(app, "/api/chat")` adds five routes to an app. The history that a page sends is
 ignored: a request adds its last message, or answers the questions of the agent, and the store has all earlier messages.
+
+One turn is one assistant message of the page, with all answers of the turn. Clients refuse unknown data: a chunk type
+or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool comes a step
+boundary, because pages that continue by themselves look at the last step only. For the same reason a call that the page
+may be asked about stays in the last step, and pages look for the input of a call only there. `docs/interop.md` has the
+mapping.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from tenuto import Hub, Message
@@ -28,11 +39,36 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
-from tenuto.interop.ai_sdk_parts import Release, is_tool, silent_id, ui_messages
-from tenuto.interop.ai_sdk_stream import UIStream
-from tenuto.interop.bodies import body_of, file_part, hashed, stored_id
-from tenuto.interop.fold import Json, has_result
-from tenuto.routes import Access, TurnStatus, guarded, options_in, versions_of
+from tenuto.interop.adapter import ChatRoutes, body_of, file_part, hashed, json_response, stored_id, value_of
+from tenuto.interop.fold import (
+    DELETED,
+    REPLACED,
+    End,
+    EventStream,
+    Json,
+    Part,
+    TurnFold,
+    call_of,
+    deltas_of_answers,
+    has_result,
+    question_value,
+    shown_answers,
+    text_of,
+)
+from tenuto.routes import (
+    Access,
+    InAnswer,
+    MessageOpened,
+    QuestionAsked,
+    QuestionReplied,
+    TextAdded,
+    TurnChanged,
+    TurnDelta,
+    TurnStatus,
+    guarded,
+    options_in,
+    versions_of,
+)
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
@@ -41,7 +77,7 @@ SHORTER = "send the last message alone: let prepareSendMessagesRequest return id
 NEWEST = 50  # newest messages of a channel among which the parent of a new one is looked for
 
 
-class AISDK:
+class AISDK(ChatRoutes):
     """The routes of one chat of the AI SDK: `AISDK(hub, channel="chat:{id}").install(app, "/api/chat")`.
 
     `{id}` in `channel` is the id of the page's chat. `version` is the major release of `ai` in the page; 6 serves
@@ -60,10 +96,7 @@ class AISDK:
     ) -> None:
         if version not in (5, 6, 7):
             raise LocalError(f"version must be 5, 6 or 7, the major release of the package ai, got {version!r}")
-        if "{id}" not in channel:
-            raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
-        self._hub = hub
-        self._channel = channel
+        super().__init__(hub, channel, chat="chat", field="id")
         self._release = Release(version, strict, frozenset(browser_tools))
 
     def install(self, app: Any, path: str) -> None:
@@ -153,11 +186,7 @@ class AISDK:
                 f"message {last['id'][:64]!r} is not an answer in channel {channel!r}; load the messages again"
             )
         open_ids = {one.id for one in turn.questions}
-        calls = {
-            one.data["call"]: one.id
-            for one in turn.questions
-            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
-        }
+        calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
         replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
         for part in filter(is_tool, last["parts"]):
             state, approval = part.get("state"), part.get("approval")
@@ -186,12 +215,13 @@ class AISDK:
         names its last message in the parameter `last`.
         """
         last = request.query_params.get("last")
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["subscribe", "history"])
+        access, channel = await self._enter(request, request.path_params["id"], "subscribe", "history")
         turns = await access.open_turns(channel)
         if not turns and (last is not None or not self._release.strict):
             turns = [one for one in (await access.conversation(channel, limit=LATEST_TURN))[-1:] if one.answers]
-            turns = [one for one in turns if _age_s(one) < JUST_ENDED_S and not self._asks_page(one)]
+            since = (time.time() - JUST_ENDED_S) * 1_000  # of the last change of an answer
+            turns = [one for one in turns if max(answer.updated_at for answer in one.answers) > since]
+            turns = [one for one in turns if not self._asks_page(one)]
             turns = [one for one in turns if last not in _ids_of(one)]
         for turn in reversed(turns):
             if turn.message is not None:
@@ -204,10 +234,8 @@ class AISDK:
         return any(one["name"] in self._release.browser_tools and not has_result(one) for one in parts)
 
     async def _messages(self, request: Request) -> Response:
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["history"])
-        messages = ui_messages(await access.conversation(channel), self._release)
-        return JSONResponse(messages, headers={"cache-control": "no-store"})
+        access, channel = await self._enter(request, request.path_params["id"], "history")
+        return json_response(ui_messages(await access.conversation(channel), self._release))
 
     async def _list(self, request: Request) -> Response:
         """Return the chats that the caller may read, newest first."""
@@ -218,19 +246,7 @@ class AISDK:
             for one in await access.conversations(before)
             if self._channel_of(id := one.channel.removeprefix(before).removesuffix(after) or "-") == one.channel
         ]
-        return JSONResponse(chats, headers={"cache-control": "no-store"})
-
-    async def _stop(self, request: Request) -> Response:
-        """Cancel the running turns, for all tabs. Closing a connection cancels nothing."""
-        channel = self._channel_of(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, channel, ["history", "command"])
-        await access.cancel_turns(channel)
-        return Response(status_code=204)
-
-    def _channel_of(self, chat: object) -> str:
-        if not isinstance(chat, str) or not chat:
-            raise InvalidRequest("the body needs the field id, the id of the chat as text")
-        return self._channel.replace("{id}", chat)
+        return json_response(chats)
 
 
 async def _versions(access: Access, channel: str, known: Message) -> AsyncIterator[Message]:
@@ -245,11 +261,6 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
             break
         before = page.messages[-1].created
     yield known
-
-
-def _age_s(turn: TurnStatus) -> float:
-    """Return the seconds since the last change of the turn's answers."""
-    return time.time() - max(one.updated_at for one in turn.answers) / 1_000
 
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:
@@ -314,3 +325,557 @@ def _ids_of(turn: TurnStatus) -> set[str]:
     """Return the ids that the assistant message of a turn may have on a page."""
     ids = {one.id for one in turn.answers}
     return ids | {silent_id(turn.message.id)} if turn.message is not None else ids
+
+
+# -- the stream, and what a page makes of it --------------------------------------------------------------------------
+
+_encode = msgspec.json.Encoder().encode
+FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
+STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
+# When the next part needs a new step: after a result of the server, unless it joins the step; always.
+IN_STEP, ALWAYS = "result", "always"
+LATE = "the question has expired or was answered; the reply had no effect"
+SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the next viewer
+_REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
+_STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
+_STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
+NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
+COMPARED_CHARS = 4 * 1024 * 1024  # code points that are compared in all texts of a page: at most 20 ms
+HEAD_CHARS = 256  # code points of a piece that are compared first; a comparison costs at least as much as these
+
+
+@dataclass
+class PageCall:
+    """A call of a tool as a page knows it from a stream."""
+
+    call: str
+    name: str
+    stage: int = 0
+    step: int = 0  # the step of the page that has the call
+    has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
+    is_approved: bool = False  # the page has the reply to an approval from this stream
+    question: str = ""  # id of the open question about it: the next request of the page has the reply
+    held: str | None = None  # input of a call of the page's, which runs it only when a question about it is open
+
+
+@dataclass(frozen=True)
+class Release:
+    """The release of `ai` in the page, and the tools that the page runs."""
+
+    version: int = 6  # pages of 7 take all chunks of 6, and those of 6 refuse a chunk of 7
+    strict: bool = False
+    browser_tools: frozenset[str] = frozenset()
+
+
+DEFAULT = Release()
+
+
+class UIStream(EventStream):
+    """The UI message stream of one turn.
+
+    With `page`, the page's own message, it has only the parts that are missing there. With `is_late` the page's replies
+    had no effect; the stream then ends with an error, unless the page gets another outcome of each call.
+    """
+
+    def __init__(
+        self, message_id: str, release: Release = DEFAULT, page: Json | None = None, *, is_late: bool = False
+    ) -> None:
+        super().__init__()
+        self.headers["x-vercel-ai-ui-message-stream"] = "v1"
+        self._release = release
+        self._message_id = message_id
+        self._page = PageParts(page, is_late=is_late)
+        self._chunks: list[Json] = []
+        self._hidden: set[str] | None = None  # attempts that were replaced when the stream began
+        self._begun_id = ""  # id of the page's message after its beginning
+        self._step = 0
+        self._step_due = ""  # why the next part needs a new step, or ""
+        self._is_step_empty = True
+        self._is_silent = True  # the page got no more than the beginning
+        self._open: dict[Part, tuple[str, str]] = {}  # kinds and ids of the texts that the page waits for
+        self._values: dict[Part, Json | None] = {}  # the last value of each other part
+        self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
+        self._tools: dict[Part, PageCall] = {}
+        self._shown_questions: set[str] = set()  # ids of the questions that are sent as `data-question`
+        self._end: End | None = None  # the stream ends at once, whatever the turn does
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the chunks for `deltas` (`TurnFormat.frame`)."""
+        if (found := self._turn.sole_text(deltas)) is not None and (opened := self._open.get(found[0])) is not None:
+            part, text = found
+            part.sent.add(text)
+            return _shared_frame(*opened, text) if len(text) <= SHARED_CHARS else _frame(*opened, text)
+        body = b"".join([b"data: %b\n\n" % _encode(one) for one in self.receive(deltas)])
+        return body + b"data: [DONE]\n\n" if self.is_over else body
+
+    def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
+        """Return the chunks for `deltas`."""
+        is_first = self._hidden is None  # the deltas are the turn as it is, whose calls may have their replies already
+        if self._hidden is None:
+            self._hidden = TurnFold(deltas).replaced()
+        if self._page.id is not None:
+            self._begin(self._page.id)
+        for delta in deltas:
+            changed = self._turn.receive(delta)
+            match delta:
+                case InAnswer(message_id, MessageOpened()):
+                    self._step_due = ALWAYS if self._begun_id else self._step_due
+                    self._begin(message_id)
+                case InAnswer(message_id, inner) if message_id not in self._hidden:
+                    for part in changed:
+                        self._change(part, is_first=is_first, is_text=type(inner) is TextAdded)
+                case QuestionAsked(command):
+                    self._ask(command.id)
+                case QuestionReplied():
+                    self._reply(delta)
+            if self._end is not None:
+                break
+        if self._turn.is_gone(self._hidden):
+            self._end = DELETED
+        if is_first and self._page.has_other_text():
+            self._end, self._step_due = REPLACED, ALWAYS if self._replied() else ""
+            self._open.clear()
+            del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
+        if self._end is not None or self._turn.is_over:
+            self._finish()
+        elif any(one.question for one in self._tools.values()):
+            for tool in self._calls_of_step():  # the page sends no reply before it has the outputs of these, too
+                if tool.held is not None:
+                    self._make_available(tool, tool.held)
+            if not self._has_running_call():
+                self._end_with_question()
+        chunks, self._chunks = self._chunks, []
+        return chunks
+
+    def _put(self, **chunk: Any) -> None:
+        self._is_silent = self._is_silent and chunk["type"] == "start"
+        self._chunks.append(chunk)
+
+    def _begin(self, message_id: str) -> None:
+        if not self._begun_id:
+            self._begun_id, meta = message_id, self._turn.meta()
+            self._put(type="start", messageId=message_id, **({"messageMetadata": meta} if meta else {}))
+            if self._page.id is None:
+                self._put(type="start-step")
+            else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
+                self._step_due, self._is_step_empty = ALWAYS, False
+
+    def _content(self, tool: PageCall | None = None) -> None:
+        """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
+        stages = {one.stage for one in self._calls_of_step() if one is not tool}
+        is_joined = self._step_due == IN_STEP and (
+            AVAILABLE in stages or (tool is not None and tool.name not in self._release.browser_tools)
+        )
+        if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
+            self._begin_step()
+        elif self._is_step_empty:
+            self._step_due = ""
+        self._is_step_empty = False
+
+    def _calls_of_step(self) -> list[PageCall]:
+        """Return the calls of the last step that may get more input or a result."""
+        return [
+            tool for part, tool in self._tools.items() if tool.step == self._step and part.answer.status == "streaming"
+        ]
+
+    def _begin_step(self) -> None:
+        self._close()
+        self._put(type="finish-step")
+        self._put(type="start-step")
+        self._step, self._step_due = self._step + 1, ""
+
+    def _close(self) -> None:
+        for kind, id in self._open.values():
+            self._ended.add(id)
+            self._put(type=f"{kind}-end", id=id)
+        self._open.clear()
+
+    def _change(self, part: Part, *, is_first: bool, is_text: bool) -> None:
+        """Send what has changed in a part: text alone (`is_text`), or its value."""
+        match part.value["type"]:
+            case "text" | "reasoning" if part.is_replaced:
+                self._end = REPLACED
+            case "text" | "reasoning" as kind:
+                self._grow(part, kind)
+            case "tool" if is_text:
+                self._grow_input(part, self._tools[part])
+            case "tool":
+                self._tool(part, is_first=is_first)
+            case _:
+                chunk = ui_part(part.name, part.value)
+                if chunk is not None and self._values.get(part) != chunk and not self._page.has(chunk):
+                    if not chunk["type"].startswith("data-") or part not in self._values:
+                        self._content()
+                    self._put(**chunk)
+                self._values[part] = chunk
+
+    def _grow(self, part: Part, kind: str) -> None:
+        has = 0 if part.sent.length else self._page.length_of(kind, part.text())
+        text = part.take()[has:]
+        if not text:
+            return
+        if part not in self._open:
+            self._content()
+            id = part.name
+            while id in self._ended:
+                id += ".more"
+            self._open[part] = kind, id
+            self._put(type=f"{kind}-start", id=id)
+        self._put(type=f"{kind}-delta", id=self._open[part][1], delta=text)
+
+    def _grow_input(self, part: Part, tool: PageCall) -> None:
+        text = part.take()
+        if text and tool.stage == STARTED and tool.has_deltas:
+            self._put(type="tool-input-delta", toolCallId=tool.call, inputTextDelta=text)
+
+    def _tool(self, part: Part, *, is_first: bool) -> None:
+        value, tool = part.value, self._tools.get(part)
+        text, state = text_of(value), value.get("state")
+        if tool is None:
+            stage = _STAGES.get(self._page.tools.get(value["call"], ""), 0)
+            tool = self._tools[part] = PageCall(value["call"], value["name"], stage, has_deltas=not stage)
+            if stage:
+                part.take()
+        is_new = tool.stage == 0
+        if is_new:
+            self._content(tool)
+            tool.stage, tool.step = STARTED, self._step
+            self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
+        self._grow_input(part, tool)
+        is_over = has_result(value)
+        if state == "called" or is_over:
+            is_own = tool.name in self._release.browser_tools
+            if not is_over and (tool.held is not None or (is_first and is_own)):
+                tool.held = text
+            else:
+                # without this chunk the page does not run a finished call again
+                self._make_available(tool, text, is_silent=is_over and (is_new or tool.held is not None))
+            self._approve(tool, value)
+        if is_over and tool.stage < OVER:
+            tool.stage = OVER
+            is_certain = involves_page(value, self._release) or self._step_due == ALWAYS
+            self._step_due = ALWAYS if is_certain else IN_STEP
+            self._is_step_empty = self._is_step_empty and not is_new
+            self._put(
+                **result_of(value, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
+            )
+
+    def _approve(self, tool: PageCall, part: Json) -> None:
+        """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
+        approval = approval_of(part, self._release)
+        if approval is None or tool.stage == OVER or self._page.has_approval(tool.call, approval):
+            return
+        knows_replies = self._release.version >= 7 and not self._release.strict
+        if (knows_replies or part.get("state") == "denied") and not tool.is_approved:
+            tool.is_approved = True
+            if tool.call not in self._page.approvals:
+                self._put(type="tool-approval-request", approvalId=approval["id"], toolCallId=tool.call)
+            if knows_replies:
+                reply = {name: value for name, value in approval.items() if name != "id"}
+                self._put(type="tool-approval-response", approvalId=approval["id"], **reply)
+                self._step_due, self._is_step_empty = ALWAYS, False
+
+    def _make_available(self, tool: PageCall, text: str, *, is_silent: bool = False) -> None:
+        if tool.stage != STARTED:
+            return
+        tool.stage, tool.held = AVAILABLE, None
+        value, is_json = parsed(text)
+        if not (is_silent and is_json):
+            chunk = {"toolCallId": tool.call, "toolName": tool.name, "input": value}
+            self._put(type="tool-input-available", **chunk, **self._executed(tool))
+
+    def _executed(self, tool: PageCall, *, is_output: bool = False) -> Json:
+        is_here = tool.name not in self._release.browser_tools
+        return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
+
+    def _ask(self, id: str) -> None:
+        question = self._turn.questions[id].command
+        call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
+        tool = next((one for one in self._tools.values() if one.call == call), None)
+        if tool is None or not (is_approval or tool.name in self._release.browser_tools):
+            self._shown_questions.add(id)
+            self._begin(silent_id(self._message_id))
+            self._content()
+            self._put(type="data-question", id=id, data=question_value(self._turn.questions[id]))
+            return
+        tool.question = id
+        self._make_available(tool, tool.held or "")
+        if is_approval and self._page.tools.get(tool.call) != "approval-requested":
+            self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
+
+    def _reply(self, reply: QuestionReplied) -> None:
+        for tool in self._tools.values():
+            tool.question = "" if tool.question == reply.id else tool.question
+        if reply.id in self._shown_questions:
+            self._put(type="data-question", id=reply.id, data=question_value(self._turn.questions[reply.id], reply))
+
+    def _has_running_call(self) -> bool:
+        """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
+        return any(
+            one.stage == STARTED
+            or (
+                one.stage == AVAILABLE
+                and one.name not in self._release.browser_tools
+                and not one.is_approved
+                and self._page.tools.get(one.call) not in _REPLIED
+            )
+            for one in self._calls_of_step()
+            if not one.question
+        )
+
+    def _end_with_question(self) -> None:
+        """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
+        if self._page.is_late and self._is_silent and self._replied():
+            self._put(type="error", errorText=LATE)
+        else:
+            self._close()
+            self._put(type="finish-step")
+            self._put(type="finish", **self._reason("tool-calls"))
+        self.is_over = True
+
+    def _replied(self) -> list[Part]:
+        """Return the calls to which the page has replied."""
+        return [part for part, tool in self._tools.items() if self._page.tools.get(tool.call) in _REPLIED]
+
+    def _reason(self, reason: str) -> Json:
+        return {} if self._release.strict and self._release.version < 6 else {"finishReason": reason}
+
+    def _finish(self) -> None:
+        self._begin(silent_id(self._message_id))
+        self._close()
+        if self._step_due and not self._is_step_empty:
+            self._begin_step()
+            self._put(type="start", messageId=self._begun_id)  # a page stores an empty step only with a later chunk
+        hidden, meta = self._hidden or (), self._turn.meta()
+        status, reason = self._end or self._turn.end(hidden)
+        is_clean = status in ("complete", "cancelled")
+        if self._page.is_late and is_clean and not all(self._page.is_outcome(part.value) for part in self._replied()):
+            status, reason = "late", LATE
+        if status in ("complete", "cancelled"):
+            self._put(type="finish-step")
+        if status == "complete":
+            finish: Json = {"messageMetadata": meta} if meta else {}
+            if self._turn.left(hidden):
+                known = meta.get("finish_reason", "stop")  # of any JSON type
+                finish |= self._reason(FINISH_REASONS.get(known, "other") if isinstance(known, str) else "other")
+            self._put(type="finish", **finish)
+        elif status == "cancelled":
+            self._put(type="abort")
+        else:
+            self._put(
+                type="error",
+                errorText=reason or ("no agent serves this chat" if self._turn.state == "none" else status),
+            )
+        self.is_over = True
+
+
+def _frame(kind: str, id: str, text: str) -> bytes:
+    return b"data: %b\n\n" % _encode({"type": f"{kind}-delta", "id": id, "delta": text})
+
+
+_shared_frame = lru_cache(maxsize=1)(_frame)  # the viewers of a turn get the same text in a row: it is encoded once
+
+
+class PageParts:
+    """The parts of the message that a page has and continues; none without `page`.
+
+    `is_late`: the page's replies had no effect.
+    """
+
+    def __init__(self, page: Json | None, *, is_late: bool = False) -> None:
+        self.is_late = is_late
+        parts = page["parts"] if page is not None else []
+        self.id: str | None = page["id"] if page is not None else None
+        calls = {one["toolCallId"]: one for one in parts if is_tool(one)}
+        self.tools = {id: one["state"] for id, one in calls.items()}  # states by the ids of the calls
+        self.approvals = {id: one["approval"] for id, one in calls.items() if isinstance(one.get("approval"), dict)}
+        self._texts = {
+            kind: deque(one["text"] for one in parts if one["type"] == kind and one["text"])
+            for kind in ("text", "reasoning")
+        }
+        self._compared = 0  # code points, of `COMPARED_CHARS`
+        self._data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
+        self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
+
+    def length_of(self, kind: str, text: str) -> int:
+        """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call.
+
+        Later pieces may be behind pieces of other texts. After `COMPARED_CHARS` no piece is found.
+        """
+        sent, known = 0, self._texts[kind]
+        while sent < len(text):
+            found = next((at for at, one in enumerate(islice(known, NEXT_PIECES)) if self._has(text, sent, one)), None)
+            if found is None:
+                break
+            sent += len(known[found])
+            del known[found]
+        return sent
+
+    def _has(self, text: str, at: int, piece: str) -> bool:
+        """Return whether `text` has `piece` at `at`; False when the comparisons of this page are used up."""
+        self._compared += HEAD_CHARS
+        if self._compared > COMPARED_CHARS or not text.startswith(piece[:HEAD_CHARS], at):
+            return False
+        self._compared += len(piece)
+        return self._compared <= COMPARED_CHARS and text.startswith(piece, at)
+
+    def has_other_text(self) -> bool:
+        """Return whether the page has a text that none of the stored texts has had (`length_of`)."""
+        return any(self._texts.values())
+
+    def has_approval(self, call: str, approval: Json) -> bool:
+        """Return whether the page has this reply to the approval of a call."""
+        shown = self.approvals.get(call, {})
+        return all(shown.get(key) == approval[key] for key in ("id", "approved"))
+
+    def is_outcome(self, part: Json) -> bool:
+        """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
+        if has_result(part):
+            return True
+        approval = approval_of(part, DEFAULT)
+        return approval is not None and self.has_approval(part["call"], approval)
+
+    def has(self, chunk: Json) -> bool:
+        """Return whether the page has the part of `chunk`, with this value."""
+        if chunk["type"].startswith("data-"):
+            return bool(self._data.get(chunk["id"], ...) == chunk["data"])
+        return (chunk.get("sourceId") or chunk.get("url")) in self._others
+
+
+def is_tool(part: Json) -> bool:
+    """Return whether a part of a page's message is a call of a tool."""
+    return str(part["type"]).startswith("tool-") and isinstance(part.get("toolCallId"), str)
+
+
+def approval_of(part: Json, release: Release) -> Json | None:
+    """Return the reply to the approval of a stored call, if it has one that the release shows."""
+    if release.version < 6:
+        return None
+    stored = part.get("approval")
+    if isinstance(stored, dict) and isinstance(stored.get("id"), str) and isinstance(stored.get("approved"), bool):
+        reason = {"reason": stored["reason"]} if isinstance(stored.get("reason"), str) else {}
+        return {"id": stored["id"], "approved": stored["approved"], **reason}
+    return {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
+
+
+def involves_page(part: Json, release: Release) -> bool:
+    """Return whether a page runs the stored call, or has approved or denied it."""
+    return part["name"] in release.browser_tools or approval_of(part, release) is not None
+
+
+def parsed(text: str) -> tuple[Any, bool]:
+    """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself.
+
+    Input that no response can carry, such as half a surrogate pair, is no JSON either.
+    """
+    try:
+        return value_of(text), True
+    except ValueError:
+        return text or {}, not text
+
+
+def result_of(part: Json, release: Release) -> Json:
+    """Return the chunk with the result of a call."""
+    known = {"toolCallId": part["call"]}
+    if part.get("state") == "denied":
+        if release.version < 6:
+            return {"type": "tool-output-error", **known, "errorText": "denied"}
+        return {"type": "tool-output-denied", **known}
+    output = part.get("output")
+    if part.get("state") == "error":
+        text = output if isinstance(output, str) else json.dumps(output)
+        return {"type": "tool-output-error", **known, "errorText": text}
+    return {"type": "tool-output-available", **known, "output": output}
+
+
+def ui_part(id: str, part: Json) -> Json | None:
+    """Return a source, file or data part, which is the same as a chunk and in a message; None for other parts."""
+    match part:
+        case {"type": "data", "name": str(name)}:
+            return {"type": f"data-{name}", "id": id, "data": part.get("data")}
+        case {"type": "file", "url": str(url)}:
+            media_type = part.get("mediaType") or part.get("media_type") or "application/octet-stream"
+            return {"type": "file", "url": url, "mediaType": media_type}
+        case {"type": "source", "url": str(url)}:
+            title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
+            return {"type": "source-url", "sourceId": id, "url": url, **title}
+        case {"type": "source"}:
+            name = str(part.get("title") or part.get("filename") or "source")
+            media_type = str(part.get("mediaType") or part.get("media_type") or "text/plain")
+            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": name}
+    return None
+
+
+def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
+    """Return the conversation as `UIMessage`s, without the answers of turns that wait or run."""
+    messages: list[Json] = []
+    for turn in turns:
+        if turn.message is not None:
+            question = turn.message
+            own = {name: value for name, value in question.meta.items() if name != "options"}
+            meta = {"metadata": own} if own else {}
+            messages.append(
+                {"id": question.id, "role": "user", "parts": [_question_part(one) for one in question.parts], **meta}
+            )
+        if turn.state == "over":
+            metas: Json = {}
+            for answer in turn.answers:
+                metas |= answer.meta
+            id = turn.answers[0].id if turn.message is None or turn.answers else silent_id(turn.message.id)
+            message: Json = {"id": id, "role": "assistant", "parts": _parts(turn, release)}
+            messages.append({**message, **({"metadata": metas} if metas else {})})
+    return messages
+
+
+def silent_id(question: str) -> str:
+    """Return the id of the page's message for a turn without an answer."""
+    return f"{question}.none"
+
+
+def _question_part(part: Json) -> Json:
+    match part:
+        case {"type": "data", "name": name}:
+            return {"type": f"data-{name}", "data": part.get("data")}
+        case {"type": "file"}:
+            return {"mediaType": "application/octet-stream", **part}
+    return part
+
+
+def _parts(turn: TurnStatus, release: Release) -> list[Json]:
+    """Return the parts of a turn's answers as a page builds them that follows the turn from its beginning."""
+    # the chunks of version 7 have the replies to approvals, which pages of 6 have from their users
+    stream = UIStream("", Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools))
+    stream.receive(())
+    parts: list[Json] = []
+    texts: dict[str, Json] = {}
+    calls: dict[str, Json] = {}  # also by the ids of their approvals
+    for chunk in stream.receive([*deltas_of_answers(shown_answers(turn.answers)), TurnChanged("over")]):
+        match chunk:
+            case {"type": "start-step"}:
+                parts.append({"type": "step-start"})
+            case {"type": "text-start" | "reasoning-start" as kind, "id": id}:
+                # pages keep the id of a reasoning, but for early releases
+                kept = {"id": id} if kind == "reasoning-start" and not release.strict else {}
+                texts[id] = {"type": kind.removesuffix("-start"), **kept, "text": "", "state": "done"}
+                parts.append(texts[id])
+            case {"type": "text-delta" | "reasoning-delta", "id": id, "delta": text}:
+                texts[id]["text"] += text
+            case {"type": "tool-input-start", "toolCallId": id, "toolName": name, **about}:
+                calls[id] = {"type": f"tool-{name}", "toolCallId": id, **about, "state": "input-streaming", "input": ""}
+                parts.append(calls[id])
+            case {"type": "tool-input-delta", "toolCallId": id, "inputTextDelta": text}:
+                calls[id]["input"] += text
+            case {"type": "tool-input-available", "toolCallId": id}:
+                calls[id]["state"] = "input-available"
+            case {"type": "tool-approval-request", "toolCallId": id, "approvalId": approval}:
+                calls[approval] = calls[id]
+            case {"type": "tool-approval-response", "approvalId": id, **reply}:
+                calls[id] |= {"state": "approval-responded", "approval": {"id": id, **reply}}
+            case {"type": "tool-output-available" | "tool-output-error" | "tool-output-denied", "toolCallId": id}:
+                calls[id] |= {name: chunk[name] for name in ("output", "errorText") if name in chunk}
+                calls[id]["state"] = chunk["type"].removeprefix("tool-")
+            case {"type": str(kind)} if kind.startswith(("data-", "file", "source-")):
+                parts.append(chunk)
+    for part in filter(is_tool, parts):
+        part["input"] = parsed(part["input"])[0]
+    return parts if len(parts) > 1 else []  # the page drops a step without parts

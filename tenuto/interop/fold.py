@@ -1,14 +1,14 @@
-"""One fold of a turn's deltas: its answers with their parts and texts, its open questions and its state.
+"""One fold of a turn's deltas: its answers with their parts and texts, its questions and its state.
 
 Layer: interop.
 
-A `TurnFold` has the turn as it is after the deltas that it received. Parts keep the pieces in which their text arrived,
-so that a wire format sends each piece once. `SentText` knows what a reader has of a text.
+Each adapter is a format over a `TurnFold`, which has the turn as it is after the deltas that it received. A part hands
+out its new text once (`Part.take`), and knows whether the text that was handed out has been replaced since.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
@@ -35,59 +35,18 @@ from tenuto.routes import (
     newest_branch,
 )
 
+Json = dict[str, Any]
+Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 End = tuple[str, str | None]  # status and reason
 # The text of a client is gone, and a stream can take no text back: it ends at once.
 REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
 DELETED: End = ("deleted", "the answer was deleted")
-GONE = (REPLACED, DELETED)
+_TEXT_FIELDS = {"text": "text", "reasoning": "text", "tool": "input"}
 
 
 def shown_answers(answers: Sequence[Message]) -> list[Message]:
     """Return the answers of a turn without interrupted attempts that another attempt has replaced."""
     return newest_branch(answers) if any(one.status == "interrupted" for one in answers) else list(answers)
-
-
-class ShownDeltas:
-    """Leaves out the attempts that were replaced when a stream began, except that each was opened: the page has its id.
-
-    An attempt that is replaced later stays, because the page has its text.
-    """
-
-    def __init__(self) -> None:
-        self.is_first = True  # the deltas are the turn as it is, whose calls may have their replies already
-        self._replaced: set[str] | None = None
-        self._left: set[str] = set()  # shown answers that were not deleted
-
-    def open(self, id: str) -> None:
-        """Take note of an answer."""
-        if id not in (self._replaced or ()):
-            self._left.add(id)
-
-    def delete(self, id: str, end: End | None) -> End | None:
-        """Return the end of the turn after the deletion of an answer: `end` if another answer is left."""
-        self._left.discard(id)
-        return end if self._left else DELETED
-
-    def of(self, deltas: Sequence[TurnDelta]) -> Sequence[TurnDelta]:
-        """Return the deltas that the client shows."""
-        self.is_first = self._replaced is None
-        if self._replaced is None:
-            opened = [one.delta.message for one in deltas if type(one) is InAnswer and type(one.delta) is MessageOpened]
-            self._replaced = {one.id for one in opened} - {one.id for one in shown_answers(opened)}
-        if not self._replaced:
-            return deltas
-        return [
-            one
-            for one in deltas
-            if type(one) is not InAnswer or type(one.delta) is MessageOpened or one.message_id not in self._replaced
-        ]
-
-
-def end_of(change: TurnChanged, last: End | None) -> End | None:
-    """Return the end of a turn after `change`, whose last answer ended as `last`; None if no answer has ended."""
-    if change.state == "over" and change.is_deleted:
-        return DELETED
-    return ("cancelled", None) if last is None and change.is_cancelled else last
 
 
 class SentText:
@@ -110,48 +69,51 @@ class SentText:
         """Return whether `text` begins with the text that was sent."""
         return len(text) >= self.length and crc32(text[: self.length].encode()) == self._sum
 
-    def is_all_of(self, text: str) -> bool:
-        """Return whether `text` is the text that was sent."""
-        return len(text) == self.length and self.begins(text)
 
-
-Json = dict[str, Any]
-
-
-@dataclass
+@dataclass(eq=False, slots=True)
 class Part:
-    """A part of an answer, with its text in the pieces in which it arrived."""
+    """A part of an answer. Its text is that of a text or a reasoning, or the input of a tool."""
 
-    value: Json
-    texts: list[str] = field(default_factory=list)
-    length: int = 0  # code points of `texts`
-    sent: int = 0  # number of `texts` that the walk has sent
+    answer: Answer
+    place: Place
+    value: Json  # as it was stored last; without its text once that was taken
+    new: list[str]  # the text that was not taken, in pieces
+    kept: list[str] | None  # the text that was taken; None if the fold keeps none
+    sent: SentText = field(default_factory=SentText)  # the text that was taken
+    is_replaced: bool = False  # the stored text did not begin with the text that was taken
+
+    @property
+    def name(self) -> str:
+        """Return an id of the part, the same for each reader."""
+        return f"{self.answer.id}.{self.place[1]}"
+
+    def take(self) -> str:
+        """Return the text that was not taken yet, and take it."""
+        text, self.new = "".join(self.new), []
+        self.sent.add(text)
+        if self.kept is not None:
+            self.kept.append(text)
+        elif text_of(self.value):
+            self.value = {**self.value, _TEXT_FIELDS[self.value["type"]]: ""}
+        return text
 
     def text(self) -> str:
-        """Return the text of a text or a reasoning, or the input of a tool."""
-        if len(self.texts) > 1:
-            self.texts[: self.sent] = ["".join(self.texts[: self.sent])] if self.sent else []
-            self.sent = min(self.sent, 1)
-        return "".join(self.texts)
+        """Return the whole text, if the fold keeps it or none of it was taken."""
+        if self.kept is not None:
+            self.kept = ["".join(self.kept)]
+        return "".join([*(self.kept or ()), *self.new])
 
-    def add(self, text: str) -> None:
-        """Add text at the end."""
-        self.texts.append(text)
-        self.length += len(text)
-
-    def replace(self, value: Json) -> None:
-        """Take a new value. Text already sent cannot be withdrawn if the new value does not begin with it."""
-        before, after = self.text(), text_of(value)
-        self.value, self.length = value, len(after)
-        sent_chars = len("".join(self.texts[: self.sent]))
-        if after.startswith(before):
-            self.texts = [before[:sent_chars], after[sent_chars:]]
-            self.sent = 1
+    def put(self, value: Json) -> None:
+        """Take a new value. Text that was taken cannot be withdrawn: of another text nothing is new."""
+        self.value, text = value, text_of(value)
+        if self.sent.begins(text):
+            self.new = [text[self.sent.length :]] if len(text) > self.sent.length else []
         else:
-            self.texts, self.sent = [after], 1 if sent_chars else 0
+            self.is_replaced, self.new, self.sent = True, [], SentText(text)
+            self.kept = self.kept if self.kept is None else [text]
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Answer:
     """One answer of the turn."""
 
@@ -160,27 +122,18 @@ class Answer:
     status: str = "streaming"
     reason: str | None = None
     meta: Json = field(default_factory=dict)
-    is_rewritten: bool = False  # a part was removed, or has another type now
+    is_rewritten: bool = False  # a part was removed, or got another type
 
     @property
     def id(self) -> str:
         """Return the id of the message."""
         return self.head.id
 
-    def message(self) -> Message:
-        """Return the answer with its present status and parts."""
-        return replace(self.head, status=self.status, parts=[part.value for part in self.parts])
-
 
 def text_of(part: Json) -> str:
     """Return the text of a part that grows; empty for other parts."""
-    return str(part.get("input" if part["type"] == "tool" else "text", ""))
-
-
-def part_of(value: Json) -> Part:
-    """Return a part of which no text was sent."""
-    text = text_of(value)
-    return Part(value, [text] if text else [], len(text))
+    field = _TEXT_FIELDS.get(part["type"])
+    return str(part.get(field, "")) if field else ""
 
 
 def has_result(part: Json) -> bool:
@@ -188,15 +141,32 @@ def has_result(part: Json) -> bool:
     return "output" in part or part.get("state") in ("done", "error", "denied")
 
 
-class TurnFold:
-    """The turn as it is."""
+def call_of(data: object) -> str:
+    """Return the id of the call that a question with `data` is about, or no text."""
+    call = data.get("call") if isinstance(data, dict) else None
+    return call if isinstance(call, str) else ""
 
-    def __init__(self) -> None:
+
+def question_value(question: QuestionAsked, reply: QuestionReplied | None = None) -> Json:
+    """Return a question, and its reply, for a client that has no form of its own for it."""
+    value: Json = {"name": question.command.name, "data": question.command.data, "open": reply is None}
+    return value if reply is None else {**value, "ok": reply.ok, "reply": reply.data}
+
+
+class TurnFold:
+    """The turn as it is. With `keeps_text` its parts keep the text that was taken."""
+
+    def __init__(self, deltas: Iterable[TurnDelta] = (), *, keeps_text: bool = False) -> None:
         self.answers: list[Answer] = []  # in order, also deleted ones
         self.state: TurnState = "waiting"
         self.is_cancelled = self.is_deleted = False
-        self.questions: dict[str, tuple[str, Any]] = {}  # open questions of the agent, by id: name and data
+        self.questions: dict[str, QuestionAsked] = {}  # of the agent, by id; also those with a reply
+        self.open: list[str] = []  # ids of the questions without a reply
+        self.place: Place = (0, 0)  # of the walk
+        self._keeps_text = keeps_text
         self._by_id: dict[str, Answer] = {}
+        for delta in deltas:
+            self.receive(delta)
 
     @property
     def is_over(self) -> bool:
@@ -204,63 +174,149 @@ class TurnFold:
         return self.state in ("over", "none")
 
     def replaced(self) -> set[str]:
-        """Return the ids of the answers that a later attempt has replaced (`attempts`)."""
+        """Return the ids of the answers that a later attempt has replaced."""
         if all(one.status != "interrupted" for one in self.answers):
             return set()
-        left = [one.message() for one in self.answers if one.status != "deleted"]
+        left = [replace(one.head, status=one.status, parts=[part.value for part in one.parts]) for one in self.left()]
         return {one.id for one in left} - {one.id for one in shown_answers(left)}
 
-    def receive(self, delta: TurnDelta) -> None:
-        """Apply a delta of the turn."""
+    def left(self, hidden: Collection[str] = ()) -> list[Answer]:
+        """Return the answers that were not deleted, without those with the ids `hidden`."""
+        return [one for one in self.answers if one.status != "deleted" and one.id not in hidden]
+
+    def is_gone(self, hidden: Collection[str] = ()) -> bool:
+        """Return whether a reader without the answers `hidden` had answers, and each was deleted."""
+        return bool(self.answers) and not self.left(hidden)
+
+    def end(self, hidden: Collection[str] = ()) -> End:
+        """Return the end of a turn that is over, for a reader without the answers `hidden`."""
+        left = self.left(hidden)
+        if left:
+            return left[-1].status, left[-1].reason
+        if self.is_deleted or self.answers:
+            return DELETED
+        return "failed" if self.state == "none" else "cancelled" if self.is_cancelled else "complete", None
+
+    def meta(self, hidden: Collection[str] = ()) -> Json:
+        """Return the `meta` of all answers but those with the ids `hidden`."""
+        meta: Json = {}
+        for answer in self.left(hidden):
+            meta |= answer.meta
+        return meta
+
+    def walk(self) -> Iterator[Part]:
+        """Yield the part at the place of the walk, and each time that another is asked for, the one after it."""
+        while self.place[0] < len(self.answers):
+            a, index = self.place
+            if index < len(self.answers[a].parts):
+                yield self.answers[a].parts[index]
+                self.place = a, index + 1
+            elif a + 1 < len(self.answers):
+                self.place = a + 1, 0
+            else:
+                return
+
+    def later(self, part: Part) -> list[Part]:
+        """Return the parts of the same answer after `part`."""
+        return part.answer.parts[part.place[1] + 1 :]
+
+    def has_ended(self, part: Part, *, is_whole: bool) -> bool:
+        """Return whether a part gets no more text, so that a walk goes on to the next one.
+
+        A call ends when it `is_whole`, or another part than a call follows; other parts end when any part follows.
+        """
+        if self.is_over or part.place[0] + 1 < len(self.answers):
+            return True
+        is_call, later = part.value["type"] == "tool", self.later(part)
+        return (is_call and is_whole) or any(not is_call or one.value["type"] != "tool" for one in later)
+
+    def sole_text(self, deltas: Sequence[TurnDelta]) -> tuple[Part, str] | None:
+        """Return the part and its text if `deltas` are nothing but more text. Hot path: nearly all deltas are.
+
+        The fold has not received it then. A caller that has taken all text before sends it, and adds it to `Part.sent`.
+        """
+        if len(deltas) != 1 or type(only := deltas[0]) is not InAnswer or type(added := only.delta) is not TextAdded:
+            return None
+        answer = self._by_id.get(only.message_id)
+        return (answer.parts[added.index], added.text) if answer and added.index < len(answer.parts) else None
+
+    def receive(self, delta: TurnDelta) -> list[Part]:
+        """Apply a delta of the turn, and return the parts that it has changed."""
         match delta:
+            case InAnswer(message_id, MessageOpened(message)):
+                self._by_id[message_id] = Answer(message, meta=message.meta)
+                self.answers.append(self._by_id[message_id])
             case InAnswer(message_id, inner):
-                if type(inner) is MessageOpened:
-                    self._by_id[message_id] = Answer(inner.message, meta=inner.message.meta)
-                    self.answers.append(self._by_id[message_id])
-                self._fold_answer(self._by_id[message_id], inner)
+                return self._fold_answer(self._by_id[message_id], inner)
             case QuestionAsked(command):
-                self.questions[command.id] = command.name, command.data
+                self.questions[command.id] = delta
+                self.open.append(command.id)
             case QuestionReplied(id):
-                self.questions.pop(id, None)
+                self.open = [one for one in self.open if one != id]
             case TurnChanged(state, is_cancelled, is_deleted):
                 self.state, self.is_cancelled, self.is_deleted = state, is_cancelled, is_deleted
+        return []
 
-    def _fold_answer(self, answer: Answer, delta: object) -> None:
+    def _fold_answer(self, answer: Answer, delta: object) -> list[Part]:
         match delta:
-            case TextAdded(index, _, _, text):
-                if index < len(answer.parts):
-                    answer.parts[index].add(text)
+            case TextAdded(index, _, _, text) if index < len(answer.parts):
+                answer.parts[index].new.append(text)
+                return [answer.parts[index]]
             case PartOpened(index, value) | PartReplaced(index, value):
-                self._put_part(answer, index, value)
+                return [self._put(answer, index, value)]
             case MessageReplaced(message):
                 answer.meta = message.meta
                 answer.is_rewritten = answer.is_rewritten or len(message.parts) < len(answer.parts)
-                for index, value in enumerate(message.parts):
-                    self._put_part(answer, index, value)
+                return [self._put(answer, index, value) for index, value in enumerate(message.parts)]
             case MessageFinished(status, reason, meta):
                 answer.status, answer.reason, answer.meta = status, reason, {**answer.meta, **meta}
             case MessageContinued():
                 answer.status = "streaming"
             case MessageDeleted():
                 answer.status = "deleted"
+        return []
 
-    def _put_part(self, answer: Answer, index: int, value: Json) -> None:
-        if index < len(answer.parts):
-            if answer.parts[index].value["type"] == value["type"]:
-                answer.parts[index].replace(value)
-            else:
-                answer.is_rewritten = True
-        else:
-            answer.parts.append(part_of(value))
+    def _put(self, answer: Answer, index: int, value: Json) -> Part:
+        known = answer.parts[index] if index < len(answer.parts) else None
+        if known is not None:
+            if known.value["type"] == value["type"]:
+                known.put(value)
+                return known
+            answer.is_rewritten = True
+            if self._keeps_text:  # the last event has all parts, with the types under which they were sent
+                return known
+        text = text_of(value)
+        place = self.answers.index(answer), min(index, len(answer.parts))
+        part = Part(answer, place, value, [text] if text else [], [] if self._keeps_text else None)
+        answer.parts[place[1] : place[1] + 1] = [part]
+        return part
+
+
+class EventStream:
+    """Server-Sent Events for one reader of a turn (`TurnFormat`). Each adapter's format is a class below this one."""
+
+    heartbeat = b":\n\n"
+
+    def __init__(self, *, keeps_text: bool = False) -> None:
+        self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+        self.is_over = False  # the stream is complete, although the turn may go on
+        self._turn = TurnFold(keeps_text=keeps_text)
 
 
 def deltas_of(status: TurnStatus) -> list[TurnDelta]:
     """Return the deltas that bring a fold to a turn as it is in `status`."""
-    deltas: list[TurnDelta] = []
-    for answer in status.answers:
-        deltas.append(InAnswer(answer.id, MessageOpened(replace(answer, parts=[]))))
-        deltas += [InAnswer(answer.id, PartOpened(index, part)) for index, part in enumerate(answer.parts)]
+    return [
+        *deltas_of_answers(status.answers),
+        *(QuestionAsked(command) for command in status.questions),
+        TurnChanged(status.state, status.is_cancelled, status.is_deleted),
+    ]
+
+
+def deltas_of_answers(answers: Iterable[Message]) -> Iterator[TurnDelta]:
+    """Yield the deltas that bring a fold to the answers of a turn."""
+    for answer in answers:
+        yield InAnswer(answer.id, MessageOpened(replace(answer, parts=[])))
+        for index, part in enumerate(answer.parts):
+            yield InAnswer(answer.id, PartOpened(index, part))
         if answer.status != "streaming":
-            deltas.append(InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta)))
-    deltas += [QuestionAsked(command) for command in status.questions]
-    return [*deltas, TurnChanged(status.state, status.is_cancelled, status.is_deleted)]
+            yield InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta))

@@ -22,25 +22,52 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenuto import Hub
 from tenuto import Message as Stored
-from tenuto.core.errors import AlreadyAnswered, Finished, InvalidRequest, LocalError, MethodNotAllowed, NotFound
-from tenuto.interop.bodies import body_of, hashed, output_part
-from tenuto.interop.fold import Json, has_result
-from tenuto.interop.openai_chat import ChatStream, completion
-from tenuto.interop.openai_conversations import Conversations, page_of, turn_of, with_references
-from tenuto.interop.openai_input import (
-    GivenInput,
-    approval_place,
-    check_fields,
-    given_in_chat,
-    given_in_responses,
-    no_approval_request,
+from tenuto.core.errors import (
+    AlreadyAnswered,
+    Finished,
+    Forbidden,
+    InvalidName,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
 )
-from tenuto.interop.openai_items import CONVERSATION, Place, Reference, input_items, own_tools, reference, with_options
+from tenuto.interop.adapter import body_of, check_template, hashed, json_response, output_part
+from tenuto.interop.fold import Json, Place, call_of, has_result
+from tenuto.interop.openai_items import (
+    CONVERSATION,
+    ITEMS,
+    MAX_EARLIER,
+    GivenInput,
+    Reference,
+    approval_place,
+    conversation_id,
+    error_of,
+    given_in_chat,
+    given_in_items,
+    given_in_responses,
+    input_items,
+    no_approval_request,
+    own_tools,
+    reference,
+    unknown,
+    with_options,
+)
 from tenuto.interop.openai_socket import ResponsesSockets
-from tenuto.interop.openai_stream import ResponseStream, after_of, events_of, whole_response
-from tenuto.routes import Access, TurnStatus, guarded, options_in
+from tenuto.interop.openai_stream import (
+    AskedTurn,
+    ChatStream,
+    TurnEvents,
+    after_of,
+    asked,
+    completion,
+    events_of,
+    turn_of,
+    whole_response,
+)
+from tenuto.routes import Access, guarded, options_in
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_MAX_NEW = 20  # items of one request, as in OpenAI's API
+_LARGEST_PAGE = 100
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -55,37 +82,29 @@ class OpenAI:
     """
 
     def __init__(self, hub: Hub, *, channel: str | None = None, models: Mapping[str, str] | None = None) -> None:
-        if channel is not None and "{id}" not in channel:
-            raise LocalError(f'channel must hold {{id}}, the id of the chat, as in "chat:{{id}}", got {channel!r}')
         self._hub = hub
-        self._channel = channel
+        self._channel = check_template(channel) if channel is not None else None
         self._models = dict(models or {})
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
         path = path.rstrip("/")
-        conversations = Conversations(self._hub, self._new_channel)
         routes: dict[str, dict[str, Endpoint]] = {
             f"{path}/responses": {"POST": self._create},
             f"{path}/responses/{{id}}": {"GET": self._retrieve, "DELETE": self._delete},
             f"{path}/responses/{{id}}/input_items": {"GET": self._input_items},
             f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},
-            f"{path}/conversations": {"POST": conversations.create},
-            f"{path}/conversations/{{id}}": {"GET": conversations.retrieve},
-            f"{path}/conversations/{{id}}/items": {"GET": conversations.items, "POST": conversations.add},
-            f"{path}/conversations/{{id}}/items/{{item}}": {"GET": conversations.item},
+            f"{path}/conversations": {"POST": self._create_conversation},
+            f"{path}/conversations/{{id}}": {"GET": self._conversation},
+            f"{path}/conversations/{{id}}/items": {"GET": self._list_items, "POST": self._add_items},
+            f"{path}/conversations/{{id}}/items/{{item}}": {"GET": self._item},
             f"{path}/chat/completions": {"POST": self._complete},
             f"{path}/models": {"GET": self._list_models},
             f"{path}/models/{{id:path}}": {"GET": self._model},
         }
-        app.router.routes[:0] = [
-            # an app in place of a function gets requests of each method, so that `_Envelope` has all errors
-            Route(path, _Envelope(request_response(guarded(_by_method(endpoints)))))
-            for path, endpoints in routes.items()
-        ]
-        app.router.routes.insert(
-            0, WebSocketRoute(f"{path}/responses", ResponsesSockets(self._hub, self._begin_response, error_of))
-        )
+        app.router.routes[:0] = [Route(path, _Endpoints(endpoints)) for path, endpoints in routes.items()]
+        sockets = ResponsesSockets(self._hub, self._begin_response)
+        app.router.routes.insert(0, WebSocketRoute(f"{path}/responses", sockets))
 
     async def _create(self, request: Request) -> Response:
         """Store the question, or answer the agent, and respond as `stream` and `background` say."""
@@ -93,10 +112,10 @@ class OpenAI:
         body = await body_of(access, request, SHORTER)
         question, of = await self._begin_response(access, body, request.headers.get("idempotency-key"))
         if body.get("stream") is True:
-            return access.stream(of.channel, of.message_id, ResponseStream(question, of))
+            return access.stream(of.channel, of.message_id, TurnEvents(question, of))
         if body.get("background") is True:
-            return _json(events_of(await turn_of(access, of), of).response())
-        return whole_response(access, question, of)
+            return json_response(events_of(await turn_of(access, of), of).response())
+        return await whole_response(access, request, question, of)
 
     async def _complete(self, request: Request) -> Response:
         """Begin a channel with the messages, and respond with the completion."""
@@ -109,11 +128,10 @@ class OpenAI:
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
             return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
-        return whole_response(access, question, of, completion)
+        return await whole_response(access, request, question, of, completion)
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Stored, Reference]:
         """Begin the response that a request asks for (`_begin`)."""
-        check_fields(body)
         conversation = body.get("conversation")
         if conversation is not None and body.get("previous_response_id") is not None:
             raise InvalidRequest(
@@ -149,8 +167,7 @@ class OpenAI:
             access.check(of.channel, "subscribe", "history", *reply)
             channel, turn = of.channel, await turn_of(access, of)
             if (start := await self._reply(access, of, turn, given)) is not None:
-                assert turn.message is not None
-                return turn.message, Reference(channel, of.message_id, start)
+                return turn.question, Reference(channel, of.message_id, start)
             if body.get("model") is not None:
                 self._agent(access, body["model"])
         elif conversation is not None:
@@ -193,17 +210,12 @@ class OpenAI:
         names = {"model": agent, "client": access.identity.client_id or "anonymous", "id": id}
         return re.sub(r"\{(model|client|id)\}", lambda found: names[found[1]], self._channel)
 
-    async def _reply(self, access: Access, of: Reference, turn: TurnStatus, given: GivenInput) -> Place | None:
+    async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
-        assert turn.message is not None
-        open_calls = {
-            one.data["call"]: one.id
-            for one in turn.questions
-            if isinstance(one.data, dict) and isinstance(one.data.get("call"), str)
-        }
+        open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
         approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
         if given.parts and (
-            approved_ids & {one.id for one in turn.questions} or open_calls.keys() & given.outputs.keys()
+            approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
         ):
             raise InvalidRequest(
                 "the input has a reply to a call that waits for it, and a message of the user; send the message when "
@@ -212,9 +224,9 @@ class OpenAI:
             )
         calls = {
             part["call"]: ((a, index), part)
-            for a, answer in enumerate(turn.answers)
+            for a, answer in enumerate(turn.status.answers)
             for index, part in enumerate(answer.parts)
-            if part["type"] == "tool" and part["name"] in own_tools(turn.message)
+            if part["type"] == "tool" and part["name"] in own_tools(turn.question)
         }
         for call in given.outputs:
             if call not in calls:
@@ -233,7 +245,7 @@ class OpenAI:
                 access.check(of.channel, "command")
                 with suppress(AlreadyAnswered):
                     await access.reply(of.channel, open_calls[call], data=output)
-            elif turn.state == "over" and not has_result(part):
+            elif turn.status.state == "over" and not has_result(part):
                 continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
             places.append((place[0], place[1] + 1))
@@ -244,34 +256,25 @@ class OpenAI:
         return min([max(places) if not given.approvals else min(places), *left])
 
     async def _retrieve(self, request: Request) -> Response:
-        of = reference(request.path_params["id"])
         stream = request.query_params.get("stream", "false")
         if stream.lower() not in ("true", "1", "false", "0"):
             raise InvalidRequest(f"stream must be true or false, got {stream!r:.80}", param="stream")
-        is_stream = stream.lower() in ("true", "1")
-        needs = ["subscribe", "history"] if is_stream else ["history"]
-        access = await self._hub.authorize(request.scope, of.channel, needs)
-        status = await turn_of(access, of)
-        assert status.message is not None
-        if not is_stream:
-            return _json(events_of(status, of).response())
+        if stream.lower() in ("false", "0"):
+            _, of, turn = await self._response_in(request, "history")
+            return json_response(events_of(turn, of).response())
+        access, of, turn = await self._response_in(request, "subscribe", "history")
         after = after_of(request.query_params)
-        return access.stream(of.channel, of.message_id, ResponseStream(status.message, of, after))
+        return access.stream(of.channel, of.message_id, TurnEvents(turn.question, of, after))
 
     async def _delete(self, request: Request) -> Response:
         """Delete the question of the caller, and its answers."""
-        of = reference(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, of.channel, ["history", "publish"])
-        await turn_of(access, of)
+        access, of, _ = await self._response_in(request, "history", "publish")
         await access.delete_turn(of.channel, of.message_id)
-        return _json({"id": of.id(), "object": "response", "deleted": True})
+        return json_response({"id": of.id(), "object": "response", "deleted": True})
 
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought."""
-        of = reference(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, of.channel, ["history"])
-        question = (await turn_of(access, of)).message
-        assert question is not None
+        access, of, (question, _) = await self._response_in(request, "history")
         before = (await access.history(of.channel, before=question.created, limit=200)).messages
         brought = [*(one for one in before if one.id.startswith(f"{question.id}.")), question]
         brought.sort(key=lambda one: one.created)
@@ -279,25 +282,97 @@ class OpenAI:
 
     async def _cancel(self, request: Request) -> Response:
         """Cancel the turn for all clients, and respond when it has ended."""
-        of = reference(request.path_params["id"])
-        access = await self._hub.authorize(request.scope, of.channel, ["subscribe", "history", "command"])
-        status = await turn_of(access, of)
-        assert status.message is not None
+        access, of, (question, status) = await self._response_in(request, "subscribe", "history", "command")
         if status.state in ("waiting", "running"):
             with suppress(Finished):
                 await access.command(of.channel, "cancel", target=of.message_id)
-        return whole_response(access, status.message, of, is_cancelled=True)
+        return await whole_response(access, request, question, of, is_cancelled=True)
+
+    async def _response_in(self, request: Request, *needs: str) -> tuple[Access, Reference, AskedTurn]:
+        """Return the access of the caller, and the response that the path names, with its turn."""
+        of = reference(request.path_params["id"])
+        access = await self._hub.authorize(request.scope, of.channel, needs)
+        return access, of, await turn_of(access, of)
+
+    # -- conversations: each is a channel -------------------------------------------------------------------------
+
+    async def _create_conversation(self, request: Request) -> Response:
+        """Return a new conversation, with the messages that the request brings."""
+        access = await self._hub.authorize(request.scope)
+        body = await body_of(access, request, "send fewer items")
+        if body.get("metadata"):
+            raise InvalidRequest("a conversation has no metadata here; keep it in your app", param="metadata")
+        id = secrets.token_hex(16)
+        channel = self._new_channel(access, body, id)
+        access.check(channel, "history", "publish")
+        if body.get("items") and id not in channel:
+            raise InvalidRequest(
+                f"channel {channel!r} must not get items, because all requests share it; send none", param="items"
+            )
+        await self._store_items(access, channel, body)
+        return JSONResponse(_conversation_of(channel, []))
+
+    async def _conversation(self, request: Request) -> Response:
+        """Return a conversation."""
+        access, channel = await self._in_conversation(request)
+        return JSONResponse(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
+
+    async def _list_items(self, request: Request) -> Response:
+        """Return a page of the items."""
+        access, channel = await self._in_conversation(request)
+        return page_of(await self._items(access, channel), request)
+
+    async def _item(self, request: Request) -> Response:
+        """Return one item."""
+        access, channel = await self._in_conversation(request)
+        id = request.path_params["item"]
+        found = next((one for one in await self._items(access, channel) if one["id"] == id), None)
+        if found is None:
+            raise unknown("item", id)
+        return JSONResponse(found)
+
+    async def _add_items(self, request: Request) -> Response:
+        """Store messages, and return them as items. Messages of other roles than `user` need `append`."""
+        access, channel = await self._in_conversation(request)
+        body = await body_of(access, request, "send fewer items")
+        return JSONResponse(list_of(await self._store_items(access, channel, body, is_new=False)))
+
+    async def _in_conversation(self, request: Request) -> tuple[Access, str]:
+        of = reference(request.path_params["id"], prefixes=("conv_",), kind="conversation")
+        return await self._hub.authorize(request.scope, of.channel, ["history"]), of.channel
+
+    async def _items(self, access: Access, channel: str) -> list[Json]:
+        items: list[Json] = []
+        for status in await access.conversation(channel):
+            items += input_items(channel, status.message or status.answers[0])
+            if status.message is not None:
+                items += (await asked(access, channel, status)).output(channel)
+        return items
+
+    async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
+        given = body.get("items") or []
+        if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
+            raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
+        messages = given_in_items(given) if given else []
+        access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in messages})
+        items: list[Json] = []
+        for role, parts in messages:
+            id = secrets.token_hex(16)
+            items += input_items(channel, await access.remember(channel, id=id, role=role, parts=parts))
+        return items
+
+    # -- models ---------------------------------------------------------------------------------------------------
 
     async def _list_models(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
         agents = access.agents()
         names = {*agents, *(name for name, agent in self._models.items() if agent in agents)}
-        return _json({"object": "list", "data": [_model_of(name) for name in sorted(names)]})
+        return json_response({"object": "list", "data": [_model_of(name) for name in sorted(names)]})
 
     async def _model(self, request: Request) -> Response:
         access = await self._hub.authorize(request.scope)
         self._agent(access, request.path_params["id"])
-        return _json(_model_of(request.path_params["id"]))
+        return json_response(_model_of(request.path_params["id"]))
 
     def _agent(self, access: Access, model: object) -> tuple[str, str]:
         """Return the name and the channel pattern of the agent that a request names as its model. Raises NotFound."""
@@ -309,24 +384,82 @@ class OpenAI:
         return name, agents[name]
 
 
+def _conversation_of(channel: str, first: list[Stored]) -> Json:
+    created_at = first[0].created_at // 1000 if first else 0
+    return {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
+
+
+async def with_references(access: Access, body: Json) -> Json:
+    """Return a request without a previous response with the items in place of the references to them.
+
+    Raises NotFound for an item that does not exist, or that the caller may not read.
+    """
+    given = body.get("input")
+    if not isinstance(given, list) or body.get("previous_response_id") or body.get("conversation"):
+        return body
+    items: dict[str, Json] = {}
+    turns: set[Reference] = set()
+    for id in (one.get("id") for one in given if isinstance(one, dict) and one.get("type") == "item_reference"):
+        of = reference(id, "input", prefixes=ITEMS, kind="item")
+        if (turn := of.at()) not in turns:
+            turns.add(turn)
+            if len(turns) > MAX_EARLIER:
+                raise InvalidRequest(
+                    f"the input has references to more than {MAX_EARLIER} messages; send fewer", param="input"
+                )
+            with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
+                access.check(of.channel, "history")
+                found = await turn_of(access, turn, "item", "input")
+                known = [*input_items(of.channel, found.question), *found.output(of.channel)]
+                items |= {one["id"]: one for one in known}
+        if id not in items:
+            raise unknown("item", id, "input")
+    is_reference = [isinstance(one, dict) and one.get("type") == "item_reference" for one in given]
+    return {
+        **body,
+        "input": [items[one["id"]] if is_one else one for one, is_one in zip(given, is_reference, strict=True)],
+    }
+
+
+def page_of(items: list[Json], request: Request) -> Response:
+    """Return the page of `items`, oldest first, for which a request asks with `order`, `after` and `limit`."""
+    query = request.query_params
+    order, limit = query.get("order", "desc"), query.get("limit", "20")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest(f"order must be asc or desc, got {order!r:.80}", param="order")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= _LARGEST_PAGE):
+        raise InvalidRequest(f"limit must be from 1 to {_LARGEST_PAGE}, got {limit!r:.80}", param="limit")
+    ordered = items if order == "asc" else items[::-1]
+    if (after := query.get("after")) is not None:
+        place = next((number for number, one in enumerate(ordered) if one["id"] == after), None)
+        if place is None:
+            raise unknown("item", after, "after")
+        ordered = ordered[place + 1 :]
+    return JSONResponse(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
+
+
+def list_of(items: list[Json], *, has_more: bool = False) -> Json:
+    """Return a list of OpenAI's API."""
+    ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": "", "last_id": ""}
+    return {"object": "list", "data": items, "has_more": has_more, **ends}
+
+
 def _model_of(name: str) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
-async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) -> str:
+async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> str:
     """Return the id of the question that an approval request is about.
 
     Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
     """
-    assert turn.message is not None
     (a, index), command = approval_place(id)
-    parts = turn.answers[a].parts if a < len(turn.answers) else []
+    parts = turn.status.answers[a].parts if a < len(turn.status.answers) else []
     part = parts[index] if index < len(parts) else {}
-    is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.message)
-    question = next((one for one in turn.questions if one.id == command), None)
+    is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.question)
+    question = next((one for one in turn.status.questions if one.id == command), None)
     if question is not None:
-        call = question.data.get("call") if isinstance(question.data, dict) else None
-        is_call = is_call and question.name == "approve" and call == part["call"]
+        is_call = is_call and question.name == "approve" and call_of(question.data) == part["call"]
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
         is_call = all(one.id != command for one in await access.pending_commands(of.channel))
     if not is_call:
@@ -334,61 +467,34 @@ async def _approved(access: Access, of: Reference, turn: TurnStatus, id: str) ->
     return command
 
 
-def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
-    """Return the endpoint of a path that has one for each method."""
+class _Endpoints:
+    """The app of a path, for requests of each method. Its problem responses have the form of OpenAI's errors."""
 
-    async def chosen(request: Request) -> Response:
-        endpoint = endpoints.get("GET" if request.method == "HEAD" else request.method)
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._app: ASGIApp = request_response(guarded(self._chosen))
+
+    async def _chosen(self, request: Request) -> Response:
+        endpoint = self._endpoints.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None:
-            allowed = ", ".join(endpoints)
+            allowed = ", ".join(self._endpoints)
             detail = f"method {request.method[:20]} is not supported at this path; use {allowed}"
-            raise MethodNotAllowed(detail, allow=[*endpoints])
+            raise MethodNotAllowed(detail, allow=[*self._endpoints])
         return await endpoint(request)
-
-    return chosen
-
-
-class _Envelope:
-    """Middleware that gives problem responses the form of OpenAI's errors."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem: Message | None = None
-        body = b""
 
         async def translated(message: Message) -> None:
-            nonlocal problem, body
-            if message["type"] == "http.response.start":
-                headers = dict(message["headers"])
-                if headers.get(b"content-type", b"").startswith(b"application/problem+json"):
-                    problem = message
-                    return
+            nonlocal problem
+            if dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"application/problem+json"):
+                problem = message  # its body comes in one piece
             elif problem is not None:
-                body += message.get("body", b"")
-                if message.get("more_body"):
-                    return
-                about = msgspec.json.decode(body)
-                body = msgspec.json.encode({"error": error_of(about)})
-                kept = [one for one in problem["headers"] if one[0] not in (b"content-type", b"content-length")]
-                length = (b"content-length", str(len(body)).encode())
-                await send({**problem, "headers": [*kept, (b"content-type", b"application/json"), length]})
-                message = {"type": "http.response.body", "body": body}
-            await send(message)
+                response = JSONResponse({"error": error_of(msgspec.json.decode(message["body"]))}, problem["status"])
+                known = dict(response.raw_headers)
+                response.raw_headers += [one for one in problem["headers"] if one[0] not in known]
+                await response(scope, receive, send)
+            else:
+                await send(message)
 
         await self._app(scope, receive, translated)
-
-
-def error_of(problem: Json) -> Json:
-    """Return a problem as an error of OpenAI's API."""
-    status = problem["status"]
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    message, code, param = problem["detail"] or problem["title"], problem["code"], problem.get("param")
-    if code == NotFound.code and param == "previous_response_id":
-        code = "previous_response_not_found"  # clients begin a new chain after it
-    return {"message": message, "type": kind, "code": code, "param": param}
-
-
-def _json(body: Json) -> Response:
-    return JSONResponse(body, headers={"cache-control": "no-store"})

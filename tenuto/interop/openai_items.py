@@ -1,30 +1,31 @@
-"""The answers of a turn as output items of OpenAI's Responses.
+"""The items of OpenAI's API, in both directions: the answers of a turn as output, and the input of a request.
 
 Layer: interop.
 
-One part of an answer is one output item. `docs/interop.md` has the mapping.
+One part of an answer is one output item. The input has messages, and replies to the agent. `docs/interop.md` has the
+mapping.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
-from collections.abc import Collection
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
 from tenuto import Message
-from tenuto.core.errors import NotFound
-from tenuto.interop.fold import Answer, Json, Part, has_result
+from tenuto.core.errors import InvalidRequest, NotFound
+from tenuto.interop.adapter import file_part, output_of, output_part, packed, unpacked
+from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 
-Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
     **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
@@ -55,9 +56,8 @@ class Reference(NamedTuple):
 
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""
-        start = f"\n{self.start[0]}.{self.start[1]}" if any(self.start) else ""
-        text = f"{self.channel}\n{self.message_id}{start}"
-        return prefix + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        start = [f"{self.start[0]}.{self.start[1]}"] if any(self.start) else []
+        return prefix + packed(self.channel, self.message_id, *start)
 
 
 def conversation_id(channel: str) -> str:
@@ -71,9 +71,8 @@ def reference(
     """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
     found, of = _ID.match(id) if isinstance(id, str) else None, None
     if found is not None and found[1] in prefixes:
-        with suppress(binascii.Error, ValueError):
-            text = base64.b64decode(found[2] + "=" * (-len(found[2]) % 4), b"-_", validate=True).decode()
-            channel, message_id, *rest = text.split("\n")
+        with suppress(ValueError):
+            channel, message_id, *rest = unpacked(found[2])
             answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
             of = Reference(channel, message_id, (int(answer), int(index)))
     if of is None or of.id(found[1] if found else "") != id or min(of.start) < 0:
@@ -89,14 +88,9 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
 
 def kind_of(part: Json, own_tools: Collection[str]) -> str:
     """Return the type of the output item of a part; empty for a part that has none."""
-    match part["type"]:
-        case "text":
-            return "message"
-        case "reasoning":
-            return "reasoning"
-        case "tool":
-            return "function_call" if part["name"] in own_tools else "mcp_call"
-    return ""
+    if part["type"] == "tool":
+        return "function_call" if part["name"] in own_tools else "mcp_call"
+    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
 
 
 _PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
@@ -176,8 +170,7 @@ def response(
 
     A setting that the client left to the model has OpenAI's default.
     """
-    requested = question.meta.get(REQUEST)
-    requested = requested if isinstance(requested, dict) else {}
+    requested = _requested(question)
     extra = requested.get("extra")
     extra = extra if isinstance(extra, dict) else {}
     author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
@@ -235,15 +228,260 @@ def with_options(question: Message, options: Json) -> Message:
 
 def own_tools(question: Message) -> frozenset[str]:
     """Return the names of the tools that the caller runs."""
-    return frozenset(one["name"] for one in _tools(question.meta.get(REQUEST)) if isinstance(one.get("name"), str))
+    return frozenset(one["name"] for one in _tools(_requested(question)) if isinstance(one.get("name"), str))
 
 
-def _tools(requested: object) -> list[Json]:
+def _tools(requested: Json) -> list[Json]:
     """Return the tools in the wishes of a request, which other clients of the hub may have written in any form."""
-    tools = requested.get("tools") if isinstance(requested, dict) else None
+    tools = requested.get("tools")
     return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
 
 
 def _whole(tool: Json) -> Json:
     optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
     return {**dict.fromkeys(optional), **tool}
+
+
+def _requested(question: Message) -> Json:
+    requested = question.meta.get(REQUEST)
+    return requested if isinstance(requested, dict) else {}
+
+
+def error_of(problem: Json) -> Json:
+    """Return a problem as an error of OpenAI's API."""
+    status = problem["status"]
+    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    message, code, param = problem["detail"] or problem["title"], problem["code"], problem.get("param")
+    if code == NotFound.code and param == "previous_response_id":
+        code = "previous_response_not_found"  # clients begin a new chain after it
+    return {"message": message, "type": kind, "code": code, "param": param}
+
+
+# -- requests: messages, and replies to the agent ------------------------------------------------------------------
+
+Role = Literal["user", "assistant", "system", "tool"]
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+# Items of earlier responses, which a client may send again. The store has them.
+_RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
+_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
+MAX_EARLIER = 200  # messages before the question
+_BOOL, _TEXT, _OBJECT = (bool, "true or false"), (str, "a text"), (dict, "an object")
+# the types of the fields that this API reads or keeps, and their names; each may be null
+_FIELDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("stream", "background"), _BOOL),
+    **dict.fromkeys(("model", "instructions", "previous_response_id"), _TEXT),
+    **dict.fromkeys(("metadata", "stream_options"), _OBJECT),
+}
+
+
+@dataclass
+class GivenInput:
+    """The input of a request: earlier messages, the question, and replies to the agent."""
+
+    earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
+    parts: list[Json] = field(default_factory=list)  # of the question
+    outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
+    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
+
+    def add(self, role: Role, parts: list[Json]) -> None:
+        """Add a message. The last messages of the user are the question."""
+        if role == "user":
+            self.parts += parts
+            return
+        if self.parts:
+            self.earlier.append(("user", self.parts))
+            self.parts = []
+        if role == "assistant":
+            self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
+            self.outputs.clear()
+        if parts:
+            self.earlier.append((role, parts))
+
+    def add_calls(self, parts: list[Json]) -> None:
+        """Add calls of the caller's tools: to the answer before, if no message of the user or output is between."""
+        if self.earlier and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs:
+            self.earlier[-1][1].extend(parts)
+        else:
+            self.add("assistant", parts)
+
+
+def check_fields(body: Json) -> None:
+    """Raise InvalidRequest unless the fields of a request, but for its input and tools, have their types."""
+    for name, (kind, expected) in _FIELDS.items():
+        value = body.get(name)
+        is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if value is not None and not is_right:
+            raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name)
+    metadata = body.get("metadata") or {}
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidRequest(
+            f"metadata must be an object whose values are texts, got {metadata!r:.80}", param="metadata"
+        )
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Let an InvalidRequest name the field `name` of the request, unless it names another one."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.details.setdefault("param", name)
+        raise
+
+
+@_about("input")
+def given_in_responses(body: Json) -> GivenInput:
+    """Return the input of `POST /responses`. Raises InvalidRequest."""
+    check_fields(body)
+    value = body.get("input")
+    items: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    # the store has the calls of earlier responses
+    is_first = body.get("previous_response_id") is None and body.get("conversation") is None
+    given = _given(items, is_first=is_first)
+    if is_first:
+        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
+        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
+        if unknown:
+            raise InvalidRequest(
+                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
+                "previous_response_id of that response"
+            )
+    return _checked(given)
+
+
+@_about("items")
+def given_in_items(items: list[Json]) -> list[tuple[Role, list[Json]]]:
+    """Return the items of a conversation as messages. Raises InvalidRequest."""
+    given = _given(items, is_first=True)
+    if given.approvals:
+        raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
+    given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
+    return given.earlier
+
+
+def _given(items: Any, *, is_first: bool) -> GivenInput:
+    if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
+        raise InvalidRequest(f"input must be a text or a list of at least one item, got {items!r:.80}")
+    given = GivenInput()
+    for item in items:
+        kind = item.get("type", "message")
+        if kind == "message":
+            given.add(_role(item.get("role")), _content(item.get("content")))
+        elif kind == "function_call_output":
+            given.outputs[_text(item, "call_id")] = output_of(item.get("output"))
+        elif kind == "mcp_approval_response":
+            approve, reason = item.get("approve"), item.get("reason")
+            if not isinstance(approve, bool):
+                raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
+            approved = approve, reason if isinstance(reason, str) else None
+            given.approvals[_text(item, "approval_request_id")] = approved
+        elif kind == "function_call" and is_first:
+            given.add_calls([_call({"id": _text(item, "call_id"), "function": item})])
+        elif kind not in _RESENT:
+            raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
+    return given
+
+
+@_about("messages")
+def given_in_chat(body: Json) -> GivenInput:
+    """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
+    check_fields(body)
+    messages = body.get("messages")
+    given = GivenInput()
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
+    called: set[str] = set()  # ids of the calls in earlier messages
+    for message in messages:
+        if message.get("role") == "tool":
+            call = _text(message, "tool_call_id")
+            if call not in called:
+                raise InvalidRequest(
+                    f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
+                    "the assistant message with its tool_calls first"
+                )
+            given.outputs[call] = output_of(message.get("content"))
+            continue
+        role = _role(message.get("role"))
+        calls = message.get("tool_calls") if role == "assistant" else None
+        if calls is not None and not isinstance(calls, list):
+            raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
+        parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
+        tools = [_call(one) for one in calls or ()]
+        called |= {one["call"] for one in tools}
+        given.add(role, [*parts, *tools])
+    return _checked(given)
+
+
+def approval_place(id: str) -> tuple[Place, str]:
+    """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
+    if (found := _APPROVAL.match(id)) is None:
+        raise no_approval_request(id)
+    return (int(found[1]), int(found[2])), found[3]
+
+
+def no_approval_request(id: str) -> NotFound:
+    """Return the error about an id that no approval request of the response has."""
+    return NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+
+
+def _checked(given: GivenInput) -> GivenInput:
+    if not (given.parts or given.outputs or given.approvals):
+        raise InvalidRequest(
+            "the input must end with a message of the user that has a text or a file, or with an output; add one"
+        )
+    if len(given.earlier) > MAX_EARLIER:
+        raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
+    return given
+
+
+def _role(role: object) -> Role:
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
+    return _ROLES[role]
+
+
+def _content(content: object) -> list[Json]:
+    """Return the parts of a message, without empty texts."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list):
+        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
+    parts: list[Json] = []
+    for part in content:
+        match part:
+            case {"type": "input_text" | "output_text" | "text", "text": str(text)} | {
+                "type": "refusal",
+                "refusal": str(text),
+            }:
+                parts += _content(text)
+            case {"type": "input_image", "image_url": str(url)}:
+                parts.append(file_part(url, "image/*", detail=part.get("detail")))
+            case {"type": "image_url", "image_url": {"url": str(url), **rest}}:
+                parts.append(file_part(url, "image/*", detail=rest.get("detail")))
+            case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
+                file = about.get("file_data") or about.get("file_url")
+                if not isinstance(file, str):
+                    raise InvalidRequest(
+                        f"a file needs file_data or file_url, because the server has no files, got {part!r:.80}"
+                    )
+                if file is about.get("file_data") and not file.startswith("data:"):
+                    file = f"data:application/octet-stream;base64,{file}"
+                parts.append(file_part(file, filename=about.get("filename")))
+            case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
+                parts.append(file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}"))
+            case _:
+                raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {part!r:.80}")
+    return parts
+
+
+def _call(call: object) -> Json:
+    match call:
+        case {"id": str(id), "function": {"name": str(name), "arguments": str(arguments)}}:
+            return {"type": "tool", "call": id, "name": name, "input": arguments, "state": "called"}
+    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
+
+
+def _text(item: Json, name: str) -> str:
+    if not isinstance(item.get(name), str):
+        raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}")
+    return str(item[name])

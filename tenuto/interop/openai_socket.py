@@ -15,7 +15,6 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -23,10 +22,8 @@ from starlette.types import Receive, Scope, Send
 from tenuto import Hub, Message
 from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.interop.fold import Json
-from tenuto.interop.openai_conversations import turn_of
-from tenuto.interop.openai_input import given_in_responses
-from tenuto.interop.openai_items import REQUEST, Reference, reference, with_options
-from tenuto.interop.openai_stream import TurnEvents, after_of
+from tenuto.interop.openai_items import REQUEST, Reference, error_of, given_in_responses, reference, with_options
+from tenuto.interop.openai_stream import TurnEvents, after_of, turn_of
 from tenuto.routes import Access, RouteSocket, TurnDelta
 
 logger = logging.getLogger("tenuto.transports")
@@ -70,54 +67,51 @@ class _Lane:
         return max(0, self.events.position - 1) if self.events is not None else 0
 
 
-class _Frames:
+class _Frames(TurnEvents):
     """The events of a response, one in a line (`TurnFormat`)."""
 
     heartbeat = b""
-    headers: dict[str, str] = {}  # noqa: RUF012 - a socket has none
 
-    def __init__(self, lane: _Lane, events: TurnEvents, steers: Sequence[_Steer]) -> None:
-        self.is_over = False
+    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int, steers: Sequence[_Steer]) -> None:
+        assert lane.question is not None
+        super().__init__(lane.question, of, after)
+        self._access = access
         self._lane = lane
-        self._events = events
         self._steers = steers
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
-        events = self._events.receive(deltas)
-        self.is_over = self._events.is_over
+        events = self.receive(deltas)
         for event in events:
             if event["type"] == "response.incomplete" and self._steers:  # the further input has cancelled the turn
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
         return b"".join([_encode(_marked(self._lane, event)) + b"\n" for event in events])
 
+    def _is_steered(self) -> bool:
+        """Return whether the agent has taken in one of the inputs for the turn."""
+        for one in self._steers:
+            if one.is_settled.is_set() and not one.is_taken:
+                one.is_taken = self._access.taken_by(self._of.channel, one.id) == self._of.message_id
+        return any(one.is_taken for one in self._steers)
 
-Begin = Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]  # stores the question of a request
-ErrorOf = Callable[[Json], Json]  # gives a problem the form of OpenAI's API
 
-
+@dataclass
 class ResponsesSockets:
-    """The ASGI app of the sockets."""
+    """The ASGI app of the sockets. `begin` stores the question of a request."""
 
-    def __init__(self, hub: Hub, begin: Begin, error_of: ErrorOf) -> None:
-        self._hub = hub
-        self._begin = begin
-        self._error_of = error_of
+    hub: Hub
+    begin: Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        def handle(socket: RouteSocket) -> Awaitable[None]:
-            return ResponsesSocket(socket, self._begin, self._error_of).run()
-
-        await self._hub.serve_socket(scope, receive, send, handle)
+        await self.hub.serve_socket(scope, receive, send, lambda socket: ResponsesSocket(self, socket).run())
 
 
 class ResponsesSocket:
     """One socket."""
 
-    def __init__(self, socket: RouteSocket, begin: Begin, error_of: ErrorOf) -> None:
+    def __init__(self, sockets: ResponsesSockets, socket: RouteSocket) -> None:
+        self._sockets = sockets
         self._socket = socket
-        self._begin = begin
-        self._error_of = error_of
         self._lanes: dict[object, _Lane] = {}
         self._steers: dict[tuple[str | None, Reference], list[_Steer]] = {}  # by lane and turn
 
@@ -170,11 +164,11 @@ class ResponsesSocket:
                 try:
                     access = self._socket.access
                     if event["type"] == "response.create":
-                        lane.question, of = await self._begin(access, event)
+                        lane.question, of = await self._sockets.begin(access, event)
                     else:
                         of, after = reference(event.get("response_id"), "response_id"), after_of(event)
                         access.check(of.channel, "subscribe", "history")
-                        lane.question = (await turn_of(access, of)).message
+                        lane.question = (await turn_of(access, of)).question
                     await self._respond(lane, of, after)
                 except TenutoError as error:
                     await self._fail(lane, error.problem())
@@ -195,12 +189,10 @@ class ResponsesSocket:
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
             assert lane.question is not None
-            steers = self._steers.setdefault(key := (lane.stream_id, turn := of.at()), [])
+            steers = self._steers.setdefault(key := (lane.stream_id, of.at()), [])
             lane.of = of
-            lane.events = events = TurnEvents(
-                lane.question, of, after, is_steered=partial(self._has_taken, steers, turn)
-            )
-            problem = await self._socket.stream(of.channel, of.message_id, _Frames(lane, events, steers))
+            lane.events = events = _Frames(self._socket.access, lane, of, after, steers)
+            problem = await self._socket.stream(of.channel, of.message_id, events)
             lane.of = None
             if problem is not None:
                 del self._steers[key]
@@ -231,13 +223,6 @@ class ResponsesSocket:
             self._steers[lane.stream_id, of] = left
             lane.question = with_options(steer.message, lane.question.meta.get(REQUEST) or {})
 
-    def _has_taken(self, steers: Sequence[_Steer], turn: Reference) -> bool:
-        """Return whether the agent has taken in one of the inputs for a turn."""
-        for one in steers:
-            if one.is_settled.is_set() and not one.is_taken:
-                one.is_taken = self._socket.access.taken_by(turn.channel, one.id) == turn.message_id
-        return any(one.is_taken for one in steers)
-
     async def _steer(self, event: Json) -> None:
         """Store further input for a response of this socket, and report it."""
         steer = _Steer(secrets.token_hex(16), str(event.get("previous_response_id"))[:1000], event.get("input"))
@@ -245,7 +230,7 @@ class ResponsesSocket:
         try:
             of = reference(event.get("previous_response_id"))
             access.check(of.channel, "history", "publish")
-            status = await turn_of(access, of)
+            status = (await turn_of(access, of)).status
             found = next((one for one in self._lanes.values() if one.of == of), None)
             if found is None or found.question is None:
                 code = "response_already_completed" if status.state == "over" else "response_not_active"
@@ -280,7 +265,7 @@ class ResponsesSocket:
         await self._report(lane, "failed", steer, error=error)
 
     async def _fail(self, lane: _Lane, problem: Json) -> None:
-        event = {"type": "error", "status": problem["status"], "error": self._error_of(problem)}
+        event = {"type": "error", "status": problem["status"], "error": error_of(problem)}
         await self._socket.send(_encode(_marked(lane, event)))
 
 

@@ -1,4 +1,4 @@
-"""A turn as the events of OpenAI's Responses, numbered so that a reader may continue at each character.
+"""A turn as the events of OpenAI's Responses, numbered so that a reader may continue at each character, and as chunks.
 
 Layer: interop.
 
@@ -10,19 +10,17 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message as Event
-from starlette.types import Receive, Scope, Send
 
 from tenuto import Message
-from tenuto.core.errors import Draining, InvalidRequest
-from tenuto.interop.fold import Json, Part, TurnFold, deltas_of, has_result
+from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
+from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, deltas_of, has_result
 from tenuto.interop.openai_items import (
-    Place,
     Reference,
     item_of,
     kind_of,
@@ -30,27 +28,28 @@ from tenuto.interop.openai_items import (
     response,
     summary,
     text_content,
+    unknown,
+    with_options,
 )
-from tenuto.routes import Access, TurnDelta, TurnResponse, TurnStatus
+from tenuto.routes import Access, TurnDelta, TurnStatus
 
 _encode = msgspec.json.Encoder().encode
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
-_DELTAS = {
-    "message": "response.output_text.delta",
-    "reasoning": "response.reasoning_summary_text.delta",
-    "function_call": "response.function_call_arguments.delta",
-    "mcp_call": "response.mcp_call_arguments.delta",
+# for each kind of item that has a text: its events, those of its content with their fields, and the content
+_TEXTS: dict[str, tuple[str, str, Json, Json, Callable[[str], Json]]] = {
+    "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}, text_content),
+    "reasoning": ("reasoning_summary_text", "reasoning_summary_part", {"summary_index": 0}, {}, summary),
 }
 
 
-class TurnEvents:
-    """The events of one turn for one reader. The reader has the events with numbers up to `after`.
+class TurnEvents(EventStream):
+    """The events of one turn for one reader (`TurnFormat`). The reader has the events with numbers up to `after`.
 
     They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn. They also end
-    before an item that would be the second or a later one once `is_steered` returns True; then `rest` is its place.
+    before an item that would be the second or a later one once `_is_steered` returns True; then `rest` is its place.
     """
 
     def __init__(
@@ -60,11 +59,9 @@ class TurnEvents:
         after: int = -1,
         *,
         is_cancelled: bool = False,
-        is_steered: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.is_over = False
+        super().__init__(keeps_text=True)
         self.rest: Reference | None = None
-        self._is_steered = is_steered
         self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
@@ -72,23 +69,33 @@ class TurnEvents:
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
-        self._turn = TurnFold()
+        self._turn.place = of.start
         self._events: list[Json] = []
-        self._next = of.start
-        self._item: Json | None = None  # the item that is open, without its content
+        self._part: Part | None = None  # the part whose item is open
+        self._item = Json()  # this item, without its content
         self._kind = ""
         self._begins = 0  # number of the event that opened the item
         self._items = 0  # number of items before the next one
 
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the events for `deltas` (`TurnFormat.frame`)."""
+        events = self.receive(deltas)
+        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), _encode(one)) for one in events])
+
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
+        is_steered = self._is_steered()
+        if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._part:  # hot path: more text
+            found[0].new.append(found[1])
+            self._grow(found[0])
+            events, self._events = self._events, []
+            return events
         if not self.position:
             for name in ("created", "in_progress"):
                 begun = response(
                     self._question, self._of, status="in_progress", output=[], answers=self._turn.answers, error=None
                 )
                 self._put(f"response.{name}", response=begun)
-        is_steered = self._is_steered()
         for delta in deltas:
             self._turn.receive(delta)
         if not self.is_over:
@@ -107,16 +114,13 @@ class TurnEvents:
         status, error = self._outcome()
         output: list[Json] = []
         open_calls, replaced = self._open_calls(), self._turn.replaced()
-        for a, answer in enumerate(self._turn.answers):
-            for index, part in enumerate(answer.parts if answer.id not in replaced else ()):
-                kind = kind_of(part.value, self._own_tools) if answer.status != "deleted" else ""
-                if kind and self._of.start <= (a, index) and (self.rest is None or (a, index) < self.rest.start):
-                    state = "incomplete" if open_calls.get((a, index)) else self._item_state((a, index))
-                    is_whole = state == "in_progress" and status == "completed"
-                    output.append(
-                        item_of(kind, part, self._of.at((a, index)), state="completed" if is_whole else state)
-                    )
-        output += [self._approval(place, id) for place, id in open_calls.items() if id]
+        for part in (part for answer in self._turn.left(replaced) for part in answer.parts):
+            kind = kind_of(part.value, self._own_tools)
+            if kind and self._of.start <= part.place and (self.rest is None or part.place < self.rest.start):
+                state = "incomplete" if open_calls.get(part) else self._item_state(part)
+                is_whole = state == "in_progress" and status == "completed"
+                output.append(item_of(kind, part, self._of.at(part.place), state="completed" if is_whole else state))
+        output += [self._approval(part, id) for part, id in open_calls.items() if id]
         return response(
             self._question,
             self._of,
@@ -134,15 +138,17 @@ class TurnEvents:
             return _failed("no agent serves the channel of this response")
         if self._turn.state != "over":
             return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
-        if self._turn.is_deleted:
-            return _failed("the answer was deleted")
-        left = [one for one in self._turn.answers if one.status != "deleted"]
-        if not left:
-            return ("cancelled" if self._turn.is_cancelled else "completed"), None
-        last = left[-1]
-        if last.status in ("complete", "cancelled"):
-            return ("cancelled" if last.status == "cancelled" else "completed"), None
-        return _failed(last.reason or last.status)
+        ended, reason = self._turn.end()
+        if ended in ("complete", "cancelled"):
+            return ("cancelled" if ended == "cancelled" else "completed"), None
+        return _failed(reason or ended)
+
+    def _is_steered(self) -> bool:
+        """Return whether the agent has taken in further input, so that the rest of the turn is another response.
+
+        It is asked for each batch of deltas, also for text alone, because a turn that is over no longer tells it.
+        """
+        return False
 
     # -- the events ----------------------------------------------------------------------------------------------
 
@@ -152,149 +158,121 @@ class TurnEvents:
         With `is_steered` the response ends before its next item.
         """
         replaced = self._turn.replaced()
-        while self._next[0] < len(self._turn.answers):
-            a, index = self._next
-            answer = self._turn.answers[a]
-            if index >= len(answer.parts):
-                if a + 1 == len(self._turn.answers):
-                    return
-                self._next = a + 1, 0
-                continue
-            part = answer.parts[index]
+        for part in self._turn.walk():
             kind = kind_of(part.value, self._own_tools)
-            if kind:
-                if self._item is None:
-                    if self._items and is_steered:
-                        self.rest = self._of.at(self._next)
-                        return
-                    self._is_muted = answer.id in replaced and self.position > self._after
-                    self._open(kind, part)
-                self._grow(part)
-                if not (is_last or self._has_ended(self._next)):
+            if not kind:
+                continue
+            if self._part is None:
+                if self._items and is_steered:
+                    self.rest = self._of.at(part.place)
                     return
-                self._close(part)
-            self._next = a, index + 1
+                self._is_muted = part.answer.id in replaced and self.position > self._after
+                self._open(kind, part)
+            self._grow(part)
+            if not (is_last or self._has_ended(part)):
+                return
+            self._close(part)
 
-    def _has_ended(self, place: Place) -> bool:
-        """Return whether a part gets no more text, so that the next one may be sent."""
-        a, index = place
-        if self._turn.is_over or a + 1 < len(self._turn.answers):
-            return True
-        part, later = self._turn.answers[a].parts[index].value, self._turn.answers[a].parts[index + 1 :]
-        if part["type"] != "tool":
-            return bool(later)
-        if part["name"] in self._own_tools:
-            return bool(later) or part.get("state") not in (None, "input")
+    def _has_ended(self, part: Part) -> bool:
+        value = part.value
         # the stream shows calls that run at the same time one after the other, each with its result
-        return has_result(part) or any(one.value["type"] != "tool" for one in later)
+        is_whole = value["type"] == "tool" and has_result(value)
+        if value["type"] == "tool" and value["name"] in self._own_tools:
+            is_whole = bool(self._turn.later(part)) or value.get("state") not in (None, "input")
+        return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
-        item = item_of(kind, part, self._of.at(self._next), state="empty")
+        item = item_of(kind, part, self._of.at(part.place), state="empty")
         if "arguments" in item:
             item["arguments"] = ""
-        self._item, self._kind, self._begins = item, kind, self.position
+        self._part, self._item, self._kind, self._begins = part, item, kind, self.position
         self._put("response.output_item.added", output_index=self._items, item=item)
-        if kind == "message":
-            self._put("response.content_part.added", **self._where(), content_index=0, part=text_content(""))
-        elif kind == "reasoning":
-            self._put("response.reasoning_summary_part.added", **self._where(), summary_index=0, part=summary(""))
+        if kind in _TEXTS:
+            _, content, place, _, made = _TEXTS[kind]
+            self._put(f"response.{content}.added", **self._where(), **place, part=made(""))
 
     def _where(self) -> Json:
-        assert self._item is not None
         return {"item_id": self._item["id"], "output_index": self._items}
 
     def _grow(self, part: Part) -> None:
-        if part.sent == len(part.texts):
+        text = part.take()
+        if not text:
             return
-        text = "".join(part.texts[part.sent :])
-        part.sent = len(part.texts)
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self._after + 1 - begins) :]
         if missing and not self._is_muted:
-            place: dict[str, Json] = {
-                "message": {"content_index": 0, "logprobs": []},
-                "reasoning": {"summary_index": 0},
-            }
+            name, place = f"{self._kind}_arguments", Json()
+            if self._kind in _TEXTS:
+                name, _, index, more, _ = _TEXTS[self._kind]
+                place = {**index, **more}
             number = {"sequence_number": self.position - 1}
-            where = {**self._where(), **place.get(self._kind, {})}
-            self._events.append({"type": _DELTAS[self._kind], **number, **where, "delta": missing})
+            self._events.append(
+                {"type": f"response.{name}.delta", **number, **self._where(), **place, "delta": missing}
+            )
 
     def _close(self, part: Part) -> None:
         text, where = part.text(), self._where()
         # a text that was replaced counts as it is stored
-        opening = 2 if self._kind in ("message", "reasoning") else 1
-        self.position = max(self.position, self._begins + opening + part.length)
-        if self._kind == "message":
-            self._put("response.output_text.done", **where, content_index=0, text=text, logprobs=[])
-            self._put("response.content_part.done", **where, content_index=0, part=text_content(text))
-        elif self._kind == "reasoning":
-            self._put("response.reasoning_summary_text.done", **where, summary_index=0, text=text)
-            self._put("response.reasoning_summary_part.done", **where, summary_index=0, part=summary(text))
+        opening = 2 if self._kind in _TEXTS else 1
+        self.position = max(self.position, self._begins + opening + part.sent.length)
+        if self._kind in _TEXTS:
+            name, content, place, more, made = _TEXTS[self._kind]
+            self._put(f"response.{name}.done", **where, **place, text=text, **more)
+            self._put(f"response.{content}.done", **where, **place, part=made(text))
         else:
             named = {"name": part.value["name"]} if self._kind == "function_call" else {}
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
-        is_open = bool(self._open_calls().get(self._next))
-        state = "incomplete" if is_open else self._item_state(self._next)
-        item = item_of(
-            self._kind, part, self._of.at(self._next), state=state if state != "in_progress" else "completed"
-        )
+        state = "incomplete" if self._open_calls().get(part) else self._item_state(part)
+        state = state if state != "in_progress" else "completed"
+        item = item_of(self._kind, part, self._of.at(part.place), state=state)
         self._put("response.output_item.done", output_index=self._items, item=item)
-        self._item = None
+        self._part = None
         self._items += not self._is_muted
         self._is_muted = False
 
-    def _item_state(self, place: Place) -> str:
-        answer = self._turn.answers[place[0]]
-        if answer.status not in ("streaming", "complete") and place[1] == len(answer.parts) - 1:
+    def _item_state(self, part: Part) -> str:
+        if part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]:
             return "incomplete"
-        return "completed" if self._has_ended(place) else "in_progress"
+        return "completed" if self._has_ended(part) else "in_progress"
 
     # -- questions for the caller --------------------------------------------------------------------------------
 
-    def _open_calls(self) -> dict[Place, str]:
-        """Return the places of the calls that wait for the caller: the id of an approval, or no text for a function."""
-        if not self._turn.questions or self._turn.state == "over":
+    def _open_calls(self) -> dict[Part, str]:
+        """Return the calls that wait for the caller: with the id of an approval, or no text for a function."""
+        if not self._turn.open or self._turn.state == "over":
             return {}
-        found: dict[Place, str] = {}
-        calls = {
-            part.value["call"]: (a, index)
-            for a, answer in enumerate(self._turn.answers)
-            for index, part in enumerate(answer.parts)
-            if part.value["type"] == "tool" and (a, index) >= self._of.start
-        }
-        for id, (name, data) in self._turn.questions.items():
-            call = data.get("call") if isinstance(data, dict) else None
-            place = calls.get(call) if isinstance(call, str) else None
-            if place is not None:
-                is_own = self._turn.answers[place[0]].parts[place[1]].value["name"] in self._own_tools
-                if is_own or name == "approve":
-                    found[place] = "" if is_own else id
+        found: dict[Part, str] = {}
+        parts = [part for answer in self._turn.answers for part in answer.parts if part.value["type"] == "tool"]
+        calls = {part.value["call"]: part for part in parts if part.place >= self._of.start}
+        for id in self._turn.open:
+            question = self._turn.questions[id].command
+            part = calls.get(call_of(question.data))
+            is_own = part is not None and part.value["name"] in self._own_tools
+            if part is not None and (is_own or question.name == "approve"):
+                found[part] = "" if is_own else id
         return found
 
     def required_input(self) -> list[Json]:
         """Return what the turn waits for from the caller, as input without its results."""
-        found: list[Json] = []
-        for (a, index), id in self._open_calls().items():
-            value = self._turn.answers[a].parts[index].value
-            if id:
-                approval = self._approval((a, index), id)
-                found.append({"type": "mcp_approval_response", "approval_request_id": approval["id"]})
-            else:
-                found.append({"type": "function_call_output", "call_id": value["call"], "name": value["name"]})
-        return found
+        return [
+            {"type": "mcp_approval_response", "approval_request_id": self._approval(part, id)["id"]}
+            if id
+            else {"type": "function_call_output", "call_id": part.value["call"], "name": part.value["name"]}
+            for part, id in self._open_calls().items()
+        ]
 
-    def _approval(self, place: Place, id: str) -> Json:
-        part = self._turn.answers[place[0]].parts[place[1]]
-        item = {"id": f"mcpr_{place[0]}_{place[1]}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
+    def _approval(self, part: Part, id: str) -> Json:
+        a, index = part.place
+        item = {"id": f"mcpr_{a}_{index}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
         return {**item, "name": part.value["name"], "server_label": "tenuto"}
 
     def _ask(self) -> None:
         """End the response, because the turn waits for the caller's next request."""
         self.position = max(self.position, ASKING)
         self._walk(is_last=True)
-        for place, id in self._open_calls().items():
+        for part, id in self._open_calls().items():
             if id:
-                item = self._approval(place, id)
+                item = self._approval(part, id)
                 self._put("response.output_item.added", output_index=self._items, item=item)
                 self._put("response.output_item.done", output_index=self._items, item=item)
                 self._items += 1
@@ -346,101 +324,203 @@ def after_of(given: Mapping[str, Any]) -> int:
     return after
 
 
-def events_of(status: TurnStatus, of: Reference) -> TurnEvents:
-    """Return the events of a turn as it is in `status`, all of them sent."""
-    assert status.message is not None
-    events = TurnEvents(status.message, of)
-    events.receive(deltas_of(status))
+def events_of(turn: AskedTurn, of: Reference) -> TurnEvents:
+    """Return the events of a turn as it is, all of them sent."""
+    events = TurnEvents(turn.question, of)
+    events.receive(deltas_of(turn.status))
     return events
 
 
-class ResponseStream:
-    """The events as Server-Sent Events (`TurnFormat`)."""
+class AskedTurn(NamedTuple):
+    """A turn, and its question with all that its request asks for."""
 
-    heartbeat = b":\n\n"
+    question: Message
+    status: TurnStatus
 
-    def __init__(self, question: Message, of: Reference, after: int = -1) -> None:
-        self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-        self.is_over = False  # also True if the turn waits for the caller
-        self._events = TurnEvents(question, of, after)
-
-    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
-        """Return the events for `deltas` (`TurnFormat.frame`)."""
-        events = self._events.receive(deltas)
-        self.is_over = self._events.is_over
-        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), _encode(one)) for one in events])
+    def output(self, channel: str) -> list[Json]:
+        """Return the output items."""
+        return list(events_of(self, Reference(channel, self.question.id)).response()["output"])
 
 
-Shape = Callable[[Json], tuple[int, Json]]  # gives the status and the body for a `Response`
+async def asked(access: Access, channel: str, status: TurnStatus) -> AskedTurn:
+    """Return a turn that has a question."""
+    assert status.message is not None
+    return AskedTurn(with_options(status.message, await access.options(channel, status.message)), status)
 
 
-class _Whole:
-    """The format of such a response (`TurnFormat`)."""
+async def turn_of(access: Access, of: Reference, kind: str = "response", param: str | None = None) -> AskedTurn:
+    """Return the turn of a response or an item. Raises NotFound, also for a place that the turn does not have."""
+    try:
+        status = await access.turn(of.channel, of.message_id)
+    except (NotFound, Deleted):
+        raise unknown(kind, of.id(), param) from None
+    a, index = of.start
+    has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
+        raise unknown(kind, of.id(), param)
+    return await asked(access, of.channel, status)
+
+
+class _Unsent(TurnEvents):
+    """The events of a turn, of which the caller gets the `Response` alone (`TurnFormat`)."""
 
     heartbeat = b""
 
-    def __init__(self, question: Message, of: Reference, shape: Shape, *, is_cancelled: bool) -> None:
-        # the SDK would send the question again
-        self.headers = {"content-type": "application/json", "x-should-retry": "false"}
-        self.status = 200
-        self.is_over = False  # also True if the turn waits for the caller
-        self._shape = shape
-        self._events = TurnEvents(question, of, is_cancelled=is_cancelled)
-
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
-        """Return the body at the end; no bytes before (`TurnFormat.frame`)."""
-        self._events.receive(deltas)
-        self.is_over = self._events.is_over
-        if not self.is_over:
-            return b""
-        self.status, body = self._shape(self._events.response())
-        return msgspec.json.encode(body)
+        """Return no bytes (`TurnFormat.frame`)."""
+        self.receive(deltas)
+        return b""
 
 
-class WholeResponse(Response):
-    """The response in one piece. Its status is known only at the end, so its head is sent then."""
-
-    format: _Whole
-    inner: TurnResponse
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head: Event | None = None
-
-        async def held(message: Event) -> None:
-            nonlocal head
-            if message["type"] == "http.response.start":
-                head = message
-                return
-            if head is not None:
-                if not message.get("body") and message.get("more_body"):
-                    return  # a heartbeat
-                status = self.format.status if head["status"] == 200 else head["status"]
-                await send({**head, "status": status})
-                head = None
-            await send(message)
-
-        await self.inner(scope, receive, held)
-        if head is not None:  # the hub drains, the identity has expired, or the store is away
-            why = "the hub ended the request before the turn was over; the turn goes on, so retrieve its response later"
-            problem = JSONResponse(
-                Draining(why).problem(), 503, {"x-should-retry": "false"}, "application/problem+json"
-            )
-            await problem(scope, receive, send)
-
-
-def whole_response(
+async def whole_response(
     access: Access,
+    request: Request,
     question: Message,
     of: Reference,
-    shape: Shape = lambda response: (200, response),
+    shape: Callable[[Json], tuple[int, Json]] = lambda response: (200, response),
     *,
     is_cancelled: bool = False,
-) -> WholeResponse:
-    """Return the response for the turn of `question`, in the `shape` of its route.
+) -> Response:
+    """Return the response for the turn of `question` at its end; `shape` gives its status and body for a `Response`.
 
-    If the caller has just cancelled the turn (`is_cancelled`), it comes at the end, also while a question is open.
+    If the caller has just cancelled the turn (`is_cancelled`), its end counts, also while a question is open.
     """
-    response = WholeResponse()
-    response.format = _Whole(question, of, shape, is_cancelled=is_cancelled)
-    response.inner = access.stream(of.channel, of.message_id, response.format)
-    return response
+    events = _Unsent(question, of, is_cancelled=is_cancelled)
+    refusal, is_complete = Response(), False
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal is_complete
+        refusal.status_code = message.get("status", refusal.status_code)
+        refusal.raw_headers = message.get("headers", refusal.raw_headers)
+        refusal.body += message.get("body", b"")
+        is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+
+    await access.stream(of.channel, of.message_id, events)(request.scope, request.receive, send)
+    if refusal.status_code != 200:
+        return refusal
+    headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
+    if not is_complete:  # the hub drains, the identity has expired, or the store is away
+        why = "the hub ended the request before the turn was over; the turn goes on, so retrieve its response later"
+        return JSONResponse(Draining(why).problem(), 503, headers, "application/problem+json")
+    status, body = shape(events.response())
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
+_APPROVAL = {
+    "message": "the agent asks for an approval, which a chat completion cannot give; use the responses API",
+    "type": "server_error",
+    "code": "approval_required",
+    "param": None,
+}
+_REPLACED = {
+    "message": "the answer was changed behind the text that was sent; retrieve the id of the completion as a response",
+    "type": "server_error",
+    "code": "replaced",
+    "param": None,
+}
+
+
+class ChatStream(TurnEvents):
+    """The chunks of a chat completion (`TurnFormat`), each made of an event of the `Response`."""
+
+    def __init__(self, question: Message, of: Reference, *, has_usage: bool = False) -> None:
+        super().__init__(question, of)
+        self._has_usage = has_usage
+        self._head: Json = {"id": of.id(CHAT_ID), "object": "chat.completion.chunk"}
+        self._calls = 0
+        self._sent_text = SentText()
+
+    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
+        """Return the chunks for `deltas` (`TurnFormat.frame`)."""
+        chunks = [chunk for event in self.receive(deltas) for chunk in self._chunks(event)]
+        body = b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        is_failed = bool(chunks) and "error" in chunks[-1]
+        return body + b"data: [DONE]\n\n" if self.is_over and not is_failed else body
+
+    def _chunks(self, event: Json) -> Iterator[Json]:
+        match event["type"]:
+            case "response.created":
+                self._head |= {"created": event["response"]["created_at"], "model": event["response"]["model"]}
+                yield self._chunk({"role": "assistant", "content": ""})
+            case "response.output_text.delta":
+                self._sent_text.add(event["delta"])
+                yield self._chunk({"content": event["delta"]})
+            case "response.reasoning_summary_text.delta":
+                yield self._chunk({"reasoning_content": event["delta"]})
+            case "response.output_item.added" if event["item"]["type"] == "function_call":
+                item = event["item"]
+                call = {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": ""}}
+                self._calls += 1
+                yield self._chunk({"tool_calls": [{"index": self._calls - 1, **call}]})
+            case "response.function_call_arguments.delta":
+                call = {"index": self._calls - 1, "function": {"arguments": event["delta"]}}
+                yield self._chunk({"tool_calls": [call]})
+            case "response.completed" | "response.incomplete":
+                whole = event["response"]
+                if _asks_approval(whole):
+                    yield {"error": _APPROVAL}
+                    return
+                text = _text_of(whole)
+                if len(text) != self._sent_text.length or not self._sent_text.begins(text):
+                    yield {"error": _REPLACED}
+                    return
+                yield self._chunk({}, finish_reason=_finish_reason(whole))
+                if self._has_usage:
+                    yield {**self._head, "choices": [], "usage": _usage(whole)}
+            case "error":
+                yield {"error": event["error"]}
+
+    def _chunk(self, delta: Json, *, finish_reason: str | None = None) -> Json:
+        choice: Json = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice]}
+
+
+def completion(response: Json) -> tuple[int, Json]:
+    """Return the status and the body of a chat completion in one piece."""
+    if response["error"] is not None or _asks_approval(response):
+        return 500, {"error": response["error"] or _APPROVAL}
+    output = response["output"]
+    calls = [
+        {"id": one["call_id"], "type": "function", "function": {"name": one["name"], "arguments": one["arguments"]}}
+        for one in output
+        if one["type"] == "function_call"
+    ]
+    message: Json = {"role": "assistant", "content": _text_of(response) or (None if calls else ""), "refusal": None}
+    message |= {"tool_calls": calls} if calls else {}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(response)}
+    return 200, {
+        "id": CHAT_ID + response["id"].removeprefix("resp_"),
+        "object": "chat.completion",
+        "created": response["created_at"],
+        "model": response["model"],
+        "choices": [choice],
+        "usage": _usage(response),
+    }
+
+
+def _text_of(response: Json) -> str:
+    output = response["output"]
+    return "".join(content["text"] for one in output if one["type"] == "message" for content in one["content"])
+
+
+def _asks_approval(response: Json) -> bool:
+    return any(one["type"] == "mcp_approval_request" for one in response["output"])
+
+
+def _finish_reason(response: Json) -> str:
+    output = response["output"]
+    return "tool_calls" if output and output[-1]["type"] == "function_call" else "stop"
+
+
+def _usage(response: Json) -> Any:
+    usage = response["usage"]
+    if usage is None:
+        return None
+    return {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage["output_tokens"],
+        "total_tokens": usage["total_tokens"],
+        "prompt_tokens_details": usage["input_tokens_details"],
+        "completion_tokens_details": usage["output_tokens_details"],
+    }

@@ -20,7 +20,7 @@ from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.model import Status
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.interop import AGUI
-from tenuto.interop.agui_stream import AGUIStream, position_of
+from tenuto.interop.agui import AGUIStream, position_of
 from tenuto.interop.fold import TurnFold
 from tenuto.routes import (
     InAnswer,

@@ -11,8 +11,7 @@ from starlette.responses import JSONResponse
 
 from tenuto.core.deltas import MessageProgress, TurnProgress
 from tenuto.core.model import Command, Message
-from tenuto.interop.ai_sdk_parts import COMPARED_CHARS, PageParts, Release, ui_messages
-from tenuto.interop.ai_sdk_stream import UIStream
+from tenuto.interop.ai_sdk import COMPARED_CHARS, PageParts, Release, UIStream, ui_messages
 from tenuto.routes import (
     InAnswer,
     MessageFinished,

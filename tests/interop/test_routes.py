@@ -20,7 +20,7 @@ from tenuto.core.errors import Deleted, Draining, Forbidden
 from tenuto.core.limits import Limits
 from tenuto.hub.access.rates import Rates
 from tenuto.hub.turns import status as turn_status
-from tenuto.interop.ai_sdk_stream import UIStream
+from tenuto.interop.ai_sdk import UIStream
 from tenuto.routes import Sent, TurnChanged, TurnDelta, guarded, newest_branch
 from tenuto.stores.base import StoredPage
 from tenuto.transports.sender import cycle_of

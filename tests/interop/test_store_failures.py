@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from tenuto.core.errors import StoreUnavailable
-from tenuto.interop.bodies import hashed
+from tenuto.interop.adapter import hashed
 from tenuto.stores.base import Changes
 from tenuto.stores.memory import MemoryStore
 from tests.interop.test_expiry import STREAMS, WAITING, begun, check_cut, install_adapters, is_broken_off
