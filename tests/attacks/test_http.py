@@ -162,7 +162,7 @@ async def test_end_of_a_connection_shows_behind_refused_input(watched_server: Sc
         one.sendall(b"no request\r\n\r\n")
         assert read_all(one, 0.3) == b""
         one.shutdown(socket.SHUT_WR)
-        one.settimeout(3)
+        one.settimeout(10)  # less than the pause between two writes
         while one.recv(4096):
             pass
     assert watched_server.descriptors() <= before

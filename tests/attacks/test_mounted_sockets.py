@@ -75,7 +75,7 @@ def test_largest_request_is_accepted(server: MountedServer) -> None:
 def test_person_who_takes_the_id_of_an_answer_is_not_served_as_the_assistant(server: MountedServer) -> None:
     bearer = {"Authorization": f"Bearer {token('ada', PERSON)}"}
     taken = {"id": "taken", "text": "words of a person"}
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as one:
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as one:
         one.request(
             "POST", "/v1/channels/answers/messages", json.dumps(taken), {**bearer, "Content-Type": "application/json"}
         )
@@ -84,7 +84,7 @@ def test_person_who_takes_the_id_of_an_answer_is_not_served_as_the_assistant(ser
         one.request("GET", "/ask?id=taken")
         refused = one.getresponse()
         assert (refused.status >= 400, b"words of a person" in refused.read()) == (True, False)
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as one:
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as one:
         one.request("GET", "/ask?id=free")
         served = one.getresponse()
         assert (served.status, b"the answer" in served.read()) == (200, True)

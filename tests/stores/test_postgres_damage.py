@@ -70,3 +70,13 @@ async def test_channel_that_cannot_be_read_fails_no_other_write_of_its_commit(se
             assert await chat.do(append("m1", ", later")) == Committed(4)
         assert await store.tidy(MINUTE_MS) == []
         assert len(await store.tidy(2 * MINUTE_MS)) >= 2  # of the others
+
+
+async def test_message_whose_stored_text_cannot_be_read_is_named(server: Postgres, schema: str) -> None:
+    async with opened(server, schema) as store:
+        chat = Chat(store, "a")
+        assert await store.commit([chat.write(create("m1", "text"), documents=["m1"])]) == [Committed(1)]
+    server.sql(f"UPDATE {schema}.texts SET body = '\\xc1'")
+    async with opened(server, schema) as store:
+        with pytest.raises(StoreUnusable, match="message 'm1' is damaged"):
+            await texts(store, "a", "m1")

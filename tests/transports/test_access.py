@@ -220,6 +220,12 @@ async def nobody(scope: Any) -> Identity | None:
     return None
 
 
+async def test_socket_with_unknown_credentials_is_refused_and_one_without_may_authenticate() -> None:
+    shown = {**SOCKET, "headers": [*AWAY["headers"], (b"authorization", b"Bearer bad")]}
+    assert await with_verifier(nobody, shown) == (401, "unauthenticated")
+    assert (await with_verifier(nobody, SOCKET))[0] == 101
+
+
 async def test_failing_verifier_refuses_without_details(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(scope: Any) -> Identity | None:
         raise ZeroDivisionError("secret")
