@@ -11,31 +11,10 @@ the ground up:
 - `processes`, `faults`: processes that start and end, and bad networks;
 - `world`: one run, with the checks that every run must pass;
 - `conversation`: users that ask and cancel, and agents that answer;
-- `scenarios`, `agent_scenarios`, `backup_scenario`: the kinds of faults;
+- `scenarios` (with `run`), `agent_scenarios`, `backup_scenario`: the kinds of faults;
 - `cluster_scenario`: several nodes on one PostgreSQL behind nginx, with `cluster_faults` and the checks of
   `cluster_stage`; below them `cluster` (nodes), `cluster_app` (their app), `engines`,
   `postgres_server`, `nginx` and `people`.
 
-The package `oracle` judges texts and views. Names are imported on first use, so a producer starts in a fraction of a
-second.
+The package `oracle` judges texts and views. This file imports nothing: a producer starts fast.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from proof.chaos.runner import NAMES as NAMES
-    from proof.chaos.runner import run as run
-    from proof.chaos.world import Failure as Failure
-    from proof.chaos.world import Scale as Scale
-
-__all__ = ["NAMES", "Failure", "Scale", "run"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from proof.chaos import runner, world
-
-    return getattr(world if name in ("Failure", "Scale") else runner, name)

@@ -14,25 +14,24 @@ import signal
 import sys
 import time
 
-from proof.chaos.runner import NAMES, ROUNDS, run
-from proof.chaos.scenarios import SCENARIOS
+from proof.chaos.scenarios import ROUNDS, SCENARIOS, run
 from proof.chaos.world import Failure, Scale
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the scenarios that the arguments name; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m proof.chaos", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"scenarios out of {', '.join(NAMES)} (all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"scenarios out of {', '.join(SCENARIOS)} (all)")
     parser.add_argument("--rounds", type=int, default=None, help=f"rounds of each scenario ({ROUNDS})")
     parser.add_argument("--seed", type=int, default=None, help="determines faults and texts (a random one)")
     parser.add_argument("--small", action="store_true", help="shorter faults and messages, as in the tests")
     parser.add_argument("--story", action="store_true", help="print events as they happen")
     chosen = parser.parse_args(arguments)
-    if unknown := set(chosen.names) - set(NAMES):
-        parser.error(f"unknown scenario: {', '.join(sorted(unknown))}; expected {', '.join(NAMES)}")
+    if unknown := set(chosen.names) - SCENARIOS.keys():
+        parser.error(f"unknown scenario: {', '.join(sorted(unknown))}; expected {', '.join(SCENARIOS)}")
     seed = random.randrange(1_000_000) if chosen.seed is None else chosen.seed
     failed = []
-    for name in chosen.names or NAMES:
+    for name in chosen.names or SCENARIOS:
         rounds = ROUNDS[name] if chosen.rounds is None else chosen.rounds
         print(f"{name}, seed {seed}, {rounds} rounds: {SCENARIOS[name].__doc__}", flush=True)
         begun_s = time.monotonic()

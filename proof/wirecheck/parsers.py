@@ -114,10 +114,6 @@ class SseParser:
         self._id: str | None = None
         self._has_fields = False
 
-    @property
-    def is_between_events(self) -> bool:
-        return not self._unfinished and not self._has_fields
-
     def receive(self, data: bytes) -> list[SseEvent]:
         """Return the events that `data` completes. Raises `WireError`."""
         if self._is_after_cr and data.startswith(b"\n"):
