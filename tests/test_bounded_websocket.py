@@ -29,6 +29,19 @@ _OPTIONS: dict[str, Any] = {"interface": "asgi3", "proxy_headers": False, "ws_pe
 class SocketTransport(Transport):
     """A transport of a socket, whose peer reads all."""
 
+    has_ended = False  # whether it was half closed
+
+    def write(self, data: Any) -> None:
+        if self.has_ended:
+            raise RuntimeError("Cannot call write() after write_eof()")  # as asyncio does, also for no data
+        super().write(data)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.has_ended = True
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
 
@@ -120,4 +133,14 @@ async def test_socket_drops_the_headers_of_its_handshake_but_the_application_kee
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert server.messages == ["a", "b"]
+    await server.close()
+
+
+async def test_ping_behind_a_refused_frame_is_not_written_to_a_half_closed_transport() -> None:
+    server = Server(is_bounded=True)
+    await server.open()
+    transport: Any = server.sockets[0].transport
+    server.sockets[0].data_received(b"\x81\x82\0\0\0\0\xff\xfe" + b"\x89\x80\0\0\0\0")  # text that is no UTF-8, a ping
+    assert transport.has_ended
+    assert b"\x03\xef" in transport.written  # the code 1007
     await server.close()

@@ -178,7 +178,7 @@ class Loader:
 
 
 # Small batches give the best tail latency: at 500 conversations of 50 tokens a second with two viewers each the p99 was
-# 75 ms with 64 rows, 84 with 128 and 106 with 256 (two runs each of `bench.micro`, 1 to 8 ms apart).
+# 75 ms with 64 rows, 84 with 128 and 106 with 256 (two runs each, 1 to 8 ms apart).
 MAX_ROWS = 64
 # With no subscribers there is no tail latency to protect, and larger commits are cheaper: an awaited append takes 12.3
 # µs of CPU with 64 rows, 10.4 with 128 and 8.9 with 512. A channel with viewers that queues meanwhile waits 4 ms more.

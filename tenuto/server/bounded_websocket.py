@@ -312,7 +312,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self.handle_parser_exception()
 
     def handle_ping(self) -> None:
-        super().handle_ping()
+        if not self.close_sent:  # otherwise the transport may be half closed, and takes no pong
+            super().handle_ping()
         self._count_control_frame()
 
     def handle_pong(self, event: Frame) -> None:

@@ -79,18 +79,15 @@ async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
         for one in server.servers:
             for accepting in one.sockets:
                 asyncio.get_running_loop().remove_reader(accepting)
-        for _ in range(5):
+        while _is_accepting():  # noqa: ASYNC110 - no event is set for it
             await asyncio.sleep(0)
         for one in server.servers:
             one.close()
-        state, ended = server.server_state, set[Any]()
+        state = server.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
         async with asyncio.timeout(PATIENCE_S):
-            while state.connections or state.tasks or _is_accepting():
-                for connection in list(
-                    state.connections - ended
-                ):  # also one that was accepted last, and begins only now
-                    ended.add(connection)
-                    connection.shutdown()
+            while state.connections or state.tasks:  # noqa: ASYNC110 - no event is set for it
                 await asyncio.sleep(0.002)
             await server.lifespan.shutdown()
 
