@@ -87,9 +87,7 @@ async def export_lines(store: Store, channel: str) -> AsyncGenerator[bytes]:
     is_part = await is_importing(store, channel)
     head = await head_of(store, channel)
     if is_part or await is_importing(store, channel):
-        raise Busy(
-            f"channel {channel!r} has a part of an import that has not ended; export it after its end, or repeat the import"
-        )
+        raise Busy(f"channel {channel!r} has a part of an import that has not ended; wait for its end, or repeat it")
     if not head.serial:
         raise NotFound(f"channel {channel!r} has no messages; check its name with tenuto channels")
     digest = hashlib.sha256()
