@@ -432,7 +432,8 @@ def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:
     """The state in memory is complete."""
-    patch.setattr(Channel, "is_ready_for", lambda self, ids: self.is_ready)
+    is_ready_for = Channel.is_ready_for
+    patch.setattr(Channel, "is_ready_for", lambda self, ids: is_ready_for(self, ()))
 
 
 def an_absent_id_stays_absent(patch: pytest.MonkeyPatch) -> None:
@@ -930,7 +931,7 @@ def feeds_behind_are_woken_without_end(patch: pytest.MonkeyPatch) -> None:
 
     def release_all(self: Group) -> None:
         release(self)
-        if any(isinstance(feed, Feed) and feed.is_behind for feed in self):
+        if any(isinstance(feed, Feed) and feed.is_behind for feed in self.feeds):
             asyncio.get_running_loop().call_soon(self._release)
 
     patch.setattr(Group, "_release", release_all)
