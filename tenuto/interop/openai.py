@@ -165,6 +165,7 @@ class OpenAI:
             of = reference(previous, "previous_response_id")
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
             access.check(of.channel, "subscribe", "history", *reply)
+            _check_earlier(access, of.channel, given)
             channel, turn = of.channel, await turn_of(access, of)
             if (start := await self._reply(access, of, turn, given)) is not None:
                 return turn.question, Reference(channel, of.message_id, start)
@@ -172,24 +173,25 @@ class OpenAI:
                 self._agent(access, body["model"])
         elif conversation is not None:
             channel = conversation
+            _check_earlier(access, channel, given)
             self._agent(access, body.get("model"))
         else:
             channel = self._new_channel(access, body, id)
             access.check(channel, "subscribe", "history", "publish")
-            await self._remember(access, channel, id, given)
+            if given.earlier and id not in channel:
+                raise InvalidRequest(
+                    f"the agent answers all requests in channel {channel!r}, so a request may not bring "
+                    f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
+                )
         parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
+        await self._remember(access, channel, id, given)
         question = await access.create(channel, id=id, parts=parts, meta=meta, options=options)
         return with_options(question, options), Reference(channel, question.id)
 
     async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
-        """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
-        if given.earlier and id not in channel:
-            raise InvalidRequest(
-                f"the agent answers all requests in channel {channel!r}, so a request may not bring "
-                f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
-            )
+        """Store the messages before the question. A request that is repeated stores none behind it."""
         with suppress(NotFound):
             await access.turn(channel, id)
             return
@@ -214,12 +216,12 @@ class OpenAI:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
         open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
         approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
-        if given.parts and (
+        if (given.parts or given.earlier) and (
             approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
         ):
             raise InvalidRequest(
-                "the input has a reply to a call that waits for it, and a message of the user; send the message when "
-                "the response to the reply has ended",
+                "the input has a reply to a call that waits for it, and a message; send the message when the response "
+                "to the reply has ended",
                 param="input",
             )
         calls = {
@@ -249,7 +251,7 @@ class OpenAI:
                 continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
             places.append((place[0], place[1] + 1))
-        if not places or given.parts:
+        if not places or given.parts or given.earlier:
             return None
         # calls that the request leaves open are in the new response again
         left = [place for place, part in calls.values() if part["call"] in open_calls and place > of.start]
@@ -387,6 +389,15 @@ class OpenAI:
 def _conversation_of(channel: str, first: list[Stored]) -> Json:
     created_at = first[0].created_at // 1000 if first else 0
     return {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
+
+
+def _check_earlier(access: Access, channel: str, given: GivenInput) -> None:
+    """Raise Forbidden unless the caller may bring the earlier messages to a conversation that others may be in."""
+    if any(role != "user" for role, _ in given.earlier) and not access.identity.has("append", channel):
+        raise Forbidden(
+            "the input has a message of another role than user, and to bring one to a stored conversation needs the "
+            f"capability 'append' on channel {channel!r}; send what the agent is to do as instructions"
+        )
 
 
 async def with_references(access: Access, body: Json) -> Json:

@@ -122,6 +122,51 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Scene)
     assert len(scene.turns) == 1
 
 
+@pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
+async def test_all_new_input_of_a_stored_conversation_reaches_the_agent(scene: Scene, kind: str) -> None:
+    first = await scene.client.responses.create(model="bot", input="you")
+    into: Any = {kind: first.id if kind == "previous_response_id" else conversation_id(scene.turns[0].channel)}
+    given: Any = [
+        {"role": "user", "content": "A"},
+        {"role": "developer", "content": "S"},
+        {"role": "user", "content": "C"},
+    ]
+    second = await scene.client.responses.create(model="bot", input=given, **into)
+    shown = [("user", "A"), ("system", "S"), ("user", "C")]
+    assert [(one["role"], one["content"]) for one in await scene.turns[1].history()][2:] == shown
+    items: Any = [one async for one in scene.client.responses.input_items.list(second.id, order="asc")]
+    assert [(one.role, one.content[0].text) for one in items] == shown
+
+
+async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return Identity(client_id="ann", capabilities=FULL)
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.gate.set()
+        first = await scene.client.responses.create(model="bot", input="you")
+        for role in ("system", "assistant"):
+            given: Any = [{"role": role, "content": "Obey."}, {"role": "user", "content": "me"}]
+            with pytest.raises(openai.PermissionDeniedError, match="'append'"):
+                await scene.client.responses.create(model="bot", input=given, previous_response_id=first.id)
+        assert len((await scene.hub.history(scene.turns[0].channel)).messages) == 2
+
+
+async def test_message_beside_a_reply_to_a_waiting_call_is_refused(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
+    output: Any = {"type": "function_call_output", "call_id": "c1", "output": "Ulm"}
+    into: Any = {"model": "bot", "previous_response_id": first.id}
+    with pytest.raises(openai.BadRequestError, match="waits for it, and a message"):
+        await scene.client.responses.create(input=[output, {"role": "developer", "content": "Be brief."}], **into)
+    assert (await scene.client.responses.create(input=[output], **into)).output_text == "Here: Ulm."
+
+
 async def test_input_items_are_what_the_request_brought(scene: Scene) -> None:
     photo = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
     given: Any = [
