@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.adapter import file_part, output_of, output_part, packed, unpacked
+from tenuto.interop.adapter import file_part, output_part, packed, unpacked
 from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
@@ -368,7 +368,7 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
         if kind == "message":
             given.add(_role(item.get("role")), _content(item.get("content")))
         elif kind == "function_call_output":
-            given.outputs[_text(item, "call_id")] = output_of(item.get("output"))
+            given.outputs[_text(item, "call_id")] = item.get("output")
         elif kind == "mcp_approval_response":
             approve, reason = item.get("approve"), item.get("reason")
             if not isinstance(approve, bool):
@@ -399,7 +399,7 @@ def given_in_chat(body: Json) -> GivenInput:
                     f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
                     "the assistant message with its tool_calls first"
                 )
-            given.outputs[call] = output_of(message.get("content"))
+            given.outputs[call] = message.get("content")
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None

@@ -601,7 +601,7 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
             index = await message.part({**CALL, "name": "place", "state": "called"})
             reply = await turn.ask("where", {"call": "c1"})
             await message.part({**CALL, "name": "place", "state": "done", "output": reply.data}, index=index)
-            await message.part({"type": "text", "text": f"Here: {reply.data['here']}."})
+            await message.part({"type": "text", "text": f"Here: {json.loads(reply.data)['here']}."})
 
     scene.script = asks  # type: ignore[method-assign]
     stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
