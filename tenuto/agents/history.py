@@ -100,40 +100,29 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
 def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
     """Return `messages` with each result that a client has sent at its call, whose answer had ended without it.
 
-    A result whose call is not among `messages` becomes a text. Without `with_calls`, for a shape without calls, each
-    one does.
+    An id may repeat: its call is the latest one before the result that has none. A result without such a call becomes
+    a text. Without `with_calls`, for a shape without calls, each one does.
     """
-    open_calls = {
-        part["call"]: part
-        for one in messages
-        for part in one.parts
-        if part["type"] == "tool" and not ("output" in part and with_calls)
-    }
-    results: dict[str, Json] = {}
     found: list[Message] = []
+    called: dict[str, Part] = {}  # the last call of each id
+    open_calls: dict[str, list[tuple[list[Part], int]]] = {}  # their places, by id
     for one in messages:
         parts: list[Part] = []
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
+            if part["type"] == "tool":
+                called[part["call"]] = part
+                if "output" not in part:
+                    open_calls.setdefault(part["call"], []).append((parts, len(parts)))
             if not isinstance(data, dict):
                 parts.append(part)
-            elif with_calls and data.get("call_id") in open_calls:
-                results[data["call_id"]] = data.get("output")
+            elif with_calls and open_calls.get(call := str(data.get("call_id"))):
+                place, number = open_calls[call].pop()
+                place[number] = {**place[number], "output": data.get("output")}
             else:
-                parts.append({"type": "text", "text": _result_as_text(open_calls.get(data.get("call_id")), data)})
+                parts.append({"type": "text", "text": _result_as_text(called.get(str(data.get("call_id"))), data)})
         found.append(replace(one, parts=parts))
-    return [
-        replace(
-            one,
-            parts=[
-                {**part, "output": results[part["call"]]}
-                if part["type"] == "tool" and "output" not in part and part["call"] in results
-                else part
-                for part in one.parts
-            ],
-        )
-        for one in found
-    ]
+    return found
 
 
 def _result_as_text(call: Part | None, data: dict[str, Json]) -> str:
