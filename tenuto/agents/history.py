@@ -97,6 +97,11 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
             return _alternating([turn for one in messages for turn in _anthropic(one)])
 
 
+def system_texts(messages: Iterable[Message]) -> list[str]:
+    """Return the texts of the system messages, which the shape `anthropic` has no place for."""
+    return [turn["content"] for one in messages if one.role == "system" for turn in _text(one)]
+
+
 def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
     """Return `messages` with each result that a client has sent at its call, whose answer had ended without it.
 

@@ -289,10 +289,12 @@ async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str) -> None:
     match protocol:
         case "chat":
             sent: Any = {**COMMON, **CHAT}
-            await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": "hi"}], **sent)
+            given: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+            await client.chat.completions.create(model="bot", messages=given, **sent)
         case "responses":
             sent = {**COMMON, **RESPONSES}
-            await client.responses.create(model="bot", input="hi", **sent)
+            given = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+            await client.responses.create(model="bot", input=given, **sent)
         case "ag-ui":
             tools = [{name: TOOL[name] for name in ("name", "description", "parameters")}]
             context = [{"description": "place", "value": "Ulm"}]
@@ -322,7 +324,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
             },
             "reasoning": {"effort": "low"},
         },
-        "anthropic": {**ANTHROPIC, "stop_sequences": ["END"]},
+        "anthropic": {**ANTHROPIC, "stop_sequences": ["END"], "system": "Be kind."},
     },
     "responses": {
         "openai": {
@@ -331,7 +333,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
             if name not in ("metadata", "frequency_penalty", "seed", "stop")
         },
         "responses": {name: value for name, value in {**COMMON, **RESPONSES}.items() if name != "metadata"},
-        "anthropic": {**ANTHROPIC, "system": "Be kind."},
+        "anthropic": {**ANTHROPIC, "system": "Be kind.\n\nBe brief."},
     },
     "ag-ui": {
         "openai": {**KNOWN, "max_completion_tokens": 99, "tools": [CHAT_TOOL], "tool_choice": "required"},
