@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, urlsplit
@@ -218,8 +218,25 @@ def _text_of(content: Iterable[str | Part]) -> str:
     return "".join(one if isinstance(one, str) else _placeholder(one) for one in content)
 
 
-def _output(part: Part) -> str:
+def _content_of(output: Json) -> list[str | Part] | None:
+    """Return the texts and files of a result that is a list of such parts; None for another value."""
+    if not isinstance(output, list) or not output:
+        return None
+    for one in output:
+        match one:
+            case {"type": "text", "text": str(), **more} if not more:
+                continue
+            case {"type": "file", "url": str(), **more} if more.keys() <= {"mediaType", "filename", "detail"}:
+                continue
+        return None
+    return [one["text"] if one["type"] == "text" else one for one in output]
+
+
+def _output(part: Part, block: Callable[[str | Part], Json] | None = None) -> Json:
+    """Return a result as a text, or with `block`, if it is a list of texts and files, as the list of its blocks."""
     output = part.get("output")
+    if (content := _content_of(output)) is not None:
+        return _text_of(content) if block is None else [one for one in map(block, content) if one is not None]
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
 
 
@@ -242,7 +259,12 @@ def _openai(message: Message) -> Iterator[dict[str, Json]]:
             text = shown if shown and is_one else None
             yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls]}
         for part in calls:
-            yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part)}
+            yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part, _openai_text)}
+
+
+def _openai_text(one: str | Part) -> dict[str, Json]:
+    """Return a block of a result, which has only texts in this API."""
+    return {"type": "text", "text": one if isinstance(one, str) else _placeholder(one)}
 
 
 def _openai_content(one: str | Part) -> dict[str, Json]:
@@ -278,7 +300,8 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
         for part in calls:
             call = {"call_id": part["call"], "name": part["name"], "arguments": part["input"] or "{}"}
             yield {"type": "function_call", **call}
-            yield {"type": "function_call_output", "call_id": part["call"], "output": _output(part)}
+            output = _output(part, _responses_content)
+            yield {"type": "function_call_output", "call_id": part["call"], "output": output}
 
 
 def _responses_content(one: str | Part) -> dict[str, Json]:
@@ -301,7 +324,10 @@ def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
             yield {"role": message.role, "content": shown}
         if calls:
             yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}
-            results = [{"type": "tool_result", "tool_use_id": part["call"], "content": _output(part)} for part in calls]
+            results = [
+                {"type": "tool_result", "tool_use_id": part["call"], "content": _output(part, _anthropic_content)}
+                for part in calls
+            ]
             yield {"role": "user", "content": results}
 
 

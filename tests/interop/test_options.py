@@ -174,6 +174,31 @@ async def test_result_of_a_tool_is_the_text_that_the_client_sent(
     assert (await client.responses.input_items.list(told.id)).data[0].output == output  # type: ignore[union-attr]
 
 
+async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    @agents.function_tool
+    def shot() -> list[Any]:
+        """A screenshot."""
+        return [agents.ToolOutputText(text="See:"), agents.ToolOutputImage(image_url=PNG, detail="low")]
+
+    agents.set_tracing_disabled(True)
+    model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
+    await agents.Runner.run(agents.Agent(name="a", tools=[shot], model=model), "Look", max_turns=3)
+    image = {"type": "input_image", "image_url": PNG, "detail": "low"}
+    received = stub.received[1]
+    assert received["responses"][-1]["output"] == [{"type": "input_text", "text": "See:"}, image]
+    assert received["openai"][-1]["content"] == [{"type": "text", "text": t} for t in ("See:", "[image: image/png]")]
+    text, picture = received["anthropic"][-1]["content"][0]["content"]
+    assert (text, picture["type"]) == ({"type": "text", "text": "See:"}, "image")
+    assert received["text"][-1]["content"] == '[result of shot({"city": "Ulm"}): See:[image: image/png]]'
+    call: Any = {"type": "function_call", "call_id": "x", "name": "shot", "arguments": "{}"}
+    output: Any = {"type": "function_call_output", "call_id": "x", "output": [image]}
+    told = await client.responses.create(model="bot", input=[{"role": "user", "content": "q"}, call, output])
+    item: Any = (await client.responses.input_items.list(told.id)).data[0]
+    assert item.output[0].image_url == PNG
+
+
 # -- files -----------------------------------------------------------------------------------------------------
 
 
