@@ -137,12 +137,14 @@ class OpenAI:
             raise InvalidRequest(
                 "the request names a conversation and a previous_response_id; send one of them", param="conversation"
             )
-        given = given_in_responses(await with_references(access, body))
-        if conversation is None:
-            return await self._begin(access, body, given, key)
-        id = conversation.get("id") if isinstance(conversation, dict) else conversation
-        channel = reference(id, "conversation", prefixes=("conv_",), kind="conversation").channel
-        return await self._begin(access, body, given, key, channel)
+        into: str | None = None
+        if conversation is not None:
+            id = conversation.get("id") if isinstance(conversation, dict) else conversation
+            into = reference(id, "conversation", prefixes=("conv_",), kind="conversation").channel
+        elif isinstance(previous := body.get("previous_response_id"), str):
+            into = reference(previous, "previous_response_id").channel
+        given = given_in_responses(await with_references(access, body, into))
+        return await self._begin(access, body, given, key, into if conversation is not None else None)
 
     async def _begin(
         self, access: Access, body: Json, given: GivenInput, key: str | None, conversation: str | None = None
@@ -400,17 +402,26 @@ def _check_earlier(access: Access, channel: str, given: GivenInput) -> None:
         )
 
 
-async def with_references(access: Access, body: Json) -> Json:
-    """Return a request without a previous response with the items in place of the references to them.
+async def with_references(access: Access, body: Json, channel: str | None) -> Json:
+    """Return a request with the items in place of the references to them.
 
-    Raises NotFound for an item that does not exist, or that the caller may not read.
+    Those of `channel`, the conversation that the request continues, are left out, as the store has them; so is the
+    approval request before its reply. Raises NotFound for an item that does not exist, or that the caller may not read.
     """
     given = body.get("input")
-    if not isinstance(given, list) or body.get("previous_response_id") or body.get("conversation"):
+    if not isinstance(given, list):
         return body
+    approvals = [one.get("approval_request_id") for one in given if isinstance(one, dict)]
     items: dict[str, Json] = {}
     turns: set[Reference] = set()
-    for id in (one.get("id") for one in given if isinstance(one, dict) and one.get("type") == "item_reference"):
+    told: list[Json] = []
+    for one in given:
+        if not isinstance(one, dict) or one.get("type") != "item_reference":
+            told.append(one)
+            continue
+        id = one.get("id")
+        if isinstance(id, str) and id in approvals:
+            continue
         of = reference(id, "input", prefixes=ITEMS, kind="item")
         if (turn := of.at()) not in turns:
             turns.add(turn)
@@ -425,11 +436,9 @@ async def with_references(access: Access, body: Json) -> Json:
                 items |= {one["id"]: one for one in known}
         if id not in items:
             raise unknown("item", id, "input")
-    is_reference = [isinstance(one, dict) and one.get("type") == "item_reference" for one in given]
-    return {
-        **body,
-        "input": [items[one["id"]] if is_one else one for one, is_one in zip(given, is_reference, strict=True)],
-    }
+        if of.channel != channel:
+            told.append(items[id])
+    return {**body, "input": told}
 
 
 def page_of(items: list[Json], request: Request) -> Response:

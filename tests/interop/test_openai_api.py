@@ -218,6 +218,26 @@ async def test_reference_to_an_item_is_the_item(scene: Scene) -> None:
     assert len(scene.turns) == 4
 
 
+async def test_reference_to_an_item_of_another_chain_is_the_item_and_an_unknown_one_is_refused(scene: Scene) -> None:
+    other = await scene.client.responses.create(model="bot", input="other")
+    asked = (await scene.client.responses.input_items.list(other.id)).data[0]
+    first = await scene.client.responses.create(model="bot", input="you")
+    question: Any = {"role": "user", "content": "me"}
+    for number, into in enumerate(
+        ({"previous_response_id": first.id}, {"conversation": conversation_id(channel_of(first.id))})
+    ):
+        options: Any = {"model": "bot", **into}
+        for id in ("msg_bogus", Reference(channel_of(first.id), "none").id("msg_"), first.output[0].id[:-2]):
+            with pytest.raises(openai.NotFoundError) as raised:
+                await scene.client.responses.create(input=[{"type": "item_reference", "id": id}, question], **options)
+            assert (raised.value.param, repr(id[:64]) in raised.value.message) == ("input", True)
+        refs: Any = [{"type": "item_reference", "id": id} for id in (asked.id, first.output[0].id, other.output[1].id)]
+        await scene.client.responses.create(input=[*refs, question], **options)
+        history = [(one["role"], one["content"]) for one in await scene.turns[2 + number].history()]
+        assert history[-3:] == [("user", "other"), ("assistant", "Hello to other 😀, "), ("user", "me")]
+        assert len(history) == 5 + 4 * number
+
+
 async def test_items_and_conversations_of_another_person_are_unknown_or_forbidden() -> None:
     async def verify(scope: dict[str, Any]) -> Identity:
         name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
@@ -235,6 +255,10 @@ async def test_items_and_conversations_of_another_person_are_unknown_or_forbidde
                 await scene.client.responses.create(input=given, **options)
             errors.append(raised.value.message.replace(id[:64], "id"))
         assert errors[0] == errors[1]
+        own = await scene.client.responses.create(input="me", **options)
+        theirs_given: Any = [{"type": "item_reference", "id": theirs.output[1].id}, {"role": "user", "content": "me"}]
+        with pytest.raises(openai.NotFoundError):
+            await scene.client.responses.create(input=theirs_given, previous_response_id=own.id, **options)
         for conversation in (conversation_id(channel_of(theirs.id)), conversation_id("user:ann:none")):
             with pytest.raises(openai.PermissionDeniedError):
                 await scene.client.responses.create(input="me", conversation=conversation, **options)
