@@ -218,7 +218,7 @@ async def test_reference_to_an_item_is_the_item(scene: Scene) -> None:
     assert len(scene.turns) == 4
 
 
-async def test_reference_to_an_item_of_another_chain_is_the_item_and_an_unknown_one_is_refused(scene: Scene) -> None:
+async def test_item_of_another_chain_is_resolved_and_an_unknown_one_is_refused(scene: Scene) -> None:
     other = await scene.client.responses.create(model="bot", input="other")
     asked = (await scene.client.responses.input_items.list(other.id)).data[0]
     first = await scene.client.responses.create(model="bot", input="you")
