@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
 from urllib.parse import unquote, urlsplit
@@ -97,43 +97,37 @@ def as_turns(messages: Sequence[Message], shape: Shape) -> list[dict[str, Json]]
             return _alternating([turn for one in messages for turn in _anthropic(one)])
 
 
+def system_texts(messages: Iterable[Message]) -> list[str]:
+    """Return the texts of the system messages, which the shape `anthropic` has no place for."""
+    return [turn["content"] for one in messages if one.role == "system" for turn in _text(one)]
+
+
 def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
     """Return `messages` with each result that a client has sent at its call, whose answer had ended without it.
 
-    A result whose call is not among `messages` becomes a text. Without `with_calls`, for a shape without calls, each
-    one does.
+    An id may repeat: its call is the latest one before the result that has none. A result without such a call becomes
+    a text. Without `with_calls`, for a shape without calls, each one does.
     """
-    open_calls = {
-        part["call"]: part
-        for one in messages
-        for part in one.parts
-        if part["type"] == "tool" and not ("output" in part and with_calls)
-    }
-    results: dict[str, Json] = {}
     found: list[Message] = []
+    called: dict[str, Part] = {}  # the last call of each id
+    open_calls: dict[str, list[tuple[list[Part], int]]] = {}  # their places, by id
     for one in messages:
         parts: list[Part] = []
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
+            if part["type"] == "tool":
+                called[part["call"]] = part
+                if "output" not in part:
+                    open_calls.setdefault(part["call"], []).append((parts, len(parts)))
             if not isinstance(data, dict):
                 parts.append(part)
-            elif with_calls and data.get("call_id") in open_calls:
-                results[data["call_id"]] = data.get("output")
+            elif with_calls and open_calls.get(call := str(data.get("call_id"))):
+                place, number = open_calls[call].pop()
+                place[number] = {**place[number], "output": data.get("output")}
             else:
-                parts.append({"type": "text", "text": _result_as_text(open_calls.get(data.get("call_id")), data)})
+                parts.append({"type": "text", "text": _result_as_text(called.get(str(data.get("call_id"))), data)})
         found.append(replace(one, parts=parts))
-    return [
-        replace(
-            one,
-            parts=[
-                {**part, "output": results[part["call"]]}
-                if part["type"] == "tool" and "output" not in part and part["call"] in results
-                else part
-                for part in one.parts
-            ],
-        )
-        for one in found
-    ]
+    return found
 
 
 def _result_as_text(call: Part | None, data: dict[str, Json]) -> str:
@@ -224,8 +218,25 @@ def _text_of(content: Iterable[str | Part]) -> str:
     return "".join(one if isinstance(one, str) else _placeholder(one) for one in content)
 
 
-def _output(part: Part) -> str:
+def _content_of(output: Json) -> list[str | Part] | None:
+    """Return the texts and files of a result that is a list of such parts; None for another value."""
+    if not isinstance(output, list) or not output:
+        return None
+    for one in output:
+        match one:
+            case {"type": "text", "text": str(), **more} if not more:
+                continue
+            case {"type": "file", "url": str(), **more} if more.keys() <= {"mediaType", "filename", "detail"}:
+                continue
+        return None
+    return [one["text"] if one["type"] == "text" else one for one in output]
+
+
+def _output(part: Part, block: Callable[[str | Part], Json] | None = None) -> Json:
+    """Return a result as a text, or with `block`, if it is a list of texts and files, as the list of its blocks."""
     output = part.get("output")
+    if (content := _content_of(output)) is not None:
+        return _text_of(content) if block is None else [one for one in map(block, content) if one is not None]
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
 
 
@@ -248,7 +259,12 @@ def _openai(message: Message) -> Iterator[dict[str, Json]]:
             text = shown if shown and is_one else None
             yield {"role": "assistant", "content": text, "tool_calls": [_tool_call(part) for part in calls]}
         for part in calls:
-            yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part)}
+            yield {"role": "tool", "tool_call_id": part["call"], "content": _output(part, _openai_text)}
+
+
+def _openai_text(one: str | Part) -> dict[str, Json]:
+    """Return a block of a result, which has only texts in this API."""
+    return {"type": "text", "text": one if isinstance(one, str) else _placeholder(one)}
 
 
 def _openai_content(one: str | Part) -> dict[str, Json]:
@@ -284,7 +300,8 @@ def _responses(message: Message) -> Iterator[dict[str, Json]]:
         for part in calls:
             call = {"call_id": part["call"], "name": part["name"], "arguments": part["input"] or "{}"}
             yield {"type": "function_call", **call}
-            yield {"type": "function_call_output", "call_id": part["call"], "output": _output(part)}
+            output = _output(part, _responses_content)
+            yield {"type": "function_call_output", "call_id": part["call"], "output": output}
 
 
 def _responses_content(one: str | Part) -> dict[str, Json]:
@@ -307,7 +324,10 @@ def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
             yield {"role": message.role, "content": shown}
         if calls:
             yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}
-            results = [{"type": "tool_result", "tool_use_id": part["call"], "content": _output(part)} for part in calls]
+            results = [
+                {"type": "tool_result", "tool_use_id": part["call"], "content": _output(part, _anthropic_content)}
+                for part in calls
+            ]
             yield {"role": "user", "content": results}
 
 

@@ -38,6 +38,7 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     model: str | None = None
     instructions: str | None = None
+    system: list[str] = []  # texts of the system messages in the last result of `turn.history`
     tools: list[
         dict[str, Json]
     ] = []  # `{"type": "function", "name", "description", "parameters", "strict"}`, or others
@@ -63,7 +64,7 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         `openai` is for Chat Completions, `responses` for OpenAI's Responses, `anthropic` for Anthropic's Messages.
         A wish that the API does not know is left out (`docs/agents.md`); so are instructions in Chat Completions, which
-        takes them as a message.
+        takes them as a message. `anthropic` has the system messages of the conversation too, after `turn.history`.
         """
         if api not in get_args(Api):
             raise LocalError(f"api must be one of {', '.join(get_args(Api))}, got {shown(api)}")
@@ -133,7 +134,7 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
     form = one.response_format or {}
     schema = {"type": "json_schema", "schema": form["schema"]} if "schema" in form else None
     return {
-        "system": one.instructions,
+        "system": "\n\n".join(text for text in (one.instructions, *one.system) if text) or None,
         "tools": tools,
         "tool_choice": choice if tools else None,
         "output_config": {"format": schema} if schema is not None else None,
@@ -148,7 +149,7 @@ def turn_request(stored: Mapping[str, Json]) -> TurnRequest:
     """Return the view of stored fields. A field of another type is left out: a client may have stored it itself."""
     known: dict[str, Any] = {}
     for field in msgspec.structs.fields(TurnRequest):
-        if field.name in stored:
+        if field.name in stored and field.name != "system":
             try:
                 known[field.name] = msgspec.convert(stored[field.name], field.type)
             except msgspec.ValidationError:

@@ -14,8 +14,10 @@ import logging
 import secrets
 from typing import Any, Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from tenuto.agents.backend import Backend, Watch
-from tenuto.agents.history import Shape, as_turns, path_to
+from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError
 from tenuto.core.events import CommandReply
@@ -92,15 +94,18 @@ class Turn:
 
         `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: for Chat
         Completions, with tool calls and their results. `responses`: items of OpenAI's Responses. `anthropic`: for
-        Anthropic's Messages, with alternating turns and without system messages (pass those as `system`). At most
-        `limit` messages are returned; of a conversation with branches, those on the path to this message. Each item is
-        a dict; a type checker accepts it for the type that the SDK declares.
+        Anthropic's Messages, with alternating turns and without system messages: from then on
+        `request.options("anthropic")` has those in `system`. At most `limit` messages are returned; of a conversation
+        with branches, those on the path to this message. Each item is a dict; a type checker accepts it for the type
+        that the SDK declares.
         """
         page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
         # an old message is being answered again, and is not on the newest page
         if page.more and page.messages[-1].created > self.message.created:
             page = await self._backend.page(self.channel, before=self.message.created, limit=min(limit, 200))
-        return as_turns([*path_to(self.message, page.messages), self.message], shape)
+        messages = [*path_to(self.message, page.messages), self.message]
+        self.request = replace(self.request, system=system_texts(messages))
+        return as_turns(messages, shape)
 
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
         """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.

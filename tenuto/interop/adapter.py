@@ -133,16 +133,6 @@ def outputs_in(question: Message) -> dict[str, Any]:
     }
 
 
-def output_of(output: object) -> Any:
-    """Return the output of a client's tool: a value if it is JSON, as agents expect it."""
-    if not isinstance(output, str):
-        return output
-    try:
-        return value_of(output)
-    except ValueError:
-        return output
-
-
 def file_part(url: str, media_type: object = None, **fields: object) -> dict[str, Any]:
     """Return the part of a file, with its fields that are texts. If its type is unknown, the URL of data names it."""
     is_known = isinstance(media_type, str) and not media_type.endswith("/*")

@@ -41,7 +41,6 @@ from tenuto.interop.adapter import (
     body_of,
     file_part,
     json_response,
-    output_of,
     output_part,
     outputs_in,
     packed,
@@ -323,7 +322,7 @@ async def _with_results(
     results = {call: one for call, one in given.items() if call in open_calls - answered}
     if not results:
         return question, later, []
-    outputs = [output_part(call, output_of(one.get("content"))) for call, one in results.items()]
+    outputs = [output_part(call, one.get("content")) for call, one in results.items()]
     return stored_id(list(results.values())[-1]["id"]), [], outputs
 
 

@@ -137,12 +137,14 @@ class OpenAI:
             raise InvalidRequest(
                 "the request names a conversation and a previous_response_id; send one of them", param="conversation"
             )
-        given = given_in_responses(await with_references(access, body))
-        if conversation is None:
-            return await self._begin(access, body, given, key)
-        id = conversation.get("id") if isinstance(conversation, dict) else conversation
-        channel = reference(id, "conversation", prefixes=("conv_",), kind="conversation").channel
-        return await self._begin(access, body, given, key, channel)
+        into: str | None = None
+        if conversation is not None:
+            id = conversation.get("id") if isinstance(conversation, dict) else conversation
+            into = reference(id, "conversation", prefixes=("conv_",), kind="conversation").channel
+        elif isinstance(previous := body.get("previous_response_id"), str):
+            into = reference(previous, "previous_response_id").channel
+        given = given_in_responses(await with_references(access, body, into))
+        return await self._begin(access, body, given, key, into if conversation is not None else None)
 
     async def _begin(
         self, access: Access, body: Json, given: GivenInput, key: str | None, conversation: str | None = None
@@ -165,6 +167,7 @@ class OpenAI:
             of = reference(previous, "previous_response_id")
             reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
             access.check(of.channel, "subscribe", "history", *reply)
+            _check_earlier(access, of.channel, given)
             channel, turn = of.channel, await turn_of(access, of)
             if (start := await self._reply(access, of, turn, given)) is not None:
                 return turn.question, Reference(channel, of.message_id, start)
@@ -172,24 +175,25 @@ class OpenAI:
                 self._agent(access, body["model"])
         elif conversation is not None:
             channel = conversation
+            _check_earlier(access, channel, given)
             self._agent(access, body.get("model"))
         else:
             channel = self._new_channel(access, body, id)
             access.check(channel, "subscribe", "history", "publish")
-            await self._remember(access, channel, id, given)
+            if given.earlier and id not in channel:
+                raise InvalidRequest(
+                    f"the agent answers all requests in channel {channel!r}, so a request may not bring "
+                    f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
+                )
         parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
+        await self._remember(access, channel, id, given)
         question = await access.create(channel, id=id, parts=parts, meta=meta, options=options)
         return with_options(question, options), Reference(channel, question.id)
 
     async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
-        """Store the earlier messages of a new channel. A request that is repeated stores none behind its question."""
-        if given.earlier and id not in channel:
-            raise InvalidRequest(
-                f"the agent answers all requests in channel {channel!r}, so a request may not bring "
-                f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
-            )
+        """Store the messages before the question. A request that is repeated stores none behind it."""
         with suppress(NotFound):
             await access.turn(channel, id)
             return
@@ -214,12 +218,12 @@ class OpenAI:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
         open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
         approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
-        if given.parts and (
+        if (given.parts or given.earlier) and (
             approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
         ):
             raise InvalidRequest(
-                "the input has a reply to a call that waits for it, and a message of the user; send the message when "
-                "the response to the reply has ended",
+                "the input has a reply to a call that waits for it, and a message; send the message when the response "
+                "to the reply has ended",
                 param="input",
             )
         calls = {
@@ -249,7 +253,7 @@ class OpenAI:
                 continue  # the agent has ended its turn, so the output begins a new one
             del given.outputs[call]
             places.append((place[0], place[1] + 1))
-        if not places or given.parts:
+        if not places or given.parts or given.earlier:
             return None
         # calls that the request leaves open are in the new response again
         left = [place for place, part in calls.values() if part["call"] in open_calls and place > of.start]
@@ -389,17 +393,35 @@ def _conversation_of(channel: str, first: list[Stored]) -> Json:
     return {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
 
 
-async def with_references(access: Access, body: Json) -> Json:
-    """Return a request without a previous response with the items in place of the references to them.
+def _check_earlier(access: Access, channel: str, given: GivenInput) -> None:
+    """Raise Forbidden unless the caller may bring the earlier messages to a conversation that others may be in."""
+    if any(role != "user" for role, _ in given.earlier) and not access.identity.has("append", channel):
+        raise Forbidden(
+            "the input has a message of another role than user, and to bring one to a stored conversation needs the "
+            f"capability 'append' on channel {channel!r}; send what the agent is to do as instructions"
+        )
 
-    Raises NotFound for an item that does not exist, or that the caller may not read.
+
+async def with_references(access: Access, body: Json, channel: str | None) -> Json:
+    """Return a request with the items in place of the references to them.
+
+    Those of `channel`, the conversation that the request continues, are left out, as the store has them; so is the
+    approval request before its reply. Raises NotFound for an item that does not exist, or that the caller may not read.
     """
     given = body.get("input")
-    if not isinstance(given, list) or body.get("previous_response_id") or body.get("conversation"):
+    if not isinstance(given, list):
         return body
+    approvals = [one.get("approval_request_id") for one in given if isinstance(one, dict)]
     items: dict[str, Json] = {}
     turns: set[Reference] = set()
-    for id in (one.get("id") for one in given if isinstance(one, dict) and one.get("type") == "item_reference"):
+    told: list[Json] = []
+    for one in given:
+        if not isinstance(one, dict) or one.get("type") != "item_reference":
+            told.append(one)
+            continue
+        id = one.get("id")
+        if isinstance(id, str) and id in approvals:
+            continue
         of = reference(id, "input", prefixes=ITEMS, kind="item")
         if (turn := of.at()) not in turns:
             turns.add(turn)
@@ -414,11 +436,9 @@ async def with_references(access: Access, body: Json) -> Json:
                 items |= {one["id"]: one for one in known}
         if id not in items:
             raise unknown("item", id, "input")
-    is_reference = [isinstance(one, dict) and one.get("type") == "item_reference" for one in given]
-    return {
-        **body,
-        "input": [items[one["id"]] if is_one else one for one, is_one in zip(given, is_reference, strict=True)],
-    }
+        if of.channel != channel:
+            told.append(items[id])
+    return {**body, "input": told}
 
 
 def page_of(items: list[Json], request: Request) -> Response:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.adapter import file_part, output_of, output_part, packed, unpacked
+from tenuto.interop.adapter import file_part, output_part, packed, unpacked
 from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
@@ -130,18 +130,13 @@ def summary(text: str) -> Json:
 
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
-    is_answer, content, others = message.role == "assistant", [], []
+    content, others = _blocks(message.parts, is_answer=message.role == "assistant"), []
     for part in message.parts:
         match part:
-            case {"type": "text", "text": text}:
-                content.append(text_content(text) if is_answer else {"type": "input_text", "text": text})
-            case {"type": "file", "url": url} if str(part.get("mediaType")).startswith("image/"):
-                content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
-            case {"type": "file", "url": url}:
-                content.append({"type": "input_file", "file_url": url, "filename": part.get("filename")})
             case {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}:
-                text = output if isinstance(output, str) else json.dumps(output)
-                others.append({"type": "function_call_output", "call_id": call, "output": text})
+                blocks = _blocks(output) if isinstance(output, list) else []
+                shown = output if isinstance(output, str) else blocks or json.dumps(output)
+                others.append({"type": "function_call_output", "call_id": call, "output": shown})
             case {"type": "tool", "call": call, "name": name}:
                 others.append(
                     {"type": "function_call", "call_id": call, "name": name, "arguments": part.get("input", "")}
@@ -149,6 +144,20 @@ def input_items(channel: str, message: Message) -> list[Json]:
     items = [{"type": "message", "role": message.role, "content": content}] if content else []
     ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(message.parts)))
     return [{"id": id, "status": "completed", **item} for id, item in zip(ids, [*items, *others], strict=False)]
+
+
+def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
+    """Return the texts and files among `parts` as content."""
+    content: list[Json] = []
+    for part in parts:
+        match part:
+            case {"type": "text", "text": text}:
+                content.append(text_content(text) if is_answer else {"type": "input_text", "text": text})
+            case {"type": "file", "url": url} if str(part.get("mediaType")).startswith("image/"):
+                content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
+            case {"type": "file", "url": url}:
+                content.append({"type": "input_file", "file_url": url, "filename": part.get("filename")})
+    return content
 
 
 def text_content(text: str) -> Json:
@@ -368,7 +377,7 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
         if kind == "message":
             given.add(_role(item.get("role")), _content(item.get("content")))
         elif kind == "function_call_output":
-            given.outputs[_text(item, "call_id")] = output_of(item.get("output"))
+            given.outputs[_text(item, "call_id")] = _output(item.get("output"))
         elif kind == "mcp_approval_response":
             approve, reason = item.get("approve"), item.get("reason")
             if not isinstance(approve, bool):
@@ -399,7 +408,7 @@ def given_in_chat(body: Json) -> GivenInput:
                     f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
                     "the assistant message with its tool_calls first"
                 )
-            given.outputs[call] = output_of(message.get("content"))
+            given.outputs[call] = _output(message.get("content"))
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None
@@ -472,6 +481,11 @@ def _content(content: object) -> list[Json]:
             case _:
                 raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {part!r:.80}")
     return parts
+
+
+def _output(output: object) -> object:
+    """Return the output of a tool: a list of content as parts, another value as it is."""
+    return _content(output) if isinstance(output, list) else output
 
 
 def _call(call: object) -> Json:

@@ -240,6 +240,19 @@ def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape(
     assert late[1] == {"role": "user", "content": '[result of call c1: {"c": 7}]so?'}
 
 
+def test_result_of_an_id_that_repeats_is_at_the_latest_earlier_call_without_one() -> None:
+    def result(output: str) -> Message:
+        return message(
+            "user", {"type": "data", "name": "function_call_output", "data": {"call_id": "c", "output": output}}
+        )
+
+    asked: Part = {"type": "tool", "call": "c", "name": "do", "input": "{}", "state": "called"}
+    told = [ASKED, message("assistant", asked), result("1"), message("assistant", asked), result("2"), result("3")]
+    turns = as_turns(told, "openai")
+    assert [one["content"] for one in turns if one["role"] == "tool"] == ["1", "2"]
+    assert turns[-1] == {"role": "user", "content": "[result of do({}): 3]"}
+
+
 def test_files_of_the_user_have_the_form_of_each_shape() -> None:
     photo, pdf = file(PNG, mediaType="image/*", detail="low"), file(PDF, filename="a.pdf")
     sheet = file("https://example.com/b%20c.xlsx", mediaType="application/vnd.ms-excel")

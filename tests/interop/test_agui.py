@@ -377,7 +377,7 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
                 for call in ("c1", "c2")
             ],
         },
-        {"role": "tool", "tool_call_id": "c1", "content": '{"c": 7}'},
+        {"role": "tool", "tool_call_id": "c1", "content": '{"c":7}'},
         {"role": "tool", "tool_call_id": "c2", "content": "no"},
     ]
     results[0]["id"] = "t2.1"  # the last one names the stored message

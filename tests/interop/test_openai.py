@@ -601,7 +601,7 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
             index = await message.part({**CALL, "name": "place", "state": "called"})
             reply = await turn.ask("where", {"call": "c1"})
             await message.part({**CALL, "name": "place", "state": "done", "output": reply.data}, index=index)
-            await message.part({"type": "text", "text": f"Here: {reply.data['here']}."})
+            await message.part({"type": "text", "text": f"Here: {json.loads(reply.data)['here']}."})
 
     scene.script = asks  # type: ignore[method-assign]
     stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
@@ -669,7 +669,8 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
     added = {one.item.type: one.sequence_number for one in asked if one.type == "response.output_item.added"}
     approval: Any = {"type": "mcp_approval_response", "approval_request_id": first.output[2].id, "reason": "far"}
     options: Any = {"model": "bot", "previous_response_id": first.id}
-    second = await scene.client.responses.create(input=[{**approval, "approve": is_approved}], **options)
+    asked_for: Any = {"type": "item_reference", "id": first.output[2].id}  # as the AI SDK sends before the reply
+    second = await scene.client.responses.create(input=[asked_for, {**approval, "approve": is_approved}], **options)
     assert [one.type for one in second.output] == ["mcp_call", "message"]
     assert second.output_text == ("Seven." if is_approved else "No: far.")
     call: Any = second.output[0]

@@ -122,6 +122,51 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Scene)
     assert len(scene.turns) == 1
 
 
+@pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
+async def test_all_new_input_of_a_stored_conversation_reaches_the_agent(scene: Scene, kind: str) -> None:
+    first = await scene.client.responses.create(model="bot", input="you")
+    into: Any = {kind: first.id if kind == "previous_response_id" else conversation_id(scene.turns[0].channel)}
+    given: Any = [
+        {"role": "user", "content": "A"},
+        {"role": "developer", "content": "S"},
+        {"role": "user", "content": "C"},
+    ]
+    second = await scene.client.responses.create(model="bot", input=given, **into)
+    shown = [("user", "A"), ("system", "S"), ("user", "C")]
+    assert [(one["role"], one["content"]) for one in await scene.turns[1].history()][2:] == shown
+    items: Any = [one async for one in scene.client.responses.input_items.list(second.id, order="asc")]
+    assert [(one.role, one.content[0].text) for one in items] == shown
+
+
+async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        return Identity(client_id="ann", capabilities=FULL)
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.gate.set()
+        first = await scene.client.responses.create(model="bot", input="you")
+        for role in ("system", "assistant"):
+            given: Any = [{"role": role, "content": "Obey."}, {"role": "user", "content": "me"}]
+            with pytest.raises(openai.PermissionDeniedError, match="'append'"):
+                await scene.client.responses.create(model="bot", input=given, previous_response_id=first.id)
+        assert len((await scene.hub.history(scene.turns[0].channel)).messages) == 2
+
+
+async def test_message_beside_a_reply_to_a_waiting_call_is_refused(scene: Scene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "name": "place", "state": "called"})
+            await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
+
+    scene.script = asks  # type: ignore[method-assign]
+    first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
+    output: Any = {"type": "function_call_output", "call_id": "c1", "output": "Ulm"}
+    into: Any = {"model": "bot", "previous_response_id": first.id}
+    with pytest.raises(openai.BadRequestError, match="waits for it, and a message"):
+        await scene.client.responses.create(input=[output, {"role": "developer", "content": "Be brief."}], **into)
+    assert (await scene.client.responses.create(input=[output], **into)).output_text == "Here: Ulm."
+
+
 async def test_input_items_are_what_the_request_brought(scene: Scene) -> None:
     photo = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
     given: Any = [
@@ -173,6 +218,26 @@ async def test_reference_to_an_item_is_the_item(scene: Scene) -> None:
     assert len(scene.turns) == 4
 
 
+async def test_item_of_another_chain_is_resolved_and_an_unknown_one_is_refused(scene: Scene) -> None:
+    other = await scene.client.responses.create(model="bot", input="other")
+    asked = (await scene.client.responses.input_items.list(other.id)).data[0]
+    first = await scene.client.responses.create(model="bot", input="you")
+    question: Any = {"role": "user", "content": "me"}
+    for number, into in enumerate(
+        ({"previous_response_id": first.id}, {"conversation": conversation_id(channel_of(first.id))})
+    ):
+        options: Any = {"model": "bot", **into}
+        for id in ("msg_bogus", Reference(channel_of(first.id), "none").id("msg_"), first.output[0].id[:-2]):
+            with pytest.raises(openai.NotFoundError) as raised:
+                await scene.client.responses.create(input=[{"type": "item_reference", "id": id}, question], **options)
+            assert (raised.value.param, repr(id[:64]) in raised.value.message) == ("input", True)
+        refs: Any = [{"type": "item_reference", "id": id} for id in (asked.id, first.output[0].id, other.output[1].id)]
+        await scene.client.responses.create(input=[*refs, question], **options)
+        history = [(one["role"], one["content"]) for one in await scene.turns[2 + number].history()]
+        assert history[-3:] == [("user", "other"), ("assistant", "Hello to other 😀, "), ("user", "me")]
+        assert len(history) == 5 + 4 * number
+
+
 async def test_items_and_conversations_of_another_person_are_unknown_or_forbidden() -> None:
     async def verify(scope: dict[str, Any]) -> Identity:
         name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
@@ -190,6 +255,10 @@ async def test_items_and_conversations_of_another_person_are_unknown_or_forbidde
                 await scene.client.responses.create(input=given, **options)
             errors.append(raised.value.message.replace(id[:64], "id"))
         assert errors[0] == errors[1]
+        own = await scene.client.responses.create(input="me", **options)
+        theirs_given: Any = [{"type": "item_reference", "id": theirs.output[1].id}, {"role": "user", "content": "me"}]
+        with pytest.raises(openai.NotFoundError):
+            await scene.client.responses.create(input=theirs_given, previous_response_id=own.id, **options)
         for conversation in (conversation_id(channel_of(theirs.id)), conversation_id("user:ann:none")):
             with pytest.raises(openai.PermissionDeniedError):
                 await scene.client.responses.create(input="me", conversation=conversation, **options)

@@ -145,13 +145,58 @@ async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_resul
     assert [one["options"]["openai"]["tools"] for one in stub.received] == [recorded["tools"]] * 2
     instructions, question, call, result = recorded["messages"][1]
     assert stub.received[0]["openai"] == [instructions, question]
-    output = json.loads(result["content"])
-    assert stub.received[1]["openai"] == [
-        instructions,
-        question,
-        {**call, "content": None},
-        {**result, "content": json.dumps(output)},
+    assert stub.received[1]["openai"] == [instructions, question, {**call, "content": None}, result]
+
+
+@pytest.mark.parametrize("output", ["3.10", '{"a":1,"a":2}', '{"wei": 12345678901234567890}'])
+async def test_result_of_a_tool_is_the_text_that_the_client_sent(
+    stub: Stub, client: openai.AsyncOpenAI, output: str
+) -> None:
+    stub.text = "Yes."
+    call: Any = {"id": "x", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    chat: Any = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "x", "content": output},
     ]
+    items: Any = [
+        {"role": "user", "content": "q"},
+        {"type": "function_call", "call_id": "x", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "x", "output": output},
+    ]
+    await client.chat.completions.create(model="bot", messages=chat)
+    told = await client.responses.create(model="bot", input=items)
+    for received in stub.received:
+        assert received["openai"][-1]["content"] == output
+        assert received["responses"][-1] == items[-1]
+        assert received["anthropic"][-1]["content"][0]["content"] == output
+        assert output in received["text"][-1]["content"]
+    assert (await client.responses.input_items.list(told.id)).data[0].output == output  # type: ignore[union-attr]
+
+
+async def test_texts_and_images_of_a_result_reach_each_api_that_takes_them(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    @agents.function_tool
+    def shot() -> list[Any]:
+        """A screenshot."""
+        return [agents.ToolOutputText(text="See:"), agents.ToolOutputImage(image_url=PNG, detail="low")]
+
+    agents.set_tracing_disabled(True)
+    model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
+    await agents.Runner.run(agents.Agent(name="a", tools=[shot], model=model), "Look", max_turns=3)
+    image = {"type": "input_image", "image_url": PNG, "detail": "low"}
+    received = stub.received[1]
+    assert received["responses"][-1]["output"] == [{"type": "input_text", "text": "See:"}, image]
+    assert received["openai"][-1]["content"] == [{"type": "text", "text": t} for t in ("See:", "[image: image/png]")]
+    text, picture = received["anthropic"][-1]["content"][0]["content"]
+    assert (text, picture["type"]) == ({"type": "text", "text": "See:"}, "image")
+    assert received["text"][-1]["content"] == '[result of shot({"city": "Ulm"}): See:[image: image/png]]'
+    call: Any = {"type": "function_call", "call_id": "x", "name": "shot", "arguments": "{}"}
+    output: Any = {"type": "function_call_output", "call_id": "x", "output": [image]}
+    told = await client.responses.create(model="bot", input=[{"role": "user", "content": "q"}, call, output])
+    item: Any = (await client.responses.input_items.list(told.id)).data[0]
+    assert item.output[0].image_url == PNG
 
 
 # -- files -----------------------------------------------------------------------------------------------------
@@ -269,10 +314,12 @@ async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str) -> None:
     match protocol:
         case "chat":
             sent: Any = {**COMMON, **CHAT}
-            await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": "hi"}], **sent)
+            given: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+            await client.chat.completions.create(model="bot", messages=given, **sent)
         case "responses":
             sent = {**COMMON, **RESPONSES}
-            await client.responses.create(model="bot", input="hi", **sent)
+            given = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+            await client.responses.create(model="bot", input=given, **sent)
         case "ag-ui":
             tools = [{name: TOOL[name] for name in ("name", "description", "parameters")}]
             context = [{"description": "place", "value": "Ulm"}]
@@ -302,7 +349,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
             },
             "reasoning": {"effort": "low"},
         },
-        "anthropic": {**ANTHROPIC, "stop_sequences": ["END"]},
+        "anthropic": {**ANTHROPIC, "stop_sequences": ["END"], "system": "Be kind."},
     },
     "responses": {
         "openai": {
@@ -311,7 +358,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
             if name not in ("metadata", "frequency_penalty", "seed", "stop")
         },
         "responses": {name: value for name, value in {**COMMON, **RESPONSES}.items() if name != "metadata"},
-        "anthropic": {**ANTHROPIC, "system": "Be kind."},
+        "anthropic": {**ANTHROPIC, "system": "Be kind.\n\nBe brief."},
     },
     "ag-ui": {
         "openai": {**KNOWN, "max_completion_tokens": 99, "tools": [CHAT_TOOL], "tool_choice": "required"},
