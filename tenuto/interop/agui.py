@@ -237,8 +237,8 @@ class AGUI(ChatRoutes):
         )
 
     async def _connect(self, request: Request) -> Response:
-        """Stream a turn after the position `cursor`, or the newest one from its beginning. 204 if there is none."""
-        thread, after = request.path_params["id"], position_of(request.query_params.get("cursor"))
+        """Stream a turn after `Last-Event-ID` or `cursor`, or the newest one whole; 204 if there is none."""
+        thread, after = request.path_params["id"], _position(request, "cursor")
         if after is not None:
             return await self._follow(request, thread, after.question, after)
         access, channel = await self._enter(request, thread, "subscribe", "history")
@@ -259,11 +259,16 @@ class AGUI(ChatRoutes):
 
 def _after(request: Request, question: str) -> TurnPosition | None:
     """Return the position after which the client of a run continues. Raises InvalidRequest for one of another run."""
-    after = position_of(request.headers.get("last-event-id") or request.query_params.get("offset"))
+    after = _position(request, "offset")
     if after is not None and after.question != question:
         text = f"Last-Event-ID is a position in the answer to message {after.question!r}, and this run answers"
         raise InvalidRequest(f"{text} {question!r}; leave the header out to get the run from its beginning")
     return after
+
+
+def _position(request: Request, name: str) -> TurnPosition | None:
+    """Return the position in `Last-Event-ID`, which an EventSource moves on, or else in the parameter `name`."""
+    return position_of(request.headers.get("last-event-id") or request.query_params.get(name))
 
 
 def _run_id(thread: str, question: str) -> str:

@@ -652,6 +652,9 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
         "TEXT_MESSAGE_END",
         "RUN_FINISHED",
     ]
+    for query in ({}, {"cursor": ids[0]}):  # an EventSource repeats its address, and moves the header on
+        again = await scene.http.get("/api/agent/1/connect", params=query, headers={"last-event-id": ids[1]})
+        assert again.text == connected.text
     newest = events_of((await scene.http.get("/api/agent/1/connect")).text)
     assert [one["type"] for one in newest][:2] == ["RUN_STARTED", "TEXT_MESSAGE_START"]
     assert (await scene.http.get("/api/agent/2/connect")).status_code == 204
@@ -667,6 +670,8 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
         f"1/0/{total}//../u",
     ]
     assert [await after(text) for text in bad] == [(400, "invalid_request")] * len(bad)
+    for text in bad:
+        assert (await scene.http.get("/api/agent/1/connect", headers={"last-event-id": text})).status_code == 400
     assert await after(f"{units}/{results}/{total}//other") == (400, "invalid_request")  # of another run
     for text in (f"{int(units) + 1000}/0/{total}//u", f"{units}/0/00000000//u", f"{int(units) - 1}/0/{total}//u"):
         assert await after(text) == (200, ("", "invalid_cursor"))  # in the future, and of a text that was replaced
