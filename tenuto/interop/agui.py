@@ -514,7 +514,10 @@ class AGUIStream(EventStream):
             if part in self._values:
                 self._value(part)
         self._walk()
-        for part in places:
+        ahead = self._after.units - self._at.units
+        if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
+            self._end = LOST  # it is not the last event either, which may come again
+        for part in places if self._end is None else ():
             if part in self._parts:
                 self._result(part)
         for delta in deltas:
@@ -523,9 +526,6 @@ class AGUIStream(EventStream):
                     self._question(command.id)
                 case QuestionReplied(id):
                     self._question(id, delta)
-        ahead = self._after.units - self._at.units
-        if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
-            self._end = LOST  # it is not the last event either, which may come again
         if not self.is_over and (self._turn.is_over or self._end or self._turn.is_gone(self._turn.replaced())):
             self._finish()
         events, self._events = self._events, []
@@ -675,16 +675,21 @@ class AGUIStream(EventStream):
         self._events.append((self._last.text(f"{self._token}{self._customs}"), event))
 
     def _finish(self) -> None:
+        """Send the last event, which a reader who has it already gets again, with the same id.
+
+        A stream that ends because it cannot continue after the reader's position leaves it where it is.
+        """
         replaced = self._turn.replaced()
         ended = self._turn.end(replaced)
         status, reason = (ended if ended is DELETED else self._end) or ended
         meta = self._turn.meta(replaced)
-        self._at = replace(self._at, units=max(self._at.units + 1, self._after.units + 1))
         if status == "complete":
-            self._put("RUN_FINISHED", **self._run, **({"result": meta} if meta else {}))
+            event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}
         else:
             message = reason or ("no agent serves this thread" if self._turn.state == "none" else status)
-            self._put("RUN_ERROR", message=message, code=status)
+            event = {"type": "RUN_ERROR", "message": message, "code": status}
+        id = str(replace(self._at, units=self._at.units + 1)) if self._end is None else self._last.text("end")
+        self._events.append((id, event))
         self.is_over = True
 
 
