@@ -72,9 +72,17 @@ class _Frames(TurnEvents):
 
     heartbeat = b""
 
-    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int, steers: Sequence[_Steer]) -> None:
+    def __init__(
+        self,
+        access: Access,
+        lane: _Lane,
+        of: Reference,
+        after: int,
+        steers: Sequence[_Steer],
+        previous: Reference | None,
+    ) -> None:
         assert lane.question is not None
-        super().__init__(lane.question, of, after)
+        super().__init__(lane.question, of, after, previous=previous)
         self._access = access
         self._lane = lane
         self._steers = steers
@@ -187,11 +195,12 @@ class ResponsesSocket:
     async def _respond(self, lane: _Lane, of: Reference, after: int) -> None:
         """Send a response, and the successors that further input gives it."""
         steer: _Steer | None = None  # the input whose turn is sent
+        previous: Reference | None = None  # the response before it in its turn, which input has ended
         while True:
             assert lane.question is not None
             steers = self._steers.setdefault(key := (lane.stream_id, of.at()), [])
             lane.of = of
-            lane.events = events = _Frames(self._socket.access, lane, of, after, steers)
+            lane.events = events = _Frames(self._socket.access, lane, of, after, steers, previous)
             problem = await self._socket.stream(of.channel, of.message_id, events)
             lane.of = None
             if problem is not None:
@@ -204,7 +213,7 @@ class ResponsesSocket:
             after = -1
             if events.rest is not None:
                 steers[:] = [one for one in steers if not one.is_taken]
-                of = events.rest
+                previous, of = of, events.rest
                 continue
             for one in tuple(steers):
                 await one.is_settled.wait()
@@ -221,7 +230,8 @@ class ResponsesSocket:
             assert steer.message is not None
             of = Reference(of.channel, steer.id)
             self._steers[lane.stream_id, of] = left
-            lane.question = with_options(steer.message, lane.question.meta.get(REQUEST) or {})
+            options = lane.question.meta.get(REQUEST) or {}
+            lane.question = with_options(steer.message, {**options, "previous_response_id": steer.previous})
 
     async def _steer(self, event: Json) -> None:
         """Store further input for a response of this socket, and report it."""
@@ -236,7 +246,8 @@ class ResponsesSocket:
                 code = "response_already_completed" if status.state == "over" else "response_not_active"
                 await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
                 return
-            lane, options = found, found.question.meta.get(REQUEST) or {}
+            lane = found
+            options = {**(found.question.meta.get(REQUEST) or {}), "previous_response_id": of.id()}
             given = given_in_responses({"input": steer.input})
             if given.earlier or given.outputs or given.approvals:
                 raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
