@@ -150,7 +150,7 @@ class TurnEvents(EventStream):
     def _is_steered(self) -> bool:
         """Return whether the agent has taken in further input, so that the rest of the turn is another response.
 
-        It is asked for each batch of deltas, also for text alone, because a turn that is over no longer tells it.
+        It is asked for each batch of deltas, also for text alone, because messages of a turn that is over leave memory.
         """
         return False
 

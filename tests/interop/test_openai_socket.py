@@ -172,6 +172,30 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     assert text_of(await scene.events(second[0].response.id)) == "Now shorter."
 
 
+async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_after_it(scene: Scene) -> None:
+    """The turn is over before the stream sees that its agent has taken the input in."""
+
+    async def hurries(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("One. ")
+            await message.flush()
+            await scene.gate.wait()
+            (steer,) = await turn.steered()
+            await message.part({"type": "text", "text": f"Now {steer.text}."})
+
+    scene.script = hurries  # type: ignore[method-assign]
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        await socket.response.steer(previous_response_id=begun[0].response.id, input="shorter")
+        await until(socket, lambda event: event.type == "response.steer.accepted")
+        scene.gate.set()
+        first, second = [(await until(socket))[-1] for _ in range(2)]
+    assert (first.type, first.response.output_text) == ("response.incomplete", "One. ")
+    assert (second.type, second.response.output_text) == ("response.completed", "Now shorter.")
+    assert second.response.previous_response_id == first.response.id
+
+
 async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_response(scene: Scene) -> None:
     async with scene.client.responses.connect() as socket:
         await socket.response.create(model="bot", input="you")
