@@ -59,6 +59,7 @@ class _Lane:
     waiting: deque[tuple[Json, int]] = field(default_factory=deque)  # requests, and their bytes
     question: Message | None = None
     of: Reference | None = None  # None while no response is being sent
+    previous: Reference | None = None  # the response before it in its turn, which input has ended
     events: TurnEvents | None = None
 
     @property
@@ -72,17 +73,9 @@ class _Frames(TurnEvents):
 
     heartbeat = b""
 
-    def __init__(
-        self,
-        access: Access,
-        lane: _Lane,
-        of: Reference,
-        after: int,
-        steers: Sequence[_Steer],
-        previous: Reference | None,
-    ) -> None:
+    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int, steers: Sequence[_Steer]) -> None:
         assert lane.question is not None
-        super().__init__(lane.question, of, after, previous=previous)
+        super().__init__(lane.question, of, after, previous=lane.previous)
         self._access = access
         self._lane = lane
         self._steers = steers
@@ -186,7 +179,7 @@ class ResponsesSocket:
                     logger.exception("a request of a socket failed")
                     await self._fail(lane, {"status": 500, "code": "internal", "detail": "internal error", "title": ""})
                 finally:
-                    lane.question = lane.of = lane.events = None
+                    lane.question = lane.of = lane.previous = lane.events = None
         except (OSError, TimeoutError, RuntimeError) as error:
             logger.debug("a socket ends: %r", error)
         finally:
@@ -195,12 +188,11 @@ class ResponsesSocket:
     async def _respond(self, lane: _Lane, of: Reference, after: int) -> None:
         """Send a response, and the successors that further input gives it."""
         steer: _Steer | None = None  # the input whose turn is sent
-        previous: Reference | None = None  # the response before it in its turn, which input has ended
         while True:
             assert lane.question is not None
             steers = self._steers.setdefault(key := (lane.stream_id, of.at()), [])
             lane.of = of
-            lane.events = events = _Frames(self._socket.access, lane, of, after, steers, previous)
+            lane.events = events = _Frames(self._socket.access, lane, of, after, steers)
             problem = await self._socket.stream(of.channel, of.message_id, events)
             lane.of = None
             if problem is not None:
@@ -213,7 +205,7 @@ class ResponsesSocket:
             after = -1
             if events.rest is not None:
                 steers[:] = [one for one in steers if not one.is_taken]
-                previous, of = of, events.rest
+                lane.previous, of = of, events.rest
                 continue
             for one in tuple(steers):
                 await one.is_settled.wait()
