@@ -246,7 +246,15 @@ def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: in
     if not is_ours:
         raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
     failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
-    op = Claim(id=message.id, state=request.state, generation=claim.generation, by=claim.by, at_ms=now_ms)
+    op = Claim(
+        id=message.id,
+        state=request.state,
+        generation=claim.generation,
+        by=claim.by,
+        at_ms=now_ms,
+        within=claim.within,
+        within_generation=claim.within_generation,
+    )
     return Decision(ops=(*failed, op), generation=claim.generation)
 
 

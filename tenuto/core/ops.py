@@ -116,7 +116,7 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     node: str | None = None  # random id of the hub's process if the worker lives there
     lease_ms: int = 0  # length of a remote worker's lease; 0 for a worker in a hub's process
     at_ms: int = 0
-    within: str | None = None  # id of the message whose turn has taken this message in
+    within: str | None = None  # id of the message whose turn has taken this message in; the end of a turn keeps it
     within_generation: int = 0  # the attempt of that turn
     # number of times that the node has claimed this attempt again before a handler began it, or, on a shared store,
     # that its remote worker has renewed its lease

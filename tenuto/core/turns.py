@@ -225,7 +225,7 @@ class TurnState(Generic[W]):
         left = self._leave()
         if event is TurnEvent.TAKEN_IN:
             # the turn that had taken this one in has ended meanwhile
-            if self.claim is None or self.claim.within is None:
+            if self.claim is None or self.claim.within is None or not self.claim.is_open:
                 event = TurnEvent.REFUSED
             else:
                 attempt = self.claim.generation

@@ -236,8 +236,8 @@ class AGUI(ChatRoutes):
         )
 
     async def _connect(self, request: Request) -> Response:
-        """Stream a turn after the position `cursor`, or the newest one from its beginning. 204 if there is none."""
-        thread, after = request.path_params["id"], position_of(request.query_params.get("cursor"))
+        """Stream a turn after `Last-Event-ID` or `cursor`, or the newest one whole; 204 if there is none."""
+        thread, after = request.path_params["id"], _position(request, "cursor")
         if after is not None:
             return await self._follow(request, thread, after.question, after)
         access, channel = await self._enter(request, thread, "subscribe", "history")
@@ -258,11 +258,16 @@ class AGUI(ChatRoutes):
 
 def _after(request: Request, question: str) -> TurnPosition | None:
     """Return the position after which the client of a run continues. Raises InvalidRequest for one of another run."""
-    after = position_of(request.headers.get("last-event-id") or request.query_params.get("offset"))
+    after = _position(request, "offset")
     if after is not None and after.question != question:
         text = f"Last-Event-ID is a position in the answer to message {after.question!r}, and this run answers"
         raise InvalidRequest(f"{text} {question!r}; leave the header out to get the run from its beginning")
     return after
+
+
+def _position(request: Request, name: str) -> TurnPosition | None:
+    """Return the position in `Last-Event-ID`, which an EventSource moves on, or else in the parameter `name`."""
+    return position_of(request.headers.get("last-event-id") or request.query_params.get(name))
 
 
 def _run_id(thread: str, question: str) -> str:
@@ -508,7 +513,10 @@ class AGUIStream(EventStream):
             if part in self._values:
                 self._value(part)
         self._walk()
-        for part in places:
+        ahead = self._after.units - self._at.units
+        if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
+            self._end = LOST  # it is not the last event either, which may come again
+        for part in places if self._end is None else ():
             if part in self._parts:
                 self._result(part)
         for delta in deltas:
@@ -517,9 +525,6 @@ class AGUIStream(EventStream):
                     self._question(command.id)
                 case QuestionReplied(id):
                     self._question(id, delta)
-        ahead = self._after.units - self._at.units
-        if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
-            self._end = LOST  # it is not the last event either, which may come again
         if not self.is_over and (self._turn.is_over or self._end or self._turn.is_gone(self._turn.replaced())):
             self._finish()
         events, self._events = self._events, []
@@ -669,16 +674,21 @@ class AGUIStream(EventStream):
         self._events.append((self._last.text(f"{self._token}{self._customs}"), event))
 
     def _finish(self) -> None:
+        """Send the last event, which a reader who has it already gets again, with the same id.
+
+        A stream that ends because it cannot continue after the reader's position leaves it where it is.
+        """
         replaced = self._turn.replaced()
         ended = self._turn.end(replaced)
         status, reason = (ended if ended is DELETED else self._end) or ended
         meta = self._turn.meta(replaced)
-        self._at = replace(self._at, units=max(self._at.units + 1, self._after.units + 1))
         if status == "complete":
-            self._put("RUN_FINISHED", **self._run, **({"result": meta} if meta else {}))
+            event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}
         else:
             message = reason or ("no agent serves this thread" if self._turn.state == "none" else status)
-            self._put("RUN_ERROR", message=message, code=status)
+            event = {"type": "RUN_ERROR", "message": message, "code": status}
+        id = str(replace(self._at, units=self._at.units + 1)) if self._end is None else self._last.text("end")
+        self._events.append((id, event))
         self.is_over = True
 
 

@@ -59,6 +59,7 @@ class _Lane:
     waiting: deque[tuple[Json, int]] = field(default_factory=deque)  # requests, and their bytes
     question: Message | None = None
     of: Reference | None = None  # None while no response is being sent
+    previous: Reference | None = None  # the response before it in its turn, which input has ended
     events: TurnEvents | None = None
 
     @property
@@ -74,7 +75,7 @@ class _Frames(TurnEvents):
 
     def __init__(self, access: Access, lane: _Lane, of: Reference, after: int, steers: Sequence[_Steer]) -> None:
         assert lane.question is not None
-        super().__init__(lane.question, of, after)
+        super().__init__(lane.question, of, after, previous=lane.previous)
         self._access = access
         self._lane = lane
         self._steers = steers
@@ -178,7 +179,7 @@ class ResponsesSocket:
                     logger.exception("a request of a socket failed")
                     await self._fail(lane, {"status": 500, "code": "internal", "detail": "internal error", "title": ""})
                 finally:
-                    lane.question = lane.of = lane.events = None
+                    lane.question = lane.of = lane.previous = lane.events = None
         except (OSError, TimeoutError, RuntimeError) as error:
             logger.debug("a socket ends: %r", error)
         finally:
@@ -204,7 +205,7 @@ class ResponsesSocket:
             after = -1
             if events.rest is not None:
                 steers[:] = [one for one in steers if not one.is_taken]
-                of = events.rest
+                lane.previous, of = of, events.rest
                 continue
             for one in tuple(steers):
                 await one.is_settled.wait()
@@ -221,7 +222,8 @@ class ResponsesSocket:
             assert steer.message is not None
             of = Reference(of.channel, steer.id)
             self._steers[lane.stream_id, of] = left
-            lane.question = with_options(steer.message, lane.question.meta.get(REQUEST) or {})
+            options = lane.question.meta.get(REQUEST) or {}
+            lane.question = with_options(steer.message, {**options, "previous_response_id": steer.previous})
 
     async def _steer(self, event: Json) -> None:
         """Store further input for a response of this socket, and report it."""
@@ -236,7 +238,8 @@ class ResponsesSocket:
                 code = "response_already_completed" if status.state == "over" else "response_not_active"
                 await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
                 return
-            lane, options = found, found.question.meta.get(REQUEST) or {}
+            lane = found
+            options = {**(found.question.meta.get(REQUEST) or {}), "previous_response_id": of.id()}
             given = given_in_responses({"input": steer.input})
             if given.earlier or given.outputs or given.approvals:
                 raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")

@@ -21,6 +21,8 @@ from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
 from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, deltas_of, has_result
 from tenuto.interop.openai_items import (
+    CONVERSATION,
+    REQUEST,
     Reference,
     item_of,
     kind_of,
@@ -59,13 +61,15 @@ class TurnEvents(EventStream):
         after: int = -1,
         *,
         is_cancelled: bool = False,
+        previous: Reference | None = None,
     ) -> None:
+        """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
         self.rest: Reference | None = None
         self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
-        self._question = question
+        self._question = _continued(question, previous or of.at()) if any(of.start) else question
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
@@ -146,7 +150,7 @@ class TurnEvents(EventStream):
     def _is_steered(self) -> bool:
         """Return whether the agent has taken in further input, so that the rest of the turn is another response.
 
-        It is asked for each batch of deltas, also for text alone, because a turn that is over no longer tells it.
+        It is asked for each batch of deltas, also for text alone, because messages of a turn that is over leave memory.
         """
         return False
 
@@ -306,6 +310,13 @@ class TurnEvents(EventStream):
         number, self.position = self.position, self.position + 1
         if number > self._after and not self._is_muted:
             self._events.append({"type": event_type, "sequence_number": number, **fields})
+
+
+def _continued(question: Message, previous: Reference) -> Message:
+    """Return the question for a response that continues `previous`. One in a conversation names no other."""
+    if question.meta.get(CONVERSATION):
+        return question
+    return with_options(question, {**(question.meta.get(REQUEST) or {}), "previous_response_id": previous.id()})
 
 
 def _failed(message: str) -> tuple[str, Json]:

@@ -627,6 +627,41 @@ def as_it_is(batches: list[list[TurnDelta]]) -> list[TurnDelta]:
     return [*deltas, TurnChanged(fold.state)]
 
 
+async def test_reader_who_has_the_last_event_gets_it_again_with_the_same_id_as_often_as_it_asks(scene: Scene) -> None:
+    async def fails(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.part({**CALL, "state": "done", "output": "7"})
+            await message.append("One.")
+            raise RuntimeError("secret")
+
+    scene.gate.set()
+    for number, script in enumerate((everything, fails, scene.script)):
+        scene.script = script  # type: ignore[method-assign]
+        run = run_of([user(id=f"u{number}")])
+        whole = (await scene.http.post("/api/agent", json=run)).text
+        last = [one for one in whole.split("\n\n") if one][-1]
+        position = last.partition("\n")[0].removeprefix("id: ")
+        for _ in range(3):
+            named = {"last-event-id": position}
+            posted = await scene.http.post("/api/agent", json=run, headers=named)
+            for got in (posted.text, (await scene.http.get("/api/agent/1/connect", headers=named)).text):
+                (*customs, again) = [one for one in got.split("\n\n") if one]
+                assert all('"CUSTOM"' in one for one in customs)  # they move no position
+                assert again.partition("\n")[0] == f"id: {position}"
+                assert events_of(again)[0].get("code") == events_of(last)[0].get("code")
+    (answer,) = (await scene.hub.turn("chat:1", "u2")).answers
+    await scene.hub.delete("chat:1", answer.id)
+    for id, units, code in (("u2", 5, "deleted"), ("u1", 5, "invalid_cursor"), ("u1", 1000, "invalid_cursor")):
+        after, seen = f"{units}/0/00000000//{id}", set()
+        for _ in range(3):
+            named = {"last-event-id": after}
+            got = (await scene.http.post("/api/agent", json=run_of([user(id=id)]), headers=named)).text
+            assert [one["code"] for one in events_of(got)] == [code]
+            after = got.partition("\n")[0].removeprefix("id: ")
+            seen.add(got)
+        assert len(seen) == 1
+
+
 async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_others(scene: Scene) -> None:
     scene.gate.set()
 
@@ -652,6 +687,9 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
         "TEXT_MESSAGE_END",
         "RUN_FINISHED",
     ]
+    for query in ({}, {"cursor": ids[0]}):  # an EventSource repeats its address, and moves the header on
+        again = await scene.http.get("/api/agent/1/connect", params=query, headers={"last-event-id": ids[1]})
+        assert again.text == connected.text
     newest = events_of((await scene.http.get("/api/agent/1/connect")).text)
     assert [one["type"] for one in newest][:2] == ["RUN_STARTED", "TEXT_MESSAGE_START"]
     assert (await scene.http.get("/api/agent/2/connect")).status_code == 204
@@ -667,6 +705,8 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
         f"1/0/{total}//../u",
     ]
     assert [await after(text) for text in bad] == [(400, "invalid_request")] * len(bad)
+    for text in bad:
+        assert (await scene.http.get("/api/agent/1/connect", headers={"last-event-id": text})).status_code == 400
     assert await after(f"{units}/{results}/{total}//other") == (400, "invalid_request")  # of another run
     for text in (f"{int(units) + 1000}/0/{total}//u", f"{units}/0/00000000//u", f"{int(units) - 1}/0/{total}//u"):
         assert await after(text) == (200, ("", "invalid_cursor"))  # in the future, and of a text that was replaced

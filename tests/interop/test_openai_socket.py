@@ -161,11 +161,54 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
             "Now shorter.",
         )
         assert second[0].response.id != response_id
+        later = await scene.client.responses.retrieve(second[0].response.id)
+        assert [one.previous_response_id for one in (second[0].response, second[-1].response, later)] == [
+            response_id
+        ] * 3
         assert second[-1].response.output_text == "Now shorter."
     assert len(scene.turns) == 1
     # a client that was cut may resume both, each without a character twice
     assert text_of(await scene.events(response_id)) == "One. Rest. Now shorter."
     assert text_of(await scene.events(second[0].response.id)) == "Now shorter."
+
+
+async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_after_it(scene: Scene) -> None:
+    """The turn is over before the stream sees that its agent has taken the input in."""
+
+    async def hurries(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("One. ")
+            await message.flush()
+            await scene.gate.wait()
+            (steer,) = await turn.steered()
+            await message.part({"type": "text", "text": f"Now {steer.text}."})
+
+    scene.script = hurries  # type: ignore[method-assign]
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        await socket.response.steer(previous_response_id=begun[0].response.id, input="shorter")
+        await until(socket, lambda event: event.type == "response.steer.accepted")
+        scene.gate.set()
+        first, second = [(await until(socket))[-1] for _ in range(2)]
+    assert (first.type, first.response.output_text) == ("response.incomplete", "One. ")
+    assert (second.type, second.response.output_text) == ("response.completed", "Now shorter.")
+    assert second.response.previous_response_id == first.response.id
+
+
+async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_response(scene: Scene) -> None:
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        response_id = begun[0].response.id
+        await socket.response.steer(previous_response_id=response_id, input="me")
+        await until(socket, lambda event: event.type == "response.steer.accepted")
+        scene.gate.set()
+        first, second = [(await until(socket))[-1].response for _ in range(2)]
+    assert (first.id, second.output_text) == (response_id, ANSWER.replace("you", "me"))
+    later = await scene.client.responses.retrieve(second.id)
+    assert [one.previous_response_id for one in (first, second, later)] == [None, response_id, response_id]
+    assert [turn.request.previous_response_id for turn in scene.turns] == [None, response_id]
 
 
 async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Scene) -> None:

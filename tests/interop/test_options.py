@@ -258,6 +258,25 @@ async def test_binary_content_of_agui_is_a_file(stub: Stub) -> None:
     ]
 
 
+@pytest.mark.parametrize("path", ["agui", "page"])
+async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos(stub: Stub, path: str) -> None:
+    stub.text = "A cat."
+    statuses = []
+    async with httpx2.AsyncClient(timeout=60) as http:
+        for count, data in ((1, "A" * 4_000_000), (300, "AAAA")):
+            url = f"data:image/jpeg;base64,{data}"
+            image = {"type": "image", "source": {"type": "data", "value": data, "mimeType": "image/jpeg"}}
+            file = {"type": "file", "mediaType": "image/jpeg", "url": url}
+            question = {"id": f"u{count}", "role": "user", "content": count * [image]}
+            if path == "page":
+                question = {"id": f"u{count}", "role": "user", "parts": count * [file]}
+            body = {"threadId": "1", "runId": "r", "id": "1", "trigger": "submit-message", "messages": [question]}
+            statuses.append((await http.post(f"{stub.url}/{path}", json=body)).status_code)
+    assert statuses == [200, 413]
+    ((question,),) = [one["openai"] for one in stub.received]
+    assert len(question["content"][0]["image_url"]["url"]) == len("data:image/jpeg;base64,") + 4_000_000
+
+
 async def run_agui(stub: Stub, content: Any, **fields: Any) -> None:
     known = {"tools": [], "context": [], "state": {}, "forwardedProps": {}}
     body = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": content}]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proof.wirecheck import SseViewer, WsViewer
+from proof.wirecheck import SseParser, SseViewer, WsViewer
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.hub.channel import Channel
 from tenuto.transports import sender
@@ -65,6 +65,20 @@ async def test_a_stream_begins_with_retry_then_the_channel_with_one_cursor_at_th
     attached = json.loads(stream.events[0].data)
     assert (attached["type"], attached["resumed"], attached["serial"]) == ("channel.attached", False, 2)
     assert stream.events[-1].id == (await served.hub.info("c")).cursor
+    stream.close()
+
+
+@pytest.mark.parametrize("path", [EVENTS, "/v1/channels/c/messages/m1/events"])
+async def test_reconnect_delay_is_in_the_block_of_the_first_event(served: Served, path: str) -> None:
+    """`httpx-sse` and `aiosseclient` yield an empty event for a block that has `retry` alone."""
+    await served.hub.create("c", id="m1", text="one")
+    stream = await Stream.open(served, path)
+    await stream.until(lambda: len(stream.events) > 0)
+    first, end, _ = stream.body.partition(b"\n\n")
+    parser = SseParser()
+    (event,) = parser.receive(first + end)
+    assert json.loads(event.data) == json.loads(stream.events[0].data)
+    assert 1000 <= (parser.retry_ms or 0) <= 3000
     stream.close()
 
 
