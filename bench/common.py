@@ -42,7 +42,8 @@ __all__ = [
 CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
 USUAL_ROUNDS = 3  # a figure of another number of rounds says so
 NAMES = {"sse": "SSE", "websocket": "WebSocket"}  # of the kinds of viewers
-FINISHED = "message.finish"  # the last bytes for each viewer of an answer contain this text, for which `drain` looks
+# Of the last bytes for each viewer of an answer, for which `drain` looks: of a `message.finish`, or of the whole message.
+FINISHED = '"status":"complete"'
 
 
 class Void(BenchError):

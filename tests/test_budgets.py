@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_300,
-    "lines of its kernel": 33_650,
+    "lines of tenuto/": 53_340,
+    "lines of its kernel": 33_670,
     "modules of tenuto/": 198,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_850,
-    "lines of tests/": 71_550,
+    "lines of interop/": 3_900,
+    "lines of tests/": 71_780,
     "lines of proof/ and bench/": 25_550,
-    "words of docs without decisions": 66_450,
+    "words of docs without decisions": 66_660,
     "words of decisions": 11_600,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
