@@ -42,7 +42,7 @@ __all__ = [
 CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
 USUAL_ROUNDS = 3  # a figure of another number of rounds says so
 NAMES = {"sse": "SSE", "websocket": "WebSocket"}  # of the kinds of viewers
-# Of the last bytes for each viewer of an answer, for which `drain` looks: of a `message.finish`, or of the whole message.
+# Of the last bytes for each viewer of an answer, for which `drain` looks: of a `message.finish`, or of a whole message.
 FINISHED = '"status":"complete"'
 
 
