@@ -391,7 +391,7 @@ def test_postgres_rows_have_figures() -> None:
 
 
 def test_soak_rows_have_figures(options: Options) -> None:
-    rows = soak.soak(options, seconds=6.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5, old=20)
+    rows = soak.soak(options, seconds=12.0, live=5, lasts_s=(0.2, 1.0), idle_s=0.5, old=20)
     assert verdicts(rows) == [None, True, True, None, None]
 
 
