@@ -20,7 +20,7 @@ from proof.chaos.agent import AgentOrders
 from proof.chaos.app import OPERATOR
 from proof.chaos.processes import Child, ask
 from proof.chaos.proxies import Proxy
-from proof.chaos.viewer import Transport, Viewer
+from proof.chaos.viewer import Transport, Viewer, end
 from proof.chaos.world import Failure, World
 from proof.oracle.plans import Piece, Script
 from proof.oracle.questions import Question, Questions, SentCommand
@@ -85,9 +85,7 @@ class Conversation:
         """End the replies. Raises the error of their task."""
         task, self._approving = self._approving, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     # -- agents ------------------------------------------------------------------------------------------------
 

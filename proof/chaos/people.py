@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-from proof.chaos.viewer import Viewer
+from proof.chaos.viewer import Viewer, end
 from proof.wirecheck import SseViewer, WsViewer
 
 __all__ = ["Person", "wrong_signals"]
@@ -28,12 +28,7 @@ class Person(Viewer):
         try:
             await super()._follow(viewer)
         finally:
-            typing.cancel()
-            await asyncio.wait(
-                [typing]
-            )  # and no `await typing`: it could not tell the end of `typing` from that of this
-            if not typing.cancelled():
-                typing.result()
+            await end(typing)
 
     async def _type(self, viewer: WsViewer) -> None:
         channel = self.watching.channel

@@ -27,7 +27,7 @@ from proof.oracle.views import HISTORY, PlanOracle
 from proof.wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
 from tenuto.core.events import NO_EPOCH
 
-__all__ = ["Transport", "Viewer", "Watching"]
+__all__ = ["Transport", "Viewer", "Watching", "end"]
 
 Transport = Literal["sse", "eventsource", "ws", "poll"]
 """`sse` names itself and sends `since`; `eventsource` does neither, and reconnects with `Last-Event-ID`."""
@@ -109,9 +109,7 @@ class Viewer:
         """Stop following. Raises the error of the task, if it failed."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     def check_running(self) -> None:
         """Raise the error of the task, if it failed."""
@@ -245,6 +243,17 @@ class Viewer:
         if self.may_lose:
             self.shown.forget()
         self._epoch = epoch
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel `task`, and return when it has ended. Raises its error, if it failed.
+
+    `await task` could not tell the end of `task` from a cancellation of the caller, and would swallow that one.
+    """
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 async def _get(port: int, path: str) -> tuple[int, bytes]:

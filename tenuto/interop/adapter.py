@@ -13,11 +13,13 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tenuto import Hub, Message
 from tenuto.core.errors import InvalidRequest, LocalError, TooLarge
+from tenuto.interop.fold import Json
 from tenuto.routes import Access, is_id
 
 
@@ -58,7 +60,7 @@ def json_response(value: object) -> Response:
     return JSONResponse(value, headers={"cache-control": "no-store"})
 
 
-async def body_of(access: Access, request: Request, remedy: str) -> dict[str, Any]:
+async def body_of(access: Access, request: Request, remedy: str) -> Json:
     """Return the body (`Access.body`), which may hold files of the size of a message.
 
     A TooLarge says with `remedy` what the client sends in its place.
@@ -95,6 +97,7 @@ def unpacked(id: str) -> list[str]:
 
 
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
+REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 OUTPUT = "function_call_output"  # name of a part of data with the output of a tool of the client (`docs/agents.md`)
 LEVELS = 60  # of nested values; parts may have 64, and `json.dumps` ends at about 1,000
 
@@ -118,12 +121,12 @@ def value_of(text: str) -> Any:
     raise ValueError(f"JSON is nested deeper than {LEVELS} levels")
 
 
-def output_part(call: str, output: object) -> dict[str, Any]:
+def output_part(call: str, output: object) -> Json:
     """Return the part of a question with the output of the client's tool, for a turn that has ended without it."""
     return {"type": "data", "name": OUTPUT, "data": {"call_id": call, "output": output}}
 
 
-def outputs_in(question: Message) -> dict[str, Any]:
+def outputs_in(question: Message) -> Json:
     """Return the outputs of the client's tools in a question (`output_part`), by call."""
     data = [one.get("data") for one in question.parts if one["type"] == "data" and one["name"] == OUTPUT]
     return {
@@ -133,7 +136,29 @@ def outputs_in(question: Message) -> dict[str, Any]:
     }
 
 
-def file_part(url: str, media_type: object = None, **fields: object) -> dict[str, Any]:
+def with_options(question: Message, options: Json) -> Message:
+    """Return `question` with all that its request asks for in its `meta`, in which the store has the small values."""
+    return replace(question, meta={**question.meta, REQUEST: options})
+
+
+def own_tools(question: Message) -> frozenset[str]:
+    """Return the names of the tools that the caller runs."""
+    return frozenset(one["name"] for one in tools_in(requested_in(question)) if isinstance(one.get("name"), str))
+
+
+def tools_in(requested: Json) -> list[Json]:
+    """Return the tools in the wishes of a request, which other clients of the hub may have written in any form."""
+    tools = requested.get("tools")
+    return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
+
+
+def requested_in(question: Message) -> Json:
+    """Return all that the request of `question` asks for (`with_options`)."""
+    requested = question.meta.get(REQUEST)
+    return requested if isinstance(requested, dict) else {}
+
+
+def file_part(url: str, media_type: object = None, **fields: object) -> Json:
     """Return the part of a file, with its fields that are texts. If its type is unknown, the URL of data names it."""
     is_known = isinstance(media_type, str) and not media_type.endswith("/*")
     found = None if is_known else _DATA_TYPE.match(url)

@@ -43,12 +43,13 @@ from tenuto.interop.adapter import (
     json_response,
     output_part,
     outputs_in,
+    own_tools,
     packed,
     stored_id,
     unpacked,
+    with_options,
 )
 from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, deltas_of, has_result, question_value
-from tenuto.interop.openai_items import own_tools, with_options
 from tenuto.routes import (
     Access,
     InAnswer,

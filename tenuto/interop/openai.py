@@ -31,7 +31,7 @@ from tenuto.core.errors import (
     MethodNotAllowed,
     NotFound,
 )
-from tenuto.interop.adapter import body_of, check_template, hashed, json_response, output_part
+from tenuto.interop.adapter import body_of, check_template, hashed, json_response, output_part, own_tools, with_options
 from tenuto.interop.fold import Json, Place, call_of, has_result
 from tenuto.interop.openai_items import (
     CONVERSATION,
@@ -47,10 +47,8 @@ from tenuto.interop.openai_items import (
     given_in_responses,
     input_items,
     no_approval_request,
-    own_tools,
     reference,
     unknown,
-    with_options,
 )
 from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import (
@@ -194,6 +192,8 @@ class OpenAI:
 
     async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
         """Store the messages before the question. A request that is repeated stores none behind it."""
+        if not given.earlier:
+            return
         with suppress(NotFound):
             await access.turn(channel, id)
             return
@@ -226,11 +226,12 @@ class OpenAI:
                 "to the reply has ended",
                 param="input",
             )
+        own = own_tools(turn.question)
         calls = {
             part["call"]: ((a, index), part)
             for a, answer in enumerate(turn.status.answers)
             for index, part in enumerate(answer.parts)
-            if part["type"] == "tool" and part["name"] in own_tools(turn.question)
+            if part["type"] == "tool" and part["name"] in own
         }
         for call in given.outputs:
             if call not in calls:

@@ -15,14 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from msgspec.structs import replace
-
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.adapter import file_part, output_part, packed, unpacked
+from tenuto.interop.adapter import file_part, output_part, packed, requested_in, tools_in, unpacked
 from tenuto.interop.fold import Answer, Json, Part, Place, has_result
 
-REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -179,7 +176,7 @@ def response(
 
     A setting that the client left to the model has OpenAI's default.
     """
-    requested = _requested(question)
+    requested = requested_in(question)
     extra = requested.get("extra")
     extra = extra if isinstance(extra, dict) else {}
     author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
@@ -203,7 +200,7 @@ def response(
         "previous_response_id": requested.get("previous_response_id"),
         "temperature": requested.get("temperature", 1),
         "tool_choice": requested.get("tool_choice") or "auto",
-        "tools": [_whole(one) for one in _tools(requested)],
+        "tools": [_whole(one) for one in tools_in(requested)],
         "top_p": requested.get("top_p", 1),
         "usage": usage(answers),
         **{name: extra.get(name, default) for name, default in _ECHOED.items()},
@@ -230,30 +227,9 @@ def usage(answers: list[Answer]) -> Json | None:
     }
 
 
-def with_options(question: Message, options: Json) -> Message:
-    """Return `question` with all that its request asks for in its `meta`, in which the store has the small values."""
-    return replace(question, meta={**question.meta, REQUEST: options})
-
-
-def own_tools(question: Message) -> frozenset[str]:
-    """Return the names of the tools that the caller runs."""
-    return frozenset(one["name"] for one in _tools(_requested(question)) if isinstance(one.get("name"), str))
-
-
-def _tools(requested: Json) -> list[Json]:
-    """Return the tools in the wishes of a request, which other clients of the hub may have written in any form."""
-    tools = requested.get("tools")
-    return [one for one in tools if isinstance(one, dict)] if isinstance(tools, list) else []
-
-
 def _whole(tool: Json) -> Json:
     optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
     return {**dict.fromkeys(optional), **tool}
-
-
-def _requested(question: Message) -> Json:
-    requested = question.meta.get(REQUEST)
-    return requested if isinstance(requested, dict) else {}
 
 
 def error_of(problem: Json) -> Json:

@@ -21,8 +21,9 @@ from starlette.types import Receive, Scope, Send
 
 from tenuto import Hub, Message
 from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound, TenutoError, TooMany
+from tenuto.interop.adapter import requested_in, with_options
 from tenuto.interop.fold import Json
-from tenuto.interop.openai_items import REQUEST, Reference, error_of, given_in_responses, reference, with_options
+from tenuto.interop.openai_items import Reference, error_of, given_in_responses, reference
 from tenuto.interop.openai_stream import TurnEvents, after_of, turn_of
 from tenuto.routes import Access, RouteSocket, TurnDelta
 
@@ -222,7 +223,7 @@ class ResponsesSocket:
             assert steer.message is not None
             of = Reference(of.channel, steer.id)
             self._steers[lane.stream_id, of] = left
-            options = lane.question.meta.get(REQUEST) or {}
+            options = requested_in(lane.question)
             lane.question = with_options(steer.message, {**options, "previous_response_id": steer.previous})
 
     async def _steer(self, event: Json) -> None:
@@ -239,7 +240,7 @@ class ResponsesSocket:
                 await self._refuse(lane, steer, code, f"response {of.id()[:64]!r} does not run on this socket")
                 return
             lane = found
-            options = {**(found.question.meta.get(REQUEST) or {}), "previous_response_id": of.id()}
+            options = {**requested_in(found.question), "previous_response_id": of.id()}
             given = given_in_responses({"input": steer.input})
             if given.earlier or given.outputs or given.approvals:
                 raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")

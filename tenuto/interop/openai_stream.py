@@ -19,19 +19,17 @@ from starlette.responses import JSONResponse, Response
 
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
+from tenuto.interop.adapter import own_tools, requested_in, with_options
 from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, deltas_of, has_result
 from tenuto.interop.openai_items import (
     CONVERSATION,
-    REQUEST,
     Reference,
     item_of,
     kind_of,
-    own_tools,
     response,
     summary,
     text_content,
     unknown,
-    with_options,
 )
 from tenuto.routes import Access, TurnDelta, TurnStatus
 
@@ -316,7 +314,7 @@ def _continued(question: Message, previous: Reference) -> Message:
     """Return the question for a response that continues `previous`. One in a conversation names no other."""
     if question.meta.get(CONVERSATION):
         return question
-    return with_options(question, {**(question.meta.get(REQUEST) or {}), "previous_response_id": previous.id()})
+    return with_options(question, {**requested_in(question), "previous_response_id": previous.id()})
 
 
 def _failed(message: str) -> tuple[str, Json]:

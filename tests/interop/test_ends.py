@@ -15,7 +15,8 @@ from tenuto import Hub, Turn
 from tenuto.core.errors import Deleted
 from tenuto.core.requests import SERVER, AppendText, CreateMessage, FinishMessage, TakeOver
 from tenuto.interop import AGUI, AISDK, OpenAI
-from tenuto.interop.openai_items import REQUEST, Reference
+from tenuto.interop.adapter import REQUEST
+from tenuto.interop.openai_items import Reference
 from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "you"}]}

@@ -129,7 +129,7 @@ async def test_text_replaced_by_an_edit_is_gone_from_the_documents(store: Sqlite
 
 
 async def test_no_deleted_text_is_left_in_gaps_between_rows(path: Path) -> None:
-    """`secure_delete` alone leaves about one text in a thousand when rows move: see `sqlite_file`."""
+    """`secure_delete` alone leaves about one text in a thousand when rows move: see `tenuto.stores.sqlite.file`."""
     random.seed(1)
     numbers = itertools.count()
     async with opened(path) as store:

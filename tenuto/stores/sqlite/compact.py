@@ -2,7 +2,7 @@
 
 Layer: stores.
 
-A file never shrinks by itself, since free slots are rows (`sqlite_file`). First the file is opened and closed as by a
+A file never shrinks by itself, since free slots are rows (`file`). First the file is opened and closed as by a
 server, so that it is whole without its `-wal`. Then the rows that are needed go into `PATH.compact.partial`. The copy
 is compared with the file row by row. Then wrong counts of channels are put right, and the copy is synced and renamed to
 the file. The lock file first gets the nonces of both, so epochs stay, whichever of the two a kill leaves. The next

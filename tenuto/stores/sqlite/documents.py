@@ -3,10 +3,10 @@
 Layer: stores. This code runs on the store's thread.
 
 A row in `documents` holds the indexed fields; a document's bytes are
-blobs, cut into chunks that lie in slots (`sqlite_file`). Blob 0 is the head, which each write replaces, in the same
+blobs, cut into chunks that lie in slots (`file`). Blob 0 is the head, which each write replaces, in the same
 slot if it fits; each later blob holds the segments of one write. Freed slots are filled with zeros at once.
 
-Each read checks the checksums (`sqlite_sums`): that of each piece of segments is in `pieces`, that of the head in
+Each read checks the checksums (`slots`): that of each piece of segments is in `pieces`, that of the head in
 `documents`. The latter covers the row's other fields, and the number of the last blob, so that a missing blob is
 noticed. A row without a checksum is damaged: entries of its message were lost (`CommitLog`).
 """

@@ -71,7 +71,7 @@ def piece_sum(document: int, blob: int, chunk: int, data: bytes) -> int:
 
 
 def head_sum(fields: tuple[Any, ...], head: bytes) -> int:
-    """Return the checksum of a document's head and of the `fields` of its row (`sqlite_documents`)."""
+    """Return the checksum of a document's head and of the `fields` of its row (`documents`)."""
     return _stored(crc32(head, crc32(_encode(fields))))
 
 

@@ -3,7 +3,7 @@
 Layer: stores.
 
 Event loops use this module. It passes each call to a thread (`thread`), which alone
-touches the file (`sqlite_engine`, and below it `sqlite_file`, `sqlite_documents` and `sqlite_log`). So commits,
+touches the file (`engine`, and below it `file`, `documents` and `log`). So commits,
 reads, checkpoints and housekeeping never overlap, and a read sees all commits that preceded it.
 Reads are rare: the hub keeps live channels in memory.
 """
