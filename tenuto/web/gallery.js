@@ -224,13 +224,11 @@ export class Scene {
     this.channel.select(id)
   }
 
-  /** Scroll to the start when all messages are drawn, and have their heights. */
+  /** Scroll to the start when all messages are drawn, as often as their first layout moves the view away from it. */
   async scrollUp() {
     const { length } = this.channel.getSnapshot().messages
-    await until(() => this.root.querySelectorAll(".message").length === length && this.log.scrollTop > 0)
-    let height = 0
-    await until(() => height === (height = this.log.scrollHeight))
-    this.log.scrollTop = 0
+    await until(() => this.root.querySelectorAll(".message").length === length)
+    await until(() => !this.root.querySelector(".older[hidden]") || void (this.log.scrollTop = 0))
   }
 
   /** Open all folded parts. */

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, TimeoutError
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
@@ -37,5 +37,9 @@ async def open_gallery(browser: Browser, address: str, query: str = "", **option
     context.set_default_timeout(TIMEOUT_MS)
     page = await context.new_page()
     await page.goto(f"{address}?{query}")
-    await page.wait_for_selector("body[data-ready]")
+    try:
+        await page.wait_for_selector("body[data-ready]")
+    except TimeoutError as error:
+        missing = await page.locator("figure:not([data-ready])").all_inner_texts()
+        raise AssertionError(f"the gallery does not reach {missing}") from error
     return page
