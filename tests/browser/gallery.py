@@ -40,6 +40,6 @@ async def open_gallery(browser: Browser, address: str, query: str = "", **option
     try:
         await page.wait_for_selector("body[data-ready]")
     except TimeoutError as error:
-        missing = await page.locator("figure:not([data-ready])").all_inner_texts()
-        raise AssertionError(f"the gallery does not reach {missing}") from error
+        error.add_note(f"not reached: {await page.locator('figure:not([data-ready]) figcaption').all_inner_texts()}")
+        raise
     return page
