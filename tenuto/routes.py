@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tenuto.agents.history import OUTPUT, PARTICIPANT
 from tenuto.agents.request import options_in
 from tenuto.core.deltas import (
     Delta,
@@ -63,7 +64,7 @@ from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, M
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import peer_of
 from tenuto.transports.http import problem_response
-from tenuto.transports.origin import check_peer
+from tenuto.transports.origin import check_peer, refusal_of_get
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.streams import TurnFormat, TurnStream
@@ -79,6 +80,8 @@ from tenuto.transports.traffic import (
 from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [
+    "OUTPUT",
+    "PARTICIPANT",
     "Access",
     "Conversation",
     "Delta",
@@ -321,6 +324,8 @@ class Access:
 
     async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
         hub = self._hub
+        if (refusal := refusal_of_get(hub, self._scope)) is not None:
+            raise refusal
         peer = peer_of(self._scope)
         caller = caller_of(hub, self.identity, channel, peer)
         caller = replace(caller, brings_answer=not starts_turn)

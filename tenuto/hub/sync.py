@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.events import Page
 from tenuto.core.model import Message
+from tenuto.hub.access.questions import current_route
 from tenuto.hub.writer import MessageWriter
 from tenuto.portal import NoResponse, Portal, SyncWriter, run_on, writing
 
@@ -98,6 +99,7 @@ class SyncHub:
         return await self._hub.message(channel, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        current_route()  # the loop runs `call` in a copy of the context, which shares this route with `stream_response`
         try:
             return run_on(self._loop(), call, remedy="await the methods of the hub itself there", timeout_s=TIMEOUT_S)
         except NoResponse:
