@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from tenuto import Hub, Message
 from tenuto.core.errors import InvalidRequest, LocalError, TooLarge
 from tenuto.interop.fold import Json
-from tenuto.routes import Access, is_id
+from tenuto.routes import OUTPUT, Access, is_id
 
 
 class ChatRoutes:
@@ -98,7 +98,6 @@ def unpacked(id: str) -> list[str]:
 
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
-OUTPUT = "function_call_output"  # name of a part of data with the output of a tool of the client (`docs/agents.md`)
 LEVELS = 60  # of nested values; parts may have 64, and `json.dumps` ends at about 1,000
 
 

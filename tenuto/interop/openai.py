@@ -315,12 +315,12 @@ class OpenAI:
                 f"channel {channel!r} must not get items, because all requests share it; send none", param="items"
             )
         await self._store_items(access, channel, body)
-        return JSONResponse(_conversation_of(channel, []))
+        return json_response(_conversation_of(channel, []))
 
     async def _conversation(self, request: Request) -> Response:
         """Return a conversation."""
         access, channel = await self._in_conversation(request)
-        return JSONResponse(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
+        return json_response(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
 
     async def _list_items(self, request: Request) -> Response:
         """Return a page of the items."""
@@ -334,13 +334,13 @@ class OpenAI:
         found = next((one for one in await self._items(access, channel) if one["id"] == id), None)
         if found is None:
             raise unknown("item", id)
-        return JSONResponse(found)
+        return json_response(found)
 
     async def _add_items(self, request: Request) -> Response:
         """Store messages, and return them as items. Messages of other roles than `user` need `append`."""
         access, channel = await self._in_conversation(request)
         body = await body_of(access, request, "send fewer items")
-        return JSONResponse(list_of(await self._store_items(access, channel, body, is_new=False)))
+        return json_response(list_of(await self._store_items(access, channel, body, is_new=False)))
 
     async def _in_conversation(self, request: Request) -> tuple[Access, str]:
         of = reference(request.path_params["id"], prefixes=("conv_",), kind="conversation")
@@ -456,7 +456,7 @@ def page_of(items: list[Json], request: Request) -> Response:
         if place is None:
             raise unknown("item", after, "after")
         ordered = ordered[place + 1 :]
-    return JSONResponse(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
+    return json_response(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
 
 
 def list_of(items: list[Json], *, has_more: bool = False) -> Json:

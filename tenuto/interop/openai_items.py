@@ -19,6 +19,7 @@ from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
 from tenuto.interop.adapter import file_part, output_part, packed, requested_in, tools_in, unpacked
 from tenuto.interop.fold import Answer, Json, Part, Place, has_result
+from tenuto.routes import OUTPUT, PARTICIPANT
 
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
 SERVER = "tenuto"  # `server_label` of tools that the server runs
@@ -130,7 +131,7 @@ def input_items(channel: str, message: Message) -> list[Json]:
     content, others = _blocks(message.parts, is_answer=message.role == "assistant"), []
     for part in message.parts:
         match part:
-            case {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}:
+            case {"type": "data", "name": name, "data": {"call_id": call, "output": output}} if name == OUTPUT:
                 blocks = _blocks(output) if isinstance(output, list) else []
                 shown = output if isinstance(output, str) else blocks or json.dumps(output)
                 others.append({"type": "function_call_output", "call_id": call, "output": shown})
@@ -376,6 +377,7 @@ def given_in_chat(body: Json) -> GivenInput:
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
     called: set[str] = set()  # ids of the calls in earlier messages
+    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
     for message in messages:
         if message.get("role") == "tool":
             call = _text(message, "tool_call_id")
@@ -393,6 +395,8 @@ def given_in_chat(body: Json) -> GivenInput:
         parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
         tools = [_call(one) for one in calls or ()]
         called |= {one["call"] for one in tools}
+        if is_named and (parts or tools):
+            parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": message.get("name")})
         given.add(role, [*parts, *tools])
     return _checked(given)
 
