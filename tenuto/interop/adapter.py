@@ -10,9 +10,7 @@ import binascii
 import hashlib
 import re
 from contextlib import suppress
-from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -98,26 +96,6 @@ def unpacked(id: str) -> list[str]:
 
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
-LEVELS = 60  # of nested values; parts may have 64, and `json.dumps` ends at about 1,000
-
-
-def value_of(text: str) -> Any:
-    """Return the value of the JSON in `text`. Raises ValueError if it is none, or has too many nested levels."""
-    try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
-    nested = [value]
-    for _ in range(LEVELS):
-        nested = [
-            inner
-            for outer in nested
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not nested:
-            return value
-    raise ValueError(f"JSON is nested deeper than {LEVELS} levels")
 
 
 def output_part(call: str, output: object) -> Json:

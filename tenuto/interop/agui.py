@@ -49,7 +49,7 @@ from tenuto.interop.adapter import (
     unpacked,
     with_options,
 )
-from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, deltas_of, has_result, question_value
+from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, has_result, question_value
 from tenuto.routes import (
     Access,
     InAnswer,
@@ -58,6 +58,7 @@ from tenuto.routes import (
     TextAdded,
     TurnDelta,
     TurnStatus,
+    deltas_of,
     guarded,
     is_id,
     options_in,
@@ -686,8 +687,7 @@ class AGUIStream(EventStream):
         if status == "complete":
             event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}
         else:
-            message = reason or ("no agent serves this thread" if self._turn.state == "none" else status)
-            event = {"type": "RUN_ERROR", "message": message, "code": status}
+            event = {"type": "RUN_ERROR", "message": reason or status, "code": status}
         id = str(replace(self._at, units=self._at.units + 1)) if self._end is None else self._last.text("end")
         self._events.append((id, event))
         self.is_over = True

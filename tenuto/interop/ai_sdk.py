@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -39,7 +40,7 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
-from tenuto.interop.adapter import ChatRoutes, body_of, file_part, hashed, json_response, stored_id, value_of
+from tenuto.interop.adapter import ChatRoutes, body_of, file_part, hashed, json_response, stored_id
 from tenuto.interop.fold import (
     DELETED,
     REPLACED,
@@ -49,7 +50,6 @@ from tenuto.interop.fold import (
     Part,
     TurnFold,
     call_of,
-    deltas_of_answers,
     has_result,
     question_value,
     shown_answers,
@@ -62,9 +62,9 @@ from tenuto.routes import (
     QuestionAsked,
     QuestionReplied,
     TextAdded,
-    TurnChanged,
     TurnDelta,
     TurnStatus,
+    deltas_of,
     guarded,
     options_in,
     versions_of,
@@ -341,6 +341,7 @@ _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-resp
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
 NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
 COMPARED_CHARS = 4 * 1024 * 1024  # code points that are compared in all texts of a page: at most 20 ms
+LEVELS = 60  # of nested values in an input; parts may have 64, and `json.dumps` ends at about 1,000
 HEAD_CHARS = 256  # code points of a piece that are compared first; a comparison costs at least as much as these
 
 
@@ -662,10 +663,7 @@ class UIStream(EventStream):
         elif status == "cancelled":
             self._put(type="abort")
         else:
-            self._put(
-                type="error",
-                errorText=reason or ("no agent serves this chat" if self._turn.state == "none" else status),
-            )
+            self._put(type="error", errorText=reason or status)
         self.is_over = True
 
 
@@ -768,10 +766,16 @@ def parsed(text: str) -> tuple[Any, bool]:
 
     Input that no response can carry, such as half a surrogate pair, is no JSON either.
     """
-    try:
-        return value_of(text), True
-    except ValueError:
-        return text or {}, not text
+    with suppress(ValueError, RecursionError):
+        value = msgspec.json.decode(text)
+        if _levels(value) <= LEVELS:
+            return value, True
+    return text or {}, not text
+
+
+def _levels(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)
 
 
 def result_of(part: Json, release: Release) -> Json:
@@ -849,7 +853,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
     parts: list[Json] = []
     texts: dict[str, Json] = {}
     calls: dict[str, Json] = {}  # also by the ids of their approvals
-    for chunk in stream.receive([*deltas_of_answers(shown_answers(turn.answers)), TurnChanged("over")]):
+    for chunk in stream.receive(deltas_of(replace(turn, answers=shown_answers(turn.answers)))):
         match chunk:
             case {"type": "start-step"}:
                 parts.append({"type": "step-start"})

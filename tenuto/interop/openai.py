@@ -14,11 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute, request_response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenuto import Hub
 from tenuto import Message as Stored
@@ -493,7 +492,7 @@ class _Endpoints:
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
-        self._app: ASGIApp = request_response(guarded(self._chosen))
+        self._app: ASGIApp = request_response(guarded(self._chosen, lambda problem: {"error": error_of(problem)}))
 
     async def _chosen(self, request: Request) -> Response:
         endpoint = self._endpoints.get("GET" if request.method == "HEAD" else request.method)
@@ -504,18 +503,4 @@ class _Endpoints:
         return await endpoint(request)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem: Message | None = None
-
-        async def translated(message: Message) -> None:
-            nonlocal problem
-            if dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"application/problem+json"):
-                problem = message  # its body comes in one piece
-            elif problem is not None:
-                response = JSONResponse({"error": error_of(msgspec.json.decode(message["body"]))}, problem["status"])
-                known = dict(response.raw_headers)
-                response.raw_headers += [one for one in problem["headers"] if one[0] not in known]
-                await response(scope, receive, send)
-            else:
-                await send(message)
-
-        await self._app(scope, receive, translated)
+        await self._app(scope, receive, send)

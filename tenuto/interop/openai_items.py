@@ -251,13 +251,6 @@ _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "
 _RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
 _APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
 MAX_EARLIER = 200  # messages before the question
-_BOOL, _TEXT, _OBJECT = (bool, "true or false"), (str, "a text"), (dict, "an object")
-# the types of the fields that this API reads or keeps, and their names; each may be null
-_FIELDS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("stream", "background"), _BOOL),
-    **dict.fromkeys(("model", "instructions", "previous_response_id"), _TEXT),
-    **dict.fromkeys(("metadata", "stream_options"), _OBJECT),
-}
 
 
 @dataclass
@@ -292,17 +285,14 @@ class GivenInput:
 
 
 def check_fields(body: Json) -> None:
-    """Raise InvalidRequest unless the fields of a request, but for its input and tools, have their types."""
-    for name, (kind, expected) in _FIELDS.items():
-        value = body.get(name)
-        is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if value is not None and not is_right:
+    """Raise InvalidRequest unless the fields that `options_in` does not check have their types."""
+    for name, kind, expected in (("stream", bool, "true or false"), ("stream_options", dict, "an object")):
+        if not isinstance(value := body.get(name), kind | None):
             raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name)
     metadata = body.get("metadata") or {}
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidRequest(
-            f"metadata must be an object whose values are texts, got {metadata!r:.80}", param="metadata"
-        )
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        detail = f"metadata must be an object whose values are texts, got {metadata!r:.80}"
+        raise InvalidRequest(detail, param="metadata")
 
 
 @contextmanager
@@ -373,19 +363,17 @@ def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
     check_fields(body)
     messages = body.get("messages")
-    given = GivenInput()
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
+    given = GivenInput()
     called: set[str] = set()  # ids of the calls in earlier messages
     is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
     for message in messages:
         if message.get("role") == "tool":
             call = _text(message, "tool_call_id")
             if call not in called:
-                raise InvalidRequest(
-                    f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
-                    "the assistant message with its tool_calls first"
-                )
+                detail = f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call"
+                raise InvalidRequest(f"{detail}; send the assistant message with its tool_calls first")
             given.outputs[call] = _output(message.get("content"))
             continue
         role = _role(message.get("role"))

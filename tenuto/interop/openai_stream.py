@@ -10,7 +10,7 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,10 +20,11 @@ from starlette.responses import JSONResponse, Response
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
 from tenuto.interop.adapter import own_tools, requested_in, with_options
-from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, deltas_of, has_result
+from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, has_result
 from tenuto.interop.openai_items import (
     CONVERSATION,
     Reference,
+    error_of,
     item_of,
     kind_of,
     response,
@@ -31,7 +32,7 @@ from tenuto.interop.openai_items import (
     text_content,
     unknown,
 )
-from tenuto.routes import Access, TurnDelta, TurnStatus
+from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of
 
 _encode = msgspec.json.Encoder().encode
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
@@ -136,9 +137,7 @@ class TurnEvents(EventStream):
     def _outcome(self) -> tuple[str, Json | None]:
         if self.rest is not None:
             return "incomplete", None
-        if self._turn.state == "none":
-            return _failed("no agent serves the channel of this response")
-        if self._turn.state != "over":
+        if not self._turn.is_over:
             return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
         ended, reason = self._turn.end()
         if ended in ("complete", "cancelled"):
@@ -370,17 +369,6 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
     return await asked(access, of.channel, status)
 
 
-class _Unsent(TurnEvents):
-    """The events of a turn, of which the caller gets the `Response` alone (`TurnFormat`)."""
-
-    heartbeat = b""
-
-    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
-        """Return no bytes (`TurnFormat.frame`)."""
-        self.receive(deltas)
-        return b""
-
-
 async def whole_response(
     access: Access,
     request: Request,
@@ -394,23 +382,12 @@ async def whole_response(
 
     If the caller has just cancelled the turn (`is_cancelled`), its end counts, also while a question is open.
     """
-    events = _Unsent(question, of, is_cancelled=is_cancelled)
-    refusal, is_complete = Response(), False
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal is_complete
-        refusal.status_code = message.get("status", refusal.status_code)
-        refusal.raw_headers = message.get("headers", refusal.raw_headers)
-        refusal.body += message.get("body", b"")
-        is_complete = message["type"] == "http.response.body" and not message.get("more_body")
-
-    await access.stream(of.channel, of.message_id, events)(request.scope, request.receive, send)
-    if refusal.status_code != 200:
-        return refusal
+    events = TurnEvents(question, of, 2 * ASKING, is_cancelled=is_cancelled)  # it sends none of its events
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
-    if not is_complete:  # the hub drains, the identity has expired, or the store is away
-        why = "the hub ended the request before the turn was over; the turn goes on, so retrieve its response later"
-        return JSONResponse(Draining(why).problem(), 503, headers, "application/problem+json")
+    try:
+        await access.follow(of.channel, of.message_id, events, request.receive)
+    except Draining as error:
+        return JSONResponse({"error": error_of(error.problem())}, 503, headers)
     status, body = shape(events.response())
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 

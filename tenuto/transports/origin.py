@@ -163,7 +163,7 @@ def refusal_of_get(hub: HubCore, scope: Scope) -> Forbidden | None:
     """Return the error for a change in a GET route of the app by a page of another origin, as `check_origin` raises it
     for other methods.
     """
-    if scope["type"] != "http" or scope["method"] not in SAFE_METHODS:
+    if scope["type"] != "http" or scope.get("method") not in SAFE_METHODS:
         return None
     return refusal_of_page(hub, scope) if is_by_cookie(hub, scope) or _becomes_visitor(hub, scope) else None
 
