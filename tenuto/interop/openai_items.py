@@ -1,9 +1,6 @@
-"""The items of OpenAI's API, in both directions: the answers of a turn as output, and the input of a request.
+"""The ids of OpenAI's API, and the input of a request: messages, and replies to the agent.
 
 Layer: interop.
-
-One part of an answer is one output item. The input has messages, and replies to the agent. `docs/interop.md` has the
-mapping.
 """
 
 from __future__ import annotations
@@ -17,21 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.adapter import file_part, output_part, packed, requested_in, tools_in, unpacked
-from tenuto.interop.fold import Answer, Json, Part, Place, has_result
+from tenuto.interop.adapter import file_part, output_part, packed, unpacked
+from tenuto.interop.fold import Json, Place
 from tenuto.routes import OUTPUT, PARTICIPANT
 
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
-SERVER = "tenuto"  # `server_label` of tools that the server runs
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
-    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
-    "service_tier": "default",
-    "truncation": "disabled",
-}
-_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
-
 
 _ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
 ITEMS = ("msg_", "rs_", "fc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
@@ -84,48 +72,6 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
     return NotFound(detail, **({"param": param} if param else {}))
 
 
-def kind_of(part: Json, own_tools: Collection[str]) -> str:
-    """Return the type of the output item of a part; empty for a part that has none."""
-    if part["type"] == "tool":
-        return "function_call" if part["name"] in own_tools else "mcp_call"
-    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
-
-
-_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
-
-
-def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:
-    """Return the output item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
-    value = part.value
-    text = part.text() if state != "empty" else ""
-    status = "in_progress" if state == "empty" else state
-    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
-    match kind:
-        case "message":
-            content = [] if state == "empty" else [text_content(text)]
-            return {**head, "role": "assistant", "content": content, "status": status}
-        case "reasoning":
-            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
-        case "function_call":
-            return {**head, "call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
-    call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
-    if state != "empty" and has_result(value):
-        output = value.get("output")
-        shown = output if isinstance(output, str) else json.dumps(output)
-        if value.get("state") in ("error", "denied"):
-            text = "denied" if value["state"] == "denied" else shown
-            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
-        else:
-            call["output"] = shown
-        status = "failed" if call["error"] is not None else "completed"
-    return {**head, **call, "status": status}
-
-
-def summary(text: str) -> Json:
-    """Return the summary of a reasoning item."""
-    return {"type": "summary_text", "text": text}
-
-
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
     content, others = _blocks(message.parts, is_answer=message.role == "assistant"), []
@@ -161,76 +107,6 @@ def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
 def text_content(text: str) -> Json:
     """Return the content of a message item."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def response(
-    question: Message,
-    of: Reference,
-    *,
-    status: str,
-    output: list[Json],
-    answers: list[Answer],
-    error: Json | None,
-    is_steered: bool = False,
-) -> Json:
-    """Return the `Response`, with all fields of the Open Responses specification.
-
-    A setting that the client left to the model has OpenAI's default.
-    """
-    requested = requested_in(question)
-    extra = requested.get("extra")
-    extra = extra if isinstance(extra, dict) else {}
-    author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
-    return {
-        "id": of.id(),
-        "object": "response",
-        "created_at": question.created_at // 1000,
-        "completed_at": None,  # an answer has no such time while it is streamed
-        "status": status,
-        "background": requested.get("background", False),
-        "max_output_tokens": requested.get("max_output_tokens"),
-        "reasoning": requested.get("reasoning"),
-        "text": {"format": requested.get("response_format") or {"type": "text"}},
-        "error": error,
-        "incomplete_details": {"reason": "steered"} if is_steered else None,
-        "instructions": requested.get("instructions"),
-        "metadata": requested.get("metadata") or {},
-        "model": requested.get("model") or (author if isinstance(author, str) else ""),
-        "output": output,
-        "parallel_tool_calls": requested.get("parallel_tool_calls", True),
-        "previous_response_id": requested.get("previous_response_id"),
-        "temperature": requested.get("temperature", 1),
-        "tool_choice": requested.get("tool_choice") or "auto",
-        "tools": [_whole(one) for one in tools_in(requested)],
-        "top_p": requested.get("top_p", 1),
-        "usage": usage(answers),
-        **{name: extra.get(name, default) for name, default in _ECHOED.items()},
-        "store": True,
-        **({"conversation": {"id": conversation_id(of.channel)}} if question.meta.get(CONVERSATION) else {}),
-    }
-
-
-def usage(answers: list[Answer]) -> Json | None:
-    """Return the tokens that the answers name in `meta.usage`; None if they name none."""
-    found = [one.meta["usage"] for one in answers if isinstance(one.meta.get("usage"), dict)]
-
-    def total(name: str) -> int:
-        return sum(one[name] for one in found if isinstance(one.get(name), int))
-
-    if not found:
-        return None
-    counts = {name: total(name) for name in _COUNTS}
-    return {
-        **counts,
-        "total_tokens": counts["total_tokens"] or counts["input_tokens"] + counts["output_tokens"],
-        "input_tokens_details": {"cached_tokens": total("cached_tokens")},
-        "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
-    }
-
-
-def _whole(tool: Json) -> Json:
-    optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
-    return {**dict.fromkeys(optional), **tool}
 
 
 def error_of(problem: Json) -> Json:

@@ -9,8 +9,9 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,26 +20,93 @@ from starlette.responses import JSONResponse, Response
 
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
-from tenuto.interop.adapter import own_tools, requested_in, with_options
-from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, has_result
-from tenuto.interop.openai_items import (
-    CONVERSATION,
-    Reference,
-    error_of,
-    item_of,
-    kind_of,
-    response,
-    summary,
-    text_content,
-    unknown,
-)
+from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
+from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, has_result
+from tenuto.interop.openai_items import CONVERSATION, Reference, conversation_id, error_of, text_content, unknown
 from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of
 
 _encode = msgspec.json.Encoder().encode
+SERVER = "tenuto"  # `server_label` of tools that the server runs
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
+
+
+_ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
+    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
+    "service_tier": "default",
+    "truncation": "disabled",
+}
+_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+
+
+def kind_of(part: Json, own_tools: Collection[str]) -> str:
+    """Return the type of the output item of a part; empty for a part that has none."""
+    if part["type"] == "tool":
+        return "function_call" if part["name"] in own_tools else "mcp_call"
+    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
+
+
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
+
+
+def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:
+    """Return the output item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
+    value = part.value
+    text = part.text() if state != "empty" else ""
+    status = "in_progress" if state == "empty" else state
+    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
+    match kind:
+        case "message":
+            content = [] if state == "empty" else [text_content(text)]
+            return {**head, "role": "assistant", "content": content, "status": status}
+        case "reasoning":
+            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
+        case "function_call":
+            return {**head, "call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
+    call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
+    if state != "empty" and has_result(value):
+        output = value.get("output")
+        shown = output if isinstance(output, str) else json.dumps(output)
+        if value.get("state") in ("error", "denied"):
+            text = "denied" if value["state"] == "denied" else shown
+            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
+        else:
+            call["output"] = shown
+        status = "failed" if call["error"] is not None else "completed"
+    return {**head, **call, "status": status}
+
+
+def summary(text: str) -> Json:
+    """Return the summary of a reasoning item."""
+    return {"type": "summary_text", "text": text}
+
+
+def usage(answers: list[Answer]) -> Json | None:
+    """Return the tokens that the answers name in `meta.usage`; None if they name none."""
+    found = [one.meta["usage"] for one in answers if isinstance(one.meta.get("usage"), dict)]
+
+    def total(name: str) -> int:
+        return sum(one[name] for one in found if isinstance(one.get(name), int))
+
+    if not found:
+        return None
+    counts = {name: total(name) for name in _COUNTS}
+    return {
+        **counts,
+        "total_tokens": counts["total_tokens"] or counts["input_tokens"] + counts["output_tokens"],
+        "input_tokens_details": {"cached_tokens": total("cached_tokens")},
+        "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
+    }
+
+
+def _whole(tool: Json) -> Json:
+    optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
+    return {**dict.fromkeys(optional), **tool}
+
+
 # for each kind of item that has a text: its events, those of its content with their fields, and the content
 _TEXTS: dict[str, tuple[str, str, Json, Json, Callable[[str], Json]]] = {
     "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}, text_content),
@@ -95,10 +163,7 @@ class TurnEvents(EventStream):
             return events
         if not self.position:
             for name in ("created", "in_progress"):
-                begun = response(
-                    self._question, self._of, status="in_progress", output=[], answers=self._turn.answers, error=None
-                )
-                self._put(f"response.{name}", response=begun)
+                self._put(f"response.{name}", response=self._response("in_progress", []))
         for delta in deltas:
             self._turn.receive(delta)
         if not self.is_over:
@@ -124,15 +189,43 @@ class TurnEvents(EventStream):
                 is_whole = state == "in_progress" and status == "completed"
                 output.append(item_of(kind, part, self._of.at(part.place), state="completed" if is_whole else state))
         output += [self._approval(part, id) for part, id in open_calls.items() if id]
-        return response(
-            self._question,
-            self._of,
-            status=status,
-            output=output,
-            answers=self._turn.answers,
-            error=error,
-            is_steered=self.rest is not None,
-        )
+        return self._response(status, output, error)
+
+    def _response(self, status: str, output: list[Json], error: Json | None = None) -> Json:
+        """Return a `Response` with these fields. A setting that the client left to the model has OpenAI's default."""
+        requested, answers = requested_in(self._question), self._turn.answers
+        extra = requested.get("extra")
+        extra = extra if isinstance(extra, dict) else {}
+        is_named = self._question.meta.get(CONVERSATION)
+        conversation = {"conversation": {"id": conversation_id(self._of.channel)}} if is_named else {}
+        author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
+        return {
+            "id": self._of.id(),
+            "object": "response",
+            "created_at": self._question.created_at // 1000,
+            "completed_at": None,  # an answer has no such time while it is streamed
+            "status": status,
+            "background": requested.get("background", False),
+            "max_output_tokens": requested.get("max_output_tokens"),
+            "reasoning": requested.get("reasoning"),
+            "text": {"format": requested.get("response_format") or {"type": "text"}},
+            "error": error,
+            "incomplete_details": {"reason": "steered"} if self.rest is not None else None,
+            "instructions": requested.get("instructions"),
+            "metadata": requested.get("metadata") or {},
+            "model": requested.get("model") or (author if isinstance(author, str) else ""),
+            "output": output,
+            "parallel_tool_calls": requested.get("parallel_tool_calls", True),
+            "previous_response_id": requested.get("previous_response_id"),
+            "temperature": requested.get("temperature", 1),
+            "tool_choice": requested.get("tool_choice") or "auto",
+            "tools": [_whole(one) for one in tools_in(requested)],
+            "top_p": requested.get("top_p", 1),
+            "usage": usage(answers),
+            **{name: extra.get(name, default) for name, default in _ECHOED.items()},
+            "store": True,
+            **conversation,
+        }
 
     def _outcome(self) -> tuple[str, Json | None]:
         if self.rest is not None:
