@@ -141,3 +141,59 @@ def file_part(url: str, media_type: object = None, **fields: object) -> Json:
     found = None if is_known else _DATA_TYPE.match(url)
     named = {"mediaType": found[1].lower() if found else media_type, **fields}
     return {"type": "file", "url": url, **{name: value for name, value in named.items() if isinstance(value, str)}}
+
+
+def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
+    """Return the content of a client's message as it is stored, without empty texts. Raises InvalidRequest.
+
+    It may have any of the forms of the APIs, data if `has_data`. An unknown one is left out, or refused if `is_strict`.
+    No part at all is refused unless `is_strict`.
+    """
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
+    parts: list[Json] = []
+    for given in content:
+        part = _stored_part(given)
+        if part is not None and part["type"] == "data" and not has_data:
+            part = None
+        if part is None and is_strict:
+            raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {given!r:.80}")
+        parts += [part] if part is not None and part.get("text") != "" else []
+    if not parts and not is_strict:
+        raise InvalidRequest("the message has no text, file or data; send one at least")
+    return parts
+
+
+def _stored_part(given: object) -> Json | None:
+    """Return a text, file or data in the form of an API as a part; None for other values."""
+    match given:
+        case {"type": "text" | "input_text" | "output_text", "text": str(text)} | {"refusal": str(text)}:
+            return {"type": "text", "text": text}
+        case {"type": "file", "url": str(url), **more}:
+            return file_part(url, more.get("mediaType"), filename=more.get("filename"))
+        case {"image_url": {"url": str(url), **more}} | {"type": "input_image", "image_url": str(url), **more}:
+            return file_part(url, "image/*", detail=more.get("detail"))
+        case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
+            file = about.get("file_data") or about.get("file_url")
+            if not isinstance(file, str):
+                detail = "a file needs file_data or file_url, because the server has no files"
+                raise InvalidRequest(f"{detail}, got {given!r:.80}")
+            if file is about.get("file_data") and not file.startswith("data:"):
+                file = f"data:application/octet-stream;base64,{file}"
+            return file_part(file, filename=about.get("filename"))
+        case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
+            return file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}")
+        case {"type": str(kind), "source": {"type": "url", "value": str(url), **more}}:
+            known = f"{kind}/*" if kind in ("image", "audio", "video") else None
+            return file_part(url, more.get("mimeType") or known)
+        case {"type": "binary", "mimeType": str(kind), "url": str(url), **more}:
+            return file_part(url, kind, filename=more.get("filename"))
+        case {"source": {"type": "data", "value": str(data), "mimeType": str(kind)}}:
+            return file_part(f"data:{kind};base64,{data}")
+        case {"type": "binary", "mimeType": str(kind), "data": str(data), **more}:
+            return file_part(f"data:{kind};base64,{data}", filename=more.get("filename"))
+        case {"type": str(kind)} if kind.startswith("data-"):
+            return {"type": "data", "name": kind.removeprefix("data-"), "data": given.get("data")}
+    return None

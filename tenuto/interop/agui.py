@@ -39,13 +39,13 @@ from tenuto.core.errors import IdConflict, InvalidRequest, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
     body_of,
-    file_part,
     json_response,
     output_part,
     outputs_in,
     own_tools,
     packed,
     stored_id,
+    stored_parts,
     unpacked,
     with_options,
 )
@@ -295,7 +295,7 @@ def _whole(given: Mapping[str, str], name: str) -> int | None:
 
 async def _question(access: Access, channel: str, last: Json, options: Json) -> str:
     """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content."""
-    id, parts = stored_id(last["id"]), _stored_parts(last.get("content"))
+    id, parts = stored_id(last["id"]), stored_parts(last.get("content"))
     with suppress(NotFound):
         known = (await access.turn(channel, id)).message
         if known is not None and known.role == "user" and known.parts == parts:
@@ -354,34 +354,6 @@ def _is_message(message: object) -> bool:
         and bool(message["id"])
         and message.get("role") in ROLES
     )
-
-
-def _stored_parts(content: object) -> list[Json]:
-    """Return the content of the user's message as it is stored. Raises InvalidRequest if no part is left."""
-    stored: list[Json] = []
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else _list_of(content):
-        match part:
-            case {"type": "text", "text": str(text)} if text:
-                stored.append({"type": "text", "text": text})
-            case {"type": "image" | "audio" | "video" | "document" as kind, "source": dict(source)}:
-                stored += _file(source, f"{kind}/*" if kind != "document" else None)
-            case {"type": "binary", "mimeType": str(kind)} if isinstance(url := part.get("url"), str):
-                stored.append(file_part(url, kind, filename=part.get("filename")))
-            case {"type": "binary", "mimeType": str(kind), "data": str(data)}:
-                stored.append(file_part(f"data:{kind};base64,{data}", filename=part.get("filename")))
-    if not stored:
-        raise InvalidRequest("the last message of the user has no text and no file; send content with one at least")
-    return stored
-
-
-def _file(source: Json, kind: str | None) -> list[Json]:
-    """Return the file part of a source with a URL or data; no part for other sources, such as the id of a file."""
-    match source:
-        case {"type": "url", "value": str(url)}:
-            return [file_part(url, source.get("mimeType") or kind)]
-        case {"type": "data", "value": str(data), "mimeType": str(kind)}:
-            return [file_part(f"data:{kind};base64,{data}")]
-    return []
 
 
 def _shown(messages: list[Json]) -> Shown:

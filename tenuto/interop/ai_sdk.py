@@ -40,7 +40,7 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
-from tenuto.interop.adapter import ChatRoutes, body_of, file_part, hashed, json_response, stored_id
+from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, stored_id, stored_parts
 from tenuto.interop.fold import (
     DELETED,
     REPLACED,
@@ -137,7 +137,10 @@ class AISDK(ChatRoutes):
     ) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
         meta = last.get("metadata")
-        content: Json = {"parts": _stored_parts(last["parts"]), "meta": meta if isinstance(meta, dict) else None}
+        content: Json = {
+            "parts": stored_parts(last["parts"], has_data=True),
+            "meta": meta if isinstance(meta, dict) else None,
+        }
         content["options"] = options
         given = stored_id(last["id"])
         with suppress(NotFound):
@@ -290,22 +293,6 @@ def _is_message(message: object) -> bool:
         and (not part["type"].startswith("tool-") or isinstance(part.get("state"), str))
         for part in message["parts"]
     )
-
-
-def _stored_parts(parts: list[Json]) -> list[Json]:
-    """Return the parts of a page's user message as they are stored. Raises InvalidRequest if none is left."""
-    stored: list[Json] = []
-    for part in parts:
-        match part:
-            case {"type": "text", "text": str(text)} if text:
-                stored.append({"type": "text", "text": text})
-            case {"type": "file", "url": str()}:
-                stored.append(file_part(part["url"], part.get("mediaType"), filename=part.get("filename")))
-            case {"type": str(kind)} if kind.startswith("data-"):
-                stored.append({"type": "data", "name": kind.removeprefix("data-"), "data": part.get("data")})
-    if not stored:
-        raise InvalidRequest("the message has no part of type text, file or data-…; send one at least")
-    return stored
 
 
 def _parent(earlier: list[Json], turns: list[TurnStatus]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.adapter import file_part, output_part, packed, unpacked
+from tenuto.interop.adapter import output_part, packed, stored_parts, unpacked
 from tenuto.interop.fold import Json, Place
 from tenuto.routes import OUTPUT, PARTICIPANT
 
@@ -218,7 +218,7 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
     for item in items:
         kind = item.get("type", "message")
         if kind == "message":
-            given.add(_role(item.get("role")), _content(item.get("content")))
+            given.add(_role(item.get("role")), stored_parts(item.get("content"), is_strict=True))
         elif kind == "function_call_output":
             given.outputs[_text(item, "call_id")] = _output(item.get("output"))
         elif kind == "mcp_approval_response":
@@ -256,7 +256,11 @@ def given_in_chat(body: Json) -> GivenInput:
         calls = message.get("tool_calls") if role == "assistant" else None
         if calls is not None and not isinstance(calls, list):
             raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
-        parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
+        parts = (
+            stored_parts(message.get("content"), is_strict=True)
+            if message.get("content") is not None or not calls
+            else []
+        )
         tools = [_call(one) for one in calls or ()]
         called |= {one["call"] for one in tools}
         if is_named and (parts or tools):
@@ -293,43 +297,9 @@ def _role(role: object) -> Role:
     return _ROLES[role]
 
 
-def _content(content: object) -> list[Json]:
-    """Return the parts of a message, without empty texts."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}] if content else []
-    if not isinstance(content, list):
-        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
-    parts: list[Json] = []
-    for part in content:
-        match part:
-            case {"type": "input_text" | "output_text" | "text", "text": str(text)} | {
-                "type": "refusal",
-                "refusal": str(text),
-            }:
-                parts += _content(text)
-            case {"type": "input_image", "image_url": str(url)}:
-                parts.append(file_part(url, "image/*", detail=part.get("detail")))
-            case {"type": "image_url", "image_url": {"url": str(url), **rest}}:
-                parts.append(file_part(url, "image/*", detail=rest.get("detail")))
-            case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
-                file = about.get("file_data") or about.get("file_url")
-                if not isinstance(file, str):
-                    raise InvalidRequest(
-                        f"a file needs file_data or file_url, because the server has no files, got {part!r:.80}"
-                    )
-                if file is about.get("file_data") and not file.startswith("data:"):
-                    file = f"data:application/octet-stream;base64,{file}"
-                parts.append(file_part(file, filename=about.get("filename")))
-            case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
-                parts.append(file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}"))
-            case _:
-                raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {part!r:.80}")
-    return parts
-
-
 def _output(output: object) -> object:
     """Return the output of a tool: a list of content as parts, another value as it is."""
-    return _content(output) if isinstance(output, list) else output
+    return stored_parts(output, is_strict=True) if isinstance(output, list) else output
 
 
 def _call(call: object) -> Json:
