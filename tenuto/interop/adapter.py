@@ -9,16 +9,21 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from tenuto import Hub, Message
 from tenuto.core.errors import InvalidRequest, LocalError, TooLarge
 from tenuto.interop.fold import Json
-from tenuto.routes import OUTPUT, Access, is_id
+from tenuto.routes import OUTPUT, Access, guarded, is_id
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class ChatRoutes:
@@ -38,6 +43,16 @@ class ChatRoutes:
         """Return the access of the caller, who needs `capabilities`, and the channel of a chat."""
         channel = self._channel_of(id)
         return await self._hub.authorize(request.scope, channel, capabilities), channel
+
+    def _install(self, app: Any, path: str, post: Endpoint, get: Endpoint, others: dict[str, Endpoint]) -> None:
+        """Add the routes at `path` itself, those of a chat by their names, and that of `_stop`, before other routes."""
+        path = path.rstrip("/")
+        app.router.routes[:0] = [
+            Route(path, guarded(post), methods=["POST"]),
+            Route(path, guarded(get), methods=["GET"]),
+            *(Route(f"{path}/{{id}}/{name}", guarded(one), methods=["GET"]) for name, one in others.items()),
+            Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
+        ]
 
     async def _stop(self, request: Request) -> Response:
         """Cancel the running turns, for all clients. Closing a connection cancels nothing."""
@@ -143,6 +158,18 @@ def file_part(url: str, media_type: object = None, **fields: object) -> Json:
     return {"type": "file", "url": url, **{name: value for name, value in named.items() if isinstance(value, str)}}
 
 
+def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -> list[Json]:
+    """Return `messages`, each with an id and a role, and `is_right`. Raises InvalidRequest with their `form`."""
+
+    def is_message(one: object) -> bool:
+        names = ("id", "role")
+        return isinstance(one, dict) and all(isinstance(one.get(name), str) and one[name] for name in names)
+
+    if not isinstance(messages, list) or not messages or not all(is_message(one) and is_right(one) for one in messages):
+        raise InvalidRequest(f"messages must be a list of at least one message, each with {form}, got {messages!r:.80}")
+    return messages
+
+
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
     """Return the content of a client's message as it is stored, without empty texts. Raises InvalidRequest.
 
@@ -166,7 +193,7 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
     return parts
 
 
-def _stored_part(given: object) -> Json | None:
+def _stored_part(given: Any) -> Json | None:
     """Return a text, file or data in the form of an API as a part; None for other values."""
     match given:
         case {"type": "text" | "input_text" | "output_text", "text": str(text)} | {"refusal": str(text)}:
@@ -175,7 +202,8 @@ def _stored_part(given: object) -> Json | None:
             return file_part(url, more.get("mediaType"), filename=more.get("filename"))
         case {"image_url": {"url": str(url), **more}} | {"type": "input_image", "image_url": str(url), **more}:
             return file_part(url, "image/*", detail=more.get("detail"))
-        case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
+        case {"type": "input_file"} | {"type": "file", "file": {}}:
+            about = given["file"] if given["type"] == "file" else given
             file = about.get("file_data") or about.get("file_url")
             if not isinstance(file, str):
                 detail = "a file needs file_data or file_url, because the server has no files"
@@ -194,6 +222,6 @@ def _stored_part(given: object) -> Json | None:
             return file_part(f"data:{kind};base64,{data}")
         case {"type": "binary", "mimeType": str(kind), "data": str(data), **more}:
             return file_part(f"data:{kind};base64,{data}", filename=more.get("filename"))
-        case {"type": str(kind)} if kind.startswith("data-"):
-            return {"type": "data", "name": kind.removeprefix("data-"), "data": given.get("data")}
+        case {"type": str(kind), **more} if kind.startswith("data-"):
+            return {"type": "data", "name": kind.removeprefix("data-"), "data": more.get("data")}
     return None

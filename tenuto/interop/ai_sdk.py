@@ -29,7 +29,6 @@ from msgspec import UNSET
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tenuto import Hub, Message
 from tenuto.core.errors import (
@@ -40,7 +39,7 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
-from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, stored_id, stored_parts
+from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, messages_in, stored_id, stored_parts
 from tenuto.interop.fold import (
     DELETED,
     REPLACED,
@@ -65,7 +64,6 @@ from tenuto.routes import (
     TurnDelta,
     TurnStatus,
     deltas_of,
-    guarded,
     options_in,
     versions_of,
 )
@@ -101,14 +99,7 @@ class AISDK(ChatRoutes):
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
-        path = path.rstrip("/")
-        app.router.routes[:0] = [
-            Route(path, guarded(self._post), methods=["POST"]),
-            Route(path, guarded(self._list), methods=["GET"]),
-            Route(f"{path}/{{id}}/stream", guarded(self._resume), methods=["GET"]),
-            Route(f"{path}/{{id}}/messages", guarded(self._messages), methods=["GET"]),
-            Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
-        ]
+        self._install(app, path, self._post, self._list, {"stream": self._resume, "messages": self._messages})
 
     async def _post(self, request: Request) -> Response:
         """Add the last message of the page, or answer the agent's questions, and stream the turn."""
@@ -136,12 +127,8 @@ class AISDK(ChatRoutes):
         self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
-        meta = last.get("metadata")
-        content: Json = {
-            "parts": stored_parts(last["parts"], has_data=True),
-            "meta": meta if isinstance(meta, dict) else None,
-        }
-        content["options"] = options
+        meta = last["metadata"] if isinstance(last.get("metadata"), dict) else None
+        content: Json = {"parts": stored_parts(last["parts"], has_data=True), "meta": meta, "options": options}
         given = stored_id(last["id"])
         with suppress(NotFound):
             return await self._version(access, channel, given, content, is_edit=is_edit)
@@ -185,9 +172,7 @@ class AISDK(ChatRoutes):
         turns = await access.conversation(channel)
         turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
         if turn is None:
-            raise NotFound(
-                f"message {last['id'][:64]!r} is not an answer in channel {channel!r}; load the messages again"
-            )
+            raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
         open_ids = {one.id for one in turn.questions}
         calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
         replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
@@ -268,11 +253,8 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:
     """Return the page's messages before the last, and the last one, in the form that is relied on."""
-    messages = body["messages"] if "messages" in body else [body.get("message")]
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise InvalidRequest(
-            f"messages must be a list of at least one message, each with id, role and parts, got {messages!r:.80}"
-        )
+    given = body["messages"] if "messages" in body else [body.get("message")]
+    messages = messages_in(given, "id, role and parts", _has_parts)
     last = messages[-1]
     if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):
         raise InvalidRequest(f"trigger must be submit-message or regenerate-message, got {body['trigger']!r:.80}")
@@ -281,17 +263,14 @@ def _messages_in(body: Json) -> tuple[list[Json], Json]:
     return messages[:-1], last
 
 
-def _is_message(message: object) -> bool:
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
-        return False
-    if not all(isinstance(message.get(name), str) and message[name] for name in ("id", "role")):
-        return False
-    return all(
+def _has_parts(message: Json) -> bool:
+    parts = message.get("parts")
+    return isinstance(parts, list) and all(
         isinstance(part, dict)
         and isinstance(part.get("type"), str)
         and (part["type"] not in ("text", "reasoning") or isinstance(part.get("text"), str))
         and (not part["type"].startswith("tool-") or isinstance(part.get("state"), str))
-        for part in message["parts"]
+        for part in parts
     )
 
 
@@ -338,6 +317,7 @@ class PageCall:
 
     call: str
     name: str
+    is_own: bool  # the page runs it
     stage: int = 0
     step: int = 0  # the step of the page that has the call
     has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
@@ -451,9 +431,7 @@ class UIStream(EventStream):
     def _content(self, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
         stages = {one.stage for one in self._calls_of_step() if one is not tool}
-        is_joined = self._step_due == IN_STEP and (
-            AVAILABLE in stages or (tool is not None and tool.name not in self._release.browser_tools)
-        )
+        is_joined = self._step_due == IN_STEP and (AVAILABLE in stages or (tool is not None and not tool.is_own))
         if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
             self._begin_step()
         elif self._is_step_empty:
@@ -521,7 +499,8 @@ class UIStream(EventStream):
         text, state = text_of(value), value.get("state")
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(value["call"], ""), 0)
-            tool = self._tools[part] = PageCall(value["call"], value["name"], stage, has_deltas=not stage)
+            is_own = value["name"] in self._release.browser_tools
+            tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, stage, has_deltas=not stage)
             if stage:
                 part.take()
         is_new = tool.stage == 0
@@ -532,8 +511,7 @@ class UIStream(EventStream):
         self._grow_input(part, tool)
         is_over = has_result(value)
         if state == "called" or is_over:
-            is_own = tool.name in self._release.browser_tools
-            if not is_over and (tool.held is not None or (is_first and is_own)):
+            if not is_over and (tool.held is not None or (is_first and tool.is_own)):
                 tool.held = text
             else:
                 # without this chunk the page does not run a finished call again
@@ -541,12 +519,11 @@ class UIStream(EventStream):
             self._approve(tool, value)
         if is_over and tool.stage < OVER:
             tool.stage = OVER
-            is_certain = involves_page(value, self._release) or self._step_due == ALWAYS
+            is_certain = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
             self._step_due = ALWAYS if is_certain else IN_STEP
             self._is_step_empty = self._is_step_empty and not is_new
-            self._put(
-                **result_of(value, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
-            )
+            executed = self._executed(tool, is_output=True) if state != "denied" else {}
+            self._put(**result_of(value, self._release), **executed)
 
     def _approve(self, tool: PageCall, part: Json) -> None:
         """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
@@ -573,14 +550,13 @@ class UIStream(EventStream):
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
 
     def _executed(self, tool: PageCall, *, is_output: bool = False) -> Json:
-        is_here = tool.name not in self._release.browser_tools
-        return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
+        return {"providerExecuted": True} if not tool.is_own and (is_output or not self._release.strict) else {}
 
     def _ask(self, id: str) -> None:
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         tool = next((one for one in self._tools.values() if one.call == call), None)
-        if tool is None or not (is_approval or tool.name in self._release.browser_tools):
+        if tool is None or not (is_approval or tool.is_own):
             self._shown_questions.add(id)
             self._begin(silent_id(self._message_id))
             self._content()
@@ -599,17 +575,11 @@ class UIStream(EventStream):
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
-        return any(
-            one.stage == STARTED
-            or (
-                one.stage == AVAILABLE
-                and one.name not in self._release.browser_tools
-                and not one.is_approved
-                and self._page.tools.get(one.call) not in _REPLIED
-            )
-            for one in self._calls_of_step()
-            if not one.question
-        )
+        for one in self._calls_of_step():
+            is_settled = one.is_own or one.is_approved or self._page.tools.get(one.call) in _REPLIED
+            if not one.question and (one.stage == STARTED or (one.stage == AVAILABLE and not is_settled)):
+                return True
+        return False
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
@@ -743,11 +713,6 @@ def approval_of(part: Json, release: Release) -> Json | None:
     return {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
 
 
-def involves_page(part: Json, release: Release) -> bool:
-    """Return whether a page runs the stored call, or has approved or denied it."""
-    return part["name"] in release.browser_tools or approval_of(part, release) is not None
-
-
 def parsed(text: str) -> tuple[Any, bool]:
     """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself.
 
@@ -805,9 +770,8 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             question = turn.message
             own = {name: value for name, value in question.meta.items() if name != "options"}
             meta = {"metadata": own} if own else {}
-            messages.append(
-                {"id": question.id, "role": "user", "parts": [_question_part(one) for one in question.parts], **meta}
-            )
+            parts = [_question_part(one) for one in question.parts]
+            messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
             metas: Json = {}
             for answer in turn.answers:

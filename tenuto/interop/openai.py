@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -30,7 +30,16 @@ from tenuto.core.errors import (
     MethodNotAllowed,
     NotFound,
 )
-from tenuto.interop.adapter import body_of, check_template, hashed, json_response, output_part, own_tools, with_options
+from tenuto.interop.adapter import (
+    Endpoint,
+    body_of,
+    check_template,
+    hashed,
+    json_response,
+    output_part,
+    own_tools,
+    with_options,
+)
 from tenuto.interop.fold import Json, Place, call_of, has_result
 from tenuto.interop.openai_items import (
     CONVERSATION,
@@ -38,14 +47,12 @@ from tenuto.interop.openai_items import (
     MAX_EARLIER,
     GivenInput,
     Reference,
-    approval_place,
     conversation_id,
     error_of,
     given_in_chat,
     given_in_items,
     given_in_responses,
     input_items,
-    no_approval_request,
     reference,
     unknown,
 )
@@ -65,9 +72,9 @@ from tenuto.routes import Access, guarded, options_in
 
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
+_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")  # an id, which `TurnEvents` makes
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class OpenAI:
@@ -131,9 +138,7 @@ class OpenAI:
         """Begin the response that a request asks for (`_begin`)."""
         conversation = body.get("conversation")
         if conversation is not None and body.get("previous_response_id") is not None:
-            raise InvalidRequest(
-                "the request names a conversation and a previous_response_id; send one of them", param="conversation"
-            )
+            raise InvalidRequest("send a conversation or a previous_response_id, not both", param="conversation")
         into: str | None = None
         if conversation is not None:
             id = conversation.get("id") if isinstance(conversation, dict) else conversation
@@ -201,11 +206,8 @@ class OpenAI:
 
     def _new_channel(self, access: Access, body: Json, id: str) -> str:
         model, agents = body.get("model"), access.agents()
-        if (
-            model is None
-            and "input" not in body
-            and (len(agents) == 1 or "{model}" not in (self._channel or "{model}"))
-        ):
+        is_clear = len(agents) == 1 or "{model}" not in (self._channel or "{model}")
+        if model is None and "input" not in body and is_clear:
             model = next(iter(agents), None)  # a conversation need not name a model if its channel is clear
         agent, pattern = self._agent(access, model)
         if self._channel is None:
@@ -216,15 +218,12 @@ class OpenAI:
     async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
         open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
-        approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
-        if (given.parts or given.earlier) and (
-            approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
-        ):
-            raise InvalidRequest(
-                "the input has a reply to a call that waits for it, and a message; send the message when the response "
-                "to the reply has ended",
-                param="input",
-            )
+        asked_about = {id: await _approved(access, of, turn, id) for id in given.approvals}
+        approved_ids = {command for _, command in asked_about.values()}
+        waiting = approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
+        if waiting and (given.parts or given.earlier):
+            detail = "the input has a reply to a call that waits for it, and a message"
+            raise InvalidRequest(f"{detail}; send the message when the response to the reply has ended", param="input")
         own = own_tools(turn.question)
         calls = {
             part["call"]: ((a, index), part)
@@ -234,12 +233,10 @@ class OpenAI:
         }
         for call in given.outputs:
             if call not in calls:
-                raise NotFound(
-                    f"the response has no function_call with the call_id {call[:64]!r}; send one that it has"
-                )
+                raise NotFound(f"the response has no function_call {call[:64]!r}; send a call_id that it has")
         places: list[Place] = []
         for id, (approved, reason) in given.approvals.items():
-            place, command = approval_place(id)
+            place, command = asked_about[id]
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
                 await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
             places.append(place)
@@ -311,7 +308,7 @@ class OpenAI:
         access.check(channel, "history", "publish")
         if body.get("items") and id not in channel:
             raise InvalidRequest(
-                f"channel {channel!r} must not get items, because all requests share it; send none", param="items"
+                f"all requests share channel {channel!r}, so it gets no items; send none", param="items"
             )
         await self._store_items(access, channel, body)
         return json_response(_conversation_of(channel, []))
@@ -426,9 +423,7 @@ async def with_references(access: Access, body: Json, channel: str | None) -> Js
         if (turn := of.at()) not in turns:
             turns.add(turn)
             if len(turns) > MAX_EARLIER:
-                raise InvalidRequest(
-                    f"the input has references to more than {MAX_EARLIER} messages; send fewer", param="input"
-                )
+                raise InvalidRequest(f"the input refers to more than {MAX_EARLIER} messages; send fewer", param="input")
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
                 found = await turn_of(access, turn, "item", "input")
@@ -468,14 +463,15 @@ def _model_of(name: str) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
-async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> str:
-    """Return the id of the question that an approval request is about.
+async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> tuple[Place, str]:
+    """Return the place of the call that an approval request is about, and the id of the question.
 
     Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
     """
-    (a, index), command = approval_place(id)
-    parts = turn.status.answers[a].parts if a < len(turn.status.answers) else []
-    part = parts[index] if index < len(parts) else {}
+    found = _APPROVAL.match(id)
+    a, index, command = (int(found[1]), int(found[2]), found[3]) if found is not None else (-1, -1, "")
+    answers = turn.status.answers
+    part = answers[a].parts[index] if 0 <= a < len(answers) and index < len(answers[a].parts) else {}
     is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.question)
     question = next((one for one in turn.status.questions if one.id == command), None)
     if question is not None:
@@ -483,8 +479,8 @@ async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> 
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
         is_call = all(one.id != command for one in await access.pending_commands(of.channel))
     if not is_call:
-        raise no_approval_request(id)
-    return command
+        raise NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+    return (a, index), command
 
 
 class _Endpoints:

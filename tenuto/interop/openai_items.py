@@ -82,9 +82,8 @@ def input_items(channel: str, message: Message) -> list[Json]:
                 shown = output if isinstance(output, str) else blocks or json.dumps(output)
                 others.append({"type": "function_call_output", "call_id": call, "output": shown})
             case {"type": "tool", "call": call, "name": name}:
-                others.append(
-                    {"type": "function_call", "call_id": call, "name": name, "arguments": part.get("input", "")}
-                )
+                arguments = part.get("input", "")
+                others.append({"type": "function_call", "call_id": call, "name": name, "arguments": arguments})
     items = [{"type": "message", "role": message.role, "content": content}] if content else []
     ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(message.parts)))
     return [{"id": id, "status": "completed", **item} for id, item in zip(ids, [*items, *others], strict=False)]
@@ -125,7 +124,6 @@ Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 # Items of earlier responses, which a client may send again. The store has them.
 _RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
-_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
 MAX_EARLIER = 200  # messages before the question
 
 
@@ -194,10 +192,8 @@ def given_in_responses(body: Json) -> GivenInput:
         calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
         unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
         if unknown:
-            raise InvalidRequest(
-                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
-                "previous_response_id of that response"
-            )
+            detail = f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it"
+            raise InvalidRequest(f"{detail}; send the previous_response_id of that response")
     return _checked(given)
 
 
@@ -269,23 +265,9 @@ def given_in_chat(body: Json) -> GivenInput:
     return _checked(given)
 
 
-def approval_place(id: str) -> tuple[Place, str]:
-    """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
-    if (found := _APPROVAL.match(id)) is None:
-        raise no_approval_request(id)
-    return (int(found[1]), int(found[2])), found[3]
-
-
-def no_approval_request(id: str) -> NotFound:
-    """Return the error about an id that no approval request of the response has."""
-    return NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
-
-
 def _checked(given: GivenInput) -> GivenInput:
     if not (given.parts or given.outputs or given.approvals):
-        raise InvalidRequest(
-            "the input must end with a message of the user that has a text or a file, or with an output; add one"
-        )
+        raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
     if len(given.earlier) > MAX_EARLIER:
         raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
     return given

@@ -136,7 +136,10 @@ class TurnEvents(EventStream):
         self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
-        self._question = _continued(question, previous or of.at()) if any(of.start) else question
+        if any(of.start) and not question.meta.get(CONVERSATION):  # one in a conversation names no other response
+            before = {"previous_response_id": (previous or of.at()).id()}
+            question = with_options(question, {**requested_in(question), **before})
+        self._question = question
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
@@ -169,7 +172,8 @@ class TurnEvents(EventStream):
         if not self.is_over:
             self._walk(is_steered=is_steered)
             if self.rest is not None:
-                self._give_way()
+                self.position = max(self.position, ASKING)
+                self._finish()
             elif self._turn.is_over:
                 self._end()
             elif self._ends_at_question and self._open_calls():
@@ -235,7 +239,8 @@ class TurnEvents(EventStream):
         ended, reason = self._turn.end()
         if ended in ("complete", "cancelled"):
             return ("cancelled" if ended == "cancelled" else "completed"), None
-        return _failed(reason or ended)
+        error = {"type": "server_error", "code": "server_error", "message": reason or ended, "param": None}
+        return "failed", error
 
     def _is_steered(self) -> bool:
         """Return whether the agent has taken in further input, so that the rest of the turn is another response.
@@ -370,47 +375,26 @@ class TurnEvents(EventStream):
                 self._put("response.output_item.added", output_index=self._items, item=item)
                 self._put("response.output_item.done", output_index=self._items, item=item)
                 self._items += 1
-        self._skip_known()
-        self._put("response.completed", response=self.response())
-        self.is_over = True
-
-    def _give_way(self) -> None:
-        """End the response, because the agent has taken in further input. The rest of the turn is another response."""
-        self.position = max(self.position, ASKING)
-        self._skip_known()
-        self._put("response.incomplete", response=self.response())
-        self.is_over = True
+        self._finish()
 
     def _end(self) -> None:
         self._walk(is_last=True)
-        self._skip_known()
-        whole = self.response()
-        kinds = {"completed": "completed", "cancelled": "incomplete", "failed": "failed"}
-        self._put(f"response.{kinds[whole['status']]}", response=whole)
-        if whole["error"] is not None:
-            error = whole["error"]
+        error = self._finish()["error"]
+        if error is not None:
             self._put("error", code=error["code"], message=error["message"], param=None, error=error)
-        self.is_over = True
 
-    def _skip_known(self) -> None:
-        """Continue above the number that the reader has, so that it gets the last event also if text was removed."""
+    def _finish(self) -> Json:
+        """Send the last event above the number that the reader has, so that it gets it also if text was removed."""
         self.position = max(self.position, self._after + 1)
+        whole, self.is_over = self.response(), True
+        name = "incomplete" if whole["status"] == "cancelled" else whole["status"]
+        self._put(f"response.{name}", response=whole)
+        return whole
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
         if number > self._after and not self._is_muted:
             self._events.append({"type": event_type, "sequence_number": number, **fields})
-
-
-def _continued(question: Message, previous: Reference) -> Message:
-    """Return the question for a response that continues `previous`. One in a conversation names no other."""
-    if question.meta.get(CONVERSATION):
-        return question
-    return with_options(question, {**requested_in(question), "previous_response_id": previous.id()})
-
-
-def _failed(message: str) -> tuple[str, Json]:
-    return "failed", {"type": "server_error", "code": "server_error", "message": message, "param": None}
 
 
 def after_of(given: Mapping[str, Any]) -> int:
