@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from starlette.requests import Request
@@ -49,7 +48,7 @@ from tenuto.interop.adapter import (
     unpacked,
     with_options,
 )
-from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, has_result, question_value
+from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, encode, has_result, question_value
 from tenuto.routes import (
     Access,
     InAnswer,
@@ -352,7 +351,6 @@ def _shown(messages: list[Json]) -> Shown:
 
 # -- the events -------------------------------------------------------------------------------------------------------
 
-_encode = msgspec.json.Encoder().encode
 # for each type of part that grows: the events before, for and after its text, and the field with its id
 _EVENTS = {
     "text": (["TEXT_MESSAGE_START"], "TEXT_MESSAGE_CONTENT", ["TEXT_MESSAGE_END"], "messageId"),
@@ -441,7 +439,7 @@ class AGUIStream(EventStream):
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         events = self.receive(deltas)
-        return b"".join([b"id: %b\ndata: %b\n\n" % (id.encode(), _encode(event)) for id, event in events])
+        return b"".join([b"id: %b\ndata: %b\n\n" % (id.encode(), encode(event)) for id, event in events])
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""

@@ -49,6 +49,7 @@ from tenuto.interop.fold import (
     Part,
     TurnFold,
     call_of,
+    encode,
     has_result,
     question_value,
     shown_answers,
@@ -295,7 +296,6 @@ def _ids_of(turn: TurnStatus) -> set[str]:
 
 # -- the stream, and what a page makes of it --------------------------------------------------------------------------
 
-_encode = msgspec.json.Encoder().encode
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 # When the next part needs a new step: after a result of the server, unless it joins the step; always.
@@ -373,7 +373,7 @@ class UIStream(EventStream):
             part, text = found
             part.sent.add(text)
             return _shared_frame(*opened, text) if len(text) <= SHARED_CHARS else _frame(*opened, text)
-        body = b"".join([b"data: %b\n\n" % _encode(one) for one in self.receive(deltas)])
+        body = b"".join([b"data: %b\n\n" % encode(one) for one in self.receive(deltas)])
         return body + b"data: [DONE]\n\n" if self.is_over else body
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
@@ -625,7 +625,7 @@ class UIStream(EventStream):
 
 
 def _frame(kind: str, id: str, text: str) -> bytes:
-    return b"data: %b\n\n" % _encode({"type": f"{kind}-delta", "id": id, "delta": text})
+    return b"data: %b\n\n" % encode({"type": f"{kind}-delta", "id": id, "delta": text})
 
 
 _shared_frame = lru_cache(maxsize=1)(_frame)  # the viewers of a turn get the same text in a row: it is encoded once

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
+import msgspec
 from msgspec.structs import replace
 
 from tenuto import Message
@@ -34,6 +35,7 @@ from tenuto.routes import (
     newest_branch,
 )
 
+encode = msgspec.json.Encoder().encode
 Json = dict[str, Any]
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 End = tuple[str, str | None]  # status and reason

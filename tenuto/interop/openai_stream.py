@@ -14,18 +14,16 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
 from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
-from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, has_result
+from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, encode, has_result
 from tenuto.interop.openai_items import CONVERSATION, Reference, conversation_id, error_of, text_content, unknown
 from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of
 
-_encode = msgspec.json.Encoder().encode
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
@@ -154,7 +152,7 @@ class TurnEvents(EventStream):
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         events = self.receive(deltas)
-        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), _encode(one)) for one in events])
+        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), encode(one)) for one in events])
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
@@ -466,7 +464,7 @@ async def whole_response(
     except Draining as error:
         return JSONResponse({"error": error_of(error.problem())}, 503, headers)
     status, body = shape(events.response())
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
+    return Response(encode(body), status, headers, "application/json")
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
@@ -497,7 +495,7 @@ class ChatStream(TurnEvents):
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
         chunks = [chunk for event in self.receive(deltas) for chunk in self._chunks(event)]
-        body = b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        body = b"".join([b"data: %b\n\n" % encode(chunk) for chunk in chunks])
         is_failed = bool(chunks) and "error" in chunks[-1]
         return body + b"data: [DONE]\n\n" if self.is_over and not is_failed else body
 
