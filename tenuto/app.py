@@ -29,7 +29,7 @@ from tenuto.core.requests import CreateMessage
 from tenuto.core.turns import reply_id as reply_id_of
 from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
-from tenuto.hub.access.questions import Asked, current_route
+from tenuto.hub.access.questions import Asked, Route, current_route
 from tenuto.hub.access.visitors import Visit, visit_in
 from tenuto.hub.keep.control import open_control
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
@@ -39,7 +39,7 @@ from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.transports.app import App, asgi
 from tenuto.transports.headers import peer_of
 from tenuto.transports.mounting import check_asgi, check_path, mount, respond_to_refusals
-from tenuto.transports.origin import check_page_of_question
+from tenuto.transports.origin import refusal_of_get, refusal_of_page
 from tenuto.transports.streams import EndFrame
 
 Scope = MutableMapping[str, Any]
@@ -135,6 +135,7 @@ class Hub(HubCore):
         check_source(source, source_kind, text_field)
         check_style(style, end_frame)
         resumes = prompt == ""
+        route = current_route()  # here: the response of a blocking route is sent in another context
         new_id = None if resumes else self.clock.id_or_new(reply_id)
         check_channel(channel)
 
@@ -167,7 +168,7 @@ class Hub(HubCore):
             async with self._openings.setdefault(channel, asyncio.Lock()):
                 await self.start()
                 try:
-                    asked = _count_answer(self, channel, prompt, prompt_by, scope)
+                    asked = _count_answer(self, route, channel, prompt, prompt_by, scope)
                 except TooMany:
                     joined = await join(message_id, scope)
                     if joined is not None:
@@ -249,7 +250,7 @@ class Hub(HubCore):
             return await authorize(self._asgi, dict(scope), channel, capabilities)
         visit = visit_in(scope)  # now, so that the copy of the scope shares it
         access = await authorize(self._asgi, dict(scope), channel, capabilities)
-        visit.enter_route(peer_of(dict(scope)))
+        visit.enter_route(peer_of(dict(scope)), refusal_of_get(self, dict(scope)))
         return access
 
     async def serve_socket(
@@ -373,7 +374,9 @@ def _visitor_in(hub: Hub, scope: Scope) -> str | None:
     return visit_in(dict(scope)).client_id if hub.questions is not None else None
 
 
-def _count_answer(hub: Hub, channel: str, prompt: str | None, prompt_by: str | None, scope: Scope) -> Asked:
+def _count_answer(
+    hub: Hub, route: Route, channel: str, prompt: str | None, prompt_by: str | None, scope: Scope
+) -> Asked:
     """Count an answer that the app begins for a visitor, unless the app has stored its question, which counts.
 
     Raises TooMany, and Forbidden for a page of another site.
@@ -383,8 +386,9 @@ def _count_answer(hub: Hub, channel: str, prompt: str | None, prompt_by: str | N
     visitor = _visitor_in(hub, scope) or visitor_of(channel, hub.caller(prompt_by))
     if visitor is None:
         return Asked([])
-    check_page_of_question(hub, dict(scope))
-    if current_route().answer(channel) and not prompt:
+    if (refusal := refusal_of_page(hub, dict(scope))) is not None:
+        raise refusal
+    if route.answer(channel) and not prompt:
         return Asked([])
     return hub.questions.ask(visitor, peer_of(dict(scope)))
 

@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tenuto.agents.history import OUTPUT, PARTICIPANT
 from tenuto.agents.request import options_in
 from tenuto.core.deltas import (
     Delta,
@@ -42,6 +43,7 @@ from tenuto.core.deltas import (
     TurnDelta,
     TurnState,
     TurnStatus,
+    deltas_of,
 )
 from tenuto.core.errors import Deleted, Draining, Finished, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.core.events import Page
@@ -59,11 +61,11 @@ from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pen
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
 from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body
-from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, unexpected
+from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, unexpected
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import peer_of
 from tenuto.transports.http import problem_response
-from tenuto.transports.origin import check_peer
+from tenuto.transports.origin import check_peer, refusal_of_get
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.streams import TurnFormat, TurnStream
@@ -79,6 +81,8 @@ from tenuto.transports.traffic import (
 from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [
+    "OUTPUT",
+    "PARTICIPANT",
     "Access",
     "Conversation",
     "Delta",
@@ -102,6 +106,7 @@ __all__ = [
     "TurnResponse",
     "TurnState",
     "TurnStatus",
+    "deltas_of",
     "guarded",
     "is_id",
     "newest_branch",
@@ -113,6 +118,7 @@ logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+ProblemForm = Callable[[dict[str, Any]], object]  # of a problem's fields
 
 
 class Access:
@@ -319,8 +325,35 @@ class Access:
         credentials = Credentials(self._hub, self._scope, self.identity)
         return TurnResponse(self._app, credentials, channel, message_id, turn_format, sent or {})
 
+    async def follow(
+        self,
+        channel: str,
+        message_id: str,
+        turn_format: TurnFormat,
+        receive: Receive,
+        write: Callable[[bytes], Awaitable[None]] | None = None,
+    ) -> None:
+        """Run a turn through its format to its end, with `write` for its bytes, in place of a response.
+
+        It takes a connection slot, and ends with a `http.disconnect` of `receive`. Raises Draining if it was cut, and
+        the errors with which the response of `stream` would refuse.
+        """
+        is_complete = False
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal is_complete
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+            if write is not None and (body := message.get("body")):
+                await write(body)
+
+        await self.stream(channel, message_id, turn_format).run(receive, send)
+        if not is_complete:
+            raise Draining("the hub broke the stream off; the turn goes on, so read it later, or after the last event")
+
     async def _ask(self, channel: str, key: str, request: HubRequest, *, starts_turn: bool = True) -> Result:
         hub = self._hub
+        if (refusal := refusal_of_get(hub, self._scope)) is not None:
+            raise refusal
         peer = peer_of(self._scope)
         caller = caller_of(hub, self.identity, channel, peer)
         caller = replace(caller, brings_answer=not starts_turn)
@@ -342,6 +375,8 @@ class Access:
 class TurnResponse(Response):
     """The stream of a turn as a response. An error before the first byte becomes a problem response."""
 
+    problem_form: ProblemForm | None = None  # that of its endpoint (`guarded`)
+
     def __init__(
         self,
         app: StreamApp,
@@ -361,19 +396,22 @@ class TurnResponse(Response):
         self._sent = sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.run(receive, send, is_head=scope["method"] == "HEAD")
+        except TenutoError as error:
+            await refusal(error, self.problem_form)(scope, receive, send)
+
+    async def run(self, receive: Receive, send: Send, *, is_head: bool = False) -> None:
+        """Send the stream. Raises the error of a refusal, before the first byte."""
         stream = TurnStream(self._app, send, self._credentials, self._message_id, self._format, self._sent)
         hub = self._app.hub
         try:
-            try:
-                self._credentials.take_slot()
-                async with hub.viewing.reading():
-                    # no variable, which would keep the text of the turn until the stream ends
-                    await stream.attach(self._channel, await read_turn(hub.runtime, self._channel, self._message_id))
-            except TenutoError as error:
-                await problem_response(error)(scope, receive, send)
-                return
+            self._credentials.take_slot()
+            async with hub.viewing.reading():
+                # no variable, which would keep the text of the turn until the stream ends
+                await stream.attach(self._channel, await read_turn(hub.runtime, self._channel, self._message_id))
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if scope["method"] == "HEAD":
+            if is_head:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
                 await stream.run(receive)
@@ -446,29 +484,20 @@ class RouteSocket:
 
         The stream takes a connection slot, besides that of the socket.
         """
-        status, body, is_complete = 200, b"", False
 
-        async def send(message: MutableMapping[str, Any]) -> None:
-            nonlocal status, body, is_complete
-            status = message.get("status", status)
-            is_complete = message["type"] == "http.response.body" and not message.get("more_body")
-            if status != 200:
-                body += message.get("body", b"")
-                return
-            for line in message.get("body", b"").split(b"\n"):
-                if line:
-                    await self.send(line)
+        async def write(body: bytes) -> None:
+            for line in filter(None, body.split(b"\n")):
+                await self.send(line)
 
         async def receive() -> MutableMapping[str, Any]:
             await asyncio.get_running_loop().create_future()  # the peer's frames are not for the stream
             raise AssertionError
 
-        scope = {"type": "http", "method": "GET", "headers": []}
-        await self.access.stream(channel, message_id, turn_format)(scope, receive, send)
-        if status == 200:
-            cut = Draining("the stream broke off; connect again, and continue after the last event")
-            return None if is_complete else cut.problem()
-        return _JSON_OBJECT.decode(body)
+        try:
+            await self.access.follow(channel, message_id, turn_format, receive, write)
+        except TenutoError as error:
+            return for_peers(error).problem()
+        return None
 
     def drain(self) -> None:
         """Close the socket, because the hub drains."""
@@ -517,24 +546,36 @@ async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabi
     return access
 
 
-def guarded(endpoint: Endpoint) -> Endpoint:
+def refusal(error: TenutoError, form: ProblemForm | None = None) -> Response:
+    """Return the problem response for an error, or a response with `form` of the problem as JSON."""
+    response = problem_response(error)
+    if form is not None:
+        response.body = msgspec.json.encode(form(msgspec.json.decode(response.body)))
+        response.headers.update({"content-type": "application/json", "content-length": str(len(response.body))})
+    return response
+
+
+def guarded(endpoint: Endpoint, form: ProblemForm | None = None) -> Endpoint:
     """Return `endpoint` with its errors as problem responses: a TenutoError as it is, any other one as `internal`.
 
-    Its responses get the headers of the hub's own, unless they have others.
+    With `form` their bodies are `form(problem)` as JSON. Its responses get the headers of the hub's own, unless they
+    have others.
     """
 
     async def wrapped(request: Request) -> Response:
         try:
             response = await endpoint(request)
+            if isinstance(response, TurnResponse):
+                response.problem_form = form
             for name, value in GUARDS:
                 response.headers.setdefault(name.decode(), value.decode())
             return response
         except TenutoError as error:
-            return problem_response(error)
+            return refusal(error, form)
         except ClientDisconnect:
             return Response(status_code=499)  # the peer is gone, so no client receives it
         except Exception:
             logger.exception("a route failed")
-            return problem_response(unexpected())
+            return refusal(unexpected(), form)
 
     return wrapped

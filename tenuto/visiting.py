@@ -23,7 +23,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.transports.access import identify
 from tenuto.transports.codec import problem_headers
 from tenuto.transports.headers import peer_of
-from tenuto.transports.origin import check_peer
+from tenuto.transports.origin import check_peer, refusal_of_get
 
 
 def visitors(
@@ -82,7 +82,7 @@ class Visitors(VisitorVerifier):
                 raise
             headers = {name: value for name, value in problem_headers(error).items() if name != "content-type"}
             raise HTTPException(error.status, error.detail, headers) from None
-        visit.enter_route(peer_of(scope))
+        visit.enter_route(peer_of(scope), refusal_of_get(hub, scope))
         if identity.client_id is None:
             raise LocalError("the identity of the second verifier of visitors() has no client_id; give it one")
         for name, value in visit.headers if response is not None else ():

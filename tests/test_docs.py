@@ -206,10 +206,16 @@ def test_every_documented_file_and_make_target_exists() -> None:
 
 def test_each_test_of_a_client_that_the_documents_name_exists() -> None:
     page = (ROOT / "docs" / "interop.md").read_text()
-    named = re.findall(r"`(\w+)::(\w+)`", section(page, "## What the tests show"))
+    text = section(page, "## What the tests show")
+    named = re.findall(r"`([\w/]+)::(\w+)`", text)
     assert len(named) > 80
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    cells = [cell for line in table[2:] for cell in line.strip("| ").split(" | ")[1:]]
+    assert all(re.fullmatch(r"–|`[\w/]+::\w+`(, `[\w/]+::\w+`)*", cell) for cell in cells)
     for file, name in named:
-        (path,) = (ROOT / "tests" / "interop").rglob(f"test_{file}.py")
+        folder, _, file = file.rpartition("/")
+        (path,) = (ROOT / "tests" / (folder or "interop")).rglob(f"test_{file}.py")
         found = re.findall(rf"^(?:async )?def test_{name}\w*\(", path.read_text(), re.MULTILINE)
         assert len(found) == 1, (file, name, found)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
@@ -22,7 +23,10 @@ from tenuto.core.model import Json, Message, Part
 from tenuto.core.turns import reply_ids
 
 Shape = Literal["text", "openai", "responses", "anthropic"]
-OUTPUT = "function_call_output"  # name of the data part with the result of a call that the client has run
+# names of data parts: with the result of a call that the client has run, and with the name of a participant in the
+# conversation who has written the parts after it, or null
+OUTPUT, PARTICIPANT = "function_call_output", "participant"
+_PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
 
 
 def path_to(message: Message, older: Iterable[Message]) -> list[Message]:
@@ -248,7 +252,24 @@ def _text(message: Message) -> Iterator[dict[str, Json]]:
         yield {"role": message.role, "content": text}
 
 
+def _by_participant(message: Message) -> list[tuple[dict[str, Json], Message]]:
+    """Return the parts of each participant, with the field that names them."""
+    groups: list[tuple[dict[str, Json], list[Part]]] = [({}, [])]
+    for part in message.parts:
+        if part["type"] == "data" and part["name"] == PARTICIPANT:
+            name = part.get("data")
+            groups.append(({"name": name} if isinstance(name, str) and _PARTICIPANT.match(name) else {}, []))
+        else:
+            groups[-1][1].append(part)
+    return [(named, replace(message, parts=parts)) for named, parts in groups]
+
+
 def _openai(message: Message) -> Iterator[dict[str, Json]]:
+    for named, one in _by_participant(message):
+        yield from ({**turn, **named} if turn["role"] != "tool" else turn for turn in _openai_turns(one))
+
+
+def _openai_turns(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in _steps(message):
         is_one = bool(calls) and message.role == "assistant"
         is_text = all(isinstance(one, str) for one in content)

@@ -120,7 +120,7 @@ def check_room_for_pending(state: Decidable, limits: Limits) -> None:
 
 
 def check_may_begin(state: Decidable, caller: Caller) -> None:
-    """Raise TooMany if `caller` may begin nothing new, or no channel, because it has created too many in this hour."""
+    """Raise the refusal of `caller`, if it has one, or TooMany if it has created too many channels in this hour."""
     if caller.refusal is not None:
         raise caller.refusal
     if not caller.may_begin and state.is_empty:

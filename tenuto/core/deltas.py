@@ -425,3 +425,8 @@ class TurnProgress:
         is_deleted = has_answers and all(one == "deleted" for one in statuses)
         is_cancelled = self._is_deleted or (claim is not None and claim.state == "cancelled")
         return [TurnChanged(state, is_cancelled, is_deleted)]
+
+
+def deltas_of(status: TurnStatus) -> list[TurnDelta]:
+    """Return the deltas that bring a new reader to `status`."""
+    return TurnProgress(status.message.id if status.message is not None else "").begin(status)

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from tenuto.core.errors import InvalidRequest, TooLarge, TooMany
+from tenuto.core.errors import InvalidRequest, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.core.model import OPTIONS, Json, Message, Part, Role, Status, check_json, plain
 from tenuto.core.names import is_id
@@ -213,7 +213,9 @@ class Caller(Struct, frozen=True, kw_only=True):
     is_app: bool = False  # code in this process; the app itself checks the rights
     is_server: bool = False  # the hub itself; may interrupt and take over streaming messages
     peer: str | None = None  # address of the connection, if it is known: the questions of its visitors are limited
-    refusal: TooMany | None = None  # why the caller may store no new question or command now; a repeat gets its result
+    refusal: TenutoError | None = (
+        None  # why the caller may store no new question or command now; a repeat gets its result
+    )
     # the agent's attempt at the turn of the message that its new message answers; refused if there is a later attempt
     attempt: int | None = None
 

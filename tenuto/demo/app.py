@@ -79,6 +79,7 @@ def build(
     # The chat of the post "One tag", as the README has it: a hub with visitors, whose agent is in this process.
     url = f"{store_url.removesuffix('.db')}-post.db" if store_url.startswith("sqlite:") else store_url
     post = Hub(url, flush_ms=40, drain_s=0.0, authenticate=visitors(invited), public_origin=address)
+    post.requires_own_host = guests is None  # as for the other hub, the name of any web page may point at this machine
     served = [(post, "chat:*"), *([(hub, CHANNELS)] if controls is None else [])]
     for one, channels in served:
         serve = one.agent(channels, name="guide", on_crash="continue" if model is None else "restart")

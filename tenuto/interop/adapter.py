@@ -9,18 +9,21 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from tenuto import Hub, Message
 from tenuto.core.errors import InvalidRequest, LocalError, TooLarge
 from tenuto.interop.fold import Json
-from tenuto.routes import Access, is_id
+from tenuto.routes import OUTPUT, Access, guarded, is_id
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class ChatRoutes:
@@ -40,6 +43,16 @@ class ChatRoutes:
         """Return the access of the caller, who needs `capabilities`, and the channel of a chat."""
         channel = self._channel_of(id)
         return await self._hub.authorize(request.scope, channel, capabilities), channel
+
+    def _install(self, app: Any, path: str, post: Endpoint, get: Endpoint, others: dict[str, Endpoint]) -> None:
+        """Add the routes at `path` itself, those of a chat by their names, and that of `_stop`, before other routes."""
+        path = path.rstrip("/")
+        app.router.routes[:0] = [
+            Route(path, guarded(post), methods=["POST"]),
+            Route(path, guarded(get), methods=["GET"]),
+            *(Route(f"{path}/{{id}}/{name}", guarded(one), methods=["GET"]) for name, one in others.items()),
+            Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
+        ]
 
     async def _stop(self, request: Request) -> Response:
         """Cancel the running turns, for all clients. Closing a connection cancels nothing."""
@@ -98,27 +111,6 @@ def unpacked(id: str) -> list[str]:
 
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 REQUEST = "options"  # field of a question's `meta` with the wishes of its request (`with_options`)
-OUTPUT = "function_call_output"  # name of a part of data with the output of a tool of the client (`docs/agents.md`)
-LEVELS = 60  # of nested values; parts may have 64, and `json.dumps` ends at about 1,000
-
-
-def value_of(text: str) -> Any:
-    """Return the value of the JSON in `text`. Raises ValueError if it is none, or has too many nested levels."""
-    try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
-    nested = [value]
-    for _ in range(LEVELS):
-        nested = [
-            inner
-            for outer in nested
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not nested:
-            return value
-    raise ValueError(f"JSON is nested deeper than {LEVELS} levels")
 
 
 def output_part(call: str, output: object) -> Json:
@@ -164,3 +156,72 @@ def file_part(url: str, media_type: object = None, **fields: object) -> Json:
     found = None if is_known else _DATA_TYPE.match(url)
     named = {"mediaType": found[1].lower() if found else media_type, **fields}
     return {"type": "file", "url": url, **{name: value for name, value in named.items() if isinstance(value, str)}}
+
+
+def messages_in(messages: object, form: str, is_right: Callable[[Json], bool]) -> list[Json]:
+    """Return `messages`, each with an id and a role, and `is_right`. Raises InvalidRequest with their `form`."""
+
+    def is_message(one: object) -> bool:
+        names = ("id", "role")
+        return isinstance(one, dict) and all(isinstance(one.get(name), str) and one[name] for name in names)
+
+    if not isinstance(messages, list) or not messages or not all(is_message(one) and is_right(one) for one in messages):
+        raise InvalidRequest(f"messages must be a list of at least one message, each with {form}, got {messages!r:.80}")
+    return messages
+
+
+def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
+    """Return the content of a client's message as it is stored, without empty texts. Raises InvalidRequest.
+
+    It may have any of the forms of the APIs, data if `has_data`. An unknown one is left out, or refused if `is_strict`.
+    No part at all is refused unless `is_strict`.
+    """
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
+    parts: list[Json] = []
+    for given in content:
+        part = _stored_part(given)
+        if part is not None and part["type"] == "data" and not has_data:
+            part = None
+        if part is None and is_strict:
+            raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {given!r:.80}")
+        parts += [part] if part is not None and part.get("text") != "" else []
+    if not parts and not is_strict:
+        raise InvalidRequest("the message has no text, file or data; send one at least")
+    return parts
+
+
+def _stored_part(given: Any) -> Json | None:
+    """Return a text, file or data in the form of an API as a part; None for other values."""
+    match given:
+        case {"type": "text" | "input_text" | "output_text", "text": str(text)} | {"refusal": str(text)}:
+            return {"type": "text", "text": text}
+        case {"type": "file", "url": str(url), **more}:
+            return file_part(url, more.get("mediaType"), filename=more.get("filename"))
+        case {"image_url": {"url": str(url), **more}} | {"type": "input_image", "image_url": str(url), **more}:
+            return file_part(url, "image/*", detail=more.get("detail"))
+        case {"type": "input_file"} | {"type": "file", "file": {}}:
+            about = given["file"] if given["type"] == "file" else given
+            file = about.get("file_data") or about.get("file_url")
+            if not isinstance(file, str):
+                detail = "a file needs file_data or file_url, because the server has no files"
+                raise InvalidRequest(f"{detail}, got {given!r:.80}")
+            if file is about.get("file_data") and not file.startswith("data:"):
+                file = f"data:application/octet-stream;base64,{file}"
+            return file_part(file, filename=about.get("filename"))
+        case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
+            return file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}")
+        case {"type": str(kind), "source": {"type": "url", "value": str(url), **more}}:
+            known = f"{kind}/*" if kind in ("image", "audio", "video") else None
+            return file_part(url, more.get("mimeType") or known)
+        case {"type": "binary", "mimeType": str(kind), "url": str(url), **more}:
+            return file_part(url, kind, filename=more.get("filename"))
+        case {"source": {"type": "data", "value": str(data), "mimeType": str(kind)}}:
+            return file_part(f"data:{kind};base64,{data}")
+        case {"type": "binary", "mimeType": str(kind), "data": str(data), **more}:
+            return file_part(f"data:{kind};base64,{data}", filename=more.get("filename"))
+        case {"type": str(kind), **more} if kind.startswith("data-"):
+            return {"type": "data", "name": kind.removeprefix("data-"), "data": more.get("data")}
+    return None

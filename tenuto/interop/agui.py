@@ -27,29 +27,28 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tenuto import Hub, Message
 from tenuto.core.errors import IdConflict, InvalidRequest, NotFound
 from tenuto.interop.adapter import (
     ChatRoutes,
     body_of,
-    file_part,
     json_response,
+    messages_in,
     output_part,
     outputs_in,
     own_tools,
     packed,
     stored_id,
+    stored_parts,
     unpacked,
     with_options,
 )
-from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, deltas_of, has_result, question_value
+from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, encode, has_result, question_value
 from tenuto.routes import (
     Access,
     InAnswer,
@@ -58,7 +57,7 @@ from tenuto.routes import (
     TextAdded,
     TurnDelta,
     TurnStatus,
-    guarded,
+    deltas_of,
     is_id,
     options_in,
 )
@@ -180,14 +179,7 @@ class AGUI(ChatRoutes):
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
-        path = path.rstrip("/")
-        app.router.routes[:0] = [
-            Route(path, guarded(self._run), methods=["POST"]),
-            Route(path, guarded(self._hydrate), methods=["GET"]),
-            Route(f"{path}/{{id}}/connect", guarded(self._connect), methods=["GET"]),
-            Route(f"{path}/{{id}}/messages", guarded(self._messages), methods=["GET"]),
-            Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
-        ]
+        self._install(app, path, self._run, self._hydrate, {"connect": self._connect, "messages": self._messages})
 
     async def _run(self, request: Request) -> Response:
         """Add the last message of the user, or join its turn, and stream what the client lacks of the turn."""
@@ -294,7 +286,7 @@ def _whole(given: Mapping[str, str], name: str) -> int | None:
 
 async def _question(access: Access, channel: str, last: Json, options: Json) -> str:
     """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content."""
-    id, parts = stored_id(last["id"]), _stored_parts(last.get("content"))
+    id, parts = stored_id(last["id"]), stored_parts(last.get("content"))
     with suppress(NotFound):
         known = (await access.turn(channel, id)).message
         if known is not None and known.role == "user" and known.parts == parts:
@@ -334,53 +326,12 @@ async def _with_results(
 
 def _messages_in(body: Json) -> tuple[Json, list[Json]]:
     """Return the last message of the user, and the messages after it."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not all(map(_is_message, messages)):
-        known = ", ".join(ROLES)
-        raise InvalidRequest(
-            f"messages must be a list of messages, each with id as text and a role of {known}, got {messages!r:.80}"
-        )
+    form = f"id and a role of {', '.join(ROLES)}"
+    messages = messages_in(body.get("messages"), form, lambda one: one["role"] in ROLES)
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
             return messages[index], messages[index + 1 :]
     raise InvalidRequest("messages has no message of role user; add the one that the agent shall answer")
-
-
-def _is_message(message: object) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("id"), str)
-        and bool(message["id"])
-        and message.get("role") in ROLES
-    )
-
-
-def _stored_parts(content: object) -> list[Json]:
-    """Return the content of the user's message as it is stored. Raises InvalidRequest if no part is left."""
-    stored: list[Json] = []
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else _list_of(content):
-        match part:
-            case {"type": "text", "text": str(text)} if text:
-                stored.append({"type": "text", "text": text})
-            case {"type": "image" | "audio" | "video" | "document" as kind, "source": dict(source)}:
-                stored += _file(source, f"{kind}/*" if kind != "document" else None)
-            case {"type": "binary", "mimeType": str(kind)} if isinstance(url := part.get("url"), str):
-                stored.append(file_part(url, kind, filename=part.get("filename")))
-            case {"type": "binary", "mimeType": str(kind), "data": str(data)}:
-                stored.append(file_part(f"data:{kind};base64,{data}", filename=part.get("filename")))
-    if not stored:
-        raise InvalidRequest("the last message of the user has no text and no file; send content with one at least")
-    return stored
-
-
-def _file(source: Json, kind: str | None) -> list[Json]:
-    """Return the file part of a source with a URL or data; no part for other sources, such as the id of a file."""
-    match source:
-        case {"type": "url", "value": str(url)}:
-            return [file_part(url, source.get("mimeType") or kind)]
-        case {"type": "data", "value": str(data), "mimeType": str(kind)}:
-            return [file_part(f"data:{kind};base64,{data}")]
-    return []
 
 
 def _shown(messages: list[Json]) -> Shown:
@@ -389,7 +340,7 @@ def _shown(messages: list[Json]) -> Shown:
     for one in messages:
         if one["role"] in ("assistant", "reasoning") and isinstance(one.get("content"), str):
             texts[one["id"]] = one["content"]
-        for call in _list_of(one.get("toolCalls")):
+        for call in calls if isinstance(calls := one.get("toolCalls"), list) else ():
             match call:
                 case {"id": str(id), "function": {"arguments": str(arguments)}}:
                     inputs[id] = arguments
@@ -398,13 +349,8 @@ def _shown(messages: list[Json]) -> Shown:
     return Shown(texts, inputs, frozenset(results))
 
 
-def _list_of(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
 # -- the events -------------------------------------------------------------------------------------------------------
 
-_encode = msgspec.json.Encoder().encode
 # for each type of part that grows: the events before, for and after its text, and the field with its id
 _EVENTS = {
     "text": (["TEXT_MESSAGE_START"], "TEXT_MESSAGE_CONTENT", ["TEXT_MESSAGE_END"], "messageId"),
@@ -460,7 +406,7 @@ class Shown:
 class _Begun:
     """A part whose events have begun."""
 
-    id: str  # of the message or call in the client
+    ids: Json  # the field with the id of the message or call in the client
     start: Json  # fields of the first events
     known: str  # the beginning that the client shows; the first events are due when the text is longer
     threshold: int  # units of the last of the first events
@@ -484,7 +430,7 @@ class AGUIStream(EventStream):
         self._events: list[tuple[str, Json]] = []
         self._parts: dict[Part, _Begun] = {}
         self._values: dict[Part, Json] = {}  # last values of other parts
-        self._growing: tuple[Part, str, str, str] | None = None  # the open part at the end of the walk, and its event
+        self._growing: tuple[Part, Json] | None = None  # the open part at the end of the walk, and its event
         self._calls = self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._token = secrets.token_hex(4)
@@ -493,7 +439,7 @@ class AGUIStream(EventStream):
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         events = self.receive(deltas)
-        return b"".join([b"id: %b\ndata: %b\n\n" % (id.encode(), _encode(event)) for id, event in events])
+        return b"".join([b"id: %b\ndata: %b\n\n" % (id.encode(), encode(event)) for id, event in events])
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[tuple[str, Json]]:
         """Return the events for `deltas`, each with its id."""
@@ -532,16 +478,16 @@ class AGUIStream(EventStream):
         last, self._growing = next(self._turn.walk(), None), None
         sent = self._parts.get(last) if last is not None else None
         if last and sent and sent.is_open and not self.is_over and self._at.units >= self._after.units:
-            self._growing = last, sent.id, _EVENTS[last.value["type"]][1], _id_field(last)
+            self._growing = last, {"type": _EVENTS[last.value["type"]][1], **sent.ids}
         return events
 
-    def _appended(self, text: str, part: Part, id: str, type: str, id_field: str) -> tuple[str, Json]:
+    def _appended(self, text: str, part: Part, head: Json) -> tuple[str, Json]:
         """Return the event for text at the end of the part where the walk is. Hot path: `receive` without the rest."""
         part.sent.add(text)
         at = self._at
         at = TurnPosition(at.question, at.units + len(text), at.results, crc32(text.encode(), at.sum))
         self._at = self._last = at
-        return at.text(), {"type": type, id_field: id, "delta": text}
+        return at.text(), {**head, "delta": text}
 
     # -- the walk over the parts ---------------------------------------------------------------------------------
 
@@ -565,7 +511,7 @@ class AGUIStream(EventStream):
             for type in _EVENTS[part.value["type"]][2]:
                 self._advance(1)
                 if sent.is_open:
-                    self._put(type, **{_id_field(part): sent.id})
+                    self._put(type, **sent.ids)
             if self._at.units >= self._after.units:  # else after the walk, so that the position does not fall
                 self._result(part)
 
@@ -580,7 +526,7 @@ class AGUIStream(EventStream):
             if id in self._shown.results or self._after.results >> call & 1:
                 self._at = replace(self._at, results=self._at.results | 1 << call)
         else:
-            is_first = all(one.id != answer for one in self._parts.values())
+            is_first = all(answer not in one.ids.values() for one in self._parts.values())
             id = answer if value["type"] == "text" and is_first else part.name
             start, known = {"messageId": id}, self._shown.texts.get(id)
             self._parents.pop(answer, None)
@@ -591,7 +537,9 @@ class AGUIStream(EventStream):
         self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))
         self._advance(len(_EVENTS[value["type"]][0]))
         threshold = self._at.units + len(known or "")
-        sent = self._parts[part] = _Begun(id, start, known or "", threshold, self._at.sum, is_muted, call)
+        sent = self._parts[part] = _Begun(
+            {_EVENTS[value["type"]][3]: id}, start, known or "", threshold, self._at.sum, is_muted, call
+        )
         sent.is_open = not is_muted and self._after.units >= threshold
         if known is None:
             self._open(part, sent)
@@ -619,7 +567,7 @@ class AGUIStream(EventStream):
             self._open(part, sent)
         self._advance(len(text), text)
         if missing and self._end is None and not sent.is_muted:
-            self._put(_EVENTS[part.value["type"]][1], **{_id_field(part): sent.id, "delta": missing})
+            self._put(_EVENTS[part.value["type"]][1], **sent.ids, delta=missing)
 
     def _check(self, part: Part, *, has_grown: bool) -> None:
         """End the stream if it cannot show what a part is now: text that was sent is gone, or text came too late."""
@@ -637,7 +585,7 @@ class AGUIStream(EventStream):
         failed: Json = {}
         if (state := part.value.get("state")) in ("error", "denied"):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
-        fields = {"messageId": f"{part.name}.result", "toolCallId": sent.id, "content": _content(part.value)}
+        fields = {"messageId": f"{part.name}.result", **sent.ids, "content": _content(part.value)}
         self._emit("TOOL_CALL_RESULT", **fields, role="tool", **failed)
 
     def _value(self, part: Part) -> None:
@@ -686,15 +634,10 @@ class AGUIStream(EventStream):
         if status == "complete":
             event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}
         else:
-            message = reason or ("no agent serves this thread" if self._turn.state == "none" else status)
-            event = {"type": "RUN_ERROR", "message": message, "code": status}
+            event = {"type": "RUN_ERROR", "message": reason or status, "code": status}
         id = str(replace(self._at, units=self._at.units + 1)) if self._end is None else self._last.text("end")
         self._events.append((id, event))
         self.is_over = True
-
-
-def _id_field(part: Part) -> str:
-    return _EVENTS[part.value["type"]][3]
 
 
 def _content(part: Json) -> str:

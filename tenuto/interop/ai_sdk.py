@@ -26,9 +26,9 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from tenuto import Hub, Message
 from tenuto.core.errors import (
@@ -39,7 +39,7 @@ from tenuto.core.errors import (
     NotFound,
     StillStreaming,
 )
-from tenuto.interop.adapter import ChatRoutes, body_of, file_part, hashed, json_response, stored_id, value_of
+from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, messages_in, stored_id, stored_parts
 from tenuto.interop.fold import (
     DELETED,
     REPLACED,
@@ -49,7 +49,7 @@ from tenuto.interop.fold import (
     Part,
     TurnFold,
     call_of,
-    deltas_of_answers,
+    encode,
     has_result,
     question_value,
     shown_answers,
@@ -62,10 +62,9 @@ from tenuto.routes import (
     QuestionAsked,
     QuestionReplied,
     TextAdded,
-    TurnChanged,
     TurnDelta,
     TurnStatus,
-    guarded,
+    deltas_of,
     options_in,
     versions_of,
 )
@@ -101,14 +100,7 @@ class AISDK(ChatRoutes):
 
     def install(self, app: Any, path: str) -> None:
         """Add the routes to a Starlette or FastAPI app, before its other routes."""
-        path = path.rstrip("/")
-        app.router.routes[:0] = [
-            Route(path, guarded(self._post), methods=["POST"]),
-            Route(path, guarded(self._list), methods=["GET"]),
-            Route(f"{path}/{{id}}/stream", guarded(self._resume), methods=["GET"]),
-            Route(f"{path}/{{id}}/messages", guarded(self._messages), methods=["GET"]),
-            Route(f"{path}/{{id}}/stop", guarded(self._stop), methods=["POST"]),
-        ]
+        self._install(app, path, self._post, self._list, {"stream": self._resume, "messages": self._messages})
 
     async def _post(self, request: Request) -> Response:
         """Add the last message of the page, or answer the agent's questions, and stream the turn."""
@@ -136,9 +128,8 @@ class AISDK(ChatRoutes):
         self, access: Access, channel: str, earlier: list[Json], last: Json, options: Json, *, is_edit: bool
     ) -> str:
         """Return the id of the page's last message, which is stored if it is new or an edit."""
-        meta = last.get("metadata")
-        content: Json = {"parts": _stored_parts(last["parts"]), "meta": meta if isinstance(meta, dict) else None}
-        content["options"] = options
+        meta = last["metadata"] if isinstance(last.get("metadata"), dict) else None
+        content: Json = {"parts": stored_parts(last["parts"], has_data=True), "meta": meta, "options": options}
         given = stored_id(last["id"])
         with suppress(NotFound):
             return await self._version(access, channel, given, content, is_edit=is_edit)
@@ -182,9 +173,7 @@ class AISDK(ChatRoutes):
         turns = await access.conversation(channel)
         turn = next((one for one in turns if one.message is not None and last["id"] in _ids_of(one)), None)
         if turn is None:
-            raise NotFound(
-                f"message {last['id'][:64]!r} is not an answer in channel {channel!r}; load the messages again"
-            )
+            raise NotFound(f"message {last['id'][:64]!r} is no answer in channel {channel!r}; load the messages again")
         open_ids = {one.id for one in turn.questions}
         calls = {call: one.id for one in turn.questions if (call := call_of(one.data))}
         replies: list[dict[str, Any]] = []  # arguments of `Access.reply`
@@ -265,11 +254,8 @@ async def _versions(access: Access, channel: str, known: Message) -> AsyncIterat
 
 def _messages_in(body: Json) -> tuple[list[Json], Json]:
     """Return the page's messages before the last, and the last one, in the form that is relied on."""
-    messages = body["messages"] if "messages" in body else [body.get("message")]
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise InvalidRequest(
-            f"messages must be a list of at least one message, each with id, role and parts, got {messages!r:.80}"
-        )
+    given = body["messages"] if "messages" in body else [body.get("message")]
+    messages = messages_in(given, "id, role and parts", _has_parts)
     last = messages[-1]
     if body.get("trigger", "submit-message") not in ("submit-message", "regenerate-message"):
         raise InvalidRequest(f"trigger must be submit-message or regenerate-message, got {body['trigger']!r:.80}")
@@ -278,34 +264,15 @@ def _messages_in(body: Json) -> tuple[list[Json], Json]:
     return messages[:-1], last
 
 
-def _is_message(message: object) -> bool:
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
-        return False
-    if not all(isinstance(message.get(name), str) and message[name] for name in ("id", "role")):
-        return False
-    return all(
+def _has_parts(message: Json) -> bool:
+    parts = message.get("parts")
+    return isinstance(parts, list) and all(
         isinstance(part, dict)
         and isinstance(part.get("type"), str)
         and (part["type"] not in ("text", "reasoning") or isinstance(part.get("text"), str))
         and (not part["type"].startswith("tool-") or isinstance(part.get("state"), str))
-        for part in message["parts"]
+        for part in parts
     )
-
-
-def _stored_parts(parts: list[Json]) -> list[Json]:
-    """Return the parts of a page's user message as they are stored. Raises InvalidRequest if none is left."""
-    stored: list[Json] = []
-    for part in parts:
-        match part:
-            case {"type": "text", "text": str(text)} if text:
-                stored.append({"type": "text", "text": text})
-            case {"type": "file", "url": str()}:
-                stored.append(file_part(part["url"], part.get("mediaType"), filename=part.get("filename")))
-            case {"type": str(kind)} if kind.startswith("data-"):
-                stored.append({"type": "data", "name": kind.removeprefix("data-"), "data": part.get("data")})
-    if not stored:
-        raise InvalidRequest("the message has no part of type text, file or data-…; send one at least")
-    return stored
 
 
 def _parent(earlier: list[Json], turns: list[TurnStatus]) -> str | None:
@@ -329,7 +296,6 @@ def _ids_of(turn: TurnStatus) -> set[str]:
 
 # -- the stream, and what a page makes of it --------------------------------------------------------------------------
 
-_encode = msgspec.json.Encoder().encode
 FINISH_REASONS = {"content_filter": "content-filter", "tool_calls": "tool-calls", "stop": "stop", "length": "length"}
 STARTED, AVAILABLE, OVER = 1, 2, 3  # stages of a tool call on the page
 # When the next part needs a new step: after a result of the server, unless it joins the step; always.
@@ -341,6 +307,7 @@ _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-resp
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
 NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
 COMPARED_CHARS = 4 * 1024 * 1024  # code points that are compared in all texts of a page: at most 20 ms
+LEVELS = 60  # of nested values in an input; parts may have 64, and `json.dumps` ends at about 1,000
 HEAD_CHARS = 256  # code points of a piece that are compared first; a comparison costs at least as much as these
 
 
@@ -350,6 +317,7 @@ class PageCall:
 
     call: str
     name: str
+    is_own: bool  # the page runs it
     stage: int = 0
     step: int = 0  # the step of the page that has the call
     has_deltas: bool = True  # False: the page has the beginning of the input from an earlier response
@@ -405,7 +373,7 @@ class UIStream(EventStream):
             part, text = found
             part.sent.add(text)
             return _shared_frame(*opened, text) if len(text) <= SHARED_CHARS else _frame(*opened, text)
-        body = b"".join([b"data: %b\n\n" % _encode(one) for one in self.receive(deltas)])
+        body = b"".join([b"data: %b\n\n" % encode(one) for one in self.receive(deltas)])
         return body + b"data: [DONE]\n\n" if self.is_over else body
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
@@ -463,9 +431,7 @@ class UIStream(EventStream):
     def _content(self, tool: PageCall | None = None) -> None:
         """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
         stages = {one.stage for one in self._calls_of_step() if one is not tool}
-        is_joined = self._step_due == IN_STEP and (
-            AVAILABLE in stages or (tool is not None and tool.name not in self._release.browser_tools)
-        )
+        is_joined = self._step_due == IN_STEP and (AVAILABLE in stages or (tool is not None and not tool.is_own))
         if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
             self._begin_step()
         elif self._is_step_empty:
@@ -533,7 +499,8 @@ class UIStream(EventStream):
         text, state = text_of(value), value.get("state")
         if tool is None:
             stage = _STAGES.get(self._page.tools.get(value["call"], ""), 0)
-            tool = self._tools[part] = PageCall(value["call"], value["name"], stage, has_deltas=not stage)
+            is_own = value["name"] in self._release.browser_tools
+            tool = self._tools[part] = PageCall(value["call"], value["name"], is_own, stage, has_deltas=not stage)
             if stage:
                 part.take()
         is_new = tool.stage == 0
@@ -544,8 +511,7 @@ class UIStream(EventStream):
         self._grow_input(part, tool)
         is_over = has_result(value)
         if state == "called" or is_over:
-            is_own = tool.name in self._release.browser_tools
-            if not is_over and (tool.held is not None or (is_first and is_own)):
+            if not is_over and (tool.held is not None or (is_first and tool.is_own)):
                 tool.held = text
             else:
                 # without this chunk the page does not run a finished call again
@@ -553,12 +519,11 @@ class UIStream(EventStream):
             self._approve(tool, value)
         if is_over and tool.stage < OVER:
             tool.stage = OVER
-            is_certain = involves_page(value, self._release) or self._step_due == ALWAYS
+            is_certain = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
             self._step_due = ALWAYS if is_certain else IN_STEP
             self._is_step_empty = self._is_step_empty and not is_new
-            self._put(
-                **result_of(value, self._release), **({} if state == "denied" else self._executed(tool, is_output=True))
-            )
+            executed = self._executed(tool, is_output=True) if state != "denied" else {}
+            self._put(**result_of(value, self._release), **executed)
 
     def _approve(self, tool: PageCall, part: Json) -> None:
         """Give the page the reply to an approval, which it lacks if it loads or resumes after the reply."""
@@ -585,14 +550,13 @@ class UIStream(EventStream):
             self._put(type="tool-input-available", **chunk, **self._executed(tool))
 
     def _executed(self, tool: PageCall, *, is_output: bool = False) -> Json:
-        is_here = tool.name not in self._release.browser_tools
-        return {"providerExecuted": True} if is_here and (is_output or not self._release.strict) else {}
+        return {"providerExecuted": True} if not tool.is_own and (is_output or not self._release.strict) else {}
 
     def _ask(self, id: str) -> None:
         question = self._turn.questions[id].command
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         tool = next((one for one in self._tools.values() if one.call == call), None)
-        if tool is None or not (is_approval or tool.name in self._release.browser_tools):
+        if tool is None or not (is_approval or tool.is_own):
             self._shown_questions.add(id)
             self._begin(silent_id(self._message_id))
             self._content()
@@ -611,17 +575,11 @@ class UIStream(EventStream):
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
-        return any(
-            one.stage == STARTED
-            or (
-                one.stage == AVAILABLE
-                and one.name not in self._release.browser_tools
-                and not one.is_approved
-                and self._page.tools.get(one.call) not in _REPLIED
-            )
-            for one in self._calls_of_step()
-            if not one.question
-        )
+        for one in self._calls_of_step():
+            is_settled = one.is_own or one.is_approved or self._page.tools.get(one.call) in _REPLIED
+            if not one.question and (one.stage == STARTED or (one.stage == AVAILABLE and not is_settled)):
+                return True
+        return False
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
@@ -662,15 +620,12 @@ class UIStream(EventStream):
         elif status == "cancelled":
             self._put(type="abort")
         else:
-            self._put(
-                type="error",
-                errorText=reason or ("no agent serves this chat" if self._turn.state == "none" else status),
-            )
+            self._put(type="error", errorText=reason or status)
         self.is_over = True
 
 
 def _frame(kind: str, id: str, text: str) -> bytes:
-    return b"data: %b\n\n" % _encode({"type": f"{kind}-delta", "id": id, "delta": text})
+    return b"data: %b\n\n" % encode({"type": f"{kind}-delta", "id": id, "delta": text})
 
 
 _shared_frame = lru_cache(maxsize=1)(_frame)  # the viewers of a turn get the same text in a row: it is encoded once
@@ -758,20 +713,21 @@ def approval_of(part: Json, release: Release) -> Json | None:
     return {"id": part["call"], "approved": False} if part.get("state") == "denied" else None
 
 
-def involves_page(part: Json, release: Release) -> bool:
-    """Return whether a page runs the stored call, or has approved or denied it."""
-    return part["name"] in release.browser_tools or approval_of(part, release) is not None
-
-
 def parsed(text: str) -> tuple[Any, bool]:
     """Return the value of a tool's input, and whether the input is JSON. Other input is the text itself.
 
     Input that no response can carry, such as half a surrogate pair, is no JSON either.
     """
-    try:
-        return value_of(text), True
-    except ValueError:
-        return text or {}, not text
+    with suppress(ValueError, RecursionError):
+        value = msgspec.json.decode(text)
+        if _levels(value) <= LEVELS:
+            return value, True
+    return text or {}, not text
+
+
+def _levels(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)
 
 
 def result_of(part: Json, release: Release) -> Json:
@@ -814,9 +770,8 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             question = turn.message
             own = {name: value for name, value in question.meta.items() if name != "options"}
             meta = {"metadata": own} if own else {}
-            messages.append(
-                {"id": question.id, "role": "user", "parts": [_question_part(one) for one in question.parts], **meta}
-            )
+            parts = [_question_part(one) for one in question.parts]
+            messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
             metas: Json = {}
             for answer in turn.answers:
@@ -849,7 +804,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
     parts: list[Json] = []
     texts: dict[str, Json] = {}
     calls: dict[str, Json] = {}  # also by the ids of their approvals
-    for chunk in stream.receive([*deltas_of_answers(shown_answers(turn.answers)), TurnChanged("over")]):
+    for chunk in stream.receive(deltas_of(replace(turn, answers=shown_answers(turn.answers)))):
         match chunk:
             case {"type": "start-step"}:
                 parts.append({"type": "step-start"})

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
+import msgspec
 from msgspec.structs import replace
 
 from tenuto import Message
@@ -31,16 +32,17 @@ from tenuto.routes import (
     TurnChanged,
     TurnDelta,
     TurnState,
-    TurnStatus,
     newest_branch,
 )
 
+encode = msgspec.json.Encoder().encode
 Json = dict[str, Any]
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 End = tuple[str, str | None]  # status and reason
 # The text of a client is gone, and a stream can take no text back: it ends at once.
 REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
 DELETED: End = ("deleted", "the answer was deleted")
+UNSERVED: End = ("failed", "no agent serves this chat")
 _TEXT_FIELDS = {"text": "text", "reasoning": "text", "tool": "input"}
 
 
@@ -195,7 +197,9 @@ class TurnFold:
             return left[-1].status, left[-1].reason
         if self.is_deleted or self.answers:
             return DELETED
-        return "failed" if self.state == "none" else "cancelled" if self.is_cancelled else "complete", None
+        if self.state == "none":
+            return UNSERVED
+        return "cancelled" if self.is_cancelled else "complete", None
 
     def meta(self, hidden: Collection[str] = ()) -> Json:
         """Return the `meta` of all answers but those with the ids `hidden`."""
@@ -301,22 +305,3 @@ class EventStream:
         self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
         self.is_over = False  # the stream is complete, although the turn may go on
         self._turn = TurnFold(keeps_text=keeps_text)
-
-
-def deltas_of(status: TurnStatus) -> list[TurnDelta]:
-    """Return the deltas that bring a fold to a turn as it is in `status`."""
-    return [
-        *deltas_of_answers(status.answers),
-        *(QuestionAsked(command) for command in status.questions),
-        TurnChanged(status.state, status.is_cancelled, status.is_deleted),
-    ]
-
-
-def deltas_of_answers(answers: Iterable[Message]) -> Iterator[TurnDelta]:
-    """Yield the deltas that bring a fold to the answers of a turn."""
-    for answer in answers:
-        yield InAnswer(answer.id, MessageOpened(replace(answer, parts=[])))
-        for index, part in enumerate(answer.parts):
-            yield InAnswer(answer.id, PartOpened(index, part))
-        if answer.status != "streaming":
-            yield InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta))

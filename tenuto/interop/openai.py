@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute, request_response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenuto import Hub
 from tenuto import Message as Stored
@@ -31,7 +30,16 @@ from tenuto.core.errors import (
     MethodNotAllowed,
     NotFound,
 )
-from tenuto.interop.adapter import body_of, check_template, hashed, json_response, output_part, own_tools, with_options
+from tenuto.interop.adapter import (
+    Endpoint,
+    body_of,
+    check_template,
+    hashed,
+    json_response,
+    output_part,
+    own_tools,
+    with_options,
+)
 from tenuto.interop.fold import Json, Place, call_of, has_result
 from tenuto.interop.openai_items import (
     CONVERSATION,
@@ -39,14 +47,12 @@ from tenuto.interop.openai_items import (
     MAX_EARLIER,
     GivenInput,
     Reference,
-    approval_place,
     conversation_id,
     error_of,
     given_in_chat,
     given_in_items,
     given_in_responses,
     input_items,
-    no_approval_request,
     reference,
     unknown,
 )
@@ -66,9 +72,9 @@ from tenuto.routes import Access, guarded, options_in
 
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
+_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")  # an id, which `TurnEvents` makes
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class OpenAI:
@@ -132,9 +138,7 @@ class OpenAI:
         """Begin the response that a request asks for (`_begin`)."""
         conversation = body.get("conversation")
         if conversation is not None and body.get("previous_response_id") is not None:
-            raise InvalidRequest(
-                "the request names a conversation and a previous_response_id; send one of them", param="conversation"
-            )
+            raise InvalidRequest("send a conversation or a previous_response_id, not both", param="conversation")
         into: str | None = None
         if conversation is not None:
             id = conversation.get("id") if isinstance(conversation, dict) else conversation
@@ -202,11 +206,8 @@ class OpenAI:
 
     def _new_channel(self, access: Access, body: Json, id: str) -> str:
         model, agents = body.get("model"), access.agents()
-        if (
-            model is None
-            and "input" not in body
-            and (len(agents) == 1 or "{model}" not in (self._channel or "{model}"))
-        ):
+        is_clear = len(agents) == 1 or "{model}" not in (self._channel or "{model}")
+        if model is None and "input" not in body and is_clear:
             model = next(iter(agents), None)  # a conversation need not name a model if its channel is clear
         agent, pattern = self._agent(access, model)
         if self._channel is None:
@@ -217,15 +218,12 @@ class OpenAI:
     async def _reply(self, access: Access, of: Reference, turn: AskedTurn, given: GivenInput) -> Place | None:
         """Send the replies that a request has, and return where its response begins; None for a new turn."""
         open_calls = {call: one.id for one in turn.status.questions if (call := call_of(one.data))}
-        approved_ids = {await _approved(access, of, turn, id) for id in given.approvals}
-        if (given.parts or given.earlier) and (
-            approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
-        ):
-            raise InvalidRequest(
-                "the input has a reply to a call that waits for it, and a message; send the message when the response "
-                "to the reply has ended",
-                param="input",
-            )
+        asked_about = {id: await _approved(access, of, turn, id) for id in given.approvals}
+        approved_ids = {command for _, command in asked_about.values()}
+        waiting = approved_ids & {one.id for one in turn.status.questions} or open_calls.keys() & given.outputs.keys()
+        if waiting and (given.parts or given.earlier):
+            detail = "the input has a reply to a call that waits for it, and a message"
+            raise InvalidRequest(f"{detail}; send the message when the response to the reply has ended", param="input")
         own = own_tools(turn.question)
         calls = {
             part["call"]: ((a, index), part)
@@ -235,12 +233,10 @@ class OpenAI:
         }
         for call in given.outputs:
             if call not in calls:
-                raise NotFound(
-                    f"the response has no function_call with the call_id {call[:64]!r}; send one that it has"
-                )
+                raise NotFound(f"the response has no function_call {call[:64]!r}; send a call_id that it has")
         places: list[Place] = []
         for id, (approved, reason) in given.approvals.items():
-            place, command = approval_place(id)
+            place, command = asked_about[id]
             with suppress(AlreadyAnswered):  # another client may have been faster: the response has the outcome
                 await access.reply(of.channel, command, ok=approved, data={"reason": reason} if reason else None)
             places.append(place)
@@ -312,15 +308,15 @@ class OpenAI:
         access.check(channel, "history", "publish")
         if body.get("items") and id not in channel:
             raise InvalidRequest(
-                f"channel {channel!r} must not get items, because all requests share it; send none", param="items"
+                f"all requests share channel {channel!r}, so it gets no items; send none", param="items"
             )
         await self._store_items(access, channel, body)
-        return JSONResponse(_conversation_of(channel, []))
+        return json_response(_conversation_of(channel, []))
 
     async def _conversation(self, request: Request) -> Response:
         """Return a conversation."""
         access, channel = await self._in_conversation(request)
-        return JSONResponse(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
+        return json_response(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
 
     async def _list_items(self, request: Request) -> Response:
         """Return a page of the items."""
@@ -334,13 +330,13 @@ class OpenAI:
         found = next((one for one in await self._items(access, channel) if one["id"] == id), None)
         if found is None:
             raise unknown("item", id)
-        return JSONResponse(found)
+        return json_response(found)
 
     async def _add_items(self, request: Request) -> Response:
         """Store messages, and return them as items. Messages of other roles than `user` need `append`."""
         access, channel = await self._in_conversation(request)
         body = await body_of(access, request, "send fewer items")
-        return JSONResponse(list_of(await self._store_items(access, channel, body, is_new=False)))
+        return json_response(list_of(await self._store_items(access, channel, body, is_new=False)))
 
     async def _in_conversation(self, request: Request) -> tuple[Access, str]:
         of = reference(request.path_params["id"], prefixes=("conv_",), kind="conversation")
@@ -427,9 +423,7 @@ async def with_references(access: Access, body: Json, channel: str | None) -> Js
         if (turn := of.at()) not in turns:
             turns.add(turn)
             if len(turns) > MAX_EARLIER:
-                raise InvalidRequest(
-                    f"the input has references to more than {MAX_EARLIER} messages; send fewer", param="input"
-                )
+                raise InvalidRequest(f"the input refers to more than {MAX_EARLIER} messages; send fewer", param="input")
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
                 found = await turn_of(access, turn, "item", "input")
@@ -456,7 +450,7 @@ def page_of(items: list[Json], request: Request) -> Response:
         if place is None:
             raise unknown("item", after, "after")
         ordered = ordered[place + 1 :]
-    return JSONResponse(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
+    return json_response(list_of(ordered[: int(limit)], has_more=len(ordered) > int(limit)))
 
 
 def list_of(items: list[Json], *, has_more: bool = False) -> Json:
@@ -469,14 +463,15 @@ def _model_of(name: str) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tenuto"}
 
 
-async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> str:
-    """Return the id of the question that an approval request is about.
+async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> tuple[Place, str]:
+    """Return the place of the call that an approval request is about, and the id of the question.
 
     Raises NotFound unless it is, or was, a question of this turn about the call of the server at its place.
     """
-    (a, index), command = approval_place(id)
-    parts = turn.status.answers[a].parts if a < len(turn.status.answers) else []
-    part = parts[index] if index < len(parts) else {}
+    found = _APPROVAL.match(id)
+    a, index, command = (int(found[1]), int(found[2]), found[3]) if found is not None else (-1, -1, "")
+    answers = turn.status.answers
+    part = answers[a].parts[index] if 0 <= a < len(answers) and index < len(answers[a].parts) else {}
     is_call = part.get("type") == "tool" and part["name"] not in own_tools(turn.question)
     question = next((one for one in turn.status.questions if one.id == command), None)
     if question is not None:
@@ -484,8 +479,8 @@ async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> 
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
         is_call = all(one.id != command for one in await access.pending_commands(of.channel))
     if not is_call:
-        raise no_approval_request(id)
-    return command
+        raise NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+    return (a, index), command
 
 
 class _Endpoints:
@@ -493,7 +488,7 @@ class _Endpoints:
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
-        self._app: ASGIApp = request_response(guarded(self._chosen))
+        self._app: ASGIApp = request_response(guarded(self._chosen, lambda problem: {"error": error_of(problem)}))
 
     async def _chosen(self, request: Request) -> Response:
         endpoint = self._endpoints.get("GET" if request.method == "HEAD" else request.method)
@@ -504,18 +499,4 @@ class _Endpoints:
         return await endpoint(request)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem: Message | None = None
-
-        async def translated(message: Message) -> None:
-            nonlocal problem
-            if dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"application/problem+json"):
-                problem = message  # its body comes in one piece
-            elif problem is not None:
-                response = JSONResponse({"error": error_of(msgspec.json.decode(message["body"]))}, problem["status"])
-                known = dict(response.raw_headers)
-                response.raw_headers += [one for one in problem["headers"] if one[0] not in known]
-                await response(scope, receive, send)
-            else:
-                await send(message)
-
-        await self._app(scope, receive, translated)
+        await self._app(scope, receive, send)

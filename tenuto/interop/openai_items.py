@@ -1,9 +1,6 @@
-"""The items of OpenAI's API, in both directions: the answers of a turn as output, and the input of a request.
+"""The ids of OpenAI's API, and the input of a request: messages, and replies to the agent.
 
 Layer: interop.
-
-One part of an answer is one output item. The input has messages, and replies to the agent. `docs/interop.md` has the
-mapping.
 """
 
 from __future__ import annotations
@@ -17,20 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.adapter import file_part, output_part, packed, requested_in, tools_in, unpacked
-from tenuto.interop.fold import Answer, Json, Part, Place, has_result
+from tenuto.interop.adapter import output_part, packed, stored_parts, unpacked
+from tenuto.interop.fold import Json, Place
+from tenuto.routes import OUTPUT, PARTICIPANT
 
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
-SERVER = "tenuto"  # `server_label` of tools that the server runs
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
-    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
-    "service_tier": "default",
-    "truncation": "disabled",
-}
-_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
-
 
 _ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
 ITEMS = ("msg_", "rs_", "fc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
@@ -83,61 +72,18 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
     return NotFound(detail, **({"param": param} if param else {}))
 
 
-def kind_of(part: Json, own_tools: Collection[str]) -> str:
-    """Return the type of the output item of a part; empty for a part that has none."""
-    if part["type"] == "tool":
-        return "function_call" if part["name"] in own_tools else "mcp_call"
-    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
-
-
-_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
-
-
-def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:
-    """Return the output item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
-    value = part.value
-    text = part.text() if state != "empty" else ""
-    status = "in_progress" if state == "empty" else state
-    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
-    match kind:
-        case "message":
-            content = [] if state == "empty" else [text_content(text)]
-            return {**head, "role": "assistant", "content": content, "status": status}
-        case "reasoning":
-            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
-        case "function_call":
-            return {**head, "call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
-    call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
-    if state != "empty" and has_result(value):
-        output = value.get("output")
-        shown = output if isinstance(output, str) else json.dumps(output)
-        if value.get("state") in ("error", "denied"):
-            text = "denied" if value["state"] == "denied" else shown
-            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
-        else:
-            call["output"] = shown
-        status = "failed" if call["error"] is not None else "completed"
-    return {**head, **call, "status": status}
-
-
-def summary(text: str) -> Json:
-    """Return the summary of a reasoning item."""
-    return {"type": "summary_text", "text": text}
-
-
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
     content, others = _blocks(message.parts, is_answer=message.role == "assistant"), []
     for part in message.parts:
         match part:
-            case {"type": "data", "name": "function_call_output", "data": {"call_id": call, "output": output}}:
+            case {"type": "data", "name": name, "data": {"call_id": call, "output": output}} if name == OUTPUT:
                 blocks = _blocks(output) if isinstance(output, list) else []
                 shown = output if isinstance(output, str) else blocks or json.dumps(output)
                 others.append({"type": "function_call_output", "call_id": call, "output": shown})
             case {"type": "tool", "call": call, "name": name}:
-                others.append(
-                    {"type": "function_call", "call_id": call, "name": name, "arguments": part.get("input", "")}
-                )
+                arguments = part.get("input", "")
+                others.append({"type": "function_call", "call_id": call, "name": name, "arguments": arguments})
     items = [{"type": "message", "role": message.role, "content": content}] if content else []
     ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(message.parts)))
     return [{"id": id, "status": "completed", **item} for id, item in zip(ids, [*items, *others], strict=False)]
@@ -162,76 +108,6 @@ def text_content(text: str) -> Json:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def response(
-    question: Message,
-    of: Reference,
-    *,
-    status: str,
-    output: list[Json],
-    answers: list[Answer],
-    error: Json | None,
-    is_steered: bool = False,
-) -> Json:
-    """Return the `Response`, with all fields of the Open Responses specification.
-
-    A setting that the client left to the model has OpenAI's default.
-    """
-    requested = requested_in(question)
-    extra = requested.get("extra")
-    extra = extra if isinstance(extra, dict) else {}
-    author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
-    return {
-        "id": of.id(),
-        "object": "response",
-        "created_at": question.created_at // 1000,
-        "completed_at": None,  # an answer has no such time while it is streamed
-        "status": status,
-        "background": requested.get("background", False),
-        "max_output_tokens": requested.get("max_output_tokens"),
-        "reasoning": requested.get("reasoning"),
-        "text": {"format": requested.get("response_format") or {"type": "text"}},
-        "error": error,
-        "incomplete_details": {"reason": "steered"} if is_steered else None,
-        "instructions": requested.get("instructions"),
-        "metadata": requested.get("metadata") or {},
-        "model": requested.get("model") or (author if isinstance(author, str) else ""),
-        "output": output,
-        "parallel_tool_calls": requested.get("parallel_tool_calls", True),
-        "previous_response_id": requested.get("previous_response_id"),
-        "temperature": requested.get("temperature", 1),
-        "tool_choice": requested.get("tool_choice") or "auto",
-        "tools": [_whole(one) for one in tools_in(requested)],
-        "top_p": requested.get("top_p", 1),
-        "usage": usage(answers),
-        **{name: extra.get(name, default) for name, default in _ECHOED.items()},
-        "store": True,
-        **({"conversation": {"id": conversation_id(of.channel)}} if question.meta.get(CONVERSATION) else {}),
-    }
-
-
-def usage(answers: list[Answer]) -> Json | None:
-    """Return the tokens that the answers name in `meta.usage`; None if they name none."""
-    found = [one.meta["usage"] for one in answers if isinstance(one.meta.get("usage"), dict)]
-
-    def total(name: str) -> int:
-        return sum(one[name] for one in found if isinstance(one.get(name), int))
-
-    if not found:
-        return None
-    counts = {name: total(name) for name in _COUNTS}
-    return {
-        **counts,
-        "total_tokens": counts["total_tokens"] or counts["input_tokens"] + counts["output_tokens"],
-        "input_tokens_details": {"cached_tokens": total("cached_tokens")},
-        "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
-    }
-
-
-def _whole(tool: Json) -> Json:
-    optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
-    return {**dict.fromkeys(optional), **tool}
-
-
 def error_of(problem: Json) -> Json:
     """Return a problem as an error of OpenAI's API."""
     status = problem["status"]
@@ -248,15 +124,7 @@ Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 # Items of earlier responses, which a client may send again. The store has them.
 _RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
-_APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")
 MAX_EARLIER = 200  # messages before the question
-_BOOL, _TEXT, _OBJECT = (bool, "true or false"), (str, "a text"), (dict, "an object")
-# the types of the fields that this API reads or keeps, and their names; each may be null
-_FIELDS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("stream", "background"), _BOOL),
-    **dict.fromkeys(("model", "instructions", "previous_response_id"), _TEXT),
-    **dict.fromkeys(("metadata", "stream_options"), _OBJECT),
-}
 
 
 @dataclass
@@ -291,17 +159,14 @@ class GivenInput:
 
 
 def check_fields(body: Json) -> None:
-    """Raise InvalidRequest unless the fields of a request, but for its input and tools, have their types."""
-    for name, (kind, expected) in _FIELDS.items():
-        value = body.get(name)
-        is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if value is not None and not is_right:
+    """Raise InvalidRequest unless the fields that `options_in` does not check have their types."""
+    for name, kind, expected in (("stream", bool, "true or false"), ("stream_options", dict, "an object")):
+        if not isinstance(value := body.get(name), kind | None):
             raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name)
     metadata = body.get("metadata") or {}
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidRequest(
-            f"metadata must be an object whose values are texts, got {metadata!r:.80}", param="metadata"
-        )
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        detail = f"metadata must be an object whose values are texts, got {metadata!r:.80}"
+        raise InvalidRequest(detail, param="metadata")
 
 
 @contextmanager
@@ -327,10 +192,8 @@ def given_in_responses(body: Json) -> GivenInput:
         calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
         unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
         if unknown:
-            raise InvalidRequest(
-                f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it; send the "
-                "previous_response_id of that response"
-            )
+            detail = f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it"
+            raise InvalidRequest(f"{detail}; send the previous_response_id of that response")
     return _checked(given)
 
 
@@ -351,7 +214,7 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
     for item in items:
         kind = item.get("type", "message")
         if kind == "message":
-            given.add(_role(item.get("role")), _content(item.get("content")))
+            given.add(_role(item.get("role")), stored_parts(item.get("content"), is_strict=True))
         elif kind == "function_call_output":
             given.outputs[_text(item, "call_id")] = _output(item.get("output"))
         elif kind == "mcp_approval_response":
@@ -372,48 +235,39 @@ def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
     check_fields(body)
     messages = body.get("messages")
-    given = GivenInput()
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
+    given = GivenInput()
     called: set[str] = set()  # ids of the calls in earlier messages
+    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
     for message in messages:
         if message.get("role") == "tool":
             call = _text(message, "tool_call_id")
             if call not in called:
-                raise InvalidRequest(
-                    f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call; send "
-                    "the assistant message with its tool_calls first"
-                )
+                detail = f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call"
+                raise InvalidRequest(f"{detail}; send the assistant message with its tool_calls first")
             given.outputs[call] = _output(message.get("content"))
             continue
         role = _role(message.get("role"))
         calls = message.get("tool_calls") if role == "assistant" else None
         if calls is not None and not isinstance(calls, list):
             raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
-        parts = _content(message.get("content")) if message.get("content") is not None or not calls else []
+        parts = (
+            stored_parts(message.get("content"), is_strict=True)
+            if message.get("content") is not None or not calls
+            else []
+        )
         tools = [_call(one) for one in calls or ()]
         called |= {one["call"] for one in tools}
+        if is_named and (parts or tools):
+            parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": message.get("name")})
         given.add(role, [*parts, *tools])
     return _checked(given)
 
 
-def approval_place(id: str) -> tuple[Place, str]:
-    """Return the place of the call that an approval is about, and the id of the question. Raises NotFound."""
-    if (found := _APPROVAL.match(id)) is None:
-        raise no_approval_request(id)
-    return (int(found[1]), int(found[2])), found[3]
-
-
-def no_approval_request(id: str) -> NotFound:
-    """Return the error about an id that no approval request of the response has."""
-    return NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
-
-
 def _checked(given: GivenInput) -> GivenInput:
     if not (given.parts or given.outputs or given.approvals):
-        raise InvalidRequest(
-            "the input must end with a message of the user that has a text or a file, or with an output; add one"
-        )
+        raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
     if len(given.earlier) > MAX_EARLIER:
         raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
     return given
@@ -425,43 +279,9 @@ def _role(role: object) -> Role:
     return _ROLES[role]
 
 
-def _content(content: object) -> list[Json]:
-    """Return the parts of a message, without empty texts."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}] if content else []
-    if not isinstance(content, list):
-        raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
-    parts: list[Json] = []
-    for part in content:
-        match part:
-            case {"type": "input_text" | "output_text" | "text", "text": str(text)} | {
-                "type": "refusal",
-                "refusal": str(text),
-            }:
-                parts += _content(text)
-            case {"type": "input_image", "image_url": str(url)}:
-                parts.append(file_part(url, "image/*", detail=part.get("detail")))
-            case {"type": "image_url", "image_url": {"url": str(url), **rest}}:
-                parts.append(file_part(url, "image/*", detail=rest.get("detail")))
-            case {"type": "input_file", **about} | {"type": "file", "file": dict(about)}:
-                file = about.get("file_data") or about.get("file_url")
-                if not isinstance(file, str):
-                    raise InvalidRequest(
-                        f"a file needs file_data or file_url, because the server has no files, got {part!r:.80}"
-                    )
-                if file is about.get("file_data") and not file.startswith("data:"):
-                    file = f"data:application/octet-stream;base64,{file}"
-                parts.append(file_part(file, filename=about.get("filename")))
-            case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
-                parts.append(file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}"))
-            case _:
-                raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {part!r:.80}")
-    return parts
-
-
 def _output(output: object) -> object:
     """Return the output of a tool: a list of content as parts, another value as it is."""
-    return _content(output) if isinstance(output, list) else output
+    return stored_parts(output, is_strict=True) if isinstance(output, list) else output
 
 
 def _call(call: object) -> Json:

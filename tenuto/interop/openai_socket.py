@@ -16,13 +16,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from tenuto import Hub, Message
 from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.interop.adapter import requested_in, with_options
-from tenuto.interop.fold import Json
+from tenuto.interop.fold import Json, encode
 from tenuto.interop.openai_items import Reference, error_of, given_in_responses, reference
 from tenuto.interop.openai_stream import TurnEvents, after_of, turn_of
 from tenuto.routes import Access, RouteSocket, TurnDelta
@@ -36,7 +35,6 @@ _STEER_ERRORS: dict[type[TenutoError], str] = {
     InvalidName: "response_not_found",
     TooMany: "too_many_pending_steers",
 }
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(eq=False)
@@ -87,7 +85,7 @@ class _Frames(TurnEvents):
         for event in events:
             if event["type"] == "response.incomplete" and self._steers:  # the further input has cancelled the turn
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
-        return b"".join([_encode(_marked(self._lane, event)) + b"\n" for event in events])
+        return b"".join([encode(_marked(self._lane, event)) + b"\n" for event in events])
 
     def _is_steered(self) -> bool:
         """Return whether the agent has taken in one of the inputs for the turn."""
@@ -261,7 +259,7 @@ class ResponsesSocket:
         named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.message is not None else {})
         named |= {"input": steer.input} if name == "failed" else {}
         event = {"type": f"response.steer.{name}", "sequence_number": lane.last_number, "steer": named, **about}
-        await self._socket.send(_encode(_marked(lane, event)))
+        await self._socket.send(encode(_marked(lane, event)))
 
     async def _refuse(self, lane: _Lane, steer: _Steer, code: str, detail: str) -> None:
         """Return input that has no successor response to the client."""
@@ -270,7 +268,7 @@ class ResponsesSocket:
 
     async def _fail(self, lane: _Lane, problem: Json) -> None:
         event = {"type": "error", "status": problem["status"], "error": error_of(problem)}
-        await self._socket.send(_encode(_marked(lane, event)))
+        await self._socket.send(encode(_marked(lane, event)))
 
 
 def _marked(lane: _Lane, event: Json) -> Json:

@@ -9,35 +9,102 @@ ends when the next one begins. Text for a part that has ended is in the last eve
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
-from tenuto.interop.adapter import own_tools, requested_in, with_options
-from tenuto.interop.fold import EventStream, Json, Part, SentText, call_of, deltas_of, has_result
-from tenuto.interop.openai_items import (
-    CONVERSATION,
-    Reference,
-    item_of,
-    kind_of,
-    response,
-    summary,
-    text_content,
-    unknown,
-)
-from tenuto.routes import Access, TurnDelta, TurnStatus
+from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
+from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, encode, has_result
+from tenuto.interop.openai_items import CONVERSATION, Reference, conversation_id, error_of, text_content, unknown
+from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of
 
-_encode = msgspec.json.Encoder().encode
+SERVER = "tenuto"  # `server_label` of tools that the server runs
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
+
+
+_ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
+    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
+    "service_tier": "default",
+    "truncation": "disabled",
+}
+_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+
+
+def kind_of(part: Json, own_tools: Collection[str]) -> str:
+    """Return the type of the output item of a part; empty for a part that has none."""
+    if part["type"] == "tool":
+        return "function_call" if part["name"] in own_tools else "mcp_call"
+    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
+
+
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
+
+
+def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:
+    """Return the output item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
+    value = part.value
+    text = part.text() if state != "empty" else ""
+    status = "in_progress" if state == "empty" else state
+    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
+    match kind:
+        case "message":
+            content = [] if state == "empty" else [text_content(text)]
+            return {**head, "role": "assistant", "content": content, "status": status}
+        case "reasoning":
+            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
+        case "function_call":
+            return {**head, "call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
+    call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
+    if state != "empty" and has_result(value):
+        output = value.get("output")
+        shown = output if isinstance(output, str) else json.dumps(output)
+        if value.get("state") in ("error", "denied"):
+            text = "denied" if value["state"] == "denied" else shown
+            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
+        else:
+            call["output"] = shown
+        status = "failed" if call["error"] is not None else "completed"
+    return {**head, **call, "status": status}
+
+
+def summary(text: str) -> Json:
+    """Return the summary of a reasoning item."""
+    return {"type": "summary_text", "text": text}
+
+
+def usage(answers: list[Answer]) -> Json | None:
+    """Return the tokens that the answers name in `meta.usage`; None if they name none."""
+    found = [one.meta["usage"] for one in answers if isinstance(one.meta.get("usage"), dict)]
+
+    def total(name: str) -> int:
+        return sum(one[name] for one in found if isinstance(one.get(name), int))
+
+    if not found:
+        return None
+    counts = {name: total(name) for name in _COUNTS}
+    return {
+        **counts,
+        "total_tokens": counts["total_tokens"] or counts["input_tokens"] + counts["output_tokens"],
+        "input_tokens_details": {"cached_tokens": total("cached_tokens")},
+        "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
+    }
+
+
+def _whole(tool: Json) -> Json:
+    optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
+    return {**dict.fromkeys(optional), **tool}
+
+
 # for each kind of item that has a text: its events, those of its content with their fields, and the content
 _TEXTS: dict[str, tuple[str, str, Json, Json, Callable[[str], Json]]] = {
     "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}, text_content),
@@ -67,7 +134,10 @@ class TurnEvents(EventStream):
         self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
-        self._question = _continued(question, previous or of.at()) if any(of.start) else question
+        if any(of.start) and not question.meta.get(CONVERSATION):  # one in a conversation names no other response
+            before = {"previous_response_id": (previous or of.at()).id()}
+            question = with_options(question, {**requested_in(question), **before})
+        self._question = question
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
@@ -82,7 +152,7 @@ class TurnEvents(EventStream):
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         events = self.receive(deltas)
-        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), _encode(one)) for one in events])
+        return b"".join([b"event: %b\ndata: %b\n\n" % (one["type"].encode(), encode(one)) for one in events])
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
@@ -94,16 +164,14 @@ class TurnEvents(EventStream):
             return events
         if not self.position:
             for name in ("created", "in_progress"):
-                begun = response(
-                    self._question, self._of, status="in_progress", output=[], answers=self._turn.answers, error=None
-                )
-                self._put(f"response.{name}", response=begun)
+                self._put(f"response.{name}", response=self._response("in_progress", []))
         for delta in deltas:
             self._turn.receive(delta)
         if not self.is_over:
             self._walk(is_steered=is_steered)
             if self.rest is not None:
-                self._give_way()
+                self.position = max(self.position, ASKING)
+                self._finish()
             elif self._turn.is_over:
                 self._end()
             elif self._ends_at_question and self._open_calls():
@@ -123,27 +191,54 @@ class TurnEvents(EventStream):
                 is_whole = state == "in_progress" and status == "completed"
                 output.append(item_of(kind, part, self._of.at(part.place), state="completed" if is_whole else state))
         output += [self._approval(part, id) for part, id in open_calls.items() if id]
-        return response(
-            self._question,
-            self._of,
-            status=status,
-            output=output,
-            answers=self._turn.answers,
-            error=error,
-            is_steered=self.rest is not None,
-        )
+        return self._response(status, output, error)
+
+    def _response(self, status: str, output: list[Json], error: Json | None = None) -> Json:
+        """Return a `Response` with these fields. A setting that the client left to the model has OpenAI's default."""
+        requested, answers = requested_in(self._question), self._turn.answers
+        extra = requested.get("extra")
+        extra = extra if isinstance(extra, dict) else {}
+        is_named = self._question.meta.get(CONVERSATION)
+        conversation = {"conversation": {"id": conversation_id(self._of.channel)}} if is_named else {}
+        author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
+        return {
+            "id": self._of.id(),
+            "object": "response",
+            "created_at": self._question.created_at // 1000,
+            "completed_at": None,  # an answer has no such time while it is streamed
+            "status": status,
+            "background": requested.get("background", False),
+            "max_output_tokens": requested.get("max_output_tokens"),
+            "reasoning": requested.get("reasoning"),
+            "text": {"format": requested.get("response_format") or {"type": "text"}},
+            "error": error,
+            "incomplete_details": {"reason": "steered"} if self.rest is not None else None,
+            "instructions": requested.get("instructions"),
+            "metadata": requested.get("metadata") or {},
+            "model": requested.get("model") or (author if isinstance(author, str) else ""),
+            "output": output,
+            "parallel_tool_calls": requested.get("parallel_tool_calls", True),
+            "previous_response_id": requested.get("previous_response_id"),
+            "temperature": requested.get("temperature", 1),
+            "tool_choice": requested.get("tool_choice") or "auto",
+            "tools": [_whole(one) for one in tools_in(requested)],
+            "top_p": requested.get("top_p", 1),
+            "usage": usage(answers),
+            **{name: extra.get(name, default) for name, default in _ECHOED.items()},
+            "store": True,
+            **conversation,
+        }
 
     def _outcome(self) -> tuple[str, Json | None]:
         if self.rest is not None:
             return "incomplete", None
-        if self._turn.state == "none":
-            return _failed("no agent serves the channel of this response")
-        if self._turn.state != "over":
+        if not self._turn.is_over:
             return ("completed" if self._open_calls() else "in_progress" if self._turn.answers else "queued"), None
         ended, reason = self._turn.end()
         if ended in ("complete", "cancelled"):
             return ("cancelled" if ended == "cancelled" else "completed"), None
-        return _failed(reason or ended)
+        error = {"type": "server_error", "code": "server_error", "message": reason or ended, "param": None}
+        return "failed", error
 
     def _is_steered(self) -> bool:
         """Return whether the agent has taken in further input, so that the rest of the turn is another response.
@@ -278,47 +373,26 @@ class TurnEvents(EventStream):
                 self._put("response.output_item.added", output_index=self._items, item=item)
                 self._put("response.output_item.done", output_index=self._items, item=item)
                 self._items += 1
-        self._skip_known()
-        self._put("response.completed", response=self.response())
-        self.is_over = True
-
-    def _give_way(self) -> None:
-        """End the response, because the agent has taken in further input. The rest of the turn is another response."""
-        self.position = max(self.position, ASKING)
-        self._skip_known()
-        self._put("response.incomplete", response=self.response())
-        self.is_over = True
+        self._finish()
 
     def _end(self) -> None:
         self._walk(is_last=True)
-        self._skip_known()
-        whole = self.response()
-        kinds = {"completed": "completed", "cancelled": "incomplete", "failed": "failed"}
-        self._put(f"response.{kinds[whole['status']]}", response=whole)
-        if whole["error"] is not None:
-            error = whole["error"]
+        error = self._finish()["error"]
+        if error is not None:
             self._put("error", code=error["code"], message=error["message"], param=None, error=error)
-        self.is_over = True
 
-    def _skip_known(self) -> None:
-        """Continue above the number that the reader has, so that it gets the last event also if text was removed."""
+    def _finish(self) -> Json:
+        """Send the last event above the number that the reader has, so that it gets it also if text was removed."""
         self.position = max(self.position, self._after + 1)
+        whole, self.is_over = self.response(), True
+        name = "incomplete" if whole["status"] == "cancelled" else whole["status"]
+        self._put(f"response.{name}", response=whole)
+        return whole
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
         if number > self._after and not self._is_muted:
             self._events.append({"type": event_type, "sequence_number": number, **fields})
-
-
-def _continued(question: Message, previous: Reference) -> Message:
-    """Return the question for a response that continues `previous`. One in a conversation names no other."""
-    if question.meta.get(CONVERSATION):
-        return question
-    return with_options(question, {**requested_in(question), "previous_response_id": previous.id()})
-
-
-def _failed(message: str) -> tuple[str, Json]:
-    return "failed", {"type": "server_error", "code": "server_error", "message": message, "param": None}
 
 
 def after_of(given: Mapping[str, Any]) -> int:
@@ -370,17 +444,6 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
     return await asked(access, of.channel, status)
 
 
-class _Unsent(TurnEvents):
-    """The events of a turn, of which the caller gets the `Response` alone (`TurnFormat`)."""
-
-    heartbeat = b""
-
-    def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
-        """Return no bytes (`TurnFormat.frame`)."""
-        self.receive(deltas)
-        return b""
-
-
 async def whole_response(
     access: Access,
     request: Request,
@@ -394,25 +457,14 @@ async def whole_response(
 
     If the caller has just cancelled the turn (`is_cancelled`), its end counts, also while a question is open.
     """
-    events = _Unsent(question, of, is_cancelled=is_cancelled)
-    refusal, is_complete = Response(), False
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal is_complete
-        refusal.status_code = message.get("status", refusal.status_code)
-        refusal.raw_headers = message.get("headers", refusal.raw_headers)
-        refusal.body += message.get("body", b"")
-        is_complete = message["type"] == "http.response.body" and not message.get("more_body")
-
-    await access.stream(of.channel, of.message_id, events)(request.scope, request.receive, send)
-    if refusal.status_code != 200:
-        return refusal
+    events = TurnEvents(question, of, 2 * ASKING, is_cancelled=is_cancelled)  # it sends none of its events
     headers = {"cache-control": "no-cache, no-transform", "x-should-retry": "false"}  # else it sends the question again
-    if not is_complete:  # the hub drains, the identity has expired, or the store is away
-        why = "the hub ended the request before the turn was over; the turn goes on, so retrieve its response later"
-        return JSONResponse(Draining(why).problem(), 503, headers, "application/problem+json")
+    try:
+        await access.follow(of.channel, of.message_id, events, request.receive)
+    except Draining as error:
+        return JSONResponse({"error": error_of(error.problem())}, 503, headers)
     status, body = shape(events.response())
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
+    return Response(encode(body), status, headers, "application/json")
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
@@ -443,7 +495,7 @@ class ChatStream(TurnEvents):
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
         chunks = [chunk for event in self.receive(deltas) for chunk in self._chunks(event)]
-        body = b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        body = b"".join([b"data: %b\n\n" % encode(chunk) for chunk in chunks])
         is_failed = bool(chunks) and "error" in chunks[-1]
         return body + b"data: [DONE]\n\n" if self.is_over and not is_failed else body
 

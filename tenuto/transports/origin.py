@@ -159,8 +159,17 @@ def _is_allowed(hub: HubCore, origin: str, *, by_cookie: bool) -> bool:
     return origin in hub.allowed_origins or ("*" in hub.allowed_origins and not by_cookie)
 
 
-def check_page_of_question(hub: HubCore, scope: Scope) -> None:
-    """Raise Forbidden if a page of another origin asks in a route of the app, or a browser prefetches.
+def refusal_of_get(hub: HubCore, scope: Scope) -> Forbidden | None:
+    """Return the error for a change in a GET route of the app by a page of another origin, as `check_origin` raises it
+    for other methods.
+    """
+    if scope["type"] != "http" or scope.get("method") not in SAFE_METHODS:
+        return None
+    return refusal_of_page(hub, scope) if is_by_cookie(hub, scope) or _becomes_visitor(hub, scope) else None
+
+
+def refusal_of_page(hub: HubCore, scope: Scope) -> Forbidden | None:
+    """Return the error if a page of another origin asks in a route of the app, or a browser prefetches.
 
     `check_origin` lets GET pass, which changes no channel of the hub; there it makes the app call its model.
     """
@@ -168,7 +177,8 @@ def check_page_of_question(hub: HubCore, scope: Scope) -> None:
     is_other = any(site not in _OWN_SITE for site in headers_of(scope, b"sec-fetch-site"))
     is_prefetch = "prefetch" in (header(scope, b"sec-purpose") or "")
     if (is_other or is_prefetch) and origin not in hub.allowed_origins:
-        raise Forbidden("a page of another origin sent this question; list its origin in Hub(allowed_origins=[...])")
+        return Forbidden("a page of another origin sent this question; list its origin in Hub(allowed_origins=[...])")
+    return None
 
 
 def is_own_origin(hub: HubCore, scope: Scope, origin: str) -> bool:

@@ -485,6 +485,13 @@ def test_a_qr_code_is_a_square_of_modules() -> None:
     assert [row[:7] for row in rows[:7]] == ["1111111", "1000001", *["1011101"] * 3, "1000001", "1111111"]
 
 
+async def test_the_chat_of_the_post_is_for_pages_of_this_machine() -> None:
+    async with demo("memory://") as here:
+        assert (await here.http.post("/post/tenuto/v1/visitor")).status_code == 200
+        rebound = await here.http.post("/post/tenuto/v1/visitor", headers={"host": "evil.example:8000"})
+        assert (rebound.status_code, rebound.json()["code"]) == (403, "forbidden")
+
+
 async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None:
     async with demo("memory://") as here:
         page = await here.http.get("/")

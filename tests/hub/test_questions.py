@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
+from contextvars import copy_context
 from typing import Any
 
 import httpx2
@@ -337,6 +338,13 @@ async def test_question_through_an_adapter_counts_once_and_its_history_does_not(
         await access.create(page.channel, text="now")
         with pytest.raises(TooMany):
             await access.create(page.channel, text="and again")
+
+
+def test_blocking_call_of_a_program_that_serves_later_leaves_no_route_to_its_tasks() -> None:
+    hub = new_hub()
+    hub.sync.create("chat:1", text="the first message")
+    hub.sync.close()
+    assert "tenuto_route" not in {one.name for one in copy_context()}
 
 
 async def test_visitors_of_one_address_begin_channels_and_send_signals_within_its_limits() -> None:

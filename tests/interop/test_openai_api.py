@@ -100,6 +100,15 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Sce
     newest: Any = [one async for one in client.conversations.items.list(made.id)]
     assert [one.id for one in newest] == [one.id for one in items][::-1]
     assert (await client.conversations.items.retrieve(items[-1].id, conversation_id=made.id)) == items[-1]
+    raw, of_items = client.conversations.with_raw_response, client.conversations.items.with_raw_response
+    responses: list[Any] = [
+        await raw.create(),
+        await raw.retrieve(made.id),
+        await of_items.list(made.id),
+        await of_items.retrieve(items[-1].id, conversation_id=made.id),
+        await of_items.create(made.id, items=first[:1]),
+    ]
+    assert [one.headers["cache-control"] for one in responses] == ["no-store"] * 5
     added = await client.conversations.items.create(made.id, items=[{"role": "user", "content": "note"}])
     assert (await client.conversations.items.list(made.id, limit=1)).data == added.data
     await scene.hub.create("chat:1", id="u", text="you", author="ann")  # any channel is a conversation

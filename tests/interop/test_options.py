@@ -134,6 +134,28 @@ async def test_tool_that_langchain_binds_is_called_and_its_result_is_at_the_call
     assert [one["role"] for one in stub.received[1]["openai"]] == ["user", "assistant", "tool"]
 
 
+async def test_name_of_each_message_of_a_chat_completion_is_in_the_history(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    messages: list[Any] = [
+        {"role": "system", "content": "Be kind.", "name": "rules"},
+        {"role": "user", "content": "Hello!", "name": "ann"},
+        {"role": "assistant", "content": "Hi Ann.", "name": "host"},
+        {"role": "user", "content": "I am in Ulm."},
+        {"role": "user", "content": "And I in Bonn.", "name": "bob"},
+        {"role": "user", "content": "Where am I?", "name": "ann"},
+    ]
+    await client.chat.completions.create(model="bot", messages=messages)
+    assert stub.received[0]["openai"] == messages
+    asked = {"role": "user", "content": "I am in Ulm.And I in Bonn.Where am I?"}
+    assert stub.received[0]["responses"][-1] == stub.received[0]["text"][-1] == asked
+    refused = [{"role": "user", "content": "Hello!", "name": "Ann Ives"}]  # by the API of the model
+    await client.chat.completions.create(model="bot", messages=refused)
+    assert stub.received[1]["openai"] == [{"role": "user", "content": "Hello!"}]
+    with pytest.raises(openai.BadRequestError, match="name must be a text, got 7"):
+        await client.chat.completions.create(model="bot", messages=[{**messages[1], "name": 7}])
+
+
 async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_result(stub: Stub) -> None:
     """`open_webui.json` has both requests that Open WebUI 0.12.4 sent to a hub for one question, with its own tools."""
     recorded = json.loads(Path(__file__).with_name("open_webui.json").read_text())

@@ -635,12 +635,50 @@ async def test_question_of_a_route_and_its_answer_count_once() -> None:
         hub.sync.create(f"chat:{visitor}", text="why?")
         return hub.stream_response(f"chat:{visitor}", ["because"])
 
+    @app.post("/of-channel")
+    def of_channel(channel: str) -> Any:
+        hub.sync.create(channel, text="why?", author="you")
+        return hub.stream_response(channel, ["because"])
+
     async with serving(hub, app) as served:
         await served.http.post("/tenuto/v1/visitor")
         served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
         paths = ("/ask", "/blocking", "/blocking", "/ask", "/blocking")
         statuses = [(await served.http.post(path)).status_code for path in paths]
+        path = f"/of-channel?channel=chat:{new_visitor_id(bytes(13))}"
+        by_channel = [(await served.http.post(path)).status_code for _ in range(4)]
     assert statuses == [200, 200, 200, 429, 429]
+    assert by_channel == [200, 200, 200, 429]
+
+
+@pytest.mark.parametrize("path", ["/ask", "/blocking", "/access"])
+async def test_page_of_another_site_stores_no_question_by_a_get_route(path: str) -> None:
+    guests = visitors()
+    hub = new_hub(authenticate=guests)
+    app = FastAPI()
+
+    @app.get("/ask")
+    async def ask(id: str, visitor: str = Depends(guests.of)) -> str:
+        return (await hub.create(f"chat:{visitor}", text="why?", id=id)).id
+
+    @app.get("/blocking")
+    def blocking(id: str, visitor: str = Depends(guests.of)) -> str:
+        return hub.sync.create(f"chat:{visitor}", text="why?", id=id).id
+
+    @app.get("/access")
+    async def by_access(request: Request, id: str) -> str:
+        access = await hub.authorize(request.scope)
+        return (await access.create(f"chat:{access.identity.client_id}", text="why?", id=id)).id
+
+    hub.install(app, "/tenuto")
+    async with serving(hub, app) as served:
+        visitor = (await served.http.post("/tenuto/v1/visitor")).json()["id"]
+        for number, header in enumerate(({"sec-fetch-site": "cross-site"}, {"sec-purpose": "prefetch"})):
+            refused = await served.http.get(path, params={"id": f"q{number}"}, headers=header)
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        stored = await served.http.get(path, params={"id": "q2"}, headers={"sec-fetch-site": "same-origin"})
+        assert (stored.status_code, stored.json()) == (200, "q2")
+        assert [one.id for one in (await hub.history(f"chat:{visitor}")).messages] == ["q2"]
 
 
 async def test_answer_in_a_channel_of_a_visitor_counts_for_it_without_a_word_of_the_app() -> None:

@@ -117,11 +117,12 @@ class Asked:
 class Route:
     """The route of the app in which code runs: whose request it serves, from where, and its last question."""
 
-    __slots__ = ("asked", "channel", "peer", "visitor")
+    __slots__ = ("asked", "channel", "peer", "refusal", "visitor")
 
-    def __init__(self, visitor: str | None = None, peer: str | None = None) -> None:
+    def __init__(self, visitor: str | None = None, peer: str | None = None, refusal: TenutoError | None = None) -> None:
         self.visitor = visitor  # None: not known
         self.peer = peer  # address of the request
+        self.refusal = refusal  # why its request may store no question of the visitor
         self.channel = ""  # that of the question `asked`
         self.asked: Asked | None = None  # a question that the app has stored, and whose answer has not begun
 
@@ -185,14 +186,18 @@ class Questions:
     def counted(self, channel: str, request: Request, caller: Caller) -> tuple[Caller, Asked | None]:
         """Count `request` if it is a question of a visitor, and return the caller with whom to submit it.
 
-        Beyond the limit the caller has a refusal: a repeat of a stored question still gets its result.
+        The caller has a refusal beyond the limit, and in a route for a page that may ask nothing. A repeat of a stored
+        question still gets its result.
         """
         visitor = visitor_of(channel, caller) if is_question(request, caller) else None
         if visitor is None:
             return caller, None
         route = current_route() if caller.is_app else None
         # tasks of the app may run in the context of another request
-        peer = caller.peer if route is None else route.peer if route.visitor == visitor else None
+        is_own = route is not None and route.visitor == visitor
+        peer = caller.peer if route is None else route.peer if is_own else None
+        if route is not None and is_own and route.refusal is not None:
+            return replace(caller, refusal=route.refusal), None
         try:
             asked = self.ask(visitor, peer)
         except TooMany as error:

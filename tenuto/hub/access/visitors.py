@@ -14,7 +14,7 @@ import secrets
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
-from tenuto.core.errors import InvalidName, LocalError, shown
+from tenuto.core.errors import InvalidName, LocalError, TenutoError, shown
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope
@@ -54,9 +54,12 @@ class Visit:
         self.set_cookies: list[bytes] = []  # values of the headers that the response must have
         self._route: Route | None = None  # that of the app which has asked for the visit
 
-    def enter_route(self, peer: str) -> None:
-        """Note that the code which runs now, and its tasks, serve this request, which is from the address `peer`."""
-        self._route = self._route or Route(self.client_id, peer)
+    def enter_route(self, peer: str, refusal: TenutoError | None) -> None:
+        """Note that the code which runs now, and its tasks, serve this request, which is from the address `peer`.
+
+        `refusal` is the error for a question that it stores, if it may store none.
+        """
+        self._route = self._route or Route(self.client_id, peer, refusal)
         enter_route(self._route)
 
     @property
