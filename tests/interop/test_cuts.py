@@ -29,7 +29,6 @@ from tenuto.interop import AGUI, AISDK, OpenAI
 from tenuto.interop.openai_items import reference
 from tests.conftest import IS_LONG
 from tests.interop import pages
-from tests.interop.long.test_openai_node import units
 from tests.proxy import FaultProxy
 from tests.transports.conftest import new_hub, serving
 
@@ -109,22 +108,34 @@ def of_openai(state: Any) -> Shown:
     return reasoning, text, json.loads(arguments), call["output"]
 
 
+def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
+    """Return one unit for each event of the structure, and one for each code point of a delta, with their numbers."""
+    found: list[tuple[int, str, str]] = []
+    for event in events:
+        number, delta = event["sequence_number"], event.get("delta", "")
+        first = number - len(delta) + 1
+        found += [(first + at, event["type"], letter) for at, letter in enumerate(delta)] or [
+            (number, event["type"], "")
+        ]
+    return found
+
+
 def package(variable: str, name: str) -> Path:
     return Path(os.environ.get(variable, "none")) / name
 
 
 PLACES = package("TENUTO_AGUI", "@ag-ui/client"), package("TENUTO_TANSTACK", "@tanstack/ai-client")
 NODE = package("TENUTO_OPENAI", "")
-SDK: dict[str, Any] = {"path": "/v1", "again": "send", "shown": of_openai, "size": 12_000}
+SDK: dict[str, Any] = {"path": "/v1", "again": "send", "shown": of_openai, "size": 4_000}
 SOCKET: dict[str, Any] = {**SDK, "mark": b"\x81", "closes": (2,) * 60, "way": "socket"}  # the first byte of each frame
 # Early releases add what they get to what they have, so the page is loaded again.
 IN_PLACE = pages.MAJOR >= 6 and not pages.IS_STRICT
-PAGE: dict[str, Any] = {"path": "/api/chat", "shown": of_ai_sdk, "size": 2_500, "closes": (*range(1, 60),)}
+PAGE: dict[str, Any] = {"path": "/api/chat", "shown": of_ai_sdk, "size": 2_000, "closes": (*range(1, 60),)}
 EVERY = [
     Client("ai_sdk-reloads", "ai_sdk_page.mjs", pages.PACKAGE, again="open", **PAGE),
     *([Client("ai_sdk-resumes", "ai_sdk_page.mjs", pages.PACKAGE, again="resume", **PAGE)] if IN_PLACE else []),
-    Client("agui", "agui_page.mjs", PLACES[0], "/api/agent", "run", of_agui, 3_000, closes=(1, 2, 3, 4) * 15),
-    Client("tanstack", "tanstack_page.mjs", PLACES[1], "/api/agent", "reload", of_tanstack, 3_000),
+    Client("agui", "agui_page.mjs", PLACES[0], "/api/agent", "run", of_agui, 1_500, closes=(1, 2, 3, 4) * 15),
+    Client("tanstack", "tanstack_page.mjs", PLACES[1], "/api/agent", "reload", of_tanstack, 1_000),
     Client("openai-stream", "", FOLDER, **SDK, way="stream"),
     Client("openai-socket", "", FOLDER, **SOCKET),
     Client("openai_node-stream", "openai_page.mjs", NODE, **SDK, way="stream"),
