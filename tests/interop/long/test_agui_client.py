@@ -182,7 +182,7 @@ async def test_result_of_a_tool_of_the_page_reaches_the_agent_at_its_call(scene:
 
 
 async def test_images_of_each_form_beside_a_text_reach_the_agent(scene: Scene) -> None:
-    """Releases before 1.0 send `binary`."""
+    """Releases before 1.0 send `binary` as it is, later ones as `image`."""
 
     async def script(turn: Turn) -> None:
         received.extend(await turn.history("openai"))

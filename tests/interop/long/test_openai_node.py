@@ -183,6 +183,28 @@ async def test_client_for_node_continues_on_another_server_of_the_same_store(tmp
     assert "".join(letter for _, kind, letter in every if kind == "response.output_text.delta") == ANSWER
 
 
+async def test_ai_sdk_reads_the_type_and_code_of_a_failed_response() -> None:
+    async def fails(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("One.")
+            raise RuntimeError("secret")
+
+    async with scene_of() as scene, program("openai_ai_sdk_fails.mjs", scene.served.port, PROVIDER) as process:
+        scene.script = fails  # type: ignore[method-assign]
+        seen = json.loads((await process.communicate())[0])
+    named = {"type": "server_error", "code": "server_error", "message": seen["message"], "param": None}
+    assert (seen["name"], seen["error"]) == (
+        "AI_APICallError",
+        named,
+    )  # else AI_APICallError of "Invalid JSON response"
+    assert (seen["text"], seen["errors"][-1]["name"], seen["errors"][-1]["data"]["error"]) == (
+        "One.",
+        "AI_StreamProviderError",
+        named,
+    )
+    assert "secret" not in json.dumps(seen)
+
+
 async def test_two_turns_of_generate_text_have_the_stored_items_with_and_without_a_tool() -> None:
     async with stub_at() as stub, program("openai_ai_sdk.mjs", stub.served.port, PROVIDER) as process:
         seen = json.loads((await process.communicate())[0])
