@@ -7,7 +7,6 @@ import { createInterface } from "node:readline"
 const [, , main, baseURL] = process.argv
 const entry = main.replace(/index\.js$/, "index.mjs")
 const { default: OpenAI } = await import(entry)
-const { ResponsesWS } = await import(entry.replace("index.mjs", "resources/responses/ws.mjs"))
 const client = new OpenAI({ apiKey: "key", baseURL, maxRetries: 0 })
 
 async function* followed({ key, way, events }) {
@@ -19,6 +18,7 @@ async function* followed({ key, way, events }) {
     if (first) return yield* await client.responses.retrieve(first.response.id, { stream: true, ...after })
     return yield* await client.responses.create(asked, { headers: { "Idempotency-Key": key } })
   }
+  const { ResponsesWS } = await import(entry.replace("index.mjs", "resources/responses/ws.mjs")) // not in early releases
   const socket = new ResponsesWS(client)
   socket.on("error", () => {}) // the client tells of a cut
   socket.send(first ? { type: "response.retrieve", response_id: first.response.id, ...after } : { type: "response.create", ...question })
@@ -64,7 +64,7 @@ const actions = {
 for await (const line of createInterface({ input: process.stdin })) {
   const { page: name, action, ...options } = JSON.parse(line)
   await actions[action](name, options)
-  const { status, isOver, events } = pages.get(name)
-  console.log(JSON.stringify({ status, isOver, events }))
+  const { status, isOver, events, shown } = pages.get(name)
+  console.log(JSON.stringify({ status, isOver, events, shown }))
 }
 process.exit(0)

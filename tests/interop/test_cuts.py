@@ -25,7 +25,7 @@ import websockets
 from fastapi import FastAPI
 
 from tenuto import Hub, Turn
-from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.interop import AGUI, AISDK, OpenAI, ai_sdk
 from tenuto.interop.openai_items import reference
 from tests.conftest import IS_LONG
 from tests.interop import pages
@@ -124,7 +124,7 @@ def package(variable: str, name: str) -> Path:
     return Path(os.environ.get(variable, "none")) / name
 
 
-PLACES = package("TENUTO_AGUI", "@ag-ui/client"), package("TENUTO_TANSTACK", "@tanstack/ai-client")
+AG_UI, TANSTACK = package("TENUTO_AGUI", "@ag-ui/client"), package("TENUTO_TANSTACK", "@tanstack/ai-client")
 NODE = package("TENUTO_OPENAI", "")
 SDK: dict[str, Any] = {"path": "/v1", "again": "send", "shown": of_openai, "size": 4_000}
 SOCKET: dict[str, Any] = {**SDK, "mark": b"\x81", "closes": (2,) * 60, "way": "socket"}  # the first byte of each frame
@@ -134,14 +134,20 @@ PAGE: dict[str, Any] = {"path": "/api/chat", "shown": of_ai_sdk, "size": 2_000, 
 EVERY = [
     Client("ai_sdk-reloads", "ai_sdk_page.mjs", pages.PACKAGE, again="open", **PAGE),
     *([Client("ai_sdk-resumes", "ai_sdk_page.mjs", pages.PACKAGE, again="resume", **PAGE)] if IN_PLACE else []),
-    Client("agui", "agui_page.mjs", PLACES[0], "/api/agent", "run", of_agui, 1_500, closes=(1, 2, 3, 4) * 15),
-    Client("tanstack", "tanstack_page.mjs", PLACES[1], "/api/agent", "reload", of_tanstack, 1_000),
+    Client("agui", "agui_page.mjs", AG_UI, "/api/agent", "run", of_agui, 1_500, closes=(1, 2, 3, 4) * 15),
+    Client("tanstack", "tanstack_page.mjs", TANSTACK, "/api/agent", "reload", of_tanstack, 1_000),
     Client("openai-stream", "", FOLDER, **SDK, way="stream"),
     Client("openai-socket", "", FOLDER, **SOCKET),
     Client("openai_node-stream", "openai_page.mjs", NODE, **SDK, way="stream"),
     Client("openai_node-socket", "openai_page.mjs", NODE, **SOCKET),
 ]
 CLIENTS = [pytest.param(one, id=one.name) for one in EVERY if one.package.is_dir()]
+
+
+@pytest.fixture(autouse=True)
+def ended_turns_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a page that was cut at the end of a turn resume however slow the machine is."""
+    monkeypatch.setattr(ai_sdk, "JUST_ENDED_S", 600.0)
 
 
 class Reader:
@@ -167,7 +173,8 @@ class Reader:
                         await self._changed.wait()
         is_over = self._task is None or self._task.done()
         is_whole = bool(self._events) and self._events[-1]["type"] == "response.completed"
-        return {"isOver": is_over, "status": "ready" if is_whole else "broken", "events": self._events}
+        status = "ready" if is_whole else "broken"
+        return {"isOver": is_over, "status": status, "events": self._events, "shown": self._shown}
 
     async def _read(self) -> None:
         errors = openai.APIConnectionError, httpx2.HTTPError, websockets.WebSocketException, OSError
@@ -202,12 +209,20 @@ class Reader:
         return seen and {"response_id": seen[0]["response"]["id"], "starting_after": seen[-1]["sequence_number"]}
 
 
+def shows(state: Any, wanted: str) -> bool:
+    """Return whether a client shows a word, or the end."""
+    if wanted == END:
+        return state["status"] in ("ready", "finished")
+    return wanted in json.dumps(state.get("messages") or state["shown"], ensure_ascii=False)
+
+
 class Scene:
     """A hub with the routes of all adapters behind a proxy, an agent whose answers wait at each step, and a client."""
 
     def __init__(self, hub: Hub, proxy: FaultProxy, client: Client, reader: Any) -> None:
         self.proxy, self._hub, self._client, self._reader = proxy, hub, client, reader
         self._gates = [asyncio.Event() for _ in range(len(STEPS) + 1)]
+        self._left = 1_000  # cuts that the proxy had left when the client resumed: it resumes after a cut alone
 
     async def agent(self, turn: Turn) -> None:
         gates = iter(self._gates)
@@ -224,15 +239,15 @@ class Scene:
 
     async def follow(self, thread: str) -> None:
         """Ask, let the agent write each step when the client shows the one before, and compare the end with the log."""
-        client, reader, left = self._client, self._reader, self.proxy.cuts_left()
+        client, reader = self._client, self._reader
         self._gates = [asyncio.Event() for _ in self._gates]
         await reader("p", "open", thread=thread, id=thread, way=client.way)
         await reader("p", "send", text="you")
         for gate, wanted in zip(self._gates, [word for word, _ in STEPS] + [END], strict=True):
             gate.set()
-            while not self._shows(state := await reader("p", "shows", wanted=wanted), wanted):
-                assert (state["isOver"], self.proxy.cuts_left() < left) == (True, True), state
-                left = self.proxy.cuts_left()
+            while not shows(state := await reader("p", "shows", wanted=wanted), wanted):
+                assert (state["isOver"], self.proxy.cuts_left() < self._left) == (True, True), state
+                self._left = self.proxy.cuts_left()
                 await reader("p", client.again, id=thread, load=True, resume=True)
         channel = reference(state["events"][0]["response"]["id"]).channel if "events" in state else f"chat:{thread}"
         answers = [one for one in (await self._hub.history(channel)).messages if one.role == "assistant"]
@@ -242,16 +257,6 @@ class Scene:
         stored = "".join(one["text"] for one in reasoning), "".join(one["text"] for one in text)
         assert (len(answers), *stored, json.loads(call[0]["input"]), call[0]["output"]) == (1, *SHOWN)
         assert client.shown(state) == SHOWN
-
-    def _shows(self, state: Any, wanted: str) -> bool:
-        shown = state.get("messages") or "".join(
-            one.get("delta") or (one.get("item") or {}).get("output") or "" for one in state.get("events", [])
-        )
-        return (
-            state["status"] in ("ready", "finished")
-            if wanted == END
-            else wanted in json.dumps(shown, ensure_ascii=False)
-        )
 
 
 @asynccontextmanager
