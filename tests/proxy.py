@@ -121,9 +121,20 @@ class FaultProxy:
         Those before the cut have been passed to the kernel, but the reset of the cut may discard bytes that their
         reader has not read yet. A second call replaces the remaining counts; without counts it cancels them.
         """
+        self.cut_after_marks(b"", *counts, direction=direction)
+
+    def cut_after_marks(self, mark: bytes, *counts: int, direction: Direction = "down") -> None:
+        """Close (FIN) the connection that carries the n-th `mark`, such as the end of an event, just after it.
+
+        All bytes before the end reach their reader. Otherwise as `cut_after`.
+        """
         assert all(count > 0 for count in counts), counts
         for way in self._ways(direction):
-            way.cuts = deque(counts)
+            way.cuts, way.mark, way.end = deque(counts), mark, b""
+
+    def cuts_left(self, direction: Direction = "down") -> int:
+        """Return how many counts of the last call are left."""
+        return max(len(way.cuts) for way in self._ways(direction))
 
     # Passing bytes
 
@@ -198,6 +209,8 @@ class _Way:
         self.swallowed: set[_Link] = set()  # connections made while it was a black hole
         self.bytes_per_s: int | None = None
         self.cuts: deque[int] = deque()
+        self.mark = b""  # what the cuts count; empty: bytes
+        self.end = b""  # of the bytes that passed, which may begin a mark
         self.count = count
 
     def piece_bytes(self) -> int:
@@ -205,24 +218,36 @@ class _Way:
             return _PIECE_BYTES
         return max(1, min(_PIECE_BYTES, self.bytes_per_s // _PACES_PER_S))
 
-    def limit(self, size: int) -> int:
-        """Return how many of `size` bytes may pass before the next cut."""
-        return min(size, self.cuts[0]) if self.cuts else size
+    def limit(self, data: memoryview) -> int:
+        """Return how many bytes of `data` may pass before the next cut, or up to a mark."""
+        if not self.cuts:
+            return len(data)
+        if not self.mark:
+            return min(len(data), self.cuts[0])
+        at = (self.end + data).find(self.mark)
+        return len(data) if at < 0 else at + len(self.mark) - len(self.end)
 
-    def passed(self, size: int) -> bool:
+    def passed(self, data: memoryview) -> bool:
         """Count bytes that have passed. Return whether the connection that carried them must be cut."""
-        self.count(size)
+        self.count(len(data))
         if not self.cuts:
             return False
-        self.cuts[0] -= size
+        end = self.end + data
+        self.cuts[0] -= end.endswith(self.mark) if self.mark else len(data)
+        self.end = end[max(0, len(end) + 1 - len(self.mark)) :] if self.mark else b""
         if self.cuts[0] > 0:
             return False
         self.cuts.popleft()
+        self.end = b""
         return True
 
 
 class _Cut(Exception):
     """Raised to end a link with a reset."""
+
+
+class _Close(Exception):
+    """Raised to end a link in the orderly way."""
 
 
 class _Link:
@@ -261,6 +286,8 @@ class _Link:
                 await _swallow(self._client)
             else:
                 await self._carry(upstream)
+            self._is_orderly = True
+        except* _Close:
             self._is_orderly = True
         except* (OSError, TimeoutError, _Cut):
             pass  # one side or the proxy has ended the connection: a reset informs both sides
@@ -309,7 +336,7 @@ async def _send(target: socket.socket, data: bytes, way: _Way, back: _Way) -> No
             await way.open.wait()
             continue
         try:
-            sent = target.send(rest[: way.limit(len(rest))])
+            sent = target.send(rest[: way.limit(rest)])
         except BlockingIOError:
             await _writable(target)
             continue
@@ -317,9 +344,9 @@ async def _send(target: socket.socket, data: bytes, way: _Way, back: _Way) -> No
             if back.is_hole:
                 await back.open.wait()
             raise
-        rest = rest[sent:]
-        if way.passed(sent):
-            raise _Cut
+        passed, rest = rest[:sent], rest[sent:]
+        if way.passed(passed):
+            raise _Close if way.mark else _Cut
 
 
 async def _swallow(source: socket.socket) -> None:

@@ -207,6 +207,21 @@ async def test_several_cuts_are_made_one_after_the_other(upstream, proxy, client
     assert await whole.read(10) == b"0123456789"
 
 
+async def test_connections_are_closed_just_after_a_mark_also_one_that_comes_in_two_pieces(
+    upstream, proxy, clients
+) -> None:
+    proxy.cut_after_marks(b"\n\n", 1, 2)
+    passed = []
+    for _ in range(2):
+        client = await clients.connect()
+        _, writer = await upstream[0].arrived()
+        writer.write(b"one\n")
+        assert await client.read(4) == b"one\n"
+        writer.write(b"\ntwo\n\nthree\n\n")
+        passed.append(await client.reader.read())
+    assert (passed, proxy.cuts_left()) == ([b"\n", b"\ntwo\n\n"], 0)
+
+
 async def test_stall_passes_no_bytes_and_loses_none(upstream, proxy, clients) -> None:
     client = await clients.connect()
     _, writer = await upstream[0].arrived()

@@ -66,6 +66,7 @@ const actions = {
     void page.run()
   },
   run: (name) => void pages.get(name).run(),
+  shows: (name, { wanted }) => until(() => pages.get(name).status !== "running" || JSON.stringify(pages.get(name).agent.messages).includes(wanted)),
   abort: async (name) => {
     pages.get(name).agent.abortRun()
     await until(() => pages.get(name).status !== "running")
@@ -82,7 +83,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   const result = await actions[action](name, options)
   const page = pages.get(name)
   const { status, error, customs } = page
-  const state = { result: result ?? page.result, status, error, customs, warnings, messages: page.agent.messages }
+  const state = { result: result ?? page.result, status, isOver: status !== "running", error, customs, warnings, messages: page.agent.messages }
   console.log(JSON.stringify(state))
 }
 process.exit(0)

@@ -1,6 +1,6 @@
 /**
  * Pages with the npm package `ai`: node ai_sdk_page.mjs MODULE URL. Each line of the input is a call, each line of the
- * output its result: {page, status, error, messages, calls}.
+ * output its result: {status, isOver, error, messages, calls}.
  */
 import { createInterface } from "node:readline"
 
@@ -23,6 +23,8 @@ const lastMessage = ({ id, messages, trigger, messageId }) => ({ body: { id, tri
 class Chat extends AbstractChat {
   calls = [] // the tools that the page was asked to run
   requests = 0
+  isOver = true // no request is under way
+  follow = (request) => void (this.isOver = false, request.finally(() => (this.isOver = true)))
   constructor({ id, tool, sendsOn, message }) {
     const transport = new DefaultChatTransport({
       api: url,
@@ -59,20 +61,28 @@ const until = async (isTrue) => {
   for (let left = 4000; !isTrue() && left; left -= 1) await new Promise((done) => setTimeout(done, 5))
 }
 
+async function loaded(id) {
+  for (;;) {
+    try {
+      return await (await fetch(`${url}/${encodeURIComponent(id)}/messages`)).json()
+    } catch {} // the connection was cut
+  }
+}
+
 const actions = {
   async open(page, { id, load, resume, ...options }) {
     const chat = new Chat({ id, ...options })
     pages.set(page, chat)
-    if (load) chat.messages = await (await fetch(`${url}/${encodeURIComponent(id)}/messages`)).json()
+    if (load) chat.messages = await loaded(id)
     if (resume) await actions.resume(page)
   },
   async resume(page) {
     const chat = pages.get(page)
-    chat.resumed = chat.resumeStream()
+    chat.follow((chat.resumed = chat.resumeStream()))
     await until(() => chat.requests)
   },
   resumed: async (page) => void (await pages.get(page).resumed),
-  send: (page, { options, ...message }) => void pages.get(page).sendMessage(message, options),
+  send: (page, { options, ...message }) => pages.get(page).follow(pages.get(page).sendMessage(message, options)),
   again: (page, { index }) => void pages.get(page).sendMessage(pages.get(page).messages[index]),
   regenerate: (page) => void pages.get(page).regenerate(),
   leave: (page) => void pages.get(page).stop(),
@@ -83,6 +93,7 @@ const actions = {
     void (chat.addToolOutput?.(result) ?? chat.addToolResult(result))
   },
   forge: (page, { id }) => (pages.get(page).messages.at(-1).parts.find((part) => part.approval).approval.id = id),
+  shows: (page, { wanted }) => until(() => pages.get(page).isOver || JSON.stringify(pages.get(page).messages).includes(wanted)),
   saw: (page, { wanted }) => until(() => pages.get(page).messages.map(text).join("\n").includes(wanted)),
   asks: (page, { requests }) => until(() => pages.get(page).requests === requests),
   is: (page, { status }) => until(() => pages.get(page).status === status),
@@ -93,7 +104,7 @@ const actions = {
 for await (const line of createInterface({ input: process.stdin })) {
   const { page, action, ...options } = JSON.parse(line)
   const result = await actions[action](page, options)
-  const { status, error, messages, calls, requests } = pages.get(page)
-  console.log(JSON.stringify({ result, status, error: error?.message, messages, calls, requests }))
+  const { status, isOver, error, messages, calls, requests } = pages.get(page)
+  console.log(JSON.stringify({ result, status, isOver, error: error?.message, messages, calls, requests }))
 }
 process.exit(0)

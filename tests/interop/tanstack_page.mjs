@@ -12,6 +12,7 @@ const pages = new Map()
 const until = async (isTrue) => {
   for (let left = 4000; !isTrue() && left; left -= 1) await new Promise((done) => setTimeout(done, 5))
 }
+const isOver = (client) => ["ready", "error"].includes(client.getStatus())
 const text = (client) => client.getMessages().flatMap(({ parts }) => parts.map(({ content }) => content ?? "")).join("\n")
 
 const actions = {
@@ -23,10 +24,11 @@ const actions = {
   },
   send: (name, { text }) => void pages.get(name).sendMessage(text),
   reload: (name) => void pages.get(name).reload(),
+  shows: (name, { wanted }) => until(() => isOver(pages.get(name)) || JSON.stringify(pages.get(name).getMessages()).includes(wanted)),
   older: (name) => pages.get(name).loadOlderMessages(),
   close: (name) => pages.get(name).dispose(),
   saw: (name, { wanted }) => until(() => text(pages.get(name)).includes(wanted)),
-  ended: (name) => until(() => ["ready", "error"].includes(pages.get(name).getStatus())),
+  ended: (name) => until(() => isOver(pages.get(name))),
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
@@ -34,6 +36,6 @@ for await (const line of createInterface({ input: process.stdin })) {
   await actions[action](name, options)
   const client = pages.get(name)
   const error = client.getError()
-  console.log(JSON.stringify({ status: client.getStatus(), error: error && String(error), messages: client.getMessages() }))
+  console.log(JSON.stringify({ status: client.getStatus(), isOver: isOver(client), error: error && String(error), messages: client.getMessages() }))
 }
 process.exit(0)

@@ -21,7 +21,6 @@ from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AISDK
 from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
-from tests.proxy import FaultProxy
 from tests.transports.conftest import Served, new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -836,34 +835,6 @@ async def test_page_of_a_server_that_drains_has_an_error_and_after_a_reload_the_
     state = await pages("a", "is", status="error")
     assert (state["status"], text_of(state)) == ("error", "Hello ")
     await draining
-
-
-async def test_page_that_is_cut_at_200_random_bytes_has_an_error_and_resumes_with_the_whole_answer(
-    scene: Scene,
-) -> None:
-    proxy = FaultProxy("127.0.0.1", scene.served.port)
-    async with proxy, pages_at(f"http://127.0.0.1:{proxy.port}/api/chat") as pages:
-        await pages("a", "open", id="1")
-        await pages("a", "send", text="you")
-        await pages("a", "saw", wanted="Hello ")
-        await proxy.cut()
-        state = await pages("a", "is", status="error")
-        assert (state["status"], text_of(state)) == ("error", "Hello ")
-        for at in random.Random(5).sample(range(1, 391), 200):  # the stream has 410 bytes so far, with its headers
-            await pages("b", "open", id="1", load=True)
-            proxy.cut_after(at)
-            await pages("b", "resume")
-            state = await pages("b", "is", status="error")
-            assert (state["status"], text_of(state) in ("you", "", "Hello ")) == ("error", True)
-        joined = ["a", "b"] if MAJOR >= 6 and not IS_STRICT else []  # a limit of the other releases
-        for name in joined:
-            await pages(name, "resume")
-        await pages("c", "open", id="1", load=True, resume=True)
-        scene.gate().set()
-        for name in [*joined, "c"]:
-            await pages(name, "saw", wanted="to you")
-            assert text_of(await finished_in(pages, name)) == "Hello to you"
-    assert len(scene.turns) == 1
 
 
 async def test_answer_that_is_deleted_while_a_page_follows_it_is_an_error(scene: Scene) -> None:

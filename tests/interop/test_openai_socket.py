@@ -62,31 +62,6 @@ async def test_lanes_run_at_the_same_time(scene: Scene) -> None:
             assert text_of([one for one in events if one.stream_id == lane]) == ANSWER.replace("you", lane)
 
 
-async def test_socket_that_is_cut_after_more_and_more_events_resumes_exactly(scene: Scene) -> None:
-    """The client reconnects by itself, and sends `response.retrieve` for the response that it follows."""
-    response_id = await scene.begin()
-    scene.gate.set()
-    whole = units(await scene.events(response_id))
-    text, numbers, seen = "", [], -1
-    cut: Any = {"close_timeout": 0}  # its side does not read the rest, so it would wait for the end of the close
-    for count in range(1, len(whole)):
-        async with scene.client.responses.connect(websocket_connection_options=cut) as socket:
-            resume: Any = {"type": "response.retrieve", "response_id": response_id}
-            resume |= {} if seen < 0 else {"starting_after": seen}
-            await socket.send(resume)
-            for _ in range(count):
-                event: Any = await socket.recv()
-                text += getattr(event, "delta", "") if event.type == "response.output_text.delta" else ""
-                seen = event.sequence_number
-                numbers.append(seen)
-                if event.type in LAST:
-                    break
-        if event.type in LAST:
-            break
-    assert (event.type, text, event.response.output_text) == ("response.completed", ANSWER, ANSWER)
-    assert numbers == sorted(set(numbers))
-
-
 async def test_client_that_reconnects_by_itself_continues(scene: Scene) -> None:
     seen: list[Any] = []
     tasks: list[Any] = []

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from tenuto import Turn
 from tenuto.interop import OpenAI
+from tests.interop.test_cuts import units
 from tests.interop.test_openai import ANSWER, channel_of, scene_of
 from tests.interop.test_options import stub_at
 from tests.transports.conftest import new_hub, serving
@@ -30,18 +31,6 @@ PACKAGE = Path(os.environ.get("TENUTO_OPENAI", "no package"))
 PROVIDER = Path(os.environ.get("TENUTO_AI_SDK_OPENAI", "no package")) / "dist" / "index.js"
 LINE_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 180.0
-
-
-def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
-    """Return one unit for each event of the structure, and one for each code point of a delta, with their numbers."""
-    found: list[tuple[int, str, str]] = []
-    for event in events:
-        number, delta = event["sequence_number"], event.get("delta", "")
-        first = number - len(delta) + 1
-        found += [(first + at, event["type"], letter) for at, letter in enumerate(delta)] or [
-            (number, event["type"], "")
-        ]
-    return found
 
 
 def node(entry: Path = PACKAGE) -> str:
@@ -79,15 +68,6 @@ async def test_client_for_node_resumes_at_each_number() -> None:
     assert [units(one) for one in seen["streams"]] == [every[after:] for after in range(len(every))]
 
 
-async def test_client_for_node_resumes_over_sockets_after_each_event() -> None:
-    async with scene_of() as scene:
-        scene.gate.set()
-        async with program("openai_socket.mjs", scene.served.port) as process:
-            seen = json.loads((await process.communicate())[0])
-    assert seen["text"] == ANSWER
-    assert seen["numbers"] == sorted(set(seen["numbers"]))
-
-
 async def test_programs_of_the_document_have_the_answer(tmp_path: Path) -> None:
     page = (FOLDER.parents[1] / "docs" / "interop.md").read_text()
     sources = [one for one in re.findall(r"```js\n(.*?)```", page, re.DOTALL) if 'from "openai"' in one]
@@ -120,21 +100,14 @@ async def output_of(script: Path) -> bytes:
             await process.wait()
 
 
-async def test_client_for_node_that_is_cut_while_the_answer_is_written_gets_exactly_the_rest() -> None:
+async def test_chat_completion_for_node_that_is_cut_is_read_on_as_a_response() -> None:
     async with scene_of() as scene, program("openai_cut.mjs", scene.served.port) as process:
         assert process.stdout is not None
         assert await process.stdout.readline() == b"cut\n"
-        assert [turn.replies[0].length for turn in scene.turns] == [len("Hello ")] * 2
+        assert scene.turns[0].replies[0].length == len("Hello ")
         scene.gate.set()
         seen = json.loads(await process.stdout.readline())
-        assert len(scene.turns) == 2
-    assert (seen["content"], seen["texts"]) == ("Hello ", [ANSWER, ANSWER])
-    assert len(seen["cuts"]) > 8
-    whole = [units([*cut, *rest]) for cut, rest in zip(seen["cuts"], seen["rests"], strict=True)]
-    assert [number for number, _, _ in whole[0]] == list(range(len(whole[0])))
-    assert [one for one in whole if one != whole[0]] == []
-    text = "".join(letter for _, kind, letter in whole[0] if kind == "response.output_text.delta")
-    assert text == ANSWER
+        assert (seen["content"], seen["text"], len(scene.turns)) == ("Hello ", ANSWER, 1)
 
 
 class Calls:
@@ -208,6 +181,28 @@ async def test_client_for_node_continues_on_another_server_of_the_same_store(tmp
     every = units([*cut["events"], *rest["events"]])
     assert [number for number, _, _ in every] == list(range(len(every)))
     assert "".join(letter for _, kind, letter in every if kind == "response.output_text.delta") == ANSWER
+
+
+async def test_ai_sdk_reads_the_type_and_code_of_a_failed_response() -> None:
+    async def fails(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("One.")
+            raise RuntimeError("secret")
+
+    async with scene_of() as scene, program("openai_ai_sdk_fails.mjs", scene.served.port, PROVIDER) as process:
+        scene.script = fails  # type: ignore[method-assign]
+        seen = json.loads((await process.communicate())[0])
+    named = {"type": "server_error", "code": "server_error", "message": seen["message"], "param": None}
+    assert (seen["name"], seen["error"]) == (
+        "AI_APICallError",
+        named,
+    )  # else AI_APICallError of "Invalid JSON response"
+    assert (seen["text"], seen["errors"][-1]["name"], seen["errors"][-1]["data"]["error"]) == (
+        "One.",
+        "AI_StreamProviderError",
+        named,
+    )
+    assert "secret" not in json.dumps(seen)
 
 
 async def test_two_turns_of_generate_text_have_the_stored_items_with_and_without_a_tool() -> None:

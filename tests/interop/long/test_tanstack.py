@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.transports.conftest import new_hub, serving
 
 PACKAGE = Path(os.environ.get("TENUTO_TANSTACK", "")) / "@tanstack" / "ai-client"
 SCRIPT = Path(__file__).parents[1] / "tanstack_page.mjs"
-WORDS = [f"{number} {'😀a' * number}. " for number in range(12)]
 
 
 class Scene:
@@ -103,28 +101,3 @@ async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages
         await pages("c", "open", thread="1", persistence=True, history={"pageSize": 2})
         assert len((await pages("c", "saw", wanted="Two."))["messages"]) < len(loaded["messages"])
         assert outline(await pages("c", "older")) == outline(loaded)
-
-
-async def test_stream_that_is_cut_at_200_random_bytes_has_each_character_once() -> None:
-    async with scene_of() as scene:
-
-        async def long(turn: Turn) -> None:
-            async with turn.reply() as message:
-                for word in WORDS:
-                    await message.append(word)
-                    await asyncio.sleep(0)
-
-        scene.script = long  # type: ignore[method-assign]
-        rng, threads = random.Random(11), 0
-        scene.proxy.cut_after(*(rng.randint(1, 1_500) for _ in range(200)))
-        while scene.proxy._down.cuts or not threads:
-            threads += 1
-            await scene.pages("p", "open", thread=str(threads))
-            await scene.pages("p", "send", text="you")
-            state = await scene.pages("p", "ended")
-            while state["status"] == "error":  # a cut before the first event: the page has no position yet
-                assert shown(state) in ([], [""])
-                await scene.pages("p", "reload")
-                state = await scene.pages("p", "ended")
-            assert (shown(state), state["status"]) == (["".join(WORDS)], "ready")
-        assert threads > 5
