@@ -169,7 +169,14 @@ async def test_tail_names_a_wrong_path(path: str, status: int) -> None:
     async with serving(hub, Starlette(routes=[Mount("/tenuto", hub)])) as served:
         url = f"http://{served.host}:{served.port}{path}"
         running = asyncio.to_thread(
-            follow, url, "c", since=None, history=10, out=Screen(), notices=io.StringIO(), timing=Timing(connect_s=3.0)
+            follow,
+            url,
+            "c",
+            since=None,
+            history=10,
+            out=Screen(),
+            notices=io.StringIO(),
+            timing=Timing(connect_s=PATIENCE_S),
         )
         with pytest.raises(Refused) as raised:
             await asyncio.wait_for(running, PATIENCE_S)

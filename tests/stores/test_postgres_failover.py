@@ -148,8 +148,8 @@ async def test_host_that_does_not_respond_takes_only_its_share_of_the_time(
         store = open_url(f"postgresql://app@{hosts}/app?schema=shares")
         await store.open()
         assert [is_silent for is_silent, _ in shares] == [True, False]
-        assert shares[0][1] == pytest.approx(5.0, abs=0.1)
-        assert shares[1][1] > 8.0
+        assert 3.0 < shares[0][1] <= 5.0  # half of the ten seconds, less what a busy machine has used
+        assert shares[1][1] > 5.5
         await store.heads(["c"])
         assert [is_silent for is_silent, _ in shares[2:]] == [False]  # further connections do not wait for it
         server.stop()
