@@ -32,6 +32,7 @@ from tenuto.hub.clock import Clock
 from tenuto.transports import origin
 from tenuto.transports.codec import Refusals
 from tests.browser.tab import TIMEOUT_MS, transports
+from tests.conftest import IS_LONG
 from tests.nginx import needs_nginx, nginx
 from tests.proxy import FaultProxy
 from tests.transports.conftest import listening, new_hub, serving
@@ -385,7 +386,7 @@ def from_another_machine(app: Any) -> Any:
     return wrapped
 
 
-@pytest.mark.parametrize("transport", ["auto", "websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", ["auto", *(("websocket", "sse", "poll") if IS_LONG else ())])
 async def test_page_on_another_machine_shows_why_a_hub_without_a_verifier_refuses_it(
     browser: Browser, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
@@ -393,7 +394,7 @@ async def test_page_on_another_machine_shows_why_a_hub_without_a_verifier_refuse
     app = Starlette(routes=[Route("/", page), Mount("/tenuto", hub)])
     monkeypatch.setattr(origin, "refusals", Refusals())  # each hour a reason is logged once, by the whole process
     async with serving(hub, from_another_machine(app)) as served:
-        for _ in range(3):  # one page after another
+        for _ in range(2):  # one page after another
             window = await page_at(browser, served.port)
             await follow(window, served.port, transport=transport)  # this loads the modules
             assert await error_code(window) == "no_verifier"

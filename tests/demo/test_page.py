@@ -18,6 +18,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.tab import TIMEOUT_MS, chromium
+from tests.conftest import IS_LONG
 from tests.processes import Server, serving, text_of
 
 LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
@@ -190,7 +191,7 @@ async def test_several_reloads_leave_one_mark(browser: Browser, shared: Server) 
         await expect(page.locator(".hairline")).to_contain_text("You reloaded here.")
 
 
-@pytest.mark.parametrize("button", ["reload", "window", "kill", "crash", "offline"])
+@pytest.mark.parametrize("button", ["kill", *(("reload", "window", "crash", "offline") if IS_LONG else ())])
 async def test_a_button_ticks_while_the_next_question_waits_behind_the_answer(
     browser: Browser, demo: Server, button: str
 ) -> None:
