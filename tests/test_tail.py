@@ -6,7 +6,6 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import io
 import socket
 import threading
@@ -154,13 +153,6 @@ async def test_tail_ends_within_its_time_at_a_wrong_port(wrong_port: int) -> Non
     )
     with pytest.raises(Refused, match=NO_CONNECTION.format(code="unreachable: ", port=wrong_port, connect_s="0.3")):
         await asyncio.wait_for(running, PATIENCE_S)
-
-
-def test_tail_and_client_give_a_first_connection_five_seconds() -> None:
-    """The command passes no times of its own (`test_tail_ends_within_its_time_at_a_wrong_port` has the effect)."""
-    assert inspect.signature(follow).parameters["timing"].default is None
-    assert Timing().connect_s == 5.0
-    assert inspect.signature(Client).parameters["connect_s"].default == 5.0
 
 
 @pytest.mark.parametrize(("path", "status"), [("/other", 403), ("/tenuto/v2", 404)])
