@@ -23,7 +23,7 @@ from tenuto.server.connections import (
     TrustedProxies,
 )
 from tenuto.server.serving import listen
-from tests.transports.conftest import new_hub
+from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.virtual import virtually
 
 
@@ -86,11 +86,15 @@ async def test_listening_socket_keeps_room_for_a_thousand_viewers_while_a_server
     for client in clients:
         client.setblocking(False)
         client.connect_ex(listening.getsockname())  # the loop of this test accepts none of them meanwhile
-    connected = select.select([], clients, [], 0.5)[1]
+    waiting = set(clients)
+    while ready := select.select([], waiting, [], PATIENCE_S)[1]:  # a busy kernel does not answer all at once
+        waiting -= set(ready)
+        if not waiting:
+            break
     for client in clients:
         client.close()
     server.close()
-    assert len(connected) == 200
+    assert not waiting
 
 
 async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than_its_bound(

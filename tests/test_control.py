@@ -321,7 +321,7 @@ async def test_call_shows_life_and_ends_with_its_client(tmp_path: Path, monkeypa
         for sign_s, life in ((0.01, 1), (3600.0, 0)):
             monkeypatch.setattr(lines, "SIGN_S", sign_s)
             reader, writer = await asyncio.open_unix_connection(control_of(tmp_path / "chat.db"))
-            writer.write(post("/v1/backup", {"path": str(target), "mb_per_s": 0.1}))
+            writer.write(post("/v1/backup", {"path": str(target), "mb_per_s": 0.01}))  # for most of a minute
             for _ in range(life):
                 assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
                 assert await reader.readline() == b"{}\n"

@@ -6,7 +6,6 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import io
 import socket
 import threading
@@ -156,20 +155,20 @@ async def test_tail_ends_within_its_time_at_a_wrong_port(wrong_port: int) -> Non
         await asyncio.wait_for(running, PATIENCE_S)
 
 
-def test_tail_and_client_give_a_first_connection_five_seconds() -> None:
-    """The command passes no times of its own (`test_tail_ends_within_its_time_at_a_wrong_port` has the effect)."""
-    assert inspect.signature(follow).parameters["timing"].default is None
-    assert Timing().connect_s == 5.0
-    assert inspect.signature(Client).parameters["connect_s"].default == 5.0
-
-
 @pytest.mark.parametrize(("path", "status"), [("/other", 403), ("/tenuto/v2", 404)])
 async def test_tail_names_a_wrong_path(path: str, status: int) -> None:
     hub = new_hub()
     async with serving(hub, Starlette(routes=[Mount("/tenuto", hub)])) as served:
         url = f"http://{served.host}:{served.port}{path}"
         running = asyncio.to_thread(
-            follow, url, "c", since=None, history=10, out=Screen(), notices=io.StringIO(), timing=Timing(connect_s=3.0)
+            follow,
+            url,
+            "c",
+            since=None,
+            history=10,
+            out=Screen(),
+            notices=io.StringIO(),
+            timing=Timing(connect_s=PATIENCE_S),
         )
         with pytest.raises(Refused) as raised:
             await asyncio.wait_for(running, PATIENCE_S)

@@ -118,13 +118,6 @@ class Postgres:
         (self.folder / "backup" / "recovery.signal").touch()
         self.start(restore_command="false", hot_standby="off", **settings)  # it answers once it is promoted
 
-    def stand_by(self, **settings: str) -> None:
-        """End the server, and start its copy on the same port as a standby."""
-        self.stop()
-        self._data = "backup"
-        (self.folder / "backup" / "standby.signal").touch()
-        self.start(**settings)
-
     def disconnect(self, which: str, *, database: str = "app") -> None:
         """End the other sessions that the condition `which` on `pg_stat_activity` names, and wait for their end."""
         self.sql(_DISCONNECT.format(which=which), database=database)

@@ -77,7 +77,6 @@ class Viewer:
         self.checker = Checker(watching.channel)
         self.shown = PlanOracle(watching.seed, watching.steps, watching.kind)
         self.connections = 0
-        self.reloads = 0
         self.last_events: deque[Json] = deque(maxlen=KEPT_EVENTS)
         self.news = news or asyncio.Event()  # set after each check of the view
         self.may_begin_anew = False  # a failover of the store begins new epochs
@@ -124,7 +123,6 @@ class Viewer:
     async def reload(self) -> None:
         """Load the page again: the view is empty, but the rules still apply to text that it has shown."""
         await self.stop()
-        self.reloads += 1
         self.checker.reload()
         self.start()
 

@@ -16,7 +16,7 @@ from proof.wirecheck.sessions import Session, SseSession, WsSession
 
 __all__ = ["Received", "SseViewer", "WsViewer"]
 
-PATIENCE_S = 20.0  # a machine with other work may delay a process by seconds
+PATIENCE_S = 60.0  # a machine with other work may delay a process by many seconds
 
 
 class Received(NamedTuple):

@@ -612,7 +612,7 @@ async def test_message_that_brings_its_answer_gets_no_turn() -> None:
 
 
 @virtually
-async def test_a_thousand_conversations_are_answered_each_once() -> None:
+async def test_many_conversations_are_answered_each_once() -> None:
     hub = new_hub()
     answered: dict[str, int] = {}
 
@@ -623,10 +623,10 @@ async def test_a_thousand_conversations_are_answered_each_once() -> None:
             await asyncio.sleep(1)
         answered[turn.channel] = answered.get(turn.channel, 0) + 1
 
-    for number in range(1000):
+    for number in range(200):  # `bench/turns.py` has a thousand
         await hub.create(f"chat:{number}", text="?")
     await asyncio.sleep(10)
-    assert answered == {f"chat:{number}": 1 for number in range(1000)}
+    assert answered == {f"chat:{number}": 1 for number in range(200)}
     await hub.close()
 
 

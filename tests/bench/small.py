@@ -17,20 +17,7 @@ from unittest import mock
 
 import pytest
 
-from bench import (
-    appends,
-    burst,
-    client,
-    conversations,
-    fanout,
-    highest,
-    memory,
-    resume,
-    slow,
-    soak,
-    storm,
-    turns,
-)
+from bench import appends, client, conversations, fanout, highest, memory, resume, slow, soak, turns
 from bench.common import Options, Row, Served, attempt, load_client
 from bench.peers.xadd import xadd
 from bench.proc import Child
@@ -44,10 +31,8 @@ MOMENTS = {
     "highest": "capture",
     "memory": "connect",
     "resume": "append",
-    "storm": "capture",
     "slow": "capture",
     "turns": "turns",
-    "burst": "capture",
     "XADD": "append",
     "soak": "visit",
 }
@@ -65,10 +50,8 @@ def run(name: str, options: Options) -> list[Row]:
         "highest": lambda: [highest.search(options, first=2, seconds=0.2, exact=1, limit_ms=1000)[1]],
         "memory": lambda: memory.memory(options, 2, 4, rounds=1, has_own_channels=False),
         "resume": lambda: resume.run(options),
-        "storm": lambda: storm.storm(options, "sse", viewers=2, rounds=1, before_s=0.2, after_s=1.5),
         "slow": lambda: slow.slow(options, "sse", readers=2, answer=10_000, rounds=1, slow_ones=(1,)),
         "turns": lambda: turns.turns(options, conversations=20, rounds=1),
-        "burst": lambda: burst.bursts(options, running=2, questions=3, rounds=1, before_s=0.4, after_s=1.2),
         "XADD": lambda: _appends_to_redis(options.directory),
         "soak": lambda: soak.soak(options, seconds=1.0, live=2, lasts_s=(0.1, 0.3), idle_s=0.1, old=2),
     }
@@ -148,7 +131,6 @@ def _main(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none", folder], check=True)
         with in_the_middle(MOMENTS[name], lambda _: _fill(Path(folder))):
-            storm._TIMEOUT_S = 3.0  # no viewer receives a token that could not be stored
             for row in run(name, Options(is_quick=True, directory=Path(folder))):
                 print(f"{row.what}: {row.measured}: {row.note}")
         subprocess.run(["umount", "--lazy", folder], check=True)

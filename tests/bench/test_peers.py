@@ -37,7 +37,7 @@ from bench.proc import CLIENT_CORE, BenchError, Child, tree
 from bench.tokens import summary, token
 from tests.bench.small import APPENDS
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 KINDS = ("centrifugo-sse", "centrifugo-ws", "nchan-sse", "nchan-ws", "xadd-sse")
 
 has_nginx = bool(shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"))

@@ -57,9 +57,7 @@ async def _tab_until(page: Page, name: str, *, key: str = "Tab") -> None:
     while not seen or seen[-1] != name:
         await page.keyboard.press(key)
         seen.append((await page.evaluate("focused()"))["name"])
-        await page.wait_for_function(
-            "() => focused().isSeen", timeout=5_000
-        )  # buttons of messages appear within some frames
+        await page.wait_for_function("() => focused().isSeen")  # buttons of messages appear within some frames
         assert len(seen) < 30, seen
 
 
@@ -95,7 +93,7 @@ async def test_an_editor_gives_the_focus_back(browser: Browser) -> None:
         await here.page.evaluate(_FOCUSED)
         await _tab_until(here.page, "Edit", key="Shift+Tab")
         await here.page.keyboard.press("Enter")
-        assert (await here.page.evaluate("focused()"))["tag"] == "textarea"
+        await here.page.wait_for_function("() => focused().tag === 'textarea'")
         await _tab_until(here.page, "Cancel")
         await here.page.keyboard.press("Enter")
         await here.page.wait_for_function("() => focused().name === 'Edit'")

@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_client import _FOLLOW, app_with, error_code, follow, page, page_at, token, verified
-from tests.conftest import ARGUMENTS
+from tests.conftest import ARGUMENTS, IS_LONG
 from tests.proxy import FaultProxy
 from tests.transports.conftest import listening
 
@@ -98,7 +98,7 @@ def newer_server() -> Starlette:
     return Starlette(routes=[Route("/", page), web, Route("/tenuto/v1", about), rest])
 
 
-@pytest.mark.parametrize("transport", ["auto", "websocket", "sse", "poll"])
+@pytest.mark.parametrize("transport", ["auto", *(("websocket", "sse", "poll") if IS_LONG else ())])
 async def test_server_of_a_newer_protocol_is_named_as_such(browser: Browser, transport: str) -> None:
     async with listening(newer_server()) as port:
         window = await page_at(browser, port)

@@ -24,7 +24,9 @@ from tenuto.app import Hub
 from tests.browser.tab import transports
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.browser.test_tabs import transport, window_of
+from tests.conftest import IS_LONG
 from tests.proxy import FaultProxy
+from tests.transports.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
@@ -225,9 +227,10 @@ _FRAMES = {
 }
 
 
-@pytest.mark.parametrize("frame", list(_FRAMES))
+@pytest.mark.parametrize("frame", _FRAMES if IS_LONG else ["an append beyond a gap", "a message of a newer protocol"])
 async def test_frame_that_is_damaged_or_unknown_leaves_the_view_true(browser: Browser, frame: str) -> None:
     hub = verified()
+    is_repeated = frame in ("no JSON", "null", "an append beyond a gap")
     async with app_with(hub) as port:
         context = await window_of(browser)
         sockets: list[WebSocketRoute] = []
@@ -242,15 +245,18 @@ async def test_frame_that_is_damaged_or_unknown_leaves_the_view_true(browser: Br
             await message.append("one ")
             await check_shown(tabs, "one ")
             sockets[-1].send(_FRAMES[frame])
+            if is_repeated:  # first, because text of the server could overtake the frame of the test
+                async with asyncio.timeout(PATIENCE_S):
+                    while len(sockets) == 1:  # noqa: ASYNC110 - no event is set for it
+                        await asyncio.sleep(0.005)
             await message.append("two ")
             await check_shown(tabs, "one two ")
             await message.append("three")
             await check_shown(tabs, "one two three")
-        is_repeated = len(sockets) > 1
-        assert is_repeated == (frame in ("no JSON", "null", "an append beyond a gap"))
+        assert (len(sockets) > 1) == is_repeated
 
 
-@pytest.mark.parametrize("years", [-20, 20])
+@pytest.mark.parametrize("years", [-20, 20] if IS_LONG else [20])
 async def test_wrong_clock_of_the_device_changes_nothing(browser: Browser, years: int) -> None:
     hub = verified()
     async with app_with(hub) as port:

@@ -20,6 +20,7 @@ from playwright.async_api import Browser
 from proof.chaos.producer import Orders
 from proof.oracle.plans import Plan
 from tests.browser.tab import Tab, transports, units
+from tests.conftest import IS_LONG
 from tests.processes import Process, Server, text_of
 from tests.proxy import FaultProxy
 
@@ -112,7 +113,7 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
             await check_end(demo, producer, [tab], planned(2))
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM] if IS_LONG else [signal.SIGKILL])
 async def test_a_restart_of_the_server_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, ending: signal.Signals
 ) -> None:
@@ -131,7 +132,7 @@ async def test_a_restart_of_the_server_loses_no_text(
         await check_end(demo, producer, tabs, planned(3))
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL] if IS_LONG else [signal.SIGINT])
 async def test_the_demo_s_answer_continues_after_a_restart_of_its_server(
     demo: Server, browser: Browser, ending: signal.Signals
 ) -> None:

@@ -19,13 +19,14 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from tests.browser.tab import TIMEOUT_MS, chromium_path, transports
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, token, verified
-from tests.conftest import ARGUMENTS
+from tests.conftest import ARGUMENTS, IS_LONG
 from tests.proxy import FaultProxy
+from tests.transports.conftest import PATIENCE_S
 
 TAKEOVER_S = 2.0
 LATE = 4  # a takeover has this number of steps, each of which a busy machine may delay as long as the tabs' timers
 
-# Notes by how much the latest tick of the page's timers was late.
+# Notes by how much the latest tick of the page's timers was late, and when the page has begun to lead.
 _NOTE_DELAYS = """() => {
   let last = performance.now()
   window.lateMs = 0
@@ -34,6 +35,7 @@ _NOTE_DELAYS = """() => {
     window.lateMs = Math.max(window.lateMs, now - last - 50)
     last = now
   }, 50)
+  client.subscribe(() => { if (client.status.transport !== "tab") window.ledAt ??= Date.now() })
 }"""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
@@ -115,6 +117,13 @@ async def test_seven_tabs_over_one_stream_are_live(browser: Browser) -> None:
             await until_shown(tab, "one two|thanks")
 
 
+async def until_removed(tab: Page, text: str) -> None:
+    """Wait until the browser keeps `text` no more: a tab that writes its view as a sign-out comes deletes it then."""
+    async with asyncio.timeout(PATIENCE_S):
+        while text in await stored(tab):
+            pass
+
+
 @pytest.mark.parametrize("end", ["closed", "crashed", "stopped"])
 async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubled(browser: Browser, end: str) -> None:
     hub = verified()
@@ -139,17 +148,17 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
             else:
                 await session.send("Debugger.enable")
                 await session.send("Debugger.pause")
-            begun = time.monotonic()
+            begun_s = time.time()  # the clock of the pages, too, so that the delays of this process do not count
             await message.append("three ")
             leads = [
                 asyncio.create_task(tab.wait_for_function("() => window.client.status.transport !== 'tab'"))
                 for tab in others
             ]
             done, _ = await asyncio.wait(leads, return_when=asyncio.FIRST_COMPLETED)
-            took_s = time.monotonic() - begun
             await message.append("four")
             for tab in others:
                 await until_shown(tab, "one two three four")
+            [took_s] = [at / 1000 - begun_s for tab in others if (at := await tab.evaluate("window.ledAt")) is not None]
             late_s = max([await tab.evaluate("window.lateMs") for tab in others]) / 1000
             assert took_s < TAKEOVER_S + LATE * late_s, (took_s, late_s)
             assert len(done) == 1
@@ -178,11 +187,11 @@ async def test_followers_lose_nothing_while_the_leader_reconnects(browser: Brows
         assert sorted([await transport(tab) for tab in tabs]) == sorted([name, "tab", "tab"])
 
 
-async def test_twenty_tabs_and_messages_above_the_bound_of_a_slow_tab_reach_every_tab(browser: Browser) -> None:
+async def test_many_tabs_and_messages_above_the_bound_of_a_slow_tab_reach_every_tab(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:
         context = await window_of(browser)
-        tabs = [await open_tab(context, port) for _ in range(20)]
+        tabs = [await open_tab(context, port) for _ in range(20 if IS_LONG else 6)]
         length = 0
         for size in (1_000_000, 500_000, 1_000_000, 1_000_000):  # 1 MiB may be unconfirmed
             await hub.create("chat:1", text="x" * size)
@@ -192,7 +201,7 @@ async def test_twenty_tabs_and_messages_above_the_bound_of_a_slow_tab_reach_ever
                 "length => window.channel.getSnapshot().messages.map(({ text }) => text).join('').length === length",
                 arg=length,
             )
-        assert [await transport(tab) for tab in tabs].count("tab") == 19
+        assert [await transport(tab) for tab in tabs].count("tab") == len(tabs) - 1
 
 
 async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Browser) -> None:
@@ -213,7 +222,7 @@ async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Brow
             assert not any(f"canary of {other}" in text or f"chat:{other}" in text for text in received)
         await bob[0].evaluate("window.client.signOut()")
         await bob[1].wait_for_function("() => window.client.status.state === 'closed'")  # the other tab is notified
-        assert "canary of bob" not in await stored(bob[0])
+        await until_removed(bob[0], "canary of bob")
         assert [await tab.evaluate("window.client.status.state") for tab in ada] == ["live", "live"]
 
 
@@ -229,15 +238,15 @@ async def test_tab_with_rights_that_the_leader_lacks_connects_alone(browser: Bro
 _DENY = "throw new DOMException('denied', 'SecurityError')"
 
 
-@pytest.mark.parametrize(
-    "missing",
-    [
-        "delete Navigator.prototype.locks",
-        "delete window.BroadcastChannel",
-        f"LockManager.prototype.request = async () => {{ {_DENY} }}",
-        f"window.BroadcastChannel = class {{ constructor() {{ {_DENY} }} }}",
-    ],
-)
+_MISSING = [
+    f"LockManager.prototype.request = async () => {{ {_DENY} }}",
+    "delete window.BroadcastChannel",
+    "delete Navigator.prototype.locks",
+    f"window.BroadcastChannel = class {{ constructor() {{ {_DENY} }} }}",
+]
+
+
+@pytest.mark.parametrize("missing", _MISSING if IS_LONG else _MISSING[:2])
 async def test_browser_that_lacks_or_refuses_locks_or_channels_connects_each_tab_alone(
     browser: Browser, missing: str
 ) -> None:
@@ -249,11 +258,7 @@ async def test_browser_that_lacks_or_refuses_locks_or_channels_connects_each_tab
         assert [await transport(tab) for tab in tabs] == ["websocket", "websocket"]
         await tabs[0].evaluate("window.channel.send('canary of ada')")
         await tabs[0].evaluate("window.client.signOut()")
-        async with asyncio.timeout(
-            10
-        ):  # the other tab may write its view before it receives the sign-out, and deletes it then
-            while "canary of ada" in await stored(tabs[0]):
-                pass
+        await until_removed(tabs[0], "canary of ada")
 
 
 async def test_member_is_present_while_any_of_its_tabs_is(browser: Browser) -> None:

@@ -94,34 +94,21 @@ async def test_two_browsers_see_two_chats_and_each_keeps_its_own(browser: Browse
         await expect(messages(second_tab).first).to_have_text("from Ann")
 
 
-@pytest.mark.parametrize("kind", ["forged", "foreign", "long", "cut"])
-async def test_a_cookie_that_proves_no_id_gets_a_new_one(browser: Browser, kind: str) -> None:
-    async with site(browser) as here, site(browser) as elsewhere:
+async def test_a_cookie_that_proves_no_id_gets_a_new_one(browser: Browser) -> None:
+    async with site(browser) as here:
         ann = await here.visitor()
         await ask(ann, "from Ann")
         await expect(messages(ann)).to_have_count(2)
         (own,) = await ann.context.cookies()
-        other = await elsewhere.visitor()
-        await expect(other.locator("textarea")).to_be_visible()
-        (foreign,) = await other.context.cookies()
-        head, _, mac = own["value"].rpartition(".")
-        values = {
-            "forged": f"{head}.{mac[::-1]}",
-            "foreign": foreign["value"],
-            "long": "x" * 3_900,
-            "cut": own["value"][:-1],
-        }
+        name, _, mac = own["value"].rpartition(".")
         eve = await here.browser.new_context()
-        await eve.add_cookies([{"name": own["name"], "value": values[kind], "url": here.address}])
+        await eve.add_cookies([{"name": own["name"], "value": f"{name}.{mac[::-1]}", "url": here.address}])
         page = await eve.new_page()
         await page.goto(here.address)
         await expect(page.get_by_text("Online")).to_be_visible()
         assert await messages(page).count() == 0
         (now,) = await eve.cookies()
-        assert now["value"].partition(".")[0] not in (
-            own["value"].partition(".")[0],
-            foreign["value"].partition(".")[0],
-        )
+        assert now["value"].partition(".")[0] != own["value"].partition(".")[0]
 
 
 async def test_new_chat_is_empty_and_the_earlier_one_can_be_opened(browser: Browser) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,16 @@ async def test_refusals_are_raised(client: Client, kind: type[TenutoError], call
     with pytest.raises(kind):
         await call(client)  # type: ignore[operator]
     assert (await client.create("c", text="still here")).text == "still here"
+
+
+async def test_response_of_a_wrong_form_names_the_field() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"message": 5, "cursor": ""}'})
+
+    async with client_of(Wire(app)) as client:
+        with pytest.raises(TenutoError, match=r"`int`.*\$\.message"):
+            await client.read("c", "m")
 
 
 def test_the_client_imports_no_server() -> None:

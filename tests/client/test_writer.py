@@ -19,9 +19,6 @@ from tenuto.core.errors import (
     Fenced,
     Finished,
     IdConflict,
-    InvalidRequest,
-    LocalError,
-    NotText,
     TenutoError,
     TooLarge,
 )
@@ -117,30 +114,6 @@ async def test_taken_id_raises_id_conflict(client: Client) -> None:
         await client.message("c", id="m").open()
     with pytest.raises(IdConflict):
         await client.create("c", id="m", text="other")
-
-
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        (lambda m: m.append(b"bytes"), InvalidRequest),
-        (lambda m: m.append("x", part=7), LocalError),
-        (lambda m: m.append("x", part=0), NotText),
-        (lambda m: m.part({"type": "odd"}), InvalidRequest),
-        (lambda m: m.part({"type": "text"}, index=9), LocalError),
-        (lambda m: m.part({"type": "data", "name": "n", "data": "x" * 1_100_000}), TooLarge),
-        (lambda m: m.update(meta={"x": "y" * 20_000}), TooLarge),
-        (lambda m: m.update(meta={"x": float("nan")}), InvalidRequest),
-    ],
-)
-async def test_mistake_is_raised_by_its_call_and_the_message_continues(
-    hub: Hub, client: Client, call: Any, error: type[TenutoError]
-) -> None:
-    async with client.message("c", parts=[{"type": "data", "name": "n", "data": 1}]) as message:
-        with pytest.raises(error):
-            await call(message)
-        await message.append("fine")
-    left = await stored(hub, message.id)
-    assert (left.status, left.text) == ("complete", "fine")
 
 
 # Bounds -----------------------------------------------------------------------------------------------------------
@@ -291,11 +264,12 @@ async def no_server(scope: Any, receive: Any, send: Any) -> None:
     raise ConnectionRefusedError
 
 
-async def test_message_that_broke_upstream_is_interrupted_by_its_lease(hub: Hub, client: Client) -> None:
+@virtually
+async def test_message_that_broke_upstream_is_interrupted_by_its_lease() -> None:
     class BrokeOff(TenutoError):
         code, ends_as = "broke_off", "interrupted"
 
-    async with client.channel("c") as view:
+    async with virtual_hub() as (hub, wire), client_of(wire) as client, client.channel("c") as view:
         with pytest.raises(BrokeOff):
             async with client.message("c") as message:
                 await message.append("half an ans")
@@ -304,5 +278,5 @@ async def test_message_that_broke_upstream_is_interrupted_by_its_lease(hub: Hub,
             async for _ in view:
                 if view.messages[0].status != "streaming":
                     break
-    left = await stored(hub, message.id)
+        left = await stored(hub, message.id)
     assert (left.status, left.text) == ("interrupted", "half an ans")

@@ -266,7 +266,7 @@ async def test_a_viewer_under_uvicorn_survives_refresh_and_restart(server: tuple
 
         # Refresh: a page without state gets all the text so far in one event.
         async with SseViewer("127.0.0.1", port, "chat:1", prefix="/tenuto") as refreshed:
-            await refreshed.until_attached()
+            await refreshed.until_attached(PATIENCE_S)
             updates = [one.event for one in refreshed.events if one.event["type"] == "message.update"]
             assert len(updates[-1]["message"]["parts"][0]["text"]) >= before
 

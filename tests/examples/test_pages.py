@@ -20,7 +20,7 @@ from tests.examples import programs
 Load = Callable[[str], ModuleType]
 
 NUMBERS = "".join(f"{count} " for count in range(1, 121))
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
 
 

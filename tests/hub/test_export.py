@@ -765,7 +765,7 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
 
 @pytest.mark.parametrize("held", [1, 3])
 async def test_an_import_that_has_ended_is_kept_by_another_that_began_before(held: int, tmp_path: Path) -> None:
-    path, source = tmp_path / "chat.jsonl", HubCore("memory://", hooks_signals=False)
+    path, source = tmp_path / "chat.jsonl", HubCore("memory://", hooks_signals=False, drain_s=0.0)
     await fill(source)
     path.write_bytes(await exported(source))
     await source.close()

@@ -61,6 +61,7 @@ from tests.stores.contract_notices import NoticesContract
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
 MINUTE_MS = 60_000
+EXAMPLES = settings().max_examples // 2  # of the law: each example is many calls of a real store
 PAGE = 1_000_000  # page size in bytes: more than the messages of a test have
 
 Step = tuple[str, Request]
@@ -981,6 +982,7 @@ class StoreContract(HoldsContract, NoticesContract):
     # -- the law ------------------------------------------------------------------------------------------------
 
     @settings(
+        max_examples=EXAMPLES,
         deadline=None,
         suppress_health_check=[
             HealthCheck.function_scoped_fixture,  # allowed, because each example uses a channel of its own

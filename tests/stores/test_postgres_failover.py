@@ -24,6 +24,7 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import PostgresStore
+from tests.conftest import IS_LONG
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.proxy import Direction, FaultProxy
@@ -148,8 +149,8 @@ async def test_host_that_does_not_respond_takes_only_its_share_of_the_time(
         store = open_url(f"postgresql://app@{hosts}/app?schema=shares")
         await store.open()
         assert [is_silent for is_silent, _ in shares] == [True, False]
-        assert shares[0][1] == pytest.approx(5.0, abs=0.1)
-        assert shares[1][1] > 8.0
+        assert 3.0 < shares[0][1] <= 5.0  # half of the ten seconds, less what a busy machine has used
+        assert shares[1][1] > 5.5
         await store.heads(["c"])
         assert [is_silent for is_silent, _ in shares[2:]] == [False]  # further connections do not wait for it
         server.stop()
@@ -269,7 +270,7 @@ async def test_copy_of_a_database_has_a_name_of_notices_that_the_original_does_n
     assert (await name_in("production"), await name_in("staging")) == (production, staging)
 
 
-@pytest.mark.parametrize("direction", ["up", "down", "both"])
+@pytest.mark.parametrize("direction", ["up", "down", "both"] if IS_LONG else ["both"])
 async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
     server: Postgres, monkeypatch: pytest.MonkeyPatch, direction: Direction
 ) -> None:

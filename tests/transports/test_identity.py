@@ -256,14 +256,14 @@ async def test_each_transport_sends_a_client_its_identity_capabilities_and_time_
         attached = (await peer.ask("attach", channel="chat:1"))["you"]
     for you in (polled.json()["you"], json.loads(stream.events[0].data), attached):
         assert (you["id"], you["can"]) == ("ada", ["history", "subscribe"])
-        assert 590 < you["expires_s"] <= 600
+        assert 500 < you["expires_s"] <= 600
 
 
 async def test_first_frame_authenticates_the_socket(served: Verified) -> None:
     async with dialled(served) as peer:
         reply = await peer.ask("auth", token=served.token())
         assert (reply["type"], reply["ref"], reply["you"]["id"]) == ("ok", 101, "ada")
-        assert 590 < reply["you"]["expires_s"] <= 600
+        assert 500 < reply["you"]["expires_s"] <= 600
         created = await peer.ask("create", channel="chat:1", id="m1", text="hello")
         assert created["message"]["author"] == "ada"
         assert (await peer.ask("create", channel="chat:1", role="assistant", text="x"))["code"] == "forbidden"

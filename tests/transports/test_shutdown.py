@@ -108,7 +108,7 @@ def started():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-run(hub, hub, listen("127.0.0.1", 0), started=started, force_s=0.5 if sys.argv[1] == "blocks" else 3.0)
+run(hub, hub, listen("127.0.0.1", 0), started=started, force_s=60.0 if sys.argv[1] == "restarts" else 0.5)
 """
 
 
