@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_340,
-    "lines of its kernel": 33_670,
+    "lines of tenuto/": 53_240,
+    "lines of its kernel": 33_760,
     "modules of tenuto/": 198,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_900,
-    "lines of tests/": 71_780,
-    "lines of proof/ and bench/": 25_550,
+    "lines of interop/": 3_690,
+    "lines of tests/": 71_550,
+    "lines of proof/ and bench/": 25_520,
     "words of docs without decisions": 66_660,
     "words of decisions": 11_600,
     "words of the changelog": 1_500,
