@@ -64,7 +64,7 @@ from tenuto.transports.calls import read_body
 from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, unexpected
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import peer_of
-from tenuto.transports.http import problem_response
+from tenuto.transports.http import ProblemForm, problem_response
 from tenuto.transports.origin import check_peer, refusal_of_get
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
@@ -118,7 +118,6 @@ logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-ProblemForm = Callable[[dict[str, Any]], object]  # of a problem's fields
 
 
 class Access:
@@ -399,7 +398,7 @@ class TurnResponse(Response):
         try:
             await self.run(receive, send, is_head=scope["method"] == "HEAD")
         except TenutoError as error:
-            await refusal(error, self.problem_form)(scope, receive, send)
+            await problem_response(error, form=self.problem_form)(scope, receive, send)
 
     async def run(self, receive: Receive, send: Send, *, is_head: bool = False) -> None:
         """Send the stream. Raises the error of a refusal, before the first byte."""
@@ -546,15 +545,6 @@ async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabi
     return access
 
 
-def refusal(error: TenutoError, form: ProblemForm | None = None) -> Response:
-    """Return the problem response for an error, or a response with `form` of the problem as JSON."""
-    response = problem_response(error)
-    if form is not None:
-        response.body = msgspec.json.encode(form(msgspec.json.decode(response.body)))
-        response.headers.update({"content-type": "application/json", "content-length": str(len(response.body))})
-    return response
-
-
 def guarded(endpoint: Endpoint, form: ProblemForm | None = None) -> Endpoint:
     """Return `endpoint` with its errors as problem responses: a TenutoError as it is, any other one as `internal`.
 
@@ -571,11 +561,11 @@ def guarded(endpoint: Endpoint, form: ProblemForm | None = None) -> Endpoint:
                 response.headers.setdefault(name.decode(), value.decode())
             return response
         except TenutoError as error:
-            return refusal(error, form)
+            return problem_response(error, form=form)
         except ClientDisconnect:
             return Response(status_code=499)  # the peer is gone, so no client receives it
         except Exception:
             logger.exception("a route failed")
-            return refusal(unexpected(), form)
+            return problem_response(unexpected(), form=form)
 
     return wrapped

@@ -213,9 +213,8 @@ class Caller(Struct, frozen=True, kw_only=True):
     is_app: bool = False  # code in this process; the app itself checks the rights
     is_server: bool = False  # the hub itself; may interrupt and take over streaming messages
     peer: str | None = None  # address of the connection, if it is known: the questions of its visitors are limited
-    refusal: TenutoError | None = (
-        None  # why the caller may store no new question or command now; a repeat gets its result
-    )
+    # why the caller may store no new question or command now; a repeat gets its result
+    refusal: TenutoError | None = None
     # the agent's attempt at the turn of the message that its new message answers; refused if there is a later attempt
     attempt: int | None = None
 

@@ -252,11 +252,8 @@ def given_in_chat(body: Json) -> GivenInput:
         calls = message.get("tool_calls") if role == "assistant" else None
         if calls is not None and not isinstance(calls, list):
             raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
-        parts = (
-            stored_parts(message.get("content"), is_strict=True)
-            if message.get("content") is not None or not calls
-            else []
-        )
+        content = message.get("content")
+        parts = stored_parts(content, is_strict=True) if content is not None or not calls else []
         tools = [_call(one) for one in calls or ()]
         called |= {one["call"] for one in tools}
         if is_named and (parts or tools):

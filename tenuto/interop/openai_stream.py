@@ -29,8 +29,6 @@ _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
-
-
 _ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
     **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
@@ -38,6 +36,7 @@ _ECHOED: Json = {  # further fields of a request that its response repeats, and 
     "truncation": "disabled",
 }
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
 
 
 def kind_of(part: Json, own_tools: Collection[str]) -> str:
@@ -45,9 +44,6 @@ def kind_of(part: Json, own_tools: Collection[str]) -> str:
     if part["type"] == "tool":
         return "function_call" if part["name"] in own_tools else "mcp_call"
     return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
-
-
-_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
 
 
 def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:

@@ -290,10 +290,21 @@ async def create_ticket(call: Call) -> Response:
     return json_response(TicketIssued(ticket=ticket), status=call.operation.status)
 
 
-def problem_response(error: TenutoError, scope: Mapping[str, Any] | None = None) -> Response:
-    """Return the HTTP response for `error`, with all details if the request with `scope` is an operator's."""
+ProblemForm = Callable[[dict[str, Any]], object]  # of a problem's fields
+
+
+def problem_response(
+    error: TenutoError, scope: Mapping[str, Any] | None = None, form: ProblemForm | None = None
+) -> Response:
+    """Return the HTTP response for `error`, with all details if the request with `scope` is an operator's.
+
+    With `form` its body is `form` of the problem, as JSON.
+    """
     error = for_peers(error, scope)
-    return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
+    if form is None:
+        return Response(problem_body(error), status_code=error.status, headers=problem_headers(error))
+    headers = {**problem_headers(error), "content-type": "application/json"}
+    return Response(msgspec.json.encode(form(error.problem())), status_code=error.status, headers=headers)
 
 
 # Endpoints for callers whose identity need not be known

@@ -186,18 +186,19 @@ class Questions:
     def counted(self, channel: str, request: Request, caller: Caller) -> tuple[Caller, Asked | None]:
         """Count `request` if it is a question of a visitor, and return the caller with whom to submit it.
 
-        The caller has a refusal beyond the limit, and in a route for a page that may ask nothing. A repeat of a stored
-        question still gets its result.
+        The caller has a refusal beyond the limit, and in a route for a page that may store no question. A repeat of a
+        stored question still gets its result.
         """
         visitor = visitor_of(channel, caller) if is_question(request, caller) else None
         if visitor is None:
             return caller, None
-        route = current_route() if caller.is_app else None
-        # tasks of the app may run in the context of another request
-        is_own = route is not None and route.visitor == visitor
-        peer = caller.peer if route is None else route.peer if is_own else None
-        if route is not None and is_own and route.refusal is not None:
-            return replace(caller, refusal=route.refusal), None
+        route, peer = None, caller.peer
+        if caller.is_app:
+            route = current_route()
+            is_own = route.visitor == visitor  # tasks of the app may run in the context of another request
+            if is_own and route.refusal is not None:
+                return replace(caller, refusal=route.refusal), None
+            peer = route.peer if is_own else None
         try:
             asked = self.ask(visitor, peer)
         except TooMany as error:
