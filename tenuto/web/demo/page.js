@@ -141,6 +141,7 @@ function start() {
   at("trials").append(...TRIALS.map(({ id, title }) => make("button", { id: `do-${id}`, onclick: /** @type {any} */ (actions)[id] }, make("b", {}, title), make("span"))))
   at("questions").append(...server.questions.map((value) => make("option", { value })))
   at("text").value = server.questions[0]
+  for (const one of at("ask").elements) one.disabled = false // before this line the browser would send the form itself, and lose the question
   at("ask").onsubmit = (/** @type {Event} */ event) => {
     event.preventDefault()
     const text = at("text").value.trim()
