@@ -31,11 +31,11 @@ const LOSSES = {
 
 const parameters = new URLSearchParams(location.search)
 const secret = new URLSearchParams(location.hash.slice(1)).get("join")
-if (secret) history.replaceState(null, "", location.pathname + location.search) // remove the secret from the address
+if (secret) history.replaceState(null, "", location.pathname + location.search) // remove the secret from it
 const refusal = secret ? await post("/demo/join", { secret }).then(() => "", (error) => error.message) : ""
 /** @typedef {{ pid: number, model: string | null, questions: string[], lan: boolean, person: { id: string, name: string } | null }} Server */
 let server = /** @type {Server} */ (/** @type {unknown} */ (null))
-const info = async () => (server = await fetch("/demo/info").then((response) => response.json()).catch(() => server)) // after a failure, the next connection requests it again
+const info = async () => (server = await fetch("/demo/info").then((response) => response.json()).catch(() => server)) // after a failure, the next connection asks again
 while (!(await info())) await new Promise((resolve) => setTimeout(resolve, 500))
 
 const me = server.person ?? whoAmI(parameters.get("as"), sessionStorage)
@@ -121,7 +121,7 @@ function start() {
     at("tenuto").dataset.state = shownState
     say(at("connection"), shownState !== "live" ? STATES[shownState] : trials.answer ? ANSWERS[trials.answer.status] : trials.question ? "thinking…" : "")
     fill(at("people"), here.join(), () => (here.length > 1 ? here.slice(0, 4).map((one) => make("li", { title: one }, [...one][0].toUpperCase())) : []))
-    if (here.length > people) void renewInvite() // a person has come, perhaps by this invitation, so show another one
+    if (here.length > people) void renewInvite() // perhaps by this invitation: show another one
     if (JSON.stringify(marks) !== shownMarks) chat.marks = marks
     ;[shownMarks, people] = [JSON.stringify(marks), here.length]
     document.body.classList.toggle("fresh", !parameters.has("channel") && !trials.question)
@@ -141,7 +141,7 @@ function start() {
   at("trials").append(...TRIALS.map(({ id, title }) => make("button", { id: `do-${id}`, onclick: /** @type {any} */ (actions)[id] }, make("b", {}, title), make("span"))))
   at("questions").append(...server.questions.map((value) => make("option", { value })))
   at("text").value = server.questions[0]
-  for (const one of at("ask").elements) one.disabled = false // before this line the browser would send the form itself, and lose the question
+  for (const one of at("ask").elements) one.disabled = false
   at("ask").onsubmit = (/** @type {Event} */ event) => {
     event.preventDefault()
     const text = at("text").value.trim()
@@ -151,7 +151,7 @@ function start() {
   addEventListener("pagehide", () => plain.save())
   if (plain.kept.channel === name) plain.return(isReload)
   channel.subscribe(notice)
-  channel.enter({ name: me.name }).catch(() => {}) // the element says why the channel is closed
+  channel.enter({ name: me.name }).catch(() => {}) // the element says why
   draw()
 }
 

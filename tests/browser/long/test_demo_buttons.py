@@ -5,6 +5,7 @@ Layer: tests. `tests/demo/test_page.py` has the story that a visitor sees.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -12,11 +13,11 @@ from unittest import mock
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from tests.browser.tab import TIMEOUT_MS
 from tests.demo.slow_model import SlowModel, slow_model
-from tests.demo.test_page import answer_of, visiting
+from tests.demo.test_page import answer_of, until_length, visiting
 from tests.processes import Process, Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
@@ -72,7 +73,11 @@ async def test_a_button_ticks(browser: Browser, demo_of: tuple[str, Server], but
     kind, server = demo_of
     async with visiting(browser) as context:
         page = await context.new_page()
+        held: asyncio.Queue[Route] = asyncio.Queue()
+        await page.route("**/demo/info", held.put, times=1)
         await page.goto(f"http://127.0.0.1:{server.port}/")
+        await expect(page.locator("#ask :enabled")).to_have_count(0)  # it would be sent by the browser, and be lost
+        await (await held.get()).continue_()
         await page.fill("#text", "What is a cursor?")
         await page.click("#ask button")
         await expect(page.locator(f"#do-{button}")).to_be_enabled()
@@ -93,8 +98,7 @@ async def test_a_button_ticks(browser: Browser, demo_of: tuple[str, Server], but
         else:
             await expect(page.locator(".loss"), case).to_have_count(0)
         if not is_over:
-            long = len(before["text"]) + 1 if before else 1
-            await page.wait_for_function(f"length => ({answer_of})().answer?.text.length >= length", arg=long)
+            await until_length(page, len(before["text"]) + 1 if before else 1)
         after = await page.evaluate(f"({answer_of})().answer")
         if kind == "written" or button != "crash":
             assert after["text"].startswith(before["text"] if before else ""), case
@@ -102,4 +106,3 @@ async def test_a_button_ticks(browser: Browser, demo_of: tuple[str, Server], but
         await expect(page.locator("#tenuto-counts"), case).to_have_text(
             re.compile(rf"\d breaks? ?0 characters lost ?{calls} model calls?")
         )
-        print(case, "|", await tile.inner_text())
