@@ -31,11 +31,11 @@ const LOSSES = {
 
 const parameters = new URLSearchParams(location.search)
 const secret = new URLSearchParams(location.hash.slice(1)).get("join")
-if (secret) history.replaceState(null, "", location.pathname + location.search) // remove the secret from it
+if (secret) history.replaceState(null, "", location.pathname + location.search) // remove the secret from the address
 const refusal = secret ? await post("/demo/join", { secret }).then(() => "", (error) => error.message) : ""
 /** @typedef {{ pid: number, model: string | null, questions: string[], lan: boolean, person: { id: string, name: string } | null }} Server */
 let server = /** @type {Server} */ (/** @type {unknown} */ (null))
-const info = async () => (server = await fetch("/demo/info").then((response) => response.json()).catch(() => server)) // after a failure, the next connection asks again
+const info = async () => (server = await fetch("/demo/info").then((response) => response.json()).catch(() => server)) // after a failure, the next connection requests it again
 while (!(await info())) await new Promise((resolve) => setTimeout(resolve, 500))
 
 const me = server.person ?? whoAmI(parameters.get("as"), sessionStorage)
@@ -141,7 +141,7 @@ function start() {
   at("trials").append(...TRIALS.map(({ id, title }) => make("button", { id: `do-${id}`, onclick: /** @type {any} */ (actions)[id] }, make("b", {}, title), make("span"))))
   at("questions").append(...server.questions.map((value) => make("option", { value })))
   at("text").value = server.questions[0]
-  for (const one of at("ask").elements) one.disabled = false
+  at("asking").disabled = false
   at("ask").onsubmit = (/** @type {Event} */ event) => {
     event.preventDefault()
     const text = at("text").value.trim()
