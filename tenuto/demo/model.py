@@ -113,8 +113,7 @@ async def talk(turn: Turn, model: Model) -> None:
             except Exception as error:
                 raise ModelFailed(error) from error
             piped = await message.pipe(stream)
-        steered = await turn.steered(messages=False)
-        if not steered:
+        if not (steered := await turn.steered(messages=False)):
             return
         conversation.append({"role": "assistant", "content": piped.text or "…"})
         conversation.append({"role": "user", "content": "\n".join(steer.text for steer in steered)})
