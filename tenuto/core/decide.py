@@ -508,7 +508,8 @@ def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[P
         return None
     _check_part_count(len(parts), limits)
     checked = [check_part(part, limits) for part in parts]
-    check_json(checked, limits.message_bytes, "a message", depth=limits.depth + 2)
+    if (size := sum(map(part_bytes, checked))) > limits.message_bytes:
+        raise _too_large(f"the message would have {size} bytes", limits.message_bytes, "message_bytes", "send less")
     return checked
 
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from tenuto.core.errors import StoreUnusable
-from tenuto.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, PartState, utf8_len
+from tenuto.core.message_state import DAMAGED, ClaimState, CommandState, MessageState, PartState, part_bytes, utf8_len
 from tenuto.core.model import OPTIONS, Json, Part
 from tenuto.core.names import COMMAND_MARK, is_id
 from tenuto.core.ops import Append, Command, Create, Entry, Reply, WriterIdentity
@@ -452,7 +452,7 @@ def _from_head(message_id: str, head: MessageHead) -> MessageState:
     message.taken_over = head.taken_over
     message.requests = deque(head.requests, maxlen=message.requests.maxlen)
     message.parts = [_part_from(part) for part in head.parts]
-    message.size_bytes = sum(len(msgspec.json.encode(part.fields)) for part in head.parts)
+    message.size_bytes = sum(part_bytes(part.fields) for part in head.parts)
     return message
 
 

@@ -300,13 +300,18 @@ def utf8_len(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
+_LONG = {
+    **APPENDABLE,
+    "file": "url",
+}  # the field that may be long, by type of the part: it is not encoded to be counted
+
+
 def part_bytes(part: Part) -> int:
-    """Return the size of a part: its text, plus its other fields as JSON.
+    """Return the size of a part: its long text, plus its other fields as JSON.
 
     The size does not depend on how the text came, so removing a part subtracts exactly the bytes that it added.
     """
-    key = APPENDABLE.get(part["type"])
-    if key is None:
+    key = _LONG.get(part["type"], "")
+    if not isinstance(text := part.get(key, ""), str):  # a file of another form
         return len(msgspec.json.encode(part))
-    fields = {name: value for name, value in part.items() if name != key}
-    return len(msgspec.json.encode(fields)) + utf8_len(part.get(key, ""))
+    return len(msgspec.json.encode({name: value for name, value in part.items() if name != key})) + utf8_len(text)

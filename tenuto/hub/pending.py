@@ -21,7 +21,7 @@ from tenuto.core.catch_up import reply_to
 from tenuto.core.draft import Decision
 from tenuto.core.errors import Deleted, TenutoError
 from tenuto.core.events import CommandReply, Cursor, encode_json
-from tenuto.core.message_state import utf8_len
+from tenuto.core.message_state import part_bytes, utf8_len
 from tenuto.core.model import Command, Message, plain
 from tenuto.core.ops import Append, Entry
 from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, Request, SendCommand, UpdateMessage, needs
@@ -242,8 +242,8 @@ def _size_of(request: Request) -> int:
         value = getattr(request, name, None)
         if value and not isinstance(value, int):
             try:
-                size += len(encode_json(value))
-            except (TypeError, ValueError, OverflowError, RecursionError):
+                size += sum(map(part_bytes, value)) if name == "parts" else len(encode_json(value))
+            except (TypeError, ValueError, LookupError, OverflowError, RecursionError):
                 continue  # the decision will refuse this request
     return size
 
