@@ -300,10 +300,8 @@ def utf8_len(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-_LONG = {
-    **APPENDABLE,
-    "file": "url",
-}  # the field that may be long, by type of the part: it is not encoded to be counted
+# the field of a part that may be long, by type: it is counted without being encoded
+_LONG = {**APPENDABLE, "file": "url"}
 
 
 def part_bytes(part: Part) -> int:
