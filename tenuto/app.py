@@ -36,9 +36,8 @@ from tenuto.hub.turns.status import next_status, read_pending, read_turn
 from tenuto.hub.turns.workers import WhenBusy
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
-from tenuto.transports.app import App, asgi
+from tenuto.transports.app import App, asgi, check_asgi, check_path, mount, respond_to_refusals
 from tenuto.transports.headers import peer_of
-from tenuto.transports.mounting import check_asgi, check_path, mount, respond_to_refusals
 from tenuto.transports.origin import refusal_of_get, refusal_of_page
 from tenuto.transports.streams import EndFrame
 

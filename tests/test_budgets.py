@@ -21,9 +21,9 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_240,
-    "lines of its kernel": 33_770,
-    "modules of tenuto/": 198,
+    "lines of tenuto/": 53_150,
+    "lines of its kernel": 33_690,
+    "modules of tenuto/": 194,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
     "lines of tests/": 71_720,

@@ -24,7 +24,7 @@ from tenuto.cli.server_requests import beside
 from tenuto.hub.keep import control
 from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES
 from tenuto.stores.sqlite.file import control_of
-from tenuto.transports import lines
+from tenuto.transports import http
 from tests.processes import PATIENCE_S, Process, Server, request, serving
 from tests.stores.files import run_from_outside
 
@@ -319,7 +319,7 @@ async def test_call_shows_life_and_ends_with_its_client(tmp_path: Path, monkeypa
     target = tmp_path / "one.db"
     async with asyncio.timeout(PATIENCE_S):
         for sign_s, life in ((0.01, 1), (3600.0, 0)):
-            monkeypatch.setattr(lines, "SIGN_S", sign_s)
+            monkeypatch.setattr(http, "SIGN_S", sign_s)
             reader, writer = await asyncio.open_unix_connection(control_of(tmp_path / "chat.db"))
             writer.write(post("/v1/backup", {"path": str(target), "mb_per_s": 0.01}))  # for most of a minute
             for _ in range(life):

@@ -20,17 +20,19 @@ from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from tenuto._version import __version__
 from tenuto.core.errors import (
+    Draining,
     Forbidden,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
     NoVerifier,
+    NoVisitors,
     StoreUnavailable,
     TenutoError,
     shown,
@@ -47,9 +49,13 @@ from tenuto.core.requests import (
     SendSignal,
     UpdateMessage,
 )
+from tenuto.core.visitor_ids import STEM, is_visitor
 from tenuto.hub.access.identity import Scope as HubScope
+from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive
+from tenuto.hub.keep.conversations import read_conversations
+from tenuto.hub.viewing import Viewing
 from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
     check_create,
@@ -73,12 +79,11 @@ from tenuto.transports.calls import (
 )
 from tenuto.transports.codec import for_peers, problem_body, problem_headers, unexpected
 from tenuto.transports.credentials import left_s
-from tenuto.transports.headers import is_operator, peer_of, whole
-from tenuto.transports.lines import LinesResponse, with_signs
+from tenuto.transports.headers import headers_of, is_operator, peer_of, whole
 from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
-from tenuto.transports.origin import check_peer
-from tenuto.transports.traffic import charge, declared_bytes, event_bytes, expected_bytes
-from tenuto.transports.visitor_chats import visitor
+from tenuto.transports.origin import check_peer, is_own_origin
+from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off
+from tenuto.transports.traffic import EXPECTED_BYTES, charge, declared_bytes, event_bytes, expected_bytes
 
 logger = logging.getLogger("tenuto.transports")
 
@@ -147,6 +152,86 @@ async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
     lines = with_signs(values)
     first = await anext(lines)  # raises the errors that a response can still show
     return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)
+
+
+SIGN_S = 5.0  # time between two signs of life; proxies end a response that is silent for a minute
+_SIGN = b"{}\n"
+
+
+class LinesResponse(StreamingResponse):
+    """Sends `first` and then the lines `rest`; for HEAD only the headers. A peer that stops reading is disconnected.
+
+    An error of `rest` is the last line, of type `error`. A response that has not ended soon after the drain is cut.
+    """
+
+    def __init__(
+        self,
+        viewing: Viewing,
+        first: bytes,
+        rest: AsyncGenerator[bytes],
+        *,
+        headers: dict[str, str],
+    ) -> None:
+        self._viewing = viewing
+        self._first = first
+        self._rest = rest
+        super().__init__(rest, headers=headers, media_type="application/x-ndjson")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(message)
+
+        self.body_iterator = self._lines(scope)
+        try:
+            async with aclosing(self._rest), self._viewing.responding():
+                await super().__call__(scope, receive, send_in_time)
+        except Draining:
+            break_off(receive)
+            abort_if_unread(receive, is_draining=True)
+
+    async def _lines(self, scope: Scope) -> AsyncGenerator[bytes]:
+        if scope["method"] == "HEAD":
+            return
+        yield self._first
+        try:
+            async for line in self._rest:
+                yield line
+        except Exception as error:
+            if not isinstance(error, TenutoError):
+                logger.exception("an HTTP request failed")
+                error = unexpected()
+            yield _line({"type": "error", "error": for_peers(error, scope).problem()})
+
+
+async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:
+    """Yield `values` as lines of JSON, and an empty object when none has come for five seconds."""
+    step = asyncio.ensure_future(_next(values))
+    try:
+        while True:
+            done, _ = await asyncio.wait({step}, timeout=SIGN_S)
+            if not done:
+                yield _SIGN
+                continue
+            line = step.result()
+            if line is None:
+                return
+            yield line
+            step = asyncio.ensure_future(_next(values))
+    finally:
+        step.cancel()
+        await asyncio.gather(step, return_exceptions=True)
+        await values.aclose()
+
+
+async def _next(values: AsyncGenerator[object]) -> bytes | None:
+    async for value in values:
+        return _line(value)
+    return None
+
+
+def _line(value: object) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
 
 
 READY_TIMEOUT_S = 5.0  # shorter than the time after which the probes of orchestrators give up
@@ -347,6 +432,46 @@ async def metrics(hub: HubCore, request: Request) -> Response:
     await check_metrics(hub, dict(request.scope))
     lines = [f"tenuto_{name} {value}\n" for name, value in sorted(hub.stats().items())]
     return Response("".join(lines), media_type="text/plain; version=0.0.4; charset=utf-8", headers=NO_STORE)
+
+
+async def visitor(hub: HubCore, request: Request) -> Response:
+    """Return the caller's id, channel and chats. Raises NoVisitors, and the errors of `identify`.
+
+    A page asks this before it connects. The response sets the cookie of a new visitor. It also carries a token: for a
+    page of another origin, because browsers block the cookies of other sites, and for a new visitor with `?token=1`,
+    whose browser keeps no cookies.
+    """
+    guests = hub.authenticate
+    if not isinstance(guests, VisitorVerifier):
+        raise NoVisitors(
+            "this hub has no chats of a visitor's own: set Hub(authenticate=visitors()), or name the chat with "
+            "the attribute channel of <tenuto-chat>"
+        )
+    scope = dict(request.scope)
+    identity = await identify(hub, scope)
+    await check_serving(hub)
+    charge(hub, identity, scope, EXPECTED_BYTES // 4)  # it reads the beginnings of many chats
+    about: dict[str, Any] = {"id": identity.client_id, "channel": None, "chats": []}
+    channel = f"{STEM}{identity.client_id}"
+    if identity.client_id is not None:
+        if identity.has("publish", channel) and identity.has("subscribe", channel):
+            about["channel"] = channel
+        if not visit_in(scope).is_new:  # a new visitor has none
+            about["chats"] = [
+                {"channel": one.channel, "title": one.title, "updated_ms": one.updated_ms}
+                for one in await read_conversations(hub, identity, [channel, f"{channel}.*"])
+            ]
+    # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
+    needs_token = _is_foreign(hub, scope) or (visit_in(scope).is_new and "token" in request.query_params)
+    if is_visitor(identity.client_id) and needs_token:
+        assert identity.client_id is not None
+        about["token"] = guests.token_of(identity.client_id)
+    return json_response(about)
+
+
+def _is_foreign(hub: HubCore, scope: HubScope) -> bool:
+    """Return whether a page of another origin than the hub's sent the request."""
+    return any(not is_own_origin(hub, scope, origin) for origin in headers_of(scope, b"origin"))
 
 
 _HANDLERS: dict[str, Handler] = {

@@ -9,20 +9,18 @@ worker.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tenuto.core.errors import Fenced, InvalidRequest, NotWriter, TenutoError, TooMany
 from tenuto.core.model import Json, check_json
 from tenuto.core.names import check_channel, check_id, invalid_pattern, is_pattern, matches
+from tenuto.hub.access.identity import Identity
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy, store_renewal
 from tenuto.transports.access import check_work, member_of
 from tenuto.transports.codec import TurnDoneFrame, TurnRenewFrame, TurnTakeFrame, WorkFrame
-
-if TYPE_CHECKING:
-    from tenuto.hub.access.identity import Identity
 
 Respond = Callable[[dict[str, Json] | TenutoError], None]  # gets the fields of a response, or the refusal
 

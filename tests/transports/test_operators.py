@@ -28,8 +28,8 @@ from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.keep.archive import MAX_REMOVALS
 from tenuto.hub.viewing import Viewing
 from tenuto.stores.base import Pruned
-from tenuto.transports import lines
-from tenuto.transports.lines import LinesResponse, with_signs
+from tenuto.transports import http
+from tenuto.transports.http import LinesResponse, with_signs
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
 
 
@@ -180,7 +180,7 @@ async def at_work(served: Served, path: str, body: bytes) -> asyncio.StreamWrite
 async def test_a_removal_ends_with_its_connection_and_the_same_request_goes_on(
     stored: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "SIGN_S", 0.01)
+    monkeypatch.setattr(http, "SIGN_S", 0.01)
     for channel in ("chat:1", "chat:2", "chat:3"):
         await stored.create(channel, id="m", text="by ann", author="ann")
     reached, ended, prune = asyncio.Event(), asyncio.Event(), stored.store.prune
@@ -212,7 +212,7 @@ async def test_a_removal_ends_with_its_connection_and_the_same_request_goes_on(
 async def test_the_process_of_a_check_ends_with_its_connection(
     stored: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "SIGN_S", 0.01)
+    monkeypatch.setattr(http, "SIGN_S", 0.01)
     os.mkfifo(tmp_path / "alive")
     program = tmp_path / "waiting"
     program.write_text(f"#!/bin/sh\nexec 3> '{tmp_path}/alive'\necho started >&3\nexec sleep 600\n")
@@ -262,7 +262,7 @@ async def never() -> Message:
 
 
 async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "SIGN_S", 0)
+    monkeypatch.setattr(http, "SIGN_S", 0)
     assert await all_after_a_sign(None) == [{"type": "end"}]
     (last,) = await all_after_a_sign(Busy("it runs"))
     assert (last["type"], last["error"]["code"], last["error"]["detail"]) == ("error", "busy", "it runs")
@@ -270,7 +270,7 @@ async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pyte
         (last,) = await all_after_a_sign(failure)
         assert (last["error"]["code"], "secret" in str(last)) == (code, False)
         assert last["error"]["detail"].endswith("log has the reason")
-    monkeypatch.setattr(lines, "SIGN_S", 60)
+    monkeypatch.setattr(http, "SIGN_S", 60)
     release = asyncio.Event()
     release.set()
     with pytest.raises(Busy):  # the status of the response can still say so
