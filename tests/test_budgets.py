@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_690,
     "lines of tests/": 71_720,
     "lines of proof/ and bench/": 25_520,
-    "words of docs without decisions": 67_760,
+    "words of docs without decisions": 64_055,
     "words of decisions": 11_600,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
