@@ -220,7 +220,11 @@ def serve(
     log_level: str,
     workers: int,
 ) -> None:
-    """Serve a hub: on this machine or, with a verifier, to other machines."""
+    """Serve a hub: on this machine or, with a verifier, to other machines.
+
+    Each option is also a variable of the environment: TENUTO_STORE for --store, TENUTO_VISITORS=1 for --visitors.
+    Repeated values are separated by spaces, those of --jwt-secret-file by colons.
+    """
     from tenuto.app import Hub
 
     verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
@@ -283,6 +287,28 @@ def serve(
     with _showing_log(log_level):
         on_startup = beat if inherited is not None else None
         _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses, on_startup=on_startup)
+
+
+for _option in serve.params:
+    if isinstance(_option, click.Option):
+        _option.envvar = "TENUTO_" + _option.opts[0].removeprefix("--").upper().replace("-", "_")
+
+
+@main.command()
+@click.option(
+    "--url",
+    default=None,
+    help=f"Where the hub is served, with the path it is mounted at.  [default: http://127.0.0.1:{DEFAULT_PORT}]",
+)
+def health(url: str | None) -> None:
+    """Ask a server whether it can serve: it reads and writes its store. The exit status is 1 if it cannot.
+
+    Without --url the port is that of TENUTO_PORT, as for `tenuto serve`.
+    """
+    from tenuto.cli.server_requests import at_url  # imported here, because the import is slow
+
+    address = url or f"http://127.0.0.1:{os.environ.get('TENUTO_PORT', DEFAULT_PORT)}"
+    click.echo(at_url(address, None).health())
 
 
 @contextlib.contextmanager

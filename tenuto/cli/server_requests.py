@@ -27,6 +27,7 @@ from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel
 from tenuto.core.records import HEADER_BYTES, End, decode_header, decode_line
 from tenuto.hub.keep.archive import MAX_LISTED, ChannelPage
+from tenuto.server.serving import is_local
 from tenuto.stores.sqlite.file import control_of
 
 READ_TIMEOUT_S = 60.0  # time without a byte after which a server counts as gone; long calls send signs of life
@@ -67,7 +68,8 @@ def at_url(url: str, token: str | None) -> Server:
             "a line end"
         )
     headers = {"authorization": f"Bearer {token}"} if token is not None else {}
-    opener = request.build_opener(_NoRedirect)
+    proxies = [request.ProxyHandler({})] if is_local(parts.hostname or "") else []  # http_proxy is for other machines
+    opener = request.build_opener(_NoRedirect, *proxies)
     return Server(shown_url(url), url.rstrip("/"), headers, opener, "check that --url names a server of Tenuto")
 
 
@@ -185,6 +187,10 @@ class Server:
                 raise self._invalid("export", "its last line has another checksum than the rest")
             out.write(line)
         return end.damaged
+
+    def health(self) -> str:
+        """Return the state of a hub that reads and writes its store. Raises LocalError for a hub that cannot."""
+        return _printable(self._get("health report", "/readyz", dict[str, Any]).get("status"))
 
     def state(self) -> dict[str, Any]:
         """Return the state of the hub."""

@@ -72,9 +72,10 @@ def check_guarded(host: str, app: Any) -> str:
         return host
     found = "the hub has no verifier" if hubs else "no hub was found in this app"
     raise LocalError(
-        f"{host} is not a loopback address, and {found}. Give each visitor chats of their own with --visitors, or with "
-        "Hub(authenticate=visitors()) behind --app. Or verify callers, with --jwt-secret-file or --jwks and "
-        "--jwt-audience. --allow-everyone accepts every caller, unverified."
+        f"{host} is not a loopback address, and {found}. Give each visitor chats of their own with --visitors (in a "
+        "container: TENUTO_VISITORS=1), or with Hub(authenticate=visitors()) behind --app. Or verify callers, with "
+        "--jwt-secret-file or --jwks and --jwt-audience (TENUTO_JWT_SECRET_FILE, …). --allow-everyone accepts every "
+        "caller, unverified."
     )
 
 
