@@ -85,10 +85,13 @@ async def test_the_documented_client_gets_its_token_from_the_documented_route() 
 
 def test_every_option_of_a_command_is_documented_with_its_default() -> None:
     assert isinstance(main, click.Group)
+    common = rows(section(PYTHON, "### Options of operators"))
     for name, command in main.commands.items():
         arguments = [one.name.upper() for one in command.params if isinstance(one, click.Argument) and one.name]
-        documented = rows(section(PYTHON, f"### `{' '.join(['tenuto', name, *arguments])}`"))
         options = {one.opts[0]: one for one in command.params if isinstance(one, click.Option)}
+        documented = rows(section(PYTHON, f"### `{' '.join(['tenuto', name, *arguments])}`"))
+        own = {shown.split()[0] for shown in documented}
+        documented |= {shown: default for shown, default in common.items() if shown in options.keys() - own}
         assert {shown.split()[0] for shown in documented} == set(options), name
         for shown, default in documented.items():
             option = options[shown.split()[0]]

@@ -123,11 +123,11 @@ class Postgres:
         self.sql(_DISCONNECT.format(which=which), database=database)
 
     def dump(self, schema: str) -> None:
-        """Back up the tables of `schema` as `docs/python.md` does."""
+        """Back up the tables of `schema` as `docs/keeping.md` does."""
         self._run("pg_dump", *self._where, "--format=custom", f"--schema={schema}", f"--file={schema}.dump", "app")
 
     def restore(self, schema: str, *how: str) -> None:
-        """Restore the tables of `schema`; the options `how` are those of `docs/python.md` unless given."""
+        """Restore the tables of `schema`; the options `how` are those of `docs/keeping.md` unless given."""
         how = how or ("--clean", "--if-exists")
         self._run("pg_restore", *self._where, *how, "--dbname=app", f"{schema}.dump")
 

@@ -641,7 +641,7 @@ async def test_a_store_may_leave_the_disk_to_the_server(
 
 # The hub on a database ---------------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "keeping.md").read_text()
 
 
 class AheadClock(Clock):
