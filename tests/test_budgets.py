@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_180,
-    "lines of its kernel": 33_690,
-    "modules of tenuto/": 194,
+    "lines of tenuto/": 53_610,
+    "lines of its kernel": 34_080,
+    "modules of tenuto/": 195,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 71_825,
+    "lines of tests/": 72_290,
     "lines of proof/ and bench/": 25_520,
-    "words of docs without decisions": 63_260,
+    "words of docs without decisions": 63_700,
     "words of decisions": 11_600,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

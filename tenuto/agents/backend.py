@@ -7,12 +7,22 @@ The same handler runs in both places; `local` and `tenuto.client` each have a `B
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol, TypeVar
 
-from tenuto.core.errors import Deleted, NotFound
+from tenuto.core.errors import Deleted, Draining, NotFound, TenutoError
 from tenuto.core.events import CommandReply, Page
+from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message
 from tenuto.sources.writing import Writer
+
+logger = logging.getLogger("tenuto.agents")
+
+RETRY_S = 1.0  # wait before the next try after the store failed
+
+T = TypeVar("T")
 
 
 class Watch(Protocol):
@@ -34,12 +44,26 @@ class Watch(Protocol):
         """Stop following the channel."""
 
 
+class Sent(NamedTuple):
+    """A stored command, and its reply if it has one already."""
+
+    command: Command
+    reply: CommandReply | None
+
+
 class Backend(Protocol):
     """The operations of a hub that a turn uses."""
 
     @property
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end; its turns are then left for another process."""
+
+    @property
+    def limits(self) -> Limits:
+        """Return the limits that content is checked against before it is sent."""
+
+    def now_ms(self) -> int:
+        """Return the time in ms since 1970."""
 
     @property
     def may_begin(self) -> bool:
@@ -73,12 +97,22 @@ class Backend(Protocol):
         """Return a new id."""
 
     async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
-    ) -> Command:
-        """Send a command, and return it."""
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float, generation: int
+    ) -> Sent:
+        """Send a command of attempt `generation`. Raises Fenced if a later attempt has the turn."""
 
-    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
-        """Reply to a command."""
+    async def reply(
+        self,
+        channel: str,
+        command_id: str,
+        *,
+        ok: bool,
+        data: Json,
+        error: Json,
+        by: str,
+        generation: int | None = None,
+    ) -> None:
+        """Reply to a command; to a step as attempt `generation`."""
 
     async def watch(self, channel: str) -> Watch:
         """Follow a channel from now on."""
@@ -97,3 +131,15 @@ async def find(backend: Backend, channel: str, message_id: str) -> Message | Non
     except (NotFound, Deleted):
         return None
     return message
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `call`, and repeat it while the store fails. Raises errors that a retry cannot cure."""
+    while True:
+        try:
+            return await call()
+        except TenutoError as error:
+            if not error.retry or isinstance(error, Draining):
+                raise
+            logger.warning("an agent tries again in %g s: %s", RETRY_S, error)
+        await asyncio.sleep(RETRY_S)

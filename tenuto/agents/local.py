@@ -13,13 +13,15 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Self
 
-from tenuto.agents.backend import Watch, find
-from tenuto.agents.running import Agent, Running, check_worker_settings, patiently
+from tenuto.agents.backend import Sent, Watch, find, patiently
+from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
 from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict
 from tenuto.core.events import CommandReply, Page
+from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
+from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.hub.pending import result_later
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.hub.writer import MessageWriter
@@ -143,6 +145,15 @@ class LocalBackend:
         return self._hub.is_draining
 
     @property
+    def limits(self) -> Limits:
+        """Return the limits of the hub (`Backend.limits`)."""
+        return self._hub.limits
+
+    def now_ms(self) -> int:
+        """Return the time of the hub's clock (`Backend.now_ms`)."""
+        return self._hub.clock.now_ms()
+
+    @property
     def may_begin(self) -> bool:
         """Return whether the other nodes have counted this one as alive since the claim (`Backend.may_begin`)."""
         return self._hub.runtime.nodes.is_kept_since(self._claimed_s)
@@ -185,14 +196,28 @@ class LocalBackend:
         return self._hub.clock.new_id()
 
     async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
-    ) -> Command:
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float, generation: int
+    ) -> Sent:
         """Send a command (`Backend.command`)."""
-        return await self._hub.command(channel, name, id=id, target=target, data=data, by=by, expires_s=expires_s)
+        request = SendCommand(name=name, target=target, data=data, expires_s=expires_s, generation=generation)
+        sent = await self._hub.ask(channel, command_key(id), request, self._hub.caller(by))
+        assert sent.command is not None
+        return Sent(sent.command, sent.reply)
 
-    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+    async def reply(
+        self,
+        channel: str,
+        command_id: str,
+        *,
+        ok: bool,
+        data: Json,
+        error: Json,
+        by: str,
+        generation: int | None = None,
+    ) -> None:
         """Reply to a command (`Backend.reply`)."""
-        await self._hub.reply(channel, command_id, ok=ok, data=data, error=error, by=by)
+        request = ReplyCommand(ok=ok, data=data, error=error, generation=generation)
+        await self._hub.ask(channel, command_key(command_id), request, self._hub.caller(by))
 
     async def watch(self, channel: str) -> Watch:
         """Follow a channel (`Backend.watch`)."""

@@ -14,16 +14,15 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Set
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from tenuto.agents.backend import Backend, Watch, find
+from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.decide_owners import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,
-    Draining,
     Fenced,
     Finished,
     Forbidden,
@@ -66,12 +65,10 @@ async def reply_to_stops(watch: Watch, targets: Targets, reply: Callable[[str], 
 
 # longest wait for the end of an earlier attempt's lease, after which this attempt continues its answer
 PATIENCE_S = 30.0
-RETRY_S = 1.0  # wait before the next try after the store failed
 SHUTDOWN_S = 10.0  # time that a cancelled handler has to clean up
 
 WITHDRAWN: Json = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
 
-T = TypeVar("T")
 State = Literal["done", "cancelled"]  # how a turn ends
 Handler = Callable[[Turn], Awaitable[None]]
 
@@ -83,18 +80,6 @@ class Agent(NamedTuple):
     name: str
     on_crash: OnCrash = "restart"
     timeout_s: float = 3600.0  # longest time that one turn may take
-
-
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `call`, and repeat it while the store fails. Raises errors that a retry cannot cure."""
-    while True:
-        try:
-            return await call()
-        except TenutoError as error:
-            if not error.retry or isinstance(error, Draining):
-                raise
-            logger.warning("an agent tries again in %g s: %s", RETRY_S, error)
-        await asyncio.sleep(RETRY_S)
 
 
 def check_agent(agent: Agent) -> Agent:

@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -19,6 +21,7 @@ from msgspec.structs import replace
 from tenuto.agents.backend import Backend, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
+from tenuto.agents.steps import Steps
 from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message
@@ -79,6 +82,7 @@ class Turn:
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
+        self._steps = Steps(backend, channel, message.id, generation, name)
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
@@ -184,8 +188,15 @@ class Turn:
             await begun[-1].flush()  # store the text first, so that people see it above the question
         id = self._backend.new_id()
         self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
-        command = await self._backend.command(
-            self.channel, name, id=id, target=target, data=data, by=self.name, expires_s=timeout_s
+        command, _ = await self._backend.command(
+            self.channel,
+            name,
+            id=id,
+            target=target,
+            data=data,
+            by=self.name,
+            expires_s=timeout_s,
+            generation=self.generation,
         )
         self.progress("waiting", command=command.id)
         reply = await self._reply_to(command, timeout_s + GRACE_S)
@@ -194,6 +205,42 @@ class Turn:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
         self.progress("answering" if begun else "thinking")
         return _ask_reply(reply)
+
+    async def step(
+        self,
+        name: str,
+        function: Callable[..., object],
+        *args: Any,
+        retries: int = 0,
+        retry_s: float = 1.0,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the result of `function(*args, **kwargs)`, which is called once in this turn, also after a crash.
+
+        The result (JSON, at most `Limits.step_bytes`) is stored before this returns, and a later attempt gets the
+        stored one without a call; the first one, too, gets it as it is stored. `function` may be async. If it raises,
+        it is called again up to `retries` times, first after `retry_s` seconds, then after twice as many, and so on.
+        An exception is no result: the next attempt calls the function again, as it does if the process died
+        (`was_interrupted`). Raises LocalError if the name was used before in this attempt, or inside of a step;
+        InvalidRequest or TooLarge if the result cannot be stored; Fenced if a later attempt has the turn.
+        """
+        call = partial(function, *args, **kwargs)
+        return await self._steps.run(name, call, function, retries=retries, retry_s=retry_s)
+
+    def step_key(self, name: str) -> str:
+        """Return a key for the step `name`, the same in each attempt: for idempotency keys of other services."""
+        return self._steps.key(name)
+
+    def was_interrupted(self, name: str) -> bool:
+        """Return whether an earlier attempt has called the function of step `name` and its result is not stored.
+
+        Call it inside of the function: before the step has begun the result is False.
+        """
+        return self._steps.was_interrupted(name)
+
+    async def sleep(self, name: str, seconds: float) -> None:
+        """Wait `seconds`, counted from the first attempt on: after a crash only for the rest. Raises as `step`."""
+        await self._steps.sleep(name, seconds)
 
     def take_unused(self) -> Writer | None:
         """Return, and remove, the answer of the crashed attempt; None if `reply` has returned it already."""

@@ -13,13 +13,14 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from tenuto.agents.backend import Watch
+from tenuto.agents.backend import Sent, Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
 from tenuto.agents.turn import OnCrash
 from tenuto.client.view import ChannelView
 from tenuto.client.work import ClaimedTurn, check_pattern
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import CommandReply, Page
+from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message
 from tenuto.development import failure_reason
 from tenuto.sources.writing import Writer
@@ -144,6 +145,15 @@ class RemoteBackend:
         self._turn = turn
         self._debug = debug
 
+    @property
+    def limits(self) -> Limits:
+        """Return the limits of the client (`Backend.limits`)."""
+        return self._client._limits
+
+    def now_ms(self) -> int:
+        """Return the time of the client's clock (`Backend.now_ms`)."""
+        return round(self._client._now() * 1000)
+
     def reason_of(self, error: BaseException) -> str | None:
         """Return the reason for a message that `error` ended (`Backend.reason_of`).
 
@@ -191,14 +201,27 @@ class RemoteBackend:
         return self._client._new_id()
 
     async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
-    ) -> Command:
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float, generation: int
+    ) -> Sent:
         """Send a command (`Backend.command`)."""
-        return await self._client.command(channel, name, id=id, target=target, data=data, expires_s=expires_s)
+        sent = await self._client._send(
+            channel, id, name=name, target=target, data=data, expires_s=expires_s, generation=generation
+        )
+        return Sent(sent.command, sent.reply)
 
-    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+    async def reply(
+        self,
+        channel: str,
+        command_id: str,
+        *,
+        ok: bool,
+        data: Json,
+        error: Json,
+        by: str,
+        generation: int | None = None,
+    ) -> None:
         """Reply to a command (`Backend.reply`)."""
-        await self._client.reply(channel, command_id, ok=ok, data=data, error=error)
+        await self._client._reply(channel, command_id, ok=ok, data=data, error=error, generation=generation)
 
     async def watch(self, channel: str) -> Watch:
         """Follow a channel (`Backend.watch`)."""

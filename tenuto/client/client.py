@@ -152,7 +152,9 @@ class _Read(Struct, frozen=True, kw_only=True):
     cursor: str
 
 
-class _Commanded(Struct, frozen=True, kw_only=True):
+class Commanded(Struct, frozen=True, kw_only=True):
+    """The response to a command."""
+
     command: Command
     reply: CommandReply | None = None  # the stored reply, if the command already has one
 
@@ -363,15 +365,14 @@ class Client:
     ) -> Command:
         """Send a command: `cancel`, `steer`, `approve`, or one that the app defines. Its reply comes as an event."""
         command_id = self._new_id() if id is None else check_id(id)
-        fields = _given(id=command_id, name=name, target=target, data=self._data(data), expires_s=expires_s)
-        return decode_response(await self._ask("command", channel, fields), _Commanded).command
+        fields = _given(name=name, target=target, data=self._data(data), expires_s=expires_s)
+        return (await self._send(channel, command_id, **fields)).command
 
     async def reply(
         self, channel: str, command_id: str, *, ok: bool = True, data: Json = None, error: Json = None
     ) -> None:
         """Reply to a command. Raises AlreadyAnswered if another client has replied before."""
-        fields = _given(ok=ok, data=self._data(data), error=self._data(error), request=self._new_id())
-        await self._ask("reply", channel, {"id": check_id(command_id), **fields})
+        await self._reply(channel, command_id, ok=ok, data=self._data(data), error=self._data(error))
 
     async def _reply_to(self, channel: str, command: Command) -> CommandReply | None:
         """Send a command of this client again, under the same id. Return its reply, or None while there is none.
@@ -381,7 +382,15 @@ class Client:
         """
         left_s = command.expires_at / 1000 - self._now()
         fields = _given(name=command.name, target=command.target, data=command.data, expires_s=max(1.0, left_s))
-        return decode_response(await self._ask("command", channel, {"id": command.id, **fields}), _Commanded).reply
+        return (await self._send(channel, command.id, **fields)).reply
+
+    async def _send(self, channel: str, command_id: str, **fields: Any) -> Commanded:
+        """Send a command; a repeat returns the stored one with its reply."""
+        return decode_response(await self._ask("command", channel, {"id": command_id, **fields}), Commanded)
+
+    async def _reply(self, channel: str, command_id: str, **fields: Any) -> None:
+        given = _given(**fields, request=self._new_id())
+        await self._ask("reply", channel, {"id": check_id(command_id), **given})
 
     def presence(self, channel: str, data: dict[str, Json] | None = None, *, member: str | None = None) -> Presence:
         """Return a presence: `async with client.presence("chat:1", {"name": "Ada"}) as here: await here.update(…)`."""

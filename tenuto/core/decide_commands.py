@@ -11,9 +11,11 @@ from tenuto.core.draft import Decidable, Decision
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,
+    Fenced,
     Finished,
     Forbidden,
     IdConflict,
+    InvalidName,
     InvalidRequest,
     InvalidText,
     NotFound,
@@ -28,9 +30,10 @@ from tenuto.core.model import Approval, Json, Part, check_json, plain
 from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, digest
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
-from tenuto.core.turns import APPROVE, Replier, next_round, rules_of
+from tenuto.core.turns import APPROVE, STEP, STEP_MARK, Replier, next_round, rules_of
 
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
+STEP_S = 30 * 24 * 3600  # time after which the store may drop the data of a step
 OPEN_CANCELS = 16  # limit of `cancel` commands without a reply per target; the server carries out the first
 REASON_CHARS = 1_000  # maximal length of the reason of an approval or denial in the tool part; the reply has all of it
 DENIED = "denied"  # state of a tool part whose call a person has not approved
@@ -43,16 +46,23 @@ def send_command(
     assert key.startswith(COMMAND_MARK)  # without its prefix the stored command would be read as a message
     check_id(command_id(key), "a command's id")
     check_id(request.name, "a command's name")
+    is_step = request.name == STEP.name
+    if is_step or request.generation is not None:
+        _check_has_turn(state, request.target, request.generation, caller)
+    if is_step != command_id(key).startswith(STEP_MARK):
+        raise InvalidName(f"ids of commands that begin with {STEP_MARK!r} are those of steps; choose another id")
     fingerprint = _fingerprint(request, caller)
     known = state.command(key)
     if known is not None:
-        if known.digest != fingerprint:
+        # another attempt at the turn, maybe of another agent and about another answer, goes on with a step or question
+        is_same = (known.name, known.data) == (request.name, request.data) and request.generation is not None
+        if known.digest != fingerprint and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         return Decision(serial=known.created)
     check_may_begin(state, caller)
     if not 0 < request.expires_s <= LONGEST_S:
         raise InvalidRequest(f"expires_s must be above 0 and at most {LONGEST_S}, got {request.expires_s}")
-    data = _data(request.data, limits)
+    data = _data(request.data, limits.data_bytes, limits)
     target = _target(state, request, caller)
     command = Command(
         id=key,
@@ -61,7 +71,7 @@ def send_command(
         data=data,
         by=caller.id,
         at_ms=now_ms,
-        expires_ms=now_ms + int(request.expires_s * 1000),
+        expires_ms=now_ms + int((STEP_S if is_step else request.expires_s) * 1000),
         digest=fingerprint,
     )
     if rules_of(request.name).restarts:
@@ -74,7 +84,7 @@ def send_command(
         # the result of a `regenerate` carries the serial of the command, so that a repeated request gets the same
         # result
         return Decision(ops=ops, result_op=0)
-    if not (caller.is_server or caller.is_app):
+    if not (is_step or caller.is_server or caller.is_app):
         _check_room(state, request, caller, limits)
     return Decision(ops=(command,))
 
@@ -160,6 +170,8 @@ def reply_command(
 ) -> Decision:
     """Store the reply to a command. The first reply counts; a later one is refused."""
     command = _command(state, key)
+    if command.is_step:
+        _check_has_turn(state, command.target, request.generation, caller, key)
     if command.reply is not None and _is_repeat(command.reply, request, caller):
         return Decision(serial=command.reply_serial)
     is_senders = caller.id is not None and command.by == caller.id
@@ -174,8 +186,8 @@ def reply_command(
     reply = Reply(
         id=key,
         ok=request.ok,
-        data=_data(request.data, limits),
-        error=_data(request.error, limits),
+        data=_data(request.data, limits.step_bytes if command.is_step else limits.data_bytes, limits),
+        error=_data(request.error, limits.data_bytes, limits),
         by=caller.id,
         request=check_id(request.request, "request") if request.request is not None else None,
         at_ms=now_ms,
@@ -261,6 +273,26 @@ def _is_at_work_on(state: Decidable, target_id: str | None, caller: Caller) -> b
 def _is_written_by(message: MessageState, caller: Caller) -> bool:
     writer = message.writer
     return writer is not None and writer.node is None and writer.by == caller.id and caller.may_write
+
+
+def _check_has_turn(
+    state: Decidable, target_id: str | None, generation: int | None, caller: Caller, key: str | None = None
+) -> None:
+    """Raise Fenced unless attempt `generation` of `caller` has the turn of the target, or of the message it answers.
+
+    A caller without that turn gets NotFound for a command `key`, else Forbidden.
+    """
+    message = state.message(target_id) if target_id is not None else None
+    if message is not None and message.claim is None and message.reply_to is not None:
+        message = state.message(message.reply_to)
+    claim = message.claim if message is not None and not message.deleted else None
+    is_holder = caller.is_app or (message is not None and _has_turn(message, caller))
+    if generation is None or not is_holder:
+        if key is not None:
+            raise _unknown(key)
+        raise Forbidden("a step, and a command with `generation`, is for the agent that has the turn of its target")
+    if claim is None or (claim.state, claim.generation, claim.within) != ("taken", generation, None):
+        raise Fenced(f"attempt {generation} no longer has the turn of message {target_id!r}; end this handler")
 
 
 def _has_turn(message: MessageState, caller: Caller) -> bool:
@@ -378,10 +410,10 @@ def _error(error: TenutoError) -> Json:
     return {"code": error.code, "detail": error.detail}
 
 
-def _data(value: Json, limits: Limits) -> Json:
+def _data(value: Json, limit_bytes: int, limits: Limits) -> Json:
     if value is None:
         return None
-    check_json(value, limits.data_bytes, "data", depth=limits.depth)
+    check_json(value, limit_bytes, "data", depth=limits.depth)
     return plain({"data": value})["data"]
 
 

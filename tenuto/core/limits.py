@@ -25,6 +25,9 @@ class Limits:
     options_bytes: int = 512 * KIB  # wishes of a client beside a message: tools, instructions and the like
     data_bytes: int = 4 * KIB  # largest data of a member or a signal
     open_commands: int = 100  # commands without a reply per channel; one sender may have a quarter of them
+    steps: int = 1_000  # steps of one turn
+    step_bytes: int = 256 * KIB  # result of one step, as JSON
+    turn_bytes: int = 8 * MIB  # results of all steps of one turn
     pending_messages: int = 1_000  # messages that wait for an agent, per channel
     pending_bytes: int = 8 * MIB  # size of the messages that wait for an agent; further ones are refused
     members: int = 10_000  # members of a channel at the same time

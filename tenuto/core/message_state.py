@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from tenuto.core import model
-from tenuto.core.model import APPENDABLE, Message, Part
+from tenuto.core.model import APPENDABLE, STEP_NAME, Message, Part
 from tenuto.core.names import command_id
 from tenuto.core.ops import (
     Command,
@@ -279,9 +279,14 @@ class CommandState:
         return max(self.created_at, self.reply.at_ms) if self.reply is not None else self.created_at
 
     @property
+    def is_step(self) -> bool:
+        """Return whether this keeps a step of a turn, which no viewer gets."""
+        return self.name == STEP_NAME
+
+    @property
     def is_open(self) -> bool:
-        """Return whether the command still waits for its reply."""
-        return self.reply is None
+        """Return whether the command still waits for its reply; a step waits for none, since its turn is open."""
+        return self.reply is None and not self.is_step
 
     def command(self) -> model.Command:
         """Return the command in the form that clients see."""

@@ -25,6 +25,8 @@ ROLES = get_args(Role)
 STATUSES = get_args(Status)
 # role of a message that keeps a value beside the `meta` of others (`options`); also the name of that field
 OPTIONS = "options"
+# name of the commands that keep the steps of a turn: only the attempt that has the turn sends, answers and gets them
+STEP_NAME = "turn.step"
 
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}

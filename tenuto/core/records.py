@@ -18,12 +18,12 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tenuto.core.decide_commands import LONGEST_S
+from tenuto.core.decide_commands import LONGEST_S, STEP_S
 from tenuto.core.document import KEPT_MS, Document, document
 from tenuto.core.errors import InvalidRequest, TooLarge, shown
 from tenuto.core.limits import MIB, Limits
 from tenuto.core.message_state import DAMAGED, CommandState, MessageState, part_bytes
-from tenuto.core.model import OPTIONS, ROLES, STATUSES, Approval, Json, Part, check_json, check_part
+from tenuto.core.model import OPTIONS, ROLES, STATUSES, STEP_NAME, Approval, Json, Part, check_json, check_part
 from tenuto.core.names import check_id, command_id, command_key
 from tenuto.core.ops import Command, Create, Entry, Finish, Op, Reply
 from tenuto.core.state import apply_to_command, change
@@ -245,13 +245,16 @@ def _checked_command(record: CommandRecord, limits: Limits) -> CommandRecord:
     check_id(record.name, "a command's name")
     if record.target is not None:
         check_id(record.target, "target")
-    if not record.created_at <= record.expires_at <= record.created_at + LONGEST_S * 1000:
+    is_step = record.name == STEP_NAME
+    longest_s = STEP_S if is_step else LONGEST_S
+    if not record.created_at <= record.expires_at <= record.created_at + longest_s * 1000:
         raise InvalidRequest(
-            f"command {record.id!r} expires at {record.expires_at}, but that must be at most {LONGEST_S} s after its "
+            f"command {record.id!r} expires at {record.expires_at}, but that must be at most {longest_s} s after its "
             f"creation at {record.created_at}; export the channel again"
         )
     reply = record.reply
-    _check_small(limits, data=record.data, by=record.by, reply=reply.data, error=reply.error, replier=reply.by)
+    check_json(reply.data, limits.step_bytes if is_step else limits.data_bytes, "reply", depth=limits.depth)
+    _check_small(limits, data=record.data, by=record.by, error=reply.error, replier=reply.by)
     return record
 
 

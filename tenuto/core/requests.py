@@ -120,6 +120,7 @@ class SendCommand(Struct, frozen=True, kw_only=True):
     target: str | None = None
     data: Json = None
     expires_s: ExpirySeconds = 300.0
+    generation: Generation | None = None  # the attempt that has the turn of the target: for its steps and questions
 
 
 class ReplyCommand(Struct, frozen=True, kw_only=True):
@@ -129,6 +130,7 @@ class ReplyCommand(Struct, frozen=True, kw_only=True):
     data: Json = None
     error: Json = None
     request: str | None = None
+    generation: Generation | None = None  # the attempt that has the turn of the target: for its steps
 
 
 class ClaimTurn(Struct, frozen=True, kw_only=True):

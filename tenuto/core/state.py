@@ -174,11 +174,12 @@ class ChannelState:
             yield message
 
     def commands_since(self, serial: int) -> Iterator[CommandState]:
-        """Yield commands in memory that were sent or replied to after `serial`, latest first."""
+        """Yield commands in memory that were sent or replied to after `serial`, latest first; steps are left out."""
         for command in reversed(self.commands.values()):
             if command.version <= serial:
                 return
-            yield command
+            if not command.is_step:
+                yield command
 
 
 def apply_entry(state: ChannelState, entry: Entry) -> None:
@@ -224,6 +225,8 @@ def _apply_to_command(state: ChannelState, op: Command | Reply, serial: int) -> 
         return
     state.commands[op.id] = changed
     state.commands.move_to_end(op.id)
+    if changed.is_step and changed.reply is not None:
+        del state.commands[op.id]  # no viewer gets it, and only a later attempt at the turn reads it, from the store
 
 
 def apply_op(message: MessageState | None, op: Op, serial: int) -> MessageState | None:

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
 
 from tenuto.core.message_state import ClaimState, MessageState
-from tenuto.core.model import Message
+from tenuto.core.model import STEP_NAME, Message
 from tenuto.core.names import base32
 from tenuto.core.state import ChannelState
 
@@ -427,6 +427,7 @@ class Replier(Enum):
     WORKER = "the client at work on the target, a caller with `admin`"
     NONE = "no client"
     READER = "any caller that may read the channel, the sender, the client at work on the target"
+    HOLDER = "the attempt that has the turn of the target; only it may send the command, and no viewer gets it"
 
 
 class ServerAction(Enum):
@@ -435,6 +436,7 @@ class ServerAction(Enum):
     STOP = "ends the answers and the turn as `cancelled`, and replies `ok: true`"
     RESTART = "makes the message wait for a turn again, and replies `ok: true`"
     EXPIRE = 'replies `ok: false` with `error: {code: "expired"}`'
+    NONE = "does nothing"
 
 
 class CommandRules(NamedTuple):
@@ -461,7 +463,8 @@ CANCEL = CommandRules("cancel", True, Replier.WORKER, ServerAction.STOP, CANCEL_
 STEER = CommandRules("steer", False, Replier.WORKER, ServerAction.EXPIRE, None)
 REGENERATE = CommandRules("regenerate", True, Replier.NONE, ServerAction.RESTART, 0.0)
 APPROVE = CommandRules("approve", False, Replier.READER, ServerAction.EXPIRE, None)
-BUILT_IN_COMMANDS = {rules.name: rules for rules in (CANCEL, STEER, REGENERATE, APPROVE)}
+STEP = CommandRules(STEP_NAME, True, Replier.HOLDER, ServerAction.NONE, None)
+BUILT_IN_COMMANDS = {rules.name: rules for rules in (CANCEL, STEER, REGENERATE, APPROVE, STEP)}
 
 
 def commands_table() -> str:
@@ -470,6 +473,7 @@ def commands_table() -> str:
     for rules in BUILT_IN_COMMANDS.values():
         target = "required" if rules.needs_target else "optional"
         after = "`expires_s`" if rules.after_s is None else f"{rules.after_s:g} s" if rules.after_s else "at once"
+        after = "–" if rules.action is ServerAction.NONE else after
         lines.append(f"| `{rules.name}` | {target} | {rules.replier.value} | {rules.action.value} | {after} |")
     return "\n".join(lines) + "\n"
 
@@ -477,6 +481,25 @@ def commands_table() -> str:
 def rules_of(name: str) -> CommandRules:
     """Return the rules of the command `name`. Commands that an app defines have the rules of `approve`."""
     return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)
+
+
+STEP_MARK = f"{STEP_NAME}~"  # the ids of steps, and no others, begin so: a client cannot take one that it computes
+ID_DIGITS = 18
+
+
+def step_id(channel: str, message_id: str, generation: int, name: str) -> str:
+    """Return the id of the step `name` of a turn. All attempts of one round compute the same id."""
+    return STEP_MARK + _computed_id(channel, message_id, generation // ROUND, name)
+
+
+def question_id(channel: str, message_id: str, generation: int, name: str) -> str:
+    """Return the id of a question of a turn. All attempts of one round compute the same id for the same `name`."""
+    return _computed_id(channel, message_id, generation // ROUND, f"?{name}")
+
+
+def _computed_id(*names: object) -> str:
+    name = "\n".join(map(str, names))
+    return base32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=12).digest(), "big") >> 6, ID_DIGITS)
 
 
 ANSWERS = 4  # number of answers of one attempt to search for; more are rare
@@ -487,8 +510,7 @@ def reply_id(message_id: str, attempt: int, number: int = 0) -> str:
 
     Every process computes the same id, so that no message is answered twice.
     """
-    name = f"{message_id}\n{attempt}\n{number}"
-    return base32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=12).digest(), "big") >> 6, 18)
+    return _computed_id(message_id, attempt, number)
 
 
 def reply_ids(message_id: str, attempts: int = ATTEMPTS) -> Iterator[str]:

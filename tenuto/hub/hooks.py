@@ -363,7 +363,7 @@ class HookRunner:
     def _events(self, channel: str, epoch: str, one: MessageState | CommandState, since: int) -> list[HookEvent]:
         """Return the hook's events for a message or command after serial `since`."""
         if isinstance(one, CommandState):
-            return _of_command(channel, epoch, one, since)
+            return _of_command(channel, epoch, one, since) if not one.is_step else []
         happened: list[tuple[str, int]] = []
         if one.role == OPTIONS:
             return []

@@ -1,0 +1,218 @@
+"""The steps of a turn: results that are stored once, so that a later attempt does not call their functions again.
+
+Layer: agents.
+
+A step is a command of the name `turn.step`, which viewers never get: its id follows from its name, it is stored before
+the function is called, and its one reply is the result. So a step is its name, not its position: steps under `gather`
+may come in another order after a crash, and a deploy may add some. The hub refuses the steps of an older attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from tenuto.agents.backend import Backend, Sent, patiently
+from tenuto.core.errors import AlreadyAnswered, InvalidRequest, InvalidText, LocalError, TooLarge, TooMany, shown
+from tenuto.core.model import STEP_NAME, Json, check_json
+from tenuto.core.turns import STEP_MARK, step_id
+
+logger = logging.getLogger("tenuto.agents")
+
+NAME_CHARS = 200
+LONGEST_RETRY_S = 60.0  # longest wait between two calls of a step with `retries`
+
+Kind = Literal["step", "sleep"]
+
+
+class _Open(NamedTuple):
+    """The step whose function runs."""
+
+    steps: Steps
+    name: str
+
+
+_open: ContextVar[_Open | None] = ContextVar("tenuto_open_step", default=None)
+
+
+class Steps:
+    """The steps of one attempt at a turn. Each name has one kind, and is used once in an attempt."""
+
+    def __init__(self, backend: Backend, channel: str, message_id: str, generation: int, by: str) -> None:
+        self._backend = backend
+        self._channel = channel
+        self._message_id = message_id
+        self._generation = generation
+        self._by = by
+        self._names: set[str] = set()
+        self._interrupted: set[str] = set()
+        self._bytes = 0  # size of all results of this attempt, as JSON
+
+    def key(self, name: str) -> str:
+        """Return the key of the step `name`, which is the same in all attempts. Raises LocalError."""
+        return self._id(name).removeprefix(STEP_MARK)
+
+    def was_interrupted(self, name: str) -> bool:
+        """Return whether an earlier attempt has begun the step `name` without storing its result."""
+        return name in self._interrupted
+
+    async def run(
+        self, name: str, call: Callable[[], object], function: object, *, retries: int, retry_s: float
+    ) -> Json:
+        """Return the stored result of the step `name`; without one, that of `call`, once it is stored."""
+        if not (isinstance(retries, int) and retries >= 0) or not retry_s >= 0:
+            raise LocalError(f"retries and retry_s must be 0 or more, got {shown(retries)} and {shown(retry_s)}")
+        stored = await self._begin(name, "step", function=_name_of(function))
+        if stored.reply is not None:
+            result, size = _result_in(name, stored.reply.data)
+            self._count(name, size)
+            return result
+        token = _open.set(_Open(self, name))
+        try:
+            result = await _called(name, call, retries, retry_s)
+        finally:
+            _open.reset(token)
+        return await self._store(name, stored, result)
+
+    async def sleep(self, name: str, seconds: float) -> None:
+        """Wait until `seconds` have passed since the first attempt began this wait."""
+        if not (isinstance(seconds, int | float) and seconds >= 0 and math.isfinite(seconds)):
+            raise LocalError(f"seconds must be a number from 0 on, got {shown(seconds)}")
+        until_ms = self._backend.now_ms() + round(seconds * 1000)
+        stored = await self._begin(name, "sleep", until_ms=until_ms)
+        await asyncio.sleep(max(0, stored.command.data["until_ms"] - self._backend.now_ms()) / 1000)
+
+    async def _begin(self, name: str, kind: Kind, **fields: Json) -> Sent:
+        """Store the beginning of a step, or return the stored one. Raises LocalError for a name that cannot be used."""
+        outer = _open.get()
+        if outer is not None and outer.steps is self:
+            raise LocalError(f"step {name!r} was begun inside of step {outer.name!r}; call it after that one")
+        id = self._id(name)
+        if name in self._names:
+            raise LocalError(
+                f"step {name!r} was used before in this turn, and a step is its name; give each call a name of its "
+                f'own, such as f"{name}:{{i}}"'
+            )
+        if len(self._names) >= (limit := self._backend.limits.steps):
+            raise TooMany(f"the turn has {limit} steps, which is the limit (Limits.steps); join some", limit=limit)
+        self._names.add(name)
+        data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
+        stored = await patiently(
+            lambda: self._backend.command(
+                self._channel,
+                STEP_NAME,
+                id=id,
+                target=self._message_id,
+                data=data,
+                by=self._by,
+                expires_s=1.0,  # has no effect on a step
+                generation=self._generation,
+            )
+        )
+        self._compare(name, stored, data)
+        return stored
+
+    def _compare(self, name: str, stored: Sent, data: dict[str, Json]) -> None:
+        """Raise LocalError if an earlier attempt used the name for another kind."""
+        known = stored.command.data
+        if not isinstance(known, dict):
+            raise _lost(name)
+        if known["kind"] != data["kind"]:
+            raise LocalError(
+                f"{name!r} is a {data['kind']} now, and an earlier attempt at this turn stored it as a "
+                f"{known['kind']}; give it a new name"
+            )
+        if known.get("function") != data.get("function"):
+            logger.warning(
+                "step %r of %s called %s in an earlier attempt and calls %s now: a stored result is of the former",
+                *(name, self._channel, known.get("function"), data.get("function")),
+            )
+        if stored.reply is None and known["attempt"] != self._generation:
+            self._interrupted.add(name)
+
+    async def _store(self, name: str, stored: Sent, result: object) -> Json:
+        """Store `result`, and return it as a later attempt would get it. Raises InvalidRequest, TooLarge."""
+        limits = self._backend.limits
+        try:
+            size = check_json({"result": result}, limits.step_bytes, "its result", depth=limits.depth)
+        except (InvalidRequest, InvalidText, TooLarge) as error:
+            raise type(error)(
+                f"step {name!r} cannot be stored: {error.detail} (Limits.step_bytes). Store a large result, or one "
+                "that is not JSON, elsewhere, and return a reference to it",
+                **error.details,
+            ) from None
+        self._count(name, size)
+        kept = msgspec.json.decode(msgspec.json.encode({"result": result}))
+        # It has a reply if that of this attempt was stored and the response to it was lost: no other may reply.
+        with contextlib.suppress(AlreadyAnswered):
+            await patiently(
+                lambda: self._backend.reply(
+                    self._channel,
+                    stored.command.id,
+                    ok=True,
+                    data=kept,
+                    error=None,
+                    by=self._by,
+                    generation=self._generation,
+                )
+            )
+        return kept["result"]
+
+    def _count(self, name: str, size: int) -> None:
+        self._bytes += size
+        if self._bytes > (limit := self._backend.limits.turn_bytes):
+            raise TooLarge(
+                f"with step {name!r} the results of this turn have {self._bytes} bytes as JSON, the limit is {limit} "
+                "(Limits.turn_bytes); return references to large results",
+                limit=limit,
+            )
+
+    def _id(self, name: str) -> str:
+        if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS:
+            raise LocalError(f"the name of a step must be a text of 1 to {NAME_CHARS} characters, got {shown(name)}")
+        return step_id(self._channel, self._message_id, self._generation, name)
+
+
+async def _called(name: str, call: Callable[[], object], retries: int, retry_s: float) -> object:
+    """Return the result of `call`, and call it again after an exception, up to `retries` times."""
+    for left in range(retries, -1, -1):
+        try:
+            result = call()
+            return await result if inspect.isawaitable(result) else result
+        except LocalError:
+            raise
+        except Exception as error:
+            if not left:
+                raise
+            wait_s = min(LONGEST_RETRY_S, retry_s * 2 ** (retries - left))
+            logger.warning("step %r is tried again in %g s: %r", name, wait_s, error)
+        await asyncio.sleep(wait_s)
+    raise AssertionError
+
+
+def _result_in(name: str, data: Json) -> tuple[Json, int]:
+    """Return the result in the data of a reply, and its size. Raises LocalError if the store no longer has it."""
+    if not isinstance(data, dict):
+        raise _lost(name)
+    return data["result"], len(msgspec.json.encode(data))
+
+
+def _lost(name: str) -> LocalError:
+    return LocalError(f"the result of step {name!r} is older than 30 days and has left the store; ask again")
+
+
+def _name_of(function: object) -> str:
+    """Return the qualified name of a function, at most `NAME_CHARS` long."""
+    while (inner := getattr(function, "func", None)) is not None:  # of a `functools.partial`
+        function = inner
+    module = getattr(function, "__module__", None) or type(function).__module__
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{module}.{name}"[:NAME_CHARS]

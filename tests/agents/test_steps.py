@@ -1,0 +1,356 @@
+"""Steps: a function runs once per turn, whatever dies, and no other client sees or changes its result."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenuto.agents.turn import Turn
+from tenuto.core.errors import Fenced, Forbidden, InvalidName, InvalidRequest, LocalError, NotFound, TooLarge, TooMany
+from tenuto.core.limits import Limits
+from tenuto.core.model import STEP_NAME, Json
+from tenuto.core.names import command_key
+from tenuto.core.requests import Caller, ReplyCommand, SendCommand
+from tenuto.core.turns import step_id
+from tenuto.stores.memory import MemoryStore
+from tests.agents.test_turns import new_hub
+from tests.virtual import virtually
+
+Script = Callable[[Turn], Awaitable[None]]
+
+
+async def attempts(
+    *scripts: Script, store: MemoryStore | None = None, seconds: float = 1.0, **options: Any
+) -> list[Any]:
+    """Run one turn: each script is an attempt in a process of its own, which dies at its end. Return their errors."""
+    store = store or MemoryStore()
+    errors: list[Any] = []
+    for number, script in enumerate(scripts):
+        hub = new_hub(store, **options)
+
+        @hub.agent("chat:*", name="bot")
+        async def bot(turn: Turn, script: Script = script) -> None:
+            try:
+                await script(turn)
+                errors.append(None)
+            except Exception as error:
+                errors.append(error)
+            await asyncio.sleep(10_000)
+
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(seconds)
+        await hub.close()
+    return errors
+
+
+class Counted:
+    """Functions that count their calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def of(self, name: str, result: Any = None) -> Callable[[], Any]:
+        def call() -> Any:
+            self.calls.append(name)
+            return name.upper() if result is None else result
+
+        return call
+
+
+@virtually
+async def test_a_later_attempt_gets_the_stored_results() -> None:
+    counted = Counted()
+    found: list[Any] = []
+
+    async def script(turn: Turn) -> None:
+        found.append([await turn.step("a", counted.of("a")), await turn.step("b", counted.of("b"))])
+
+    assert await attempts(script, script, script) == [None] * 3
+    assert found == [["A", "B"]] * 3
+    assert counted.calls == ["a", "b"]
+
+
+@virtually
+async def test_the_first_attempt_gets_the_result_as_it_is_stored() -> None:
+    found: list[Any] = []
+
+    async def script(turn: Turn) -> None:
+        found.append(await turn.step("pair", lambda: {"pair": ("a", 1), "none": None}))
+        found.append(await turn.step("none", lambda: None))
+
+    await attempts(script, script)
+    assert found == [{"pair": ["a", 1], "none": None}, None] * 2
+
+
+@virtually
+async def test_a_step_that_died_is_called_again_and_says_so() -> None:
+    seen: list[tuple[int, bool, str]] = []
+
+    async def pay(turn: Turn) -> str:
+        seen.append((turn.attempt, turn.was_interrupted("pay"), turn.step_key("pay")))
+        if turn.attempt == 1:
+            await asyncio.sleep(10_000)
+        return "paid"
+
+    async def script(turn: Turn) -> None:
+        assert await turn.step("pay", pay, turn) == "paid"
+
+    await attempts(script, script, script)
+    key = seen[0][2]
+    assert seen == [(1, False, key), (2, True, key)]
+
+
+@virtually
+async def test_an_exception_is_no_result() -> None:
+    counted = Counted()
+
+    async def script(turn: Turn) -> None:
+        def fails() -> None:
+            counted.calls.append("fails")
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await turn.step("fails", fails)
+
+    assert await attempts(script, script) == [None, None]
+    assert counted.calls == ["fails", "fails"]
+
+
+@virtually
+async def test_a_step_with_retries_calls_again_after_growing_waits() -> None:
+    times: list[float] = []
+
+    async def script(turn: Turn) -> None:
+        def third() -> int:
+            times.append(asyncio.get_running_loop().time())
+            if len(times) < 3:
+                raise OSError
+            return len(times)
+
+        assert await turn.step("third", third, retries=2, retry_s=1.5) == 3
+
+    assert await attempts(script, seconds=10) == [None]
+    assert [round(later - earlier, 3) for earlier, later in itertools.pairwise(times)] == [1.5, 3.0]
+
+
+@virtually
+async def test_a_sleep_goes_on_for_the_rest_of_its_time() -> None:
+    woken: list[tuple[int, float]] = []
+    began = asyncio.get_running_loop().time()
+
+    async def script(turn: Turn) -> None:
+        await turn.sleep("nap", 60)
+        woken.append((turn.attempt, round(asyncio.get_running_loop().time() - began)))
+
+    await attempts(script, script, script, seconds=40)
+    assert woken == [(2, 60), (3, 80)]  # the third attempt finds that the time is over
+
+
+@virtually
+async def test_a_name_is_used_once_in_an_attempt() -> None:
+    async def script(turn: Turn) -> None:
+        await turn.step("page", lambda: 1)
+        await turn.step("page", lambda: 2)
+
+    (error,) = await attempts(script)
+    assert isinstance(error, LocalError)
+    assert 'f"page:{i}"' in error.detail
+
+
+@virtually
+async def test_a_stored_name_keeps_its_kind() -> None:
+    async def step(turn: Turn) -> None:
+        await turn.step("wait", lambda: 1)
+
+    async def sleep(turn: Turn) -> None:
+        await turn.sleep("wait", 1)
+
+    _, error = await attempts(step, sleep)
+    assert isinstance(error, LocalError)
+    assert "'wait' is a sleep now" in error.detail
+
+
+@virtually
+async def test_a_step_inside_of_a_step_is_refused() -> None:
+    async def script(turn: Turn) -> None:
+        async def outer() -> None:
+            await turn.step("inner", lambda: 1)
+
+        await turn.step("outer", outer)
+
+    (error,) = await attempts(script)
+    assert isinstance(error, LocalError)
+    assert "'inner' was begun inside of step 'outer'" in error.detail
+
+
+@virtually
+@pytest.mark.parametrize(
+    ("result", "error", "words"),
+    [
+        (object(), InvalidRequest, "return a reference"),
+        (float("nan"), InvalidRequest, "must be finite"),
+        ({1: 2}, InvalidRequest, "keys must be text"),
+        ("x" * 262_144, TooLarge, "Limits.step_bytes"),
+        ("\ud800", Exception, "lone surrogate"),
+    ],
+)
+async def test_a_result_that_cannot_be_stored_is_refused(result: Any, error: type[Exception], words: str) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.step("bad", lambda: result)
+
+    (found,) = await attempts(script)
+    assert isinstance(found, error)
+    assert words in str(found)
+
+
+@virtually
+@pytest.mark.parametrize("limits", [Limits(steps=3), Limits(turn_bytes=60)])
+async def test_the_steps_of_a_turn_have_limits(limits: Limits) -> None:
+    async def script(turn: Turn) -> None:
+        for number in range(4):
+            await turn.step(f"s{number}", lambda: "ten bytes")
+
+    errors = await attempts(script, script, limits=limits)
+    assert [type(one) for one in errors] == [TooMany if limits.steps == 3 else TooLarge] * 2
+
+
+@virtually
+async def test_a_regenerate_runs_the_steps_again() -> None:
+    counted = Counted()
+    store = MemoryStore()
+    hub = new_hub(store)
+
+    @hub.agent("chat:*")
+    async def bot(turn: Turn) -> None:
+        counted.calls.append(turn.step_key("a"))
+        await turn.step("a", counted.of("a"))
+
+    await hub.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(1)
+    await hub.command("chat:1", "regenerate", target="m1")
+    await asyncio.sleep(1)
+    first, a, second, again = counted.calls
+    assert (a, again, first != second) == ("a", "a", True)
+    await hub.close()
+
+
+@given(st.permutations(["a", "b", "c", "d"]), st.permutations(["a", "b", "c", "d"]), st.integers(0, 4))
+def test_steps_at_once_keep_their_results_in_any_order(first: list[str], second: list[str], finished: int) -> None:
+    @virtually
+    async def turn_of_two_attempts() -> None:
+        counted = Counted()
+        results: list[dict[str, Any]] = []
+
+        async def script(turn: Turn) -> None:
+            order = first if turn.attempt == 1 else second
+
+            async def one(name: str) -> Any:
+                counted.calls.append(name)
+                if turn.attempt == 1:
+                    await asyncio.sleep(0.01 if order.index(name) < finished else 10_000)
+                return f"{name}{turn.attempt}"
+
+            found = await asyncio.gather(*(turn.step(name, one, name) for name in order))
+            results.append(dict(zip(order, found, strict=True)))
+
+        await attempts(script, script)
+        done = first[:finished]
+        expected = {name: f"{name}1" if name in done else f"{name}2" for name in first}
+        assert results[-1] == expected
+        assert all(counted.calls.count(name) == (1 if name in done else 2) for name in first)
+
+    turn_of_two_attempts()
+
+
+EVE = Caller(id="eve")
+BOT = Caller(id="bot")  # the name of the agent, which a client may have, too
+
+
+@virtually
+@pytest.mark.parametrize("caller", [EVE, BOT, Caller(id="root", is_admin=True), Caller()])
+async def test_another_client_cannot_send_answer_or_read_a_step(caller: Caller) -> None:
+    store = MemoryStore()
+    hub = new_hub(store)
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        await turn.step("secret", lambda: "hunter2")
+        await turn.step("open", lambda: asyncio.sleep(10_000))
+
+    events: list[Any] = []
+
+    async def watch() -> None:
+        async for event in hub.subscribe("chat:1"):
+            events.append(event)
+
+    watching = asyncio.ensure_future(watch())
+    await hub.create("chat:1", id="m1", text="?", author="eve")
+    await asyncio.sleep(1)
+    opened, secret = (command_key(step_id("chat:1", "m1", 1, name)) for name in ("open", "secret"))
+    for generation in (None, 1):
+        with pytest.raises(NotFound):
+            await hub.ask("chat:1", opened, ReplyCommand(data={"result": "forged"}, generation=generation), caller)
+        for key in (opened, secret, command_key(step_id("chat:1", "m1", 1, "new"))):
+            request = SendCommand(name=STEP_NAME, target="m1", generation=generation)
+            with pytest.raises(Forbidden):
+                await hub.ask("chat:1", key, request, caller)
+    with pytest.raises(InvalidName):
+        await hub.ask("chat:1", command_key(step_id("chat:1", "m1", 1, "new")), SendCommand(name="mine"), caller)
+    assert await hub.pending_commands("chat:1") == []
+    assert "hunter2" not in repr(events)
+    assert STEP_NAME not in repr(events)
+    watching.cancel()
+    await hub.close()
+
+
+@virtually
+async def test_a_later_attempt_fences_the_steps_of_an_older_one() -> None:
+    old: list[Turn] = []
+
+    async def script(turn: Turn) -> None:
+        old.append(turn)
+        await turn.step("a", lambda: turn.attempt)
+
+    store = MemoryStore()
+    await attempts(script, store=store)
+    hub = new_hub(store)
+    late: list[Json] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        caller = hub.caller("bot")
+        for name in ("a", "b"):
+            key = command_key(step_id("chat:1", "m1", 1, name))
+            with pytest.raises(Fenced):
+                await hub.ask("chat:1", key, SendCommand(name=STEP_NAME, target="m1", generation=1), caller)
+        late.append(await turn.step("a", lambda: "again"))
+
+    await hub.start()
+    await asyncio.sleep(1)
+    assert late == [1]
+    await hub.close()
+
+
+def test_a_process_killed_before_any_line_repeats_no_finished_step(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "tests.agents.killed_steps", tmp_path], check=True, timeout=240)
+    chains = [[line.split() for line in (one / "journal").read_text().splitlines()] for one in tmp_path.iterdir()]
+    lives = 0
+    for journal in chains:
+        lives += sum(line[0] == "attempt" for line in journal)
+        assert journal[-1] == ["answer", "search", "left", "right", "pay"]
+        for name in ("search", "left", "right", "pay"):
+            about = [line[0] for line in journal if line[1] == name]
+            assert about.index("has") > max(place for place, what in enumerate(about) if what == "begins"), journal
+        assert len({line[2] for line in journal if line[:2] == ["begins", "pay"]}) == 1
+    assert lives > 30  # the handler was killed before each of its lines
