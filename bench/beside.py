@@ -1,6 +1,6 @@
-"""Tenuto beside nchan and Centrifugo: the same tokens, at the same times, to the same viewers.
+"""Tenuto beside nchan: the same tokens, at the same times, to the same viewers.
 
-All systems run in one go, in turn, on one core. One load client on the other core drives all of them and compares every
+Both run in one go, in turn, on one core. One load client on the other core drives both and compares every
 token of every viewer with the sent ones. The measure is the server's CPU time per delivered *token*, not per write: a
 system that joins the tokens of 40 ms writes less often, and shows a token up to 40 ms later. The latencies are listed
 too.
@@ -35,7 +35,6 @@ from bench.common import (
     spread,
     void,
 )
-from bench.peers.centrifugo import centrifugo, is_here
 from bench.peers.nchan import nchan
 from bench.peers.ours import Ours, ours
 from bench.peers.system import System
@@ -100,10 +99,8 @@ SYSTEMS: dict[str, Start] = {
     "Tenuto": lambda folder, _: ours(folder / "beside.db"),
     "nchan": lambda _, connections: nchan(connections=connections),
 }
-CENTRIFUGO: dict[str, Start] = {"centrifugo": lambda *_: centrifugo()}
-"""Measured too where the program is on the path: no package installs it."""
 # the kinds of a peer's viewers that compare with ours
-_LIKE = {"nchan-sse": "sse", "nchan-ws": "websocket", "centrifugo-sse": "sse", "centrifugo-ws": "websocket"}
+_LIKE = {"nchan-sse": "sse", "nchan-ws": "websocket"}
 
 
 class _Round(NamedTuple):
@@ -137,20 +134,16 @@ class _Round(NamedTuple):
 
 
 def run(options: Options) -> Iterator[Row]:
-    return measure(options.directory, QUICK if options.is_quick else FULL, _systems())
-
-
-def _systems() -> dict[str, Start]:
-    return SYSTEMS | CENTRIFUGO if is_here() else SYSTEMS
+    return measure(options.directory, QUICK if options.is_quick else FULL)
 
 
 def _try(name: str, folder: Path) -> None:
     """Start a system once, to see whether it works."""
-    with _systems()[name](folder, 10):
+    with SYSTEMS[name](folder, 10):
         pass
 
 
-PARTS = {name: functools.partial(_try, name) for name in _systems() if name != "Tenuto"}
+PARTS = {name: functools.partial(_try, name) for name in SYSTEMS if name != "Tenuto"}
 
 
 def _most(sizes: Sizes) -> int:
@@ -258,15 +251,14 @@ def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) ->
             continue
         ours, viewers = mine[_LIKE[kind]], _name(kind)
         ratios = [one.us_per_token / other.us_per_token for one, other in zip(ours, theirs, strict=True)]
-        has_goal = system.name == "nchan, memory"
         what = f"{shape}, {viewers}: CPU per delivered token, against {system.name}"
-        rows.append(_ratio_row(what, ratios, shape.limits.get(viewers) if has_goal else None))
+        rows.append(_ratio_row(what, ratios, shape.limits.get(viewers)))
         if system.has_publisher:
             less = [
                 (one.us_per_token - one.producers_us) / other.us_per_token
                 for one, other in zip(ours, theirs, strict=True)
             ]
-            limit = shape.limit_without if has_goal and viewers == "SSE" else None
+            limit = shape.limit_without if viewers == "SSE" else None
             producers = f"the producers alone: {spread([one.producers_us for one in ours], 'µs')} per token"
             rows.append(_ratio_row("  without our producers, measured alone", less, limit, note=producers))
     return rows

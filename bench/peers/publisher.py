@@ -73,20 +73,13 @@ def publish(
     channels: list[str],
     count: int,
     tokens_per_s: float,
-    head: str = "Content-Type: text/plain",
-    around: Sequence[str] = ("", ""),
 ) -> dict[str, Any]:
     """Publish `count` tokens to each of `channels`, each at its time; `path` may contain `{channel}`.
 
-    A body is the text between the two templates `around`, which may contain `{channel}`, too. `head` are header lines.
     Reply when all are acknowledged, with the sent tokens by channel.
     """
     started_s = time.monotonic()
-    requests = []
-    for channel in channels:
-        first, last = (template.format(channel=channel) for template in around)
-        requests.append((f"POST {path.format(channel=quote(channel))} HTTP/1.1", first, last))
-    lanes = _Lanes(port, head, requests)
+    lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
     try:
         texts, lateness = _send(lanes, len(channels), count, tokens_per_s)
         lanes.await_responses()
@@ -102,20 +95,17 @@ def publish(
 class _Lanes:
     """All connections. A channel, which is a number here, always has the same one."""
 
-    def __init__(self, port: int, head: str, requests: Sequence[tuple[str, str, str]]) -> None:
-        """Publish by `requests`: for each channel the request line, and the body before and after the text."""
-        self._lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(requests)))]
+    def __init__(self, port: int, paths: Sequence[str]) -> None:
+        """Publish to `paths`, one for each channel."""
+        self._lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(paths)))]
         self._by_socket = {lane.socket: lane for lane in self._lanes}
         self._published = 0
-        self._requests = [
-            (f"{line}\r\nHost: {_HOST}:{port}\r\n{head}\r\nContent-Length: ", first, last)
-            for line, first, last in requests
-        ]
+        head = f"HTTP/1.1\r\nHost: {_HOST}:{port}\r\nContent-Type: text/plain\r\nContent-Length: "
+        self._heads = [f"POST {path} {head}" for path in paths]
 
     def publish(self, channel: int, text: str) -> None:
         lane = self._lanes[channel % len(self._lanes)]
-        head, first, last = self._requests[channel]
-        lane.waiting += f"{head}{len(first) + len(text) + len(last)}\r\n\r\n{first}{text}{last}".encode()
+        lane.waiting += f"{self._heads[channel]}{len(text)}\r\n\r\n{text}".encode()
         self._published += 1
 
     def turn(self, timeout_s: float) -> None:

@@ -9,7 +9,6 @@ then voids the run. Tokens also carry their send time, so they give the latency.
 """
 
 import base64
-import json
 import os
 from array import array
 from collections.abc import Callable
@@ -184,7 +183,7 @@ class _Ws(TextSession):
     def _receive(self, data: bytes, now_s: float) -> None:
         if self._refused(data, 101):
             return
-        self._opened()
+        self.has_attached = True
         for event in self._frames.receive(data):
             if isinstance(event, Ping):
                 self._to_send += self._frames.encode(event.response())
@@ -194,10 +193,6 @@ class _Ws(TextSession):
             elif isinstance(event, TextMessage):
                 self.checker.payload_bytes += len(event.data.encode())
                 self._take(event.data, now_s)
-
-    def _opened(self) -> None:
-        """Note that the handshake is complete."""
-        self.has_attached = True
 
     def _take(self, text: str, now_s: float) -> None:
         raise NotImplementedError
@@ -214,71 +209,8 @@ class NchanWs(_Ws):
         self.checker.take(text, None, now_s)
 
 
-class _Pushes:
-    """The pushes of a unidirectional connection to Centrifugo: the subscription with earlier messages, and messages."""
-
-    def __init__(self, checker: TextChecker) -> None:
-        self._checker = checker
-        self.request = json.dumps({"subs": {checker.channel: {"recover": True, "offset": 0, "epoch": ""}}})
-        self.has_subscribed = False
-
-    def take(self, text: str | bytes, now_s: float) -> None:
-        """Take one push; an empty object is a ping."""
-        push: Json = msgspec.json.decode(text)
-        if "connect" in push:
-            subscribed = push["connect"]["subs"][self._checker.channel]  # missing if the server refused it
-            if not subscribed.get("recovered"):
-                self._checker.violate("not recovered", "the server has lost messages")
-            for message in subscribed.get("publications", ()):
-                self._checker.take(message["data"], None, now_s)
-            self.has_subscribed = True
-        elif "pub" in push:
-            self._checker.take(push["pub"]["data"], None, now_s)
-        elif "disconnect" in push:
-            self._checker.violate("ended", f"closed by the server: {push['disconnect']}")
-
-
-class CentrifugoSse(_Sse):
-    """A unidirectional SSE connection to Centrifugo; the request is in the URL."""
-
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        self._pushes = _Pushes(checker)
-        super().__init__(checker, f"/connection/uni_sse?cf_connect={quote(self._pushes.request)}", host, resume)
-
-    def _receive(self, data: bytes, now_s: float) -> None:
-        super()._receive(data, now_s)
-        self.has_attached = self._pushes.has_subscribed
-
-    def _take(self, event: SseEvent, now_s: float) -> None:
-        if event.data:
-            self._pushes.take(event.data, now_s)
-
-
-class CentrifugoWs(_Ws):
-    """A unidirectional WebSocket to Centrifugo: the first message is the request; a frame has pushes, one in a line."""
-
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        assert resume is None
-        self._pushes = _Pushes(checker)
-        self._has_requested = False
-        super().__init__(checker, "/connection/uni_websocket", host)
-
-    def _opened(self) -> None:
-        """Send the request; this viewer is attached after the response to it."""
-        if not self._has_requested:
-            self._has_requested = True
-            self._to_send += self._frames.encode(TextMessage(data=self._pushes.request))
-
-    def _take(self, text: str, now_s: float) -> None:
-        for line in text.splitlines():
-            self._pushes.take(line, now_s)
-        self.has_attached = self._pushes.has_subscribed
-
-
 KINDS: dict[str, Callable[..., TextSession]] = {
     "ai-sdk": AiSdkSse,
-    "centrifugo-sse": CentrifugoSse,
-    "centrifugo-ws": CentrifugoWs,
     "nchan-sse": NchanSse,
     "nchan-ws": NchanWs,
     "xadd-sse": XaddSse,

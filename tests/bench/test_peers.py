@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import os
 import select
 import shutil
@@ -31,14 +30,13 @@ from bench.load import Load
 from bench.pages import Page, load
 from bench.peers import packages
 from bench.peers.ours import ours
-from bench.peers.publisher import publish
 from bench.peers.system import System
-from bench.proc import CLIENT_CORE, BenchError, Child, tree
+from bench.proc import CLIENT_CORE, Child, tree
 from bench.tokens import summary, token
 from tests.bench.small import APPENDS
 
 PATIENCE_S = 40.0
-KINDS = ("centrifugo-sse", "centrifugo-ws", "nchan-sse", "nchan-ws", "xadd-sse")
+KINDS = ("nchan-sse", "nchan-ws", "xadd-sse")
 
 has_nginx = bool(shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"))
 has_redis = bool(shutil.which("redis-server"))
@@ -46,7 +44,6 @@ needs_nchan = pytest.mark.skipif(not has_nginx, reason="Debian's nginx and libng
 needs_redis_client = pytest.mark.skipif(
     not (has_redis and packages.is_fetched(*packages.REDIS_CLIENT)), reason="`python -m bench appends` has not run here"
 )
-needs_centrifugo = pytest.mark.skipif(shutil.which("centrifugo") is None, reason="no program centrifugo is on the path")
 
 
 # Servers with prescribed responses
@@ -58,25 +55,15 @@ def _frame(text: str) -> bytes:
     return bytes((0x81, len(data))) + data
 
 
-def _push(text: str, n: int) -> str:
-    return json.dumps({"channel": "c", "pub": {"data": text, "offset": n + 1}})
-
-
 _UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: keep-alive\r\n\r\n: hi\n\n"
 
-_SUBSCRIBED = '{"connect":{"subs":{"c":{"recovered":true,"epoch":"e"}}}}'
-
 HANDSHAKES: dict[str, list[bytes]] = {  # a response to each message of the viewer
-    "centrifugo-sse": [_STREAM + f"data: {_SUBSCRIBED}\n\n".encode()],
-    "centrifugo-ws": [_UPGRADED, _frame(_SUBSCRIBED)],
     "nchan-sse": [_STREAM],
     "xadd-sse": [_STREAM],
     "nchan-ws": [_UPGRADED],
 }
 MESSAGES: dict[str, Callable[[str, int], bytes]] = {
-    "centrifugo-sse": lambda text, n: f"data: {_push(text, n)}\n\n".encode(),
-    "centrifugo-ws": lambda text, n: _frame(f"{_push(text, n)}\n{{}}"),
     "nchan-sse": lambda text, n: f"id: 1:{n}\ndata: {text}\n\n".encode(),
     "xadd-sse": lambda text, n: f'id: {n}-0\ndata: "{text}"\n\n'.encode(),
     "nchan-ws": lambda text, _: _frame(text),
@@ -187,63 +174,6 @@ def test_page_with_an_incomplete_answer_is_void(kind: str, monkeypatch: pytest.M
     liar.close()
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("subs", [{"c": {"recovered": False, "epoch": "f"}}, {}], ids=["not recovered", "refused"])
-def test_subscription_that_centrifugo_did_not_recover_or_refused_is_void(
-    subs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    greeting = f"data: {json.dumps({'connect': {'subs': subs}})}\n\n".encode()
-    monkeypatch.setitem(HANDSHAKES, "centrifugo-sse", [_STREAM + greeting])
-    liar = Liar("centrifugo-sse")
-    saying = threading.Thread(target=liar.say, args=[TOKENS])
-    saying.start()
-    with pytest.raises((Void, BenchError)):
-        load(Page(liar.port, "centrifugo-sse", "c"), "".join(TOKENS))
-    saying.join(PATIENCE_S)
-    liar.close()
-
-
-# Publishing
-
-
-class PublishServer:
-    """An HTTP server that sends `response` to every request."""
-
-    def __init__(self, response: bytes) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._response = response
-        self.requests = 0
-        self.received = b""
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        connection, _ = self._listener.accept()
-        with connection:
-            while data := connection.recv(1 << 20):
-                self.received += data
-                self.requests += data.count(b"POST ")
-                connection.sendall(self._response * data.count(b"POST "))
-        self._listener.close()
-
-
-CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
-
-
-def test_tokens_are_published_in_the_body_that_a_server_expects() -> None:
-    server = PublishServer(CREATED)
-    around = ('{{"channel":"{channel}","data":"', '"}}')
-    wanted: dict[str, Any] = {"head": "Content-Type: application/json\r\nX-API-Key: k", "around": around}
-    report = publish(port=server.port, path="/api", channels=["c:1"], count=1, tokens_per_s=10, **wanted)
-    head, _, body = server.received.decode().partition("\r\n\r\n")
-    assert head.startswith("POST /api HTTP/1.1\r\n")
-    assert head.endswith(f"Content-Type: application/json\r\nX-API-Key: k\r\nContent-Length: {len(body)}")
-    published = json.loads(body)
-    assert published["channel"] == "c:1"
-    assert summary(published["data"], "m") == report["messages"]["c:1"]
-
-
 # Missing requirements
 
 
@@ -303,11 +233,6 @@ def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: 
     assert {row.measured for row in died} <= {"VOID", "not measured"}
     assert len(died) == 2  # SSE and WebSocket
     assert len(rows) - len(died) == 2
-
-
-@needs_centrifugo
-def test_centrifugo_is_measured(tmp_path: Path) -> None:
-    assert len(_figures(beside.measure(tmp_path, TINY, beside.CENTRIFUGO))) == 3
 
 
 def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:

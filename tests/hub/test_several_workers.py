@@ -10,7 +10,7 @@ import pytest
 
 from proof.chaos.processes import free_port
 from tests.conftest import IS_LONG
-from tests.processes import Process, request
+from tests.processes import Process, listening, request
 
 # The wrapper has no attribute that leads to the app, so `tenuto serve` does not find the hub.
 APP = """
@@ -39,11 +39,8 @@ def output_of(folder: Path, server: Sequence[str], *options: str) -> str:
     port = free_port()
     address = f"127.0.0.1:{port}" if server is GUNICORN else str(port)
     process = Process([*server, address, *options], folder / "log", folder=folder)
-    process.start()
-    try:
+    with listening(process, port):  # ends the server by a signal: a killed one leaves its workers behind
         process.until(lambda: request(port, "GET", "/tenuto/readyz")[0] == 200)
-    finally:
-        process.clean_up()
     return process.output
 
 
