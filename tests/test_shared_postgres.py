@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
-from itertools import cycle
 from pathlib import Path
 
 import httpx2
@@ -17,11 +13,8 @@ import pytest
 
 from proof.chaos.processes import free_port
 from proof.wirecheck import Checker, SseViewer, WsViewer
-from tenuto import Hub
-from tenuto.agents.turn import Turn
 from tenuto.client import ChannelView, Client
 from tenuto.client.feed import is_new_start
-from tenuto.hub.hooks import HookEvent
 from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs
 from tests.postgres import needs_postgres, running_postgres
@@ -30,7 +23,6 @@ from tests.processes import Process, request
 pytestmark = needs_postgres
 
 PATIENCE_S = 60.0
-QUESTIONS = 200
 
 
 class Node(Process):
@@ -171,111 +163,3 @@ async def test_a_client_of_one_process_is_served_by_the_agent_of_another(nodes: 
         lost = await answer_to(far, view, "q2")
         here.end(signal.SIGKILL)
         await until(view, lambda: getattr(view.message(lost), "status", None) == "interrupted")
-
-
-async def test_two_nodes_answer_each_of_many_questions_once(url: str) -> None:
-    attempts: Counter[str] = Counter()
-    answered: set[str] = set()
-    is_over = asyncio.Event()
-    here, there = hubs = [Hub(f"{url}?schema=questions", hooks_signals=False) for _ in range(2)]
-
-    async def answer(turn: Turn) -> None:
-        attempts[turn.message.id] += 1
-        async with turn.reply() as message:
-            await message.append("!")
-        answered.add(turn.message.id)
-        if len(answered) == QUESTIONS:  # not when each has begun: the node that closes would hand on the rest
-            is_over.set()
-
-    try:
-        for hub in hubs:
-            hub.agent("*", name="bot")(answer)
-            await hub.start()
-        asked = [(f"chat:{number % 50}", f"q{number}") for number in range(QUESTIONS)]
-        await asyncio.gather(
-            *(
-                hub.create(channel, id=question, role="user", text="?")
-                for hub, (channel, question) in zip(cycle(hubs), asked, strict=False)
-            )
-        )
-        async with asyncio.timeout(2 * PATIENCE_S):
-            await is_over.wait()
-    finally:
-        await there.close()
-        pages = [await here.history(f"chat:{number}", limit=200) for number in range(50)]
-        await here.close()
-    assert attempts == Counter(question for _, question in asked)
-    answers = [message for page in pages for message in page.messages if message.role == "assistant"]
-    assert Counter(message.reply_to for message in answers) == attempts
-
-
-async def test_one_node_calls_a_hook_and_another_one_goes_on_when_it_ends(url: str) -> None:
-    first, second = hubs = [Hub(f"{url}?schema=hooks", drain_s=0, hooks_signals=False) for _ in range(2)]
-    calls: list[tuple[Hub, str]] = []
-    called = asyncio.Event()
-    for hub in hubs:
-
-        @hub.on("message.create", "*", name="billing")
-        async def bill(event: HookEvent, hub: Hub = hub) -> None:
-            calls.append((hub, event.id))
-            called.set()
-
-    async def until_called(hub: Hub, *ids: str) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not {(hub, one) for one in ids} <= set(calls):
-                called.clear()
-                await called.wait()
-
-    try:
-        for hub in hubs:
-            await hub.start()
-        for number, hub in zip(range(10), cycle(hubs), strict=False):
-            await hub.create(f"chat:{number % 3}", id=f"m{number}", role="user", text="?")
-        await until_called(first, *(f"m{number}" for number in range(10)))
-        await first.close()
-        await second.create("chat:0", id="last", role="user", text="?")
-        await until_called(second, "last")
-    finally:
-        await first.close()
-        await second.close()
-    places = [hubs.index(hub) for hub, _ in calls]
-    assert places == sorted(places)  # the last call of the first hub may be repeated, but they never take turns
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the test finds the workers in /proc")
-def test_a_worker_that_dies_is_replaced(url: str, tmp_path: Path) -> None:
-    port = str(free_port())
-    arguments = ["-m", "tenuto", "serve", "--workers", "2", "--port", port, "--store", f"{url}?schema=workers"]
-    serving = Process(arguments, tmp_path / "log")
-
-    def workers() -> list[int]:
-        pid = serving.running.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    serving.start()
-    try:
-        serving.until(lambda: request(int(port), "GET", "/readyz")[0] == 200)
-        first, kept = workers()
-        os.kill(first, signal.SIGKILL)
-        serving.until(lambda: len(workers()) == 2 and first not in workers())
-        assert kept in workers()
-        serving.until(lambda: request(int(port), "GET", "/readyz")[0] == 200)
-        assert serving.end() == -signal.SIGTERM
-        assert "another one starts" in serving.output
-        assert "fsync off, full_page_writes off, synchronous_commit on" in serving.output
-    finally:
-        serving.clean_up()
-
-
-def test_workers_on_a_file_are_refused_before_the_server_listens(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = str(taken.getsockname()[1])
-        done = Process(["-m", "tenuto", "serve", "--workers", "2", "--port", port], tmp_path / "log")
-        done.start()
-        try:
-            assert done.wait() == 1
-        finally:
-            done.clean_up()
-    assert "--workers 2 needs a store that processes share, and 'sqlite:///tenuto.db' serves one" in done.output
-    assert "change it to --store postgresql://" in done.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from tenuto.agents.turn import Turn
 from tenuto.client import Client
 from tenuto.core.errors import Draining, Finished, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.model import Message
-from tenuto.core.ops import Claim
 from tenuto.core.turns import reply_id
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
@@ -611,25 +609,6 @@ async def test_message_that_brings_its_answer_gets_no_turn() -> None:
     await hub.close()
 
 
-@virtually
-async def test_many_conversations_are_answered_each_once() -> None:
-    hub = new_hub()
-    answered: dict[str, int] = {}
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("x")
-            await asyncio.sleep(1)
-        answered[turn.channel] = answered.get(turn.channel, 0) + 1
-
-    for number in range(200):  # `bench/turns.py` has a thousand
-        await hub.create(f"chat:{number}", text="?")
-    await asyncio.sleep(10)
-    assert answered == {f"chat:{number}": 1 for number in range(200)}
-    await hub.close()
-
-
 @pytest.mark.parametrize(
     "settings", [{"when_busy": "never"}, {"on_crash": "never"}, {"timeout_s": 0}, {"slots": 0}, {"name": "my bot"}]
 )
@@ -671,39 +650,6 @@ class Failing(MemoryStore):
         if self.is_down:
             raise StoreUnavailable("not now")
         return await super().commit(writes)
-
-
-@virtually
-async def test_a_message_that_a_running_turn_could_not_take_in_gets_a_turn_of_its_own() -> None:
-    store = Failing()
-    hub = new_hub(store)
-    begun: list[tuple[str, int]] = []
-    claimed: list[str] = []
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        begun.append((turn.text, turn.attempt))
-        if turn.text == "first":
-            await asyncio.sleep(1)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.1):  # the claim is stored, its result is not received
-                    claimed.extend(one.text for one in await turn.steered())
-
-    take = store.commit
-
-    async def slow_after_a_claim(writes: Sequence[Write]) -> list[Committed | Conflict]:
-        outcomes = await take(writes)
-        if any(isinstance(entry.op, Claim) and entry.op.id == "m2" for write in writes for entry in write.entries):
-            await asyncio.sleep(0.5)
-        return outcomes
-
-    store.commit = slow_after_a_claim  # type: ignore[method-assign]
-    await hub.create("chat:1", text="first")
-    await hub.create("chat:1", text="second", id="m2")
-    await asyncio.sleep(20)
-    assert claimed == []
-    assert begun == [("first", 1), ("second", 2)]
-    await hub.close()
 
 
 @virtually

@@ -15,23 +15,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
-
-from bench import appends, client, conversations, fanout, highest, memory, resume, slow, soak, turns
+from bench import appends, conversations, fanout, resume, soak, turns
 from bench.common import Options, Row, Served, attempt, load_client
 from bench.peers.xadd import xadd
 from bench.proc import Child
 
-__all__ = ["APPENDS", "MOMENTS", "expect_other_texts", "in_the_middle", "run"]
+__all__ = ["APPENDS", "MOMENTS", "in_the_middle", "run"]
 
 MOMENTS = {
-    "client": "capture",
     "fanout": "capture",
     "conversations": "capture",
-    "highest": "capture",
-    "memory": "connect",
     "resume": "append",
-    "slow": "capture",
     "turns": "turns",
     "XADD": "append",
     "soak": "visit",
@@ -44,39 +38,14 @@ _DISK_MB = 8
 def run(name: str, options: Options) -> list[Row]:
     """Return the rows of a benchmark of a second or two."""
     runs: dict[str, Callable[[], Any]] = {
-        "client": lambda: client.run(options),
         "fanout": lambda: fanout.matrix(options, fanout.Shape(1, 2, 50), rounds=1, seconds=0.2, unders=("serve",)),
         "conversations": lambda: [conversations.measure(options, 2, seconds=0.2)],
-        "highest": lambda: [highest.search(options, first=2, seconds=0.2, exact=1, limit_ms=1000)[1]],
-        "memory": lambda: memory.memory(options, 2, 4, rounds=1, has_own_channels=False),
         "resume": lambda: resume.run(options),
-        "slow": lambda: slow.slow(options, "sse", readers=2, answer=10_000, rounds=1, slow_ones=(1,)),
         "turns": lambda: turns.turns(options, conversations=20, rounds=1),
         "XADD": lambda: _appends_to_redis(options.directory),
         "soak": lambda: soak.soak(options, seconds=1.0, live=2, lasts_s=(0.1, 0.3), idle_s=0.1, old=2),
     }
     return list(attempt(name, runs[name]))
-
-
-def expect_other_texts(patch: pytest.MonkeyPatch) -> None:
-    """Have load clients compare their views with texts that were not sent."""
-
-    def lie(fields: dict[str, Any]) -> None:
-        fields["sent"] = {channel: message | {"sha256": "0"} for channel, message in fields["sent"].items()}
-
-    _change_requests(patch, "compare", lie)
-
-
-def _change_requests(patch: pytest.MonkeyPatch, kind: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the fields of each request to a child that does `kind`."""
-    send = Child.send
-
-    def changed(self: Child, do: str, /, **fields: Any) -> None:
-        if do == kind:
-            change(fields)
-        send(self, do, **fields)
-
-    patch.setattr(Child, "send", changed)
 
 
 def _appends_to_redis(directory: Path) -> Iterator[Row]:

@@ -20,8 +20,6 @@ import bench.__main__ as main
 from bench import postgres, report
 from bench.common import Options, Row, attempt
 from bench.proc import Child
-from tests.bench import small
-from tests.bench.small import expect_other_texts
 from tests.bench.test_failures import only
 from tests.bench.test_rows import figure, verdicts
 from tests.postgres import Postgres, needs_postgres, running_postgres
@@ -91,25 +89,6 @@ def test_a_run_without_postgres_has_the_reason_in_its_rows_and_does_not_fail(
 
 
 # Failures -----------------------------------------------------------------------------------------------------------
-
-
-@needs_postgres
-@pytest.mark.parametrize("which", ["bench.load", "bench.server"])
-def test_dead_process_gives_no_figure(which: str, database: Postgres) -> None:
-    def kill(children: list[Child]) -> None:
-        [child for child in children if str(child) == which][-1].kill()
-
-    with small.in_the_middle("capture", kill):
-        row = only(storm(database))
-    assert row.what == "storm"
-
-
-@needs_postgres
-def test_wrong_text_voids_the_run(database: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    expect_other_texts(monkeypatch)
-    row = only(storm(database))
-    assert row.measured == "VOID"
-    assert "producers were late by " in row.note
 
 
 @needs_postgres

@@ -16,7 +16,6 @@ from tenuto import Hub, allow_everyone
 from tenuto.agents.turn import AskReply, Turn
 from tenuto.client import ClaimedTurn, Client
 from tenuto.client.writer import SHORTEST_LEASE_S
-from tenuto.core.errors import TenutoError
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id
@@ -239,36 +238,6 @@ async def test_turn_of_a_killed_agent_is_taken_over(on_crash: str) -> None:
                     await asyncio.sleep(0.02)  # no event of the channel is sure to come after it
 
 
-async def test_agent_that_shuts_down_leaves_its_answer_interrupted_for_another(hub: Hub, wire: Wire) -> None:
-    begun = asyncio.Event()
-    first, second = client_of(wire, client_id="first"), client_of(wire, client_id="second")
-
-    @first.agent("chat:*")
-    async def half(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("half ")
-            begun.set()
-            await asyncio.Event().wait()
-
-    @second.agent("chat:*", on_crash="continue")
-    async def whole(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("whole")
-
-    async with working(first):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
-        asked = await hub.create("chat:1", text="?")
-        async with asyncio.timeout(60):
-            await begun.wait()
-    message, _ = await hub.read("chat:1", reply_id(asked.id, 1))
-    assert (message.text, message.status) == ("half ", "streaming")  # no client ended it: its lease expires
-    async with working(second), asyncio.timeout(60):
-        async for event in hub.subscribe("chat:1"):
-            if event.__struct_config__.tag == "message.finish" and event.status == "complete":
-                break
-    assert [(one.text, one.status) for one in await answers(hub)] == [("half whole", "complete")]
-
-
 async def test_agent_that_does_not_know_yet_that_it_has_lost_its_turn_adds_no_answer(hub: Hub, wire: Wire) -> None:
     begun, goes_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
     first, second = client_of(wire, client_id="first"), client_of(wire, client_id="second")
@@ -425,35 +394,6 @@ async def endings(hub: Hub) -> list[tuple[str | None, str, str, str | None]]:
 
 
 @virtually
-async def test_invalid_state_of_an_agent_raises_and_its_claim_is_kept() -> None:
-    begun: list[int] = []
-    refused: list[str] = []
-    async with virtual_hub() as (hub, wire):
-        client = client_of(wire, client_id="bot")
-
-        @client.agent("chat:*")
-        async def bot(turn: Turn) -> None:
-            begun.append(turn.attempt)
-            async with turn.reply() as message:
-                for value in (object(), "\ud83d", "x" * 2_000_000):
-                    try:
-                        turn.progress("using a tool", tool=value)
-                    except TenutoError as error:
-                        refused.append(error.code)
-                for _ in range(40):
-                    await asyncio.sleep(1)
-                    await message.append(".")
-
-        async with working(client):
-            await asyncio.sleep(1)
-            await hub.create("chat:1", text="?")
-            await asyncio.sleep(100)
-        assert refused == ["invalid_request", "invalid_text", "too_large"]
-        assert begun == [1]
-        assert await endings(hub) == [("bot", "." * 40, "complete", None)]
-
-
-@virtually
 async def test_claim_is_renewed_although_the_server_refuses_the_state_with_it() -> None:
     begun: list[int] = []
     async with virtual_hub() as (hub, wire):
@@ -471,25 +411,6 @@ async def test_claim_is_renewed_although_the_server_refuses_the_state_with_it() 
             await hub.create("chat:1", text="?")
             await asyncio.sleep(100)
         assert begun == [1]
-
-
-@virtually
-async def test_answer_whose_id_is_taken_gets_another_id() -> None:
-    async with virtual_hub() as (hub, wire):
-        client = client_of(wire, client_id="bot")
-
-        @client.agent("chat:*")
-        async def bot(turn: Turn) -> None:
-            async with turn.reply() as message:
-                await message.append(f"to {turn.text}")
-
-        await hub.create("chat:1", id=reply_id("m1", 1), text="I am here", author="eve", role="system")
-        async with working(client):
-            await asyncio.sleep(1)
-            asked = await hub.create("chat:1", id="m1", text="ann", author="ann")
-            await asyncio.sleep(5)
-        (answer,) = await answers(hub)
-        assert (answer.text, answer.status, answer.reply_to) == ("to ann", "complete", asked.id)
 
 
 @virtually
@@ -638,40 +559,6 @@ async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
             ("one", "half ", "interrupted", "writer_gone"),
             ("two", "half ", "complete", None),
         ]
-
-
-@virtually
-async def test_question_is_withdrawn_when_its_turn_ends_or_its_process_died() -> None:
-    async with virtual_hub() as (hub, wire):
-
-        def serve(name: str) -> Client:
-            client = client_of(wire, client_id=name)
-
-            @client.agent("chat:*")
-            async def bot(turn: Turn) -> None:
-                if turn.attempt == 1:
-                    async with turn.reply():
-                        await turn.ask("approve", timeout_s=3600)
-
-            return client
-
-        async with working(serve("one")):
-            await asyncio.sleep(1)
-            asked = await hub.create("chat:1", text="stopped")
-            await asyncio.sleep(1)
-            (stopped,) = hub.channel("chat:1").state.pending_commands()
-            await hub.command("chat:1", "cancel", target=asked.id)
-            await asyncio.sleep(1)
-            await hub.create("chat:1", text="left")
-            await asyncio.sleep(1)
-            (left,) = hub.channel("chat:1").state.pending_commands()
-        async with working(serve("two")):
-            await asyncio.sleep(60)
-        for question, by in ((stopped, "one"), (left, "two")):
-            known = hub.channel("chat:1").state.command(question.id)
-            assert known is not None
-            assert known.reply is not None
-            assert (known.reply.error["code"], known.reply.by) == ("withdrawn", by)
 
 
 @virtually

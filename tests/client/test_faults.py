@@ -17,8 +17,7 @@ import pytest
 
 from proof.oracle.plans import NASTY, ORDINARY
 from tenuto.client import ChannelView, Client, RemoteWriter, Timing
-from tests.client.wire import becomes
-from tests.processes import Process, Server, serving, text_of
+from tests.processes import Server, serving, text_of
 from tests.proxy import FaultProxy
 
 PATIENCE_S = 180.0  # for a whole test, whose server starts several times
@@ -63,36 +62,6 @@ async def shows(view: ChannelView, text: str) -> None:
             return
 
 
-async def test_text_survives_connection_resets_at_any_time(server: Server, proxy: FaultProxy) -> None:
-    tokens = tokens_of(1)
-    async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
-        view = watching.channel("chat:1")
-        random = Random(1)
-        proxy.cut_after(*(random.randint(1, 3_000) for _ in range(8)), direction="up")
-        proxy.cut_after(*(random.randint(1, 6_000) for _ in range(8)), direction="down")
-        async with writing.message("chat:1") as message:
-            await write(message, tokens)
-        text = "".join(tokens)
-        assert text_of(server.message("chat:1", message.id)) == text
-        await shows(view, text)
-        assert view.gaps == 0
-        assert proxy.connections > 6
-
-
-async def test_stalled_connection_is_given_up(server: Server, proxy: FaultProxy) -> None:
-    tokens = tokens_of(2)
-    async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
-        async with client.message("chat:1") as message:
-            await write(message, tokens[:50])
-            await message.flush()
-            before = proxy.connections
-            proxy.stall("up")
-            await write(message, tokens[50:])
-            await becomes(lambda: proxy.connections > before)
-            proxy.resume("up")
-        assert text_of(server.message("chat:1", message.id)) == "".join(tokens)
-
-
 async def test_text_survives_a_server_that_is_killed_repeatedly(server: Server, proxy: FaultProxy) -> None:
     tokens = tokens_of(3)
     async with asyncio.timeout(PATIENCE_S), through(proxy) as writing, through(proxy) as watching:
@@ -111,18 +80,6 @@ async def test_text_survives_a_server_that_is_killed_repeatedly(server: Server, 
         assert view.gaps == 0
 
 
-async def test_writer_waits_for_a_server_that_restarts(server: Server, proxy: FaultProxy) -> None:
-    tokens = tokens_of(4)
-    async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
-        async with client.message("chat:1") as message:
-            writing = asyncio.create_task(write(message, tokens))
-            leaving = asyncio.create_task(asyncio.to_thread(server.end))
-            await writing
-            await leaving
-            await asyncio.to_thread(server.start)
-        assert text_of(server.message("chat:1", message.id)) == "".join(tokens)
-
-
 async def test_calls_wait_for_a_server_that_has_not_started(server: Server, proxy: FaultProxy) -> None:
     proxy.refuse()
     async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
@@ -133,37 +90,6 @@ async def test_calls_wait_for_a_server_that_has_not_started(server: Server, prox
         assert (await created).text == "Is anybody there?"
         with pytest.raises(Exception, match="m1"):
             await read
-
-
-WRITES_FOR_EVER = """
-import sys, time
-from tenuto.client import SyncClient
-with SyncClient(sys.argv[1]) as client, client.presence("chat:1"), client.message("chat:1") as message:
-    while True:
-        message.append("more ")
-        time.sleep(0.01)
-"""
-
-
-async def test_message_of_a_killed_writer_is_interrupted(server: Server, proxy: FaultProxy, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{server.port}"
-    agent = Process(["-c", WRITES_FOR_EVER, url], tmp_path / "agent.log")
-    agent.start()
-    try:
-        async with asyncio.timeout(PATIENCE_S), through(proxy) as client:
-            view = client.channel("chat:1")
-            async for _ in view:
-                if len(view.messages) == 1 and len(view.messages[0].text) > 100 and view.member_count == 1:
-                    break
-            agent.end(signal.SIGKILL)
-            async for _ in view:
-                if view.messages[0].status == "interrupted" and view.member_count == 0:
-                    break
-            async with client.take_over("chat:1", view.messages[0].id) as message:
-                await message.append("and the end.")
-            await shows(view, message.text)
-    finally:
-        agent.clean_up()
 
 
 async def test_reader_that_pauses_gets_joined_text_and_costs_no_memory(server: Server, proxy: FaultProxy) -> None:

@@ -69,19 +69,6 @@ async def test_view_reports_changes(hub: Hub, client: Client) -> None:
         assert (await anext(changes)).messages == frozenset([second.id])
 
 
-async def test_view_resumes_with_missed_events(hub: Hub, wire: Wire, client: Client) -> None:
-    await hub.create("c", text="before")
-    async with client.channel("c") as view:
-        cursor = view.cursor
-        wire.cut()
-        await until(view, lambda: view.state == "reconnecting")
-        await hub.create("c", text="meanwhile")
-        await until(view, lambda: view.state == "live")
-        assert [message.text for message in view.messages] == ["before", "meanwhile"]
-    attaches = [frame for frame in wire.sent if frame["type"] == "attach"]
-    assert [frame.get("since") for frame in attaches] == [None, cursor]
-
-
 async def test_view_begins_anew_when_its_cursor_is_not_valid_any_more() -> None:
     script = Script()
     async with scripted(script) as client:

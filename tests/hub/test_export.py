@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from tenuto.cli.main import main
 from tenuto.core.errors import (
-    Busy,
     Damaged,
     IdConflict,
     InvalidName,
@@ -606,28 +605,6 @@ class Leaving(MemoryStore):
     def check(self) -> None:
         if self.is_away:
             raise StoreUnavailable("the store is away")
-
-
-async def leave_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[HubCore, Leaving]:
-    """Import three messages, of which the store keeps two and their note; return the hub and the store."""
-    monkeypatch.setattr(exports, "BATCH", 2)
-    store = Leaving()
-    hub = HubCore(store, hooks_signals=False)
-    with pytest.raises(StoreUnavailable):
-        await hub.archive.import_file(await exported_messages(tmp_path, 3))
-    with pytest.raises(StoreUnavailable):  # the channel stays closed
-        await hub.create(CHANNEL, text="mine")
-    store.is_away = False
-    return hub, store
-
-
-async def test_no_part_of_a_broken_import_is_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub, store = await leave_part(tmp_path, monkeypatch)
-    with pytest.raises(Busy, match="a part of an import that has not ended"):
-        await exported(hub)
-    assert await texts(hub) == []
-    assert await store.notes("import:") == {}
-    await hub.close()
 
 
 async def test_a_damaged_note_about_an_import_concerns_only_its_channel(

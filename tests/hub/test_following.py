@@ -17,7 +17,7 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.feed import Feed
-from tenuto.hub.nodes.following import FOLLOW_S, WINDOW_S
+from tenuto.hub.nodes.following import WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
 from tenuto.stores.memory import MemoryStore
 from tests.hub.watching import Watcher
@@ -91,15 +91,6 @@ async def test_small_entries_arrive_with_their_notice_and_without_a_read() -> No
         assert await late_s(here, viewer, "hello") < 0.1
         assert await late_s(here, viewer, ", world") < 0.1
         assert store.reads == []
-
-
-@virtually
-async def test_without_notices_viewers_are_a_second_late() -> None:
-    store = Shared()
-    store.is_mute = True
-    async with pair(store) as (here, _, viewer):
-        assert 0.1 < await late_s(here, viewer, "hello") <= FOLLOW_S + 0.1
-        assert store.reads == ["entries"]
 
 
 @virtually

@@ -148,27 +148,6 @@ async def test_words_of_the_person_are_in_no_file_when_the_result_says_so(tmp_pa
     assert b"zoe-4711" not in on_disk(path)
 
 
-async def test_a_removal_that_was_cut_off_is_ended_by_the_next_call(
-    hub: HubCore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for channel in ("a", "b"):
-        await say(hub, channel, "m1", "ann")
-    reached, prune = asyncio.Event(), hub.store.prune
-
-    async def stuck(channel: str, **wanted: object) -> object:
-        reached.set()
-        return await asyncio.Event().wait()
-
-    monkeypatch.setattr(hub.store, "prune", stuck)
-    running = asyncio.create_task(hub.archive.forget("ann"))
-    await reached.wait()  # the first message is deleted, and not removed yet
-    running.cancel()
-    await asyncio.wait([running])
-    monkeypatch.setattr(hub.store, "prune", prune)
-    assert (await hub.archive.forget("ann")).messages == 2
-    assert (await ids(hub, "a"), await ids(hub, "b")) == ([], [])
-
-
 async def test_a_removal_killed_in_each_kind_of_its_steps_is_ended_by_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,6 @@ from tenuto.core.errors import (
     IdConflict,
     InvalidRequest,
     LocalError,
-    NotFound,
-    NotText,
     TooLarge,
 )
 from tenuto.core.limits import Limits
@@ -103,21 +101,6 @@ async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub
         {"type": "text", "text": "".join(f"a{number} " for number in range(200))},
     ]
     assert shown["b"].text == "".join(f"b{number} " for number in range(200))
-
-
-async def test_update_and_delete_reach_viewers(hub: HubCore) -> None:
-    await hub.create("chat:1", id="u", text="hi")
-    await hub.create("chat:1", id="v", text="ho")
-    viewer = Watcher(hub, "chat:1")
-    await viewer.take()
-    await hub.update("chat:1", "u", text="hello", meta={"edited": True})
-    await hub.delete("chat:1", "v")
-    shown = await viewer.until(lambda view: len(view.messages()) == 1 and view.text("u") == "hello")
-    assert shown[0].meta == {"edited": True}
-    with pytest.raises(Deleted):
-        await hub.read("chat:1", "v")
-    with pytest.raises(NotFound):
-        await hub.read("chat:1", "nobody")
 
 
 async def test_history_after_a_serial_is_paged_oldest_first_and_reaches_the_newest(hub: HubCore) -> None:
@@ -274,15 +257,6 @@ def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp
     assert time.monotonic() - start_s < PATIENCE_S / 2
 
 
-async def test_hub_that_starts_again_interrupts_messages_left_open(tmp_path: Path) -> None:
-    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False, drain_s=0)
-    writer = await hub.message("chat:1", id="m").open()
-    await writer.append("so far")
-    await hub.close()
-    assert (await hub.read("chat:1", "m"))[0].status == "interrupted"
-    await hub.close()
-
-
 async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_caller(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
     await asyncio.to_thread(hub.sync.create, "chat:1", id="u", text="hi")
@@ -366,22 +340,6 @@ async def test_messages_given_to_the_app_are_copies(hub: HubCore) -> None:
     message.parts[0]["text"] = "changed"
     again, _ = await hub.read("chat:1", "u")
     assert (again.meta, again.text) == ({"tags": ["a"]}, "hi")
-
-
-async def test_wrong_index_is_refused_by_its_call_alone(hub: HubCore) -> None:
-    async with hub.message("c", id="m") as message:
-        await message.part({"type": "data", "name": "n", "data": 1})
-        with pytest.raises(NotText):
-            await message.append("lost", part=0)
-        with pytest.raises(LocalError):
-            await message.append("lost", part=-1)
-        with pytest.raises(LocalError):
-            await message.part({"type": "text", "text": "lost"}, index=5)
-        await message.append("kept")
-        await message.update(meta={"a": 1})
-        assert message.meta == {"a": 1}
-    stored, _ = await hub.read("c", "m")
-    assert (stored.status, stored.text, stored.meta) == ("complete", "kept", {"a": 1})
 
 
 async def test_message_that_could_not_be_opened_can_be_opened_later(hub: HubCore) -> None:

@@ -141,27 +141,6 @@ LEFT = [
 ]  # cases: the state after a takeover whose caller got no result
 
 
-async def states_now_and_later(hub: HubCore) -> list[tuple[str, str, str | None]]:
-    """Return text, status and reason of the message, now and five seconds later."""
-    now, _ = await hub.read("c", "m")
-    await asyncio.sleep(5)
-    soon, _ = await hub.read("c", "m")
-    return [(one.text, one.status, one.reason) for one in (now, soon)]
-
-
-@virtually
-async def test_takeover_that_failed_for_its_caller_but_was_stored_is_interrupted_again() -> None:
-    store = Trying()
-    hub = await interrupted_half(store)
-    store.is_silent = store.is_unreadable = True
-    with pytest.raises(StoreUnavailable):
-        await hub.take_over("c", "m", author="bot")
-    await asyncio.sleep(30.5)
-    store.is_unreadable = False
-    assert await states_now_and_later(hub) == LEFT
-    await hub.close()
-
-
 class Broken(MemoryStore):
     """A store whose housekeeping raises an error outside the contract."""
 

@@ -136,18 +136,6 @@ async def test_member_of_one_node_is_shown_at_another_soon_and_at_an_attach_at_o
 
 
 @virtually
-async def test_member_is_shown_after_a_second_if_the_notice_is_lost() -> None:
-    store = Notifying()
-    store.copies = 0
-    async with pair(store) as (here, there, _):
-        enter(here, "ann")
-        await asyncio.sleep(SOON_S)
-        assert await shown(there) == []
-        await asyncio.sleep(FOLLOW_S)
-        assert await shown(there) == ["ann"]
-
-
-@virtually
 async def test_lease_that_is_withdrawn_at_another_node_ends_unless_it_was_renewed_since() -> None:
     store = Notifying()
     async with pair(store) as (here, there, _):

@@ -170,27 +170,6 @@ async def test_two_nodes_answer_each_question_once_and_one_at_a_time_in_each_cha
 
 
 @virtually
-async def test_turn_of_a_node_that_ended_is_carried_out_by_another() -> None:
-    store, begun = Shared(), asyncio.Event()
-    here, there = new_hub(store, 1), new_hub(store, 2)
-
-    @there.agent("*", name="bot")
-    async def bot(turn: Turn) -> None:
-        begun.set()
-        await asyncio.sleep(3600)
-
-    here.agent("*", name="bot")(answer)
-    await there.start()
-    await say(there, "c", "q")
-    await begun.wait()
-    await here.start()
-    await asyncio.sleep(6.0)  # a node that begins counts no other one as ended for a term
-    await there.close()
-    assert await answered(here, "c", "q", 6.0) == ["complete"]
-    await here.close()
-
-
-@virtually
 async def test_handler_that_does_not_begin_leaves_the_answer_that_it_has_taken_over_to_the_next_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
