@@ -167,10 +167,12 @@ class Running:
             request=await self._request(),
         )
         if self.attempt > 1:
-            await self._withdraw(self._questions_left(watch, left.answer))
+            turn.open_questions.update(self._questions_left(watch, left.answer))
         if left.is_over:
+            await self._withdraw(turn.open_questions)
             return "cancelled" if left.answer is not None and left.answer.status == "cancelled" else "done"
         if self.attempt > 1 and self._agent.on_crash == "interrupt":
+            await self._withdraw(turn.open_questions)
             if left.answer is None:
                 await self._store_failed_answer(turn, CRASHED)
             return "done"

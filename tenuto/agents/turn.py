@@ -12,21 +12,23 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from tenuto.agents.backend import Backend, Watch
+from tenuto.agents.backend import Backend, Sent, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import Steps
-from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError
+from tenuto.core.errors import AlreadyAnswered, IdConflict, LocalError, TenutoError
 from tenuto.core.events import CommandReply
-from tenuto.core.model import Command, Json, Message
+from tenuto.core.model import Command, Json, Message, check_json
 from tenuto.core.names import base32
-from tenuto.core.turns import STEER, attempt_of, reply_id
+from tenuto.core.ops import digest
+from tenuto.core.turns import STEER, attempt_of, question_id, reply_id
 from tenuto.sources.writing import Writer
 
 logger = logging.getLogger("tenuto.agents")
@@ -86,7 +88,9 @@ class Turn:
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
-        self.open_questions: set[str] = set()  # ids of questions that have no reply yet
+        self._questions: Counter[str] = Counter()  # how often this attempt has asked each content
+        # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
+        self.open_questions: set[str] = set()
 
     @property
     def text(self) -> str:
@@ -173,38 +177,62 @@ class Turn:
             logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
         return True
 
-    async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0) -> AskReply:
+    async def ask(self, name: str, data: Json = None, *, timeout_s: float = 300.0, key: str | None = None) -> AskReply:
         """Ask the people in the channel, for example to `approve`, and return the first reply.
 
         The question is a command: it is stored, all devices show it, and the first reply counts. Without a reply within
         `timeout_s` seconds the result is `ok=False` with the error `expired`. A question that is open at the end of the
-        turn is withdrawn.
+        turn is withdrawn. After a crash the same question, which is one with the same `name` and `data`, goes on: it
+        stays open for the rest of its time, and a reply that has arrived meanwhile is returned. Of equal questions give
+        each a `key`, else their order counts. Raises InvalidRequest or TooLarge for `data`, Fenced, TooMany.
         """
         if not 1 <= timeout_s <= 24 * 3600:
             raise LocalError(f"timeout_s must be from 1 to 86,400 seconds, got {timeout_s!r}")
+        check_json(data, self._backend.limits.data_bytes, "data", depth=self._backend.limits.depth)
         begun = self.begun
         target = begun[-1].id if begun else self.message.id
+        id = self._question_id(name, data, key)
+        self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
         if begun:
             await begun[-1].flush()  # store the text first, so that people see it above the question
-        id = self._backend.new_id()
-        self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
-        command, _ = await self._backend.command(
+        sent = await self._ask(id, name, target, data, timeout_s)
+        command, reply = sent
+        if reply is None:
+            self.progress("waiting", command=command.id)
+            reply = await self._reply_to(command, timeout_s + GRACE_S)
+            self.progress("answering" if begun else "thinking")
+        self.open_questions.discard(command.id)
+        if reply is None:
+            return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
+        return _ask_reply(reply)
+
+    def _question_id(self, name: str, data: Json, key: str | None) -> str:
+        """Return the id of a question, which follows from its content, so that no other content gets its reply."""
+        content = f"{name}\n{key}\n{digest(data).hex()}"
+        self._questions[content] += 1
+        if key is not None and self._questions[content] > 1:
+            raise LocalError(f"key {key!r} was used before for the same question; give each question a key of its own")
+        return question_id(self.channel, self.message.id, self.generation, f"{content}\n{self._questions[content]}")
+
+    async def _ask(self, id: str, name: str, target: str, data: Json, timeout_s: float) -> Sent:
+        """Send a question, or return the stored one. Another id is used if a client has taken this one."""
+        send = partial(
+            self._backend.command,
             self.channel,
             name,
-            id=id,
             target=target,
             data=data,
             by=self.name,
             expires_s=timeout_s,
             generation=self.generation,
         )
-        self.progress("waiting", command=command.id)
-        reply = await self._reply_to(command, timeout_s + GRACE_S)
-        self.open_questions.discard(command.id)
-        if reply is None:
-            return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
-        self.progress("answering" if begun else "thinking")
-        return _ask_reply(reply)
+        try:
+            return await send(id=id)
+        except IdConflict:
+            self.open_questions.discard(id)
+            spare = self._backend.new_id()
+            self.open_questions.add(spare)
+            return await send(id=spare)
 
     async def step(
         self,

@@ -354,3 +354,76 @@ def test_a_process_killed_before_any_line_repeats_no_finished_step(tmp_path: Pat
             assert about.index("has") > max(place for place, what in enumerate(about) if what == "begins"), journal
         assert len({line[2] for line in journal if line[:2] == ["begins", "pay"]}) == 1
     assert lives > 30  # the handler was killed before each of its lines
+
+
+@virtually
+@pytest.mark.parametrize("replied", ["before the second attempt", "during it"])
+async def test_a_question_stays_open_while_its_process_is_gone(replied: str) -> None:
+    store = MemoryStore()
+    found: list[Any] = []
+
+    async def script(turn: Turn) -> None:
+        async with turn.reply():
+            found.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=3600))
+
+    await attempts(script, store=store)
+    hub = new_hub(store)  # has no agent
+    await hub.start()
+    (question,) = await hub.pending_commands("chat:1")
+    if replied == "before the second attempt":
+        await hub.reply("chat:1", question.id, data="yes", by="ann")
+        await attempts(script, store=store)
+    await hub.close()
+    hub = new_hub(store)
+    hub.agent("chat:*", name="bot")(script)
+    await hub.start()
+    await asyncio.sleep(1)
+    if replied == "during it":
+        assert [one.id for one in await hub.pending_commands("chat:1")] == [question.id]
+        await hub.reply("chat:1", question.id, data="yes", by="ann")
+        await asyncio.sleep(1)
+    assert {(one.ok, one.data, one.by) for one in found} == {(True, "yes", "ann")}
+    assert await hub.pending_commands("chat:1") == []
+    await hub.close()
+
+
+@virtually
+async def test_questions_asked_in_another_order_keep_their_replies() -> None:
+    store = MemoryStore()
+    found: list[Any] = []
+
+    async def script(turn: Turn) -> None:
+        tools = ["read", "write", "write"][:: 1 if turn.attempt == 1 else -1]
+        replies = await asyncio.gather(*(turn.ask("approve", {"tool": tool}, timeout_s=3600) for tool in tools))
+        found.extend(zip(tools, (one.ok for one in replies), strict=True))
+
+    await attempts(script, store=store)
+    hub = new_hub(store)
+    await hub.start()
+    for question in await hub.pending_commands("chat:1"):
+        await hub.reply("chat:1", question.id, ok=question.data["tool"] == "read")
+    hub.agent("chat:*", name="bot")(script)
+    await asyncio.sleep(1)
+    assert found == [("write", False), ("write", False), ("read", True)]
+    await hub.close()
+
+
+@virtually
+async def test_a_client_that_has_taken_the_id_of_a_question_cannot_answer_it() -> None:
+    hub = new_hub()
+    asked: list[str] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        id = turn._question_id("approve", "delete all", None)
+        turn._questions.clear()
+        await hub.command("chat:1", "approve", target="m1", id=id, data="say hello", by="eve")
+        await hub.reply("chat:1", id, by="eve")
+        asked.append(id)
+        await turn.ask("approve", "delete all")
+
+    await hub.create("chat:1", id="m1", text="?", author="eve")
+    await asyncio.sleep(1)
+    (question,) = await hub.pending_commands("chat:1")
+    assert (question.data, question.id != asked[0], len(asked)) == ("delete all", True, 1)
+    await hub.close()

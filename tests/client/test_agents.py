@@ -562,6 +562,36 @@ async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
 
 
 @virtually
+async def test_steps_and_questions_of_a_client_that_died_go_on_at_another_one() -> None:
+    async with virtual_hub() as (hub, wire):
+        found: list[object] = []
+
+        def serve(name: str) -> Client:
+            client = client_of(wire, client_id=name)
+
+            @client.agent("chat:*")
+            async def bot(turn: Turn) -> None:
+                found.append(await turn.step("who", lambda: name))
+                await turn.sleep("nap", 5)
+                found.append((await turn.ask("approve", timeout_s=3600)).ok)
+
+            return client
+
+        async with working(serve("one")):
+            await asyncio.sleep(1)
+            asked = await hub.create("chat:1", text="?")
+            await asyncio.sleep(10)
+            (question,) = await hub.pending_commands("chat:1")
+        assert (question.from_, question.target) == ("one", asked.id)
+        async with working(serve("two")):
+            await asyncio.sleep(30)
+            assert [one.id for one in await hub.pending_commands("chat:1")] == [question.id]
+            await hub.reply("chat:1", question.id, by="ann")
+            await asyncio.sleep(1)
+        assert found == ["one", "one", True]
+
+
+@virtually
 async def test_turn_requests_a_message_that_it_may_not_take_only_once() -> None:
     async with virtual_hub() as (hub, wire):
         client = client_of(wire, client_id="bot")
