@@ -95,7 +95,7 @@ def write(page: Path, *, command: str, facts: list[str], rows: list[Row]) -> Non
         "",
         "| what | measured | budget |",
         "|---|---|---|",
-        *(_markdown_row(row) for row in rows),
+        *(_markdown_row(row) for row in rows if row.limit or "measured alone" not in row.what),
         END,
     ]
     # Replace the page atomically: a partly written page would lose the figures of a 45-minute run.

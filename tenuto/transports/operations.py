@@ -2,10 +2,9 @@
 
 Layer: transports.
 
-The HTTP router (`http`, `app`), the frame decoder (`session`) and the table in `docs/protocol.md`, 8.6, are built from
-this one table, and `access` reads the capabilities from it. Methods, paths, frame types, capabilities and statuses are
-part of the protocol. `tests/transports/permissions.py` states the capabilities a second time, on purpose: it is the
-oracle. `python -m tenuto.transports.operations` prints the table for the document.
+The HTTP router (`http`, `app`) and the frame decoder (`session`) are built from this one table, and `access` reads the
+capabilities from it. Methods, paths, frame types, capabilities and statuses are part of the protocol.
+`tests/transports/permissions.py` states the capabilities a second time, on purpose: it is the oracle.
 """
 
 from __future__ import annotations
@@ -79,11 +78,6 @@ class Operation(NamedTuple):
     is_for_all: bool = False  # True: the caller needs the capabilities on all channels
     instead: tuple[str, ...] = ()
 
-    @property
-    def frame_type(self) -> str:
-        """Return the `type` of the frame; empty if the operation has none."""
-        return str(self.frame.__struct_config__.tag) if self.frame is not None else ""
-
 
 OPERATIONS = (
     Operation("history", ("history",), "GET", f"{CHANNEL}/messages", frame=HistoryFrame),
@@ -143,19 +137,3 @@ BY_FRAME = {one.frame: one for one in OPERATIONS if one.frame is not None}
 
 # All frames but `auth`, which concerns the connection itself (`websocket`).
 frame_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(reduce(or_, BY_FRAME))
-
-
-def table() -> str:
-    """Return the table of `docs/protocol.md`, 8.6."""
-    lines = ["| request | frame | needs | success |", "|---|---|---|---|"]
-    for one in OPERATIONS:
-        request = f"`{one.method} {one.path}`" if one.method else ""
-        frame = f"`{one.frame_type}`" if one.frame is not None else ""
-        needs = ", ".join(f"`{capability}`" for capability in one.needs) + " on all channels" * one.is_for_all
-        needs += "".join(f" or `{capability}`" for capability in one.instead)
-        lines.append(f"| {request} | {frame} | {needs} | {one.status if one.method else ''} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(table(), end="")

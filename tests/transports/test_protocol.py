@@ -11,7 +11,7 @@ from tenuto.core.errors import TenutoError
 from tenuto.core.limits import KIB, MIB, Limits
 from tenuto.core.turns import commands_table
 from tenuto.transports import codec
-from tenuto.transports.operations import OPERATIONS, table
+from tenuto.transports.operations import OPERATIONS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -69,10 +69,6 @@ def test_the_document_states_the_status_of_success() -> None:
                 assert expected.startswith(str(one.status)), request
 
 
-def test_table_of_operations_equals_the_document() -> None:
-    assert table().strip() in section("8.6")
-
-
 def test_table_of_commands_equals_the_document() -> None:
     assert commands_table().strip() in section("8.2")
 
@@ -90,7 +86,7 @@ def test_every_event_is_documented_with_its_fields() -> None:
 
 def test_every_frame_of_a_client_is_documented() -> None:
     documented = {name for names, *_ in rows(section("7.2")) for name in re.findall(r"`([\w.]+)`", names)}
-    assert documented == {one.frame_type for one in OPERATIONS if one.frame is not None}
+    assert documented == {one.frame.__struct_config__.tag for one in OPERATIONS if one.frame is not None}
 
 
 def test_every_close_code_is_documented() -> None:
