@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Part
+from tenuto.core.outgoing import Outgoing
 
 T = TypeVar("T")
 
@@ -111,6 +112,8 @@ class AsyncWriter(Protocol):
 
     async def update(self, *, meta: dict[str, Json]) -> None: ...
 
+    def attempt(self) -> Attempt: ...
+
     async def flush(self) -> None: ...
 
     async def finish(
@@ -120,6 +123,23 @@ class AsyncWriter(Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Attempt:
+    """One try to write something: if its block raises, the next content supersedes what it wrote."""
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        self._outgoing = outgoing
+        self._since = 0
+
+    async def __aenter__(self) -> None:
+        self._since = self._outgoing.begin_attempt()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):  # a cancellation is no Exception, and no failure
+            self._outgoing.fail_attempt(self._since)
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -167,6 +187,18 @@ class SyncWriter:
         """Open or replace a part, as the writer's `part` does."""
         position: int = self._run(self._writer.part(part, index=index))
         return position
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Write an attempt, as the writer's `attempt` does: `with message.attempt(): …`."""
+        attempt = self._writer.attempt()
+        self._run(attempt.__aenter__())
+        try:
+            yield
+        except BaseException as error:
+            self._run(attempt.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._run(attempt.__aexit__(None, None, None))
 
     def update(self, *, meta: dict[str, Json]) -> None:
         """Merge meta, as the writer's `update` does."""

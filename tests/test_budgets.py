@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_620,
-    "lines of its kernel": 34_110,
+    "lines of tenuto/": 53_910,
+    "lines of its kernel": 34_380,
     "modules of tenuto/": 195,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 71_720,
+    "lines of tests/": 72_140,
     "lines of proof/ and bench/": 25_320,
-    "words of docs without decisions": 61_050,
+    "words of docs without decisions": 61_330,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

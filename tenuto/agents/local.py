@@ -176,7 +176,7 @@ class LocalBackend:
         writer = self._hub.message(
             channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
         )
-        writer.attempt = self._attempt
+        writer.turn_attempt = self._attempt
         return _agent_writer(writer)
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:

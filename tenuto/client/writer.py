@@ -48,7 +48,7 @@ from tenuto.core.outgoing import (
 )
 from tenuto.core.outgoing_remote import RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
-from tenuto.portal import retrieve_exception
+from tenuto.portal import Attempt, retrieve_exception
 
 if TYPE_CHECKING:
     from tenuto.sources import Piping
@@ -241,6 +241,10 @@ class RemoteWriter(OutgoingProperties):
         """Merge `meta` into the message's meta; None removes a key. It is accepted as `append` is."""
         self._outgoing.accept_update(meta)
         await self._accepted()
+
+    def attempt(self) -> Attempt:
+        """Return a block for one try, as `MessageWriter.attempt` does: `async with message.attempt(): …`."""
+        return Attempt(self._outgoing)
 
     async def flush(self) -> None:
         """Wait until all accepted content is stored. Raises as `append`."""
@@ -567,8 +571,10 @@ def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
             return "append", {"part": request.part, "at": request.at, "text": request.text}
         case PutPart():
             return "part", {"part": request.index, "value": request.part, "request": request.request}
-        case UpdateMessage():
+        case UpdateMessage(supersede=None):
             return "update", {"meta": request.meta, "request": request.request}
+        case UpdateMessage():
+            return "update", {"supersede": request.supersede, "parts": request.parts, "request": request.request}
         case FinishMessage():
             fields: dict[str, Any] = {"status": request.status, "request": request.request}
             if request.reason is not None:

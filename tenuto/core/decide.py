@@ -9,6 +9,7 @@ protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from msgspec import UNSET
@@ -60,6 +61,7 @@ from tenuto.core.errors import (
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState, PartState, part_bytes, utf8_len
 from tenuto.core.model import (
+    ATTEMPT,
     OPTIONS,
     ROLES,
     STATUSES,
@@ -94,6 +96,9 @@ from tenuto.core.requests import (
     split,
 )
 from tenuto.core.state import ChannelState
+
+# the contents of superseded attempts may have this share of `Limits.message_bytes`, because documents repeat them
+ATTEMPTS_SHARE = 8
 
 
 def decide(
@@ -398,13 +403,57 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
             f"message {message.id!r} has version {message.version}, not {request.if_version}; read it again",
             version=message.version,
         )
-    parts = _parts(request.text, request.parts, limits)
-    if parts is not None:
+    attempts = [one.fields for one in message.parts if one.fields["type"] == ATTEMPT]
+    parts = _parts(request.text, request.parts, limits, attempts)
+    if request.supersede is not None:
+        parts = _superseded(message, request.supersede, parts or [], limits)
+        if parts is None and not request.meta and request.request is None:
+            return Decision(serial=message.version)
+    elif parts is not None:
         calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
         parts = [with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]
     meta = _merged(message.meta, request.meta, limits)
     op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
     return Decision(ops=(op,))
+
+
+def _superseded(message: MessageState, since: int, new: list[Part], limits: Limits) -> list[Part] | None:
+    """Return the parts of `message` with those from `since` on in one part of type `attempt`, followed by `new`.
+
+    Attempts among them stay as they are, before it. Return None if there is nothing to change. Raises NoPart, TooLarge.
+    """
+    _check_count(since, "supersede")
+    known = [one.value() for one in message.parts]
+    if since > len(known):
+        raise NoPart(
+            f"message {message.id!r} has {len(known)} parts, supersede was {since}; use 0 to {len(known)}",
+            parts=len(known),
+        )
+    taken = [one for one in known[since:] if one["type"] != ATTEMPT]
+    if not (taken or new):
+        return None
+    parts = known[:since] + [one for one in known[since:] if one["type"] == ATTEMPT]
+    if taken:
+        characters = sum(len(one["text"]) for one in taken if one["type"] == "text")
+        parts.append({"type": ATTEMPT, "parts": taken, "characters": characters})
+    parts = _without_old_attempts(parts, limits.message_bytes // ATTEMPTS_SHARE) + new
+    _check_part_count(len(parts), limits)
+    _check_size(message, sum(map(part_bytes, parts)) - message.size_bytes, limits)
+    return parts
+
+
+def _without_old_attempts(parts: list[Part], room_bytes: int) -> list[Part]:
+    """Return `parts` without the contents of the oldest attempts, so that the others have at most `room_bytes`.
+
+    An answer must have room for its own text, however often it was begun.
+    """
+    kept: list[Part] = []
+    for part in reversed(parts):
+        if part["type"] == ATTEMPT:
+            room_bytes -= part_bytes(part)
+            part = part if room_bytes >= 0 else {**part, "parts": []}
+        kept.append(part)
+    return kept[::-1]
 
 
 def _finish(message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
@@ -498,8 +547,13 @@ def _check_part_count(count: int, limits: Limits) -> None:
         raise _too_large(f"the message would have {count} parts", limits.parts, "parts", "send fewer")
 
 
-def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[Part] | None:
-    """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`."""
+def _parts(
+    text: str | None, parts: list[Part] | None, limits: Limits, attempts: Sequence[Part] = ()
+) -> list[Part] | None:
+    """Return the checked parts of a create or update; None if the request has neither `text` nor `parts`.
+
+    A message that is edited may keep its `attempts`, which no request can make otherwise.
+    """
     if text is not None and parts is not None:
         raise InvalidRequest(f"the request has both the text {shown(text)} and {len(parts)} parts; send one of them")
     if text is not None:
@@ -507,7 +561,7 @@ def _parts(text: str | None, parts: list[Part] | None, limits: Limits) -> list[P
     if parts is None:
         return None
     _check_part_count(len(parts), limits)
-    checked = [check_part(part, limits) for part in parts]
+    checked = [part if part in attempts else check_part(part, limits) for part in parts]
     if (size := sum(map(part_bytes, checked))) > limits.message_bytes:
         raise _too_large(f"the message would have {size} bytes", limits.message_bytes, "message_bytes", "send less")
     return checked

@@ -10,7 +10,7 @@ kinds that they do not know.
 
 The progress holds lengths and no text, so a reader costs the same for every length of the message. It therefore cannot
 tell a text that grew from a text that was replaced, nor a part from one of another type: a whole message that arrives
-later is always `MessageReplaced`.
+later is always `MessageReplaced`. One with more superseded attempts than before takes text back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tenuto.core.events import (
     ServerEvent,
 )
 from tenuto.core.message_state import ClaimState, MessageState
-from tenuto.core.model import APPENDABLE, Command, Json, Message, Part
+from tenuto.core.model import APPENDABLE, ATTEMPT, Command, Json, Message, Part
 from tenuto.core.turns import CANCEL, REGENERATE, STEER
 
 # Types of parts whose text grows by `TextAdded`. The input of a tool is sent again as a whole to a reader that resumes.
@@ -48,6 +48,7 @@ class Sent(NamedTuple):
 
     lengths: Sequence[int] = ()
     is_finished: bool = False
+    attempts: int = 0  # number of superseded attempts among the parts
 
 
 class MessageOpened(Struct, frozen=True):
@@ -95,6 +96,7 @@ class MessageReplaced(Struct, frozen=True):
 
     message: Message
     sent: Sequence[int]
+    is_superseded: bool = False  # True: text that was sent counts no longer, so the reader begins anew; `sent` is empty
 
 
 class MessageFinished(Struct, frozen=True):
@@ -129,7 +131,7 @@ Delta = (
 class MessageProgress:
     """The progress of one reader in one message. Call `begin` once, then `receive` for each batch; it does no I/O."""
 
-    __slots__ = ("_id", "_inputs", "_kinds", "_lengths", "_was_finished", "is_broken", "status")
+    __slots__ = ("_attempts", "_id", "_inputs", "_kinds", "_lengths", "_was_finished", "is_broken", "status")
 
     def __init__(self, message_id: str, sent: Sent | None = None) -> None:
         self._id = message_id
@@ -137,24 +139,26 @@ class MessageProgress:
         self._lengths = list(sent.lengths)  # this list never shrinks: the length of a removed part stays
         self._kinds: list[str] = []  # types of the parts that the message has now
         self._inputs: dict[int, int] = {}  # for each tool part the length of its input
+        self._attempts = sent.attempts  # number of superseded attempts among the parts
         self._was_finished = sent.is_finished
         self.status: str | None = None  # final status of the message, or `deleted`; None while it streams
         self.is_broken = False  # True if events are missing, so that the reader has to begin again
 
     def sent(self) -> Sent:
         """Return the reader's position after the deltas that were returned last."""
-        return Sent(self._lengths, self.status is not None)
+        return Sent(self._lengths, self.status is not None, self._attempts)
 
     def begin(self, message: Message) -> list[Delta]:
         """Return the deltas that bring the reader to `message`."""
         before, known = self._was_finished, len(self._lengths)
         deltas: list[Delta] = []
-        # the message has fewer parts than the reader was sent: a part was removed meanwhile
-        if known > len(message.parts):
+        # the message has fewer parts than the reader was sent, or other ones: parts were removed meanwhile
+        if known > len(message.parts) or (known and _attempts_in(message) != self._attempts):
             deltas.append(self._replace(message))
         else:
             if not known:
                 deltas.append(MessageOpened(replace(message, parts=[])))
+            self._attempts = _attempts_in(message)
             for index, part in enumerate(message.parts):
                 deltas += self._continue(index, part) if index < known else self._open(index, part)
         return deltas + self._change_status(message, was_finished=before)
@@ -225,11 +229,14 @@ class MessageProgress:
         return [PartReplaced(index, part, sent)]
 
     def _replace(self, message: Message) -> MessageReplaced:
-        sent = tuple(self._lengths)
+        attempts, before = _attempts_in(message), self._attempts
+        if attempts > before:
+            self._lengths = []
+        sent, self._attempts = tuple(self._lengths), attempts
         del self._kinds[len(message.parts) :]
         for index, part in enumerate(message.parts):
             self._note(index, part)
-        return MessageReplaced(message, sent)
+        return MessageReplaced(message, sent, is_superseded=attempts > before)
 
     def _note(self, index: int, part: Part) -> None:
         """Record `part` as completely sent."""
@@ -253,6 +260,10 @@ class MessageProgress:
         self.status = status
         finished = [PartFinished(index) for index, kind in enumerate(self._kinds) if kind in APPENDABLE]
         return [*finished, MessageFinished(status, reason, meta)]
+
+
+def _attempts_in(message: Message) -> int:
+    return sum(part["type"] == ATTEMPT for part in message.parts)
 
 
 _FOR_AGENTS = frozenset((CANCEL.name, STEER.name, REGENERATE.name))  # all other commands are questions to people

@@ -28,6 +28,9 @@ OPTIONS = "options"
 # name of the commands that keep the steps of a turn: only the attempt that has the turn sends, answers and gets them
 STEP_NAME = "turn.step"
 
+# Type of a part with the parts that an earlier attempt at the answer wrote; only `supersede` makes one.
+ATTEMPT = "attempt"
+
 # The key that appended text goes to, by part type; other types accept no appended text.
 APPENDABLE = {"text": "text", "reasoning": "text", "tool": "input"}
 
@@ -54,7 +57,7 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """Return the text of all text parts, joined."""
+        """Return the text of all text parts, joined; that of superseded attempts does not count."""
         return "".join(part["text"] for part in self.parts if part["type"] == "text")
 
 
@@ -138,6 +141,11 @@ def check_part(part: object, limits: Limits) -> Part:
         return _fixed_part(part, _FIXED[kind])
     if kind in _FREE:
         return plain(part)
+    if kind == ATTEMPT:
+        raise InvalidRequest(
+            "part type 'attempt' is made by the server only; supersede the parts of an attempt with an update that has "
+            "`supersede`, the index of its first part"
+        )
     raise InvalidRequest(
         f"part type must be 'text', 'reasoning', 'tool', 'source', 'file' or 'data', got {shown(kind)}"
     )

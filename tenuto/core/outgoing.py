@@ -11,6 +11,9 @@ each event and then takes the requests that can be sent. `OutgoingProperties` is
                       +------- refuse -------+-----> REFUSED
 
 After `close` it accepts no more content, in whatever state it was, and keeps its error.
+
+An attempt that failed stays in view until the next content: its parts are superseded by the request that brings this
+content, so that viewers never see both texts, nor none.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from tenuto.core.decide import check_finish
 from tenuto.core.errors import InvalidRequest, LocalError, NotText, TenutoError, public_reason, shown
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
-from tenuto.core.model import APPENDABLE, Json, Message, Part, check_json, check_part, plain
+from tenuto.core.model import APPENDABLE, ATTEMPT, Json, Message, Part, check_json, check_part, plain
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.core.text import SurrogateJoiner
 
@@ -73,11 +76,13 @@ class Outgoing:
     """
 
     __slots__ = (
+        "_failed_from",
         "_halves",
         "_numbers",
         "_parts",
         "_piece",
         "_queue",
+        "_text_from",
         "_text_part",
         "_texts",
         "_texts_part",
@@ -110,6 +115,8 @@ class Outgoing:
         self._piece = max(1, limits.append_bytes // 4)
         self._parts: list[OutgoingPart] = []
         self._text_part = -1  # index of the part that receives text without an index; -1: there is no text part
+        self._text_from = 0  # text without an index goes to no part before this one, where the last attempt began
+        self._failed_from = -1  # index from which the next content supersedes all parts; -1: no attempt has failed
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
         self._texts: list[str] = []  # text that gathers for the next append
         self._texts_part = 0  # index of the part that the gathered text belongs to
@@ -185,7 +192,11 @@ class Outgoing:
         if not text:
             return
         if index < 0:
-            index = self._reserve_text_part()
+            if self._failed_from >= 0:
+                text = self._supersede_by_text(text)
+                if not text:
+                    return
+            index = self._text_part if self._text_part >= 0 else self._reserve_text_part()
         if text.isascii() and not self._halves:  # the common case, without a call
             size = len(text)
         else:
@@ -203,8 +214,11 @@ class Outgoing:
         """Open a part (without `index`) or replace one. Return its index."""
         self.check_open()
         part = check_part(part, self.limits)
-        count = len(self._parts)
+        count = self._count
         position = count if index is None else index
+        if 0 <= position == self._failed_from:
+            self._supersede(part)
+            return len(self._parts) - 1
         if not 0 <= position <= count:
             raise LocalError(
                 f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
@@ -219,6 +233,25 @@ class Outgoing:
         self.unstored_bytes += size
         self._put_part(position, part, size, is_replacing=position < count)
         return position
+
+    def begin_attempt(self) -> int:
+        """Return the index at which an attempt begins; its text goes to parts of its own."""
+        self.check_open()
+        self._open_reserved()
+        since = self._failed_from if self._failed_from >= 0 else len(self._parts)
+        self._text_from, self._text_part = len(self._parts), -1
+        return since
+
+    def fail_attempt(self, since: int) -> None:
+        """Let the next content supersede all that was written from index `since` on."""
+        self._gather()
+        for index in [one for one in self._halves if one >= since]:
+            del self._halves[index]
+        if self._parts and not self._parts[-1].is_open:
+            self._cut(len(self._parts) - 1)
+        self._text_from, self._text_part = len(self._parts), -1
+        if any(part.type != ATTEMPT for part in self._parts[since:]):
+            self._failed_from = since if self._failed_from < 0 else min(since, self._failed_from)
 
     def accept_update(self, meta: dict[str, Json]) -> None:
         """Merge `meta` into the message's meta; None removes a key."""
@@ -246,6 +279,8 @@ class Outgoing:
             )
         end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
         check_finish(end, self.limits)
+        if status == "complete" and self._failed_from >= 0:
+            self._supersede(None)
         for part in tuple(self._halves):
             self._release_half(part)
         self._gather()
@@ -309,15 +344,23 @@ class Outgoing:
     def _must_wait(self, next_one: OutgoingRequest) -> bool:
         """Return whether `next_one` must wait until the requests in flight are stored.
 
-        A part is replaced only after its text is stored: if the outcome of a commit is unknown, all requests in flight
-        are decided again, and text for a replaced part would be refused. An append without a part index opens a part.
+        A part is replaced or superseded only after its text is stored: if the outcome of a commit is unknown, all
+        requests in flight are decided again, and text for a replaced part would be refused. An append without a part
+        index opens a part.
         """
         request = next_one.request
+        if isinstance(request, UpdateMessage) and request.supersede is not None:
+            return any(isinstance(one.request, AppendText) for one in self.in_flight)
         return isinstance(request, PutPart) and any(
             isinstance(one.request, AppendText) and one.request.part in (request.index, None) for one in self.in_flight
         )
 
     # -- parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def _count(self) -> int:
+        """Return the number of parts that may be written: those of a failed attempt may not."""
+        return len(self._parts) if self._failed_from < 0 else self._failed_from
 
     def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
         """Record `part` at `index`, in place of an earlier one."""
@@ -325,13 +368,17 @@ class Outgoing:
         text = part.get(key, "") if key is not None else ""
         self._parts[index : index + 1] = [OutgoingPart(part["type"], len(text), is_open)]
 
+    def _cut(self, count: int) -> None:
+        """Forget the parts after the first `count`."""
+        del self._parts[count:]
+
     def _find_text_part(self) -> None:
         texts = [index for index, part in enumerate(self._parts) if part.type == "text"]
-        self._text_part = texts[-1] if texts else -1
+        self._text_part = texts[-1] if texts and texts[-1] >= self._text_from else -1
 
     def _checked_index(self, index: int) -> int:
         """Return `index` if the message has this part and the part accepts text."""
-        count = len(self._parts)
+        count = self._count
         if not 0 <= index < count:
             raise LocalError(f"message {self.id!r} has {count} parts, got the index {index}; open that part first")
         if self._parts[index].type not in APPENDABLE:
@@ -352,6 +399,30 @@ class Outgoing:
         last = len(self._parts) - 1
         if last >= 0 and not self._parts[last].is_open and not (self._texts and self._texts_part == last):
             self._release_half(last)
+
+    # -- attempts ----------------------------------------------------------------------------------------------
+
+    def _supersede_by_text(self, text: str) -> str:
+        """Supersede the failed attempt by a new text part, and return the rest of `text`, which goes to this part."""
+        joiner = SurrogateJoiner()
+        whole = joiner.write(text)
+        first = whole[: self._piece]
+        self._supersede({"type": "text", "text": first} if first else None)
+        return whole[len(first) :] + joiner.held
+
+    def _supersede(self, first: Part | None) -> None:
+        """Queue the request that supersedes the failed attempt; the part `first` follows in the same entry."""
+        self._gather()
+        since, self._failed_from = self._failed_from, -1
+        attempts = 1 + sum(part.type == ATTEMPT for part in self._parts[since:])
+        self._cut(since)
+        for _ in range(attempts):
+            self._set_part(len(self._parts), {"type": ATTEMPT, "parts": []})
+        self._text_from = len(self._parts)
+        if first is not None:
+            self._set_part(len(self._parts), first)
+        self._find_text_part()
+        self.unstored_bytes += self._put_supersede(since, first)
 
     # -- text --------------------------------------------------------------------------------------------------
 
@@ -402,7 +473,10 @@ class Outgoing:
             part.length += len(piece)
 
     def _open_text_part(self, index: int, text: str, size: int) -> None:
-        """Queue the request that opens the text part `index`: an append of `text` without an index."""
+        """Queue the request that opens text part `index`; the first one by an append of `text` without an index."""
+        if any(part.type == "text" for part in self._parts[:index]):
+            self._put_part(index, {"type": "text", "text": text}, size)
+            return
         request = AppendText(text=text, at=0, generation=self.generation)
         self._queue.append(OutgoingRequest(request, size))
 
@@ -426,6 +500,18 @@ class Outgoing:
         self._merge(meta)
         request = UpdateMessage(meta=meta, generation=self.generation, request=self._new_request())
         self._queue.append(OutgoingRequest(request, size))
+
+    def _put_supersede(self, since: int, first: Part | None) -> int:
+        """Queue a request that supersedes the parts from `since` on. Return its size in bytes."""
+        size = 1 if first is None else part_bytes(first)
+        request = UpdateMessage(
+            parts=None if first is None else [first],
+            generation=self.generation,
+            request=self._new_request(),
+            supersede=since,
+        )
+        self._queue.append(OutgoingRequest(request, size))
+        return size
 
     def _merge(self, meta: dict[str, Json]) -> None:
         self.meta = {key: value for key, value in {**self.meta, **meta}.items() if value is not None}

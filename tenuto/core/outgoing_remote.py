@@ -18,7 +18,7 @@ from __future__ import annotations
 from tenuto.core.errors import Finished, Gap, Mismatch, NoPart, NotFound, TenutoError
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import part_bytes
-from tenuto.core.model import APPENDABLE, Json, Message, Part, check_json
+from tenuto.core.model import APPENDABLE, ATTEMPT, Json, Message, Part, check_json
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, part_of
 from tenuto.core.requests import FinishMessage, UpdateMessage
 from tenuto.core.text import Text
@@ -46,6 +46,8 @@ class KeptPart:
 
     def stored_length(self, stored: Part) -> int | None:
         """Return the length of the text of `stored` if this part continues it, else None."""
+        if self.fields["type"] == stored["type"] == ATTEMPT:
+            return 0  # no copy of superseded parts is kept
         if not self.key:
             return 0 if stored == self.fields else None
         if {**self.fields, self.key: ""} != {**stored, self.key: ""}:
@@ -166,9 +168,10 @@ class RemoteOutgoing(Outgoing):
         self._gather()
         end = self._queue.pop() if self._queue and isinstance(self._queue[-1].request, FinishMessage) else None
         self._queue.clear()
+        parts = self._supersede_again(list(stored.parts))
         for index in range(len(self._parts)):
             if self._parts[index].is_open:
-                self._refill_part(index, stored.parts[index] if index < len(stored.parts) else None)
+                self._refill_part(index, parts[index] if index < len(parts) else None)
         meta: dict[str, Json] = dict.fromkeys(stored.meta.keys() - self.meta.keys())
         meta |= {key: value for key, value in self.meta.items() if stored.meta.get(key) != value}
         if meta:
@@ -181,9 +184,21 @@ class RemoteOutgoing(Outgoing):
         self.unstored_bytes = sum(one.size_bytes for one in self._queue)
         self.trouble = None
 
+    def _supersede_again(self, stored: list[Part]) -> list[Part]:
+        """Queue requests for failed attempts that `stored`, the server's parts, still shows. Return the parts after."""
+        for index, part in enumerate(self._parts):
+            if part.type == ATTEMPT and index < len(stored) and stored[index]["type"] != ATTEMPT:
+                self._put_supersede(index, None)
+                attempts = [one for one in stored[index:] if one["type"] == ATTEMPT]
+                stored[index:] = [*attempts, {"type": ATTEMPT, "parts": []}]
+        return stored
+
     def _refill_part(self, index: int, stored: Part | None) -> None:
         part, kept = self._parts[index], self._kept[index]
         length = kept.stored_length(stored) if stored is not None else None
+        if length is None and part.type == ATTEMPT:  # only the server makes such a part; the others keep their indexes
+            self._set_part(index, {"type": "text", "text": ""})
+            part, kept = self._parts[index], self._kept[index]
         if length is None:
             length = min(kept.text.length, self._piece)
             value = kept.value(length)
@@ -194,6 +209,10 @@ class RemoteOutgoing(Outgoing):
     def _set_part(self, index: int, part: Part, *, is_open: bool = True) -> None:
         super()._set_part(index, part, is_open=is_open)
         self._kept[index : index + 1] = [KeptPart(part)]
+
+    def _cut(self, count: int) -> None:
+        super()._cut(count)
+        del self._kept[count:]
 
     def _gather(self) -> None:
         if self._texts:
@@ -209,10 +228,16 @@ def _depends(one: OutgoingRequest, earlier: OutgoingRequest) -> bool:
     """Return whether `one` could fail or be undone if `earlier` were refused and then sent again after it."""
     if isinstance(one.request, FinishMessage):
         return True
+    if _supersedes(one) or _supersedes(earlier):
+        return True
     if isinstance(one.request, UpdateMessage):
         return isinstance(earlier.request, UpdateMessage)
     is_same = part_of(one.request) == part_of(earlier.request)
     return is_same and (one.is_replacing or earlier.is_replacing)
+
+
+def _supersedes(one: OutgoingRequest) -> bool:
+    return isinstance(one.request, UpdateMessage) and one.request.supersede is not None
 
 
 def _is_end(one: OutgoingRequest | None, status: str) -> bool:

@@ -23,7 +23,18 @@ from tenuto.core.document import KEPT_MS, Document, document
 from tenuto.core.errors import InvalidRequest, TooLarge, shown
 from tenuto.core.limits import MIB, Limits
 from tenuto.core.message_state import DAMAGED, CommandState, MessageState, part_bytes
-from tenuto.core.model import OPTIONS, ROLES, STATUSES, STEP_NAME, Approval, Json, Part, check_json, check_part
+from tenuto.core.model import (
+    ATTEMPT,
+    OPTIONS,
+    ROLES,
+    STATUSES,
+    STEP_NAME,
+    Approval,
+    Json,
+    Part,
+    check_json,
+    check_part,
+)
 from tenuto.core.names import check_id, command_id, command_key
 from tenuto.core.ops import Command, Create, Entry, Finish, Op, Reply
 from tenuto.core.state import apply_to_command, change
@@ -228,7 +239,9 @@ def _checked_parts(parts: list[Part], limits: Limits) -> list[Part]:
 
 
 def _checked_part(part: Part, limits: Limits) -> Part:
-    """Return a part with the field that no request may set: the reply to the question about a tool call."""
+    """Return a part with what no request may set: the reply to the question about a tool call, or an attempt."""
+    if _is_attempt(part):
+        return _checked_attempt(part, limits)
     checked = check_part(part, limits)
     if checked["type"] != "tool" or "approval" not in part:
         return checked
@@ -238,6 +251,22 @@ def _checked_part(part: Part, limits: Limits) -> Part:
         raise InvalidRequest(f"field approval of the call {shown(checked['call'])} is malformed: {error}") from None
     check_id(approval.id, "the id of an approval")
     return {**checked, "approval": msgspec.to_builtins(approval)}
+
+
+def _checked_attempt(part: Part, limits: Limits) -> Part:
+    parts, characters = part.get("parts"), part.get("characters")
+    if not isinstance(parts, list) or not isinstance(characters, int) or characters < 0:
+        raise InvalidRequest(
+            f"an attempt must have a list of parts and a number of characters, got {shown(part)}; export the channel "
+            "again"
+        )
+    # an attempt holds no other one, which `check_part` refuses
+    inner = [check_part(one, limits) if _is_attempt(one) else _checked_part(one, limits) for one in parts]
+    return {"type": ATTEMPT, "parts": inner, "characters": characters}
+
+
+def _is_attempt(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == ATTEMPT
 
 
 def _checked_command(record: CommandRecord, limits: Limits) -> CommandRecord:

@@ -65,7 +65,11 @@ class PutPart(Struct, frozen=True, kw_only=True):
 
 
 class UpdateMessage(Struct, frozen=True, kw_only=True):
-    """`PATCH …/messages/{id}`: merges `meta` at the top level, null removes a key."""
+    """`PATCH …/messages/{id}`: merges `meta` at the top level, null removes a key.
+
+    With `supersede` the parts from that index on become one part of type `attempt`, and count no longer; `text` or
+    `parts` follow it, in the same entry.
+    """
 
     text: str | None = None
     parts: list[Part] | None = None
@@ -73,6 +77,7 @@ class UpdateMessage(Struct, frozen=True, kw_only=True):
     generation: Generation | None = None
     if_version: Count | None = None
     request: str | None = None
+    supersede: Count | None = None
 
 
 class FinishMessage(Struct, frozen=True, kw_only=True):

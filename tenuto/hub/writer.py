@@ -45,7 +45,7 @@ from tenuto.hub.channel import Channel
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.pace import Begin
 from tenuto.hub.pending import Ask, Decided, Done, Item, Result, own_copy, result_later
-from tenuto.portal import retrieve_exception
+from tenuto.portal import Attempt, retrieve_exception
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -71,10 +71,10 @@ class MessageWriter(OutgoingProperties):
         "_retry",
         "_trouble",
         "_waiters",
-        "attempt",
         "cancelled_as",
         "channel",
         "ids",
+        "turn_attempt",
     )
 
     made_by = "hub"
@@ -89,7 +89,7 @@ class MessageWriter(OutgoingProperties):
         # status and reason of the message if its task is cancelled
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
-        self.attempt: int | None = None
+        self.turn_attempt: int | None = None
         self._hub = hub
         self._create = create
         self._caller: Caller = hub.caller(author)
@@ -142,6 +142,15 @@ class MessageWriter(OutgoingProperties):
         self._outgoing.accept_update(meta)
         self._submit()
         await self._not_too_far_ahead()
+
+    def attempt(self) -> Attempt:
+        """Return a block for one try: `async with message.attempt(): …`. It writes into parts of its own.
+
+        If the block raises, the next content supersedes what it wrote: those parts become one part of type `attempt`,
+        which counts no longer, and until then they stay in view. If the message ends as `failed` or `cancelled` first,
+        they stay; a cancelled block has not failed. Raises LocalError at the beginning unless the message is open.
+        """
+        return Attempt(self._outgoing)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored. Raises as `append`."""
@@ -210,7 +219,7 @@ class MessageWriter(OutgoingProperties):
     async def _created_or_ended(self, create: CreateMessage, *, is_repeat: bool) -> Result:
         """Store the beginning. If cancelled meanwhile, end the message if it was created."""
         creating, done = result_later()
-        caller = replace(self._caller, attempt=self.attempt)
+        caller = replace(self._caller, attempt=self.turn_attempt)
         self._hub.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
         try:
             return await asyncio.shield(creating)

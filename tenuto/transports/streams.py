@@ -8,6 +8,7 @@ class with the method of `Framer`. The bytes of the two formats here are public 
 
 The id of an event is a cursor of the channel with a field of ours: how much of each part the reader was sent
 (`m0.12.340`: it has 12 code points of part 0 and 340 of part 1; with `d` instead of `m` it was sent the end, too).
+In `m0a1.0.340` one of the parts is a superseded attempt.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from tenuto.transports.sse import (
 )
 from tenuto.transports.traffic import message_bytes, turn_bytes
 
-_SENT = re.compile(r"([md])([0-9]{1,3})((?:\.[0-9]{1,8})*)\Z")
+_SENT = re.compile(r"([md])([0-9]{1,3})(?:a([0-9]{1,3}))?((?:\.[0-9]{1,8})*)\Z")
 # limit of the field about the sent text: a cursor's extra field has 300 characters, and a ticket's seal or an answer's
 # name may need some of them
 _SENT_CHARACTERS = 255
@@ -78,7 +79,7 @@ class Position(NamedTuple):
 
         `is_finished`: the frame is the last.
         """
-        return f"{self.cursor}:{self.seal}{sent_field(self.sent.lengths, is_finished=is_finished)}"
+        return f"{self.cursor}:{self.seal}{sent_field(self.sent, is_finished=is_finished)}"
 
 
 class Framer(Protocol):
@@ -96,7 +97,11 @@ class NamedEvents:
 
         Only the last event has an id, because the id covers all of them.
         """
-        events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in added_texts(deltas)]
+        left = texts_left(deltas)
+        texts = added_texts(deltas) if left is None else ()
+        events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in texts]
+        if left is not None:
+            events.append(b"event: reset\ndata: " + encode_json({_EVENTS[kind].decode(): left[kind] for kind in left}))
         if status is not None:
             events.append(b"event: done\ndata: " + encode_json(_Done(status)))
         if not events:
@@ -117,8 +122,11 @@ class PlainData:
         The text and the end have separate ids, because the connection may break between them.
         """
         events: list[str] = []
+        left = texts_left(deltas)
         text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
-        if text:
+        if left is not None:
+            events.append(f"event: reset\n{_data(left['text'])}{self._id(position, is_finished=False)}")
+        elif text:
             events.append(_data(text) + self._id(position, is_finished=False))
         if status not in ("complete", None):
             # An extra event for clients that listen for it; to other clients it is an empty piece of text.
@@ -145,8 +153,12 @@ class OwnFrames:
         If the reader is slower than the model, several pieces of text come as one.
         """
         frames: list[bytes] = []
+        left = texts_left(deltas)
         text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
-        if text:
+        if left is not None:
+            reset = f"event: reset\n{_data(left['text'])}\n".encode()
+            frames.append(self._with_id(reset, position, is_finished=False))
+        elif text:
             frames.append(self._with_id(_bytes_of(self._make_frame(text), "style"), position, is_finished=False))
         if status is not None:
             frames.append(self._with_id(self._end(status), position, is_finished=True))
@@ -188,6 +200,21 @@ class _Done(Struct):
     status: str
 
 
+def texts_left(deltas: Sequence[Delta]) -> dict[str, str] | None:
+    """Return the texts that count after `deltas`, by part type; None unless an attempt was superseded meanwhile.
+
+    A reader that only appends text must begin anew with them.
+    """
+    for number in range(len(deltas) - 1, -1, -1):
+        delta = deltas[number]
+        if isinstance(delta, MessageReplaced) and delta.is_superseded:
+            texts = dict.fromkeys(_EVENTS, "")
+            for kind, text in added_texts(deltas[number:]):
+                texts[kind] += text
+            return texts
+    return None
+
+
 def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[str, str]]:
     """Yield part type and new text, for formats whose readers only append text.
 
@@ -216,10 +243,11 @@ def _data(text: str) -> str:
     return "".join(f"data: {line}\n" for line in lines)
 
 
-def sent_field(lengths: Sequence[int], *, is_finished: bool) -> str:
-    """Return the cursor's extra field for `lengths`; if there is not enough room, only for the last parts."""
+def sent_field(sent: Sent, *, is_finished: bool) -> str:
+    """Return the cursor's extra field for `sent`; if there is not enough room, only for the last parts."""
     pieces: list[str] = []
-    room = _SENT_CHARACTERS
+    lengths, attempts = sent.lengths, f"a{sent.attempts}" if sent.attempts else ""
+    room = _SENT_CHARACTERS - len(attempts)
     for length in reversed(lengths):
         piece = f".{length}"
         room -= len(piece)
@@ -227,7 +255,7 @@ def sent_field(lengths: Sequence[int], *, is_finished: bool) -> str:
             break
         pieces.append(piece)
     first = len(lengths) - len(pieces)
-    return f"{'d' if is_finished else 'm'}{first}" + "".join(reversed(pieces))
+    return f"{'d' if is_finished else 'm'}{first}{attempts}" + "".join(reversed(pieces))
 
 
 def sent_by(cursor: Cursor | None) -> Sent:
@@ -235,10 +263,10 @@ def sent_by(cursor: Cursor | None) -> Sent:
     found = _SENT.match(split_seal(cursor.extra)[1]) if cursor is not None else None
     if found is None:
         return Sent()
-    kind, first, lengths = found.groups()
+    kind, first, attempts, lengths = found.groups()
     # The parts before `first` did not fit into the cursor. They no longer grow.
     whole = [ALL_SENT] * int(first)
-    return Sent([*whole, *(int(length) for length in lengths.split(".")[1:])], kind == "d")
+    return Sent([*whole, *(int(length) for length in lengths.split(".")[1:])], kind == "d", int(attempts or 0))
 
 
 class DeltaStream(EventStream):

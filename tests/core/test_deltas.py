@@ -77,7 +77,13 @@ def shown(message: Message | None) -> object:
 
 
 def is_continued(before: Message, after: Message) -> bool:
-    """Return whether `after` only adds to the texts of `before`, as a reader that resumes by lengths has to assume."""
+    """Return whether `after` only adds to the texts of `before`, as a reader that resumes by lengths has to assume.
+
+    A superseded attempt is no such addition, but the reader knows how many there are.
+    """
+    attempts = [sum(part["type"] == "attempt" for part in message.parts) for message in (before, after)]
+    if before.parts and attempts[0] < attempts[1]:
+        return before.meta == after.meta
     if len(after.parts) < len(before.parts) or before.meta != after.meta:
         return False
     for old, new in zip(before.parts, after.parts, strict=False):
@@ -108,7 +114,7 @@ def test_deltas_folded_give_the_message(world_batches: list[list[Asked]], data: 
                 progress, message, since = readers[message_id]
                 if message is not None and now is not None and is_continued(message, now) and data.draw(st.booleans()):
                     sent = progress.sent()
-                    progress = MessageProgress(message_id, Sent(tuple(sent.lengths), sent.is_finished))
+                    progress = MessageProgress(message_id, sent._replace(lengths=tuple(sent.lengths)))
                     deltas = progress.begin(now)  # the reader lost its connection and resumes
                 else:
                     events = events_since(world.state, since, limit=MANY)

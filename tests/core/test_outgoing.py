@@ -35,10 +35,10 @@ from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState
 from tenuto.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tests.core.harness import APP, LogHarness
-from tests.core.writing import Action, Expected, contents
+from tests.core.writing import Action, Expected, contents, tried
 
 LIMITS = Limits(append_bytes=400)  # pieces of 100 characters, so that some text needs several
-VERBS = {"append": "accept_text", "part": "accept_part", "update": "accept_update"}
+VERBS = {"append": "accept_text", "part": "accept_part", "update": "accept_update", "fail": "fail_attempt"}
 
 
 def new_log(**meta: Any) -> LogHarness:
@@ -66,7 +66,10 @@ def opened_remote(harness: LogHarness | None = None) -> RemoteOutgoing:
 
 def accept(outgoing: Outgoing, expected: Expected, action: Action) -> None:
     for name, arguments in expected.accept(action):
-        getattr(outgoing, VERBS[name])(*arguments)
+        if name == "begin":
+            assert outgoing.begin_attempt() == arguments[0]
+        else:
+            getattr(outgoing, VERBS[name])(*arguments)
 
 
 def requests(outgoing: Outgoing, max_bytes: int = 10_000) -> list[Any]:
@@ -100,6 +103,34 @@ def commit(outgoing: Outgoing, harness: LogHarness, outcome: str, max_bytes: int
 @example([("append", "\ud83d"), ("bar", 1)], 10_000)
 @given(st.lists(st.one_of(contents, contents, commits), max_size=30), st.sampled_from([1, 200, 10_000]))
 def test_stored_message_is_the_accepted_content_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
+    write_with_failed_commits(todo, max_bytes)
+
+
+outcomes = st.sampled_from([("commit", outcome) for outcome in ("stored", "failed", "unknown", "unknown")])
+
+
+# Text of the attempt is in a commit with an unknown outcome, and so are the requests after it.
+@example(
+    [
+        *[("begin", None), ("append", "the "), ("commit", "unknown"), ("fail", None)],
+        *[("append", "中文"), ("commit", "unknown"), ("commit", "unknown")],
+    ],
+    10_000,
+)
+# Two attempts fail, and each is a part of its own; the third one has two appends.
+@example(
+    [
+        *[("begin", None), ("append", "the "), ("fail", None), ("begin", None), ("append", "the "), ("fail", None)],
+        *[("append", "中文"), ("append", "the ")],
+    ],
+    10_000,
+)
+@given(st.lists(tried | outcomes, min_size=5, max_size=25), st.sampled_from([1, 10_000]))
+def test_failed_attempts_are_superseded_after_failed_commits(todo: list[Action], max_bytes: int) -> None:
+    write_with_failed_commits(todo, max_bytes)
+
+
+def write_with_failed_commits(todo: list[Action], max_bytes: int) -> None:
     harness, expected = new_log(), Expected()
     outgoing = opened(Outgoing, harness)
     for action in todo:
@@ -212,6 +243,22 @@ class Network:
 def test_stored_message_is_the_accepted_content_after_cuts_refusals_and_losses(
     todo: list[Action], at_the_end: list[Action]
 ) -> None:
+    write_over_a_network(todo, at_the_end)
+
+
+troubles = st.sampled_from(
+    [*[("respond", "stored")] * 3, ("respond", "busy"), ("cut", 0), ("cut", 1), ("cut", 8), ("lose", None)]
+)
+
+
+@given(st.lists(tried | troubles, min_size=5, max_size=30), st.lists(troubles, max_size=10))
+def test_failed_attempts_are_superseded_after_cuts_refusals_and_losses(
+    todo: list[Action], at_the_end: list[Action]
+) -> None:
+    write_over_a_network(todo, at_the_end)
+
+
+def write_over_a_network(todo: list[Action], at_the_end: list[Action]) -> None:
     network, expected = Network(), Expected({"kept": 1})
     outgoing = network.outgoing
     for action in todo:
@@ -220,14 +267,14 @@ def test_stored_message_is_the_accepted_content_after_cuts_refusals_and_losses(
         else:
             accept(outgoing, expected, action)
             network.send()
-    text = outgoing.text
+    text = outgoing.text if expected.failed is None else ""
     outgoing.accept_end()
     for kind, value in at_the_end + [("respond", "stored")] * 1_000:
         network.step(kind, value)
         if outgoing.state is OutgoingState.ENDED:
             break
     message = network.harness.message("m")
-    expected.check(message)
+    expected.check(message, may_lose=True)
     assert outgoing.text == message.text
     assert message.text.startswith(text)
     assert outgoing.unstored_bytes == 0
@@ -256,6 +303,30 @@ def test_part_that_is_written_again_waits_for_its_replacement() -> None:
     assert [type(request) for request in requests(outgoing)] == [PutPart]
     outgoing.request_stored(outgoing.in_flight[0])
     assert requests(outgoing) == [AppendText(text="bc" + "abc" * 6, at=100, part=0, generation=1)]
+
+
+def test_attempt_that_a_restored_server_still_shows_is_superseded_again() -> None:
+    harness = new_log()
+    outgoing = opened_remote(harness)
+    outgoing.accept_text("old")
+    outgoing.accept_part({"type": "data", "name": "bar", "data": 1})
+    outgoing.fail_attempt(0)
+    outgoing.accept_text("new")
+    harness.part("m", 0, {"type": "text", "text": "old"}, caller=APP)
+    harness.part("m", 1, {"type": "data", "name": "bar", "data": 1}, caller=APP)
+    harness.commit()
+    outgoing.disconnected(StoreUnavailable("the connection broke"))
+    assert outgoing.seen(harness.message("m"), "e2")
+    while sent := outgoing.requests_to_send(10_000):
+        for one in sent:
+            harness.ask("m", one.request, APP)
+            harness.commit()
+            outgoing.request_stored(one)
+    old = [{"type": "text", "text": "old"}, {"type": "data", "name": "bar", "data": 1}]
+    assert harness.message("m").parts == [
+        {"type": "attempt", "parts": old, "characters": 3},
+        {"type": "text", "text": "new"},
+    ]
 
 
 @pytest.mark.parametrize("kind", [Outgoing, RemoteOutgoing])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tenuto.core.decide import decide
 from tenuto.core.document import Document, Segment, Stored, document, mark_documented, restored
@@ -89,6 +90,7 @@ def asked(message_ids: st.SearchStrategy[str]) -> st.SearchStrategy[Asked]:
         st.builds(FinishMessage, status=st.sampled_from(("complete", "failed", "interrupted")), meta=metas),
         st.builds(TakeOver),
         st.builds(UpdateMessage, text=st.one_of(st.none(), texts), meta=metas),
+        st.builds(UpdateMessage, text=st.one_of(st.none(), texts), supersede=st.integers(0, 2)),
         st.builds(DeleteMessage),
         weighted(st.builds(ClaimTurn, generation=st.just(0)), st.builds(EndTurn, generation=st.just(1))),
         st.builds(RenewLease, lease_s=st.sampled_from((15.0, 30.0))),
@@ -223,7 +225,7 @@ def current(message: MessageState | None, request: Request) -> Request:
         case PutPart():
             return PutPart(index=request.index, part=request.part, generation=generation)
         case UpdateMessage():
-            return UpdateMessage(text=request.text, meta=request.meta, generation=generation)
+            return replace(request, generation=generation)
         case FinishMessage():
             return FinishMessage(status=request.status, meta=request.meta, generation=generation)
         case RenewLease():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -212,6 +213,60 @@ async def test_hub_starts_again_on_a_new_event_loop(tmp_path: Path) -> None:
 
 async def _create(hub: HubCore, number: int) -> None:
     await hub.create("chat:1", id=f"m{number}", text="x")
+
+
+async def test_failed_attempt_stays_in_view_until_the_next_one_has_content(hub: HubCore) -> None:
+    async with hub.message("chat:1", id="m") as message:
+        await message.append("Let me see. ")
+        with contextlib.suppress(ValueError):
+            async with message.attempt():
+                await message.append("used up all hW")
+                raise ValueError("the model broke")
+        async with message.attempt():
+            await message.flush()
+            stored, _ = await hub.read("chat:1", "m")
+            assert stored.text == "Let me see. used up all hW"
+            await message.append("the developer ")
+            await message.append("sleeps")
+    stored, _ = await hub.read("chat:1", "m")
+    assert stored.text == "Let me see. the developer sleeps"
+    assert stored.parts == [
+        {"type": "text", "text": "Let me see. "},
+        {"type": "attempt", "parts": [{"type": "text", "text": "used up all hW"}], "characters": 14},
+        {"type": "text", "text": "the developer sleeps"},
+    ]
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError("no"), "failed"), (asyncio.CancelledError(), "cancelled")])
+async def test_last_attempt_stays_if_no_other_one_follows(hub: HubCore, error: BaseException, status: str) -> None:
+    with contextlib.suppress(ValueError, asyncio.CancelledError):
+        async with hub.message("chat:1", id="m") as message, message.attempt():
+            await message.append("half")
+            raise error
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.parts) == (status, [{"type": "text", "text": "half"}])
+
+
+async def test_attempt_in_a_thread_and_in_an_attempt(hub: HubCore) -> None:
+    await hub.start()
+
+    def work() -> None:
+        with hub.sync.message("chat:1", id="m") as message:
+            for number in range(2):
+                with contextlib.suppress(ValueError), message.attempt():
+                    message.part({"type": "data", "name": "try", "data": number})
+                    with contextlib.suppress(ValueError), message.attempt():
+                        message.append("inner")
+                        raise ValueError
+                    message.append("outer")
+                    if not number:
+                        raise ValueError
+
+    await asyncio.to_thread(work)
+    stored, _ = await hub.read("chat:1", "m")
+    shown = [[one["type"], *(inner["type"] for inner in one.get("parts", ()))] for one in stored.parts]
+    assert shown == [["attempt", "text"], ["attempt", "data", "text"], ["data"], ["attempt", "text"], ["text"]]
+    assert stored.text == "outer"
 
 
 async def test_threads_use_the_blocking_api(hub: HubCore) -> None:

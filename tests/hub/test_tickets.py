@@ -125,10 +125,11 @@ def test_ticket_with_the_longest_names_fits_its_limit(tickets: Tickets) -> None:
 
 
 def test_cursor_with_a_seal_and_the_longest_sent_field_is_parsed(tickets: Tickets) -> None:
+    from tenuto.core.deltas import Sent
     from tenuto.transports.streams import sent_field
 
     seal = tickets.seal(tickets.read(tickets.issue(ADA, "chat:1"), "chat:1", None))
-    sent = sent_field([10**7] * 256, is_finished=False)
+    sent = sent_field(Sent([10**7] * 256, attempts=255), is_finished=False)
     cursor = parse_cursor(f"e:5:{seal}{sent}")
     assert cursor is not None
     assert split_seal(cursor.extra) == (seal, sent)

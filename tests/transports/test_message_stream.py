@@ -8,8 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenuto.core.deltas import MessageReplaced, Sent, TextAdded
 from tenuto.core.events import parse_cursor
-from tenuto.transports.streams import sent_by, sent_field
+from tenuto.core.model import Message
+from tenuto.transports.streams import OwnFrames, PlainData, Position, sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.watching import Stream, write
 
@@ -128,18 +130,67 @@ async def test_deleted_message_ends_with_done(served: Served) -> None:
     assert (again.response.status, json.loads(again.body)["code"]) == (410, "deleted")
 
 
+async def test_superseded_attempt_is_reset_once_for_each_reader(served: Served) -> None:
+    await begin(served)
+    await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "hm"})
+    await change(served, "PUT", "/m1/parts/1", {"type": "text", "text": "Half an answ"})
+    first = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    away = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    for stream in (first, away):
+        await stream.until(lambda stream=stream: added_up(stream) == "Half an answ")
+    away.close()
+    await change(served, "PATCH", "/m1", {"supersede": 0, "text": "A whole", "generation": 1})
+    reset = await first.until_event("reset")
+    assert json.loads(reset.data) == {"answer": "A whole", "thinking": ""}
+    await append(served, " one", 1)
+    await first.until(lambda: added_up(first) == "Half an answ one")
+    second = await Stream.open(served, EVENTS, Last_Event_ID=last_id(away))
+    await change(served, "POST", "/m1/finish", {})
+    assert await second.until_over() is True
+    assert [(event.event, json.loads(event.data)) for event in second.events] == [
+        ("reset", {"answer": "A whole one", "thinking": ""}),
+        ("done", {"status": "complete"}),
+    ]
+    assert await first.until_over() is True
+    third = await Stream.open(served, EVENTS)
+    await third.until_over()
+    assert (added_up(third), [event.event for event in third.events]) == ("A whole one", ["answer", "done"])
+
+
+def test_formats_of_plain_text_send_what_is_left_of_the_answer() -> None:
+    """Also if text of the failed attempt, and more text after it, are in the same batch."""
+    left = Message(
+        id="m1",
+        role="assistant",
+        status="streaming",
+        **dict.fromkeys(("created", "version", "created_at", "updated_at"), 1),
+        parts=[{"type": "attempt", "parts": []}, {"type": "text", "text": "right\n"}],
+    )
+    deltas = [
+        TextAdded(0, "text", 5, "!"),
+        MessageReplaced(left, (), is_superseded=True),
+        TextAdded(1, "text", 6, "on"),
+    ]
+    position = Position("e:9", "", Sent([0, 8], attempts=1))
+    assert PlainData(has_ids=True).frame(deltas, None, position) == (
+        b"event: reset\ndata: right\ndata: on\nid: e:9:m0a1.0.8\n\n"
+    )
+    own = OwnFrames(lambda text: f"data: {text}\n\n", "data: [DONE]\n\n", has_ids=False)
+    assert own.frame(deltas, "complete", position) == (b"event: reset\ndata: right\ndata: on\n\ndata: [DONE]\n\n")
+
+
 # The sent lengths in a cursor
 
 
-@given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans())
-def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done: bool) -> None:
-    extra = sent_field(lengths, is_finished=is_done)
+@given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans(), st.integers(0, 256))
+def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done: bool, attempts: int) -> None:
+    extra = sent_field(Sent(lengths, attempts=attempts), is_finished=is_done)
     cursor = parse_cursor(f"epoch:5:{extra}")
     assert cursor is not None
     parsed = sent_by(cursor)
-    assert parsed.is_finished is is_done
+    assert (parsed.is_finished, parsed.attempts) == (is_done, attempts)
     assert len(parsed.lengths) == len(lengths)
     left_out = list(parsed.lengths).count(2**53)
     assert list(parsed.lengths)[left_out:] == lengths[left_out:]
     kept = "".join(f".{length}" for length in lengths[left_out:])
-    assert left_out == 0 or len(f".{lengths[left_out - 1]}{kept}") > 255
+    assert left_out == 0 or len(f".{lengths[left_out - 1]}{kept}") > 255 - len(f"a{attempts}")

@@ -1,0 +1,162 @@
+"""Superseded attempts: parts that an earlier attempt at an answer wrote, which are kept and count no longer.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tenuto.agents.history import as_turns
+from tenuto.core.catch_up import events_since
+from tenuto.core.deltas import MessageOpened, MessageProgress, MessageReplaced, PartOpened, Sent
+from tenuto.core.errors import Fenced, InvalidRequest, NoPart, TooLarge
+from tenuto.core.events import MessageUpdate
+from tenuto.core.limits import Limits
+from tenuto.core.model import Message, Part
+from tenuto.core.requests import AppendText, CreateMessage, PutPart, UpdateMessage
+from tests.core.harness import ANN, BOB, LogHarness, data_part, text_part, tool_part
+
+
+def attempt(*parts: Part, characters: int = 0) -> Part:
+    return {"type": "attempt", "parts": list(parts), "characters": characters}
+
+
+def begun(*parts: Part, limits: Limits | None = None) -> LogHarness:
+    """Return a channel with a streaming message `m` that has `parts`."""
+    harness = LogHarness(limits)
+    harness.stream("m", parts=list(parts))
+    return harness
+
+
+def supersede(harness: LogHarness, since: int, *, caller: Any = ANN, generation: int = 1, **fields: Any) -> Any:
+    return harness.ask("m", UpdateMessage(supersede=since, generation=generation, **fields), caller)
+
+
+def test_parts_from_the_index_on_become_one_part_before_the_new_one() -> None:
+    harness = begun(data_part(1), text_part("half an"), tool_part(), text_part("swer"))
+    supersede(harness, 1, text="Whole")
+    old = attempt(text_part("half an"), tool_part(), text_part("swer"), characters=11)
+    assert harness.message("m").parts == [data_part(1), old, text_part("Whole")]
+    assert (harness.text("m"), len(harness.log)) == ("Whole", 2)
+
+
+def test_earlier_attempt_stays_a_part_of_its_own() -> None:
+    harness = begun(text_part("one"))
+    supersede(harness, 0, text="two")
+    supersede(harness, 0, text="three")
+    one, two = attempt(text_part("one"), characters=3), attempt(text_part("two"), characters=3)
+    assert harness.message("m").parts == [one, two, text_part("three")]
+
+
+def test_update_that_supersedes_nothing_stores_nothing() -> None:
+    harness = begun(text_part("one"))
+    assert supersede(harness, 1).ops == ()
+    supersede(harness, 0)
+    assert supersede(harness, 0).ops == ()
+    assert harness.message("m").parts == [attempt(text_part("one"), characters=3)]
+
+
+def test_repeated_request_supersedes_once() -> None:
+    harness = begun(text_part("one"))
+    first = supersede(harness, 0, request="r1", text="two")
+    harness.ask("m", AppendText(text="!", part=1, at=3))
+    assert supersede(harness, 0, request="r1", text="two").serial == first.serial
+    assert harness.text("m") == "two!"
+
+
+def test_request_that_superseded_nothing_supersedes_nothing_when_it_is_repeated() -> None:
+    harness = begun(text_part("one"))
+    supersede(harness, 1, request="r1")
+    harness.ask("m", PutPart(index=1, part=text_part("two")))
+    supersede(harness, 1, request="r1")
+    assert harness.message("m").parts == [text_part("one"), text_part("two")]
+
+
+def test_later_text_goes_to_the_new_part_and_never_to_an_attempt() -> None:
+    harness = begun(text_part("one"))
+    supersede(harness, 0)
+    harness.ask("m", AppendText(text="two"))
+    assert harness.message("m").parts == [attempt(text_part("one"), characters=3), text_part("two")]
+
+
+def test_index_beyond_the_end_and_other_writers_are_refused() -> None:
+    harness = begun(text_part("one"))
+    with pytest.raises(NoPart, match="has 1 parts, supersede was 2; use 0 to 1"):
+        supersede(harness, 2)
+    with pytest.raises(Fenced):
+        supersede(harness, 0, generation=2)
+    with pytest.raises(Exception, match="belongs to another"):
+        supersede(harness, 0, caller=BOB)
+
+
+def test_client_cannot_make_a_part_of_type_attempt() -> None:
+    harness = begun(text_part("one"))
+    for request in (
+        PutPart(index=1, part=attempt(text_part("x"))),
+        UpdateMessage(parts=[attempt(text_part("x"))], generation=1),
+        CreateMessage(parts=[attempt(text_part("x"))]),
+    ):
+        with pytest.raises(InvalidRequest, match="part type 'attempt' is made by the server only"):
+            harness.ask("n" if isinstance(request, CreateMessage) else "m", request)
+
+
+def test_edited_message_keeps_the_attempts_that_it_has() -> None:
+    harness = begun(text_part("one"))
+    supersede(harness, 0, text="two")
+    kept, _ = harness.message("m").parts
+    harness.ask("m", UpdateMessage(parts=[kept, text_part("edited")], generation=1))
+    assert harness.message("m").parts == [kept, text_part("edited")]
+
+
+def test_contents_of_the_oldest_attempts_leave_room_for_the_answer() -> None:
+    harness = begun(text_part("a" * 400), limits=Limits(message_bytes=8_000))
+    supersede(harness, 0, text="b" * 400)
+    supersede(harness, 0, text="c" * 400)
+    supersede(harness, 0, text="d")
+    kept = [attempt(text_part(one * 400), characters=400) for one in "bc"]
+    assert harness.message("m").parts == [attempt(characters=400), *kept, text_part("d")]
+    with pytest.raises(TooLarge, match="limit is 8000"):
+        supersede(harness, 0, text="e" * 8_000)
+
+
+def test_attempts_are_in_no_history() -> None:
+    harness = begun(text_part("wrong"), {**tool_part(), "output": 1})
+    supersede(harness, 0, text="right")
+    asked = Message(
+        id="q",
+        role="user",
+        status="complete",
+        parts=[text_part("why?")],
+        **dict.fromkeys(("created", "version", "created_at", "updated_at"), 1),
+    )
+    for shape in ("text", "openai", "responses", "anthropic"):
+        turns = as_turns([asked, harness.message("m")], shape)
+        assert "wrong" not in str(turns)
+        assert [one["role"] for one in turns] == ["user", "assistant"]
+        assert "right" in str(turns[1])
+
+
+def test_viewer_gets_the_message_whole() -> None:
+    harness = begun(text_part("one"))
+    supersede(harness, 0, text="two")
+    harness.ask("m", AppendText(text="!", part=1))
+    assert events_since(harness.state, 1, limit=10) == [MessageUpdate(serial=3, message=harness.message("m"))]
+
+
+def test_reader_of_an_answer_begins_anew_also_after_a_reconnect() -> None:
+    harness = begun(text_part("one"), text_part("ab"))
+    reader = MessageProgress("m")
+    reader.begin(harness.message("m"))
+    assert reader.sent() == Sent([3, 2])
+    resumed = MessageProgress("m", reader.sent())
+    supersede(harness, 0, text="abc")
+    whole = harness.message("m")
+    replaced = MessageReplaced(whole, (), is_superseded=True)
+    assert reader.receive([MessageUpdate(serial=2, message=whole)]) == [replaced]
+    assert resumed.begin(whole) == [replaced]
+    assert reader.sent() == resumed.sent() == Sent([0, 3], attempts=1)
+    assert MessageProgress("m", reader.sent()).begin(whole) != [replaced]
+    assert [type(one) for one in MessageProgress("m").begin(whole)] == [MessageOpened, PartOpened, PartOpened]
