@@ -1,7 +1,7 @@
 # The commands of this repository. A newcomer needs `make demo` and `make test` only; both install their dependencies, in
 # .venv and node_modules, and change no other place.
 .DEFAULT_GOAL := help
-.PHONY: help demo web test test-long lint format sim chaos fuzz attack bench keeping clean
+.PHONY: help demo web dist test test-long lint format sim chaos fuzz attack bench keeping clean
 
 PYTHON ?= python3
 # Tests start several hundred processes; without cached bytecode each one compiles the package again, which takes 0.35 s.
@@ -18,6 +18,9 @@ demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also
 
 web: node_modules/.installed ## build the packages of the browser client, into dist/web
 	@scripts/build_web
+
+dist: node_modules/.installed ## build and check what a release publishes, into dist: TENUTO_REPOSITORY=
+	@scripts/dist dist $(PYTHON)
 
 # tests that `make test-long` runs: its steps name them
 LONG := simulation fuzz chaos bench attacks browser/long interop/long test_bytes.py agents/test_types.py stores/test_sqlite_damage.py

@@ -1,6 +1,6 @@
 """Check the files in a wheel and in a source archive, and print their sizes: check_archives.py WHEEL SDIST.
 
-Layer: scripts. `test_package` runs it. The expected files are those that git knows, so a file that a build adds by
+Layer: scripts. `dist` runs it. The expected files are those that git knows, so a file that a build adds by
 accident, or leaves out, fails.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 CLONE = Path(__file__).parents[1]
 # A larger wheel has a file that came in by accident, or much growth (decision 0044).
 LIMIT_BYTES = 1_500_000
-METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE", "sboms/sbom.cdx.json"}
 REQUIRED = {
     "tenuto/py.typed",
     "tenuto/web/client.js",
@@ -63,9 +63,9 @@ def main(wheel: Path, sdist: Path) -> None:
 
     with tarfile.open(sdist) as archive:
         inside = {entry.name.removeprefix(f"{name}/") for entry in archive.getmembers() if entry.isfile()}
-    hook = tracked("scripts/wheel_files.py")
+    hooks = tracked("scripts/wheel_files.py", "scripts/wheel_metadata.py")
     sources = tracked("tenuto", "docs", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", ".gitignore")
-    check(sdist.name, inside, sources | {f"dist/web/{name}" for name in built()} | hook | {"PKG-INFO"})
+    check(sdist.name, inside, sources | {f"dist/web/{name}" for name in built()} | hooks | {"PKG-INFO"})
 
     wheel_bytes = wheel.stat().st_size
     print(f"{wheel.name}: {len(files)} files, {wheel_bytes:,} bytes; {sdist.name}: {sdist.stat().st_size:,} bytes")
