@@ -58,7 +58,16 @@ def rows(text: str) -> dict[str, str]:
 
 def test_programs_of_the_reference_pages_compile() -> None:
     sources = {
-        page: _BLOCK.findall((ROOT / "docs" / page).read_text()) for page in ("python.md", "client.md", "security.md")
+        page: _BLOCK.findall((ROOT / "docs" / page).read_text())
+        for page in (
+            "python.md",
+            "client.md",
+            "security.md",
+            "sign-in.md",
+            "django.md",
+            "private-chats.md",
+            "testing.md",
+        )
     }
     assert all(sources.values())
     for page, found in sources.items():
@@ -67,7 +76,7 @@ def test_programs_of_the_reference_pages_compile() -> None:
 
 
 async def test_the_documented_client_gets_its_token_from_the_documented_route() -> None:
-    (block,) = (one for one in _BLOCK.findall((ROOT / "docs" / "security.md").read_text()) if "/tenuto-token" in one)
+    (block,) = (one for one in _BLOCK.findall((ROOT / "docs" / "sign-in.md").read_text()) if "/tenuto-token" in one)
     app, secret = FastAPI(), "s" * 32
     known = {"app": app, "SECRET": secret, "User": SimpleNamespace, "current_user": lambda: SimpleNamespace(id="ann")}
     exec(block, known)

@@ -269,7 +269,7 @@ _SERVERS = ("django.core.servers.basehttp", "gunicorn.workers.sync", "gunicorn.w
 _ADAPTERS = ("a2wsgi.wsgi", "asgiref.wsgi", "starlette.middleware.wsgi")  # run a WSGI app below an ASGI server
 _REMEDY = (
     "serve the ASGI app with `uvicorn mysite.asgi:application` or `daphne mysite.asgi:application`; or put 'daphne' "
-    "first in INSTALLED_APPS and set ASGI_APPLICATION, and runserver is an ASGI server (docs/python.md#django)"
+    "first in INSTALLED_APPS and set ASGI_APPLICATION, and runserver is an ASGI server (docs/django.md)"
 )
 
 

@@ -88,7 +88,7 @@ def is_text(statement: ast.stmt) -> bool:
 
 
 def test_each_section_has_promises_whose_tests_exist() -> None:
-    assert list(SECTIONS) == re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+    assert set(re.findall(r"^## (.*)$", PAGE, re.MULTILINE)) <= SECTIONS.keys()
     rows = {title: promises(section) for title, section in SECTIONS.items()}
     assert [title for title, found in rows.items() if len(found) < 3] == []
     assert [wrong for found in rows.values() for row in found if (wrong := problem(row[-1])) is not None] == []

@@ -155,7 +155,7 @@ def check_refusals(process: Process, port: int) -> None:
     before = process.output.count(expected)
     assert request(port, "POST", "/later", {}) == (200, "later")
     process.until(lambda: process.output.count(expected) > before)
-    for remedy in ("uvicorn mysite.asgi:application", "daphne mysite.asgi:application", "docs/python.md#django"):
+    for remedy in ("uvicorn mysite.asgi:application", "daphne mysite.asgi:application", "docs/django.md"):
         assert remedy in process.output
 
 
@@ -222,8 +222,8 @@ asyncio.run(main())
 """
 
 
-def test_the_verifier_of_the_security_page_reads_djangos_session(project: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+def test_the_verifier_of_the_page_reads_djangos_session(project: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
     (verifier,) = re.findall(r"^```python\n(from django.conf.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (project / "page.py").write_text(verifier)
     (project / "login.py").write_text(LOGIN)
@@ -275,7 +275,7 @@ application = hub.wrap(get_asgi_application(), "/tenuto")
 
 
 def test_views_of_django_know_their_visitors_and_refuse_a_question_too_many(project: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
     (middleware,) = re.findall(r"^```python\n(from django.http.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (project / "page.py").write_text(middleware)
     (project / "visited.py").write_text(VISITED)

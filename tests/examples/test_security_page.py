@@ -1,4 +1,4 @@
-"""The security page's table about other apps is true, and its program guards endpoints and hub with one function.
+"""The table of `docs/sign-in.md` about other apps is true, and its program guards endpoints and hub with one function.
 
 Layer: tests.
 """
@@ -23,9 +23,8 @@ from starlette.websockets import WebSocketDisconnect
 from tenuto import Hub, allow_everyone
 from tests.examples.programs import client_of
 
-PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
-_, _, SECTION = PAGE.partition("\n## In another app\n")
-PROGRAM = re.findall(r"^```python\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "sign-in.md").read_text()
+PROGRAM = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
 CHANNEL = "/tenuto/v1/channels/chat:ann:notes/messages"
 
 
@@ -111,7 +110,7 @@ def is_socket_refused(client: TestClient) -> bool:
 def test_one_function_guards_the_endpoints_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     program: dict[str, Any] = {"__name__": "page"}
-    exec(compile(PROGRAM, "security.md", "exec"), program)
+    exec(compile(PROGRAM, "sign-in.md", "exec"), program)
     program["app"].add_api_route("/mine", lambda: "mine")
     with client_of(program["app"]) as client:
         for path in ("/mine", CHANNEL):
