@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_910,
-    "lines of its kernel": 34_380,
+    "lines of tenuto/": 53_990,
+    "lines of its kernel": 34_450,
     "modules of tenuto/": 195,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 72_280,
-    "lines of proof/ and bench/": 25_320,
-    "words of docs without decisions": 61_540,
+    "lines of tests/": 72_320,
+    "lines of proof/ and bench/": 25_340,
+    "words of docs without decisions": 61_610,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -69,6 +69,7 @@ class EpochLog:
         ] = {}  # for each message its writers, each with the serial from which it writes
         # for each message the changes of its turn: serial, state and generation
         self.turns: dict[str, list[tuple[int, str, int]]] = {}
+        self.spared: dict[str, int] = {}  # for each message the attempts of its round that were handed over
         self.claims: dict[tuple[str, int], Claim] = {}  # the claim of each message and generation
         self.commands: dict[str, tuple[int, Command]] = {}  # for each command its serial and its entry
         self.replies: dict[str, tuple[int, Reply]] = {}
@@ -173,6 +174,7 @@ class EpochLog:
         self._check(message, op)
         if isinstance(op, Claim):
             self.turns.setdefault(op.id, []).append((serial, op.state, op.generation))
+            self.spared[op.id] = op.spared
             if op.state == "taken":
                 self.claims[op.id, op.generation] = op
         elif isinstance(op, Lease):
@@ -206,6 +208,7 @@ class EpochLog:
                     log.turns[message_id] = [one for one in self.turns[message_id] if one[0] <= serial]
         log.commands = {key: one for key, one in self.commands.items() if one[0] <= serial}
         log.replies = {key: one for key, one in self.replies.items() if one[0] <= serial}
+        log.spared = {op.id: op.spared for op in log.ops if isinstance(op, Claim)}
         log.claims = {(op.id, op.generation): op for op in log.ops if isinstance(op, Claim) and op.state == "taken"}
         log.replaced = set(self.replaced)
         log.last_event = min(self.last_event, serial)
@@ -251,7 +254,7 @@ class EpochLog:
 
     def _wrong_claim(self, op: Claim) -> str | None:
         if op.state == "pending":
-            return self._wrong_restart(op)
+            return self._wrong_hand_over(op) if op.spared else self._wrong_restart(op)
         if op.id not in self.turns:
             return "the message waits for no agent"
         _, state, generation = self.turns[op.id][-1]
@@ -266,17 +269,28 @@ class EpochLog:
             lease_ms = GIVEN_BACK_MS if op.lease_ms == GIVEN_BACK_MS and op.node is None else known.lease_ms
             is_right = op == replace(known, by=by, lease_ms=lease_ms, confirmed=1 + known.confirmed, at_ms=op.at_ms)
             return None if is_right and op.generation == generation else f"it confirms {known}"
+        is_same_round = op.state == "taken" and op.generation // ROUND == generation // ROUND
+        if op.spared != (self.spared.get(op.id, 0) if is_same_round else 0):
+            return f"{self.spared.get(op.id, 0)} attempts were handed over, not {op.spared}"
         is_next = op.generation == (generation + 1 if op.state == "taken" else generation)
         # The first attempt of a later round: a handler of a deleted message with this id may still end a lower one.
         is_of_new_round = op.state == "taken" and op.generation > generation and op.generation % ROUND == 1
         return None if is_next or is_of_new_round else f"its turn is in attempt {generation}"
+
+    def _wrong_hand_over(self, op: Claim) -> str | None:
+        """Return why an attempt may not be handed over, or None: it must have the turn, and each is counted."""
+        _, state, generation = self.turns.get(op.id, [(0, "cancelled", 0)])[-1]
+        if (state, generation) != ("taken", op.generation):
+            return f"its turn is {state} in attempt {generation}"
+        spared = self.spared.get(op.id, 0)
+        return None if op.spared == spared + 1 else f"{spared} attempts were handed over before"
 
     def _wrong_restart(self, op: Claim) -> str | None:
         """Return why a message may not wait again, or None: its turn must be over, and a new round begins."""
         _, state, generation = self.turns.get(op.id, [(0, "cancelled", 0)])[-1]
         if state in ("pending", "taken"):
             return f"its turn is {state}"
-        if op.generation % 8 or not 0 < op.generation - generation <= 8:
+        if op.generation % ROUND or not 0 < op.generation - generation <= ROUND:
             return f"the attempt before was {generation}"
         answered = [one for one in self.messages(self.serial) if one.reply_to == op.id and one.status == "streaming"]
         return f"{answered[0].id} answers it" if answered else None
@@ -380,7 +394,7 @@ class StoredLogs:
         self._used_up = set(ids)
 
 
-ROUND = 8  # the numbers of attempts begin anew after each multiple of this
+ROUND = 128  # the numbers of attempts begin anew after each multiple of this
 MARKS = 0xE000  # characters of private use: each encodes the generation of its writer and its offset
 GENERATION = "-g"  # precedes the number of a generation in the id of a request
 

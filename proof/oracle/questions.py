@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proof.oracle.plans import Script
-from tenuto.core.turns import ATTEMPTS, reply_id
+from tenuto.core.turns import reply_id
 
 Json = dict[str, Any]
+MOST = 32  # attempts of one question to look for: those that a draining process hands over do not count
 
 
 @dataclass
@@ -180,7 +181,7 @@ class Questions:
 
 def _ids(question: Question) -> list[str]:
     """Return the ids of the answers, by the attempt that creates them."""
-    return [reply_id(question.id, attempt) for attempt in range(1, ATTEMPTS + 1)]
+    return [reply_id(question.id, attempt) for attempt in range(1, MOST + 1)]
 
 
 def _text(message: Json) -> str:

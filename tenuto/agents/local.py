@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from tenuto.agents.backend import Sent, Watch, find, patiently
 from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
-from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict
+from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict, TenutoError
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, check_json, plain
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore
 
 logger = logging.getLogger("tenuto.agents")
+
+HAND_OVER_S = 2.0  # time that a draining process waits until its store has the hand-over of a turn
 
 
 class AgentWriter(MessageWriter):
@@ -103,11 +105,15 @@ class LocalAgent:
             message = await patiently(lambda: find(backend, turn.channel, turn.message_id))
             if message is None:
                 return
-            running = self._running[key] = Running(self._agent, backend, turn.channel, message, turn.generation)
+            running = self._running[key] = Running(
+                self._agent, backend, turn.channel, message, turn.generation, tries=turn.tries
+            )
             state = await running.run()
             if state is not None:
                 await self._end(turn, state)
         finally:
+            if self._hub.is_draining and (running is None or running.may_be_handed_over):
+                await self._hand_over(turn)
             self._running.pop(key, None)
             if not self._hub.is_draining and self._hub.is_running:
                 if not any(channel == turn.channel for channel, _ in self._running):
@@ -124,7 +130,16 @@ class LocalAgent:
         with contextlib.suppress(Finished, Fenced, Deleted):
             await patiently(lambda: self._end_once(turn, state))
 
-    async def _end_once(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
+    async def _hand_over(self, turn: AssignedTurn) -> None:
+        """Let the turn wait for another process, since this one drains: the attempt does not count as a death.
+
+        A turn that is not handed over in time waits until this node is gone.
+        """
+        with contextlib.suppress(TenutoError, TimeoutError):
+            async with asyncio.timeout(HAND_OVER_S):
+                await self._end_once(turn, "pending")
+
+    async def _end_once(self, turn: AssignedTurn, state: Literal["done", "cancelled", "pending"]) -> None:
         ended, done = result_later()
         self._hub.runtime.scheduler.end(self, turn, state, done)
         await ended

@@ -116,8 +116,12 @@ class _Left(NamedTuple):
 class Running:
     """One turn of `agent`, from its claim to its end. `run` carries it out; `stop` ends it early."""
 
-    def __init__(self, agent: Agent, backend: Backend, channel: str, message: Message, generation: int) -> None:
+    def __init__(
+        self, agent: Agent, backend: Backend, channel: str, message: Message, generation: int, *, tries: int
+    ) -> None:
+        """Make the attempt `generation` at the turn of `message`; `tries` attempts count, with this one."""
         self.channel = channel
+        self.tries = tries
         self.message = message
         self.generation = generation
         self.attempt = attempt_of(generation)
@@ -132,6 +136,11 @@ class Running:
         self._failure: str | None = None  # public reason of the handler's failure
         self._ending = asyncio.Event()  # set when the handler must end
         self._turn: Turn | None = None
+
+    @property
+    def may_be_handed_over(self) -> bool:
+        """Return whether another attempt may begin: this one still has the turn, and no handler of it runs."""
+        return not self._is_lost and (self._work is None or self._work.done())
 
     def stop(self, *, is_lost: bool = False) -> None:
         """End the handler, because the turn was cancelled or, with `is_lost`, because another worker has it now."""

@@ -129,7 +129,7 @@ class RemoteAgent:
 
     async def _turn(self, turn: ClaimedTurn) -> None:
         backend = RemoteBackend(self._client, self._agents, turn, debug=self._debug)
-        running = Running(self._agent, backend, turn.channel, turn.message, turn.generation)
+        running = Running(self._agent, backend, turn.channel, turn.message, turn.generation, tries=turn.tries)
         turn.outcome = await running.run()
 
 

@@ -55,6 +55,7 @@ class TurnOffer(Struct, frozen=True, kw_only=True):
     pattern: str | None = None  # channel pattern of the worker that gets the turn
     name: str | None = None
     debug: bool = False  # True: the reason of a failed answer may name the exception
+    tries: int = 1  # number of attempts that count, with this one
 
 
 OnTurn = Callable[["ClaimedTurn"], Awaitable[None]]
@@ -184,6 +185,7 @@ class RemoteWorker:
             await self._on_turn(turn)
         except asyncio.CancelledError:
             if not turn.is_lost:
+                turn.hand_over()
                 raise
             logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
             return
@@ -230,6 +232,7 @@ class ClaimedTurn:
         self.channel = offer.channel
         self.message = offer.message  # the user message to answer
         self.generation = offer.generation  # number of the attempt that the claim began
+        self.tries = offer.tries  # number of attempts that count: all but those that were handed over
         self.lease_s = offer.lease_s
         # True: the hub is in development, so that reasons of failed answers name the exception
         self.is_development = offer.debug
@@ -275,6 +278,11 @@ class ClaimedTurn:
         self.is_lost = True
         if self.task is not None:
             self.task.cancel()
+
+    def hand_over(self) -> None:
+        """Let another worker take the turn at once, because this one ends; without a connection when the lease ends."""
+        if self._link.is_live:
+            self._link.begin("turn.done", {**self._claim(), "state": "handed_over"}, _take, is_repeatable=False)
 
     async def done(self) -> None:
         """Report the end of the turn, or of this attempt."""

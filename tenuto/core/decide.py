@@ -168,7 +168,7 @@ def _decide_existing(
         case ClaimTurn():
             return claim_turn(state, message, request, caller, now_ms)
         case EndTurn():
-            return end_turn(message, request, caller, now_ms)
+            return end_turn(state, message, request, caller, now_ms)
         case _:
             assert_never(request)
 

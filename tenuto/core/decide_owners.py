@@ -8,10 +8,10 @@ from __future__ import annotations
 from tenuto.core.draft import Decidable, Decision
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
 from tenuto.core.message_state import ClaimState, MessageState
-from tenuto.core.names import check_id
+from tenuto.core.names import check_id, is_own_name
 from tenuto.core.ops import Claim, Create, Finish, Lease, Op, WriterIdentity, digest
 from tenuto.core.requests import Caller, ClaimTurn, DeleteMessage, EndTurn, ExpireLease, RenewLease, Request
-from tenuto.core.turns import earlier_attempt, next_round
+from tenuto.core.turns import MOST_SPARED, earlier_attempt, next_round
 
 
 def check_writer(message: MessageState, caller: Caller, generation: int | None) -> None:
@@ -154,15 +154,14 @@ def claim_turn(state: Decidable, message: MessageState, request: ClaimTurn, call
     if request.renews:
         return _renew_turn(message, claim, request, caller, now_ms)
     if (claim.generation, claim.confirmed) != (request.generation, request.confirmed):
-        if caller.writer is not None and claim == _claim_of(caller, request)._replace(round_from=claim.round_from):
+        if caller.writer is not None and claim == _claim_of(caller, request, claim):
             return Decision(
                 serial=message.last, generation=claim.generation
             )  # an earlier claim by this caller was stored, but its result was lost on the way
         raise _stale(message, claim, request)
     if request.lost is not None:
         _check_alone(state, message, request.lost)
-    taken = _claim_of(caller, request)
-    return _taken(message, taken, now_ms)
+    return _taken(message, _claim_of(caller, request, claim), now_ms)
 
 
 def _renew_turn(message: MessageState, claim: ClaimState, request: ClaimTurn, caller: Caller, now_ms: int) -> Decision:
@@ -193,6 +192,7 @@ def _taken(message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
         within=claim.within,
         within_generation=claim.within_generation,
         confirmed=claim.confirmed,
+        spared=claim.spared,
     )
     return Decision(ops=(op,), generation=claim.generation)
 
@@ -231,8 +231,8 @@ def check_attempt(state: Decidable, message_id: str, answer_id: str, attempt: in
     )
 
 
-def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
-    """End the turn of `message`. Only the running attempt may do this.
+def end_turn(state: Decidable, message: MessageState, request: EndTurn, caller: Caller, now_ms: int) -> Decision:
+    """End the turn of `message`, or hand it over. Only the running attempt may do this.
 
     A node that gives the turn up names the confirmations, too, and is refused if the attempt was confirmed since.
     """
@@ -245,6 +245,8 @@ def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: in
         raise _stale(message, claim, request)
     if not is_ours:
         raise NotWriter(f"another worker has the turn of message {message.id!r}; stop working on it")
+    if request.state == "pending":
+        return _handed_over(state, message, claim, now_ms)
     failed = _failed(message, claim, request.failure, now_ms) if request.failure is not None else ()
     op = Claim(
         id=message.id,
@@ -256,6 +258,23 @@ def end_turn(message: MessageState, request: EndTurn, caller: Caller, now_ms: in
         within_generation=claim.within_generation,
     )
     return Decision(ops=(*failed, op), generation=claim.generation)
+
+
+def _handed_over(state: Decidable, message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
+    """Return the decision that the turn waits for its next attempt, and that the answers of this one are interrupted.
+
+    A turn that another has taken in waits again when that one does.
+    """
+    if claim.state != "taken" or claim.within is not None:
+        raise Finished(f"the turn of message {message.id!r} is {claim.state!r}, so it cannot be handed over")
+    ends = [
+        Finish(id=one.id, status="interrupted", reason=None, meta=one.meta, at_ms=now_ms)
+        for one in state.streaming()
+        if one.reply_to == message.id and one.writer is not None and is_own_name(claim.by, one.writer.by)
+    ]
+    spared = min(claim.spared + 1, MOST_SPARED)
+    op = Claim(id=message.id, state="pending", generation=claim.generation, by=claim.by, at_ms=now_ms, spared=spared)
+    return Decision(ops=(*ends, op), generation=claim.generation)
 
 
 def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> tuple[Op, ...]:
@@ -276,14 +295,17 @@ def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: in
     return answer, Finish(id=answer_id, status="failed", reason=CRASHED, meta={}, at_ms=now_ms)
 
 
-def _claim_of(caller: Caller, request: ClaimTurn) -> ClaimState:
+def _claim_of(caller: Caller, request: ClaimTurn, known: ClaimState) -> ClaimState:
+    """Return the claim that `request` makes of the turn with the claim `known`."""
     node = caller.writer.node if caller.writer is not None else None
     lease_ms = 0 if node is not None else int(request.lease_s * 1000)
     within, attempt = request.within, request.within_generation
     if request.confirms and request.generation >= request.above:
-        return ClaimState("taken", request.generation, caller.id, node, confirmed=request.confirmed + 1)
+        taken = ClaimState("taken", request.generation, caller.id, node, confirmed=request.confirmed + 1)
+        return taken._replace(round_from=known.round_from, spared=known.spared)
     before = request.generation if request.generation >= request.above else next_round(request.above)
-    return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt)
+    spared = known.spared if before == request.generation else 0
+    return ClaimState("taken", before + 1, caller.id, node, lease_ms, within, attempt, known.round_from, spared=spared)
 
 
 def _stale(message: MessageState, claim: ClaimState, request: ClaimTurn | EndTurn) -> Fenced:

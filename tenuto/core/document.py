@@ -88,6 +88,7 @@ class MessageHead(Struct, frozen=True, array_like=True, kw_only=True):
     claim: ClaimHead | None
     confirmed: int  # of the claim
     alive_at: int  # of an open message
+    spared: int = 0  # of the claim
 
 
 class CommandHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -412,9 +413,10 @@ def _head(message: MessageState) -> MessageHead:
         requests=list(message.requests),
         parts=[_part_head(part) for part in message.parts],
         last=message.last,
-        claim=ClaimHead(*claim[:-1]) if claim is not None else None,
+        claim=ClaimHead(*claim[:-2]) if claim is not None else None,
         confirmed=claim.confirmed if claim is not None else 0,
         alive_at=message.alive_at if message.is_open else 0,
+        spared=claim.spared if claim is not None else 0,
     )
 
 
@@ -443,7 +445,7 @@ def _from_head(message_id: str, head: MessageHead) -> MessageState:
     message.version = head.version
     message.last = head.last
     if head.claim is not None:
-        message.claim = ClaimState._make((*astuple(head.claim), head.confirmed))
+        message.claim = ClaimState._make((*astuple(head.claim), head.confirmed, head.spared))
     message.updated_at, message.alive_at = head.updated_at, head.alive_at
     message.generation = head.generation
     message.deleted = head.deleted

@@ -76,6 +76,7 @@ class ClaimState(NamedTuple):
     # number of times that the node has claimed this attempt again before a handler began it, or, on a shared store,
     # that its remote worker has renewed its lease
     confirmed: int = 0
+    spared: int = 0  # number of attempts of this round that were handed over, and do not count
 
     @property
     def is_open(self) -> bool:

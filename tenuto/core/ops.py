@@ -121,6 +121,7 @@ class Claim(BaseOp, frozen=True, kw_only=True, array_like=True, tag=8):
     # number of times that the node has claimed this attempt again before a handler began it, or, on a shared store,
     # that its remote worker has renewed its lease
     confirmed: int = 0
+    spared: int = 0  # number of attempts of this round that were handed over, and do not count
 
 
 class Command(BaseOp, frozen=True, kw_only=True, array_like=True, tag=9):

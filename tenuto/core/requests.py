@@ -161,11 +161,14 @@ class ClaimTurn(Struct, frozen=True, kw_only=True):
 
 
 class EndTurn(Struct, frozen=True, kw_only=True):
-    """End a turn. With `failure`, because no attempt completed, also create a failed answer. Sent by the server."""
+    """End a turn, or with `pending` its attempt: it is handed over to another one, and costs none.
+
+    With `failure`, because no attempt completed, also create a failed answer. Sent by the server.
+    """
 
     generation: Generation
     confirmed: int | None = None  # the confirmations of the attempt that the server knows; None: it has begun
-    state: Literal["done", "cancelled"] = "done"
+    state: Literal["done", "cancelled", "pending"] = "done"
     failure: str | None = None  # id of the failed answer; no other message has this id
 
 

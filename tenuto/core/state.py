@@ -258,7 +258,8 @@ def change(message: MessageState, op: Op, serial: int) -> None:
         message.last = serial
     if isinstance(op, Claim):
         before = message.claim.round_from if message.claim is not None else 0
-        round_from = serial if op.state == "pending" else before
+        is_restart = op.state == "pending" and not op.spared  # otherwise the last attempt was handed over
+        round_from = serial if is_restart else before
         message.claim = ClaimState(
             op.state,
             op.generation,
@@ -269,6 +270,7 @@ def change(message: MessageState, op: Op, serial: int) -> None:
             op.within_generation,
             round_from,
             op.confirmed,
+            op.spared,
         )
         message.moved_at = max(message.moved_at, op.at_ms)
         message.alive_at = op.at_ms

@@ -19,10 +19,12 @@ from tenuto.core.names import base32
 from tenuto.core.state import ChannelState
 
 CANCEL_S = 2.0  # time in which the worker or writer can carry out a `cancel` before the server does
-# limit of attempts for one message, however they ended (crash, restart, lost lease); then the turn fails. An attempt
-# that a living node gives up before its handler has begun does not count: the node confirms it by its next claim
+# Limit of attempts at one message that died (crash, lost lease); then the turn fails. An attempt that its process hands
+# over when it drains does not count. Neither does one that a living node gives up before its handler has begun, which
+# the node confirms by its next claim.
 ATTEMPTS = 5
-ROUND = 8  # numbers reserved for one round of attempts: 1–7, then 9–15 after a `regenerate`, and so on
+MOST_SPARED = 100  # attempts of one round that may be handed over without counting
+ROUND = 128  # numbers reserved for one round of attempts: from 1, then from 129 after a `regenerate`, and so on
 
 W = TypeVar("W")  # the type of a worker; the state machine only passes workers on
 
@@ -191,7 +193,12 @@ class TurnState(Generic[W]):
 
     def is_used_up(self, node: str) -> bool:
         """Return whether the message has no attempt left. An attempt without a handler at `node`, this one, is left."""
-        return attempt_of(self.attempt) >= ATTEMPTS and not self.is_unbegun_by(node)
+        return self.tries >= ATTEMPTS and not self.is_unbegun_by(node)
+
+    @property
+    def tries(self) -> int:
+        """Return how many attempts of this round count, with the last one: all but those that were handed over."""
+        return attempt_of(self.attempt) - (self.claim.spared if self.claim is not None else 0)
 
     def observe(self, message: MessageState | None, *, is_orphan: bool) -> Left[W] | None:
         """Record the state of the turn in the log, and follow the log unless a claim is under way.
@@ -521,10 +528,16 @@ def reply_ids(message_id: str, attempts: int = ATTEMPTS) -> Iterator[str]:
 
 
 def earlier_attempt(message_id: str, answer_id: str, generation: int) -> int | None:
-    """Return the attempt before `generation`, of the last two rounds, that gives its answers the id `answer_id`."""
+    """Return the attempt before `generation`, of the last two rounds, that gives its answers the id `answer_id`.
+
+    Of the round before it finds the first attempts only, because the number of the others is unknown.
+    """
     for earlier in range(generation - 1, max(0, generation - 2 * ROUND), -1):
-        if 1 <= attempt_of(earlier) <= ATTEMPTS and any(
-            answer_id == reply_id(message_id, earlier, number) for number in range(ANSWERS)
+        is_known = earlier // ROUND == generation // ROUND or attempt_of(earlier) <= 2 * ATTEMPTS
+        if (
+            attempt_of(earlier)
+            and is_known
+            and any(answer_id == reply_id(message_id, earlier, number) for number in range(ANSWERS))
         ):
             return earlier
     return None

@@ -206,7 +206,7 @@ class TurnDoneFrame(Struct, frozen=True, kw_only=True, tag_field="type", tag="tu
     channel: str
     message: str
     generation: Generation
-    state: Literal["done", "cancelled", "lost"] = "done"
+    state: Literal["done", "cancelled", "lost", "handed_over"] = "done"
 
 
 # Frames of requests: each one is decided and stored, and then gets its response.

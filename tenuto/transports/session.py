@@ -771,6 +771,7 @@ class Session:
             "lease_s": turn.lease_s,
             "pattern": worker.pattern,
             "name": worker.name,
+            "tries": turn.tries,
         }
         if names_exceptions(self._hub.debug, self._hub.authenticate is None):
             frame["debug"] = True

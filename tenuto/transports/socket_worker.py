@@ -81,8 +81,8 @@ class SocketWorker:
             check_json(frame.state, self._hub.limits.data_bytes, "a state", depth=self._hub.limits.depth)
             self._hub.runtime.scheduler.set_state(frame.channel, self.name, frame.state)
 
-    def end(self, turn: AssignedTurn, state: Literal["done", "cancelled"], done: Respond) -> None:
-        """End a turn."""
+    def end(self, turn: AssignedTurn, state: Literal["done", "cancelled", "pending"], done: Respond) -> None:
+        """End a turn, or hand it over."""
 
         def ended(result: Result | TenutoError) -> None:
             if not isinstance(result, TenutoError):
@@ -236,7 +236,7 @@ class SocketWorkers:
             runtime = self._hub.runtime
             store_renewal(runtime.submit, runtime.nodes, worker.name, turn, stored, gives_back=True)
         else:
-            worker.end(turn, frame.state, done)
+            worker.end(turn, "pending" if frame.state == "handed_over" else frame.state, done)
 
     async def take(self, frame: TurnTakeFrame) -> bool:
         """Take a waiting message into a running turn; return whether that succeeded."""

@@ -116,7 +116,7 @@ async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(
     await asyncio.sleep(1)
     is_asked_again.set()
     await asyncio.sleep(1)
-    later = "attempt 9 has followed" if has_begun else "it waits for a new answer (regenerate)"
+    later = "attempt 129 has followed" if has_begun else "it waits for a new answer (regenerate)"
     refused = f"attempt 1 cannot begin a further answer to message {asked.id!r}: {later}; end this handler"
     assert refusals == [refused]
     assert await endings(hub) == [("answer", "complete", None)] * 2

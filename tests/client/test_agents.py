@@ -556,7 +556,7 @@ async def test_an_agent_that_may_not_read_answers_again_after_a_crash() -> None:
             await asyncio.sleep(60)
         assert begun == [("one", 1, None), ("two", 2, None)]
         assert await endings(hub) == [
-            ("one", "half ", "interrupted", "writer_gone"),
+            ("one", "half ", "interrupted", None),
             ("two", "half ", "complete", None),
         ]
 

@@ -247,15 +247,15 @@ def test_regenerate_makes_a_message_wait_again_in_one_decision(served: LogHarnes
     command, claim, reply = result.ops
     assert isinstance(command, Command)
     assert result.serial == served.known_command("c").created
-    assert claim == Claim(id="q", state="pending", generation=8, at_ms=1_000)
+    assert claim == Claim(id="q", state="pending", generation=128, at_ms=1_000)
     assert reply == Reply(id="!c", ok=True, data=None, error=None, by=None, at_ms=1_000)
     assert served.known("q").is_pending
     assert list(served.state.pending) == ["q"]
     assert served.known("q").version == 1  # viewers get no event about the message
     assert regenerate(served, "c", "q", caller=BOB).ops == ()  # a repeat
-    served.claim("q", 8)
-    served.end("q", 9)
-    assert regenerate(served, "c2", "q").ops[1].generation == 16
+    served.claim("q", 128)
+    served.end("q", 129)
+    assert regenerate(served, "c2", "q").ops[1].generation == 256
     with pytest.raises(AlreadyAnswered):
         served.reply("c", caller=ADMIN)
 

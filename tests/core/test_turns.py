@@ -116,15 +116,15 @@ def test_answer_of_a_remote_agent_shows_its_attempt_by_its_id(served: LogHarness
     served.claim("q", 1, caller=REMOTE)
     assert served.ask(reply_id("q", 1), answer, owner).ops == ()  # it exists
     for number in range(rounds):
-        served.end("q", 2 + 8 * number, caller=REMOTE)
+        served.end("q", 2 + 128 * number, caller=REMOTE)
         served.command(f"again{number}", "regenerate", target="q")
-        served.claim("q", 8 + 8 * number, caller=REMOTE)
-        served.claim("q", 9 + 8 * number, caller=REMOTE)
+        served.claim("q", 128 + 128 * number, caller=REMOTE)
+        served.claim("q", 129 + 128 * number, caller=REMOTE)
     late = reply_id("q", 1, 1)
     if rounds < 2:
         with pytest.raises(Fenced, match="attempt 1 cannot begin a further answer"):
             served.ask(late, answer, owner)
     else:
         assert served.ask(late, answer, owner).ops
-    assert served.ask(reply_id("q", 2 + 8 * rounds), answer, owner).ops
+    assert served.ask(reply_id("q", 2 + 128 * rounds), answer, owner).ops
     assert served.ask("of-a-person", answer, ANN).ops

@@ -17,6 +17,7 @@ from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
+from tests.agents.test_turns import Failing
 from tests.virtual import virtual_clock, virtually
 
 CHANNEL = "chat:1"
@@ -259,7 +260,7 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @virtually
 async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on_crash: Any, writes: bool) -> None:
-    store = MemoryStore()
+    store = Failing()
     attempts: list[tuple[str, int]] = []
     for _ in range(ATTEMPTS + 3):
         hub = new_hub(store)
@@ -282,7 +283,9 @@ async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on
             await hub.create(CHANNEL, id="next", text="?")  # this message waits behind the message `poison`
         await asyncio.sleep(20)
         found = await answers(hub)
-        await hub.close()  # at once, while the turn runs
+        store.is_down = True  # the process stores nothing more, as one that dies
+        await hub.close()
+        store.is_down = False
     assert attempts == [*(("poison", attempt + 1) for attempt in range(ATTEMPTS)), ("next", 1)]
     *before, last = found
     assert (last.author, last.reply_to, last.status, last.reason, last.text) == (
@@ -294,6 +297,40 @@ async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on
     )
     assert {one.status for one in before} <= {"interrupted"}
     assert len(before) == (0 if not writes else 1 if on_crash == "continue" else ATTEMPTS)
+
+
+@pytest.mark.parametrize("deaths", [0, ATTEMPTS - 1, ATTEMPTS])
+@virtually
+async def test_a_drain_costs_no_attempt(deaths: int) -> None:
+    store = Failing()
+    seen: list[int] = []
+    for life in range(11 + deaths):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", on_crash="continue")
+        async def bot(turn: Turn, life: int = life) -> None:
+            seen.append(turn.attempt)
+            async with turn.reply() as message:
+                await message.append(f"{life} ")
+                await message.flush()
+                await asyncio.sleep(1000 if life < 10 + deaths else 0)
+
+        await hub.start()
+        if not seen:
+            await hub.create(CHANNEL, text="?")
+        await asyncio.sleep(1)
+        found = await answers(hub)
+        store.is_down = life >= 10  # the first ten lives drain, the others die
+        await hub.close()
+        store.is_down = False
+    last = found[-1]
+    if deaths < ATTEMPTS:
+        assert seen == list(range(1, 12 + deaths))
+        assert (len(found), last.status) == (1, "complete")
+        assert last.text == "".join(f"{life} " for life in range(11 + deaths))
+    else:
+        assert seen == list(range(1, 11 + deaths))
+        assert (last.status, last.reason) == ("failed", "crashed")
 
 
 @virtually

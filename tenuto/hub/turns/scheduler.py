@@ -456,6 +456,7 @@ class TurnScheduler:
 
     def _claimed(self, worker: Worker, turn: OpenTurn, assigned: AssignedTurn, is_safe: bool) -> None:
         self._moved(assigned.channel, turn, turn.resolve(TurnEvent.TAKEN, assigned.generation))
+        assigned = assigned._replace(tries=turn.tries)
         is_ours = turn.phase is Phase.RUNNING and turn.attempt == assigned.generation
         if is_ours and is_safe and worker in self.workers:
             turn.begin(worker)
@@ -503,8 +504,13 @@ class TurnScheduler:
         turn = self._turn(channel, message_id)
         return turn is not None and turn.host == (within, attempt)
 
-    def end(self, worker: Worker, assigned: AssignedTurn, state: Literal["done", "cancelled"], done: Done) -> None:
-        """Store the end of a turn, then offer waiting messages. `done` is called with the result."""
+    def end(
+        self, worker: Worker, assigned: AssignedTurn, state: Literal["done", "cancelled", "pending"], done: Done
+    ) -> None:
+        """Store the end of a turn, or with `pending` that it is handed over, then offer waiting messages.
+
+        `done` is called with the result.
+        """
         turn = self._turn(assigned.channel, assigned.message_id)
         is_own = turn is not None and turn.handler is worker and turn.attempt == assigned.generation
         if turn is not None and is_own:

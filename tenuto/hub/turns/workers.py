@@ -49,6 +49,7 @@ class AssignedTurn(NamedTuple):
     message_id: str
     generation: int
     lease_s: float | None  # None: the worker lives in this process, so its lease needs no renewal
+    tries: int = 1  # number of attempts of this round that count, with this one
 
 
 class Worker(Protocol):
