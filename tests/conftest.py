@@ -5,6 +5,7 @@ Layer: tests, which mirror the package. Tests await an event; they never sleep u
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # `make test-long` repeats some tests with each server, signal, transport and sender; `make test` has one of each.
 IS_LONG = os.environ.get("TENUTO_SERVERS") == "long"
+in_long = pytest.mark.skipif(not IS_LONG, reason="`make test-long` runs it")
 
 # A script that starts the tests in the background lets them ignore SIGINT, and each process that they start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,6 +82,12 @@ async def browser() -> AsyncIterator[Browser]:
         browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
         await browser.close()
+
+
+@pytest.fixture
+def channel(request: pytest.FixtureRequest) -> str:
+    """Return a channel for this test on a demo that several tests use."""
+    return f"demo:{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}"
 
 
 @pytest.fixture

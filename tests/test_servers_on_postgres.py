@@ -23,7 +23,7 @@ from tenuto.client import Client
 from tenuto.client.feed import is_new_start
 from tenuto.core.model import Message
 from tenuto.core.view import View
-from tests.conftest import IS_LONG
+from tests.conftest import IS_LONG, in_long
 from tests.postgres import needs_postgres, running_postgres
 from tests.redis_server import needs_redis, running_redis
 from tests.transports.test_shutdown import START_S, Running, running
@@ -158,7 +158,7 @@ async def test_workers_that_a_server_forks_after_it_has_made_the_hub_receive_the
             assert shown >= set(received)
 
 
-@pytest.mark.skipif(not IS_LONG, reason="the matrix of servers: make test-long")
+@in_long
 async def test_a_server_that_reloads_serves_what_was_stored_before(url: str, tmp_path: Path) -> None:
     (tmp_path / "shared.py").write_text(APP.format(url=f"{url}?schema=reloads"))
     async with running(tmp_path, [*UVICORN, "--reload"], "shared:app") as server:

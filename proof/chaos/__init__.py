@@ -6,7 +6,7 @@ Servers, producers, agents and viewers are real processes and sockets. A seed de
 the written texts; real time decides the rest, so a seed repeats the faults, but not each interleaving. Modules, from
 the ground up:
 
-- `producer`, `agent`, `viewer`: the parties, each also a program; `app`: the application of `tenuto serve --app`;
+- `producer` and `agent`, which are programs, and `viewer`: the parties; `app`: the application of `tenuto serve --app`;
   `locker` and `wrong_clock`: other programs that disturb a server;
 - `processes`, `faults`: processes that start and end, and bad networks;
 - `world`: one run, with the checks that every run must pass;

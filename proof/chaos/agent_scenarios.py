@@ -27,9 +27,7 @@ async def agents(world: World) -> None:
     world.counts_entries = False  # claims are entries, and agents join text as commits allow
     world.acknowledged.kind = "script"
     # An admin may take over streaming messages and reply to any command: half of the rules would not apply.
-    acks = str(world.folder / "acks")
-    wanted = Wanted(str(world.store), acks, world.seed, world.scale.steps, has_admins=False)
-    server = world.adds(Server.of_app("server", world.folder, wanted))
+    server = world.adds(Server.of_app("server", world.folder, Wanted(str(world.store), has_admins=False)))
     await server.start()
     proxy = await world.proxy(calm_s=1.5)
     conversation = Conversation(world)

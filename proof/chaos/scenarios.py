@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -96,71 +94,6 @@ async def kill_producer(world: World) -> None:
         await world.check_stored()
         world.count("kills")
     await world.finish()
-
-
-async def kill_agent(world: World) -> None:
-    """Writers in the server's process die with it: their messages are `interrupted` before the server serves again."""
-    world.counts_entries = False  # these writers join text as commits allow
-    wanted = Wanted(str(world.store), str(world.folder / "acks"), world.seed, world.scale.steps)
-    server = world.adds(Server.of_app("server", world.folder, wanted))
-    await server.start()
-    proxy = await world.proxy(calm_s=1.5)
-    for transport, port in TRANSPORTS:
-        world.view(f"{transport}{'-far' if port else ''}", transport, "one", port=proxy.port if port else None)
-    for number in range(world.scale.rounds):
-        ids = [f"agent-{number}-{which}" for which in range(3)]
-        for id in ids:
-            world.acknowledged.begin(id, "one")
-            body = {"id": id, "channel": "one", "per_second": world.scale.per_second}
-            status, response = await ask(server.port, "POST", "/write", body)
-            if status != 202:
-                raise Failure(f"the app did not begin {id}: {response}")
-        viewer, goal = world.random.choice(world.viewers), world.random.randrange(1, 600)
-        await world.until(
-            lambda viewer=viewer, goal=goal, ids=ids: (  # type: ignore[misc]
-                sum(sum(viewer.shown.lengths.get(id, ())) for id in ids) >= goal
-            ),
-            f"{goal} characters to be shown to {viewer.name}",
-        )
-        await server.kill()
-        _read_acks(world, Path(wanted.acks))
-        await server.start()
-        await world.check_stored()
-        stored = await world.stored("one")
-        for id in ids:
-            message, written = stored.get(id), world.acknowledged.messages[id]
-            if message is None:
-                continue  # the creation of the message was not stored at the kill; another check covers the shown text
-            if message["status"] not in ("interrupted", "complete"):
-                raise Failure(f"{id} is {message['status']} after its writer's process was killed")
-            written.status, written.is_over = message["status"], True
-            if message["status"] == "interrupted":
-                written.lengths = [len(part["text"]) for part in message.get("parts", []) if "text" in part] or [0]
-            world.count(message["status"])
-        for viewer in world.viewers:  # no viewer shows a message of a dead process as streaming
-            await world.until(
-                lambda viewer=viewer, ids=ids, stored=stored: all(  # type: ignore[misc]
-                    viewer.checker.status(id) == stored[id]["status"] for id in ids if id in stored
-                ),
-                f"{viewer.name} to show that the answers were interrupted",
-                timeout_s=10.0,
-            )
-        world.note(f"round {number}: {[stored.get(id, {}).get('status') for id in ids]}")
-        world.count("kills")
-    for id in [id for id in world.acknowledged.messages if id not in stored]:
-        del world.acknowledged.messages[id]
-    await world.finish()
-
-
-def _read_acks(world: World, acks: Path) -> None:
-    for line in acks.read_text().splitlines():
-        ack = json.loads(line)
-        written = world.acknowledged.messages[ack["id"]]
-        if written.is_over:
-            continue
-        lengths = written.lengths
-        written.lengths = [max(one, other) for one, other in zip(lengths, ack["lengths"], strict=True)]
-        written.status = ack.get("status", "streaming" if written.status is None else written.status)
 
 
 # -- the disk --------------------------------------------------------------------------------------------------
@@ -277,8 +210,7 @@ def _unmount(mounted: Path) -> None:
 
 async def locked_store(world: World) -> None:
     """Another program locks the database; a second server waits for the file, and gets it when the first one dies."""
-    acks = str(world.folder / "acks")
-    wanted = Wanted(str(world.store), acks, world.seed, world.scale.steps, busy_s=0.4, lock_wait_s=0.2)
+    wanted = Wanted(str(world.store), busy_s=0.4, lock_wait_s=0.2)
     first = world.adds(Server.of_app("first", world.folder, wanted))
     await first.start()
     proxy = await world.proxy()
@@ -350,35 +282,6 @@ async def _check_in_use(mounted: Server, served: Server) -> None:
     code = await served.ended()
     if code != 1 or "is in use by process" not in served.log:
         raise Failure(f"a second `serve` on the file ended with {code}:\n{served.log}")
-
-
-# -- SIGSTOP ---------------------------------------------------------------------------------------------------
-
-
-async def stopped(world: World) -> None:
-    """SIGSTOP of the server, of a viewer's process and of a writer's process; each continues after SIGCONT."""
-    patience_s = world.scale.stopped_s / 3
-    server = world.adds(Server.plain("server", world.folder, world.store))
-    await server.start()
-    # Its lease is shorter than the stop of the server: the lease of a writer that the server could not read stays.
-    await world.produce("a", "one", timeout_s=patience_s, lease_s=5)
-    mortal = await world.produce("b", "one", timeout_s=patience_s)
-    for transport, _ in TRANSPORTS[:4]:
-        world.view(transport, transport, "one", silence_s=patience_s)
-    watchers = [await world.watch(f"process-{one}", one, "one") for one in ("sse", "ws", "poll")]
-    for number in range(world.scale.rounds):
-        for victim in (server, world.random.choice(watchers), mortal):
-            await world.until_each_writes()
-            victim.signal(signal.SIGSTOP)
-            world.note(f"round {number}: {victim.name} is stopped")
-            await asyncio.sleep(world.scale.stopped_s)  # the fault itself
-            if victim is not server:
-                await world.check_stored()  # a stopped peer must not delay others
-            victim.signal(signal.SIGCONT)
-            await world.until_each_writes()
-            await world.check_stored()
-            world.count("stops")
-    await world.finish()
 
 
 # -- the network -----------------------------------------------------------------------------------------------
@@ -531,10 +434,8 @@ async def _cast(world: World, *, calm_s: float | None = 1.5, has_proxy: bool = T
 SCENARIOS: dict[str, Scenario] = {
     "kill": kill_server,
     "producer": kill_producer,
-    "agent": kill_agent,
     "disk": disk_full,
     "lock": locked_store,
-    "stop": stopped,
     "network": network,
     "clock": clock_set_back,
     "agents": agents,
@@ -543,7 +444,7 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 ROUNDS = {
-    "kill": 100, "producer": 30, "agent": 30, "disk": 10, "lock": 4, "stop": 3, "network": 6, "clock": 3, "agents": 12,
+    "kill": 100, "producer": 30, "disk": 10, "lock": 4, "network": 6, "clock": 3, "agents": 12,
     "backup": 40, "cluster": 100,
 }  # fmt: skip
 """The usual number of rounds of each scenario."""

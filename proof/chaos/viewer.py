@@ -1,12 +1,9 @@
 """Viewers that reconnect after each fault, and all text that one of them has shown.
 
-    python -m proof.chaos.viewer '{"port": 8000, "transport": "sse", …}'
-
 Layer: chaos.
 
 `wirecheck` follows the wire and applies its rules, without any code of the product. `proof.oracle.views.PlanOracle`
-adds what only a whole run shows: the texts are the planned ones, and no shown text disappears. As a process of its own,
-a viewer follows until its input ends, and then prints its messages and its violations.
+adds what only a whole run shows: the texts are the planned ones, and no shown text disappears.
 """
 
 from __future__ import annotations
@@ -16,10 +13,9 @@ import contextlib
 import json
 import math
 import random
-import sys
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote, urlencode
 
 from proof.oracle.plans import Kind
@@ -46,7 +42,7 @@ KEPT_EVENTS = 12  # number of the last events to keep for the report of a failur
 
 
 class Watching:
-    """The settings of a viewer; JSON on its command line."""
+    """The settings of a viewer."""
 
     def __init__(
         self, *, name: str, transport: Transport, port: int, channel: str, seed: int, steps: int, prefix: str = "",
@@ -269,27 +265,3 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
         return response.status, body
     finally:
         writer.transport.abort()
-
-
-async def _watch(watching: Watching) -> dict[str, Any]:
-    """Follow until the input ends; return the messages and the violations."""
-    viewer = Viewer(watching)
-    viewer.start()
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        wanted: dict[str, int] = json.loads(line)  # for each message the version to wait for
-        while any(id not in viewer.messages or viewer.messages[id].version < at for id, at in wanted.items()):
-            viewer.check_running()
-            viewer.news.clear()
-            await viewer.news.wait()
-    await viewer.stop()
-    return {
-        "violations": [f"{one.kind}: {one.detail}" for one in viewer.violations],
-        "messages": {id: message.as_json() for id, message in viewer.messages.items()},
-        "events": viewer.checker.events,
-        "connections": viewer.connections,
-    }
-
-
-if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_watch(Watching(**json.loads(sys.argv[1]))))))

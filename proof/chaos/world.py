@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -97,7 +96,6 @@ class World:
         self._servers: list[Server] = []
         self._proxies: Proxies | None = None
         self._fault_models: list[FaultModel] = []
-        self._watchers: list[tuple[Child, Watching, list[Json]]] = []
         self._wrong: list[str] = []  # reports of errors
         self._story = Story(write_line)
 
@@ -197,17 +195,6 @@ class World:
         self.viewers.append(viewer)
         viewer.start()
         return viewer
-
-    async def watch(self, name: str, transport: Transport, channel: str, *, port: int | None = None) -> Child:
-        """Start a viewer in its own process."""
-        watching = self._watching(name, transport, channel, port, {})
-        reports: list[Json] = []
-        arguments = ["-m", "proof.chaos.viewer", json.dumps(vars(watching))]
-        child = Child(name, arguments, self.folder / f"{name}.log", report=reports.append, takes_input=True)
-        self._stack.push_async_callback(child.clean_up)
-        await child.spawn()
-        self._watchers.append((child, watching, reports))
-        return child
 
     def _watching(self, name: str, transport: Transport, channel: str, port: int | None, more: Json) -> Watching:
         return Watching(
@@ -386,7 +373,6 @@ class World:
         await self._check_views(self.viewers, stored)
         self.note("viewers are equal")
         await self._check_views(self._fresh_viewers(stored), stored)
-        await self._check_watchers(stored)
         self.note("store and viewers agree; kill -9, and once more")
         before = [viewer.connections for viewer in self.viewers]
         await self.server.kill()
@@ -475,23 +461,6 @@ class World:
     def _fresh_viewers(self, stored: dict[str, Any]) -> list[Viewer]:
         transports: tuple[Transport, ...] = ("sse", "eventsource", "ws", "poll")
         return [self.view(f"fresh-{one}-{channel}", one, channel) for channel in stored for one in transports]
-
-    async def _check_watchers(self, stored: dict[str, dict[str, Json]]) -> None:
-        """Check the reports of the viewers in their own processes."""
-        for child, watching, reports in self._watchers:
-            messages = stored[watching.channel]
-            child.send_line(json.dumps({id: message["version"] for id, message in messages.items()}))
-            child.close_input()
-            try:
-                await child.ended(PATIENCE_S)
-            except TimeoutError:
-                raise Failure(f"viewer {child.name} did not receive all messages:\n{child.log}") from None
-            if not reports or reports[0]["violations"]:
-                raise Failure(f"viewer {child.name}: {reports and reports[0]['violations']}\n{child.log}")
-            for id in messages.keys() | reports[0]["messages"].keys():
-                if messages.get(id) != reports[0]["messages"].get(id):
-                    shown = short(reports[0]["messages"].get(id))
-                    raise Failure(f"viewer {child.name} shows {id} as {shown}, stored is {short(messages.get(id))}")
 
     async def _check_what_is_left(self) -> None:
         """Check that each server ends, that its log has no traceback, and that its file is intact."""

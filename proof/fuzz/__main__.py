@@ -3,8 +3,7 @@
 Layer: fuzz.
 
 Exits with 1 after a finding. Each finding is shrunk, printed, and kept in the corpus as a regression test. The seconds
-are for new inputs of all targets together; the corpus runs before. With `--keep`, inputs that reached new code are kept
-in the corpus too.
+are for new inputs of all targets together; the corpus runs before.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from proof.fuzz.coverage import Coverage, lines_there_are
+from proof.fuzz.coverage import Coverage
 from proof.fuzz.cursors import Cursors
-from proof.fuzz.engine import Report, Target, fuzz, save, written
+from proof.fuzz.engine import Report, Target, fuzz, save
 from proof.fuzz.frames import Frames
 from proof.fuzz.identities import Identities
 from proof.fuzz.requests import Requests
@@ -42,8 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--runs", type=int, help="new inputs of each target, instead of a time; 0: the known ones alone"
     )
     parser.add_argument("--seed", type=int, help="what is drawn; by default another one each time")
-    parser.add_argument("--findings", type=int, default=5, help="stop a target after so many (5)")
-    parser.add_argument("--keep", action="store_true", help="keep inputs that reach new code in the corpus")
     parser.add_argument("--digest", action="store_true", help="print a digest of all inputs, and nothing else")
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.targets) - TARGETS.keys()
@@ -63,7 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
                 seed=seed,
                 runs=chosen.runs,
                 seconds=None if chosen.runs is not None else chosen.seconds / len(names),
-                max_findings=chosen.findings,
                 report_line=write_line,
                 coverage=coverage,
             )
@@ -73,15 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.digest:
             print(f"{name} {report.digest}")
         else:
-            print_report(report, write_line, seed=seed, is_kept=chosen.keep, coverage=coverage)
-    if not chosen.digest:
-        print_coverage(coverage)
+            print_report(report, write_line, seed=seed, coverage=coverage)
     return 1 if any(report.found for report in reports) else 0
 
 
-def print_report(
-    report: Report, write_line: Callable[[str], None], *, seed: int, is_kept: bool, coverage: Coverage
-) -> None:
+def print_report(report: Report, write_line: Callable[[str], None], *, seed: int, coverage: Coverage) -> None:
     """Print the result of a target's run. Save each finding as a file."""
     for found in report.found:
         path = save(found.target, found.given, prefix="found")
@@ -90,10 +82,6 @@ def print_report(
     if report.found:
         # The seed alone does not repeat the finding: the corpus now contains it, so the same seed draws other inputs.
         write_line(f"found with seed {seed}; all known inputs again: python -m proof.fuzz {report.target} --runs 0")
-    if is_kept:
-        for given in report.kept:
-            if len(written(given)) < 20_000:
-                save(report.target, given, prefix="new")
     rate = report.runs / max(report.spent_s, 1e-9)
     write_line(
         f"{report.target}: {report.known} known inputs in {report.known_s:.1f} s, then {report.runs - report.known} in "
@@ -109,20 +97,6 @@ def _write_line(text: str) -> None:
 
 def _ignore(text: str) -> None:
     pass
-
-
-def print_coverage(coverage: Coverage) -> None:
-    """Print the share of watched lines that were reached, by file."""
-    reached = coverage.lines()
-    if not reached:
-        return
-    total = known = 0
-    for name, lines in lines_there_are().items():
-        seen = lines & reached.get(name, set())
-        total, known = total + len(lines), known + len(seen)
-        if lines:
-            print(f"  {name:28} {len(seen):4} of {len(lines):4} lines in functions")
-    print(f"  {'all':28} {known:4} of {total:4} ({100 * known / max(total, 1):.0f} %)")
 
 
 if __name__ == "__main__":

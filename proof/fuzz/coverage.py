@@ -54,15 +54,6 @@ class Coverage:
             new |= reached - self.pairs
             self.pairs |= new
 
-    def lines(self) -> dict[str, set[int]]:
-        """Return the reached lines, by file of the package."""
-        names = {number: name for name, number in self._files.items()}
-        found: dict[str, set[int]] = {}
-        for pair in self.pairs:
-            name = Path(names[pair >> (2 * _LINE_BITS)]).relative_to(_ROOT).as_posix()
-            found.setdefault(name, set()).add(pair & ((1 << _LINE_BITS) - 1))
-        return found
-
     def _tracer(self, reached: set[int]) -> Any:  # `Any`, because `sys.settrace` expects this signature
         codes, number_of = self._codes, self._number_of
 
@@ -93,23 +84,3 @@ class Coverage:
         if not path.startswith(_BELOW) or not path.removeprefix(_BELOW).startswith(WATCHED):
             return _ELSEWHERE
         return self._files.setdefault(path, len(self._files))
-
-
-def lines_there_are() -> dict[str, set[int]]:
-    """Return all lines with code in functions of the watched folders, by file of the package."""
-    found: dict[str, set[int]] = {}
-    for path in sorted(_ROOT.rglob("*.py")):
-        name = path.relative_to(_ROOT).as_posix()
-        if not name.startswith(WATCHED):
-            continue
-        lines: set[int] = set()
-        waiting = [one for one in compile(path.read_text(), str(path), "exec").co_consts if isinstance(one, CodeType)]
-        while waiting:
-            code = waiting.pop()
-            inner = [one for one in code.co_consts if isinstance(one, CodeType)]
-            waiting += inner
-            is_class = not code.co_flags & 2  # a class body runs at import, and no input imports
-            if not is_class:
-                lines |= {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno}
-        found[name] = lines
-    return found

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 
 import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.tab import TIMEOUT_MS, Tab
-from tests.processes import Server, text_of
+from tests.processes import Server, serving, text_of
 from tests.proxy import FaultProxy
 
 ANSWER = ".assistant"
@@ -29,11 +30,18 @@ expect.set_options(timeout=TIMEOUT_MS)
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
-async def two_people(browser: Browser, demo: Server, transports: str = "ws sse") -> tuple[Tab, Tab]:
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One demo for all tests of this module: each has a channel of its own."""
+    with serving("demo", tmp_path_factory.mktemp("demo")) as server:
+        yield server
+
+
+async def two_people(browser: Browser, demo: Server, channel: str, transports: str = "ws sse") -> tuple[Tab, Tab]:
     """Return the tabs of Ada and Bob, each present in the other, with both agents."""
     ada_by, bob_by = transports.split()
-    ada = await Tab.open(browser, demo.port, "demo:test", ada_by, "Ada")
-    bob = await Tab.open(browser, demo.port, "demo:test", bob_by, "Bob")
+    ada = await Tab.open(browser, demo.port, channel, ada_by, "Ada")
+    bob = await Tab.open(browser, demo.port, channel, bob_by, "Bob")
     await expect(ada.page.locator("#people li")).to_have_text(["A", "B"])
     await expect(bob.page.locator("#people li")).to_have_text(["B", "A"])
     for tab in (ada, bob):
@@ -48,8 +56,10 @@ async def answer_in(tab: Tab, length: int = 20) -> tuple[str, str]:
     return answer, await tab.until_length(answer, length)
 
 
-async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(browser: Browser, demo: Server) -> None:
-    ada, bob = await two_people(browser, demo)
+async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
+    browser: Browser, demo: Server, channel: str
+) -> None:
+    ada, bob = await two_people(browser, demo, channel)
 
     await bob.page.locator("textarea").press_sequentially("Hm")
     await expect(ada.page.locator(".status")).to_have_text(re.compile("@?bob is typing…", re.IGNORECASE))
@@ -70,14 +80,14 @@ async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(brows
         await tab.until_status(answer, "cancelled")
         await expect(tab.page.locator(".stop")).to_be_hidden()
         await expect(tab.page.locator(f"{ANSWER} .state")).to_have_text("Stopped")
-    assert await ada.text(answer) == await bob.text(answer) == text_of(demo.message("demo:test", answer))
+    assert await ada.text(answer) == await bob.text(answer) == text_of(demo.message(channel, answer))
     assert ada.errors + bob.errors == []
 
 
-async def test_a_stop_reaches_a_window_that_reconnects(browser: Browser, demo: Server) -> None:
+async def test_a_stop_reaches_a_window_that_reconnects(browser: Browser, demo: Server, channel: str) -> None:
     async with FaultProxy("127.0.0.1", demo.port) as proxy:
-        ada, bob = await two_people(browser, demo)
-        cyd = await Tab.open(browser, proxy.port, "demo:test", "ws", "Cyd")
+        ada, bob = await two_people(browser, demo, channel)
+        cyd = await Tab.open(browser, proxy.port, channel, "ws", "Cyd")
         await ada.send("What is a cursor?")
         answer, shown = await answer_in(cyd, 40)
         proxy.refuse()
@@ -87,16 +97,16 @@ async def test_a_stop_reaches_a_window_that_reconnects(browser: Browser, demo: S
         proxy.accept()
         for tab in (bob, cyd):
             await tab.until_status(answer, "cancelled")
-        stored = text_of(demo.message("demo:test", answer))
+        stored = text_of(demo.message(channel, answer))
         assert stored.startswith(shown)
         assert [await tab.text(answer) for tab in (ada, bob, cyd)] == [stored] * 3
         assert ada.errors + bob.errors + cyd.errors == []
 
 
-async def test_one_person_approves_the_request_of_another(browser: Browser, demo: Server) -> None:
-    ada, bob = await two_people(browser, demo)
+async def test_one_person_approves_the_request_of_another(browser: Browser, demo: Server, channel: str) -> None:
+    ada, bob = await two_people(browser, demo, channel)
     body = {"id": "old", "role": "assistant", "text": "Old."}
-    await asyncio.to_thread(demo.post, f"{demo.hub}/v1/channels/demo:test/messages", body)
+    await asyncio.to_thread(demo.post, f"{demo.hub}/v1/channels/{channel}/messages", body)
     await expect(ada.page.locator('[data-message-id="old"]')).to_be_visible()
     await ada.send("Delete the messages")
     for tab in (ada, bob):
@@ -111,8 +121,8 @@ async def test_one_person_approves_the_request_of_another(browser: Browser, demo
     assert ada.errors + bob.errors == []
 
 
-async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, demo: Server) -> None:
-    ada, bob = await two_people(browser, demo)
+async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, demo: Server, channel: str) -> None:
+    ada, bob = await two_people(browser, demo, channel)
     await ada.send("What is a cursor?")
     answer, shown = await answer_in(ada)
     await ada.page.click("#do-crash")
@@ -121,12 +131,12 @@ async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, d
         await expect(tab.page.locator("#do-crash")).to_have_attribute("data-state", "ok")
         [mark] = await tab.page.evaluate(_MARKS)
         assert line.fullmatch(mark["text"])
-    at = demo.message("demo:test", answer)["meta"]["continued"][0]["at"]
+    at = demo.message(channel, answer)["meta"]["continued"][0]["at"]
     await bob.until_length(answer, at + 40)
     await bob.page.click(".stop")
     for tab in (ada, bob):
         await tab.until_status(answer, "cancelled")
-        assert await tab.text(answer) == text_of(demo.message("demo:test", answer))
+        assert await tab.text(answer) == text_of(demo.message(channel, answer))
     assert (await ada.text(answer) or "").startswith(shown)
     await expect(ada.page.locator(ANSWER)).to_have_count(1)
     await ada.reload()
@@ -136,8 +146,8 @@ async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, d
     assert ada.errors + bob.errors == []
 
 
-async def test_a_member_does_not_flicker_on_refresh(browser: Browser, demo: Server) -> None:
-    ada, bob = await two_people(browser, demo, "ws ws")
+async def test_a_member_does_not_flicker_on_refresh(browser: Browser, demo: Server, channel: str) -> None:
+    ada, bob = await two_people(browser, demo, channel, "ws ws")
     await bob.page.evaluate("""() => {
       window.gone = 0
       const people = document.getElementById("people")

@@ -20,7 +20,7 @@ from playwright.async_api import Browser
 from proof.chaos.producer import Orders
 from proof.oracle.plans import Plan
 from tests.browser.tab import Tab, transports, units
-from tests.conftest import IS_LONG
+from tests.conftest import in_long
 from tests.processes import Process, Server, text_of
 from tests.proxy import FaultProxy
 
@@ -113,7 +113,8 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
             await check_end(demo, producer, [tab], planned(2))
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM] if IS_LONG else [signal.SIGKILL])
+@in_long
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_restart_of_the_server_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, ending: signal.Signals
 ) -> None:
@@ -130,24 +131,3 @@ async def test_a_restart_of_the_server_loses_no_text(
                 assert (await tab.text("m-0") or "").startswith(before)
             await asyncio.to_thread(demo.start)
         await check_end(demo, producer, tabs, planned(3))
-
-
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL] if IS_LONG else [signal.SIGINT])
-async def test_the_demo_s_answer_continues_after_a_restart_of_its_server(
-    demo: Server, browser: Browser, ending: signal.Signals
-) -> None:
-    tab = await Tab.open(browser, demo.port, "demo:test")
-    await tab.send("What happens on a crash?")
-    answer = await tab.page.get_attribute(".assistant", "data-message-id")
-    assert answer is not None
-    before = await tab.until_length(answer, 80)
-    await asyncio.to_thread(demo.end, ending)
-    await asyncio.to_thread(demo.start)
-    after = await tab.until_length(answer, units(before) + 80)
-    assert after.startswith(before)
-    stored = text_of(demo.message("demo:test", answer))
-    assert stored.startswith(before)
-    await tab.page.click(".stop")
-    await tab.until_status(answer, "cancelled")
-    assert await tab.text(answer) == text_of(demo.message("demo:test", answer))
-    assert tab.errors == []

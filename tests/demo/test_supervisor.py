@@ -97,25 +97,6 @@ def finish(demo: Server, answer: dict[str, Any]) -> dict[str, Any]:
     return ended
 
 
-def test_a_killed_server_is_started_again_and_the_answer_goes_on_word_for_word(demo: Server) -> None:
-    wait_for_agents(demo)
-    ask(demo)
-    begun = follow(demo, longer_than(60))
-    before = info(demo)
-    status, killed = demo.post("/demo/kill", {})
-    assert (status, killed) == (202, {"pid": before["pid"]})
-    assert has_ended(before["pid"])
-    after = info(demo)  # the request waits for the next server, and is not refused
-    assert after["pid"] != before["pid"]
-    later = follow(demo, longer_than(len(text_of(begun)) + 100))
-    assert later["id"] == begun["id"]
-    ended = finish(demo, later)
-    assert text_of(ended).startswith(text_of(begun))
-    assert re.search(r"^Server restarted after \d+\.\d s\.$", demo.output, re.MULTILINE)
-    assert "no connection" not in demo.output  # the line about the restart is enough
-    assert "Traceback" not in demo.output
-
-
 def crash(demo: Server) -> str:
     """Kill the agent of the question, and return its name."""
     status, crashed = demo.post("/demo/crash", {"channel": CHANNEL, "question": "q1"})

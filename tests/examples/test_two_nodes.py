@@ -308,7 +308,7 @@ SCENES: dict[str, Scene] = {  # those that take longest begin first
 }
 
 
-FEW = ("agent_elsewhere", "fastapi_app", "django_app")
+FEW = ("fastapi_app", "django_app")
 RUN = {name: scene for name, scene in SCENES.items() if IS_LONG or name in FEW}
 
 

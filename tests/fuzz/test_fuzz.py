@@ -200,10 +200,10 @@ def test_finding_among_the_known_inputs_is_printed_without_new_ones(
 
     monkeypatch.setitem(TARGETS, "picky", Known)
     monkeypatch.setattr("proof.fuzz.engine.CORPUS", tmp_path)
-    assert main(["picky", "--runs", "5", "--findings", "1"]) == 1
+    assert main(["picky", "--runs", "5"]) == 1
     printed = capsys.readouterr().out
     assert printed.count("again: python -m proof.fuzz picky --runs 0\n") == 1
-    assert re.search(r"picky: 2 known inputs in \d\.\d s, then 0 in 0\.0 s", printed)
+    assert re.search(r"picky: 3 known inputs in \d\.\d s, then 5 in", printed)
     report = fuzz(Known(), seed=SEED, runs=5, max_findings=1)
     assert report.known_s == report.spent_s > 0
 

@@ -19,8 +19,7 @@ from proof.oracle.views import ViewOracle
 from proof.oracle.violation import Violation
 from tenuto.core.events import ChannelAttached, MessageCreate, PresenceLeave
 from tenuto.core.limits import Limits
-from tenuto.core.names import command_key
-from tenuto.core.ops import Claim, Command, Create, Finish, Op, Reply, WriterIdentity
+from tenuto.core.ops import Claim, Create, Finish, Op, WriterIdentity
 from tenuto.stores.base import Head
 from tests.oracle.entries import create, write
 
@@ -161,12 +160,6 @@ def test_attempt_is_offered_once_in_each_epoch(scene: Scene) -> None:
         scene.promises.note_offer(PLACE, 1, scene.stored.stamp, connection)
 
 
-def test_attempt_before_its_stored_claim_is_a_violation(scene: Scene) -> None:
-    scene.store(user_message())
-    with pytest.raises(Violation, match="before its claim was stored"):
-        scene.promises.note_offer(PLACE, 1, scene.stored.stamp, Connection(Process()))
-
-
 def receive_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
     """Let a member be away from 10 s until `back_s`, and a viewer that attached at `begun_s` read the leave at 30 s."""
     scene.store(message())
@@ -186,11 +179,6 @@ def receive_a_leave(scene: Scene, *, begun_s: float, back_s: float) -> None:
     start = [attached, MessageCreate(serial=1, message=stored)]
     view.receive(msgspec.to_builtins(start), "e1:1", scene.stored.stamp)
     view.receive(msgspec.to_builtins([PresenceLeave(id="bob")]), None, scene.stored.stamp)
-
-
-def test_leave_of_a_member_that_returned_in_time_is_a_violation(scene: Scene) -> None:
-    with pytest.raises(Violation, match="leave of"):
-        receive_a_leave(scene, begun_s=12.0, back_s=12.9)
 
 
 def test_leave_of_a_member_that_returned_before_the_viewer_attached_is_a_violation(scene: Scene) -> None:
@@ -287,41 +275,3 @@ def test_lease_whose_end_was_lost_is_due_again(scene: Scene) -> None:
     scene.at(27.5)
     with pytest.raises(Violation, match="still streams"):
         scene.promises.check_due()
-
-
-def test_command_whose_reply_was_lost_expires_again(scene: Scene) -> None:
-    key = command_key("k")
-    scene.at(10.0)
-    sent_ms = START_MS + 10_000
-    scene.store(
-        Command(
-            id=key,
-            name="approve",
-            target=None,
-            data=None,
-            by="ada",
-            at_ms=sent_ms,
-            expires_ms=sent_ms + 20_000,
-            digest=b"\x00" * 16,
-        )
-    )
-    scene.store(Reply(id=key, ok=True, data=None, error=None, by="bob"))
-    scene.lose_power(1)
-    scene.at(31.5)
-    scene.promises.check_due()
-    scene.at(32.5)
-    with pytest.raises(Violation, match="has expired"):
-        scene.promises.check_due()
-
-
-def test_two_agents_work_on_a_turn_only_if_the_first_was_paused(scene: Scene) -> None:
-    scene.store(create("m", is_pending=True))
-    agents = [Process(name) for name in "ABC"]
-    scene.store(Claim(id="m", state="taken", generation=1, by="bot", node="a"))
-    scene.promises.begin_attempt(PLACE, 1, agents[0])
-    agents[0].pauses += 1  # it runs again by now
-    scene.store(Claim(id="m", state="taken", generation=2, by="bot", node="b"))
-    scene.promises.begin_attempt(PLACE, 2, agents[1])
-    scene.store(Claim(id="m", state="taken", generation=3, by="bot", node="c"))
-    with pytest.raises(Violation, match="two agents"):
-        scene.promises.begin_attempt(PLACE, 3, agents[2])

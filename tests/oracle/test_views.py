@@ -79,37 +79,6 @@ def test_wrong_first_batch_is_a_violation(
         channel.receive(events(channel), cursor)
 
 
-@pytest.mark.parametrize(
-    ("event", "cursor"),
-    [
-        pytest.param(append(3, 6, "!"), "e1:3", id="a gap"),
-        pytest.param(append(3, 2, " me!"), "e1:3", id="other text"),
-        pytest.param(append(3, 2, " "), None, id="an older text"),
-        pytest.param(append(2, 2, " you"), "e1:3", id="less than the cursor names"),
-    ],
-)
-def test_batch_that_does_not_continue_the_view_is_a_violation(
-    channel: Channel, event: MessageAppend, cursor: str | None
-) -> None:
-    channel.receive([attached(1), channel.whole(1)], "e1:1")
-    with pytest.raises(Violation):
-        channel.receive([event], cursor)
-        channel.receive([], "e1:3")
-
-
-def test_entry_that_was_sent_before_it_was_stored_is_a_violation(channel: Channel) -> None:
-    with pytest.raises(Violation, match="before it was stored"):
-        channel.receive([attached(3), channel.whole(3)], "e1:3", stamp=2)
-
-
-def test_older_state_after_a_reload_is_a_violation(channel: Channel) -> None:
-    channel.receive([attached(3), channel.whole(3)], "e1:3")
-    channel.oracle.reload()
-    channel.oracle.begin(None)
-    with pytest.raises(Violation, match="back to"):
-        channel.receive([attached(2), channel.whole(2)], "e1:2")
-
-
 def test_new_start_after_few_changes_is_a_violation(channel: Channel) -> None:
     channel.receive([attached(1), channel.whole(1)], "e1:1")
     channel.oracle.begin("e1:1")

@@ -310,25 +310,6 @@ class StoreContract(HoldsContract, NoticesContract):
 
     # -- documents and entries ----------------------------------------------------------------------------------
 
-    async def test_every_kind_of_operation_is_read_back_unchanged(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True, title="t"))
-        await chat.do_each(
-            append("m1", "é中🙂\u2028"),
-            put_part("m1", 1, {"type": "tool", "call": "c", "name": "n", "input": "{", "output": {"x": [1.5, None]}}),
-            append("m1", "}", part=1),
-            ("m1", FinishMessage(status="interrupted", reason="gone", meta={"n": 2**53}, request="r1")),
-            ("m1", TakeOver(generation=1, request="r2")),
-            ("m1", UpdateMessage(meta={"title": None}, request="r3")),
-            finish("m1"),
-            delete("m1"),
-        )
-        _, stored = await store.messages("c", ["m1"])
-        write = chat.write(documents=["m1"])
-        assert len(stored["m1"].entries) == 8
-        assert known(restore(stored["m1"])) == known(chat.state.messages["m1"])
-        assert write.documents[0].is_deleted
-
     async def test_entries_covered_by_a_document_are_not_returned(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True), create("m2", "x", streaming=True))
@@ -339,15 +320,6 @@ class StoreContract(HoldsContract, NoticesContract):
         assert [entry.serial for entry in stored["m1"].entries] == [5]
         assert [entry.serial for entry in stored["m2"].entries] == [4]
         assert await texts(store, "c", "m1", "m2") == ["abc", "xy"]
-
-    async def test_entries_of_a_write_are_covered_by_its_documents(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True))
-        await chat.do(append("m1", "b"), finish("m1"), documents=["m1"])
-        _, stored = await store.messages("c", ["m1"])
-        assert stored["m1"].entries == []
-        assert await texts(store, "c", "m1") == ["ab"]
-        assert await head_of(store, "c") == Head("e1", 3)
 
     async def test_a_document_covers_only_up_to_its_version(self, store: Store) -> None:
         chat = Chat(store)
@@ -385,16 +357,6 @@ class StoreContract(HoldsContract, NoticesContract):
         assert [segment.text for segment in stored["m1"].segments] == ["one ", "two ", "three ", "four"]
         assert await texts(store, "c", "m1") == ["one two three four"]
 
-    async def test_a_fresh_document_replaces_all_segments(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "one ", streaming=True))
-        await chat.do(append("m1", "two"), documents=["m1"])
-        await chat.do(finish("m1"), documents=["m1"])
-        await chat.do(edit("m1", "three"), documents=["m1"])
-        _, stored = await store.messages("c", ["m1"])
-        assert [segment.text for segment in stored["m1"].segments] == ["three"]
-        assert await texts(store, "c", "m1") == ["three"]
-
     async def test_the_document_of_a_deleted_message_keeps_no_text(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "secret"))
@@ -426,13 +388,6 @@ class StoreContract(HoldsContract, NoticesContract):
         await chat.do(documents=["m1"])
         assert known((await messages_of(store, "c", "m1"))[0]) == known(chat.state.messages["m1"])
 
-    async def test_many_appends_of_one_message_are_read_back(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
-        for number in range(150):
-            await chat.do(append("m1", f"{number} "), append("m2", "."))
-        assert await texts(store, "c", "m1", "m2") == ["".join(f"{number} " for number in range(150)), "." * 150]
-
     # -- queries ------------------------------------------------------------------------------------------------
 
     async def test_changes_are_the_messages_changed_after_a_serial(self, store: Store) -> None:
@@ -442,16 +397,6 @@ class StoreContract(HoldsContract, NoticesContract):
         assert changes.head == Head("e1", 4)
         assert changes.newest == "m3"
         assert sorted(stored.id for stored in changes.messages or ()) == ["m1", "m3"]
-
-    async def test_changes_include_deleted_messages(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", "a"), create("m2", "b"), delete("m2"))
-        changes = await store.changes("c", after=2, limit=10)
-        assert changes.newest == "m2"
-        assert [restore(stored).deleted for stored in changes.messages or ()] == [True]
-        await chat.do(documents=["m2"])
-        assert (await store.changes("c", after=2, limit=10)).newest == "m2"
-        assert [stored.id for stored in (await store.changes("c", after=2, limit=10)).messages or ()] == ["m2"]
 
     async def test_there_are_no_changes_after_the_head(self, store: Store) -> None:
         chat = Chat(store)
@@ -506,12 +451,6 @@ class StoreContract(HoldsContract, NoticesContract):
         chat = Chat(store)
         await chat.do(create("m1", "x"), create("m2", "x" * 1_000))
         assert await page_of(store, limit=10, limit_bytes=10) == (["m2"], True)
-
-    async def test_a_page_leaves_deleted_messages_out(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a"), create("m2", "b"), create("m3", "c"), create("m4", "d"))
-        await chat.do(delete("m1"), delete("m3"), documents=["m3"])
-        assert await page_of(store, limit=2) == (["m4", "m2"], False)
 
     async def test_open_documents_are_those_marked_as_open(self, store: Store) -> None:
         one, two = Chat(store, "a"), Chat(store, "b")
@@ -645,18 +584,6 @@ class StoreContract(HoldsContract, NoticesContract):
         assert changes.newest == "m1"
         assert changes.messages is not None
         assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
-
-    async def test_changes_include_commands(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a"), ("!c1", SendCommand(name="x")), ("!c2", SendCommand(name="y")))
-        assert (await store.changes("c", after=0, limit=2)).messages is None
-        changes = await store.changes("c", after=1, limit=2)
-        assert changes.messages is not None
-        assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
-        await chat.do(("!c1", ReplyCommand()))
-        changes = await store.changes("c", after=3, limit=2)
-        assert changes.messages is not None
-        assert [one.id for one in changes.messages] == ["!c1"]
 
     async def test_a_message_and_a_command_may_have_the_same_id(self, store: Store) -> None:
         chat = Chat(store)

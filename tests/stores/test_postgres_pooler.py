@@ -16,7 +16,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, CommitUnknown, Store, StoreReplaced
 from tenuto.stores.postgres.store import PostgresStore
-from tests.conftest import IS_LONG
+from tests.conftest import in_long
 from tests.hub.watching import Watcher
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.postgres import Postgres, needs_postgres, running_postgres
@@ -51,7 +51,7 @@ async def opened(url: str) -> AsyncIterator[PostgresStore]:
         await store.close()
 
 
-@pytest.mark.skipif(not IS_LONG, reason="the contract on a second server: make test-long")
+@in_long
 class TestPooledPostgresStore(TwoContract):
     sends_notices = False
 

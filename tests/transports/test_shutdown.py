@@ -22,7 +22,7 @@ import pytest
 
 from proof.chaos.processes import free_port
 from proof.wirecheck import SseViewer, WsViewer
-from tests.conftest import IS_LONG
+from tests.conftest import IS_LONG, in_long
 
 APP = """
 import asyncio
@@ -256,7 +256,7 @@ async def test_a_server_with_open_streams_ends_at_once(
         assert "ERROR" not in server.output
 
 
-@pytest.mark.skipif(not IS_LONG, reason="a second server: make test-long")
+@in_long
 async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
     command = ["-m", "uvicorn", "--app-dir", ".", "--reload", "--port", "{port}"]
     async with running(tmp_path, command, "served:app") as server:
@@ -403,6 +403,7 @@ async def test_shutdown_does_not_wait_for_a_stalled_viewer(
         assert "Traceback" not in server.output
 
 
+@in_long
 async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
         await server.text_at("/healthz")
@@ -422,7 +423,8 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "app"), CUTS if IS_LONG else CUTS[:1])
+@in_long
+@pytest.mark.parametrize(("command", "app"), CUTS)
 async def test_export_that_has_begun_is_cut_at_the_end_of_a_drain(tmp_path: Path, command: list[str], app: str) -> None:
     """The peer stalls, or the store is silent after the first message."""
     (tmp_path / "silent.py").write_text(SILENT_LATER)
@@ -440,6 +442,7 @@ async def test_export_that_has_begun_is_cut_at_the_end_of_a_drain(tmp_path: Path
         assert "ERROR" not in server.output
 
 
+@in_long
 async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
         await server.text_at("/healthz")
@@ -457,7 +460,8 @@ async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> 
         assert "Traceback" not in server.output
 
 
-@pytest.mark.parametrize("agent", ["deaf", "hang"] if IS_LONG else ["deaf"])
+@in_long
+@pytest.mark.parametrize("agent", ["deaf", "hang"])
 async def test_serve_does_not_wait_for_a_handler_that_hangs(tmp_path: Path, agent: str) -> None:
     async with running(tmp_path, SERVE, "served:hub") as server:
         await server.text_at("/healthz")

@@ -25,7 +25,6 @@ from proof.wirecheck import (
     SseViewer,
     WireError,
     WsSession,
-    WsViewer,
 )
 from tests.test_proxy import at_rest
 
@@ -444,15 +443,6 @@ async def test_stalled_viewer_exerts_backpressure_and_loses_no_text() -> None:
         assert viewer.checker.violations == []
 
 
-async def test_timeout_of_a_viewer_reports_its_view() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        writer.write(SSE_HEAD + chunk(sse((attached(2), None), (update(2, "Hel"), "e:2"))))
-
-    async with wire_server(serve) as port, SseViewer("127.0.0.1", port, "c") as viewer:
-        with pytest.raises(TimeoutError, match="cursor e:2"):
-            await viewer.until(lambda: viewer.checker.text("m") == "never", timeout_s=0.05)
-
-
 class WsPeer:
     """The server's side of one WebSocket, without a library."""
 
@@ -486,14 +476,3 @@ class WsPeer:
             if not data:
                 raise ConnectionResetError
             self._rest += data
-
-
-async def test_binary_frame_is_a_violation() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, headers: Json) -> None:
-        peer = WsPeer(reader, writer)
-        peer.accept(headers)
-        peer.send_raw(server_frame(b"\x00", 2))
-
-    async with wire_server(serve) as port, WsViewer("127.0.0.1", port, "c") as viewer:
-        await viewer.until(lambda: viewer.is_over)
-        assert kinds(viewer.checker) == ["protocol"]
