@@ -3,7 +3,7 @@
 Layer: tests.
 
 `test_permissions` runs each cell against the real app on every transport that offers the operation, and compares the
-tables of `docs/security.md` with the result of `tables()`; `python -m tests.transports.permissions` writes them there.
+table of `docs/security.md` with the result of `tables()`; `python -m tests.transports.permissions` writes it there.
 An operation that is missing here fails a test. The fuzzers judge by the same table (`proof.fuzz.rights`).
 """
 
@@ -203,15 +203,6 @@ OPERATIONS = (
 OPEN_PATHS = ("/v1", "/v1/visitor", "/healthz", "/readyz")
 OPEN_FRAMES = ("auth", "detach", "pong")
 
-# Callers, each with all capabilities that the operation needs.
-CALLERS = {
-    "owner": "created it",
-    "reader": "may read the channel",
-    "admin": "may read, and holds `admin`",
-    "stranger": "may not read, and did not create it",
-    "blind": "created it, but may not read",
-}
-
 # States of the message.
 STATES = {
     "growing": "streams",
@@ -224,7 +215,9 @@ STATES = {
     "never": "never existed",
 }
 
-# Rows are operations and callers, columns are states; a cell is `ok` or the code of the refusal.
+# Rows are operations and callers, columns are states; a cell is `ok` or the code of the refusal. Each caller has all
+# capabilities that the operation needs. The owner created the message; a reader may read the channel; an admin also
+# holds `admin`; a stranger may not read and did not create it; a blind caller created it, but may not read.
 OWNERSHIP = """
 operation          caller    growing    done       interrupted taken      local      app        deleted   never
 append text        owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
@@ -309,8 +302,8 @@ def operation(name: str) -> Operation:
 
 
 def tables() -> str:
-    """Return the tables of `docs/security.md`."""
-    return f"{_needs_table()}\n{_ownership_table()}"
+    """Return the table of `docs/security.md`; the page states the rules about ownership in words."""
+    return _needs_table()
 
 
 def shown(path: str) -> str:
@@ -325,28 +318,6 @@ def _needs_table() -> str:
         frame = f"`{one.frame}`" if one.frame is not None else ""
         needs = ", ".join(f"`{needed}`" for needed in one.needs) + "".join(f" or `{other}`" for other in one.instead)
         lines.append(f"| {one.name} | {path} | {frame} | {needs} | {one.whose} |")
-    return "\n".join(lines) + "\n"
-
-
-def _ownership_table() -> str:
-    """Return the table. Operations with equal outcomes share a row."""
-    grouped: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    outcomes_of: dict[str, dict[str, tuple[str, ...]]] = {}
-    for name, caller, outcomes in _rows():
-        outcomes_of.setdefault(name, {})[caller] = tuple(outcomes)
-    for name, by_caller in outcomes_of.items():
-        for caller, outcome in by_caller.items():
-            grouped.setdefault(outcome, {}).setdefault(caller, []).append(name)
-    lines = [
-        f"| caller | operation | {' | '.join(STATES.values())} |",
-        f"|---|---|{'---|' * len(STATES)}",
-    ]
-    for caller, who in CALLERS.items():
-        for outcome, callers in grouped.items():
-            if caller in callers:
-                names = ", ".join(one if one[0] != "…" else f"change {one[2:]}" for one in callers[caller])
-                shown_outcomes = " | ".join("yes" if one == "ok" else f"`{one}`" for one in outcome)
-                lines.append(f"| {who} | {names} | {shown_outcomes} |")
     return "\n".join(lines) + "\n"
 
 
