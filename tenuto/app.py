@@ -26,6 +26,7 @@ from tenuto.core.events import Cursor
 from tenuto.core.model import Command, Json
 from tenuto.core.names import check_channel, check_pattern
 from tenuto.core.requests import CreateMessage
+from tenuto.core.turns import ATTEMPTS
 from tenuto.core.turns import reply_id as reply_id_of
 from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
@@ -68,6 +69,8 @@ class Hub(HubCore):
         when_busy: WhenBusy = "queue",
         on_crash: OnCrash = "restart",
         timeout_s: float = 3600.0,
+        budget_s: float | None = None,
+        max_tries: int = ATTEMPTS,
         slots: int = 1_000,
     ) -> Callable[[Handler], Handler]:
         """Run a handler for each new user message in channels that match `pattern`: `@hub.agent("chat:*")`.
@@ -76,8 +79,9 @@ class Hub(HubCore):
         decides about a message that arrives while the channel has a turn: `queue` waits for the turn's end, `interrupt`
         cancels it, `parallel` runs beside it. `on_crash` decides about a turn whose process died: `restart` runs the
         handler again (the written text stays, as `interrupted`), `continue` runs it with the interrupted answer, which
-        it continues, `interrupt` ends the turn. A turn takes at most `timeout_s` seconds, and at most `slots` run at
-        once.
+        it continues, `interrupt` ends the turn. An attempt at a turn takes at most `timeout_s` seconds, all attempts
+        together `budget_s`, without the time in which the turn waits for a person. After `max_tries` (1 to 5) attempts
+        whose process died the turn fails. At most `slots` turns run at once.
         """
 
         if not isinstance(pattern, str):
@@ -85,7 +89,7 @@ class Hub(HubCore):
         check_pattern(pattern)
 
         def register(handler: Handler) -> Handler:
-            agent = check_agent(Agent(handler, name or handler.__name__, on_crash, timeout_s))
+            agent = check_agent(Agent(handler, name or handler.__name__, on_crash, timeout_s, budget_s, max_tries))
             local = LocalAgent(self, agent, check_pattern(pattern), when_busy=when_busy, slots=slots)
             self.on_start(local.start)
             return handler

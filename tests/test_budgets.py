@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_990,
-    "lines of its kernel": 34_450,
+    "lines of tenuto/": 54_110,
+    "lines of its kernel": 34_560,
     "modules of tenuto/": 195,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 71_850,
+    "lines of tests/": 71_910,
     "lines of proof/ and bench/": 25_080,
-    "words of docs without decisions": 61_620,
+    "words of docs without decisions": 61_660,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
+from tenuto.agents.steps import Allowance
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.decide_owners import CRASHED
 from tenuto.core.errors import (
@@ -36,7 +37,7 @@ from tenuto.core.errors import (
 from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
-from tenuto.core.turns import ANSWERS, Replier, attempt_of, reply_id, reply_ids, rules_of
+from tenuto.core.turns import ANSWERS, ATTEMPTS, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.sources.writing import Writer
 from tenuto.watchdog import timed
 
@@ -79,7 +80,9 @@ class Agent(NamedTuple):
     handler: Handler
     name: str
     on_crash: OnCrash = "restart"
-    timeout_s: float = 3600.0  # longest time that one turn may take
+    timeout_s: float = 3600.0  # longest time that one attempt may take
+    budget_s: float | None = None  # longest time that all attempts at one turn may take
+    max_tries: int = ATTEMPTS  # attempts after which a turn whose process died fails
 
 
 def check_agent(agent: Agent) -> Agent:
@@ -92,8 +95,11 @@ def check_agent(agent: Agent) -> Agent:
     check_id(agent.name, "an agent's name")
     if agent.on_crash not in ("interrupt", "restart", "continue"):
         raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
-    if not agent.timeout_s > 0:
-        raise LocalError(f"timeout_s must be above 0, got {agent.timeout_s!r}")
+    for name, seconds in (("timeout_s", agent.timeout_s), ("budget_s", agent.budget_s)):
+        if seconds is not None and not seconds > 0:
+            raise LocalError(f"{name} must be above 0, got {seconds!r}")
+    if agent.max_tries not in range(1, ATTEMPTS + 1):
+        raise LocalError(f"max_tries must be a whole number from 1 to {ATTEMPTS}, got {agent.max_tries!r}")
     return agent
 
 
@@ -185,6 +191,10 @@ class Running:
             if left.answer is None:
                 await self._store_failed_answer(turn, CRASHED)
             return "done"
+        if self.tries > self._agent.max_tries:
+            await self._withdraw(turn.open_questions)
+            await self._store_failed_answer(turn, CRASHED)
+            return "done"
         return await self._work_on(watch, turn)
 
     async def _request(self) -> TurnRequest:
@@ -248,13 +258,17 @@ class Running:
         if not self._backend.may_begin:  # for example after a suspension of the process
             self._is_lost = self.came_too_late = True
             return
-        limit = asyncio.get_running_loop().call_later(self._agent.timeout_s, self._time_out, turn)
+        agent = self._agent
         try:
+            left_s = agent.timeout_s
+            if agent.budget_s is not None:
+                left_s = min(left_s, max(0.0, agent.budget_s - await turn.steps.time_used_ms() / 1000))
+            turn.has_budget = agent.budget_s is not None
+            turn.allowance = Allowance(left_s, partial(self._time_out, turn))
             await timed(f'handler "{self._agent.name}"', self._agent.handler(turn), logger)
         except asyncio.CancelledError as error:
             if self._is_late:
-                timeout_s = self._agent.timeout_s
-                logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, timeout_s)
+                logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, left_s)
                 self._failure = "timeout"
             elif self._is_stopped or self._is_shutting_down or self._backend.is_shutting_down:
                 raise
@@ -274,7 +288,8 @@ class Running:
             logger.exception("turn of %s in %s failed", self.message.id, self.channel)
             self._failure = public_reason(error) or self._backend.reason_of(error) or "error"
         finally:
-            limit.cancel()
+            if turn.allowance is not None:
+                turn.allowance.cancel()
 
     async def _is_interrupted(self, turn: Turn) -> bool:
         """Return whether the hub has interrupted the handler's answer, because a lease had ended."""

@@ -30,7 +30,40 @@ logger = logging.getLogger("tenuto.agents")
 NAME_CHARS = 200
 LONGEST_RETRY_S = 60.0  # longest wait between two calls of a step with `retries`
 
-Kind = Literal["step", "sleep"]
+Kind = Literal["step", "sleep", "time"]
+
+
+class Allowance:
+    """The time that an attempt may still take. It stands still while the turn waits for a person."""
+
+    def __init__(self, left_s: float, over: Callable[[], None]) -> None:
+        """Call `over` when `left_s` seconds have passed."""
+        self._loop = asyncio.get_running_loop()
+        self._over = over
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(left_s, over)
+        self._left_s = 0.0  # while it stands still
+        self._waits = 0  # number of questions that the turn waits for
+
+    def pause(self) -> bool:
+        """Stand still until `resume` is called as often. Return whether it did not before."""
+        self._waits += 1
+        if self._timer is not None:
+            self._left_s = self._timer.when() - self._loop.time()
+            self.cancel()
+        return self._waits == 1
+
+    def resume(self) -> bool:
+        """Go on, unless the turn waits for another reply. Return whether it goes on."""
+        self._waits -= 1
+        if not self._waits:
+            self._timer = self._loop.call_later(self._left_s, self._over)
+        return not self._waits
+
+    def cancel(self) -> None:
+        """Call `over` no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class _Open(NamedTuple):
@@ -55,6 +88,9 @@ class Steps:
         self._names: set[str] = set()
         self._interrupted: set[str] = set()
         self._bytes = 0  # size of all results of this attempt, as JSON
+        self._noting = asyncio.Lock()
+        self._notes = 0  # number of the next note about the time
+        self._used: tuple[int, int | None] = (0, None)  # of the last note: time used, and since when more is
 
     def key(self, name: str) -> str:
         """Return the key of the step `name`, which is the same in all attempts. Raises LocalError."""
@@ -90,6 +126,33 @@ class Steps:
         stored = await self._begin(name, "sleep", until_ms=until_ms)
         await asyncio.sleep(max(0, stored.command.data["until_ms"] - self._backend.now_ms()) / 1000)
 
+    async def time_used_ms(self, *, now_is_used: bool = True) -> int:
+        """Return the time that all attempts have used, and store that it goes on, or with False that it stands still.
+
+        The last of these notes counts. It is found by its number, since each attempt begins with the first.
+        """
+        async with self._noting:
+            while True:
+                used_ms, since_ms = self._used
+                now_ms = self._backend.now_ms()
+                if since_ms is not None:
+                    used_ms += max(0, now_ms - since_ms)
+                name = f"\n{self._notes}"  # no other step has it
+                note = await self._send(
+                    step_id(self._channel, self._message_id, self._generation, name),
+                    {
+                        "kind": "time",
+                        "attempt": self._generation,
+                        "used_ms": used_ms,
+                        "since_ms": now_ms if now_is_used else None,
+                    },
+                )
+                self._notes += 1
+                known = note.command.data
+                self._used = known["used_ms"], known["since_ms"]
+                if known["attempt"] == self._generation:
+                    return used_ms
+
     async def _begin(self, name: str, kind: Kind, **fields: Json) -> Sent:
         """Store the beginning of a step, or return the stored one. Raises LocalError for a name that cannot be used."""
         outer = _open.get()
@@ -105,7 +168,12 @@ class Steps:
             raise TooMany(f"the turn has {limit} steps, which is the limit (Limits.steps); join some", limit=limit)
         self._names.add(name)
         data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
-        stored = await patiently(
+        stored = await self._send(id, data)
+        self._compare(name, stored, data)
+        return stored
+
+    async def _send(self, id: str, data: dict[str, Json]) -> Sent:
+        return await patiently(
             lambda: self._backend.command(
                 self._channel,
                 STEP_NAME,
@@ -117,8 +185,6 @@ class Steps:
                 generation=self._generation,
             )
         )
-        self._compare(name, stored, data)
-        return stored
 
     def _compare(self, name: str, stored: Sent, data: dict[str, Json]) -> None:
         """Raise LocalError if an earlier attempt used the name for another kind."""

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from tenuto.agents.backend import Backend, Sent, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
-from tenuto.agents.steps import Steps
+from tenuto.agents.steps import Allowance, Steps
 from tenuto.core.errors import AlreadyAnswered, IdConflict, LocalError, TenutoError
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json
@@ -84,7 +84,9 @@ class Turn:
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
-        self._steps = Steps(backend, channel, message.id, generation, name)
+        self.steps = Steps(backend, channel, message.id, generation, name)
+        self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
+        self.has_budget = False  # True: the agent has a `budget_s`
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
@@ -199,12 +201,29 @@ class Turn:
         command, reply = sent
         if reply is None:
             self.progress("waiting", command=command.id)
-            reply = await self._reply_to(command, timeout_s + GRACE_S)
+            async with self._person_decides():
+                reply = await self._reply_to(command, timeout_s + GRACE_S)
             self.progress("answering" if begun else "thinking")
         self.open_questions.discard(command.id)
         if reply is None:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
         return _ask_reply(reply)
+
+    @contextlib.asynccontextmanager
+    async def _person_decides(self) -> AsyncIterator[None]:
+        """Let the time of the turn stand still."""
+        allowance = self.allowance
+        if allowance is None:
+            yield
+            return
+        try:
+            if allowance.pause() and self.has_budget:
+                await self.steps.time_used_ms(now_is_used=False)
+            yield
+        finally:
+            is_resumed = allowance.resume()
+        if is_resumed and self.has_budget:
+            await self.steps.time_used_ms()
 
     def _question_id(self, name: str, data: Json, key: str | None) -> str:
         """Return the id of a question, which follows from its content, so that no other content gets its reply."""
@@ -253,22 +272,22 @@ class Turn:
         InvalidRequest or TooLarge if the result cannot be stored; Fenced if a later attempt has the turn.
         """
         call = partial(function, *args, **kwargs)
-        return await self._steps.run(name, call, function, retries=retries, retry_s=retry_s)
+        return await self.steps.run(name, call, function, retries=retries, retry_s=retry_s)
 
     def step_key(self, name: str) -> str:
         """Return a key for the step `name`, the same in each attempt: for idempotency keys of other services."""
-        return self._steps.key(name)
+        return self.steps.key(name)
 
     def was_interrupted(self, name: str) -> bool:
         """Return whether an earlier attempt has called the function of step `name` and its result is not stored.
 
         Call it inside of the function: before the step has begun the result is False.
         """
-        return self._steps.was_interrupted(name)
+        return self.steps.was_interrupted(name)
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Wait `seconds`, counted from the first attempt on: after a crash only for the rest. Raises as `step`."""
-        await self._steps.sleep(name, seconds)
+        await self.steps.sleep(name, seconds)
 
     def take_unused(self) -> Writer | None:
         """Return, and remove, the answer of the crashed attempt; None if `reply` has returned it already."""

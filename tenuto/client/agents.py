@@ -52,6 +52,8 @@ class Agents:
         when_busy: WhenBusy,
         on_crash: OnCrash,
         timeout_s: float,
+        budget_s: float | None,
+        max_tries: int,
         slots: int,
         debug: bool | None,
     ) -> Callable[[Handler], Handler]:
@@ -62,7 +64,7 @@ class Agents:
             raise LocalError(f"debug must be True, False or None, got {shown(debug)}")
 
         def register(handler: Handler) -> Handler:
-            agent = check_agent(Agent(handler, name or "agent", on_crash, timeout_s))
+            agent = check_agent(Agent(handler, name or "agent", on_crash, timeout_s, budget_s, max_tries))
             self._agents.append(RemoteAgent(self._client, self, agent, pattern, name, when_busy, slots, debug))
             return handler
 

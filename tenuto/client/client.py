@@ -42,6 +42,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Member, Message, Part, check_json, check_part, plain
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.text import whole_text
+from tenuto.core.turns import ATTEMPTS
 
 if TYPE_CHECKING:
     import httpx2
@@ -449,6 +450,8 @@ class Client:
         when_busy: WhenBusy = "queue",
         on_crash: OnCrash = "restart",
         timeout_s: float = 3600.0,
+        budget_s: float | None = None,
+        max_tries: int = ATTEMPTS,
         slots: int = 100,
         debug: bool | None = None,
     ) -> Callable[[Handler], Handler]:
@@ -463,7 +466,15 @@ class Client:
         if self._agents is None:
             self._agents = Agents(self)
         return self._agents.register(
-            pattern, name=name, when_busy=when_busy, on_crash=on_crash, timeout_s=timeout_s, slots=slots, debug=debug
+            pattern,
+            name=name,
+            when_busy=when_busy,
+            on_crash=on_crash,
+            timeout_s=timeout_s,
+            budget_s=budget_s,
+            max_tries=max_tries,
+            slots=slots,
+            debug=debug,
         )
 
     async def run(self, *, drain_s: float | None = 30.0) -> None:

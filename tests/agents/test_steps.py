@@ -22,7 +22,7 @@ from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand
 from tenuto.core.turns import step_id
 from tenuto.stores.memory import MemoryStore
-from tests.agents.test_turns import new_hub
+from tests.agents.test_turns import Failing, new_hub
 from tests.virtual import virtually
 
 Script = Callable[[Turn], Awaitable[None]]
@@ -427,3 +427,69 @@ async def test_a_client_that_has_taken_the_id_of_a_question_cannot_answer_it() -
     (question,) = await hub.pending_commands("chat:1")
     assert (question.data, question.id != asked[0], len(asked)) == ("delete all", True, 1)
     await hub.close()
+
+
+@virtually
+async def test_a_budget_is_for_all_attempts_and_stands_still_while_a_person_decides() -> None:
+    store = MemoryStore()
+    began = asyncio.get_running_loop().time()
+    ended: list[float] = []
+
+    async def script(turn: Turn) -> None:
+        await turn.step(f"work {turn.attempt}", asyncio.sleep, 30)
+        await turn.ask("approve", timeout_s=7200)
+        try:
+            await asyncio.sleep(10_000)
+        finally:
+            ended.append(asyncio.get_running_loop().time() - began)
+
+    for seconds in (40, 35):  # the second attempt works for 30 s, before and after the wait of the first for a person
+        hub = new_hub(store)
+        hub.agent("chat:*", name="bot", timeout_s=70, budget_s=100)(script)
+        await hub.start()
+        if seconds == 40:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(seconds)
+        if seconds == 40:
+            await hub.close()
+    await asyncio.sleep(3600)
+    (question,) = await hub.pending_commands("chat:1")
+    await hub.reply("chat:1", question.id)
+    replied = asyncio.get_running_loop().time() - began
+    await asyncio.sleep(100)
+    assert ended == [pytest.approx(replied + 40, abs=0.1)]  # of 100 s each attempt had used 30
+    (answer,) = (await hub.history("chat:1")).messages[:1]
+    assert (answer.status, answer.reason) == ("failed", "timeout")
+    await hub.close()
+
+
+@virtually
+async def test_a_turn_fails_after_its_most_tries() -> None:
+    store = Failing()
+    seen: list[int] = []
+    for _ in range(4):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", max_tries=2)
+        async def bot(turn: Turn) -> None:
+            seen.append(turn.attempt)
+            await asyncio.sleep(10_000)
+
+        await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        store.is_down = True
+        await hub.close()
+        store.is_down = False
+    assert seen == [1, 2]
+    hub = new_hub(store)
+    (answer,) = (await hub.history("chat:1")).messages[:1]
+    assert (answer.status, answer.reason) == ("failed", "crashed")
+    await hub.close()
+
+
+@pytest.mark.parametrize("settings", [{"budget_s": 0}, {"max_tries": 0}, {"max_tries": 6}, {"max_tries": 1.5}])
+def test_settings_of_a_turn_have_bounds(settings: dict[str, Any]) -> None:
+    with pytest.raises(LocalError, match=next(iter(settings))):
+
+        @new_hub().agent("chat:*", **settings)
+        async def bot(turn: Turn) -> None: ...
