@@ -465,41 +465,6 @@ async def test_a_channel_that_no_pattern_of_an_agent_matches_is_named_once(caplo
 
 
 @virtually
-async def test_a_channel_whose_agent_has_gone_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    store = MemoryStore()
-    earlier = new_hub(store)
-    earlier.agent("chats:*", name="bot")(_never)
-    await earlier.create("chat:1", text="x", starts_turn=False)
-    await asyncio.sleep(1)
-    await earlier.close()
-    hub = new_hub(store)
-    await hub.create("chats:0", text="before any agent is connected")
-    await asyncio.sleep(6)
-    hub.agent("chat:*", name="bot")(_never)
-    hub.agent("desk:*", name="clerk")(_never)
-    await hub.create("chats:1", text="anybody?")
-    await hub.create("chat:2", text="anybody?")
-    await asyncio.sleep(6)
-    await hub.close()
-    later = new_hub(store)
-    later.agent("chat:*", name="bot")(_never)
-    await later.create("chats:1", text="anybody?")
-    await later.create("chats:2", text="anybody?")
-    await asyncio.sleep(6)
-    await later.close()
-    named = [record.getMessage() for record in caplog.records if "no agent serves" in record.getMessage()]
-    gone = 'The agent of "chats:*" has gone, and questions wait for it for a day'
-    assert named == [
-        f'no agent serves "chats:0"; no agent is connected. {gone}',
-        f'no agent serves "chats:1"; agents serve "chat:*". {gone}',
-    ]
-
-
-async def _never(turn: Turn) -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-@virtually
 async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
     hub = new_hub()
     turns: list[tuple[int, list[Any]]] = []
@@ -650,21 +615,3 @@ class Failing(MemoryStore):
         if self.is_down:
             raise StoreUnavailable("not now")
         return await super().commit(writes)
-
-
-@virtually
-async def test_answer_of_a_crashed_attempt_that_is_not_continued_does_not_stream_for_ever() -> None:
-    store = MemoryStore()
-    await left_in_mid_answer(store)
-    second = new_hub(store)
-
-    @second.agent("chat:*", name="bot", on_crash="continue")
-    async def silent(turn: Turn) -> None:
-        assert turn.previous is not None
-
-    await second.start()
-    found = await until_over(second, 1)
-    await asyncio.sleep(5)
-    assert [(one.text, one.status) for one in (await messages(second))[1:]] == [("half ", "failed")]
-    assert found[1].reply_to == found[0].id
-    await second.close()

@@ -165,29 +165,6 @@ async def test_edit_of_a_question_that_another_person_deleted_keeps_the_draft_ov
         await window.evaluate("client.close()")
 
 
-async def test_page_shows_who_types_and_who_replied_to_an_approval(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        ada, bob = await page_at(browser, port), await page_at(browser, port)
-        await follow(ada)
-        await follow(bob, "bob", "sse")
-        await bob.evaluate("channel.typing()")
-        await ada.wait_for_function("() => channel.getSnapshot().typing.join() === 'bob'")
-        await bob.evaluate("channel.typing(false)")
-        await ada.wait_for_function("() => channel.getSnapshot().typing.length === 0")
-        asked = await hub.command("chat:1", "approve", data={"tool": "rm"})
-        for window in (ada, bob):
-            await window.wait_for_function("() => channel.getSnapshot().commands.length === 1")
-        await bob.evaluate("id => channel.reply(id, { ok: false })", asked.id)
-        await ada.wait_for_function("() => channel.getSnapshot().commands.length === 0")
-        [replied] = await ada.evaluate("channel.getSnapshot().replied")
-        assert (replied["id"], replied["reply"]["ok"], replied["reply"]["from"]) == (asked.id, False, "bob")
-        code = await ada.evaluate("id => channel.reply(id, { ok: true }).catch((error) => error.code)", asked.id)
-        assert code == "already_answered"
-        for window in (ada, bob):
-            await window.evaluate("client.close()")
-
-
 async def show(window: Page, is_hidden: bool) -> None:
     """Hide the page or show it again. Headless Chromium keeps every page visible, so the page is told."""
     await window.evaluate(

@@ -5,7 +5,6 @@ Layer: tests.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 
@@ -23,7 +22,6 @@ _HAS_AGENTS = """names => {
   const { members } = chat.client.channel(chat.getAttribute("channel")).getSnapshot().presence
   return names.every(name => members.some(({ id }) => id === name))
 }"""
-_MARKS = "document.querySelector('tenuto-chat').marks"
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -101,49 +99,6 @@ async def test_a_stop_reaches_a_window_that_reconnects(browser: Browser, demo: S
         assert stored.startswith(shown)
         assert [await tab.text(answer) for tab in (ada, bob, cyd)] == [stored] * 3
         assert ada.errors + bob.errors + cyd.errors == []
-
-
-async def test_one_person_approves_the_request_of_another(browser: Browser, demo: Server, channel: str) -> None:
-    ada, bob = await two_people(browser, demo, channel)
-    body = {"id": "old", "role": "assistant", "text": "Old."}
-    await asyncio.to_thread(demo.post, f"{demo.hub}/v1/channels/{channel}/messages", body)
-    await expect(ada.page.locator('[data-message-id="old"]')).to_be_visible()
-    await ada.send("Delete the messages")
-    for tab in (ada, bob):
-        await expect(tab.page.locator(".approval .ask")).to_have_text("Delete the message above?")
-    await ada.page.reload()  # an approval is stored like every command
-    await expect(ada.page.locator(".approval .ask")).to_have_text("Delete the message above?")
-    await bob.page.get_by_role("button", name="Allow", exact=True).click()
-    for tab in (ada, bob):
-        await expect(tab.page.locator(ANSWER).last).to_contain_text("1 message deleted")
-        await expect(tab.page.locator(".approval button")).to_have_count(0)
-        await expect(tab.page.locator('[data-message-id="old"]')).to_have_count(0)
-    assert ada.errors + bob.errors == []
-
-
-async def test_another_agent_continues_visibly_after_a_crash(browser: Browser, demo: Server, channel: str) -> None:
-    ada, bob = await two_people(browser, demo, channel)
-    await ada.send("What is a cursor?")
-    answer, shown = await answer_in(ada)
-    await ada.page.click("#do-crash")
-    line = re.compile(r"guide~\d crashed here. \*\*guide~?\d?\*\* went on.")
-    for tab in (ada, bob):
-        await expect(tab.page.locator("#do-crash")).to_have_attribute("data-state", "ok")
-        [mark] = await tab.page.evaluate(_MARKS)
-        assert line.fullmatch(mark["text"])
-    at = demo.message(channel, answer)["meta"]["continued"][0]["at"]
-    await bob.until_length(answer, at + 40)
-    await bob.page.click(".stop")
-    for tab in (ada, bob):
-        await tab.until_status(answer, "cancelled")
-        assert await tab.text(answer) == text_of(demo.message(channel, answer))
-    assert (await ada.text(answer) or "").startswith(shown)
-    await expect(ada.page.locator(ANSWER)).to_have_count(1)
-    await ada.reload()
-    await ada.until_status(answer, "cancelled")
-    [mark, *_] = await ada.page.evaluate(_MARKS)
-    assert line.fullmatch(mark["text"])
-    assert ada.errors + bob.errors == []
 
 
 async def test_a_member_does_not_flicker_on_refresh(browser: Browser, demo: Server, channel: str) -> None:

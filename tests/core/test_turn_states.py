@@ -64,23 +64,6 @@ def test_every_phase_is_reached_and_leads_to_the_end() -> None:
 # -- following the log -----------------------------------------------------------------------------------------
 
 
-def test_turn_waits_is_claimed_runs_and_is_over() -> None:
-    log = served_log("q")
-    turn = observed(log)
-    phases = [turn.phase]
-    turn.send_claim()
-    phases.append(turn.phase)
-    log.claim("q", caller=FAR, lease_s=15)
-    assert look(turn, log) is None  # the result of the claim follows
-    left = turn.resolve(TurnEvent.TAKEN, 1)
-    turn.worker = "far"
-    phases.append(turn.phase)
-    log.end("q", caller=FAR)
-    assert left == Left(Phase.CLAIMING, 0, None)
-    assert look(turn, log) == Left(Phase.RUNNING, 1, "far")
-    assert [*phases, turn.phase] == [Phase.WAITING, Phase.CLAIMING, Phase.RUNNING, Phase.OVER]
-
-
 def test_turn_in_this_process_is_not_an_orphan_while_it_runs() -> None:
     log = served_log("q")
     turn = observed(log)

@@ -17,8 +17,6 @@ import pytest
 
 from tenuto.core.errors import (
     Draining,
-    InvalidName,
-    InvalidText,
     StoreUnavailable,
 )
 from tenuto.core.events import ChannelAttached, parse_cursor
@@ -175,14 +173,6 @@ async def test_claims_and_leases_send_no_event_to_viewers() -> None:
         attached, append = (await take(resumed)).events
         assert isinstance(attached, ChannelAttached)
         assert (attached.resumed, attached.serial, append.serial) == (True, 5, 5)
-
-
-@pytest.mark.parametrize("target", ["\ud83d", "a b", "!a", ""])
-async def test_command_with_an_invalid_target_is_refused_and_delays_no_other_request(target: str) -> None:
-    async with scripted() as (hub, _):
-        with pytest.raises((InvalidName, InvalidText)):
-            await hub.command("c", "steer", target=target)
-        assert (await hub.create("c", id="m", text="x")).text == "x"
 
 
 async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:

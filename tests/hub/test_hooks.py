@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.hub import HubCore
 from tenuto.hub.hooks import HookEvent
-from tenuto.stores.base import Changes
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -188,52 +185,6 @@ async def test_hub_does_not_start_without_the_registration_of_a_new_hook() -> No
     await asyncio.sleep(1)
     assert short(received) == [("message.create", "m1", 1)]
     await hub.close()
-
-
-class _CreatedAgain(MemoryStore):
-    """A store that calls `before` once before a read of changed messages."""
-
-    before: Callable[[], Awaitable[None]] | None = None
-
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        before, self.before = self.before, None
-        if before is not None:
-            await before()
-        return await super().changes(channel, after=after, limit=limit)
-
-
-@virtually
-async def test_hook_receives_all_entries_of_a_channel_that_is_created_again_while_it_is_read() -> None:
-    store = _CreatedAgain()
-    hub = new_hub(store)
-    received = listen(hub)
-    await hub.create("chat:1", id="a", text="x")
-    await asyncio.sleep(1)
-
-    async def begin_anew() -> None:
-        await hub.delete_channel("chat:1")
-        for message_id in ("c", "d"):
-            await hub.create("chat:1", id=message_id, text="y")
-
-    store.before = begin_anew
-    await hub.create("chat:1", id="b", text="x")
-    await asyncio.sleep(1)
-    assert [one.id for one in received] == ["a", "c", "d"]
-    await hub.close()
-
-
-async def test_hook_positions_survive_a_restart_in_a_file(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/hooks.db"
-    for number in range(3):
-        hub = new_hub(url)
-        received = listen(hub)
-        await hub.create("chat:1", id=f"m{number}", text="x")
-        async with asyncio.timeout(60):
-            while f"m{number}" not in [one.id for one in received]:  # noqa: ASYNC110 - a hook sets no event
-                await asyncio.sleep(0.005)
-        await hub.close()
-        # At least once: the hook may receive the last event before the restart again.
-        assert [one.id for one in received][-2:] in ([f"m{number}"], [f"m{number - 1}", f"m{number}"])
 
 
 def test_hook_function_that_is_not_async_is_refused() -> None:

@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from tenuto.core.errors import Forbidden, InvalidName, LocalError
 from tenuto.core.names import matches
 from tenuto.core.requests import Caller
-from tenuto.hub.access.identity import CAPABILITIES, Identity, claimed_identity, fill_pattern
+from tenuto.hub.access.identity import Identity, claimed_identity, fill_pattern
 
 READER = frozenset({"subscribe", "history"})
 names = st.text(alphabet="ab:./-~*{}", min_size=1, max_size=8)
-
-
-def test_identity_without_grants_has_every_capability_everywhere() -> None:
-    identity = Identity(client_id="ada")
-    assert all(identity.has(one, "any:channel") and identity.has_everywhere(one) for one in CAPABILITIES)
-    identity.check("admin", "c")
 
 
 def test_capabilities_without_patterns_hold_on_every_channel() -> None:

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import pytest
 
 from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
-from tenuto.core.ops import Takeover
-from tenuto.core.requests import SERVER, Caller, CreateMessage, DeleteMessage, FinishMessage
+from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.pace import Pace
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Tail, Write
@@ -98,40 +97,6 @@ async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_t
     with pytest.raises(error):
         await write()
     await asyncio.gather(ending, return_exceptions=True)
-    await hub.close()
-
-
-async def interrupted_half(store: Trying) -> HubCore:
-    """Return a hub with an interrupted message that can be taken over."""
-    hub = HubCore(store, hooks_signals=False, drain_s=0, clock=virtual_clock())
-    await hub.start()
-    await hub.ask("c", "m", CreateMessage(role="assistant", status="streaming", text="half"), ANN)
-    await hub.ask("c", "m", FinishMessage(status="interrupted"), SERVER)
-    return hub
-
-
-class Blinked(Trying):
-    """A store that refuses reads once it has stored a takeover."""
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        results = await super().commit(writes)
-        self.is_unreadable |= any(isinstance(entry.op, Takeover) for write in writes for entry in write.entries)
-        return results
-
-
-@virtually
-async def test_takeover_that_was_stored_without_a_result_is_interrupted_again() -> None:
-    store = Blinked()
-    store.is_exclusive = False  # so that the hub reads from the store
-    hub = await interrupted_half(store)
-    with pytest.raises(StoreUnavailable):
-        await hub.take_over("c", "m", author="bot")
-    await asyncio.sleep(30)
-    store.is_unreadable = False
-    assert (await hub.read("c", "m"))[0].status == "streaming"
-    await asyncio.sleep(5)
-    left, _ = await hub.read("c", "m")
-    assert (left.text, left.status, left.reason) == ("half", "interrupted", "writer_gone")
     await hub.close()
 
 

@@ -95,23 +95,6 @@ async def status(hub: HubCore, channel: str = "c", message_id: str = "m") -> str
     return (await hub.read(channel, message_id))[0].status
 
 
-@virtually
-async def test_messages_of_a_node_that_joins_during_a_recovery_continue() -> None:
-    store = Shared()
-    here, joining = await watching(store), new_hub(store, 2)
-    await leave_messages(store, "c")
-
-    async def join(channel: str) -> None:
-        store.before = None
-        await joining.message(channel, id="new").open()
-
-    store.before = join
-    await asyncio.sleep(2)
-    assert (await status(here), await status(here, "c", "new")) == ("interrupted", "streaming")
-    await joining.close()
-    await here.close()
-
-
 @pytest.mark.parametrize("error", [StoreUnavailable("the shard is down"), ValueError("a bug")])
 @virtually
 async def test_recovery_that_goes_on_beside_the_rest_and_fails_is_repeated_soon(error: Exception) -> None:

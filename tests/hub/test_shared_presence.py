@@ -17,14 +17,13 @@ import pytest
 from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.app import Hub
 from tenuto.core.errors import TooMany
-from tenuto.core.events import PresenceLeave, Signal
+from tenuto.core.events import Signal
 from tenuto.core.limits import Limits
 from tenuto.core.model import Member
 from tenuto.hub import HubCore
-from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.nodes.following import WAITING_NOTICES
-from tenuto.hub.people.presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS, SIGNAL_BYTES
-from tenuto.hub.people.presence_state import GRACE_S, MAX_CONNECTIONS
+from tenuto.hub.people.presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS
+from tenuto.hub.people.presence_state import MAX_CONNECTIONS
 from tenuto.stores.base import Hold, Notice, Renewal
 from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared, new_hub
@@ -158,23 +157,6 @@ async def test_lease_that_is_withdrawn_at_another_node_ends_unless_it_was_renewe
 
 
 @virtually
-async def test_members_of_an_ended_node_leave_after_the_grace_unless_they_reconnect_elsewhere() -> None:
-    """A hub that drains ends its lease at once; the lease of one that dies expires first."""
-    async with pair(Notifying()) as (here, there, viewer):
-        for member in ("ann", "bob"):
-            enter(here, member, {"name": member})
-        await viewer.until(lambda view: len(view.members()) == 2)
-        await here.close()
-        await asyncio.sleep(FOLLOW_S + MERGE_S)
-        enter(there, "ann", {"name": "ann"})
-        assert sorted(await shown(there)) == ["ann", "bob"]
-        await asyncio.sleep(GRACE_S + FOLLOW_S)
-        assert await shown(there) == ["ann"]
-        await viewer.until(lambda view: len(view.members()) == 1)
-        assert [one.id for one in viewer.events if isinstance(one, PresenceLeave)] == ["bob"]
-
-
-@virtually
 async def test_member_of_a_kind_of_a_newer_release_is_left_out_and_no_other_member_of_its_node() -> None:
     store = Notifying()
     async with pair(store) as (_, _, viewer):
@@ -236,19 +218,6 @@ async def test_lease_is_renewed_once_a_second_without_changes_and_each_second_fo
 
 
 @virtually
-async def test_first_readers_of_a_channel_all_get_the_members() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, _):
-        here.runtime.presence.enter("late", "ann", "tab", None)
-        await asyncio.sleep(SOON_S)
-        store.reading_s = 0.05
-        given_up, *others = [asyncio.create_task(there.members("late")) for _ in range(3)]
-        await asyncio.sleep(0.01)
-        given_up.cancel()
-        assert [(await one).count for one in others] == [1, 1]
-
-
-@virtually
 async def test_hold_of_a_channel_has_a_bound_and_all_people_are_counted() -> None:
     store = Notifying()
     async with pair(store) as (here, there, _):
@@ -289,48 +258,6 @@ async def test_limits_of_members_and_of_their_connections_count_all_nodes() -> N
         enter(there, "ann")
     for hub in (here, there, late):
         await hub.close()
-
-
-@virtually
-async def test_lease_over_http_ends_with_the_identity_also_after_a_slow_read_of_the_other_nodes() -> None:
-    store = Notifying()
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    clock = SimClock(loop, Random(1))
-    expires_at_ms = clock.now_ms() + 10_000
-
-    async def authenticate(scope: Scope) -> Identity:
-        return Identity(client_id="ann", expires_at_ms=expires_at_ms)
-
-    hub = Hub(store, hooks_signals=False, drain_s=0.0, clock=clock, authenticate=authenticate)
-    await hub.start()
-    store.reading_s = 8.0
-    async with asking(hub) as http:
-        assert (await http.put("/v1/channels/c/presence/ann", json={"lease_s": 3600})).status_code == 204
-        assert 0 < expires_at_ms - clock.now_ms() <= 2_000
-        assert await shown(hub) == ["ann"]
-        await asyncio.sleep(3)
-        assert await shown(hub) == []
-    await hub.close()
-
-
-@virtually
-async def test_signal_reaches_the_viewers_of_another_node_once_and_is_not_stored() -> None:
-    store = Notifying()
-    store.copies = 2
-    async with pair(store) as (here, _, viewer):
-        await here.signal("c", "typing", {"on": True}, by="ann")
-        shared = here.runtime.presence.shared
-        assert shared is not None
-        shared.send_signal("c", Signal(name="typing", data="x" * SIGNAL_BYTES))
-        await here.signal("c", "typing", {"on": False}, by="ann")
-        await viewer.take()
-        signals = [event for event in viewer.events if isinstance(event, Signal)]
-        assert [(one.name, one.data, one.from_) for one in signals] == [
-            ("typing", {"on": True}, "ann"),
-            ("typing", {"on": False}, "ann"),
-        ]
-        assert (await here.info("c")).serial == 0
 
 
 @virtually

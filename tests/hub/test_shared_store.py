@@ -13,14 +13,12 @@ import pytest
 
 from tenuto.core.document import Stored
 from tenuto.core.errors import Deleted, TooMany
-from tenuto.core.events import ChannelAttached
 from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
-from tests.hub.watching import Watcher
 from tests.stores.contract import Chat, append, create, emptied
 
 ANN = Caller(id="ann")
@@ -80,31 +78,12 @@ async def there(store: Shared) -> AsyncIterator[HubCore]:
     await hub.close()
 
 
-async def test_cursor_of_another_hub_is_resumed(here: HubCore, there: HubCore) -> None:
-    await here.create("c", id="m1", text="known here")
-    viewer = Watcher(there, "c")
-    await viewer.take()
-    await there.create("c", id="m2", text="not yet known here")
-    await viewer.take()
-    back = Watcher(here, "c", since=viewer.cursor)
-    attached = (await back.take()).events[0]
-    assert isinstance(attached, ChannelAttached)
-    assert (attached.resumed, back.cursor) == (True, viewer.cursor)
-
-
 async def test_limit_of_open_commands_counts_those_of_all_nodes(here: HubCore, there: HubCore) -> None:
     for number in range(24):
         await (here, there)[number % 2].ask("c", command_key(f"c{number}"), SendCommand(name="poke"), ANN)
     await here.ask("c", command_key("last"), SendCommand(name="poke"), ANN)
     with pytest.raises(TooMany, match="25 commands of this sender"):
         await there.ask("c", command_key("more"), SendCommand(name="poke"), ANN)
-
-
-async def test_message_of_a_channel_deleted_during_a_load_is_not_loaded(here: HubCore, store: Shared) -> None:
-    store.passing = Chat(store).write(create("m", streaming=True))
-    await here.start()
-    await here.channel("c").load()
-    assert here.channel("c").state.messages == {}
 
 
 async def test_message_that_another_hub_begins_during_the_deletion_of_its_channel_is_used_up(

@@ -6,10 +6,8 @@ Layer: tests. The store is the one in memory, declared as shared, and time is vi
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
 
 import pytest
 
@@ -17,7 +15,6 @@ from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
-from tenuto.core import turns
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Claim, Create
 from tenuto.hub.turns import shared as shared_turns
@@ -140,36 +137,6 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
 
 
 @virtually
-async def test_two_nodes_answer_each_question_once_and_one_at_a_time_in_each_channel() -> None:
-    store = Slow()
-    hubs = [new_hub(store, number) for number in (1, 2)]
-    attempts: Counter[tuple[str, str]] = Counter()
-    running: Counter[str] = Counter()
-    together = 0
-
-    async def bot(turn: Turn) -> None:
-        nonlocal together
-        attempts[turn.channel, turn.message.id] += 1
-        running[turn.channel] += 1
-        together = max(together, running[turn.channel])
-        await asyncio.sleep(0.02)
-        await answer(turn)
-        running[turn.channel] -= 1
-
-    for hub in hubs:
-        hub.agent("*", name="bot")(bot)
-    await started(*hubs)
-    asked: list[Any] = [(f"c{number % 40}", f"q{number}") for number in range(200)]
-    await asyncio.gather(*(say(hubs[number % 2], *one) for number, one in enumerate(asked)))
-    for channel, message_id in asked:
-        assert await answered(hubs[0], channel, message_id, 30.0) == ["complete"]
-    assert attempts == Counter(asked)
-    assert together == 1
-    for hub in hubs:
-        await hub.close()
-
-
-@virtually
 async def test_handler_that_does_not_begin_leaves_the_answer_that_it_has_taken_over_to_the_next_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -220,35 +187,6 @@ class Stalled(Shared):
         if any(op.writer is not None and op.writer.node == self.refused for op in begun):
             await self.is_free.wait()
         return await super().commit(writes)
-
-
-@virtually
-async def test_node_that_was_cut_off_begins_no_answer_of_a_turn_that_it_has_lost(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    store, may_reply = Stalled(), asyncio.Event()
-    here, there = new_hub(store, 1), new_hub(store, 2)
-
-    @here.agent("*", name="bot")
-    async def bot(turn: Turn) -> None:
-        await may_reply.wait()
-        await answer(turn)
-
-    await started(here, there)
-    await say(here, "c", "q")
-    await asyncio.sleep(0.5)
-    store.refused = here.runtime.node
-    may_reply.set()
-    await asyncio.sleep(0.1)
-    there.agent("*", name="bot")(answer)
-    assert await answered(there, "c", "q", 9.0) == ["complete"]
-    store.is_free.set()
-    await asyncio.sleep(1.0)
-    assert [one.status for one in (await there.turn("c", "q")).answers] == ["complete"]
-    store.refused = ""
-    assert not [one for one in caplog.records if one.exc_info]
-    await here.close()
-    await there.close()
 
 
 @virtually
@@ -342,58 +280,5 @@ async def test_waiting_turns_that_no_agent_can_take_hide_no_other_from_the_other
         await say(here, f"old:{number}", "q")
     await say(here, "new", "q")
     assert await answered(here, "new", "q", 2.5) == ["complete"]
-    await here.close()
-    await there.close()
-
-
-class LateEnd(Late):
-    """A store that is slow until a claim is stored late, and carries out the end of a turn once a handler has begun."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.begun: list[str] = []
-        self.given_up = 0
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        ops = [entry.op for write in writes for entry in write.entries]
-        if not self.given_up and any(isinstance(op, Claim) and op.state == "done" for op in ops):
-            self.given_up += 1
-            self.refused, self.is_slow = "", False
-            async with asyncio.timeout(60):
-                while not self.begun:  # noqa: ASYNC110 - virtual
-                    await asyncio.sleep(0.1)
-        return await super().commit(writes)
-
-
-@virtually
-async def test_node_that_gives_up_a_turn_does_not_end_an_attempt_that_was_confirmed_meanwhile(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(turns, "ATTEMPTS", 1)
-    store = LateEnd()
-    here, there = new_hub(store, 1), new_hub(store, 2)
-    for name, hub in (("here", here), ("there", there)):
-
-        @hub.agent("*", name="bot")
-        async def begin(turn: Turn, name: str = name) -> None:
-            store.begun.append(name)
-            await asyncio.sleep(3600)
-
-    await here.start()
-    await asyncio.sleep(3)
-    store.is_slow = True
-    await asyncio.sleep(3)
-    await say(here, "c", "q")
-    async with asyncio.timeout(60):
-        while not store.claims:  # noqa: ASYNC110 - virtual
-            await asyncio.sleep(0.05)
-    store.refused = here.runtime.node
-    await asyncio.sleep(5.9)
-    store.is_slow = False
-    await there.start()
-    await asyncio.sleep(15)
-    assert store.given_up == 1
-    assert store.begun == ["here"]
-    assert [one.role for one in (await there.history("c")).messages] == ["user"]  # no answer that failed
     await here.close()
     await there.close()

@@ -12,7 +12,6 @@ from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
 from tenuto.core.turns import ATTEMPTS
-from tenuto.hub.leases import BROKEN_S
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.stores.base import Committed, Conflict, Write
@@ -63,28 +62,6 @@ async def answers(hub: Hub) -> list[Message]:
 # -- interruption by newer messages --------------------------------------------------------------------------------
 
 
-@virtually
-async def test_interrupting_agent_works_on_the_newest_of_several_messages_only() -> None:
-    hub = new_hub()
-    await hub.start()
-    worker = Worker(when_busy="interrupt")
-    hub.runtime.scheduler.register(worker)
-    for number in range(5):
-        await hub.create(CHANNEL, id=f"m{number}", text="?")
-    await asyncio.sleep(1)
-    for turn in worker.begun:  # a worker ends its cancelled turns
-        if turn.message_id != "m4":
-            hub.runtime.scheduler.end(worker, turn, "cancelled", lambda result: None)
-    await asyncio.sleep(10)
-    assert [turn.message_id for turn in worker.begun] == ["m0", "m4"]
-    state = hub.channel(CHANNEL).state
-    ends = {one.id: one.claim.state for one in state.messages.values() if one.claim is not None}
-    assert ends == {**dict.fromkeys(("m0", "m1", "m2", "m3"), "cancelled"), "m4": "taken"}
-    cancels = [command.target for command in state.commands.values()]
-    assert sorted(map(str, cancels)) == ["m0", "m1", "m2", "m3"]  # each cancel was sent once
-    await hub.close()
-
-
 class Slow(MemoryStore):
     """A store whose commits take 50 ms, so that requests sent meanwhile are decided in one batch."""
 
@@ -96,45 +73,6 @@ class Slow(MemoryStore):
 # -- free slots ----------------------------------------------------------------------------------------------------
 
 
-@virtually
-async def test_message_behind_one_deleted_during_its_claim_is_next() -> None:
-    hub = new_hub(Slow())
-    await hub.start()
-    crowded = Worker("other")
-    crowded.free = 0
-    hub.runtime.scheduler.register(crowded)
-    for message_id in ("m1", "m2"):
-        await hub.create(CHANNEL, id=message_id, text="?")
-    worker = Worker()  # a worker with more slots, so that the returned slot alone causes no offer
-
-    async def meanwhile() -> None:
-        await asyncio.sleep(0.01)
-        hub.runtime.scheduler.register(worker)
-        await hub.delete(CHANNEL, "m1")  # in one batch with the claim, after it
-
-    await asyncio.gather(hub.create("elsewhere", text="?"), meanwhile())
-    await asyncio.sleep(1)
-    assert [turn.message_id for turn in worker.begun] == ["m2"]
-    assert worker.free == 9
-    await hub.close()
-
-
-@virtually
-async def test_worker_with_more_turns_than_slots_gets_a_turn_when_a_slot_is_free() -> None:
-    hub = new_hub()
-    await hub.start()
-    worker = Worker()
-    worker.free = -1  # it registered again with fewer slots than it has turns
-    hub.runtime.scheduler.register(worker)
-    for number in range(3):
-        await hub.create(f"chat:{number}", id=f"m{number}", text="?")
-    for begun in (0, 0, 1, 2):
-        await asyncio.sleep(1)
-        assert len(worker.begun) == begun
-        hub.runtime.scheduler.freed(worker)
-    await hub.close()
-
-
 # -- messages that a running turn has taken in ---------------------------------------------------------------------
 
 
@@ -143,48 +81,6 @@ async def claim_of(hub: Hub, message_id: str) -> tuple[str, int]:
     claim = (await hub.runtime.message(CHANNEL, message_id)).claim  # events to clients carry no claim
     assert claim is not None
     return claim.state, claim.generation
-
-
-async def with_one_taken_in(hub: Hub, worker: Worker) -> None:
-    """Give the worker the turn of `m1`, and let that turn take `m2` in."""
-    await start_with_messages(hub, worker, "m1", "m2")
-    await asyncio.sleep(0.1)
-    assert await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-    assert await claim_of(hub, "m2") == ("taken", 1)
-
-
-@virtually
-async def test_taken_in_message_ends_with_its_turn() -> None:
-    hub, worker = new_hub(), Worker()
-    await with_one_taken_in(hub, worker)
-    await hub.create(CHANNEL, id="m3", text="?")
-    for _ in range(10):  # the renewal covers the turn and its taken-in message
-        await asyncio.sleep(LEASE_S / 2)
-        assert hub.runtime.scheduler.renew(worker, worker.begun[0])
-    assert await claim_of(hub, "m2") == ("taken", 1)
-    assert hub.runtime.scheduler.stats()["turns_running"] == 1
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
-    await asyncio.sleep(1)
-    assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
-    assert [turn.message_id for turn in worker.begun] == ["m1", "m3"]
-    await hub.close()
-
-
-@pytest.mark.parametrize("is_broken", [True, False], ids=["its socket broke", "its lease expired"])
-@virtually
-async def test_taken_in_message_waits_again_after_the_death_of_its_worker(is_broken: bool) -> None:
-    hub, worker = new_hub(), Worker()
-    await with_one_taken_in(hub, worker)
-    successor = Worker()
-    hub.runtime.scheduler.unregister(worker, is_broken=is_broken)
-    hub.runtime.scheduler.register(successor)
-    await asyncio.sleep(BROKEN_S + 1 if is_broken else LEASE_S + 1)
-    assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2)]
-    assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
-    hub.runtime.scheduler.end(successor, successor.begun[0], "done", lambda result: None)
-    await asyncio.sleep(1)
-    assert [(turn.message_id, turn.generation) for turn in successor.begun] == [("m1", 2), ("m2", 2)]
-    await hub.close()
 
 
 @virtually
@@ -204,21 +100,6 @@ async def test_message_may_be_taken_in_again_by_its_own_turn_only() -> None:
     await asyncio.sleep(1)
     assert (await claim_of(hub, "m3"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 1))
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
-    await hub.close()
-
-
-@virtually
-async def test_message_taken_in_without_a_result_for_the_turn_waits_again() -> None:
-    hub, worker = new_hub(Slow()), Worker()
-    await start_with_messages(hub, worker, "m1", "m2")
-    await asyncio.sleep(1)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):  # it is stored a little later
-            await hub.take_waiting(CHANNEL, "m2", "far", turn="m1")
-    await asyncio.sleep(1)
-    hub.runtime.scheduler.end(worker, worker.begun[0], "done", lambda result: None)
-    await asyncio.sleep(1)
-    assert [(turn.message_id, turn.generation) for turn in worker.begun] == [("m1", 1), ("m2", 2)]
     await hub.close()
 
 
@@ -352,49 +233,4 @@ async def test_message_behind_one_that_is_given_up_is_next() -> None:
 # -- agents whose process is known to be gone ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_after_restart", [False, True], ids=["at once", "after a restart of the hub"])
-@virtually
-async def test_abandoned_turn_goes_to_another_agent_without_waiting_for_its_lease(is_after_restart: bool) -> None:
-    store = MemoryStore()
-    hub, dead, other = new_hub(store), Worker("dead"), Worker("other")
-    await start_with_messages(hub, dead, "m1")
-    assert len(dead.begun) == 1
-    if is_after_restart:
-        await hub.close()
-        hub = new_hub(store)
-        await hub.start()
-    hub.runtime.scheduler.register(other)
-    assert hub.runtime.scheduler.abandon("other") == []
-    assert [turn[:3] for turn in hub.runtime.scheduler.abandon("dead")] == [(CHANNEL, "m1", 1)]
-    assert hub.runtime.scheduler.abandon("dead") == []
-    await asyncio.sleep(1)
-    assert [(turn.message_id, turn.generation) for turn in other.begun] == [("m1", 2)]
-    assert len(dead.begun) == 1  # although its broken socket may not be known yet
-    assert await claim_of(hub, "m1") == ("taken", 2)
-    await hub.close()
-
-
 # -- presence of agents --------------------------------------------------------------------------------------------
-
-
-@virtually
-async def test_agent_with_a_broken_socket_stays_present_for_a_grace_period() -> None:
-    hub = new_hub()
-    await hub.start()
-    first, second = Worker(), Worker()
-    hub.runtime.scheduler.register(first)
-    assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
-    hub.runtime.scheduler.unregister(first, is_broken=True)
-    await asyncio.sleep(BROKEN_S - 0.1)
-    assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
-    hub.runtime.scheduler.register(second)  # it reconnects within the grace period
-    await asyncio.sleep(60)
-    assert [one.id for one in (await hub.members(CHANNEL)).members] == ["far"]
-    hub.runtime.scheduler.unregister(second, is_broken=True)
-    await asyncio.sleep(BROKEN_S + 0.1)
-    assert (await hub.members(CHANNEL)).members == []
-    third = Worker()
-    hub.runtime.scheduler.register(third)
-    hub.runtime.scheduler.unregister(third)  # a deliberate end removes it at once
-    assert (await hub.members(CHANNEL)).members == []
-    await hub.close()

@@ -54,14 +54,6 @@ async def test_helper_events_are_not_written_twice(hub: Hub, provider: Provider,
     assert stored.parts == PARTS
 
 
-async def test_blocking_streams_run_in_a_thread(hub: Hub, provider: Provider, blocking: Anthropic) -> None:
-    provider.will_say(claude_answer(), claude_answer())
-    stored, _ = await pipe_all(hub, await asyncio.to_thread(lambda: blocking.messages.create(**ASK, stream=True)))
-    assert stored.parts == PARTS
-    stored, _ = await pipe_all(hub, blocking.messages.stream(**ASK))
-    assert stored.parts == PARTS
-
-
 async def test_the_text_stream_of_the_helper_is_text(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
     provider.will_say([*claude_begin(), *claude_said("Hello ", "world", place=0), *claude_end()])
     async with client.messages.stream(**ASK) as stream:

@@ -31,12 +31,6 @@ async def test_an_answer_becomes_parts_in_order(hub: Hub, provider: Provider, cl
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", '{"city":"Oslo"}', 2)])
 
 
-async def test_a_blocking_stream_runs_in_a_thread(hub: Hub, provider: Provider, client: genai.Client) -> None:
-    provider.will_say(gemini_answer())
-    stored, _ = await pipe_all(hub, client.models.generate_content_stream(**ASK))
-    assert stored.parts == [*PARTS[:2], CALLED]
-
-
 async def test_a_function_that_the_sdk_calls_itself_is_done(hub: Hub, provider: Provider, client: genai.Client) -> None:
     def weather(city: str) -> str:
         """The weather in a city."""

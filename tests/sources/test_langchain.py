@@ -64,12 +64,6 @@ async def test_a_model_over_responses(hub: Hub, provider: Provider) -> None:
     assert stored.meta["usage"] == {**RESPONSES_USAGE, "cache_write_tokens": 0}
 
 
-async def test_a_blocking_model_runs_in_a_thread(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
-    provider.will_say(chat_answer(halves=False, thought=False))
-    stored, _ = await pipe_all(hub, model.stream("Hi"))
-    assert stored.parts == PARTS[1:]
-
-
 async def test_events_of_a_model_become_the_same_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:
     provider.will_say(chat_answer(halves=False, thought=False))
     stored, piped = await pipe_all(hub, model.astream_events("Hi", version="v2"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
@@ -61,14 +59,6 @@ async def test_the_helper_of_responses_is_entered(hub: Hub, provider: Provider, 
     provider.will_say([*wire.begin(), *wire.said(0, ("Hello ", "world")), *wire.completed()])
     stored, piped = await pipe_all(hub, client.responses.stream(**ASK))
     assert (stored.text, piped.finish_reason) == ("Hello world", "stop")
-
-
-async def test_a_blocking_response_runs_in_a_thread(hub: Hub, provider: Provider, blocking: OpenAI) -> None:
-    provider.will_say(responses_answer(), responses_answer())
-    stored, _ = await pipe_all(hub, await asyncio.to_thread(lambda: blocking.responses.create(**ASK, stream=True)))
-    assert stored.parts == PARTS
-    stored, _ = await pipe_all(hub, blocking.responses.stream(**ASK))
-    assert stored.parts == PARTS
 
 
 async def test_interleaved_parts_get_their_own_text(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
@@ -173,15 +163,6 @@ async def test_helper_events_of_completions_are_not_written_twice(
     provider.will_say([*chat_said("Hello ", "world"), *chat_end()])
     stored, piped = await pipe_all(hub, client.chat.completions.stream(**CHAT))
     assert (stored.text, piped.finish_reason, piped.usage) == ("Hello world", "stop", CHAT_USAGE)
-
-
-async def test_blocking_completions_run_in_a_thread(hub: Hub, provider: Provider, blocking: OpenAI) -> None:
-    provider.will_say(chat_answer(), chat_answer(halves=False))
-    stream = await asyncio.to_thread(lambda: blocking.chat.completions.create(**CHAT, stream=True))
-    stored, _ = await pipe_all(hub, stream)
-    assert stored.parts == PARTS
-    stored, _ = await pipe_all(hub, blocking.chat.completions.stream(**CHAT))
-    assert stored.parts == PARTS
 
 
 async def test_calls_with_one_index_and_two_ids_are_two(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:

@@ -39,7 +39,7 @@ from tenuto.stores.postgres.notices import payloads_of
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import READERS, PostgresStore
 from tests.hub.watching import Watcher
-from tests.postgres import Postgres, needs_postgres, running_postgres
+from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
 from tests.stores.contract import MINUTE_MS, Chat, append, create, finish, texts
 from tests.stores.two import Two, TwoContract, opened
@@ -484,29 +484,6 @@ async def test_name_of_notices_is_a_secret_of_the_schema(server: Postgres, schem
     assert names[0] == names[1] != names[2]
 
 
-async def test_an_answer_continues_over_a_crash_of_the_server_which_loses_holds() -> None:
-    with running_postgres() as server:
-        other = open_url(server.url)
-        await other.open()
-        before = await other.hold("n1", MINUTE_MS, {"a": Hold(b"1")})
-        hub = Hub(server.url, hooks_signals=False)
-        async with hub.message("chat:1", id="a") as message:
-            await message.append("before ")
-            await message.flush()
-            server.stop("immediate")
-            await message.append("while it is down ")
-            server.start()
-            await message.append("after")
-        await hub.close()
-        again = Hub(server.url, hooks_signals=False)
-        (stored,) = (await again.history("chat:1")).messages
-        assert (stored.text, stored.status) == ("before while it is down after", "complete")
-        assert "a" not in await other.holds("")
-        assert (await other.hold("n1", MINUTE_MS, {})).lease != before.lease
-        await other.close()
-        await again.close()
-
-
 # -- servers and roles that cannot work --------------------------------------------------------------------------
 
 
@@ -714,20 +691,6 @@ async def test_commands_list_the_channels_of_a_database_and_what_retention_would
     assert due[-1][0] == "3"
     assert len((await hub.archive.channels()).channels) == 3
     await hub.close()
-
-
-async def test_two_hubs_that_remove_a_person_at_once_remove_each_message_once(server: Postgres, schema: str) -> None:
-    hubs = [hub_on(server, schema) for _ in range(2)]
-    channels = [f"chat:{number}" for number in range(4)]
-    for number, channel in enumerate(channels):
-        for author in ("ann", "bob"):
-            await hubs[number % 2].create(channel, id=author, text=f"by {author}", author=author)
-    done = await asyncio.gather(*(hub.archive.forget("ann") for hub in hubs))
-    assert sum(one.messages for one in done) == len(channels)
-    for channel in channels:
-        assert [one.id for one in (await hubs[0].store.facts(channel, after=0, limit=9)).facts] == ["bob"]
-    for hub in hubs:
-        await hub.close()
 
 
 @pytest.mark.parametrize("restored", ["tables", "rows"])

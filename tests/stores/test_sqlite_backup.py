@@ -170,26 +170,6 @@ async def test_file_torn_by_a_crash_is_repaired_by_its_wal_once_that_is_kept(pat
         assert await texts(store, "c", "m1") == ["x"]
 
 
-async def test_file_with_a_torn_beginning_and_without_lock_file_is_repaired_by_its_wal_once_that_is_kept(
-    path: Path,
-) -> None:
-    async with opened(path) as store:
-        await Chat(store).do(create("m1", "x" * 50_000))  # the file grows, so the -wal has its first page too
-        main, frames = read(path), read(wal(path))
-    for file in (wal(path), lock(path)):
-        file.unlink(missing_ok=True)
-    write(path, bytes(4096) + main[4096:])
-    with pytest.raises(StoreUnusable, match=r"not a database, or its start is damaged; .* restore a backup"):
-        await SqliteStore(path).open()
-    write(wal(path), frames)
-    with pytest.raises(StoreUnusable, match=r"the file itself cannot be read\).*BACKUP.*restore --keep-wal"):
-        await SqliteStore(path).open()
-    assert (read(path), read(wal(path)), lock(path).exists()) == (bytes(4096) + main[4096:], frames, False)
-    keep_wal(path)
-    async with opened(path) as store:
-        assert await texts(store, "c", "m1") == ["x" * 50_000]
-
-
 async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: Path) -> None:
     async with opened(path) as store:
         await Chat(store, "a").do(create("m1", "x"))
@@ -206,30 +186,6 @@ async def test_own_wal_is_known_although_a_reader_blocked_each_checkpoint(path: 
     async with opened(moved / path.name) as store:
         assert [await texts(store, channel, "m1") for channel in "abc"] == [["x"], ["y"], ["y"]]
     assert not list(moved.glob("*foreign*"))
-
-
-async def test_file_copied_back_twice_is_not_mixed_with_a_wal_although_a_reader_blocked_the_first_start(
-    path: Path,
-) -> None:
-    async with opened(path) as store:
-        await Chat(store, "a").do(create("m1", "x"))
-    old = read(path)
-    store = SqliteStore(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
-        reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM documents").fetchone()
-        await store.open()
-    await Chat(store, "b").do(create("m1", "y"))
-    assert await store._run(lambda engine: engine._checkpoint("PASSIVE"))
-    await Chat(store, "c").do(create("m1", "z"))
-    killed = {name: read(name(path)) for name in (wal, lock)}
-    await store.close()
-    for file, data in ((path, old), *((name(path), data) for name, data in killed.items())):
-        write(file, data)
-    async with opened(path) as store:
-        assert await store.channels(after=None, limit=10) == ["a"]
-    assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
-    assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 async def test_missing_lock_file_beside_a_wal_stops_the_start_and_names_both_commands(path: Path) -> None:

@@ -42,47 +42,6 @@ async def ended(hubs: tuple[Hub, Hub], *lines: Line) -> None:
         await hub.close()
 
 
-@virtually
-async def test_turn_that_is_renewed_at_one_node_is_not_given_to_an_agent_of_another() -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    near, person = await worker(here, "bot1"), Line(there, "ann")
-    await person.ask("attach", channel=CHANNEL)
-    about = await asked(person, near)
-    far = await worker(there, "bot2")
-    for _ in range(10):
-        await asyncio.sleep(LEASE_S / 3)
-        assert (await near.ask("turn.renew", **about))["type"] == "ok"
-        assert not has_turn(far)
-    await asyncio.sleep(LEASE_S + 2)  # then the agent hangs
-    assert has_turn(far)
-    assert (await near.ask("turn.renew", **about))["code"] == "fenced"
-    await ended(hubs, near, far, person)
-
-
-@virtually
-async def test_agent_whose_socket_breaks_continues_its_turn_at_another_node() -> None:
-    store = Shared()
-    here, there = hubs = new_hub(store, 1), new_hub(store, 2)
-    await started(*hubs)
-    first, person = await worker(here, "bot1"), Line(here, "ann")
-    await person.ask("attach", channel=CHANNEL)
-    about = await asked(person, first)
-    other = await worker(here, "bot2")
-    await first.cut()
-    await asyncio.sleep(2)
-    again = await worker(there, "bot1")  # this node has not seen the channel
-    assert (await again.ask("turn.renew", **about))["type"] == "ok"
-    await asyncio.sleep(10)
-    assert not has_turn(other)
-    assert (await again.ask("turn.done", **about))["type"] == "ok"
-    await asyncio.sleep(2 * LEASE_S)
-    assert not has_turn(other)
-    assert (await again.ask("turn.renew", **about))["code"] == "fenced"
-    await ended(hubs, again, other, person)
-
-
 @pytest.mark.parametrize("is_closed_by_server", [False, True])
 @virtually
 async def test_socket_that_ends_while_a_renewal_is_stored_has_three_seconds_or_all_its_lease(

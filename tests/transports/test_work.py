@@ -11,7 +11,6 @@ import pytest
 from tenuto import Hub
 from tenuto.core.model import Message
 from tenuto.hub.access.identity import CAPABILITIES, Identity
-from tenuto.stores.memory import MemoryStore
 from tenuto.transports.codec import SILENT
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.sender import Heartbeats
@@ -33,31 +32,6 @@ async def answer(hub: Hub) -> Message:
 
 
 # Presence
-
-
-@virtually
-async def test_a_socket_is_present_until_it_breaks_and_a_refresh_does_not_flicker() -> None:
-    hub = new_hub()
-    await hub.start()
-    watcher = Line(hub, "bob")
-    await watcher.ask("attach", channel="chat:1")
-    first = Line(hub)
-    assert (await first.ask("presence", channel="chat:1", data={"name": "Ann"}))["type"] == "ok"
-    await asyncio.sleep(1)
-    assert [one["member"] for one in watcher.events() if one["type"] == "presence.enter"] == [
-        {"id": "ann", "kind": "user", "data": {"name": "Ann"}, "connections": 1}
-    ]
-    await first.cut()
-    await asyncio.sleep(2)
-    second = Line(hub)
-    await second.ask("presence", channel="chat:1")
-    await asyncio.sleep(10)
-    assert not any(one["type"] == "presence.leave" for one in watcher.events())
-    await second.cut()
-    await asyncio.sleep(4)
-    assert [one["id"] for one in watcher.events() if one["type"] == "presence.leave"] == ["ann"]
-    await watcher.cut()
-    await hub.close()
 
 
 @virtually
@@ -252,37 +226,6 @@ async def test_agent_on_a_socket_is_present_and_takes_turns() -> None:
 
 
 @virtually
-async def test_agent_that_dies_loses_its_turn_and_a_reconnect_keeps_it() -> None:
-    hub = new_hub()
-    await hub.start()
-    one, person = Line(hub, "bot1"), Line(hub, "ann")
-    await one.ask("work", pattern="chat:*")
-    await person.ask("create", channel="chat:1", text="hello")
-    turn = await one.turn()
-    two = Line(hub, "bot2")
-    await two.ask("work", pattern="chat:*")
-    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
-    await one.cut()
-    await asyncio.sleep(2)
-    back = Line(hub, "bot1")  # a short break of the connection
-    await back.ask("work", pattern="chat:*")
-    assert (await back.ask("turn.renew", **about))["type"] == "ok"
-    await asyncio.sleep(10)
-    assert not any(frame["type"] == "turn" for frame in two.frames)
-    await back.cut()  # then the process crashes
-    again = await two.turn()
-    assert (again["message"]["id"], again["generation"]) == (turn["message"]["id"], 2)
-    zombie = Line(hub, "bot1")
-    await zombie.ask("work", pattern="chat:*")
-    assert (await zombie.ask("turn.renew", **about))["code"] == "fenced"
-    assert (await zombie.ask("turn.done", **about))["code"] == "fenced"
-    assert (await two.ask("turn.done", **{**about, "generation": 2}))["type"] == "ok"
-    for line in (two, person, zombie):
-        await line.cut()
-    await hub.close()
-
-
-@virtually
 async def test_agent_with_zero_slots_ends_the_turn_of_its_previous_socket() -> None:
     hub = new_hub()
     await hub.start()
@@ -302,34 +245,6 @@ async def test_agent_with_zero_slots_ends_the_turn_of_its_previous_socket() -> N
     await back.cut()
     await person.cut()
     await hub.close()
-
-
-@virtually
-async def test_turn_of_a_socket_survives_a_restart_of_the_hub() -> None:
-    store = MemoryStore()
-    hub = new_hub(store)
-    await hub.start()
-    agent, person = Line(hub, "bot"), Line(hub, "ann")
-    await agent.ask("work", pattern="chat:*")
-    await person.ask("create", channel="chat:1", text="hello")
-    turn = await agent.turn()
-    await agent.cut()
-    await person.cut()
-    await hub.close()
-    again = new_hub(store)
-    back, other = Line(again, "bot"), Line(again, "other")
-    await again.start()
-    await back.ask("work", pattern="chat:*")
-    await other.ask("work", pattern="chat:*")
-    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
-    await asyncio.sleep(10)
-    assert (await back.ask("turn.renew", **about))["type"] == "ok"
-    assert (await back.ask("turn.done", **about))["type"] == "ok"
-    await asyncio.sleep(60)
-    assert not any(frame["type"] == "turn" for frame in (*back.frames, *other.frames))
-    await back.cut()
-    await other.cut()
-    await again.close()
 
 
 # Callers without read access

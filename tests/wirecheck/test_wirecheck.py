@@ -1,9 +1,7 @@
 """The wire checker: parsers given split input, the checker against servers that break one rule each, real sockets."""
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import itertools
 import json
 import socket
@@ -441,38 +439,3 @@ async def test_stalled_viewer_exerts_backpressure_and_loses_no_text() -> None:
         viewer.resume()
         await viewer.until(lambda: viewer.checker.text("m") == text)
         assert viewer.checker.violations == []
-
-
-class WsPeer:
-    """The server's side of one WebSocket, without a library."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._rest = b""
-
-    def accept(self, headers: dict[str, str]) -> None:
-        key = headers["Sec-WebSocket-Key"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-        accept = base64.b64encode(hashlib.sha1(key).digest())
-        self._writer.write(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Protocol: tenuto.v1\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-        )
-
-    def send(self, frame: Json) -> None:
-        self._writer.write(server_frame(json.dumps(frame).encode()))
-
-    def send_raw(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    async def receive(self) -> tuple[int, bytes]:
-        while True:
-            with contextlib.suppress(IndexError, struct.error):
-                opcode, payload, size = unmask(self._rest)
-                if len(self._rest) >= size:
-                    self._rest = self._rest[size:]
-                    return opcode, payload
-            data = await self._reader.read(4096)
-            if not data:
-                raise ConnectionResetError
-            self._rest += data
