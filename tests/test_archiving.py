@@ -159,17 +159,16 @@ async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_p
     """The disk of the output is full, or the program that reads it has ended; the latter gets no line, as `head`."""
 
     def check(*where: str) -> None:
-        for command in COMMANDS[:2] if place == "file" else COMMANDS[:1]:
-            arguments = [sys.executable, "-m", "tenuto", *command, *where]
-            reader, closed = os.pipe()
-            os.close(reader)
-            with open("/dev/full", "wb") as full, open(closed, "wb") as pipe:
-                for out, unbuffered, error in ((full, "", FULL), (pipe, "1", "")):
-                    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-                    ran = subprocess.run(
-                        arguments, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, env=environ, check=False
-                    )
-                    assert (ran.returncode, ran.stderr) == (1, error)
+        arguments = [sys.executable, "-m", "tenuto", *COMMANDS[0], *where]
+        reader, closed = os.pipe()
+        os.close(reader)
+        with open("/dev/full", "wb") as full, open(closed, "wb") as pipe:
+            for out, unbuffered, error in ((full, "", FULL), (pipe, "1", "")):
+                environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+                ran = subprocess.run(
+                    arguments, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, env=environ, check=False
+                )
+                assert (ran.returncode, ran.stderr) == (1, error)
 
     url = f"sqlite:///{tmp_path}/hub.db"
     async with serving(new_hub(url)) as served:
@@ -182,20 +181,19 @@ async def test_a_command_whose_output_cannot_be_written_ends_with_an_error(tmp_p
         await asyncio.to_thread(check, "--store", url)
 
 
-@pytest.mark.parametrize("option", ["--version", "--help"])
-def test_an_option_whose_output_cannot_be_written_ends_with_an_error(option: str) -> None:
-    for unbuffered in ("", "1"):
-        with open("/dev/full", "wb") as full:
-            ran = subprocess.run(
-                [sys.executable, "-m", "tenuto", option],
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                timeout=60,
-                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-                check=False,
-            )
-        assert (ran.returncode, ran.stderr) == (1, FULL)
+@pytest.mark.parametrize(("option", "unbuffered"), [("--version", ""), ("--help", "1")])
+def test_an_option_whose_output_cannot_be_written_ends_with_an_error(option: str, unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "tenuto", option],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert (ran.returncode, ran.stderr) == (1, FULL)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])

@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 195,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 71_910,
+    "lines of tests/": 70_690,
     "lines of proof/ and bench/": 25_080,
     "words of docs without decisions": 61_660,
     "words of decisions": 11_590,

@@ -178,7 +178,8 @@ SUCCESSIONS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "command"), SUCCESSIONS if IS_LONG else SUCCESSIONS[:1])
+@in_long
+@pytest.mark.parametrize(("kind", "command"), SUCCESSIONS)
 async def test_an_answer_and_its_viewer_continue_in_the_next_process(
     kind: str, command: list[str], url: str, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from tenuto.hub.clock import Clock
 from tenuto.transports import origin
 from tenuto.transports.codec import Refusals
 from tests.browser.tab import TIMEOUT_MS, transports
-from tests.conftest import IS_LONG
+from tests.conftest import IS_LONG, in_long
 from tests.nginx import needs_nginx, nginx
 from tests.proxy import FaultProxy
 from tests.transports.conftest import listening, new_hub, serving
@@ -450,7 +450,7 @@ _LOCATION = """
 
 
 @needs_nginx
-@pytest.mark.parametrize(("is_buffering", "transport"), [(False, "sse"), (True, "poll")])
+@pytest.mark.parametrize(("is_buffering", "transport"), [(False, "sse"), pytest.param(True, "poll", marks=in_long)])
 async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_through(
     browser: Browser, tmp_path: Path, is_buffering: bool, transport: str
 ) -> None:

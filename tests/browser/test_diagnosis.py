@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_client import _FOLLOW, app_with, error_code, follow, page, page_at, token, verified
-from tests.conftest import ARGUMENTS, IS_LONG
+from tests.conftest import ARGUMENTS, IS_LONG, in_long
 from tests.proxy import FaultProxy
 from tests.transports.conftest import listening
 
@@ -154,6 +154,7 @@ async def test_token_callback_that_hangs_or_throws_counts_as_a_failed_attempt(br
         await window.evaluate("client.close()")
 
 
+@in_long
 async def test_port_that_accepts_connections_and_never_responds_is_unreachable(browser: Browser) -> None:
     """Such as the port of a database, or an address that a firewall silences."""
     async with app_with(verified(allowed_origins=["*"])) as port, FaultProxy("127.0.0.1", port) as proxy:

@@ -24,7 +24,7 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import PostgresStore
-from tests.conftest import IS_LONG
+from tests.conftest import in_long
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.proxy import Direction, FaultProxy
@@ -163,6 +163,7 @@ async def test_host_that_does_not_respond_takes_only_its_share_of_the_time(
         await store.close()
 
 
+@in_long
 async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> None:
     with running_postgres(fsync="off") as server:
         hub = Hub(server.url, hooks_signals=False)
@@ -270,7 +271,8 @@ async def test_copy_of_a_database_has_a_name_of_notices_that_the_original_does_n
     assert (await name_in("production"), await name_in("staging")) == (production, staging)
 
 
-@pytest.mark.parametrize("direction", ["up", "down", "both"] if IS_LONG else ["both"])
+@in_long
+@pytest.mark.parametrize("direction", ["up", "down", "both"])
 async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
     server: Postgres, monkeypatch: pytest.MonkeyPatch, direction: Direction
 ) -> None:
@@ -323,6 +325,7 @@ async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
                     await viewer.until(lambda viewer=viewer: "m3" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]
 
 
+@in_long
 async def test_node_that_vanishes_in_mid_read_keeps_no_channel_locked(
     server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -176,25 +175,6 @@ async def test_health_readiness_and_metrics_respond(http: httpx2.AsyncClient) ->
     metrics = await http.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
     assert "tenuto_entries 1\n" in metrics.text
-
-
-async def test_idle_hub_on_a_full_disk_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = SqliteStore(tmp_path / "chat.db")
-    hub = new_hub(store)
-    space = shutil.disk_usage(tmp_path)
-    async with asking(hub) as http:
-        assert (await http.get("/readyz")).status_code == 200
-        assert hub.stats()["store_disk_free_bytes"] > 0
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: space._replace(free=0))
-        monkeypatch.setattr("tenuto.hub.committer.PROBE_S", 0)
-        ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
-        await run_on_thread(store, f"PRAGMA max_page_count = {pages}")
-        full = await http.get("/readyz")
-        assert refused(full) == (503, "store_unavailable")
-        assert "the disk is full; free some space" in full.json()["detail"]
-        await run_on_thread(store, "PRAGMA max_page_count = 1000000")
-        assert (await http.get("/readyz")).status_code == 200  # the file has space, and takes a note
-    await hub.close()
 
 
 async def test_late_request_does_not_open_a_closed_hub_again(hub: Hub, http: httpx2.AsyncClient) -> None:

@@ -12,8 +12,6 @@ from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.transports.headers import header
 from tests.transports.conftest import PATIENCE_S, Served, asking
-from tests.transports.test_websocket import dialled
-from tests.transports.watching import Stream
 from tests.virtual import virtual_clock, virtually
 
 POLL = "/v1/channels/c/poll"
@@ -167,24 +165,6 @@ async def test_invalid_presence_position_is_treated_as_none(served: Served, fiel
     assert response["cursor"] == cursor
 
 
-async def test_cursors_are_valid_between_polls_and_other_transports(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    cursor = (await poll(served))["cursor"]
-    await served.hub.create("c", id="m2", text="two")
-    stream = await Stream.open(served, "/v1/channels/c/events", last_event_id=cursor)
-    create = await stream.until_event("message.create")
-    assert [event.event for event in stream.events] == ["channel.attached", "message.create"]
-    assert b'"resumed":true' in stream.events[0].data
-    async with dialled(served) as peer:
-        await peer.send("attach", channel="c", since=cursor)
-        batch = await peer.until("events")
-    assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.create"]
-    for theirs in (create.id, batch["cursor"]):
-        response = await poll(served, theirs)
-        assert kinds(response) == ["presence.sync"]
-        assert of_log(response["cursor"]) == theirs
-
-
 async def subscriber(scope: Scope) -> Identity:
     """Return the client that the request names, with the capability `subscribe` alone."""
     name = header(scope, b"x-name") or "nobody"
@@ -216,14 +196,3 @@ async def test_presence_position_counts_only_for_its_client_without_history(serv
     assert kinds(await poll(served, f"{log}@{theirs}", "ada")) == ["message.create", "presence.sync"]
     attached = (await poll(served, cursor, "eve"))["events"][0]  # the whole cursor is invalid for another client
     assert (attached["type"], attached["resumed"]) == ("channel.attached", False)
-
-
-async def test_marked_poll_cursor_is_valid_on_a_stream(served: Served) -> None:
-    served.hub.authenticate = subscriber
-    await served.hub.create("c", id="m1", text="one")
-    cursor = (await poll(served, name="ada"))["cursor"]
-    await served.hub.create("c", id="m2", text="two")
-    stream = await Stream.open(served, "/v1/channels/c/events", last_event_id=cursor, x_name="ada")
-    create = await stream.until_event("message.create")
-    assert b'"resumed":true' in stream.events[0].data
-    assert kinds(await poll(served, create.id, "ada")) == ["presence.sync"]

@@ -17,7 +17,7 @@ from tenuto.transports import sender
 from tenuto.transports.app import App
 from tenuto.transports.sender import socket_of
 from tests.transports.conftest import PATIENCE_S, Served
-from tests.transports.watching import Stream, stored
+from tests.transports.watching import Stream
 
 EVENTS = "/v1/channels/c/events"
 
@@ -85,37 +85,7 @@ async def test_reconnect_delay_is_in_the_block_of_the_first_event(served: Served
     assert 1000 <= (first.retry or 0) <= 3000
 
 
-async def test_viewer_that_attaches_during_an_answer_gets_all_text_in_one_event(served: Served) -> None:
-    async with served.hub.message("c", id="m1") as message:
-        for _ in range(300):
-            await message.append("token ")
-        await message.flush()
-        async with watching(served) as viewer:
-            await viewer.until_attached()
-            assert seen(viewer) == ["channel.attached", "message.update"]
-            assert viewer.checker.text("m1") == "token " * 300
-            await message.append("and live")
-            await viewer.until(lambda: viewer.checker.text("m1").endswith("live"))
-            await message.finish()
-            await viewer.until(lambda: viewer.checker.status("m1") == "complete")
-            assert viewer.checker.differences(await stored(served.hub, "c", "m1")) == []
-            assert viewer.checker.violations == []
-
-
 # Resuming
-
-
-async def test_resume_brings_exactly_the_missed_events(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="seen")
-    async with watching(served) as viewer:
-        await viewer.until_attached()
-        await viewer.close()
-        await served.hub.create("c", id="m2", text="missed")
-        await viewer.reconnect()
-        await viewer.until(lambda: "m2" in viewer.checker.messages)
-        assert seen(viewer)[2:] == ["channel.attached", "message.create"]
-        assert (viewer.checker.resumes, viewer.checker.new_starts) == (1, 1)
-        assert viewer.checker.violations == []
 
 
 async def test_a_percent_encoded_channel_is_the_channel(served: Served) -> None:

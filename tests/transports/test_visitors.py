@@ -25,7 +25,6 @@ from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections, TrustedProxies
 from tenuto.visiting import Visitors
-from tests import processes
 from tests.interop.test_expiry import STREAMS, install_adapters
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS
@@ -240,17 +239,6 @@ async def test_closed_hub_is_not_opened_again_by_a_late_visitor(hub: Hub) -> Non
     async with visiting(hub) as browser:
         assert (await browser.post("/v1/visitor")).status_code == 503
     assert not hub.is_running
-
-
-def test_serve_gives_each_browser_chats_of_its_own(tmp_path: Path) -> None:
-    ids = []
-    with httpx2.Client(trust_env=False, timeout=60) as browser:
-        for _ in range(2):
-            with processes.serving("serve", tmp_path, "--visitors") as server:
-                origin = f"http://127.0.0.1:{server.port}"
-                ids.append(browser.post(f"{origin}/v1/visitor", headers={"origin": origin}).json()["id"])
-    assert is_visitor(ids[0])
-    assert ids[0] == ids[1]
 
 
 def test_visitors_belong_to_one_hub() -> None:

@@ -17,7 +17,6 @@ from websockets.typing import Subprotocol
 from proof.wirecheck import WsViewer, encode_frame
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
-from tenuto.hub.access.identity import CAPABILITIES
 from tenuto.hub.channel import Channel
 from tests.proxy import FaultProxy
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -124,17 +123,6 @@ async def test_a_socket_is_refused_with_our_problem(
 
 
 # Watching
-
-
-async def test_an_attach_gets_its_response_and_then_brings_the_channel_up_to_date(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    async with dialled(served) as peer:
-        ref = await peer.send("attach", channel="c")
-        first, second = await peer.receive(), await peer.receive()
-        assert first == {"type": "ok", "ref": ref, "you": {"id": "anonymous", "can": sorted(CAPABILITIES)}}
-        assert (second["type"], second["channel"]) == ("events", "c")
-        assert [event["type"] for event in second["events"]] == ["channel.attached", "message.update"]
-        assert second["cursor"] == (await served.hub.info("c")).cursor
 
 
 async def test_one_socket_carries_many_channels_and_leaves_them_one_by_one(served: Served) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 
+from tests.conftest import in_long
 from tests.transports.test_shutdown import START_S, running
 
 APP = """
@@ -32,6 +33,7 @@ REFUSED = (
 TRIES = 400  # number of tries; the kernel gives the connection of each to either worker
 
 
+@in_long
 async def test_a_second_worker_refuses_at_once_and_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "workers.py").write_text(APP)
     command = ["-m", "uvicorn", "--app-dir", ".", "--workers", "2", "--port", "{port}"]
