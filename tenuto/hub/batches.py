@@ -41,7 +41,7 @@ class EncodedBatch:
         self._raw: list[bytes] | None = None
         self._sse: bytes | None = None
         self._body: dict[str, Any] | None = None
-        self._frames: tuple[str, ...] | None = None
+        self._frames: tuple[bytes, ...] | None = None
 
     @property
     def text_bytes(self) -> int:
@@ -84,26 +84,25 @@ class EncodedBatch:
         return self._body
 
     @property
-    def frames(self) -> tuple[str, ...]:
-        """Return the batch as WebSocket frames; only the last one carries the cursor."""
+    def frames(self) -> tuple[bytes, ...]:
+        """Return the batch as texts of WebSocket frames; only the last one carries the cursor."""
         if self._frames is None:
-            opening = f'{{"type":"events","channel":{encode_json(self.channel).decode()},'
-            groups = list(_groups(self.raw))
-            last, is_cursor_due = len(groups) - 1, bool(self.cursor)
-            self._frames = tuple(
-                opening
-                + (f'"cursor":"{self.cursor}",' if is_cursor_due and number == last else "")
-                + f'"events":[{group}]}}'
-                for number, group in enumerate(groups)
+            raw = self.raw
+            opening = b'{"type":"events","channel":%b,' % encode_json(self.channel)
+            cursor = b'"cursor":"%b",' % self.cursor.encode() if self.cursor else b""
+            *first, last = raw if len(raw) == 1 else _groups(raw)  # hot path: one event
+            self._frames = (
+                *(b'%b"events":[%b]}' % (opening, group) for group in first),
+                b'%b%b"events":[%b]}' % (opening, cursor, last),
             )
         return self._frames
 
-    def frames_with(self, extra: str) -> tuple[str, ...]:
+    def frames_with(self, extra: str) -> tuple[bytes, ...]:
         """Return `frames` with `extra` in the cursor, made for one viewer and therefore not kept."""
-        cursor = f'"cursor":"{self.cursor}'
+        cursor = b'"cursor":"%b' % self.cursor.encode()
         *first, last = self.frames
         # the replacement is unambiguous, since only the channel's name stands before the cursor in the frame
-        return (*first, last.replace(cursor, f"{cursor}:{extra}", 1))
+        return (*first, last.replace(cursor, b"%b:%b" % (cursor, extra.encode()), 1))
 
 
 def _type_of(event: ServerEvent) -> bytes:
@@ -119,17 +118,17 @@ def _text_length(event: ServerEvent) -> int:
     return sum(part_bytes(part) for part in parts)
 
 
-def _groups(raw: Sequence[bytes]) -> Iterator[str]:
+def _groups(raw: Sequence[bytes]) -> Iterator[bytes]:
     """Return the events, joined by commas, in groups of at most one frame where possible; an event is never split."""
     group: list[bytes] = []
     size = 0
     for data in raw:
         if group and size + len(data) > FRAME_BYTES:
-            yield b",".join(group).decode()
+            yield b",".join(group)
             group, size = [], 0
         group.append(data)
         size += len(data)
-    yield b",".join(group).decode()
+    yield b",".join(group)
 
 
 _APPEND = str(MessageAppend.__struct_config__.tag).encode()

@@ -27,7 +27,6 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
-from tenuto.core.events import encode_json
 from tenuto.hub.batches import EncodedBatch
 from tenuto.watchdog import Watch, Watchdog
 
@@ -110,47 +109,28 @@ def end_refusal(receive: Receive) -> None:
 
 
 class Frames:
-    """Caches the WebSocket frame of the last text, and of the last batch, as `Chunks` does for batches."""
+    """Caches the WebSocket frame of the last text, as `Chunks` does for batches."""
 
-    __slots__ = ("_batch", "_frame", "_sole", "_text")
+    __slots__ = ("_frame", "_text")
 
     def __init__(self) -> None:
-        self._text = ""
+        self._text = b""
         self._frame = b"\x81\x00"
-        self._batch: EncodedBatch | None = None
-        self._sole = b""
 
-    def of(self, text: str) -> bytes | None:
+    def of(self, text: bytes) -> bytes | None:
         """Return `text` as one unmasked frame; None if it is too large to cache."""
         if text is not self._text:
-            if len(text) > MAX_BYTES:
+            size = len(text)
+            if size > MAX_BYTES:
                 return None
-            self._text, self._frame = text, _framed(text.encode())
+            if size < 126:
+                opening = bytes((0x81, size))
+            elif size < 1 << 16:
+                opening = b"\x81\x7e" + size.to_bytes(2)
+            else:
+                opening = b"\x81\x7f" + size.to_bytes(8)
+            self._text, self._frame = text, opening + text
         return self._frame
-
-    def of_sole(self, batch: EncodedBatch) -> bytes | None:
-        """Return a stored batch of one event as one frame, the bytes of `of` for it; None if it is too large to cache.
-
-        Hot path: it does not make the text of the frame.
-        """
-        if batch is not self._batch:
-            (event,) = batch.raw
-            if len(event) > MAX_BYTES:
-                return None
-            opening = b'{"type":"events","channel":%b,' % encode_json(batch.channel)
-            data = b'%b"cursor":"%b","events":[%b]}' % (opening, batch.cursor.encode(), event)
-            self._batch, self._sole = batch, _framed(data)
-        return self._sole
-
-
-def _framed(data: bytes) -> bytes:
-    """Return `data` as one unmasked text frame."""
-    size = len(data)
-    if size < 126:
-        return bytes((0x81, size)) + data
-    if size < 1 << 16:
-        return b"\x81\x7e" + size.to_bytes(2) + data
-    return b"\x81\x7f" + size.to_bytes(8) + data
 
 
 def socket_of(send: Send) -> Any:
@@ -307,17 +287,9 @@ class Sender:
         """Send a batch as Server-Sent Events, as `write` would."""
         self.write(batch.body)
 
-    def write_frame(self, text: str, frames: Frames) -> None:
+    def write_frame(self, text: bytes, frames: Frames) -> None:
         """Send a WebSocket frame, as `write` would."""
-        self.write({"type": "websocket.send", "text": text})
-
-    def can_write_directly(self) -> bool:
-        """Return whether `write_directly` may be called now: the transport is at hand, and takes a frame at once."""
-        return False
-
-    def write_directly(self, batch: EncodedBatch, frames: Frames) -> None:
-        """Send a stored batch of one event, as `write_frame` would send its frame."""
-        raise NotImplementedError
+        self.write({"type": "websocket.send", "text": text.decode()})
 
     def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
         """Let `carry` return once `last`, or else the current message, is sent, or `patience_s` seconds have passed.
@@ -485,23 +457,13 @@ class DirectSender(Sender):
         else:
             cycle.transport.write(chunk)
 
-    def write_frame(self, text: str, frames: Frames) -> None:
+    def write_frame(self, text: bytes, frames: Frames) -> None:
         socket = self._socket
         frame = frames.of(text) if socket is not None and can_frame(socket) else None
         if frame is None:
-            self.write({"type": "websocket.send", "text": text})
+            super().write_frame(text, frames)
         else:
             socket.transport.write(frame)
-
-    def can_write_directly(self) -> bool:
-        return self._socket is not None and not self.is_busy and not self.is_over and can_frame(self._socket)
-
-    def write_directly(self, batch: EncodedBatch, frames: Frames) -> None:
-        frame = frames.of_sole(batch)
-        if frame is None:
-            self.write_frame(batch.frames[0], frames)
-        else:
-            self._socket.transport.write(frame)
 
     def end(self, last: Message | None = None, *, patience_s: float = FAREWELL_S) -> None:
         if self.is_over:

@@ -5,10 +5,10 @@ Layer: transports.
 The owner of a connection, a real one (`websocket`) or a simulator's, drives a `Session`:
 
 - it calls `receive(text, now_s=)` for each received frame, while not `is_full`;
-- after each `wake`, and after each written frame, it calls `frame_to_send(now_s=)` for the next one, one at a time and
-  only when the frame can be written: no event is taken from a feed before there is room for it;
-- when there is no frame and `closing` is set, it closes with that code; it calls `frame_to_send` again at
-  `next_deadline_s`;
+- after each `wake` or `released`, and after each written frame, it calls `frame_to_send()` while the session
+  `has_frames`, only when the frame can be written: no event is taken from a feed before there is room for it;
+- when there is no frame and `closing` is set, it closes with that code;
+- it calls `keep_alive(now_s=)` every `PING_S` seconds, also while the peer does not read;
 - it calls `close()` when the connection is gone.
 
 Requests go to the hub in order and get their responses as they commit. `Attachments` has the followed channels,
@@ -22,7 +22,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Hashable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from tenuto.core.errors import InvalidRequest, StoreUnusable, TenutoError, TooMany
 from tenuto.core.events import encode_json, parse_cursor
@@ -146,16 +146,12 @@ class Holdings:
             self._hub.runtime.leases.broken(self._socket)
 
 
-T = TypeVar("T")
-
-
 class Attachment:
     """A channel that a socket is attached to, or is attaching to."""
 
-    __slots__ = ("_attachments", "_responded", "channel", "feed", "has_response", "is_catching_up", "resume_limits")
+    __slots__ = ("_responded", "channel", "feed", "has_response", "is_catching_up", "resume_limits")
 
-    def __init__(self, attachments: Attachments, channel: str) -> None:
-        self._attachments = attachments
+    def __init__(self, channel: str) -> None:
         self.channel = channel
         self.feed: Feed | None = None  # None until the hub has attached it, and after `close`
         self.is_catching_up = False
@@ -179,10 +175,6 @@ class Attachment:
         if self._responded is not None and not self._responded.done():
             self._responded.set_result(None)
 
-    def wake(self) -> None:
-        """Queue this attachment, because its channel has new events or the hub drains."""
-        self._attachments.feed_woken(self)
-
     def close(self) -> None:
         """Detach from the channel."""
         if self.feed is not None:
@@ -193,11 +185,11 @@ class Attachment:
 class Attachments:
     """All attachments of one session, and the next frames of their events.
 
-    Attachments whose feeds have missed events wait in `_ready`, in the order they were woken; each takes all its missed
+    Attachments whose feeds have missed events wait in `ready`, in the order they were woken; each takes all its missed
     events in its turn.
     """
 
-    __slots__ = ("_attaching", "_by_channel", "_hub", "_ready", "_rest", "_session")
+    __slots__ = ("_attaching", "_by_channel", "_hub", "_session", "ready", "rest")
 
     def __init__(self, hub: HubCore, session: Session) -> None:
         self._hub = hub
@@ -205,9 +197,9 @@ class Attachments:
         self._by_channel: dict[str, Attachment] = {}
         self._attaching: dict[str, Attachment] = {}  # for each channel the newest `attach` that has no response yet
         # attachments with missed events, in the order in which they were woken (a dict as an ordered set)
-        self._ready: dict[Attachment, None] = {}
+        self.ready: dict[Attachment, None] = {}
         # an attachment and the remaining frames of its batch, if a batch takes several frames
-        self._rest: tuple[Attachment, Iterator[str]] | None = None
+        self.rest: tuple[Attachment, Iterator[bytes]] | None = None
 
     def __len__(self) -> int:
         return len(self._by_channel)
@@ -230,7 +222,7 @@ class Attachments:
                 limit=limit,
             )
         self.leave(channel)
-        attachment = self._by_channel[channel] = Attachment(self, channel)
+        attachment = self._by_channel[channel] = Attachment(channel)
         return attachment
 
     async def attach(self, frame: AttachFrame, attachment: Attachment) -> None:
@@ -257,7 +249,7 @@ class Attachments:
                     known_since(resume_limits, parse_cursor(frame.since) if isinstance(frame.since, str) else None),
                     history=allowed_history(session.identity, channel, frame.history),
                     flush_ms=frame.flush_ms,
-                    wake=attachment.wake,
+                    wake=partial(self.feed_woken, attachment),
                     has_ephemeral=True,
                 )
                 async with self._hub.viewing.reading():
@@ -291,100 +283,65 @@ class Attachments:
         if attachment is None:
             return
         attachment.close()
-        self._ready.pop(attachment, None)
-        if self._rest is not None and self._rest[0] is attachment:
-            self._rest = None
+        self.ready.pop(attachment, None)
+        if self.rest is not None and self.rest[0] is attachment:
+            self.rest = None
 
     def close(self) -> None:
         """Detach from all channels."""
         for attachment in self._by_channel.values():
             attachment.close()
         self._by_channel.clear()
-        self._ready.clear()
-        self._rest = None
+        self.ready.clear()
+        self.rest = None
 
     def feed_woken(self, attachment: Attachment) -> None:
-        """Queue an attachment whose channel has new events, or close the session if viewers must leave."""
-        if self._hub.viewing.is_over:
-            self._session.drain()
-        elif attachment.feed is not None and not attachment.is_catching_up:
-            self._ready[attachment] = None
+        """Queue an attachment whose channel has new events."""
+        if attachment.feed is not None and not attachment.is_catching_up:
+            self.ready[attachment] = None
             self._session.released()
 
-    def next_frame(self) -> str | None:
+    def next_frame(self) -> bytes | None:
         """Return the next frame of events; None if no channel has missed events."""
-        if self._rest is not None:
-            frame = next(self._rest[1], None)
-            if frame is not None:
-                return frame
-            self._rest = None
-        while self._ready:
-            attachment = next(iter(self._ready))
-            del self._ready[attachment]
-            frame = self._take(attachment, self._first_frame)
-            if frame is not None:
-                return frame
-        return None
+        while True:
+            if self.rest is not None:
+                frame = next(self.rest[1], None)
+                if frame is not None:
+                    return frame
+                self.rest = None
+            if not self.ready:
+                return None
+            attachment = next(iter(self.ready))
+            del self.ready[attachment]
+            frames = self._take_frames(attachment)
+            if len(frames) == 1:
+                return frames[0]
+            self.rest = (attachment, iter(frames))
 
-    @property
-    def is_due(self) -> bool:
-        """Return whether a frame of events may be due."""
-        return bool(self._ready) or self._rest is not None
-
-    def next_batch(self) -> EncodedBatch | None:
-        """Return the next batch if one stored event is all that the only woken channel has missed; else None.
-
-        Then `next_frame` has the next frame, also of events that were taken here.
-        """
-        if self._rest is not None or len(self._ready) != 1:
-            return None
-        attachment, _ = self._ready.popitem()
-        return self._take(attachment, self._sole_batch)
-
-    def _take(self, attachment: Attachment, take: Callable[[Attachment, Feed], T | None]) -> T | None:
-        """Return the result of `take`, which takes all events that a feed has missed.
+    def _take_frames(self, attachment: Attachment) -> tuple[bytes, ...]:
+        """Take all events that a feed has missed, and return their frames.
 
         The feed has moved behind the taken events. If they cannot be framed, the session must end, since it would skip
         them.
         """
         feed = attachment.feed
         if feed is None:
-            return None
+            return ()
         try:
-            return take(attachment, feed)
+            batch = feed.take()
+            if batch is None:
+                return ()
+            if feed.is_behind:  # more is left: take again later
+                self.ready[attachment] = None
+            limits = attachment.resume_limits
+            return batch.frames if limits is None or not batch.cursor else batch.frames_with(limits.mark(batch.cursor))
         except Behind:
             attachment.is_catching_up = True
             self._session.start_task(self._catch_up(attachment, feed))
         except Exception:
             logger.exception("the events of channel %s cannot be sent to a socket", attachment.channel)
             self._session.end(FAILED, "internal")
-        return None
-
-    def _batch(self, attachment: Attachment, feed: Feed) -> EncodedBatch | None:
-        batch = feed.take()
-        if batch is not None and feed.is_behind:  # more is left: take again later
-            self._ready[attachment] = None
-        return batch
-
-    def _sole_batch(self, attachment: Attachment, feed: Feed) -> EncodedBatch | None:
-        batch = self._batch(attachment, feed)
-        if batch is None:
-            return None
-        if len(batch.raw) == 1 and batch.cursor and attachment.resume_limits is None:
-            return batch
-        self._rest = (attachment, iter(_frames_of(attachment, batch)))
-        return None
-
-    def _first_frame(self, attachment: Attachment, feed: Feed) -> str | None:
-        batch = self._batch(attachment, feed)
-        if batch is None:
-            return None
-        frames = _frames_of(attachment, batch)
-        if len(frames) > 1:
-            rest = iter(frames)
-            self._rest = (attachment, rest)
-            return next(rest)
-        return frames[0]
+        return ()
 
     async def _catch_up(self, attachment: Attachment, feed: Feed) -> None:
         try:
@@ -405,18 +362,7 @@ class Attachments:
             self.feed_woken(attachment)
 
 
-def _frames_of(attachment: Attachment, batch: EncodedBatch) -> tuple[str, ...]:
-    resume_limits = attachment.resume_limits
-    if resume_limits is None or not batch.cursor:
-        return batch.frames
-    return batch.frames_with(resume_limits.mark(batch.cursor))
-
-
 PING_S = 5.0
-# An owner that drives sessions by a timer of whole seconds may call a little early. An early ping is better than one
-# that waits for the next tick of that timer. For the same reason the first ping is due soon.
-PING_EARLY_S = 0.5
-FIRST_PING_S = 1.0
 # after this silence a peer with a lease, presence or turns counts as gone; a live one sends a pong every 5 s
 SILENCE_S = 12.0
 # The size of the message in a response is not known before. This estimate bounds the number of such pending requests.
@@ -441,7 +387,6 @@ class Session:
         "_last_received_s",
         "_pending",
         "_pending_bytes",
-        "_ping_at_s",
         "_pings",
         "_replies",
         "_reply_bytes",
@@ -480,12 +425,11 @@ class Session:
         self._attachments = Attachments(hub, self)
         self._holdings: Holdings | None = None  # these two are made on first use, because most sockets only view
         self._workers: SocketWorkers | None = None
-        self._replies: list[str] = []  # a short list, since an empty deque takes 760 B of an idle socket
+        self._replies: list[bytes] = []  # a short list, since an empty deque takes 760 B of an idle socket
         self._reply_bytes = 0
         self._pending = self._pending_bytes = self._pings = 0
         self._last_received_s = now_s
         self._keeps_leases: bool | None = None  # None while the connection is open
-        self._ping_at_s = now_s + FIRST_PING_S
 
     # Received frames
 
@@ -544,51 +488,28 @@ class Session:
 
     # Frames to send
 
-    def frame_to_send(self, *, now_s: float) -> str | None:
-        """Return the next frame, which must be written immediately; None if there is none."""
+    @property
+    def has_frames(self) -> bool:
+        """Return whether a frame may be due."""
+        return bool(self._replies or self._attachments.ready or self._attachments.rest)
+
+    def frame_to_send(self) -> bytes | None:
+        """Return the text of the next frame, which must be written immediately; None if there is none."""
         if self._replies:
             reply = self._replies.pop(0)
             self._reply_bytes -= len(reply)
             return reply
+        return self._attachments.next_frame()
+
+    def keep_alive(self, *, now_s: float) -> None:
+        """Queue a ping, or close the session of a silent peer that holds a lease, presence or a turn."""
         if self.closing is not None:
-            return None
-        if now_s >= self._ping_at_s - PING_EARLY_S:
-            if self.close_if_silent(now_s=now_s):
-                return self.frame_to_send(now_s=now_s)
-            self._ping_at_s = now_s + PING_S
-            self._pings += 1
-            return f'{{"type":"ping","n":{self._pings}}}'
-        frame = self._attachments.next_frame()
-        # If the events could not be framed, `next_frame` has ended the session: then `bye` is the only frame left.
-        return frame if frame is not None or self.closing is None else self.frame_to_send(now_s=now_s)
-
-    def batch_to_send(self, *, now_s: float) -> EncodedBatch | None:
-        """Return the next batch, of one stored event, which must be written immediately, as one frame.
-
-        Hot path: it returns None unless that is exactly the next frame of `frame_to_send`.
-        """
-        if self._replies or self.closing is not None or now_s >= self._ping_at_s - PING_EARLY_S:
-            return None
-        return self._attachments.next_batch()
-
-    @property
-    def has_events(self) -> bool:
-        """Return whether a channel may have missed events to send."""
-        return self._attachments.is_due
-
-    def close_if_silent(self, *, now_s: float) -> bool:
-        """Close the session of a silent peer that holds a lease, presence or a turn; return True if so.
-
-        It works even if the peer does not read.
-        """
-        is_silent = now_s - self._last_received_s >= SILENCE_S and bool(self._holdings or self._workers)
-        if is_silent and self.closing is None:
+            return
+        if now_s - self._last_received_s >= SILENCE_S and (self._holdings or self._workers):
             self.end(SILENT, "silent")
-        return is_silent
-
-    def next_deadline_s(self) -> float:
-        """Return when the next ping is due."""
-        return self._ping_at_s
+        elif not self._replies:  # a waiting response shows life as a ping does
+            self._pings += 1
+            self._add_reply(b'{"type":"ping","n":%d}' % self._pings)
 
     # Requests to store
 
@@ -791,13 +712,15 @@ class Session:
     def respond(self, frame: dict[str, Any]) -> int:
         """Send a response frame and return its size. It goes before the missed events of channels."""
         data = encode_json(frame)
-        text = data.decode()
-        self._replies.append(text)
-        self._reply_bytes += len(text)
+        self._add_reply(data)
         if self.charge is not None:
             self.charge(len(data))
         self.wake()
         return len(data)
+
+    def _add_reply(self, data: bytes) -> None:
+        self._replies.append(data)
+        self._reply_bytes += len(data)
 
     def end(self, code: int, reason: str, **details: int) -> None:
         """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""

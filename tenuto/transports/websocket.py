@@ -258,7 +258,7 @@ class Socket:
             credentials.identity,
             now_s=self._loop.time(),
             wake=self._wake,
-            released=self._released,
+            released=self._pump,
             start_task=self._start_task,
             charge=credentials.charge if credentials.is_counted else None,
             peer=credentials.peer,
@@ -303,8 +303,8 @@ class Socket:
     # Calls of the heartbeats
 
     def send_heartbeat(self) -> None:
-        """Send a ping if one is due, and close the socket of a peer that has been silent for too long."""
-        self.session.close_if_silent(now_s=self._loop.time())
+        """Send a ping, and close the socket of a peer that has been silent for too long."""
+        self.session.keep_alive(now_s=self._loop.time())
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self._expire()
         self._pump()
@@ -371,25 +371,6 @@ class Socket:
             self._is_due = True
             self._loop.call_soon(self._pump)
 
-    def _released(self) -> None:
-        """Send now, because a channel's tick has already collected the events that belong together."""
-        if not (self._is_due or self._sends_directly()):
-            self._pump()
-
-    def _sends_directly(self) -> bool:
-        """Write the events to send if they are one event and the transport is at hand; return whether no other is left.
-
-        The short path of `_pump` (`docs/architecture.md`): it writes the same bytes, or declines.
-        """
-        sender, session = self.sender, self.session
-        if not sender.can_write_directly():
-            return False
-        batch = session.batch_to_send(now_s=self._loop.time())
-        if batch is None:
-            return False
-        sender.write_directly(batch, self._frames)
-        return not session.has_events
-
     def _start_task(self, job: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:
             self._tasks = set()
@@ -407,19 +388,17 @@ class Socket:
         """Write frames as long as there are some and the peer reads them."""
         self._is_due = False
         sender, session = self.sender, self.session
-        now_s = self._loop.time()
-        while not sender.is_busy and not sender.is_over:
-            frame = session.frame_to_send(now_s=now_s)
+        while not (sender.is_busy or sender.is_over) and session.has_frames:
+            frame = session.frame_to_send()
             if frame is not None:
                 sender.write_frame(frame, self._frames)
-            elif session.closing is not None:
+        if session.closing is not None and not sender.is_over:
+            if not sender.is_busy:
                 code, reason = session.closing
                 sender.end({"type": "websocket.close", "code": code, "reason": reason})
-            else:
-                break
-        if session.closing is not None and not sender.is_over and not self._is_closing:
-            self._is_closing = True  # set before the close: do not wait for a peer that does not read
-            self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
+            elif not self._is_closing:
+                self._is_closing = True  # set before the close: do not wait for a peer that does not read
+                self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
         if self._room is not None and not self._room.done() and (not self._is_full or sender.is_over):
             self._room.set_result(None)
 

@@ -38,14 +38,15 @@ def new_channel(viewers: int) -> Channel:
     return channel
 
 
-def long_way(batch: EncodedBatch) -> tuple[bytes, tuple[str, ...]]:
+def long_way(batch: EncodedBatch) -> tuple[bytes, tuple[bytes, ...]]:
     """Return the bytes of a batch as the protocol describes them, for SSE and for a WebSocket."""
     *first, last = [
         b"event: %b\ndata: %b\n" % (str(e.__struct_config__.tag).encode(), encode_json(e)) for e in batch.events
     ]
     sse = b"".join([each + b"\n" for each in first]) + last + b"id: %b\n\n" % batch.cursor.encode()
     events = ",".join(encode_json(event).decode() for event in batch.events)
-    return sse, (f'{{"type":"events","channel":"{batch.channel}","cursor":"{batch.cursor}","events":[{events}]}}',)
+    text = f'{{"type":"events","channel":"{batch.channel}","cursor":"{batch.cursor}","events":[{events}]}}'
+    return sse, (text.encode(),)
 
 
 @given(batches, st.data())

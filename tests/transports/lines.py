@@ -13,7 +13,7 @@ from typing import Any
 
 from tenuto.app import Hub
 from tenuto.hub.access.identity import CAPABILITIES, Identity
-from tenuto.transports.session import Session
+from tenuto.transports.session import PING_S, Session
 from tests.transports.conftest import PATIENCE_S
 
 Json = dict[str, Any]
@@ -45,8 +45,12 @@ class Line:
         self.session.receive(json.dumps({"type": type, "ref": ref, **fields}), now_s=self.now_s)
 
     def take(self) -> dict[str, Any] | None:
-        frame = self.session.frame_to_send(now_s=self.now_s)
-        return json.loads(frame) if frame is not None else None
+        while self.session.has_frames:
+            frame = self.session.frame_to_send()
+            if frame is not None:
+                found: dict[str, Any] = json.loads(frame)
+                return found
+        return None
 
     async def frame(self) -> dict[str, Any]:
         """Return the next frame, or None."""
@@ -79,6 +83,7 @@ class LiveLine(Line):
         return asyncio.get_running_loop().time()
 
     async def _pump(self) -> None:
+        ping_at_s = self.now_s + PING_S
         while True:
             while (frame := self.take()) is not None:
                 self.frames.append(frame)
@@ -87,8 +92,11 @@ class LiveLine(Line):
                     self.session.receive(json.dumps({"type": "pong", "n": frame["n"]}), now_s=self.now_s)
             self.woken.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5.0):
+                async with asyncio.timeout_at(ping_at_s):
                     await self.woken.wait()
+            if self.now_s >= ping_at_s:
+                ping_at_s += PING_S
+                self.session.keep_alive(now_s=self.now_s)
 
     async def ask(self, type: str, **fields: Any) -> Json:
         """Send a frame and return the response."""

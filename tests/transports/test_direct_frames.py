@@ -1,8 +1,8 @@
-"""The short path of an event to a WebSocket: it writes exactly the bytes of the long path, or declines.
+"""Frames that a socket writes to its transport itself: exactly the bytes that the server's `send` would write.
 
 Layer: tests.
 
-Two sockets watch the same channels under the protocol of `tenuto serve`; one of them never takes the short path.
+Two sockets watch the same channels under the protocol of `tenuto serve`; one of them always goes through `send`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,15 @@ from uvicorn.server import ServerState
 
 from proof.wirecheck import encode_frame
 from tenuto import Hub, allow_everyone
-from tenuto.core.events import MessageAppend
-from tenuto.hub.batches import EncodedBatch
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
-from tenuto.transports.sender import MAX_BYTES, DirectSender, Frames, Heartbeats, Sender, TaskSender, can_frame
-from tenuto.transports.session import FIRST_PING_S, PING_EARLY_S, Session
+from tenuto.transports import sender
+from tenuto.transports.sender import MAX_BYTES, Frames
 from tests.test_bounded_websocket import HANDSHAKE, Owner, SocketTransport
 from tests.transports.conftest import new_hub
-from tests.transports.test_chunks import batch
 from tests.virtual import virtually
 
 STEP_S = 0.05  # longer than the flush windows below; the steps of a plan end before the first heartbeat, at 1 s
-PING_DUE_S = FIRST_PING_S - PING_EARLY_S
 CHANNELS = ("c:1", "c:2")
 
 
@@ -83,12 +79,11 @@ class Peer:
 
 
 class Place:
-    """A hub with two sockets: the first takes the short path where it can, the second one never."""
+    """A hub with two sockets: the first writes to its transport where it can, the second one never."""
 
     def __init__(self) -> None:
         self.hub = new_hub("memory://", authenticate=allow_everyone)
         self.hub.drive_by_hand = True
-        self.direct: list[EncodedBatch] = []
         self.peers: list[Peer] = []
 
     async def open(self, *, flush_ms: int) -> None:
@@ -108,20 +103,9 @@ class Place:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note the batches of the short path, and keep the second socket from it."""
-        write, can_write = DirectSender.write_directly, DirectSender.can_write_directly
-
-        def noting(sender: DirectSender, batch: EncodedBatch, frames: Frames) -> None:
-            self.direct.append(batch)
-            write(sender, batch, frames)
-
-        def of_first(sender: DirectSender) -> bool:
-            return sender._socket is self.peers[0].protocol and can_write(sender)
-
-        with (
-            patch.object(DirectSender, "write_directly", noting),
-            patch.object(DirectSender, "can_write_directly", of_first),
-        ):
+        """Keep the second socket from its transport."""
+        can = sender.can_frame
+        with patch.object(sender, "can_frame", lambda one: one is self.peers[0].protocol and can(one)):
             yield
 
     async def close(self) -> None:
@@ -131,13 +115,13 @@ class Place:
         await self.hub.close()
 
 
-SEEN = ("text", "text", "text", "text", "both", "two", "other", "large", "signal", "signal", "ask", "rest", "later")
+SEEN = ("text", "text", "text", "text", "both", "two", "other", "large", "signal", "signal", "ask", "rest", "ping")
 PEERS = ("pause", "resume", "end", "lose")
 steps = st.lists(st.sampled_from(SEEN + PEERS), min_size=4, max_size=9)
 
 
 BLOCKED = ["text", "pause", "text", "text", "resume"]  # a write is blocked
-PING = ["text", "later", "text"]  # a ping is due
+PING = ["text", "ping", "text"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,26 +134,23 @@ def test_short_path_writes_the_bytes_of_the_long_path_whatever_happens(plan: lis
 
 def write_while_a_write_is_blocked(patch: pytest.MonkeyPatch) -> None:
     """The transport has a buffer."""
-    patch.setattr(DirectSender, "can_write_directly", lambda self: self._socket is not None and can_frame(self._socket))
-
-
-def write_before_a_ping(patch: pytest.MonkeyPatch) -> None:
-    """Text shows that the connection lives."""
-    batch_to_send = Session.batch_to_send
-    patch.setattr(Session, "batch_to_send", lambda self, *, now_s: batch_to_send(self, now_s=0.0))
+    patch.setattr(sender, "can_frame", lambda protocol: protocol.handshake_complete)
 
 
 def keep_the_frame(patch: pytest.MonkeyPatch) -> None:
     """The frame was made for all sockets."""
-    of_sole, kept = Frames.of_sole, dict[int, bytes | None]()
-    patch.setattr(Frames, "of_sole", lambda self, batch: kept.setdefault(id(self), of_sole(self, batch)))
+    of, kept = Frames.of, dict[bool, bytes | None]()
+
+    def first_append(self: Frames, text: bytes) -> bytes | None:
+        return kept.setdefault(True, of(self, text)) if b"message.append" in text else of(self, text)
+
+    patch.setattr(Frames, "of", first_append)
 
 
 @pytest.mark.parametrize(
     ("mutant", "plan"),
     [
         (write_while_a_write_is_blocked, BLOCKED),
-        (write_before_a_ping, PING),
         (keep_the_frame, ["text", "text", "text"]),
     ],
 )
@@ -188,7 +169,6 @@ async def check_bytes(plan: list[str], flush_ms: int) -> None:
     place = Place()
     with place.watched():
         await place.open(flush_ms=flush_ms)
-        opened_s = asyncio.get_running_loop().time()
         hub, (short, long) = place.hub, place.peers
         one = hub.message("c:1", id="one")
         other = hub.message("c:1", id="other")
@@ -215,8 +195,9 @@ async def check_bytes(plan: list[str], flush_ms: int) -> None:
                             peer.send(type="history", ref=number + 10, channel="c:2", limit=1)
                     case "rest":
                         continue  # the next step follows at once
-                    case "later":  # a ping becomes due
-                        await asyncio.sleep(opened_s + PING_DUE_S - asyncio.get_running_loop().time())
+                    case "ping":
+                        for socket in hub._asgi._sockets._open:
+                            socket.send_heartbeat()
                     case _:
                         for peer in place.peers:
                             getattr(peer, step)()
@@ -234,49 +215,23 @@ async def check_bytes(plan: list[str], flush_ms: int) -> None:
 
 
 @virtually
-async def test_each_append_to_an_idle_socket_takes_the_short_path() -> None:
+async def test_frames_to_an_idle_socket_do_not_go_through_send() -> None:
     place = Place()
     sent: list[Any] = []
     send = WebSocketsSansIOProtocol.send
 
     async def noting(protocol: Any, message: Any) -> None:
-        sent.append(message)
+        if protocol is place.peers[0].protocol:
+            sent.append(message)
         await send(protocol, message)
 
     with place.watched():
         await place.open(flush_ms=0)
         async with place.hub.message("c:1", id="one") as message:
-            await message.append("first")  # opens a part
-            await asyncio.sleep(STEP_S)
-            place.direct.clear()
             with patch.object(WebSocketsSansIOProtocol, "send", noting):
                 for n in range(5):
                     await message.append(f"{n}")
                     await asyncio.sleep(STEP_S)
-            texts = [event.text for each in place.direct for event in each.events if isinstance(event, MessageAppend)]
-            assert texts == ["0", "1", "2", "3", "4"]
-            assert sent == []  # the long path writes to this transport, too
+            assert place.peers[0].transport.written.count(b"message.append") == 4  # the first text opens a part
+            assert sent == []
         await place.close()
-
-
-@pytest.mark.parametrize("kind", [DirectSender, TaskSender])
-async def test_short_path_declines_without_a_transport_at_hand(kind: type[Sender]) -> None:
-    """Under another server, and behind a middleware that wraps `send`."""
-    owner: Any = Owner()
-
-    async def send(message: Any) -> None: ...
-
-    assert not kind(send, owner, Heartbeats()).can_write_directly()
-
-
-@pytest.mark.parametrize("text", ["", "a", "é" * 62, "日" * 300, '\0"\\\n', "x" * (MAX_BYTES - 200), "é" * 30_000])
-def test_frame_of_a_sole_event_equals_that_of_its_text(text: str) -> None:
-    one = batch(text)
-    assert Frames().of_sole(one) == Frames().of(one.frames[0])
-
-
-def test_frame_of_a_large_event_is_not_kept() -> None:
-    frames, small = Frames(), batch("small")
-    kept = frames.of_sole(small)
-    assert frames.of_sole(batch("x" * MAX_BYTES)) is None
-    assert frames.of_sole(small) is kept
