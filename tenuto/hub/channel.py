@@ -170,9 +170,10 @@ class Channel:
         """Break reference cycles so that the channel is freed at once, without waiting for the garbage collector."""
         self.presence_state.close()
 
-    def window_ends_s(self) -> list[float]:
-        """Return when the flush windows of the viewers end, in the loop's time."""
-        return [group.over_s for group in self._groups.values() if group.feeds]
+    def windows_end_s(self) -> tuple[float, float]:
+        """Return when the first and when the last flush window of the viewers ends, in the loop's time."""
+        ends_s = [group.over_s for group in self._groups.values() if group.feeds] or [0.0]
+        return min(ends_s), max(ends_s)
 
     @property
     def has_unbuffered_viewers(self) -> bool:

@@ -20,6 +20,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
@@ -37,8 +38,8 @@ from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
 from tenuto.hub.capacity import Find
 from tenuto.hub.channel import MAX_CONFLICTS, Channel, outpaced
 from tenuto.hub.clock import Clock
-from tenuto.hub.pace import Pace
 from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item, Outcome
+from tenuto.hub.ticks import Ticks
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Store, Write
 from tenuto.watchdog import Watch, Watchdog
 
@@ -177,6 +178,78 @@ class Loader:
                 self._stored(decided)
 
 
+PATIENCE_S = 0.04  # longest delay of a commit that only viewers wait for; equals the default flush window
+SPARE_S = 0.001  # safety margin, in addition to twice the recent duration of a commit
+
+
+class Begin(Enum):
+    """When a writer queues new text, and when the committer takes it."""
+
+    NOW = auto()  # now; the next commit begins without a gap
+    AFTER_GAP = auto()  # now; the next commit may keep its gap to the last one
+    LATER = auto()  # at the call of the callback, as for NOW
+
+
+class Pace:
+    """When commits begin that only viewers wait for: the recent duration of commits, and the gap between two of them.
+
+    Inside of a flush window, text is stored shortly before the end of the window, because viewers see it no earlier.
+    After the windows of all viewers, they see it as soon as it is stored; such text of many channels shares a commit,
+    after the gap. The gap ends at the first point of the ticks' grid after the beginning of the last commit. So a
+    commit begins at once if that point has passed, and all text that one tick has queued shares a commit.
+    """
+
+    def __init__(self, ticks: Ticks) -> None:
+        self._ticks = ticks
+        self._took_s = 0.0  # moving average of the time from queueing an item until it is stored
+        self._begun_s = -1.0  # loop time at which the last commit began
+        self._is_urgent = False  # True: the next commit keeps no gap
+        self._over: asyncio.Event | None = None  # set to end the gap; None: no gap is kept now
+
+    def begin(self, channel: Channel, callback: Callable[[], None]) -> Begin:
+        """Return when to commit text for the viewers of `channel`; if LATER, call `callback` then.
+
+        That is so early that the text is stored by the next flush, also in a slow store. Until the flush no viewer sees
+        a difference if more text is stored. The gap never delays text inside of a flush window, so it makes no text
+        miss its flush.
+        """
+        first_s, last_s = channel.windows_end_s()
+        now_s = asyncio.get_running_loop().time()
+        if self._ticks.tick_s(first_s) <= now_s:  # until the tick, a flush of earlier text may still be due
+            # other viewers of the channel may have a longer window, with a flush that the gap would miss
+            is_inside = self._ticks.tick_s(last_s) > now_s
+            return Begin.NOW if is_inside or channel.has_unbuffered_viewers else Begin.AFTER_GAP
+        if self._ticks.call_before(min(first_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback):
+            return Begin.LATER
+        return Begin.NOW
+
+    def took(self, took_s: float) -> None:
+        """Update the average by a commit that took `took_s` from queued to stored: fast upwards, slowly downwards."""
+        more_s = took_s - self._took_s
+        self._took_s += more_s * (0.5 if more_s > 0 else 0.1)
+
+    def hurry(self) -> None:
+        """End the gap, and keep none before the next commit, because a caller waits for a queued item."""
+        self._is_urgent = True
+        if self._over is not None:
+            self._over.set()
+
+    def reset(self) -> None:
+        """Keep a gap before the next commit, because no urgent item is queued any more."""
+        self._is_urgent = False
+
+    async def keep_gap(self) -> bool:
+        """Wait for the end of the gap, and note that a commit begins now. Return whether there was a gap."""
+        over = asyncio.Event()
+        is_kept = not self._is_urgent and self._ticks.call_after(self._begun_s, over.set)
+        if is_kept:
+            self._over = over
+            await over.wait()
+            self._over = None
+        self._begun_s = asyncio.get_running_loop().time()
+        return is_kept
+
+
 # Small batches give the best tail latency: at 500 conversations of 50 tokens a second with two viewers each the p99 was
 # 75 ms with 64 rows, 84 with 128 and 106 with 256 (two runs each, 1 to 8 ms apart).
 MAX_ROWS = 64
@@ -226,7 +299,7 @@ class Committer:
         channels: Mapping[str, Channel],
         channel: Callable[[str], Channel],
         spawn: Callable[[Coroutine[None, None, None]], object],
-        pace: Pace,
+        ticks: Ticks,
         *,
         is_served: Callable[[str], bool],
         accepted: Callable[[Channel, str], None],
@@ -249,7 +322,7 @@ class Committer:
         self._clock = clock
         self._channels = channels
         self._channel = channel
-        self._pace = pace
+        self.pace = Pace(ticks)
         self._loader = Loader(
             spawn, queue_first=self._queue_first, stored=self._return, fail=self._fail, followed=followed
         )
@@ -309,11 +382,7 @@ class Committer:
             self._since_s = asyncio.get_running_loop().time()
         self._wake.set()
         if is_urgent or len(self._queue) >= MAX_ROWS:
-            self.hurry()
-
-    def hurry(self) -> None:
-        """Begin the next commit without a gap, because a caller waits for a queued item."""
-        self._pace.gap.end()
+            self.pace.hurry()
 
     def is_parked(self, channel: Channel) -> bool:
         """Return whether requests of `channel` are parked until the store has been read."""
@@ -326,7 +395,7 @@ class Committer:
             while True:
                 await self._wake.wait()
                 while self._queue:
-                    if await self._pace.gap.keep():
+                    if await self.pace.keep_gap():
                         # The gap is no part of the time that a commit takes: text inside of a flush window does not
                         # wait for it.
                         self._since_s = asyncio.get_running_loop().time()
@@ -357,7 +426,7 @@ class Committer:
         """Decide a batch of queued items. It never awaits, so all decisions see the same state."""
         batch = _Batch({}, {}, [], {}, self._since_s)
         rows, limit = 0, UNSEEN_TIMES * MAX_ROWS
-        now_ms, now_s = self._clock.now_ms(), asyncio.get_running_loop().time()
+        now_s, now_ms = asyncio.get_running_loop().time(), None  # the clock is read if a decision needs it
         parked = self._loader.parked
         self._queue.begin(now_s)
         while rows < limit and len(batch.decided) < MAX_ITEMS:
@@ -372,8 +441,16 @@ class Committer:
             if channel in parked or not channel.is_ready_for(item.ids):
                 self._loader.park(channel, item)
                 continue
-            asks = self._asks(item)
-            if asks is None:
+            try:
+                asks = item.asks()
+            except Exception:  # an exception from one writer must not fail the items of others
+                logger.exception("requests for channel %s could not be read", item.channel)
+                self._fail(
+                    item,
+                    TenutoError(
+                        "the writer's requests could not be made because of a bug; the hub's log has the reason"
+                    ),
+                )
                 continue
             if channel.watchers:
                 limit = MAX_ROWS
@@ -387,6 +464,7 @@ class Committer:
                 continue
             draft = batch.draft(channel)
             before = len(draft.ops)
+            now_ms = now_ms or self._clock.now_ms()
             batch.decided.append(self._decide_item(channel, draft, item, asks, now_ms))
             if type(item) is DocumentDue:
                 batch.due.setdefault(channel, []).append(item.message_id)
@@ -394,20 +472,8 @@ class Committer:
         if self._queue.has_only_beginnings:  # those wait for their slice, which is no part of the time of a commit
             self._since_s = None
         if not self._queue:
-            self._pace.gap.reset()
+            self.pace.reset()
         return batch
-
-    def _asks(self, item: Item) -> Sequence[Ask] | None:
-        """Return the requests of `item`; None if it raised an exception, in which case the item is failed."""
-        try:
-            return item.asks()
-        except Exception:  # an exception from one writer must not fail the items of others
-            logger.exception("requests for channel %s could not be read", item.channel)
-            self._fail(
-                item,
-                TenutoError("the writer's requests could not be made because of a bug; the hub's log has the reason"),
-            )
-            return None
 
     def _grow(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
         """Return the entry of the first request for `channel` if it is a plain append, else None."""
@@ -485,7 +551,7 @@ class Committer:
                 channel.commit_over = None
             over.set_result(None)
             if batch.since_s is not None:
-                self._pace.took(asyncio.get_running_loop().time() - batch.since_s)
+                self.pace.took(asyncio.get_running_loop().time() - batch.since_s)
         if writes:
             self._failure = None
         conflicted = []
@@ -592,7 +658,8 @@ class Committer:
     def _return(self, decided: Decided) -> None:
         """Return the durable results of one item to it."""
         item = decided.item
-        self._let_go(item)
+        self.waiting -= 1
+        self._waiting_bytes -= item.size_bytes
         # the remote writers' leases concern decided requests; `plain_append` handles writers of this process only
         if decided.grown is None:
             for ask in decided.granted:
@@ -601,18 +668,15 @@ class Committer:
         item.decided(decided)
 
     def _fail(self, item: Item, error: TenutoError) -> None:
-        self._let_go(item)
-        item.failed(error)
-
-    def _let_go(self, item: Item) -> None:
         self.waiting -= 1
         self._waiting_bytes -= item.size_bytes
+        item.failed(error)
 
     def _queue_first(self, items: Iterable[Item]) -> None:
         """Queue `items`, which were parked, before all others."""
         self._queue.put_first(items)
         self._wake.set()
-        self.hurry()
+        self.pace.hurry()
 
 
 def _renews_lease(caller: Caller) -> bool:

@@ -291,7 +291,9 @@ class Admission:
 
     def begin(self, now_s: float) -> None:
         """Begin to admit items to a commit, at the loop time `now_s`."""
-        self._left = self._slice() if now_s < self._beside_until_s else None
+        self._left = None
+        if now_s < self._beside_until_s:
+            self._left = max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
 
     def stored(self, took_s: float) -> None:
         """Note that the store took `took_s` for a commit."""
@@ -326,9 +328,6 @@ class Admission:
             while items:
                 yield items.popleft()
         self._behind.clear()
-
-    def _slice(self) -> int:
-        return max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
 
     def _set_aside(self, item: Item) -> None:
         self._aside.append(item)

@@ -27,7 +27,6 @@ from tenuto.hub.hooks import Hooks
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.nodes.following import Follower, Notifier
 from tenuto.hub.nodes.nodes import NodeLease
-from tenuto.hub.pace import Pace
 from tenuto.hub.pending import Done, Result, Waiting, result_later
 from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks
@@ -71,7 +70,6 @@ class Runtime:
         self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
         self.deadlines = Deadlines(self.loop)
         self.ticks = Ticks()
-        self.pace = Pace(self.ticks)
         self.hooks = Hooks(store, self.nodes, self.tasks.start_background)
         self.leases = LeaseMonitor(
             self.loop,
@@ -116,7 +114,7 @@ class Runtime:
             self.channels,
             self.channel,
             self.tasks.spawn,
-            self.pace,
+            self.ticks,
             is_served=workers.serves,
             accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
             check=capacity.check_create,

@@ -42,9 +42,10 @@ from tenuto.core.ops import WriterIdentity
 from tenuto.core.outgoing import NEW, OPEN, Outgoing, OutgoingProperties, WriterRequest, end_for, needs_await
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage, Request, TakeOver
 from tenuto.hub.channel import Channel
+from tenuto.hub.committer import Begin
 from tenuto.hub.lifecycle import Lifecycle
-from tenuto.hub.pace import Begin
-from tenuto.hub.pending import Ask, Decided, Done, Item, Result, own_copy, result_later
+from tenuto.hub.pending import Ask, Decided, Done, Result, own_copy, result_later
+from tenuto.hub.runtime import Runtime
 from tenuto.portal import Attempt, retrieve_exception
 
 logger = logging.getLogger("tenuto.hub")
@@ -69,6 +70,7 @@ class MessageWriter(OutgoingProperties):
         "_live",
         "_max_bytes",
         "_retry",
+        "_run",
         "_trouble",
         "_waiters",
         "cancelled_as",
@@ -99,6 +101,7 @@ class MessageWriter(OutgoingProperties):
         # None: not queued at the committer; else whether the commit of the queued text may keep its gap to the last one
         self._has_gap: bool | None = None
         self._is_delayed = False  # True: will be queued shortly before the next flush
+        self._run: Runtime | None = None  # the run of the hub in which the message was opened
         # the channel of the last commit, to find its viewers; None or outdated: no viewers
         self._live: Channel | None = None
         self._trouble: TenutoError | None = None  # the error while the store fails, else None
@@ -183,11 +186,11 @@ class MessageWriter(OutgoingProperties):
         if outgoing.state is not NEW:
             return self
         if self._create is None:
-            self._hub.register_writer(self)
+            self._run = self._hub.register_writer(self)
         else:
             await self._hub.start()
             self._caller = self._hub.caller(self._caller.id)
-            self._hub.register_writer(self)
+            self._run = self._hub.register_writer(self)
             try:
                 result = await self._created(self._create)
                 if not result.created:
@@ -322,11 +325,11 @@ class MessageWriter(OutgoingProperties):
         """Submit text that only viewers wait for, early enough to be stored by the end of their flush window."""
         if self._is_delayed:
             return
-        live = self._live
-        if live is None or not live.watchers:
+        live, run = self._live, self._run
+        if live is None or run is None or not live.watchers:
             self._submit()
             return
-        begin = self._hub.schedule_commit(live, self._delay_ended)
+        begin = run.committer.pace.begin(live, self._delay_ended)
         if begin is Begin.LATER:
             self._is_delayed = True
         else:
@@ -346,16 +349,18 @@ class MessageWriter(OutgoingProperties):
 
         With `is_urgent` the next commit keeps no gap to the last one.
         """
+        run = self._run
+        assert run is not None  # text is accepted by an opened writer only
         if self._has_gap is not None:
             if is_urgent and self._has_gap:
                 self._has_gap = False
-                self._hub.hurry_commit()
+                run.committer.pace.hurry()
         elif self._retry is None and self._outgoing.unstored_bytes:
             self._has_gap = not is_urgent
             try:
-                self._hub.queue(self, self._caller, is_urgent=is_urgent)
+                run.committer.submit(self, is_urgent=is_urgent)
             except TenutoError as error:
-                self.failed(error)
+                self.failed(self._hub.refusal_in(run, error))
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -523,31 +528,23 @@ class Writers:
         await self._lifecycle.start()
         return await self._lifecycle.runtime.ask(channel, key, request, caller)
 
-    def queue(self, item: Item, caller: Caller, *, is_urgent: bool) -> None:
-        """Queue `item` for the next commit, as `Committer.submit` does. Raises Busy, Draining, Fenced."""
-        runtime = self._lifecycle.runtime
-        if caller.writer is not None and caller.writer.node != runtime.node:
-            # the store may have lost text of this writer; the new run lets an adopter continue the message, or ends it
-            raise Fenced("the hub has begun another run since the message was opened; open another message")
-        runtime.committer.submit(item, is_urgent=is_urgent)
+    def refusal_in(self, run: Runtime, error: TenutoError) -> TenutoError:
+        """Return the refusal of text whose message was opened in `run`, from the committer's `error`."""
+        if not self._lifecycle.is_running or self._lifecycle.runtime is run:
+            return error
+        # the store may have lost text of this writer; the new run lets an adopter continue the message, or ends it
+        return Fenced("the hub has begun another run since the message was opened; open another message")
 
-    def hurry_commit(self) -> None:
-        """Begin the next commit without a gap, because a caller waits for a queued item."""
-        with contextlib.suppress(TenutoError):  # the hub has ended meanwhile
-            self._lifecycle.runtime.committer.hurry()
+    def register_writer(self, writer: MessageWriter) -> Runtime:
+        """Register `writer`, and return the run of the hub in which it writes.
 
-    def schedule_commit(self, channel: Channel, callback: Callable[[], None]) -> Begin:
-        """Return when to commit new text for the viewers of `channel`, as `Pace.begin` does."""
-        try:
-            return self._lifecycle.runtime.pace.begin(channel, callback)
-        except TenutoError:  # the hub has ended meanwhile
-            return Begin.NOW
-
-    def register_writer(self, writer: MessageWriter) -> None:
-        """Register `writer`. Raises IdConflict if another one in this process writes the same message."""
-        known = self._lifecycle.runtime.writers.setdefault((writer.channel, writer.id), writer)
+        Raises IdConflict if another one in this process writes the same message.
+        """
+        run = self._lifecycle.runtime
+        known = run.writers.setdefault((writer.channel, writer.id), writer)
         if known is not writer:
             raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
+        return run
 
     def unregister_writer(self, writer: MessageWriter) -> None:
         """Forget `writer`, which has ended."""

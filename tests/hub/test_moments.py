@@ -16,7 +16,7 @@ import pytest
 from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore
-from tenuto.hub.pace import Pace
+from tenuto.hub.committer import Pace
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from tenuto.core.events import MessageAppend, MessagePart
 from tenuto.hub import HubCore
+from tenuto.hub.committer import PATIENCE_S
 from tenuto.hub.feed import Feed
-from tenuto.hub.pace import PATIENCE_S
 from tenuto.hub.ticks import Ticks
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
