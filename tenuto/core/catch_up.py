@@ -41,15 +41,27 @@ def events_since(state: ChannelState, since: int, *, limit: int) -> list[StoredE
     """
     assert since >= state.complete_since
     events: list[StoredEvent] = []
-    for count, message in enumerate(state.changed_since(since), 1):
+    for count, message in enumerate(reversed(state.messages.values()), 1):  # in the order of their last change
+        if message.version <= since:
+            break
         if count > limit:
             return None
         if message.role != OPTIONS:
-            events.extend(_message_since(message, state.tail, since))
-    for count, command in enumerate(state.commands_since(since), 1):
+            events += _message_since(message, state.tail, since)
+    count = 0
+    for command in reversed(state.commands.values()):
+        if command.version <= since:
+            break
+        if command.is_step:
+            continue
+        count += 1
         if count > limit:
             return None
-        events.extend(_command_since(command, since))
+        if command.created > since:
+            events.append(CommandSent(serial=command.created, command=command.command()))
+        reply = reply_to(command)
+        if reply is not None and reply.serial > since:
+            events.append(reply)
     if len(events) > 1:
         events.sort(key=lambda event: event.serial)
     return events
@@ -138,36 +150,23 @@ def reply_to(command: CommandState) -> CommandReply | None:
     )
 
 
-def _command_since(command: CommandState, since: int) -> Iterator[StoredEvent]:
-    if command.created > since:
-        yield CommandSent(serial=command.created, command=command.command())
-    reply = reply_to(command)
-    if reply is not None and reply.serial > since:
-        yield reply
-
-
-def _message_since(message: MessageState, tail: PartTail, since: int) -> Iterator[MessageEvent]:
+def _message_since(message: MessageState, tail: PartTail, since: int) -> list[MessageEvent]:
     if message.deleted:
-        yield MessageDelete(serial=message.version, id=message.id)
-    elif message.created > since:
-        yield MessageCreate(serial=message.version, message=message.message())
-    elif message.edited > since or (message.shaped > since and tail.floor > since):
-        yield MessageUpdate(serial=message.version, message=message.message())
-    else:
-        yield from _changes(message, tail, since)
-
-
-def _changes(message: MessageState, tail: PartTail, since: int) -> Iterator[MessageEvent]:
-    """Yield the events of a message that was neither created nor edited after `since`."""
+        return [MessageDelete(serial=message.version, id=message.id)]
+    if message.created > since:
+        return [MessageCreate(serial=message.version, message=message.message())]
+    if message.edited > since or (message.shaped > since and tail.floor > since):
+        return [MessageUpdate(serial=message.version, message=message.message())]
+    events: list[MessageEvent] = []
     ends = sorted(end for end in (message.finished, message.taken_over) if end > since)
     for index, part in enumerate(message.parts):
         if part.changed > since:
-            yield from _part_events(message, tail, since, index, part)
+            events += _part_events(message, tail, since, index, part)
         if isinstance(part.text, Text) and part.text.mark_serials and part.text.mark_serials[-1] > since:
-            yield from _appends(message.id, index, part.text, max(since, part.changed), ends)
+            events += _appends(message.id, index, part.text, max(since, part.changed), ends)
     if message.finished > since:
         status, reason = message.finished_as
-        yield MessageFinish(
+        finish = MessageFinish(
             serial=message.finished,
             id=message.id,
             status=status,
@@ -175,8 +174,10 @@ def _changes(message: MessageState, tail: PartTail, since: int) -> Iterator[Mess
             meta=message.meta,
             updated_at=message.updated_at,
         )
+        events.append(finish)
     if message.taken_over > max(since, message.finished):
-        yield MessageTakeover(serial=message.taken_over, id=message.id)
+        events.append(MessageTakeover(serial=message.taken_over, id=message.id))
+    return events
 
 
 def _part_events(
@@ -191,11 +192,13 @@ def _part_events(
     yield MessagePart(serial=part.changed, id=message.id, index=index, updated_at=replaced.at_ms, part=replaced.part)
 
 
-def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> Iterator[MessageAppend]:
-    """Yield the text after `since` as one append; split it where the message finished or was taken over (`ends`)."""
+def _appends(message_id: str, index: int, text: Text, since: int, ends: list[int]) -> list[MessageAppend]:
+    """Return the text after `since` as one append; split it where the message finished or was taken over (`ends`)."""
+    events: list[MessageAppend] = []
     at = text.length_at(since)
     for until in [*(end - 1 for end in ends), text.mark_serials[-1]]:
         length, serial = text.length_at(until), text.last_serial(until)
         if length > at and serial > since:
-            yield MessageAppend(serial=serial, id=message_id, part=index, at=at, text=text.slice(at, length))
+            events.append(MessageAppend(serial=serial, id=message_id, part=index, at=at, text=text.slice(at, length)))
             at = length
+    return events

@@ -10,7 +10,7 @@ this state to compute a viewer's missed events; `document` turns a message into 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import assert_never
 
 from msgspec.structs import replace
@@ -95,7 +95,7 @@ class ChannelState:
         self.has_older = serial > 0  # the store may have messages that are older than `history_from`
         # True: older messages were not loaded because the page had reached its limit in bytes
         self.is_history_cut = False
-        self.messages: OrderedDict[str, MessageState] = OrderedDict()
+        self.messages: OrderedDict[str, MessageState] = OrderedDict()  # in order of their last change
         # ids of all messages of the channel that wait for an agent, also of those outside memory
         self.pending: dict[str, None] = {}
         self.taken: dict[str, None] = {}  # ids of the messages whose own turns an attempt has
@@ -165,21 +165,6 @@ class ChannelState:
             self.complete_since = max(self.complete_since, message.version)
             self.history_from = max(self.history_from, message.created + 1)
             self.has_older, self.is_history_cut = True, False
-
-    def changed_since(self, serial: int) -> Iterator[MessageState]:
-        """Yield messages in memory that changed after `serial`, latest change first."""
-        for message in reversed(self.messages.values()):
-            if message.version <= serial:
-                return
-            yield message
-
-    def commands_since(self, serial: int) -> Iterator[CommandState]:
-        """Yield commands in memory that were sent or replied to after `serial`, latest first; steps are left out."""
-        for command in reversed(self.commands.values()):
-            if command.version <= serial:
-                return
-            if not command.is_step:
-                yield command
 
 
 def apply_entry(state: ChannelState, entry: Entry) -> None:

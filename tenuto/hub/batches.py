@@ -46,7 +46,15 @@ class EncodedBatch:
     @property
     def text_bytes(self) -> int:
         """Return an estimate of the bytes of text in the batch, without encoding it."""
-        return sum(_text_length(event) for event in self.events)
+        size = 0
+        for event in self.events:
+            if isinstance(event, MessageAppend):
+                size += len(event.text)
+            elif isinstance(event, MessagePart):
+                size += part_bytes(event.part)
+            elif isinstance(event, MessageCreate | MessageUpdate):
+                size += sum(map(part_bytes, event.message.parts))
+        return size
 
     @property
     def encoded_bytes(self) -> int:
@@ -107,15 +115,6 @@ class EncodedBatch:
 
 def _type_of(event: ServerEvent) -> bytes:
     return str(event.__struct_config__.tag).encode()
-
-
-def _text_length(event: ServerEvent) -> int:
-    if isinstance(event, MessageAppend):
-        return len(event.text)
-    parts = [event.part] if isinstance(event, MessagePart) else []
-    if isinstance(event, MessageCreate | MessageUpdate):
-        parts = event.message.parts
-    return sum(part_bytes(part) for part in parts)
 
 
 def _groups(raw: Sequence[bytes]) -> Iterator[bytes]:

@@ -258,9 +258,9 @@ class Channel:
 
     async def load(self) -> None:
         """Read the head of the channel from the store, unless it is known."""
-        if not self.is_loaded:
+        if self._prepare is not None:
             async with self._exclusive():
-                if not self.is_loaded:
+                if self._prepare is not None:
                     await self._reload()
 
     async def load_messages(self, ids: Sequence[str]) -> None:

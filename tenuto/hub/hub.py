@@ -488,20 +488,26 @@ class HubCore:
         flush_ms: int | None = None,
         wake: Callable[[], None],
         has_ephemeral: bool = False,
+        is_prepared: bool = False,
     ) -> Feed:
         """Return a feed that resumes after the cursor `since`, or begins with a new start.
 
-        With `has_ephemeral` it also takes presence and signals. Raises Draining, StoreUnavailable.
+        With `has_ephemeral` it also takes presence and signals. With `is_prepared` the messages of its first batch are
+        in memory. Raises Draining, StoreUnavailable, StoreUnusable.
         """
-        await self.start()
-        node = self.node
-        self.viewing.check()
-        async with self.viewing.reading():
-            live = await self.runtime.fresh(channel, with_members=has_ephemeral)
-        self.viewing.check(has_ended=self.node != node)  # the run of this channel
-        wanted = self.limits.default_history if history is None else min(history, self.limits.history)
-        window_ms = self.flush_ms if flush_ms is None else flush_ms
-        return Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_ephemeral=has_ephemeral)
+        lifecycle, viewing = self._lifecycle, self.viewing
+        await lifecycle.start()
+        node = lifecycle.node
+        viewing.check()
+        async with viewing.reading():
+            live = await lifecycle.runtime.fresh(channel, with_members=has_ephemeral)
+            viewing.check(has_ended=lifecycle.node != node)  # the run of this channel
+            wanted = self.limits.default_history if history is None else min(history, self.limits.history)
+            window_ms = self.flush_ms if flush_ms is None else flush_ms
+            feed = Feed(live, since, history=wanted, flush_ms=window_ms, wake=wake, has_ephemeral=has_ephemeral)
+            if is_prepared:
+                await feed.prepare()
+        return feed
 
     async def info(self, channel: str) -> ChannelInfo:
         """Return the head of `channel`."""

@@ -251,9 +251,8 @@ class Attachments:
                     flush_ms=frame.flush_ms,
                     wake=partial(self.feed_woken, attachment),
                     has_ephemeral=True,
+                    is_prepared=True,  # a channel that cannot be read must not end the socket and its other channels
                 )
-                async with self._hub.viewing.reading():
-                    await feed.prepare()  # a channel that cannot be read must not end the socket and its other channels
         except Exception as error:
             if self._by_channel.get(channel) is attachment:
                 del self._by_channel[channel]

@@ -170,12 +170,12 @@ def each_event_moves_the_cursor(patch: pytest.MonkeyPatch) -> None:
             yield f"{epoch}:{getattr(event, 'serial', 0)}" if is_of_the_log else None
         yield self.cursor or None
 
-    def frames(self: EncodedBatch) -> tuple[str, ...]:
+    def frames(self: EncodedBatch) -> tuple[bytes, ...]:
         named = zip(self.raw, cursors(self), strict=True)
         return tuple(
-            f'{{"type":"events","channel":"{self.channel}",'
-            + (f'"cursor":"{cursor}",' if cursor is not None else "")
-            + f'"events":[{raw.decode()}]}}'
+            b'{"type":"events","channel":"%b",' % self.channel.encode()
+            + (b'"cursor":"%b",' % cursor.encode() if cursor is not None else b"")
+            + b'"events":[%b]}' % raw
             for raw, cursor in named
         )
 

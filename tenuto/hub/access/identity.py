@@ -80,7 +80,12 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def capabilities_on(self, channel: str) -> list[str]:
         """Return the capabilities that are granted on `channel`, in alphabetical order."""
-        return [one for one in _IN_ORDER if self.has(one, channel)]
+        granted = self._granted_on(channel)
+        return [one for one in _IN_ORDER if one in granted]
+
+    def _granted_on(self, channel: str) -> frozenset[str]:
+        known = (names for pattern, names in (self.grants or {}).items() if matches(pattern, channel))
+        return self.capabilities.union(*known)
 
     def check(self, capability: str, channel: str) -> None:
         """Raise Forbidden unless this identity holds `capability` on `channel`."""
@@ -129,12 +134,12 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def caller(self, channel: str | None = None) -> Caller:
         """Return the caller for a request on `channel`; with None, its rights are those on all channels."""
-        has = self.has_everywhere if channel is None else _on(self, channel)
+        granted = self.capabilities if channel is None else self._granted_on(channel)
         return Caller(
             id=self.client_id,
-            is_admin=has("admin"),
-            may_read=has("subscribe") or has("history"),
-            may_write=has("append"),
+            is_admin="admin" in granted,
+            may_read="subscribe" in granted or "history" in granted,
+            may_write="append" in granted,
         )
 
     @property
@@ -147,10 +152,6 @@ class Identity(Struct, frozen=True, kw_only=True):
     def is_expired(self, now_ms: int) -> bool:
         """Return whether the identity has expired."""
         return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
-
-
-def _on(identity: Identity, channel: str) -> Callable[[str], bool]:
-    return lambda capability: identity.has(capability, channel)
 
 
 def check_capabilities(names: Iterable[str], pattern: str) -> frozenset[str]:
