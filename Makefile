@@ -1,7 +1,7 @@
 # The commands of this repository. A newcomer needs `make demo` and `make test` only; both install their dependencies, in
 # .venv and node_modules, and change no other place.
 .DEFAULT_GOAL := help
-.PHONY: help demo web dist test test-long lint format sim chaos fuzz attack bench keeping clean
+.PHONY: help demo web docs dist test test-long lint format sim chaos fuzz attack bench keeping clean
 
 PYTHON ?= python3
 # Tests start several hundred processes; without cached bytecode each one compiles the package again, which takes 0.35 s.
@@ -18,6 +18,9 @@ demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also
 
 web: node_modules/.installed ## build the packages of the browser client, into dist/web
 	@scripts/build_web
+
+docs: $(VENV)/.docs ## build the site of the documentation, without a network, into build/docs/site: TENUTO_REPOSITORY=
+	@$(BIN)/python scripts/docs.py build/docs
 
 dist: node_modules/.installed ## build and check what a release publishes, into dist: TENUTO_REPOSITORY=
 	@scripts/dist dist $(PYTHON)
@@ -76,6 +79,10 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	@echo 'Installing Tenuto and the tools for its tests in $(VENV) …'
 	@scripts/install $(VENV) --editable '.[demo]' --group dev
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml
+	@scripts/install $(VENV) --group docs
+	@touch $@
 
 node_modules/.installed: package.json
 	@command -v npm >/dev/null || { echo 'Node.js 20 or newer with npm is needed for the browser client (Debian: apt-get install nodejs npm)'; exit 1; }

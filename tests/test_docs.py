@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import re
 from functools import cache
@@ -242,6 +243,23 @@ def test_the_map_of_the_architecture_names_each_folder_and_only_modules_that_exi
     assert [name for name in sorted(folders) if f"{name}/" not in text] == []
     missing = [name for name in re.findall(r"\b\w+\.py\b", text) if not (package / name).exists()]
     assert missing == []
+
+
+def test_the_index_lists_each_page_and_the_site_has_its_links() -> None:
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "scripts" / "docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    listed = [page for pages in site.navigation().values() for page in pages]
+    assert sorted([*listed, "index.md"]) == sorted(
+        [*(site.page_name(path) for path in (ROOT / "docs").glob("*.md")), "decisions/index.md"]
+    )
+    page = ROOT / "docs" / "architecture.md"
+    assert "](decisions/index.md)" in site.linked(page, "")
+    assert "](https://code.example/blob/main/CHANGELOG.md)" in site.linked(
+        ROOT / "docs" / "processes.md", "https://code.example"
+    )
 
 
 # Terms and decisions ---------------------------------------------------------------------------------------------

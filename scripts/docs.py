@@ -1,0 +1,161 @@
+"""Build the site of the documentation, without a network: `make docs`, or `python scripts/docs.py [FOLDER]`.
+
+Layer: scripts. Zensical makes the pages from `docs/`, in the order of its index. This script gives it plain Markdown,
+whose links outside of `docs/` lead to the repository, and adds files for machines: each page as `.md`, `llms.txt` and
+`llms-full.txt`. The environment variable TENUTO_REPOSITORY has the address of the repository, such as
+https://github.com/owner/tenuto; without it such links are plain text. The site fetches nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?://|#)([^)#\s]+)(#[^)\s]*)?\)")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^## (.+)$|^\*\*(Learn):\*\*|\]\(([\w/-]+\.md)\)", re.MULTILINE)
+
+CONFIGURATION = """
+[project]
+site_name = "Tenuto"
+site_description = "A durable realtime transport for AI conversations, in Python"
+docs_dir = "pages"
+site_dir = "site"
+use_directory_urls = false
+extra_css = ["extra.css"]
+extra_javascript = ["extra.js"]
+nav = {nav}
+
+[project.theme]
+language = "en"
+font = false
+features = ["content.code.copy", "navigation.sections", "navigation.top", "navigation.tracking", "search.highlight"]
+
+[[project.theme.palette]]
+media = "(prefers-color-scheme: light)"
+scheme = "default"
+toggle.icon = "lucide/sun"
+toggle.name = "Dark mode"
+
+[[project.theme.palette]]
+media = "(prefers-color-scheme: dark)"
+scheme = "slate"
+toggle.icon = "lucide/moon"
+toggle.name = "Light mode"
+
+[project.markdown_extensions]
+tables = {{}}
+toc.permalink = true
+toc.slugify = {{ object = "pymdownx.slugs.slugify", kwds = {{ case = "lower" }} }}
+pymdownx.highlight.pygments_lang_class = true
+pymdownx.superfences = {{}}
+"""
+
+# What axe finds in the theme: the contrast of the shown page in the navigation, and regions without names.
+STYLE = ".md-nav__link--active { color: var(--md-default-fg-color) !important }"
+SCRIPT = """
+new MutationObserver(() => {
+  document.querySelectorAll(".md-code__nav").forEach((one, index) => (one.ariaLabel ??= `code ${index + 1}`))
+  document.querySelectorAll(".md-typeset__scrollwrap, pre code").forEach((one) => (one.tabIndex = 0))
+}).observe(document.documentElement, { childList: true, subtree: true })
+"""
+EMPTY_HEADER = re.compile(r"^\|(.*\|)\n(?=\|---)", re.MULTILINE)
+
+
+def build(folder: Path, repository: str) -> None:
+    """Build the site into `folder`/site, in place of an earlier one. Raises CalledProcessError if Zensical fails."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pages = folder / "pages"
+    for path in sorted([*DOCS.glob("*.md"), *(DOCS / "decisions").glob("*.md")]):
+        target = pages / page_name(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(EMPTY_HEADER.sub(named, linked(path, repository)))
+    for picture in [*DOCS.glob("*.svg"), *DOCS.glob("*.png")]:
+        shutil.copy(picture, pages)
+    (pages / "extra.css").write_text(STYLE)
+    (pages / "extra.js").write_text(SCRIPT)
+    (folder / "zensical.toml").write_text(CONFIGURATION.format(nav=toml(navigation())))
+    subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=folder, check=True)
+    for page in pages.rglob("*.md"):
+        shutil.copy(page, folder / "site" / page.relative_to(pages))
+    write_for_machines(pages, folder / "site")
+
+
+def named(header: re.Match[str]) -> str:
+    """Return the header of a table, with words for a screen reader in place of its empty cells."""
+    cells = [cell.strip() for cell in header[1].split("|")[:-1]]
+    words = [cell or ("meaning" if index else "what") for index, cell in enumerate(cells)]
+    return f"| {' | '.join(words)} |\n"
+
+
+def page_name(path: Path) -> str:
+    """Return the name of a page of the site: the index of a folder is `index.md`."""
+    return path.relative_to(DOCS).as_posix().replace("README.md", "index.md")
+
+
+def linked(path: Path, repository: str) -> str:
+    """Return the text of a page, with links that work on the site."""
+
+    def link(found: re.Match[str]) -> str:
+        picture, text, target, anchor = found[1], found[2], found[3], found[4] or ""
+        file = (path.parent / target).resolve()
+        if file.is_relative_to(DOCS):
+            return f"{picture}[{text}]({target.replace('README.md', 'index.md')}{anchor})"
+        if not repository:
+            return text
+        return f"{picture}[{text}]({repository}/blob/main/{file.relative_to(ROOT).as_posix()}{anchor})"
+
+    whole, parts, end = path.read_text(), [], 0
+    for block in FENCED.finditer(whole):
+        parts += [LINK.sub(link, whole[end : block.start()]), block[0]]
+        end = block.end()
+    return "".join([*parts, LINK.sub(link, whole[end:])])
+
+
+def navigation() -> dict[str, list[str]]:
+    """Return the pages of each section of the index, in its order."""
+    sections: dict[str, list[str]] = {}
+    for heading, learn, page in ROW.findall((DOCS / "README.md").read_text()):
+        if heading or learn:
+            sections[heading or learn] = []
+        else:
+            list(sections.values())[-1].append(page.replace("README.md", "index.md"))
+    return sections
+
+
+def title(page: Path) -> str:
+    """Return the heading of a page."""
+    return page.read_text().splitlines()[0].removeprefix("# ").replace("`", "")
+
+
+def toml(sections: dict[str, list[str]]) -> str:
+    """Return the navigation as TOML; a title has no quotes."""
+    lines = [f'  {{ "{name}" = {json.dumps(pages)} }},' for name, pages in sections.items()]
+    return "\n".join(["[", '  { "Tenuto" = "index.md" },', *lines, "]"])
+
+
+def write_for_machines(pages: Path, site: Path) -> None:
+    """Write `llms.txt`, which names each page, and `llms-full.txt`, which has the text of all but the decisions."""
+    lines = [
+        "# Tenuto",
+        "",
+        "> A durable realtime transport for AI conversations, in Python: refresh costs nothing.",
+        "",
+    ]
+    texts = []
+    for name, listed in navigation().items():
+        lines += [f"## {name}", "", *(f"- [{title(pages / page)}]({page})" for page in listed), ""]
+        texts += [(pages / page).read_text() for page in listed if "/" not in page]
+    (site / "llms.txt").write_text("\n".join(lines))
+    (site / "llms-full.txt").write_text("\n\n".join(texts))
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1] if len(sys.argv) > 1 else "build/docs").resolve(), os.environ.get("TENUTO_REPOSITORY", ""))
