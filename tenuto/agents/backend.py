@@ -97,22 +97,12 @@ class Backend(Protocol):
         """Return a new id."""
 
     async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float, generation: int
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
     ) -> Sent:
-        """Send a command of attempt `generation`. Raises Fenced if a later attempt has the turn."""
+        """Send a command of this attempt. Raises Fenced if a later one has the turn."""
 
-    async def reply(
-        self,
-        channel: str,
-        command_id: str,
-        *,
-        ok: bool,
-        data: Json,
-        error: Json,
-        by: str,
-        generation: int | None = None,
-    ) -> None:
-        """Reply to a command; to a step as attempt `generation`."""
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
+        """Reply to a command; to a step as this attempt."""
 
     async def watch(self, channel: str) -> Watch:
         """Follow a channel from now on."""

@@ -211,27 +211,17 @@ class LocalBackend:
         return self._hub.clock.new_id()
 
     async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float, generation: int
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
     ) -> Sent:
         """Send a command (`Backend.command`)."""
-        request = SendCommand(name=name, target=target, data=data, expires_s=expires_s, generation=generation)
+        request = SendCommand(name=name, target=target, data=data, expires_s=expires_s, generation=self._attempt)
         sent = await self._hub.ask(channel, command_key(id), request, self._hub.caller(by))
         assert sent.command is not None
         return Sent(sent.command, sent.reply)
 
-    async def reply(
-        self,
-        channel: str,
-        command_id: str,
-        *,
-        ok: bool,
-        data: Json,
-        error: Json,
-        by: str,
-        generation: int | None = None,
-    ) -> None:
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
         """Reply to a command (`Backend.reply`)."""
-        request = ReplyCommand(ok=ok, data=data, error=error, generation=generation)
+        request = ReplyCommand(ok=ok, data=data, error=error, generation=self._attempt)
         await self._hub.ask(channel, command_key(command_id), request, self._hub.caller(by))
 
     async def watch(self, channel: str) -> Watch:

@@ -181,6 +181,7 @@ class Running:
             taken_up=left.writer,
             request=await self._request(),
         )
+        turn.continues = self._agent.on_crash == "continue"
         if self.attempt > 1:
             turn.open_questions.update(self._questions_left(watch, left.answer))
         if left.is_over:

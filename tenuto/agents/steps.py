@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -100,6 +101,14 @@ class Steps:
         """Return whether an earlier attempt has begun the step `name` without storing its result."""
         return name in self._interrupted
 
+    @property
+    def open_name(self) -> str:
+        """Return the name of the step whose function runs. Raises LocalError if none does."""
+        step = _open.get()
+        if step is None or step.steps is not self:
+            raise LocalError("no step runs here; call this in the function of a step")
+        return step.name
+
     async def run(
         self, name: str, call: Callable[[], object], function: object, *, retries: int, retry_s: float
     ) -> Json:
@@ -182,7 +191,6 @@ class Steps:
                 data=data,
                 by=self._by,
                 expires_s=1.0,  # has no effect on a step
-                generation=self._generation,
             )
         )
 
@@ -221,13 +229,7 @@ class Steps:
         with contextlib.suppress(AlreadyAnswered):
             await patiently(
                 lambda: self._backend.reply(
-                    self._channel,
-                    stored.command.id,
-                    ok=True,
-                    data=kept,
-                    error=None,
-                    by=self._by,
-                    generation=self._generation,
+                    self._channel, stored.command.id, ok=True, data=kept, error=None, by=self._by
                 )
             )
         return kept["result"]
@@ -262,6 +264,15 @@ async def _called(name: str, call: Callable[[], object], retries: int, retry_s: 
             logger.warning("step %r is tried again in %g s: %r", name, wait_s, error)
         await asyncio.sleep(wait_s)
     raise AssertionError
+
+
+def input_of(call: partial[object]) -> str:
+    """Return the arguments of a call by their names, as JSON; an empty text if they are not JSON."""
+    try:
+        bound = inspect.signature(call.func).bind(*call.args, **call.keywords)
+        return msgspec.json.encode(bound.arguments).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return ""
 
 
 def _result_in(name: str, data: Json) -> tuple[Json, int]:

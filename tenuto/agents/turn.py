@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,14 +22,15 @@ from msgspec.structs import replace
 from tenuto.agents.backend import Backend, Sent, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
-from tenuto.agents.steps import Allowance, Steps
-from tenuto.core.errors import AlreadyAnswered, IdConflict, LocalError, TenutoError
+from tenuto.agents.steps import Allowance, Steps, input_of
+from tenuto.core.errors import AlreadyAnswered, IdConflict, LocalError, TenutoError, public_reason
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.turns import STEER, attempt_of, question_id, reply_id
-from tenuto.sources.writing import Writer
+from tenuto.sources.reading import CALLED, DONE, ERROR
+from tenuto.sources.writing import Piped, ToolCall, Writer
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -86,11 +87,12 @@ class Turn:
         self._taken_up = taken_up
         self.steps = Steps(backend, channel, message.id, generation, name)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
+        self.continues = False  # True: the first answer goes on with the parts of `previous`
         self.has_budget = False  # True: the agent has a `budget_s`
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
-        self._questions: Counter[str] = Counter()  # how often this attempt has asked each content
+        self._asked: Counter[str] = Counter()  # how often this attempt has asked each question, and made each tool call
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
 
@@ -228,10 +230,10 @@ class Turn:
     def _question_id(self, name: str, data: Json, key: str | None) -> str:
         """Return the id of a question, which follows from its content, so that no other content gets its reply."""
         content = f"{name}\n{key}\n{digest(data).hex()}"
-        self._questions[content] += 1
-        if key is not None and self._questions[content] > 1:
+        self._asked[content] += 1
+        if key is not None and self._asked[content] > 1:
             raise LocalError(f"key {key!r} was used before for the same question; give each question a key of its own")
-        return question_id(self.channel, self.message.id, self.generation, f"{content}\n{self._questions[content]}")
+        return question_id(self.channel, self.message.id, self.generation, f"{content}\n{self._asked[content]}")
 
     async def _ask(self, id: str, name: str, target: str, data: Json, timeout_s: float) -> Sent:
         """Send a question, or return the stored one. Another id is used if a client has taken this one."""
@@ -243,7 +245,6 @@ class Turn:
             data=data,
             by=self.name,
             expires_s=timeout_s,
-            generation=self.generation,
         )
         try:
             return await send(id=id)
@@ -257,9 +258,11 @@ class Turn:
         self,
         name: str,
         function: Callable[..., object],
+        /,
         *args: Any,
         retries: int = 0,
         retry_s: float = 1.0,
+        show: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Return the result of `function(*args, **kwargs)`, which is called once in this turn, also after a crash.
@@ -268,11 +271,63 @@ class Turn:
         stored one without a call; the first one, too, gets it as it is stored. `function` may be async. If it raises,
         it is called again up to `retries` times, first after `retry_s` seconds, then after twice as many, and so on.
         An exception is no result: the next attempt calls the function again, as it does if the process died
-        (`was_interrupted`). Raises LocalError if the name was used before in this attempt, or inside of a step;
-        InvalidRequest or TooLarge if the result cannot be stored; Fenced if a later attempt has the turn.
+        (`was_interrupted`). With `show` the step is a tool part of the answer, which must have begun. Raises LocalError
+        if the name was used before in this attempt, or inside of a step; InvalidRequest or TooLarge if the result
+        cannot be stored; Fenced if a later attempt has the turn.
         """
         call = partial(function, *args, **kwargs)
-        return await self.steps.run(name, call, function, retries=retries, retry_s=retry_s)
+        run = partial(self.steps.run, name, call, function, retries=retries, retry_s=retry_s)
+        return await (self._shown(name, call, run) if show else run())
+
+    async def _shown(self, name: str, call: partial[object], run: Callable[[], Awaitable[Json]]) -> Json:
+        """Carry out a step as a tool part, which it shares with the attempt that this one continues."""
+        if not self.begun:
+            raise LocalError(f"step {name!r} is shown in an answer; call it in the block of `turn.reply()`")
+        message, key = self.begun[-1], self.step_key(name)
+        part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
+        known = self.previous.parts if self.previous is not None and self.continues else []
+        before = [index for index, one in enumerate(known) if one.get("call") == key]
+        index = await message.part({**part, "state": CALLED}, index=before[0] if before else None)
+        self.progress("using a tool", tool=name)
+        try:
+            output = await run()
+        except Exception:
+            await message.part({**part, "state": ERROR}, index=index)
+            raise
+        await message.part({**part, "state": DONE, "output": output}, index=index)
+        return output
+
+    def step_progress(self, fraction: float, text: str = "") -> None:
+        """Show people how far the step is whose function calls this: from 0 to 1. It is never stored."""
+        self.progress("using a tool", tool=self.steps.open_name, fraction=fraction, text=text)
+
+    async def run_tools(self, piped: Piped, tools: Mapping[str, Callable[..., object]]) -> dict[str, Json]:
+        """Run the calls of `tools` in a model's stream as steps, all at once; return the outputs by the calls' ids.
+
+        The arguments of a call are those of its function, and its output is written into its part. A step is its tool
+        and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
+        run it again. If a function raises, the output is `{"error": reason}`, for the model. Raises as `step`.
+        """
+        calls = [call for call in piped.tool_calls if call.name in tools]
+        outputs = await asyncio.gather(*(self._run_tool(call, tools[call.name]) for call in calls))
+        return {call.call: output for call, output in zip(calls, outputs, strict=True)}
+
+    async def _run_tool(self, call: ToolCall, function: Callable[..., object]) -> Json:
+        message, state = self.begun[-1], DONE
+        try:
+            arguments = call.arguments
+            content = f"{call.name}:{digest(arguments).hex()}"
+            self._asked[content] += 1  # before the first wait: equal calls count in the order of the stream
+            output = await self.step(f"{content}:{self._asked[content]}", partial(function, **arguments))
+        except TenutoError:
+            raise
+        except Exception as error:  # also for arguments that the model made up
+            logger.warning("tool %r of %s failed", call.name, self.channel, exc_info=error)
+            reason = public_reason(error) or self._backend.reason_of(error) or "the tool failed"
+            output, state = {"error": reason}, ERROR
+        part = {"type": "tool", "call": call.call, "name": call.name, "input": call.input}
+        await message.part({**part, "output": output, "state": state}, index=call.part)
+        return output
 
     def step_key(self, name: str) -> str:
         """Return a key for the step `name`, the same in each attempt: for idempotency keys of other services."""

@@ -203,26 +203,17 @@ class RemoteBackend:
         return self._client._new_id()
 
     async def command(
-        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float, generation: int
+        self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
     ) -> Sent:
         """Send a command (`Backend.command`)."""
         sent = await self._client._send(
-            channel, id, name=name, target=target, data=data, expires_s=expires_s, generation=generation
+            channel, id, name=name, target=target, data=data, expires_s=expires_s, generation=self._turn.generation
         )
         return Sent(sent.command, sent.reply)
 
-    async def reply(
-        self,
-        channel: str,
-        command_id: str,
-        *,
-        ok: bool,
-        data: Json,
-        error: Json,
-        by: str,
-        generation: int | None = None,
-    ) -> None:
+    async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
         """Reply to a command (`Backend.reply`)."""
+        generation = self._turn.generation
         await self._client._reply(channel, command_id, ok=ok, data=data, error=error, generation=generation)
 
     async def watch(self, channel: str) -> Watch:

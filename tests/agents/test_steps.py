@@ -21,6 +21,7 @@ from tenuto.core.model import STEP_NAME, Json
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand
 from tenuto.core.turns import step_id
+from tenuto.sources import Piped, ToolCall
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing, new_hub
 from tests.virtual import virtually
@@ -416,7 +417,7 @@ async def test_a_client_that_has_taken_the_id_of_a_question_cannot_answer_it() -
     @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
         id = turn._question_id("approve", "delete all", None)
-        turn._questions.clear()
+        turn._asked.clear()
         await hub.command("chat:1", "approve", target="m1", id=id, data="say hello", by="eve")
         await hub.reply("chat:1", id, by="eve")
         asked.append(id)
@@ -493,3 +494,69 @@ def test_settings_of_a_turn_have_bounds(settings: dict[str, Any]) -> None:
 
         @new_hub().agent("chat:*", **settings)
         async def bot(turn: Turn) -> None: ...
+
+
+@virtually
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+async def test_a_shown_step_is_one_tool_part_of_the_answer(on_crash: Any) -> None:
+    store = MemoryStore()
+    states: list[Any] = []
+
+    async def look(place: str, turn: Turn) -> str:
+        turn.step_progress(0.5, "half")
+        await asyncio.sleep(100 if turn.attempt == 1 else 0)
+        return f"seen {place}"
+
+    for _ in range(2):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", on_crash=on_crash)
+        async def bot(turn: Turn, hub: Any = hub) -> None:
+            async with turn.reply() as message:
+                await turn.step("first", lambda place: place.upper(), "here", show=True)
+                await turn.step("look", look, "there", turn, show=True)
+                await message.append("end")
+
+        await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        states += [one.data for one in (await hub.members("chat:1")).members if one.id == "bot"]
+        answer = (await hub.history("chat:1")).messages[0]
+        await hub.close()
+    assert states[0] == {"state": "using a tool", "message": "m1", "tool": "look", "fraction": 0.5, "text": "half"}
+    shown = [(one["name"], one["input"], one["state"], one["output"]) for one in answer.parts if one["type"] == "tool"]
+    assert shown == [("first", '{"place":"here"}', "done", "HERE"), ("look", "", "done", "seen there")]
+    assert (answer.text, answer.status) == ("end", "complete")
+
+
+@virtually
+async def test_a_tool_call_runs_once_though_the_model_asks_again_under_another_id() -> None:
+    calls: list[Any] = []
+    found: list[dict[str, Any]] = []
+
+    def add(left: int, right: int = 0) -> int:
+        calls.append((left, right))
+        return left + right
+
+    async def script(turn: Turn) -> None:
+        async with turn.reply() as message:
+            asked = [("add", '{"left":1}'), ("add", '{"left":1}'), ("fail", "{}"), ("add", '{"no":1}'), ("page", "{}")]
+            tools = []
+            for number, (name, text) in enumerate(asked):
+                id = f"{turn.attempt}-{number}"
+                part = await message.part({"type": "tool", "call": id, "name": name, "input": text, "state": "called"})
+                tools.append(ToolCall(id, name, text, part))
+            found.append(await turn.run_tools(Piped("", tool_calls=tools), {"add": add, "fail": lambda: 1 / 0}))
+            await message.flush()
+            parts = (await turn._backend.read("chat:1", message.id))[0].parts
+            found.append({one["call"]: one["state"] for one in parts if one["type"] == "tool"})
+            if turn.attempt == 1:
+                await asyncio.sleep(10_000)
+
+    assert await attempts(script, script) == [None]
+    first, _, outputs, states = found
+    assert calls == [(1, 0), (1, 0)]  # two equal calls, and none in the second attempt
+    assert list(outputs) == ["2-0", "2-1", "2-2", "2-3"]  # the last call is for the page
+    assert list(outputs.values()) == list(first.values())
+    assert (outputs["2-0"], outputs["2-1"]) == (1, 1)
+    assert "ZeroDivisionError" in outputs["2-2"]["error"]
+    assert list(states.values()) == ["done", "done", "error", "error", "called"]
