@@ -78,8 +78,8 @@ class Hub(HubCore):
         `name` (by default the function's) is the author of its answers, and the member that people see. `when_busy`
         decides about a message that arrives while the channel has a turn: `queue` waits for the turn's end, `interrupt`
         cancels it, `parallel` runs beside it. `on_crash` decides about a turn whose process died: `restart` runs the
-        handler again (the written text stays, as `interrupted`), `continue` runs it with the interrupted answer, which
-        it continues, `interrupt` ends the turn. An attempt at a turn takes at most `timeout_s` seconds, all attempts
+        handler again, whose first text supersedes what the answer holds, `continue` runs it to continue the answer at
+        its end, `interrupt` ends the turn. An attempt at a turn takes at most `timeout_s` seconds, all attempts
         together `budget_s`, without the time in which the turn waits for a person. After `max_tries` (1 to 5) attempts
         whose process died the turn fails. At most `slots` turns run at once.
         """

@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 53_970,
-    "lines of its kernel": 34_420,
+    "lines of tenuto/": 54_000,
+    "lines of its kernel": 34_450,
     "modules of tenuto/": 194,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 70_730,
-    "lines of proof/ and bench/": 25_080,
-    "words of docs without decisions": 60_190,
+    "lines of tests/": 70_750,
+    "lines of proof/ and bench/": 25_120,
+    "words of docs without decisions": 60_200,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

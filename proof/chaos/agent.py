@@ -64,10 +64,11 @@ async def answer(turn: Turn, orders: AgentOrders) -> None:
     async with turn.reply() as message:
         script = Script(orders.seed, message.id, steps=orders.steps)
         previous = turn.previous
-        is_continued = previous is not None and previous.id == message.id
+        is_taken_over = previous is not None and previous.id == message.id
+        is_continued = is_taken_over and orders.on_crash == "continue"
         begun = len(script.pieces(previous.text)) if previous is not None and is_continued else 0
         report = {"id": message.id, "channel": turn.channel, "attempt": turn.attempt}
-        say("begins", **report, length=message.length)
+        say("begins", **report, length=message.length, supersedes=is_taken_over and not is_continued)
         for number in range(begun, orders.steps):
             await asyncio.sleep(1 / orders.per_second)  # the pace of a model
             await message.append(script.text(Piece(number, turn.attempt, orders.name)))

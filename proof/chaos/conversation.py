@@ -22,7 +22,7 @@ from proof.chaos.processes import Child, ask
 from proof.chaos.proxies import Proxy
 from proof.chaos.viewer import Transport, Viewer, end
 from proof.chaos.world import Failure, World
-from proof.oracle.plans import Piece, Script
+from proof.oracle.plans import Piece, Script, counted
 from proof.oracle.questions import Question, Questions, SentCommand
 
 __all__ = ["BACK_S", "CHANNELS", "GONE_S", "VANISHED_S", "Conversation"]
@@ -160,6 +160,8 @@ class Conversation:
         written = self.world.acknowledged.begin(report["id"], report["channel"])
         match report["say"]:
             case "begins" | "stored" | "over":
+                if report.get("supersedes"):
+                    written.lengths = [0]
                 if report["length"] < written.lengths[0] and report["say"] == "begins":
                     raise Failure(f"{report} begins behind the {written.lengths} acknowledged characters")
                 written.lengths = [max(written.lengths[0], report["length"])]
@@ -402,7 +404,7 @@ class Conversation:
             raise Failure(f"the viewers show it as settled, the store does not: {missing}")
         for answer in self.questions.settle(question, messages):
             written = self.world.acknowledged.begin(answer["id"], question.channel)
-            length = sum(len(part["text"]) for part in answer.get("parts", []))
+            length = sum(len(part["text"]) for part in counted(answer.get("parts", [])))
             written.lengths, written.status, written.is_over = [length], answer["status"], True
             self.world.count(answer["status"])
 

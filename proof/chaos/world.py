@@ -31,7 +31,7 @@ from proof.chaos.proxies import Proxies, Proxy
 from proof.chaos.report import Failure, Story, say_when_late, short
 from proof.chaos.viewer import Transport, Viewer, Watching
 from proof.oracle.acknowledged import Acknowledged
-from proof.oracle.plans import first_difference
+from proof.oracle.plans import counted, first_difference
 from proof.oracle.views import HISTORY
 
 __all__ = ["Failure", "Scale", "World"]
@@ -333,9 +333,12 @@ class World:
             if not self.acknowledged.messages[id].plan.is_deleted:
                 raise Failure(f"{id} was shown to {who} and is not stored")
             return
+        parts = message.get("parts", [])
+        # an attempt may be superseded after the last look
+        superseded = [one["characters"] for one in parts if one["type"] == "attempt"]
         for index, length in enumerate(lengths):
-            part = message.get("parts", [])[index : index + 1]
-            if not part or len(part[0].get("text", "")) < length:
+            part = counted(parts)[index : index + 1]
+            if max([len(part[0].get("text", "")) if part else -1, *superseded]) < length:
                 raise Failure(f"{id}, part {index}: {length} characters were shown to {who}, stored is {short(part)}")
 
     def _shown(self, id: str) -> dict[str, list[int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from proof.oracle.plans import PLANNED, Kind, Planned
+from proof.oracle.plans import PLANNED, Kind, Planned, counted
 
 Json = dict[str, Any]
 
@@ -66,6 +66,7 @@ class AcknowledgedMessage:
         wrong = self.plan.wrong(parts, is_whole=status == "complete")
         if wrong is not None:
             return wrong
+        parts = counted(parts)
         for index, length in enumerate(self.lengths):
             stored = len(parts[index]["text"]) if index < len(parts) else 0
             if stored < length or (self.is_over and self.status != "complete" and stored != length):

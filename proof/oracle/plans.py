@@ -175,6 +175,11 @@ class Plan:
         return None
 
 
+def counted(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the parts that count: not those of superseded attempts."""
+    return [part for part in parts if part["type"] != "attempt"]
+
+
 class Piece(NamedTuple):
     """The text of one append in a `Script`."""
 
@@ -210,6 +215,17 @@ class Script:
 
     def wrong(self, parts: list[dict[str, Any]], *, is_whole: bool) -> str | None:
         """Return how `parts` differ from a script, or None; without `is_whole` a beginning of it is enough."""
+        attempts = [part for part in parts if part["type"] == "attempt"]
+        if attempts != parts[: len(attempts)]:
+            return f"{self.id} has an attempt behind {parts[0]['type']}: {[part['type'] for part in parts]}"
+        for attempt in attempts:
+            if "attempt" in [part["type"] for part in attempt["parts"]]:
+                return f"{self.id} has an attempt in an attempt"
+            if (wrong := self.wrong(attempt["parts"], is_whole=False)) is not None:
+                return f"{wrong}, in an attempt"
+            if attempt["characters"] != sum(len(part["text"]) for part in attempt["parts"]):
+                return f"{self.id} has an attempt of {attempt['characters']} characters: {attempt['parts']}"
+        parts = counted(parts)
         if len(parts) > 1 or any(part["type"] != "text" for part in parts):
             return f"{self.id} has the parts {[part['type'] for part in parts]}, one text is written"
         text = parts[0]["text"] if parts else ""

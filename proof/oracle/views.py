@@ -274,6 +274,7 @@ class PlanOracle:
         self._plans: dict[str, Planned] = {}
         self._texts: dict[str, str] = {}  # texts of messages by a script; that of a plan follows from its length
         self._known: dict[str, tuple[int, int]] = {}  # version and length at the last look
+        self._attempts: dict[str, int] = {}  # number of superseded attempts
         self.lengths: dict[str, list[int]] = {}
         self.statuses: dict[str, str] = {}
         self.violations: list[WireViolation] = []
@@ -296,6 +297,7 @@ class PlanOracle:
     def forget(self) -> None:
         """Forget the shown text: the store has lost some of it, and began a new epoch."""
         self._texts.clear()
+        self._attempts.clear()
         self._known.clear()
         self.lengths.clear()
         self.statuses.clear()
@@ -307,14 +309,16 @@ class PlanOracle:
         wrong = plan.wrong(parts, is_whole=status == "complete")
         if wrong is not None:
             self._violate("untrue", wrong)
-        lengths = [part.length for part in message.parts]
+        self._take_attempts(message_id, [part for part in parts if part["type"] == "attempt"])
+        texts = [part for part in message.parts if part.fields["type"] != "attempt"]
+        lengths = [part.length for part in texts]
         before = self.lengths.get(message_id, [])
         if len(lengths) < len(before) or any(now < then for now, then in zip(lengths, before, strict=False)):
             self._violate("shrunk", f"{message_id} was shown with lengths {before}, now {lengths}")
         status_before = self.statuses.get(message_id, "streaming")
         may_continue = self._kind == "script" and status_before in ("streaming", "interrupted")  # after a takeover
         if self._kind == "script":
-            self._check_stays(message_id, "".join(part.text for part in message.parts))
+            self._check_stays(message_id, "".join(part.text for part in texts))
         if status_before != "streaming" and not may_continue and (status != status_before or lengths != before):
             self._violate(
                 "reopened", f"{message_id} was {status_before} with lengths {before}, now {status} with {lengths}"
@@ -322,6 +326,18 @@ class PlanOracle:
         if status not in ("streaming", *STATUSES):
             self._violate("status", f"{message_id} is {status!r}")
         self.lengths[message_id], self.statuses[message_id] = lengths, status
+
+    def _take_attempts(self, message_id: str, attempts: list[dict[str, Any]]) -> None:
+        """Check that the shown text of an attempt that is superseded now was kept. It counts no longer."""
+        known = self._attempts.get(message_id, 0)
+        if len(attempts) < known:
+            self._violate("shrunk", f"{message_id} was shown with {known} attempts, now {len(attempts)}")
+        elif len(attempts) > known:
+            kept = "".join(text_of(part) for part in attempts[known]["parts"])
+            self._check_stays(message_id, kept)
+            self._texts.pop(message_id, None)
+            self.lengths.pop(message_id, None)
+        self._attempts[message_id] = len(attempts)
 
     def _check_stays(self, message_id: str, text: str) -> None:
         before = self._texts.get(message_id, "")

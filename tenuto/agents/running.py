@@ -179,6 +179,7 @@ class Running:
             name=self._agent.name,
             previous=left.answer,
             taken_up=left.writer,
+            supersedes=self._agent.on_crash == "restart",
             request=await self._request(),
         )
         turn.continues = self._agent.on_crash == "continue"
@@ -386,7 +387,7 @@ class Running:
         )
 
     async def _after_crash(self, watch: Watch) -> _Left:
-        """Return the answer of the previous attempt; for `on_crash="continue"` with a writer that continues it."""
+        """Return the answer of the previous attempt, with a writer that takes it over unless it has ended."""
         for generation in range(self.generation - 1, self.generation - self.attempt, -1):
             answers = await self._answers_of(generation)
             if not answers:
@@ -394,7 +395,7 @@ class Running:
             previous = answers[0]
             if answers[-1].status in ("complete", "cancelled"):
                 return _Left(answers[-1], is_over=True)
-            if self._agent.on_crash != "continue" or previous.status not in ("streaming", "interrupted"):
+            if self._agent.on_crash == "interrupt" or previous.status not in ("streaming", "interrupted"):
                 return _Left(previous)
             return await self._go_on(watch, previous)
         return _Left()

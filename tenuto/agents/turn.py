@@ -71,6 +71,7 @@ class Turn:
         name: str,
         previous: Message | None,
         taken_up: Writer | None,
+        supersedes: bool = False,
         request: TurnRequest | None = None,
     ) -> None:
         self.channel = channel
@@ -85,6 +86,7 @@ class Turn:
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
+        self._supersedes = supersedes  # False: the answer that was taken up continues at its end
         self.steps = Steps(backend, channel, message.id, generation, name)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
         self.continues = False  # True: the first answer goes on with the parts of `previous`
@@ -122,11 +124,14 @@ class Turn:
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
         """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.
 
-        After a crash, with `on_crash="continue"`, the first call returns the unfinished answer (`previous`), which
-        continues at its `length`. Its block raises Fenced if the turn has a later attempt by now.
+        After a crash the first call returns the unfinished answer (`previous`): the first content supersedes what it
+        holds, or with `on_crash="continue"` the answer continues at its `length`. Its block raises Fenced if the turn
+        has a later attempt by now.
         """
         writer = self.take_unused()
-        if writer is None:
+        if writer is not None:
+            writer.begin_again(meta or {}, supersedes=self._supersedes)
+        else:
             message_id = reply_id(self.message.id, self.generation, len(self.replies))
             writer = self._backend.write(
                 self.channel,

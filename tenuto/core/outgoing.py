@@ -76,6 +76,7 @@ class Outgoing:
     """
 
     __slots__ = (
+        "_again",
         "_failed_from",
         "_halves",
         "_numbers",
@@ -115,6 +116,7 @@ class Outgoing:
         self._piece = max(1, limits.append_bytes // 4)
         self._parts: list[OutgoingPart] = []
         self._text_part = -1  # index of the part that receives text without an index; -1: there is no text part
+        self._again: tuple[dict[str, Json], bool] | None = None  # how to continue a stored message once it is open
         self._text_from = 0  # text without an index goes to no part before this one, where the last attempt began
         self._failed_from = -1  # index from which the next content supersedes all parts; -1: no attempt has failed
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
@@ -155,9 +157,23 @@ class Outgoing:
             self._set_part(index, plain(part))
         self._find_text_part()
 
+    def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
+        """Once open, merge `meta`; with `supersedes` the next content supersedes all that the message holds."""
+        self._again = (meta, supersedes)
+        if self.state is OPEN:
+            self.open()
+
     def open(self) -> None:
         """Accept content from now on: the beginning of the message is stored."""
         self.state = OPEN
+        if self._again is None:
+            return
+        (meta, supersedes), self._again = self._again, None
+        changed = {key: value for key, value in meta.items() if self.meta.get(key) != value}
+        if changed:
+            self.accept_update(changed)
+        if supersedes:
+            self.fail_attempt(0)
 
     def close(self) -> None:
         """Accept no more content."""
@@ -578,6 +594,10 @@ class OutgoingProperties:
     def unstored_bytes(self) -> int:
         """Return the size of the accepted content that is not stored."""
         return self._outgoing.unstored_bytes
+
+    def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
+        """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""
+        self._outgoing.begin_again(meta, supersedes=supersedes)
 
     if not TYPE_CHECKING:  # hidden from type checkers, which report missing methods by themselves
 

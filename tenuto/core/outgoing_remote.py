@@ -59,7 +59,7 @@ class KeptPart:
 class RemoteOutgoing(Outgoing):
     """A message that is written over a network. It keeps a copy of all content until the end."""
 
-    __slots__ = ("_again", "_kept", "_refills", "epoch", "trouble")
+    __slots__ = ("_failed", "_kept", "_refills", "epoch", "trouble")
 
     max_in_flight = 8
 
@@ -67,7 +67,7 @@ class RemoteOutgoing(Outgoing):
         super().__init__(message_id, limits, nonce)
         self.epoch = ""  # epoch of the log in which the requests were stored
         self.trouble: TenutoError | None = None  # a temporary failure; while it is set, no request is sent
-        self._again: list[OutgoingRequest] = []  # requests that failed and will be sent again
+        self._failed: list[OutgoingRequest] = []  # requests that failed and will be sent again
         self._kept: list[KeptPart] = []
         self._refills = 0
 
@@ -121,7 +121,7 @@ class RemoteOutgoing(Outgoing):
             self.refuse(error)
             return
         self.in_flight.remove(one)
-        self._again.append(one)
+        self._failed.append(one)
         # Requests after the first failed one must be repeated with it: text after refused text would leave a gap.
         self.trouble = self.trouble or error
         self._take_back()
@@ -150,13 +150,13 @@ class RemoteOutgoing(Outgoing):
 
     def refuse(self, error: TenutoError) -> None:
         super().refuse(error)
-        self._again.clear()
+        self._failed.clear()
 
     def _take_back(self) -> None:
         """Queue the failed requests before all others once no request is in flight."""
         if not self.in_flight:
-            self._queue.extendleft(reversed(self._again))
-            self._again.clear()
+            self._queue.extendleft(reversed(self._failed))
+            self._failed.clear()
 
     def _must_wait(self, next_one: OutgoingRequest) -> bool:
         return any(_depends(next_one, one) for one in self.in_flight)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Coroutine, Hashable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -57,6 +58,10 @@ class Writer(Protocol):
     ) -> None: ...
 
     async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Any: ...
+
+    def attempt(self) -> AbstractAsyncContextManager[None]: ...
+
+    def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None: ...
 
     async def __aenter__(self) -> Self: ...
 

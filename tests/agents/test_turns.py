@@ -512,14 +512,14 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
 
     await second.start()
     await asyncio.sleep(5)
-    found = [(one.text, one.status) for one in await messages(second) if one.role == "assistant"]
+    found = [(one.text, one.status, one.parts[0]["type"]) for one in await messages(second) if one.role == "assistant"]
     assert attempts == ([] if on_crash == "interrupt" else [(2, "half ")])
     assert (
         found
         == {
-            "interrupt": [("half ", "interrupted")],
-            "restart": [("half ", "interrupted"), ("whole", "complete")],
-            "continue": [("half whole", "complete")],
+            "interrupt": [("half ", "interrupted", "text")],
+            "restart": [("whole", "complete", "attempt")],
+            "continue": [("half whole", "complete", "text")],
         }[on_crash]
     )
     await second.close()

@@ -221,18 +221,11 @@ async def test_turn_of_a_killed_agent_is_taken_over(on_crash: str) -> None:
                     if is_it:
                         break
             assert event.status == "interrupted"
-            found = await until_answered(hub, 1 if on_crash == "continue" else 2)
-            texts = [(one.text, one.status) for one in found]
-            while on_crash == "continue" and texts[0][1] != "complete":
-                await asyncio.sleep(0.05)
-                texts = [(one.text, one.status) for one in await answers(hub)]
-            assert (
-                texts
-                == {
-                    "restart": [("half ", "interrupted"), ("whole", "complete")],
-                    "continue": [("half whole", "complete")],
-                }[on_crash]
-            )
+            await until_answered(hub, 1)
+            async with asyncio.timeout(60):
+                while (found := await answers(hub))[0].status != "complete":  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert [one.text for one in found] == ["half whole" if on_crash == "continue" else "whole"]
             async with asyncio.timeout(60):
                 while [one.id for one in (await hub.members("chat:1")).members] != ["second"]:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)  # no event of the channel is sure to come after it
@@ -460,10 +453,7 @@ async def test_turn_whose_answer_the_hub_interrupts_gets_its_next_attempt(is_rem
             await hub.ask("chat:1", reply_id(asked.id, 1), end, SERVER)
             is_interrupted.set()
             await asyncio.sleep(1)
-        assert await endings(hub) == [
-            ("bot", "attempt 1", "interrupted", "writer_gone"),
-            ("bot", "attempt 2", "complete", None),
-        ]
+        assert await endings(hub) == [("bot", "attempt 2", "complete", None)]
 
 
 @virtually

@@ -142,6 +142,28 @@ def test_message_disappears_only_if_its_plan_deletes_it(afterwards: str, kinds: 
     assert kinds_after(PlanOracle(SEED, 12), [message(plan, 7)], []) == kinds
 
 
+def again(attempts: list[int], count: int, *, keeps: str = "all") -> Json:
+    """Return a message whose first attempts wrote so many pieces, and the last one `count`."""
+    texts = [
+        {"type": "attempt", "parts": written(one, "", number + 1)["parts"], "characters": 0}
+        for number, one in enumerate(attempts)
+    ]
+    for one in texts:
+        one["characters"] = len(one["parts"][0]["text"])
+    parts = written(count, "", len(attempts) + 1)["parts"]
+    return written(0, "streaming") | {"parts": [*texts, *parts] if keeps == "all" else [*parts, *texts]}
+
+
+def test_superseded_attempt_may_restart_its_text_but_not_lose_it() -> None:
+    first = written(3, "streaming")
+    assert kinds_after(PlanOracle(SEED, 6, "script"), [first], [again([4], 2)]) == []
+    assert kinds_after(PlanOracle(SEED, 6, "script"), [again([4], 2)], [again([4, 3], 1)]) == []
+    assert kinds_after(PlanOracle(SEED, 6, "script"), [first], [again([2], 2)]) == ["changed"]
+    assert kinds_after(PlanOracle(SEED, 6, "script"), [first], [written(2, "streaming", 2)]) == ["shrunk", "changed"]
+    assert kinds_after(PlanOracle(SEED, 6, "script"), [again([4], 2)], [written(3, "streaming", 2)])[:1] == ["shrunk"]
+    assert kinds_after(PlanOracle(SEED, 6, "script"), [], [again([3], 2, keeps="behind")]) == ["untrue"]
+
+
 def written(count: int, status: str, attempt: int = 1, writer: str = "a") -> Json:
     """Return a message of a script with `count` pieces by one writer."""
     script = Script(SEED, "m", steps=6)
