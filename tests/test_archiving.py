@@ -25,7 +25,7 @@ from tenuto.cli.main import main
 from tenuto.hub.keep.exports import NOTE
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.files import run_from_outside
-from tests.transports.conftest import asking, new_hub, serving
+from tests.transports.conftest import new_hub, serving
 
 
 def run(*arguments: str) -> Result:
@@ -210,20 +210,6 @@ def test_a_token_without_a_server_is_refused(command: tuple[str, ...]) -> None:
     assert "--token" not in known.stderr
 
 
-async def test_a_list_of_channels_that_breaks_off_is_named_before_the_table() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n{"channels": [{"channel": "cha')
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1") as server:
-        port = server.sockets[0].getsockname()[1]
-        listed = await asyncio.to_thread(run, "channels", "--url", f"http://127.0.0.1:{port}")
-    assert (listed.exit_code, listed.stdout) == (1, "")
-    assert "did not send the whole list of channels: " in listed.stderr
-
-
 async def test_an_export_leaves_the_part_of_an_import_that_has_not_ended(tmp_path: Path) -> None:
     where = ("--store", f"sqlite:///{tmp_path}/hub.db")
     async with opened(tmp_path / "hub.db") as hub:
@@ -283,18 +269,3 @@ async def test_a_person_is_forgotten_by_the_command_on_a_served_file_and_on_one_
     for name in ("*", "a b"):
         wrong = await asyncio.to_thread(run, "forget", name, *store)
         assert (wrong.exit_code, "a client id must be 1-64 characters" in wrong.stderr) == (1, True)
-
-
-async def test_a_route_sends_the_lines_of_an_export() -> None:
-    hub = new_hub()
-    for text in ("one", "two"):
-        await hub.create("chat:1", text=text)
-    async with asking(hub) as client:
-        response = await client.get("/v1/channels/chat:1/export")
-        assert (response.status_code, response.content) == (200, await export(hub, "chat:1"))
-        assert response.headers["content-type"] == "application/x-ndjson"
-        head = await client.head("/v1/channels/chat:1/export")
-        assert (head.status_code, head.content) == (200, b"")
-        missing = await client.get("/v1/channels/none/export")
-        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
-    await hub.close()

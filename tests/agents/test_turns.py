@@ -491,11 +491,6 @@ async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
     await hub.close()
 
 
-async def _answer(turn: Turn) -> None:
-    async with turn.reply() as message:
-        await message.append(f"attempt {turn.attempt}")
-
-
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
 @virtually
 async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> None:

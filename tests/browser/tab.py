@@ -23,7 +23,7 @@ TIMEOUT_MS = 30_000
 
 def transports(one: str) -> list[str]:
     """Return the transports of a test that `make test` runs with `one`, and `make test-long` with each."""
-    return ["ws" if one == "ws" else "websocket", "sse", "poll"] if IS_LONG else [one]
+    return ["websocket", "sse", "poll"] if IS_LONG else [one]
 
 
 # The text from which the chat element draws a message: Markdown is tested elsewhere.

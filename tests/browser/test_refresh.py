@@ -19,7 +19,7 @@ from playwright.async_api import Browser
 
 from proof.chaos.producer import Orders
 from proof.oracle.plans import Plan
-from tests.browser.tab import Tab, transports, units
+from tests.browser.tab import Tab, units
 from tests.conftest import in_long
 from tests.processes import Process, Server, text_of
 from tests.proxy import FaultProxy
@@ -59,6 +59,7 @@ async def check_end(server: Server, producer: Process, tabs: list[Tab], plan: Pl
     assert text_of(server.message("demo:test", plan.id)) == expected
 
 
+@in_long
 async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser: Browser, tmp_path: Path) -> None:
     chosen = random.Random(7)
     with producing(demo, tmp_path, planned(1), per_second=60) as producer:  # slower, since reloads take time too
@@ -82,7 +83,8 @@ async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser:
         await check_end(demo, producer, [reader, *others], planned(1))
 
 
-@pytest.mark.parametrize("transport", transports("ws"))
+@in_long
+@pytest.mark.parametrize("transport", ["ws", "sse", "poll"])
 async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
     demo: Server, browser: Browser, tmp_path: Path, transport: str
 ) -> None:

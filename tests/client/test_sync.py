@@ -13,7 +13,7 @@ import pytest
 
 from tenuto.client import SyncClient
 from tenuto.core.errors import Finished, LocalError, NotFound
-from tenuto.core.events import MessageCreate, MessageFinish, MessageUpdate, ServerEvent
+from tenuto.core.events import MessageFinish, MessageUpdate
 from tests.processes import Server, serving, text_of
 
 
@@ -61,12 +61,6 @@ def test_loop_over_a_subscription_gets_the_events(client: SyncClient) -> None:
             break
     writer.join()
     assert kinds[0] == "ChannelAttached"
-
-
-def is_end(event: ServerEvent) -> bool:
-    if isinstance(event, MessageCreate | MessageUpdate):
-        return event.message.status != "streaming"
-    return isinstance(event, MessageFinish)
 
 
 def _write(client: SyncClient) -> None:

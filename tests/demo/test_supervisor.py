@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenuto.demo.answers import Settled, whole, written_answers
+from tenuto.demo.answers import written_answers
 from tenuto.demo.child import is_of_interest
 from tenuto.demo.guide import AGENTS
 from tenuto.transports.server_connection import SocketOwner, objection
@@ -86,41 +86,6 @@ def follow(demo: Server, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[st
 
 def longer_than(length: int) -> Callable[[dict[str, Any]], bool]:
     return lambda message: bool(message.get("parts")) and len(text_of(message)) > length
-
-
-def finish(demo: Server, answer: dict[str, Any]) -> dict[str, Any]:
-    """Steer the answer to its end, and return it, after a comparison with the text that was planned."""
-    command = {"name": "steer", "target": answer["id"], "data": {"text": "shorter", "name": "Ada"}}
-    assert demo.post(f"{demo.hub}/v1/channels/{CHANNEL}/commands", command)[0] == 201
-    ended = follow(demo, lambda message: message["status"] == "complete")
-    assert text_of(ended) == whole(QUESTION, msgspec.convert(ended["meta"], Settled))
-    return ended
-
-
-def crash(demo: Server) -> str:
-    """Kill the agent of the question, and return its name."""
-    status, crashed = demo.post("/demo/crash", {"channel": CHANNEL, "question": "q1"})
-    assert status == 202, crashed
-    demo.until(lambda: f"Agent {crashed['agent']} killed (process" in demo.output)
-    return str(crashed["agent"])
-
-
-def test_agents_that_crash_in_mid_sentence_are_succeeded_and_no_text_is_doubled(demo: Server) -> None:
-    wait_for_agents(demo)
-    ask(demo)
-    length = 0
-    crashed = []
-    for _ in range(2):
-        wait_for_agents(demo)
-        begun = follow(demo, longer_than(length + 60))
-        crashed.append(crash(demo))
-        length = len(text_of(begun))
-    answer = follow(demo, lambda message: len(message["meta"].get("continued", [])) == 2)
-    ended = finish(demo, answer)
-    assert [one["by"] for one in ended["meta"]["continued"]] == crashed
-    assert ended["meta"]["continued"][0]["successor"] == crashed[1]
-    assert set(crashed) == set(AGENTS)
-    assert "Traceback" not in demo.output
 
 
 def test_all_processes_end_with_a_killed_supervisor_and_the_next_start_continues_the_answer(demo: Server) -> None:

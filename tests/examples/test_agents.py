@@ -8,8 +8,6 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +23,6 @@ from tests.processes import PATIENCE_S, python, serving
 Load = Callable[[str], ModuleType]
 
 NUMBERS = "".join(f"{count} " for count in range(2, 121))
-LONG = " ".join(["why?"] * 50)  # the answer repeats the question first, so an agent can be killed for seconds
 ANSWER = f"You asked: why?\n{NUMBERS}"
 
 
@@ -106,50 +103,11 @@ async def run(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def until_seen(url: str, token: str, *, connections: int) -> None:
-    """Wait until an agent with `connections` connections is present in the channel."""
-    async with asyncio.timeout(PATIENCE_S), Client(url, token=token) as ann, ann.channel("chat:1") as view:
-        async for _ in view:
-            if any(member.kind == "agent" and member.connections == connections for member in view.members):
-                return
-
-
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
     path = tmp_path / "chat.secret"
     path.write_text("a secret of at least thirty-two bytes, as it should be\n")
     return path
-
-
-async def test_another_agent_continues_the_answer_of_a_killed_agent(
-    program: Load, tmp_path: Path, secret: Path
-) -> None:
-    token = program("agent_elsewhere").token
-    options = ["--jwt-secret-file", str(secret), "--jwt-audience", "chat"]
-    with serving("serve", tmp_path, *options) as server:
-        url = f"http://127.0.0.1:{server.port}"
-        bot = {"TENUTO_URL": url, "TENUTO_TOKEN": token("bot", str(secret))}
-        ann = {"TENUTO_URL": url, "TENUTO_TOKEN": token("ann", str(secret))}
-        async with contextlib.AsyncExitStack() as programs:
-            first = await programs.enter_async_context(python(str(PROGRAM), **bot))
-            second = await programs.enter_async_context(python(str(PROGRAM), **bot))
-            await until_seen(url, ann["TENUTO_TOKEN"], connections=2)  # an earlier message waits for no agent
-            person = await programs.enter_async_context(python(str(PROGRAM), "ask", LONG, **ann))
-            assert first.stdout is not None
-            assert second.stdout is not None
-            assert person.stdout is not None
-            lines = {asyncio.ensure_future(one.stdout.readline()): one for one in (first, second) if one.stdout}
-            done, waiting = await asyncio.wait(lines, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-            (claimed,) = done
-            assert claimed.result() == f"ann asks, attempt 1: {LONG}\n".encode()
-            async with asyncio.timeout(PATIENCE_S):
-                begun = await person.stdout.readuntil(b"why? why? ")
-                lines[claimed].send_signal(signal.SIGKILL)
-                (other,) = waiting
-                assert await other == f"ann asks, attempt 2: {LONG}\n".encode()
-                shown = (begun + await person.stdout.read()).decode()
-        text = f"You asked: {LONG}\n" + " ".join(str(count) for count in range(1, 121))
-        assert shown == f"{text}\n(complete)\n"
 
 
 async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: Path, secret: Path) -> None:

@@ -139,8 +139,7 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
 
 
-@pytest.mark.parametrize("moment", ["before the first word", "in mid-text"])
-@pytest.mark.parametrize("name", ["endpoint", "own"])
+@pytest.mark.parametrize(("name", "moment"), [("endpoint", "before the first word"), ("own", "in mid-text")])
 async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page_and_after_a_reload(
     name: str, moment: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,8 +162,6 @@ async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page
             await begun.value
             if moment == "in mid-text":
                 await window.wait_for_function(f"() => ({SHOWN[name]})().length > 40")
-            elif name == "own":  # its page shows an empty answer, too
-                await window.wait_for_function("() => messages.textContent === 'Why?\\n\\n'")
             seen = (await window.evaluate(f"({SHOWN[name]})()")).strip()
             await asyncio.to_thread(server.end, signal.SIGKILL)
             await asyncio.to_thread(server.start)

@@ -29,7 +29,6 @@ from tenuto.core.errors import (
     InvalidRequest,
     LocalError,
     NotFound,
-    StoreUnavailable,
     StoreUnusable,
     TenutoError,
     TooLarge,
@@ -39,7 +38,7 @@ from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep import exports, retention
-from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite.verify import list_channels
 from tests.stores.files import run_from_outside
@@ -584,27 +583,6 @@ async def exported_messages(path: Path, count: int, *, commands: int = 0) -> Pat
 
 async def texts(hub: HubCore) -> list[str]:
     return [one.text for one in (await hub.history(CHANNEL)).messages[::-1]]
-
-
-class Leaving(MemoryStore):
-    """A store that is away from its second commit on, and keeps nothing of that commit."""
-
-    commits = 0
-    is_away = False
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        self.commits += 1
-        self.is_away |= self.commits == 2
-        self.check()
-        return await super().commit(writes)
-
-    async def heads(self, channels: Sequence[str]) -> list[Head]:
-        self.check()
-        return await super().heads(channels)
-
-    def check(self) -> None:
-        if self.is_away:
-            raise StoreUnavailable("the store is away")
 
 
 async def test_a_damaged_note_about_an_import_concerns_only_its_channel(

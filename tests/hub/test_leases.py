@@ -24,7 +24,6 @@ from tests.hub.test_recovery import new_hub as node
 from tests.virtual import virtual_clock, virtually
 
 ANN = Caller(id="ann")
-BOB = Caller(id="bob")
 
 
 def new_hub(store: Any = "memory://") -> HubCore:

@@ -100,12 +100,6 @@ async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_t
     await hub.close()
 
 
-LEFT = [
-    ("half", "streaming", None),
-    ("half", "interrupted", "writer_gone"),
-]  # cases: the state after a takeover whose caller got no result
-
-
 class Broken(MemoryStore):
     """A store whose housekeeping raises an error outside the contract."""
 

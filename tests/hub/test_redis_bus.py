@@ -118,32 +118,6 @@ async def test_running_hubs_learn_the_name_that_the_notices_of_a_restored_store_
         await watcher.leave()
 
 
-async def test_a_bus_that_dies_in_mid_answer_loses_and_doubles_no_text(postgres: Postgres, redis: RedisServer) -> None:
-    async with two_hubs(postgres, redis) as (first, second):
-        watcher = Watcher(second, CHANNEL)
-        written = ""
-
-        async def write(word: str) -> None:
-            nonlocal written
-            await message.append(word)
-            written += word
-            await watcher.until(lambda view: bool(view.messages()) and view.messages()[-1].text == written)
-
-        async with first.message(CHANNEL, id="m1") as message:
-            await write("by the bus, ")
-            redis.kill()
-            await write("by the heads, ")
-            await write("and again, ")
-            redis.start()
-            while not first.stats()["bus_connected"] or not second.stats()["bus_connected"]:
-                await write("in between, ")
-            await write("by the bus.")
-        messages = await watcher.until(lambda view: view.messages()[-1].status == "complete")
-        assert [one.text for one in messages] == [written]
-        assert second.stats()["bus_losses"] == 1
-        await watcher.leave()
-
-
 async def test_a_hub_with_a_wrong_password_does_not_start(postgres: Postgres, redis: RedisServer) -> None:
     hub = Hub(f"{postgres.url}?schema=wrong", bus=redis.url.replace("//", "//:geheim@"), hooks_signals=False)
     with pytest.raises(StoreUnusable, match=r"refused the user .*; check user and password in the bus URL") as refused:

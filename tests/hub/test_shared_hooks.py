@@ -9,13 +9,11 @@ import asyncio
 
 from tenuto.app import Hub
 from tenuto.hub.hooks import SHARE_S, HookEvent
-from tenuto.hub.nodes.nodes import TERM_MS
 from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import new_hub, say
 from tests.virtual import virtually
 
 SEEN_S = SHARE_S + 0.5  # time in which a hook receives the entry of another node
-TAKEN_S = SEEN_S + TERM_MS / 1000  # time in which another node takes the hook of one that died
 
 
 def listen(*hubs: Hub) -> list[tuple[int, str]]:

@@ -16,21 +16,13 @@ from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.core.errors import StoreUnusable
-from tenuto.core.ops import Claim, Create
+from tenuto.core.ops import Create
 from tenuto.hub.turns import shared as shared_turns
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.sources.writing import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.test_recovery import Shared
 from tests.virtual import virtually
-
-
-class Slow(Shared):
-    """A store that takes some milliseconds for a commit, so that the requests of two hubs cross."""
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        await asyncio.sleep(0.005)
-        return await super().commit(writes)
 
 
 def new_hub(store: Shared, number: int) -> Hub:
@@ -212,25 +204,6 @@ async def test_answer_of_an_attempt_that_its_node_has_lost_is_interrupted_and_no
     store.is_free.set()
     assert await answered(hub, "c", "q", 3.0) == ["interrupted", "complete"]
     await hub.close()
-
-
-class Late(Shared):
-    """A store that is so slow while `is_slow` that the lease of the node ends before each of its claims is stored."""
-
-    is_slow = False
-    claims = 0
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        if any(
-            isinstance(entry.op, Claim) and entry.op.state == "taken" for write in writes for entry in write.entries
-        ):
-            self.claims += 1
-            await asyncio.sleep(6.0 if self.is_slow else 0)
-        return await super().commit(writes)
-
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        self.renewal_s = 1.9 if self.is_slow else 0.0
-        return await super().hold(node, term_ms, values)
 
 
 class Damaged(Shared):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from tenuto.core.model import Message
 from tenuto.core.turns import ATTEMPTS
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
-from tenuto.stores.base import Committed, Conflict, Write
-from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing
 from tests.virtual import virtual_clock, virtually
 
@@ -60,14 +57,6 @@ async def answers(hub: Hub) -> list[Message]:
 
 
 # -- interruption by newer messages --------------------------------------------------------------------------------
-
-
-class Slow(MemoryStore):
-    """A store whose commits take 50 ms, so that requests sent meanwhile are decided in one batch."""
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        await asyncio.sleep(0.05)
-        return await super().commit(writes)
 
 
 # -- free slots ----------------------------------------------------------------------------------------------------

@@ -87,14 +87,3 @@ async def test_an_error_among_chunks_fails_with_public_words(
     provider.will_say([gemini({"text": "Hello"}), sse(error)])
     text, words = await failed(hub, await client.aio.models.generate_content_stream(**ASK))
     assert (text, words) == ("Hello", "the model's provider reported an error: UNAVAILABLE")
-
-
-GARBAGE = [
-    b"data: {broken\n\n",
-    gemini({"text": 5}),
-    gemini({"functionCall": {"name": 5, "args": "x"}}),
-    sse({"candidates": "none"}),
-    sse({"candidates": [{"content": {"parts": "none"}}]}),
-    sse([1, 2]),
-    sse({"tomorrow": {"x": [1]}}),
-]

@@ -31,12 +31,6 @@ def weather(city: str) -> str:
     return f"rain in {city}"
 
 
-@function_tool(failure_error_function=None)
-def storm(city: str) -> str:
-    """Fails as an app's own code does."""
-    raise ZeroDivisionError(city)
-
-
 @pytest.fixture
 def client(provider: Provider) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import asyncpg
 import pytest
@@ -41,7 +41,7 @@ from tenuto.stores.postgres.store import READERS, PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
-from tests.stores.contract import MINUTE_MS, Chat, append, create, finish, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
 from tests.stores.two import Two, TwoContract, opened
 
 pytestmark = needs_postgres
@@ -220,21 +220,6 @@ def _end_sessions(server: Postgres) -> None:
     server.disconnect("application_name LIKE 'tenuto on %'")
 
 
-async def test_a_lost_connection_loses_no_text_and_is_replaced(server: Postgres, schema: str) -> None:
-    async with opened(server, schema) as store:
-        chat = Chat(store)
-        await store.tidy(0)
-        await chat.do(create("m1", streaming=True), create("m2", streaming=True))
-        await chat.do(append("m1", "a"), append("m2", "x"))
-        _end_sessions(server)
-        with pytest.raises(StoreUnavailable):
-            await chat.do(append("m1", "lost"))
-        assert await chat.do(append("m1", "b")) == Committed(5)
-        await chat.do(finish("m1"), documents=["m1"])
-        assert await texts(store, "c", "m1", "m2") == ["ab", "x"]
-        assert await store.tidy(MINUTE_MS) == [("c", "m2")]
-
-
 @pytest.mark.parametrize("steps", range(8))
 async def test_call_in_each_moment_of_the_end_of_a_connection_is_unavailable(
     server: Postgres, schema: str, steps: int
@@ -282,32 +267,6 @@ async def test_driver_logs_no_traceback_while_the_server_is_away(
                 await head_of(store, "c")
         await store.close()
     assert [record for record in caplog.records if record.exc_info] == []
-
-
-async def test_entries_of_a_commit_that_was_silent_are_kept(
-    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A later document of another message does not drop the entries of a commit whose confirmation was lost."""
-    async with opened(server, schema) as store:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True), create("m2", streaming=True))
-        await chat.do(append("m1", "b"))
-        write = chat.write(append("m2", "silent"))
-        with monkeypatch.context() as patch:
-
-            async def lose(self: asyncpg.Connection[asyncpg.Record], *args: object, **options: object) -> None:
-                await fetch(self, *args, **options)  # type: ignore[arg-type]
-                raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
-
-            fetch = asyncpg.Connection.fetch
-            patch.setattr(asyncpg.Connection, "fetch", lose)
-            with pytest.raises(CommitUnknown):
-                await store.commit([write])
-        chat.take(write)
-        assert await chat.do(finish("m1"), documents=["m1"]) == Committed(5)
-        assert await texts(store, "c", "m1", "m2") == ["ab", "silent"]
-        await store.tidy(0)
-        assert await store.tidy(MINUTE_MS) == [("c", "m2")]
 
 
 async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
@@ -445,35 +404,6 @@ async def test_renewal_of_one_node_delays_those_of_others_by_few_round_trips(ser
             "b": ("n1", b"4"),
             "c": ("n2", b"3"),
         }
-
-
-class Stopped:
-    """A connection whose process stops after the first statement."""
-
-    def __init__(self, db: asyncpg.Connection[asyncpg.Record]) -> None:
-        self.fetchrow = db.fetchrow
-        self.is_stopped = asyncio.Event()
-
-    async def fetch(self, *_: object) -> NoReturn:
-        self.is_stopped.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-
-async def test_process_that_stops_in_mid_renewal_does_not_keep_other_nodes_from_theirs(
-    server: Postgres, schema: str
-) -> None:
-    async with opened(server, schema) as store:
-        await store.hold("n2", MINUTE_MS, {})
-        db = await PostgresServer(server.url, schema, is_pooled=False).connect()
-        await db.execute("BEGIN")
-        stopped = Stopped(db)
-        renewing = asyncio.create_task(renew(stopped, schema, "n1", MINUTE_MS, {}))  # type: ignore[arg-type]
-        await stopped.is_stopped.wait()
-        async with asyncio.timeout(PATIENCE_S):
-            assert (await store.hold("n2", MINUTE_MS, {})).nodes == {"n2"}
-        renewing.cancel()
-        db.terminate()
 
 
 async def test_name_of_notices_is_a_secret_of_the_schema(server: Postgres, schema: str) -> None:

@@ -14,7 +14,6 @@ from tests.transports.lines import LiveLine as Line
 from tests.virtual import virtually
 
 CHANNEL = "chat:1"
-LEASE_S = 15.0
 
 
 async def asked(person: Line, agent: Line) -> dict[str, Any]:

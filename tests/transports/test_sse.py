@@ -44,10 +44,6 @@ def is_complete(viewer: SseViewer | WsViewer, id: str) -> bool:
     return viewer.checker.status(id) == "complete"
 
 
-def seen(viewer: SseViewer) -> list[str]:
-    return [received.event["type"] for received in viewer.events]
-
-
 # The head, and the first batch
 
 

@@ -72,11 +72,6 @@ def test_a_broken_head_is_an_error(head: bytes) -> None:
 
 # Server-sent events
 
-STREAM = (
-    b"retry: 1500\n\n: heartbeat\n\nevent: a\ndata: one\nid: e:1\n\n"
-    b"data:two\ndata: lines\n\ndata:  spaced \xe2\x80\xa8 still\n\n"
-)
-
 
 def test_an_event_without_data_is_dropped_and_counted() -> None:
     parser = SseParser()
