@@ -1,0 +1,234 @@
+"""The Python blocks of the pages run as written, each on a hub of its own; other tests run those of whole programs.
+
+Layer: tests.
+
+A block gets the names that its page takes for granted, such as `model` and `question`.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from starlette.testclient import TestClient
+
+from tenuto import Hub, MessageWriter, allow_everyone, visitors
+from tenuto.client import Client, SyncClient
+from tenuto.testing import wait_for_answer
+from tests.examples.programs import served_app
+
+DOCS = Path(__file__).parents[2] / "docs"
+ELSEWHERE = {
+    "django.md": "tests/examples/test_django.py",
+    "interop.md": "tests/interop",
+    "sign-in.md": "tests/examples/test_security_page.py, tests/test_docs.py",
+    "tutorial.md": "tests/examples/test_tutorial.py",
+}
+NOT_RUN = {
+    ("agents.md", 1): "a model with a key; tests/interop/test_options.py has the same calls",
+    ("agents.md", 4): "a model with a key; tests/interop/test_options.py has the same calls",
+    ("client.md", 0): "the address of a server of yours; the block of Watching runs against a served hub",
+    ("processes.md", 0): "PostgreSQL and Redis of yours; tests/stores opens both",
+    ("python.md", 6): "three apps in one block; tests/transports/test_mounting.py has each",
+    ("python.md", 7): "tests/interop/test_routes.py runs it",
+    ("python.md", 8): "tests/transports/test_visitors.py has such a handler",
+    ("sources.md", 0): "a model with a key; tests/sources runs the SDK against its wire format",
+    ("sources.md", 1): "a model with a key; tests/sources runs the SDK against its wire format",
+}
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+async def run(page: str, index: int, names: dict[str, Any]) -> dict[str, Any]:
+    """Run a block of a page with `names`, and return the names that there are then."""
+    return await run_source(blocks(page)[index], names)
+
+
+async def run_source(source: str, names: dict[str, Any]) -> dict[str, Any]:
+    names.setdefault("__name__", "page")
+    running = eval(compile(source, "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+    if inspect.iscoroutine(running):
+        await running
+    return names
+
+
+async def model(*_: object, **__: object) -> AsyncIterator[str]:
+    for word in ("It ", "rains."):
+        yield word
+
+
+async def found(*_: object) -> str:
+    return "found"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.chdir(tmp_path)
+    return Hub("memory://", authenticate=allow_everyone, drain_s=0.0)
+
+
+def test_each_block_of_python_runs_in_a_test_or_has_a_reason() -> None:
+    source = Path(__file__).read_text()
+    here = {
+        (page, int(index)) for page, index in re.findall(r'"([\w-]+\.md)"(?:, |\)\[)(\d+)', source)
+    } - NOT_RUN.keys()
+    all_blocks = {(page.name, index) for page in DOCS.glob("*.md") for index in range(len(blocks(page.name)))}
+    left = {one for one in all_blocks - here - NOT_RUN.keys() if one[0] not in ELSEWHERE}
+    assert left == set()
+    assert NOT_RUN.keys() <= all_blocks - here
+
+
+async def test_agents_answer_also_by_steps_and_attempts(hub: Hub) -> None:
+    names = await run("agents.md", 0, {})
+    await names["hub"].create("chat:1", text="Hi")
+    assert (await wait_for_answer(names["hub"], "chat:1")).text == "You said: Hi"
+    await names["hub"].close()
+
+    await run("agents.md", 2, {"hub": hub, "model": model, "search": found, "charge": found})
+    await hub.create("chat:1", text="Hi")
+    assert (await wait_for_answer(hub, "chat:1")).text == "It rains."
+    async with hub.message("chat:2") as message:
+        turn = SimpleNamespace(text="Hi")
+        await run("agents.md", 3, {"message": message, "model": model, "turn": turn, "ModelBroke": ValueError})
+    assert (await hub.history("chat:2")).messages[0].text == "It rains."
+    await hub.close()
+
+
+async def test_commands_and_hooks(hub: Hub) -> None:
+    charged = asyncio.Queue[str]()
+    accounts = SimpleNamespace(charge=lambda author, usage: charged.put(author))
+
+    @hub.agent("chat:*")
+    async def slow(turn: Any) -> None:
+        async with turn.reply() as message:
+            await message.append("It rains.")
+            await asyncio.Event().wait()
+
+    await run("agents.md", 6, {"hub": hub, "accounts": accounts})
+    question = await hub.create("chat:1", text="Hi")
+    await until_shown(hub, "chat:1", "It rains.")
+    asked = await hub.command("chat:1", "approve", data={})
+    names = {"hub": hub, "message_id": question.id, "command_id": asked.id}
+    cancel, steer, regenerate, reply = blocks("agents.md")[5].splitlines()
+    for line in (reply, steer, cancel):
+        await run_source(line, names)
+    assert (await wait_for_answer(hub, "chat:1", question.id)).status == "cancelled"
+    await run_source(regenerate, names)
+    async with hub.message("chat:2", author="bot") as message:
+        await message.append("x")
+    assert await asyncio.wait_for(charged.get(), 30) is not None
+    await hub.close()
+
+
+async def test_writing_watching_and_threads(hub: Hub) -> None:
+    await (await run("python.md", 0, {}))["hub"].close()
+    await run("python.md", 1, {"hub": hub, "model": model, "question": "Why?"})
+    shown = asyncio.Queue[Any]()
+    for watched in (run("python.md", 2, watching(hub, shown)), run("python.md", 3, watching(hub, shown))):
+        task = asyncio.create_task(watched)
+        while "It rains." not in str(await asyncio.wait_for(shown.get(), 30)):
+            pass
+        task.cancel()
+    await asyncio.to_thread(exec, blocks("python.md")[4], {"hub": hub})
+    assert [one.text for one in (await hub.history("chat:1")).messages] == ["From a thread.", "It rains."]
+    await hub.close()
+    await run("python.md", 5, {"hub": Hub("memory://"), "MessageWriter": MessageWriter, "model_from": model})
+
+
+async def until_shown(hub: Hub, channel: str, text: str) -> None:
+    """Wait for an event of a channel with this text."""
+    async with asyncio.timeout(30):
+        async for event in hub.subscribe(channel):
+            if text in str(event):
+                break
+
+
+def watching(hub: Hub, shown: asyncio.Queue[Any]) -> dict[str, Any]:
+    return {"hub": hub, "print": shown.put_nowait}
+
+
+async def test_endpoints_and_private_chats(hub: Hub) -> None:
+    database = SimpleNamespace(session=lambda: hub.message("other"))  # any async context manager
+    app, guests = FastAPI(), visitors()
+    own = Hub("memory://", authenticate=guests)
+    own.install(app, "/tenuto")
+    names = {"app": app, "hub": own, "guests": guests, "model": model, "database": database, "Request": Request}
+    await run("sse-endpoint.md", 0, names)
+    private = await run("private-chats.md", 0, {"model": model})
+    await run("private-chats.md", 1, private)
+    await run("keeping.md", 0, {})
+    await run("keeping.md", 1, {"Hub": Hub})
+    frames = blocks("sse-endpoint.md")[1].replace("\n\n\nreturn ", "\n\n\nresult = ")
+    framed = {"hub": own, "json": json, "answer": model, "question": "Why?"}
+    exec(frames, framed)
+    await asyncio.to_thread(check_endpoints, app, private["app"])
+
+
+def check_endpoints(app: FastAPI, private: FastAPI) -> None:
+    with TestClient(app) as client:
+        assert "rains." in client.get("/chat?question=Why").text
+    with TestClient(private) as client:
+        assert "rains." in client.post("/ask?prompt=Why").text
+
+
+async def test_the_page_about_tests(hub: Hub) -> None:
+    app = FastAPI()
+    Hub("memory://").install(app, "/tenuto")
+    await asyncio.to_thread(exec, blocks("testing.md")[0], {"app": app, "TestClient": TestClient})
+    names: dict[str, Any] = {"hub": hub}
+
+    @hub.agent("chat:*")
+    async def assistant(turn: Any) -> None:
+        async with turn.reply() as message:
+            await message.pipe(names["model"](turn.text))
+
+    await run("testing.md", 1, names)
+    await hub.close()
+
+
+async def test_identities_and_tokens() -> None:
+    await run("security.md", 0, {})
+    source = blocks("security.md")[1].replace("…at least 32 bytes…", "s" * 32)
+    exec(source, {})
+
+
+class SeenError(Exception):
+    """The awaited event was printed."""
+
+
+def see(event: object) -> None:
+    if "From a script." in str(event):
+        raise SeenError
+
+
+async def test_the_python_client(hub: Hub) -> None:
+    app = FastAPI()
+    hub.install(app, "/tenuto")
+    async with served_app(app) as address, Client(f"{address}/tenuto", client_id="ann") as client:
+        shown = asyncio.Queue[Any]()
+        async with client.message("chat:1") as message:
+            await message.append("It rains.")
+        task = asyncio.create_task(run("client.md", 1, {"client": client, "print": lambda *all: shown.put_nowait(all)}))
+        assert (await asyncio.wait_for(shown.get(), 30))[0] == ["It rains."]
+        task.cancel()
+        agent = blocks("client.md")[2].replace("https://example.com/tenuto", f"{address}/tenuto").replace("…", "t")
+        names: dict[str, Any] = {"Client": Client}
+        working = asyncio.create_task(run_source(agent, names))
+        await until_shown(hub, "chat:2", "listening")
+        question = await hub.create("chat:2", text="Hi")
+        assert (await wait_for_answer(hub, "chat:2", question.id)).text == "You said: Hi"
+        working.cancel()
+        script = blocks("client.md")[3].replace("http://127.0.0.1:8000", f"{address}/tenuto")
+        with pytest.raises(SeenError):
+            await asyncio.to_thread(exec, script, {"SyncClient": SyncClient, "print": see})
