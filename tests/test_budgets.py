@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_690,
     "lines of tests/": 70_660,
     "lines of proof/ and bench/": 25_120,
-    "words of docs without decisions": 60_090,
+    "words of docs without decisions": 59_780,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
