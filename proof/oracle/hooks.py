@@ -16,7 +16,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from proof.oracle.log import EpochLog, StoredLogs, client_command
+from proof.oracle.log import STEPS, EpochLog, StoredLogs, client_command
 from proof.oracle.violation import Violation
 from tenuto.core.names import COMMAND_MARK, command_id, command_key, matches
 from tenuto.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
@@ -280,6 +280,8 @@ def _due(log: EpochLog) -> Iterator[Call]:
     for serial, op in enumerate(log.ops, 1):
         last[op.id, type(op)] = serial
     for (key, kind), serial in last.items():
+        if key.startswith(STEPS):
+            continue
         if key.startswith(COMMAND_MARK):
             yield log.epoch, "command" if kind is Command else "command.reply", serial, command_id(key)
         elif log.is_deleted(key):

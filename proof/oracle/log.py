@@ -19,7 +19,7 @@ from proof.oracle.violation import Violation
 from tenuto.core import model
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.model import APPENDABLE, Message, Part
-from tenuto.core.names import command_id, command_key
+from tenuto.core.names import COMMAND_MARK, command_id, command_key
 from tenuto.core.ops import (
     Append,
     Claim,
@@ -104,7 +104,7 @@ class EpochLog:
         return {
             command_id(key): client_command(command)
             for key, (sent, command) in self.commands.items()
-            if sent <= serial and (key not in self.replies or self.replies[key][0] > serial)
+            if sent <= serial and command.name != STEP and (key not in self.replies or self.replies[key][0] > serial)
         }
 
     def is_command_stored(self, known: model.Command, reply: Reply | None) -> bool:
@@ -116,7 +116,10 @@ class EpochLog:
         command = self.commands[key][1]
         stored = self.replies[key][1] if key in self.replies else None
         if stored is None:
-            return (known, reply) == (client_command(command), None)
+            is_bare = command.name == STEP and self.is_deleted(
+                command.target or ""
+            )  # the data of a step waits for none
+            return (known, reply) == (replace(client_command(command), data=None if is_bare else command.data), None)
         bare = (replace(client_command(command), data=None), _without_data(stored))
         if command.target is not None and self.is_deleted(command.target):
             return (known, reply) == bare
@@ -150,7 +153,7 @@ class EpochLog:
         else:
             self._apply_to_message(op, entry.serial)
         self.serial = entry.serial
-        if not isinstance(op, Claim | Lease):
+        if not isinstance(op, Claim | Lease) and not op.id.startswith(STEPS):
             self.last_event = entry.serial
         self.stamps.append(stamp)
         self.changed.append(op.id)
@@ -394,6 +397,8 @@ class StoredLogs:
         self._used_up = set(ids)
 
 
+STEP = "turn.step"  # the name of commands that no client gets
+STEPS = f"{COMMAND_MARK}{STEP}~"  # the beginning of their ids
 ROUND = 128  # the numbers of attempts begin anew after each multiple of this
 MARKS = 0xE000  # characters of private use: each encodes the generation of its writer and its offset
 GENERATION = "-g"  # precedes the number of a generation in the id of a request

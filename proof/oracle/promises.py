@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from proof.oracle.log import StoredLogs
+from proof.oracle.log import STEP, StoredLogs
 from proof.oracle.members import EARLY_S, Connection, Members, Place, Process
 from proof.oracle.nodes import NodeLeases
 from proof.oracle.violation import Violation
@@ -119,6 +119,8 @@ class Promises:
         self._commands: dict[Place, Sent] = {}
         self._stored_s: dict[Place, float] = {}  # when each command was stored last
         self._attempts: dict[tuple[str, str, int], int] = {}  # how often each attempt began
+        # results of steps by channel, message, round, number and epoch
+        self._results: dict[tuple[str, str, int, int, str], str] = {}
         # with the number of pauses at the begin, and whether the channel has been deleted since
         self._at_work: dict[Place, tuple[Process, int, bool]] = {}
         self.members = Members(now_s, lambda: self._trouble_s, is_exclusive=nodes is None)
@@ -176,7 +178,7 @@ class Promises:
                 if state == "taken" and not log.is_deleted(message_id):
                     self._begin_turn((channel, message_id), log.claims[message_id, attempt])
             for key, (_, command) in log.commands.items():
-                if key not in log.replies:
+                if key not in log.replies and command.name != STEP:
                     self._commands[channel, key] = Sent(command, self._stored_s[channel, key])
 
     def note_boot(self) -> None:
@@ -236,6 +238,18 @@ class Promises:
         turn = self._turns.get(place)
         if turn is not None and turn.host == (host, generation):
             turn.is_given = True
+
+    def step_begins(self, place: Place, name: tuple[int, int]) -> None:
+        """Note that the function of a step is called. Raises Violation if its result was returned before."""
+        key = (*place, *name, self._stored.head(place[0]).epoch)
+        if key in self._results:
+            raise Violation(f"step {name} of {place} runs again, and {self._results[key]} was returned before")
+
+    def step_ended(self, place: Place, name: tuple[int, int], result: str) -> None:
+        """Note that the result of a step was returned to its handler. Raises Violation if it was another before."""
+        known = self._results.setdefault((*place, *name, self._stored.head(place[0]).epoch), result)
+        if known != result:
+            raise Violation(f"step {name} of {place} has the result {result}, and {known} was returned before")
 
     def begin_attempt(self, place: Place, generation: int, process: Process) -> None:
         """Note that an agent in a hub's process begins an attempt. Raises Violation."""
@@ -327,6 +341,8 @@ class Promises:
                 self._end_held(place, turn.generation if turn is not None else 0)
             case Claim():
                 self._take_claim(place, op)
+            case Command() if op.name == STEP:
+                pass  # waits for no reply
             case Command():
                 self._stored_s[place] = self._now_s()
                 self._commands[place] = Sent(op, self._stored_s[place])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from proof.oracle.log import marks
+from proof.oracle.log import ROUND, marks
 from proof.oracle.violation import Violation
 from proof.simulation.actors import RETRY_STATUS, Actor, summary
 from proof.simulation.clock import Process
@@ -69,8 +69,11 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
             return
         if draw.random() < 0.1:
             raise OnPurpose("before anything")
+        steps = Random(f"{world.plan.seed}/{turn.message.id}/steps").choice((0, 0, 1, 3)) if plan.has_questions else 0
         async with turn.reply() as message:
             at, generation = message.length, getattr(message, "generation", 1)
+            for number in range(steps):
+                await _step(turn, number)
             for _ in range(draw.randrange(6)):
                 text = marks(generation, at, draw.randrange(1, 9))
                 await message.append(text)
@@ -83,6 +86,19 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
                         world.promises.note_taken_in((turn.channel, taken.id), turn.message.id, turn.generation)
             if draw.random() < 0.1:
                 raise OnPurpose("in the middle")
+
+    async def _step(turn: Turn, number: int) -> None:
+        place, name = (turn.channel, turn.message.id), (turn.generation // ROUND, number)
+
+        async def work() -> str:
+            world.promises.step_begins(place, name)
+            await asyncio.sleep(Random(f"{place}/{turn.generation}/{number}").choice((0.0, 0.3, 2.0)))
+            return f"result of attempt {turn.generation}"
+
+        try:
+            world.promises.step_ended(place, name, await turn.step(f"step:{number}", work))
+        except Violation as violation:
+            world.trace.violate(violation)
 
     return bot
 

@@ -214,6 +214,12 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "workers": 1,
     },
     mutants.a_turn_begins_before_its_claim_is_stored: {"authors": [Commander], "workers": 1},
+    mutants.a_step_is_stored_after_it_has_returned: {
+        "authors": [Commander, Commander],
+        "agents": [replace(AGENT, has_questions=True)],
+        "faults": ["kill", "kill"],
+    },
+    mutants.a_drain_counts_as_a_death: {"authors": [Commander], "agents": [AGENT], "faults": ["restart"]},
     mutants.a_restart_forgets_waiting_messages: {"authors": [Commander, Commander], "workers": 1, "faults": ["kill"]},
     mutants.a_member_leaves_without_grace: {"members": 2, "cut_rate": 0.5},
     mutants.a_member_that_moved_to_another_node_leaves: {

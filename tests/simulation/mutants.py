@@ -9,6 +9,7 @@ mutant that became impossible goes; a new kind of mistake that passed all tests 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,11 +21,14 @@ from msgspec.structs import replace
 
 from proof.simulation import watchdog
 from proof.simulation.store import SimStore
-from tenuto.core import catch_up, decide_commands
+from tenuto.agents.backend import Sent
+from tenuto.agents.steps import Steps
+from tenuto.core import catch_up, decide_commands, decide_owners
 from tenuto.core import decide as decisions
 from tenuto.core.decide import decide, plain_append
 from tenuto.core.deltas import Delta
 from tenuto.core.draft import Decision, Draft
+from tenuto.core.errors import TenutoError
 from tenuto.core.events import (
     ChannelAttached,
     MessageAppend,
@@ -569,6 +573,28 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "_claim", eager)
 
 
+def a_step_is_stored_after_it_has_returned(patch: pytest.MonkeyPatch) -> None:
+    """The result of a step is stored a moment later, so its handler need not wait."""
+    store = Steps._store
+    late: set[asyncio.Task[object]] = set()
+
+    async def eager(self: Steps, name: str, stored: Sent, result: object) -> object:
+        async def later() -> None:
+            await asyncio.sleep(0.5)
+            with contextlib.suppress(TenutoError):
+                await store(self, name, stored, result)
+
+        late.add(asyncio.ensure_future(later()))
+        return result
+
+    patch.setattr(Steps, "_store", eager)
+
+
+def a_drain_counts_as_a_death(patch: pytest.MonkeyPatch) -> None:
+    """Each attempt has a number, and the fifth is the last."""
+    patch.setattr(decide_owners, "MOST_SPARED", 0)
+
+
 def a_restart_forgets_waiting_messages(patch: pytest.MonkeyPatch) -> None:
     """Agents receive new messages; earlier ones were answered before the restart."""
     look, look_at = TurnScheduler.inspect, TurnScheduler.inspect_message
@@ -988,6 +1014,8 @@ MUTANTS: dict[Mutant, str] = {
     a_turn_renewal_has_no_effect: "gave a sign of life",
     a_message_that_was_taken_in_goes_on: "which took it in, is over",
     a_turn_begins_before_its_claim_is_stored: "was offered before its claim",
+    a_step_is_stored_after_it_has_returned: "runs again",
+    a_drain_counts_as_a_death: "its turn is taken",
     a_restart_forgets_waiting_messages: "there are still",
     a_member_leaves_without_grace: "presence.leave of",
     a_member_that_moved_to_another_node_leaves: "presence.leave of",
