@@ -13,7 +13,7 @@ One run of the client is one turn. A text, a reasoning and the result of a tool 
 A repeated run gets the parts of the turn that the messages of its request lack; one with a position gets the events
 after it, at each character. Parts come in the order of their index, and one ends when the next begins; results of tools
 come when they are there. Clients refuse an end of a run while a message or a call is open, and content of one that is
-not open. `docs/interop.md` has the mapping, and the form of the positions.
+not open. `docs/interop.md` has the mapping, `TurnPosition` the form of the positions.
 """
 
 from __future__ import annotations
@@ -368,7 +368,12 @@ LOST: End = ("invalid_cursor", "the events of this run have no such position; lo
 
 
 class TurnPosition(Struct, frozen=True):
-    """A position in the events of a turn, which are the same for each reader. As text it is the id of an event."""
+    """A position in the events of a turn, which are the same for each reader. As text it is the id of an event.
+
+    `RUN_STARTED`, each first and last event of a text, a reasoning or a call, and each code point of a text are one unit.
+    Bit n of `results` is set when the result of the n-th call was sent. `sum` is the CRC-32 of all texts up to here;
+    before each part, of the answer's id, `.` and the part's index.
+    """
 
     question: str  # id of the message that the turn answers
     units: int = 0  # events of the structure, and code points of texts
