@@ -368,17 +368,12 @@ LOST: End = ("invalid_cursor", "the events of this run have no such position; lo
 
 
 class TurnPosition(Struct, frozen=True):
-    """A position in the events of a turn, which are the same for each reader. As text it is the id of an event.
-
-    `RUN_STARTED`, each first and last event of a text, a reasoning or a call, and each code point of a text are one unit.
-    Bit n of `results` is set when the result of the n-th call was sent. `sum` is the CRC-32 of all texts up to here;
-    before each part, of the answer's id, `.` and the part's index.
-    """
+    """A position in the events of a turn, which are the same for each reader. As text it is the id of an event."""
 
     question: str  # id of the message that the turn answers
-    units: int = 0  # events of the structure, and code points of texts
+    units: int = 0  # first and last events of texts, reasonings and calls, and code points of texts; `RUN_STARTED` is one
     results: int = 0  # bit n is set: the result of the n-th call was sent
-    sum: int = 0  # checksum of the texts up to here, and of the answers' ids
+    sum: int = 0  # CRC-32 of the texts up to here; before each part, of the answer's id, `.` and the part's index
 
     def __str__(self) -> str:
         return self.text()
