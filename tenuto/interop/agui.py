@@ -371,7 +371,7 @@ class TurnPosition(Struct, frozen=True):
     """A position in the events of a turn, which are the same for each reader. As text it is the id of an event."""
 
     question: str  # id of the message that the turn answers
-    units: int = 0  # first and last events of texts, reasonings and calls, and code points of texts; `RUN_STARTED` is one
+    units: int = 0  # `RUN_STARTED`, first and last events of texts, reasonings and calls, code points of texts
     results: int = 0  # bit n is set: the result of the n-th call was sent
     sum: int = 0  # CRC-32 of the texts up to here; before each part, of the answer's id, `.` and the part's index
 
