@@ -54,6 +54,9 @@ def main() -> None:
     shown = subprocess.run([TENUTO, "--version"], capture_output=True, text=True, check=True).stdout
     assert version("tenuto") in shown, shown
 
+    subprocess.run([TENUTO, "new", "my-chat"], capture_output=True, check=True)
+    assert "<tenuto-chat" in Path("my-chat", "index.html").read_text()
+
     with running("serve", ends_with=signal.SIGKILL) as address, SyncClient(address) as client:
         with client.message("chat:1", id="m1") as message:
             message.append(TEXT)

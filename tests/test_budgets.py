@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_000,
+    "lines of tenuto/": 54_270,
     "lines of its kernel": 34_450,
-    "modules of tenuto/": 194,
+    "modules of tenuto/": 200,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 70_690,
+    "lines of tests/": 70_860,
     "lines of proof/ and bench/": 25_160,
-    "words of docs without decisions": 59_480,
+    "words of docs without decisions": 59_680,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

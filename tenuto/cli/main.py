@@ -6,10 +6,12 @@ status 1; a traceback means a bug of Tenuto.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
 import os
+import shlex
 import signal
 import stat
 import sys
@@ -44,6 +46,7 @@ from tenuto.server.workers import beat, check_shared, inherited_socket, run_work
 
 DEFAULT_PORT = 8000
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+QUESTION = "Explain in ten short paragraphs why the sky is blue."
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
@@ -290,8 +293,7 @@ def serve(
 
 
 for _option in serve.params:
-    if isinstance(_option, click.Option):
-        _option.envvar = "TENUTO_" + _option.opts[0].removeprefix("--").upper().replace("-", "_")
+    _option.envvar = "TENUTO_" + _option.opts[0].removeprefix("--").upper().replace("-", "_")
 
 
 @main.command()
@@ -354,6 +356,45 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
 
     number = supervise(listening, store, is_lan=is_lan, started=print_start, echo=click.echo)
     _end_as(number)
+
+
+@main.command()
+@click.argument("name", type=click.Path(path_type=Path))
+def new(name: Path) -> None:
+    """Write a small app with a chat into the new folder NAME: a FastAPI app, its page, a test and a Dockerfile."""
+    from tenuto.cli.new import write_app
+
+    click.echo(f"{name} has {', '.join(write_app(name))}. Run it:\n")
+    click.echo(f"  cd {shlex.quote(str(name))}\n  python3 -m venv .venv\n  .venv/bin/pip install -r requirements.txt")
+    click.echo("  .venv/bin/uvicorn main:app --reload\n")
+    click.echo("Then open http://127.0.0.1:8000, ask, and press F5 in the middle of the answer.")
+
+
+@main.command()
+@click.argument("url")
+@click.option("--question", default=QUESTION, help="What to ask; its answer should take ten seconds or more.")
+@click.option("--input", "field", default=None, metavar="SELECTOR", help="The field for the question.")
+@click.option("--send", default=None, metavar="SELECTOR", help="The button that sends it, if Enter does not.")
+@click.option("--answer", default=None, metavar="SELECTOR", help="The element with the answers.")
+@click.option("--cookie", "cookies", multiple=True, metavar="NAME=VALUE", help="A cookie of a sign-in; repeatable.")
+@click.option(
+    "--patience-s", default=30.0, show_default=True, type=click.FloatRange(0.1), help="Longest wait for text."
+)
+@click.option("--screenshots", default="f5", show_default=True, type=click.Path(path_type=Path), help="Their folder.")
+def f5(url: str, screenshots: Path, **options: Any) -> None:
+    """Ask the chat page of any program, and print what survives a reload, a lost network and a second window.
+
+    The exit status is 1 if anything was lost.
+    """
+    from tenuto.cli.f5 import Chat, survey
+
+    results = asyncio.run(survey(Chat(url, **options), screenshots))
+    click.echo("               question  text so far  goes on")
+    for one in results:
+        question, goes_on = ("yes" if yes else "no" for yes in (one.has_question, one.goes_on))
+        click.echo(f"{one.fault:<15}{question:<10}{one.kept:<13.0%}{goes_on}")
+    click.echo(f"Screenshots are in {screenshots}.")
+    sys.exit(not all(one.has_question and one.goes_on for one in results))
 
 
 for _command in store_commands.COMMANDS:

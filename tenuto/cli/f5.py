@@ -1,0 +1,200 @@
+"""`tenuto f5`: ask a chat page in a real browser, break the answer in the middle, and look what is left of it.
+
+Layer: cli. The page may be of any program, so its answer is found by what it does: it grows (`Growth`). Each trial asks
+anew, in a browser profile of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tenuto.core.errors import LocalError, shown_url
+
+try:
+    from playwright.async_api import Browser, Error, Page, async_playwright
+except ImportError:
+    raise LocalError("f5 needs the package playwright; install Tenuto with [f5], as its README shows") from None
+
+FIELDS = "textarea, [contenteditable=true], [role=textbox], input[type=text], input:not([type])"
+FAULTS = ("reload", "no network", "second window")
+OFFLINE_S = 5.0
+LETTERS, GROWTHS = 40, 3  # by which a text is an answer that streams
+KEPT = 0.95  # of the letters
+POLL_MS = 100
+TEXT = Path(__file__).with_name("f5_text.js").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A page, and how to use it. Without selectors, the field and the answer are guessed, and Enter sends."""
+
+    url: str
+    question: str
+    field: str | None
+    send: str | None
+    answer: str | None
+    cookies: tuple[str, ...]
+    patience_s: float
+
+
+class Result(NamedTuple):
+    """What is left after a fault: the question, a share of the text that was shown, and the rest of the answer."""
+
+    fault: str
+    has_question: bool
+    kept: float
+    goes_on: bool
+
+
+class Growth:
+    """The lines of a page that have grown in place, as an answer does; names of buttons and states change at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.times = 0
+        self._last: list[str] = []
+
+    def take(self, lines: list[str]) -> None:
+        """Compare the lines of the page with those of the last call."""
+        for old in self._last:
+            for line in lines if old not in lines else ():
+                if line.startswith(old):
+                    self.lines = [one for one in self.lines if one != old] + [line]
+                    self.times += 1
+        self._last = lines
+
+
+class Network:
+    """A SOCKS proxy between the browser and its network: the offline switch of a browser leaves open streams alone."""
+
+    def __init__(self) -> None:
+        self.is_cut, self._open = False, set[asyncio.StreamWriter]()
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        """Yield the address of the proxy while the block runs."""
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+            yield f"socks5://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            self.cut()
+
+    def cut(self) -> None:
+        """Close all connections, and refuse others while `is_cut`."""
+        self.is_cut = True
+        for writer in self._open:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends = {writer}
+        with suppress(OSError, EOFError):
+            await reader.readexactly((await reader.readexactly(2))[1])  # the ways to sign in: none is needed
+            writer.write(b"\x05\x00")
+            host = await reader.readexactly((await reader.readexactly(5))[4])  # Chromium names each host
+            port = int.from_bytes(await reader.readexactly(2), "big")
+            if not self.is_cut:
+                upstream, sink = await asyncio.open_connection(host.decode(), port)
+                ends.add(sink)
+                self._open |= ends
+                writer.write(b"\x05\x00\x00\x01" + bytes(6))
+                await asyncio.gather(_pump(reader, sink), _pump(upstream, writer))
+        self._open -= ends
+        for one in ends:
+            one.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def survey(chat: Chat, screenshots: Path) -> list[Result]:
+    """Return what survives each fault. Raises LocalError for a page that cannot be tested, with the remedy."""
+    network = Network()
+    chromium = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    async with network.served() as proxy, async_playwright() as playwright:
+        try:
+            options: Any = {"proxy": {"server": proxy, "bypass": "<-loopback>"}, "executable_path": chromium}
+            async with await playwright.chromium.launch(**options) as browser:
+                return [await _trial(browser, network, chat, fault, screenshots) for fault in FAULTS]
+        except Error as error:
+            raise LocalError(
+                f"{shown_url(chat.url)} cannot be tested: {error.message.splitlines()[0]}; check the address, or if "
+                "the browser is missing: playwright install chromium"
+            ) from None
+
+
+async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, screenshots: Path) -> Result:
+    context = await browser.new_context()
+    for one in chat.cookies:
+        name, _, value = one.partition("=")
+        await context.add_cookies([{"name": name, "value": value, "url": chat.url}])
+    page = await context.new_page()
+    await page.goto(chat.url, wait_until="domcontentloaded")
+    file = fault.replace(" ", "-")
+    shown = await _answer(page, chat, screenshots / f"{file}-before.png")
+    if fault == "reload":
+        await page.reload(wait_until="domcontentloaded")
+    elif fault == "no network":
+        network.cut()
+        await page.wait_for_timeout(OFFLINE_S * 1000)
+        network.is_cut = False
+    else:
+        url, page = page.url, await context.new_page()
+        await page.goto(url, wait_until="domcontentloaded")
+    kept, goes_on, after, deadline_s = 0.0, False, Growth(), time.monotonic() + chat.patience_s
+    while time.monotonic() < deadline_s and not goes_on:
+        lines = await page.evaluate(TEXT, chat.answer)
+        after.take(lines)
+        kept = max(kept, _share(shown, "\n".join(lines)))
+        is_longer = any(line.startswith(shown[-1]) and len(line) >= len(shown[-1]) + LETTERS for line in lines)
+        goes_on = kept >= KEPT and (is_longer or after.times >= GROWTHS)
+        await page.wait_for_timeout(POLL_MS)
+    await page.screenshot(path=screenshots / f"{file}-after.png")
+    has_question = chat.question in " ".join(await page.evaluate(TEXT, None))
+    await context.close()
+    return Result(fault, has_question, kept, goes_on)
+
+
+async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
+    """Ask, and return the lines of the answer when it is under way. Raises LocalError if no answer comes."""
+    field = page.locator(chat.field or FIELDS).locator("visible=true").first
+    try:
+        await field.fill(chat.question, timeout=chat.patience_s * 1000)
+    except Error:
+        raise await _problem(page, "has no field for a question; check the address, or name it with --input") from None
+    await (field.press("Enter") if chat.send is None else page.click(chat.send))
+    growth, deadline_s = Growth(), time.monotonic() + chat.patience_s
+    while time.monotonic() < deadline_s:
+        await page.wait_for_timeout(POLL_MS)
+        growth.take(await page.evaluate(TEXT, chat.answer))
+        if growth.times >= GROWTHS and len("".join(growth.lines)) >= LETTERS:
+            await page.screenshot(path=screenshot)
+            growth.take(await page.evaluate(TEXT, chat.answer))
+            return growth.lines
+    raise await _problem(
+        page,
+        f"showed no text that grows within {chat.patience_s:g} s after the question; name the button with --send, the "
+        "element with answers by --answer, ask for a longer answer with --question, or set --patience-s",
+    )
+
+
+async def _problem(page: Page, text: str) -> LocalError:
+    if await page.locator("input[type=password]:visible").count():
+        text = "asks for a sign-in; give the cookie of one as --cookie NAME=VALUE"
+    return LocalError(f"{shown_url(page.url)} {text}")
+
+
+def _share(shown: list[str], text: str) -> float:
+    """Return the share of the letters of `shown` that `text` has, of each line up to the first difference."""
+    found = (next((size for size in range(len(line), 0, -1) if line[:size] in text), 0) for line in shown)
+    return sum(found) / len("".join(shown))

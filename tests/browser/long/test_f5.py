@@ -1,0 +1,116 @@
+"""`tenuto f5` tells pages that keep an answer from pages that lose it, and names what is wrong with other pages.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from tenuto.cli import f5
+from tenuto.cli.new import write_app
+from tenuto.core.errors import LocalError
+from tests.browser.tab import chromium_path
+from tests.examples.nodes import Node
+from tests.examples.programs import served_app
+from tests.processes import serving
+
+QUESTION = "What survives when the server is killed?"
+LOST = [("reload", False), ("no network", False), ("second window", False)]
+KEPT = [("reload", True), ("no network", True), ("second window", True)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f5, "OFFLINE_S", 1.0)
+    monkeypatch.setenv("TENUTO_CHROMIUM", chromium_path())
+
+
+def chat(url: str, *, answer: str | None = None, patience_s: float = 30.0, cookies: tuple[str, ...] = ()) -> f5.Chat:
+    return f5.Chat(url, QUESTION, None, None, answer, cookies, patience_s)
+
+
+async def survey(page: f5.Chat, folder: Path) -> list[tuple[str, bool]]:
+    """Return for each fault whether the answer went on, once all of them have two screenshots."""
+    results = await f5.survey(page, folder / "f5")
+    assert len([*(folder / "f5").glob("*.png")]) == 2 * len(f5.FAULTS)
+    assert all(one.has_question for one in results)
+    assert all(one.kept >= f5.KEPT for one in results if one.goes_on)
+    return [(one.fault, one.goes_on) for one in results]
+
+
+async def test_the_chat_of_a_new_app_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_app(tmp_path / "my-chat")
+    monkeypatch.chdir(tmp_path)
+    server = Node(["uvicorn", "--app-dir", str(tmp_path / "my-chat"), "main:app"], "", tmp_path / "server.log")
+    server.start()
+    try:
+        await asyncio.to_thread(server.until, server.is_listening)
+        assert await survey(chat(server.url), tmp_path) == KEPT
+    finally:
+        server.clean_up()
+
+
+async def test_the_demo_keeps_one_answer_and_loses_that_of_its_plain_stream(tmp_path: Path) -> None:
+    with serving("demo", tmp_path) as demo:
+        url = f"http://127.0.0.1:{demo.port}/"
+        assert await survey(chat(url, answer="#chat"), tmp_path) == KEPT
+        assert await survey(chat(url, answer="#plain-text", patience_s=5), tmp_path) == LOST
+
+
+async def page(request: Request) -> Response:
+    bodies = {
+        "none": "<p>Welcome</p>",
+        "login": "<input><input type=password><button>Sign in</button>",
+        "silent": "<textarea></textarea>",
+        "cookie": "<textarea></textarea>" if request.cookies.get("id") == "ann" else "<input type=password>",
+    }
+    return HTMLResponse(bodies[request.path_params["name"]])
+
+
+@pytest.fixture
+async def pages() -> AsyncIterator[str]:
+    async with served_app(Starlette(routes=[Route("/{name}", page)])) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("name", "cookies", "problem"),
+    [
+        ("none", (), "has no field for a question; check the address, or name it with --input"),
+        ("login", (), "asks for a sign-in; give the cookie of one as --cookie NAME=VALUE"),
+        ("silent", (), "showed no text that grows within 1 s after the question"),
+        ("cookie", ("id=ann",), "showed no text that grows within 1 s after the question"),
+    ],
+)
+async def test_a_page_without_an_answer_is_named(
+    name: str, cookies: tuple[str, ...], problem: str, pages: str, tmp_path: Path
+) -> None:
+    with pytest.raises(LocalError, match=problem):
+        await f5.survey(chat(f"{pages}/{name}", patience_s=1, cookies=cookies), tmp_path)
+
+
+async def test_an_address_without_a_server_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match=r"'http://127\.0\.0\.1:9' cannot be tested: .+; check the address"):
+        await f5.survey(chat("http://127.0.0.1:9", patience_s=1), tmp_path)
+
+
+def test_an_answer_is_what_grows_in_place() -> None:
+    growth = f5.Growth()
+    for lines in (
+        ["Menu", "Copy"],
+        ["Menu", "Copy", "The sky"],
+        ["Menu", "Edit", "The sky is"],
+        ["Menu", "The sky is blue"],
+    ):
+        growth.take(lines)
+    assert (growth.lines, growth.times) == (["The sky is blue"], 2)
+    assert f5._share(["The sky is blue", "and"], "The sky is red\nand more") == pytest.approx(14 / 18)
