@@ -23,6 +23,7 @@ from proof.chaos.agent_scenarios import agents
 from proof.chaos.app import Wanted
 from proof.chaos.backup_scenario import backups
 from proof.chaos.cluster_scenario import cluster
+from proof.chaos.finish_scenario import finish
 from proof.chaos.processes import Child, Server, ask
 from proof.chaos.viewer import TRANSPORTS
 from proof.chaos.world import Failure, Scale, World
@@ -441,11 +442,12 @@ SCENARIOS: dict[str, Scenario] = {
     "agents": agents,
     "backup": backups,
     "cluster": cluster,
+    "finish": finish,
 }
 
 ROUNDS = {
     "kill": 100, "producer": 30, "disk": 10, "lock": 4, "network": 6, "clock": 3, "agents": 12,
-    "backup": 40, "cluster": 100,
+    "backup": 40, "cluster": 100, "finish": 100,
 }  # fmt: skip
 """The usual number of rounds of each scenario."""
 

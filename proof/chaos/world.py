@@ -389,7 +389,7 @@ class World:
         await self._check_views(self.viewers, stored)
         self.note("store and viewers agree again; the server shuts down")
         self.check()
-        await self._check_what_is_left()
+        await self.check_what_is_left()
         self.count("messages", len(self.acknowledged.messages))
         self.count("characters", self.acknowledged.characters)
         self.count("entries", sum(one.entries for one in self.acknowledged.messages.values()))
@@ -465,7 +465,7 @@ class World:
         transports: tuple[Transport, ...] = ("sse", "eventsource", "ws", "poll")
         return [self.view(f"fresh-{one}-{channel}", one, channel) for channel in stored for one in transports]
 
-    async def _check_what_is_left(self) -> None:
+    async def check_what_is_left(self) -> None:
         """Check that each server ends, that its log has no traceback, and that its file is intact."""
         for server in self._servers:
             if server.is_running:

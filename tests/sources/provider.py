@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 CUT = "cut"  # break the connection in the middle of the body
 HOLD = "hold"  # send no more bytes, until the client disconnects
 
-Step = bytes | str
+Step = bytes | str | float  # a number is a pause, in seconds
 
 
 class Provider:
-    """Answers each request with the next script: pieces of the body, `CUT` or `HOLD`."""
+    """Answers each request with the next script: pieces of the body, pauses, `CUT` or `HOLD`."""
 
     def __init__(self) -> None:
         self.scripts: list[Sequence[Step]] = []
@@ -43,6 +43,11 @@ class Provider:
     def will_say(self, *scripts: Sequence[Step]) -> None:
         self.scripts.extend(scripts)
 
+    def script(self, path: str, body: Any) -> tuple[int, str, Iterable[Step]]:
+        """Return the status, the content type and the steps of a response."""
+        kind = "text/event-stream" if self.status == 200 else "application/json"
+        return self.status, kind, self.scripts.pop(0)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             await self._answer(reader, writer)
@@ -53,10 +58,9 @@ class Provider:
         sizes = [line.split(":")[1] for line in head.lower().split("\r\n") if line.startswith("content-length:")]
         body = await reader.readexactly(int(sizes[0])) if sizes else b"null"
         self.requests.append((head.split(" ")[1], json.loads(body)))
-        script = self.scripts.pop(0)
-        kind = "text/event-stream" if self.status == 200 else "application/json"
+        status, kind, script = self.script(*self.requests[-1])
         writer.write(
-            f"HTTP/1.1 {self.status} X\r\nContent-Type: {kind}\r\nConnection: close\r\n"
+            f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nConnection: close\r\n"
             "Transfer-Encoding: chunked\r\n\r\n".encode()
         )
         for step in script:
@@ -70,6 +74,9 @@ class Provider:
                 await reader.read()
                 self.is_left.set()
                 return
+            if isinstance(step, float):
+                await asyncio.sleep(step)  # the pace of a model
+                continue
             assert isinstance(step, bytes)
             writer.write(f"{len(step):x}\r\n".encode() + step + b"\r\n")
             await writer.drain()

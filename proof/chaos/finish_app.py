@@ -1,0 +1,107 @@
+"""The app of the scenario `finish`: an agent with four steps, two tool calls, a question and a streamed answer.
+
+Layer: chaos.
+
+The environment variable `TENUTO_CHAOS` holds the settings (JSON: `FinishOrders`). The agent is written as an
+application would write it, with the `openai` package; it prints a report when a step has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx2
+import openai
+from starlette.applications import Starlette
+
+from proof.chaos.producer import say
+from tenuto import Hub
+from tenuto.agents.turn import OnCrash, Turn
+from tenuto.sources import UpstreamEnded, UpstreamError
+
+__all__ = ["FinishOrders", "app"]
+
+TRIES = 30
+SILENCE_S = 0.5  # without an event for this time, a model counts as broken
+
+
+@dataclass(frozen=True)
+class FinishOrders:
+    """The settings of a node."""
+
+    store: str
+    outside: str  # URL of the model and the tools
+    on_crash: OnCrash
+    drain_s: float
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"TENUTO_CHAOS": json.dumps(asdict(self))}
+
+
+app: Starlette  # built on first access: an import of this module opens no store
+
+
+def _build(orders: FinishOrders) -> Starlette:
+    hub = Hub(orders.store, drain_s=orders.drain_s)
+    model = openai.AsyncOpenAI(base_url=f"{orders.outside}/v1", api_key="none", max_retries=0, timeout=SILENCE_S)
+    tools = httpx2.AsyncClient(base_url=orders.outside, timeout=10.0)
+
+    async def planned(question: str) -> list[str]:
+        response = await model.chat.completions.create(model="m", messages=_messages(question))
+        return [call.id for call in response.choices[0].message.tool_calls or ()]
+
+    async def called(turn: Turn, step: str) -> dict[str, Any]:
+        body = {"question": turn.message.id, "step": step, "key": turn.step_key(step)}
+        answer: dict[str, Any] = (await tools.post("/step", json=body)).json()
+        assert answer["number"] == 1 or turn.was_interrupted(step)
+        return answer
+
+    async def result(turn: Turn, step: str) -> str:
+        answer = await turn.step(step, called, turn, step)
+        say("returned", question=turn.message.id, step=step, call=answer["number"])
+        return str(answer["value"])
+
+    @hub.agent("finish:*", name="bot", on_crash=orders.on_crash)
+    async def respond(turn: Turn) -> None:
+        calls = await turn.step("plan", planned, turn.message.id, retries=TRIES, retry_s=0.01)
+        results = await asyncio.gather(*(result(turn, call) for call in calls))
+        assert (await turn.ask("approve", {"of": "pay"}, timeout_s=600)).ok
+        results.append(await result(turn, "pay"))
+        continued = turn.previous if orders.on_crash == "continue" else None
+        shown = [part.get("call") for part in continued.parts] if continued is not None else []
+        prefix = continued.text if continued is not None else ""
+        async with turn.reply() as message:
+            for call, output in zip(calls, results, strict=False):
+                if call not in shown:
+                    part = {"type": "tool", "call": call, "name": "find", "input": "{}", "state": "done"}
+                    await message.part({**part, "output": output})
+            for number in range(TRIES):
+                try:
+                    async with message.attempt():
+                        messages = _messages(turn.message.id, results, prefix)
+                        await message.pipe(model.chat.completions.create(model="m", messages=messages, stream=True))
+                    return
+                except (openai.OpenAIError, UpstreamEnded, UpstreamError):
+                    if number == TRIES - 1:
+                        raise
+
+    app = Starlette()
+    hub.install(app, "/tenuto")
+    return app
+
+
+def _messages(question: str, results: list[str] | None = None, prefix: str = "") -> Any:  # typed by role in `openai`
+    asked = {"role": "user", "content": json.dumps({"question": question, "results": results})}
+    return [asked, {"role": "assistant", "content": prefix}] if prefix else [asked]
+
+
+def __getattr__(name: str) -> Starlette:
+    """`app`."""
+    if name == "app":
+        return _build(FinishOrders(**json.loads(os.environ["TENUTO_CHAOS"])))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
