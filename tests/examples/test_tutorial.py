@@ -114,8 +114,8 @@ async def test_step_3_a_question_whose_server_was_killed_is_answered_by_the_next
             await expect(answers).to_contain_text("long answer")
             await kill(server)
             await start(server, AGENT.replace("sleep(0.1)", "sleep(0.01)"), CHAT)
-            await expect(answers).to_contain_text("2/2")
             await expect(answers).to_contain_text("This is a long answer. " * 20)
+            await expect(page.locator("article")).to_have_count(2)  # the question and one answer
     finally:
         server.clean_up()
 
