@@ -116,9 +116,8 @@ class EpochLog:
         command = self.commands[key][1]
         stored = self.replies[key][1] if key in self.replies else None
         if stored is None:
-            is_bare = command.name == STEP and self.is_deleted(
-                command.target or ""
-            )  # the data of a step waits for none
+            # the data of a step leaves with its target, also without a reply
+            is_bare = command.name == STEP and self.is_deleted(command.target or "")
             return (known, reply) == (replace(client_command(command), data=None if is_bare else command.data), None)
         bare = (replace(client_command(command), data=None), _without_data(stored))
         if command.target is not None and self.is_deleted(command.target):
