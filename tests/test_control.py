@@ -234,12 +234,8 @@ def connected(path: Path) -> socket.socket:
         (post("/v1/backup", {"path": "one.db"}), 400, "path on the control socket must be absolute, got 'one.db'"),
         (post("/v1/backup", {"path": "/one.db", "mb_per_s": 0}), 500, "mb_per_s must be a number above 0"),
         (post("/v1/backup", {"path": "/none/one.db"}), 500, "there is no directory /none; create it"),
-        (post("/v1/backup", {"path": "/proc/one.db"}), 503, "backup target /proc/one.db needs "),
         (post("/v1/import", {"path": "/none", "line": 1}), 400, "unknown field `line`"),
-        (post("/v1/import", {"path": "/none"}), 500, "file /none cannot be read"),
         (b'{"call":"inspect"}\r\n\r\n', 400, "is not HTTP"),
-        (b"\xff\r\n\r\n", 400, "is not HTTP"),
-        (head("POST", "/v1/backup", -1), 413, f"at most {REQUEST_BYTES} bytes, got -1"),
         (head("POST", "/v1/backup", REQUEST_BYTES + 1), 413, f"at most {REQUEST_BYTES} bytes, got {REQUEST_BYTES + 1}"),
         (b"x" * (3 * REQUEST_BYTES), 400, ""),  # the connection may be reset before the response is read
         (b"", 0, ""),

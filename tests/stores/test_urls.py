@@ -51,8 +51,6 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
         ("chat.db", "store URL must be memory://, .* got 'chat.db'"),
         ("redis://localhost", "store URL must be memory://, .* got 'redis://localhost'"),
         ("sqlite:", "'sqlite:' does not name a file"),
-        ("sqlite:///", "'sqlite:///' does not name a file"),
-        ("sqlite:////", "'sqlite:////' does not name a file"),
         ("sqlite:///folder/", "'sqlite:///folder/' does not name a file"),
         ("sqlite:///chat.db#top", "'sqlite:///chat.db' does not name a file"),
         ("sqlite://chat.db", "use sqlite:///chat.db"),
@@ -60,7 +58,6 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
         ("sqlite:///chat.db?synchronous=off", "synchronous must be 'normal', 'full' or 'extra', got 'off'"),
         ("postgresql://db", "'postgresql://db' does not name a database; use postgresql://role@host:5432/database"),
         ("postgresql://db:port/app", "'postgresql://db:port/app' has a port that is not a number from 1 to 65535; use"),
-        ("postgresql://one:5432,[::1]:65536/app", "has a port that is not a number from 1 to 65535"),
         (
             "postgresql://db/app?sync=1",
             "the unknown option 'sync'; a PostgreSQL store has schema, durability, prepare, sslmode",
@@ -70,13 +67,10 @@ def test_memory_is_a_store_of_its_own_each_time() -> None:
         ("postgresql://db/app?schema=a&schema=b", "has the option 'schema' 2 times; give it once"),
         ("sqlite:///:memory:", "for a store in memory use memory://"),
         ("sqlite:chat.db", "'sqlite:chat.db' lacks slashes; use sqlite:///chat.db"),
-        ("sqlite:/var/chat.db", "lacks slashes; use sqlite:///var/chat.db or .*sqlite:////absolute"),
         ("sqlite://[chat.db", r"store URL must be memory://, .* got 'sqlite://\[chat.db'"),
-        ("sqlite:///chat%00.db", "does not name a file"),
         ("sqlite:///chat\n.db", r"'sqlite:///chat\\n.db' holds a control character"),
         ("sqlite:///chat.db?synchronous=full&synchronous=normal", "has the option 'synchronous' 2 times; give it once"),
         ("memory://name", "use memory://"),
-        ("memory://?synchronous=full", "use memory://"),
     ],
 )
 def test_url_without_a_store_is_refused_with_the_remedy(url: str, expected: str) -> None:

@@ -853,17 +853,10 @@ def signed(secret: str = SECRET, headers: Json | None = None, **claims: Any) -> 
 
 BAD_TOKENS = {
     "expired": signed(exp=NOW_S - 60),
-    "not yet valid": signed(nbf=NOW_S + 60),
     "another audience": signed(aud="shop"),
-    "no audience": signed(aud=None),
-    "no end": signed(exp=None),
-    "nobody": signed(sub=None),
     "no algorithm": jwt.encode(CLAIMS, "", algorithm="none"),
     "an unknown key": signed(SECRET[::-1]),
-    "an unknown key by name": signed(SECRET[::-1], {"kid": "2"}),
-    "another hash": jwt.encode(CLAIMS, SECRET * 2, algorithm="HS512"),
     "changed claims": ".".join((signed().split(".")[0], signed(sub="root").split(".")[1], signed().split(".")[2])),
-    "no signature": signed().rpartition(".")[0] + ".",
     "no token": "garbage",
 }
 
