@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Part
@@ -132,14 +132,19 @@ class Attempt:
         self._outgoing = outgoing
         self._since = 0
 
-    async def __aenter__(self) -> None:
+    def supersede(self) -> None:
+        """Let the next content supersede what the block has written so far."""
+        self._outgoing.fail_attempt(self._since)
+
+    async def __aenter__(self) -> Self:
         self._since = self._outgoing.begin_attempt()
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Exception):  # a cancellation is no Exception, and no failure
-            self._outgoing.fail_attempt(self._since)
+            self.supersede()
 
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

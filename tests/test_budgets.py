@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_270,
-    "lines of its kernel": 34_450,
+    "lines of tenuto/": 54_800,
+    "lines of its kernel": 34_490,
     "modules of tenuto/": 200,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 70_650,
+    "lines of tests/": 71_050,
     "lines of proof/ and bench/": 25_610,
-    "words of docs without decisions": 59_560,
+    "words of docs without decisions": 59_880,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

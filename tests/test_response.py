@@ -501,7 +501,7 @@ async def test_function_that_returns_a_response_ends_the_answer_with_the_remedy(
     ("stream", "detail"),
     [
         (StreamingResponse(framed()), "got StreamingResponse; pass the generator that the response wraps"),
-        (framed, "got function; call it: pipe(framed())"),
+        (lambda: framed, "got function; call it: pipe(framed())"),
         (5, "got int"),
     ],
 )

@@ -25,7 +25,7 @@ from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.hub.pending import result_later
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.hub.writer import MessageWriter
-from tenuto.sources import Piping, begin_pipe
+from tenuto.sources import OnBreak, Piping, begin_pipe
 from tenuto.sources.writing import Writer
 
 if TYPE_CHECKING:
@@ -42,12 +42,31 @@ class AgentWriter(MessageWriter):
     is_begun = False  # True: the beginning of the message is stored
     spare_id: Callable[[], str] | None = None
 
-    def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
+    def pipe(
+        self,
+        stream: object,
+        *,
+        source: str | None = None,
+        text_field: str | None = None,
+        retries: int | None = None,
+        retry_s: float | None = None,
+        stall_s: float | None = None,
+        on_break: OnBreak = "restart",
+    ) -> Piping:
         """Write all of a model's stream into this message, as `tenuto.sources.pipe` does.
 
         The block fails if a call was not awaited: its text would be missing.
         """
-        return begin_pipe(self, stream, source=source, text_field=text_field)
+        return begin_pipe(
+            self,
+            stream,
+            source=source,
+            text_field=text_field,
+            retries=retries,
+            retry_s=retry_s,
+            stall_s=stall_s,
+            on_break=on_break,
+        )
 
     async def open(self) -> Self:
         """Store the beginning of the message (`MessageWriter.open`)."""

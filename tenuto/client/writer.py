@@ -51,7 +51,7 @@ from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessa
 from tenuto.portal import Attempt, retrieve_exception
 
 if TYPE_CHECKING:
-    from tenuto.sources import Piping
+    from tenuto.sources import OnBreak, Piping
 
 logger = logging.getLogger("tenuto.client")
 
@@ -230,11 +230,30 @@ class RemoteWriter(OutgoingProperties):
         await self._accepted()
         return position
 
-    def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Piping:
+    def pipe(
+        self,
+        stream: object,
+        *,
+        source: str | None = None,
+        text_field: str | None = None,
+        retries: int | None = None,
+        retry_s: float | None = None,
+        stall_s: float | None = None,
+        on_break: OnBreak = "restart",
+    ) -> Piping:
         """Write a model's stream into this message, as `tenuto.sources.pipe` does. Await it, as `append`."""
         from tenuto.sources import begin_pipe  # imported here: clients that only watch need no sources
 
-        return begin_pipe(self, stream, source=source, text_field=text_field)
+        return begin_pipe(
+            self,
+            stream,
+            source=source,
+            text_field=text_field,
+            retries=retries,
+            retry_s=retry_s,
+            stall_s=stall_s,
+            on_break=on_break,
+        )
 
     @needs_await("update(meta=meta)")
     async def update(self, *, meta: dict[str, Json]) -> None:

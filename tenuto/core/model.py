@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from tenuto.core.errors import InvalidRequest, InvalidText, TooLarge, shown
 from tenuto.core.limits import Limits
@@ -105,6 +105,7 @@ class ChannelSummary(Struct, frozen=True, kw_only=True):
 
 class _Text(Struct, tag_field="type", tag="text"):
     text: str = ""
+    joins: list[int] | UnsetType = UNSET  # offsets at which the text broke off, and was continued
 
 
 class _Reasoning(Struct, tag_field="type", tag="reasoning"):

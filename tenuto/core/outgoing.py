@@ -91,6 +91,7 @@ class Outgoing:
         "generation",
         "id",
         "in_flight",
+        "left",
         "limits",
         "meta",
         "nonce",
@@ -107,6 +108,7 @@ class Outgoing:
         self.nonce = nonce
         self.state = NEW
         self.error: TenutoError | None = None  # the server's refusal of a request
+        self.left: list[Part] = []  # the parts that an earlier writer left to be continued
         self.generation = 1
         self.meta: dict[str, Json] = {}  # the message's meta after all accepted updates
         self.in_flight: list[OutgoingRequest] = []
@@ -145,6 +147,11 @@ class Outgoing:
         return self._parts[self._text_part].length + gathered
 
     @property
+    def is_untouched(self) -> bool:
+        """Return whether no text was gathered, and no request was queued or stored."""
+        return not (self._numbers or self._texts or self.has_requests)
+
+    @property
     def has_requests(self) -> bool:
         """Return whether unstored content other than gathered text exists."""
         return bool(self._queue or self.in_flight)
@@ -152,6 +159,7 @@ class Outgoing:
     def load(self, message: Message, generation: int) -> None:
         """Continue the stored `message` at its end, as the writer with number `generation`."""
         self.generation = generation
+        self.left = [plain(part) for part in message.parts] if generation > 1 else []
         self.meta = plain(message.meta)
         for index, part in enumerate(message.parts):
             self._set_part(index, plain(part))
@@ -173,6 +181,7 @@ class Outgoing:
         if changed:
             self.accept_update(changed)
         if supersedes:
+            self.left = []
             self.fail_attempt(0)
 
     def close(self) -> None:
@@ -594,6 +603,11 @@ class OutgoingProperties:
     def unstored_bytes(self) -> int:
         """Return the size of the accepted content that is not stored."""
         return self._outgoing.unstored_bytes
+
+    def take_left(self) -> list[Part]:
+        """Return the parts that an earlier writer left to be continued, until this one has accepted content."""
+        left, self._outgoing.left = self._outgoing.left, []
+        return left if self._outgoing.is_untouched else []
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""

@@ -10,16 +10,21 @@ lists the result of each event.
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, malformed
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
+from tenuto.sources.tries import STALL_S, OnBreak, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
 from tenuto.sources.writing import Piped, Piping, ToolCall, Writer, Writing
 
-__all__ = ["SOURCES", "Piped", "Piping", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
+T = TypeVar("T")
+
+__all__ = ["SOURCES", "OnBreak", "Piped", "Piping", "SoFar", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 
 
 async def pipe(
@@ -28,6 +33,10 @@ async def pipe(
     *,
     source: str | None = None,
     text_field: str | None = None,
+    retries: int | None = None,
+    retry_s: float | None = None,
+    stall_s: float | None = None,
+    on_break: OnBreak = "restart",
     option: str = "source",
 ) -> Piped:
     """Write all of `stream` into the message of `writer`; returns a summary of the written content.
@@ -39,21 +48,52 @@ async def pipe(
     ended before the provider's own end, UpstreamError if the provider reported an error or sent malformed data,
     LocalError if `stream` is not a stream, and the writer's errors. In each case the stream is closed before this
     returns; the app's own exceptions (of its tools, its generators) pass unchanged.
+
+    `stream` may also be a function that makes one, async or not. It may have a parameter for what the message holds so
+    far (`SoFar`). Then a failure that may pass (a broken or refused connection, a time-out, 429, 5xx, an overload, a
+    stream that ends early) is followed by another try, at most `retries` (3): after `retry_s` (1) seconds, twice as
+    long each time, or as long as the provider asks for, up to two minutes. The text of a failed try is superseded, or
+    with `on_break="continue"` continued; `"fail"` tries again only before the first content. A stream without an event
+    for `stall_s` (120; for a plain stream unlimited) has broken.
     """
-    writing = Writing(writer)
+    named = named_source(source, text_field, option=option)
+    if stall_s is not None and not (isinstance(stall_s, int | float) and stall_s > 0):
+        raise LocalError(f"stall_s must be a number of seconds above 0, got {shown(stall_s)}")
+    if is_maker(stream):
+        stall_s = STALL_S if stall_s is None else stall_s
+        make = cast("Callable[..., object]", stream)
+
+        async def write(made: object, writing: Writing) -> Piped:
+            again = named_source(source, text_field, option=option)  # a source keeps the state of its stream
+            return await _pipe_one(writing, made, again, stall_s, option)
+
+        tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
+        return await tries.run()
+    if retries or retry_s is not None or on_break != "restart":
+        raise LocalError(
+            "retries, retry_s and on_break need a function that makes the stream again; pass a lambda around the call"
+        )
+    return await _pipe_one(Writing(writer), stream, named, stall_s, option)
+
+
+async def _pipe_one(
+    writing: Writing, stream: object, chosen: Source | None, stall_s: float | None, option: str
+) -> Piped:
+    """Write one stream, as `pipe` does."""
     upstream = Upstream(stream)
-    chosen = named_source(source, text_field, option=option) or by_stream(stream)
+    chosen = chosen or by_stream(stream)
     try:
-        await upstream.open()
+        await _in_time(upstream.open(), stall_s)
         chosen = chosen or by_stream(upstream.stream)
         events = upstream.events(chosen.events(upstream.stream) if chosen is not None else upstream.stream)
-        async for event in events:
+        async for event in events if stall_s is None else _Steady(events, stall_s):
             if chosen is None:
                 chosen = by_first_event(event, option)
             await _write(writing, chosen, event)
         if chosen is not None:
             for edit in chosen.end():
                 await writing.write(edit)
+        await writing.end()
         await upstream.finish()
     except BaseException as error:
         await upstream.close(error, chosen.stop if chosen is not None else None)
@@ -66,6 +106,32 @@ async def pipe(
     return writing.piped()
 
 
+async def _in_time(call: Awaitable[T], stall_s: float | None) -> T:
+    """Return the result of `call`. Raises UpstreamEnded if it takes longer than `stall_s`."""
+    scope = asyncio.timeout(stall_s)
+    try:
+        async with scope:
+            return await call
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise UpstreamEnded(f"the model sent nothing for {stall_s:g} s, so the answer may be incomplete") from None
+
+
+class _Steady:
+    """The events of a stream, each of which must come in time: keep-alives of the connection do not count."""
+
+    def __init__(self, events: AsyncIterator[object], stall_s: float) -> None:
+        self._events = events
+        self._stall_s = stall_s
+
+    def __aiter__(self) -> _Steady:
+        return self
+
+    async def __anext__(self) -> object:
+        return await _in_time(anext(self._events), self._stall_s)
+
+
 class KeepingWriter(Writer, Protocol):
     """A writer that reports the calls that were not awaited."""
 
@@ -73,9 +139,9 @@ class KeepingWriter(Writer, Protocol):
         """Return `coroutine`, whose `call` is reported if it was not awaited."""
 
 
-def begin_pipe(writer: KeepingWriter, stream: object, *, source: str | None, text_field: str | None) -> Piping:
-    """Return the coroutine of `pipe`, which `writer` keeps until it is awaited."""
-    return writer.keep("pipe(stream)", pipe(writer, stream, source=source, text_field=text_field))
+def begin_pipe(writer: KeepingWriter, stream: object, **options: Any) -> Piping:
+    """Return the coroutine of `pipe` with its `options`, which `writer` keeps until it is awaited."""
+    return writer.keep("pipe(stream)", pipe(writer, stream, **options))
 
 
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:

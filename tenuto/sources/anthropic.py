@@ -77,7 +77,8 @@ class Anthropic(Source):
         match get(event, "type"):
             case "message_start":
                 message = get(event, "message")
-                yield Meta(model=word(message, "model"), usage=counts(get(message, "usage"), USAGE))
+                usage = counts(get(message, "usage"), USAGE)
+                yield Meta(model=word(message, "model"), usage=usage, response_id=word(message, "id"))
             case "content_block_start":
                 yield from self._start(index(event, "index"), get(event, "content_block"))
             case "content_block_delta":

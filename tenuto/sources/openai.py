@@ -123,7 +123,7 @@ class OpenAIResponses(Source):
     def _begin(self, response: object) -> Iterator[Edit]:
         if not self.is_open:
             self.is_open, self._is_ended, self._has_calls = True, False, False
-        yield Meta(model=word(response, "model"))
+        yield Meta(model=word(response, "model"), response_id=word(response, "id"))
 
     def _item(self, event: object) -> Hashable:
         item = (self._turn, index(event, "output_index"))
@@ -263,7 +263,8 @@ class OpenAIChat(Source):
             raise reported(get(error, "type"), get(error, "code"), error)
         if get(event, "choices") is None and get(event, "usage") is None:
             return
-        yield Meta(model=word(event, "model"), usage=counts(get(event, "usage"), CHAT_USAGE))
+        usage = counts(get(event, "usage"), CHAT_USAGE)
+        yield Meta(model=word(event, "model"), usage=usage, response_id=word(event, "id"))
         for choice in items(event, "choices"):
             if index(choice, "index") == 0:
                 yield from self._choice(choice)

@@ -67,6 +67,7 @@ class Meta:
     finish_reason: str | None = None
     usage: dict[str, int] | None = None
     of: Hashable = None
+    response_id: str | None = None  # the provider's id of the response
 
 
 Edit = Open | Add | Set | Drop | Meta
@@ -174,15 +175,16 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
         return None
     if not _is_of_sdk(error) and not (is_of_sdk and _is_raised_by_sdk(error)):
         return None
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     if any(_is_lost(cause) for cause in causes):
         return UpstreamEnded(
             "the connection to the model's provider broke before the stream ended; the log has the reason"
         )
-    return reported(*(code for cause in causes for code in _codes(cause)))
+    return reported(*(code for cause in causes for code in codes_of(cause)))
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and the errors that caused it."""
     cause: BaseException | None = error
     for _ in range(_CAUSES):
         if cause is None:
@@ -213,7 +215,7 @@ def _is_lost(error: BaseException) -> bool:
     )
 
 
-def _codes(error: BaseException) -> Iterator[object]:
+def codes_of(error: BaseException) -> Iterator[object]:
     """Yield the values of the fields in which SDKs keep a short code: on the exception, or in its body."""
     body = getattr(error, "body", None) or getattr(error, "details", None)
     for fields in (body.get("error") if isinstance(body, dict) else None, body):

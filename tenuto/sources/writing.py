@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Coroutine, Hashable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -21,6 +20,21 @@ from tenuto.core.model import Json, Part
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, malformed, whole
 
 logger = logging.getLogger("tenuto.agents")
+
+SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
+HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
+
+
+class Attempt(Protocol):
+    """A block for one try; `tenuto.portal.Attempt` is one."""
+
+    def supersede(self) -> None: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Writer(Protocol):
@@ -59,7 +73,9 @@ class Writer(Protocol):
 
     async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Any: ...
 
-    def attempt(self) -> AbstractAsyncContextManager[None]: ...
+    def attempt(self) -> Attempt: ...
+
+    def take_left(self) -> list[Part]: ...
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None: ...
 
@@ -119,14 +135,89 @@ class _Slot:
     def text(self) -> str:
         return whole("".join(self.pieces))
 
+    def value(self) -> Part:
+        """Return the part with its text."""
+        return self.now() if self.part["type"] not in ("text", "reasoning") else {**self.part, "text": self.text}
+
     def now(self) -> Part:
         return {**self.part, "input": self.text} if self.part["type"] == "tool" else self.part
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A text that broke off, and that a stream continues: the part at `index`, the last one of `parts`."""
+
+    index: int
+    part: Part
+    parts: list[Part]
+
+    @property
+    def text(self) -> str:
+        """Return the text so far."""
+        return str(self.part["text"])
+
+
+class Join:
+    """The beginning of a continuation, held back until it is known which of it repeats the text that is there."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text  # the text that is continued
+        self._held = ""
+
+    @property
+    def has_text(self) -> bool:
+        """Return whether text is held back."""
+        return bool(self._held)
+
+    def take(self, new: str) -> str | None:
+        """Return the text to add, once that is known. Raises Repeated if the model began anew."""
+        self._held += new
+        return None if self._is_undecided() else self.end()
+
+    def end(self) -> str:
+        """Return the text to add: what was held back, without the overlap. Raises Repeated if the model began anew."""
+        held, text = self._held, self._text
+        for start in self._places(text, held):
+            return held[len(text) - start :]
+        if len(held) >= SHORTEST_OVERLAP and held[:SHORTEST_OVERLAP] == text[:SHORTEST_OVERLAP]:
+            raise Repeated(held)
+        return held
+
+    def _is_undecided(self) -> bool:
+        held = self._held
+        is_inside = len(held) < len(self._text) and held in self._text[:-1]  # an overlap may be longer than `held`
+        return len(held) < HELD_CHARACTERS or is_inside
+
+    @staticmethod
+    def _places(text: str, held: str) -> Iterator[int]:
+        """Yield the offsets at which `text` ends with a beginning of `held`, the longest overlap first."""
+        if len(held) < SHORTEST_OVERLAP:
+            return
+        start = text.find(held[:SHORTEST_OVERLAP], max(0, len(text) - len(held)))
+        while start >= 0:
+            if held.startswith(text[start:]):
+                yield start
+            start = text.find(held[:SHORTEST_OVERLAP], start + 1)
+
+
+class Repeated(Exception):
+    """The continuation begins with the beginning of the text, and goes on otherwise: it is another answer."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("the model began its answer anew")
+        self.text = text
 
 
 class Writing:
     """The writing of one stream into one message, and the stream's summary so far."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, kept: Kept | None = None, supersede: Callable[[], None] = lambda: None) -> None:
+        """Write into `writer`, from the end of the text `kept` on. `supersede` takes that text back."""
+        self.response_id: str | None = None
+        self._kept = kept
+        self._supersede = supersede
+        self._join = Join(kept.text) if kept is not None else None
+        self._join_key: Hashable = None
         self._writer = writer
         self._slots: dict[Hashable, _Slot] = {}
         self._model: str | None = None
@@ -139,6 +230,8 @@ class Writing:
             match edit:
                 case Add():
                     await self._text(edit)
+                case Open() if self._is_joined_by(edit.key, edit.part["type"]):
+                    self._join_key = edit.key
                 case Open():
                     await self._open(edit.key, edit.part)
                 case Set():
@@ -185,10 +278,53 @@ class Writing:
             model=self._model,
         )
 
+    @property
+    def has_content(self) -> bool:
+        """Return whether the stream has written anything."""
+        return bool(self._slots)
+
+    def written(self) -> tuple[list[Part], int]:
+        """Return the parts that this stream has written or continued, in order, and the index of the last one."""
+        slots = sorted(self._slots.values(), key=lambda slot: slot.index)
+        known = self._kept.parts if self._kept is not None else []
+        is_joined = self._kept is not None and self._join is None
+        parts = [*(known[:-1] if is_joined else known), *(slot.value() for slot in slots)]
+        return parts, slots[-1].index if slots else -1
+
+    async def end(self) -> None:
+        """Write the text that was held back."""
+        if self._join is not None and self._join.has_text:
+            await self._add_joined(lambda join: join.end())
+
+    def _is_joined_by(self, key: Hashable, kind: str) -> bool:
+        """Return whether the text of part `key` continues the kept text: the first text part does."""
+        return self._join is not None and kind == "text" and self._join_key in (None, key)
+
+    async def _add_joined(self, add: Callable[[Join], str | None]) -> None:
+        """Add the part of the text that `add` finds to be new. If it is another answer, supersede the kept text."""
+        assert self._join is not None
+        try:
+            text = add(self._join)
+        except Repeated as again:
+            text, self._join, self._kept = again.text, None, None
+            self._supersede()
+        if text is None:
+            return
+        self._join, key, kept = None, self._join_key, self._kept
+        if kept is not None:
+            joins = [*kept.part.get("joins", []), len(kept.text)]
+            await self._writer.part({**kept.part, "joins": joins}, index=kept.index)
+            self._slots[key] = _Slot(kept.index, {"type": "text", "joins": joins}, [kept.text])
+        await self._text(Add(key, text))
+
     async def _text(self, edit: Add) -> None:
-        slot = self._slots.get(edit.key)
         if not edit.text:
             return
+        if self._join is not None and self._is_joined_by(edit.key, edit.kind):
+            self._join_key = edit.key
+            await self._add_joined(lambda join: join.take(edit.text))
+            return
+        slot = self._slots.get(edit.key)
         if slot is None:
             slot = await self._open(edit.key, {"type": edit.kind})
         slot.pieces.append(edit.text)
@@ -197,6 +333,7 @@ class Writing:
     async def _open(self, key: Hashable, part: Part) -> _Slot:
         slot = self._slots.get(key)
         if slot is None:
+            await self.end()  # what is held back stands before the new part
             index = await self._writer.part(part)
             slot = self._slots[key] = _Slot(index, part)
             if isinstance(given := part.get("input"), str):
@@ -221,6 +358,7 @@ class Writing:
 
     def _keep(self, meta: Meta) -> None:
         self._model = meta.model or self._model
+        self.response_id = meta.response_id or self.response_id
         self._finish_reason = meta.finish_reason or self._finish_reason
         if meta.usage:
             self._usage[meta.of] = {**self._usage.get(meta.of, {}), **meta.usage}

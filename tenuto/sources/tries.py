@@ -1,0 +1,261 @@
+"""Tries: `await message.pipe(make, retries=3)` calls the model again after a failure that may pass.
+
+Layer: sources.
+
+Each try is an attempt of the message: if it fails, the text of the next one supersedes its text. With
+`on_break="continue"` a text that broke off stays, and the next try continues it. Errors are told apart by the names of
+their classes, their status and their type, because no SDK is imported; `docs/sources.md` lists them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal, get_args
+
+from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.core.model import ATTEMPT, Part
+from tenuto.sources.reading import INPUT, UpstreamEnded, UpstreamError, causes_of, codes_of
+from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Piped, Writer, Writing
+
+logger = logging.getLogger("tenuto.agents")
+
+OnBreak = Literal["restart", "continue", "fail"]
+RETRIES, RETRY_S, STALL_S = 3, 1.0, 120.0
+LONGEST_WAIT_S = 30.0  # of the backoff
+LONGEST_RETRY_AFTER_S = 120.0  # a provider that asks for a longer wait fails the answer at once (OpenAI's SDK: 120 s)
+
+# Classes of the SDKs and of their HTTP clients for a connection or a server that failed; a base class stands for all.
+_PASSING = frozenset(
+    (
+        *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError"),
+        *("RateLimitError", "InternalServerError", "OverloadedError", "ServiceUnavailableError", "ServerError"),
+        *("ModelConnectionError", "ModelTimeoutError", "ModelRateLimitError", "ModelOverloadedError"),
+        *("ModelServerError", "StreamChunkTimeoutError", "ServerTimeoutError"),
+    )
+)
+_LASTING = frozenset(("LocalProtocolError", "UnsupportedProtocol", "InvalidURL"))  # of these clients, but lasting
+_PASSING_STATUS = frozenset((408, 409, 425, 429))  # and all from 500 on
+# Codes of an error inside a stream, whose status is 200, or none.
+_PASSING_CODES = frozenset(
+    (
+        *("overloaded_error", "overloaded", "rate_limit_error", "rate_limit_exceeded", "server_error", "api_error"),
+        *("internal_server_error", "internal_error", "service_unavailable", "timeout_error", "timeout"),
+        *("UNAVAILABLE", "INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"),
+    )
+)
+_LASTING_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
+
+
+def jitter() -> float:
+    """Return the part of a backoff that is waited, from 0.5 to 1. Tests replace it."""
+    return random.uniform(0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SoFar:
+    """What a message holds of an answer when the model is called again: nothing, unless the text is continued."""
+
+    text: str = ""
+    parts: list[Part] = field(default_factory=list)
+    response_id: str | None = None  # the provider's id of the response that broke off, if it was continued or restarted
+    attempt: int = 1  # number of the try, from 1
+
+
+def is_maker(stream: object) -> bool:
+    """Return whether `stream` is a function that makes a stream."""
+    return inspect.isroutine(stream) or isinstance(stream, functools.partial)
+
+
+class Tries:
+    """The tries of one call of `pipe`. `write` writes one stream."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        make: Callable[..., object],
+        write: Callable[[object, Writing], Awaitable[Piped]],
+        *,
+        retries: int | None,
+        retry_s: float | None,
+        on_break: OnBreak,
+    ) -> None:
+        """Raises LocalError for settings that are not valid."""
+        self._retries = RETRIES if retries is None else retries
+        self._retry_s = RETRY_S if retry_s is None else retry_s
+        if type(self._retries) is not int or self._retries < 0:
+            raise LocalError(f"retries must be an integer from 0 on, got {shown(retries)}")
+        if not isinstance(self._retry_s, int | float) or not self._retry_s >= 0:
+            raise LocalError(f"retry_s must be a number of seconds from 0 on, got {shown(retry_s)}")
+        if on_break not in get_args(OnBreak):
+            raise LocalError(f"on_break must be one of {', '.join(get_args(OnBreak))}, got {shown(on_break)}")
+        self._writer = writer
+        self._make = make
+        self._write = write
+        self._on_break = on_break
+        self._takes_so_far = _takes_so_far(make)
+        self._number = 0
+        self._kept: Kept | None = None
+        self._response_id: str | None = None
+        self._wait_s = 0.0
+
+    async def run(self) -> Piped:
+        """Return the summary of the first try that succeeds. Raises the error of the last one."""
+        self._take_left()
+        while True:
+            with suppress(_Restart):
+                async with self._writer.attempt() as attempt:
+                    return await self._within_attempt(attempt.supersede)
+            await asyncio.sleep(self._wait_s)
+
+    def _take_left(self) -> None:
+        """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued."""
+        parts = self._writer.take_left()
+        counted = [part for part in parts if part["type"] != ATTEMPT]
+        if not counted:
+            return
+        self._kept = continuable(counted, len(parts) - 1)
+        if self._kept is None:
+            self._writer.begin_again({}, supersedes=True)
+
+    async def _within_attempt(self, supersede: Callable[[], None]) -> Piped:
+        """Try until a try succeeds, as long as the text stays. Raises _Restart if it cannot be continued."""
+        while True:
+            self._number += 1
+            writing = Writing(self._writer, self._kept, supersede)
+            try:
+                return await self._write(self._made(), writing)
+            except Exception as error:
+                has_content = writing.has_content
+                self._wait_s = self._wait_after(error, is_broken=has_content)
+                self._response_id = writing.response_id
+                logger.warning(
+                    "try %d at message %s failed; the next one begins in %.1f s: %r",
+                    *(self._number, self._writer.id, self._wait_s, error),
+                )
+                if has_content or self._kept is None:
+                    self._kept = continuable(*writing.written()) if self._on_break == "continue" else None
+                    if self._kept is None:
+                        raise _Restart from error
+            await asyncio.sleep(self._wait_s)
+
+    def _made(self) -> object:
+        if not self._takes_so_far:
+            return self._make()
+        kept = self._kept
+        return self._make(
+            SoFar(
+                text=kept.text if kept is not None else "",
+                parts=list(kept.parts) if kept is not None else [],
+                response_id=self._response_id,
+                attempt=self._number,
+            )
+        )
+
+    def _wait_after(self, error: Exception, *, is_broken: bool) -> float:
+        """Return the time to wait after `error`. Raises it if no other try may succeed, or none is left."""
+        after_s = retry_after_s(error)
+        is_final = not may_pass(error) or after_s > LONGEST_RETRY_AFTER_S
+        if is_final or self._number > self._retries or (is_broken and self._on_break == "fail"):
+            raise error
+        backoff_s = min(self._retry_s * 2 ** (self._number - 1), LONGEST_WAIT_S) * jitter()
+        return float(max(backoff_s, after_s))
+
+
+class _Restart(Exception):
+    """A try failed, and the next one is another attempt."""
+
+
+def continuable(parts: list[Part], index: int) -> Kept | None:
+    """Return the text to continue, the last of `parts` at `index`; None if a continuation could not join it.
+
+    A tool call, hidden reasoning and structured output that broke off cannot be continued, nor can a short text, in
+    which no overlap would show.
+    """
+    last = parts[-1] if parts else {"type": ""}
+    if last["type"] != "text" or any(part["type"] == "tool" and part.get("state") == INPUT for part in parts):
+        return None
+    text = last["text"]
+    if len(text) < SHORTEST_OVERLAP or text.lstrip()[:1] in ("{", "["):
+        return None
+    return Kept(index=index, part=last, parts=parts)
+
+
+def _takes_so_far(make: Callable[..., object]) -> bool:
+    """Return whether `make` has a parameter that it must get, or one of the name `so_far`."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(
+        one.kind in positional and (one.name == "so_far" or one.default is inspect.Parameter.empty)
+        for one in parameters
+    )
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether another call of the model may succeed where `error` was raised."""
+    if isinstance(error, TenutoError) and not isinstance(error, UpstreamEnded | UpstreamError):
+        return False  # of the writer or of Tenuto
+    known = [_passes(one) for one in causes_of(error)]
+    if False in known:
+        return False
+    return True in known or isinstance(error, UpstreamEnded)
+
+
+def _passes(error: BaseException) -> bool | None:
+    """Return whether `error` passes, as far as it shows by itself; None: it does not show."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    codes = {code for code in codes_of(error) if isinstance(code, str)}
+    if isinstance(error, TenutoError):
+        codes = {str(error.details.get("reason", ""))}
+    if names & _LASTING or codes & _LASTING_CODES or _headers(error).get("x-should-retry") == "false":
+        return False
+    for name in ("status_code", "code", "status"):
+        status = getattr(error, name, None)
+        if type(status) is int and status >= 300 and not isinstance(error, TenutoError):
+            return status in _PASSING_STATUS or status >= 500
+    if codes & _PASSING_CODES or names & _PASSING or isinstance(error, ConnectionError | TimeoutError | EOFError):
+        return True
+    return None
+
+
+def retry_after_s(error: BaseException) -> float:
+    """Return the seconds that the provider asks a client to wait; 0 if it asks for nothing."""
+    for one in causes_of(error):
+        if isinstance(after := getattr(one, "retry_after", None), int | float):
+            return float(after)
+        headers = _headers(one)
+        with suppress(ValueError, TypeError):
+            if (ms := headers.get("retry-after-ms")) is not None:
+                return float(ms) / 1000
+            if (after := headers.get("retry-after")) is not None:
+                return _seconds(after)
+    return 0.0
+
+
+def _seconds(after: str) -> float:
+    if after.strip().isdecimal():
+        return float(after)
+    return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
+
+
+def _headers(error: BaseException) -> dict[str, str]:
+    """Return the headers of the response that `error` is about, with names in small letters."""
+    for one in (getattr(error, "response", None), error):
+        headers = getattr(one, "headers", None)
+        if headers is not None and hasattr(headers, "items"):
+            return {str(name).lower(): str(value) for name, value in headers.items()}
+    return {}

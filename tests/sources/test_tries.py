@@ -1,0 +1,403 @@
+"""`pipe(make, retries=…)`: another try after a failure that may pass, and never a text twice.
+
+Layer: tests.
+
+The SDKs are real, and their HTTP clients have a transport that answers from a script, so that minutes pass in virtual
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import httpx2
+import pytest
+from anthropic import AsyncAnthropic
+from hypothesis import example, given
+from hypothesis import strategies as st
+from openai import AsyncOpenAI
+
+from tenuto import Hub
+from tenuto.core.errors import LocalError
+from tenuto.core.model import Message
+from tenuto.core.view import View
+from tenuto.sources import SoFar, UpstreamEnded, UpstreamError, pipe, tries
+from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Repeated
+from tenuto.stores.memory import MemoryStore
+from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
+from tests.virtual import virtual_clock, virtually
+
+CUT, HOLD = "cut", "hold"  # steps of a body: the connection breaks, or nothing comes any more
+Body = Sequence[bytes | str]
+LONG = "The answer has more than thirty-two characters, so that it can be continued. "
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tries, "jitter", lambda: 1.0)
+
+
+class Model(httpx2.AsyncBaseTransport):
+    """Answers each request with the next script: a body, or a status with headers and a JSON body."""
+
+    def __init__(self, *scripts: Body | tuple[int, dict[str, str], str]) -> None:
+        self.scripts = list(scripts)
+        self.asked_s: list[float] = []  # the times of the requests
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.asked_s.append(asyncio.get_running_loop().time())
+        script = self.scripts.pop(0)
+        if isinstance(script, tuple):
+            status, headers, body = script
+            return httpx2.Response(status, headers=headers | {"content-type": "application/json"}, text=body)
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=_Steps(script))
+
+    def openai(self) -> AsyncOpenAI:
+        http = httpx2.AsyncClient(transport=self)
+        client = AsyncOpenAI(base_url="http://model/v1", api_key="sk-none", max_retries=0, http_client=http)
+        client._platform = "Linux"  # found in a thread otherwise, for which virtual time does not wait
+        return client
+
+    def anthropic(self) -> AsyncAnthropic:
+        http = httpx2.AsyncClient(transport=self)
+        client = AsyncAnthropic(base_url="http://model", api_key="sk-none", max_retries=0, http_client=http)
+        client._platform = "Linux"
+        return client
+
+    @property
+    def waits_s(self) -> list[float]:
+        return [round(after - before, 1) for before, after in zip(self.asked_s, self.asked_s[1:], strict=False)]
+
+
+class _Steps(httpx2.AsyncByteStream):
+    def __init__(self, steps: Body) -> None:
+        self._steps = steps
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for step in self._steps:
+            await asyncio.sleep(0.01)
+            if step == CUT:
+                raise httpx2.ReadError("the connection broke")
+            if step == HOLD:
+                await asyncio.sleep(1e6)
+            assert isinstance(step, bytes)
+            yield step
+
+
+def said(*pieces: str) -> list[bytes]:
+    return [chat({"content": piece}) for piece in pieces]
+
+
+def ask_chat(client: AsyncOpenAI) -> Callable[[], Any]:
+    return lambda: client.chat.completions.create(
+        model="gpt-test", messages=[{"role": "user", "content": "Hi"}], stream=True
+    )
+
+
+def ask_claude(client: AsyncAnthropic) -> Callable[[], Any]:
+    return lambda: client.messages.create(
+        model="claude-test", max_tokens=9, messages=[{"role": "user", "content": "Hi"}], stream=True
+    )
+
+
+def new_hub(store: MemoryStore | None = None) -> Hub:
+    return Hub(store or "memory://", clock=virtual_clock(), hooks_signals=False, drain_s=0.2)
+
+
+async def piped(make: object, **options: Any) -> tuple[Message, list[str]]:
+    """Return the message into which `make` was piped, and each text that a viewer was shown of it."""
+    hub, shown, view = new_hub(), [""], View()
+
+    async def watch() -> None:
+        async for batch in hub.subscribe("chat:1").batches():
+            view.receive(batch)
+            text = view.text("m")
+            if text != shown[-1]:
+                shown.append(text)
+
+    await hub.start()
+    watching = asyncio.create_task(watch())
+    try:
+        with contextlib.suppress(UpstreamEnded, UpstreamError):
+            async with hub.message("chat:1", id="m") as message:
+                await pipe(message, make, **options)
+        await asyncio.sleep(1)
+        return (await hub.read("chat:1", "m"))[0], shown[1:]
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+        await hub.close()
+
+
+def counted(message: Message) -> list[str]:
+    return [part["type"] for part in message.parts]
+
+
+# -- the scripts of others ---------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_stream_that_others_repeat_on_a_retry_is_shown_once() -> None:
+    """The script of temporalio/samples-python#301 and dbos-transact-py#770: "Hello", " wor", a failure, all again."""
+    model = Model([*said("Hello", " wor"), CUT], [*said("Hello", " wor", "ld"), *chat_end()])
+    message, shown = await piped(ask_chat(model.openai()))
+    assert (message.status, message.text, counted(message)) == ("complete", "Hello world", ["attempt", "text"])
+    assert all("Hello world".startswith(text) for text in shown)
+    assert model.waits_s == [1.0]
+    assert message.meta["usage"]["output_tokens"] == 7
+
+
+@virtually
+async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
+    overloaded = claude("error", error={"type": "overloaded_error", "message": "Overloaded"})
+    model = Model(
+        [*claude_begin(), *claude_said("Half", place=0)[:2], overloaded],
+        [*claude_begin(), *claude_said("Whole", place=0), *claude_end()],
+    )
+    message, _ = await piped(ask_claude(model.anthropic()))
+    assert (message.status, message.text) == ("complete", "Whole")
+
+
+@virtually
+async def test_stream_that_is_cut_cleanly_is_not_complete() -> None:
+    model = Model(said("Half"), said("Half"), [*said("Whole"), *chat_end()])
+    message, _ = await piped(ask_chat(model.openai()))
+    assert (message.text, counted(message)) == ("Whole", ["attempt", "attempt", "text"])
+    claude = Model(
+        [*claude_begin(), *claude_said("Half", place=0)],
+        [*claude_begin(), *claude_said("Whole", place=0), *claude_end()],
+    )
+    message, _ = await piped(ask_claude(claude.anthropic()))
+    assert (message.text, counted(message)) == ("Whole", ["attempt", "text"])
+
+
+@virtually
+async def test_response_that_fails_is_made_again() -> None:
+    wire = Responses()
+    failed = wire.event("response.failed", response={"id": "resp_1", "error": {"code": "server_error", "message": ""}})
+    first = [*wire.begin(), *wire.said(0, ("Half",)), failed]
+    again = Responses()
+    model = Model(first, [*again.begin(), *again.said(0, ("Whole",)), *again.completed()])
+    known: list[SoFar] = []
+
+    def make(so_far: SoFar) -> Any:
+        known.append(so_far)
+        return client.responses.create(model="gpt-test", input="Hi", stream=True)
+
+    client = model.openai()
+    message, _ = await piped(make)
+    assert message.text == "Whole"
+    assert [(one.text, one.attempt, one.response_id) for one in known] == [("", 1, None), ("", 2, "resp_1")]
+
+
+# -- waiting and giving up ---------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_wait_grows_and_is_as_long_as_the_provider_asks_for() -> None:
+    busy = (429, {"retry-after": "7"}, "{}")
+    model = Model((503, {}, "{}"), busy, (500, {"retry-after-ms": "100"}, "{}"), [*said("Whole"), *chat_end()])
+    message, _ = await piped(ask_chat(model.openai()))
+    assert (message.text, counted(message)) == ("Whole", ["text"])
+    assert model.waits_s == [1.0, 7.0, 4.0]
+
+
+@virtually
+async def test_stalled_stream_has_broken_although_its_connection_lives() -> None:
+    alive = [sse({"choices": []})] * 0 + [b": keep-alive\n\n"] * 3
+    model = Model([*said("Half"), *alive, HOLD], [HOLD], [*said("Whole"), *chat_end()])
+    message, _ = await piped(ask_chat(model.openai()), retries=2, stall_s=60)
+    assert message.text == "Whole"
+    assert model.waits_s == [61.0, 62.0]
+
+
+LASTING: list[tuple[int, dict[str, str], str]] = [
+    *((status, {}, "{}") for status in (400, 401, 403, 404, 413)),
+    (429, {}, '{"error": {"type": "insufficient_quota", "code": "insufficient_quota", "message": ""}}'),
+    (429, {"retry-after": "121"}, "{}"),
+    (503, {"x-should-retry": "false"}, "{}"),
+]
+
+
+@pytest.mark.parametrize("refusal", LASTING, ids=lambda one: f"{one[0]} {one[1] or one[2]}")
+@virtually
+async def test_error_that_lasts_is_raised_at_once(refusal: tuple[int, dict[str, str], str]) -> None:
+    model = Model(refusal)
+    hub = new_hub()
+    with pytest.raises(UpstreamError):
+        async with hub.message("chat:1") as message:
+            await pipe(message, ask_chat(model.openai()))
+    assert len(model.asked_s) == 1
+    await hub.close()
+
+
+@virtually
+async def test_error_of_the_app_is_raised_unchanged_and_at_once() -> None:
+    asked: list[int] = []
+
+    def make() -> Any:
+        asked.append(1)
+        raise KeyError("of the app")
+
+    hub = new_hub()
+    with pytest.raises(KeyError):
+        async with hub.message("chat:1") as message:
+            await pipe(message, make)
+    assert asked == [1]
+    await hub.close()
+
+
+@virtually
+async def test_last_text_stays_after_the_last_try() -> None:
+    model = Model([*said("One"), CUT], [*said("Two"), CUT])
+    message, _ = await piped(ask_chat(model.openai()), retries=1)
+    assert (message.status, message.reason, message.text) == ("interrupted", "upstream_ended", "Two")
+    assert counted(message) == ["attempt", "text"]
+
+
+@virtually
+async def test_break_fails_the_answer_only_if_it_has_content() -> None:
+    model = Model([CUT], [*said("Half"), CUT])
+    message, _ = await piped(ask_chat(model.openai()), on_break="fail")
+    assert (message.status, message.text, len(model.asked_s)) == ("interrupted", "Half", 2)
+
+
+@virtually
+async def test_cancelled_pipe_makes_no_other_try() -> None:
+    hub, model = new_hub(), Model([*said("Half"), HOLD])
+
+    async def answer() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            await pipe(message, ask_chat(model.openai()))
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(5)
+    task.cancel()
+    await asyncio.wait([task])
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, stored.text, len(model.asked_s)) == ("cancelled", "Half", 1)
+    await hub.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "detail"),
+    [
+        ({"retries": -1}, "retries must be an integer from 0 on, got -1"),
+        ({"retry_s": "1"}, "retry_s must be a number of seconds from 0 on"),
+        ({"on_break": "again"}, "on_break must be one of restart, continue, fail, got 'again'"),
+        ({"stall_s": 0}, "stall_s must be a number of seconds above 0, got 0"),
+    ],
+)
+@virtually
+async def test_setting_that_is_not_valid_is_refused(options: dict[str, Any], detail: str) -> None:
+    hub = new_hub()
+    with pytest.raises(LocalError, match=detail):
+        async with hub.message("chat:1") as message:
+            await pipe(message, lambda: None, **options)
+    with pytest.raises(LocalError, match="need a function that makes the stream again"):
+        async with hub.message("chat:1") as message:
+            await pipe(message, iter(["a"]), retries=1)
+    await hub.close()
+
+
+# -- continuing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("continuation", "whole"),
+    [
+        ("It goes on.", LONG + "It goes on."),
+        (LONG[-40:] + "It goes on.", LONG + "It goes on."),  # an overlap
+        (LONG + "It goes on.", LONG + "It goes on."),  # the whole text again
+        (LONG[-20:] + "!", LONG + LONG[-20:] + "!"),  # too short to be sure
+        (LONG[:40] + "other words", LONG[:40] + "other words"),  # another answer, with the same beginning
+    ],
+)
+@virtually
+async def test_text_that_broke_off_is_continued_without_a_repetition(continuation: str, whole: str) -> None:
+    pieces = [continuation[at : at + 5] for at in range(0, len(continuation), 5)]
+    model = Model([*said(LONG), CUT], [*said(*pieces), *chat_end()])
+    known: list[SoFar] = []
+
+    def make(so_far: SoFar) -> Any:
+        known.append(so_far)
+        return ask_chat(client)()
+
+    client = model.openai()
+    message, shown = await piped(make, on_break="continue")
+    assert (message.status, message.text) == ("complete", whole)
+    assert [one.text for one in known] == ["", LONG]
+    assert known[1].parts == [{"type": "text", "text": LONG}]
+    is_joined = whole.startswith(LONG)
+    assert message.parts[-1].get("joins") == ([len(LONG)] if is_joined else None)
+    assert counted(message) == (["text"] if is_joined else ["attempt", "text"])
+    assert all(whole.startswith(text) or text == LONG for text in shown)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [chat({"reasoning_content": "Let me think about this for more than thirty-two characters."})],
+        [*said(LONG), chat({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}]})],
+        said('{"structured": "output of more than thirty-two characters'),
+        said("short"),
+    ],
+    ids=["reasoning", "a call", "structured output", "a short text"],
+)
+@virtually
+async def test_content_that_cannot_be_continued_is_made_again(broken: list[bytes]) -> None:
+    model = Model([*broken, CUT], [*said("Whole"), *chat_end()])
+    message, _ = await piped(ask_chat(model.openai()), on_break="continue")
+    assert (message.text, counted(message)[-2:]) == ("Whole", ["attempt", "text"])
+
+
+@virtually
+async def test_continuation_that_breaks_off_is_continued_too() -> None:
+    model = Model([*said(LONG), CUT], [*said("x" * 250), CUT], [CUT], [*said("end"), *chat_end()])
+    message, _ = await piped(ask_chat(model.openai()), on_break="continue")
+    assert message.parts == [{"type": "text", "text": LONG + "x" * 250 + "end", "joins": [len(LONG), len(LONG) + 250]}]
+
+
+@pytest.mark.parametrize(("left", "whole"), [(LONG, LONG + "It goes on."), ("short", "It goes on.")])
+@virtually
+async def test_next_process_continues_the_text_that_it_can_continue(left: str, whole: str) -> None:
+    hub, model, known = new_hub(), Model([*said("It goes on."), *chat_end()]), list[str]()
+
+    def make(so_far: SoFar) -> Any:
+        known.append(so_far.text)
+        return ask_chat(client)()
+
+    client = model.openai()
+    with contextlib.suppress(asyncio.CancelledError):
+        async with hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ("interrupted", None)
+            await message.append(left)
+            raise asyncio.CancelledError
+    async with await hub.take_over("chat:1", "m") as message:
+        await pipe(message, make)
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.text, known) == (whole, [left if left == LONG else ""])
+    await hub.close()
+
+
+texts = st.text("ab", max_size=120) | st.text("ab", min_size=200, max_size=300)
+
+
+@example("a" * 40, "a" * 250, [1])
+@given(texts, texts, st.lists(st.integers(1, 90)))
+def test_what_is_added_is_the_continuation_without_its_longest_overlap(text: str, new: str, cuts: list[int]) -> None:
+    lengths = range(min(len(text), len(new)), SHORTEST_OVERLAP - 1, -1)
+    overlap = next((length for length in lengths if text.endswith(new[:length])), 0)
+    is_anew = not overlap and len(new) >= SHORTEST_OVERLAP and new[:SHORTEST_OVERLAP] == text[:SHORTEST_OVERLAP]
+    join, added, rest = Join(text), None, new
+    try:
+        for cut in [*cuts, len(new)]:
+            piece, rest = rest[:cut], rest[cut:]
+            added = added + piece if added is not None else join.take(piece)
+        added = join.end() if added is None else added
+    except Repeated as again:
+        added = f"another answer: {again.text}{rest}"
+    assert added == (f"another answer: {new}" if is_anew else new[overlap:])
