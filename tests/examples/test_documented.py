@@ -28,6 +28,7 @@ from tests.examples.programs import served_app
 
 DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {
+    "bridges.md": "tests/interop/long/test_bridges.py",
     "django.md": "tests/examples/test_django.py",
     "interop.md": "tests/interop",
     "sign-in.md": "tests/examples/test_security_page.py, tests/test_docs.py",

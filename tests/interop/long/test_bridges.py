@@ -1,0 +1,215 @@
+"""The bridges of `docs/bridges.md` with the real packages: what runs again when a try fails or the process dies.
+
+Layer: tests.
+
+Each scene is `python -m tests.interop.long.test_bridges SCENE FOLDER`, run again until it ends by itself: it loads an
+example, breaks it once, and prints the answer. The file `calls` outlives the process; `scripts/test_interop` has the
+packages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.errors import EmptyInputError
+from langgraph.func import entrypoint, task
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "bridges"
+DIED = 9
+CALLS = Path("calls")
+
+
+def played(scene: str, folder: Path) -> dict[str, Any]:
+    """Run a scene until a process ends by itself; return its report, with the number of processes."""
+    for number in range(1, 4):
+        command = [sys.executable, "-m", __name__, scene, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode == 0:
+            report = {**json.loads(done.stdout.splitlines()[-1]), "processes": number}
+            print(scene, report)
+            return report
+        assert done.returncode == DIED, done.stderr
+    raise AssertionError("the process died more than twice")
+
+
+def test_pydantic_ai_runs_again_after_a_crash_and_a_break_and_its_tools_do_not(tmp_path: Path) -> None:
+    report = played("pydantic_ai", tmp_path)
+    assert report["answers"] == [["complete", "It is 4 degrees in Oslo. ", 2]]
+    assert (report["calls"], report["processes"]) == (["look_up"], 2)
+
+
+@pytest.mark.parametrize("scene", ["dbos_retry", "dbos_crash"])
+def test_dbos_repeats_a_step_and_the_answer_has_its_text_once(tmp_path: Path, scene: str) -> None:
+    report = played(scene, tmp_path)
+    assert report["answers"] == [["complete", "Hello world ", 1]]
+    assert report["stream"] == ["Hello ", "Hello ", "world "]
+    assert report["processes"] == (1 if scene == "dbos_retry" else 2)
+
+
+def test_langgraph_does_a_nodes_work_once_as_a_step(tmp_path: Path) -> None:
+    report = played("langgraph", tmp_path)
+    assert report["answers"] == [["complete", "I found 3 pages about it.", 0]]
+    assert (report["calls"], report["processes"]) == (["look_up"], 2)
+    (alone := tmp_path / "alone").mkdir()
+    theirs = played("langgraph_alone", alone)  # after the crash its state varies, so no number is expected
+    assert theirs["calls"]
+
+
+def test_programs_of_the_page_are_those_of_the_examples() -> None:
+    programs = "".join(path.read_text() for path in EXAMPLES.glob("*.py"))
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (EXAMPLES.parents[1] / "docs" / "bridges.md").read_text(), re.M | re.S
+    )
+    assert blocks
+    assert [block for block in blocks if block not in programs] == []
+
+
+# -- the scenes, in processes of their own ---------------------------------------------------------------------------
+
+
+def note(call: str) -> None:
+    with CALLS.open("a") as calls:
+        calls.write(f"{call}\n")
+
+
+def calls() -> list[str]:
+    return CALLS.read_text().split() if CALLS.exists() else []
+
+
+def counted(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def call(*arguments: Any) -> Any:
+        note("look_up")
+        return await function(*arguments)
+
+    return call
+
+
+def is_first(what: str) -> bool:
+    """Return True once in all processes of the scene."""
+    with suppress(FileExistsError):
+        Path(what).touch(exist_ok=False)
+        return True
+    return False
+
+
+async def answers_of(program: Any) -> list[tuple[str, str, int]]:
+    """Ask a question, unless an earlier process has, and wait for a complete answer.
+
+    Return status, text and number of superseded attempts of each answer.
+    """
+    hub = program.hub
+    await hub.start()
+    if is_first("asked"):
+        await hub.create("chat:1", text="it", author="ann", id="q1")
+    async with asyncio.timeout(60.0), aclosing(hub.subscribe("chat:1", history=10).batches()) as batches:
+        async for _ in batches:
+            page = await hub.history("chat:1")
+            answers = [
+                (one.status, one.text, sum(part["type"] == "attempt" for part in one.parts))
+                for one in page.messages
+                if one.reply_to == "q1"
+            ]
+            if any(status == "complete" for status, _, _ in answers):
+                break
+    await hub.close()
+    return answers
+
+
+async def pydantic_ai(program: Any) -> dict[str, Any]:
+    model, program.look_up = program.model, counted(program.look_up)
+
+    async def dies(messages: Any, info: Any) -> Any:
+        async for piece in model(messages, info):
+            yield piece
+            if isinstance(piece, str) and is_first("died"):
+                await asyncio.sleep(0.2)  # some text is stored
+                os._exit(DIED)
+            if isinstance(piece, str) and is_first("broken"):
+                await asyncio.sleep(0.2)
+                raise ConnectionError("the model broke")
+
+    with program.agent.override(model=program.FunctionModel(stream_function=dies)):
+        return {"answers": await answers_of(program), "calls": calls()}
+
+
+async def dbos(program: Any, *, is_crash: bool) -> dict[str, Any]:
+    """Write each token into the message and into a stream of DBOS."""
+
+    async def model(question: str) -> Any:
+        for word in ("Hello ", "world "):
+            await program.DBOS.write_stream_async("tokens", word)
+            yield word
+            if is_first("broken"):
+                await asyncio.sleep(0.2)  # the text is stored
+                os._exit(DIED) if is_crash else None
+                raise ConnectionError("the model broke")
+
+    program.model = model
+    async with program.running(program.app):
+        answers = await answers_of(program)
+        return {"answers": answers, "stream": [one async for one in program.DBOS.read_stream_async("q1", "tokens")]}
+
+
+async def langgraph(program: Any) -> dict[str, Any]:
+    program.look_up = counted(program.look_up)
+    step = program.Turn.step
+
+    async def dies(*arguments: Any, **options: Any) -> Any:
+        result = await step(*arguments, **options)
+        os._exit(DIED) if is_first("died") else None
+        return result
+
+    program.Turn.step = dies
+    return {"answers": await answers_of(program), "calls": calls()}
+
+
+async def langgraph_alone(program: Any) -> dict[str, Any]:
+    """Die just after the second task of an entrypoint has returned, with checkpoints alone."""
+
+    @task
+    async def work(name: str) -> str:
+        note(name)
+        return name
+
+    @entrypoint()
+    async def flow(question: str) -> str:
+        await work("search")
+        await work("read")
+        os._exit(DIED) if is_first("died") else None
+        return "done"
+
+    async with program.AsyncSqliteSaver.from_conn_string(program.CHECKPOINTS) as checkpoints:
+        flow.checkpointer = checkpoints
+        given = "it" if is_first("asked") else None
+        try:
+            end = await flow.ainvoke(given, {"configurable": {"thread_id": "q1"}}, durability="sync")
+        except EmptyInputError:
+            end = "the thread is lost"
+    return {"end": end, "calls": calls()}
+
+
+SCENES: dict[str, tuple[str, Callable[[Any], Awaitable[dict[str, Any]]]]] = {
+    "pydantic_ai": ("pydantic_ai_steps", pydantic_ai),
+    "dbos_retry": ("dbos_answer", partial(dbos, is_crash=False)),
+    "dbos_crash": ("dbos_answer", partial(dbos, is_crash=True)),
+    "langgraph": ("langgraph_steps", langgraph),
+    "langgraph_alone": ("langgraph_steps", langgraph_alone),
+}
+
+if __name__ == "__main__":
+    example, play = SCENES[sys.argv[1]]
+    os.chdir(sys.argv[2])
+    sys.path.insert(0, str(EXAMPLES))
+    print(json.dumps(asyncio.run(play(import_module(example)))))
