@@ -146,17 +146,6 @@ async def test_location_has_the_path_that_a_proxy_takes_away() -> None:
         assert response.headers["location"] == "/behind/tenuto/v1/channels/chat%3A1/messages/r/events"
 
 
-async def test_plain_data_ends_with_done() -> None:
-    source = Source()
-    source.gate.set()
-    async with served_app(source, style="data") as served:
-        response = await served.http.post("/chat?prompt=hi")
-        assert response.text.replace("\n\ndata: the end", "the end") in (
-            "data: with session: the end\n\ndata: [DONE]\n\n",
-            "data: with session: the end\n\ndata: [DONE]\n\n",
-        )
-
-
 async def test_disconnected_caller_does_not_stop_the_answer() -> None:
     source = Source()
     async with served_app(source) as served:
@@ -276,25 +265,6 @@ async def test_source_that_raises_ends_the_answer_as_failed() -> None:
 
 def ids(text: str) -> list[str]:
     return [line.removeprefix("id: ") for line in text.splitlines() if line.startswith("id: ")]
-
-
-@pytest.mark.parametrize("style", ["events", "data"])
-async def test_eventsource_that_reconnects_gets_exactly_the_missed_text(style: str) -> None:
-    source = Source()
-    event_source = {"accept": "text/event-stream"}
-    async with served_app(source, style=style) as served:
-        async with served.http.stream("POST", "/chat?prompt=hi", headers=event_source) as response:
-            first = (await first_bytes(response)).decode()
-            assert "with session: " in first
-        source.gate.set()
-        back = {**event_source, "last-event-id": ids(first)[-1]}
-        rest = (await served.http.post("/chat?prompt=hi", headers=back)).text
-        assert "the end" in rest
-        assert "with session" not in rest
-        over = {**event_source, "last-event-id": ids(rest)[-1]}
-        assert (await served.http.post("/chat?prompt=hi", headers=over)).status_code == 204
-        strange = {**event_source, "last-event-id": "somebody:7"}
-        assert "with session" in (await served.http.post("/chat?prompt=hi", headers=strange)).text
 
 
 async def test_plain_data_sends_failed_before_done() -> None:

@@ -192,22 +192,6 @@ async def test_answer_behind_other_messages_is_found(endpoint: Endpoint) -> None
 
 
 @on_memory
-async def test_eventsource_that_reconnects_without_a_question_gets_the_missed_text(endpoint: Endpoint) -> None:
-    await endpoint.get("why").until("one ")
-    window = await endpoint.get().until("one ")
-    await window.leave()
-    other = await endpoint.get("another").until("one ")  # the window was not reading this answer
-    endpoint.gate.set()
-    back = await endpoint.get(since=window.last_id).whole()
-    assert back.text == "two"
-    assert (await endpoint.get(since=back.last_id).whole()).status == 204
-    await other.whole()
-    await endpoint.hub.delete("chat:1", window.headers["tenuto-message"])
-    assert (await endpoint.get(since=window.last_id).whole()).status == 204
-    assert endpoint.asked == ["why", "another"]
-
-
-@on_memory
 async def test_eventsource_has_an_id_before_the_first_text(endpoint: Endpoint) -> None:
     starting, words = asyncio.Event(), asyncio.Event()
 

@@ -19,16 +19,12 @@ from starlette.routing import Mount
 
 from proof.chaos.processes import free_port
 from tenuto.cli.tail import Refused, follow
-from tenuto.client import Client, NotTenuto, Timing, Unreachable
+from tenuto.client import Timing
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
 
 NO_CONNECTION = (
     r"^{code}Client could not connect to http://127\.0\.0\.1:{port} within {connect_s} s \(.+\); check that the server "
     r"runs there, and that port and path are right$"
-)
-NO_RESPONSE = (
-    r"^http://127\.0\.0\.1:{port} did not respond within 0\.2 s \(.+\); check that the server runs there, and that "
-    r"port and path are right$"
 )
 
 
@@ -176,32 +172,6 @@ async def test_tail_names_a_wrong_path(path: str, status: int) -> None:
         f"not_tenuto: {url} responded {status} to a WebSocket, unlike a Tenuto server; the hub may be at another "
         "port or path, such as /tenuto, or served without WebSockets (uvicorn needs the package websockets)"
     )
-
-
-async def test_calls_of_the_client_name_a_wrong_port(wrong_port: int) -> None:
-    expected = NO_CONNECTION.format(code="", port=wrong_port, connect_s="0.2")
-    async with Client(f"http://127.0.0.1:{wrong_port}", connect_s=0.2) as client:
-        for call in (client.create("c", text="x"), client.channel("c").live()):
-            with pytest.raises(Unreachable, match=expected):
-                await call
-        with pytest.raises(Unreachable, match=expected):
-            async with client.message("c"):
-                pass
-        with pytest.raises(Unreachable, match=NO_RESPONSE.format(port=wrong_port)):
-            await client.read("c", "m")
-
-
-async def test_calls_over_http_name_a_wrong_path(served: Served) -> None:
-    async with serving(new_hub(), Starlette()) as other, Client(f"http://{other.host}:{other.port}") as client:
-        for call, refusal in (
-            (
-                client.read("c", "m"),
-                "responded 404, unlike a Tenuto server; the hub may be at another port or path, ",
-            ),
-            (client.create("c", text="x"), "responded 403 to a WebSocket, unlike a Tenuto server; .*port or path, "),
-        ):
-            with pytest.raises(NotTenuto, match=f"{refusal}such as /tenuto"):
-                await call
 
 
 async def test_control_characters_do_not_reach_the_terminal(served: Served) -> None:

@@ -109,12 +109,6 @@ def test_a_worker_that_hangs_is_replaced_and_does_not_delay_the_end(tmp_path: Pa
         assert f"worker {stopped} did not end, and is killed" in process.output
 
 
-def test_parent_gives_up_if_its_first_workers_fail_after_some_time(tmp_path: Path) -> None:
-    with parent(tmp_path, str(tmp_path / "command.py"), app="app:fails") as (process, _):
-        assert process.wait() == 1
-        assert "workers cannot start: 3 starts failed" in process.output
-
-
 def test_workers_import_as_the_installed_command_does_and_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "email.py").write_text("raise RuntimeError('this is not the library')")
     with parent(tmp_path, "-P", "-m", "tenuto") as (process, port):

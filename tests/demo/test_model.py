@@ -116,21 +116,6 @@ async def test_the_plain_stream_has_the_text_of_the_model_which_is_called_once(p
         assert len(provider.requests) == 1
 
 
-async def test_asking_again_for_a_plain_stream_calls_the_model_a_second_time(provider: Provider) -> None:
-    said = [*claude_begin(), *claude_thought(), *claude_said("Hello \ud83d", "\ude00, world"), *claude_end()]
-    provider.will_say(said, said)
-    async with demo("memory://", ANTHROPIC_API_KEY="sk-none", ANTHROPIC_BASE_URL=provider.url) as here:
-        await here.ask()
-        await here.answer()
-        assert await plain_of(here, again="1") == (TEXT, True)
-        assert len(provider.requests) == 2
-    provider.will_say([*chat_said("Hello ", "there"), *chat_end()], [*chat_said("Hello ", "you"), *chat_end()])
-    async with demo("memory://", **openai(provider)) as here:
-        await here.ask()
-        await here.answer()
-        assert await plain_of(here, again="1") == ("Hello you", True)
-
-
 class Slow(Provider):
     """A provider that sends the first piece of its answer, and the rest when the test resumes it."""
 

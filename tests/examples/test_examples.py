@@ -76,20 +76,6 @@ def test_an_example_run_as_a_program_serves_its_app(name: str, tmp_path: Path, m
     assert served == [(found.get("application", found.get("app")), {"port": 8000})]
 
 
-def test_a_fastapi_answer_can_be_followed_to_its_end(program: Load) -> None:
-    with client_of(program("fastapi_app").app) as client:
-        ask(client)
-        question, answer = follow(client, "chat:1", has_answer).messages()
-        assert (question.role, question.text) == ("user", "why?")
-        assert (answer.role, answer.author, answer.status, answer.reply_to) == (
-            "assistant",
-            "bot",
-            "complete",
-            question.id,
-        )
-        assert answer.text == ANSWER
-
-
 class Stamp(BaseHTTPMiddleware):
     """Ordinary middleware that adds a header to every response."""
 
@@ -159,43 +145,6 @@ def test_a_question_outlives_the_event_loop_that_stored_it(program: Load) -> Non
     assert [message["parts"][0]["text"] for message in stored if message["role"] == "user"] == ["why?", "why?"]
 
 
-def test_one_answer_as_a_stream_ends_after_done(program: Load) -> None:
-    with client_of(program("starlette_app").app) as client:
-        begun = client.post("/answers")
-        assert begun.status_code == 201
-        stream = client.get(f"/tenuto/v1/channels/answers/messages/{begun.json()['id']}/events")
-        assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert stream.text.rstrip().splitlines()[-3:-1] == ["event: done", 'data: {"status":"complete"}']
-
-
-def test_django_answers_from_an_async_view_and_stores_remarks_from_a_thread(program: Load) -> None:
-    with client_of(program("django_app").application) as client:
-        assert client.post("/remark", data={"text": "Good morning."}).status_code == 201
-        assert client.post("/ask", data={"text": "why?"}).status_code == 201
-        remark, question, answer = follow(client, "chat:django", has_answer).messages()
-        assert (remark.text, question.text, answer.text) == ("Good morning.", "why?", NUMBERS)
-        assert client.get("/nowhere").status_code == 404
-        assert client.get("/ask").status_code == 405
-
-
-def test_a_progress_bar_is_one_part_that_is_replaced(program: Load) -> None:
-    with client_of(program("progress_bar").app) as client:
-        assert client.post("/jobs").status_code == 202
-        (job,) = follow(client, "jobs", lambda messages: any(one.status == "complete" for one in messages)).messages()
-        assert job.parts == [{"type": "data", "name": "progress", "data": {"done": 200, "of": 200}}]
-
-
-def test_a_slow_reader_gets_the_last_value_and_not_all_of_them(program: Load) -> None:
-    with client_of(program("progress_bar").app) as client:
-        poll = "/tenuto/v1/channels/jobs/poll"
-        cursor = client.get(poll, params={"wait_s": "0"}).json()["cursor"]
-        assert client.post("/jobs").status_code == 202
-        follow(client, "jobs", lambda messages: any(one.status == "complete" for one in messages))  # 201 values later
-        events = client.get(poll, params={"since": cursor, "wait_s": "0"}).json()["events"]
-        (job,) = [event["message"] for event in events if event["type"].startswith("message.")]
-        assert (job["status"], job["parts"][0]["data"]["done"]) == ("complete", 200)
-
-
 def test_the_server_of_the_react_example_serves_its_page_s_origin_with_a_token(program: Load) -> None:
     server = program("react/server")
     page = {"origin": server.PAGE}
@@ -209,39 +158,6 @@ def test_the_server_of_the_react_example_serves_its_page_s_origin_with_a_token(p
         assert (read.status_code, read.headers.get_list("access-control-allow-origin")) == (200, [server.PAGE])
         elsewhere = client.post("/token", params={"name": "ann"}, headers={"origin": "https://elsewhere.example"})
         assert "access-control-allow-origin" not in elsewhere.headers
-
-
-def test_a_notification_comes_from_a_thread(program: Load) -> None:
-    with client_of(program("notifications").app) as client:
-        assert client.post("/notify", params={"text": "Hello"}).status_code == 201
-        (note,) = follow(client, "inbox:you", lambda messages: bool(messages)).messages()
-        assert (note.role, note.author, note.text) == ("system", "shop", "Hello")
-
-
-def test_a_chart_starts_a_new_message_when_one_is_full(program: Load) -> None:
-    chart = program("live_chart")
-    chart.VALUES = 3
-    with client_of(chart.app) as client:
-        first, *_ = follow(client, "chart", lambda messages: len(messages) > 1).messages()
-        assert (first.status, len(first.text.splitlines())) == ("complete", 3)
-
-
-def test_an_edit_from_an_old_version_is_refused(program: Load) -> None:
-    with client_of(program("edit_notice").app) as client:
-        text = "/tenuto/v1/channels/page:home/messages/text"
-        version = client.get(text).json()["message"]["version"]
-        ann = client.patch(text, json={"text": "Ann's", "meta": {"by": "ann"}, "if_version": version})
-        assert ann.json()["message"]["meta"] == {"by": "ann"}
-        bob = client.patch(text, json={"text": "Bob's", "meta": {"by": "bob"}, "if_version": version})
-        assert (bob.status_code, bob.json()["code"]) == (409, "version_conflict")
-        assert bob.json()["version"] == ann.json()["message"]["version"]
-
-
-def test_the_text_to_edit_is_made_once(program: Load) -> None:
-    app = program("edit_notice").app
-    for _ in range(2):
-        with client_of(app) as client:
-            assert client.get("/tenuto/v1/channels/page:home").json()["serial"] == 1
 
 
 @pytest.fixture

@@ -120,41 +120,6 @@ async def test_streaming_and_waiting_messages_and_targets_of_open_commands_stay(
     await hub.close()
 
 
-@virtually
-async def test_the_newest_messages_stay_and_idle_channels_go() -> None:
-    hub = new_hub({"*": Retention(idle="7h", messages=3), "b": Retention(bytes="1kB")})
-    for number in range(8):
-        await hub.create("a", text="x", id=f"m{number}")
-        await hub.create("b", text="x" * 400, id=f"m{number}")
-    await asyncio.sleep(HOUR_S)
-    assert await ids(hub, "a") == ["m5", "m6", "m7"]
-    assert await ids(hub, "b") == ["m6", "m7"]
-    await asyncio.sleep(7 * HOUR_S)
-    assert (await head_of(hub.store, "a")).serial == 0
-    assert await ids(hub, "b") == ["m6", "m7"]
-    await hub.close()
-
-
-@virtually
-async def test_an_idle_channel_stays_while_an_answer_streams_or_a_command_waits() -> None:
-    hub = new_hub({"*": Retention(idle="10m")})
-    await hub.create("stream", text="question", id="m1")
-    await hub.create("ask", text="question", id="m1")
-    await hub.command("ask", "approve", id="c1", expires_s=3 * HOUR_S)
-    async with hub.message("stream", id="m2") as writer:
-        for _ in range(25):
-            await writer.append("word ")
-            await asyncio.sleep(60)
-    assert await ids(hub, "stream") == ["m1", "m2"]
-    assert await ids(hub, "ask") == ["m1"]
-    await hub.reply("ask", "c1")
-    await asyncio.sleep(ROUND_S * 1.5)
-    assert await ids(hub, "ask") == ["m1"]
-    await asyncio.sleep(0.5 * HOUR_S)
-    assert await hub.store.channels(after=None, limit=2) == []
-    await hub.close()
-
-
 @pytest.mark.parametrize("jump_days", [365, -365])
 def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: pytest.LogCaptureFixture) -> None:
     @virtually
