@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_690,
     "lines of tests/": 71_000,
     "lines of proof/ and bench/": 25_610,
-    "words of docs without decisions": 60_770,
+    "words of docs without decisions": 60_620,
     "words of decisions": 11_590,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
