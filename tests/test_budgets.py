@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 200,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_690,
-    "lines of tests/": 71_000,
+    "lines of tests/": 71_010,
     "lines of proof/ and bench/": 25_610,
     "words of docs without decisions": 60_620,
     "words of decisions": 11_590,

@@ -297,6 +297,7 @@ def _restored_command(stored: Stored) -> CommandState:
     command = _command_in(_decode_command(stored.head))
     for segment in stored.segments:
         command.data, *of_reply = msgspec.json.decode(segment.text, type=list[Json])
+        command.stored_bytes += len(segment.text)
         if command.reply is not None:
             data, error = of_reply
             command.reply = replace(command.reply, data=data, error=error)

@@ -241,6 +241,7 @@ class CommandState:
         "name",
         "reply",
         "reply_serial",
+        "stored_bytes",
         "target",
     )
 
@@ -256,6 +257,7 @@ class CommandState:
         self.digest = op.digest
         self.reply: Reply | None = None
         self.reply_serial = 0  # serial of the reply; 0 while there is none
+        self.stored_bytes = 0  # size of the data that was read from the store: a step's result may be large
 
     def fork(self) -> CommandState:
         """Return a copy; changes to it leave this command as it is."""

@@ -143,7 +143,8 @@ class ChannelState:
 
     def cost_bytes(self) -> int:
         """Return an estimate of the memory that this channel uses."""
-        return sum(message.cost_bytes() for message in self.messages.values()) + COMMAND_COST * len(self.commands)
+        commands = sum(COMMAND_COST + command.stored_bytes for command in self.commands.values())
+        return sum(message.cost_bytes() for message in self.messages.values()) + commands
 
     def trim(self, keep_bytes: int) -> None:
         """Drop finished messages, those unchanged for longest first, until the rest uses about `keep_bytes`."""
@@ -152,7 +153,7 @@ class ChannelState:
             if cost <= keep_bytes and len(self.commands) <= KEPT_COMMANDS:
                 break
             if not command.is_open:
-                cost -= COMMAND_COST
+                cost -= COMMAND_COST + command.stored_bytes
                 del self.commands[command.id]
                 self.complete_since = max(self.complete_since, command.version)
         for message in list(self.messages.values()):

@@ -194,6 +194,18 @@ async def test_the_steps_of_a_turn_have_limits(limits: Limits) -> None:
 
 
 @virtually
+async def test_results_that_an_attempt_has_read_count_in_the_memory_of_the_channel() -> None:
+    costs: list[int] = []
+
+    async def script(turn: Turn) -> None:
+        await turn.step("large", lambda: "x" * 200_000)
+        costs.append(turn._backend._hub.channel("chat:1").state.cost_bytes())  # type: ignore[attr-defined]
+
+    await attempts(script, script)
+    assert costs[0] < 100_000 < 200_000 < costs[1]
+
+
+@virtually
 async def test_a_regenerate_runs_the_steps_again() -> None:
     counted = Counted()
     store = MemoryStore()
