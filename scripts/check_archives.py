@@ -20,6 +20,8 @@ REQUIRED = {
     "tenuto/py.typed",
     "tenuto/web/client.js",
     "tenuto/web/demo/index.html",
+    "tenuto/.agents/skills/tenuto/SKILL.md",
+    "tenuto/cli/starter/main.py.txt",
     "tenuto/demo/answers/1-reload.md",
 }
 
@@ -32,9 +34,10 @@ def tracked(*folders: str) -> set[str]:
 
 
 def built() -> set[str]:
-    """Return the files of the built browser client, relative to their folder; no files if it is not built."""
+    """Return the files of the built browser client that the archives have, relative to their folder."""
     folder = CLONE / "dist" / "web"
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in files if not name.startswith("skills/")}
 
 
 def wheel_files() -> set[str]:

@@ -25,7 +25,8 @@ class WheelFiles(BuildHookInterface[Any]):
         sources = [
             path for path in source.rglob("*") if path.is_file() and "demo" not in path.relative_to(source).parts
         ]
-        files = [path for path in built.rglob("*") if path.is_file()]
+        skills = built / "skills"  # for npm: the wheel has them in `tenuto/.agents`
+        files = [path for path in built.rglob("*") if path.is_file() and not path.is_relative_to(skills)]
         changed = max(path.stat().st_mtime for path in sources)
         if files and min(path.stat().st_mtime for path in files) < changed:
             raise ValueError("dist/web is older than tenuto/web: run make web, or remove dist/web")

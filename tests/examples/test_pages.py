@@ -7,7 +7,6 @@ The server runs in the test's own process, so that a test sets the pace of an ex
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -64,17 +63,6 @@ async def test_the_fastapi_answer_survives_a_reload(program: Load, browser: Brow
         )
 
 
-async def test_one_answer_survives_a_reload_without_a_client_library(program: Load, browser: Browser) -> None:
-    async with served(program("starlette_app"), browser) as page:
-        await page.click("#ask")
-        await expect(page.locator("#text")).to_contain_text(" 20 ")
-        before = await text_of(page, "#text")
-        await page.reload()
-        await page.wait_for_function("before => text.textContent.startsWith(before)", arg=before.strip())
-        await expect(page.locator("#state")).to_have_text("complete")
-        assert await page.text_content("#text") == NUMBERS
-
-
 async def test_a_django_answer_survives_a_reload(program: Load, browser: Browser) -> None:
     async with served(program("django_app"), browser) as page:
         await page.fill("input", "Good morning.")
@@ -87,30 +75,6 @@ async def test_a_django_answer_survives_a_reload(program: Load, browser: Browser
         await expect(page.locator("#messages p")).to_have_text(
             ["you: Good morning.", "you: Why?", f"bot: {NUMBERS.strip()}"]
         )
-
-
-async def test_a_progress_bar_continues_after_a_reload(program: Load, browser: Browser) -> None:
-    async with served(program("progress_bar"), browser) as page:
-        await page.click("#begin")
-        await page.wait_for_function("document.querySelector('progress')?.value > 20")
-        await page.reload()
-        await page.wait_for_function("document.querySelector('progress')?.value > 20")
-        await expect(page.locator("label")).to_have_text("200 of 200, complete")
-
-
-async def test_notifications_are_marked_new_once(program: Load, browser: Browser) -> None:
-    async with served(program("notifications"), browser) as page:
-        await page.click("text=Send")
-        await expect(page.locator("li")).to_have_count(1)
-        address = page.url
-        await page.goto("about:blank")
-        assert (await page.request.post(f"{address}notify?text=Hello")).status == 201
-        await page.goto(address)
-        await expect(page.locator("li")).to_have_count(2)
-        await expect(page.locator("li.new")).to_contain_text("Hello")
-        await page.reload()
-        await expect(page.locator("li")).to_have_count(2)
-        await expect(page.locator("li.new")).to_have_count(0)
 
 
 async def test_a_chart_is_complete_after_a_reload(program: Load, browser: Browser) -> None:
@@ -138,37 +102,6 @@ async def test_a_chart_has_a_line_for_each_process_that_measures(program: Load, 
             assert times == sorted(times)
             assert 0 <= times[0] < times[-1] <= 1000
         other.cancel()
-
-
-async def test_an_edit_of_an_old_version_is_refused_with_a_notice(program: Load, browser: Browser) -> None:
-    async with served(program("edit_notice"), browser) as ann:
-        bob = await ann.context.new_page()
-        await ann.goto("/?me=ann")
-        await bob.goto("/?me=bob")
-        await expect(bob.locator("#text")).to_have_value("Welcome. Change me.")
-        await bob.fill("#text", "Bob's words.")
-        await expect(ann.locator("#editing")).to_have_text("bob is typing …")
-        await ann.fill("#text", "Ann's words.")
-        await ann.click("#save")
-        await expect(ann.locator("#notice")).to_contain_text("You saved version")
-        await expect(bob.locator("#notice")).to_contain_text("ann saved version")
-        await bob.click("#save")
-        await expect(bob.locator("#notice")).to_have_text("Not saved: ann was faster.")
-        assert await bob.input_value("#text") == "Bob's words."
-        await bob.click("#take")
-        await expect(bob.locator("#text")).to_have_value("Ann's words.")
-        await bob.fill("#text", "Ours.")
-        await bob.click("#save")
-        await expect(ann.locator("#text")).to_have_value("Ours.")
-
-
-async def test_the_address_on_the_page_serves_the_answer(program: Load, browser: Browser) -> None:
-    async with served(program("starlette_app"), browser, pace_s=0.0) as page:
-        await page.click("#ask")
-        await expect(page.locator("#state")).to_have_text("complete")
-        address = (await text_of(page, "#address")).removeprefix("curl -N ")
-        body = await (await page.request.get(address)).text()
-        assert "".join(json.loads(line[6:]) for line in body.splitlines() if line.startswith('data: "')) == NUMBERS
 
 
 async def test_an_agent_is_shown_and_can_be_stopped_from_another_window(program: Load, browser: Browser) -> None:

@@ -11,7 +11,6 @@ All examples run at once, because they wait for their own pace most of the time;
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -110,17 +109,6 @@ def events_of(body: str) -> list[tuple[str, str]]:
     return found
 
 
-async def starlette_app(here: Node, there: Node) -> None:
-    """An answer that begins at one node streams from the other one, also to the browser's own EventSource."""
-    async with http(here) as one, http(there) as other:
-        message = (await one.post("/answers")).json()["id"]
-        path = f"/tenuto/v1/channels/answers/messages/{message}/events"
-        for body in [response.text for response in await asyncio.gather(one.get(path), other.get(path))]:
-            events = events_of(body)
-            assert "".join(json.loads(data) for name, data in events if name == "answer") == NUMBERS
-            assert events[-1] == ("done", '{"status":"complete"}')
-
-
 async def sse_endpoint(here: Node, there: Node) -> None:
     """Two requests of one page that reach two nodes at the same moment get one answer: one of them calls the model."""
     async with http(here) as one, http(there) as other:
@@ -133,68 +121,12 @@ async def sse_endpoint(here: Node, there: Node) -> None:
         assert events_of(named.text)[-1][0] == "done"
 
 
-async def progress_bar(here: Node, there: Node) -> None:
-    """A job of one node moves the bar at the other."""
-    async with http(here) as one, viewing(there.hub, "jobs") as (_, view):
-        assert (await one.post("/jobs")).status_code == 202
-        seen: set[int] = set()
-
-        def is_complete(messages: Any) -> bool:
-            seen.update(message.parts[0]["data"]["done"] for message in messages if message.parts)
-            return any(message.status == "complete" for message in messages)
-
-        (job,) = await until(view, is_complete)
-        assert job.parts == [{"type": "data", "name": "progress", "data": {"done": 200, "of": 200}}]
-        assert len(seen) > 20  # it moved on the way: how often depends on the machine
-
-
-async def notifications(here: Node, there: Node) -> None:
-    """A notification that a thread stores at one node arrives at a page of the other."""
-    async with http(here) as one, viewing(there.hub, "inbox:you") as (_, view):
-        assert (await one.post("/notify", params={"text": "Hello"})).status_code == 201
-        (note,) = await until(view, bool)
-        assert (note.role, note.author, note.text) == ("system", "shop", "Hello")
-
-
 async def live_chart(here: Node, there: Node) -> None:
     """Each node measures, and each shows the values of both."""
     for node in (here, there):
         async with viewing(node.hub, "chart") as (_, view):
             await until(view, lambda messages: len([one for one in messages if len(one.text.splitlines()) > 5]) == 2)
             assert [message.status for message in view.messages] == ["streaming", "streaming"]
-
-
-async def edit_notice(here: Node, there: Node) -> None:
-    """Two people edit one text at two nodes: each sees that the other types, and neither overwrites the other."""
-    text = "/tenuto/v1/channels/page:home/messages/text"
-    async with (
-        viewing(here.hub, "page:home", client_id="ann") as (ann, anns),
-        viewing(there.hub, "page:home", client_id="bob") as (_, bobs),
-        http(here) as one,
-        http(there) as other,
-    ):
-        (begun,) = await until(anns, bool)
-        assert [message.text for message in await until(bobs, bool)] == ["Welcome. Change me."]
-        async with asyncio.timeout(FOLLOW_S), asyncio.TaskGroup() as tasks:
-            typing = tasks.create_task(repeat(lambda: ann.signal("page:home", "editing")))
-            async for change in bobs:
-                if change.signals:
-                    assert (change.signals[0].name, change.signals[0].from_) == ("editing", "ann")
-                    break
-            typing.cancel()
-        edit = {"text": "Ann's", "meta": {"by": "ann"}, "if_version": begun.version}
-        assert (await one.patch(text, json=edit)).status_code == 200
-        late = await other.patch(text, json=edit | {"text": "Bob's", "meta": {"by": "bob"}})
-        assert (late.status_code, late.json()["code"]) == (409, "version_conflict")
-        for view in (anns, bobs):
-            await until(view, lambda messages: [message.text for message in messages] == ["Ann's"])
-
-
-async def repeat(act: Callable[[], Awaitable[None]]) -> None:
-    """Repeat what may be lost, such as a signal, as often as a page does at most."""
-    while True:
-        await act()
-        await asyncio.sleep(2.0)
 
 
 async def login_fastapi(here: Node, there: Node) -> None:
@@ -293,15 +225,11 @@ async def agent_elsewhere(here: Node, there: Node) -> None:
 
 SCENES: dict[str, Scene] = {  # those that take longest begin first
     "agent_elsewhere": agent_elsewhere,
-    "progress_bar": progress_bar,
     "agent_fastapi": agent_fastapi,
     "fastapi_app": fastapi_app,
     "django_app": django_app,
-    "starlette_app": starlette_app,
     "sse_endpoint": sse_endpoint,
-    "notifications": notifications,
     "live_chart": live_chart,
-    "edit_notice": edit_notice,
     "login_fastapi": login_fastapi,
     "react/server": react_server,
     "use_chat/server": use_chat_server,
