@@ -4,16 +4,15 @@ Layer: interop.
 
 `AGUI(hub, channel="chat:{id}").install(app, "/api/agent")` adds five routes to an app. Of the messages of a run only
 the last one of the user is stored, or the results of the page's own tools after it; its id is the id of the stored
-message, so a repeated run joins the turn. The messages after it say which parts of the turn the client shows already,
-or the position of its last event does.
-Snapshots hold stored messages in AG-UI's form. Two of the routes are those that the client of TanStack AI (npm
+message, so a repeated run joins the turn. Two of the routes are those that the client of TanStack AI (npm
 `@tanstack/ai-client`) asks at the path itself.
 
 One run of the client is one turn. A text, a reasoning and the result of a tool are messages of their own in the client.
-A repeated run gets the parts of the turn that the messages of its request lack; one with a position gets the events
-after it, at each character. Parts come in the order of their index, and one ends when the next begins; results of tools
-come when they are there. Clients refuse an end of a run while a message or a call is open, and content of one that is
-not open. `docs/interop.md` has the mapping, `TurnPosition` the form of the positions.
+A run with a position gets the events after it, at each character. A repeated run whose client shows a part of the turn
+gets a snapshot of the thread before the answer, and then the whole answer. So does each reader when an attempt is
+superseded, and the positions begin anew. Parts come in the order of their index, and one ends when the next begins;
+results of tools come when they are there. Clients refuse an end of a run while a message or a call is open, and content
+of one that is not open. `docs/interop.md` has the mapping, `TurnPosition` the form of the positions.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
@@ -203,7 +201,9 @@ class AGUI(ChatRoutes):
                 await access.create(channel, id=question, parts=parts, options=options)
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
-        return access.stream(channel, question, AGUIStream(body["threadId"], run, question, _shown(later), after))
+        stream = AGUIStream(body["threadId"], run, question, after)
+        stream.known = {one["id"]: one["role"] for one in later} if after is None else {}
+        return _stream(access, channel, stream)
 
     async def _hydrate(self, request: Request) -> Response:
         """Return a thread as TanStack AI loads it (`threadId`), or stream a run that it joins (`runId`)."""
@@ -237,16 +237,29 @@ class AGUI(ChatRoutes):
         turns = [one.message.id for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
         if not turns:
             return Response(status_code=204)
-        return access.stream(channel, turns[-1], AGUIStream(thread, _run_id(thread, turns[-1]), turns[-1]))
+        return _stream(access, channel, AGUIStream(thread, _run_id(thread, turns[-1]), turns[-1]))
 
     async def _follow(self, request: Request, thread: str, question: str, after: TurnPosition | None) -> Response:
         access, channel = await self._enter(request, thread, "subscribe", "history")
-        stream = AGUIStream(thread, _run_id(thread, question), question, after=after)
-        return access.stream(channel, question, stream)
+        return _stream(access, channel, AGUIStream(thread, _run_id(thread, question), question, after))
 
     async def _messages(self, request: Request) -> Response:
         access, channel = await self._enter(request, request.path_params["id"], "history")
         return json_response(messages_of(await access.conversation(channel)))
+
+
+def _stream(access: Access, channel: str, stream: AGUIStream) -> Response:
+    """Return the response of a run. When text is taken back, it goes on with a snapshot of the thread."""
+
+    async def snapshot() -> list[Json] | None:
+        turns = await access.conversation(channel)
+        for number, turn in enumerate(turns):
+            if turn.message is not None and turn.message.id == stream.question:
+                return messages_of(turns[:number]) + _asked(turn.message)
+        return None  # the question is in another branch
+
+    stream.read_snapshot = snapshot
+    return access.stream(channel, stream.question, stream)
 
 
 def _after(request: Request, question: str) -> TurnPosition | None:
@@ -334,21 +347,6 @@ def _messages_in(body: Json) -> tuple[Json, list[Json]]:
     raise InvalidRequest("messages has no message of role user; add the one that the agent shall answer")
 
 
-def _shown(messages: list[Json]) -> Shown:
-    """Return the parts of the turn that the client shows. Values of other types than the client sends are ignored."""
-    texts, inputs, results = {}, {}, set()
-    for one in messages:
-        if one["role"] in ("assistant", "reasoning") and isinstance(one.get("content"), str):
-            texts[one["id"]] = one["content"]
-        for call in calls if isinstance(calls := one.get("toolCalls"), list) else ():
-            match call:
-                case {"id": str(id), "function": {"arguments": str(arguments)}}:
-                    inputs[id] = arguments
-        if one["role"] == "tool" and isinstance(one.get("toolCallId"), str):
-            results.add(one["toolCallId"])
-    return Shown(texts, inputs, frozenset(results))
-
-
 # -- the events -------------------------------------------------------------------------------------------------------
 
 # for each type of part that grows: the events before, for and after its text, and the field with its id
@@ -373,7 +371,7 @@ class TurnPosition(Struct, frozen=True):
     question: str  # id of the message that the turn answers
     units: int = 0  # `RUN_STARTED`, first and last events of texts, reasonings and calls, code points of texts
     results: int = 0  # bit n is set: the result of the n-th call was sent
-    sum: int = 0  # CRC-32 of the texts up to here; before each part, of the answer's id, `.` and the part's index
+    sum: int = 0  # CRC-32 of the number of attempts, the texts up to here, and before each part its name (`Part.name`)
 
     def __str__(self) -> str:
         return self.text()
@@ -393,48 +391,28 @@ def position_of(text: str | None) -> TurnPosition | None:
     return TurnPosition(found[5], int(found[1]), int(found[2], 16), int(found[3], 16))
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The parts of a turn that a client shows, as its request has them."""
-
-    texts: dict[str, str] = field(default_factory=dict)  # texts and reasonings by the ids of their messages
-    inputs: dict[str, str] = field(default_factory=dict)  # inputs of tool calls, by the ids of the calls
-    results: frozenset[str] = frozenset()  # ids of the calls with a result
-
-
-@dataclass
-class _Begun:
-    """A part whose events have begun."""
-
-    ids: Json  # the field with the id of the message or call in the client
-    start: Json  # fields of the first events
-    known: str  # the beginning that the client shows; the first events are due when the text is longer
-    threshold: int  # units of the last of the first events
-    sum: int  # checksum before the text
-    is_muted: bool  # it belongs to an attempt that was replaced before this reader came
-    call: int = -1  # number of a call in the turn
-    is_open: bool = False  # the reader has the first events
-
-
 class AGUIStream(EventStream):
-    """The events of the turn of `question`, for a run of a client that shows `shown` of it, after a position."""
+    """The events of the turn of `question`, after a position."""
 
-    def __init__(
-        self, thread: str, run: str, question: str, shown: Shown | None = None, after: TurnPosition | None = None
-    ) -> None:
+    def __init__(self, thread: str, run: str, question: str, after: TurnPosition | None = None) -> None:
         super().__init__()
+        self.question = question
+        self.read_snapshot: Callable[[], Awaitable[list[Json] | None]] | None = None  # returns the thread
+        self.following: Callable[[], Awaitable[AGUIStream]] | None = None  # goes on once text must be taken back
         self._run = {"threadId": thread, "runId": run}
-        self._shown = shown or Shown()
+        self._attempts = 0  # superseded before the reader came
+        self.snapshot: list[Json] | None = None  # the thread before the answer; the stream begins with it
+        self.known: dict[str, str] = {}  # roles of the messages of the turn that the client shows, by id
         self._at = TurnPosition(question)  # of the walk
         self._after = self._last = after or self._at  # of the events that the reader has
         self._events: list[tuple[str, Json]] = []
-        self._parts: dict[Part, _Begun] = {}
+        self._parts: dict[Part, tuple[Json, int]] = {}  # the field with its id in the client, and the number of a call
         self._values: dict[Part, Json] = {}  # last values of other parts
         self._growing: tuple[Part, Json] | None = None  # the open part at the end of the walk, and its event
         self._calls = self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._token = secrets.token_hex(4)
-        self._end: End | None = None  # the stream ends at once, whatever the turn does
+        self.ended: End | None = None  # the stream ends at once, whatever the turn does
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
@@ -446,24 +424,28 @@ class AGUIStream(EventStream):
         growing = self._growing
         if growing is not None and (found := self._turn.sole_text(deltas)) is not None and found[0] is growing[0]:
             return [self._appended(found[1], *growing)]
-        is_first = not self._at.units
-        if is_first:
-            self._advance(1)
-            self._put("RUN_STARTED", **self._run)
         changed: dict[Part, bool] = {}  # and whether text was added to it
         for delta in deltas:
             is_text = type(delta) is InAnswer and type(delta.delta) is TextAdded
             changed |= {part: is_text or changed.get(part, False) for part in self._turn.receive(delta)}
+        is_first, attempts = not self._at.units, self._turn.attempts
+        if is_first:
+            self._begin_run(attempts)
+        if attempts > self._attempts or (is_first and self.known and self.snapshot is None):
+            return self._take_back(growing)
         places = sorted(changed, key=lambda one: one.place)
         for part in places:
-            self._check(part, has_grown=changed[part])
+            if not part.is_superseded:
+                self._check(part, has_grown=changed[part])
             if part in self._values:
                 self._value(part)
         self._walk()
         ahead = self._after.units - self._at.units
         if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
-            self._end = LOST  # it is not the last event either, which may come again
-        for part in places if self._end is None else ():
+            self.ended = LOST  # it is not the last event either, which may come again
+        if is_first and attempts and self.ended is LOST:
+            return self._take_back()  # the position is one of an earlier attempt
+        for part in places if self.ended is None else ():
             if part in self._parts:
                 self._result(part)
         for delta in deltas:
@@ -472,14 +454,49 @@ class AGUIStream(EventStream):
                     self._question(command.id)
                 case QuestionReplied(id):
                     self._question(id, delta)
-        if not self.is_over and (self._turn.is_over or self._end or self._turn.is_gone(self._turn.replaced())):
+        if not self.is_over and (self._turn.is_over or self.ended or self._turn.is_gone()):
             self._finish()
         events, self._events = self._events, []
         last, self._growing = next(self._turn.walk(), None), None
-        sent = self._parts.get(last) if last is not None else None
-        if last and sent and sent.is_open and not self.is_over and self._at.units >= self._after.units:
-            self._growing = last, {"type": _EVENTS[last.value["type"]][1], **sent.ids}
+        if last in self._parts and not self.is_over and self._at.units >= self._after.units:
+            self._growing = last, {"type": _EVENTS[last.value["type"]][1], **self._parts[last][0]}
         return events
+
+    def _begin_run(self, attempts: int) -> None:
+        self._attempts, self._at = attempts, replace(self._at, sum=attempts)
+        self._advance(1)
+        if self.snapshot is None:
+            self._put("RUN_STARTED", **self._run)
+        if self.snapshot is None or self.ended is not None:
+            return
+        # a client keeps reasonings that a snapshot lacks, unless an event before it has made them other messages
+        thoughts = [id for id, role in self.known.items() if role == "reasoning"]
+        if thoughts and all(one["role"] != "reasoning" for one in self.snapshot):
+            gone = [{"id": id, "role": "assistant", "content": ""} for id in thoughts]
+            self._last = replace(self._at, sum=attempts + 1)  # a reader that has no more than this begins anew
+            self._unplaced("MESSAGES_SNAPSHOT", messages=self.snapshot + gone)
+        self._emit("MESSAGES_SNAPSHOT", messages=self.snapshot)
+
+    def _take_back(self, growing: tuple[Part, Json] | None = None) -> list[tuple[str, Json]]:
+        """End the open message or call, and let `following` go on with a snapshot."""
+        self._events = [one for one in self._events if one[1]["type"] == "RUN_STARTED"]
+        if growing is not None:
+            _, _, ends, name = _EVENTS[growing[0].value["type"]]
+            for type in ends:
+                self._unplaced(type, **{name: growing[1][name]})
+        self.following, self.is_over, self._growing = self._begun_anew, True, None
+        events, self._events = self._events, []
+        return events
+
+    async def _begun_anew(self) -> AGUIStream:
+        """Return the stream that goes on with a snapshot. Without one the run ends with an error."""
+        stream = AGUIStream(self._run["threadId"], self._run["runId"], self.question)
+        snapshot = await self.read_snapshot() if self.read_snapshot is not None else None
+        stream.read_snapshot, stream.snapshot = self.read_snapshot, snapshot or []
+        stream.ended = REPLACED if snapshot is None else None
+        begun = [ids["messageId"] for part, (ids, _) in self._parts.items() if part.value["type"] == "reasoning"]
+        stream.known = self.known | dict.fromkeys(begun, "reasoning")
+        return stream
 
     def _appended(self, text: str, part: Part, head: Json) -> tuple[str, Json]:
         """Return the event for text at the end of the part where the walk is. Hot path: `receive` without the rest."""
@@ -493,99 +510,65 @@ class AGUIStream(EventStream):
 
     def _walk(self) -> None:
         """Send all parts as far as they are known."""
-        replaced = self._turn.replaced()
         for part in self._turn.walk():
-            if self._end is not None:
+            if self.ended is not None:
                 return
-            is_muted = part.answer.id in replaced and self._at.units >= self._after.units
             if part.value["type"] not in _EVENTS:
                 self._parents.pop(part.answer.id, None)
-                if not is_muted:
-                    self._value(part)
+                self._value(part)
                 continue
-            sent = self._parts.get(part) or self._begin(part, is_muted=is_muted)
-            self._grow(part, sent)
+            ids, _ = self._parts.get(part) or self._begin(part)
+            text, has = part.take(), max(self._after.units - self._at.units, 0)
+            self._advance(len(text), text)
+            if text[has:]:
+                self._put(_EVENTS[part.value["type"]][1], **ids, delta=text[has:])
             is_whole = part.value.get("state") == "called" or has_result(part.value)
-            if not self._turn.has_ended(part, is_whole=is_whole) or self._end is not None:
+            if not self._turn.has_ended(part, is_whole=is_whole) or self.ended is not None:
                 return
             for type in _EVENTS[part.value["type"]][2]:
                 self._advance(1)
-                if sent.is_open:
-                    self._put(type, **sent.ids)
+                self._put(type, **ids)
             if self._at.units >= self._after.units:  # else after the walk, so that the position does not fall
                 self._result(part)
 
-    def _begin(self, part: Part, *, is_muted: bool) -> _Begun:
+    def _begin(self, part: Part) -> tuple[Json, int]:
         value, answer, call = part.value, part.answer.id, -1
+        types, _, _, field = _EVENTS[value["type"]]
         if value["type"] == "tool":
             id, call = value["call"], self._calls
             self._calls += 1
             parent = self._parents.setdefault(answer, part.name)
-            start = {"toolCallId": id, "toolCallName": value["name"], "parentMessageId": parent}
-            known = self._shown.inputs.get(id)
-            if id in self._shown.results or self._after.results >> call & 1:
-                self._at = replace(self._at, results=self._at.results | 1 << call)
+            start = {"toolCallName": value["name"], "parentMessageId": parent}
+            self._at = replace(self._at, results=self._at.results | self._after.results & 1 << call)
         else:
-            is_first = all(answer not in one.ids.values() for one in self._parts.values())
-            id = answer if value["type"] == "text" and is_first else part.name
-            start, known = {"messageId": id}, self._shown.texts.get(id)
+            is_first = all(answer not in ids.values() for ids, _ in self._parts.values())
+            id, start = answer if value["type"] == "text" and is_first else part.name, Json()
             self._parents.pop(answer, None)
             if value["type"] == "text":
                 self._parents[answer] = id
-        if known is not None and not part.text().startswith(known):
-            self._end = REPLACED
         self._at = replace(self._at, sum=crc32(part.name.encode(), self._at.sum))
-        self._advance(len(_EVENTS[value["type"]][0]))
-        threshold = self._at.units + len(known or "")
-        sent = self._parts[part] = _Begun(
-            {_EVENTS[value["type"]][3]: id}, start, known or "", threshold, self._at.sum, is_muted, call
-        )
-        sent.is_open = not is_muted and self._after.units >= threshold
-        if known is None:
-            self._open(part, sent)
-        return sent
-
-    def _open(self, part: Part, sent: _Begun) -> None:
-        """Send the first events of a part, at the positions before its first character that is due."""
-        if sent.is_muted:
-            return
-        at, sent.is_open = self._at, True
-        types = _EVENTS[part.value["type"]][0]
-        for back, type in zip(reversed(range(len(types))), types, strict=True):
-            known = sent.known[: max(0, len(sent.known) - back)]
-            self._at = replace(at, units=sent.threshold - back, sum=crc32(known.encode(), sent.sum))
-            role = {"role": _ROLES[type]} if type in _ROLES else {}
-            self._put(type, **sent.start, **role)
-        self._at = at
-
-    def _grow(self, part: Part, sent: _Begun) -> None:
-        """Send the text that has come since, without the beginning that the reader has."""
-        has = max(self._after.units - self._at.units, len(sent.known) - part.sent.length, 0)
-        text = part.take()
-        missing = text[has:]
-        if missing and self._end is None and not sent.is_open:
-            self._open(part, sent)
-        self._advance(len(text), text)
-        if missing and self._end is None and not sent.is_muted:
-            self._put(_EVENTS[part.value["type"]][1], **sent.ids, delta=missing)
+        self._parts[part] = {field: id}, call
+        for type in types:
+            self._advance(1)
+            self._put(type, **{field: id}, **start, **({"role": _ROLES[type]} if type in _ROLES else {}))
+        return self._parts[part]
 
     def _check(self, part: Part, *, has_grown: bool) -> None:
         """End the stream if it cannot show what a part is now: text that was sent is gone, or text came too late."""
         is_late = part.place < self._turn.place and bool(part.new) and (has_grown or part in self._parts)
-        is_muted = any(sent.is_muted for one, sent in self._parts.items() if one.answer is part.answer)
-        if (part.is_replaced or part.answer.is_rewritten or is_late) and not is_muted:
-            self._end = REPLACED
+        if part.is_replaced or part.answer.is_rewritten or is_late:
+            self.ended = REPLACED
 
     def _result(self, part: Part) -> None:
         """Send the result of a call, if it is there and the reader lacks it."""
-        sent = self._parts[part]
-        if sent.call < 0 or sent.is_muted or self._at.results >> sent.call & 1 or not has_result(part.value):
+        ids, call = self._parts[part]
+        if call < 0 or self._at.results >> call & 1 or not has_result(part.value):
             return
-        self._at = replace(self._at, results=self._at.results | 1 << sent.call)
+        self._at = replace(self._at, results=self._at.results | 1 << call)
         failed: Json = {}
         if (state := part.value.get("state")) in ("error", "denied"):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
-        fields = {"messageId": f"{part.name}.result", **sent.ids, "content": _content(part.value)}
+        fields = {"messageId": f"{part.name}.result", **ids, "content": _content(part.value)}
         self._emit("TOOL_CALL_RESULT", **fields, role="tool", **failed)
 
     def _value(self, part: Part) -> None:
@@ -604,12 +587,12 @@ class AGUIStream(EventStream):
         """Move the walk on, and compare the checksum with that of the reader's position."""
         has = self._after.units - self._at.units
         if 0 < has <= units and crc32(text[:has].encode(), self._at.sum) != self._after.sum:
-            self._end = LOST
+            self.ended = LOST
         self._at = replace(self._at, units=self._at.units + units, sum=crc32(text.encode(), self._at.sum))
 
     def _put(self, type: str, **fields: Any) -> None:
         """Send an event, unless it is before the reader's position."""
-        if self._at.units > self._after.units:
+        if self._at.units > self._after.units and self.ended is None:
             self._emit(type, **fields)
 
     def _emit(self, type: str, **fields: Any) -> None:
@@ -617,25 +600,27 @@ class AGUIStream(EventStream):
         self._events.append((str(self._at), {"type": type, **fields}))
 
     def _custom(self, name: str, id: str, value: Any) -> None:
-        """Send a value. It does not move the position, so each run sends it again."""
+        """Send a value. Each run sends it again."""
+        self._unplaced("CUSTOM", name=name, value=value, metadata={"id": id})
+
+    def _unplaced(self, type: str, **fields: Any) -> None:
+        """Send an event that does not move the position."""
         self._customs += 1
-        event = {"type": "CUSTOM", "name": name, "value": value, "metadata": {"id": id}}
-        self._events.append((self._last.text(f"{self._token}{self._customs}"), event))
+        self._events.append((self._last.text(f"{self._token}{self._customs}"), {"type": type, **fields}))
 
     def _finish(self) -> None:
         """Send the last event, which a reader who has it already gets again, with the same id.
 
         A stream that ends because it cannot continue after the reader's position leaves it where it is.
         """
-        replaced = self._turn.replaced()
-        ended = self._turn.end(replaced)
-        status, reason = (ended if ended is DELETED else self._end) or ended
-        meta = self._turn.meta(replaced)
+        ended = self._turn.end()
+        status, reason = (ended if ended is DELETED else self.ended) or ended
+        meta = self._turn.meta()
         if status == "complete":
             event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}
         else:
             event = {"type": "RUN_ERROR", "message": reason or status, "code": status}
-        id = str(replace(self._at, units=self._at.units + 1)) if self._end is None else self._last.text("end")
+        id = str(replace(self._at, units=self._at.units + 1)) if self.ended is None else self._last.text("end")
         self._events.append((id, event))
         self.is_over = True
 

@@ -21,12 +21,10 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
-from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -43,16 +41,17 @@ from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, m
 from tenuto.interop.fold import (
     DELETED,
     REPLACED,
+    RESTARTED,
     End,
     EventStream,
     Json,
     Part,
+    SentText,
     TurnFold,
     call_of,
     encode,
     has_result,
     question_value,
-    shown_answers,
     text_of,
 )
 from tenuto.routes import (
@@ -305,10 +304,7 @@ SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the ne
 _REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
-NEXT_PIECES = 16  # texts of a page among which the next piece of a stored text is looked for
-COMPARED_CHARS = 4 * 1024 * 1024  # code points that are compared in all texts of a page: at most 20 ms
 LEVELS = 60  # of nested values in an input; parts may have 64, and `json.dumps` ends at about 1,000
-HEAD_CHARS = 256  # code points of a piece that are compared first; a comparison costs at least as much as these
 
 
 @dataclass
@@ -354,9 +350,11 @@ class UIStream(EventStream):
         self._message_id = message_id
         self._page = PageParts(page, is_late=is_late)
         self._chunks: list[Json] = []
-        self._hidden: set[str] | None = None  # attempts that were replaced when the stream began
+        self._is_first = True  # no deltas were received
         self._begun_id = ""  # id of the page's message after its beginning
         self._step = 0
+        self._steps: dict[Part, int] = {}  # the step in which each part began
+        self._is_spread = False  # a text goes on in another step than that in which it began
         self._step_due = ""  # why the next part needs a new step, or ""
         self._is_step_empty = True
         self._is_silent = True  # the page got no more than the beginning
@@ -378,19 +376,25 @@ class UIStream(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the chunks for `deltas`."""
-        is_first = self._hidden is None  # the deltas are the turn as it is, whose calls may have their replies already
-        if self._hidden is None:
-            self._hidden = TurnFold(deltas).replaced()
+        is_first, self._is_first = (
+            self._is_first,
+            False,
+        )  # the turn as it is, whose calls may have their replies already
+        known = self._turn.answers or TurnFold(deltas).answers
+        replaced = {one.id for one in known if one.is_replaced}
         if self._page.id is not None:
             self._begin(self._page.id)
         for delta in deltas:
+            attempts = self._turn.attempts
             changed = self._turn.receive(delta)
+            if self._turn.attempts > attempts:
+                self._take_back()
             match delta:
                 case InAnswer(message_id, MessageOpened()):
                     self._step_due = ALWAYS if self._begun_id else self._step_due
                     self._begin(message_id)
-                case InAnswer(message_id, inner) if message_id not in self._hidden:
-                    for part in changed:
+                case InAnswer(message_id, inner) if message_id not in replaced:
+                    for part in (one for one in changed if not one.is_superseded):
                         self._change(part, is_first=is_first, is_text=type(inner) is TextAdded)
                 case QuestionAsked(command):
                     self._ask(command.id)
@@ -398,7 +402,7 @@ class UIStream(EventStream):
                     self._reply(delta)
             if self._end is not None:
                 break
-        if self._turn.is_gone(self._hidden):
+        if self._turn.is_gone():
             self._end = DELETED
         if is_first and self._page.has_other_text():
             self._end, self._step_due = REPLACED, ALWAYS if self._replied() else ""
@@ -428,8 +432,27 @@ class UIStream(EventStream):
             else:  # a question about an earlier call stays in the step of the call; new parts have a step of their own
                 self._step_due, self._is_step_empty = ALWAYS, False
 
-    def _content(self, tool: PageCall | None = None) -> None:
-        """Begin a new step if one is due, before the chunk that makes a part: `tool`, or one of another type."""
+    def _take_back(self) -> None:
+        """Let the page drop what counts no longer: with its last step, the rest of which is sent again.
+
+        A page that cannot drop it resumes: the stream ends.
+        """
+        gone = [part for part in self._steps if part.is_superseded]
+        is_late = self._is_spread or any(self._steps[part] < self._step for part in gone)
+        is_known = bool(self._shown_questions) or (self._page.id is not None and not self._step)
+        if gone and (self._release.version < 7 or is_late or is_known):
+            self._end = RESTARTED
+        elif gone:
+            for part in [one for one, step in self._steps.items() if step == self._step]:
+                part.sent, part.new = SentText(), [text_of(part.value)]
+                for known in (self._open, self._values, self._tools, self._steps):
+                    known.pop(part, None)
+                self._ended.discard(part.name)
+            self._is_step_empty = True
+            self._put(type="reset-step")
+
+    def _content(self, part: Part | None = None, tool: PageCall | None = None) -> None:
+        """Begin a new step if one is due, before the chunk that makes or continues a part; `tool` is its call."""
         stages = {one.stage for one in self._calls_of_step() if one is not tool}
         is_joined = self._step_due == IN_STEP and (AVAILABLE in stages or (tool is not None and not tool.is_own))
         if self._step_due and not self._is_step_empty and not is_joined and STARTED not in stages:
@@ -437,6 +460,8 @@ class UIStream(EventStream):
         elif self._is_step_empty:
             self._step_due = ""
         self._is_step_empty = False
+        if part is not None:
+            self._is_spread = self._is_spread or self._steps.setdefault(part, self._step) != self._step
 
     def _calls_of_step(self) -> list[PageCall]:
         """Return the calls of the last step that may get more input or a result."""
@@ -471,7 +496,7 @@ class UIStream(EventStream):
                 chunk = ui_part(part.name, part.value)
                 if chunk is not None and self._values.get(part) != chunk and not self._page.has(chunk):
                     if not chunk["type"].startswith("data-") or part not in self._values:
-                        self._content()
+                        self._content(part)
                     self._put(**chunk)
                 self._values[part] = chunk
 
@@ -481,7 +506,7 @@ class UIStream(EventStream):
         if not text:
             return
         if part not in self._open:
-            self._content()
+            self._content(part)
             id = part.name
             while id in self._ended:
                 id += ".more"
@@ -505,7 +530,7 @@ class UIStream(EventStream):
                 part.take()
         is_new = tool.stage == 0
         if is_new:
-            self._content(tool)
+            self._content(part, tool)
             tool.stage, tool.step = STARTED, self._step
             self._put(type="tool-input-start", toolCallId=tool.call, toolName=tool.name, **self._executed(tool))
         self._grow_input(part, tool)
@@ -517,6 +542,9 @@ class UIStream(EventStream):
                 # without this chunk the page does not run a finished call again
                 self._make_available(tool, text, is_silent=is_over and (is_new or tool.held is not None))
             self._approve(tool, value)
+            for id in self._turn.open if not (tool.question or is_over) else ():
+                if call_of(self._turn.questions[id].command.data) == tool.call and id not in self._shown_questions:
+                    self._ask(id)  # an earlier attempt has asked, and the question stays open
         if is_over and tool.stage < OVER:
             tool.stage = OVER
             is_certain = tool.is_own or approval_of(value, self._release) is not None or self._step_due == ALWAYS
@@ -604,8 +632,8 @@ class UIStream(EventStream):
         if self._step_due and not self._is_step_empty:
             self._begin_step()
             self._put(type="start", messageId=self._begun_id)  # a page stores an empty step only with a later chunk
-        hidden, meta = self._hidden or (), self._turn.meta()
-        status, reason = self._end or self._turn.end(hidden)
+        meta = self._turn.meta()
+        status, reason = self._end or self._turn.end()
         is_clean = status in ("complete", "cancelled")
         if self._page.is_late and is_clean and not all(self._page.is_outcome(part.value) for part in self._replied()):
             status, reason = "late", LATE
@@ -613,7 +641,7 @@ class UIStream(EventStream):
             self._put(type="finish-step")
         if status == "complete":
             finish: Json = {"messageMetadata": meta} if meta else {}
-            if self._turn.left(hidden):
+            if self._turn.left():
                 known = meta.get("finish_reason", "stop")  # of any JSON type
                 finish |= self._reason(FINISH_REASONS.get(known, "other") if isinstance(known, str) else "other")
             self._put(type="finish", **finish)
@@ -648,31 +676,15 @@ class PageParts:
             kind: deque(one["text"] for one in parts if one["type"] == kind and one["text"])
             for kind in ("text", "reasoning")
         }
-        self._compared = 0  # code points, of `COMPARED_CHARS`
         self._data = {str(one.get("id")): one.get("data") for one in parts if one["type"].startswith("data-")}
         self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
 
     def length_of(self, kind: str, text: str) -> int:
-        """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call.
-
-        Later pieces may be behind pieces of other texts. After `COMPARED_CHARS` no piece is found.
-        """
+        """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call."""
         sent, known = 0, self._texts[kind]
-        while sent < len(text):
-            found = next((at for at, one in enumerate(islice(known, NEXT_PIECES)) if self._has(text, sent, one)), None)
-            if found is None:
-                break
-            sent += len(known[found])
-            del known[found]
+        while known and sent < len(text) and text.startswith(known[0], sent):
+            sent += len(known.popleft())
         return sent
-
-    def _has(self, text: str, at: int, piece: str) -> bool:
-        """Return whether `text` has `piece` at `at`; False when the comparisons of this page are used up."""
-        self._compared += HEAD_CHARS
-        if self._compared > COMPARED_CHARS or not text.startswith(piece[:HEAD_CHARS], at):
-            return False
-        self._compared += len(piece)
-        return self._compared <= COMPARED_CHARS and text.startswith(piece, at)
 
     def has_other_text(self) -> bool:
         """Return whether the page has a text that none of the stored texts has had (`length_of`)."""
@@ -804,7 +816,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
     parts: list[Json] = []
     texts: dict[str, Json] = {}
     calls: dict[str, Json] = {}  # also by the ids of their approvals
-    for chunk in stream.receive(deltas_of(replace(turn, answers=shown_answers(turn.answers)))):
+    for chunk in stream.receive(deltas_of(turn)):
         match chunk:
             case {"type": "start-step"}:
                 parts.append({"type": "step-start"})

@@ -3,12 +3,13 @@
 Layer: interop.
 
 Each adapter is a format over a `TurnFold`, which has the turn as it is after the deltas that it received. A part hands
-out its new text once (`Part.take`), and knows whether the text that was handed out has been replaced since.
+out its new text once (`Part.take`), and knows whether the text that was handed out has been replaced since, or counts
+no longer. The parts of a superseded attempt leave their answer; parts that come after it are other parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from tenuto import Message
 from tenuto.routes import (
+    ATTEMPT,
     InAnswer,
     MessageContinued,
     MessageDeleted,
@@ -41,14 +43,10 @@ Place = tuple[int, int]  # the number of an answer in its turn, and the index of
 End = tuple[str, str | None]  # status and reason
 # The text of a client is gone, and a stream can take no text back: it ends at once.
 REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
+RESTARTED: End = ("replaced", "the answer begins anew; resume the stream, or load the messages again")
 DELETED: End = ("deleted", "the answer was deleted")
 UNSERVED: End = ("failed", "no agent serves this chat")
 _TEXT_FIELDS = {"text": "text", "reasoning": "text", "tool": "input"}
-
-
-def shown_answers(answers: Sequence[Message]) -> list[Message]:
-    """Return the answers of a turn without interrupted attempts that another attempt has replaced."""
-    return newest_branch(answers) if any(one.status == "interrupted" for one in answers) else list(answers)
 
 
 class SentText:
@@ -81,13 +79,20 @@ class Part:
     value: Json  # as it was stored last; without its text once that was taken
     new: list[str]  # the text that was not taken, in pieces
     kept: list[str] | None  # the text that was taken; None if the fold keeps none
+    attempt: int = 0  # number of superseded attempts before it in its answer
     sent: SentText = field(default_factory=SentText)  # the text that was taken
     is_replaced: bool = False  # the stored text did not begin with the text that was taken
 
     @property
     def name(self) -> str:
         """Return an id of the part, the same for each reader."""
-        return f"{self.answer.id}.{self.place[1]}"
+        return f"{self.answer.id}.{self.place[1]}{f'.{self.attempt}' if self.attempt else ''}"
+
+    @property
+    def is_superseded(self) -> bool:
+        """Return whether the part belongs to an attempt that counts no longer."""
+        parts, index = self.answer.parts, self.place[1]
+        return self.answer.is_replaced or index >= len(parts) or parts[index] is not self
 
     def take(self) -> str:
         """Return the text that was not taken yet, and take it."""
@@ -124,12 +129,17 @@ class Answer:
     status: str = "streaming"
     reason: str | None = None
     meta: Json = field(default_factory=dict)
+    is_replaced: bool = False  # the next attempt could not take it over, and has another answer in its place
     is_rewritten: bool = False  # a part was removed, or got another type
 
     @property
     def id(self) -> str:
         """Return the id of the message."""
         return self.head.id
+
+    def attempts_in(self, count: int) -> int:
+        """Return the number of superseded attempts among the first `count` parts."""
+        return sum(one.value["type"] == ATTEMPT for one in self.parts[:count])
 
 
 def text_of(part: Json) -> str:
@@ -175,24 +185,26 @@ class TurnFold:
         """Return whether no answer changes any more."""
         return self.state in ("over", "none")
 
-    def replaced(self) -> set[str]:
-        """Return the ids of the answers that a later attempt has replaced."""
-        if all(one.status != "interrupted" for one in self.answers):
-            return set()
-        left = [replace(one.head, status=one.status, parts=[part.value for part in one.parts]) for one in self.left()]
-        return {one.id for one in left} - {one.id for one in shown_answers(left)}
+    @property
+    def attempts(self) -> int:
+        """Return the number of superseded attempts. It rises whenever text that a reader may have counts no longer."""
+        return self.attempts_before(len(self.answers))
 
-    def left(self, hidden: Collection[str] = ()) -> list[Answer]:
-        """Return the answers that were not deleted, without those with the ids `hidden`."""
-        return [one for one in self.answers if one.status != "deleted" and one.id not in hidden]
+    def attempts_before(self, number: int) -> int:
+        """Return the number of superseded attempts before answer `number`."""
+        return sum(one.attempts_in(len(one.parts)) + one.is_replaced for one in self.answers[:number])
 
-    def is_gone(self, hidden: Collection[str] = ()) -> bool:
-        """Return whether a reader without the answers `hidden` had answers, and each was deleted."""
-        return bool(self.answers) and not self.left(hidden)
+    def left(self) -> list[Answer]:
+        """Return the answers that count: those that were neither deleted nor replaced by a later attempt."""
+        return [one for one in self.answers if one.status != "deleted" and not one.is_replaced]
 
-    def end(self, hidden: Collection[str] = ()) -> End:
-        """Return the end of a turn that is over, for a reader without the answers `hidden`."""
-        left = self.left(hidden)
+    def is_gone(self) -> bool:
+        """Return whether the turn had answers, and each was deleted."""
+        return bool(self.answers) and not self.left()
+
+    def end(self) -> End:
+        """Return the end of a turn that is over."""
+        left = self.left()
         if left:
             return left[-1].status, left[-1].reason
         if self.is_deleted or self.answers:
@@ -201,19 +213,24 @@ class TurnFold:
             return UNSERVED
         return "cancelled" if self.is_cancelled else "complete", None
 
-    def meta(self, hidden: Collection[str] = ()) -> Json:
-        """Return the `meta` of all answers but those with the ids `hidden`."""
+    def meta(self) -> Json:
+        """Return the `meta` of all answers that count."""
         meta: Json = {}
-        for answer in self.left(hidden):
+        for answer in self.left():
             meta |= answer.meta
         return meta
 
     def walk(self) -> Iterator[Part]:
-        """Yield the part at the place of the walk, and each time that another is asked for, the one after it."""
+        """Yield the part at the place of the walk, and each time that another is asked for, the one after it.
+
+        Parts that count no longer are left out.
+        """
         while self.place[0] < len(self.answers):
             a, index = self.place
             if index < len(self.answers[a].parts):
-                yield self.answers[a].parts[index]
+                part = self.answers[a].parts[index]
+                if part.value["type"] != ATTEMPT and not part.answer.is_replaced:
+                    yield part
                 self.place = a, index + 1
             elif a + 1 < len(self.answers):
                 self.place = a + 1, 0
@@ -229,7 +246,7 @@ class TurnFold:
 
         A call ends when it `is_whole`, or another part than a call follows; other parts end when any part follows.
         """
-        if self.is_over or part.place[0] + 1 < len(self.answers):
+        if self.is_over or part.is_superseded or part.place[0] + 1 < len(self.answers):
             return True
         is_call, later = part.value["type"] == "tool", self.later(part)
         return (is_call and is_whole) or any(not is_call or one.value["type"] != "tool" for one in later)
@@ -250,6 +267,7 @@ class TurnFold:
             case InAnswer(message_id, MessageOpened(message)):
                 self._by_id[message_id] = Answer(message, meta=message.meta)
                 self.answers.append(self._by_id[message_id])
+                self._note_replaced()
             case InAnswer(message_id, inner):
                 return self._fold_answer(self._by_id[message_id], inner)
             case QuestionAsked(command):
@@ -261,6 +279,17 @@ class TurnFold:
                 self.state, self.is_cancelled, self.is_deleted = state, is_cancelled, is_deleted
         return []
 
+    def _note_replaced(self) -> None:
+        """Note which answers a later attempt has replaced, as histories leave them out."""
+        if all(one.status != "interrupted" for one in self.answers):
+            return
+        left = [one for one in self.answers if one.status != "deleted"]
+        # an empty failure replaces no other answer
+        heads = [replace(one.head, status=one.status, parts=[part.value for part in one.parts]) for one in left]
+        shown = {one.id for one in newest_branch(heads)}
+        for one in left:
+            one.is_replaced = one.is_replaced or one.id not in shown
+
     def _fold_answer(self, answer: Answer, delta: object) -> list[Part]:
         match delta:
             case TextAdded(index, _, _, text) if index < len(answer.parts):
@@ -270,18 +299,30 @@ class TurnFold:
                 return [self._put(answer, index, value)]
             case MessageReplaced(message):
                 answer.meta = message.meta
+                changed = [self._put(answer, index, value, is_whole=True) for index, value in enumerate(message.parts)]
                 answer.is_rewritten = answer.is_rewritten or len(message.parts) < len(answer.parts)
-                return [self._put(answer, index, value) for index, value in enumerate(message.parts)]
+                return changed
             case MessageFinished(status, reason, meta):
                 answer.status, answer.reason, answer.meta = status, reason, {**answer.meta, **meta}
+                self._note_replaced()
             case MessageContinued():
                 answer.status = "streaming"
             case MessageDeleted():
                 answer.status = "deleted"
         return []
 
-    def _put(self, answer: Answer, index: int, value: Json) -> Part:
+    def _put(self, answer: Answer, index: int, value: Json, *, is_whole: bool = False) -> Part:
+        """Take a part. If all of the message comes (`is_whole`), it may stand behind further attempts.
+
+        Then the known parts from there on count no longer.
+        """
         known = answer.parts[index] if index < len(answer.parts) else None
+        attempt, is_attempt = answer.attempts_in(index), value["type"] == ATTEMPT
+        if is_whole and known is not None and (known.attempt, known.value["type"] == ATTEMPT) != (attempt, is_attempt):
+            del answer.parts[index:]
+            known, place = None, (self.answers.index(answer), index)
+            self.place = place if self.place[0] == place[0] and self.place > place else self.place
+        value = {"type": ATTEMPT} if is_attempt else value  # a stream does not keep what counts no longer
         if known is not None:
             if known.value["type"] == value["type"]:
                 known.put(value)
@@ -291,7 +332,8 @@ class TurnFold:
                 return known
         text = text_of(value)
         place = self.answers.index(answer), min(index, len(answer.parts))
-        part = Part(answer, place, value, [text] if text else [], [] if self._keeps_text else None)
+        kept: list[str] | None = [] if self._keeps_text else None
+        part = Part(answer, place, value, [text] if text else [], kept, attempt)
         answer.parts[place[1] : place[1] + 1] = [part]
         return part
 

@@ -68,7 +68,7 @@ from tenuto.interop.openai_stream import (
     turn_of,
     whole_response,
 )
-from tenuto.routes import Access, guarded, options_in
+from tenuto.routes import ATTEMPT, Access, guarded, options_in
 
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
@@ -172,7 +172,9 @@ class OpenAI:
             _check_earlier(access, of.channel, given)
             channel, turn = of.channel, await turn_of(access, of)
             if (start := await self._reply(access, of, turn, given)) is not None:
-                return turn.question, Reference(channel, of.message_id, start)
+                parts = turn.status.answers[start[0]].parts[: start[1]] if turn.status.answers else []
+                attempt = sum(part["type"] == ATTEMPT for part in parts)
+                return turn.question, Reference(channel, of.message_id, start, attempt)
             if body.get("model") is not None:
                 self._agent(access, body["model"])
         elif conversation is not None:

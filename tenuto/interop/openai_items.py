@@ -30,19 +30,21 @@ class Reference(NamedTuple):
     """The meaning of an id: a turn, and a part. A response begins with it, an item is it.
 
     In the id of an input item it is a message, and the number of the item. A conversation is a channel alone.
+    `attempt` is the number of superseded attempts before the part, which may have had a part at its place.
     """
 
     channel: str
     message_id: str
     start: Place = (0, 0)
+    attempt: int = 0
 
-    def at(self, start: Place = (0, 0)) -> Reference:
+    def at(self, start: Place = (0, 0), attempt: int = 0) -> Reference:
         """Return the same turn from another part on; by default from its beginning."""
-        return Reference(self.channel, self.message_id, start)
+        return Reference(self.channel, self.message_id, start, attempt)
 
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""
-        start = [f"{self.start[0]}.{self.start[1]}"] if any(self.start) else []
+        start = [".".join(map(str, (*self.start, self.attempt)[: 3 if self.attempt else 2]))] if any(self.start) else []
         return prefix + packed(self.channel, self.message_id, *start)
 
 
@@ -59,9 +61,9 @@ def reference(
     if found is not None and found[1] in prefixes:
         with suppress(ValueError):
             channel, message_id, *rest = unpacked(found[2])
-            answer, _, index = rest[0].partition(".") if rest else ("0", "", "0")
-            of = Reference(channel, message_id, (int(answer), int(index)))
-    if of is None or of.id(found[1] if found else "") != id or min(of.start) < 0:
+            answer, index, *more = map(int, rest[0].split(".") if rest else (0, 0))
+            of = Reference(channel, message_id, (answer, index), *more[:1])
+    if of is None or of.id(found[1] if found else "") != id or min(*of.start, of.attempt) < 0:
         raise unknown(kind, id, param)
     return of
 

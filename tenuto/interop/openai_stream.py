@@ -5,6 +5,8 @@ Layer: interop.
 `sequence_number` is a position in the answers: an event of the structure counts 1, a delta its code points, and parts
 come in the order of their index. So the number depends on the stored answers alone, not on how they were sent. A part
 ends when the next one begins. Text for a part that has ended is in the last event only. Each stream has a last event.
+The n-th attempt that is superseded leaves room behind it: the parts after it begin at n times `ATTEMPT_ROOM`. So their
+numbers are the same for a reader that saw it and for one that did not.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
 from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
 from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, encode, has_result
 from tenuto.interop.openai_items import CONVERSATION, Reference, conversation_id, error_of, text_content, unknown
-from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of
+from tenuto.routes import ATTEMPT, Access, TurnDelta, TurnStatus, deltas_of
 
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
 ASKING = 2**40
+ATTEMPT_ROOM = 2**28  # more than a message has characters
 _ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
     **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
@@ -127,7 +130,6 @@ class TurnEvents(EventStream):
         """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
         self.rest: Reference | None = None
-        self._is_muted = False  # while the walk passes an attempt that was replaced before this reader came
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
         if any(of.start) and not question.meta.get(CONVERSATION):  # one in a conversation names no other response
@@ -137,7 +139,7 @@ class TurnEvents(EventStream):
         self._of = of
         self._after = after
         self._own_tools = own_tools(question)
-        self._turn.place = of.start
+        self._turn.place = of.start[0], 0
         self._events: list[Json] = []
         self._part: Part | None = None  # the part whose item is open
         self._item = Json()  # this item, without its content
@@ -179,13 +181,13 @@ class TurnEvents(EventStream):
         """Return the `Response` as it is now."""
         status, error = self._outcome()
         output: list[Json] = []
-        open_calls, replaced = self._open_calls(), self._turn.replaced()
-        for part in (part for answer in self._turn.left(replaced) for part in answer.parts):
+        open_calls = self._open_calls()
+        for part in (part for answer in self._turn.left() for part in answer.parts):
             kind = kind_of(part.value, self._own_tools)
-            if kind and self._of.start <= part.place and (self.rest is None or part.place < self.rest.start):
+            if kind and self._has(part) and (self.rest is None or part.place < self.rest.start):
                 state = "incomplete" if open_calls.get(part) else self._item_state(part)
                 is_whole = state == "in_progress" and status == "completed"
-                output.append(item_of(kind, part, self._of.at(part.place), state="completed" if is_whole else state))
+                output.append(item_of(kind, part, self._reference(part), state="completed" if is_whole else state))
         output += [self._approval(part, id) for part, id in open_calls.items() if id]
         return self._response(status, output, error)
 
@@ -250,16 +252,18 @@ class TurnEvents(EventStream):
 
         With `is_steered` the response ends before its next item.
         """
-        replaced = self._turn.replaced()
+        if self._part is not None and self._part.is_superseded:
+            self._close(self._part)
         for part in self._turn.walk():
             kind = kind_of(part.value, self._own_tools)
-            if not kind:
+            if not kind or not self._has(part):
                 continue
             if self._part is None:
                 if self._items and is_steered:
-                    self.rest = self._of.at(part.place)
+                    self.rest = self._reference(part)
                     return
-                self._is_muted = part.answer.id in replaced and self.position > self._after
+                attempts = self._turn.attempts_before(part.place[0]) + part.attempt
+                self.position = max(self.position, attempts * ATTEMPT_ROOM)
                 self._open(kind, part)
             self._grow(part)
             if not (is_last or self._has_ended(part)):
@@ -275,7 +279,7 @@ class TurnEvents(EventStream):
         return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
-        item = item_of(kind, part, self._of.at(part.place), state="empty")
+        item = item_of(kind, part, self._reference(part), state="empty")
         if "arguments" in item:
             item["arguments"] = ""
         self._part, self._item, self._kind, self._begins = part, item, kind, self.position
@@ -283,6 +287,13 @@ class TurnEvents(EventStream):
         if kind in _TEXTS:
             _, content, place, _, made = _TEXTS[kind]
             self._put(f"response.{content}.added", **self._where(), **place, part=made(""))
+
+    def _has(self, part: Part) -> bool:
+        """Return whether a part belongs to the response, or to a later attempt than the place where it begins."""
+        return part.place >= self._of.start or (part.place[0] == self._of.start[0] and part.attempt > self._of.attempt)
+
+    def _reference(self, part: Part) -> Reference:
+        return self._of.at(part.place, part.attempt)
 
     def _where(self) -> Json:
         return {"item_id": self._item["id"], "output_index": self._items}
@@ -293,7 +304,7 @@ class TurnEvents(EventStream):
             return
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self._after + 1 - begins) :]
-        if missing and not self._is_muted:
+        if missing:
             name, place = f"{self._kind}_arguments", Json()
             if self._kind in _TEXTS:
                 name, _, index, more, _ = _TEXTS[self._kind]
@@ -317,13 +328,14 @@ class TurnEvents(EventStream):
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
         state = "incomplete" if self._open_calls().get(part) else self._item_state(part)
         state = state if state != "in_progress" else "completed"
-        item = item_of(self._kind, part, self._of.at(part.place), state=state)
+        item = item_of(self._kind, part, self._reference(part), state=state)
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._part = None
-        self._items += not self._is_muted
-        self._is_muted = False
+        self._items += 1
 
     def _item_state(self, part: Part) -> str:
+        if part.is_superseded:
+            return "incomplete"
         if part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]:
             return "incomplete"
         return "completed" if self._has_ended(part) else "in_progress"
@@ -335,8 +347,8 @@ class TurnEvents(EventStream):
         if not self._turn.open or self._turn.state == "over":
             return {}
         found: dict[Part, str] = {}
-        parts = [part for answer in self._turn.answers for part in answer.parts if part.value["type"] == "tool"]
-        calls = {part.value["call"]: part for part in parts if part.place >= self._of.start}
+        parts = [part for answer in self._turn.left() for part in answer.parts if part.value["type"] == "tool"]
+        calls = {part.value["call"]: part for part in parts if self._has(part)}
         for id in self._turn.open:
             question = self._turn.questions[id].command
             part = calls.get(call_of(question.data))
@@ -387,7 +399,7 @@ class TurnEvents(EventStream):
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
-        if number > self._after and not self._is_muted:
+        if number > self._after:
             self._events.append({"type": event_type, "sequence_number": number, **fields})
 
 
@@ -435,6 +447,7 @@ async def turn_of(access: Access, of: Reference, kind: str = "response", param: 
         raise unknown(kind, of.id(), param) from None
     a, index = of.start
     has_place = not any(of.start) or (a < len(status.answers) and index <= len(status.answers[a].parts))
+    has_place = has_place or any(part["type"] == ATTEMPT for one in status.answers[a : a + 1] for part in one.parts)
     if status.message is None or (kind == "response" and not (status.message.role == "user" and has_place)):
         raise unknown(kind, of.id(), param)
     return await asked(access, of.channel, status)
@@ -490,7 +503,10 @@ class ChatStream(TurnEvents):
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
+        attempts, has_sent = self._turn.attempts, self._sent_text.length or self._calls
         chunks = [chunk for event in self.receive(deltas) for chunk in self._chunks(event)]
+        if has_sent and self._turn.attempts > attempts and not self.is_over:
+            chunks, self.is_over = [{"error": _REPLACED}], True  # a client adds each chunk to those before
         body = b"".join([b"data: %b\n\n" % encode(chunk) for chunk in chunks])
         is_failed = bool(chunks) and "error" in chunks[-1]
         return body + b"data: [DONE]\n\n" if self.is_over and not is_failed else body

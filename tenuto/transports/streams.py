@@ -13,8 +13,10 @@ In `m0a1.0.340` one of the parts is a superseded attempt.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -34,7 +36,7 @@ from tenuto.core.deltas import (
     TurnProgress,
     TurnStatus,
 )
-from tenuto.core.errors import LocalError, shown
+from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import Cursor, encode_json, parse_cursor
 from tenuto.core.message_state import MessageState
 from tenuto.core.model import Message, Part
@@ -43,6 +45,7 @@ from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.tickets import split_seal
 from tenuto.hub.batches import EncodedBatch
 from tenuto.hub.feed import Feed
+from tenuto.hub.turns.status import read_turn
 from tenuto.transports.access import admit_stream
 from tenuto.transports.codec import GUARDS, Headers
 from tenuto.transports.credentials import Credentials
@@ -60,6 +63,8 @@ from tenuto.transports.sse import (
     start_stream,
 )
 from tenuto.transports.traffic import message_bytes, turn_bytes
+
+logger = logging.getLogger("tenuto.transports")
 
 _SENT = re.compile(r"([md])([0-9]{1,3})(?:a([0-9]{1,3}))?((?:\.[0-9]{1,8})*)\Z")
 # limit of the field about the sent text: a cursor's extra field has 300 characters, and a ticket's seal or an answer's
@@ -448,7 +453,10 @@ async def send_no_content(app: StreamApp, scope: Scope, send: Send) -> None:
 
 
 class TurnFormat(Protocol):
-    """Turns the deltas of a turn into the bytes of a wire format. An instance belongs to one response."""
+    """Turns the deltas of a turn into the bytes of a wire format. An instance belongs to one response.
+
+    It may have an attribute `following`: a function whose result, a format, begins anew with the turn as it is.
+    """
 
     headers: dict[str, str]  # headers of the response, with its `content-type`
     heartbeat: bytes  # sent when the turn is silent for 15 seconds; readers of the format ignore it
@@ -461,7 +469,7 @@ class TurnFormat(Protocol):
 class TurnStream(DeltaStream):
     """One reader's stream of one turn. `attach` comes before `run`."""
 
-    __slots__ = ("_first", "_format", "_message_id", "_progress")
+    __slots__ = ("_channel", "_first", "_format", "_message_id", "_progress")
 
     def __init__(
         self,
@@ -475,6 +483,7 @@ class TurnStream(DeltaStream):
         # middleware of the app may need a current task, so another sender would not do
         super().__init__(app, send, credentials, is_own_client=True, ping_s=None, sender_class=TaskSender)
         self._ping = {"type": "http.response.body", "body": turn_format.heartbeat, "more_body": True}
+        self._channel = ""
         self._message_id = message_id
         self._format = turn_format
         self._progress = TurnProgress(message_id, sent)
@@ -483,7 +492,7 @@ class TurnStream(DeltaStream):
     async def attach(self, channel: str, status: TurnStatus) -> None:
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
         self.credentials.charge(turn_bytes([status]))
-        self._first = self._progress.begin(status)
+        self._channel, self._first = channel, self._progress.begin(status)
         if not self._progress.is_over:
             await self.follow(channel, status.cursor)
 
@@ -492,8 +501,16 @@ class TurnStream(DeltaStream):
         first, self._first = self._first, []
         self._send_deltas(first)
 
+    def freed(self) -> None:
+        """Go on with the turn as it is, if it begins anew; else as each stream."""
+        super().freed()
+        if self._first:
+            self.wake()
+
     def wake(self) -> None:
         """Send what is new. A turn's claim and its end make no event, so the state of the turn is read each time."""
+        if self._first and not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None):
+            self.send_first()
         super().wake()
         feed = self.feed
         is_ready = not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None)
@@ -519,4 +536,28 @@ class TurnStream(DeltaStream):
         if not deltas:
             return
         body = self._format.frame(deltas)
-        self.write(body, is_last=self._format.is_over or self._progress.is_over)
+        following = getattr(self._format, "following", None)  # the formats of apps need not have it
+        is_over = self._format.is_over or self._progress.is_over
+        self.write(body, is_last=is_over and following is None)
+        if following is not None:
+            self._catching_up = asyncio.get_running_loop().create_task(self._begin_anew(following))
+
+    async def _begin_anew(self, following: Callable[[], Awaitable[TurnFormat]]) -> None:
+        hub = self._app.hub
+        try:
+            async with hub.viewing.reading():
+                self._format = await following()
+                status = await read_turn(hub.runtime, self._channel, self._message_id)
+            self._progress = TurnProgress(self._message_id)
+            if self.feed is not None:
+                self.feed.close()
+            await self.attach(self._channel, status)
+            self.feed, self._later_feed = self._later_feed, None
+        except TenutoError as error:
+            logger.warning("a stream is broken off because its turn cannot be read: %s", error)
+            self.sender.end()
+        except Exception:
+            self._fail()
+        finally:
+            self._catching_up = None
+        self.wake()

@@ -436,7 +436,7 @@ async def test_malformed_response_id_is_refused(scene: Scene, response_id: str) 
 async def test_response_id_with_a_place_that_its_turn_does_not_have_is_unknown(
     scene: Scene, place: tuple[int, int]
 ) -> None:
-    channel, message_id, _ = reference(await scene.begin())  # the answer has two parts
+    channel, message_id, *_ = reference(await scene.begin())  # the answer has two parts
     await scene.client.responses.retrieve(Reference(channel, message_id, (0, 2)).id())
     response_id = Reference(channel, message_id, place).id()
     for method, path in (("GET", ""), ("GET", "?stream=true"), ("POST", "/cancel")):
