@@ -182,7 +182,6 @@ class Running:
             supersedes=self._agent.on_crash == "restart",
             request=await self._request(),
         )
-        turn.continues = self._agent.on_crash == "continue"
         if self.attempt > 1:
             turn.open_questions.update(self._questions_left(watch, left.answer))
         if left.is_over:

@@ -89,7 +89,6 @@ class Turn:
         self._supersedes = supersedes  # False: the answer that was taken up continues at its end
         self.steps = Steps(backend, channel, message.id, generation, name)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
-        self.continues = False  # True: the first answer goes on with the parts of `previous`
         self.has_budget = False  # True: the agent has a `budget_s`
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
@@ -290,7 +289,8 @@ class Turn:
             raise LocalError(f"step {name!r} is shown in an answer; call it in the block of `turn.reply()`")
         message, key = self.begun[-1], self.step_key(name)
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
-        known = self.previous.parts if self.previous is not None and self.continues else []
+        previous = None if self._supersedes else self.previous
+        known = previous.parts if previous is not None and previous.id == message.id else []
         before = [index for index, one in enumerate(known) if one.get("call") == key]
         index = await message.part({**part, "state": CALLED}, index=before[0] if before else None)
         self.progress("using a tool", tool=name)
