@@ -16,9 +16,10 @@ from tenuto import Hub, allow_everyone
 from tenuto.agents.turn import AskReply, Turn
 from tenuto.client import ClaimedTurn, Client
 from tenuto.client.writer import SHORTEST_LEASE_S
-from tenuto.core.model import Message
+from tenuto.core.errors import Forbidden, NotFound
+from tenuto.core.model import STEP_NAME, Message
 from tenuto.core.requests import SERVER, Caller, CreateMessage, FinishMessage
-from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id
+from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id, step_id
 from tenuto.hub.access.identity import Identity
 from tests.agents.test_endings import Slow
 from tests.client.wire import QUICK, Line, Wire, becomes, client_of
@@ -575,6 +576,14 @@ async def test_steps_and_questions_of_a_client_that_died_go_on_at_another_one() 
         assert (question.from_, question.target) == ("one", asked.id)
         async with working(serve("two")):
             await asyncio.sleep(30)
+            for name in ("eve", "one"):  # a stranger, and the agent of the earlier attempt
+                async with client_of(wire, client_id=name) as other:
+                    id = step_id("chat:1", asked.id, 1, "who")
+                    for generation in (1, 2):
+                        with pytest.raises(Forbidden):
+                            await other._send("chat:1", id, name=STEP_NAME, target=asked.id, generation=generation)
+                        with pytest.raises(NotFound):
+                            await other._reply("chat:1", id, ok=True, data={"result": "forged"}, generation=generation)
             assert [one.id for one in await hub.pending_commands("chat:1")] == [question.id]
             await hub.reply("chat:1", question.id, by="ann")
             await asyncio.sleep(1)
