@@ -29,7 +29,7 @@ BUDGETS = {
     "lines of tests/": 71_030,
     "lines of proof/ and bench/": 25_610,
     "words of docs without decisions": 60_660,
-    "words of decisions": 11_590,
+    "words of decisions": 11_710,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
     "terms of the glossary": 55,
