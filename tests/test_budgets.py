@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_899,
+    "lines of tenuto/": 54_900,
     "lines of its kernel": 34_529,
     "modules of tenuto/": 200,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_742,
     "lines of tests/": 71_030,
     "lines of proof/ and bench/": 25_610,
-    "words of docs without decisions": 60_660,
+    "words of docs without decisions": 60_390,
     "words of decisions": 11_710,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
