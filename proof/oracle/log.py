@@ -142,6 +142,12 @@ class EpochLog:
             if message is not None and part < len(message.parts):
                 yield text_of(message.parts[part])
 
+    def states(self, message_id: str) -> Iterator[Message]:
+        """Yield the message as it was after each of its entries, newest first."""
+        for _, message in reversed(self.versions.get(message_id, [])):
+            if message is not None:
+                yield message
+
     def apply(self, entry: Entry, stamp: int) -> None:
         """Add a stored entry. Raises Violation if the rules forbid it."""
         op = entry.op
@@ -190,6 +196,8 @@ class EpochLog:
             self.turns[op.id] = [(serial, "pending", 0)]
         if isinstance(op, Takeover):
             self.takeovers.setdefault(op.id, []).append(serial)
+        elif isinstance(op, Update) and message is not None and _supersedes(message, op):
+            pass  # the text counts no longer, and a reader of the message's stream begins anew
         elif isinstance(op, Update) or (isinstance(op, SetPart) and message and op.index < len(message.parts)):
             self.replaced.add(op.id)
 
@@ -231,6 +239,8 @@ class EpochLog:
                 wrong = f"its part has {len(text_of(parts[op.part])) if op.part < len(parts) else None}"
         elif isinstance(op, SetPart) and message is not None and op.index > len(message.parts):
             wrong = f"the message has {len(message.parts)} parts"
+        elif isinstance(op, Update) and message is not None and _supersedes(message, op):
+            wrong = _wrong_attempt(message.parts, op.parts or [])
         elif isinstance(op, Takeover):
             generation = 1 + len(self.takeovers.get(op.id, []))
             if op.generation != generation + 1:
@@ -422,6 +432,31 @@ def _wrong_marks(text: str, at: int, generation: int) -> str | None:
 
 def _serial(version: Version) -> int:
     return version[0]
+
+
+def _supersedes(message: Message, op: Update) -> bool:
+    """Return whether the update makes another attempt of parts of the message."""
+    return len(_attempts(op.parts or [])) > len(_attempts(message.parts))
+
+
+def _attempts(parts: list[Part]) -> list[Part]:
+    return [part for part in parts if part["type"] == "attempt"]
+
+
+def _wrong_attempt(before: list[Part], after: list[Part]) -> str | None:
+    """Return the fault in the parts `after` a new attempt: it must hold parts of `before`, and the rest stays."""
+    place = after.index(_attempts(after)[len(_attempts(before))])
+    taken = after[place]["parts"]
+    for since in range(len(before)):
+        rest = [part for part in before[since:] if part["type"] != "attempt"]
+        if (rest, [*before[:since], *_attempts(before[since:])]) == (taken, after[:place]) and taken:
+            return None
+    return f"the parts before were {before}"
+
+
+def counted_texts(message: Message, kind: str) -> list[str]:
+    """Return the texts of the parts of this type, without those of superseded attempts."""
+    return [text_of(part) for part in message.parts if part["type"] == kind]
 
 
 def text_of(part: Part) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from proof.oracle.log import ROUND, marks
+from proof.oracle.log import ROUND, counted_texts, marks
 from proof.oracle.violation import Violation
 from proof.simulation.actors import RETRY_STATUS, Actor, summary
 from proof.simulation.clock import Process
@@ -70,6 +70,8 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
         if draw.random() < 0.1:
             raise OnPurpose("before anything")
         steps = Random(f"{world.plan.seed}/{turn.message.id}/steps").choice((0, 0, 1, 3)) if plan.has_questions else 0
+        if draw.random() < 0.3:
+            _check_history(world, turn.channel, await turn.history())
         async with turn.reply() as message:
             at, generation = message.length, getattr(message, "generation", 1)
             for number in range(steps):
@@ -101,6 +103,17 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
             world.trace.violate(violation)
 
     return bot
+
+
+def _check_history(world: World, channel: str, turns: list[dict[str, Any]]) -> None:
+    """Check that each answer in a history is one that the channel had, without what was superseded in it."""
+    log = world.stored.head(channel)
+    texts = {"".join(counted_texts(one, "text")) for message_id in log.versions for one in log.states(message_id)}
+    for turn in turns:
+        if turn["role"] == "assistant" and turn["content"] not in texts:
+            world.trace.violate(
+                Violation(f"the history of {channel} has {turn['content']!r}, which is no answer's text")
+            )
 
 
 class Worker(Actor):

@@ -59,14 +59,16 @@ class LocalWriter(Author):
         self.check_whole(channel, message_id, parts, begun, status=status)
 
     async def _write_to(self, message: MessageWriter, parts: list[Part], begun: int) -> None:
-        draw = self.draw
+        draw, tries = self.draw, _Tries(message, parts)
         for count in range(draw.randrange(1, 40)):
-            kind = draw.choice(("append",) * 10 + ("into", "open", "replace", "meta", "flush"))
-            growing = [index for index, part in enumerate(parts) if part["type"] != "data"]
+            kind = draw.choice((*("append",) * 10, "into", "open", "replace", "meta", "flush", "try", "fail"))
+            known = [index for index in range(tries.count) if parts[index]["type"] != "attempt"]
+            growing = [index for index in known if parts[index]["type"] != "data"]
             text = self.piece(message.id, count)
-            if kind == "append" or (kind == "into" and not growing) or (kind == "replace" and not parts):
-                texts = [index for index, part in enumerate(parts) if part["type"] == "text"]
+            if kind == "append" or (kind == "into" and not growing) or (kind == "replace" and not known):
+                texts = [index for index in known if parts[index]["type"] == "text" and index >= tries.text_from]
                 if not texts:
+                    tries.supersede()
                     parts.append({"type": "text", "text": ""})
                     texts = [len(parts) - 1]
                 grow(parts, texts[-1], text)
@@ -75,8 +77,14 @@ class LocalWriter(Author):
                 index = draw.choice(growing)
                 grow(parts, index, text)
                 await message.append(text, part=index)
+            elif kind == "try":
+                await tries.begin()
+            elif kind == "fail":
+                await tries.fail()
             elif kind in ("open", "replace"):
-                index = len(parts) if kind == "open" else draw.randrange(len(parts))
+                if kind == "open":
+                    tries.supersede()
+                index = len(parts) if kind == "open" else draw.choice(known)
                 part: Part = draw.choice(
                     (
                         {"type": "data", "name": "bar", "data": count},
@@ -85,7 +93,7 @@ class LocalWriter(Author):
                     )
                 )
                 parts[index : index + 1] = [part]
-                await message.part(part, index=index)
+                await message.part(part, index=index if kind == "replace" else None)
             elif kind == "meta":
                 await message.update(meta={"n": count})
             else:
@@ -95,6 +103,48 @@ class LocalWriter(Author):
                 await self.pause(0.0, self.world.plan.token_s)
         if draw.random() < 0.1:
             raise _OnPurpose
+        tries.supersede()  # the end of the message does
+
+
+class _Tries:
+    """The attempts of one message, and its parts once all requests are stored."""
+
+    def __init__(self, message: MessageWriter, parts: list[Part]) -> None:
+        self.text_from = 0  # text without an index goes to no part before this one
+        self._attempt = message.attempt()
+        self._since: int | None = None
+        self._failed_from: int | None = None
+        self._parts = parts
+
+    @property
+    def count(self) -> int:
+        """Return the number of parts that may be written."""
+        return len(self._parts) if self._failed_from is None else self._failed_from
+
+    async def begin(self) -> None:
+        """Begin an attempt; the one before has succeeded."""
+        await self._attempt.__aenter__()
+        self._since, self.text_from = self.count, len(self._parts)
+
+    async def fail(self) -> None:
+        """Let the attempt fail, if there is one."""
+        if self._since is None:
+            return
+        await self._attempt.__aexit__(ValueError, ValueError("on purpose"), None)
+        if any(part["type"] != "attempt" for part in self._parts[self._since :]):
+            self._failed_from = self._since
+        self._since, self.text_from = None, len(self._parts)
+
+    def supersede(self) -> None:
+        """Note that content follows a failed attempt."""
+        if self._failed_from is None:
+            return
+        taken = self._parts[self._failed_from :]
+        texts = [part for part in taken if part["type"] != "attempt"]
+        characters = sum(len(part["text"]) for part in texts if part["type"] == "text")
+        attempt = {"type": "attempt", "parts": texts, "characters": characters}
+        self._parts[self._failed_from :] = [*(part for part in taken if part["type"] == "attempt"), attempt]
+        self._failed_from, self.text_from = None, len(self._parts)
 
 
 class SteadyWriter(LocalWriter):

@@ -9,7 +9,7 @@ import pytest
 
 from proof.oracle.log import GENERATION, StoredLogs, marks
 from proof.oracle.violation import Violation
-from tenuto.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, WriterIdentity
+from tenuto.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, Update, WriterIdentity
 from tenuto.stores.base import Write
 from tests.oracle.entries import create, write
 
@@ -33,6 +33,8 @@ BEFORE: tuple[Op, ...] = (create("m"), create("done", status="complete"))
         Finish(id="m", status="complete", reason=None, meta={}, at_ms=2, request=f"r{GENERATION}2"),
         Claim(id="done", state="taken", generation=1),
         Reply(id="!unknown", ok=True, data=None, error=None, by=None),
+        Update(id="m", parts=[{"type": "attempt", "parts": [{"type": "text", "text": "no"}]}], meta={}, at_ms=2),
+        Update(id="m", parts=[{"type": "attempt", "parts": []}], meta={}, at_ms=2),
     ],
     ids=lambda op: f"{type(op).__name__}-{op.id}",
 )

@@ -214,6 +214,11 @@ WORLDS: dict[Mutant, dict[str, Any]] = {
         "workers": 1,
     },
     mutants.a_turn_begins_before_its_claim_is_stored: {"authors": [Commander], "workers": 1},
+    mutants.a_superseded_part_counts_in_a_history: {
+        "authors": [LocalWriter, LocalWriter, Commander, Commander],
+        "agents": [AGENT],
+    },
+    mutants.an_attempt_is_superseded_twice: {"authors": [LocalWriter]},
     mutants.a_step_is_stored_after_it_has_returned: {
         "authors": [Commander, Commander],
         "agents": [replace(AGENT, has_questions=True)],

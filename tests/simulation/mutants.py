@@ -21,6 +21,8 @@ from msgspec.structs import replace
 
 from proof.simulation import watchdog
 from proof.simulation.store import SimStore
+from tenuto.agents import history
+from tenuto.agents import turn as turns
 from tenuto.agents.backend import Sent
 from tenuto.agents.steps import Steps
 from tenuto.core import catch_up, decide_commands, decide_owners
@@ -40,8 +42,9 @@ from tenuto.core.events import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
-from tenuto.core.model import Message
+from tenuto.core.model import Message, Part
 from tenuto.core.ops import Append, Entry, Op, Reply, SetPart
+from tenuto.core.outgoing import Outgoing
 from tenuto.core.requests import AppendText
 from tenuto.core.state import ChannelState, PartTail
 from tenuto.core.text import Text
@@ -573,6 +576,32 @@ def a_turn_begins_before_its_claim_is_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TurnScheduler, "_claim", eager)
 
 
+def a_superseded_part_counts_in_a_history(patch: pytest.MonkeyPatch) -> None:
+    """The model should know all that the answer has said."""
+    as_turns = history.as_turns
+
+    def with_attempts(messages: Sequence[Message], shape: Any) -> list[dict[str, Any]]:
+        whole = []
+        for one in messages:
+            inner = [part["parts"] if part["type"] == "attempt" else [part] for part in one.parts]
+            whole.append(replace(one, parts=[part for parts in inner for part in parts]))
+        return as_turns(whole, shape)
+
+    patch.setattr(turns, "as_turns", with_attempts)
+
+
+def an_attempt_is_superseded_twice(patch: pytest.MonkeyPatch) -> None:
+    """Content follows a failed attempt, so what is there has failed."""
+    supersede = Outgoing._supersede
+
+    def again(self: Outgoing, first: Part | None) -> None:
+        since = self._failed_from
+        supersede(self, first)
+        self._failed_from = since if first is not None else -1
+
+    patch.setattr(Outgoing, "_supersede", again)
+
+
 def a_step_is_stored_after_it_has_returned(patch: pytest.MonkeyPatch) -> None:
     """The result of a step is stored a moment later, so its handler need not wait."""
     store = Steps._store
@@ -1014,6 +1043,8 @@ MUTANTS: dict[Mutant, str] = {
     a_turn_renewal_has_no_effect: "gave a sign of life",
     a_message_that_was_taken_in_goes_on: "which took it in, is over",
     a_turn_begins_before_its_claim_is_stored: "was offered before its claim",
+    a_superseded_part_counts_in_a_history: "which is no answer's text",
+    an_attempt_is_superseded_twice: "wrote to",
     a_step_is_stored_after_it_has_returned: "runs again",
     a_drain_counts_as_a_death: "its turn is taken",
     a_restart_forgets_waiting_messages: "there are still",
