@@ -17,6 +17,7 @@ export function partView(message, type) {
   if (type === "text") return textPart(message)
   if (type === "reasoning") return foldedPart(type, () => words.reasoning, ({ text = "" }) => text)
   if (type === "tool") return foldedPart(type, (part, isOver) => [part.name, toolState(part, isOver, words)].filter(Boolean).join(" · "), toolWords)
+  if (type === "attempt") return foldedPart(type, ({ characters }) => `${words.attempt} · ${Number(characters).toLocaleString()} ${words.charactersBack}`, attemptWords)
   if (type === "source" || type === "file") return linkPart(type === "file" ? "attachment" : type)
   return foldedPart("data", (part) => String(part.name ?? part.type), (part) => JSON.stringify(part.data ?? part, null, 2))
 }
@@ -26,6 +27,9 @@ function textPart(message) {
   const { panel } = message
   const node = element("div", { part: "markdown" })
   let start = 0
+  /** @type {import("./chat_marks.js").Mark[]} where the text broke off and went on */
+  let joins = []
+  let words = ""
   const markdown = new GrowingMarkdown(node, {
     copyLabel: panel.words.copy,
     renderMath: panel.host.renderMath,
@@ -34,13 +38,19 @@ function textPart(message) {
     between(from, to) {
       const after = from < 0 && start ? 0 : from // a place between two parts belongs to the first one
       const isHere = (/** @type {number} */ place) => place > after && place <= to
-      return message.marks.filter((mark) => isHere(placeOf(mark, message.message.text) - start)).map(markNode)
+      const marks = message.marks.filter((mark) => isHere(placeOf(mark, message.message.text) - start))
+      return [...joins.filter((mark) => isHere(placeOf(mark, words))), ...marks].map(markNode)
     },
   })
   return {
     node,
-    update({ text = "" }, isOver, at) {
+    update({ text = "", joins: places = [] }, isOver, at) {
       start = at
+      words = text
+      if (places.length !== joins.length) {
+        joins = places.map((at) => ({ message: "", at, text: panel.words.goesOn }))
+        markdown.redraw(joins.at(-1)?.at ?? 0)
+      }
       return markdown.update(text, isOver, () => panel.list.isLate)
     },
     remark: (at) => markdown.redraw(at - start),
@@ -71,6 +81,12 @@ function toolState({ state, output }, isOver, words) {
 function toolWords({ input = "", output }) {
   const shown = output === undefined ? "" : `\n\n${typeof output === "string" ? output : JSON.stringify(output, null, 2)}`
   return (typeof input === "string" ? input : JSON.stringify(input, null, 2)) + shown
+}
+
+/** @param {Part} attempt */
+function attemptWords({ parts }) {
+  const known = /** @type {Part[]} */ (parts ?? [])
+  return known.map((part) => (part.type === "tool" ? `${part.name} ${toolWords(part)}` : part.text)).filter(Boolean).join("\n\n")
 }
 
 /** @param {string} name @returns {PartView} */

@@ -34,6 +34,8 @@ export const STRINGS = {
   refused: "Not sent",
   sending: "Sending…",
   reasoning: "Reasoning",
+  attempt: "Earlier attempt",
+  goesOn: "Broke off, and went on here",
   running: "running…",
   allow: "Allow",
   deny: "Don’t allow",

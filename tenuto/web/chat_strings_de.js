@@ -35,6 +35,8 @@ export const STRINGS = {
   refused: "Nicht gesendet",
   sending: "Wird gesendet…",
   reasoning: "Überlegung",
+  attempt: "Früherer Versuch",
+  goesOn: "Abgebrochen, und hier fortgesetzt",
   running: "läuft…",
   allow: "Erlauben",
   deny: "Nicht erlauben",

@@ -144,6 +144,12 @@ const expired = thread(question("Remove the old drafts"), answer("I found **3 dr
 const stopped = thread(question("Count to a thousand"), answer("one, two, three, four, five", { status: "cancelled" }))
 const interrupted = thread(question("What survives a crash?"), answer("The log survives, and with it each piece of text that", { status: "interrupted", reason: "writer_gone" }))
 const takenOver = thread(question("What survives a crash?"), answer("The log survives, and with it each piece of text that was stored.\n\nAnother agent reads the log and goes on where the first one", { status: "streaming" }))
+const superseded = thread(question("What survives a crash?"), answer([
+  { type: "attempt", characters: 67, parts: [{ type: "reasoning", text: "A list may help." }, text("The log survives, and with it each piece of text that was stored, s")] },
+  text("Everything that was stored survives: **the log**, and with it each piece of text."),
+]))
+const logged = "The log survives, and with it each piece of text that was stored."
+const continued = thread(question("What survives a crash?"), answer([{ ...text(`${logged}\n\nAnother agent reads the log and goes on where the first one stopped.`), joins: [logged.length] }]))
 const failed = thread(question("Summarise the report"), answer("The report has", { status: "failed", reason: "model_error" }))
 const unheard = thread(question("Is an agent there?"))
 const unsent = thread(question("What is a cursor?"), answer("A cursor says what you have already seen."))
@@ -183,6 +189,8 @@ const states = {
   streaming: { title: "Streaming", shows: "answering…", messages: streaming },
   steering: { title: "Steering", shows: "Steer this answer", messages: steered, act: async (here) => (await here.click("Steer this answer"), here.type("In French, please")) },
   waiting: { title: "A question that waits", shows: "And what is a generation?", messages: queued },
+  "earlier-attempt": { title: "Earlier attempt", shows: "Earlier attempt", messages: superseded, act: (here) => here.unfold() },
+  continued: { title: "Continued after a break", shows: "went on here", messages: continued },
   "tool-running": { title: "Tool running", shows: "list_files", messages: searching },
   "tool-failed": { title: "Tool failed", shows: "read_file", messages: searched, act: (here) => here.unfold() },
   approval: { title: "Approval", shows: "Delete 3 files?", messages: asking, events: [approval(asking[1].id)] },

@@ -1,5 +1,6 @@
 /**
  * Messages as a page renders them: `parts` and `meta` are always set, and `text` is all the text of the text parts.
+ * `attempts` are the parts of type `attempt`, which count no longer: what failed attempts at the answer wrote.
  * @module
  */
 
@@ -12,8 +13,15 @@
  * @template {object} [Meta=Record<string, unknown>]
  * @template [Data=unknown]
  * @typedef {import("./view.js").Message<Meta, Data> & { readonly parts: readonly import("./view.js").Part<Data>[],
- *   readonly meta: Readonly<Partial<Meta>>, readonly text: string, readonly local?: Local }} Message
+ *   readonly meta: Readonly<Partial<Meta>>, readonly text: string,
+ *   readonly attempts: readonly Attempt<Data>[], readonly local?: Local }} Message
  *   `local` is set while the server has not stored the message
+ */
+
+/**
+ * @template [Data=unknown]
+ * @typedef {import("./view.js").Part<Data> & { readonly parts: readonly import("./view.js").Part<Data>[], readonly characters: number }} Attempt
+ *   `parts` is empty if the attempt was too old to be kept
  */
 
 /** @type {WeakMap<object, Message<any, any>>} so that an unchanged message keeps its identity */
@@ -21,7 +29,7 @@ const shown = new WeakMap()
 
 /** @param {Stored} stored @returns {Message<any, any>} */
 export function shownMessage(stored) {
-  return keep(stored, ({ parts = [], meta = {} }) => ({ ...stored, parts, meta, text: textOf(parts) }))
+  return keep(stored, ({ parts = [], meta = {} }) => ({ ...stored, parts, meta, ...readingOf(parts) }))
 }
 
 /** @param {import("./outbox.js").Entry} entry @returns {Message<any, any>} */
@@ -30,7 +38,7 @@ export function unsentMessage(entry) {
   return keep(entry, ({ id, by, at, draft, error, retryAt }) => {
     const { text, parts = [{ type: "text", text }], meta = {}, ...rest } = draft
     return {
-      ...rest, id, parts, meta, role: "user", author: by, status: "complete", text: textOf(parts), created: Infinity,
+      ...rest, id, parts, meta, role: "user", author: by, status: "complete", ...readingOf(parts), created: Infinity,
       version: 0, created_at: at, updated_at: at, local: { state: error ? "refused" : "sending", ...(error && { error }), ...(retryAt && { retryAt }) },
     }
   })
@@ -44,7 +52,8 @@ function keep(key, make) {
 }
 
 /** @param {readonly import("./view.js").Part[]} parts */
-function textOf(parts) {
-  const texts = parts.flatMap(({ type, text }) => (type === "text" && typeof text === "string" ? [text] : []))
-  return texts.length === 1 ? texts[0] : texts.join("")
+function readingOf(parts) {
+  let text = "" // engines join lazily, so this copies no text
+  for (const part of parts) if (part.type === "text") text += part.text ?? ""
+  return { text, attempts: /** @type {Attempt<any>[]} */ (parts.filter(({ type }) => type === "attempt")) }
 }

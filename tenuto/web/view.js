@@ -14,7 +14,8 @@ export { countPoints }
 
 /**
  * @template [Data=unknown] of data parts
- * @typedef {{ type: string, text?: string, input?: unknown, data?: Data, [field: string]: unknown }} Part
+ * @typedef {{ type: string, text?: string, joins?: readonly number[], input?: unknown, data?: Data, [field: string]: unknown }} Part
+ *   `joins`: offsets in code points at which the text broke off, and was continued
  */
 /**
  * @template {object} [Meta=Record<string, unknown>] a message may lack fields of it: other clients write messages too

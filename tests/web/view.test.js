@@ -3,6 +3,7 @@ import assert from "node:assert/strict"
 import { test } from "node:test"
 
 import { dump } from "../../tenuto/web/dump.js"
+import { shownMessage } from "../../tenuto/web/snapshot.js"
 import { View } from "../../tenuto/web/view.js"
 
 test("an append costs its own text, not the text before it", () => {
@@ -59,4 +60,11 @@ test("a presence event after a whole batch leaves the view whole, so that anothe
   const message = { id: "m", role: "user", status: "complete", created: 2, version: 2, created_at: 1, updated_at: 1, parts: [] }
   view.apply({ cursor: null, events: [{ type: "message.create", serial: 2, message }] })
   assert.equal(dump(view), null) // the batch goes on
+})
+
+test("an attempt that was superseded is in `attempts`, and in no text", () => {
+  const attempt = { type: "attempt", parts: [{ type: "text", text: "Lost" }], characters: 4 }
+  const stored = { id: "m", role: "assistant", status: "streaming", parts: [attempt, { type: "text", text: "Kept", joins: [2] }], created: 1, version: 3, created_at: 0, updated_at: 0 }
+  const { text, attempts, parts } = shownMessage(stored)
+  assert.deepEqual([text, attempts, parts.length], ["Kept", [attempt], 2])
 })
