@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_742,
     "lines of tests/": 71_070,
     "lines of proof/ and bench/": 25_720,
-    "words of docs without decisions": 60_394,
+    "words of docs without decisions": 60_070,
     "words of decisions": 11_710,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
