@@ -434,7 +434,7 @@ class Replier(Enum):
     WORKER = "the client at work on the target, a caller with `admin`"
     NONE = "no client"
     READER = "any caller that may read the channel, the sender, the client at work on the target"
-    HOLDER = "the attempt that has the turn of the target; only it may send the command, and no viewer gets it"
+    HOLDER = "the attempt that has the turn of the target, which alone sends it"
 
 
 class ServerAction(Enum):
