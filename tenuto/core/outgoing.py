@@ -147,11 +147,6 @@ class Outgoing:
         return self._parts[self._text_part].length + gathered
 
     @property
-    def is_untouched(self) -> bool:
-        """Return whether no text was gathered, and no request was queued or stored."""
-        return not (self._numbers or self._texts or self.has_requests)
-
-    @property
     def has_requests(self) -> bool:
         """Return whether unstored content other than gathered text exists."""
         return bool(self._queue or self.in_flight)
@@ -258,6 +253,12 @@ class Outgoing:
         self.unstored_bytes += size
         self._put_part(position, part, size, is_replacing=position < count)
         return position
+
+    def take_left(self) -> list[Part]:
+        """Return the parts that an earlier writer left, unless this one has added content; a second call none."""
+        left, self.left = self.left, []
+        lengths = [len(part.get(APPENDABLE.get(part["type"], ""), "")) for part in left]
+        return left if lengths == [part.length for part in self._parts] and not self._texts else []
 
     def begin_attempt(self) -> int:
         """Return the index at which an attempt begins; its text goes to parts of its own."""
@@ -606,8 +607,7 @@ class OutgoingProperties:
 
     def take_left(self) -> list[Part]:
         """Return the parts that an earlier writer left to be continued, until this one has accepted content."""
-        left, self._outgoing.left = self._outgoing.left, []
-        return left if self._outgoing.is_untouched else []
+        return self._outgoing.take_left()
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""

@@ -13,12 +13,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import httpx
 import httpx2
 import pytest
 from anthropic import AsyncAnthropic
+from google.genai.errors import ClientError, ServerError
 from hypothesis import example, given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
+from pydantic_ai.exceptions import ModelHTTPError
 
 from tenuto import Hub
 from tenuto.core.errors import LocalError
@@ -232,6 +235,22 @@ async def test_error_that_lasts_is_raised_at_once(refusal: tuple[int, dict[str, 
             await pipe(message, ask_chat(model.openai()))
     assert len(model.asked_s) == 1
     await hub.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        *((error("broke"), True) for error in (httpx.ReadError, httpx2.ReadTimeout, httpx2.RemoteProtocolError)),
+        *((error("wrong"), False) for error in (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol, KeyError)),
+        *((error(429, {"error": {"code": 429}}), True) for error in (ClientError, ServerError)),
+        (ClientError(400, {"error": {"code": 400, "status": "INVALID_ARGUMENT"}}), False),
+        *((ModelHTTPError(status, "gpt-test"), status == 503) for status in (400, 503)),
+        *((error(), True) for error in (ConnectionResetError, TimeoutError)),
+    ],
+    ids=repr,
+)
+def test_errors_of_other_packages_are_told_apart(error: Exception, passes: bool) -> None:
+    assert tries.may_pass(error) is passes
 
 
 @virtually
