@@ -21,7 +21,7 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_900,
+    "lines of tenuto/": 54_910,
     "lines of its kernel": 34_529,
     "modules of tenuto/": 200,
     "files in a folder of tenuto/": 25,

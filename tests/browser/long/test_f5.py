@@ -63,7 +63,7 @@ async def test_the_demo_keeps_one_answer_and_loses_that_of_its_plain_stream(tmp_
     with serving("demo", tmp_path) as demo:
         url = f"http://127.0.0.1:{demo.port}/"
         assert await survey(chat(url, answer="#chat"), tmp_path) == KEPT
-        assert await survey(chat(url, answer="#plain-text", patience_s=5), tmp_path) == LOST
+        assert await survey(chat(url, answer="#plain-text", patience_s=8), tmp_path) == LOST
 
 
 async def page(request: Request) -> Response:
