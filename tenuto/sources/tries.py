@@ -113,7 +113,7 @@ class Tries:
         while True:
             with suppress(_Restart):
                 async with self._writer.attempt() as attempt:
-                    return await self._within_attempt(attempt.supersede)
+                    return await self._within_attempt(self._supersede_left if self._kept else attempt.supersede)
             await asyncio.sleep(self._wait_s)
 
     def _take_left(self) -> None:
@@ -125,6 +125,10 @@ class Tries:
         self._kept = continuable(counted, len(parts) - 1)
         if self._kept is None:
             self._writer.begin_again({}, supersedes=True)
+
+    def _supersede_left(self) -> None:
+        """Supersede the text of an earlier process, and what was joined to it."""
+        self._writer.begin_again({}, supersedes=True)
 
     async def _within_attempt(self, supersede: Callable[[], None]) -> Piped:
         """Try until a try succeeds, as long as the text stays. Raises _Restart if it cannot be continued."""
@@ -144,6 +148,7 @@ class Tries:
                 if has_content or self._kept is None:
                     self._kept = continuable(*writing.written()) if self._on_break == "continue" else None
                     if self._kept is None:
+                        supersede()
                         raise _Restart from error
             await asyncio.sleep(self._wait_s)
 

@@ -380,10 +380,20 @@ async def test_continuation_that_breaks_off_is_continued_too() -> None:
     assert message.parts == [{"type": "text", "text": LONG + "x" * 250 + "end", "joins": [len(LONG), len(LONG) + 250]}]
 
 
-@pytest.mark.parametrize(("left", "whole"), [(LONG, LONG + "It goes on."), ("short", "It goes on.")])
+@pytest.mark.parametrize(
+    ("left", "scripts", "whole"),
+    [
+        (LONG, [said("It goes on.")], LONG + "It goes on."),
+        ("short", [said("It goes on.")], "It goes on."),
+        (LONG, [[*said("x" * 300), CUT], said("Whole")], "Whole"),  # the text of the dead process is superseded, too
+        (LONG, [said(LONG[:40] + "other words")], LONG[:40] + "other words"),
+    ],
+)
 @virtually
-async def test_next_process_continues_the_text_that_it_can_continue(left: str, whole: str) -> None:
-    hub, model, known = new_hub(), Model([*said("It goes on."), *chat_end()]), list[str]()
+async def test_next_process_continues_the_text_that_it_can_continue(
+    left: str, scripts: list[list[bytes]], whole: str
+) -> None:
+    hub, model, known = new_hub(), Model(*scripts[:-1], [*scripts[-1], *chat_end()]), list[str]()
 
     def make(so_far: SoFar) -> Any:
         known.append(so_far.text)
@@ -398,7 +408,7 @@ async def test_next_process_continues_the_text_that_it_can_continue(left: str, w
     async with await hub.take_over("chat:1", "m") as message:
         await pipe(message, make)
     stored, _ = await hub.read("chat:1", "m")
-    assert (stored.text, known) == (whole, [left if left == LONG else ""])
+    assert (stored.text, known[0]) == (whole, left if left == LONG else "")
     await hub.close()
 
 
