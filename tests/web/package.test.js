@@ -25,7 +25,10 @@ function run(program, ...options) {
 }
 
 /** @param {string} folder */
-const filesOf = (folder) => Object.fromEntries(readdirSync(folder).sort().map((name) => [name, readFileSync(join(folder, name), "utf8")]))
+const filesOf = (folder) => {
+  const names = readdirSync(folder, { withFileTypes: true }).filter((one) => one.isFile()).map(({ name }) => name)
+  return Object.fromEntries(names.sort().map((name) => [name, readFileSync(join(folder, name), "utf8")]))
+}
 
 before(() => {
   app = mkdtempSync(join(tmpdir(), "tenuto-package-"))
