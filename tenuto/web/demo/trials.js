@@ -3,7 +3,7 @@ import { counted, keep, post, recall, size } from "./dom.js"
 
 /** @typedef {import("../client.js").Message<Record<string, any>>} Message */
 /** @typedef {{ message: string, at: number, text: string, trial?: string }} Mark `at` counts code points of the message's text */
-/** @typedef {{ question: string, answer: string, text: string, isOver: boolean, crashes: number }} Seen a question, and its answer as it was shown: its id is empty before the answer begins */
+/** @typedef {{ question: string, answer: string, text: string, isOver: boolean, crashes: number, by?: unknown }} Seen a question, and its answer as it was shown: its id is empty before the answer begins */
 /** @typedef {{ isOk: boolean, words: string }} Result */
 /** @typedef {{ id: string, seen: Seen, words: string, mark: string, mustMove: boolean, isAnew?: boolean }} Trial one whose end is waited for */
 /** @typedef {{ results: Record<string, Result>, marks: Mark[], question: string, breaks: number, lost: number, pid: number, left: (Seen & { channel: string }) | null }} Kept `left` is what the page showed when it ended */
@@ -22,6 +22,9 @@ export function lostOf(before, after) {
 
 /** Return where an agent ended and another one continued. @param {{ meta: Readonly<Record<string, any>> }} message @returns {{ at: number, by: string, successor: string }[]} */
 export const crashesOf = ({ meta }) => [meta.continued ?? []].flat().filter((one) => Number.isInteger(one?.at))
+
+/** @param {Message} message */
+const breaksOf = (message) => crashesOf(message).length + message.attempts.length
 
 /** Return this window's marks, and those of the crashes that the agents have recorded. @param {readonly Message[]} messages @param {readonly Mark[]} own @returns {Mark[]} */
 export const marksOf = (messages, own) => messages.flatMap((message) => [
@@ -75,16 +78,17 @@ export class Trials {
     return this.question && this.answerTo(this.question.id)
   }
 
-  /** The number of its answers: a model is called for each. */
+  /** Calls of a model for it. */
   get calls() {
     const { question } = this
-    return this.channel.getSnapshot().all.filter(({ role, reply_to }) => role === "assistant" && reply_to === question?.id).length
+    const answers = this.channel.getSnapshot().all.filter(({ role, reply_to }) => role === "assistant" && reply_to === question?.id)
+    return answers.reduce((sum, { attempts }) => sum + 1 + attempts.length, 0)
   }
 
   /** @returns {Seen} */
   #look() {
     const { answer, question } = this
-    return { question: question?.id ?? "", answer: answer?.id ?? "", text: answer?.text ?? "", isOver: isOver(answer), crashes: answer ? crashesOf(answer).length : 0 }
+    return { question: question?.id ?? "", answer: answer?.id ?? "", text: answer?.text ?? "", isOver: isOver(answer), crashes: answer ? breaksOf(answer) : 0, by: answer?.meta.agent }
   }
 
   /** @param {Partial<Kept>} values */
@@ -132,11 +136,9 @@ export class Trials {
 
   #noticeCrash() {
     const [seen, now] = [this.#seen, this.answer]
-    if (!seen?.question || !now || seen.question !== now.reply_to) return
-    const old = this.channel.getSnapshot().all.find(({ id }) => id === seen.answer)
-    const isAnew = now.id !== seen.answer && old?.status === "interrupted"
-    if (!isAnew && (now.id !== seen.answer || crashesOf(now).length === seen.crashes)) return
-    const { by = old?.meta.agent, successor = now.meta.agent } = isAnew ? {} : crashesOf(now).at(-1) ?? {}
+    if (!seen?.question || now?.id !== seen.answer || (breaksOf(now) === seen.crashes && (seen.text || now.meta.agent === seen.by))) return
+    const isAnew = !crashesOf(now).length
+    const { by = seen.by, successor = now.meta.agent } = crashesOf(now).at(-1) ?? {}
     const place = seen.text ? `after ${counted(size(seen.text))}` : "before the first word"
     const later = this.#crash_ms ? `, ${seconds(this.#crash_ms)} later` : ""
     if (isAnew) this.#expect("crash", seen, `${successor} answered anew${later}`, `${by} crashed ${place}. A model cannot continue, so **${successor} called it again**`, true, true)
@@ -144,7 +146,7 @@ export class Trials {
     this.#crash_ms = 0
   }
 
-  /** Wait for what was promised. @param {string} id @param {Seen} seen before the trial @param {string} words @param {string} mark for an answer that was not complete @param {boolean} [mustMove] True: more text must come, too @param {boolean} [isAnew] True: another answer goes on */
+  /** Wait for what was promised. @param {string} id @param {Seen} seen before the trial @param {string} words @param {string} mark for an answer that was not complete @param {boolean} [mustMove] True: more text must come, too @param {boolean} [isAnew] True: another attempt goes on */
   #expect(id, seen, words, mark, mustMove = false, isAnew = false) {
     if (seen.question) this.#pending = [...this.#pending.filter((one) => one.id !== id), { id, seen, words, mark, mustMove, isAnew }]
   }
@@ -155,10 +157,10 @@ export class Trials {
       const { id, seen, words, mark, mustMove, isAnew } = trial
       const { all } = this.channel.getSnapshot()
       const shown = this.answerTo(seen.question)
-      const before = isAnew || !seen.answer ? all.find((one) => one.id === seen.answer) : shown // a model's interrupted text stays as a version
+      const kept = isAnew ? shown?.attempts.at(-1)?.parts.map(({ type, text }) => (type === "text" ? text : "")).join("") : shown?.text
       const hasMoved = shown && (isOver(shown) || size(shown.text) > (isAnew ? 0 : size(seen.text)))
       if (mustMove && !seen.isOver && !hasMoved && all.some((one) => one.id === seen.question)) continue
-      const lost = lostOf(seen.text, before?.text ?? "")
+      const lost = lostOf(seen.text, kept ?? "")
       const isOk = lost === 0 && Boolean(shown) && shown?.status !== "failed"
       this.#pending = this.#pending.filter((one) => one !== trial)
       this.notes[id] = ""
