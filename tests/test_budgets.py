@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_742,
     "lines of tests/": 71_130,
     "lines of proof/ and bench/": 25_720,
-    "words of docs without decisions": 59_990,
+    "words of docs without decisions": 59_930,
     "words of decisions": 11_710,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
