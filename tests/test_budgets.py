@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 200,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_742,
-    "lines of tests/": 71_130,
+    "lines of tests/": 71_182,
     "lines of proof/ and bench/": 25_720,
     "words of docs without decisions": 59_930,
     "words of decisions": 11_710,

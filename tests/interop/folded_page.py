@@ -49,6 +49,10 @@ class FoldedPage:
         match chunk:
             case {"type": "start-step"}:
                 self.parts.append({"type": "step-start"})
+            case {"type": "reset-step"}:
+                while self.parts[-1]["type"] != "step-start":
+                    self.parts.pop()
+                self._texts.clear()
             case {"type": "finish-step"}:
                 self._texts.clear()
             case {"type": "text-start", "id": id}:

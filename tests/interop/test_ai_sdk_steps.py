@@ -16,6 +16,7 @@ from tenuto.routes import (
     InAnswer,
     MessageFinished,
     MessageOpened,
+    MessageReplaced,
     PartOpened,
     PartReplaced,
     QuestionAsked,
@@ -283,3 +284,30 @@ def test_each_piece_of_a_crafted_page_is_compared_once() -> None:
     assert parts.length_of("text", stored) == 30_000
     assert stored.compared == 30_000 + 40_001
     assert parts.has_other_text()
+
+
+@pytest.mark.parametrize("version", [6, 7])
+def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: int) -> None:
+    release = Release(version=version)
+    page, stream = FoldedPage(), UIStream("u", release)
+    first, lost, last = TEXT, {"type": "text", "text": "Lost"}, {"type": "text", "text": "Two."}
+    page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer([first, lost]))]))
+    attempt = {"type": "attempt", "parts": [lost], "characters": 4}
+    whole = answer([first, attempt, last])
+    page.take(stream.frame([InAnswer("a", MessageReplaced(whole, (), is_superseded=True))]))
+    if version < 7:  # the page resumes, and builds the message anew
+        assert (page.ending, stream.is_over) == ("error", True)
+        page, stream = FoldedPage(), UIStream("u", release)
+        page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(whole)]))
+    page.take(stream.frame([InAnswer("a", TextAdded(2, "text", 4, " Three."))]))
+    page.take(stream.frame([InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")]))
+    assert [one.get("text") for one in page.parts] == [None, "One.", "Two. Three."]
+
+
+def test_attempt_of_two_steps_cannot_be_taken_back_by_a_stream() -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    lost = [call("c1", "done"), TEXT]
+    page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(lost))]))
+    attempt = {"type": "attempt", "parts": lost, "characters": 4}
+    page.take(stream.frame([InAnswer("a", MessageReplaced(answer([attempt, TEXT]), (), is_superseded=True))]))
+    assert (page.ending, stream.is_over) == ("error", True)

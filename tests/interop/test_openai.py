@@ -14,11 +14,15 @@ from typing import Any
 import openai
 import pytest
 from fastapi import FastAPI
+from msgspec.structs import replace
 
-from tenuto import Hub, Identity, Turn
+from tenuto import Hub, Identity, Message, Turn
+from tenuto.core.deltas import MessageProgress
 from tenuto.core.errors import LocalError
 from tenuto.interop import OpenAI
 from tenuto.interop.openai_items import Reference, reference
+from tenuto.interop.openai_stream import ChatStream
+from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
 from tests.transports.conftest import Served, new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
@@ -856,3 +860,19 @@ async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: Sce
             [one async for one in response]
         assert raised.value.code == code
     assert len(scene.turns) == 2
+
+
+def test_chat_completion_cannot_take_an_attempt_back_and_a_later_one_has_none_of_it() -> None:
+    known: Any = {"created": 1, "version": 1, "created_at": 0, "updated_at": 0}
+    question = Message(id="u", role="user", status="complete", **known)
+    lost, kept = {"type": "text", "text": "Lost"}, {"type": "text", "text": "Kept"}
+    begun = Message(id="a", role="assistant", status="streaming", parts=[lost], **known)
+    whole = replace(begun, parts=[{"type": "attempt", "parts": [lost], "characters": 4}, kept])
+    of = Reference("chat:1", "u")
+    live, late = ChatStream(question, of), ChatStream(question, of)
+    assert b"Lost" in live.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(begun)])
+    end = live.frame([InAnswer("a", MessageReplaced(whole, (), is_superseded=True))])
+    assert (b'"code":"replaced"' in end, b"Kept" in end, live.is_over) == (True, False, True)
+    first = late.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(whole)])
+    last = late.frame([InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")])
+    assert (b"Lost" in first, b"Kept" in first, b'"finish_reason":"stop"' in last) == (False, True, True)
