@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import openai
@@ -21,11 +21,12 @@ from starlette.applications import Starlette
 from proof.chaos.producer import say
 from tenuto import Hub
 from tenuto.agents.turn import OnCrash, Turn
-from tenuto.sources import UpstreamEnded, UpstreamError
+from tenuto.interop import AGUI, AISDK, OpenAI
 
 __all__ = ["FinishOrders", "app"]
 
 TRIES = 30
+PAUSE_S = 0.01  # before the first further try
 SILENCE_S = 0.5  # without an event for this time, a model counts as broken
 
 
@@ -36,6 +37,7 @@ class FinishOrders:
     store: str
     outside: str  # URL of the model and the tools
     on_crash: OnCrash
+    on_break: Literal["restart", "continue"]
     drain_s: float
 
     @property
@@ -48,8 +50,10 @@ app: Starlette  # built on first access: an import of this module opens no store
 
 def _build(orders: FinishOrders) -> Starlette:
     hub = Hub(orders.store, drain_s=orders.drain_s)
-    model = openai.AsyncOpenAI(base_url=f"{orders.outside}/v1", api_key="none", max_retries=0, timeout=SILENCE_S)
+    model = openai.AsyncOpenAI(base_url=f"{orders.outside}/v1", api_key="none", max_retries=0, timeout=10.0)
     tools = httpx2.AsyncClient(base_url=orders.outside, timeout=10.0)
+
+    trying: dict[str, Any] = {"retry_s": PAUSE_S, "stall_s": SILENCE_S, "on_break": orders.on_break, "retries": TRIES}
 
     async def planned(question: str) -> list[str]:
         response = await model.chat.completions.create(model="m", messages=_messages(question))
@@ -68,30 +72,26 @@ def _build(orders: FinishOrders) -> Starlette:
 
     @hub.agent("finish:*", name="bot", on_crash=orders.on_crash)
     async def respond(turn: Turn) -> None:
-        calls = await turn.step("plan", planned, turn.message.id, retries=TRIES, retry_s=0.01)
+        calls = await turn.step("plan", planned, turn.message.id, retries=TRIES, retry_s=PAUSE_S)
         results = await asyncio.gather(*(result(turn, call) for call in calls))
         assert (await turn.ask("approve", {"of": "pay"}, timeout_s=600)).ok
         results.append(await result(turn, "pay"))
-        continued = turn.previous if orders.on_crash == "continue" else None
-        shown = [part.get("call") for part in continued.parts] if continued is not None else []
-        prefix = continued.text if continued is not None else ""
         async with turn.reply() as message:
+            await message.pipe(
+                lambda so_far: model.chat.completions.create(
+                    model="m", messages=_messages(turn.message.id, results, so_far.text), stream=True
+                ),
+                **trying,
+            )
             for call, output in zip(calls, results, strict=False):
-                if call not in shown:
-                    part = {"type": "tool", "call": call, "name": "find", "input": "{}", "state": "done"}
-                    await message.part({**part, "output": output})
-            for number in range(TRIES):
-                try:
-                    async with message.attempt():
-                        messages = _messages(turn.message.id, results, prefix)
-                        await message.pipe(model.chat.completions.create(model="m", messages=messages, stream=True))
-                    return
-                except (openai.OpenAIError, UpstreamEnded, UpstreamError):
-                    if number == TRIES - 1:
-                        raise
+                part = {"type": "tool", "call": call, "name": "find", "input": "{}", "state": "done"}
+                await message.part({**part, "output": output})
 
     app = Starlette()
     hub.install(app, "/tenuto")
+    AISDK(hub, channel="finish:{id}", version=7).install(app, "/ai")
+    AGUI(hub, channel="finish:{id}").install(app, "/agui")
+    OpenAI(hub).install(app, "/v1")
     return app
 
 

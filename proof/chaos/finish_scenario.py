@@ -3,9 +3,9 @@
 Layer: chaos.
 
 The agent of `finish_app` has four steps, two tool calls, a question to a person and a streamed answer; the model of
-`outside` breaks. The rules: each question has one answer in one message, with the true text; no viewer ever shows a
-text that is no beginning of it; no finished step runs again; the person is asked once; and the model completes one
-response, and one for each death.
+`outside` breaks. The rules: each question has one answer in one message, with the true text; no viewer and no
+client of an adapter ever shows a text that is no beginning of it; no finished step runs again; the person is asked
+once; and the model completes one response, and one for each death.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import contextlib
 import random
 import signal
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 from proof.chaos.engines import check_programs
 from proof.chaos.finish_app import FinishOrders
+from proof.chaos.finish_clients import CLIENTS
 from proof.chaos.outside import STEPS, TOOLS, Outside, truth, value
 from proof.chaos.postgres_server import running_postgres
 from proof.chaos.processes import Server, ask
@@ -37,6 +38,7 @@ CHATS: dict[str, tuple[Transport, Transport]] = {  # with their viewers
     "a": ("ws", "sse"), "b": ("poll", "eventsource"), "c": ("ws", "eventsource"), "d": ("sse", "poll"),
 }  # fmt: skip
 ON_CRASH: tuple[OnCrash, ...] = ("restart", "continue")
+ON_BREAK: tuple[Literal["restart"], Literal["continue"]] = ("restart", "continue")
 SETTLED_S = 60.0
 TURN = 150  # progress of one turn without a break
 PAUSE_S = 0.02
@@ -58,13 +60,13 @@ async def _play(world: World, name: str, store: str, rounds: int, *, nodes: int)
     """Play the rounds on one store."""
     play = Play(world, name)
     await play.outside.start()
-    on_crash = world.random.choice(ON_CRASH)
-    world.note(f"{nodes} nodes on {store}: on_crash={on_crash}")
+    on_crash, on_break = world.random.choice(ON_CRASH), world.random.choice(ON_BREAK)
+    world.note(f"{nodes} nodes on {store}: on_crash={on_crash}, on_break={on_break}")
     for number in range(nodes):
         report = world.checked(f"{name}-{number}", play.take_report)
         node = Server(f"{name}-{number}", world.folder, world.store, arguments=APP, prefix="/tenuto", report=report)
         drain_s = world.random.choice((0.2, 5.0))
-        node.environment = FinishOrders(store, play.outside.url, on_crash, drain_s).environment
+        node.environment = FinishOrders(store, play.outside.url, on_crash, on_break, drain_s).environment
         play.nodes.append(world.adds(node))
     await asyncio.gather(*(node.start() for node in play.nodes))
     for chat, transports in CHATS.items():
@@ -134,9 +136,16 @@ class Play:
         world, chats = self.world, {f"{self.name}-{number}-{chat}": chat for chat in CHATS}
         for id, chat in chats.items():
             await self._insist("POST", "/messages", chat, {"id": id, "text": id})
+        ports = [node.port for node in self.nodes]
+        clients = [
+            asyncio.create_task(kind(ports, id, chat).follow())
+            for kind, (id, chat) in zip(world.random.sample(CLIENTS, len(CLIENTS)), chats.items(), strict=False)
+        ]
         for count in range(1, world.random.randrange(2, 5)):
             await self._strike(chats, world.random.randrange(TURN * len(chats)) // count)
         await world.until(lambda: not self._open(chats), f"the answers to {[*chats]}", SETTLED_S)
+        async with asyncio.timeout(SETTLED_S):
+            await asyncio.gather(*clients)
         for id, chat in chats.items():
             await self._judge(id, chat)
         world.count("rounds")

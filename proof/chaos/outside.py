@@ -27,10 +27,11 @@ TOOLS = ("tool:a", "tool:b")  # the tool calls of the plan
 STEPS = (*TOOLS, "pay")  # the steps beside the plan
 LENGTH = 2_000  # characters of an answer
 CHUNK = 40
+OVERLAP = 50  # characters that a continuation may repeat
 PACE_S = 0.01  # between two chunks
 TOOL_S = 0.3  # longest work of a tool
 BROKEN = 0.4  # share of the requests to the model that break
-FAULTS = ("429", "503", "cut", "clean cut", "stall", "overloaded")
+FAULTS = ("429", "503", "cut", "clean cut", "stall", "overloaded", "overlap", "repeat")
 _ERROR = {"error": {"message": "try again", "type": "overloaded_error", "code": "overloaded"}}
 
 
@@ -105,8 +106,10 @@ class Outside(Provider):
         """Stream the text behind `prefix`, up to a fault."""
         text = _written(question, results)
         assert text.startswith(prefix), f"the agent continues {prefix!r}, which is no beginning of {text!r}"
-        end = len(text) if fault is None else self._random.randrange(len(prefix), len(text) + 1)
-        for at in range(len(prefix), end, CHUNK):
+        begin = {"repeat": 0, "overlap": max(0, len(prefix) - OVERLAP)}.get(fault or "", len(prefix))
+        is_whole = fault in (None, "repeat", "overlap")
+        end = len(text) if is_whole else self._random.randrange(begin, len(text) + 1)
+        for at in range(begin, end, CHUNK):
             self.progress += CHUNK // 20
             yield chat({"content": text[at : min(at + CHUNK, end)]})
             yield PACE_S
@@ -117,6 +120,6 @@ class Outside(Provider):
                 yield HOLD
             case "overloaded":
                 yield sse(_ERROR)
-            case None:
+            case _ if is_whole:
                 yield from chat_end()
                 self.completed[question, "answer"] += 1
