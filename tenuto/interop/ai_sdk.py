@@ -376,10 +376,8 @@ class UIStream(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the chunks for `deltas`."""
-        is_first, self._is_first = (
-            self._is_first,
-            False,
-        )  # the turn as it is, whose calls may have their replies already
+        # first comes the turn as it is, whose calls may have their replies already
+        is_first, self._is_first = self._is_first, False
         known = self._turn.answers or TurnFold(deltas).answers
         replaced = {one.id for one in known if one.is_replaced}
         if self._page.id is not None:
@@ -389,6 +387,8 @@ class UIStream(EventStream):
             changed = self._turn.receive(delta)
             if self._turn.attempts > attempts:
                 self._take_back()
+                if self._end is not None:
+                    break  # a page shows no mixture of two attempts
             match delta:
                 case InAnswer(message_id, MessageOpened()):
                     self._step_due = ALWAYS if self._begun_id else self._step_due
