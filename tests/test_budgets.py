@@ -21,11 +21,11 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_910,
+    "lines of tenuto/": 54_912,
     "lines of its kernel": 34_529,
     "modules of tenuto/": 200,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_742,
+    "lines of interop/": 3_744,
     "lines of tests/": 71_190,
     "lines of proof/ and bench/": 25_870,
     "words of docs without decisions": 59_930,

@@ -469,12 +469,14 @@ class AGUIStream(EventStream):
             self._put("RUN_STARTED", **self._run)
         if self.snapshot is None or self.ended is not None:
             return
-        # a client keeps reasonings that a snapshot lacks, unless an event before it has made them other messages
+        # A client keeps reasonings that a snapshot lacks, so events before it make them empty, and then other messages.
+        # Releases before 1.0 keep them as empty ones.
         thoughts = [id for id, role in self.known.items() if role == "reasoning"]
         if thoughts and all(one["role"] != "reasoning" for one in self.snapshot):
-            gone = [{"id": id, "role": "assistant", "content": ""} for id in thoughts]
-            self._last = replace(self._at, sum=attempts + 1)  # a reader that has no more than this begins anew
-            self._unplaced("MESSAGES_SNAPSHOT", messages=self.snapshot + gone)
+            self._last = replace(self._at, sum=attempts + 1)  # a reader that has no more than these begins anew
+            for role in ("reasoning", "assistant"):
+                gone = [{"id": id, "role": role, "content": ""} for id in thoughts]
+                self._unplaced("MESSAGES_SNAPSHOT", messages=self.snapshot + gone)
         self._emit("MESSAGES_SNAPSHOT", messages=self.snapshot)
 
     def _take_back(self, growing: tuple[Part, Json] | None = None) -> list[tuple[str, Json]]:

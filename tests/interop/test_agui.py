@@ -634,7 +634,7 @@ async def test_stream_that_is_cut_after_any_event_goes_on_exactly_after_it() -> 
                 # results of calls that ran at the same time may have another order
                 assert {one["id"]: one for one in joined.messages} == {one["id"]: one for one in client.messages}
     assert client.text == "Look: 🙂!Seven."
-    assert client.types.count("MESSAGES_SNAPSHOT") == 3  # two of them take the reasoning back
+    assert client.types.count("MESSAGES_SNAPSHOT") == 4  # three of them take the reasoning back
 
 
 def as_it_is(batches: list[list[TurnDelta]]) -> list[TurnDelta]:
