@@ -246,7 +246,7 @@ class Access:
 
     def taken_by(self, channel: str, message_id: str) -> str | None:
         """Return the id of the message whose turn has taken this user message in, as far as this server has it."""
-        known = self._hub.channel(channel).state.message(message_id)
+        known = self._hub.channel(channel).state.messages.get(message_id)
         return known.claim.within if known is not None and known.claim is not None else None
 
     def agents(self) -> dict[str, str]:

@@ -116,7 +116,7 @@ async def take(folder: Path) -> dict[str, Walk]:
                 await _until(viewer, lambda frame: "X" in json.dumps(frame))
                 await _settle()
                 walks["append"].is_on = False
-                cursor = str(hub.channel("chat:1").state.cursor)
+                cursor = hub.channel("chat:1").state.cursor
                 await message.append(" more")
             async with connect(url) as viewer:
                 await _settle()

@@ -135,11 +135,12 @@ class LocalAgent:
                 await self._hand_over(turn)
             self._running.pop(key, None)
             if not self._hub.is_draining and self._hub.is_running:
+                scheduler = self._hub.runtime.scheduler
                 if not any(channel == turn.channel for channel, _ in self._running):
-                    self._hub.runtime.scheduler.set_state(turn.channel, self.name, {"state": "listening"})
+                    scheduler.set_state(turn.channel, self.name, {"state": "listening"})
                 has_begun = running is None or not running.came_too_late
-                self._hub.runtime.scheduler.left(self, turn, has_begun=has_begun)
-                self._hub.runtime.scheduler.freed(self)
+                scheduler.left(self, turn, has_begun=has_begun)
+                scheduler.freed(self)
 
     async def _end(self, turn: AssignedTurn, state: Literal["done", "cancelled"]) -> None:
         """Store the end of the turn, and retry while the store fails.
@@ -275,9 +276,9 @@ class LocalWatch:
         """Wait for the reply to a command (`Watch.reply_to`)."""
         key = command_key(command.id)
         while True:
-            if self._channel.state.command(key) is None:  # the command has a reply, and has left memory since
+            if self._channel.state.commands.get(key) is None:  # the command has a reply, and has left memory since
                 await patiently(lambda: self._channel.load_messages([key]))
-            known = self._channel.state.command(key)
+            known = self._channel.state.commands.get(key)
             if known is not None and (reply := reply_to(known)) is not None:
                 return reply
             await self.changed()

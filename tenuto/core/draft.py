@@ -83,8 +83,8 @@ class Draft:
         unapplied = self._unapplied.pop(message_id, None)
         message = self._forks.get(message_id)
         if unapplied is None:
-            return message or self.base.message(message_id)
-        if message is None and (known := self.base.message(message_id)) is not None:
+            return message or self.base.messages.get(message_id)
+        if message is None and (known := self.base.messages.get(message_id)) is not None:
             message = known.fork()
         for serial, op in unapplied:
             if message is None:
@@ -98,7 +98,7 @@ class Draft:
 
     def command(self, key: str) -> CommandState | None:
         """Return the command as it will be after the batch so far."""
-        return self._commands.get(key) or self.base.command(key)
+        return self._commands.get(key) or self.base.commands.get(key)
 
     def streaming(self) -> Iterator[MessageState]:
         """Yield the messages that will stream after the batch so far."""
@@ -146,7 +146,7 @@ class Draft:
 
     def thing(self, key: str) -> MessageState | CommandState | None:
         """Return the message or command as it will be after the batch so far."""
-        return self.command(key) or self.message(key)
+        return self._commands.get(key) or self.base.commands.get(key) or self.message(key)
 
     def entries(self) -> list[Entry]:
         """Return the entries to store for the batch."""

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tenuto.core.events import NO_EPOCH, Cursor
+from tenuto.core.events import NO_EPOCH
 from tenuto.core.message_state import (
     ClaimState,
     CommandState,
@@ -104,14 +104,9 @@ class ChannelState:
         self.tail = PartTail(serial)
 
     @property
-    def cursor(self) -> Cursor:
-        return Cursor(self.epoch, self.serial)
-
-    def message(self, message_id: str) -> MessageState | None:
-        return self.messages.get(message_id)
-
-    def command(self, key: str) -> CommandState | None:
-        return self.commands.get(key)
+    def cursor(self) -> str:
+        """Return the cursor of the last entry."""
+        return f"{self.epoch}:{self.serial}"
 
     def knows(self, key: str) -> bool:
         """Return whether the message or command is in memory."""

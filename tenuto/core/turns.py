@@ -400,13 +400,13 @@ def fate_of_held(turn: TurnState[W], turns: ChannelTurns[W], state: ChannelState
     message_id, attempt = turn.host
     if turn.unheard == turn.host:
         return HeldFate.UNHEARD
-    host = state.message(message_id) if state is not None else None
+    host = state.messages.get(message_id) if state is not None else None
     is_open = host is not None and host.claim is not None and host.claim.is_open and not host.deleted
     if state is None or is_open:  # a channel outside memory is loaded again when the turn ends
         running = turns.get(message_id)
         is_running = running is not None and running.is_taken and running.attempt == attempt
         return HeldFate.HELD if is_running else HeldFate.LOST
-    held = state.message(turn.message_id)
+    held = state.messages.get(turn.message_id)
     # the other turn had ended before it took this one in
     if host is not None and held is not None and host.last < held.last:
         return HeldFate.LOST

@@ -7,7 +7,7 @@ The events behind one cursor are the same for all feeds of a channel, so a batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tenuto.core.errors import StoreUnusable
@@ -117,17 +117,19 @@ def _type_of(event: ServerEvent) -> bytes:
     return str(event.__struct_config__.tag).encode()
 
 
-def _groups(raw: Sequence[bytes]) -> Iterator[bytes]:
+def _groups(raw: Sequence[bytes]) -> list[bytes]:
     """Return the events, joined by commas, in groups of at most one frame where possible; an event is never split."""
+    groups: list[bytes] = []
     group: list[bytes] = []
     size = 0
     for data in raw:
         if group and size + len(data) > FRAME_BYTES:
-            yield b",".join(group)
+            groups.append(b",".join(group))
             group, size = [], 0
         group.append(data)
         size += len(data)
-    yield b",".join(group)
+    groups.append(b",".join(group))
+    return groups
 
 
 _APPEND = str(MessageAppend.__struct_config__.tag).encode()

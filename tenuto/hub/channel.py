@@ -27,7 +27,7 @@ from tenuto.core.state import ChannelState, apply_entry
 from tenuto.hub.batches import BatchCache, Behind, EncodedBatch
 from tenuto.hub.people.presence_state import PresenceState
 from tenuto.hub.ticks import Group, Ticks, Woken, flush_class
-from tenuto.stores.base import Conflict, Head, Store, head_of
+from tenuto.stores.base import NOTHING, Conflict, Head, Store, head_of
 
 # Called with the ids of the changed messages and commands; None means that they are unknown.
 Observe = Callable[["Channel", "Iterable[str] | None"], None]
@@ -57,6 +57,9 @@ class Channel:
         self._ticks = ticks
         # called before the first read of the channel, and again until the channel was read; then None
         self._prepare: Callable[[], Awaitable[None]] | None = _keep
+        # True: the store had held nothing of the channel when its head was read, so `state` holds all of it, unless a
+        # part has left memory since
+        self._is_new = False
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
         self.watchers = 0  # number of feeds that follow this channel
@@ -85,14 +88,12 @@ class Channel:
         """Return whether requests about `ids` can be decided now, without a read of the store."""
         if self._prepare is not None or self._loaders or self.is_stale:
             return False
-        messages = self.state.messages
-        for one in ids:
-            if one not in messages and one not in self.state.commands and one not in self._absent:
-                return False
-        return True
+        return (self._is_new and not self.state.complete_since) or not self.missing(ids)
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Return the ids among `ids` that must be read from the store before a decision."""
+        if self._is_new and not self.state.complete_since:
+            return []
         messages, commands, absent = self.state.messages, self.state.commands, self._absent
         return [one for one in ids if one not in messages and one not in commands and one not in absent]
 
@@ -125,7 +126,7 @@ class Channel:
                 self._absent.discard(entry.op.id)
                 shaped[entry.op.id] = None
         for document in documents:
-            message = state.message(document.id)
+            message = state.messages.get(document.id)
             if message is not None:
                 mark_documented(message, document.version)
         if entries:
@@ -217,7 +218,7 @@ class Channel:
             return None
         if attach:
             return self._first_batch(("resume", since), resumed(self.state), events)
-        return self.batches.keep_live(since, EncodedBatch(self.name, str(self.state.cursor), events))
+        return self.batches.keep_live(since, EncodedBatch(self.name, self.state.cursor, events))
 
     def append_since(self, since: int) -> EncodedBatch | None:
         """Return the events after serial `since` if they are the single append of the last commit, else None.
@@ -252,7 +253,7 @@ class Channel:
     ) -> EncodedBatch:
         if len(self.presence_state):
             attached = replace(attached, presence=self.presence_state.presence())
-        return self.batches.keep_first(key, EncodedBatch(self.name, str(self.state.cursor), [attached, *rest]))
+        return self.batches.keep_first(key, EncodedBatch(self.name, self.state.cursor, [attached, *rest]))
 
     # -- reading the store -------------------------------------------------------------------------------------
 
@@ -399,6 +400,7 @@ class Channel:
                 state.insert(restored(found))
                 (state.epoch, state.serial, state.floor, state.lives), state.newest = head, newest
                 state.tail.restart(state.serial)
+                self._is_new = False
                 self.moved()
                 self._changed(None)
                 return
@@ -441,6 +443,7 @@ class Channel:
         # of an empty channel, the open messages may be those of an epoch that came and went between the reads
         state.insert(restored([*(opened if since else ()), *(changes.messages or ())]))
         self.state = state
+        self._is_new = first.head == NOTHING
         self._absent.clear()
         self._prepare = None
         self._changed(None)

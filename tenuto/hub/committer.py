@@ -203,7 +203,7 @@ class Pace:
         self._ticks = ticks
         self._took_s = 0.0  # moving average of the time from queueing an item until it is stored
         self._begun_s = -1.0  # loop time at which the last commit began
-        self._is_urgent = False  # True: the next commit keeps no gap
+        self._is_urgent = False  # True: the next commit keeps no gap, because a queued item is urgent
         self._over: asyncio.Event | None = None  # set to end the gap; None: no gap is kept now
 
     def begin(self, channel: Channel, callback: Callable[[], None]) -> Begin:
@@ -234,10 +234,6 @@ class Pace:
         if self._over is not None:
             self._over.set()
 
-    def reset(self) -> None:
-        """Keep a gap before the next commit, because no urgent item is queued any more."""
-        self._is_urgent = False
-
     async def keep_gap(self) -> bool:
         """Wait for the end of the gap, and note that a commit begins now. Return whether there was a gap."""
         over = asyncio.Event()
@@ -246,6 +242,7 @@ class Pace:
             self._over = over
             await over.wait()
             self._over = None
+        self._is_urgent = False
         self._begun_s = asyncio.get_running_loop().time()
         return is_kept
 
@@ -329,7 +326,7 @@ class Committer:
         self._queue = Admission()
         self.waiting = 0  # number of items that are queued or parked
         self._waiting_bytes = 0
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # set while items are queued
         self._since_s: float | None = None  # loop time at which the oldest item was queued, or earlier
         self._cut_now: _Batch | None = None
         self._is_over = False
@@ -394,15 +391,13 @@ class Committer:
         try:
             while True:
                 await self._wake.wait()
-                while self._queue:
-                    if await self.pace.keep_gap():
-                        # The gap is no part of the time that a commit takes: text inside of a flush window does not
-                        # wait for it.
-                        self._since_s = asyncio.get_running_loop().time()
-                    self._cut_now = self._assemble()
-                    await self._commit(self._cut_now, watchdog)
-                    self._cut_now = None
-                self._wake.clear()
+                if await self.pace.keep_gap():
+                    # The gap is no part of the time that a commit takes: text inside of a flush window does not wait
+                    # for it.
+                    self._since_s = asyncio.get_running_loop().time()
+                self._cut_now = self._assemble()
+                await self._commit(self._cut_now, watchdog)
+                self._cut_now = None
         finally:
             self._end()
 
@@ -469,10 +464,13 @@ class Committer:
             if type(item) is DocumentDue:
                 batch.due.setdefault(channel, []).append(item.message_id)
             rows += len(draft.ops) - before
-        if self._queue.has_only_beginnings:  # those wait for their slice, which is no part of the time of a commit
-            self._since_s = None
         if not self._queue:
-            self.pace.reset()
+            self._since_s = None
+            self._wake.clear()
+        else:
+            self.pace.hurry()
+            if self._queue.has_only_beginnings:  # those wait for their slice, which is no part of the time of a commit
+                self._since_s = None
         return batch
 
     def _grow(self, channel: Channel, asks: Sequence[Ask]) -> Entry | None:
@@ -525,33 +523,38 @@ class Committer:
     # -- storing -----------------------------------------------------------------------------------------------
 
     async def _commit(self, batch: _Batch, watchdog: Watchdog) -> None:
-        writes = self._writes(batch)
-        over = asyncio.get_running_loop().create_future()
+        writes, loop = self._writes(batch), asyncio.get_running_loop()
+        over = loop.create_future()
         channels = [*batch.drafts, *batch.alone]
         for channel in channels:
             channel.commit_over = over
+        begun_s, results = loop.time(), list[Committed | Conflict]()
         try:
-            if not writes:
+            if writes:
+                with Watch(watchdog):
+                    results = await self._store.commit([write for _, write in writes])
+            else:
                 await asyncio.sleep(0)  # there is no entry to store; let other tasks run
-            results = await self._store_all([write for _, write in writes], watchdog) if writes else []
-        except CommitUnknown as error:
-            self._failure = error
-            logger.warning("it is not known whether a commit was stored: %s", error)
-            again = [decided.channel for decided in batch.decided]
-            self._return_all(batch, again, self._unclear(batch, writes))
-            return
-        except StoreUnavailable as error:
-            self._failure = error
-            logger.warning("a commit failed, nothing of it is stored: %s", error)
+        except Exception as error:
+            failure = self._failure = self._failed(error)
+            if isinstance(failure, CommitUnknown):
+                logger.warning("it is not known whether a commit was stored: %s", failure)
+                again = [decided.channel for decided in batch.decided]
+                self._return_all(batch, again, self._unclear(batch, writes))
+                return
+            logger.warning("a commit failed, nothing of it is stored: %s", failure)
             for decided in batch.decided:
-                self._fail(decided.item, error)
+                self._fail(decided.item, failure)
             return
         finally:
             for channel in channels:
                 channel.commit_over = None
             over.set_result(None)
+            now_s = loop.time()
+            if writes:
+                self._queue.stored(now_s - begun_s)
             if batch.since_s is not None:
-                self.pace.took(asyncio.get_running_loop().time() - batch.since_s)
+                self.pace.took(now_s - batch.since_s)
         if writes:
             self._failure = None
         conflicted = []
@@ -566,6 +569,19 @@ class Committer:
         self.entries += sum(len(write.entries) for _, write in writes)
         self._return_all(batch, conflicted, {})
 
+    def _failed(self, error: Exception) -> StoreUnavailable:
+        """Return why a commit failed: CommitUnknown if it may be stored, another StoreUnavailable if it is not."""
+        if isinstance(error, StoreUnavailable):
+            return error
+        if isinstance(error, TimeoutError):
+            return CommitUnknown(
+                f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check its disk"
+            )
+        logger.error("the store failed in a way it should not", exc_info=error)
+        return CommitUnknown(
+            f"store {self._store.name!r} failed with {type(error).__name__}; the hub's log has the reason"
+        )
+
     def _unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> dict[Channel, Unclear]:
         """Return the heads that the channels will have if the writes were stored.
 
@@ -576,26 +592,6 @@ class Committer:
         heads = {channel: (write.epoch, write.expected + len(write.entries)) for channel, write in writes}
         decided = {channel: [one for one in batch.decided if one.channel is channel] for channel in heads}
         return {channel: Unclear(*head, decided[channel]) for channel, head in heads.items()}
-
-    async def _store_all(self, writes: list[Write], watchdog: Watchdog) -> list[Committed | Conflict]:
-        """Store `writes`. Raises StoreUnavailable if none was stored, CommitUnknown if the outcome is unknown."""
-        begun_s = asyncio.get_running_loop().time()
-        try:
-            with Watch(watchdog):
-                return await self._store.commit(writes)
-        except StoreUnavailable:
-            raise
-        except TimeoutError:
-            raise CommitUnknown(
-                f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check its disk"
-            ) from None
-        except Exception as error:
-            logger.exception("the store failed in a way it should not")
-            raise CommitUnknown(
-                f"store {self._store.name!r} failed with {type(error).__name__}; the hub's log has the reason"
-            ) from error
-        finally:
-            self._queue.stored(asyncio.get_running_loop().time() - begun_s)
 
     def _writes(self, batch: _Batch) -> list[tuple[Channel, Write]]:
         writes = [

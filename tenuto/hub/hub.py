@@ -443,7 +443,7 @@ class HubCore:
         """Return a message, and the cursor from which to follow it. Raises NotFound, Deleted."""
         await self.start()
         live, known = await self.runtime.found(channel, message_id)
-        return own_copy(known.message()), str(live.state.cursor)
+        return own_copy(known.message()), live.state.cursor
 
     def subscribe(
         self, channel: str, *, since: str | None = None, history: int | None = None, flush_ms: int | None = None

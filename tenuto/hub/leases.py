@@ -89,9 +89,9 @@ class LeaseMonitor:
             keys = [*state.messages, *(command.id for command in state.pending_commands())]
         for key in keys:
             if key.startswith(COMMAND_MARK):
-                self.inspect_command(channel.name, key, state.command(key))
+                self.inspect_command(channel.name, key, state.commands.get(key))
             else:
-                self.inspect_writer(channel.name, key, state.message(key))
+                self.inspect_writer(channel.name, key, state.messages.get(key))
 
     def inspect_writer(self, channel: str, key: str, message: MessageState | None, *, is_late: bool = False) -> None:
         """Begin, change or drop the lease of the writer of message `key`; `message` is None if it no longer exists.
@@ -119,7 +119,7 @@ class LeaseMonitor:
     def followed(self, channel: Channel) -> None:
         """Restart the leases of the messages in `channel` that have new text of another hub, which is not inspected."""
         for key in self._in.get(channel.name, ()) if self._read is not None else ():
-            message = channel.state.message(key)
+            message = channel.state.messages.get(key)
             if message is not None and message.last > self._last[channel.name, key]:
                 self.renew(channel.name, key, message)
 

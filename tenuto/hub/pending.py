@@ -209,17 +209,17 @@ def _result(channel: Channel, ask: Ask, decision: Decision, serial: int) -> Resu
     message, command, reply = None, None, None
     is_new = bool(decision.ops)
     if isinstance(ask.request, SendCommand):
-        sent = channel.state.command(ask.key)
+        sent = channel.state.commands.get(ask.key)
         command = sent.command() if sent is not None else None
         reply = reply_to(sent) if sent is not None else None
     elif isinstance(ask.request, CreateMessage | UpdateMessage):
-        known = channel.state.message(ask.key)
+        known = channel.state.messages.get(ask.key)
         message = known.message() if known is not None and not known.deleted else None
         # A commit with an unknown outcome had stored the message for this same request, so its result is `created`.
         is_new = is_new or (ask.is_unclear and known is not None and known.writer == ask.caller.writer)
     return Result(
         serial=serial,
-        cursor=str(channel.state.cursor),
+        cursor=channel.state.cursor,
         created=is_new,
         message=message,
         command=command,

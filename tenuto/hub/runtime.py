@@ -116,7 +116,7 @@ class Runtime:
             self.tasks.spawn,
             self.ticks,
             is_served=workers.serves,
-            accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.message(key)),
+            accepted=lambda channel, key: self.leases.renew(channel.name, key, channel.state.messages.get(key)),
             check=capacity.check_create,
             stored=None if store.is_exclusive else self.follower.notifier.stored,
             followed=self.leases.followed,
@@ -175,7 +175,7 @@ class Runtime:
         """Return the message as `message` does, and the channel in whose state it is: both of one run of the hub."""
         live = await self.fresh(channel)
         await live.load_messages([check_id(message_id)])
-        known = live.state.message(message_id)
+        known = live.state.messages.get(message_id)
         if known is None:
             raise NotFound(f"message {message_id!r} does not exist in this channel; check the id")
         if known.deleted:

@@ -564,7 +564,7 @@ class Writers:
         if not self._lifecycle.is_running:
             return
         live = self._lifecycle.runtime.channels.get(channel)
-        known = live.state.message(message_id) if live is not None else None
+        known = live.state.messages.get(message_id) if live is not None else None
         if known is None or self._is_abandoned(known, channel, generation):
             self.interrupt_later(channel, message_id, generation)
 

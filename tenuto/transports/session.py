@@ -508,7 +508,9 @@ class Session:
             self.end(SILENT, "silent")
         elif not self._replies:  # a waiting response shows life as a ping does
             self._pings += 1
-            self._add_reply(b'{"type":"ping","n":%d}' % self._pings)
+            ping = b'{"type":"ping","n":%d}' % self._pings
+            self._replies.append(ping)
+            self._reply_bytes += len(ping)
 
     # Requests to store
 
@@ -680,7 +682,7 @@ class Session:
 
     def give_turn(self, worker: SocketWorker, turn: AssignedTurn) -> None:
         """Send a turn to an agent of this socket."""
-        message = self._hub.channel(turn.channel).state.message(turn.message_id)
+        message = self._hub.channel(turn.channel).state.messages.get(turn.message_id)
         if message is None or self.closing is not None:
             return  # the lease of the turn will end, and another worker gets it
         frame: dict[str, Any] = {
@@ -711,15 +713,12 @@ class Session:
     def respond(self, frame: dict[str, Any]) -> int:
         """Send a response frame and return its size. It goes before the missed events of channels."""
         data = encode_json(frame)
-        self._add_reply(data)
+        self._replies.append(data)
+        self._reply_bytes += len(data)
         if self.charge is not None:
             self.charge(len(data))
         self.wake()
         return len(data)
-
-    def _add_reply(self, data: bytes) -> None:
-        self._replies.append(data)
-        self._reply_bytes += len(data)
 
     def end(self, code: int, reason: str, **details: int) -> None:
         """Send `bye` and close. Events that were not sent are dropped here; the client's cursor brings them back."""

@@ -526,7 +526,7 @@ class TurnStream(DeltaStream):
 
     def _message(self) -> MessageState | None:
         assert self.feed is not None
-        known = self.feed.channel.state.message(self._message_id)
+        known = self.feed.channel.state.messages.get(self._message_id)
         return known if known is not None and not known.deleted else None
 
     def _send_deltas(self, deltas: Sequence[TurnDelta]) -> None:

@@ -296,10 +296,6 @@ class Socket:
             finally:
                 self._room = None
 
-    def freed(self) -> None:
-        """Send the next frames, because the sender is free again."""
-        self._pump()
-
     # Calls of the heartbeats
 
     def send_heartbeat(self) -> None:
@@ -401,6 +397,8 @@ class Socket:
                 self._loop.call_later(FAREWELL_S, partial(sender.end, patience_s=0))
         if self._room is not None and not self._room.done() and (not self._is_full or sender.is_over):
             self._room.set_result(None)
+
+    freed = _pump  # for the sender, when it is free again
 
     async def close(self) -> None:
         """Close the session, and wait for the tasks of the socket, because the connection has ended."""

@@ -190,7 +190,7 @@ async def test_a_question_is_withdrawn_when_its_turn_ends(end: str) -> None:
     if end == "cancel":
         await hub.command("chat:1", "cancel", target=asked.id, by="ann")
     await asyncio.sleep(5)
-    known = hub.channel("chat:1").state.command(question.id)
+    known = hub.channel("chat:1").state.commands.get(question.id)
     assert questions(hub) == []
     assert known is not None
     assert known.reply is not None

@@ -287,7 +287,7 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
     assert (found[1].text, found[1].status) == ("half", "cancelled")
     await asyncio.sleep(1)
     assert stopped[0] - sent_s < 0.5
-    state = hub.channel("chat:1").state.command(f"!{command.id}")
+    state = hub.channel("chat:1").state.commands.get(f"!{command.id}")
     assert state is not None
     assert state.reply is not None
     assert (state.reply.ok, state.reply.by) == (True, "bot")

@@ -92,13 +92,13 @@ class LogHarness:
 
     def known(self, message_id: str) -> MessageState:
         """Return a message as it is stored."""
-        known = self.state.message(message_id)
+        known = self.state.messages.get(message_id)
         assert known is not None
         return known
 
     def known_command(self, command_id: str) -> CommandState:
         """Return a command as it is stored."""
-        known = self.state.command(command_key(command_id))
+        known = self.state.commands.get(command_key(command_id))
         assert known is not None
         return known
 

@@ -225,7 +225,7 @@ def json_bytes(text: str) -> int:
 
 def resume(harness: LogHarness, since: int) -> EncodedBatch:
     events: list[Any] = [resumed(harness.state), *catch_up_events(harness, since)]
-    return EncodedBatch("c", str(harness.state.cursor), events)
+    return EncodedBatch("c", harness.state.cursor, events)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 40])
@@ -258,7 +258,7 @@ def test_a_hydration_costs_the_text_and_500_bytes() -> None:
     page = newest_messages(harness.state, 1, LIMITS)
     assert page is not None
     attached, updates = new_start(harness.state, *page)
-    batch = EncodedBatch("c", str(harness.state.cursor), [attached, *updates])
+    batch = EncodedBatch("c", harness.state.cursor, [attached, *updates])
     assert len(batch.sse) <= 1.05 * json_bytes(harness.text("m")) + 500
 
 

@@ -212,12 +212,12 @@ class Watched:
             self.load()
         missed = events_since(state, since, limit=limit) if since is not None else None
         if missed is not None:
-            return Batch(events=[resumed(state), *missed], cursor=str(state.cursor))
+            return Batch(events=[resumed(state), *missed], cursor=state.cursor)
         self.load()
         page = newest_messages(state, 2, LIMITS)
         assert page is not None
         attached, updates = new_start(state, *page)
-        return Batch(events=[attached, *updates], cursor=str(state.cursor))
+        return Batch(events=[attached, *updates], cursor=state.cursor)
 
     def check(self, view: View, *, is_complete: bool, is_new: bool = False) -> None:
         truth = self.world.messages()
@@ -339,7 +339,7 @@ def test_fast_path_for_appends_returns_the_decision_or_none(
     for batch in world_batches:
         world.commit(batch)
     key = data.draw(st.sampled_from(tuple(world.state.messages) or IDS))
-    message = world.state.message(key)
+    message = world.state.messages.get(key)
     lengths = [part.length for part in message.parts] if message is not None else []
     generation = message.generation if message is not None else 1
     part = data.draw(st.sampled_from((*range(len(lengths)), 0, 0, 0, 2, None)))

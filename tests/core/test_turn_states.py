@@ -34,12 +34,12 @@ FAR = Caller(id="far", is_server=True)  # a worker in another process, for which
 def observed(log: LogHarness, message_id: str = "q", *, is_orphan: bool = False) -> TurnState[str]:
     """Return the turn of a message as a hub knows it that has just read the log."""
     turn = TurnState[str](message_id)
-    turn.observe(log.state.message(message_id), is_orphan=is_orphan)
+    turn.observe(log.state.messages.get(message_id), is_orphan=is_orphan)
     return turn
 
 
 def look(turn: TurnState[str], log: LogHarness, *, is_orphan: bool = False) -> Left[str] | None:
-    return turn.observe(log.state.message(turn.message_id), is_orphan=is_orphan)
+    return turn.observe(log.state.messages.get(turn.message_id), is_orphan=is_orphan)
 
 
 # -- the table and its drawing ---------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def everything_of_command(command: CommandState) -> dict[str, object]:
 
 def thing(state: ChannelState, key: str) -> MessageState | CommandState:
     """Return the message or command `key`."""
-    found = state.message(key) or state.command(key)
+    found = state.messages.get(key) or state.commands.get(key)
     assert found is not None
     return found
 

@@ -217,7 +217,7 @@ def requests_are_decided_on_arrival(patch: pytest.MonkeyPatch) -> None:
     """The durable state decides each request as it arrives."""
 
     def early(state: Any, message_id: str, request: Any, **about: Any) -> Decision:
-        base: Any = state.base if isinstance(state, Draft) else state
+        base: Any = Draft(state.base) if isinstance(state, Draft) else state
         return decide(base, message_id, request, **about)
 
     patch.setattr(committer, "decide", early)
@@ -659,7 +659,7 @@ def presence_carries_a_cursor(patch: pytest.MonkeyPatch) -> None:
     """The cursor of each batch is that of the channel."""
 
     def ephemeral_since(self: Channel, position: int, attached_s: float) -> EncodedBatch:
-        return EncodedBatch(self.name, str(self.state.cursor), self.presence_state.since(position, attached_s))
+        return EncodedBatch(self.name, self.state.cursor, self.presence_state.since(position, attached_s))
 
     patch.setattr(Channel, "ephemeral_since", ephemeral_since)
 
@@ -938,7 +938,7 @@ def a_kept_append_outlives_its_state(patch: pytest.MonkeyPatch) -> None:
         kept = self.batches.appended
         if kept is None or kept[1].serial != since + 1:
             return None
-        return EncodedBatch(self.name, str(self.state.cursor), (kept[1],))
+        return EncodedBatch(self.name, self.state.cursor, (kept[1],))
 
     patch.setattr(BatchCache, "forget", forget_batches)
     patch.setattr(Channel, "append_since", append_since)

@@ -206,7 +206,7 @@ class TurnScheduler:
         is_changed = False
         for key in keys:
             if not key.startswith(COMMAND_MARK):
-                message = state.message(key)
+                message = state.messages.get(key)
                 is_changed |= self.inspect_message(channel.name, key, message)
                 if is_new and message is not None and message.version == message.created:
                     self._check_served(channel.name, message)
@@ -310,7 +310,7 @@ class TurnScheduler:
 
     def _signal_unserved(self, channel: str, message_id: str) -> None:
         live = self._find(channel)
-        asked = live.state.message(message_id) if live is not None else None
+        asked = live.state.messages.get(message_id) if live is not None else None
         if live is None or asked is None or asked.deleted or self.workers.serves(channel):
             return
         if any(one.created > asked.created and one.role != "user" for one in live.state.messages.values()):
@@ -397,7 +397,7 @@ class TurnScheduler:
         If the claim is committed with an unknown outcome, the running turn does not know that it owns this message.
         """
         if (live := self._find(channel)) is not None:
-            self.inspect_message(channel, message_id, live.state.message(message_id))
+            self.inspect_message(channel, message_id, live.state.messages.get(message_id))
         turn = self._turn(channel, message_id)
         if turn is None or turn.is_taken:  # a message in this phase needs no protection: the claim will be refused
             yield

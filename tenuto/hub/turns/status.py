@@ -74,7 +74,7 @@ async def read_turn(runtime: Runtime, channel: str, message_id: str) -> TurnStat
     if not older and not _answers_in_memory(live, known):
         await live.load_since(known.created)  # also deleted answers, unless too many messages have changed since
     # No wait from here on, so that the parts of the status belong to one moment.
-    known = live.state.message(message_id) or known
+    known = live.state.messages.get(message_id) or known
     answers = {one.id: one for one in (*older, *_answers_in_memory(live, known))}
     return _status(live, _pending(live), known.message(), known.claim, answers.values())
 
@@ -93,7 +93,7 @@ async def read_open_turns(runtime: Runtime, channel: str) -> list[TurnStatus]:
     answers: dict[str, list[MessageState]] = {}
     turns: list[TurnStatus] = []
     for one in _streaming_answers(live):
-        question = live.state.message(one.reply_to) if one.reply_to is not None else None
+        question = live.state.messages.get(one.reply_to) if one.reply_to is not None else None
         if question is None or question.deleted:
             turns.append(_status(live, pending, None, None, [one]))
             continue
@@ -158,7 +158,7 @@ def _status(
         state=turn_state(claim, ["deleted" if one.deleted else one.status for one in known]),
         answers=[own_copy(one.message()) for one in ordered],
         questions=[] if is_being_cancelled else [one for one in pending if is_question(one, ids)],
-        cursor=str(live.state.cursor),
+        cursor=live.state.cursor,
         is_cancelled=claim is not None and claim.state == "cancelled",
         is_deleted=bool(known) and not ordered,
     )
