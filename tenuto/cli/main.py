@@ -28,8 +28,8 @@ from tenuto.core.retention import rules_of
 from tenuto.hub import HubCore
 from tenuto.hub.access import identity
 from tenuto.hub.access.identity import Authenticate
+from tenuto.hub.channel import FLUSH_CLASSES_MS
 from tenuto.hub.keep.backups import BackupSchedule
-from tenuto.hub.ticks import FLUSH_CLASSES_MS
 from tenuto.server.serving import (
     PORT_TRIES,
     address_of,

@@ -36,10 +36,9 @@ from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry
 from tenuto.core.requests import AppendText, Caller, CreateMessage, SendCommand
 from tenuto.hub.capacity import Find
-from tenuto.hub.channel import MAX_CONFLICTS, Channel, outpaced
+from tenuto.hub.channel import MAX_CONFLICTS, Channel, Ticks, outpaced
 from tenuto.hub.clock import Clock
 from tenuto.hub.pending import Admission, Ask, Decided, DocumentDue, Item, Outcome
-from tenuto.hub.ticks import Ticks
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Store, Write
 from tenuto.watchdog import Watch, Watchdog
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from tenuto.core.events import EMPTY, NO_EPOCH, Batch, Cursor, ServerEvent, parse_cursor
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.channel import Channel
-from tenuto.hub.viewing import Viewing
+from tenuto.hub.lifecycle import Viewing
 
 
 class Feed:

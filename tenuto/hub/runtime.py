@@ -20,7 +20,7 @@ from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, Request, SendCommand
 from tenuto.hub.access.questions import Asked, Questions
 from tenuto.hub.capacity import Capacity
-from tenuto.hub.channel import Channel
+from tenuto.hub.channel import Channel, Ticks
 from tenuto.hub.clock import Clock, Deadlines
 from tenuto.hub.committer import Committer, in_time
 from tenuto.hub.hooks import Hooks
@@ -30,7 +30,6 @@ from tenuto.hub.nodes.nodes import NodeLease
 from tenuto.hub.pending import Done, Result, Waiting, result_later
 from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks
-from tenuto.hub.ticks import Ticks
 from tenuto.hub.turns.scheduler import TurnScheduler
 from tenuto.hub.turns.workers import WorkerPool
 from tenuto.stores.base import Bus, Store

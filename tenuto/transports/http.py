@@ -55,7 +55,7 @@ from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive
 from tenuto.hub.keep.conversations import read_conversations
-from tenuto.hub.viewing import Viewing
+from tenuto.hub.lifecycle import Viewing
 from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
     check_create,

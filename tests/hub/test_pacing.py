@@ -19,9 +19,9 @@ import pytest
 from proof.simulation.clock import VirtualLoop
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, MessageWriter
+from tenuto.hub.channel import Ticks
 from tenuto.hub.committer import MAX_ROWS, STORE_TIMEOUT_S
 from tenuto.hub.lifecycle import TIDY_S
-from tenuto.hub.ticks import Ticks
 from tests.hub.test_windows import WINDOW_S, Shown, Timed, new_hub, now_s
 from tests.virtual import virtually
 

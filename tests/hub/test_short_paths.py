@@ -14,8 +14,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.ops import Append
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.hub.batches import EncodedBatch
-from tenuto.hub.channel import Channel
-from tenuto.hub.ticks import Ticks
+from tenuto.hub.channel import Channel, Ticks
 from tenuto.stores.memory import MemoryStore
 from tests.core.worlds import Asked, Shelf, World, batches, thing
 

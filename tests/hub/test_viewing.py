@@ -15,8 +15,8 @@ import pytest
 from proof.simulation.clock import Process, SimClock, VirtualLoop
 from tenuto.core.errors import Draining, StoreUnavailable
 from tenuto.hub import HubCore
+from tenuto.hub.lifecycle import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
 from tenuto.hub.nodes.nodes import TERM_MS
-from tenuto.hub.viewing import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
 from tests.virtual import virtually

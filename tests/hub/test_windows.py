@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from tenuto.core.events import MessageAppend, MessagePart
 from tenuto.hub import HubCore
+from tenuto.hub.channel import Ticks
 from tenuto.hub.committer import PATIENCE_S
 from tenuto.hub.feed import Feed
-from tenuto.hub.ticks import Ticks
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually

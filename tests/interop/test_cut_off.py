@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto import Hub
 from tenuto.core.requests import SERVER, CreateMessage
-from tenuto.hub.viewing import CUT_OFF_S, STEP_S
+from tenuto.hub.lifecycle import CUT_OFF_S, STEP_S
 from tenuto.interop import AGUI, AISDK, OpenAI
 from tests.hub.test_viewing import Remote
 from tests.interop.test_ends import STREAMS

@@ -52,7 +52,7 @@ from tenuto.hub import channel as channels
 from tenuto.hub import committer, hooks, recovery
 from tenuto.hub import hub as hubs
 from tenuto.hub.batches import BatchCache, EncodedBatch
-from tenuto.hub.channel import Channel
+from tenuto.hub.channel import Channel, Group
 from tenuto.hub.clock import StoreClock
 from tenuto.hub.committer import Committer, Loader
 from tenuto.hub.feed import Feed
@@ -66,12 +66,11 @@ from tenuto.hub.pending import Decided, Waiting
 from tenuto.hub.people import presence
 from tenuto.hub.people.presence import SharedPresence
 from tenuto.hub.people.presence_state import PresenceState, _Member
-from tenuto.hub.ticks import Group
 from tenuto.hub.turns import shared as shared_turns
 from tenuto.hub.turns.scheduler import LEASE_S, OpenTurn, TurnScheduler
 from tenuto.hub.turns.shared import SharedTurns
 from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool
-from tenuto.stores.base import Committed, Conflict, Head, Renewal, Write, head_of
+from tenuto.stores.base import Conflict, Head, Renewal, Write, head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, socket_worker, streams
 from tenuto.transports.access import caller_of
@@ -84,14 +83,15 @@ Mutant = Callable[[pytest.MonkeyPatch], None]
 
 def deliver_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """Viewers get the text sooner, and it is almost always stored a moment later."""
-    store_all = Committer._store_all
+    writes = Committer._writes
 
-    async def eager(self: Committer, writes: list[Write], watchdog: Watchdog) -> list[Committed | Conflict]:
-        for write in writes:
-            self._channel(write.channel).committed(write.epoch, write.entries, ())
-        return await store_all(self, writes, watchdog)
+    def eager(self: Committer, batch: Any) -> list[tuple[Channel, Write]]:
+        found = writes(self, batch)
+        for channel, write in found:
+            channel.committed(write.epoch, write.entries, ())
+        return found
 
-    patch.setattr(Committer, "_store_all", eager)
+    patch.setattr(Committer, "_writes", eager)
 
 
 def a_cursor_is_valid_in_every_epoch(patch: pytest.MonkeyPatch) -> None:

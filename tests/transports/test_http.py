@@ -16,8 +16,7 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.transports import http as http_module
-from tenuto.transports.app import WEB
-from tenuto.transports.web import Web
+from tenuto.transports.app import WEB, Web
 from tests.stores.files import run_on_thread
 from tests.transports.asgi import ask
 from tests.transports.conftest import asking, new_hub

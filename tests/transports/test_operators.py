@@ -26,7 +26,7 @@ from tenuto.core.errors import Busy, StoreUnusable
 from tenuto.core.records import End, encode_line
 from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.hub.keep.archive import MAX_REMOVALS
-from tenuto.hub.viewing import Viewing
+from tenuto.hub.lifecycle import Viewing
 from tenuto.stores.base import Pruned
 from tenuto.transports import http
 from tenuto.transports.http import LinesResponse, with_signs
