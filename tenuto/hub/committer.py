@@ -212,12 +212,13 @@ class Pace:
         a difference if more text is stored. The gap never delays text inside of a flush window, so it makes no text
         miss its flush.
         """
+        if channel.has_unbuffered_viewers:
+            return Begin.NOW
         first_s, last_s = channel.windows_end_s()
         now_s = asyncio.get_running_loop().time()
         if self._ticks.tick_s(first_s) <= now_s:  # until the tick, a flush of earlier text may still be due
             # other viewers of the channel may have a longer window, with a flush that the gap would miss
-            is_inside = self._ticks.tick_s(last_s) > now_s
-            return Begin.NOW if is_inside or channel.has_unbuffered_viewers else Begin.AFTER_GAP
+            return Begin.NOW if self._ticks.tick_s(last_s) > now_s else Begin.AFTER_GAP
         if self._ticks.call_before(min(first_s, now_s + PATIENCE_S), 2 * self._took_s + SPARE_S, callback):
             return Begin.LATER
         return Begin.NOW

@@ -32,12 +32,12 @@ from tenuto.core.errors import (
     Unauthenticated,
     shown,
 )
-from tenuto.core.events import parse_cursor
+from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.model import Part
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
 from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
-from tenuto.hub.access.tickets import Ticket
+from tenuto.hub.access.tickets import Ticket, Tickets
 from tenuto.hub.access.visitors import VisitorVerifier, check_person, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
@@ -347,3 +347,41 @@ async def admit_poll(hub: HubCore, scope: Scope, channel: str) -> Identity:
 def allowed_history(identity: Identity, channel: str, requested: int | None) -> int | None:
     """Return how many finished messages a new start shows: none to a caller without `history`."""
     return requested if identity.has("history", channel) else 0
+
+
+class ResumeLimits:
+    """Signs and checks the cursors of one client on one channel, if the client lacks the capability `history`.
+
+    Such a client may resume only from cursors that the server gave to it.
+    """
+
+    __slots__ = ("_channel", "_client_id", "_tickets")
+
+    def __init__(self, tickets: Tickets, client_id: str | None, channel: str) -> None:
+        self._tickets = tickets
+        self._client_id = client_id
+        self._channel = channel
+
+    def known(self, cursor: Cursor | None) -> Cursor | None:
+        """Return `cursor` if the server gave it to this client, else None."""
+        if cursor is None or not self._tickets.is_marked(cursor, self._client_id, self._channel):
+            return None
+        return cursor
+
+    def mark(self, text: str) -> str:
+        """Return the signature to add to the cursor `text` before it is sent to the client."""
+        cursor = parse_cursor(text)
+        assert cursor is not None  # cannot be None, because the server itself wrote the cursor
+        return self._tickets.mark(cursor, self._client_id, self._channel)
+
+
+def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLimits | None:
+    """Return the resume limits of `identity`; None if it may read the whole history."""
+    if identity.has("history", channel):
+        return None
+    return ResumeLimits(hub.tickets, identity.client_id, channel)
+
+
+def known_since(resume_limits: ResumeLimits | None, cursor: Cursor | None) -> Cursor | None:
+    """Return the cursor from which a viewer may resume, given the cursor that it sent."""
+    return cursor if resume_limits is None else resume_limits.known(cursor)

@@ -19,12 +19,18 @@ from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
-from tenuto.transports.access import admit_poll, allowed_history, describe_caller
+from tenuto.transports.access import (
+    ResumeLimits,
+    admit_poll,
+    allowed_history,
+    describe_caller,
+    known_since,
+    resume_limits_of,
+)
 from tenuto.transports.codec import GUARDS
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import Query
 from tenuto.transports.sse import StreamApp, is_own_client, since_of
-from tenuto.transports.traffic import ResumeLimits, known_since, resume_limits_of
 
 MAX_WAIT_S = 60  # longest wait of a poll; many networks cut connections that are silent for longer
 DEFAULT_WAIT_S = 25

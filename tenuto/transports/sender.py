@@ -306,12 +306,12 @@ class Sender:
         raise NotImplementedError
 
     def _is_lost(self) -> bool:
-        """Return whether the connection has ended without a message to this ASGI call.
+        """Return whether the connection of uvicorn's response cycle has ended without a message to this ASGI call.
 
         uvicorn notifies only the request that it has read last, so a stream with another request behind it would stay
         for ever.
         """
-        return self._cycle is not None and bool(self._cycle.transport.is_closing())
+        return bool(self._cycle.transport.is_closing())
 
     def _fail(self, error: Exception) -> None:
         """Record why sending failed, so that `carry` raises it again.
@@ -342,7 +342,7 @@ class TaskSender(Sender):
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
-        if self._is_lost():
+        if self._cycle is not None and self._is_lost():
             self.end()
             return
         self.is_busy = True
@@ -434,7 +434,7 @@ class DirectSender(Sender):
 
     def write(self, message: Message) -> None:
         assert not self.is_busy
-        if self._is_lost():
+        if self._cycle is not None and self._is_lost():
             self._abort()
             return
         sending = self._send(message)

@@ -38,6 +38,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.turns.workers import AssignedTurn
 from tenuto.transports.access import (
+    ResumeLimits,
     allowed_history,
     caller_of,
     check_create,
@@ -46,7 +47,9 @@ from tenuto.transports.access import (
     count_new_channel,
     count_signal,
     describe_caller,
+    known_since,
     member_of,
+    resume_limits_of,
 )
 from tenuto.transports.codec import (
     DRAINED,
@@ -80,7 +83,7 @@ from tenuto.transports.codec import (
 from tenuto.transports.operations import BY_FRAME, BY_NAME, frame_decoder
 from tenuto.transports.socket_worker import SocketWorker, SocketWorkers
 from tenuto.transports.sse import RETRY_MS
-from tenuto.transports.traffic import EXPECTED_BYTES, ResumeLimits, event_bytes, known_since, resume_limits_of
+from tenuto.transports.traffic import EXPECTED_BYTES, event_bytes
 
 logger = logging.getLogger("tenuto.transports")
 

@@ -22,13 +22,20 @@ from tenuto.hub.access.identity import Expired, Scope
 from tenuto.hub.batches import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
-from tenuto.transports.access import OPERATOR, admit_stream, allowed_history, describe_caller
+from tenuto.transports.access import (
+    OPERATOR,
+    ResumeLimits,
+    admit_stream,
+    allowed_history,
+    describe_caller,
+    known_since,
+    resume_limits_of,
+)
 from tenuto.transports.codec import GUARDS, Headers, unexpected
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import Query, header
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import Chunks, DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
-from tenuto.transports.traffic import ResumeLimits, known_since, resume_limits_of
 
 logger = logging.getLogger("tenuto.transports")
 

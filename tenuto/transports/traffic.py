@@ -1,4 +1,4 @@
-"""The bytes that a client's requests cause: which bytes count, and when (decision 0037), and how often it may resume.
+"""The bytes that a client's requests cause: which bytes count, and when (decision 0037).
 
 Layer: transports.
 
@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tenuto.core.deltas import TurnStatus
-from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Message
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, OpenBody
-from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.transports.headers import header, peer_of
@@ -76,41 +74,3 @@ def turn_bytes(turns: Iterable[TurnStatus]) -> int:
 def message_bytes(messages: Iterable[Message]) -> int:
     """Return the bytes of the parts of messages."""
     return sum(part_bytes(part) for message in messages for part in message.parts)
-
-
-class ResumeLimits:
-    """Signs and checks the cursors of one client on one channel, if the client lacks the capability `history`.
-
-    Such a client may resume only from cursors that the server gave to it.
-    """
-
-    __slots__ = ("_channel", "_client_id", "_tickets")
-
-    def __init__(self, tickets: Tickets, client_id: str | None, channel: str) -> None:
-        self._tickets = tickets
-        self._client_id = client_id
-        self._channel = channel
-
-    def known(self, cursor: Cursor | None) -> Cursor | None:
-        """Return `cursor` if the server gave it to this client, else None."""
-        if cursor is None or not self._tickets.is_marked(cursor, self._client_id, self._channel):
-            return None
-        return cursor
-
-    def mark(self, text: str) -> str:
-        """Return the signature to add to the cursor `text` before it is sent to the client."""
-        cursor = parse_cursor(text)
-        assert cursor is not None  # cannot be None, because the server itself wrote the cursor
-        return self._tickets.mark(cursor, self._client_id, self._channel)
-
-
-def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLimits | None:
-    """Return the resume limits of `identity`; None if it may read the whole history."""
-    if identity.has("history", channel):
-        return None
-    return ResumeLimits(hub.tickets, identity.client_id, channel)
-
-
-def known_since(resume_limits: ResumeLimits | None, cursor: Cursor | None) -> Cursor | None:
-    """Return the cursor from which a viewer may resume, given the cursor that it sent."""
-    return cursor if resume_limits is None else resume_limits.known(cursor)
