@@ -171,7 +171,7 @@ class MessageState:
     @property
     def is_open(self) -> bool:
         """Return whether the message streams, or its turn is waiting or taken."""
-        return self.is_streaming or (self.claim is not None and self.claim.is_open and not self.deleted)
+        return not self.deleted and (self.status == "streaming" or (self.claim is not None and self.claim.is_open))
 
     @property
     def is_damaged(self) -> bool:

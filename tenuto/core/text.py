@@ -29,13 +29,12 @@ class Text:
     __slots__ = ("_loose", "_pieces", "_starts", "length", "mark_lengths", "mark_serials")
 
     def __init__(self, text: str = "", serial: int = 0) -> None:
-        self._pieces: list[str] = []
-        self._starts: list[int] = []  # offsets at which the pieces begin
-        self._loose = 0  # number of pieces at the end that are not joined yet
-        self.length: int = 0
-        self.mark_serials = array("Q")
-        self.mark_lengths = array("Q")
-        self.append(text, serial)
+        self._pieces = [text] if text else []
+        self._starts = [0] if text else []  # offsets at which the pieces begin
+        self._loose = len(self._pieces)  # number of pieces at the end that are not joined yet
+        self.length: int = len(text)
+        self.mark_serials = array("Q", (serial,))
+        self.mark_lengths = array("Q", (self.length,))
 
     def append(self, text: str, serial: int) -> None:
         """Add `text` of the entry `serial`, which must not be below that of an earlier entry."""

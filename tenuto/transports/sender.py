@@ -361,30 +361,28 @@ class TaskSender(Sender):
             self._limit(self._watch, patience_s)
 
     async def carry(self, receive: Receive) -> None:
-        watching = asyncio.get_running_loop().create_task(self._receive_all(receive))
+        loop = asyncio.get_running_loop()
+        watching = loop.create_task(self._receive_all(receive))
         try:
-            await self._send_all()
+            while True:
+                message = self._message
+                if message is None:
+                    if self.is_over:
+                        break
+                    self._changed = loop.create_future()
+                    await self._changed
+                    continue
+                self._message = None
+                if not await self._is_sent(message):
+                    break
+                self.is_busy = False
+                if not self.is_over:
+                    self._owner.freed()
         finally:
             self.is_over = True
             watching.cancel()
             await asyncio.wait([watching])
         self._check()
-
-    async def _send_all(self) -> None:
-        while True:
-            message = self._message
-            if message is None:
-                if self.is_over:
-                    return
-                self._changed = asyncio.get_running_loop().create_future()
-                await self._changed
-                continue
-            self._message = None
-            if not await self._is_sent(message):
-                return
-            self.is_busy = False
-            if not self.is_over:
-                self._owner.freed()
 
     async def _is_sent(self, message: Message) -> bool:
         """Send `message`; return False if the connection is over."""

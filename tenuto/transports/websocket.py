@@ -105,8 +105,19 @@ class Sockets:
             if isinstance(self._hub.authenticate, VisitorVerifier):
                 accepted["headers"] = visit_in(scope).headers
             await send(accepted)
-            if credentials.is_known or await self._is_authenticated(credentials, receive, send):
-                await self._carry(credentials, receive, send)
+            if not (credentials.is_known or await self._is_authenticated(credentials, receive, send)):
+                return
+            socket = Socket(self._hub, credentials, send, self._frames, self._heartbeats)
+            self._open.add(socket)
+            slot = self._heartbeats.add(socket, int(PING_S))
+            try:
+                if self._hub.viewing.is_over:  # from the time of the accept
+                    socket.session.drain()
+                await socket.sender.carry(receive)
+            finally:
+                self._open.discard(socket)
+                await socket.close()
+                self._heartbeats.remove(socket, slot)
         finally:
             credentials.leave()
 
@@ -117,19 +128,6 @@ class Sockets:
             return await authentication.has_succeeded()
         finally:
             self._unauthenticated.discard(authentication)
-
-    async def _carry(self, credentials: Credentials, receive: Receive, send: Send) -> None:
-        socket = Socket(self._hub, credentials, send, self._frames, self._heartbeats)
-        self._open.add(socket)
-        slot = self._heartbeats.add(socket, int(PING_S))
-        try:
-            if self._hub.viewing.is_over:  # from the time of the accept
-                socket.session.drain()
-            await socket.sender.carry(receive)
-        finally:
-            self._open.discard(socket)
-            await socket.close()
-            self._heartbeats.remove(socket, slot)
 
     def drain(self) -> None:
         """Close all sockets because the hub drains, or is cut off from its store.
