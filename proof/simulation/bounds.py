@@ -189,7 +189,7 @@ class Bounds:
                     yield sender, HELD, {}
 
     def _bounds_of_attachments(self, session: Session) -> dict[str, int]:
-        return {"_by_channel": self._hub.limits.socket_channels, "_ready": len(session._attachments)}
+        return {"_by_channel": self._hub.limits.socket_channels, "ready": len(session._attachments)}
 
     def _at_most(self, what: str, count: int, limit: int) -> None:
         if count > limit:
