@@ -108,7 +108,7 @@ class LocalAgent:
 
     def begin(self, turn: AssignedTurn) -> None:
         """Begin the turn (`Worker.begin`)."""
-        self._hub.start_task(self._run(turn, asyncio.get_running_loop().time()))
+        self._hub.runtime.tasks.start_job(self._run(turn, asyncio.get_running_loop().time()))
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
         """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
