@@ -31,7 +31,7 @@ from tenuto.core.ops import Append, Command, Create, Entry
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.hub.batches import BatchCache, Behind, EncodedBatch
 from tenuto.hub.people.presence_state import PresenceState
-from tenuto.stores.base import NOTHING, Conflict, Head, Store, head_of
+from tenuto.stores.base import Conflict, Head, Store, head_of
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -198,9 +198,6 @@ class Channel:
         self._ticks = ticks
         # called before the first read of the channel, and again until the channel was read; then None
         self._prepare: Callable[[], Awaitable[None]] | None = _keep
-        # True: the store had held nothing of the channel when its head was read, so `state` holds all of it, unless a
-        # part has left memory since
-        self._is_new = False
         self._absent: set[str] = set()
         self._groups: dict[int, Group] = {}
         self.watchers = 0  # number of feeds that follow this channel
@@ -229,12 +226,14 @@ class Channel:
         """Return whether requests about `ids` can be decided now, without a read of the store."""
         if self._prepare is not None or self._loaders or self.is_stale:
             return False
-        return (self._is_new and not self.state.complete_since) or not self.missing(ids)
+        messages = self.state.messages
+        for one in ids:
+            if one not in messages and one not in self.state.commands and one not in self._absent:
+                return False
+        return True
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Return the ids among `ids` that must be read from the store before a decision."""
-        if self._is_new and not self.state.complete_since:
-            return []
         messages, commands, absent = self.state.messages, self.state.commands, self._absent
         return [one for one in ids if one not in messages and one not in commands and one not in absent]
 
@@ -541,7 +540,6 @@ class Channel:
                 state.insert(restored(found))
                 (state.epoch, state.serial, state.floor, state.lives), state.newest = head, newest
                 state.tail.restart(state.serial)
-                self._is_new = False
                 self.moved()
                 self._changed(None)
                 return
@@ -584,7 +582,6 @@ class Channel:
         # of an empty channel, the open messages may be those of an epoch that came and went between the reads
         state.insert(restored([*(opened if since else ()), *(changes.messages or ())]))
         self.state = state
-        self._is_new = first.head == NOTHING
         self._absent.clear()
         self._prepare = None
         self._changed(None)
