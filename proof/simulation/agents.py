@@ -72,6 +72,7 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
         steps = Random(f"{world.plan.seed}/{turn.message.id}/steps").choice((0, 0, 1, 3)) if plan.has_questions else 0
         if draw.random() < 0.3:
             _check_history(world, turn.channel, await turn.history())
+        await asyncio.sleep(draw.choice((0.0, 0.0, 1.0, 4.0)))  # nothing is open yet that keeps another attempt away
         async with turn.reply() as message:
             at, generation = message.length, getattr(message, "generation", 1)
             for number in range(steps):
