@@ -57,7 +57,7 @@ BODIES: dict[str, dict[str, Json]] = {
     },
     "append": {"text": "héy", "at": 0, "part": 0, "generation": 1},
     "part": PARTS[0],
-    "update": {"parts": PARTS, "meta": {"k": None}, "generation": 1, "if_version": 1, "request": "r1"},
+    "update": {"parts": PARTS, "meta": {"k": None}, "generation": 1, "if_version": 1, "request": "r1", "supersede": 0},
     "finish": {"status": "complete", "reason": "r", "meta": {"u": 2}, "generation": 1, "request": "r2"},
     "lease": {"generation": 1, "lease_s": 5},
     "takeover": {"generation": 1, "lease_s": 15, "request": "r4"},
