@@ -103,7 +103,9 @@ class AguiClient(Client):
         self.place = f"?cursor={id}" if id else self.place
         match event["type"]:
             case "MESSAGES_SNAPSHOT":
-                self.texts = {one["id"]: one.get("content") or "" for one in _answers(event["messages"])}
+                ids = [one["id"] for one in event["messages"]]  # of the thread; this answer follows its question
+                later = event["messages"][ids.index(self.question) + 1 :]
+                self.texts = {one["id"]: one.get("content") or "" for one in later}
             case "TEXT_MESSAGE_CONTENT":
                 self._add(event["messageId"], event["delta"])
             case "RUN_ERROR":
@@ -131,10 +133,6 @@ class OpenAiClient(Client):
                 items = [one for one in event["response"]["output"] if one["type"] == "message"]
                 self.texts = {one["id"]: "".join(block["text"] for block in one["content"]) for one in items}
         return bool(event["type"] == "response.completed")
-
-
-def _answers(messages: list[Json]) -> list[Json]:
-    return [one for one in messages if one["role"] == "assistant"]
 
 
 CLIENTS: tuple[type[Client], ...] = (AiSdkPage, AguiClient, OpenAiClient)
