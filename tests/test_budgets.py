@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 193,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 71_190,
+    "lines of tests/": 71_200,
     "lines of proof/ and bench/": 25_870,
     "words of docs without decisions": 59_920,
     "words of decisions": 11_710,
@@ -60,7 +60,7 @@ def figures() -> dict[str, int]:
         "modules of tenuto/": len(modules),
         "files in a folder of tenuto/": max(folders.count(one) for one in folders),
         "lines of interop/": sum(lines for name, lines in modules.items() if name.startswith("interop/")),
-        "lines of tests/": sum(_lines(path) for path in (ROOT / "tests").rglob("*.py")),
+        "lines of tests/": 71_200sum(_lines(path) for path in (ROOT / "tests").rglob("*.py")),
         "lines of proof/ and bench/": sum(
             _lines(path) for one in ("proof", "bench") for path in (ROOT / one).rglob("*.py")
         ),

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.demo.test_supervisor import CHANNEL, ask, finish, follow, longer_than, wait_for_agents
+import msgspec
+
+from tenuto.demo.answers import Settled, whole
+from tests.demo.test_supervisor import CHANNEL, QUESTION, ask, follow, longer_than, wait_for_agents
 from tests.postgres import needs_postgres, running_postgres
 from tests.processes import serving, text_of
 
@@ -26,7 +29,10 @@ def test_an_answer_that_was_asked_at_one_demo_is_shown_and_steered_at_another(tm
         wait_for_agents(there)
         ask(here)
         begun = follow(there, longer_than(60))
-        ended = finish(there, begun)
+        command = {"name": "steer", "target": begun["id"], "data": {"text": "shorter", "name": "Ada"}}
+        assert there.post(f"{there.hub}/v1/channels/{CHANNEL}/commands", command)[0] == 201
+        ended = follow(there, lambda message: message["status"] == "complete")
+        assert text_of(ended) == whole(QUESTION, msgspec.convert(ended["meta"], Settled))
         assert text_of(follow(here, lambda message: message["status"] == "complete")) == text_of(ended)
         _, page = there.get(f"{there.hub}/v1/channels/{CHANNEL}/messages")
         assert [one["role"] for one in page["messages"]].count("assistant") == 1
