@@ -60,7 +60,7 @@ def figures() -> dict[str, int]:
         "modules of tenuto/": len(modules),
         "files in a folder of tenuto/": max(folders.count(one) for one in folders),
         "lines of interop/": sum(lines for name, lines in modules.items() if name.startswith("interop/")),
-        "lines of tests/": 71_200sum(_lines(path) for path in (ROOT / "tests").rglob("*.py")),
+        "lines of tests/": sum(_lines(path) for path in (ROOT / "tests").rglob("*.py")),
         "lines of proof/ and bench/": sum(
             _lines(path) for one in ("proof", "bench") for path in (ROOT / one).rglob("*.py")
         ),
