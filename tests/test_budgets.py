@@ -29,7 +29,7 @@ BUDGETS = {
     "lines of tests/": 71_200,
     "lines of proof/ and bench/": 25_870,
     "words of docs without decisions": 59_920,
-    "words of decisions": 11_710,
+    "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
     "terms of the glossary": 55,
