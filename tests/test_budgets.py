@@ -21,7 +21,7 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_840,
+    "lines of tenuto/": 54_850,
     "lines of its kernel": 34_450,
     "modules of tenuto/": 193,
     "files in a folder of tenuto/": 25,

@@ -18,9 +18,9 @@ from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, malformed
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
-from tenuto.sources.tries import STALL_S, OnBreak, SoFar, Tries, is_maker
+from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
-from tenuto.sources.writing import Piped, Piping, ToolCall, Writer, Writing
+from tenuto.sources.writing import OnBreak, Piped, Piping, ToolCall, Writer, Writing
 
 T = TypeVar("T")
 

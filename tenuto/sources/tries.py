@@ -19,16 +19,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal, get_args
+from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.model import ATTEMPT, Part
 from tenuto.sources.reading import INPUT, UpstreamEnded, UpstreamError, causes_of, codes_of
-from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, Piped, Writer, Writing
+from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, OnBreak, Piped, Writer, Writing
 
 logger = logging.getLogger("tenuto.agents")
 
-OnBreak = Literal["restart", "continue", "fail"]
 RETRIES, RETRY_S, STALL_S = 3, 1.0, 120.0
 LONGEST_WAIT_S = 30.0  # of the backoff
 LONGEST_RETRY_AFTER_S = 120.0  # a provider that asks for a longer wait fails the answer at once (OpenAI's SDK: 120 s)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 from weakref import WeakKeyDictionary
 
 from tenuto.core.errors import InvalidRequest, InvalidText, TenutoError
@@ -21,6 +21,7 @@ from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, mal
 
 logger = logging.getLogger("tenuto.agents")
 
+OnBreak = Literal["restart", "continue", "fail"]
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
 
@@ -71,7 +72,17 @@ class Writer(Protocol):
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None: ...
 
-    async def pipe(self, stream: object, *, source: str | None = None, text_field: str | None = None) -> Any: ...
+    def pipe(
+        self,
+        stream: object,
+        *,
+        source: str | None = None,
+        text_field: str | None = None,
+        retries: int | None = None,
+        retry_s: float | None = None,
+        stall_s: float | None = None,
+        on_break: OnBreak = "restart",
+    ) -> Piping: ...
 
     def attempt(self) -> Attempt: ...
 

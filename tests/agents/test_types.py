@@ -38,6 +38,11 @@ async def assistant(turn: Turn) -> None:
         await message.pipe(await anthropic.messages.create(model="m", max_tokens=9, messages=turns, stream=True))
         async with anthropic.messages.stream(model="m", max_tokens=9, messages=turns) as stream:
             await message.pipe(stream)
+        async with message.attempt():
+            piped = await message.pipe(
+                lambda: openai.responses.create(model="m", input=items, stream=True), retries=3, stall_s=60
+            )
+        await turn.run_tools(piped, {"search": str})
 """
 
 
