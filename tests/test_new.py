@@ -51,7 +51,8 @@ def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_its_place_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("")
-    done = new(tmp_path / "mine")
-    assert (done.exit_code, f"{tmp_path}/mine" in done.stderr) == (1, True)
+def test_a_file_in_its_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text("")
+    done = new("mine")
+    assert (done.exit_code, "mine" in done.stderr) == (1, True)

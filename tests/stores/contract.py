@@ -208,8 +208,8 @@ def known(message: MessageState) -> dict[str, Json]:
 
 
 def known_command(command: CommandState) -> dict[str, Json]:
-    """Return all facts of a command's state."""
-    return {name: getattr(command, name) for name in CommandState.__slots__}
+    """Return all facts of a command's state; where its data came from is none."""
+    return {name: getattr(command, name) for name in CommandState.__slots__ if name != "stored_bytes"}
 
 
 async def emptied(store: Store, channel: str, *, used_up: Sequence[str] = (), until_ms: int = 0) -> Head:
