@@ -56,16 +56,14 @@ async def test_page_of_a_killed_server_with_the_default_agent_and_an_endpoint_wi
             await pages("early", "open", id="1", load=True, resume=True)
             await pages("early", "saw", wanted="Hello ")
             (tmp_path / "again").touch()
-            await pages("early", "saw", wanted="Hello Hello ")  # an append-only stream takes no text back
             await pages("a", "resume")
             await pages("b", "open", id="1", load=True, resume=True)
             await pages("b", "saw", wanted="Hello ")
             (tmp_path / "go").touch()
-            texts = {"early": "Hello Hello to you", "a": "Hello to you", "b": "Hello to you"}
-            for name, text in texts.items():
+            for name in ("early", "a", "b"):  # the next attempt takes the text of the first one back, also early on
                 await pages(name, "saw", wanted="to you")
                 state = await pages(name, "is", status="ready")
-                assert (state["status"], text_of(state), len(state["messages"])) == ("ready", text, 2)
+                assert (state["status"], text_of(state), len(state["messages"])) == ("ready", "Hello to you", 2)
             assert (await pages("c", "open", id="1", load=True))["messages"] == state["messages"]
 
             await own("a", "regenerate")  # repeats the request
