@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_850,
-    "lines of its kernel": 34_450,
+    "lines of tenuto/": 54_880,
+    "lines of its kernel": 34_460,
     "modules of tenuto/": 193,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 71_200,
+    "lines of tests/": 71_260,
     "lines of proof/ and bench/": 25_870,
-    "words of docs without decisions": 59_920,
+    "words of docs without decisions": 59_940,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -406,6 +406,7 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
     attempts = [one.fields for one in message.parts if one.fields["type"] == ATTEMPT]
     parts = _parts(request.text, request.parts, limits, attempts)
     if request.supersede is not None:
+        check_streaming(message)  # an answer that was stopped meanwhile stays as it is
         parts = _superseded(message, request.supersede, parts or [], limits)
         if parts is None and not request.meta and request.request is None:
             return Decision(serial=message.version)

@@ -239,6 +239,10 @@ class Outgoing:
         if 0 <= position == self._failed_from:
             self._supersede(part)
             return len(self._parts) - 1
+        if 0 <= position < count and self._parts[position].type == ATTEMPT:
+            raise LocalError(
+                f"part {position} of message {self.id!r} is a superseded attempt; use the index that part() returned"
+            )
         if not 0 <= position <= count:
             raise LocalError(
                 f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"

@@ -173,7 +173,7 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
     """
     if isinstance(error, TenutoError) or not isinstance(error, Exception):
         return None
-    if not _is_of_sdk(error) and not (is_of_sdk and _is_raised_by_sdk(error)):
+    if not is_from_sdk(error) and not (is_of_sdk and _is_raised_by_sdk(error)):
         return None
     causes = list(causes_of(error))
     if any(_is_lost(cause) for cause in causes):
@@ -197,7 +197,8 @@ def _root(module: object) -> str:
     return module.partition(".")[0] if isinstance(module, str) else ""
 
 
-def _is_of_sdk(error: BaseException) -> bool:
+def is_from_sdk(error: BaseException) -> bool:
+    """Return whether the class of `error`, or one that it has as a base, is an SDK's."""
     return any(_root(kind.__module__) in SDKS for kind in type(error).__mro__)
 
 

@@ -23,7 +23,7 @@ from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.model import ATTEMPT, Part
-from tenuto.sources.reading import INPUT, UpstreamEnded, UpstreamError, causes_of, codes_of
+from tenuto.sources.reading import INPUT, UpstreamEnded, UpstreamError, causes_of, codes_of, is_from_sdk
 from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, OnBreak, Piped, Writer, Writing
 
 logger = logging.getLogger("tenuto.agents")
@@ -101,6 +101,10 @@ class Tries:
         self._write = write
         self._on_break = on_break
         self._takes_so_far = _takes_so_far(make)
+        if on_break == "continue" and not self._takes_so_far:
+            raise LocalError(
+                'on_break="continue" needs a function with the parameter `so_far`, to show its text to the model'
+            )
         self._number = 0
         self._kept: Kept | None = None
         self._response_id: str | None = None
@@ -110,9 +114,18 @@ class Tries:
         """Return the summary of the first try that succeeds. Raises the error of the last one."""
         self._take_left()
         while True:
+            last: Exception | None = None
             with suppress(_Restart):
                 async with self._writer.attempt() as attempt:
-                    return await self._within_attempt(self._supersede_left if self._kept else attempt.supersede)
+                    supersede = self._supersede_left if self._kept else attempt.supersede
+                    try:
+                        return await self._within_attempt(supersede)
+                    except Exception as error:
+                        if isinstance(error, _Restart) or self._on_break == "restart":
+                            raise
+                        last = error  # the text stays, also if the handler goes on
+            if last is not None:
+                raise last
             await asyncio.sleep(self._wait_s)
 
     def _take_left(self) -> None:
@@ -121,7 +134,7 @@ class Tries:
         counted = [part for part in parts if part["type"] != ATTEMPT]
         if not counted:
             return
-        self._kept = continuable(counted, len(parts) - 1)
+        self._kept = continuable(counted, len(parts) - 1) if self._takes_so_far else None
         if self._kept is None:
             self._writer.begin_again({}, supersedes=True)
 
@@ -138,8 +151,13 @@ class Tries:
                 return await self._write(self._made(), writing)
             except Exception as error:
                 has_content = writing.has_content
-                self._wait_s = self._wait_after(error, is_broken=has_content)
-                self._response_id = writing.response_id
+                try:
+                    self._wait_s = self._wait_after(error, is_broken=has_content)
+                except Exception:
+                    with suppress(TenutoError):  # `error` is raised
+                        await writing.end()
+                    raise
+                self._response_id = writing.response_id or self._response_id
                 logger.warning(
                     "try %d at message %s failed; the next one begins in %.1f s: %r",
                     *(self._number, self._writer.id, self._wait_s, error),
@@ -213,7 +231,9 @@ def may_pass(error: BaseException) -> bool:
     """Return whether another call of the model may succeed where `error` was raised."""
     if isinstance(error, TenutoError) and not isinstance(error, UpstreamEnded | UpstreamError):
         return False  # of the writer or of Tenuto
-    known = [_passes(one) for one in causes_of(error)]
+    # an error of the app is not that of the model, whatever caused it
+    is_apps = not (isinstance(error, TenutoError | OSError) or is_from_sdk(error))
+    known = [_passes(one) for one in ((error,) if is_apps else causes_of(error))]
     if False in known:
         return False
     return True in known or isinstance(error, UpstreamEnded)
@@ -229,7 +249,7 @@ def _passes(error: BaseException) -> bool | None:
         return False
     for name in ("status_code", "code", "status"):
         status = getattr(error, name, None)
-        if type(status) is int and status >= 300 and not isinstance(error, TenutoError):
+        if type(status) is int and 300 <= status < 600 and not isinstance(error, TenutoError):
             return status in _PASSING_STATUS or status >= 500
     if codes & _PASSING_CODES or names & _PASSING or isinstance(error, ConnectionError | TimeoutError | EOFError):
         return True
@@ -251,8 +271,8 @@ def retry_after_s(error: BaseException) -> float:
 
 
 def _seconds(after: str) -> float:
-    if after.strip().isdecimal():
-        return float(after)
+    with suppress(ValueError):
+        return max(0.0, float(after))
     return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
 
 

@@ -319,6 +319,8 @@ class Writing:
         except Repeated as again:
             text, self._join, self._kept = again.text, None, None
             self._supersede()
+            for slot in self._slots.values():  # what came before the text belongs to the new answer, too
+                slot.index = await self._writer.part(slot.value())
         if text is None:
             return
         self._join, key, kept = None, self._join_key, self._kept
@@ -331,7 +333,7 @@ class Writing:
     async def _text(self, edit: Add) -> None:
         if not edit.text:
             return
-        if self._join is not None and self._is_joined_by(edit.key, edit.kind):
+        if self._join is not None and edit.key not in self._slots and self._is_joined_by(edit.key, edit.kind):
             self._join_key = edit.key
             await self._add_joined(lambda join: join.take(edit.text))
             return

@@ -12,11 +12,11 @@ import pytest
 from tenuto.agents.history import as_turns
 from tenuto.core.catch_up import events_since
 from tenuto.core.deltas import MessageOpened, MessageProgress, MessageReplaced, PartOpened, Sent
-from tenuto.core.errors import Fenced, InvalidRequest, NoPart, TooLarge
+from tenuto.core.errors import Fenced, Finished, InvalidRequest, NoPart, TooLarge
 from tenuto.core.events import MessageUpdate
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message, Part
-from tenuto.core.requests import AppendText, CreateMessage, PutPart, UpdateMessage
+from tenuto.core.requests import AppendText, CreateMessage, FinishMessage, PutPart, UpdateMessage
 from tests.core.harness import ANN, BOB, LogHarness, data_part, text_part, tool_part
 
 
@@ -160,3 +160,11 @@ def test_reader_of_an_answer_begins_anew_also_after_a_reconnect() -> None:
     assert reader.sent() == resumed.sent() == Sent([0, 3], attempts=1)
     assert MessageProgress("m", reader.sent()).begin(whole) != [replaced]
     assert [type(one) for one in MessageProgress("m").begin(whole)] == [MessageOpened, PartOpened, PartOpened]
+
+
+def test_answer_that_was_stopped_meanwhile_stays_as_it_is() -> None:
+    harness = begun(text_part("first try"))
+    harness.ask("m", FinishMessage(status="cancelled", generation=1), ANN)
+    with pytest.raises(Finished):
+        supersede(harness, 0, text="second try")
+    assert harness.text("m") == "first try"

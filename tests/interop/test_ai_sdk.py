@@ -602,8 +602,8 @@ async def test_other_questions_are_data_and_the_response_stays_open(scene: Scene
     pages = scene.pages
     await pages("a", "open", id="1")
     await pages("a", "send", text="you")
-    await scene.served.until(lambda: scene.turns and scene.turns[0].open_questions)
-    (question,) = scene.turns[0].open_questions
+    await scene.served.until(lambda: scene.turns and scene.turns[0]._watch.commands())
+    (question,) = [one.id for one in scene.turns[0]._watch.commands()]
     await scene.hub.reply("chat:1", question, data="red")
     await pages("a", "saw", wanted="red!")
     state = await finished(scene, "a")

@@ -27,7 +27,7 @@ from tenuto import Hub
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Message
 from tenuto.core.view import View
-from tenuto.sources import SoFar, UpstreamEnded, UpstreamError, pipe, tries
+from tenuto.sources import OnBreak, SoFar, UpstreamEnded, UpstreamError, pipe, tries
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Repeated
 from tenuto.stores.memory import MemoryStore
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
@@ -369,14 +369,16 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(continuatio
 @virtually
 async def test_content_that_cannot_be_continued_is_made_again(broken: list[bytes]) -> None:
     model = Model([*broken, CUT], [*said("Whole"), *chat_end()])
-    message, _ = await piped(ask_chat(model.openai()), on_break="continue")
+    ask = ask_chat(model.openai())
+    message, _ = await piped(lambda so_far: ask(), on_break="continue")
     assert (message.text, counted(message)[-2:]) == ("Whole", ["attempt", "text"])
 
 
 @virtually
 async def test_continuation_that_breaks_off_is_continued_too() -> None:
     model = Model([*said(LONG), CUT], [*said("x" * 250), CUT], [CUT], [*said("end"), *chat_end()])
-    message, _ = await piped(ask_chat(model.openai()), on_break="continue")
+    ask = ask_chat(model.openai())
+    message, _ = await piped(lambda so_far: ask(), on_break="continue")
     assert message.parts == [{"type": "text", "text": LONG + "x" * 250 + "end", "joins": [len(LONG), len(LONG) + 250]}]
 
 
@@ -430,3 +432,35 @@ def test_what_is_added_is_the_continuation_without_its_longest_overlap(text: str
     except Repeated as again:
         added = f"another answer: {again.text}{rest}"
     assert added == (f"another answer: {new}" if is_anew else new[overlap:])
+
+
+@virtually
+async def test_continuation_that_begins_with_a_tool_call_keeps_the_call() -> None:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"q":1}'}}
+    model = Model([*said(LONG), CUT], [chat({"tool_calls": [call]}), *chat_end()])
+    ask = ask_chat(model.openai())
+    message, _ = await piped(lambda so_far: ask(), on_break="continue")
+    assert (message.text, counted(message)) == (LONG, ["text", "tool"])
+    assert message.parts[1]["input"] == '{"q":1}'
+
+
+@pytest.mark.parametrize("on_break", ["fail", "continue"])
+@virtually
+async def test_text_of_a_last_try_stays_when_the_handler_goes_on(on_break: OnBreak) -> None:
+    hub, model = new_hub(), Model([*said(LONG), CUT])
+    ask = ask_chat(model.openai())
+    async with hub.message("chat:1", id="m") as writer:
+        with contextlib.suppress(UpstreamEnded):
+            await writer.pipe(lambda so_far: ask(), on_break=on_break, retries=0)
+        await writer.append(" [broke off]")
+    assert (await hub.read("chat:1", "m"))[0].text == f"{LONG} [broke off]"
+    await hub.close()
+
+
+def test_errors_of_the_app_are_not_tried_again() -> None:
+    class Bug(Exception):
+        code = 4001
+
+    caused = Bug("charged, but not saved")
+    caused.__cause__ = ConnectionError()
+    assert [tries.may_pass(one) for one in (Bug(), caused, ConnectionError())] == [False, False, True]
