@@ -30,7 +30,7 @@ from tenuto.core.model import Approval, Json, Part, check_json, plain
 from tenuto.core.names import COMMAND_MARK, check_id, command_id, is_own_name
 from tenuto.core.ops import Claim, Command, Finish, Op, Reply, SetPart, digest
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand, SettleCommand
-from tenuto.core.turns import APPROVE, STEP, STEP_MARK, Replier, next_round, rules_of
+from tenuto.core.turns import APPROVE, QUESTION_MARK, STEP, STEP_MARK, Replier, next_round, rules_of
 
 LONGEST_S = 24 * 3600  # longest time that a command may wait for its reply
 STEP_S = 30 * 24 * 3600  # time after which the store may drop the data of a step
@@ -59,6 +59,8 @@ def send_command(
         if known.digest != fingerprint and not (is_step or is_same):
             raise IdConflict(f"command id {command_id(key)!r} was used before with other content; use a new id")
         return Decision(serial=known.created)
+    if command_id(key).startswith(QUESTION_MARK) and request.generation is None:
+        raise InvalidName(f"ids that begin with {QUESTION_MARK!r} are those of a turn's questions; choose another id")
     check_may_begin(state, caller)
     if not 0 < request.expires_s <= LONGEST_S:
         raise InvalidRequest(f"expires_s must be above 0 and at most {LONGEST_S}, got {request.expires_s}")

@@ -490,6 +490,7 @@ def rules_of(name: str) -> CommandRules:
     return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)
 
 
+QUESTION_MARK = "turn.ask~"  # the ids of questions of turns begin so, for the same reason
 STEP_MARK = f"{STEP_NAME}~"  # the ids of steps, and no others, begin so: a client cannot take one that it computes
 ID_DIGITS = 18
 
@@ -501,7 +502,7 @@ def step_id(channel: str, message_id: str, generation: int, name: str) -> str:
 
 def question_id(channel: str, message_id: str, generation: int, name: str) -> str:
     """Return the id of a question of a turn. All attempts of one round compute the same id for the same `name`."""
-    return _computed_id(channel, message_id, generation // ROUND, f"?{name}")
+    return QUESTION_MARK + _computed_id(channel, message_id, generation // ROUND, f"?{name}")
 
 
 def _computed_id(*names: object) -> str:
