@@ -158,3 +158,8 @@ def test_capability_on_a_pattern_holds_on_each_of_its_channels(granted: str, pat
         return
     if identity.has_pattern("history", pattern) and matches(pattern, channel):
         assert identity.has("history", channel)
+
+
+def test_capabilities_may_be_a_list() -> None:
+    identity = Identity(client_id="ann", capabilities=["append"])  # type: ignore[arg-type]
+    assert (identity.has("append", "chat:1"), identity.has("admin", "chat:1")) == (True, False)

@@ -55,7 +55,7 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.grants is None:
-            check_capabilities(self.capabilities, EVERYWHERE)
+            force_setattr(self, "capabilities", check_capabilities(self.capabilities, EVERYWHERE))
             return
         filled: dict[str, frozenset[str]] = {}
         for pattern, capabilities in self.grants.items():
