@@ -21,8 +21,8 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_880,
-    "lines of its kernel": 34_460,
+    "lines of tenuto/": 54_860,
+    "lines of its kernel": 34_445,
     "modules of tenuto/": 193,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,

@@ -93,9 +93,6 @@ class Backend(Protocol):
     async def page(self, channel: str, *, before: int | None, limit: int) -> Page:
         """Return a page of messages, newest first."""
 
-    def new_id(self) -> str:
-        """Return a new id."""
-
     async def command(
         self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
     ) -> Sent:

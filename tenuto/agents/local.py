@@ -226,10 +226,6 @@ class LocalBackend:
         """Return a page of messages (`Backend.page`)."""
         return await self._hub.history(channel, before=before, limit=limit)
 
-    def new_id(self) -> str:
-        """Return a new id (`Backend.new_id`)."""
-        return self._hub.clock.new_id()
-
     async def command(
         self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
     ) -> Sent:

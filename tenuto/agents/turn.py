@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from tenuto.agents.backend import Backend, Sent, Watch
+from tenuto.agents.backend import Backend, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import Allowance, Steps, input_of
-from tenuto.core.errors import AlreadyAnswered, IdConflict, LocalError, TenutoError, public_reason
+from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason
 from tenuto.core.events import CommandReply
-from tenuto.core.model import Command, Json, Message, check_json
+from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.turns import STEER, attempt_of, question_id, reply_id
@@ -203,8 +203,10 @@ class Turn:
         self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
         if begun:
             await begun[-1].flush()  # store the text first, so that people see it above the question
-        sent = await self._ask(id, name, target, data, timeout_s)
-        command, reply = sent
+        stored = plain({"data": data})["data"]  # a later attempt finds the question by it
+        command, reply = await self._backend.command(
+            self.channel, name, id=id, target=target, data=stored, by=self.name, expires_s=timeout_s
+        )
         if reply is None:
             self.progress("waiting", command=command.id)
             async with self._person_decides():
@@ -238,25 +240,6 @@ class Turn:
         if key is not None and self._asked[content] > 1:
             raise LocalError(f"key {key!r} was used before for the same question; give each question a key of its own")
         return question_id(self.channel, self.message.id, self.generation, f"{content}\n{self._asked[content]}")
-
-    async def _ask(self, id: str, name: str, target: str, data: Json, timeout_s: float) -> Sent:
-        """Send a question, or return the stored one. Another id is used if a client has taken this one."""
-        send = partial(
-            self._backend.command,
-            self.channel,
-            name,
-            target=target,
-            data=data,
-            by=self.name,
-            expires_s=timeout_s,
-        )
-        try:
-            return await send(id=id)
-        except IdConflict:
-            self.open_questions.discard(id)
-            spare = self._backend.new_id()
-            self.open_questions.add(spare)
-            return await send(id=spare)
 
     async def step(
         self,

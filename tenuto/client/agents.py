@@ -198,10 +198,6 @@ class RemoteBackend:
         """Return a page of messages (`Backend.page`)."""
         return await self._client.history(channel, before=before, limit=limit)
 
-    def new_id(self) -> str:
-        """Return a new id (`Backend.new_id`)."""
-        return self._client._new_id()
-
     async def command(
         self, channel: str, name: str, *, id: str, target: str, data: Json, by: str, expires_s: float
     ) -> Sent:
