@@ -3,7 +3,7 @@
 Layer: interop, above `app`.
 
 Each adapter translates the turns of a hub into the wire format of another client, through the public functions of
-`Hub` and `tenuto.routes` alone, so that an app can write an adapter of its own in the same way (`docs/interop.md`).
+`Hub` and `tenuto.routes` alone, so that an app can write an adapter of its own in the same way (`docs/python.md`).
 """
 
 from tenuto.interop.agui import AGUI

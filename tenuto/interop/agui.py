@@ -12,7 +12,7 @@ A run with a position gets the events after it, at each character. A repeated ru
 gets a snapshot of the thread before the answer, and then the whole answer. So does each reader when an attempt is
 superseded, and the positions begin anew. Parts come in the order of their index, and one ends when the next begins;
 results of tools come when they are there. Clients refuse an end of a run while a message or a call is open, and content
-of one that is not open. `docs/interop.md` has the mapping, `TurnPosition` the form of the positions.
+of one that is not open. `docs/agui.md` has the mapping, `TurnPosition` the form of the positions.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ ignored: a request adds its last message, or answers the questions of the agent,
 One turn is one assistant message of the page, with all answers of the turn. Clients refuse unknown data: a chunk type
 or (`strict`) a field of a later release, and a delta for a part that has ended. After the result of a tool comes a step
 boundary, because pages that continue by themselves look at the last step only. For the same reason a call that the page
-may be asked about stays in the last step, and pages look for the input of a call only there. `docs/interop.md` has the
+may be asked about stays in the last step, and pages look for the input of a call only there. `docs/ai-sdk.md` has the
 mapping.
 """
 

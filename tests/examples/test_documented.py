@@ -30,7 +30,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {
     "bridges.md": "tests/interop/long/test_bridges.py",
     "django.md": "tests/examples/test_django.py",
-    "interop.md": "tests/interop",
+    "agui.md": "tests/interop/long/test_agui_page.py",
+    "ai-sdk.md": "tests/interop/long/test_react.py",
+    "openai.md": "tests/interop/test_openai.py",
     "sign-in.md": "tests/examples/test_security_page.py, tests/test_docs.py",
     "tutorial.md": "tests/examples/test_tutorial.py",
 }

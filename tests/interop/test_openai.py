@@ -25,7 +25,7 @@ from tenuto.interop.openai_stream import ChatStream
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
 from tests.transports.conftest import Served, new_hub, serving
 
-PAGE = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
 ANSWER = "Hello to you 😀, in Ulm."
 

@@ -21,7 +21,7 @@ from tests.transports.conftest import new_hub, serving
 
 PACKAGE = Path(os.environ.get("TENUTO_AGUI", "")) / "@ag-ui" / "client"
 SCRIPT = Path(__file__).parents[1] / "agui_page.mjs"
-DOCUMENT = ROOT / "docs" / "interop.md"
+DOCUMENT = ROOT / "docs" / "agui.md"
 
 
 class Scene:

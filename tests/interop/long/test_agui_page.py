@@ -1,4 +1,4 @@
-"""The page and the server of AG-UI in `docs/interop.md`, as they stand, in Chromium."""
+"""The page and the server of AG-UI in `docs/agui.md`, as they stand, in Chromium."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.interop.long.test_agui_client import PACKAGE
 from tests.interop.pages import ROOT
 from tests.transports.conftest import new_hub, serving
 
-PAGE = (ROOT / "docs" / "interop.md").read_text().partition("\n## AG-UI\n")[2]
+PAGE = (ROOT / "docs" / "agui.md").read_text()
 
 
 def block(language: str) -> str:

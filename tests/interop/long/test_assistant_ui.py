@@ -1,4 +1,4 @@
-"""The page of `docs/interop.md` with assistant-ui over the AI SDK, as it stands, in Chromium."""
+"""The page of `docs/ai-sdk.md` with assistant-ui over the AI SDK, as it stands, in Chromium."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.transports.conftest import new_hub, serving
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the script that is built from the page in `docs/interop.md`."""
+    """Return the script that is built from the page in `docs/ai-sdk.md`."""
     return build(tmp_path_factory.mktemp("page"), block=1)
 
 

@@ -69,7 +69,7 @@ async def test_client_for_node_resumes_at_each_number() -> None:
 
 
 async def test_programs_of_the_document_have_the_answer(tmp_path: Path) -> None:
-    page = (FOLDER.parents[1] / "docs" / "interop.md").read_text()
+    page = (FOLDER.parents[1] / "docs" / "openai.md").read_text()
     sources = [one for one in re.findall(r"```js\n(.*?)```", page, re.DOTALL) if 'from "openai"' in one]
     assert len(sources) == 2  # responses, and chat completions
     hub, app = new_hub(), FastAPI()

@@ -1,4 +1,4 @@
-"""The page and the server of `docs/interop.md`, as they stand: `useChat` in Chromium."""
+"""The page and the server of `docs/ai-sdk.md`, as they stand: `useChat` in Chromium."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.transports.conftest import new_hub, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
-PAGE = (ROOT / "docs" / "interop.md").read_text()
+PAGE = (ROOT / "docs" / "ai-sdk.md").read_text()
 HTML = '<!doctype html><div id="root"></div><script type="module" src="/main.js"></script>'
 ENTRY = """
 import { createRoot } from "react-dom/client"
