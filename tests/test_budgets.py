@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_860,
-    "lines of its kernel": 34_445,
-    "modules of tenuto/": 193,
+    "lines of tenuto/": 54_755,
+    "lines of its kernel": 34_354,
+    "modules of tenuto/": 187,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 71_260,
-    "lines of proof/ and bench/": 25_870,
+    "lines of tests/": 71_253,
+    "lines of proof/ and bench/": 25_862,
     "words of docs without decisions": 51_990,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
