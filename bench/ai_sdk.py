@@ -9,52 +9,35 @@ Run as a child with a database: the server, with answers that grow on request.
 
 import asyncio
 import contextlib
-import statistics
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from bench.common import Options, Row, check, client_load, kept, load_client, raw_line, spread
-from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit, reply, serve_requests
+from bench.common import Options, Row, capture, connect, judge, kept, load_client
+from bench.proc import SERVER_CORE, Child, raise_file_limit, reply, serve_requests
 from bench.tokens import summary, token
 
 _VIEWERS = 200
 _TOKENS_PER_S = 50
 _LIMIT = 1.5
-_TIMEOUT_S = 30.0
 _MOUNTED_AT = "/tenuto"
 
 
-class _Round(NamedTuple):
-    us_per_token: float
-    deliveries: int
-    client_load: float
-
-
-def run(options: Options) -> Iterator[Row]:
+def run(options: Options) -> list[Row]:
     rounds, seconds = (1, 2.0) if options.is_quick else (5, 2.5)
-    yield viewers(options, channels=1, each=_VIEWERS, rounds=rounds, seconds=seconds)
+    return [viewers(options, channels=1, each=_VIEWERS, rounds=rounds, seconds=seconds)]
 
 
 def viewers(options: Options, *, channels: int, each: int, rounds: int, seconds: float) -> Row:
     """Return the row of so many turns with `each` viewers. Raises `Void`."""
     raise_file_limit(channels * each + 100)
-    pairs = [[_round(options, kind, channels, each, seconds) for kind in ("ai-sdk", "sse")] for _ in range(rounds)]
-    ratios = [one.us_per_token / ours.us_per_token for one, ours in pairs]
-    sides = [spread([side.us_per_token for side in one], "µs") for one in zip(*pairs, strict=True)]
-    loads = [one.client_load for pair in pairs for one in pair]
-    return Row(
-        f"{channels} × {each} viewers with the AI SDK: CPU per delivered token against our own SSE",
-        spread(ratios, "×"),
-        f"{_LIMIT} ×",
-        statistics.median(ratios) <= _LIMIT,
-        note=f"{sides[0]} and {sides[1]} per token; load client used {max(loads):.0%} of its core",
-        raw=tuple(f"AI SDK {raw_line(**one._asdict())}, SSE {raw_line(**ours._asdict())}" for one, ours in pairs),
-    )
+    pairs = [[_cost(options, kind, channels, each, seconds) for kind in ("ai-sdk", "sse")] for _ in range(rounds)]
+    what = f"{channels} × {each} viewers with the AI SDK: CPU per delivered token against our own SSE"
+    return Row.judged(what, [one / ours for one, ours in pairs], "×", _LIMIT)
 
 
-def _round(options: Options, kind: str, channels: int, each: int, seconds: float) -> _Round:
+def _cost(options: Options, kind: str, channels: int, each: int, seconds: float) -> float:
+    """Return the CPU time per delivered token, in µs."""
     names = [f"bench:{n}" for n in range(channels)]
     with (
         kept(options) as database,
@@ -63,18 +46,15 @@ def _round(options: Options, kind: str, channels: int, each: int, seconds: float
     ):
         address = {**child.read(timeout_s=20), "prefix": _MOUNTED_AT}
         child.request("begin", channels=names)
-        load.request("connect", kind=kind, channels=names * each, timeout_s=_TIMEOUT_S, **address)
-        load.request("capture")
-        used_s = cpu_s(child.pid)
-        grown = child.request("grow", seconds=seconds, reply_in_s=seconds + 45)
-        drained = load.request("drain", timeout_s=_TIMEOUT_S)
-        used_s = cpu_s(child.pid) - used_s
-        decoded = load.request("decode")
+        connect(load, kind, names * each, address)
+        grown, drained, used_s = capture(
+            load, child.pid, lambda: child.request("grow", seconds=seconds, reply_in_s=seconds + 45), last=None
+        )
         if kind == "ai-sdk":
             drained["ended"] = 0  # the server ends a response when its turn is over
-        check(decoded, load.request("compare", sent=grown["messages"], **address), drained, lag_ms=grown["lag_ms"])
-    tokens = sum(one["length"] for one in grown["messages"].values()) // len(token()) * each
-    return _Round(used_s / tokens * 1e6, decoded["deliveries"], client_load(drained))
+        judge(load, drained, grown["messages"], address, lag_ms=grown["lag_ms"])
+    tokens: int = sum(one["length"] for one in grown["messages"].values()) // len(token()) * each
+    return used_s / tokens * 1e6
 
 
 async def _main(database: str) -> None:

@@ -15,22 +15,21 @@ changed token makes the run void. At the end, a page of 2,000 tokens is loaded a
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from bench.common import Options, Row, check, load_client, number, spread
+from bench.common import TIMEOUT_S, Options, Row, connect, drain, judge, load_client, number, spread
 from bench.pages import page_rows
-from bench.peers.ours import Ours, ours
+from bench.peers.system import Ours, ours
 from bench.peers.xadd import Xadd, xadd
-from bench.proc import BenchError, Child, cpu_s, raise_file_limit
+from bench.proc import BenchError, Child, raise_file_limit
 
-__all__ = ["FULL", "QUICK", "Appending", "Round", "Sizes", "alternate", "measure", "raw", "run", "verify"]
+__all__ = ["FULL", "QUICK", "Appending", "Round", "Sizes", "alternate", "measure", "run", "verify"]
 
 _LIMIT = 5.0
 _AT_ONCE = 20  # number of tokens of one await, in the pipelined variant
-_TIMEOUT_S = 60.0
 _FILES_PER_PRODUCER = 3  # a viewer, a connection to Redis, and one spare
 
 Appending = Ours | Xadd
@@ -53,16 +52,7 @@ QUICK = Sizes(rounds=2, seconds=1.0, pages=3)
 class Round(NamedTuple):
     tokens_per_s: float
     us_per_token: float
-    redis_us_per_token: float
     wait_ms: list[float]  # time until a token is durable: median and p99
-    fewest: int  # number of tokens of the slowest producer
-
-    def __str__(self) -> str:
-        redis = f", {self.redis_us_per_token:.1f} of them Redis's" if self.redis_us_per_token else ""
-        return (
-            f"{self.tokens_per_s:,.0f} tokens/s, {self.us_per_token:.1f} µs each{redis}; waits p50 "
-            f"{self.wait_ms[0]:.1f} ms, p99 {self.wait_ms[1]:.1f} ms; slowest producer {self.fewest:,} tokens"
-        )
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -123,28 +113,17 @@ def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag:
     # Open connections and build lazy objects before the counters start.
     before = child.request("append", seconds=sizes.warm_s, at_once=at_once)["tokens"]
     if watched:
-        viewers: dict[str, Any] = {"kind": system.kinds[0], "port": system.port, "channels": channels[:watched]}
-        client.request("connect", **viewers, timeout_s=_TIMEOUT_S)
-    used_s, redis_s = system.cpu_s(), _redis_s(system)
-    done = child.request("append", seconds=sizes.seconds, at_once=at_once, reply_in_s=sizes.seconds + _TIMEOUT_S)
-    used_s, redis_s = system.cpu_s() - used_s, _redis_s(system) - redis_s
+        connect(client, system.kinds[0], channels[:watched], {"port": system.port})
+    used_s = system.cpu_s()
+    done = child.request("append", seconds=sizes.seconds, at_once=at_once, reply_in_s=sizes.seconds + TIMEOUT_S)
+    used_s = system.cpu_s() - used_s
     # counted since its start, because a short round may change only pages that are already dirty
     if not system.written_bytes():
         raise BenchError("no bytes were written to a disk: choose a directory on a disk with --dir")
     tokens = done["tokens"] - before
-    sent = child.request("finish", reply_in_s=_TIMEOUT_S)["messages"]
+    sent = child.request("finish", reply_in_s=TIMEOUT_S)["messages"]
     verify(system, client, channels, sent)
-    return Round(
-        tokens_per_s=tokens / done["seconds"],
-        us_per_token=used_s / tokens * 1e6,
-        redis_us_per_token=redis_s / tokens * 1e6,
-        wait_ms=done["wait_ms"],
-        fewest=done["fewest"],
-    )
-
-
-def _redis_s(system: Appending) -> float:
-    return cpu_s(system.pids[1]) if isinstance(system, Xadd) else 0.0
+    return Round(tokens / done["seconds"], used_s / tokens * 1e6, done["wait_ms"])
 
 
 def verify(system: Appending, client: Child, channels: list[str], sent: dict[str, object]) -> None:
@@ -152,11 +131,9 @@ def verify(system: Appending, client: Child, channels: list[str], sent: dict[str
 
     A viewer of the capture is still connected, and must show the same text.
     """
-    client.request("connect", kind=system.kinds[0], port=system.port, channels=channels, timeout_s=_TIMEOUT_S)
-    drained = client.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=_TIMEOUT_S + 10)
-    decoded = client.request("decode", reply_in_s=_TIMEOUT_S)
-    stored_at = system.port if isinstance(system, Ours) else None
-    check(decoded, client.request("compare", sent=sent, port=stored_at, reply_in_s=_TIMEOUT_S), drained)
+    connect(client, system.kinds[0], channels, {"port": system.port})
+    drained = drain(client, None)
+    judge(client, drained, sent, {"port": system.port} if isinstance(system, Ours) else None, is_steady=False)
     client.request("close")
 
 
@@ -166,44 +143,28 @@ def _ratios(rounds: dict[str, list[Round]]) -> list[float]:
 
 
 def _each_rows(rounds: dict[str, list[Round]], sizes: Sizes, version: str) -> list[Row]:
-    full, always = rounds["Tenuto, FULL"], rounds["XADD, AOF always"]
-    ratios = _ratios(rounds)
-    median = statistics.median(ratios)
     what = f"durable appends, {sizes.producers} producers that await each token: SQLite FULL against XADD, AOF always"
-    costs = [other.us_per_token / one.us_per_token for one, other in zip(full, always, strict=True)]
-    note = f"tokens per second of CPU, which a noisy machine disturbs less: {spread(costs, '×')}\n{version}"
-    return [
-        Row(what, spread(ratios, "×"), f"{_LIMIT:.0f} ×", median >= _LIMIT, note, raw=raw(rounds)),
-        *(_row(f"  {name}", each) for name, each in rounds.items()),
-    ]
+    ratios = _ratios(rounds)
+    return [Row.judged(what, ratios, "×", _LIMIT, is_least=True, note=version), *_rates(rounds)]
 
 
 def _watched_row(rounds: dict[str, list[Round]]) -> Row:
-    ratios = _ratios(rounds)
-    is_met = statistics.median(ratios) >= _LIMIT
     what = "  the same while one of the conversations has a viewer"
-    return Row(what, spread(ratios, "×"), f"{_LIMIT:.0f} ×", is_met, raw=raw(rounds))
+    return Row.judged(what, _ratios(rounds), "×", _LIMIT, is_least=True)
 
 
 def _many_rows(rounds: dict[str, list[Round]]) -> list[Row]:
     what = f"the same, {_AT_ONCE} tokens at a time (XADD: one pipeline)"
-    return [
-        Row(what, spread(_ratios(rounds), "×"), raw=raw(rounds)),
-        *(_row(f"  {name}", each) for name, each in rounds.items()),
-    ]
+    return [Row(what, spread(_ratios(rounds), "×")), *_rates(rounds)]
 
 
-def _row(what: str, rounds: Sequence[Round]) -> Row:
-    rates = [each.tokens_per_s for each in rounds]
-    costs = [each.us_per_token for each in rounds]
-    waits = statistics.median(each.wait_ms[1] for each in rounds)
-    return Row(
-        what,
-        f"{number(statistics.median(rates))}/s ({number(min(rates))}–{number(max(rates))})",
-        note=f"{number(statistics.median(costs))} µs of CPU per token ({number(min(costs))}–{number(max(costs))}); "
-        f"durable after {number(waits)} ms (p99)",
-    )
-
-
-def raw(rounds: dict[str, list[Round]]) -> tuple[str, ...]:
-    return tuple(f"{name}, round {n + 1}: {each}" for name, all in rounds.items() for n, each in enumerate(all))
+def _rates(rounds: dict[str, list[Round]]) -> Iterator[Row]:
+    for name, each in rounds.items():
+        rates = [one.tokens_per_s for one in each]
+        waits = statistics.median(one.wait_ms[1] for one in each)
+        yield Row(
+            f"  {name}",
+            f"{number(statistics.median(rates))}/s ({number(min(rates))}–{number(max(rates))})",
+            note=f"{spread([one.us_per_token for one in each], 'µs')} of CPU per token; "
+            f"durable after {number(waits)} ms (p99)",
+        )

@@ -2,8 +2,7 @@
 
 Both run in one go, in turn, on one core. One load client on the other core drives both and compares every
 token of every viewer with the sent ones. The measure is the server's CPU time per delivered *token*, not per write: a
-system that joins the tokens of 40 ms writes less often, and shows a token up to 40 ms later. The latencies are listed
-too.
+system that joins the tokens of 40 ms writes less often, and shows a token up to 40 ms later.
 
 Do not conclude more than this: the peers promise less than Tenuto (`System.promises`), so a ratio shows
 the cost of the promises, not the quality of a peer. Another process publishes to the peers over HTTP, and its time is
@@ -13,37 +12,32 @@ alone in each round.
 
 import contextlib
 import functools
-import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.common import (
-    CLIENT_LIMIT,
     NAMES,
     Options,
     Row,
-    check,
-    client_load,
+    connect,
+    drain,
     failed,
+    judge,
     load_client,
-    number,
     producers_us,
     spread,
     void,
 )
 from bench.peers.nchan import nchan
-from bench.peers.ours import Ours, ours
-from bench.peers.system import System
+from bench.peers.system import Ours, System, ours
 from bench.proc import BenchError, Child, raise_file_limit
 
 __all__ = ["Shape", "Sizes", "measure", "run"]
 
-_TIMEOUT_S = 60.0
-_OVERRUN_S = 0.5  # a system that is later than this at the end did not keep up
 _FILES_TO_SPARE = 400
 _ALONE_S = 2.0  # how long the producers of Tenuto work alone, for each round
 _LESS = {"SSE": 1.0, "WebSocket": 1.0}  # Tenuto must cost less where it joins tokens for many viewers
@@ -106,31 +100,7 @@ _LIKE = {"nchan-sse": "sse", "nchan-ws": "websocket"}
 class _Round(NamedTuple):
     us_per_token: float
     producers_us: float  # the part of Tenuto's producers, measured alone; 0 for other systems
-    overrun_s: float  # time from the due time of the last token to the arrival of the last token
-    frames_per_token: float
-    bytes_per_token: float
     latency_ms: list[float]
-    server_load: float
-    client_load: float
-    # CPU time of the publisher over HTTP, which shares the load client's core; Tenuto has producers in its process
-    publisher_load: float
-    lag_ms: float  # lateness of the producers (p99)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.us_per_token:.2f} µs, {self.frames_per_token:.2f} frames and {self.bytes_per_token:.0f} B per "
-            f"token; latency p50 {self.latency_ms[0]:.1f}, p99 {self.latency_ms[1]:.1f} ms; server "
-            f"{self.server_load:.0%} of its core, client {self.client_load:.0%}{self._core()}; producers late by "
-            f"{self.lag_ms:.1f} ms (p99)"
-        )
-
-    @property
-    def core_load(self) -> float:
-        """Return the load of the load client's core, publisher included."""
-        return self.client_load + self.publisher_load
-
-    def _core(self) -> str:
-        return f", publisher {self.publisher_load:.0%}" if self.publisher_load else ""
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -146,57 +116,48 @@ def _try(name: str, folder: Path) -> None:
 PARTS = {name: functools.partial(_try, name) for name in SYSTEMS if name != "Tenuto"}
 
 
-def _most(sizes: Sizes) -> int:
-    """Return the largest number of concurrent viewers."""
-    return max(shape.connections for shape in sizes.shapes)
-
-
 def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) -> Iterator[Row]:
     """Yield all rows. A system that does not start has a failed row with the reason; the others are measured."""
-    most = _most(sizes)
+    most = max(shape.connections for shape in sizes.shapes)
     raise_file_limit(most + _FILES_TO_SPARE)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_folder(directory))
-        running: dict[str, System] = {}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
+        running: list[System] = []
         for name, start in systems.items():
+            (folder / name).mkdir()
             try:
-                running[name] = stack.enter_context(start(_made(folder, name), most))
+                running.append(stack.enter_context(start(folder / name, most)))
             except (BenchError, OSError) as error:
                 yield failed(f"beside {name}", error)
-        yield Row("systems measured in turn", f"{len(running)} systems", note=_promises(running.values()))
+        promises = "\n".join(f"{one.name} {one.version}: {one.promises}" for one in running)
+        yield Row("systems measured in turn", f"{len(running)} systems", note=promises)
         client = stack.enter_context(load_client())
         for n, shape in enumerate(sizes.shapes):
-            yield from _fan_out(list(running.values()), client, shape, sizes, tag=f"shape-{n}")
-
-
-def _promises(systems: Iterable[System]) -> str:
-    return "\n".join(
-        f"{system.name}{f' ({system.version})' if system.version else ''}: {system.promises}" for system in systems
-    )
+            yield from _fan_out(running, client, shape, sizes, tag=f"shape-{n}")
 
 
 def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Sizes, *, tag: str) -> list[Row]:
     """Run rounds of all systems and kinds of viewers in turn. A void round gives a row with the reason, no figure."""
     rounds: dict[tuple[System, str], list[_Round]] = {(system, kind): [] for system in systems for kind in system.kinds}
-    without: dict[tuple[System, str], Row] = {}
+    rows: dict[tuple[System, str], Row] = {}
     for n in range(sizes.rounds):
         for system, kind in rounds:
-            if (system, kind) in without:
+            if (system, kind) in rows:
                 continue
             try:
                 one = _round(system, kind, client, shape, sizes.seconds, tag=f"{tag}-{kind}-{n}")
             except (BenchError, OSError) as error:  # OSError: the system has died, so its CPU time cannot be read
-                without[system, kind] = failed(f"  {shape}: {system.name}, {_name(kind)}", error)
+                rows[system, kind] = failed(f"  {shape}: {system.name}, {_name(kind)}", error)
                 with contextlib.suppress(BenchError):  # this system may be the one that has ended
                     client.request("close")
             else:
                 rounds[system, kind].append(one)
-    rows = [
-        without.get((system, kind)) or _row(f"  {shape}: {system.name}, {_name(kind)}", each)
-        for (system, kind), each in rounds.items()
-    ]
-    whole = {key: each for key, each in rounds.items() if key not in without}
-    return [*_ratio_rows(whole, shape), *rows]
+    whole = {key: each for key, each in rounds.items() if key not in rows}
+    for (system, kind), each in whole.items():
+        p50, p99 = (spread([one.latency_ms[at] for one in each], "ms") for at in (0, 1))
+        costs = spread([one.us_per_token for one in each], "µs")
+        rows[system, kind] = Row(f"  {shape}: {system.name}, {_name(kind)}", costs, note=f"latency {p50}, p99 {p99}")
+    return [*_ratio_rows(whole, shape), *(rows[key] for key in rounds)]
 
 
 def _round(system: System, kind: str, client: Child, shape: Shape, seconds: float, *, tag: str) -> _Round:
@@ -206,108 +167,37 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
     if isinstance(system, Ours):
         rate: dict[str, float] = {"tokens_per_s": shape.tokens_per_s, "seconds": min(_ALONE_S, seconds)}
         alone_us = producers_us(system.child, channels=channels, **rate) / shape.viewers
-    client.request(
-        "connect", kind=kind, port=system.port, channels=channels * shape.viewers, timeout_s=_TIMEOUT_S, reply_in_s=90
-    )
+    address: dict[str, Any] = {"port": system.port}
+    connect(client, kind, channels * shape.viewers, address)
     client.request("capture")
-    before_s, publisher_s = system.cpu_s(), system.client_core_s()
+    before_s = system.cpu_s()
     produced = system.produce(channels=channels, count=count, tokens_per_s=shape.tokens_per_s)
-    drained = client.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=90)
+    drained = drain(client, None)
     used_s = system.cpu_s() - before_s
-    publisher_s = system.client_core_s() - publisher_s
-    decoded = client.request("decode", reply_in_s=90)
-    stored_at = system.port if isinstance(system, Ours) else None
-    compared = client.request("compare", sent=produced["messages"], port=stored_at, reply_in_s=90)
-    check(decoded, compared, drained, lag_ms=produced["lag_ms"])
+    sent, lag_ms = produced["messages"], produced["lag_ms"]
+    decoded = judge(client, drained, sent, address if isinstance(system, Ours) else None, lag_ms=lag_ms)
     tokens = count * shape.connections
     if decoded["tokens"] != tokens:
         what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, although all texts are correct"
-        raise void(what, drained, lag_ms=produced["lag_ms"])
+        raise void(what, drained, lag_ms=lag_ms)
     client.request("close")
-    return _Round(
-        us_per_token=used_s / tokens * 1e6,
-        producers_us=alone_us,
-        overrun_s=drained["seconds"] - count / shape.tokens_per_s,
-        frames_per_token=decoded["deliveries"] / tokens,
-        bytes_per_token=decoded["bytes"] / tokens,
-        latency_ms=decoded["latency_ms"],
-        server_load=used_s / drained["seconds"],
-        client_load=client_load(drained),
-        publisher_load=publisher_s / drained["seconds"],
-        lag_ms=produced["lag_ms"][1],
-    )
+    return _Round(used_s / tokens * 1e6, alone_us, decoded["latency_ms"])
 
 
 def _name(kind: str) -> str:
     return NAMES[_LIKE.get(kind, kind)]
 
 
-def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) -> list[Row]:
-    """Return our ratio to each peer that has viewers of the same kind."""
+def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) -> Iterator[Row]:
+    """Yield our ratio to each peer that has viewers of the same kind."""
     mine = {kind: each for (system, kind), each in rounds.items() if isinstance(system, Ours)}
-    rows = []
     for (system, kind), theirs in rounds.items():
         if isinstance(system, Ours) or _LIKE[kind] not in mine:
             continue
-        ours, viewers = mine[_LIKE[kind]], _name(kind)
-        ratios = [one.us_per_token / other.us_per_token for one, other in zip(ours, theirs, strict=True)]
+        viewers, pairs = _name(kind), list(zip(mine[_LIKE[kind]], theirs, strict=True))
+        ratios = [one.us_per_token / other.us_per_token for one, other in pairs]
         what = f"{shape}, {viewers}: CPU per delivered token, against {system.name}"
-        rows.append(_ratio_row(what, ratios, shape.limits.get(viewers)))
-        if system.has_publisher:
-            less = [
-                (one.us_per_token - one.producers_us) / other.us_per_token
-                for one, other in zip(ours, theirs, strict=True)
-            ]
-            limit = shape.limit_without if viewers == "SSE" else None
-            producers = f"the producers alone: {spread([one.producers_us for one in ours], 'µs')} per token"
-            rows.append(_ratio_row("  without our producers, measured alone", less, limit, note=producers))
-    return rows
-
-
-def _ratio_row(what: str, ratios: Sequence[float], limit: float | None, *, note: str = "") -> Row:
-    is_met = statistics.median(ratios) <= limit if limit is not None else None
-    return Row(what, spread(ratios, "×"), f"{limit:g} ×" if limit is not None else "", is_met, note)
-
-
-def _row(what: str, rounds: Sequence[_Round]) -> Row:
-    def median(values: Iterator[float]) -> str:
-        return number(statistics.median(values))
-
-    return Row(
-        what,
-        spread([each.us_per_token for each in rounds], "µs"),
-        note=f"{median(each.frames_per_token for each in rounds)} frames, "
-        f"{median(each.bytes_per_token for each in rounds)} B per token; latency p50 "
-        f"{median(each.latency_ms[0] for each in rounds)} ms, p99 {median(each.latency_ms[1] for each in rounds)} ms; "
-        f"server {statistics.median(each.server_load for each in rounds):.0%} of its core, load client "
-        f"{max(each.client_load for each in rounds):.0%} of its" + _full(rounds) + _overrun(rounds),
-        raw=tuple(f"round {n + 1}: {each}" for n, each in enumerate(rounds)),
-    )
-
-
-def _full(rounds: Sequence[_Round]) -> str:
-    """Return a note if the load client's core was full. The server's CPU time is still its own."""
-    core = statistics.median(each.core_load for each in rounds)
-    if core <= CLIENT_LIMIT:
-        return ""
-    publisher = max(each.publisher_load for each in rounds)
-    beside = f", which it shared with a publisher that used {publisher:.0%}" if publisher else ""
-    return f"{beside}, and which was full: latencies include its waits"
-
-
-def _overrun(rounds: Sequence[_Round]) -> str:
-    """Return a note if a system could not keep up: its latencies are then those of a growing queue."""
-    overrun_s = statistics.median(each.overrun_s for each in rounds)
-    return f"; it did not keep up: the last token arrived {overrun_s:.1f} s late" if overrun_s > _OVERRUN_S else ""
-
-
-@contextlib.contextmanager
-def _folder(directory: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
-        yield Path(folder)
-
-
-def _made(folder: Path, name: str) -> Path:
-    path = folder / name.replace(" ", "-")
-    path.mkdir()
-    return path
+        yield Row.judged(what, ratios, "×", shape.limits.get(viewers))
+        less = [(one.us_per_token - one.producers_us) / other.us_per_token for one, other in pairs]
+        limit = shape.limit_without if viewers == "SSE" else None
+        yield Row.judged("  without our producers, measured alone", less, "×", limit)

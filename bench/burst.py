@@ -13,13 +13,11 @@ Run as a child with a database: the server, with the producers and the agent.
 
 import asyncio
 import contextlib
-import statistics
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bench.common import FINISHED, Options, Row, Void, check, client_load, kept, load_client, number, spread
+from bench.common import TIMEOUT_S, Options, Row, Void, capture, connect, judge, kept, load_client, number, spread
 from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit, reply, serve_requests
 from bench.turns import answer, is_right
 
@@ -38,26 +36,13 @@ class _Round(NamedTuple):
     before_ms: list[float]  # p50, p99, p99.9 of the running answers
     during_ms: list[float]
     seconds: float  # from the questions until the first token of every new answer is stored
-    lag_ms: float  # lateness of the running answers' producers (p99)
-    client_load: float
-
-    @property
-    def ratio(self) -> float:
-        return self.during_ms[1] / self.before_ms[1]
-
-    def __str__(self) -> str:
-        before, during = (f"p50 {ms[0]:.1f}, p99 {ms[1]:.1f} ms" for ms in (self.before_ms, self.during_ms))
-        return (
-            f"before {before}; during {during}, for {self.seconds:.2f} s; producers late by {self.lag_ms:.0f} ms "
-            f"(p99); load client {self.client_load:.0%} of its core"
-        )
 
 
-def run(options: Options) -> Iterator[Row]:
+def run(options: Options) -> list[Row]:
     running, questions = (_QUICK_RUNNING, _QUICK_QUESTIONS) if options.is_quick else (_RUNNING, _QUESTIONS)
     before_s, after_s = (_QUICK_BEFORE_S, _QUICK_AFTER_S) if options.is_quick else (_BEFORE_S, _AFTER_S)
     rounds = 1 if options.is_quick else 3
-    yield from bursts(options, running=running, questions=questions, rounds=rounds, before_s=before_s, after_s=after_s)
+    return bursts(options, running=running, questions=questions, rounds=rounds, before_s=before_s, after_s=after_s)
 
 
 def bursts(
@@ -65,24 +50,15 @@ def bursts(
 ) -> list[Row]:
     """Return the rows of so many questions beside running answers, each round on a server of its own. Raises `Void`."""
     found = [_round(options, running, questions, before_s, after_s) for _ in range(rounds)]
-    ratios = [one.ratio for one in found]
-    before = spread([one.before_ms[1] for one in found], "ms")
-    p50s_ms = [one.before_ms[0] for one in found], [one.during_ms[0] for one in found]
-    p50s = " and ".join(number(statistics.median(each)) for each in p50s_ms)
+    what = f"{questions} questions at once beside {running} running answers: p99 of their tokens, against before"
+    compared = f"{number(questions * len(found))} new answers compared, each stored once"
     return [
-        Row(
-            f"{questions} questions at once beside {running} running answers: p99 of their tokens, against before",
-            spread(ratios, "×"),
-            f"{_LIMIT} ×",
-            statistics.median(ratios) <= _LIMIT,
-            note=f"p99 before {before}; p50 before and during {p50s} ms",
-            raw=tuple(str(one) for one in found),
-        ),
+        Row.judged(what, [one.during_ms[1] / one.before_ms[1] for one in found], "×", _LIMIT),
         Row("  p99 during the burst", spread([one.during_ms[1] for one in found], "ms")),
         Row(
             "  until the first token of every new answer is stored",
             spread([one.seconds for one in found], "s"),
-            note=f"{number(questions * len(found))} new answers compared, each stored once",
+            note=compared,
         ),
     ]
 
@@ -90,35 +66,27 @@ def bursts(
 def _round(options: Options, running: int, questions: int, before_s: float, after_s: float) -> _Round:
     raise_file_limit(running + 100)
     channels = [f"bench:{n}" for n in range(running)]
+    wanted: dict[str, Any] = {"channels": channels, "questions": questions, "before_s": before_s, "after_s": after_s}
     with (
         kept(options) as database,
         Child("bench.burst", str(database.absolute()), core=SERVER_CORE) as child,
         load_client() as load,
     ):
         address = child.read(timeout_s=20)
-        load.request("connect", kind="sse", channels=channels, timeout_s=_TIMEOUT_S, **address)
-        load.request("capture")
+        connect(load, "sse", channels, address)
         begun_s = time.monotonic()
-        burst = child.request(
-            "burst",
-            channels=channels,
-            questions=questions,
-            before_s=before_s,
-            after_s=after_s,
-            reply_in_s=before_s + after_s + 2 * _TIMEOUT_S,
+        burst, drained, _ = capture(
+            load, child.pid, lambda: child.request("burst", reply_in_s=before_s + after_s + TIMEOUT_S, **wanted)
         )
-        drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
         asked_s, over_s = burst["asked_s"], burst["over_s"]
         windows = [(begun_s + min(_SETTLES_S, before_s / 2), asked_s), (asked_s, max(over_s, asked_s + _SHORTEST_S))]
-        decoded = load.request("decode", windows=windows)
-        compared = load.request("compare", sent=burst["messages"], **address)
-        check(decoded, compared, drained, lag_ms=burst["lag_ms"])
+        decoded = judge(load, drained, burst["messages"], address, lag_ms=burst["lag_ms"], windows=windows)
     if burst["wrong"]:
         raise Void(f"burst: {burst['wrong']}")
     before_ms, during_ms = decoded["windows_ms"]
     if not (before_ms and during_ms):
         raise BenchError("no running answer had a token before the burst, or during it")
-    return _Round(before_ms, during_ms, over_s - asked_s, burst["lag_ms"][1], client_load(drained))
+    return _Round(before_ms, during_ms, over_s - asked_s)
 
 
 async def _main(database: str) -> None:

@@ -6,10 +6,10 @@ import json
 import statistics
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, NotInstalled, cpu_s
@@ -23,15 +23,18 @@ __all__ = [
     "Served",
     "Void",
     "attempt",
+    "capture",
     "check",
     "client_load",
+    "connect",
+    "drain",
     "failed",
+    "judge",
     "kept",
     "late",
     "load_client",
     "number",
     "producers_us",
-    "raw_line",
     "served",
     "spread",
     "used",
@@ -44,6 +47,7 @@ USUAL_ROUNDS = 3  # a figure of another number of rounds says so
 NAMES = {"sse": "SSE", "websocket": "WebSocket"}  # of the kinds of viewers
 # Of the last bytes for each viewer of an answer, for which `drain` looks: of a `message.finish`, or of a whole message.
 FINISHED = '"status":"complete"'
+TIMEOUT_S = 60.0  # the longest time of a request to the load client
 
 
 class Void(BenchError):
@@ -69,7 +73,18 @@ class Row:
     is_met: bool | None = None  # None: the row has no limit
     note: str = ""
     has_failed: bool = False  # there is no figure: it could not be measured, or the run is void
-    raw: tuple[str, ...] = ()  # the single measurements from which the figure was computed
+
+    @classmethod
+    def judged(
+        cls, what: str, values: Sequence[float], unit: str, limit: float | None = None, *, note: str = "",
+        by: Callable[[Sequence[float]], float] = statistics.median, is_least: bool = False,
+    ) -> Self:  # fmt: skip
+        """Return the row of `values`, whose median, or another value `by` which they count, may be `limit` at most.
+
+        With `is_least` it must be `limit` at least. Without a limit the row has no verdict.
+        """
+        is_met = None if limit is None else by(values) >= limit if is_least else by(values) <= limit
+        return cls(what, spread(values, unit), "" if limit is None else f"{limit:,g} {unit}", is_met, note)
 
     @property
     def has_no_figure(self) -> bool:
@@ -162,6 +177,49 @@ def failed(what: str, error: Exception) -> Row:
     return Row(what, verdict, note=text, has_failed=not isinstance(error, NotInstalled))
 
 
+def connect(load: Child, kind: str, channels: Sequence[str], address: Mapping[str, Any], **how: Any) -> None:
+    """Attach a viewer of this kind to each of `channels`, which may repeat; `how` are further fields of the request."""
+    how |= {"kind": kind, "channels": channels, "timeout_s": TIMEOUT_S}
+    load.request("connect", reply_in_s=TIMEOUT_S + 10, **how, **address)
+
+
+def drain(load: Child, last: str | None = FINISHED) -> dict[str, Any]:
+    """Let the load client read all that is sent to its viewers, up to `last` at each of them."""
+    drained: dict[str, Any] = load.request("drain", timeout_s=TIMEOUT_S, reply_in_s=TIMEOUT_S + 10, last=last)
+    return drained
+
+
+def capture(
+    load: Child, pid: int, produce: Callable[[], dict[str, Any]], *, last: str | None = FINISHED
+) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """Capture what the viewers receive while `produce` works, and after it up to `last`.
+
+    Return the result of `produce`, that of `drain`, and the CPU time of process `pid`.
+    """
+    load.request("capture")
+    before_s = cpu_s(pid)
+    produced = produce()
+    drained = drain(load, last)
+    return produced, drained, cpu_s(pid) - before_s
+
+
+def judge(
+    load: Child, drained: dict[str, Any], sent: dict[str, Any], address: Mapping[str, Any] | None,
+    *, lag_ms: Sequence[float] | None = None, is_steady: bool = True, **how: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what the viewers received, of which `how` are fields of the request.
+
+    Raises `Void` unless each has exactly the sent text, and the server at `address`, if given, stores it. Raises
+    `BenchError` if the load client was too slow for a load that `is_steady`.
+    """
+    decoded: dict[str, Any] = load.request("decode", reply_in_s=TIMEOUT_S, **how)
+    stored_at = {"port": None} if address is None else address
+    check(decoded, load.request("compare", sent=sent, reply_in_s=TIMEOUT_S, **stored_at), drained, lag_ms=lag_ms)
+    if is_steady:
+        client_load(drained)
+    return decoded
+
+
 def check(
     decoded: dict[str, Any],
     compared: dict[str, Any],
@@ -229,11 +287,6 @@ def spread(values: Sequence[float], unit: str = "") -> str:
         return f"{median} (one round)"
     rounds = "" if len(values) == USUAL_ROUNDS else f", {len(values)} rounds"
     return f"{median} ({number(min(values))}–{number(max(values))}{rounds})"
-
-
-def raw_line(**fields: Any) -> str:
-    """Return a measurement for the raw output, without insignificant digits."""
-    return json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()})
 
 
 def number(value: float) -> str:

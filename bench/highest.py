@@ -11,7 +11,6 @@ are created, have no latency; all texts are compared.
 """
 
 import functools
-import statistics
 from collections.abc import Callable, Iterator
 
 from bench import conversations
@@ -53,10 +52,10 @@ def run(options: Options) -> Iterator[Row]:
 def search(
     options: Options, *, first: int, seconds: float, exact: float, limit_ms: float = _P99_LIMIT_MS
 ) -> tuple[int, Row]:
-    """Return the highest number of conversations, and the row of the search, with every try in its raw lines.
+    """Return the highest number of conversations, and the row of the search.
 
     Raises `Void`. Raises `BenchError` if no rate passes, or a try cannot be measured: beyond the capacity of the load
-    client, the server's capacity is unknown. The error contains the earlier tries.
+    client, the server's capacity is unknown.
     """
     runs: list[conversations.Run] = []
 
@@ -66,8 +65,7 @@ def search(
             try:
                 runs.append(conversations.measure(options, count, seconds=seconds, is_dated_when_due=True))
             except (BenchError, OSError) as error:
-                before = [str(run) for run in runs] or ["none"]
-                error.add_note("\n".join([f"in a try of {count} conversations; before it:", *before]))
+                error.add_note(f"in a try of {count} conversations")
                 raise
             good.append(runs[-1].latency_ms[1] < limit_ms)
         return good.count(True) == _MAJORITY
@@ -82,7 +80,6 @@ def search(
         per_s >= _LIMIT_PER_S,
         note=f"{best} conversations × {conversations.TOKENS_PER_S} tokens/s: p99 {spread(p99s_ms, 'ms')} from when "
         f"each was due; {failed} conversations failed",
-        raw=tuple(str(run) for run in runs),
     )
 
 
@@ -92,15 +89,13 @@ def overload(
     """Yield the row of `factor` times as many conversations as the highest rate has. Raises `Void`."""
     count = int(best * factor)
     runs = [conversations.measure(options, count, seconds=seconds, skip_s=skip_s) for _ in range(rounds)]
-    tails = [run.latency_ms[1] / run.latency_ms[0] for run in runs]
     p50, p99 = (spread([run.latency_ms[n] for run in runs], "ms") for n in (0, 1))
-    yield Row(
+    yield Row.judged(
         f"overload, {factor:g} × the highest rate, after the first {skip_s:g} s: p99 against p50",
-        spread(tails, "×"),
-        f"{_TAIL_LIMIT} ×",
-        statistics.median(tails) <= _TAIL_LIMIT,
+        [run.latency_ms[1] / run.latency_ms[0] for run in runs],
+        "×",
+        _TAIL_LIMIT,
         note=f"{count} conversations × {conversations.TOKENS_PER_S} tokens/s, all texts compared: p50 {p50}, p99 {p99}",
-        raw=tuple(str(run) for run in runs),
     )
 
 

@@ -23,19 +23,17 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 from urllib.parse import quote
 
 from bench import tokens
-from bench.peers.viewers import KINDS, TextChecker, open_session
+from bench.peers.viewers import KINDS, TextChecker
 from bench.proc import BenchError
-from bench.reader import LoadResponse
-from bench.viewers import Connection, Latencies, Viewer
-from bench.visits import Visits
+from bench.reader import LoadResponse, LoadSseSession, LoadWsSession
 from proof.wirecheck import Checker, Json, Session, SseSession
 
-__all__ = ["Connection", "Load"]
+__all__ = ["Connection", "Load", "Viewer"]
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 32 * 1024
@@ -59,13 +57,10 @@ class Load:
         # stalled viewers, with the number of bytes that each had received when it stopped reading
         self._stalled: list[tuple[Connection, int]] = []
         self._is_stalling = False
-        self._prefix = ""
-        self._piece = tokens.WIDTH
         self._batches = 0
         self._bytes = 0
-        self._last_read_s = 0.0
+        self.last_read_s = 0.0
         self._latencies: array[float] = array("d")
-        self._visits = Visits(self)
 
     # Requests
 
@@ -84,17 +79,13 @@ class Load:
         The hub is mounted below the path `prefix`. A token begins at each multiple of `piece` in the text
         (`Producers.produce`).
         """
-        self._prefix, self._piece = prefix, piece
         started_s = time.monotonic()
         for start in range(0, len(channels), _WAVE):
-            wave = [self._open(kind, port, channel) for channel in channels[start : start + _WAVE]]
-            while not all(connection.session.has_attached for connection in wave):
-                if time.monotonic() - started_s > timeout_s:
-                    waiting = sum(not connection.session.has_attached for connection in wave)
-                    raise BenchError(f"{waiting} of {len(wave)} viewers not attached: {self._first_violation()}")
-                if self._ended:
-                    raise BenchError(f"the server ended a connection: {self._first_violation()}")
-                self.turn(0.1)
+            wave = [
+                self.dial(Viewer(kind, channel, Latencies(self._latencies, piece)), port, prefix)
+                for channel in channels[start : start + _WAVE]
+            ]
+            self.until_attached(wave, started_s + timeout_s)
         return {"connections": len(self._connections), "seconds": time.monotonic() - started_s}
 
     def record(self) -> Json:
@@ -130,15 +121,15 @@ class Load:
         if not self._is_capturing:  # outside a capture, the time counts from here
             self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
         until_s = time.monotonic() + timeout_s
-        self._last_read_s = time.monotonic()
-        while (now_s := time.monotonic()) - self._last_read_s < _QUIET_S or not self._have_all_got(last):
+        self.last_read_s = time.monotonic()
+        while (now_s := time.monotonic()) - self.last_read_s < _QUIET_S or not self._have_all_got(last):
             if now_s > until_s:
-                if now_s - self._last_read_s < _QUIET_S:
+                if now_s - self.last_read_s < _QUIET_S:
                     raise BenchError(f"the server was still sending after {timeout_s} s")
                 break
             self.turn(_QUIET_S / 4)
         self._is_capturing = False
-        wall_s = self._last_read_s - self._captured_s
+        wall_s = self.last_read_s - self._captured_s
         return {"seconds": wall_s, "cpu_s": time.process_time() - self._cpu_s, "ended": self._ended}
 
     def stall(self, *, count: int) -> Json:
@@ -146,8 +137,7 @@ class Load:
         self._is_stalling = True
         for connection in list(self._connections.values())[-count:] if count else []:
             self._epoll.unregister(connection.socket)
-            if connection.viewer is not None and connection.viewer.latencies is not None:
-                connection.viewer.latencies.stop()
+            connection.viewer.latencies.stop()
             self._stalled.append((connection, connection.checker.payload_bytes))
         return {}
 
@@ -165,9 +155,8 @@ class Load:
         """
         arrivals = array("d")
         for connection in self._connections.values():
-            if connection.viewer is not None and connection.viewer.latencies is not None:
-                connection.viewer.latencies.from_s = self._captured_s + skip_s
-                connection.viewer.latencies.arrivals = arrivals if windows else None
+            connection.viewer.latencies.from_s = self._captured_s + skip_s
+            connection.viewer.latencies.arrivals = arrivals if windows else None
             connection.decode()
         gc.enable()
         violations = Counter(
@@ -213,7 +202,7 @@ class Load:
         """
         kind, recordings = "", {}
         for connection in self._connections.values():
-            if connection.history is None or connection.viewer is None:
+            if connection.history is None:
                 continue
             kind = connection.viewer.kind
             split = _split_events if kind == "sse" else _split_frames
@@ -230,19 +219,17 @@ class Load:
             recordings[connection.checker.channel] = {"before": before.decode("latin-1"), "batches": batches}
         return {"kind": kind, "channels": recordings}
 
-    def come_back(
-        self, *, port: int, within_s: float, timeout_s: float, prefix: str = "", others: Sequence[int] = ()
-    ) -> Json:
+    def come_back(self, *, ports: list[int], within_s: float, timeout_s: float, prefix: str = "") -> Json:
         """Reconnect every viewer with its cursor after all connections were cut, until all are live.
 
-        A viewer waits up to `within_s` before each try, as a client with jitter does. The tries go in turn to `port`
-        and to the `others`, as behind a proxy. Return the times
+        A viewer waits up to `within_s` before each try, as a client with jitter does. The tries go to the `ports` in
+        turn, as behind a proxy. Return the times
         (CLOCK_MONOTONIC) at which the first batch of each was complete, in order, the number of new starts instead of
         resumes, and the CPU time of this process.
         """
         started_s, cpu_s = time.monotonic(), time.process_time()
-        until_s, ports = started_s + timeout_s, itertools.cycle((port, *others))
-        uncut = [(connection, connection.viewer) for connection in self._connections.values() if connection.viewer]
+        until_s, in_turn = started_s + timeout_s, itertools.cycle(ports)
+        uncut = list(self._connections.values())
         due: list[tuple[float, int, Viewer]] = []  # a heap; the number makes each entry unique
         back: list[Connection] = []
         while uncut or due or any(connection.attached_s is None for connection in back):
@@ -250,15 +237,15 @@ class Load:
             if now_s > until_s:
                 live = sum(connection.attached_s is not None for connection in back)
                 raise BenchError(f"{live} viewers are live after {timeout_s} s: {self._first_violation()}")
-            for connection, viewer in uncut:
+            for connection in uncut:
                 if connection.session.is_over:
                     self.hang_up(connection)
-                    heapq.heappush(due, (now_s + random.uniform(0, within_s), id(viewer), viewer))
-            uncut = [item for item in uncut if not item[0].session.is_over]
+                    heapq.heappush(due, (now_s + random.uniform(0, within_s), id(connection), connection.viewer))
+            uncut = [connection for connection in uncut if not connection.session.is_over]
             while due and due[0][0] <= now_s:
                 _, number, viewer = heapq.heappop(due)
                 try:
-                    back.append(self.dial(viewer, next(ports), prefix))
+                    back.append(self.dial(viewer, next(in_turn), prefix))
                 except ConnectionRefusedError:
                     heapq.heappush(due, (now_s + random.uniform(0, within_s), number, viewer))
                 self.turn(0)  # connected viewers do not wait for those that still dial
@@ -286,17 +273,29 @@ class Load:
 
     # For callers that drive single viewers
 
-    def dial(self, viewer: Viewer, port: int, prefix: str = "") -> Connection:
+    def dial(self, viewer: "Viewer", port: int, prefix: str = "") -> "Connection":
         """Connect a viewer, from its cursor if it has one, and request its channel. Raises OSError."""
         session = viewer.new_session(f"{_HOST}:{port}", prefix)
-        connection = self._add(port, session, viewer.checker, viewer)
+        sock = socket.create_connection((_HOST, port), timeout=10)
+        sock.setblocking(False)
+        connection = self._connections[sock.fileno()] = Connection(sock, session, viewer)
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
         if self._recorded is not None and viewer.checker.channel not in self._recorded:
             self._recorded.add(viewer.checker.channel)
             connection.history = []
         connection.send()
         return connection
 
-    def hang_up(self, connection: Connection) -> None:
+    def until_attached(self, connections: Iterable["Connection"], until_s: float) -> None:
+        """Wait for the first batch of each connection. Raises `BenchError`."""
+        while waiting := sum(not connection.session.has_attached for connection in connections):
+            if time.monotonic() > until_s:
+                raise BenchError(f"{waiting} viewers not attached: {self._first_violation()}")
+            if self._ended:
+                raise BenchError(f"the server ended a connection: {self._first_violation()}")
+            self.turn(0.1)
+
+    def hang_up(self, connection: "Connection") -> None:
         """Close a connection, whether or not the server has closed it."""
         del self._connections[connection.socket.fileno()]
         connection.socket.close()
@@ -310,25 +309,6 @@ class Load:
         marker = last.encode()
         waived = {id(connection) for connection, _ in self._stalled} if self._is_stalling else set()
         return all(each.has_got(marker) for each in self._connections.values() if id(each) not in waived)
-
-    def _open(self, kind: str, port: int, channel: str) -> Connection:
-        """Connect a new viewer."""
-        if kind not in KINDS:
-            return self.dial(Viewer(kind, channel, Latencies(self._latencies, self._piece)), port, self._prefix)
-        checker = TextChecker(channel, self._latencies)
-        session = open_session(kind, checker, host=f"{_HOST}:{port}")
-        # Both have all attributes that are used here.
-        connection = self._add(port, cast("Session", session), cast("Checker", checker), None)
-        connection.send()
-        return connection
-
-    def _add(self, port: int, session: Session, checker: Checker, viewer: Viewer | None) -> Connection:
-        """Connect, and send the request of the session. Raises OSError."""
-        sock = socket.create_connection((_HOST, port), timeout=10)
-        sock.setblocking(False)
-        connection = self._connections[sock.fileno()] = Connection(sock, session, checker, viewer)
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
-        return connection
 
     def turn(self, timeout_s: float) -> bool:
         """Read once from every readable socket. Return whether standard input is readable."""
@@ -345,7 +325,7 @@ class Load:
             except OSError:
                 data = b""
             now_s = time.monotonic()
-            self._last_read_s = now_s
+            self.last_read_s = now_s
             if not data:
                 self._ended += 1
                 self._epoll.unregister(fd)
@@ -372,7 +352,6 @@ class Load:
             "compare": self.compare,
             "recording": self.recording,
             "come_back": self.come_back,
-            "visit": self._visits.run,
             "close": self.close,
         }
         self._epoll.register(_STDIN, select.EPOLLIN)
@@ -400,6 +379,111 @@ class Load:
             if isinstance(connection.session, SseSession) and connection.session.body:
                 return f"{connection.session.response.status}: {connection.session.body[:300]!r}"
         return None
+
+
+class Viewer:
+    """A viewer that follows a channel, over any number of connections, from cursor to cursor."""
+
+    def __init__(self, kind: str, channel: str, latencies: "Latencies") -> None:
+        self.kind = kind
+        self.latencies = latencies
+        # both have all attributes that are used here
+        text = TextChecker(channel, latencies.into) if kind in KINDS else None
+        self.checker = cast("Checker", text) if text is not None else Checker(channel)
+        self._text = text
+
+    @property
+    def text(self) -> str:
+        """Return all text that it shows."""
+        return (
+            self._text.whole if self._text is not None else "".join(one.text for one in self.checker.messages.values())
+        )
+
+    def new_session(self, host: str, prefix: str) -> Session:
+        """Return the session for the next connection."""
+        if self._text is not None:
+            return cast("Session", KINDS[self.kind](self._text, host=host, resume=self._text.position))
+        since, observe = self.checker.cursor, self.latencies.observe
+        if self.kind == "sse":
+            return LoadSseSession(self.checker, since=since, host=host, prefix=prefix, observe=observe)
+        session = LoadWsSession(host=host, prefix=prefix, observe=observe)
+        session.attach(self.checker, since=since)
+        return session
+
+
+class Connection:
+    """One connection of a viewer. `arrivals` holds the captured data: time, bytes, time, bytes …"""
+
+    def __init__(self, sock: socket.socket, session: Session, viewer: Viewer) -> None:
+        self.socket = sock
+        self.session = session
+        self.viewer = viewer
+        self.checker = viewer.checker
+        self.arrivals: list[Any] = []
+        self.history: list[Any] | None = None  # all arrivals since the connection was opened, if it is recorded
+        self.attached_s: float | None = None  # when its first batch was complete; unknown during a capture
+
+    def take(self, data: bytes, now_s: float) -> None:
+        """Parse and check the bytes at once, and send the session's replies."""
+        if self.history is not None:
+            self.history += (now_s, data)
+        self.session.receive(data, now_s=now_s)
+        if self.attached_s is None and self.session.has_attached:
+            self.attached_s = now_s
+        self.send()
+
+    def send(self) -> None:
+        if data := self.session.bytes_to_send():
+            sent = self.socket.send(data)
+            assert sent == len(data), "a request larger than an empty socket buffer"
+
+    def has_got(self, marker: bytes) -> bool:
+        """Return whether the bytes captured last contain `marker`, which two reads may have split."""
+        return marker in b"".join(self.arrivals[1::2][-2:])
+
+    def decode(self) -> None:
+        """Parse and check the captured bytes."""
+        arrivals, self.arrivals = iter(self.arrivals), []
+        for now_s, data in zip(arrivals, arrivals, strict=True):
+            if self.history is not None:
+                self.history += (now_s, data)
+            self.session.receive(data, now_s=now_s)
+
+
+class Latencies:
+    """Notes, for one viewer, the age of each token at its first arrival."""
+
+    def __init__(self, into: "array[float]", piece: int) -> None:
+        self.into = into
+        self._piece = piece
+        self._known: dict[str, int] = {}
+        self.from_s = 0.0
+        """Tokens that arrive before this time (CLOCK_MONOTONIC) are not noted."""
+        self.arrivals: array[float] | None = None
+        """Where the arrival of each noted token is noted, too."""
+
+    def stop(self) -> None:
+        """Stop noting: this viewer is late on purpose."""
+        self.into = array("d")
+
+    def observe(self, channel: str, event: Json, at_s: float) -> None:
+        if event["type"] == "message.append":
+            self._text(event["id"], event["at"], event["text"], at_s)
+        elif event["type"] == "message.part":
+            self._text(event["id"], 0, event["part"].get("text", ""), at_s)
+        elif event["type"] in ("message.create", "message.update"):
+            # Its text did not arrive as an append, but these tokens have arrived all the same.
+            message = event["message"]
+            self._text(message["id"], 0, "".join(part.get("text", "") for part in message.get("parts", [])), at_s)
+
+    def _text(self, id: str, at: int, text: str, at_s: float) -> None:
+        known = self._known.get(id, 0)
+        if at_s >= self.from_s:
+            found = tokens.latencies_ms(text, at, known, at_s, self._piece)
+            self.into.extend(found)
+            if self.arrivals is not None:
+                self.arrivals.extend([at_s] * len(found))
+        self._known[id] = max(known, at + len(text))
 
 
 def _stored(port: int, prefix: str, sent: dict[str, Json]) -> dict[str, Json]:

@@ -15,36 +15,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import appends
+from bench import appends, storm
 from bench.common import (
-    FINISHED,
+    TIMEOUT_S,
     Options,
     Row,
     Served,
     attempt,
-    check,
-    client_load,
+    connect,
+    drain,
+    judge,
     load_client,
     number,
-    raw_line,
     served,
-    spread,
-    void,
 )
 from bench.conversations import TOKENS_PER_S
-from bench.peers.ours import ours_on_postgres
 from bench.peers.redis_server import redis_server
-from bench.peers.system import program
+from bench.peers.system import ours_on_postgres, program
 from bench.peers.xadd import xadd
 from bench.proc import BenchError, Child, NotInstalled, cpu_s, raise_file_limit
-from bench.tokens import known_text, summary
-from proof.chaos.postgres_server import PROGRAMS, Postgres, running_postgres
+from proof.chaos.engines import PROGRAMS, Postgres, running_postgres
 
-_TIMEOUT_S = 60.0
 _CONVERSATIONS = 500
-_STORM_S = 5.0
-_JITTER_S = 0.5
-_STORM_TOKENS_PER_S = 50
 _ADOPTED_S = 6.0
 _POLL_S = 0.05
 _NOTICES = {"NOTIFY": (5, 25), "a bus": (5, 25), "no notices": (1_100, 1_100)}  # limits of extra delay, p50 and p99
@@ -59,7 +51,7 @@ class Sizes(NamedTuple):
     channels: int  # of the other rows of two processes; the rows of delay have a twentieth of them
     viewers: int = 1_000  # of the killed process
     before_s: float = 2.0  # time before it is killed
-    after_s: float = 2 * _STORM_S  # how long an answer of another process streams after that
+    after_s: float = 2 * storm.LIMIT_S  # how long an answer of another process streams after that
 
 
 FULL = Sizes(rounds=3, seconds=5.0, conversations=_CONVERSATIONS, channels=400)
@@ -72,7 +64,7 @@ def run(options: Options) -> Iterator[Row]:
     with running_postgres(options.directory) as postgres:
         yield from delays(postgres, options, sizes)
         yield from attempt("two processes", functools.partial(costs, postgres, sizes))
-        yield from attempt("viewers of a killed process", functools.partial(storm, postgres, sizes))
+        yield from attempt("viewers of a killed process", functools.partial(storms, postgres, sizes))
 
 
 def check_postgres(folder: Path) -> None:
@@ -107,15 +99,8 @@ def durable(options: Options, sizes: appends.Sizes) -> Iterator[Row]:
         systems: dict[str, appends.Appending] = {"Tenuto": system, "XADD": redis}
         rounds = appends.alternate(systems, stack.enter_context(load_client()), sizes, at_once=1)
     ratios = [one.tokens_per_s / other.tokens_per_s for one, other in zip(*rounds.values(), strict=True)]
-    costs_ = [other.us_per_token / one.us_per_token for one, other in zip(*rounds.values(), strict=True)]
-    yield Row(
-        f"durable appends, {sizes.producers} producers that await each token: PostgreSQL against XADD, AOF always",
-        spread(ratios, "×"),
-        "2 ×",
-        statistics.median(ratios) >= 2,
-        f"tokens per second of CPU: {spread(costs_, '×')}",
-        raw=appends.raw(rounds),
-    )
+    what = f"durable appends, {sizes.producers} producers that await each token: PostgreSQL against XADD, AOF always"
+    yield Row.judged(what, ratios, "×", 2, is_least=True)
 
 
 class Group(NamedTuple):
@@ -135,7 +120,7 @@ def stream(
 ) -> list[dict[str, Any]]:
     """Have the producers of `writers` stream answers to all viewers. Return the results of each group's load client."""
     for load, server, channels in groups:
-        load.request("connect", kind="sse", channels=channels, timeout_s=_TIMEOUT_S, **server.address)
+        connect(load, "sse", channels, server.address)
     for group in groups:
         group.load.request("capture")
     sent: dict[str, Any] = {}
@@ -146,15 +131,12 @@ def stream(
         produced = server.child.read(timeout_s=seconds + 45)
         sent |= produced["messages"]
         late_ms.append(produced["lag_ms"])
-    drained = [group.load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED) for group in groups]
+    drained = [drain(group.load) for group in groups]
     found = []
     for group, each in zip(groups, drained, strict=True):
-        decoded = group.load.request("decode")
         own = {channel: sent[channel] for channel in group.channels}
-        check(decoded, group.load.request("compare", sent=own, **group.server.address), each, lag_ms=max(late_ms))
-        client_load(each)
+        found.append(judge(group.load, each, own, group.server.address, lag_ms=max(late_ms)))
         group.load.request("close")
-        found.append(decoded)
     return found
 
 
@@ -184,14 +166,8 @@ def _delay(postgres: Postgres, options: Options, sizes: Sizes, how: str) -> Iter
             both = stream(groups, [(here, channels)], per_s=20, seconds=sizes.seconds)
             rounds.append([each["latency_ms"] for each in both])
     for at, name in enumerate(("p50", "p99")):
-        extra = [other[at] - own_ms[at] for own_ms, other in rounds]
-        yield Row(
-            f"extra delay of a viewer at another process, {how}: {name}" if not at else f"  {name}",
-            spread(extra, "ms"),
-            f"{limits[at]:,} ms",
-            statistics.median(extra) <= limits[at],
-            raw=tuple(raw_line(near_ms=own_ms[at], far_ms=other[at]) for own_ms, other in rounds),
-        )
+        what = f"extra delay of a viewer at another process, {how}: {name}" if not at else f"  {name}"
+        yield Row.judged(what, [other[at] - own_ms[at] for own_ms, other in rounds], "ms", limits[at])
 
 
 def costs(postgres: Postgres, sizes: Sizes) -> Iterator[Row]:
@@ -212,14 +188,9 @@ def costs(postgres: Postgres, sizes: Sizes) -> Iterator[Row]:
                 used.append(_cost(url, channels, per_s, sizes.seconds, writers))
         for writers, limit in limits.items():
             ratios = [each / alone for each, alone in zip(found[writers], found[1], strict=True)]
-            yield Row(
-                f"{channels} × {per_s:g} tokens/s × 2 viewers: CPU per delivered token, two processes against one, "
-                f"{names[writers]}",
-                spread(ratios, "×"),
-                f"{limit} ×" if limit else "",
-                statistics.median(ratios) <= limit if limit else None,
-                f"{number(statistics.median(found[writers]))} and {number(statistics.median(found[1]))} µs",
-            )
+            what = f"{channels} × {per_s:g} tokens/s × 2 viewers: CPU per delivered token, two processes against one, "
+            note = f"{number(statistics.median(found[writers]))} and {number(statistics.median(found[1]))} µs"
+            yield Row.judged(what + names[writers], ratios, "×", limit, note=note)
 
 
 def _cost(url: str, count: int, per_s: float, seconds: float, writers: int) -> float:
@@ -244,96 +215,58 @@ def _cost(url: str, count: int, per_s: float, seconds: float, writers: int) -> f
 class _Storm(NamedTuple):
     live_s: float  # time from the kill until the last viewer was live
     adopted_s: float  # time from the kill until another process continued the answer of the killed one
-    burst_load: float
-    steady_load: float
     viewers: list[int]  # at each of the other processes
 
-    def __str__(self) -> str:
-        return (
-            f"all live {self.live_s:.2f} s after the kill, {' and '.join(map(str, self.viewers))} viewers; the answer "
-            f"went on after {self.adopted_s:.2f} s; load client used {self.burst_load:.0%} of its core until all were "
-            f"live and {self.steady_load:.0%} after"
-        )
 
-
-def storm(postgres: Postgres, sizes: Sizes) -> Iterator[Row]:
+def storms(postgres: Postgres, sizes: Sizes) -> Iterator[Row]:
     """Kill one of three processes, with all viewers. Raises `Void` if one got a new start or a wrong text."""
     raise_file_limit(sizes.viewers + 100)
     times = [_killed(f"{postgres.url}?schema=storm_{seed}", sizes, seed) for seed in range(sizes.rounds)]
-    yield Row(
+    yield Row.judged(
         f"storm: {sizes.viewers:,} viewers of one of three processes, half by SSE and half by WebSocket, from its "
         "kill -9 to the last one live at the other two",
-        spread([each.live_s for each in times], "s"),
-        f"{_STORM_S:g} s",
-        max(each.live_s for each in times) <= _STORM_S,
-        note="every viewer resumed from its cursor and received the whole text; all processes share two cores",
-        raw=tuple(str(each) for each in times),
+        [each.live_s for each in times],
+        "s",
+        storm.LIMIT_S,
+        by=max,
+        note=", ".join(f"{' and '.join(map(str, each.viewers))} viewers" for each in times),
     )
-    yield Row(
-        "  until another process continues the answer of the killed one",
-        spread([each.adopted_s for each in times], "s"),
-        f"{_ADOPTED_S:g} s",
-        max(each.adopted_s for each in times) <= _ADOPTED_S,
-    )
+    what = "  until another process continues the answer of the killed one"
+    yield Row.judged(what, [each.adopted_s for each in times], "s", _ADOPTED_S, by=max)
 
 
 def _killed(url: str, sizes: Sizes, seed: int) -> _Storm:
     """Run one kill. Half of the viewers watch an answer of the killed process, half one of another process."""
-    count = int((sizes.before_s + sizes.after_s) * _STORM_TOKENS_PER_S)
-    texts = {f"bench:storm-{n}": known_text(2 * seed + n, count) for n in range(2)}
+    count = int((sizes.before_s + sizes.after_s) * storm.TOKENS_PER_S)
+    texts = {f"bench:storm-{n}": (2 * seed + n, count) for n in range(2)}
     with contextlib.ExitStack() as stack:
         killed, *others = (stack.enter_context(served(url)) for _ in range(3))
         load = stack.enter_context(load_client())
         for kind in ("sse", "websocket"):
-            watched = [channel for channel in texts for _ in range(sizes.viewers // 4)]
-            load.request("connect", kind=kind, channels=watched, timeout_s=_TIMEOUT_S, **killed.address)
-        for n, (channel, server) in enumerate(zip(texts, (killed, others[0]), strict=True)):
-            message: dict[str, Any] = {"channel": channel, "id": "answer", "seed": 2 * seed + n, "count": count}
-            server.child.request("stream", **message, tokens_per_s=_STORM_TOKENS_PER_S)
+            connect(load, kind, [channel for channel in texts for _ in range(sizes.viewers // 4)], killed.address)
+        storm.begin([killed, others[0]], texts)
         load.request("pass", seconds=sizes.before_s)
-        killed_s = time.monotonic()
-        killed.child.kill()
-        ports: dict[str, Any] = {**others[0].address, "others": [others[1].port]}
-        load.send("come_back", within_s=_JITTER_S, timeout_s=_TIMEOUT_S, **ports)
-        back = load.read(timeout_s=_TIMEOUT_S + 5)
+        killed_s = storm.kill(load, killed, others)
+        live_s = storm.come_back(load, others[0], texts)
         left = _stored_text(others[0], next(iter(texts)))
-        if back["new_starts"]:
-            raise void(f"{back['new_starts']} viewers got a new start instead of a resume", back)
-        for channel in texts:
-            if (status := _stored(others[0], channel)["status"]) != "streaming":
-                raise void(f"the answer in {channel} was {status} when the viewers were back", back)
         viewers = [other.child.request("stats")["feeds"] for other in others]
         load.request("capture")
-        adopted_s = _went_on(others[0], next(iter(texts)), left) - killed_s
-        drained = load.request("drain", timeout_s=_TIMEOUT_S, reply_in_s=_TIMEOUT_S + 5, last=FINISHED)
-        lag_ms = [other.child.request("lag")["lag_ms"] for other in others]  # a failed producer explains short texts
-        sent = {channel: summary(text, "answer") for channel, text in texts.items()}
-        decoded = load.request("decode", reply_in_s=_TIMEOUT_S)
-        check(decoded, load.request("compare", sent=sent, **others[0].address), drained, lag_ms=max(lag_ms))
-    return _Storm(
-        live_s=back["attached_s"][-1] - killed_s,
-        adopted_s=adopted_s,
-        burst_load=back["cpu_s"] / back["seconds"],
-        steady_load=client_load(drained),
-        viewers=viewers,
-    )
-
-
-def _stored(server: Served, channel: str) -> dict[str, Any]:
-    message: dict[str, Any] = server.call("GET", f"{channel}/messages/answer")["message"]
-    return message
+        adopted_s = _went_on(others[0], next(iter(texts)), left)
+        storm.end(load, others, texts)
+    return _Storm(live_s - killed_s, adopted_s - killed_s, viewers)
 
 
 def _stored_text(server: Served, channel: str) -> str:
-    return "".join(part["text"] for part in _stored(server, channel)["parts"])
+    message = server.call("GET", f"{channel}/messages/{storm.MESSAGE}")["message"]
+    return "".join(part["text"] for part in message["parts"])
 
 
 def _went_on(server: Served, channel: str, text: str) -> float:
     """Return when the answer was longer than `text`, which the killed process has left."""
-    until_s = time.monotonic() + _TIMEOUT_S
+    until_s = time.monotonic() + TIMEOUT_S
     while _stored_text(server, channel) == text:
         if time.monotonic() > until_s:
-            raise BenchError(f"the answer of the killed process did not go on within {_TIMEOUT_S:g} s")
+            raise BenchError(f"the answer of the killed process did not go on within {TIMEOUT_S:g} s")
         time.sleep(_POLL_S)
     return time.monotonic()
 

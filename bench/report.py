@@ -51,14 +51,13 @@ class Machine:
 
 
 def text(rows: list[Row]) -> list[str]:
-    """Return the table in lines; each row is followed by its note and its single measurements."""
+    """Return the table in lines; each row is followed by its note."""
     cells = [(row.what, row.measured, row.limit, _VERDICTS[row.is_met]) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)] if cells else []
     lines = []
     for row, line in zip(rows, cells, strict=True):
         lines.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         lines += [f"      {note}" for note in row.note.splitlines()]
-        lines += [f"        | {one}" for one in row.raw]
     return lines
 
 

@@ -190,10 +190,6 @@ class Producers:
             raise self._failure
         return {"lag_ms": self.lateness.percentiles_ms()}
 
-    async def collections(self) -> dict[str, Any]:
-        """Return how often the garbage collector has examined the older generations so far."""
-        return {"collections": sum(older["collections"] for older in gc.get_stats()[1:])}
-
     async def stats(self) -> dict[str, Any]:
         """Return the hub's counters."""
         return dict(self._hub.stats())
@@ -375,7 +371,6 @@ async def _main(arguments: argparse.Namespace) -> None:
             producers.soak,
             producers.soaked,
             producers.lag,
-            producers.collections,
             producers.stats,
             producers.held,
             producers.blocks,

@@ -8,21 +8,21 @@ second half.
 
 A closed connection is a reference cycle (asyncio's transport and uvicorn's protocol refer to each other, and so to our
 objects), and the garbage collector under `serve` runs rarely. Until it has run a few times, memory grows by closed
-connections. The report lists the times of its runs beside the slope. At the end all viewers have gone, and the server
-must have released their resources: feeds, channels, writers, tasks, threads and open files are counted before and
-after, as are Python's memory blocks.
+connections. At the end all viewers have gone, and the server must have released their resources: feeds, channels,
+writers, tasks, threads and open files are counted before and after, as are Python's memory blocks.
 """
 
-import contextlib
+import asyncio
 import statistics
 import time
-from types import TracebackType
 from typing import Any
 
 from bench import plan
-from bench.common import Options, Row, Served, Void, client_load, kept, late, load_client, served, used
-from bench.proc import BenchError, Child, cpu_s, raise_file_limit, rss_bytes
+from bench.common import CLIENT_LIMIT, Options, Row, Served, Void, kept, late, served
+from bench.peers.system import on_core
+from bench.proc import CLIENT_CORE, BenchError, cpu_s, raise_file_limit, rss_bytes
 from bench.tokens import known_text
+from proof.wirecheck import SseViewer, WsViewer
 
 _LIVE = 50
 _LIMIT_KB_PER_MIN = 512.0
@@ -32,10 +32,11 @@ _STEP_S = 1.0
 _OLD = 10_000  # conversations in the file before the soak
 _OLD_CHARACTERS = 2_000  # number of characters of each of these conversations
 _IDLE_S = 10.0  # time after which an idle channel leaves the server's memory
-_AFTER_S = 20.0  # time after the end of the last conversation in which viewers must have received it
+_PATIENCE_S = 15.0  # time after the end of a conversation in which viewers must show all of it
 _FILL_S = 120.0
 _RELEASE_S = 45.0
-_TIMEOUT_S = 45.0
+
+Samples = list[tuple[float, int]]  # times, and the server's memory then
 
 
 def run(options: Options) -> list[Row]:
@@ -55,143 +56,125 @@ def soak(
     raise_file_limit(live * 10 + 200)
     planned: dict[str, Any] = {"seconds": seconds, "live": live, "lasts_s": lasts_s}
     conversations = plan.conversations(**planned)
-    with kept(options) as database, served(database, idle_s=idle_s) as server, load_client() as load:
+    with kept(options) as database, served(database, idle_s=idle_s) as server:
         server.child.request("fill", count=old, characters=_OLD_CHARACTERS, reply_in_s=_FILL_S)
         before = _settled(server)
         blocks = [server.child.request("blocks")["blocks"]]
-        started_s = time.monotonic() + 0.5
+        started_s, before_s = time.monotonic() + 0.5, cpu_s(server.child.pid)
         server.child.request("soak", started_s=started_s, planned=planned)
-        with Watch(server.child, load) as watch:
-            visit = {"port": server.port, "started_s": started_s, "planned": planned}
-            seen, samples = _visit_all(server, load, watch, visit)
-            client = client_load({"cpu_s": watch.client_s, "seconds": watch.seconds})
-            server.child.request("soaked")
-            for conversation in conversations:
-                _check_stored(server, conversation)
-            after = _released(server, before)
-            blocks.append(server.child.request("blocks")["blocks"])
-    viewers_note = f"{seen['viewers']:,} viewers in {seen['connections']:,} connections, {seen['resumes']:,} resumes"
+        with on_core(CLIENT_CORE):
+            samples, viewers = asyncio.run(_visit_all(server, conversations, started_s, seconds))
+        used_s = cpu_s(server.child.pid) - before_s
+        server.child.request("soaked")
+        for conversation in conversations:
+            _check_stored(server, conversation)
+        after = _released(server, before)
+        blocks.append(server.child.request("blocks")["blocks"])
+        lag_ms = server.child.request("lag")["lag_ms"]
+    left = _beyond(before, after)
+    change = f"{blocks[1] - blocks[0]:+,} ({(blocks[1] - blocks[0]) / blocks[0]:+.1%})"
     return [
-        *_memory(samples, seconds, watch.collected_s),
-        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, viewers_note),
-        Row(
-            "  resources still held after all have gone, beyond those before",
-            _beyond(before, after) or "none",
-            "none",
-            not _beyond(before, after),
-            note=f"before {before}, after {after}",
-        ),
-        Row(
-            "  Python's memory blocks, change from before the first conversation",
-            f"{blocks[1] - blocks[0]:+,} ({(blocks[1] - blocks[0]) / blocks[0]:+.1%})",
-            raw=(f"{blocks[0]:,} before, {blocks[1]:,} after",),
-        ),
-        Row(
-            "  CPU of the server",
-            f"{watch.server_s / seconds:.0%} of its core",
-            note=f"{late(watch.lag_ms)}; load client used {client:.0%} of its core",
-        ),
+        _memory(samples, seconds),
+        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, viewers),
+        Row("  resources still held after all have gone, beyond those before", left or "none", "none", not left),
+        Row("  Python's memory blocks, change from before the first conversation", change),
+        Row("  CPU of the server", f"{used_s / seconds:.0%} of its core", note=late(lag_ms)),
     ]
 
 
-class Watch:
-    """Observes a running soak; if it fails, its row has the last observations.
+async def _visit_all(
+    server: Served, conversations: list[plan.Conversation], started_s: float, seconds: float
+) -> tuple[Samples, str]:
+    """Run all visits. Return the server's memory over time, and the number of viewers. Raises the first failure."""
+    client_s = time.process_time()
+    visits = [
+        asyncio.create_task(_visit(server.port, started_s, conversation, visit))
+        for conversation in conversations
+        for visit in conversation.visits
+    ]
+    running, samples = set(visits), Samples()
+    try:
+        while running:
+            done, running = await asyncio.wait(running, timeout=_STEP_S, return_when=asyncio.FIRST_EXCEPTION)
+            for one in done:
+                one.result()
+            server.child.request("lag")  # fails if a producer has failed
+            if (now_s := time.monotonic() - started_s) <= seconds:
+                samples.append((now_s, rss_bytes(server.child.pid)))
+    except BenchError as error:
+        try:  # a missing text may be a loss, or the effect of an overloaded machine or of a dead server
+            error.add_note(late(server.child.request("lag")["lag_ms"]))
+        except (BenchError, OSError) as cause:
+            error.add_note(f"and {cause}")
+        raise
+    finally:
+        for one in running:
+            one.cancel()
+    if (load := (time.process_time() - client_s) / seconds) > CLIENT_LIMIT:
+        raise BenchError(f"the viewers used {load:.0%} of their core, so the figure would be theirs")
+    resumes = sum(one.result() for one in visits)
+    return samples, f"{len(visits):,} viewers, {resumes:,} resumes; they used {load:.0%} of their core"
 
-    A missing text may be a loss, or the effect of an overloaded machine.
+
+async def _visit(port: int, started_s: float, conversation: plan.Conversation, visit: plan.Visit) -> int:
+    """Follow a conversation as planned. Return the number of resumes. Raises `Void` unless it shows what is written.
+
+    A viewer that leaves early must show a beginning of the text, a viewer that stays all of it.
     """
 
-    def __init__(self, server: Child, load: Child) -> None:
-        self._server, self._load = server, load
-        self._began_s = time.monotonic()
-        self._began = cpu_s(server.pid), cpu_s(load.pid)
-        self.lag_ms: list[float] = []  # lateness of the producers; empty before the first reading
-        self.collected_s: list[float] = []  # when the garbage collector was seen to have examined the older generations
-        self.seconds = self.server_s = self.client_s = 0.0
+    async def until(at_s: float) -> None:
+        await asyncio.sleep(max(0.0, started_s + at_s - time.monotonic()))
 
-    def request(self) -> None:
-        """Request the lateness; the server replies while other processes are queried."""
-        with contextlib.suppress(BenchError):  # `look` reports the error
-            self._server.send("lag")
-
-    def look(self) -> None:
-        """Take the reply. Raises `BenchError` if a producer has failed, and OSError if the server has died."""
-        self.lag_ms = self._server.read(timeout_s=_TIMEOUT_S)["lag_ms"]
-        self.server_s, self.client_s = (
-            cpu_s(child.pid) - before for child, before in zip((self._server, self._load), self._began, strict=True)
-        )
-        self.seconds = time.monotonic() - self._began_s
-
-    def __enter__(self) -> "Watch":
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
-        if isinstance(error, (BenchError, OSError)):
-            error.add_note(str(self))
-
-    def __str__(self) -> str:
-        if not self.lag_ms:
-            return "no observation of the producers yet"
-        return (
-            f"last observation: {late(self.lag_ms)}; the load client used {used(self.client_s, self.seconds)}, "
-            f"the server {used(self.server_s, self.seconds)}"
-        )
-
-
-def _visit_all(
-    server: Served, load: Child, watch: Watch, visit: dict[str, Any]
-) -> tuple[dict[str, Any], list[tuple[float, int]]]:
-    """Run all visits. Return the load client's counters, and the server's memory over time."""
-    samples: list[tuple[float, int]] = []
-    started_s, seconds = visit["started_s"], visit["planned"]["seconds"]
-    collections = server.child.request("collections")["collections"]
-    while True:
-        watch.request()
-        seen = load.request("visit", until_s=time.monotonic() + _STEP_S, **visit)
-        if seen["wrong"]:
-            wrong = Void(f"{seen['wrong']} visits failed, e.g. {seen['example']}")
+    viewer = (SseViewer if visit.kind == "sse" else WsViewer)("127.0.0.1", port, conversation.channel)
+    checker, channel, text = viewer.checker, conversation.channel, known_text(conversation.seed, conversation.tokens)
+    await until(visit.arrives_s)
+    async with viewer:
+        for cut_s, back_s in visit.cuts:
+            await until(cut_s)
+            if viewer.is_over:
+                raise Void(f"the server ended a connection on {channel}")
+            await viewer.close()
+            await until(back_s)
+            await viewer.reconnect()
+        if visit.leaves_s is not None:
+            await until(visit.leaves_s)
+        else:
+            late_s = max(time.monotonic(), started_s + conversation.starts_s + conversation.tokens / plan.TOKENS_PER_S)
             try:
-                watch.look()
-            except (BenchError, OSError) as error:  # an error of the server may be the cause of the failed visits
-                wrong.add_note(f"and {error}")
-            raise wrong
-        watch.look()
-        now_s = time.monotonic() - started_s
-        if now_s <= seconds:
-            samples.append((now_s, rss_bytes(server.child.pid)))
-            collections, before = server.child.request("collections")["collections"], collections
-            if collections != before:
-                watch.collected_s.append(now_s)
-        elif not seen["left"]:
-            return seen, samples
-        elif now_s > seconds + _AFTER_S:
-            raise BenchError(f"{seen['left']} visits have not ended {_AFTER_S} s after the last conversation")
+                await viewer.until(
+                    lambda: checker.status(plan.MESSAGE) == "complete", late_s + _PATIENCE_S - time.monotonic()
+                )
+            except TimeoutError as error:
+                raise Void(f"{channel} is not shown to its end: {error}") from None
+    shown = checker.text(plan.MESSAGE)
+    if checker.violations:
+        raise Void(f"{channel}: {checker.violations[0]}")
+    if not text.startswith(shown) or (visit.leaves_s is None and shown != text):
+        raise Void(f"{channel}: {len(shown)} of {len(text)} characters are shown at the end, or other text")
+    if checker.new_starts > 1:
+        raise Void(f"{channel}: a reconnect was a new start")
+    return checker.resumes
 
 
-def slope(samples: list[tuple[float, int]]) -> float:
+def slope(samples: Samples) -> float:
     """Return bytes per second: the slope of the best-fitting line."""
     return statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 
-def _memory(samples: list[tuple[float, int]], seconds: float, collected_s: list[float]) -> list[Row]:
+def _memory(samples: Samples, seconds: float) -> Row:
     warm = [sample for sample in samples if sample[0] >= seconds * _WARM_UP]
     if len(warm) < 3:
         raise BenchError(f"{seconds:g} s are too short for a slope")
     kb_per_min = slope(warm) * 60 / 1000
     is_judged = seconds >= _JUDGED_S
     times = {"at first": samples[0], "at half time": warm[0], "at the end": warm[-1]}
-    sizes = ", ".join(f"{size / 1e6:.1f} MB {when}" for when, (_, size) in times.items())
-    collected = ", ".join(f"{at_s:.0f}" for at_s in collected_s)
-    return [
-        Row(
-            f"soak of {seconds / 60:.3g} min: growth of the server's memory in the second half",
-            f"{kb_per_min:+,.0f} KB/min",
-            f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
-            kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,
-            note=f"{sizes}; the garbage collector examined older generations "
-            + (f"at {collected} s" if collected else "never"),
-            raw=(f"MB every {_STEP_S:g} s: " + " ".join(f"{size / 1e6:.1f}" for _, size in samples),),
-        )
-    ]
+    return Row(
+        f"soak of {seconds / 60:.3g} min: growth of the server's memory in the second half",
+        f"{kb_per_min:+,.0f} KB/min",
+        f"{_LIMIT_KB_PER_MIN:g} KB/min" if is_judged else "",
+        kb_per_min <= _LIMIT_KB_PER_MIN if is_judged else None,
+        note=", ".join(f"{size / 1e6:.1f} MB {when}" for when, (_, size) in times.items()),
+    )
 
 
 def _check_stored(server: Served, conversation: plan.Conversation) -> None:

@@ -7,49 +7,43 @@ resumes. All viewers must resume, and all must have the whole text in the end, w
 """
 
 import functools
-import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.common import (
-    FINISHED,
     NAMES,
+    TIMEOUT_S,
     Options,
     Row,
     Served,
     attempt,
-    check,
-    client_load,
+    connect,
+    drain,
+    judge,
     kept,
     load_client,
     served,
     spread,
     void,
 )
-from bench.proc import raise_file_limit
-from bench.tokens import WIDTH, known_text
+from bench.proc import Child, raise_file_limit
+from bench.tokens import known_text, summary
 
+__all__ = ["LIMIT_S", "MESSAGE", "TOKENS_PER_S", "begin", "come_back", "end", "kill", "run", "storm"]
+
+LIMIT_S = 5.0
 _VIEWERS = 1_000
-_LIMIT_S = 5.0
 _JITTER_S = 0.5
-_AFTER_S = _LIMIT_S + 1  # how long the answer streams after the restart: beyond the last viewer's return
-_TIMEOUT_S = 30.0
-_CHANNEL, _MESSAGE = "bench:storm", "answer"
-_TOKENS_PER_S = 50
+_AFTER_S = LIMIT_S + 1  # how long the answer streams after the restart: beyond the last viewer's return
+_CHANNEL = "bench:storm"
+MESSAGE = "answer"
+TOKENS_PER_S = 50
 
 
 class _Round(NamedTuple):
     up_s: float  # time from the kill until the new server listened
     live_s: float  # time from the kill until the last viewer was live
-    burst_load: float  # load of the load client from the kill until the last viewer was live
-    steady_load: float  # load of the load client after that, while the answer streamed
-
-    def __str__(self) -> str:
-        return (
-            f"listening {self.up_s:.2f} s after the kill, all live {self.live_s:.2f} s; load client used "
-            f"{self.burst_load:.0%} of its core until then and {self.steady_load:.0%} after"
-        )
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -64,63 +58,64 @@ def storm(
     """Return the rows of one transport. Raises `Void` if a viewer got a new start or a wrong text."""
     raise_file_limit(viewers + 100)
     times = [_round(options, kind, viewers, seed, before_s, after_s) for seed in range(rounds)]
-    worst_s = max(each.live_s for each in times)
+    what = f"storm: {viewers:,} {NAMES[kind]} viewers, from kill -9 of the server to the last one live"
+    up, live = (spread(values, "s") for values in ([one.up_s for one in times], [o.live_s - o.up_s for o in times]))
     return [
-        Row(
-            f"storm: {viewers:,} {NAMES[kind]} viewers, from kill -9 of the server to the last one live",
-            spread([each.live_s for each in times], "s"),
-            f"{_LIMIT_S:g} s",
-            worst_s <= _LIMIT_S,
-            note="every viewer resumed from its cursor and received the whole text",
-            raw=tuple(str(each) for each in times),
-        ),
-        Row(
-            "  of it until the new server listens, and from then to the last one",
-            f"{spread([each.up_s for each in times], 's')}, {spread([each.live_s - each.up_s for each in times], 's')}",
-        ),
+        Row.judged(what, [one.live_s for one in times], "s", LIMIT_S, by=max),
+        Row("  of it until the new server listens, and from then to the last one", f"{up}, {live}"),
     ]
 
 
 def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float, after_s: float) -> _Round:
     """Run one kill. The load client's own time counts while it dials a thousand times, which is a burst."""
-    count = int((before_s + after_s) * _TOKENS_PER_S)
+    texts = {_CHANNEL: (seed, int((before_s + after_s) * TOKENS_PER_S))}
     with kept(options) as database, load_client() as load:
         with served(database) as server:
             port = server.port
-            message: dict[str, Any] = {"channel": _CHANNEL, "id": _MESSAGE, "seed": seed, "count": count}
-            load.request("connect", kind=kind, channels=[_CHANNEL] * viewers, timeout_s=_TIMEOUT_S, **server.address)
-            server.child.request("stream", **message, tokens_per_s=_TOKENS_PER_S)
+            connect(load, kind, [_CHANNEL] * viewers, server.address)
+            begin([server], texts)
             load.request("pass", seconds=before_s)
-            killed_s = time.monotonic()
-            server.child.kill()
-            load.send("come_back", within_s=_JITTER_S, timeout_s=_TIMEOUT_S, **server.address)
+            killed_s = kill(load, server, [server])
         with served(database, port=port) as server:
             listening_s = time.monotonic()
-            back = load.read(timeout_s=_TIMEOUT_S + 5)
-            _check_back(back, server, viewers)
+            live_s = come_back(load, server, texts)
             load.request("capture")
-            drained = load.request("drain", timeout_s=_TIMEOUT_S, last=FINISHED)
-            lag_ms = server.child.request("lag")["lag_ms"]  # if the producer has failed, that explains short texts
-            text = known_text(seed, count)
-            sent = {"id": _MESSAGE, "length": count * WIDTH, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-            decoded = load.request("decode")
-            compared = load.request("compare", sent={_CHANNEL: sent}, **server.address)
-            check(decoded, compared, drained, lag_ms=lag_ms)
-    return _Round(
-        up_s=listening_s - killed_s,
-        live_s=back["attached_s"][-1] - killed_s,
-        burst_load=back["cpu_s"] / back["seconds"],
-        steady_load=client_load(drained),
-    )
+            end(load, [server], texts)
+    return _Round(listening_s - killed_s, live_s - killed_s)
 
 
-def _check_back(back: dict[str, Any], server: Served, viewers: int) -> None:
-    """Raise `Void` unless all have resumed from their cursors while the answer still streamed."""
-    status = server.call("GET", f"{_CHANNEL}/messages/{_MESSAGE}")["message"]["status"]
+def begin(servers: Sequence[Served], texts: Mapping[str, tuple[int, int]]) -> None:
+    """Have each of `servers` stream the answer to one of the channels of `texts`, each with a seed and a length."""
+    for server, (channel, (seed, count)) in zip(servers, texts.items(), strict=True):
+        message: dict[str, Any] = {"channel": channel, "id": MESSAGE, "seed": seed, "count": count}
+        server.child.request("stream", **message, tokens_per_s=TOKENS_PER_S)
+
+
+def kill(load: Child, server: Served, others: Sequence[Served]) -> float:
+    """Kill `server`, and have its viewers dial `others` in turn. Return when it was killed."""
+    killed_s = time.monotonic()
+    server.child.kill()
+    ports = [other.port for other in others]
+    load.send("come_back", within_s=_JITTER_S, timeout_s=TIMEOUT_S, ports=ports, prefix=server.prefix)
+    return killed_s
+
+
+def come_back(load: Child, server: Served, texts: Mapping[str, tuple[int, int]]) -> float:
+    """Return when the last viewer is live. Raises `Void` unless all have resumed while the answers still streamed."""
+    back = load.read(timeout_s=TIMEOUT_S + 5)
+    stati = [server.call("GET", f"{channel}/messages/{MESSAGE}")["message"]["status"] for channel in texts]
     if back["new_starts"]:
-        what = f"{back['new_starts']} of {viewers} viewers got a new start instead of a resume"
-    elif status != "streaming":
-        what = f"the answer was {status} when the viewers were back, so they did not resume a stream"
+        what = f"{back['new_starts']} viewers got a new start instead of a resume"
+    elif {*stati} != {"streaming"}:
+        what = f"the answers were {stati} when the viewers were back, so they did not resume a stream"
     else:
-        return
+        return float(back["attached_s"][-1])
     raise void(what, back, lag_ms=server.child.request("lag")["lag_ms"])
+
+
+def end(load: Child, servers: Sequence[Served], texts: Mapping[str, tuple[int, int]]) -> None:
+    """Check that all viewers, which are captured, and the store have the whole texts. Raises `Void`."""
+    drained = drain(load)
+    lag_ms = max(server.child.request("lag")["lag_ms"] for server in servers)  # a failed producer explains short texts
+    sent = {channel: summary(known_text(*of), MESSAGE) for channel, of in texts.items()}
+    judge(load, drained, sent, servers[0].address, lag_ms=lag_ms)

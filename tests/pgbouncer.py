@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from proof.chaos.postgres_server import ACCOUNT
+from proof.chaos.engines import ACCOUNT
 from proof.chaos.processes import free_port
 from tests.postgres import Postgres
 from tests.processes import Process, listening

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from proof.chaos.postgres_server import PROGRAMS, Postgres, running_postgres
+from proof.chaos.engines import PROGRAMS, Postgres, running_postgres
 
 __all__ = ["Postgres", "needs_postgres", "running_postgres"]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
-from bench.peers.system import Published, config_folder, foreign, program, publisher
-from bench.proc import BenchError
+from bench.peers.system import Published, config_folder, foreign, program
+from bench.proc import CLIENT_CORE, BenchError, Child
 from proof.chaos.processes import free_port
 
 __all__ = ["Nchan", "nchan"]
@@ -94,8 +94,8 @@ def nchan(*, connections: int) -> Iterator[Nchan]:
         # Without -e, nginx first opens its built-in log path, which we may not be allowed to write.
         command = [executable, "-e", "stderr", "-p", str(folder), "-c", str(config)]
         server = foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce))
-        with server as keeper, publisher() as child:
-            yield Nchan(port, (keeper,), child, path=_PUBLISH)
+        with server as pid, Child("bench.peers.publisher", core=CLIENT_CORE) as publisher:
+            yield Nchan(port, pid, publisher, _PUBLISH)
 
 
 def _package_version() -> str:
@@ -109,25 +109,13 @@ def _package_version() -> str:
 
 def _is_ours(port: int, nonce: str) -> bool:
     """Return whether our nginx responds on this port, with nchan in it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        return _get(port, "/who") == nonce.encode() and _publishes(port)
+        connection.request("GET", "/who")
+        is_ours = connection.getresponse().read() == nonce.encode()
+        connection.request("POST", f"/publish/{quote('bench:ready')}", b"ready")
+        return is_ours and 200 <= connection.getresponse().status < 300
     except (OSError, http.client.HTTPException):
         return False
-
-
-def _publishes(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("POST", f"/publish/{quote('bench:ready')}", b"ready")
-        return 200 <= connection.getresponse().status < 300
-    finally:
-        connection.close()
-
-
-def _get(port: int, path: str) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().read()
     finally:
         connection.close()

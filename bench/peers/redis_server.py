@@ -18,8 +18,7 @@ Fsync = Literal["always", "everysec"]
 
 @dataclass(frozen=True)
 class RedisServer:
-    pid: int  # pid of the process that started it
-    server_pid: int
+    pid: int
     port: int
     socket_path: str
 
@@ -54,17 +53,15 @@ def redis_server(directory: Path, fsync: Fsync, *, port: int | None = None) -> I
             "loglevel": "warning",
         }
         command = [executable, *(word for name, value in options.items() for word in (f"--{name}", value))]
-        pids: list[int] = []
 
         def is_ready(pid: int) -> bool:
-            pids[:] = [pid]
             return Path(path).exists() and request_redis(path, "INFO", "server").find(f"process_id:{pid}\r\n") >= 0
 
-        with foreign("redis-server", command, is_ready) as keeper:
+        with foreign("redis-server", command, is_ready) as pid:
             for name, wanted in (("appendonly", "yes"), ("appendfsync", fsync)):
                 if f"\r\n{wanted}\r\n" not in (reply := request_redis(path, "CONFIG", "GET", name)):
                     raise BenchError(f"redis-server runs with another {name} than {wanted}: {reply!r}")
-            yield RedisServer(keeper, pids[0], port, path)
+            yield RedisServer(pid, port, path)
 
 
 def request_redis(path: str, *words: str) -> str:

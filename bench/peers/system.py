@@ -1,19 +1,26 @@
-"""The interface of every system under test, ours and the peers': the measurements use only this."""
+"""The interface of every system under test, and Tenuto as one of them: the measurements use only this."""
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, cpu_s
+from bench.common import served
+from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, disk_write_bytes, tree
+from proof.chaos.engines import running_postgres
 
-__all__ = ["Published", "System", "config_folder", "foreign", "on_core", "program", "publisher"]
+__all__ = ["Ours", "Published", "System", "config_folder", "foreign", "on_core", "ours", "ours_on_postgres", "program"]
 
 _START_S = 20.0
+_END_S = 8.0  # time in which a server must end by itself
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class System:
@@ -24,10 +31,8 @@ class System:
     """How its viewers attach, as the load client's kinds."""
     promises: ClassVar[str]
     """What it stores, and when: no figure is meaningful without it."""
-    has_publisher: ClassVar[bool] = False
-    """Whether another process publishes to it, whose time is not counted."""
 
-    def __init__(self, port: int, pids: tuple[int, ...]) -> None:
+    def __init__(self, port: int, *pids: int) -> None:
         self.port = port
         self.pids = pids
 
@@ -43,35 +48,58 @@ class System:
     def cpu_s(self) -> float:
         return sum(cpu_s(pid) for pid in self.pids)
 
-    def client_core_s(self) -> float:
-        """Return the CPU time of its publisher on the load client's core; 0 if its own process produces the tokens."""
-        return 0.0
 
+class Ours(System):
+    """Tenuto itself: in-process producers, served as `tenuto serve` does it. The last pids are those of its store."""
 
-class Published(System):
-    """A peer without producers of its own: another process publishes to it. `request` are fields of `publish`."""
+    name = "Tenuto, SQLite FULL"
+    kinds: ClassVar[tuple[str, ...]] = ("sse", "websocket")
+    promises = "a token is on disk before any viewer receives it; late joiners get joined text"
 
-    has_publisher = True
-
-    def __init__(self, port: int, pids: tuple[int, ...], publisher: Child, **request: Any) -> None:
-        super().__init__(port, pids)
-        self._publisher = publisher
-        self._request = request
-
-    def client_core_s(self) -> float:
-        return cpu_s(self._publisher.pid)
+    def __init__(self, port: int, child: Child, *stores: int) -> None:
+        super().__init__(port, child.pid, *stores)
+        self.child = child
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
-        wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
-        patience_s = 60 + count / tokens_per_s
-        return self._publisher.request("publish", reply_in_s=patience_s, port=self.port, **wanted, **self._request)
+        wanted = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
+        return self.child.request("produce", reply_in_s=60 + count / tokens_per_s, **wanted)
+
+    def grow(self, channel: str, count: int) -> str:
+        return str(self.child.request("grow", channel=channel, count=count)["text"])
+
+    def written_bytes(self) -> int:
+        return sum(disk_write_bytes(pid) for root in self.pids for pid in tree(root))
 
 
 @contextlib.contextmanager
-def publisher() -> Iterator[Child]:
-    """Run the publisher on the load client's core."""
-    with Child("bench.peers.publisher", core=CLIENT_CORE) as child:
-        yield child
+def ours(database: Path, *, synchronous: str = "full") -> Iterator[Ours]:
+    """Start Tenuto with `database` as its file."""
+    with served(f"sqlite:///{database.absolute()}?synchronous={synchronous}") as server:
+        yield Ours(server.port, server.child)
+
+
+@contextlib.contextmanager
+def ours_on_postgres(directory: Path) -> Iterator[Ours]:
+    """Start Tenuto on a PostgreSQL server whose files are in `directory`, and which shares its core."""
+    with contextlib.ExitStack() as stack:
+        with on_core(SERVER_CORE):
+            postgres = stack.enter_context(running_postgres(directory))
+        server = stack.enter_context(served(postgres.url))
+        yield Ours(server.port, server.child, postgres.pid)
+
+
+class Published(System):
+    """A peer without producers of its own: another process publishes to it at `path`, and its time is not counted."""
+
+    def __init__(self, port: int, pid: int, publisher: Child, path: str) -> None:
+        super().__init__(port, pid)
+        self._publisher = publisher
+        self._path = path
+
+    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
+        wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
+        wanted |= {"port": self.port, "path": self._path}
+        return self._publisher.request("publish", reply_in_s=60 + count / tokens_per_s, **wanted)
 
 
 def program(name: str, package: str) -> str:
@@ -85,36 +113,39 @@ def program(name: str, package: str) -> str:
 
 @contextlib.contextmanager
 def foreign(what: str, command: list[str], is_ready: Callable[[int], bool]) -> Iterator[int]:
-    """Run a foreign server on the server's core; yield the id of the process that keeps it.
+    """Run a foreign server on the server's core; yield its process id. If this process is killed, the kernel ends it.
 
     `is_ready(pid)` is polled until it is true, and must make sure that this very process answers. Raises `BenchError`,
     with the server's output, if it does not start.
     """
-    with Child("bench.peers.run", *command, core=SERVER_CORE) as child:
+    libc = ctypes.CDLL(None)  # loaded here, so that the new process does as little as possible between fork and exec
+
+    def begin() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if SERVER_CORE in os.sched_getaffinity(0):
+            os.sched_setaffinity(0, {SERVER_CORE})
+
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=begin)
         try:
-            pid = child.read(timeout_s=10)["pid"]
             until_s = time.monotonic() + _START_S
-            while not is_ready(pid):
-                _check_alive(child, pid)
-                if time.monotonic() > until_s:
-                    raise BenchError(f"it did not respond within {_START_S:.0f} s")
+            while not is_ready(server.pid):
+                if server.poll() is not None or time.monotonic() > until_s:
+                    raise BenchError(f"{what} did not start within {_START_S:.0f} s, or has ended")
                 time.sleep(0.05)
-        except BenchError as error:
-            raise BenchError(f"{what} did not start: {error}") from None
-        try:
-            yield child.pid
+            yield server.pid
         except (BenchError, OSError) as error:
-            if output := child.log_end():
+            log.seek(0)
+            if output := log.read()[-4000:].decode(errors="replace"):
                 error.add_note(f"{what} printed:\n{output}")
             raise
-
-
-def _check_alive(child: Child, pid: int) -> None:
-    """Raise `BenchError`, with the server's output, if it has ended."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        child.read(timeout_s=5)  # the process that keeps the server ends with the server
+        finally:
+            server.terminate()
+            try:
+                server.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
 
 
 @contextlib.contextmanager

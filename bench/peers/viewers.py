@@ -21,7 +21,7 @@ from bench import tokens
 from bench.reader import LoadFrames, LoadResponse
 from proof.wirecheck import Json, SseEvent, SseParser, Violation, WireError, get_request
 
-__all__ = ["KINDS", "TextChecker", "TextSession", "open_session"]
+__all__ = ["KINDS", "TextChecker", "TextSession"]
 
 _BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, IndexError, TypeError, ValueError)
 
@@ -215,8 +215,3 @@ KINDS: dict[str, Callable[..., TextSession]] = {
     "nchan-ws": NchanWs,
     "xadd-sse": XaddSse,
 }
-
-
-def open_session(kind: str, checker: TextChecker, *, host: str, resume: str | None = None) -> TextSession:
-    """Return a session for a viewer of this kind."""
-    return KINDS[kind](checker, host=host, resume=resume)

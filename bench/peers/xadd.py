@@ -27,7 +27,7 @@ class Xadd(System):
     kinds: ClassVar[tuple[str, ...]] = ("xadd-sse",)
 
     def __init__(self, port: int, child: Child, redis: RedisServer) -> None:
-        super().__init__(port, (child.pid, redis.pid))
+        super().__init__(port, child.pid, redis.pid)
         self.child = child
         self.redis = redis
 
@@ -39,7 +39,7 @@ class Xadd(System):
         return str(self.child.request("grow", channel=channel, count=count)["text"])
 
     def written_bytes(self) -> int:
-        return disk_write_bytes(self.redis.server_pid)
+        return disk_write_bytes(self.redis.pid)
 
 
 @contextlib.contextmanager

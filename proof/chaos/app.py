@@ -1,26 +1,39 @@
-"""The app that `tenuto serve --app` serves in a run: a mounted hub.
+"""The apps that `tenuto serve --app` serves in a run: a mounted hub, and one node of a cluster.
 
 Layer: chaos.
 
-The environment variable `TENUTO_CHAOS` holds the settings (JSON: `Wanted`).
+The environment variable `TENUTO_CHAOS` holds the settings (JSON: `Wanted` or `NodeOrders`). A node has an agent in its
+process, which prints its reports as a remote one does, so they outlive the process. Each line of its log has the time
+of the run's report, and a line says when the event loop was late, because the machine or the node was busy.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import logging
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 
+from proof.chaos.agent import AgentOrders, answer
+from proof.chaos.report import say_when_late
 from tenuto import Hub
+from tenuto.agents.turn import Turn
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.stores.sqlite.store import SqliteStore
 
-__all__ = ["OPERATOR", "Wanted", "app", "verify"]
+__all__ = ["OPERATOR", "NodeOrders", "Wanted", "app"]
 
 OPERATOR = "operator"  # the client that may read `/metrics`
+SLOTS = 100  # as many as a remote agent has, so both get turns
+
+logger = logging.getLogger("chaos")
 
 
 @dataclass(frozen=True)
@@ -33,17 +46,29 @@ class Wanted:
     is_lazy: bool = False  # mounted without a lifespan: the hub starts with the first request
     has_admins: bool = True  # otherwise a verifier makes each client the one that it names, and only the operator admin
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"TENUTO_CHAOS": json.dumps(vars(self))}
+
+@dataclass(frozen=True)
+class NodeOrders:
+    """The settings of a node."""
+
+    store: str
+    bus: str | None
+    drain_s: float
+    begun_s: float  # begin of the run, by the clock that all processes of the machine share
+    agent: AgentOrders  # its URL is unused
 
 
 app: Starlette  # built on first access: an import of this module opens no store
 
 
+def environment_of(orders: Wanted | NodeOrders) -> dict[str, str]:
+    """Return the environment of a process that serves the app with these settings."""
+    return {"TENUTO_CHAOS": json.dumps(asdict(orders))}
+
+
 def _build(wanted: Wanted) -> Starlette:
     store = SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s)
-    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=verify)
+    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_verify)
     app = Starlette()
     if wanted.is_lazy:
         app.mount("/tenuto", hub)
@@ -52,7 +77,7 @@ def _build(wanted: Wanted) -> Starlette:
     return app
 
 
-async def verify(scope: Scope) -> Identity:
+async def _verify(scope: Scope) -> Identity:
     """Make each client the one that it names."""
     query = parse_qs(scope["query_string"].decode())
     name = query.get("client", ["anonymous"])[0]
@@ -61,8 +86,46 @@ async def verify(scope: Scope) -> Identity:
     return Identity(client_id=name, capabilities=frozenset(may))
 
 
+class _Timed(logging.Formatter):
+    """Lines with the time since the begin of the run."""
+
+    def __init__(self, begun_s: float) -> None:
+        super().__init__()
+        self._begun_s = begun_s
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{time.monotonic() - self._begun_s:8.3f} {super().format(record)}"
+
+
+@contextlib.asynccontextmanager
+async def _logging_lateness(app: Starlette) -> AsyncIterator[None]:
+    """Log each long wait of the event loop while the app runs."""
+    watching = asyncio.create_task(say_when_late(logger.info))
+    yield
+    watching.cancel()
+
+
+def _build_node(wanted: NodeOrders) -> Starlette:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Timed(wanted.begun_s))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    hub = Hub(wanted.store, bus=wanted.bus, drain_s=wanted.drain_s, authenticate=_verify)
+
+    @hub.agent(wanted.agent.pattern, name=wanted.agent.name, on_crash=wanted.agent.on_crash, slots=SLOTS)
+    async def respond(turn: Turn) -> None:
+        await answer(turn, wanted.agent)
+
+    hub.on_drain(lambda: logger.info("the hub drains"))
+    app = Starlette(lifespan=_logging_lateness)
+    hub.install(app, "/tenuto")
+    return app
+
+
 def __getattr__(name: str) -> Starlette:
     """`app`."""
-    if name == "app":
-        return _build(Wanted(**json.loads(os.environ["TENUTO_CHAOS"])))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    settings = json.loads(os.environ["TENUTO_CHAOS"])
+    if "agent" in settings:
+        return _build_node(NodeOrders(**{**settings, "agent": AgentOrders(**settings["agent"])}))
+    return _build(Wanted(**settings))

@@ -4,6 +4,10 @@ Layer: chaos.
 
 Between each node and PostgreSQL is a proxy that can break the connection. nginx knows more ports than there are nodes,
 so that a node can be added.
+
+`Stage` checks the cluster after each fault. After a failover that may lose acknowledged text, two rules still hold: all
+text of the standby is stored, and each viewer shows the messages of the new epoch alone. Each fault ends by itself.
+Moments, victims and lengths are drawn from the seed. Each sleep is a fault, or ends at a drawn moment.
 """
 
 from __future__ import annotations
@@ -13,19 +17,79 @@ import contextlib
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from proof.chaos.agent import AgentOrders
-from proof.chaos.cluster_app import NodeOrders
+from proof.chaos.app import NodeOrders, environment_of
 from proof.chaos.conversation import PATTERN, Conversation
 from proof.chaos.engines import PostgresPair, Redis, check_programs
 from proof.chaos.nginx import configuration
 from proof.chaos.processes import Server, ask
 from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
-from proof.chaos.world import World
+from proof.chaos.viewer import Transport, Viewer, end
+from proof.chaos.world import Scale, World
+from proof.oracle.acknowledged import AcknowledgedMessage
+from proof.oracle.plans import Piece
+from proof.oracle.questions import Question
+from proof.wirecheck import SseViewer, WsViewer
+from tenuto.core.events import NO_EPOCH
+from tenuto.hub.writer import PATIENCE_S
+from tests.proxy import Direction
 
-__all__ = ["Cluster", "Node"]
+__all__ = ["BUS_FAULTS", "FAULTS", "Cluster", "Person", "Stage", "cluster", "may_fail", "wrong_signals"]
+
+
+TYPES_EVERY_S = 0.3
+
+
+class Person(Viewer):
+    """A viewer on a WebSocket that is present under its name, and sends a numbered signal again and again."""
+
+    typed = 0  # number of its signals, over all connections
+
+    async def _follow(self, viewer: SseViewer | WsViewer) -> None:
+        assert isinstance(viewer, WsViewer)
+        typing = asyncio.get_running_loop().create_task(self._type(viewer))
+        try:
+            await super()._follow(viewer)
+        finally:
+            await end(typing)
+
+    async def _type(self, viewer: WsViewer) -> None:
+        channel = self.watching.channel
+        while not (self.checker.has_attached or viewer.is_over):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)  # the viewer gives no event for it
+        viewer.session.request("presence", channel=channel)
+        with contextlib.suppress(OSError):  # the connection is cut
+            while not viewer.is_over:
+                self.typed += 1
+                data: dict[str, Any] = {"n": self.typed}
+                viewer.session.request("signal", channel=channel, name="typing", data=data)
+                await viewer.flush()
+                await asyncio.sleep(TYPES_EVERY_S)  # the pace of a person
+
+
+def wrong_signals(people: list[Person], viewers: list[Viewer]) -> str | None:
+    """Return the first signal that no person sent, or that a viewer got twice; None if all are right."""
+    sent = {one.watching.client: one for one in people}
+    for viewer in viewers:
+        seen: set[tuple[str, int]] = set()
+        for sent_signal in viewer.notices.signals:
+            if sent_signal["name"] != "typing":
+                continue
+            person, number = sent.get(sent_signal["from"]), sent_signal["data"]["n"]
+            if person is None or not 0 < number <= person.typed or person.watching.channel != viewer.watching.channel:
+                return f"viewer {viewer.name} got {sent_signal}, which no person sent in its channel"
+            if (sent_signal["from"], number) in seen:
+                return f"viewer {viewer.name} got {sent_signal} twice"
+            seen.add((sent_signal["from"], number))
+        viewer.notices.signals.clear()
+    return None
+
 
 NODES = 3
 SPARE = 1  # number of nodes that can be added
@@ -38,7 +102,7 @@ class Node(Server):
     """A server process, and the proxy between it and PostgreSQL."""
 
     def __init__(self, world: World, conversation: Conversation, name: str, network: Proxy, bus: str | None) -> None:
-        arguments = ["-m", "tenuto", "serve", "--app", "proof.chaos.cluster_app:app", "--trust-proxy", "127.0.0.1"]
+        arguments = ["-m", "tenuto", "serve", "--app", "proof.chaos.app:app", "--trust-proxy", "127.0.0.1"]
         report = world.checked(name, conversation.take_report)
         super().__init__(name, world.folder, world.store, arguments=arguments, prefix="/tenuto", report=report)
         self.network = network
@@ -48,7 +112,7 @@ class Node(Server):
             asks_users=False,
         )  # fmt: skip
         store = f"postgresql://app@127.0.0.1:{network.port}/app"
-        self.environment = NodeOrders(store, bus, NODE_DRAIN_S, world.begun_s, orders).environment
+        self.environment = environment_of(NodeOrders(store, bus, NODE_DRAIN_S, world.begun_s, orders))
         self.is_stopped = False  # by SIGSTOP
 
     async def is_ready(self) -> bool:
@@ -162,4 +226,584 @@ class Cluster(Server):
     async def point_to(self, port: int) -> None:
         """Let the nodes connect to the PostgreSQL server at `port`."""
         for node in self.all:
-            await node.network.point_to(port)
+            await node.network.do("point_to", port)
+
+
+AGREE_S = 30.0  # a dead node's members leave after its lease and three seconds; a client may wait before it reconnects
+ANEW_S = 45.0
+LATEST = 3  # messages of a producer that are compared after each fault; the end of the run compares all
+
+Json = dict[str, Any]
+
+
+class Stage:
+    """The cluster, the people and the writers of a run."""
+
+    def __init__(self, world: World, servers: Cluster, conversation: Conversation, writers: dict[str, str]) -> None:
+        self.world = world
+        self.servers = servers
+        self.conversation = conversation
+        self.writers = writers  # the producers, each with its channel
+        self.people: list[Person] = []
+        self._asking = asyncio.Lock()  # no question is stored while a failover is judged
+
+    @property
+    def channels(self) -> list[str]:
+        """Return all channels."""
+        return [*self.conversation.channels, *sorted(set(self.writers.values()))]
+
+    async def ask(self, channel: str, *, further_attempts: int, may_fail: bool) -> None:
+        """Let a user ask a question. With `may_fail` an agent of a node may end the answer as failed."""
+        async with self._asking:
+            question = await self.conversation.ask(channel)
+            self.conversation.expect_attempts([question], further_attempts)
+            if may_fail:
+                self.allow_failures([question])
+
+    def allow_failures(self, questions: Iterable[Question] | None = None) -> None:
+        """Let agents of nodes end the answers to `questions` as failed, by default to all open ones."""
+        for question in self.conversation.questions.open if questions is None else questions:
+            question.may_fail = frozenset(node.name for node in self.servers.all)
+
+    async def check_calm(self) -> None:
+        """Wait until the cluster works as before the fault; check all that was acknowledged and shown."""
+        await self.servers.until_ready()
+        await self.world.until_each_writes(self.writers)
+        try:
+            await self.conversation.until_settled()
+        except Failure as failure:
+            raise Failure(f"{failure}; {await self._left(str(failure))}") from None
+        nodes = [node.name for node in self.servers.running]
+        others = dict.fromkeys(self.conversation.channels, nodes)
+        for person in self.people:
+            others[person.watching.channel] = [*others[person.watching.channel], person.name]
+        await self.conversation.until_viewers_agree(others, AGREE_S)
+        if (wrong := wrong_signals(self.people, self.world.viewers)) is not None:
+            raise Failure(wrong)
+        await self._until_texts_are_shown()
+
+    async def _left(self, failure: str) -> list[str]:
+        """Return what each node has of the first question that `failure` names, for the report."""
+        found = []
+        for question in [one for one in self.conversation.questions.open if one.id in failure][:1]:
+            for node in self.servers.running:
+                with contextlib.suppress(OSError):
+                    path = f"/v1/channels/{question.channel}/messages/{question.id}"
+                    found.append(f"{node.name} responds {await node.get(path)} for {question.id}")
+        return found
+
+    async def _until_texts_are_shown(self) -> None:
+        """Wait until each viewer shows the acknowledged text of the producers."""
+        wanted: dict[str, dict[str, list[int]]] = {}
+        for name, channel in self.writers.items():
+            ids = [id for id in self.world.acknowledged.messages if id.startswith(f"{name}-")][-LATEST:]
+            known = {id: self.world.acknowledged.messages[id] for id in ids}
+            lengths = {id: list(one.lengths) for id, one in known.items() if not one.plan.is_deleted}
+            wanted.setdefault(channel, {}).update(lengths)
+
+        def late() -> list[str]:
+            return [
+                f"{viewer.name}: {id}"
+                for viewer in self.world.viewers
+                for id, lengths in wanted.get(viewer.watching.channel, {}).items()
+                if any(map(int.__lt__, [*viewer.shown.lengths.get(id, []), *[0] * len(lengths)], lengths))
+            ]
+
+        try:
+            await self.world.until(lambda: not late(), "viewers to show the acknowledged text")
+        except Failure as failure:
+            raise Failure(f"{failure}: {late()[:5]}") if late() else failure from None
+
+    # -- writers ---------------------------------------------------------------------------------------------------
+
+    async def kill_writers(self) -> None:
+        """End the producers as `kill -9` does."""
+        for name in self.writers:
+            await self.world.producers.pop(name).kill()
+
+    async def start_writers(self) -> None:
+        """Start successors of the producers that were killed; each takes up the last message that is left."""
+        for name, channel in self.writers.items():
+            known = self.world.acknowledged.messages
+            number = max((int(id.rpartition("-")[2]) for id in known if id.startswith(f"{name}-")), default=0)
+            while number:
+                status, _ = await self.servers.get(f"/v1/channels/{channel}/messages/{name}-{number}")
+                if status != 404:
+                    break
+                known.pop(f"{name}-{number}", None)
+                number -= 1
+            for id in [id for id in known if id.startswith(f"{name}-") and id != f"{name}-{number}"]:
+                await self._close(known[id])
+            await self.world.produce(name, channel, first=number, takes_up=True)
+
+    async def _close(self, written: AcknowledgedMessage) -> None:
+        """Note the stored content of a message to which no producer writes any more."""
+        status, response = await self.servers.get(f"/v1/channels/{written.channel}/messages/{written.plan.id}")
+        if status not in (200, 410):
+            raise Failure(f"{written.plan.id} is lost, though a later message is stored: {status} {response}")
+        written.is_over, written.is_deleted = True, status == 410
+        if status == 200:
+            _take(written, response["message"])
+        written.status = written.status or "complete"
+
+    # -- failovers -------------------------------------------------------------------------------------------------
+
+    def remember(self) -> dict[str, AcknowledgedMessage]:
+        """Return a copy of all acknowledgements."""
+        return {id: replace(one, lengths=list(one.lengths)) for id, one in self.world.acknowledged.messages.items()}
+
+    def expect_new_epochs(self, kept: dict[str, AcknowledgedMessage] | None) -> dict[str, str]:
+        """Expect that a failover begins new epochs; return the present ones.
+
+        With `kept`, all later acknowledgements may be lost.
+        """
+        before = {viewer.watching.channel: viewer.epoch for viewer in self.world.viewers if viewer.epoch != NO_EPOCH}
+        for viewer in self.world.viewers:
+            viewer.may_begin_anew, viewer.may_lose = True, kept is not None
+        self.world.acknowledged.epochs.clear()
+        for id, one in self.world.acknowledged.messages.items() if kept is not None else ():
+            if id in self.conversation.questions.all:
+                continue
+            old = (kept or {}).get(id)
+            one.lengths = list(old.lengths) if old is not None else [0] * one.plan.text_parts
+            one.status = old.status if old is not None else None
+            one.progress = old.progress if old is not None else 0
+            one.has_meta = old is not None and old.has_meta
+            one.is_deleted = old is not None and old.is_deleted
+            one.is_over = old is not None and old.is_over
+        return before
+
+    async def until_new_epochs(self, before: dict[str, str]) -> None:
+        """Wait until each node and each viewer is in the new epochs."""
+        await self.servers.until_ready()
+        now: dict[str, str] = {}
+        deadline_s = time.monotonic() + ANEW_S
+        for node in self.servers.running:
+            for channel, epoch in before.items():
+                while (found := await self._epoch(node, channel)) in (None, epoch):
+                    if time.monotonic() > deadline_s:
+                        raise Failure(f"{node.name} shows {channel} in epoch {found} after {ANEW_S:.0f} s")
+                    await asyncio.sleep(0.1)  # poll, because a node gives no event for it
+                if now.setdefault(channel, str(found)) != found:
+                    raise Failure(f"{channel} has the epoch {now[channel]}, and {found} at {node.name}")
+
+        def late() -> list[str]:
+            return [one.name for one in self.world.viewers if self._is_before(one, before)]
+
+        try:
+            await self.world.until(lambda: not late(), "viewers to begin the new epochs", ANEW_S)
+        except Failure as failure:
+            raise Failure(f"{failure}: {late()[:9]}") if late() else failure from None
+        for viewer in self.world.viewers:
+            viewer.may_begin_anew = viewer.may_lose = False
+
+    @staticmethod
+    def _is_before(viewer: Viewer, before: dict[str, str]) -> bool:
+        return viewer.epoch in (NO_EPOCH, before.get(viewer.watching.channel))
+
+    @staticmethod
+    async def _epoch(node: Node, channel: str) -> str | None:
+        try:
+            status, response = await node.get(f"/v1/channels/{channel}")
+        except OSError:
+            return None
+        return str(response["epoch"]) if status == 200 else None
+
+    async def check_kept(
+        self, kept: dict[str, AcknowledgedMessage], acknowledged: dict[str, AcknowledgedMessage]
+    ) -> None:
+        """Check that all of `kept` is stored; then forget the messages out of `acknowledged` that are lost."""
+        questions = self.conversation.questions.all
+        async with self._asking:
+            for channel in self.channels:
+                stored = await self.world.stored(channel)
+                for id, one in acknowledged.items():
+                    if one.channel == channel and not one.plan.is_deleted:
+                        texts = [len(part.get("text", "")) for part in stored.get(id, {}).get("parts", [])]
+                        self.world.count("characters lost by failovers", max(0, sum(one.lengths) - sum(texts)))
+                for id, one in self.world.acknowledged.of(channel).items():
+                    old = kept.get(id)
+                    if old is not None and (wrong := old.wrong(stored.get(id))) is not None:
+                        raise Failure(f"the standby had it before it was promoted: {wrong}")
+                    is_new = old is None or old.status is None  # None: its request was under way
+                    is_unknown = one.status is None or id in questions
+                    is_written = channel in self.writers.values()  # `start_writers` looks for those of producers
+                    if is_new and id not in stored and is_unknown and not is_written:
+                        del self.world.acknowledged.messages[id]
+                        questions.pop(id, None)
+                        self.world.count("messages lost by failovers")
+
+
+def _take(written: AcknowledgedMessage, message: Json) -> None:
+    """Take the content of a stored message as acknowledged."""
+    texts = [len(part["text"]) for part in message.get("parts", []) if "text" in part]
+    written.lengths = [*texts, *[0] * len(written.lengths)][: len(written.lengths)]
+    written.progress = next((part["data"] for part in message.get("parts", []) if part["type"] == "data"), 0)
+    written.status, written.has_meta = message["status"], "meta" in message
+
+
+Fault = Callable[[Stage], Awaitable[None]]
+
+INTERRUPTED_S = 12.0  # twice the time from the death of a node to the end of its answers: the machine may be busy
+LASTING_INTERRUPTED_S = 30.0  # a viewer at a stopped node notices it after its silence, and may meet that node again
+TERM_S = 4.0  # of a node's lease
+SLOWEST = "ms until the slowest interruption"
+RECONNECT_S = 2.0  # from the moment at which PostgreSQL serves again to the commit of each writer
+IN_FLIGHT_S = 1.0  # until reports of acknowledgements have arrived here
+
+
+# -- nodes -----------------------------------------------------------------------------------------------------
+
+
+async def node_killed(stage: Stage) -> None:
+    """`kill -9` of a node, mostly of one that writes an answer; later it starts again."""
+    world, conversation = stage.world, stage.conversation
+    pause_s = world.random.uniform(0.0, 8.0) if world.random.random() < 0.5 else 0.0
+    node, id, piece = await _until_writing(stage)
+    await node.kill()
+    begun_s = time.monotonic()
+    world.note(f"{node.name} is killed; {piece.writer} writes {id}")
+    if piece.writer == node.name:
+        await conversation.until_interrupted(id, piece.attempt, INTERRUPTED_S)
+        world.count("answers of killed nodes")
+        took_ms = int(1_000 * (time.monotonic() - begun_s))
+        world.figures[SLOWEST] = max(world.figures.get(SLOWEST, 0), took_ms)
+    await asyncio.sleep(pause_s)
+    await node.start()
+
+
+async def node_stopped(stage: Stage) -> None:
+    """SIGSTOP of a node, in some rounds for longer than its lease; another node takes its answers over."""
+    world, conversation = stage.world, stage.conversation
+    lasts_s = world.scale.stopped_s * world.random.choice((0.2, 0.5, 1.0))
+    node, id, piece = await _until_writing(stage)
+    node.signal(signal.SIGSTOP)
+    node.is_stopped = True
+    world.note(f"{node.name} is stopped for {lasts_s:.1f} s; {piece.writer} writes {id}")
+    await asyncio.sleep(lasts_s)  # the fault itself
+    node.signal(signal.SIGCONT)
+    node.is_stopped = False
+    if piece.writer == node.name and lasts_s > 2 * TERM_S:
+        await conversation.until_interrupted(id, piece.attempt, LASTING_INTERRUPTED_S)
+        world.count("answers of stopped nodes")
+
+
+async def node_drained(stage: Stage) -> None:
+    """SIGTERM of a node in mid-answer, which then starts again."""
+    node, _, _ = await _until_writing(stage)
+    await _drain(stage, node, starts_again=True)
+
+
+async def nodes_replaced(stage: Stage) -> None:
+    """SIGTERM of each node, one after the other, as a deployment does."""
+    for node in stage.servers.running:
+        await _drain(stage, node, starts_again=True)
+
+
+async def node_added(stage: Stage) -> None:
+    """Another node joins; in a later round it is drained."""
+    spare = stage.servers.all[NODES]
+    if spare.is_running:
+        await _drain(stage, spare, starts_again=False)
+        return
+    await spare.start()
+    stage.world.note(f"{spare.name} has joined")
+
+
+async def _drain(stage: Stage, node: Node, *, starts_again: bool) -> None:
+    node.signal(signal.SIGTERM)
+    stage.world.note(f"{node.name} gets SIGTERM")
+    code = await node.ended()
+    if code != -signal.SIGTERM:
+        raise Failure(f"{node.name} got SIGTERM, and ended with {code}:\n{node.log[-2_000:]}")
+    if starts_again:
+        await node.start()
+
+
+async def _until_writing(stage: Stage) -> tuple[Node, str, Piece]:
+    """Wait until an answer has some pieces; return a node that writes one, or any node, with the answer and piece."""
+    _, id, piece = await stage.conversation.until_writing()
+    running = {node.name: node for node in stage.servers.running}
+    drawn = stage.world.random.choice(list(running.values()))
+    own = [(one.writer, id, one) for _, id, one in stage.conversation.writing() if one.writer in running]
+    return (running[own[0][0]], *own[0][1:]) if own else (drawn, id, piece)
+
+
+# -- PostgreSQL ------------------------------------------------------------------------------------------------
+
+
+async def database_killed(stage: Stage) -> None:
+    """PostgreSQL crashes and starts again, in some rounds after the nodes' leases have ended."""
+    world, database = stage.world, stage.servers.database
+    pause_s = world.random.choice((0.0, 1.0, 1.5 * TERM_S))
+    await stage.conversation.until_writing()
+    begun_s = time.monotonic()
+    await database.kill()
+    world.note(f"PostgreSQL is killed for {pause_s:.1f} s")
+    await asyncio.sleep(pause_s)
+    await database.start()
+    _serves_again(stage, begun_s)
+
+
+async def database_stopped(stage: Stage) -> None:
+    """SIGSTOP of PostgreSQL, in some rounds for longer than the nodes' leases."""
+    world, database = stage.world, stage.servers.database
+    lasts_s = world.scale.stopped_s * world.random.choice((0.2, 0.5, 1.0))
+    await stage.conversation.until_writing()
+    database.primary.pause()
+    world.note(f"PostgreSQL is stopped for {lasts_s:.1f} s")
+    await asyncio.sleep(lasts_s)  # the fault itself
+    database.primary.resume()
+
+
+async def standby_promoted(stage: Stage) -> None:
+    """PostgreSQL dies, and an asynchronous standby that lacks the last commits is promoted."""
+    world, servers, database = stage.world, stage.servers, stage.servers.database
+    leads_s, lags_s = world.random.uniform(0.0, 1.0), world.random.choice((0.0, 0.3, 1.5))
+    await stage.conversation.until_writing()
+    kept = stage.remember()  # before: a later acknowledgement may be of a commit that the standby lacks
+    await database.until_caught_up()
+    await asyncio.sleep(leads_s)
+    if lags_s:
+        await database.link.do("stall", "down")
+    await asyncio.sleep(lags_s)
+    begun_s = time.monotonic()
+    await database.kill()
+    await stage.kill_writers()
+    world.note(f"PostgreSQL is dead; its standby lags by {lags_s:.1f} s")
+    await asyncio.sleep(IN_FLIGHT_S)
+    acknowledged = stage.remember()
+    before = stage.expect_new_epochs(kept)
+    await database.promote()
+    await servers.point_to(database.primary.port)
+    _serves_again(stage, begun_s)
+    await stage.until_new_epochs(before)
+    await stage.check_kept(kept, acknowledged)
+    await stage.start_writers()
+    world.note(f"the standby serves; {world.figures['characters lost by failovers']} characters are lost in all")
+    await database.renew_standby()
+
+
+async def synchronous_standby_promoted(stage: Stage) -> None:
+    """PostgreSQL dies, and a synchronous standby is promoted: no acknowledged text is lost."""
+    world, servers, database = stage.world, stage.servers, stage.servers.database
+    leads_s, lags_s = world.random.uniform(0.0, 1.0), world.random.choice((0.0, 0.3))
+    await database.set_synchronous(True)
+    await stage.conversation.until_writing()
+    await asyncio.sleep(leads_s)
+    if lags_s:
+        await database.link.do("stall", "down")  # commits wait
+    await asyncio.sleep(lags_s)
+    before = stage.expect_new_epochs(None)
+    begun_s = time.monotonic()
+    await database.kill()
+    world.note("PostgreSQL is dead; its synchronous standby is promoted")
+    await database.promote()
+    await servers.point_to(database.primary.port)
+    _serves_again(stage, begun_s)
+    await stage.until_new_epochs(before)
+    await database.renew_standby()
+
+
+def _serves_again(stage: Stage, begun_s: float) -> None:
+    """Note how long PostgreSQL was away. On a busy machine its start may take longer than a writer waits."""
+    away_s = time.monotonic() - begun_s
+    stage.world.note(f"PostgreSQL serves again after {away_s:.1f} s")
+    if away_s + RECONNECT_S >= PATIENCE_S:
+        stage.allow_failures()
+
+
+# -- the network between nodes and PostgreSQL ------------------------------------------------------------------
+
+
+async def connections_cut(stage: Stage) -> None:
+    """The connections of nodes to PostgreSQL are reset, again and again."""
+    world = stage.world
+    nodes = _some(stage)
+    await stage.conversation.until_writing()
+    for pause_s in [world.random.uniform(0.0, 1.5) for _ in range(3)]:
+        for node in nodes:
+            await node.network.do("cut")
+        await asyncio.sleep(pause_s)
+
+
+async def connections_stalled(stage: Stage) -> None:
+    """The connections of nodes to PostgreSQL pass no bytes for a while, in one direction or both."""
+    nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
+    await stage.conversation.until_writing()
+    for node in nodes:
+        await node.network.do("stall", way)
+    stage.world.note(f"{[node.name for node in nodes]} stall {way} for {lasts_s:.1f} s")
+    await asyncio.sleep(lasts_s)  # the fault itself
+    for node in nodes:
+        await node.network.do("resume", way)
+
+
+async def connections_swallowed(stage: Stage) -> None:
+    """The connections of nodes to PostgreSQL lose all bytes for a while, in one direction or both, and then break."""
+    nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
+    await stage.conversation.until_writing()
+    for node in nodes:
+        await node.network.do("black_hole", way)
+    stage.world.note(f"{[node.name for node in nodes]} lose all bytes {way} for {lasts_s:.1f} s")
+    await asyncio.sleep(lasts_s)  # the fault itself
+    for node in nodes:
+        await node.network.do("cut")
+        await node.network.do("resume")
+
+
+def _some(stage: Stage) -> list[Node]:
+    """Draw one node, or all."""
+    running = stage.servers.running
+    return running if stage.world.random.random() < 0.3 else [stage.world.random.choice(running)]
+
+
+def _way(stage: Stage) -> Direction:
+    ways: tuple[Direction, ...] = ("up", "down", "both")
+    return stage.world.random.choice(ways)
+
+
+def _lasts_s(stage: Stage) -> float:
+    return stage.world.scale.stopped_s * stage.world.random.choice((0.1, 0.3, 0.6, 1.0))
+
+
+# -- the bus ---------------------------------------------------------------------------------------------------
+
+
+async def bus_killed(stage: Stage) -> None:
+    """The bus is killed in mid-answer, and starts again."""
+    bus = stage.servers.bus
+    assert bus is not None
+    pause_s = stage.world.random.choice((0.0, 1.0, 3.0))
+    await stage.conversation.until_writing()
+    await bus.kill()
+    stage.world.note(f"the bus is killed for {pause_s:.1f} s")
+    await asyncio.sleep(pause_s)
+    await bus.start()
+
+
+async def bus_flushed(stage: Stage) -> None:
+    """The bus is flushed, and disconnects its subscribers."""
+    bus = stage.servers.bus
+    assert bus is not None
+    await stage.conversation.until_writing()
+    await bus.request("FLUSHALL")
+    await bus.request("CLIENT KILL TYPE pubsub")
+
+
+async def bus_stopped(stage: Stage) -> None:
+    """SIGSTOP of the bus."""
+    bus = stage.servers.bus
+    assert bus is not None
+    lasts_s = _lasts_s(stage)
+    await stage.conversation.until_writing()
+    bus.signal(signal.SIGSTOP)
+    stage.world.note(f"the bus is stopped for {lasts_s:.1f} s")
+    await asyncio.sleep(lasts_s)  # the fault itself
+    bus.signal(signal.SIGCONT)
+
+
+FAULTS: tuple[Fault, ...] = (
+    node_killed, node_stopped, node_drained, nodes_replaced, node_added, database_killed, database_stopped,
+    standby_promoted, synchronous_standby_promoted, connections_cut, connections_stalled, connections_swallowed,
+)  # fmt: skip
+BUS_FAULTS: tuple[Fault, ...] = (bus_killed, bus_flushed, bus_stopped)
+LASTING_FAULTS: tuple[Fault, ...] = (database_stopped, connections_stalled, connections_swallowed)
+
+
+def may_fail(fault: Fault, scale: Scale) -> bool:
+    """Return whether agents of nodes may end answers as `failed`, with the reason `store_unavailable`.
+
+    A writer in the hub's process waits ten seconds for its store, and then raises. Only these faults last as long, in a
+    run of the full size. A remote agent waits thirty seconds, longer than each fault. After a crash, a drain or a
+    failover an answer is interrupted or continued, and without a bus it is late: none of them ends it.
+    """
+    return fault in LASTING_FAULTS and scale.stopped_s >= PATIENCE_S
+
+
+AGENTS = 2  # remote ones
+PER_S = 30.0  # steps per second of each writer
+MOVES_S = 6.0  # longest time of a viewer at one node
+SILENCE_S = 3.0
+TRANSPORTS: tuple[Transport, ...] = ("ws", "sse", "poll", "eventsource")
+FLUSH_MS = (0, 40, 250)
+MANY = 60  # with more viewers each one gets larger batches
+MANY_FLUSH_MS = (250, 1_000)
+FURTHER_ATTEMPTS = 3  # that a fault of a node, of the store or of the network explains
+
+
+async def cluster(world: World) -> None:
+    """Three nodes behind nginx on one PostgreSQL, with viewers that move; nodes, PostgreSQL, bus and network fail."""
+    stage = await _begin(world)
+    conversation, servers = stage.conversation, stage.servers
+    faults = FAULTS if servers.bus is None else (*FAULTS, *BUS_FAULTS)
+    deck: list[Fault] = []
+    for number in range(world.scale.rounds):
+        deck = deck or world.random.sample(faults, len(faults))
+        fault = deck.pop()
+        attempts = 0 if fault in BUS_FAULTS else FURTHER_ATTEMPTS
+        if fault is nodes_replaced:
+            attempts = len(servers.running)
+        world.note(f"round {number}: {fault.__doc__}")
+        ask = partial(stage.ask, further_attempts=attempts, may_fail=may_fail(fault, world.scale))
+        for channel in conversation.channels:
+            await ask(channel)
+        later_s, channel = world.random.uniform(0.0, 4.0), world.random.choice(conversation.channels)
+        asking = asyncio.get_running_loop().create_task(_ask_later(ask, channel, later_s))
+        try:
+            await fault(stage)
+            await asking
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await stage.check_calm()
+        if world.random.random() < 0.3:
+            await world.random.choice(world.viewers).reload()
+        world.count(fault.__name__.replace("_", " "))
+    for name in list(conversation.agents):
+        await conversation.shut_down_agent(name)
+    for person in stage.people:
+        world.viewers.remove(person)
+        await person.stop()
+    await conversation.check()
+    await world.finish()
+
+
+async def _begin(world: World) -> Stage:
+    """Start all parties."""
+    world.counts_entries = False  # claims and renewals are entries, and agents join text as commits allow
+    world.scale = replace(world.scale, per_second=PER_S)
+    answers = world.scale.answers
+    talks = [f"talk:{number}" for number in range(answers * 2 // 3)]
+    texts = [f"text:{number}" for number in range(max(1, answers // 6))]
+    writers = {f"writer{number}": texts[number % len(texts)] for number in range(answers - len(talks))}
+    world.acknowledged.kinds = dict.fromkeys(talks, "script")
+    conversation = Conversation(world, channels=talks, asks_users=False)
+    servers = Cluster(world, conversation, has_bus=world.random.random() < 0.6)
+    world.adds(servers)
+    await servers.open()
+    world.note(f"{len(servers.running)} nodes serve, with {'a' if servers.bus is not None else 'no'} bus")
+    stage = Stage(world, servers, conversation, writers)
+    for name, channel in writers.items():
+        await world.produce(name, channel)
+    flushes = FLUSH_MS if world.scale.viewers <= MANY else MANY_FLUSH_MS
+    for number in range(world.scale.viewers):
+        transport, channel = TRANSPORTS[number % len(TRANSPORTS)], stage.channels[number % len(stage.channels)]
+        name, flush_ms = f"{transport}-{number}", world.random.choice(flushes)
+        options: dict[str, Any] = {"moves_s": MOVES_S, "silence_s": SILENCE_S, "flush_ms": flush_ms}
+        if channel in talks:
+            conversation.watch(name, transport, channel, **options)
+        else:
+            world.view(name, transport, channel, **options)
+    for name in ("ann", "ben"):
+        person = conversation.watch(name, "ws", talks[0], by=Person, moves_s=MOVES_S, silence_s=SILENCE_S, client=name)
+        assert isinstance(person, Person)
+        stage.people.append(person)
+    for _ in range(AGENTS):
+        await conversation.start_agent()
+    return stage
+
+
+async def _ask_later(ask: Callable[[str], Awaitable[None]], channel: str, later_s: float) -> None:
+    await asyncio.sleep(later_s)  # a drawn moment
+    await ask(channel)

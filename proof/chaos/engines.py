@@ -1,6 +1,8 @@
 """The engines of a cluster: a PostgreSQL server with a standby, and a Redis server as the bus.
 
 Layer: chaos.
+
+PostgreSQL is Debian's, on loopback, in a folder that is removed at the end. The benchmarks and the tests start it, too.
 """
 
 from __future__ import annotations
@@ -8,18 +10,175 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
-from proof.chaos.postgres_server import MEMORY, PROGRAMS, Postgres
 from proof.chaos.processes import Child, free_port
 from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
 
 __all__ = ["PostgresPair", "Redis", "check_programs"]
+
+
+_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+_INSTALLED = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
+PROGRAMS = Path(os.environ.get("TENUTO_POSTGRES", _INSTALLED))  # of the release that runs
+ACCOUNT = "nobody"  # PostgreSQL refuses to run as root
+# Its many small files are slow on a disk.
+MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+
+# `pg_terminate_backend` waits since PostgreSQL 14.
+_DISCONNECT = """
+DO $$ DECLARE ended int[]; BEGIN
+  ended := array(SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND {which});
+  PERFORM pg_terminate_backend(pid) FROM unnest(ended) pid;
+  FOR _ IN 1..2000 LOOP
+    PERFORM pg_stat_clear_snapshot();
+    EXIT WHEN NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = ANY (ended));
+    PERFORM pg_sleep(0.01);
+  END LOOP;
+END $$
+"""
+
+
+class Postgres:
+    """A server on a port of this machine, with the role `app` and the database `app`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._data = "data"
+        self._where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "app")  # options of the server's programs
+        self.url = f"postgresql://app@127.0.0.1:{self.port}/app"
+
+    def create(self, files: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Create the files of the server, and further `files` in its folder, which only its account can read."""
+        for name, text in files.items():
+            file = self.folder / name
+            file.write_text(text)
+            file.chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(file, ACCOUNT)
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, ACCOUNT)
+        self._run("initdb", "-D", "data", "-U", "app", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of the running server, whose other processes are its children."""
+        return int((self.folder / self._data / "postmaster.pid").read_text().split("\n")[0])
+
+    def start(self, **settings: str) -> None:
+        """Start the server and wait until it answers."""
+        chosen = {"port": str(self.port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
+        options = " ".join(f"-c {name}='{value}'" for name, value in chosen.items())
+        self._run("pg_ctl", "-D", self._data, "-l", "log", "-w", "-t", "60", "-o", options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server: `fast` ends all connections, `immediate` is a crash."""
+        self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "-m", mode, "stop")
+
+    def pause(self) -> None:
+        """Stop all processes of the server by SIGSTOP, until `resume`."""
+        self._signal_all(signal.SIGSTOP)  # the first one first, so that it starts no others
+
+    def resume(self) -> None:
+        """Let all processes of the server continue."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        os.kill(self.pid, number)
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
+    def follow(self, source: Postgres, port: int, **settings: str) -> None:
+        """Copy the running server `source`, and start as its standby, which streams its commits from `port`."""
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, ACCOUNT)
+        where = ("-h", "127.0.0.1", "-p", str(source.port), "-U", "app")
+        self._run("pg_basebackup", *where, "-D", "data", "-X", "stream", "-c", "fast", "--no-sync")
+        (self.folder / self._data / "standby.signal").touch()
+        self.start(
+            primary_conninfo=f"host=127.0.0.1 port={port} user=app", wal_retrieve_retry_interval="200", **settings
+        )
+
+    def promote(self) -> None:
+        """Let this standby begin a timeline of its own, in which it accepts writes."""
+        self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "promote")
+
+    def back_up(self) -> None:
+        """Copy the running server, as a standby that has fallen behind."""
+        self._run("pg_basebackup", *self._where, "-D", "backup", "-X", "stream", "-c", "fast", "--no-sync")
+
+    def fail_over(self, **settings: str) -> None:
+        """End the server as a crash would, and promote its copy on the same port."""
+        self.stop("immediate")
+        self._data = "backup"
+        (self.folder / "backup" / "recovery.signal").touch()
+        self.start(restore_command="false", hot_standby="off", **settings)  # it answers once it is promoted
+
+    def disconnect(self, which: str, *, database: str = "app") -> None:
+        """End the other sessions that the condition `which` on `pg_stat_activity` names, and wait for their end."""
+        self.sql(_DISCONNECT.format(which=which), database=database)
+
+    def dump(self, schema: str) -> None:
+        """Back up the tables of `schema` as `docs/keeping.md` does."""
+        self._run("pg_dump", *self._where, "--format=custom", f"--schema={schema}", f"--file={schema}.dump", "app")
+
+    def restore(self, schema: str, *how: str) -> None:
+        """Restore the tables of `schema`; the options `how` are those of `docs/keeping.md` unless given."""
+        how = how or ("--clean", "--if-exists")
+        self._run("pg_restore", *self._where, *how, "--dbname=app", f"{schema}.dump")
+
+    def sql(self, statement: str, *, database: str = "app") -> str:
+        """Run `statement` as the superuser; returns its output. Limits set in the database do not apply to it."""
+        return self._run("psql", *self._where, "-Atc", statement, database, PGOPTIONS="-c statement_timeout=0")
+
+    def _run(self, program: str, *arguments: str, **environment: str) -> str:
+        # Another release may come without the programs of clients.
+        folder = PROGRAMS if (PROGRAMS / program).exists() else _INSTALLED
+        command = [str(folder / program), *arguments]
+        account = ACCOUNT if os.geteuid() == 0 else None
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            user=account,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{program} failed: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+
+@contextmanager
+def running_postgres(
+    directory: Path | None = None, *, files: Mapping[str, str] = MappingProxyType({}), **settings: str
+) -> Iterator[Postgres]:
+    """Run a server in a folder below `directory`, by default one in memory."""
+    with tempfile.TemporaryDirectory(
+        prefix="tenuto-postgres-", dir=directory or MEMORY, ignore_cleanup_errors=True
+    ) as name:
+        server = Postgres(Path(name))
+        server.create(files)
+        server.start(**settings)
+        try:
+            server.sql("CREATE DATABASE app", database="postgres")
+            yield server
+        finally:
+            server.stop("immediate")
+
 
 SETTINGS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB", "max_wal_size": "64MB"}
 CAUGHT_UP_S = 30.0
@@ -93,7 +252,7 @@ class PostgresPair:
 
     async def _follow(self) -> None:
         """Start the standby, as a copy of the primary."""
-        await self.link.point_to(self.primary.port)
+        await self.link.do("point_to", self.primary.port)
         self._running.append(self.standby)
         await asyncio.to_thread(self.standby.follow, self.primary, self.link.port, **SETTINGS)
 
@@ -114,8 +273,8 @@ class PostgresPair:
 
     async def promote(self) -> None:
         """Promote the standby of a dead primary."""
-        await self.link.cut()  # swallows the bytes that have not arrived
-        await self.link.resume()
+        await self.link.do("cut")  # swallows the bytes that have not arrived
+        await self.link.do("resume")
         await asyncio.to_thread(self.standby.promote)
         self._keep_log(self.primary)
         self.primary, self.standby = self.standby, self._new()

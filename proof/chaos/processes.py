@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from proof.chaos.agent import AgentOrders
-from proof.chaos.app import Wanted
+from proof.chaos.app import Wanted, environment_of
 from proof.chaos.producer import Orders
 
 __all__ = ["Child", "Server", "agent", "ask", "free_port", "producer"]
@@ -141,11 +141,6 @@ class Child:
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
 
-    def close_input(self) -> None:
-        """Close its input."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
     def signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
         with contextlib.suppress(ProcessLookupError):
@@ -205,7 +200,7 @@ class Server(Child):
         """Return `tenuto serve --app` with the app of `proof.chaos.app`."""
         arguments = ["-m", "tenuto", "serve", "--app", "proof.chaos.app:app"]
         server = cls(name, folder, Path(wanted.store), arguments=arguments, prefix="/tenuto")
-        server.environment = wanted.environment
+        server.environment = environment_of(wanted)
         return server
 
     async def start(self) -> None:

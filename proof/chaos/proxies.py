@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import itertools
 import json
+import random
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -26,7 +27,8 @@ from proof.chaos.producer import say
 from proof.chaos.report import say_when_late
 from tests.proxy import Direction, FaultProxy
 
-__all__ = ["Proxies", "Proxy"]
+__all__ = ["FAULTS", "FaultModel", "Proxies", "Proxy"]
+
 
 CALL_S = 20.0  # longest time of a call, on a busy machine
 
@@ -68,45 +70,15 @@ class Proxies(Child):
 
 
 class Proxy:
-    """A `FaultProxy` in that process. Each method is that of `FaultProxy`, and returns after it has taken effect."""
+    """A `FaultProxy` in that process."""
 
     def __init__(self, process: Proxies, number: int, port: int) -> None:
         self._process = process
         self._number = number
         self.port = port
 
-    async def point_to(self, port: int) -> None:
-        """Connect to `port` from now on."""
-        await self._call("point_to", port)
-
-    async def refuse(self) -> None:
-        await self._call("refuse")
-
-    async def accept(self) -> None:
-        await self._call("accept")
-
-    async def cut(self) -> None:
-        await self._call("cut")
-
-    async def close(self) -> None:
-        await self._call("close")
-
-    async def cut_after(self, *counts: int, direction: Direction = "down") -> None:
-        await self._call("cut_after", direction, *counts)
-
-    async def stall(self, direction: Direction = "both") -> None:
-        await self._call("stall", direction)
-
-    async def resume(self, direction: Direction = "both") -> None:
-        await self._call("resume", direction)
-
-    async def throttle(self, bytes_per_s: int | None, direction: Direction = "both") -> None:
-        await self._call("throttle", bytes_per_s, direction)
-
-    async def black_hole(self, direction: Direction = "both") -> None:
-        await self._call("black_hole", direction)
-
-    async def _call(self, name: str, *arguments: object) -> None:
+    async def do(self, name: str, *arguments: object) -> None:
+        """Call the method `name` of the `FaultProxy`; "point_to" sets its port. Return when it has taken effect."""
         await self._process.call(self._number, name, *arguments)
 
 
@@ -135,6 +107,65 @@ async def _carry_out(proxy: FaultProxy, name: str, arguments: list[Any]) -> None
         proxy.cut_after(*counts, direction=direction)
     elif inspect.isawaitable(done := getattr(proxy, name)(*arguments)):
         await done
+
+
+FAULTS = ("cut", "close", "cut_after", "stall", "throttle", "black_hole", "refuse")
+LONGEST_S = 1.0  # longest fault; a black hole lasts up to three times as long
+
+
+class FaultModel:
+    """Faults for one proxy until `end`, with pauses of up to `calm_s` between them."""
+
+    def __init__(self, proxy: Proxy, seed: str, *, calm_s: float) -> None:
+        self._proxy = proxy
+        self._random = random.Random(seed)
+        self._calm_s = calm_s
+        self.counts = dict.fromkeys(FAULTS, 0)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def end(self) -> None:
+        """End all faults. Swallowed bytes stay lost; delayed bytes continue."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._proxy.do("cut_after", "down")
+        await self._proxy.do("throttle", None)
+        await self._proxy.do("resume")
+        await self._proxy.do("accept")
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._random.uniform(0.0, self._calm_s))
+            await self._strike(self._random.choice(FAULTS))
+
+    async def _strike(self, fault: str) -> None:
+        """Begin and end one fault."""
+        proxy, chosen = self._proxy, self._random
+        self.counts[fault] += 1
+        way: Direction = chosen.choice(("up", "down", "both"))
+        lasts_s = chosen.uniform(0.05, LONGEST_S)
+        if fault in ("cut", "close"):
+            await proxy.do(fault)
+        elif fault == "cut_after":
+            await proxy.do(fault, way, *(chosen.randrange(1, 2_000) for _ in range(3)))
+            await asyncio.sleep(lasts_s)
+            await proxy.do(fault, way)
+        elif fault == "stall":
+            await proxy.do(fault, way)
+            await asyncio.sleep(lasts_s)
+            await proxy.do("resume", way)
+        elif fault == "throttle":
+            await proxy.do(fault, chosen.randrange(2_000, 40_000), way)
+            await asyncio.sleep(lasts_s)
+            await proxy.do(fault, None, way)
+        elif fault == "black_hole":
+            await proxy.do(fault)
+            await asyncio.sleep(3 * lasts_s)
+            await proxy.do("resume")
+        else:
+            await proxy.do(fault)
+            await proxy.do("cut")
+            await asyncio.sleep(lasts_s)
+            await proxy.do("accept")
 
 
 if __name__ == "__main__":

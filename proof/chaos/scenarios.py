@@ -14,21 +14,31 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
+import sqlite3
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 import proof.chaos.wrong_clock as wrong_clock
-from proof.chaos.agent_scenarios import agents
 from proof.chaos.app import Wanted
-from proof.chaos.backup_scenario import backups
-from proof.chaos.cluster_scenario import cluster
-from proof.chaos.finish_scenario import finish
+from proof.chaos.cluster import cluster
+from proof.chaos.conversation import BACK_S, CHANNELS, GONE_S, VANISHED_S, Conversation
+from proof.chaos.finish import finish
 from proof.chaos.processes import Child, Server, ask
 from proof.chaos.viewer import TRANSPORTS
 from proof.chaos.world import Failure, Scale, World
+from proof.oracle.acknowledged import AcknowledgedMessage
+from proof.oracle.plans import Piece
+from tenuto import Hub
+from tenuto.stores.sqlite.verify import verify
 
-__all__ = ["ROUNDS", "SCENARIOS", "Scenario", "run"]
+__all__ = ["ROUNDS", "SCENARIOS", "Scenario", "agents", "backups", "run"]
+
 
 Scenario = Callable[[World], Awaitable[None]]
 
@@ -233,7 +243,7 @@ async def locked_store(world: World) -> None:
         await _check_in_use(second, third)
         await world.server.kill()
         world.adds(second)
-        await proxy.point_to(second.port)
+        await proxy.do("point_to", second.port)
         await world.until_each_writes()
         await world.check_stored()
         world.note(f"round {number}: {second.name} has the file now")
@@ -242,15 +252,11 @@ async def locked_store(world: World) -> None:
 
 
 async def _lock(world: World, kind: str) -> None:
-    """Lock the database for a while, for writing or for reading."""
-    is_locked = asyncio.Event()
-    arguments = ["-m", "proof.chaos.locker", str(world.store), kind]
-    log = world.folder / "locker.log"
-    locker = Child("locker", arguments, log, report=lambda _: is_locked.set(), takes_input=True)
-    await locker.spawn()
-    try:
-        async with asyncio.timeout(world.scale.locked_s + 20.0):
-            await is_locked.wait()
+    """Lock the database for a while, for writing or for reading, as another program does."""
+    with contextlib.closing(sqlite3.connect(world.store, isolation_level=None, check_same_thread=False)) as db:
+        db.execute("PRAGMA busy_timeout = 20000")  # the server commits meanwhile
+        await asyncio.to_thread(db.execute, "BEGIN IMMEDIATE" if kind == "write" else "BEGIN")
+        db.execute("SELECT count(*) FROM log").fetchone()
         known = len(world.acknowledged.refusals)
         if kind == "write":
             await world.until(
@@ -265,10 +271,6 @@ async def _lock(world: World, kind: str) -> None:
             await world.until_each_writes()  # a foreign reader does not delay writers
             if len(world.acknowledged.refusals) > known:
                 raise Failure(f"a foreign reader delayed writers: {world.acknowledged.refusals[known]}")
-    finally:
-        locker.close_input()
-        await locker.ended()
-        await locker.clean_up()
     await world.until_each_writes()
     world.note(f"the database was locked for {kind}")
     world.count(f"locks for {kind}")
@@ -430,6 +432,330 @@ async def _cast(world: World, *, calm_s: float | None = 1.5, has_proxy: bool = T
         world.view(f"{transport}{'-far' if is_far else ''}", transport, "one", port=far if is_far else None)
     world.view("sse-two", "sse", "two", flush_ms=0)
     world.view("ws-two", "ws", "two", port=far, flush_ms=0)
+
+
+AGENTS = 2
+
+
+async def agents(world: World) -> None:
+    """Remote agents in mid-turn are killed, stopped, cut off, shut down and cancelled; also without agents, or a
+    server."""
+    world.counts_entries = False  # claims are entries, and agents join text as commits allow
+    world.acknowledged.kind = "script"
+    # An admin may take over streaming messages and reply to any command: half of the rules would not apply.
+    server = world.adds(Server.of_app("server", world.folder, Wanted(str(world.store), has_admins=False)))
+    await server.start()
+    proxy = await world.proxy(calm_s=1.5)
+    conversation = Conversation(world)
+    for transport, is_far in (*TRANSPORTS[:5], ("sse", False)):
+        name = f"{transport}{'-far' if is_far else ''}"
+        conversation.watch(name, transport, CHANNELS[0], far=proxy.port if is_far else None)
+    conversation.watch("ws-two", "ws", CHANNELS[1])
+    try:
+        conversation.begin()
+        deck: list[Callable[[World, Conversation], Awaitable[None]]] = []
+        for number in range(world.scale.rounds):
+            while len(conversation.agents) < AGENTS:
+                await conversation.start_agent()
+            deck = deck or world.random.sample(_TO_AGENTS, len(_TO_AGENTS))
+            strike = deck.pop()
+            world.note(f"round {number}: {strike.__doc__}")
+            for channel in (*CHANNELS, world.random.choice(CHANNELS)):
+                await conversation.ask(channel)
+            await strike(world, conversation)
+            await conversation.until_settled()
+            await conversation.until_viewers_agree()
+            world.count(strike.__name__.strip("_").replace("_", " "))
+    finally:
+        await conversation.close()
+    await _together(*(conversation.shut_down_agent(name) for name in list(conversation.agents)))
+    await conversation.until_viewers_agree()
+    await conversation.check()
+    await world.finish()
+
+
+async def _agent_killed(world: World, conversation: Conversation) -> None:
+    """`kill -9` of an agent in mid-turn; another agent gets its turn, or a new one of its name."""
+    question, id, piece = await conversation.until_writing()
+    is_cancelled, has_namesake = world.random.random() < 0.3, world.random.random() < 0.4
+    await conversation.kill_agent(piece.writer)
+    shown = conversation.until_interrupted(id, piece.attempt, GONE_S)
+    if has_namesake:
+        # viewers must show the agent without interruption
+        await _together(shown, conversation.start_agent(piece.writer))
+    else:
+        await _together(shown, conversation.until_gone(piece.writer, GONE_S))
+    if is_cancelled:
+        await conversation.until_replied(await conversation.cancel(question))
+
+
+async def _server_killed(world: World, conversation: Conversation) -> None:
+    """`kill -9` of the server in mid-turn: the agents continue their turns."""
+    await conversation.until_writing()
+    conversation.expect_attempts(conversation.unstarted())
+    await world.server.kill()
+    await asyncio.sleep(world.random.uniform(0.0, 0.5))  # the time that a supervisor may take to start the server again
+    await world.server.start()
+    await conversation.check()
+    await conversation.until_shown(conversation.agents, BACK_S)
+
+
+async def _both_killed(world: World, conversation: Conversation) -> None:
+    """`kill -9` of the server and of an agent in mid-turn: only the lease of the turn ends it."""
+    _, _, piece = await conversation.until_writing()
+    conversation.expect_attempts(conversation.unstarted())
+    await world.server.kill()
+    await conversation.kill_agent(piece.writer)
+    await world.server.start()
+    await conversation.check()
+    await conversation.until_shown(conversation.agents, BACK_S)
+
+
+async def _agent_shut_down(world: World, conversation: Conversation) -> None:
+    """SIGTERM of an agent in mid-turn: it finishes its response, or leaves it to another agent."""
+    _, id, piece = await conversation.until_writing()
+    if conversation.is_lasting(piece.writer):
+        await conversation.shut_down_agent(piece.writer)
+    else:
+        await _together(
+            conversation.shut_down_agent(piece.writer), conversation.until_interrupted(id, piece.attempt, 2 * GONE_S)
+        )
+
+
+async def _agent_stopped(world: World, conversation: Conversation) -> None:
+    """SIGSTOP of an agent in mid-turn, longer than its lease; another agent gets the turn, then the first one
+    continues."""
+    _, id, piece = await conversation.until_writing()
+    agent = conversation.agents[piece.writer]
+    agent.signal(signal.SIGSTOP)
+    world.note(f"{piece.writer} is stopped")
+    await _silence(world, conversation, id, piece)
+    agent.signal(signal.SIGCONT)
+    world.note(f"{piece.writer} continues")
+    await conversation.until_shown([piece.writer], BACK_S)
+
+
+async def _agent_cut_off(world: World, conversation: Conversation) -> None:
+    """The connection of an agent breaks in mid-turn and is restored, or becomes a black hole; the agent continues to
+    write."""
+    is_vanishing, pauses_s = world.random.random() < 0.5, [world.random.uniform(0.0, 1.0) for _ in range(2)]
+    _, id, piece = await conversation.until_writing()
+    proxy, known = conversation.proxies[piece.writer], conversation.departures(piece.writer)
+    is_steady = conversation.is_steady(piece.writer)
+    conversation.expect_attempts(conversation.unstarted() if is_steady else conversation.questions.open)
+    if is_vanishing:
+        await proxy.do("black_hole")
+        world.note(f"{piece.writer} has no network")
+        await _silence(world, conversation, id, piece)
+        await proxy.do("resume")
+        world.note(f"{piece.writer} has its network again")
+    else:
+        for pause_s in pauses_s[: 2 if is_steady else 1]:
+            await proxy.do("cut")
+            world.note(f"{piece.writer} is cut off")
+            await asyncio.sleep(pause_s)  # a random moment of its reconnect
+        await conversation.until_settled()
+        if is_steady and conversation.departures(piece.writer) != known:
+            raise Failure(f"a short break of a connection was shown as {piece.writer} leaving")
+    await conversation.until_shown([piece.writer], BACK_S)
+
+
+async def _silence(world: World, conversation: Conversation, id: str, piece: Piece) -> None:
+    """Wait for the time of the fault, in which the server receives no request of an agent; a short one has no
+    effect."""
+    if world.scale.silent_s <= VANISHED_S:
+        await asyncio.sleep(world.scale.silent_s)  # the fault itself
+        return
+    conversation.expect_attempts(conversation.questions.open)
+    await _together(
+        asyncio.sleep(world.scale.silent_s),  # the fault itself
+        conversation.until_gone(piece.writer, VANISHED_S),
+        conversation.until_interrupted(id, piece.attempt, VANISHED_S),
+    )
+
+
+async def _turn_cancelled(world: World, conversation: Conversation) -> None:
+    """`cancel` from another device, twice with one id; sometimes the server is killed before the reply."""
+    is_question, is_killed = world.random.random() < 0.5, world.random.random() < 0.5
+    question, id, _ = await conversation.until_writing()
+    sent = await conversation.cancel(question, target=question.id if is_question else id)
+    if is_killed:
+        world.note("the server is killed before the reply, or just after it")
+        conversation.expect_attempts(conversation.unstarted())
+        await world.server.kill()
+        await world.server.start()
+    await conversation.until_replied(sent)
+
+
+async def _no_agent(world: World, conversation: Conversation) -> None:
+    """No agent is left; a user asks, and cancels or waits, also across a restart of the server."""
+    names = list(conversation.agents)
+    for name in names:
+        await conversation.kill_agent(name)
+    await _together(*(conversation.until_gone(name, GONE_S) for name in names))
+    question = await conversation.ask(world.random.choice(CHANNELS))
+    if world.scale.alone_s > 5.0:
+        await conversation.until_signalled(question)
+    if world.random.random() < 0.5:
+        await world.server.kill()
+        await world.server.start()
+        await conversation.check()
+    if world.random.random() < 0.5:
+        await conversation.until_replied(await conversation.cancel(question))
+    for _ in range(AGENTS):
+        await conversation.start_agent()
+
+
+_TO_AGENTS = (
+    _agent_shut_down,
+    _turn_cancelled,
+    _both_killed,
+    _agent_cut_off,
+    _no_agent,
+    _agent_stopped,
+    _server_killed,
+    _agent_killed,
+)
+
+
+async def _together(*what: Coroutine[None, None, None] | Coroutine[None, None, str]) -> None:
+    """Run all coroutines side by side. Raises the first Failure as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in what:
+                group.create_task(one)
+    except* Failure as failures:
+        raise failures.exceptions[0] from None
+
+
+BALLAST = 40  # messages that make a copy last long enough to be killed
+BALLAST_CHARACTERS = 200_000
+MB_PER_S = (20, 200)  # the copy of 8 MB takes from 0.04 to 0.4 s
+START_S = 0.5  # about the time until the command has reached the server
+COMMAND_S = 60.0
+PAGE = 200
+
+Json = dict[str, Any]
+
+
+async def backups(world: World) -> None:
+    """Backups during load, and `kill -9` of the server or the command; each backup is whole and has all stored text."""
+    server = world.adds(Server.plain("server", world.folder, world.store))
+    await server.start()
+    for n in range(BALLAST):
+        status, response = await ask(
+            server.port, "POST", "/v1/channels/ballast/messages", {"text": f"{n:05}" * (BALLAST_CHARACTERS // 5)}
+        )
+        if status != 201:
+            raise Failure(f"a message of ballast got status {status}: {response}")
+    await world.produce("a", "one")
+    await world.produce("b", "two")
+    for transport in ("sse", "ws", "poll"):
+        world.view(transport, transport, "one")
+    for number in range(world.scale.rounds):
+        await world.until_each_writes()
+        victim = world.random.choice(("server", "server", "server", "command", "command", None))
+        await _round(world, server, world.folder / f"{number}.backup", victim)
+        world.count(f"kills of the {victim}" if victim is not None else "backups without a kill")
+        if not server.is_running:
+            await server.start()
+        await world.check_stored()
+    await world.finish()
+
+
+async def _round(world: World, server: Server, target: Path, victim: str | None) -> None:
+    """Make a backup, kill `victim` meanwhile, and check the file under the final name, if there is one."""
+    written = {id: replace(one) for id, one in world.acknowledged.messages.items()}
+    speed = world.random.uniform(*MB_PER_S)
+    arguments = ["-m", "tenuto", "backup", str(target), "--mb-per-s", str(speed)]
+    command = Child(target.name, [*arguments, "--store", f"sqlite:///{world.store}"], world.folder / "backup.log")
+    await command.spawn()
+    try:
+        if victim is not None:
+            await _reach_moment(world, command, target, speed)
+            struck = server if victim == "server" else command
+            await struck.kill()
+            world.note(f"{victim} was killed while {target.name} was {_stage(target)}")
+            world.count(f"files that were {_stage(target)} at a kill")
+        code = await command.ended(COMMAND_S)
+    finally:
+        await command.clean_up()
+    stage = _stage(target)
+    if code == 0 and stage != "whole":
+        raise Failure(f"the command reported {target.name}, and there is no such file")
+    if code and victim is None:
+        raise Failure(f"the command ended with {code}:\n{command.log[-2_000:]}")
+    if victim == "command":  # the server may still be at work for a moment
+        partial = target.with_name(f"{target.name}.partial")
+        await world.until(lambda: not partial.exists(), f"{partial} to be renamed or removed")
+    if _stage(target) == "whole":
+        await _check(world, target, written)
+        world.count("whole backups")
+    for path in world.folder.glob(f"{target.name}*"):
+        path.unlink()
+
+
+async def _reach_moment(world: World, command: Child, target: Path, speed: float) -> None:
+    """Wait until a random moment of the command, in most rounds while the file is copied, checked or renamed."""
+    if world.random.random() < 0.25:
+        await asyncio.sleep(world.random.uniform(0.0, START_S))
+        return
+    partial = target.with_name(f"{target.name}.partial")
+    await world.until(lambda: partial.exists() or target.exists() or not command.is_running, f"{partial} to begin")
+    copy_s = BALLAST * BALLAST_CHARACTERS / 1e6 / speed
+    await asyncio.sleep(world.random.uniform(0.0, 1.3 * copy_s + 0.05))
+
+
+def _stage(target: Path) -> str:
+    if target.exists():
+        return "whole"
+    return "unfinished" if target.with_name(f"{target.name}.partial").exists() else "absent"
+
+
+async def _check(world: World, target: Path, written: dict[str, AcknowledgedMessage]) -> None:
+    """Check that a backup is whole, and holds what was acknowledged before it began and what was sent by now."""
+    if damage := list(verify(target)):
+        raise Failure(f"{target} is damaged: {damage[:3]}")
+    with contextlib.closing(sqlite3.connect(target)) as db:
+        (journal,) = db.execute("PRAGMA journal_mode").fetchone()
+    if journal != "delete" or os.stat(target).st_mode & 0o077:
+        raise Failure(f"{target} has the journal mode {journal} and the mode {os.stat(target).st_mode:o}")
+    copy = world.folder / "opened.db"
+    shutil.copyfile(target, copy)
+    hub = Hub(f"sqlite:///{copy}")
+    await hub.start()
+    try:
+        for channel in ("one", "two"):
+            stored = await _messages(hub, channel)
+            for id, one in world.acknowledged.of(channel).items():
+                before, message = written.get(id), stored.get(id)
+                wrong = before.wrong(message) if before is not None else None
+                if message is not None and wrong is None:  # a running answer is a prefix, a finished one is equal
+                    wrong = one.plan.wrong(message.get("parts", []), is_whole=message["status"] == "complete")
+                if wrong is not None:
+                    raise Failure(f"in {target}: {wrong}")
+        world.count("compared messages", len(written))
+        ballast = await _messages(hub, "ballast")
+        if len(ballast) != BALLAST or any(
+            len(one["parts"][0]["text"]) != BALLAST_CHARACTERS for one in ballast.values()
+        ):
+            raise Failure(f"{target} has {len(ballast)} messages of ballast")
+    finally:
+        await hub.close()
+        for path in world.folder.glob("opened.db*"):
+            path.unlink()
+
+
+async def _messages(hub: Hub, channel: str) -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    before = None
+    while True:
+        page = await hub.history(channel, before=before, limit=PAGE)
+        for message in page.messages:
+            found[message.id] = msgspec.to_builtins(message)
+            before = message.created
+        if not page.more:
+            return found
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -24,10 +24,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from proof.chaos.agent import AgentOrders
-from proof.chaos.faults import FaultModel
 from proof.chaos.processes import Child, Server, agent, producer
 from proof.chaos.producer import Orders
-from proof.chaos.proxies import Proxies, Proxy
+from proof.chaos.proxies import FaultModel, Proxies, Proxy
 from proof.chaos.report import Failure, Story, say_when_late, short
 from proof.chaos.viewer import Transport, Viewer, Watching
 from proof.oracle.acknowledged import Acknowledged

@@ -6,13 +6,15 @@ The simulator, `chaos` and the tests share these judges, so each rule has one. T
 wheel does not contain them. The rules of the wire itself belong to `wirecheck`.
 
 - `log`: all that a store has taken, folded a second time in the plainest way;
-- `responses`: responses to requests, compared with the log at the moment when they were sent;
+- `responses`: responses to requests, and the stream of one message, compared with the log at the moment of sending;
 - `views`: the view of one viewer over all its connections, compared with the log or with a plan;
-- `message_streams`: the stream of one message, compared with the log;
 - `hooks`: the calls of one hook, compared with the log;
-- `promises`: the ends of leases, turns, commands and presence: neither early nor late;
-- `nodes`: the leases of hubs on a shared store, and the messages of a hub that has ended;
+- `promises`: the ends of leases, turns, commands and presence: neither early nor late, also of hubs that share a store;
 - `plans`: texts that each process of a run knows in advance;
 - `acknowledged`: the messages that producers know to be stored, compared with those of the server;
 - `questions`: the possible answers to a question, and replies to its commands.
 """
+
+
+class Violation(AssertionError):
+    """A rule that must always hold is broken."""

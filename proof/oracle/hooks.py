@@ -16,8 +16,8 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from proof.oracle import Violation
 from proof.oracle.log import STEPS, EpochLog, StoredLogs, client_command
-from proof.oracle.violation import Violation
 from tenuto.core.names import COMMAND_MARK, command_id, command_key, matches
 from tenuto.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
 from tenuto.hub.hooks import HookEvent

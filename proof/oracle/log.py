@@ -15,7 +15,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from proof.oracle.violation import Violation
+from proof.oracle import Violation
 from tenuto.core import model
 from tenuto.core.events import NO_EPOCH
 from tenuto.core.model import APPENDABLE, Message, Part

@@ -6,6 +6,11 @@ The log knows no time. `Promises` receives each stored entry, each sign of life 
 connection, and raises Violation for an end that comes too early or too late. A hub that is held up (its process is
 stopped, its store is slow or down) cannot know of a sign of life. So no end is too early then, and an end is too late
 only once the faults are over. Hubs that share a store keep deadlines of their own: of those only the log is judged.
+
+`NodeLeases` receives each renewal and each write that a shared store has carried out, with their times: no node
+recovers a message whose writer lives, and no message outlives the lease of its writer's node. `Members` judges
+presence: hubs that share a store show one another's members a moment later, and those of a stopped
+node leave with its lease.
 """
 
 from __future__ import annotations
@@ -13,11 +18,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from proof.oracle.log import STEP, StoredLogs
-from proof.oracle.members import EARLY_S, Connection, Members, Place, Process
-from proof.oracle.nodes import NodeLeases
-from proof.oracle.violation import Violation
+from proof.oracle import Violation
+from proof.oracle.log import STEP, EpochLog, StoredLogs
 from tenuto.core.ops import (
     Append,
     Claim,
@@ -34,9 +38,190 @@ from tenuto.core.ops import (
 )
 from tenuto.core.turns import CANCEL_S
 from tenuto.hub.leases import BROKEN_S
+from tenuto.hub.people.presence_state import GRACE_S
 from tenuto.stores.base import Write
 
-SOON_S = 2.0  # without faults the server ends a due lease, turn or command within this time
+TERM_S = 4.0  # length of the lease of a node
+RENEW_S = 1.0  # time between two renewals
+LATE_S = 90.0  # with faults a recovery may be stored this long after its node has read the leases
+READ_S = 3.0  # the same without faults
+
+
+class NodeLeases:
+    """The leases of all nodes, as the store has carried them out."""
+
+    def __init__(self, now_s: Callable[[], float], stored: StoredLogs) -> None:
+        self._now_s = now_s
+        self._stored = stored
+        self._until_s: dict[str, float] = {}  # for each node the end of its lease
+        self._since_s: dict[str, float] = {}  # for each node when its lease began that has not expired since
+        # for each node the nodes that had no lease when it read the leases, each with the time of the last such read
+        self._missed_s: dict[str, dict[str, float]] = {}
+        self._changed_s = 0.0  # when a node last began or stopped
+        self.steady_s = float("inf")  # time since which at most one node stops
+        self.stopped_s = float("-inf")  # when a node last stopped, or the store lost the leases
+
+    def hold(self, node: str, term_ms: int) -> None:
+        """Take a renewal."""
+        now_s = self._now_s()
+        if not self.is_alive(node):
+            self._changed_s = self._since_s[node] = now_s
+        self._until_s[node] = now_s + (term_ms - 1) / 1000  # a store may count in whole milliseconds
+        missed = {other: now_s for other in self._until_s if not self.is_alive(other)}
+        self._missed_s.setdefault(node, {}).update(missed)
+
+    def note_stop(self) -> None:
+        """Note that a process dies or is suspended, or that the store loses all leases: a recovery may wait a term."""
+        self._changed_s = self.stopped_s = self._now_s()
+
+    def since_s(self, node: str) -> float:
+        """Return when the lease of `node` began, or infinity if it does not run."""
+        return self._since_s[node] if self.is_alive(node) else float("inf")
+
+    @property
+    def oldest_s(self) -> float:
+        """Return when the oldest lease began that runs, or infinity if none does."""
+        return min(map(self.since_s, self._since_s), default=float("inf"))
+
+    @property
+    def known_s(self) -> float:
+        """Return when the other nodes know all that a node knew which has stopped."""
+        return self.stopped_s + TERM_S + RENEW_S
+
+    def is_alive(self, node: str) -> bool:
+        """Return whether the lease of `node` runs."""
+        return self._until_s.get(node, 0.0) > self._now_s()
+
+    def check_write(self, who: str | None, write: Write, *, is_healthy: bool) -> None:
+        """Check the recoveries in `write` of node `who`, before the log takes it. Raises Violation."""
+        log = self._stored.head(write.channel)
+        for entry in write.entries:
+            op = entry.op
+            owner = _writer(log, op.id)
+            if owner is None or owner.node is None or owner.node == who or not isinstance(op, Finish | Takeover):
+                continue
+            message = log.now(op.id)
+            if message is None or message.status != "streaming":
+                continue  # an agent continues an answer that has ended
+            if isinstance(op, Takeover) and (op.writer is None or op.writer.node is None or not _is_author(log, op)):
+                continue  # a client takes the message over
+            if isinstance(op, Finish) and op.status != "interrupted":
+                continue
+            read_s = self._missed_s.get(who or "", {}).get(owner.node, float("-inf"))
+            if read_s < self._now_s() - (READ_S if is_healthy else LATE_S):
+                raise Violation(f"{who} recovers {write.channel}/{op.id}, though node {owner.node} was alive")
+
+    def check_due(self, healthy_s: float) -> None:
+        """Check that no message streams long after the lease of its node. Raises Violation."""
+        now_s = self._now_s()
+        base_s = max(healthy_s, self._changed_s + RENEW_S + TERM_S)
+        for message, node in self.orphans(self._stored.channels):
+            if now_s > max(base_s, self._until_s.get(node, 0.0)) + SOON_S:
+                raise Violation(f"{message} still streams, though the lease of {node} has expired")
+
+    def orphans(self, channels: Iterable[str]) -> Iterable[tuple[str, str]]:
+        """Yield each streaming message whose writer's node has no lease, with that node."""
+        for channel in channels:
+            log = self._stored.head(channel)
+            for message in log.messages(log.serial):
+                owner = _writer(log, message.id)
+                node = owner.node if owner is not None and message.status == "streaming" else None
+                if node is not None and not self.is_alive(node):
+                    yield f"{channel}/{message.id}", node
+
+
+def _is_author(log: EpochLog, op: Takeover) -> bool:
+    """Return whether the new writer bears the name of the message's first one, as in a recovery."""
+    first = log.writers[op.id][0][1]
+    return op.writer is not None and first is not None and first.by == op.writer.by
+
+
+def _writer(log: EpochLog, message_id: str) -> WriterIdentity | None:
+    known = log.writers.get(message_id)
+    return known[-1][1] if known else None
+
+
+Place = tuple[str, str]  # a channel, and the id of a message, command or member
+
+EARLY_S = 0.01  # tolerated difference between two clocks
+SEEN_S = 1.5  # hubs on one store see an entry of another within this time, without faults
+STEADY_S = 10.0  # a fault of a node or of the store moves members for this time: a term of a lease, the grace, and rest
+
+
+class Process(Protocol):
+    """A process of the simulation."""
+
+    name: str
+    is_alive: bool
+    pauses: int  # number of times that it was paused
+
+
+class Connection(Protocol):
+    """A connection of the simulation: its hub, when it ended, and when its client last sent a request."""
+
+    @property
+    def process(self) -> Process: ...
+
+    ended_s: float | None
+    sent_s: float
+
+
+@dataclass
+class Presence:
+    """The times at which a member was connected, as far as they are certain."""
+
+    entered_s: dict[Connection, float] = field(default_factory=dict)  # when the server acknowledged the entry
+    left_s: list[float] = field(default_factory=list)  # when the member left, or had only a lease
+    leaving: list[Connection] = field(default_factory=list)  # connections on which it left: the hub may read that late
+
+
+class Members:
+    """The stays of all members."""
+
+    def __init__(self, now_s: Callable[[], float], trouble_s: Callable[[], float], *, is_exclusive: bool) -> None:
+        """`trouble_s` returns the time until which a hub was held up."""
+        # returns when a node last stopped, or lost its lease
+        self.stopped_s: Callable[[], float] = lambda: float("-inf")
+        self._now_s = now_s
+        self._trouble_s = trouble_s
+        self._is_exclusive = is_exclusive
+        self._presence: dict[Place, Presence] = {}
+
+    def note_entered(self, place: Place, connection: Connection) -> None:
+        """Note that the server has acknowledged a member's entry on `connection`."""
+        self._presence.setdefault(place, Presence()).entered_s[connection] = self._now_s()
+
+    def note_left(self, place: Place, lease_s: float = 0.0, connection: Connection | None = None) -> None:
+        """Note that a member leaves without a grace: by a request, or by a lease that ends within `lease_s`.
+
+        A hub that is held up reads the request on `connection` later.
+        """
+        known = self._presence.setdefault(place, Presence())
+        known.left_s.append(self._now_s() + lease_s)
+        if connection is not None:
+            known.leaving.append(connection)
+
+    def check_leave(self, place: Place, attached_s: float) -> None:
+        """Check a `presence.leave` that a viewer received, which attached at `attached_s`. Raises Violation."""
+        known = self._presence.get(place)
+        if known is None or any(left_s >= attached_s - GRACE_S for left_s in known.left_s):
+            return
+        if not self._is_exclusive and max(self._trouble_s(), self.stopped_s()) >= self._now_s() - STEADY_S:
+            return  # the members of a node whose lease has ended leave
+        if any(one.ended_s is None or one.ended_s >= attached_s - GRACE_S for one in known.leaving):
+            return
+        away_s, early_s = 0.0, EARLY_S if self._is_exclusive else SEEN_S
+        for connection, entered_s in known.entered_s.items():
+            if not connection.process.is_alive:
+                continue  # the member is of an earlier run of the hub, which has lost its members
+            if entered_s - away_s >= GRACE_S - early_s and entered_s >= attached_s - GRACE_S:
+                return
+            away_s = max(away_s, float("inf") if connection.ended_s is None else connection.ended_s)
+        if self._now_s() - away_s < GRACE_S - EARLY_S:
+            raise Violation(f"presence.leave of {place} was sent, though the member was away for less than {GRACE_S} s")
+
+
+SOON_S = 2.0  # without faults the server ends a due lease, turn or command, or recovers a message, within this time
 # a frame on one connection may arrive by this much earlier than a frame that was sent before it on another
 CROSSING_S = 1.0
 TROUBLE_S = 0.3  # a store that takes longer than this counts as holding the hub up

@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
+from proof.oracle import Violation
 from proof.oracle.log import EpochLog, StoredLogs, text_of
 from proof.oracle.plans import PLANNED, Kind, Planned, first_difference
 from proof.oracle.promises import Promises
 from proof.oracle.responses import check_cursor, check_message
-from proof.oracle.violation import Violation
 from proof.wirecheck import Checker, SeenMessage
 from proof.wirecheck import Violation as WireViolation
 from tenuto.core.events import (

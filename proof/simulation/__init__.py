@@ -7,11 +7,11 @@ The hub, its transports and the client's view are real; time, network, disk and 
 module here may depend on the order of a set, on an address, or on real time.
 
 - `clock`: an event loop whose time jumps to the next deadline, and processes that can be killed between two steps;
-- `network`: connections that delay, stall, swallow and break, with an ASGI server at one end;
+- `network`: connections that delay, stall, swallow and break, with an ASGI server at one end, and clients' sockets;
 - `store`: a store that is slow, fails, leaves outcomes unknown, loses power, and fails over;
-- `actors`: the clients: `writers`, `local_writers`, `lease_writers`, `editor`, `members`, `viewers`, and `agents`;
+- `actors`: the clients: `writers`, `members`, `viewers`, and `agents`;
 - `hooks`: functions of the app that the hub calls;
-- `bounds`, `leftovers`: the most that a hub may hold during a run, and after it; `watchdog`: a step that never ends;
+- `bounds`: the most that a hub may hold during a run, and after it; `watchdog`: a step that never ends;
 - `plan`: the draws of a seed; `node`: a machine that runs a hub; `world`: the run.
 
 The oracles (package `oracle`) judge all that clients receive, and `trace` keeps the events for the report of a failure.
@@ -19,7 +19,7 @@ The oracles (package `oracle`) judge all that clients receive, and `trace` keeps
 
 from __future__ import annotations
 
-from proof.oracle.violation import Violation
+from proof.oracle import Violation
 from proof.simulation.world import Report, World
 
 __all__ = ["Report", "Violation", "World"]

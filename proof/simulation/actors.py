@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from proof.oracle.violation import Violation
-from proof.simulation.network import ConnectionLost, HttpClient, Response
-from proof.simulation.sockets import RESPONSE_S, ClientSocket, request_frame
+from proof.oracle import Violation
+from proof.simulation.network import RESPONSE_S, ClientSocket, ConnectionLost, HttpClient, Response, request_frame
 from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable
 from tenuto.core.model import Message
 

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from proof.oracle import Violation
 from proof.oracle.log import ROUND, counted_texts, marks
-from proof.oracle.violation import Violation
 from proof.simulation.actors import RETRY_STATUS, Actor, summary
 from proof.simulation.clock import Process
-from proof.simulation.network import ConnectionLost
-from proof.simulation.sockets import ClientSocket, Frame
+from proof.simulation.network import ClientSocket, ConnectionLost, Frame
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.errors import TenutoError
 from tenuto.core.ops import Claim

@@ -10,15 +10,20 @@ bound does not shrink by itself, so a violation shows a few steps later. The che
 Most bounds are those of the product. Any other container may hold `SPARE` items in a world of three channels and a
 dozen actors. All that belongs to one viewer may hold `HELD` items, and a feed holds none: it has a position, and no
 queue. So `Bounds` also finds a new cache or queue, if one of the `_parts` refers to it.
+
+At the end of a run, hubs must be empty, and no message of a dead writer may stream.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
-from proof.oracle.violation import Violation
+from proof.oracle import Violation
+from proof.oracle.log import EpochLog
+from tenuto.app import Hub
 from tenuto.core import state as states
+from tenuto.core.events import Presence
 from tenuto.hub import batches
 from tenuto.hub import channel as channels
 from tenuto.hub.channel import Channel
@@ -213,3 +218,51 @@ def _slots(kind: type) -> tuple[str, ...]:
         names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
         known = _slots_of[kind] = tuple(name for name in names if not name.startswith("__"))
     return known
+
+
+def members_of(hub: HubCore, channel: str) -> Presence:
+    """Return the members of `channel`, as `hub` knows them."""
+    live = hub.runtime.channels.get(channel) if hub.is_running else None
+    return live.presence_state.presence() if live is not None else Presence(members=[], count=0)
+
+
+def check_writers(log: EpochLog, node: str) -> None:
+    """Check that each streaming message has a writer that can be alive; `node` is the id of the one hub that runs."""
+    for message in log.messages(log.serial):
+        _, writer = log.writers[message.id][-1]
+        if message.status == "streaming" and writer is not None and writer.node not in (None, node):
+            raise Violation(f"{log.channel}: {message.id} still streams, though its writer died with {writer.node}")
+
+
+def check_abandoned(log: EpochLog, hub: HubCore, abandoned: Container[tuple[str, str]]) -> None:
+    """Check, after all writers have ended, that no message streams without a writer in `hub`, except `abandoned`
+    ones."""
+    for message in log.messages(log.serial):
+        _, writer = log.writers[message.id][-1]
+        if message.status != "streaming" or writer is None or writer.node != hub.node or not hub.is_running:
+            continue
+        place = (log.channel, message.id)
+        if place not in hub.runtime.writers and place not in abandoned:
+            raise Violation(f"{log.channel}: {message.id} streams for ever: its writer has ended")
+
+
+def check_empty(hub: Hub, who: str) -> None:
+    """Check that a hub holds no object for clients that have left."""
+    app = hub._asgi
+    if isinstance(app, App):
+        _check_none(who, "sockets are left", len(app._sockets))
+        _check_none(who, "heartbeats are left", len(app.heartbeats))
+    if not hub.is_running:
+        return
+    runtime = hub.runtime
+    for name in ("channels", "feeds", "writers", "waiting", "members", "turns_running", "turns_waiting"):
+        _check_none(who, f"{name} are left", hub.stats()[name])
+    _check_none(who, "channels have parked items", len(runtime.committer._loader.parked))
+    _check_none(who, "bytes wait", runtime.committer._waiting_bytes)
+    _check_none(who, "commits are unclear", len(runtime.committer._loader._unclear))
+    _check_none(who, "ticks are due", len(runtime.ticks._due))
+
+
+def _check_none(who: str, what: str, count: int) -> None:
+    if count:
+        raise Violation(f"{who}: {count} {what}, 0 at most")

@@ -12,13 +12,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from proof.oracle import Violation
 from proof.oracle.views import ViewOracle
-from proof.oracle.violation import Violation
 from proof.simulation.actors import RETRY_STATUS, Actor, DecodedResponse, asks_by_socket
+from proof.simulation.bounds import members_of
 from proof.simulation.clock import Process
-from proof.simulation.leftovers import members_of
-from proof.simulation.network import ConnectionLost
-from proof.simulation.sockets import RESPONSE_S, ClientSocket
+from proof.simulation.network import RESPONSE_S, ClientSocket, ConnectionLost
 from proof.simulation.writers import Author
 from tenuto.core.names import command_key
 from tenuto.hub.people import presence_state

@@ -12,7 +12,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from proof.oracle.violation import Violation
+from proof.oracle import Violation
 from proof.simulation.agents import local_handler
 from proof.simulation.bounds import Bounds
 from proof.simulation.clock import Process, SimClock

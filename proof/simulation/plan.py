@@ -10,14 +10,20 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from proof.simulation.agents import LocalPlan
-from proof.simulation.editor import Editor
 from proof.simulation.faults import FaultModel
 from proof.simulation.hooks import HookPlan
-from proof.simulation.lease_writers import LeaseWriter
-from proof.simulation.local_writers import LocalWriter, SteadyWriter
 from proof.simulation.members import Commander
 from proof.simulation.viewers import LocalViewer, PollViewer, SocketViewer, StreamViewer, Viewer
-from proof.simulation.writers import Author, BlindWriter, HttpWriter, PipelinedWriter
+from proof.simulation.writers import (
+    Author,
+    BlindWriter,
+    Editor,
+    HttpWriter,
+    LeaseWriter,
+    LocalWriter,
+    PipelinedWriter,
+    SteadyWriter,
+)
 from tenuto.core.limits import Limits
 
 # Bounds of the product that change no behaviour but its frequency: small ones make rare cases frequent.

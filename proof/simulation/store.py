@@ -9,6 +9,8 @@ is a server: it carries out each call that it received, in any order. It fails o
 life. Calls in transit fail then, and as with PostgreSQL, a client is refused until it opens the store again.
 
 The real `MemoryStore` keeps the data. After each write its documents are restored and compared with the log.
+
+Notices between the hubs of a shared store are lost, doubled, late and out of order.
 """
 
 from __future__ import annotations
@@ -16,18 +18,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
+from proof.oracle import Violation
 from proof.oracle.log import EpochLog, StoredLogs, describe
-from proof.oracle.nodes import READ_S, NodeLeases
-from proof.oracle.promises import TROUBLE_S, Promises
-from proof.oracle.violation import Violation
+from proof.oracle.promises import READ_S, TROUBLE_S, NodeLeases, Promises
 from proof.simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
 from proof.simulation.faults import FaultModel
-from proof.simulation.notices import Notices
 from proof.simulation.trace import Trace
 from tenuto.core.document import Stored, restore, restore_command
 from tenuto.core.errors import StoreUnavailable
@@ -56,6 +57,44 @@ from tenuto.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from proof.simulation.hooks import Hooks
+
+
+OnNotice = Callable[[Notice | None], None]
+
+
+class Notices:
+    """The channel of notices of one store."""
+
+    def __init__(self, loop: VirtualLoop, fault_model: FaultModel, draw: Random) -> None:
+        self._loop = loop
+        self._fault_model = fault_model
+        self._draw = draw
+        self._listeners: dict[Process, OnNotice] = {}
+
+    def listen(self, process: Process, on_notice: OnNotice) -> None:
+        """Deliver notices to `process` from now on."""
+        self._listeners[process] = on_notice
+        self._deliver(process, None)
+
+    def send(self, sender: Process, notices: Sequence[Notice]) -> None:
+        """Deliver `notices` to the other processes, some of them not at all or twice."""
+        for notice in notices:
+            for process in self._listeners:
+                if process is not sender and self._draw.random() >= self._fault_model.notice_loss:
+                    for _ in range(1 + (self._draw.random() < self._fault_model.notice_repeat)):
+                        self._deliver(process, notice)
+
+    def interrupt(self) -> None:
+        """Let every process know that it may have missed notices, as after the restart of a server."""
+        for process in self._listeners:
+            self._deliver(process, None)
+
+    def _deliver(self, process: Process, notice: Notice | None) -> None:
+        if process.is_alive:
+            delay_s = self._draw.uniform(*self._fault_model.notice_s)
+            call = partial(self._listeners[process], notice)
+            self._loop.call_at(self._loop.time() + delay_s, call, context=process.context.copy())
+
 
 T = TypeVar("T")
 Done = tuple[str, tuple[Any, ...], dict[str, Any]]  # a call that changed data, to be repeated after a power cut

@@ -13,7 +13,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable
 
-from proof.oracle.violation import Violation
+from proof.oracle import Violation
 from proof.simulation.clock import VirtualLoop
 
 KEPT = 2_000  # events that are kept for the report

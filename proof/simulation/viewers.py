@@ -18,15 +18,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from proof.oracle.message_streams import MessageStreamOracle
-from proof.oracle.responses import check_deleted, check_message, check_serial, is_correct_refusal
+from proof.oracle import Violation
+from proof.oracle.responses import MessageStreamOracle, check_deleted, check_message, check_serial, is_correct_refusal
 from proof.oracle.views import ViewOracle
-from proof.oracle.violation import Violation
 from proof.simulation.actors import RETRY_STATUS, Actor, summary
+from proof.simulation.bounds import members_of
 from proof.simulation.clock import Process
-from proof.simulation.leftovers import members_of
-from proof.simulation.network import Connection, ConnectionLost, Stream, within
-from proof.simulation.sockets import RESPONSE_S, SILENCE_S, Frame
+from proof.simulation.network import RESPONSE_S, SILENCE_S, Connection, ConnectionLost, Frame, Stream, within
 from proof.wirecheck import Checker, SseParser
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import EMPTY, Page

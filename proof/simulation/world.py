@@ -19,16 +19,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
+from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
 from proof.oracle.promises import Promises
-from proof.oracle.violation import Violation
 from proof.simulation.actors import Actor
 from proof.simulation.agents import Worker
+from proof.simulation.bounds import check_abandoned, check_empty, check_writers, members_of
 from proof.simulation.clock import START_MS, Process, Stuck, VirtualLoop
 from proof.simulation.hooks import Hooks, is_expected
-from proof.simulation.lease_writers import StrandedWriter
-from proof.simulation.leftovers import check_abandoned, check_empty, check_writers, members_of
-from proof.simulation.local_writers import LongWriter
 from proof.simulation.members import ACQUAINTED_S, Member
 from proof.simulation.network import Network
 from proof.simulation.node import SHUT_DOWN_S, Node
@@ -37,7 +35,7 @@ from proof.simulation.store import SimStore, StoreClient
 from proof.simulation.trace import Trace
 from proof.simulation.viewers import MessageReader, SocketViewer, StreamViewer, Viewer
 from proof.simulation.watchdog import Hung, watching
-from proof.simulation.writers import Author
+from proof.simulation.writers import Author, LongWriter, StrandedWriter
 from tenuto.app import Hub
 from tenuto.core.errors import TenutoError
 from tenuto.core.events import Cursor

@@ -28,17 +28,18 @@ MOMENTS = {
     "resume": "append",
     "turns": "turns",
     "XADD": "append",
-    "soak": "visit",
+    "soak": "lag",
 }
 """The request to a child, or by HTTP, that marks the middle of a benchmark."""
 APPENDS = appends.Sizes(producers=4, rounds=1, seconds=0.2, warm_s=0.05, pages=1, page_tokens=40)
+SHAPE = fanout.Shape(1, 2, 50)
 _DISK_MB = 8
 
 
 def run(name: str, options: Options) -> list[Row]:
     """Return the rows of a benchmark of a second or two."""
     runs: dict[str, Callable[[], Any]] = {
-        "fanout": lambda: fanout.matrix(options, fanout.Shape(1, 2, 50), rounds=1, seconds=0.2, unders=("serve",)),
+        "fanout": lambda: fanout.matrix(options, SHAPE, "sse", rounds=1, seconds=0.2, unders=("serve",)),
         "conversations": lambda: [conversations.measure(options, 2, seconds=0.2)],
         "resume": lambda: resume.run(options),
         "turns": lambda: turns.turns(options, conversations=20, rounds=1),

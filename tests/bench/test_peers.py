@@ -13,6 +13,8 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,15 +25,13 @@ import pytest
 import bench.common
 import bench.load
 import bench.pages
-import bench.peers.publisher
 from bench import appends, beside
 from bench.common import Row, Void, check, load_client
 from bench.load import Load
-from bench.pages import Page, load
+from bench.pages import load, new_page
 from bench.peers import packages
-from bench.peers.ours import ours
-from bench.peers.system import System
-from bench.proc import CLIENT_CORE, Child, tree
+from bench.peers.system import System, foreign, ours
+from bench.proc import tree
 from bench.tokens import summary, token
 from tests.bench.small import APPENDS
 
@@ -169,12 +169,9 @@ def test_page_with_an_incomplete_answer_is_void(kind: str, monkeypatch: pytest.M
     saying = threading.Thread(target=liar.say, args=[TOKENS[:-1]])
     saying.start()
     with pytest.raises(Void, match="20 of 25 characters"):
-        load(Page(liar.port, kind, "c"), "".join(TOKENS))
+        load(Load(), new_page(kind, "c"), liar.port, "".join(TOKENS))
     saying.join(PATIENCE_S)
     liar.close()
-
-
-# Missing requirements
 
 
 TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2)
@@ -246,11 +243,19 @@ def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(t
 # No process is left behind
 
 
-@pytest.mark.parametrize("end", [Child.close, Child.kill])
-def test_server_ends_with_its_parent_process(end: Callable[[Child], None]) -> None:
-    with Child("bench.peers.run", "sleep", "600", core=CLIENT_CORE) as keeper:
-        server = os.pidfd_open(keeper.read(timeout_s=PATIENCE_S)["pid"])
-        end(keeper)
-        ended, _, _ = select.select([server], [], [], PATIENCE_S)
-        os.close(server)
-    assert ended
+def test_foreign_server_ends_with_its_context_and_with_its_parent_process() -> None:
+    with foreign("sleep", ["sleep", "600"], lambda _: True) as pid:
+        server = os.pidfd_open(pid)
+    assert select.select([server], [], [], 0)[0]
+    os.close(server)
+    code = (
+        "import os, signal; from bench.peers.system import foreign\n"
+        "with foreign('sleep', ['sleep', '600'], lambda _: True) as pid:\n"
+        "    print(pid, flush=True); input(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as by:
+        assert by.stdout is not None
+        server = os.pidfd_open(int(by.stdout.readline()))
+        by.communicate("\n")
+    assert select.select([server], [], [], PATIENCE_S)[0]
+    os.close(server)

@@ -48,7 +48,7 @@ def database(server: Postgres) -> Postgres:
 
 
 def storm(database: Postgres) -> list[Row]:
-    return list(attempt("storm", partial(postgres.storm, database, SIZES)))
+    return list(attempt("storm", partial(postgres.storms, database, SIZES)))
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_rows_of_a_killed_process_have_figures(database: Postgres) -> None:
     live, adopted = rows = storm(database)
     assert None not in verdicts(rows)
     assert figure(live) < figure(adopted)
-    assert "4 and 4 viewers" in live.raw[0]  # half of them at each of the other processes
+    assert live.note == "4 and 4 viewers"  # half of them at each of the other processes
 
 
 # Programs that are not installed ------------------------------------------------------------------------------------

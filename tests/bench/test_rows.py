@@ -211,7 +211,7 @@ def test_p99_of_appends_above_twice_the_quiet_one_is_over(busy_ms: float, verdic
 # No process or file is left behind ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "processes", "end"), [("soak", 3, signal.SIGINT), ("beside", 4, signal.SIGTERM)])
+@pytest.mark.parametrize(("name", "processes", "end"), [("soak", 2, signal.SIGINT), ("beside", 4, signal.SIGTERM)])
 def test_interrupted_run_leaves_no_processes_or_files(
     name: str, processes: int, end: signal.Signals, tmp_path: Path
 ) -> None:
@@ -269,11 +269,9 @@ def test_rows_before_a_failure_are_kept() -> None:
 @pytest.mark.parametrize("under", ["serve", "granian"])
 def test_fanout_rows_have_figures(kind: str, under: str, options: Options) -> None:
     shape = fanout.Shape(2, 3, 50, {("sse", "serve"): 1e6}, p50_limit_ms=1e6)
-    rows = list(fanout.matrix(options, shape, rounds=1, seconds=0.3, kinds=(kind,), unders=(under,)))
+    rows = list(fanout.matrix(options, shape, kind, rounds=1, seconds=0.3, unders=(under,)))
     has_budget = (kind, under) == ("sse", "serve")
-    assert verdicts(rows) == [True, None, None, True] if has_budget else [None, None, None]
-    assert len(rows[0].raw) == 1
-    assert figure(rows[1]) < figure(rows[0])  # without the producers
+    assert verdicts(rows) == ([True, None, True] if has_budget else [None, None])
 
 
 def test_conversation_rows_have_figures(options: Options) -> None:
@@ -281,8 +279,7 @@ def test_conversation_rows_have_figures(options: Options) -> None:
     for run in runs:
         assert run.tokens == 10 * 20 * 2
         assert 0 < run.latency_ms[0] <= run.latency_ms[1] <= run.latency_ms[2]
-    first, *_, delivered, _, written = conversations.rows(runs)
-    assert len(first.raw) == 2
+    *_, delivered, _, written = conversations.rows(runs)
     assert delivered.measured == "800 tokens"
     assert written.measured.endswith("2 rounds)")
 
@@ -351,15 +348,13 @@ def test_overload_has_latencies_of_its_later_part_only(options: Options, monkeyp
 
     monkeypatch.setattr(Child, "request", spy)
     (row,) = highest.overload(options, 2, 1.5, seconds=0.8, rounds=1, skip_s=0.4)
-    assert (row.has_failed, len(row.raw)) == (False, 1)
+    assert not row.has_failed
     assert 0 < noted[0] < 3 * 2 * 0.8 * conversations.TOKENS_PER_S
 
 
 def test_memory_rows_have_figures(options: Options) -> None:
     rows = memory.memory(options, 10, 40, rounds=2, has_own_channels=True)
     assert verdicts(rows) == [None, None]
-    assert [len(row.raw) for row in rows] == [2, 2]
-    assert rows[0].raw[0].startswith("10 viewers: ")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -371,9 +366,8 @@ def test_storm_rows_have_figures(kind: str, options: Options) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_slow_reader_rows_have_figures(kind: str, options: Options) -> None:
-    rows = slow.slow(options, kind, readers=5, answer=20_000, rounds=2, slow_ones=(2,))
+    rows = list(slow.slow(options, kind, readers=5, answer=20_000, rounds=2, slow_ones=(2,)))
     assert verdicts(rows) == [None, None, True]
-    assert [len(row.raw) for row in rows] == [2, 2, 0]
 
 
 @needs_postgres

@@ -74,7 +74,7 @@ async def test_proxy_carries_bytes_while_the_loop_of_the_run_is_busy(tmp_path: P
                 accepted.settimeout(END_S)
                 client.sendall(b"x")
                 assert accepted.recv(1) == b"x"  # the loop has not run since the proxy was opened
-                await proxy.cut()
+                await proxy.do("cut")
                 with pytest.raises(ConnectionResetError):
                     client.recv(1)
     finally:

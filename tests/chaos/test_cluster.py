@@ -13,11 +13,8 @@ from typing import Any
 
 import pytest
 
-from proof.chaos.cluster import Cluster
-from proof.chaos.cluster_faults import BUS_FAULTS, FAULTS, may_fail
-from proof.chaos.cluster_stage import Stage
+from proof.chaos.cluster import BUS_FAULTS, FAULTS, Cluster, Person, Stage, may_fail, wrong_signals
 from proof.chaos.conversation import Conversation
-from proof.chaos.people import Person, wrong_signals
 from proof.chaos.viewer import Viewer, Watching
 from proof.chaos.world import Failure, Scale, World
 from proof.oracle.plans import Plan

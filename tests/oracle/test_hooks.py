@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 from msgspec.structs import replace
 
+from proof.oracle import Violation
 from proof.oracle.hooks import FAULT_S, HookOracle
 from proof.oracle.log import StoredLogs
-from proof.oracle.violation import Violation
 from tenuto.core.ops import Op
 from tenuto.hub.hooks import KINDS, HookEvent
 from tests.oracle.entries import END, create, write

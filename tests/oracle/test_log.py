@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from proof.oracle import Violation
 from proof.oracle.log import GENERATION, StoredLogs, marks
-from proof.oracle.violation import Violation
 from tenuto.core.ops import Append, Claim, Delete, Entry, Finish, Op, Reply, Takeover, Update, WriterIdentity
 from tenuto.stores.base import Write
 from tests.oracle.entries import create, write

@@ -12,11 +12,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
-from proof.oracle.nodes import NodeLeases
-from proof.oracle.promises import Promises
+from proof.oracle.promises import NodeLeases, Promises
 from proof.oracle.views import ViewOracle
-from proof.oracle.violation import Violation
 from tenuto.core.events import ChannelAttached, MessageCreate, PresenceLeave
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Claim, Create, Finish, Op, WriterIdentity

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
 from proof.oracle.plans import Piece, Plan, Script
 from proof.oracle.views import PlanOracle, ViewOracle
-from proof.oracle.violation import Violation
 from proof.wirecheck import Checker
 from tenuto.core.events import ChannelAttached, MessageAppend, MessageUpdate, ServerEvent
 from tenuto.core.limits import Limits

@@ -12,15 +12,20 @@ from dataclasses import replace
 from typing import Any
 
 from proof.simulation.agents import LocalPlan
-from proof.simulation.editor import Editor
 from proof.simulation.faults import FaultModel
 from proof.simulation.hooks import HookPlan
-from proof.simulation.lease_writers import LeaseWriter
-from proof.simulation.local_writers import LocalWriter, SteadyWriter
 from proof.simulation.members import Commander
 from proof.simulation.plan import SIZES, Plan
 from proof.simulation.viewers import LocalViewer, PollViewer, SocketViewer, StreamViewer
-from proof.simulation.writers import BlindWriter, HttpWriter, PipelinedWriter
+from proof.simulation.writers import (
+    BlindWriter,
+    Editor,
+    HttpWriter,
+    LeaseWriter,
+    LocalWriter,
+    PipelinedWriter,
+    SteadyWriter,
+)
 from tenuto.core.limits import Limits
 from tenuto.hub.hooks import KINDS
 from tests.simulation import mutants

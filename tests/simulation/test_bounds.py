@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proof.oracle.violation import Violation
+from proof.oracle import Violation
 from proof.simulation.bounds import HELD, SPARE, Bounds
 from proof.simulation.hooks import is_expected
 from tenuto.app import Hub

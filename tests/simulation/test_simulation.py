@@ -17,10 +17,9 @@ import pytest
 
 from proof.simulation import World
 from proof.simulation.__main__ import main
-from proof.simulation.editor import Editor
-from proof.simulation.lease_writers import LeaseWriter
 from proof.simulation.members import Commander
 from proof.simulation.plan import EDITS, Plan
+from proof.simulation.writers import Editor, LeaseWriter
 from tests.simulation.mutants import deliver_before_the_commit
 
 OLD_HUB_COUNTS = (1, 1, 2, 3)  # the plans of earlier failures were drawn with these

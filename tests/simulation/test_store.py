@@ -13,8 +13,8 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
+from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
-from proof.oracle.violation import Violation
 from proof.simulation.clock import Process, VirtualLoop
 from proof.simulation.faults import FaultModel
 from proof.simulation.store import SimStore, StoreClient

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tenuto.stores.base import Hold, Renewal
-from tenuto.stores.memory import Holds, MemoryStore
+from tenuto.stores.holds import Holds
+from tenuto.stores.memory import MemoryStore
 from tests.stores.files import opened
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from proof.chaos.postgres_server import MEMORY
+from proof.chaos.engines import MEMORY
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto import Hub
 from tenuto.core.errors import Draining, Fenced, StoreUnavailable, TenutoError

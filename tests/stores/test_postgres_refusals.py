@@ -15,7 +15,7 @@ from random import Random
 import asyncpg
 import pytest
 
-from proof.chaos.postgres_server import ACCOUNT
+from proof.chaos.engines import ACCOUNT
 from tenuto import Hub
 from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
 from tenuto.stores import open_url

@@ -3,34 +3,261 @@
 Layer: chaos.
 
 The agent of `finish_app` has four steps, two tool calls, a question to a person and a streamed answer; the model of
-`outside` breaks. The rules: each question has one answer in one message, with the true text; no viewer and no
+`Outside` breaks. The rules: each question has one answer in one message, with the true text; no viewer and no
 client of an adapter ever shows a text that is no beginning of it; no finished step runs again; the person is asked
 once; and the model completes one response, and one for each death.
+
+The model and the tools run in the process of the scenario, so they outlive the agent, and count what it has called. The
+text of an answer follows from the question and the results of the steps, so that a lost result makes another text. Its
+numbers only rise, so that a beginning of it has no text twice. The clients of the adapters connect to one node after
+the other, again after each break, and read the events as their packages do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
+import zlib
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
-from proof.chaos.engines import check_programs
+import httpx2
+
+from proof.chaos.engines import check_programs, running_postgres
 from proof.chaos.finish_app import FinishOrders
-from proof.chaos.finish_clients import CLIENTS
-from proof.chaos.outside import STEPS, TOOLS, Outside, truth, value
-from proof.chaos.postgres_server import running_postgres
 from proof.chaos.processes import Server, ask
 from proof.chaos.viewer import Transport, Viewer, Watching, end
 from proof.chaos.world import Failure, World
-from proof.oracle.plans import first_difference
+from proof.oracle.plans import NASTY, ORDINARY, first_difference
 from proof.oracle.views import PlanOracle
-from proof.wirecheck import Checker, Violation
+from proof.wirecheck import Checker, SseParser, Violation
 from tenuto.agents.turn import OnCrash
+from tenuto.interop.openai_items import Reference
+from tests.sources import wires
+from tests.sources.provider import CUT, HOLD, Provider, Step
 
 __all__ = ["finish"]
+
+
+TOOLS = ("tool:a", "tool:b")  # the tool calls of the plan
+STEPS = (*TOOLS, "pay")  # the steps beside the plan
+LENGTH = 2_000  # characters of an answer
+CHUNK = 40
+OVERLAP = 50  # characters that a continuation may repeat
+PACE_S = 0.01  # between two chunks
+TOOL_S = 0.3  # longest work of a tool
+BROKEN = 0.4  # share of the requests to the model that break
+FAULTS = ("429", "503", "cut", "clean cut", "stall", "overloaded", "overlap", "repeat")
+_ERROR = {"error": {"message": "try again", "type": "overloaded_error", "code": "overloaded"}}
+
+
+def value(question: str, step: str) -> str:
+    """Return the result of a step of the turn of `question`."""
+    return f"{zlib.crc32(f'{question}:{step}'.encode()):08x}"
+
+
+@lru_cache(maxsize=256)
+def truth(question: str) -> str:
+    """Return the text that the answer to `question` must have."""
+    return _written(question, [value(question, step) for step in STEPS])
+
+
+def _written(question: str, results: Sequence[str]) -> str:
+    """Return the answer that the model writes with these results."""
+    chosen = random.Random(question)
+    text, number = f"{question}: {', '.join(results)}. ", 0
+    while len(text) < LENGTH:
+        text += f"{number} {chosen.choice(NASTY if chosen.random() < 0.2 else ORDINARY)}"
+        number += 1
+    return text[:LENGTH]
+
+
+class Outside(Provider):
+    """The model, which speaks the Chat Completions of OpenAI, and the tools."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__()
+        self.progress = 0  # rises with each call and each chunk
+        self.calls: Counter[tuple[str, str]] = Counter()  # calls of a tool, by question and step
+        self.keys: dict[tuple[str, str], set[str]] = {}  # their idempotency keys
+        self.completed: Counter[tuple[str, str]] = Counter()  # whole responses of the model, by question and kind
+        self.faults: Counter[str] = Counter()
+        self._random = random.Random(seed)
+
+    def script(self, path: str, body: Any) -> tuple[int, str, Iterable[Step]]:
+        """Return a response of a tool or of the model; the counters rise as it is sent."""
+        if path == "/step":
+            return 200, "application/json", self._step(body["question"], body["step"], body["key"])
+        asked = json.loads(body["messages"][0]["content"])
+        fault = self._random.choice(FAULTS) if self._random.random() < BROKEN else None
+        if fault is not None:
+            self.faults[fault] += 1
+        if fault in ("429", "503"):
+            return int(fault), "application/json", [json.dumps(_ERROR).encode()]
+        if body.get("stream"):
+            prefix = body["messages"][-1]["content"] if len(body["messages"]) > 1 else ""
+            return 200, "text/event-stream", self._text(asked["question"], asked["results"], prefix, fault)
+        return 200, "application/json", self._plan(asked["question"], fault)
+
+    def _step(self, question: str, step: str, key: str) -> Iterator[Step]:
+        self.calls[question, step] += 1
+        self.keys.setdefault((question, step), set()).add(key)
+        self.progress += 10
+        number = self.calls[question, step]
+        yield self._random.uniform(0.0, TOOL_S)
+        yield json.dumps({"value": value(question, step), "number": number}).encode()
+
+    def _plan(self, question: str, fault: str | None) -> Iterator[Step]:
+        self.progress += 10
+        if fault is not None:
+            yield CUT
+        calls = [{"id": one, "type": "function", "function": {"name": "find", "arguments": "{}"}} for one in TOOLS]
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
+        choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+        about = {"id": "c", "object": "chat.completion", "created": 1, "model": "m"}
+        yield json.dumps({**about, "choices": [choice]}).encode()
+        self.completed[question, "plan"] += 1
+
+    def _text(self, question: str, results: list[str], prefix: str, fault: str | None) -> Iterator[Step]:
+        """Stream the text behind `prefix`, up to a fault."""
+        text = _written(question, results)
+        assert text.startswith(prefix), f"the agent continues {prefix!r}, which is no beginning of {text!r}"
+        begin = {"repeat": 0, "overlap": max(0, len(prefix) - OVERLAP)}.get(fault or "", len(prefix))
+        is_whole = fault in (None, "repeat", "overlap")
+        end = len(text) if is_whole else self._random.randrange(begin, len(text) + 1)
+        for at in range(begin, end, CHUNK):
+            self.progress += CHUNK // 20
+            yield wires.chat({"content": text[at : min(at + CHUNK, end)]})
+            yield PACE_S
+        match fault:
+            case "cut":
+                yield CUT
+            case "stall":
+                yield HOLD
+            case "overloaded":
+                yield wires.sse(_ERROR)
+            case _ if is_whole:
+                yield from wires.chat_end()
+                self.completed[question, "answer"] += 1
+
+
+SILENCE_S = 10.0
+
+
+class Client:
+    """What a client shows: at each moment the beginning of the true text, and all of it at the end."""
+
+    def __init__(self, ports: Sequence[int], question: str, chat: str) -> None:
+        self.ports = ports
+        self.question = question
+        self.chat = chat
+        self.texts: dict[str, str] = {}
+        self.place = ""  # of the last event: the next connection goes on behind it
+
+    def path(self) -> str:
+        """Begin a connection, and return its address."""
+        raise NotImplementedError
+
+    def take(self, event: Json, id: str | None) -> bool:
+        """Take an event; return whether the answer is over."""
+        raise NotImplementedError
+
+    async def follow(self) -> None:
+        """Show the answer until it is over. Raises Failure if it shows another text."""
+        while True:
+            for port in self.ports:
+                with contextlib.suppress(httpx2.HTTPError):
+                    if await self._connect(f"http://127.0.0.1:{port}{self.path()}"):
+                        return
+            await asyncio.sleep(PAUSE_S)
+
+    async def _connect(self, url: str) -> bool:
+        async with httpx2.AsyncClient(timeout=SILENCE_S) as http, http.stream("GET", url) as response:
+            parser = SseParser()
+            async for data in response.aiter_bytes():
+                for event in parser.receive(data) if response.status_code == 200 else ():
+                    is_over = event.data != b"[DONE]" and self.take(json.loads(event.data), event.id)
+                    text, due = "".join(self.texts.values()), truth(self.question)
+                    if not due.startswith(text) or (is_over and text != due):
+                        difference = first_difference(due, text)
+                        raise Failure(f"{type(self).__name__}: the answer to {self.question} {difference}")
+                    if is_over:
+                        return True
+        return False
+
+    def _add(self, key: str, delta: str) -> None:
+        self.texts[key] = self.texts.get(key, "") + delta
+
+
+class AiSdkPage(Client):
+    """A page with the AI SDK 7: each connection has the whole turn."""
+
+    before: Iterable[str] = ()  # the texts of the steps that are over
+
+    def path(self) -> str:
+        self.texts = {}
+        return f"/ai/{self.chat}/stream"
+
+    def take(self, event: Json, id: str | None) -> bool:
+        match event["type"]:
+            case "start-step":
+                self.before = list(self.texts)
+            case "reset-step":
+                self.texts = {key: self.texts[key] for key in self.before}
+            case "text-delta":
+                self._add(event["id"], event["delta"])
+        return bool(event["type"] == "finish")
+
+
+class AguiClient(Client):
+    """A client of AG-UI, which gets only what it lacks."""
+
+    def path(self) -> str:
+        return f"/agui/{self.chat}/connect{self.place}"
+
+    def take(self, event: Json, id: str | None) -> bool:
+        self.place = f"?cursor={id}" if id else self.place
+        match event["type"]:
+            case "MESSAGES_SNAPSHOT":
+                ids = [one["id"] for one in event["messages"]]  # of the thread; this answer follows its question
+                later = event["messages"][ids.index(self.question) + 1 :]
+                self.texts = {one["id"]: one.get("content") or "" for one in later}
+            case "TEXT_MESSAGE_CONTENT":
+                self._add(event["messageId"], event["delta"])
+            case "RUN_ERROR":
+                self.texts, self.place = {}, ""
+        return bool(event["type"] == "RUN_FINISHED")
+
+
+class OpenAiClient(Client):
+    """A client of OpenAI's Responses, which gets only what it lacks; the last event has the whole."""
+
+    def path(self) -> str:
+        id = Reference(f"finish:{self.chat}", self.question, (0, 0)).id("resp_")
+        return f"/v1/responses/{id}?stream=true{self.place}"
+
+    def take(self, event: Json, id: str | None) -> bool:
+        self.place = f"&starting_after={event['sequence_number']}"
+        match event["type"]:
+            case "response.output_text.delta":
+                self._add(event["item_id"], event["delta"])
+            case "response.output_item.done" if event["item"].get("status") == "incomplete":
+                self.texts.pop(event["item"]["id"], None)
+            case "response.failed" | "response.incomplete" | "error":
+                self.texts, self.place = {}, ""
+            case "response.completed":
+                items = [one for one in event["response"]["output"] if one["type"] == "message"]
+                self.texts = {one["id"]: "".join(block["text"] for block in one["content"]) for one in items}
+        return bool(event["type"] == "response.completed")
+
+
+CLIENTS: tuple[type[Client], ...] = (AiSdkPage, AguiClient, OpenAiClient)
+
 
 Json = dict[str, Any]
 APP = ["-m", "tenuto", "serve", "--app", "proof.chaos.finish_app:app"]
