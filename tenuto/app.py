@@ -30,7 +30,7 @@ from tenuto.core.turns import ATTEMPTS
 from tenuto.core.turns import reply_id as reply_id_of
 from tenuto.core.visitor_ids import visitor_of
 from tenuto.hub import HubCore
-from tenuto.hub.access.questions import Asked, Route, current_route
+from tenuto.hub.access.rates import Asked, Route, current_route
 from tenuto.hub.access.visitors import Visit, visit_in
 from tenuto.hub.keep.control import open_control
 from tenuto.hub.turns.status import next_status, read_pending, read_turn

@@ -54,8 +54,7 @@ from tenuto.core.requests import Request as HubRequest
 from tenuto.core.turns import newest_branch, versions_of
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.identity import Scope as HubScope
-from tenuto.hub.keep.archive import narrowed
-from tenuto.hub.keep.conversations import MAX_CONVERSATIONS, Conversation, read_conversations
+from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, narrowed, read_conversations
 from tenuto.hub.pending import Result, message_of
 from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pending, read_turn
 from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
@@ -277,7 +276,7 @@ class Access:
         self._charge(EXPECTED_BYTES // 4)  # it reads the beginnings of many channels
         async with self._hub.viewing.reading():
             return await read_conversations(
-                self._hub, self.identity, within, limit=max(1, min(limit, MAX_CONVERSATIONS))
+                self._hub.store, self.identity, within, limit=max(1, min(limit, MAX_CONVERSATIONS))
             )
 
     async def open_turns(self, channel: str) -> list[TurnStatus]:

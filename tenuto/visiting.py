@@ -2,7 +2,7 @@
 
 Layer: visiting, below `app`.
 
-`hub.visitors` has the ids and their proofs, `hub.questions` the limits. This module has the public constructor, and
+`hub.visitors` has the ids and their proofs, `hub.access.rates` the limits. This module has the public constructor, and
 `Visitors.of` for the routes of an app. The arguments and `of` are public (`docs/python.md`).
 """
 
@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.hub.access.identity import Authenticate
-from tenuto.hub.access.questions import QuestionLimits
+from tenuto.hub.access.rates import QuestionLimits
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.checks import check_authenticate
 from tenuto.hub.hub import HubCore

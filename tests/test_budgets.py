@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_860,
-    "lines of its kernel": 34_445,
-    "modules of tenuto/": 193,
+    "lines of tenuto/": 54_755,
+    "lines of its kernel": 34_354,
+    "modules of tenuto/": 187,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 71_255,
+    "lines of tests/": 71_253,
     "lines of proof/ and bench/": 24_600,
-    "words of docs without decisions": 54_030,
+    "words of docs without decisions": 51_990,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

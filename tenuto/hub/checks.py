@@ -25,9 +25,8 @@ from typing import Any
 from tenuto.core.errors import LocalError, shown
 from tenuto.core.limits import Limits
 from tenuto.hub.access.rates import ClientLimits
-from tenuto.stores import open_url
+from tenuto.stores import open_bus, open_url
 from tenuto.stores.base import Bus, Store
-from tenuto.stores.bus import open_bus
 
 
 def check_store(store: object) -> Store:

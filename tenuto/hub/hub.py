@@ -38,8 +38,7 @@ from tenuto.core.requests import (
 from tenuto.development import failure_reason
 from tenuto.hub.access.hosts import check_allowed_origins, check_public_origin
 from tenuto.hub.access.identity import Authenticate
-from tenuto.hub.access.questions import Questions, current_route
-from tenuto.hub.access.rates import ClientLimits, Rates, of_addresses
+from tenuto.hub.access.rates import ClientLimits, Questions, Rates, current_route, of_addresses
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.capacity import Capacity

@@ -27,7 +27,7 @@ from typing import Any
 
 from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.limits import Limits
-from tenuto.hub.access.questions import Questions
+from tenuto.hub.access.rates import Questions
 from tenuto.hub.access.tickets import Keyed, share_key
 from tenuto.hub.capacity import Capacity
 from tenuto.hub.checks import StoreOwner, check_not_wsgi, warn_of_several_workers

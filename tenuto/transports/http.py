@@ -53,8 +53,7 @@ from tenuto.core.visitor_ids import STEM, is_visitor
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive
-from tenuto.hub.keep.conversations import read_conversations
+from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive, read_conversations
 from tenuto.hub.lifecycle import Viewing
 from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
@@ -459,7 +458,7 @@ async def visitor(hub: HubCore, request: Request) -> Response:
         if not visit_in(scope).is_new:  # a new visitor has none
             about["chats"] = [
                 {"channel": one.channel, "title": one.title, "updated_ms": one.updated_ms}
-                for one in await read_conversations(hub, identity, [channel, f"{channel}.*"])
+                for one in await read_conversations(hub.store, identity, [channel, f"{channel}.*"])
             ]
     # a page that may keep no cookie says so; a visitor that has one gets no token, which a script could carry away
     needs_token = _is_foreign(hub, scope) or (visit_in(scope).is_new and "token" in request.query_params)

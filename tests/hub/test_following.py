@@ -17,7 +17,7 @@ from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.feed import Feed
-from tenuto.hub.nodes.following import WINDOW_S
+from tenuto.hub.nodes.nodes import WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
 from tenuto.stores.memory import MemoryStore
 from tests.hub.watching import Watcher

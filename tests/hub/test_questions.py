@@ -18,8 +18,16 @@ import pytest
 from tenuto import Hub, Identity, Turn, visitors
 from tenuto.core.errors import Draining, StoreUnavailable, TooMany
 from tenuto.core.visitor_ids import new_visitor_id
-from tenuto.hub.access.questions import DAY_S, FORGET_AT_ONCE, MAX_COUNTED, QuestionLimits, Questions
-from tenuto.hub.access.rates import ClientLimits, Rates, of_addresses
+from tenuto.hub.access.rates import (
+    DAY_S,
+    FORGET_AT_ONCE,
+    MAX_COUNTED,
+    ClientLimits,
+    QuestionLimits,
+    Questions,
+    Rates,
+    of_addresses,
+)
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.visiting import Visitors
 from tests.hub.test_commit_outcomes import ScriptedStore, kill
@@ -113,7 +121,7 @@ def test_visitors_who_asked_much_do_not_keep_others_in_memory() -> None:
 
 
 def test_number_of_counted_visitors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.hub.access.questions.MAX_COUNTED", 100)
+    monkeypatch.setattr("tenuto.hub.access.rates.MAX_COUNTED", 100)
     assert MAX_COUNTED > 10_000
     questions = Questions(QuestionLimits(), now_s=Time())
     assert asked(questions, 1000, peer=None) == 1000

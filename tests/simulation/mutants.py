@@ -60,8 +60,7 @@ from tenuto.hub.hooks import HookEvent, HookRunner
 from tenuto.hub.hub import HubCore
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.lifecycle import Lifecycle
-from tenuto.hub.nodes.following import Follower
-from tenuto.hub.nodes.nodes import NodeLease
+from tenuto.hub.nodes.nodes import Follower, NodeLease
 from tenuto.hub.pending import Decided, Waiting
 from tenuto.hub.people import presence
 from tenuto.hub.people.presence import SharedPresence

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from tenuto.stores.base import Hold, Renewal
-from tenuto.stores.holds import Holds
-from tenuto.stores.memory import MemoryStore
+from tenuto.stores.memory import Holds, MemoryStore
 from tests.stores.files import opened
 
 

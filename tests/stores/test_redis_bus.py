@@ -17,8 +17,8 @@ from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.cli.main import main
 from tenuto.core.errors import LocalError, StoreUnusable
+from tenuto.stores import open_bus
 from tenuto.stores.base import Bus, Notice
-from tenuto.stores.bus import open_bus
 from tests.certificates import make_certificate
 from tests.proxy import FaultProxy
 from tests.redis_server import RedisServer, needs_redis, needs_valkey, running_redis

@@ -18,7 +18,7 @@ from tenuto.core.errors import InvalidName, LocalError, TenutoError, shown
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
 from tenuto.hub.access.identity import Authenticate, Identity, Scope
-from tenuto.hub.access.questions import QuestionLimits, Route, enter_route
+from tenuto.hub.access.rates import QuestionLimits, Route, enter_route
 from tenuto.hub.access.tickets import MIN_KEY_BYTES, has_signature, signature
 from tenuto.hub.clock import Clock
 

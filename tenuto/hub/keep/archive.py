@@ -2,7 +2,8 @@
 
 Layer: hub.
 
-`Hub.archive` is an `Archive`. Its calls work on the store; an import loads its channel into memory.
+`Hub.archive` is an `Archive`. Its calls work on the store; an import loads its channel into memory. The conversations
+of a caller, which `POST /v1/visitor` and `Access.conversations` show, are a list with titles.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from tenuto.core.document import restore
 from tenuto.core.errors import Busy, InvalidRequest, LocalError, StoreUnusable
 from tenuto.core.limits import Limits
-from tenuto.core.model import ChannelSummary
+from tenuto.core.model import ChannelSummary, Message
 from tenuto.core.names import check_channel, check_id, check_prefix
+from tenuto.hub.access.identity import Identity
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.exports import NOTE as IMPORT
 from tenuto.hub.keep.exports import Imported, check_file, export_lines, mend_import, write_file
@@ -219,3 +222,68 @@ async def _damage_in(path: Path) -> AsyncGenerator[str]:
         if process.returncode is None:
             process.kill()
         await process.communicate()  # also reads what is left, because a full pipe would never close
+
+
+MAX_CONVERSATIONS = 50  # on a list
+MAX_PAGES = 4  # pages of channels that are read; a caller with more channels gets the newest of these
+TITLE_CHARACTERS = 60
+_TITLE_MESSAGES, _TITLE_BYTES = 4, 16 * 1024  # the beginning of a chat, in which its first question is looked for
+
+
+class Conversation(Struct, frozen=True, kw_only=True):
+    """A channel in a list of conversations. The title is the first words of its first question; empty without one.
+
+    `is_running`: its newest message is a question that waits or is answered, or an answer that streams.
+    """
+
+    channel: str
+    title: str
+    updated_ms: int
+    is_running: bool
+
+
+async def read_conversations(
+    store: Store, identity: Identity, within: Sequence[str], *, limit: int = MAX_CONVERSATIONS
+) -> list[Conversation]:
+    """Return the conversations that `identity` may read, newest first, in the channels `within` (`Store.summaries`)."""
+    found: list[ChannelSummary] = []
+    for _ in range(MAX_PAGES if within else 0):
+        page = await store.summaries(within, after=found[-1].channel if found else None, limit=MAX_LISTED)
+        found += page
+        if len(page) < MAX_LISTED:
+            break
+    readable = [one for one in found if identity.has("history", one.channel)]
+    newest = sorted(readable, key=lambda one: (one.updated_ms, one.channel), reverse=True)[:limit]
+    return [
+        Conversation(
+            channel=one.channel,
+            title=await _title(store, one.channel),
+            updated_ms=one.updated_ms,
+            is_running=await _is_running(store, one.channel),
+        )
+        for one in newest
+    ]
+
+
+async def _title(store: Store, channel: str) -> str:
+    """Return the first words of the first question of a chat; empty if it has none."""
+    page = await store.page(channel, before=None, after=0, limit=_TITLE_MESSAGES, limit_bytes=_TITLE_BYTES)
+    messages: list[Message] = [restore(stored).message() for stored in page.messages]
+    for message in messages:
+        if message.role == "user":
+            texts = [str(part["text"]) for part in message.parts if part.get("type") == "text"]
+            return _beginning(" ".join(" ".join(texts)[: 8 * TITLE_CHARACTERS].split()))
+    return ""
+
+
+def _beginning(text: str) -> str:
+    """Return the first words of `text`, at most `TITLE_CHARACTERS` characters."""
+    if len(text) <= TITLE_CHARACTERS:
+        return text
+    words, _, _ = text[:TITLE_CHARACTERS].rpartition(" ")
+    return f"{words or text[: TITLE_CHARACTERS - 1]}…"
+
+
+async def _is_running(store: Store, channel: str) -> bool:
+    page = await store.page(channel, before=None, limit=1, limit_bytes=1)
+    return any(one.is_streaming or one.is_open for one in map(restore, page.messages))

@@ -24,8 +24,7 @@ from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.turns import Phase
 from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.committer import in_time
-from tenuto.hub.nodes.following import Follower
-from tenuto.hub.nodes.nodes import NodeLease
+from tenuto.hub.nodes.nodes import Follower, NodeLease
 from tenuto.hub.tasks import logs_errors
 from tenuto.hub.turns.scheduler import OpenTurn, TurnScheduler
 from tenuto.stores.base import Notice, Store
@@ -145,7 +144,7 @@ class SharedTurns:
         """Read the holds of the other nodes, and offer the turns that wait there. Raises StoreUnavailable."""
         others = await self.read()
         workers = self._scheduler.workers
-        # own turns of channels outside memory, which `tenuto.hub.nodes.following` does not read, may be taken
+        # own turns of channels outside memory, which `tenuto.hub.nodes.nodes` does not read, may be taken
         # elsewhere, or wait for a turn of another node that has ended
         wanted = [channel for channel in self._waiting() if channel not in self._channels][:SHOWN]
         own = set(wanted)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tenuto.stores.base import Hold, Renewal
-from tenuto.stores.holds import OVER_MS
+from tenuto.stores.memory import OVER_MS
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record

@@ -40,7 +40,7 @@ from tenuto.stores.base import (
     Tail,
     Write,
 )
-from tenuto.stores.holds import Holds, steady_ms
+from tenuto.stores.memory import Holds, steady_ms
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
