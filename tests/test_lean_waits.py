@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenuto.server.http_parts import Gate, Inbox
+from tenuto.server.bounded_websocket import Gate, Inbox
 
 Step = tuple[str, int]
 steps = st.lists(

@@ -23,6 +23,7 @@ import ctypes
 import gc
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -30,7 +31,6 @@ from typing import Protocol
 
 from tenuto.core.errors import LocalError
 from tenuto.hub.access.hosts import address_group
-from tenuto.server.http_parts import ParseQueue
 
 logger = logging.getLogger("tenuto.serving")
 
@@ -61,6 +61,8 @@ TRIM_S = 5.0
 TRIM_PAUSE = 50  # pause after a return of memory, as a multiple of its duration, which grows with the objects in memory
 MAX_COLLECTED = 1_000  # with more open connections, a garbage collection would hold the event loop for too long
 READ_BYTES = 16 * 1024  # limit of bytes read from one connection at once, after which the loop serves the others
+PARSE_S = 0.001  # time to parse large input, in one iteration of the loop
+MOST_AT_ONCE = 4  # connections that go on in one iteration: to begin a request takes longer than to parse it
 
 
 class ConnectionOwner(Protocol):
@@ -83,8 +85,6 @@ class Connection:
         "is_evicted",
         "is_from_proxy",
         "is_idle",
-        "is_large",
-        "is_verifying",
         "is_waiting",
         "may_burst",
         "owner",
@@ -100,8 +100,6 @@ class Connection:
         self.is_waiting = False
         self.is_idle = False
         self.may_burst = True
-        self.is_large = False
-        self.is_verifying = False
         self.is_evicted = False
         self.since_s = asyncio.get_running_loop().time()  # loop time at which the peer's `CHANCE_S` begins
         self.deadline_s = 0.0
@@ -114,27 +112,62 @@ class Connection:
         counts at once, from the time when it was opened: otherwise each completed request would give it that time
         again.
         """
-        self._book.wait(self, timeout_s, may_burst=may_burst)
+        now_s = asyncio.get_running_loop().time()
+        self.deadline_s = now_s + timeout_s
+        if self.is_waiting and self.may_burst == may_burst:
+            return
+        self.proceed()
+        self.may_burst = may_burst
+        if may_burst:
+            self.since_s = now_s
+        self._book.make_room(self, now_s)
+        self.is_waiting = True
+        self._book.waiting += 1
+        self._book.by_address.setdefault(self.address, {})[self] = None
+        self._book.sweep_later()
 
     def grow(self) -> None:
         """Note that the server holds more than `LARGE_BYTES` for this waiting connection."""
-        self._book.grow(self)
+        large = self._book.large
+        if self.is_waiting and self not in large:
+            if len(large) >= MAX_LARGE:
+                reason = f"{MAX_LARGE} waiting connections held more than {LARGE_BYTES} bytes"
+                self._book.evict(next(iter(large)), reason)
+            large[self] = None
 
     def wait_for_verifier(self) -> None:
         """Count the connection as waiting while `verification` runs."""
         if not self.is_waiting:  # else its peer has to act, too, and has less time for that
             # in its first request the peer may belong to a burst, as for the head
             self.wait(VERIFY_S, may_burst=self.may_burst)
-        self._book.verify(self)
+        verifying, most = self._book.verifying, self._book.max_waiting
+        if self not in verifying:
+            # No more in a burst: a request in progress takes some 25 KiB in small objects (measured).
+            if len(verifying) >= most:
+                self._book.evict(next(iter(verifying)), f"the verifier ran for {most} unknown peers")
+            verifying[self] = None
 
     def rest(self) -> None:
         """Count the connection as idle: its peer is known, and has to act."""
-        self._book.rest(self)
+        self.proceed()
+        self.is_idle = True
+        self._book.idle[self] = None
 
     def proceed(self) -> None:
         """Stop counting the connection as waiting or idle."""
-        if self.is_waiting or self.is_idle:
-            self._book.proceed(self)
+        book = self._book
+        if self.is_idle:
+            self.is_idle = False
+            del book.idle[self]
+        elif self.is_waiting:
+            self.is_waiting = False
+            book.waiting -= 1
+            of_address = book.by_address[self.address]
+            del of_address[self]
+            if not of_address:
+                del book.by_address[self.address]
+            book.large.pop(self, None)
+            book.verifying.pop(self, None)
 
     def move(self, address: str) -> None:
         """Count the connection for `address` from now on, because a trusted proxy has named its client."""
@@ -147,7 +180,12 @@ class Connection:
 
         A verifier that runs for the peer ends, as if its time were over.
         """
-        self._book.close(self)
+        # An evicted connection no longer counts as waiting, but no verifier has identified its peer either.
+        self._book.closed += self.is_waiting or self.is_evicted
+        self.proceed()
+        self.owner = None
+        self._book.open -= 1
+        self._book.sweep_later()
         limit, self.verification = self.verification, None
         if limit is not None and not limit.expired():
             limit.reschedule(asyncio.get_running_loop().time())
@@ -171,17 +209,18 @@ class Connections:
         self.proxies = proxies or TrustedProxies(())
         self.input_view = memoryview(bytearray(READ_BYTES))
         self.parsing = ParseQueue()
-        self.open = 0
-        self.waiting = 0
-        self._by_address: dict[str, dict[Connection, None]] = {}  # waiting connections by address, the oldest first
-        self._large: dict[Connection, None] = {}
-        self._verifying: dict[Connection, None] = {}
-        self._idle: dict[Connection, None] = {}  # idle connections, the oldest first
+        # What each `Connection` counts, the oldest first: waiting ones by address, and those of them that are large or
+        # wait for a verifier; idle ones.
+        self.open = self.waiting = 0
+        self.by_address: dict[str, dict[Connection, None]] = {}
+        self.large: dict[Connection, None] = {}
+        self.verifying: dict[Connection, None] = {}
+        self.idle: dict[Connection, None] = {}
+        self.closed = 0  # connections closed since memory was given back
         self._timer: asyncio.TimerHandle | None = None
         self._ended = 0  # connections ended since the last log line
         self._reason = ""
         self._notice_due_s = 0.0
-        self._closed = 0  # connections closed since memory was given back
         self._is_after_wave = False
         self._trim_due_s = 0.0
         _malloc_trim()  # loaded now, because objects made during a wave would keep memory of that wave
@@ -191,96 +230,43 @@ class Connections:
         if self.open >= self.max_open:
             if self.waiting:
                 self._evict_oldest("no descriptor was left")
-            elif self._idle:
-                self._evict(next(iter(self._idle)), "no descriptor was left, and a known client did not use this one")
+            elif self.idle:
+                self.evict(next(iter(self.idle)), "no descriptor was left, and a known client did not use this one")
             else:
-                self._note_end("a known client uses each descriptor")
+                self.note("a known client uses each descriptor")
                 return None
         self.open += 1
         return Connection(self, address_group(peer), owner, is_from_proxy=self.proxies.includes(peer))
 
-    def wait(self, one: Connection, timeout_s: float, *, may_burst: bool) -> None:
-        """Count a connection as waiting (`Connection.wait`)."""
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        one.deadline_s = now_s + timeout_s
-        if one.is_waiting and one.may_burst == may_burst:
-            return
-        one.proceed()
-        one.may_burst = may_burst
-        if may_burst:
-            one.since_s = now_s
-        of_address = self._by_address.get(one.address, {})
+    def make_room(self, one: Connection, now_s: float) -> None:
+        """End a connection if there is no room for `one`, which begins to wait."""
+        of_address = self.by_address.get(one.address, {})
         oldest = next(iter(of_address), None)
         had_chance = oldest is not None and oldest.since_s <= now_s - CHANCE_S
-        is_burst_over = not may_burst or self.waiting >= min(MAX_BURST, self.max_open // 2)
+        is_burst_over = not one.may_burst or self.waiting >= min(MAX_BURST, self.max_open // 2)
         if oldest is not None and len(of_address) >= self.max_waiting_of_address and (had_chance or is_burst_over):
-            self._evict(oldest, f"{one.address} kept {len(of_address)} connections waiting")
+            self.evict(oldest, f"{one.address} kept {len(of_address)} connections waiting")
         elif self.waiting >= self.max_waiting:
             self._evict_oldest(f"{self.waiting} connections were waiting", is_forced=is_burst_over)
-        one.is_waiting = True
-        self.waiting += 1
-        self._by_address.setdefault(one.address, {})[one] = None
-        if self._timer is None:
-            self._timer = loop.call_later(SWEEP_S, self._sweep)
 
-    def grow(self, one: Connection) -> None:
-        """Count a connection as large (`Connection.grow`)."""
-        if one.is_large or not one.is_waiting:
-            return
-        if len(self._large) >= MAX_LARGE:
-            self._evict(next(iter(self._large)), f"{MAX_LARGE} waiting connections held more than {LARGE_BYTES} bytes")
-        one.is_large = True
-        self._large[one] = None
-
-    def verify(self, one: Connection) -> None:
-        """Count a connection as one for which a verifier runs (`Connection.wait_for_verifier`)."""
-        if one.is_verifying:
-            return
-        # No more in a burst: a request in progress takes some 25 KiB in small objects (measured).
-        if len(self._verifying) >= self.max_waiting:
-            self._evict(next(iter(self._verifying)), f"the verifier ran for {self.max_waiting} unknown peers")
-        one.is_verifying = True
-        self._verifying[one] = None
-
-    def rest(self, one: Connection) -> None:
-        """Count a connection as idle (`Connection.rest`)."""
+    def evict(self, one: Connection, reason: str) -> None:
+        """End a connection because of `reason`."""
         one.proceed()
-        one.is_idle = True
-        self._idle[one] = None
-
-    def proceed(self, one: Connection) -> None:
-        """Stop counting a connection as waiting or idle (`Connection.proceed`)."""
-        if one.is_idle:
-            one.is_idle = False
-            del self._idle[one]
-            return
-        one.is_waiting = False
-        self.waiting -= 1
-        of_address = self._by_address[one.address]
-        del of_address[one]
-        if not of_address:
-            del self._by_address[one.address]
-        if one.is_large:
-            one.is_large = False
-            del self._large[one]
-        if one.is_verifying:
-            one.is_verifying = False
-            del self._verifying[one]
-
-    def close(self, one: Connection) -> None:
-        """Remove a connection (`Connection.close`)."""
-        # An evicted connection no longer counts as waiting, but no verifier has identified its peer either.
-        self._closed += one.is_waiting or one.is_evicted
-        one.proceed()
-        one.owner = None
-        self.open -= 1
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        one.is_evicted = True
+        self.note(reason)
+        if one.owner is not None:
+            one.owner.evict()
 
     def note(self, reason: str) -> None:
-        """Count a connection that its protocol ends because of `reason`, for the next log line."""
-        self._note_end(reason)
+        """Count a connection that ends because of `reason`, for the next log line."""
+        self._ended += 1
+        self._reason = reason
+        self.sweep_later()
+
+    def sweep_later(self) -> None:
+        """Let the book look after its connections once a second, as long as it has something to do."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def _evict_oldest(self, reason: str, *, is_forced: bool = True) -> bool:
         """End the oldest waiting connection of the address that has most of them. Return whether it found one.
@@ -290,7 +276,7 @@ class Connections:
         thousand addresses the search takes 50 µs, less than accepting a connection.
         """
         chance_s = asyncio.get_running_loop().time() - CHANCE_S
-        oldest = [(next(iter(group)), len(group)) for group in self._by_address.values()]
+        oldest = [(next(iter(group)), len(group)) for group in self.by_address.values()]
         had_chance = [(count, one) for one, count in oldest if one.since_s <= chance_s]
         if had_chance:
             victim = max(had_chance, key=lambda found: found[0])[1]
@@ -298,28 +284,15 @@ class Connections:
             return False
         else:
             victim = min((one for one, _ in oldest), key=lambda one: one.since_s)
-        self._evict(victim, reason)
+        self.evict(victim, reason)
         return True
-
-    def _evict(self, one: Connection, reason: str) -> None:
-        one.proceed()
-        one.is_evicted = True
-        self._note_end(reason)
-        if one.owner is not None:
-            one.owner.evict()
-
-    def _note_end(self, reason: str) -> None:
-        self._ended += 1
-        self._reason = reason
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def _end_burst(self, chance_s: float) -> None:
         """End the connections beyond the limits that are older than `CHANCE_S`, the oldest first."""
-        for address, group in list(self._by_address.items()):
+        for address, group in list(self.by_address.items()):
             for one in list(group)[: max(0, len(group) - self.max_waiting_of_address)]:
                 if one.since_s <= chance_s:
-                    self._evict(one, f"{address} kept more than {self.max_waiting_of_address} connections waiting")
+                    self.evict(one, f"{address} kept more than {self.max_waiting_of_address} connections waiting")
         reason = f"more than {self.max_waiting} connections were waiting"
         while self.waiting > self.max_waiting and self._evict_oldest(reason, is_forced=False):
             pass
@@ -329,7 +302,7 @@ class Connections:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(SWEEP_S, self._sweep)  # now, so that no error in this call ends the sweeps
         now_s = loop.time()
-        overdue = [one for group in self._by_address.values() for one in group if one.deadline_s <= now_s]
+        overdue = [one for group in self.by_address.values() for one in group if one.deadline_s <= now_s]
         for one in overdue:
             if one.owner is not None:
                 one.owner.expire()
@@ -338,11 +311,11 @@ class Connections:
             logger.warning("ended %d connections; the last one because %s", self._ended, self._reason)
             self._ended, self._notice_due_s = 0, now_s + NOTICE_S
         # Also after the end of a wave of connections, however few the last ones are.
-        is_trim_due = self._closed >= (1 if self._is_after_wave else TRIM_AFTER)
+        is_trim_due = self.closed >= (1 if self._is_after_wave else TRIM_AFTER)
         if is_trim_due and now_s >= self._trim_due_s:
-            self._is_after_wave = self._closed >= TRIM_AFTER
+            self._is_after_wave = self.closed >= TRIM_AFTER
             took_s = give_memory_back(collects=self.open <= MAX_COLLECTED)
-            self._closed, self._trim_due_s, is_trim_due = 0, now_s + max(TRIM_S, TRIM_PAUSE * took_s), False
+            self.closed, self._trim_due_s, is_trim_due = 0, now_s + max(TRIM_S, TRIM_PAUSE * took_s), False
         if not (self.waiting or self._ended or is_trim_due):
             self._timer.cancel()
             self._timer = None
@@ -418,6 +391,50 @@ def _host_of(hop: str) -> str | None:
     with contextlib.suppress(ValueError):
         return str(ip_address(host.partition("%")[0]))  # a zone is of no use here, and could have control characters
     return None
+
+
+class ParseQueue:
+    """The connections whose input was set aside, in the order in which they go on, a few in each iteration of the loop.
+
+    They share one limit of time in an iteration, but for sockets that are not authenticated, whose input has a limit in
+    bytes. So a hundred floods delay the other connections no longer than one. A request needs about seven iterations
+    (measured).
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._end_s = 0.0  # when the time to parse ends, in the loop's time; 0 until a connection has requested it
+        self._is_called = False
+
+    def end_s(self) -> float:
+        """Return until when, in the time of the running loop, input may be parsed in this iteration."""
+        if not self._end_s:
+            loop = asyncio.get_running_loop()
+            self._end_s = loop.time() + PARSE_S
+            self._call_soon(loop)
+        return self._end_s
+
+    def add(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on` in one of the next iterations."""
+        self._waiting.append(go_on)
+        self._call_soon(asyncio.get_running_loop())
+
+    def _call_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._is_called:
+            self._is_called = True
+            loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """Begin an iteration: let the connections go on that have waited for longest."""
+        self._is_called = False
+        self._end_s = 0.0
+        loop = asyncio.get_running_loop()
+        for _ in range(min(len(self._waiting), MOST_AT_ONCE)):
+            self._waiting.popleft()()
+            if self._end_s and loop.time() > self._end_s:
+                break
+        if self._waiting:
+            self._call_soon(loop)
 
 
 def raise_descriptor_limit() -> int:
