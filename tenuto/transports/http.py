@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from tenuto.core.visitor_ids import STEM, is_visitor
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, Archive, read_conversations
+from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, read_conversations
 from tenuto.hub.lifecycle import Viewing
 from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
@@ -73,6 +74,7 @@ from tenuto.transports.calls import (
     CreateTicket,
     ForgetClient,
     ImportFile,
+    NoFields,
     TicketIssued,
     json_response,
 )
@@ -87,41 +89,21 @@ from tenuto.transports.traffic import EXPECTED_BYTES, charge, declared_bytes, ev
 logger = logging.getLogger("tenuto.transports")
 
 
-async def forget(call: Call) -> Response:
-    """Remove what a person wrote, and return the counts as the last line."""
-    wanted: ForgetClient = await call.body()
-    return await _response(call.hub, _forgotten(call.hub.archive, wanted))
-
-
-async def verify(call: Call) -> Response:
-    """Check the store, and return a line for each damaged part of it."""
-    await call.body()
-    return await _response(call.hub, _damage(call.hub.archive))
-
-
-async def backup(call: Call) -> Response:
-    """Write a backup, and return its size and its mark as the last line."""
-    return await _response(call.hub, _backed_up(call.hub, await call.body()))
-
-
-async def import_file(call: Call) -> Response:
-    """Import a file, and return the counts as the last line."""
-    return await _response(call.hub, _imported(call.hub.archive, await call.body()))
-
-
 async def inspect(call: Call) -> Response:
     """Return the version, the process id and the counters."""
     return json_response({"version": __version__, "pid": os.getpid(), "counters": call.hub.stats()})
 
 
-async def _forgotten(archive: Archive, wanted: ForgetClient) -> AsyncGenerator[object]:
-    found = await archive.forget(wanted.client_id, channels=wanted.channels)
+async def _forgotten(hub: HubCore, wanted: ForgetClient) -> AsyncGenerator[object]:
+    """Remove what a person wrote; the last line has the counts."""
+    found = await hub.archive.forget(wanted.client_id, channels=wanted.channels)
     yield {"type": "end", **msgspec.to_builtins(found)}
 
 
-async def _damage(archive: Archive) -> AsyncGenerator[object]:
+async def _damage(hub: HubCore, _: NoFields) -> AsyncGenerator[object]:
+    """Check the store, with a line for each damaged part of it."""
     found = 0
-    async with aclosing(archive.verify()) as lines:
+    async with aclosing(hub.archive.verify()) as lines:
         async for damage in lines:
             found += 1
             yield {"type": "damage", "detail": damage}
@@ -129,13 +111,15 @@ async def _damage(archive: Archive) -> AsyncGenerator[object]:
 
 
 async def _backed_up(hub: HubCore, wanted: BackupFile) -> AsyncGenerator[object]:
+    """Write a backup; the last line has its size and its mark."""
     target = _absolute(wanted.path)
     await hub.backup(target, mb_per_s=wanted.mb_per_s)
     yield {"type": "end", **await asyncio.to_thread(receipt_of, target)}
 
 
-async def _imported(archive: Archive, wanted: ImportFile) -> AsyncGenerator[object]:
-    done = await archive.import_file(_absolute(wanted.path), channel=wanted.channel, damaged=wanted.damaged)
+async def _imported(hub: HubCore, wanted: ImportFile) -> AsyncGenerator[object]:
+    """Import a file; the last line has the counts."""
+    done = await hub.archive.import_file(_absolute(wanted.path), channel=wanted.channel, damaged=wanted.damaged)
     yield {"type": "end", **msgspec.to_builtins(done)}
 
 
@@ -146,11 +130,11 @@ def _absolute(path: str) -> Path:
     return Path(path)
 
 
-async def _response(hub: HubCore, values: AsyncGenerator[object]) -> Response:
-    """Return `values` as lines of JSON, with signs of life. Raises an error before the first line."""
-    lines = with_signs(values)
+async def _long(work: Callable[[HubCore, Any], AsyncGenerator[object]], call: Call) -> Response:
+    """Return the values of `work` as lines of JSON, with signs of life. Raises an error before the first line."""
+    lines = with_signs(work(call.hub, await call.body()))
     first = await anext(lines)  # raises the errors that a response can still show
-    return LinesResponse(hub.viewing, first, lines, headers=NO_STORE)
+    return LinesResponse(call.hub.viewing, first, lines, headers=NO_STORE)
 
 
 SIGN_S = 5.0  # time between two signs of life; proxies end a response that is silent for a minute
@@ -494,10 +478,10 @@ _HANDLERS: dict[str, Handler] = {
     "read_channel": read_channel,
     "export": export,
     "delete_channel": delete_channel,
-    "forget": forget,
-    "verify": verify,
-    "backup": backup,
-    "import": import_file,
+    "forget": partial(_long, _forgotten),
+    "verify": partial(_long, _damage),
+    "backup": partial(_long, _backed_up),
+    "import": partial(_long, _imported),
     "inspect": inspect,
     "ticket": create_ticket,
 }
