@@ -139,6 +139,16 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
 
 
+async def test_the_form_waits_until_a_question_can_be_sent(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with pasted("own", browser, tmp_path) as (page, _, _model):
+        await page.route("**/v1/visitor", lambda _: None)  # its response never comes
+        await page.reload(wait_until="domcontentloaded")
+        await expect(page.locator("form")).to_be_hidden()
+
+
 @pytest.mark.parametrize(("name", "moment"), [("endpoint", "before the first word"), ("own", "in mid-text")])
 async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page_and_after_a_reload(
     name: str, moment: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
