@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_670,
-    "lines of its kernel": 34_338,
+    "lines of tenuto/": 54_687,
+    "lines of its kernel": 34_355,
     "modules of tenuto/": 186,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 71_253,
+    "lines of tests/": 71_268,
     "lines of proof/ and bench/": 24_598,
     "words of docs without decisions": 51_990,
     "words of decisions": 12_000,

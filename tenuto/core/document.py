@@ -5,7 +5,8 @@ Layer: core.
 A document is a head (all fields but growing text) and segments of text, each with sparse marks
 (serial, length). A new document of a message rewrites the head and adds only the text since the last
 one, so its cost is that of the change; after an edit it is `fresh` and replaces all segments. Head fields are stored by
-position: add at the end, with a default.
+position: add at the end, with a default. A long field of a part, such as a photo, is in a segment, too: each claim of a
+turn rewrites the head of its question.
 
 The data of a command and of its reply is a segment, not part of the head, so that a store can remove it and keep the
 rest: an id stays used up, and a repeated command is recognised.
@@ -28,18 +29,21 @@ from tenuto.core.ops import Append, Command, Create, Entry, Reply, WriterIdentit
 from tenuto.core.state import apply_op, apply_to_command
 from tenuto.core.text import MARK_BYTES, Text, TextFork
 
+LONG_FIELD = 4_096  # length in code points from which a field of a part is kept in a segment
+FIELDS = -1  # `at` of such a segment
+
 
 class Segment(Struct, frozen=True, array_like=True):
     """A stretch of a part's text. `marks` alternate serial and length, each as the difference to the mark before."""
 
     part: int
-    at: int  # offset of the segment in the part's text
+    at: int  # offset of the segment in the part's text; FIELDS: `text` has long fields of the part, as JSON
     text: str
     marks: list[int]
 
 
 class PartHead(Struct, frozen=True, array_like=True):
-    """The stored fields of a part, without its growing text."""
+    """The stored fields of a part, without its growing text. A long one is None here."""
 
     fields: Part
     opened: int
@@ -158,6 +162,8 @@ def document(message: MessageState | CommandState) -> Document:
     since = 0 if fresh else message.documented
     segments = []
     for index, part in enumerate(message.parts):
+        if fresh and (long := _long_fields(part)):
+            segments.append(Segment(index, FIELDS, msgspec.json.encode(long).decode(), []))
         if part.text is not None:
             start = part.text.length_at(since)
             if start < part.text.length:
@@ -263,6 +269,11 @@ def _restored_message(stored: Stored) -> MessageState:
     message = _from_head(stored.id, head)
     for segment in stored.segments:
         part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
+        if part is not None and segment.at == FIELDS:
+            message.size_bytes -= part_bytes(part.fields)
+            part.fields = {**part.fields, **msgspec.json.decode(segment.text, type=dict[str, str])}
+            message.size_bytes += part_bytes(part.fields)
+            continue
         if part is None or not isinstance(part.text, Text) or not _joins(part.text, segment):
             raise _damaged(stored, f"text at offset {segment.at} of part {segment.part} does not fit there")
         message.size_bytes += utf8_len(_extend(part.text, segment))
@@ -422,7 +433,11 @@ def _head(message: MessageState) -> MessageHead:
 
 
 def _part_head(part: PartState) -> PartHead:
-    return PartHead(part.fields, part.opened, part.changed)
+    return PartHead({**part.fields, **dict.fromkeys(_long_fields(part))}, part.opened, part.changed)
+
+
+def _long_fields(part: PartState) -> dict[str, str]:
+    return {name: value for name, value in part.fields.items() if type(value) is str and len(value) >= LONG_FIELD}
 
 
 def _from_head(message_id: str, head: MessageHead) -> MessageState:

@@ -85,6 +85,21 @@ def test_fields_that_a_newer_version_adds_change_no_message() -> None:
     assert everything(restore(newer)) == everything(restore(kept))
 
 
+def test_claim_of_a_question_with_a_photo_writes_no_photo_again() -> None:
+    harness = LogHarness()
+    photo = {"type": "file", "media_type": "image/png", "url": "data:image/png;base64," + "é" * 5_000}
+    harness.create("m", parts=[text_part("what?"), photo, data_part({"x": 1})])
+    message = harness.known("m")
+    first = document(message)
+    mark_documented(message, first.version)
+    later = document(message)
+    assert len(later.head) < 500
+    assert not later.segments
+    restored_message = restore(Stored(id="m", head=later.head, segments=first.segments, entries=[]))
+    assert everything(restored_message) == everything(message)
+    assert restored_message.size_bytes == message.size_bytes
+
+
 def test_entries_that_the_document_covers_change_nothing() -> None:
     harness = full()
     kept = document(harness.known("m"))
