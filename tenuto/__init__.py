@@ -10,7 +10,7 @@ from tenuto._version import __version__
 
 if TYPE_CHECKING:
     from tenuto.agents.turn import Turn
-    from tenuto.app import Hub
+    from tenuto.app import Hub, visitors
     from tenuto.core.errors import TenutoError
     from tenuto.core.limits import Limits
     from tenuto.core.model import Message
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tenuto.hub import MessageWriter, Subscription
     from tenuto.hub.access.identity import Identity, allow_everyone
     from tenuto.hub.hooks import HookEvent
-    from tenuto.visiting import visitors
 
 __all__ = [
     "HookEvent",
@@ -49,7 +48,7 @@ if not TYPE_CHECKING:  # only at run time: a type checker would take every name 
         "TenutoError": "tenuto.core.errors",
         "Turn": "tenuto.agents.turn",
         "allow_everyone": "tenuto.hub.access.identity",
-        "visitors": "tenuto.visiting",
+        "visitors": "tenuto.app",
     }
 
     def __getattr__(name):

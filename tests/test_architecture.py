@@ -30,7 +30,7 @@ LAYERS = (
     ("transports", "sources"),
     ("agents",),
     ("client",),
-    ("response", "routes", "visiting"),
+    ("response", "routes"),
     ("app",),
     ("__init__",),
     ("interop",),

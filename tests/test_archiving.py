@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from msgspec import msgpack
 
 from tenuto.app import Hub
-from tenuto.cli import server_requests, store_commands
+from tenuto.cli import store_commands
 from tenuto.cli.main import main
 from tenuto.hub.keep.exports import NOTE
 from tenuto.stores.sqlite.store import SqliteStore
@@ -98,7 +98,7 @@ async def test_a_server_exports_a_channel_and_lists_channels(tmp_path: Path, mon
 
         await served.hub.create("chat:2", text="x")
         await served.hub.create("log:1", text="x")
-        monkeypatch.setattr(server_requests, "MAX_LISTED", 1)  # two pages
+        monkeypatch.setattr(store_commands, "MAX_LISTED", 1)  # two pages
         listed = await asyncio.to_thread(run, "channels", "chat:", "--json", "--url", url)
         page = await served.hub.archive.channels(prefix="chat:")
         assert [json.loads(line) for line in listed.output.splitlines()] == msgspec.to_builtins(page.channels)

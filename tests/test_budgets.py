@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_687,
-    "lines of its kernel": 34_355,
-    "modules of tenuto/": 186,
+    "lines of tenuto/": 54_515,
+    "lines of its kernel": 34_264,
+    "modules of tenuto/": 177,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 71_268,
-    "lines of proof/ and bench/": 24_598,
+    "lines of tests/": 71_260,
+    "lines of proof/ and bench/": 24_597,
     "words of docs without decisions": 51_520,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.cli.main import main
-from tenuto.cli.server_requests import beside
+from tenuto.cli.store_commands import beside
 from tenuto.hub.keep import control
 from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES
 from tenuto.stores.sqlite.file import control_of
@@ -157,7 +157,7 @@ OK = b"HTTP/1.1 200 OK\r\n\r\n"
 async def test_response_of_another_program_is_named(
     response: bytes | None, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenuto.cli.server_requests.READ_TIMEOUT_S", PATIENCE_S if response is not None else 0.05)
+    monkeypatch.setattr("tenuto.cli.store_commands.READ_TIMEOUT_S", PATIENCE_S if response is not None else 0.05)
     place = tmp_path / "test.db"
     place.touch()
     commands = (("inspect",), ("channels",), ("export", "c"), ("backup", str(tmp_path / "new.db")))

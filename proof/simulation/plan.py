@@ -37,11 +37,11 @@ SIZES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("tenuto.hub.committer", "DOCUMENT_BYTES", (30, 300, 64 * 1024)),
     ("tenuto.hub.committer", "MAX_ROWS", (1, 3, 128)),
     ("tenuto.hub.committer", "MAX_ITEMS", (2, 1_024)),
-    ("tenuto.hub.batches", "FRAME_BYTES", (100, 1_000, 256 * 1024)),
+    ("tenuto.hub.channel", "FRAME_BYTES", (100, 1_000, 256 * 1024)),
     ("tenuto.hub.channel", "SLICE_FEEDS", (1, 100)),
     ("tenuto.hub.people.presence_state", "KEPT_SIGNALS", (2, 256)),
     ("tenuto.hub.people.presence_state", "KEPT_LEFT", (1, 1_000)),
-    ("tenuto.hub.batches", "MAX_CACHED_BATCHES", (2, 64)),
+    ("tenuto.hub.channel", "MAX_CACHED_BATCHES", (2, 64)),
     ("tenuto.core.state", "KEPT_COMMANDS", (1, 1_000)),
     ("tenuto.hub.channel", "FOLLOW_BYTES", (40, 256 * 1024)),
 )

@@ -236,7 +236,7 @@ def serve(
             raise LocalError(
                 "--visitors cannot be used with --allow-everyone, which verifies no caller; leave one of them out"
             )
-        from tenuto.visiting import visitors  # imported here, because the import is slow
+        from tenuto.app import visitors  # imported here, because the import is slow
 
         verifier = visitors(verifier)
     if target is not None:
@@ -307,10 +307,8 @@ def health(url: str | None) -> None:
 
     Without --url the port is that of TENUTO_PORT, as for `tenuto serve`.
     """
-    from tenuto.cli.server_requests import at_url  # imported here, because the import is slow
-
     address = url or f"http://127.0.0.1:{os.environ.get('TENUTO_PORT', DEFAULT_PORT)}"
-    click.echo(at_url(address, None).health())
+    click.echo(store_commands.at_url(address, None).health())
 
 
 @contextlib.contextmanager
@@ -336,7 +334,7 @@ def _showing_log(level: str) -> Iterator[None]:
 @click.option("--lan", "is_lan", is_flag=True, help="Let people in the local network in, by invitation.")
 def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
     """A chat page that survives reloads, crashes and a killed server."""
-    from tenuto.demo.model import who_answers
+    from tenuto.demo.guide import who_answers
     from tenuto.demo.supervisor import network_address, supervise
 
     host = (host or network_address()) if is_lan else check_loopback(host or "127.0.0.1")

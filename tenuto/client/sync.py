@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tenuto.client.client import Client
+from tenuto.client.client import Client, Presence
 from tenuto.client.feed import Subscription
-from tenuto.client.presence import Presence
 from tenuto.client.writer import RemoteWriter
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.core.events import Batch, Page, ServerEvent

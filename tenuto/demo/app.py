@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tenuto.app import Hub
+from tenuto.app import Hub, visitors
 from tenuto.core.deltas import MessageProgress, PartOpened, TextAdded
 from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
@@ -32,8 +32,7 @@ from tenuto.core.names import check_channel, check_id, matches
 from tenuto.core.turns import reply_ids
 from tenuto.demo.answers import Settled, paced, whole, written_answers
 from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
-from tenuto.demo.guide import AGENTS, CHANNELS, LONGEST_QUESTION, Guide, Sleep
-from tenuto.demo.model import Model, model_in
+from tenuto.demo.guide import AGENTS, CHANNELS, LONGEST_QUESTION, Guide, Model, Sleep, model_in
 from tenuto.transports.access import identify
 from tenuto.transports.app import WEB
 from tenuto.transports.calls import read_body
@@ -41,7 +40,6 @@ from tenuto.transports.codec import decode
 from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.http import Endpoint
 from tenuto.transports.origin import check_peer
-from tenuto.visiting import visitors
 
 MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token
 CLAIM_TRIES, CLAIM_S = 20, 0.05  # looks for the agent of a question, and the time between two of them

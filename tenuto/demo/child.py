@@ -20,8 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from tenuto.core.errors import TenutoError
-from tenuto.demo.guide import AGENTS, CHANNELS, Guide
-from tenuto.demo.model import model_in
+from tenuto.demo.guide import AGENTS, CHANNELS, Guide, model_in
 
 READY = b"tenuto-demo ready "  # and the owner's link, if there is one
 CRASH = b"tenuto-demo crash "  # and the name of the agent that the supervisor must kill

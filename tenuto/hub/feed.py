@@ -14,8 +14,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 from tenuto.core.events import EMPTY, NO_EPOCH, Batch, Cursor, ServerEvent, parse_cursor
-from tenuto.hub.batches import Behind, EncodedBatch
-from tenuto.hub.channel import Channel
+from tenuto.hub.channel import Behind, Channel, EncodedBatch
 from tenuto.hub.lifecycle import Viewing
 
 

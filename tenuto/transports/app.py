@@ -36,11 +36,10 @@ from tenuto.hub.hub import HubCore
 from tenuto.transports.codec import GUARDS, MISUSED, Headers, problem_messages, unexpected
 from tenuto.transports.headers import header
 from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
-from tenuto.transports.longpoll import poll
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from tenuto.transports.origin import check_peer
 from tenuto.transports.sender import Chunks, Heartbeats, abort_if_unread, end_refusal
-from tenuto.transports.sse import channel_events, is_started
+from tenuto.transports.sse import channel_events, is_started, poll
 from tenuto.transports.streams import message_events
 from tenuto.transports.websocket import Sockets
 

@@ -17,7 +17,7 @@ from tenuto.core.errors import Forbidden, Unauthenticated
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.access.rates import ConnectionSlot
 from tenuto.hub.access.tickets import Ticket
-from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import describe_caller, identity_by_token, is_ambient
 from tenuto.transports.headers import peer_of

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Send
 
-from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.channel import EncodedBatch
 from tenuto.watchdog import Watch, Watchdog
 
 logger = logging.getLogger("tenuto.transports")

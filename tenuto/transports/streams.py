@@ -43,7 +43,7 @@ from tenuto.core.model import Message, Part
 from tenuto.core.names import check_id
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.tickets import split_seal
-from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.turns.status import read_turn
 from tenuto.transports.access import admit_stream

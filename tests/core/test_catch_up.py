@@ -24,7 +24,7 @@ from tenuto.core.events import (
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry, Update
 from tenuto.core.state import ChannelState, apply_entry
-from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.channel import EncodedBatch
 from tests.core.harness import LogHarness, data_part, text_part
 from tests.core.worlds import Shelf
 

@@ -14,7 +14,7 @@ import pytest
 
 from tenuto.core.errors import LocalError
 from tenuto.demo.app import build
-from tenuto.demo.model import who_answers
+from tenuto.demo.guide import who_answers
 from tests.demo.test_app import Demo, demo, plain_of, text_of
 from tests.processes import PATIENCE_S, serving
 from tests.sources.provider import HOLD, Provider

@@ -19,7 +19,7 @@ from tenuto.hub.access import tickets, tokens
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.access.rates import ConnectionSlot
 from tenuto.hub.hub import HubCore
-from tenuto.transports import access, credentials, http, longpoll, session, sse, streams
+from tenuto.transports import access, credentials, http, session, sse, streams
 from tests.transports.permissions import LISTED, OPERATIONS, Operation
 
 
@@ -167,10 +167,10 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("granted", session, "check_create", skips_the_check_of_a_create),
     ("granted", http, "check_create", skips_the_check_of_a_create),
     ("granted", tickets.Tickets, "_is_sealed", is_always_sealed),
-    ("granted", longpoll, "admit_poll", lets_any_client_poll),
+    ("granted", sse, "admit_poll", lets_any_client_poll),
     ("resumed", access.ResumeLimits, "known", accepts_every_cursor),
     ("shown", sse, "allowed_history", shows_everything),
-    ("shown", longpoll, "allowed_history", shows_everything),
+    ("shown", sse, "allowed_history", shows_everything),
     ("streamed", streams, "_is_of", accepts_the_cursor_of_another_log),
     ("outlives", credentials.Credentials, "watch", never_expires),
     ("not narrowed", Identity, "includes", includes_every_identity),

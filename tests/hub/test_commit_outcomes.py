@@ -30,7 +30,7 @@ from tenuto.core.requests import (
     RenewLease,
 )
 from tenuto.hub import HubCore
-from tenuto.hub.batches import Behind, EncodedBatch
+from tenuto.hub.channel import Behind, EncodedBatch
 from tenuto.hub.committer import STORE_TIMEOUT_S
 from tenuto.hub.feed import Feed
 from tenuto.hub.pending import result_later

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from tenuto import Hub, Identity, Turn, visitors
+from tenuto.app import Visitors
 from tenuto.core.errors import Draining, StoreUnavailable, TooMany
 from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub.access.rates import (
@@ -29,7 +30,6 @@ from tenuto.hub.access.rates import (
     of_addresses,
 )
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
-from tenuto.visiting import Visitors
 from tests.hub.test_commit_outcomes import ScriptedStore, kill
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_websocket import dialled

@@ -13,8 +13,7 @@ from tenuto.core.events import NO_EPOCH, MessageAppend, encode_json
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Append
 from tenuto.core.state import ChannelState, apply_entry
-from tenuto.hub.batches import EncodedBatch
-from tenuto.hub.channel import Channel, Ticks
+from tenuto.hub.channel import Channel, EncodedBatch, Ticks
 from tenuto.stores.memory import MemoryStore
 from tests.core.worlds import Asked, Shelf, World, batches, thing
 

@@ -51,8 +51,7 @@ from tenuto.core.text import Text
 from tenuto.hub import channel as channels
 from tenuto.hub import committer, hooks, recovery
 from tenuto.hub import hub as hubs
-from tenuto.hub.batches import BatchCache, EncodedBatch
-from tenuto.hub.channel import Channel, Group
+from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Group
 from tenuto.hub.clock import StoreClock
 from tenuto.hub.committer import Committer, Loader
 from tenuto.hub.feed import Feed
@@ -71,7 +70,7 @@ from tenuto.hub.turns.shared import SharedTurns
 from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool
 from tenuto.stores.base import Conflict, Head, Renewal, Write, head_of
 from tenuto.stores.memory import MemoryStore
-from tenuto.transports import codec, socket_worker, streams
+from tenuto.transports import codec, session, streams
 from tenuto.transports.access import caller_of
 from tenuto.transports.codec import DeleteFrame
 from tenuto.transports.session import Session
@@ -433,7 +432,7 @@ def a_lease_ends_without_a_read_of_the_store(patch: pytest.MonkeyPatch) -> None:
 
 def a_turn_renewal_reaches_one_hub(patch: pytest.MonkeyPatch) -> None:
     """This hub knows the agent that has the turn."""
-    patch.setattr(socket_worker, "store_renewal", lambda submit, nodes, name, turn, done, gives_back=False: done(None))
+    patch.setattr(session, "store_renewal", lambda submit, nodes, name, turn, done, gives_back=False: done(None))
 
 
 def a_message_that_left_memory_does_not_exist(patch: pytest.MonkeyPatch) -> None:

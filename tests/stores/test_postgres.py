@@ -35,9 +35,8 @@ from tenuto.stores.base import (
     head_of,
 )
 from tenuto.stores.postgres.holds import renew
-from tenuto.stores.postgres.notices import payloads_of
 from tenuto.stores.postgres.server import PostgresServer
-from tenuto.stores.postgres.store import READERS, PostgresStore
+from tenuto.stores.postgres.store import READERS, PostgresStore, payloads_of
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
@@ -204,7 +203,7 @@ async def test_notices_that_never_arrive_are_reported_with_the_remedy(
         pass
 
     monkeypatch.setattr(asyncpg.Connection, "add_listener", ignore)
-    monkeypatch.setattr("tenuto.stores.postgres.notices.CHECK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tenuto.stores.postgres.store.CHECK_TIMEOUT_S", 0.1)
     async with opened(server, schema) as store:
         store.listen(lambda notice: None)
         async with asyncio.timeout(60):

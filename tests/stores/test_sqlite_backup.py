@@ -26,8 +26,7 @@ from tenuto.stores.sqlite import backup as sqlite_backup
 from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.backup import keep_wal, restore
 from tenuto.stores.sqlite.file import BACKUP, read_file_state
-from tenuto.stores.sqlite.store import SqliteStore
-from tenuto.stores.sqlite.thread import StoreThread
+from tenuto.stores.sqlite.store import SqliteStore, StoreThread
 from tests.stores.contract import Chat, append, create, texts
 from tests.stores.files import PATIENCE_S, lock, on_disk, opened, read, run_from_outside, run_on_thread, wal, write
 from tests.stores.writing import MESSAGES

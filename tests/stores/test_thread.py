@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tenuto.core.errors import LocalError
-from tenuto.stores.sqlite import thread as worker_module
-from tenuto.stores.sqlite.thread import Late, StoreThread
+from tenuto.stores.sqlite import store as worker_module
+from tenuto.stores.sqlite.store import Late, StoreThread
 
 PATIENCE_S = 60.0
 

@@ -17,7 +17,7 @@ from websockets.protocol import State
 
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.events import MessageAppend
-from tenuto.hub.batches import EncodedBatch
+from tenuto.hub.channel import EncodedBatch
 from tenuto.transports.sender import MAX_BYTES, OPEN, Chunks, Frames
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write

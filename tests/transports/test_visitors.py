@@ -16,6 +16,7 @@ from starlette.routing import Route
 from websockets.asyncio.client import connect
 
 from tenuto import Hub, Identity, visitors
+from tenuto.app import Visitors
 from tenuto.core.errors import LocalError, TenutoError, Unauthenticated
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.access.rates import ClientLimits
@@ -24,7 +25,6 @@ from tenuto.hub.clock import Clock
 from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections, TrustedProxies
-from tenuto.visiting import Visitors
 from tests.interop.test_expiry import STREAMS, install_adapters
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS

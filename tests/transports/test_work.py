@@ -14,7 +14,7 @@ from tenuto.hub.access.identity import CAPABILITIES, Identity
 from tenuto.transports.codec import SILENT
 from tenuto.transports.credentials import Credentials
 from tenuto.transports.sender import Heartbeats
-from tenuto.transports.socket_worker import MAX_PATTERNS
+from tenuto.transports.session import MAX_PATTERNS
 from tenuto.transports.websocket import Sockets
 from tests.transports.lines import LiveLine as Line
 from tests.virtual import virtual_clock, virtually

@@ -1,6 +1,6 @@
 """Visitors: callers without an account, each with an id that the hub gives and signs.
 
-Layer: hub, above `identity`. `tenuto.visiting` adds the part for the routes of an app.
+Layer: hub, above `identity`. `tenuto.app` adds the part for the routes of an app.
 
 The proof of an id is a cookie, or a token where the page is of another origin. Both are the id, the time of issue and a
 signature, and the store keeps no list of visitors. Safe to change: ages and limits. Not safe: reading a field before
@@ -85,7 +85,7 @@ class Served(Protocol):
 
 
 class VisitorVerifier:
-    """An `authenticate` that makes each browser without another identity a visitor (`tenuto.visiting.visitors`)."""
+    """An `authenticate` that makes each browser without another identity a visitor (`tenuto.app.visitors`)."""
 
     reads_cookies = True
     key_note = "visitor-key/0"

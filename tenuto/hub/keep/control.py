@@ -4,7 +4,7 @@ Layer: hub.
 
 A hub whose store is a file listens on the Unix socket `FILE.ctl` while it runs. Only the user of the process connects
 (mode 0600 before the socket listens). A connection carries one HTTP request into the app, and ends with its client. The
-mark `CONTROL` in the scope tells the app that an operator asks (`transports.access`). `tenuto.cli.server_requests` is
+mark `CONTROL` in the scope tells the app that an operator asks (`transports.access`). `tenuto.cli.store_commands` is
 the other side.
 """
 
