@@ -28,8 +28,9 @@ INTERNAL = {
     "Hub": "allowed_origins ask attach authenticate caller channel clock debug drain_s drive_by_hand flush_ms "
     "hook_signals is_running limits loop node on_start path public_origin questions rates reason_of requires_own_host "
     "retainer runtime start_background submit take_waiting tickets viewing writer_class",
-    "MessageWriter": "__init__ asks attempt cancelled_as decided ids is_beginning made_by take_up turn_attempt "
+    "MessageWriter": "__init__ asks attempt cancelled_as check decided ids is_beginning made_by take_up turn_attempt "
     "unstored_bytes",
+    "RemoteWriter": "check",
     "Subscription": "__init__",
     "Turn": "__init__ begun open_questions take_unused targets",
 }

@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_515,
-    "lines of its kernel": 34_264,
+    "lines of tenuto/": 54_562,
+    "lines of its kernel": 34_293,
     "modules of tenuto/": 177,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 71_260,
+    "lines of tests/": 71_346,
     "lines of proof/ and bench/": 24_597,
     "words of docs without decisions": 51_520,
     "words of decisions": 12_000,

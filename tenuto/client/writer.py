@@ -269,6 +269,12 @@ class RemoteWriter(OutgoingProperties):
         """Wait until all accepted content is stored. Raises as `append`."""
         await self._until(lambda: not self._outgoing.unstored_bytes)
 
+    async def check(self) -> None:
+        """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
+        self._outgoing.accept_check()
+        await self._accepted()
+        await self.flush()
+
     @needs_await("finish()")
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None

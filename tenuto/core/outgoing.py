@@ -80,6 +80,7 @@ class Outgoing:
         "_failed_from",
         "_halves",
         "_numbers",
+        "_own",
         "_parts",
         "_piece",
         "_queue",
@@ -114,6 +115,7 @@ class Outgoing:
         self.in_flight: list[OutgoingRequest] = []
         self.unstored_bytes = 0  # size of all accepted requests that are not stored, including gathered text
         self._numbers = 0
+        self._own = 0  # number of the first parts of an earlier writer that this one has put again
         # characters in one append at most: a character has up to four bytes
         self._piece = max(1, limits.append_bytes // 4)
         self._parts: list[OutgoingPart] = []
@@ -177,7 +179,7 @@ class Outgoing:
             self.accept_update(changed)
         if supersedes:
             self.left = []
-            self.fail_attempt(0)
+            self.fail_attempt(self._own)
 
     def close(self) -> None:
         """Accept no more content."""
@@ -247,6 +249,8 @@ class Outgoing:
             raise LocalError(
                 f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
             )
+        if position < len(self.left):
+            self._own = max(self._own, position + 1)
         if position >= count - 1:  # all parts after it are reserved, so it is the last part that exists
             self._open_reserved()
         self._gather()
@@ -259,10 +263,21 @@ class Outgoing:
         return position
 
     def take_left(self) -> list[Part]:
-        """Return the parts that an earlier writer left, unless this one has added content; a second call none."""
+        """Return the parts that an earlier writer left to be continued; a second call none.
+
+        Parts that this writer has put again are its own. Content that it has added behind the others is taken for that
+        which stands before them: then they cannot be continued, and the next content supersedes them.
+        """
         left, self.left = self.left, []
         lengths = [len(part.get(APPENDABLE.get(part["type"], ""), "")) for part in left]
-        return left if lengths == [part.length for part in self._parts] and not self._texts else []
+        added = len(self._parts) - len(left)
+        added += bool(self._texts) or lengths != [part.length for part in self._parts[: len(left)]]
+        if added:
+            counted = [index for index, part in enumerate(left) if part["type"] != ATTEMPT]
+            self._own = max(self._own, next(iter(counted[added:]), len(left)))
+            if self._own < len(left):
+                self.fail_attempt(self._own)
+        return left if self._own < len(left) and not added else []
 
     def begin_attempt(self) -> int:
         """Return the index at which an attempt begins; its text goes to parts of its own."""
@@ -292,6 +307,14 @@ class Outgoing:
         self._gather()
         self.unstored_bytes += size
         self._put_update(plain(meta), size)
+
+    def accept_check(self) -> None:
+        """Queue a request that changes nothing, and is refused if the message has ended."""
+        self.check_open()
+        self._gather()
+        since = sum(part.is_open for part in self._parts)
+        self.unstored_bytes += 1
+        self._queue.append(OutgoingRequest(UpdateMessage(generation=self.generation, supersede=since), 1))
 
     def accept_end(
         self,

@@ -168,6 +168,12 @@ class MessageWriter(OutgoingProperties):
         if outgoing.error is not None:
             raise outgoing.error
 
+    async def check(self) -> None:
+        """Store all, and learn whether a client has stopped the message meanwhile. Raises as `append`."""
+        self._outgoing.accept_check()
+        self._submit()
+        await self.flush()
+
     @needs_await("finish()")
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None

@@ -23,7 +23,7 @@ from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.model import ATTEMPT, Part
-from tenuto.sources.reading import INPUT, UpstreamEnded, UpstreamError, causes_of, codes_of, is_from_sdk
+from tenuto.sources.reading import CALLED, INPUT, UpstreamEnded, UpstreamError, causes_of, codes_of, is_from_sdk
 from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, OnBreak, Piped, Writer, Writing
 
 logger = logging.getLogger("tenuto.agents")
@@ -126,7 +126,7 @@ class Tries:
                         last = error  # the text stays, also if the handler goes on
             if last is not None:
                 raise last
-            await asyncio.sleep(self._wait_s)
+            await self._pause()
 
     def _take_left(self) -> None:
         """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued."""
@@ -167,7 +167,16 @@ class Tries:
                     if self._kept is None:
                         supersede()
                         raise _Restart from error
-            await asyncio.sleep(self._wait_s)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait before the next try. Raises the writer's error if a client has stopped the message meanwhile."""
+        await asyncio.sleep(self._wait_s)
+        try:
+            await self._writer.check()
+        except TenutoError as error:
+            if not error.retry:
+                raise
 
     def _made(self) -> object:
         if not self._takes_so_far:
@@ -199,11 +208,11 @@ class _Restart(Exception):
 def continuable(parts: list[Part], index: int) -> Kept | None:
     """Return the text to continue, the last of `parts` at `index`; None if a continuation could not join it.
 
-    A tool call, hidden reasoning and structured output that broke off cannot be continued, nor can a short text, in
-    which no overlap would show.
+    A tool call that broke off or has no output, hidden reasoning and structured output cannot be continued, nor can a
+    short text, in which no overlap would show.
     """
     last = parts[-1] if parts else {"type": ""}
-    if last["type"] != "text" or any(part["type"] == "tool" and part.get("state") == INPUT for part in parts):
+    if last["type"] != "text" or any(part["type"] == "tool" and part.get("state") in (INPUT, CALLED) for part in parts):
         return None
     text = last["text"]
     if len(text) < SHORTEST_OVERLAP or text.lstrip()[:1] in ("{", "["):

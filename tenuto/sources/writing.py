@@ -68,6 +68,8 @@ class Writer(Protocol):
 
     async def flush(self) -> None: ...
 
+    async def check(self) -> None: ...
+
     async def finish(
         self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
     ) -> None: ...
@@ -277,8 +279,9 @@ class Writing:
     def piped(self) -> Piped:
         """Return the summary of the stream so far."""
         slots = self._slots.values()
+        parts, _ = self.written()
         return Piped(
-            text="".join(slot.text for slot in slots if slot.part["type"] == "text"),
+            text="".join(part["text"] for part in parts if part["type"] == "text"),
             finish_reason=self._finish_reason,
             usage=self._total(),
             tool_calls=[

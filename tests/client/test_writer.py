@@ -81,6 +81,19 @@ async def test_cancellation_leaves_the_message_cancelled_with_its_text(hub: Hub,
     assert (left.status, left.text) == ("cancelled", "so far")
 
 
+async def test_check_stores_nothing_and_finds_out_that_the_message_was_stopped(hub: Hub, client: Client) -> None:
+    with pytest.raises(Finished):
+        async with client.message("c", id="a") as message:
+            await message.check()
+            await message.append("a")
+            await message.flush()
+            version = (await stored(hub, "a")).version
+            await message.check()
+            assert (await stored(hub, "a")).version == version
+            await hub.finish("c", "a", status="cancelled")
+            await message.check()
+
+
 async def test_message_stopped_by_another_client_raises_at_the_next_call(hub: Hub, client: Client) -> None:
     with pytest.raises(Finished):
         async with client.message("c") as message:

@@ -24,7 +24,7 @@ from openai import AsyncOpenAI
 from pydantic_ai.exceptions import ModelHTTPError
 
 from tenuto import Hub
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
 from tenuto.core.view import View
 from tenuto.sources import OnBreak, SoFar, UpstreamEnded, UpstreamError, pipe, tries
@@ -464,3 +464,75 @@ def test_errors_of_the_app_are_not_tried_again() -> None:
     caused = Bug("charged, but not saved")
     caused.__cause__ = ConnectionError()
     assert [tries.may_pass(one) for one in (Bug(), caused, ConnectionError())] == [False, False, True]
+
+
+@virtually
+async def test_text_of_a_continued_stream_is_that_of_its_message() -> None:
+    model = Model([*said(LONG), CUT], [*said(LONG[-40:] + "It goes on."), *chat_end()])
+    ask = ask_chat(model.openai())
+    hub = new_hub()
+    async with hub.message("chat:1", id="m") as writer:
+        summary = await writer.pipe(lambda so_far: ask(), on_break="continue")
+    assert summary.text == LONG + "It goes on." == (await hub.read("chat:1", "m"))[0].text
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"q":1}'}}
+    model = Model([*said(LONG), CUT], [chat({"tool_calls": [call]}), *chat_end()])
+    ask = ask_chat(model.openai())
+    async with hub.message("chat:1", id="m2") as writer:
+        summary = await writer.pipe(lambda so_far: ask(), on_break="continue")
+    assert (summary.text, [one.part for one in summary.tool_calls]) == (LONG, [1])
+    asked = {"type": "tool", "call": "c1", "name": "f", "state": "called"}  # its output is the handler's to write
+    assert tries.continuable([asked, {"type": "text", "text": LONG}], 1) is None
+    await hub.close()
+
+
+@virtually
+async def test_model_is_not_called_again_for_a_message_that_was_stopped() -> None:
+    hub, model = new_hub(), Model([*said("Hello"), CUT], [*said("Hello"), *chat_end()])
+    ask = ask_chat(model.openai())
+
+    async def stop() -> None:
+        await asyncio.sleep(5)
+        await hub.command("chat:1", "cancel", target="m")
+
+    stopping = asyncio.ensure_future(stop())
+    with pytest.raises(Finished):
+        async with hub.message("chat:1", id="m") as writer:
+            await writer.pipe(ask, retry_s=20)
+    assert len(model.asked_s) == 1
+    assert (await hub.read("chat:1", "m"))[0].status == "cancelled"
+    await stopping
+    await hub.close()
+
+
+@pytest.mark.parametrize("left", [LONG, "short"])
+@pytest.mark.parametrize("kind", ["text", "source", "shown step", "rest of the text"])
+@virtually
+async def test_what_a_handler_writes_before_its_stream_stands_once_after_a_crash(kind: str, left: str) -> None:
+    hub, model = new_hub(), Model([*said("It goes on."), *chat_end()])
+    ask = ask_chat(model.openai())
+    first = (
+        {"type": "source", "url": "https://example.com"} if kind == "source" else {"type": "text", "text": "Intro. "}
+    )
+    if kind == "shown step":
+        first = {"type": "tool", "call": "c", "name": "f", "input": "{}", "state": "done", "output": 1}
+    with contextlib.suppress(asyncio.CancelledError):
+        async with hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ("interrupted", None)
+            if kind == "rest of the text":  # the process died before its stream began
+                await message.append("Int")
+            else:
+                await message.part(first)
+                await message.part({"type": "text", "text": left})
+            raise asyncio.CancelledError
+    async with await hub.take_over("chat:1", "m") as message:
+        if kind in ("text", "rest of the text"):
+            await message.append("Intro. " if kind == "text" else "ro. ")
+        else:
+            await message.part(first, index=0 if kind == "shown step" else None)
+        await pipe(message, lambda so_far: ask())
+    stored, _ = await hub.read("chat:1", "m")
+    intro = "" if kind in ("source", "shown step") else "Intro. "
+    continued = LONG if kind == "shown step" and left == LONG else ""  # only there nothing stands behind the text
+    assert stored.text == f"{intro}{continued}It goes on."
+    assert [part["type"] for part in stored.parts if part["type"] != "attempt"] == [first["type"], "text"]
+    await hub.close()
