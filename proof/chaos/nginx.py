@@ -19,7 +19,7 @@ DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 def settings_of_the_docs() -> tuple[str, str, str]:
     """Return what `docs/deployment.md` shows: the configuration, the processes, and the inner one of two proxies."""
     found = re.findall(r"```nginx\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
-    whole, group, inner, _ = map(str, found)
+    whole, group, inner = map(str, found)
     return whole, group, inner
 
 
