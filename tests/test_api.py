@@ -21,7 +21,7 @@ NAMED = {
     "tenuto.core.errors": None,  # all classes of errors
     "tenuto.core.view": ("View",),
     "tenuto.hub.access.tokens": ("jwt_verifier",),
-    "tenuto.visiting": ("Visitors.of",),
+    "tenuto.app": ("Visitors.of",),
 }
 # members for other modules of Tenuto, which no page documents
 INTERNAL = {
