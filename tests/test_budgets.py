@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_744,
     "lines of tests/": 71_346,
     "lines of proof/ and bench/": 24_597,
-    "words of docs without decisions": 50_080,
+    "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
