@@ -14,9 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from proof.fuzz.coverage import Coverage
 from proof.fuzz.cursors import Cursors
-from proof.fuzz.engine import Report, Target, fuzz, save
+from proof.fuzz.engine import Coverage, Report, Target, fuzz, save
 from proof.fuzz.frames import Frames
 from proof.fuzz.identities import Identities
 from proof.fuzz.requests import Requests
@@ -41,15 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--runs", type=int, help="new inputs of each target, instead of a time; 0: the known ones alone"
     )
     parser.add_argument("--seed", type=int, help="what is drawn; by default another one each time")
-    parser.add_argument("--digest", action="store_true", help="print a digest of all inputs, and nothing else")
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.targets) - TARGETS.keys()
     if unknown:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
     names = chosen.targets or list(TARGETS)
     seed = chosen.seed if chosen.seed is not None else time.time_ns() % 1_000_000
-    write_line = _ignore if chosen.digest else _write_line
-    write_line(f"seed {seed}")
+    _write_line(f"seed {seed}")
     coverage = Coverage()
     reports = []
     for name in names:
@@ -60,32 +57,28 @@ def main(arguments: list[str] | None = None) -> int:
                 seed=seed,
                 runs=chosen.runs,
                 seconds=None if chosen.runs is not None else chosen.seconds / len(names),
-                report_line=write_line,
+                report_line=_write_line,
                 coverage=coverage,
             )
         finally:
             target.close()
         reports.append(report)
-        if chosen.digest:
-            print(f"{name} {report.digest}")
-        else:
-            print_report(report, write_line, seed=seed, coverage=coverage)
+        print_report(report, seed=seed, coverage=coverage)
     return 1 if any(report.found for report in reports) else 0
 
 
-def print_report(report: Report, write_line: Callable[[str], None], *, seed: int, coverage: Coverage) -> None:
+def print_report(report: Report, *, seed: int, coverage: Coverage) -> None:
     """Print the result of a target's run. Save each finding as a file."""
     for found in report.found:
         path = save(found.target, found.given, prefix="found")
-        write_line(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
-        write_line(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
+        _write_line(f"--- {found.text[:2_000]}\n{json.dumps(found.given)[:4_000]}\nkept as {path}")
+        _write_line(f"again: pytest 'tests/fuzz/test_fuzz.py::{REPLAY}[{found.target}-{path.stem}]'")
     if report.found:
         # The seed alone does not repeat the finding: the corpus now contains it, so the same seed draws other inputs.
-        write_line(f"found with seed {seed}; all known inputs again: python -m proof.fuzz {report.target} --runs 0")
-    rate = report.runs / max(report.spent_s, 1e-9)
-    write_line(
+        _write_line(f"found with seed {seed}; all known inputs again: python -m proof.fuzz {report.target} --runs 0")
+    _write_line(
         f"{report.target}: {report.known} known inputs in {report.known_s:.1f} s, then {report.runs - report.known} in "
-        f"{report.spent_s - report.known_s:.1f} s ({rate:.0f}/s, {report.cpu_s:.1f} s of processor time in all), "
+        f"{report.spent_s - report.known_s:.1f} s, "
         f"{len(report.kept)} reached new code, {len(coverage.pairs)} pairs of lines so far, "
         f"{len(report.found)} found something"
     )
@@ -93,10 +86,6 @@ def print_report(report: Report, write_line: Callable[[str], None], *, seed: int
 
 def _write_line(text: str) -> None:
     print(text.encode(errors="backslashreplace").decode(), flush=True)
-
-
-def _ignore(text: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from proof.fuzz import mutate
-from proof.fuzz.engine import Finding
+from proof.fuzz.engine import Finding, Guided
 from proof.fuzz.mutate import Json, to_bytes
 from proof.fuzz.world import WATCHED, Exchange, World, as_dict, as_list, as_number, as_text, entry_of, headers_of, pages
 from proof.wirecheck import SseParser
@@ -28,47 +28,19 @@ C = f"/v1/channels/{WATCHED}"
 M = f"{C}/messages"
 VIA = ["header", "query", "both", "poll", "poll-header", "answer", "answer-header"]
 TEXTS = [
-    "-:0",
-    "-:1",
-    "-",
-    ":",
-    "",
-    "{epoch}:0",
-    "{epoch}:1",
-    "{epoch}:5",
-    "{epoch}:9999999999999999",
-    "{epoch}:05",
-    "{epoch}:-1",
-    "{epoch}:1.0",
-    "{epoch}:٣",
-    "{epoch}:1:",
-    "{epoch}:1:x",
-    "{epoch}:1:" + "x" * 300,
-    "{epoch}:1:" + "x" * 301,
-    "{epoch}:3:m0.1.2",
-    "{epoch}:3:d0.9",
-    "{epoch}:3:m999" + ".99999999" * 30,
-    "{old}:1",
-    "{old}:3",
-    "{epoch} :1",
-    "{epoch}:1\n",
-    "{epoch}:1\x00",
-    "x" * 33 + ":1",
-    "null",
-    "{epoch}:1,{epoch}:2",
-    "%7B",
-    "+",
-    "{epoch}",
+    *("-:0", "-:1", "-", ":", "", "{epoch}:0", "{epoch}:1", "{epoch}:5", "{epoch}:9999999999999999", "{epoch}:05"),
+    *("{epoch}:-1", "{epoch}:1.0", "{epoch}:٣", "{epoch}:1:", "{epoch}:1:x", "{epoch}:1:" + "x" * 300),
+    *("{epoch}:1:" + "x" * 301, "{epoch}:3:m0.1.2", "{epoch}:3:d0.9", "{epoch}:3:m999" + ".99999999" * 30, "{old}:1"),
+    *("{old}:3", "{epoch} :1", "{epoch}:1\n", "{epoch}:1\x00", "x" * 33 + ":1", "null", "{epoch}:1,{epoch}:2", "%7B"),
+    *("+", "{epoch}"),
 ]
 TAKEN_S = 0.5
 
 
-class Cursors:
+class Cursors(Guided):
     """Connects and resumes with true and false cursors."""
 
     name = "cursors"
-    cpu_s = 3.0
-    is_guided = True
 
     def seeds(self) -> list[Json]:
         """Return every text over every transport, and every serial of the past, before and after another write."""
@@ -128,9 +100,6 @@ class Cursors:
                 await past.take(as_dict(step))
 
         World().run(job)
-
-    def close(self) -> None:
-        """No-op: the target holds no resource."""
 
 
 def check_parser(text: str) -> None:

@@ -18,19 +18,18 @@ from random import Random
 from typing import Any
 
 from proof.fuzz import mutate
-from proof.fuzz.engine import Finding
+from proof.fuzz.engine import Finding, Guided
 from proof.fuzz.mutate import Json, to_bytes
 from proof.fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
 from proof.fuzz.world import (
-    PATIENCE_S,
     World,
     as_dict,
     as_list,
     as_number,
     as_text,
-    blame,
     check_code,
     headers_of,
+    until_returned,
     world_of,
 )
 from proof.wirecheck import Checker
@@ -88,12 +87,10 @@ TEXTS = [
 FRAME_WORDS: list[Json] = [*WORDS, *mutate.words_in(FRAMES), "ref", "e", 10, 11, 1000, 1001, "queue", "c*", "anonymous"]
 
 
-class Frames:
+class Frames(Guided):
     """Sends frames over an ASGI socket without a network."""
 
     name = "frames"
-    cpu_s = 3.0
-    is_guided = True
 
     def seeds(self) -> list[Json]:
         """Return every frame, alone and together, by both ways of sending; storms of frames; every bad text."""
@@ -180,9 +177,6 @@ class Frames:
 
         world_of(known.get("setup")).run(job)
 
-    def close(self) -> None:
-        """No-op: the target holds no resource."""
-
 
 class Peer:
     """The peer's end of one socket."""
@@ -265,16 +259,7 @@ class Peer:
             raise Finding(f"unread: {len(self._waiting)} frames are unread, {len(self._replies)} replies were sent")
         self._is_cut = task.done()
         self._left.set()
-        _, running = await asyncio.wait([task], timeout=PATIENCE_S)
-        if running:
-            task.cancel()
-            await asyncio.wait([task])
-            raise Finding("hangs: the app did not return after the peer left the socket")
-        error = task.exception()
-        if isinstance(error, Finding):
-            raise error
-        if error is not None:
-            raise Finding(f"raised {blame(error)}: {error!r} from a socket")
+        await until_returned(task, "a socket")
 
     def check(self) -> None:
         """Check that each request has a reply. Raises Finding."""

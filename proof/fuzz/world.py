@@ -365,6 +365,20 @@ class World:
         raise Finding(f"leak: {stats} and {len(alive)} tasks, {tasks} before: {alive}")
 
 
+async def until_returned(task: asyncio.Task[None], what: str) -> None:
+    """Wait until the app has returned. Raises Finding if it raises, or does not return."""
+    _, waiting = await asyncio.wait([task], timeout=PATIENCE_S)
+    if waiting:
+        task.cancel()
+        await asyncio.wait([task])
+        raise Finding(f"hangs: {what}")
+    error = task.exception()
+    if isinstance(error, Finding):
+        raise error
+    if error is not None:
+        raise Finding(f"raised {blame(error)}: {error!r} from {what}")
+
+
 class Exchange:
     """One request to the app, by hand: for scopes and timing that no client produces."""
 
@@ -435,16 +449,7 @@ class Exchange:
     async def until_over(self) -> None:
         """Wait until the app has returned. Raises Finding if it raises, or does not return."""
         assert self._task is not None
-        _, waiting = await asyncio.wait([self._task], timeout=PATIENCE_S)
-        if waiting:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            raise Finding(f"hangs: {self.response.what}")
-        error = self._task.exception()
-        if isinstance(error, Finding):
-            raise error
-        if error is not None:
-            raise Finding(f"raised {blame(error)}: {error!r} from {self.response.what}")
+        await until_returned(self._task, self.response.what)
 
     async def _receive(self) -> MutableMapping[str, Any]:
         if self.pieces:

@@ -523,28 +523,6 @@ def _fold(message: Message | None, op: EventOp, serial: int) -> Message | None:
 
 def describe(op: Op) -> str:
     """Return the operation in a few words."""
-    match op:
-        case Create():
-            return f"create({op.id} {op.status})"
-        case Append():
-            return f"append({op.id}.{op.part} {op.at}+{len(op.text)})"
-        case SetPart():
-            return f"part({op.id}.{op.index} {op.part['type']})"
-        case Update():
-            return f"update({op.id}{'' if op.parts is None else ' parts'})"
-        case Finish():
-            return f"finish({op.id} {op.status})"
-        case Takeover():
-            return f"takeover({op.id} g{op.generation})"
-        case Delete():
-            return f"delete({op.id})"
-        case Claim():
-            return f"claim({op.id} {op.state} g{op.generation}{f' confirmed {op.confirmed}' if op.confirmed else ''})"
-        case Lease():
-            return f"lease({op.id} {op.lease_ms})"
-        case Command():
-            return f"command({op.id} {op.name} {op.target})"
-        case Reply():
-            return f"reply({op.id} {op.ok})"
-        case _:
-            assert_never(op)
+    shown = ("part", "at", "index", "status", "state", "generation", "confirmed", "name", "target", "ok", "lease_ms")
+    fields = [f"{name}={value}" for name in shown if not isinstance(value := getattr(op, name, None), dict | None)]
+    return f"{type(op).__name__.lower()}({' '.join([op.id, *fields])})"

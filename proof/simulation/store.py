@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
@@ -30,27 +30,21 @@ from proof.oracle.promises import READ_S, TROUBLE_S, NodeLeases, Promises
 from proof.simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
 from proof.simulation.faults import FaultModel
 from proof.simulation.trace import Trace
-from tenuto.core.document import Stored, restore, restore_command
+from tenuto.core.document import restore, restore_command
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.message_state import CommandState
-from tenuto.core.model import ChannelSummary
 from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import Delete
 from tenuto.stores.base import (
     NOTHING,
-    Changes,
     Committed,
     CommitUnknown,
     Conflict,
-    Facts,
     Head,
     Hold,
     Notice,
-    Pruned,
     Renewal,
-    StoredPage,
     StoreReplaced,
-    Tail,
     Write,
 )
 from tenuto.stores.memory import MemoryStore
@@ -315,10 +309,41 @@ class SimStore:
         return f"{name}_{head.epoch.partition('_')[0]}_{head.serial}"
 
 
+P = ParamSpec("P")
+
+
+def _passed_on(
+    method: Callable[Concatenate[MemoryStore, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[StoreClient, P], Coroutine[Any, Any, T]]:
+    """Return the same method of a client, which the store carries out as any call."""
+
+    def call(self: StoreClient, /, *args: P.args, **fields: P.kwargs) -> Coroutine[Any, Any, T]:
+        return self._call(lambda: _now(getattr(self._store.memory, method.__name__)(*args, **fields)))
+
+    return call
+
+
 class StoreClient:
     """The connection of one process to the store: a `Store`."""
 
     name = "simulated"
+
+    heads = _passed_on(MemoryStore.heads)
+    changes = _passed_on(MemoryStore.changes)
+    entries = _passed_on(MemoryStore.entries)
+    messages = _passed_on(MemoryStore.messages)
+    page = _passed_on(MemoryStore.page)
+    channels = _passed_on(MemoryStore.channels)
+    summaries = _passed_on(MemoryStore.summaries)
+    newest_ms = _passed_on(MemoryStore.newest_ms)
+    facts = _passed_on(MemoryStore.facts)
+    prune = _passed_on(MemoryStore.prune)
+    commands = _passed_on(MemoryStore.commands)
+    notes = _passed_on(MemoryStore.notes)
+    holds = _passed_on(MemoryStore.holds)
+    open_documents = _passed_on(MemoryStore.open_documents)
+    tidy = _passed_on(MemoryStore.tidy)
+    wipe = _passed_on(MemoryStore.wipe)
 
     def __init__(self, store: SimStore, process: Process, draw: Random) -> None:
         self.is_exclusive = store.is_exclusive
@@ -347,58 +372,6 @@ class StoreClient:
             lambda: self._store.commit(self._process.name, writes), late=CommitUnknown, is_commit=True
         )
 
-    async def heads(self, channels: Sequence[str]) -> list[Head]:
-        """`Store.heads`."""
-        return await self._call(lambda: _now(self._store.memory.heads(channels)))
-
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """`Store.changes`."""
-        return await self._call(lambda: _now(self._store.memory.changes(channel, after=after, limit=limit)))
-
-    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        """`Store.entries`."""
-        fields = {"after": after, "limit_bytes": limit_bytes}
-        return await self._call(lambda: _now(self._store.memory.entries(channel, **fields)))
-
-    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Any]]:
-        """`Store.messages`."""
-        return await self._call(lambda: _now(self._store.memory.messages(channel, ids)))
-
-    async def page(
-        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
-    ) -> StoredPage:
-        """`Store.page`."""
-        fields: dict[str, Any] = {"before": before, "after": after, "limit": limit, "limit_bytes": limit_bytes}
-        return await self._call(lambda: _now(self._store.memory.page(channel, **fields)))
-
-    async def channels(self, *, after: str | None, limit: int) -> list[str]:
-        """`Store.channels`."""
-        return await self._call(lambda: _now(self._store.memory.channels(after=after, limit=limit)))
-
-    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
-        """`Store.summaries`."""
-        return await self._call(lambda: _now(self._store.memory.summaries(within, after=after, limit=limit)))
-
-    async def newest_ms(self) -> int:
-        """`Store.newest_ms`."""
-        return await self._call(lambda: _now(self._store.memory.newest_ms()))
-
-    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
-        """`Store.facts`."""
-        return await self._call(lambda: _now(self._store.memory.facts(channel, after=after, limit=limit)))
-
-    async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
-        """`Store.prune`."""
-        return await self._call(lambda: _now(self._store.memory.prune(channel, epoch=epoch, versions=versions)))
-
-    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
-        """`Store.commands`."""
-        return await self._call(lambda: _now(self._store.memory.commands(channel, after=after, limit=limit)))
-
-    async def notes(self, prefix: str) -> dict[str, bytes]:
-        """`Store.notes`."""
-        return await self._call(lambda: _now(self._store.memory.notes(prefix)))
-
     async def note(
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
@@ -415,20 +388,12 @@ class StoreClient:
         name = self._process.name
         return await self._call(lambda: self._store.hold(name, node, term_ms, values), late=StoreUnavailable)
 
-    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
-        """`Store.holds`."""
-        return await self._call(lambda: _now(self._store.memory.holds(prefix)))
-
     async def open_channels(self) -> list[str]:
         """`Store.open_channels`, the first call of a recovery."""
         if self.on_recovery is not None:
             call, self.on_recovery = self.on_recovery, None
             call()
         return await self._call(lambda: _now(self._store.memory.open_channels()))
-
-    async def open_documents(self, channel: str) -> list[Stored]:
-        """`Store.open_documents`."""
-        return await self._call(lambda: _now(self._store.memory.open_documents(channel)))
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
@@ -446,14 +411,6 @@ class StoreClient:
     def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
         """`Store.listen`."""
         self._store.notices.listen(self._process, on_notice)
-
-    async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        """`Store.tidy`."""
-        return await self._call(lambda: _now(self._store.memory.tidy(now_ms)))
-
-    async def wipe(self) -> bool | None:
-        """`Store.wipe`."""
-        return await self._call(lambda: _now(self._store.memory.wipe()))
 
     def stats(self) -> dict[str, int]:
         """`Store.stats`."""

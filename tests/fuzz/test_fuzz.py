@@ -67,14 +67,17 @@ def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
 
 def test_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
-        command = [sys.executable, "-m", "proof.fuzz", "frames", "cursors", "--runs", "30", "--seed", "7", "--digest"]
+        code = (
+            "from proof.fuzz.__main__ import *; print(*(fuzz(TARGETS[one](), seed=7, runs=30).digest for one in NAMES))"
+        )
+        command = [sys.executable, "-c", code.replace("NAMES", repr(("frames", "cursors")))]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         assert ran.stderr == ""  # other tests check the findings, and therefore the exit code
         return ran.stdout
 
     first = digests("1")
-    assert [line.split()[0] for line in first.splitlines()] == ["frames", "cursors"]
+    assert len(first.split()) == 2
     assert first == digests("2")
 
 
