@@ -1,4 +1,4 @@
-"""The plan of a soak: all events with their times, drawn from a seed, so server and viewers need not communicate.
+"""The plan of a soak: all events with their times, drawn from a seed.
 
 Conversations begin at a steady pace, stream for a while and end. Viewers come and go, by SSE and WebSocket, are
 disconnected, and resume with their cursors. Times are seconds since the beginning of the soak.

@@ -18,9 +18,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
-from bench import plan
 from bench.proc import BenchError, reply, serve_requests
-from bench.tokens import WIDTH, Lateness, Sent, appended, known_token, summary, token
+from bench.tokens import WIDTH, Appenders, Lateness, known_token, summary, token
 from tenuto import Hub, Limits, MessageWriter
 from tenuto.hub.lifecycle import free_memory
 from tenuto.server import serving
@@ -55,13 +54,13 @@ class Written(Protocol):
     def append(self, text: str, /) -> Awaitable[None]: ...
 
 
-class Producers:
+class Producers(Appenders):
     """Agents in the server's own process, one per conversation."""
 
     def __init__(self, hub: Hub) -> None:
+        super().__init__()
         self._hub = hub
-        self._soak: asyncio.Task[None] | None = None
-        self._open: dict[str, tuple[MessageWriter, Sent]] = {}  # the messages of `begin`, by channel
+        self._open: dict[str, MessageWriter] = {}  # the messages of `begin`, by channel
         self.lateness = Lateness()  # the lateness since the last request for work
         self._failure: Exception | None = None  # the error of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
@@ -109,40 +108,19 @@ class Producers:
         messages = {channel: task.result() for channel, task in zip(channels, tasks, strict=True)}
         return {"messages": messages, "seconds": time.monotonic() - started_s} | await self.lag()
 
-    async def begin(self, *, channels: list[str]) -> dict[str, Any]:
-        """Open a streaming message in each of `channels`, for `append` and `grow`."""
-        for channel in channels:
-            writer = self._hub.message(channel, role="assistant", author="bench")
-            self._open[channel] = writer, Sent(len(self._open))
-            await writer.open()
-        return {}
+    async def begin_one(self, channel: str) -> None:
+        self._open[channel] = self._hub.message(channel, role="assistant", author="bench")
+        await self._open[channel].open()
 
-    async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
-        """Grow all open messages for `seconds`: each gets `at_once` tokens and then waits until they are stored."""
-        for _, sent in self._open.values():
-            del sent.waits_s[:]
-        started_s = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for writer, sent in self._open.values():
-                group.create_task(_append(writer, sent, started_s + seconds, at_once))
-        return appended([sent for _, sent in self._open.values()], time.monotonic() - started_s)
+    async def store(self, channel: str, texts: list[str]) -> None:
+        for text in texts:
+            await self._open[channel].append(text)
+        await self._open[channel].flush()
 
-    async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
-        """Grow the open message of `channel` by `count` tokens, stored one by one."""
-        if channel not in self._open:
-            await self.begin(channels=[channel])
-        writer, sent = self._open[channel]
-        for _ in range(count):
-            await writer.append(sent.next())
-            await writer.flush()
-        return {"text": sent.text}
-
-    async def finish(self) -> dict[str, Any]:
-        """End the open messages. Return them as they were sent."""
-        await asyncio.gather(*(writer.finish() for writer, _ in self._open.values()))
-        messages = {channel: summary(sent.text, writer.id) for channel, (writer, sent) in self._open.items()}
-        self._open = {}
-        return {"messages": messages}
+    async def finish_one(self, channel: str) -> str:
+        writer = self._open.pop(channel)
+        await writer.finish()
+        return writer.id
 
     async def stream(self, *, channel: str, id: str, seed: int, count: int, tokens_per_s: float) -> dict[str, Any]:
         """Begin the message with the text of `seed`, and reply when it is stored. A restarted process continues it."""
@@ -170,18 +148,6 @@ class Producers:
             runtime.limits = dataclasses.replace(limits, channel_idle_s=0)
             free_memory(runtime)
             runtime.limits = limits
-        return {}
-
-    async def soak(self, *, started_s: float, planned: dict[str, Any]) -> dict[str, Any]:
-        """Begin to write the conversations of the plan."""
-        self.lateness = Lateness()
-        self._soak = asyncio.create_task(self._converse(plan.conversations(**planned), started_s))
-        return {}
-
-    async def soaked(self) -> dict[str, Any]:
-        """Wait until all of them are stored."""
-        assert self._soak is not None
-        await self._soak
         return {}
 
     async def lag(self) -> dict[str, Any]:
@@ -218,20 +184,6 @@ class Producers:
             await self.on_schedule(message, numbers, time.monotonic(), tokens_per_s, _known(seed))
             await message.flush()
         self.lateness.ended(message)
-
-    async def _converse(self, conversations: list[plan.Conversation], started_s: float) -> None:
-        async def one(conversation: plan.Conversation) -> None:
-            starts_s, numbers = started_s + conversation.starts_s, range(conversation.tokens)
-            async with self._hub.message(conversation.channel, id=plan.MESSAGE, author="bench") as message:
-                append = _known(conversation.seed)
-                await self.on_schedule(message, numbers, starts_s, plan.TOKENS_PER_S, append)
-            self.lateness.ended(message)
-
-        with self._noting_failure():
-            async with asyncio.TaskGroup() as group:
-                for conversation in conversations:
-                    await asyncio.sleep(max(0.0, started_s + conversation.starts_s - time.monotonic()))
-                    group.create_task(one(conversation))
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -331,17 +283,6 @@ async def _is_listening(port: int) -> bool:
     return True
 
 
-async def _append(writer: MessageWriter, sent: Sent, until_s: float, at_once: int) -> None:
-    begun_s = time.monotonic()
-    while begun_s < until_s:
-        for _ in range(at_once):
-            await writer.append(sent.next())
-        await writer.flush()
-        now_s = time.monotonic()
-        sent.waits_s.append(now_s - begun_s)
-        begun_s = now_s
-
-
 async def _lose(notices: Sequence[Notice]) -> None:
     """Lose all notices."""
 
@@ -368,8 +309,6 @@ async def _main(arguments: argparse.Namespace) -> None:
             producers.finish,
             producers.stream,
             producers.fill,
-            producers.soak,
-            producers.soaked,
             producers.lag,
             producers.stats,
             producers.held,

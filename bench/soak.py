@@ -54,18 +54,15 @@ def soak(
 ) -> list[Row]:
     """Return the rows. Raises `Void` if a viewer received something wrong, or the store holds it."""
     raise_file_limit(live * 10 + 200)
-    planned: dict[str, Any] = {"seconds": seconds, "live": live, "lasts_s": lasts_s}
-    conversations = plan.conversations(**planned)
+    conversations = plan.conversations(seconds=seconds, live=live, lasts_s=lasts_s)
     with kept(options) as database, served(database, idle_s=idle_s) as server:
         server.child.request("fill", count=old, characters=_OLD_CHARACTERS, reply_in_s=_FILL_S)
         before = _settled(server)
         blocks = [server.child.request("blocks")["blocks"]]
         started_s, before_s = time.monotonic() + 0.5, cpu_s(server.child.pid)
-        server.child.request("soak", started_s=started_s, planned=planned)
         with on_core(CLIENT_CORE):
             samples, viewers = asyncio.run(_visit_all(server, conversations, started_s, seconds))
         used_s = cpu_s(server.child.pid) - before_s
-        server.child.request("soaked")
         for conversation in conversations:
             _check_stored(server, conversation)
         after = _released(server, before)
@@ -92,7 +89,8 @@ async def _visit_all(
         for conversation in conversations
         for visit in conversation.visits
     ]
-    running, samples = set(visits), Samples()
+    writing = [asyncio.create_task(_write(server, started_s, conversation)) for conversation in conversations]
+    running, samples = {*visits, *writing}, Samples()
     try:
         while running:
             done, running = await asyncio.wait(running, timeout=_STEP_S, return_when=asyncio.FIRST_EXCEPTION)
@@ -110,10 +108,19 @@ async def _visit_all(
     finally:
         for one in running:
             one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)  # each closes its connection
     if (load := (time.process_time() - client_s) / seconds) > CLIENT_LIMIT:
         raise BenchError(f"the viewers used {load:.0%} of their core, so the figure would be theirs")
     resumes = sum(one.result() for one in visits)
     return samples, f"{len(visits):,} viewers, {resumes:,} resumes; they used {load:.0%} of their core"
+
+
+async def _write(server: Served, started_s: float, conversation: plan.Conversation) -> int:
+    """Have the server stream a conversation from its planned time on."""
+    await asyncio.sleep(max(0.0, started_s + conversation.starts_s - time.monotonic()))
+    message: dict[str, Any] = {"channel": conversation.channel, "id": plan.MESSAGE, "seed": conversation.seed}
+    server.child.request("stream", **message, count=conversation.tokens, tokens_per_s=plan.TOKENS_PER_S)
+    return 0
 
 
 async def _visit(port: int, started_s: float, conversation: plan.Conversation, visit: plan.Visit) -> int:

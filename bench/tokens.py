@@ -5,16 +5,16 @@ which is 60.5 s, in base 36. `known_token` contains its number, so a text can be
 Tokens are never split, so the offset of each is a multiple of its width.
 """
 
+import asyncio
 import functools
 import hashlib
 import math
 import time
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection
 from typing import Any
 
-__all__ = ["WIDTH", "Lateness", "Sent", "appended", "known_text", "known_token", "latencies_ms", "summary", "token"]
+__all__ = ["WIDTH", "Appenders", "Lateness", "known_text", "known_token", "latencies_ms", "summary", "token"]
 
 WIDTH = 5
 _CYCLE: int = 36**WIDTH
@@ -94,16 +94,68 @@ class Sent:
         return "".join(self._known[(self._first + n) % _KNOWN] for n in range(self.tokens))
 
 
-def appended(sent: Collection[Sent], seconds: float) -> dict[str, Any]:
-    """Return the totals of a closed loop of appends."""
-    ordered = sorted(wait for each in sent for wait in each.waits_s)
-    return {
-        "tokens": sum(each.tokens for each in sent),
-        "seconds": seconds,
-        "wait_ms": [ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99)] if ordered else [],
-        # tokens of the producer that sent fewest: it shows whether all were served
-        "fewest": min(each.tokens for each in sent),
-    }
+class Appenders:
+    """Agents in a server's own process, which await that their tokens are stored: a closed loop."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, Sent] = {}
+
+    async def begin_one(self, channel: str) -> None:
+        """Open an answer in a channel."""
+
+    async def store(self, channel: str, texts: list[str]) -> None:
+        """Append tokens to the answer of a channel; when this returns, all are stored."""
+        raise NotImplementedError
+
+    async def finish_one(self, channel: str) -> str:
+        """End the answer of a channel. Return the id of its message."""
+        raise NotImplementedError
+
+    async def begin(self, *, channels: list[str]) -> dict[str, Any]:
+        """Open an answer in each of `channels`, for `append` and `grow`."""
+        for channel in channels:
+            self._sent[channel] = Sent(len(self._sent))
+            await self.begin_one(channel)
+        return {}
+
+    async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
+        """Grow all answers for `seconds`: each gets `at_once` tokens and then waits until they are stored."""
+        for sent in self._sent.values():
+            del sent.waits_s[:]
+        started_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for channel, sent in self._sent.items():
+                group.create_task(self._append(channel, sent, started_s + seconds, at_once))
+        waits_s = sorted(wait for sent in self._sent.values() for wait in sent.waits_s)
+        return {
+            "tokens": sum(sent.tokens for sent in self._sent.values()),
+            "seconds": time.monotonic() - started_s,
+            "wait_ms": [waits_s[int(len(waits_s) * share)] * 1000 for share in (0.5, 0.99)] if waits_s else [],
+        }
+
+    async def _append(self, channel: str, sent: Sent, until_s: float, at_once: int) -> None:
+        begun_s = time.monotonic()
+        while begun_s < until_s:
+            await self.store(channel, [sent.next() for _ in range(at_once)])
+            now_s = time.monotonic()
+            sent.waits_s.append(now_s - begun_s)
+            begun_s = now_s
+
+    async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
+        """Grow the answer of `channel` by `count` tokens, stored one by one."""
+        if channel not in self._sent:
+            await self.begin(channels=[channel])
+        for _ in range(count):
+            await self.store(channel, [self._sent[channel].next()])
+        return {"text": self._sent[channel].text}
+
+    async def finish(self) -> dict[str, Any]:
+        """End the answers. Return them as they were sent."""
+        sent, self._sent = self._sent, {}
+        ids = await asyncio.gather(*map(self.finish_one, sent))
+        return {
+            "messages": {channel: summary(one.text, id) for (channel, one), id in zip(sent.items(), ids, strict=True)}
+        }
 
 
 class Lateness:

@@ -14,7 +14,6 @@ import importlib
 import json
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,7 +22,7 @@ from fastapi import FastAPI, Header
 from fastapi.responses import StreamingResponse
 
 from bench.proc import reply, serve_requests
-from bench.tokens import Sent, appended, summary
+from bench.tokens import Appenders
 
 _READ_COUNT = 1_000  # limit of entries of one XREAD
 _BLOCK_MS = 15_000  # longest wait of one XREAD, after which a comment is sent as heartbeat
@@ -31,28 +30,29 @@ _VIEWERS = 2_000  # limit of connections that may wait at the same time
 _TEXT, _DONE = b"t", b"done"
 
 
-class Streams:
+class Streams(Appenders):
     """Conversations as Redis streams: a token is an entry, and its id is the event's."""
 
     def __init__(self, socket_path: str, pool: int) -> None:
+        super().__init__()
         # By name, because redis-py is fetched for the benchmark alone and type checkers do not see it: hence Any.
         client: Any = importlib.import_module("redis.asyncio")
         self._redis: Any = client.Redis(connection_pool=_pool(client, socket_path, pool))
         self._following: Any = client.Redis(connection_pool=_pool(client, socket_path, _VIEWERS))
 
-    async def append(self, channel: str, text: str) -> None:
-        """Store one token; when this returns, Redis has it as durably as it is configured."""
-        await self._redis.xadd(channel, {_TEXT: text})
-
-    async def append_all(self, channel: str, texts: list[str]) -> None:
-        """Store several tokens by one pipeline."""
+    async def store(self, channel: str, texts: list[str]) -> None:
+        """Store a token, or several by one pipeline; then Redis has them as durably as it is configured."""
+        if len(texts) == 1:
+            await self._redis.xadd(channel, {_TEXT: texts[0]})
+            return
         async with self._redis.pipeline(transaction=False) as pipeline:
             for text in texts:
                 pipeline.xadd(channel, {_TEXT: text})
             await pipeline.execute()
 
-    async def finish(self, channel: str) -> None:
+    async def finish_one(self, channel: str) -> str:
         await self._redis.xadd(channel, {_DONE: b"1"})
+        return "m"
 
     async def follow(self, channel: str, after: str) -> AsyncIterator[bytes]:
         """Yield all tokens after the entry `after`, as server-sent events, to the end of the answer."""
@@ -83,53 +83,6 @@ def _pool(client: Any, socket_path: str, size: int) -> Any:
     )
 
 
-class Appenders:
-    """Agents in the server's own process. Each awaits the storage of its appends."""
-
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self._sent: dict[str, Sent] = {}
-
-    async def begin(self, *, channels: list[str]) -> dict[str, Any]:
-        self._sent = {channel: Sent(n) for n, channel in enumerate(channels)}
-        return {}
-
-    async def append(self, *, seconds: float, at_once: int) -> dict[str, Any]:
-        """Grow all streams for `seconds`: each gets `at_once` tokens and then waits until they are stored."""
-        for each in self._sent.values():
-            del each.waits_s[:]
-        started_s = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for channel, sent in self._sent.items():
-                group.create_task(self._one(channel, sent, started_s + seconds, at_once))
-        return appended(self._sent.values(), time.monotonic() - started_s)
-
-    async def grow(self, *, channel: str, count: int) -> dict[str, Any]:
-        """Grow the stream of `channel` by `count` tokens, stored one by one."""
-        sent = self._sent.setdefault(channel, Sent(len(self._sent)))
-        for _ in range(count):
-            await self._streams.append(channel, sent.next())
-        return {"text": sent.text, "id": "m"}
-
-    async def finish(self) -> dict[str, Any]:
-        for channel in self._sent:
-            await self._streams.finish(channel)
-        messages = {channel: summary(sent.text, "m") for channel, sent in self._sent.items()}
-        self._sent = {}
-        return {"messages": messages}
-
-    async def _one(self, channel: str, sent: Sent, until_s: float, at_once: int) -> None:
-        begun_s = time.monotonic()
-        while begun_s < until_s:
-            if at_once == 1:
-                await self._streams.append(channel, sent.next())
-            else:
-                await self._streams.append_all(channel, [sent.next() for _ in range(at_once)])
-            now_s = time.monotonic()
-            sent.waits_s.append(now_s - begun_s)
-            begun_s = now_s
-
-
 def _application(streams: Streams) -> FastAPI:
     app = FastAPI()
 
@@ -145,7 +98,6 @@ def _application(streams: Streams) -> FastAPI:
 
 async def _main(socket_path: str, pool: int) -> None:
     streams = Streams(socket_path, pool)
-    appenders = Appenders(streams)
     # Kept alive for longer than a run: a connection that ends is a violation there.
     config = uvicorn.Config(
         _application(streams),
@@ -160,7 +112,7 @@ async def _main(socket_path: str, pool: int) -> None:
         running = asyncio.create_task(server.serve(sockets=[listener]))
         reply(port=listener.getsockname()[1], loop=type(asyncio.get_running_loop()).__module__)
         await serve_requests(
-            {"begin": appenders.begin, "append": appenders.append, "grow": appenders.grow, "finish": appenders.finish}
+            {"begin": streams.begin, "append": streams.append, "grow": streams.grow, "finish": streams.finish}
         )
         server.should_exit = server.force_exit = True
         await running
