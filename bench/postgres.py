@@ -30,8 +30,7 @@ from bench.common import (
     served,
 )
 from bench.conversations import TOKENS_PER_S
-from bench.peers.redis_server import redis_server
-from bench.peers.system import ours_on_postgres, program
+from bench.peers.system import ours_on_postgres, program, redis_server
 from bench.peers.xadd import xadd
 from bench.proc import BenchError, Child, NotInstalled, cpu_s, raise_file_limit
 from proof.chaos.engines import PROGRAMS, Postgres, running_postgres

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from proof.chaos.nginx import DEPLOYMENT
+from proof.chaos.engines import DEPLOYMENT
 from proof.chaos.processes import free_port
 from tests.processes import Process, listening
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from proof.chaos.nginx import configuration
+from proof.chaos.engines import configuration
 from proof.chaos.processes import free_port
 from tests.processes import Process, listening
 

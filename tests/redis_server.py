@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers.redis_server import request_redis
+from bench.peers.system import request_redis
 from proof.chaos.processes import free_port
 from tests.processes import Process
 

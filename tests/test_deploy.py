@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from proof.chaos.nginx import settings_of_the_docs as nginx_of_the_docs
+from proof.chaos.engines import settings_of_the_docs as nginx_of_the_docs
 from proof.chaos.processes import free_port
 from tenuto.cli.main import main
 from tests.caddy import needs_caddy

@@ -5,18 +5,19 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from bench.common import served
 from bench.proc import SERVER_CORE, BenchError, Child, cpu_s, disk_write_bytes, tree
 from proof.chaos.engines import running_postgres
-
-__all__ = ["Ours", "Published", "System", "config_folder", "foreign", "on_core", "ours", "ours_on_postgres", "program"]
+from proof.chaos.processes import free_port
 
 _START_S = 20.0
 _END_S = 8.0  # time in which a server must end by itself
@@ -164,3 +165,66 @@ def config_folder() -> Iterator[Path]:
     """Yield a folder for configuration and sockets, under a short path: a socket's path has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="tenuto-") as folder:
         yield Path(folder)
+
+
+Fsync = Literal["always", "everysec"]
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    pid: int
+    port: int
+    socket_path: str
+
+    @property
+    def version(self) -> str:
+        reply = request_redis(self.socket_path, "INFO", "server")
+        return "redis-server " + reply.partition("redis_version:")[2].partition("\r\n")[0]
+
+
+@contextlib.contextmanager
+def redis_server(directory: Path, fsync: Fsync, *, port: int | None = None) -> Iterator[RedisServer]:
+    """Start a server whose append-only file is in `directory`, written to disk as `fsync` says.
+
+    Without snapshots and rewriting of the file, so it works for the run alone. Raises `BenchError` if it does not
+    start.
+    """
+    executable = program("redis-server", "redis-server")
+    port = port if port is not None else free_port()
+    with config_folder() as folder:
+        path = str(folder / "redis.sock")
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(port),
+            "unixsocket": path,
+            "dir": str(directory.absolute()),
+            "appendonly": "yes",
+            "appendfsync": fsync,
+            "auto-aof-rewrite-percentage": "0",
+            "save": "",
+            "maxclients": "4000",
+            "daemonize": "no",
+            "loglevel": "warning",
+        }
+        command = [executable, *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+        def is_ready(pid: int) -> bool:
+            return Path(path).exists() and request_redis(path, "INFO", "server").find(f"process_id:{pid}\r\n") >= 0
+
+        with foreign("redis-server", command, is_ready) as pid:
+            for name, wanted in (("appendonly", "yes"), ("appendfsync", fsync)):
+                if f"\r\n{wanted}\r\n" not in (reply := request_redis(path, "CONFIG", "GET", name)):
+                    raise BenchError(f"redis-server runs with another {name} than {wanted}: {reply!r}")
+            yield RedisServer(pid, port, path)
+
+
+def request_redis(path: str, *words: str) -> str:
+    """Send one short command. Return its reply as received."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect(path)
+        except OSError:
+            return ""
+        sock.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w.encode()) for w in words))
+        return sock.recv(1 << 16).decode(errors="replace")

@@ -25,15 +25,13 @@ from typing import Any
 from proof.chaos.agent import AgentOrders
 from proof.chaos.app import NodeOrders, environment_of
 from proof.chaos.conversation import PATTERN, Conversation
-from proof.chaos.engines import PostgresPair, Redis, check_programs
-from proof.chaos.nginx import configuration
+from proof.chaos.engines import PostgresPair, Redis, check_programs, configuration
 from proof.chaos.processes import Server, ask
 from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
 from proof.chaos.viewer import Transport, Viewer, end
 from proof.chaos.world import Scale, World
-from proof.oracle.acknowledged import AcknowledgedMessage
-from proof.oracle.plans import Piece
+from proof.oracle.plans import AcknowledgedMessage, Piece
 from proof.oracle.questions import Question
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.events import NO_EPOCH
@@ -449,6 +447,7 @@ LASTING_INTERRUPTED_S = 30.0  # a viewer at a stopped node notices it after its 
 TERM_S = 4.0  # of a node's lease
 SLOWEST = "ms until the slowest interruption"
 RECONNECT_S = 2.0  # from the moment at which PostgreSQL serves again to the commit of each writer
+WAYS: tuple[Direction, ...] = ("up", "down", "both")
 IN_FLIGHT_S = 1.0  # until reports of acknowledgements have arrived here
 
 
@@ -629,38 +628,30 @@ async def connections_cut(stage: Stage) -> None:
 
 async def connections_stalled(stage: Stage) -> None:
     """The connections of nodes to PostgreSQL pass no bytes for a while, in one direction or both."""
-    nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
-    await stage.conversation.until_writing()
-    for node in nodes:
-        await node.network.do("stall", way)
-    stage.world.note(f"{[node.name for node in nodes]} stall {way} for {lasts_s:.1f} s")
-    await asyncio.sleep(lasts_s)  # the fault itself
-    for node in nodes:
-        await node.network.do("resume", way)
+    await _break(stage, "stall", "resume")
 
 
 async def connections_swallowed(stage: Stage) -> None:
     """The connections of nodes to PostgreSQL lose all bytes for a while, in one direction or both, and then break."""
-    nodes, way, lasts_s = _some(stage), _way(stage), _lasts_s(stage)
+    await _break(stage, "black_hole", "cut", "resume")
+
+
+async def _break(stage: Stage, fault: str, *ends: str) -> None:
+    nodes, way, lasts_s = _some(stage), stage.world.random.choice(WAYS), _lasts_s(stage)
     await stage.conversation.until_writing()
     for node in nodes:
-        await node.network.do("black_hole", way)
-    stage.world.note(f"{[node.name for node in nodes]} lose all bytes {way} for {lasts_s:.1f} s")
+        await node.network.do(fault, way)
+    stage.world.note(f"{[node.name for node in nodes]} {fault} {way} for {lasts_s:.1f} s")
     await asyncio.sleep(lasts_s)  # the fault itself
     for node in nodes:
-        await node.network.do("cut")
-        await node.network.do("resume")
+        for one in ends:
+            await node.network.do(one)
 
 
 def _some(stage: Stage) -> list[Node]:
     """Draw one node, or all."""
     running = stage.servers.running
     return running if stage.world.random.random() < 0.3 else [stage.world.random.choice(running)]
-
-
-def _way(stage: Stage) -> Direction:
-    ways: tuple[Direction, ...] = ("up", "down", "both")
-    return stage.world.random.choice(ways)
 
 
 def _lasts_s(stage: Stage) -> float:

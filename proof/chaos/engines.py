@@ -1,8 +1,10 @@
-"""The engines of a cluster: a PostgreSQL server with a standby, and a Redis server as the bus.
+"""The engines of a cluster: a PostgreSQL server with a standby, a Redis server as the bus, and nginx in front.
 
 Layer: chaos.
 
 PostgreSQL is Debian's, on loopback, in a folder that is removed at the end. The benchmarks and the tests start it, too.
+
+The configuration of nginx is that of `docs/deployment.md`: only paths, ports and TLS differ from the page.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +28,7 @@ from proof.chaos.processes import Child, free_port
 from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
 
-__all__ = ["PostgresPair", "Redis", "check_programs"]
+__all__ = ["DEPLOYMENT", "PostgresPair", "Redis", "check_programs", "configuration", "settings_of_the_docs"]
 
 
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
@@ -320,3 +323,42 @@ class Redis(Child):
             return await reader.readline()
         finally:
             writer.transport.abort()
+
+
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+
+
+def settings_of_the_docs() -> tuple[str, str, str]:
+    """Return what `docs/deployment.md` shows: the configuration, the processes, and the inner one of two proxies."""
+    found = re.findall(r"```nginx\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
+    whole, group, inner = map(str, found)
+    return whole, group, inner
+
+
+def configuration(folder: Path, port: int, *upstreams: int, inner: int | None = None) -> str:
+    """Return the configuration of an nginx that listens on `port`, and passes requests on to the ports `upstreams`.
+
+    With `inner`, two proxies follow one another: paths of the outer one begin with `/chat`, and `inner` is the port of
+    the other one.
+    """
+    paths = " ".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole, group, inside = settings_of_the_docs()
+    main, _, http = whole.partition("http {")
+    owner = "user root;" if os.geteuid() == 0 else ""
+    general = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; {owner}"
+    processes = "".join(f"server 127.0.0.1:{one};" for one in upstreams)
+    group = re.sub(r"( *server .*;\n)+", lambda _: processes, group)
+    http = http.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
+    if inner is not None:
+        http = http.replace("location / {", "location /chat/ {")
+        http = http.replace("proxy_pass http://127.0.0.1:8000;", f"proxy_pass http://127.0.0.1:{inner}/;")
+        inside = inside.replace("listen 80;", f"listen 127.0.0.1:{inner};").replace("10.0.0.8", "127.0.0.1")
+        http = inside + http
+    else:
+        http = http.replace("proxy_pass http://127.0.0.1:8000;", "proxy_pass http://chat;")
+    text = f"{general}\n{main}http {{ access_log off; {paths}{group}{http}"
+    text = re.sub(r"\n *ssl_\w+ .*;", "", text)
+    # The strict viewers check this header, which nginx takes as its own.
+    return text.replace("proxy_buffering off;", "proxy_buffering off; proxy_pass_header X-Accel-Buffering;")

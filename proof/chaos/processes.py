@@ -25,6 +25,7 @@ from typing import Any
 from proof.chaos.agent import AgentOrders
 from proof.chaos.app import Wanted, environment_of
 from proof.chaos.producer import Orders
+from proof.wirecheck import Response
 
 __all__ = ["Child", "Server", "agent", "ask", "free_port", "producer"]
 
@@ -52,31 +53,28 @@ def free_port() -> int:
     raise OSError("no port is free")
 
 
-async def ask(port: int, method: str, path: str, body: object | None = None) -> tuple[int, Any]:
-    """Send one request on its own connection; return status and decoded body. Raises OSError, also without a
-    response."""
+async def ask(port: int, method: str, path: str, body: object | None = None, headers: str = "") -> tuple[int, Any]:
+    """Send one request on its own connection; return status and decoded body. Raises OSError, also without a whole
+    response, and WireError."""
     data = json.dumps(body).encode() if body is not None else b""
-    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
     if body is not None:
-        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        headers += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{headers}\r\n"
+    response, content = Response(), b""
     try:
         async with asyncio.timeout(ASK_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(head.encode("latin-1") + b"\r\n" + data)
-                response = await reader.read(-1)
+                writer.write(head.encode("latin-1") + data)
+                while not response.is_complete:
+                    if not (data := await reader.read(64 * 1024)):
+                        raise OSError(f"{method} {path} was cut: {content[-80:]!r}")
+                    content += response.receive(data)
             finally:
                 writer.transport.abort()
     except TimeoutError:
         raise OSError(f"{method} {path} got no response in {ASK_S} s") from None
-    first, _, rest = response.partition(b"\r\n")
-    content = rest.partition(b"\r\n\r\n")[2]
-    if not first.startswith(b"HTTP/1.1 "):
-        raise OSError(f"{method} {path} was cut: {response[:80]!r}")
-    try:
-        return int(first[9:12]), json.loads(content) if content[:1] in b"{[" and content else content.decode()
-    except json.JSONDecodeError:
-        raise OSError(f"the response to {method} {path} was cut: {content[-80:]!r}") from None
+    return response.status, json.loads(content) if content[:1] in b"{[" and content else content.decode()
 
 
 class Child:

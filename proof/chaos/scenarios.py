@@ -32,8 +32,7 @@ from proof.chaos.finish import finish
 from proof.chaos.processes import Child, Server, ask
 from proof.chaos.viewer import TRANSPORTS
 from proof.chaos.world import Failure, Scale, World
-from proof.oracle.acknowledged import AcknowledgedMessage
-from proof.oracle.plans import Piece
+from proof.oracle.plans import AcknowledgedMessage, Piece
 from tenuto import Hub
 from tenuto.stores.sqlite.verify import verify
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import random
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, urlencode
 
+from proof.chaos.processes import ask
 from proof.oracle.plans import Kind
 from proof.oracle.views import HISTORY, PlanOracle
-from proof.wirecheck import Checker, Json, Notices, Response, SeenMessage, SseViewer, Violation, WireError, WsViewer
+from proof.wirecheck import Checker, Json, Notices, SeenMessage, SseViewer, Violation, WireError, WsViewer
 from tenuto.core.events import NO_EPOCH
 
 __all__ = ["Transport", "Viewer", "Watching", "end"]
@@ -41,27 +42,23 @@ POLL_S = 1  # a long poll's `wait_s`
 KEPT_EVENTS = 12  # number of the last events to keep for the report of a failure
 
 
+@dataclass(kw_only=True)
 class Watching:
     """The settings of a viewer."""
 
-    def __init__(
-        self, *, name: str, transport: Transport, port: int, channel: str, seed: int, steps: int, prefix: str = "",
-        flush_ms: int = 40, silence_s: float = 3.0, kind: Kind = "plan", moves_s: float | None = None,
-        client: str | None = None,
-    ) -> None:  # fmt: skip
-        self.name = name
-        self.transport = transport
-        self.port = port
-        self.channel = channel
-        self.seed = seed
-        self.steps = steps  # steps of each message
-        self.prefix = prefix
-        self.flush_ms = flush_ms
-        self.silence_s = silence_s  # without an event for this time, it reconnects
-        self.kind = kind  # kind of the planned texts: a plan or a script
-        # It views a cluster behind a proxy, and a connection lasts at most this time: the next one is to another node.
-        self.moves_s = moves_s
-        self.client = client  # the name of its person
+    name: str
+    transport: Transport
+    port: int
+    channel: str
+    seed: int
+    steps: int  # steps of each message
+    prefix: str = ""
+    flush_ms: int = 40
+    silence_s: float = 3.0  # without an event for this time, it reconnects
+    kind: Kind = "plan"  # kind of the planned texts: a plan or a script
+    # It views a cluster behind a proxy, and a connection lasts at most this time: the next one is to another node.
+    moves_s: float | None = None
+    client: str | None = None  # the name of its person
 
 
 class Viewer:
@@ -198,13 +195,12 @@ class Viewer:
         checker, cursor = self.checker, self.checker.cursor
         options = {"wait_s": wait_s, "history": HISTORY} | ({"since": cursor} if cursor is not None else {})
         path = f"{self.watching.prefix}/v1/channels/{quote(checker.channel, safe='')}/poll?{urlencode(options)}"
-        status, body = await _get(self.watching.port, path)
+        status, response = await ask(self.watching.port, "GET", path, headers="Tenuto-Client: chaos\r\n")
         if status in (502, 503, 504):
             raise OSError("the server is busy, or a proxy reaches none")
         if status != 200:
-            raise WireError(f"a poll got status {status}: {body[:200]!r}")
+            raise WireError(f"a poll got status {status}: {response}")
         self.connections += 1
-        response = json.loads(body)
         checker.begin(cursor, is_poll=True)
         with self._resuming():
             checker.take(response["events"], response["cursor"])
@@ -248,20 +244,3 @@ async def end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
-
-
-async def _get(port: int, path: str) -> tuple[int, bytes]:
-    """Send one GET on its own connection. Raises OSError if it was cut, and WireError."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTenuto-Client: chaos\r\n\r\n"
-        writer.write(head.encode("latin-1"))
-        response, body = Response(), b""
-        while not response.is_complete:
-            data = await reader.read(64 * 1024)
-            if not data:
-                raise OSError("the response was cut")
-            body += response.receive(data)
-        return response.status, body
-    finally:
-        writer.transport.abort()

@@ -29,8 +29,7 @@ from proof.chaos.producer import Orders
 from proof.chaos.proxies import FaultModel, Proxies, Proxy
 from proof.chaos.report import Failure, Story, say_when_late, short
 from proof.chaos.viewer import Transport, Viewer, Watching
-from proof.oracle.acknowledged import Acknowledged
-from proof.oracle.plans import counted, first_difference
+from proof.oracle.plans import Acknowledged, counted, first_difference
 from proof.oracle.views import HISTORY
 
 __all__ = ["Failure", "Scale", "World"]

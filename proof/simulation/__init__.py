@@ -12,7 +12,7 @@ module here may depend on the order of a set, on an address, or on real time.
 - `actors`: the clients: `writers`, `members`, `viewers`, and `agents`;
 - `hooks`: functions of the app that the hub calls;
 - `bounds`: the most that a hub may hold during a run, and after it; `watchdog`: a step that never ends;
-- `plan`: the draws of a seed; `node`: a machine that runs a hub; `world`: the run.
+- `plan`: the draws of a seed; `world`: the machines that run hubs, and the run.
 
 The oracles (package `oracle`) judge all that clients receive, and `trace` keeps the events for the report of a failure.
 """

@@ -22,8 +22,7 @@ from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable
 from tenuto.core.model import Message
 
 if TYPE_CHECKING:
-    from proof.simulation.node import Node
-    from proof.simulation.world import World
+    from proof.simulation.world import Node, World
 
 STUCK_S = 120.0  # without faults, no request may be refused for longer than this
 RETRY_STATUS = (429, 503)  # the server asks the client to try again

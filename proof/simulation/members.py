@@ -24,8 +24,7 @@ from tenuto.hub.people import presence_state
 from tenuto.hub.people.presence_state import GRACE_S
 
 if TYPE_CHECKING:
-    from proof.simulation.node import Node
-    from proof.simulation.world import World
+    from proof.simulation.world import Node, World
 
 EPHEMERAL_S = 2.0  # time within which a viewer must receive a presence change or a signal
 SLOW_S = 0.1  # a network with a higher latency can delay these events further

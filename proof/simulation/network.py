@@ -29,7 +29,7 @@ from tenuto.app import Hub
 
 if TYPE_CHECKING:
     from proof.simulation.actors import Actor
-    from proof.simulation.node import Node
+    from proof.simulation.world import Node
 
 
 T = TypeVar("T")

@@ -33,8 +33,7 @@ from tenuto.core.view import View
 from tenuto.hub.hub import HubCore
 
 if TYPE_CHECKING:
-    from proof.simulation.node import Node
-    from proof.simulation.world import World
+    from proof.simulation.world import Node, World
 
 Json = dict[str, Any]
 PING_S = 5

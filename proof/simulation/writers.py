@@ -36,8 +36,7 @@ from tenuto.hub.hub import HubCore
 from tenuto.hub.writer import MessageWriter
 
 if TYPE_CHECKING:
-    from proof.simulation.node import Node
-    from proof.simulation.world import World
+    from proof.simulation.world import Node, World
 
 
 ODD = ("🙂", "中文", "e\u0301", "\r\n", "\u2028", " data: x", "\n\n", "𝒳", "שלום", "\x00")

@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from proof.wirecheck.checker import Checker, Json, shorten
 from proof.wirecheck.sessions import Session, SseSession, WsSession
@@ -29,8 +29,10 @@ class Received(NamedTuple):
 class _Viewer:
     """A session on a real socket. A task reads the socket until the context ends.
 
-    The viewer buffers no bytes: if it is stalled, the kernel's receive buffer fills, and the server's writes block.
-    `receive_buffer_bytes` sets the size of that buffer.
+    `since` begins in mid-history without a view. To continue with an existing view, pass its `checker`, whose cursor is
+    then used. `query` and `headers` are added to the request unchanged. The viewer buffers no bytes: if it is stalled,
+    the kernel's receive buffer fills, and the server's writes block. `receive_buffer_bytes` sets the size of that
+    buffer.
     """
 
     def __init__(
@@ -38,14 +40,21 @@ class _Viewer:
         host: str,
         port: int,
         channel: str,
-        since: str | None,
-        checker: Checker | None,
-        receive_buffer_bytes: int | None,
+        *,
+        since: str | None = None,
+        checker: Checker | None = None,
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        prefix: str = "",
+        receive_buffer_bytes: int | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self._since = since
         self.checker = checker if checker is not None else Checker(channel)
+        self._query = query
+        self._headers = headers
+        self._prefix = prefix
         self.events: list[Received] = []  # the events of all its connections
         self.connections = 0
         self._receive_buffer_bytes = receive_buffer_bytes
@@ -191,32 +200,12 @@ def _wake(ready: "asyncio.Future[None]") -> None:
 
 
 class SseViewer(_Viewer):
-    """A viewer on `GET /v1/channels/{channel}/events`; `session` belongs to the current connection.
-
-    `since` begins in mid-history without a view. To continue with an existing view, pass its `checker`, whose cursor is
-    then used. `query` and `headers` are added to the request unchanged.
-    """
+    """A viewer on `GET /v1/channels/{channel}/events`; `session` belongs to the current connection."""
 
     session: SseSession
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        channel: str,
-        *,
-        since: str | None = None,
-        checker: Checker | None = None,
-        query: dict[str, str] | None = None,
-        headers: dict[str, str] | None = None,
-        prefix: str = "",
-        uses_last_event_id: bool = False,
-        receive_buffer_bytes: int | None = None,
-    ) -> None:
-        super().__init__(host, port, channel, since, checker, receive_buffer_bytes)
-        self._query = query
-        self._headers = headers
-        self._prefix = prefix
+    def __init__(self, host: str, port: int, channel: str, *, uses_last_event_id: bool = False, **more: Any) -> None:
+        super().__init__(host, port, channel, **more)
         self._uses_last_event_id = uses_last_event_id
 
     def _new_session(self) -> SseSession:
@@ -237,32 +226,13 @@ class SseViewer(_Viewer):
 
 
 class WsViewer(_Viewer):
-    """A viewer on `GET /v1/ws`, attached to one channel; `session` belongs to the current connection.
-
-    `since` and `checker` mean the same as for `SseViewer`; `attach_fields` go into the `attach` frame.
-    """
+    """A viewer on `GET /v1/ws`, attached to one channel; `attach_fields` go into the `attach` frame."""
 
     session: WsSession
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        channel: str,
-        *,
-        since: str | None = None,
-        checker: Checker | None = None,
-        attach_fields: Json | None = None,
-        headers: dict[str, str] | None = None,
-        query: dict[str, str] | None = None,
-        prefix: str = "",
-        receive_buffer_bytes: int | None = None,
-    ) -> None:
-        super().__init__(host, port, channel, since, checker, receive_buffer_bytes)
+    def __init__(self, host: str, port: int, channel: str, *, attach_fields: Json | None = None, **more: Any) -> None:
+        super().__init__(host, port, channel, **more)
         self._attach_fields = attach_fields or {}
-        self._headers = headers
-        self._query = query
-        self._prefix = prefix
 
     def _new_session(self) -> WsSession:
         self.session = WsSession(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from proof.chaos.nginx import DEPLOYMENT
+from proof.chaos.engines import DEPLOYMENT
 from proof.chaos.processes import free_port
 from tests.attacks.scene import AUDIENCE, CHANNEL, SECRET, Scene, ask, writer_token
 from tests.nginx import nginx_of_the_docs

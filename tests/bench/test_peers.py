@@ -240,9 +240,6 @@ def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(t
             appends.verify(system, client, ["bench:a"], {"bench:a": summary(text + "12345", sent["id"])})
 
 
-# No process is left behind
-
-
 def test_foreign_server_ends_with_its_context_and_with_its_parent_process() -> None:
     with foreign("sleep", ["sleep", "600"], lambda _: True) as pid:
         server = os.pidfd_open(pid)

@@ -67,10 +67,8 @@ def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
 
 def test_same_seed_draws_the_same_inputs() -> None:
     def digests(hash_seed: str) -> str:
-        code = (
-            "from proof.fuzz.__main__ import *; print(*(fuzz(TARGETS[one](), seed=7, runs=30).digest for one in NAMES))"
-        )
-        command = [sys.executable, "-c", code.replace("NAMES", repr(("frames", "cursors")))]
+        draw = "print(*(fuzz(TARGETS[one](), seed=7, runs=30).digest for one in ('frames', 'cursors')))"
+        command = [sys.executable, "-c", f"from proof.fuzz.__main__ import *; {draw}"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         assert ran.stderr == ""  # other tests check the findings, and therefore the exit code

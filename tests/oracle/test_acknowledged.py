@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from proof.oracle.acknowledged import Acknowledged
+from proof.oracle.plans import Acknowledged
 from tests.oracle.test_views import SEED, message, plan_of
 
 
