@@ -179,12 +179,6 @@ def test_served_hub_with_a_missing_folder_does_not_start(tmp_path: Path) -> None
     assert (ran.exit_code, f"--backup-dir {tmp_path / 'gone'} does not exist; create it" in ran.output) == (1, True)
 
 
-def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    ran = CliRunner().invoke(main, ["serve", "--backup-dir", str(tmp_path / "file"), "--port", "0", "--app", "none:x"])
-    assert (ran.exit_code, "Invalid value for '--backup-dir'" in ran.output) == (2, True), ran.output
-
-
 @pytest.mark.parametrize(
     ("number", "is_copied"), [(signal.SIGTERM, False), (signal.SIGKILL, True)], ids=["clean-command", "killed-copy"]
 )

@@ -19,28 +19,15 @@ from tenuto.core.errors import (
     Draining,
     StoreUnavailable,
 )
-from tenuto.core.events import ChannelAttached, parse_cursor
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import MessageState
-from tenuto.core.requests import (
-    AppendText,
-    Caller,
-    ClaimTurn,
-    CreateMessage,
-    RenewLease,
-)
 from tenuto.hub import HubCore
-from tenuto.hub.channel import Behind, EncodedBatch
 from tenuto.hub.committer import STORE_TIMEOUT_S
-from tenuto.hub.feed import Feed
 from tenuto.hub.pending import result_later
 from tenuto.hub.writer import ABANDONED_S, RETRY_S
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
-
-ANN = Caller(id="ann")
-SERVER = Caller(id="ann", is_server=True)
 
 
 class ScriptedStore(MemoryStore):
@@ -95,18 +82,6 @@ async def kill(hub: HubCore) -> None:
     await asyncio.wait([run.main])
 
 
-async def take(feed: Feed) -> EncodedBatch:
-    """Return the next batch of `feed`, which may have to read the store once or twice."""
-    for _ in range(3):
-        try:
-            batch = feed.take()
-            assert batch is not None
-            return batch
-        except Behind:
-            await feed.catch_up()
-    raise AssertionError("the feed reads the store again and again")
-
-
 async def texts(hub: HubCore, message_id: str) -> list[str]:
     return [part["text"] for part in (await hub.read("c", message_id))[0].parts]
 
@@ -149,30 +124,6 @@ async def test_failed_start_whose_caller_was_cancelled_is_not_reported_by_asynci
     del run, hub, starting
     gc.collect()
     assert complaints == []
-
-
-async def test_claims_and_leases_send_no_event_to_viewers() -> None:
-    async with scripted() as (hub, _):
-        await hub.start()
-        hub.runtime.scheduler.workers._patterns["c"] = 0
-        await hub.create("c", id="q", text="question")
-        await hub.ask("c", "m", CreateMessage(status="streaming", text=""), ANN)
-        feeds = [await hub.attach("c", None, history=50, wake=lambda: None) for _ in range(2)]
-        for feed in feeds:
-            await take(feed)
-        await hub.ask("c", "q", ClaimTurn(generation=0, lease_s=15), SERVER)
-        await hub.ask("c", "m", RenewLease(lease_s=60), ANN)
-        for feed in feeds:
-            assert feed.is_behind
-            assert feed.take() is None
-            assert (feed.is_behind, feed.cursor.serial) == (False, 4)
-        await hub.ask("c", "m", AppendText(text="a"), ANN)
-        batch = await take(feeds[0])
-        assert ([event.serial for event in batch.events], batch.cursor[-2:]) == ([5], ":5")
-        resumed = await hub.attach("c", parse_cursor(batch.cursor[:-2] + ":2"), wake=lambda: None)
-        attached, append = (await take(resumed)).events
-        assert isinstance(attached, ChannelAttached)
-        assert (attached.resumed, attached.serial, append.serial) == (True, 5, 5)
 
 
 async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:

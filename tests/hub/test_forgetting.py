@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.core.document import Stored, restore_command
-from tenuto.core.errors import InvalidName, NotFound
+from tenuto.core.errors import NotFound
 from tenuto.core.events import ChannelAttached
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage
@@ -124,28 +124,6 @@ async def test_a_channel_is_closed_only_while_its_last_messages_are_read(late: s
     assert reads[0] == 1
     assert left == ["late"] * (late == "bob")
     assert (found.messages, found.channels) == (70 + (late == "ann"), late == "ann")
-
-
-@pytest.mark.parametrize("client_id", ["*", "", "a b", "x" * 65, "chat:*", "..", "ann\n"])
-async def test_an_invalid_client_id_is_refused_and_removes_no_message(hub: HubCore, client_id: str) -> None:
-    await say(hub, "a", "m1", "ann")
-    with pytest.raises(InvalidName, match="a client id must be 1-64 characters"):
-        await hub.archive.forget(client_id)
-    assert await ids(hub, "a") == ["m1"]
-
-
-async def test_words_of_the_person_are_in_no_file_when_the_result_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
-    hub = HubCore(f"sqlite:///{path}", hooks_signals=False)
-    for number in range(40):
-        await say(hub, f"chat:{number % 3}", f"m{number}", "zoe-4711" if number % 2 else "bob")
-    assert b"words of zoe-4711" in on_disk(path)
-    done = await hub.archive.forget("zoe-4711")
-    data = on_disk(path)
-    assert (b"words of zoe" in data, b"words of bob" in data) == (False, True)
-    assert (done.messages, done.is_clean) == (20, True)
-    await hub.close()
-    assert b"zoe-4711" not in on_disk(path)
 
 
 async def test_a_removal_killed_in_each_kind_of_its_steps_is_ended_by_the_next_call(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from tenuto.core.errors import (
     Deleted,
     Draining,
     IdConflict,
-    InvalidRequest,
     LocalError,
     TooLarge,
 )
@@ -25,63 +23,6 @@ from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.lifecycle import free_memory
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
-
-
-async def test_message_written_in_a_block_is_complete_with_all_its_text(hub: HubCore) -> None:
-    async with hub.message("chat:1", author="bot") as message:
-        for word in ("one ", "two ", "three"):
-            await message.append(word)
-    stored, _ = await hub.read("chat:1", message.id)
-    assert (stored.status, stored.text, stored.author, stored.role) == (
-        "complete",
-        "one two three",
-        "bot",
-        "assistant",
-    )
-
-
-async def test_cancellation_of_a_block_leaves_the_message_cancelled_with_its_text(hub: HubCore) -> None:
-    began = asyncio.Event()
-    ids: list[str] = []
-
-    async def answer() -> None:
-        async with hub.message("chat:1") as message:
-            ids.append(message.id)
-            await message.append("so far")
-            began.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(answer())
-    await began.wait()
-    task.cancel()
-    await asyncio.wait([task])
-    stored, _ = await hub.read("chat:1", ids[0])
-    assert (stored.status, stored.text) == ("cancelled", "so far")
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        ("smile \ud83d", "\ude42!"),
-        ("\ud83d", "", "\ude42"),
-        ("e", "\u0301", "\u200d", "👩", "\u200d", "🚀"),
-        ("中文", "かな", "한글"),
-        ("\u202eright to left\u202c", "שלום", "عربي"),
-        ("\r\n", "\r", "\n\r", "\u2028", "\u2029", "\x85", "\x00", "\ufeff"),
-        ("   lead", "\ndata: no event\n\n", "event: x\n", ": comment", "id: 7"),
-    ],
-)
-async def test_surrogate_pairs_and_control_characters_arrive_unchanged(hub: HubCore, pieces: tuple[str, ...]) -> None:
-    expected = "".join(pieces).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-    viewer = Watcher(hub, "chat:1")
-    await viewer.take()
-    async with hub.message("chat:1") as message:
-        for piece in pieces:
-            await message.append(piece)
-            await message.flush()
-    shown = await viewer.until(has_ended(message.id))
-    stored, _ = await hub.read("chat:1", message.id)
-    assert shown[0].text == stored.text == expected
 
 
 async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub: HubCore) -> None:
@@ -196,47 +137,6 @@ async def test_drain_ends_viewers_at_once_and_waits_for_running_answers(hub: Hub
     assert done == ["m"]
 
 
-async def test_hub_starts_again_on_a_new_event_loop(tmp_path: Path) -> None:
-    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
-
-    def use(number: int) -> None:
-        asyncio.run(_create(hub, number))
-
-    for number in range(3):
-        thread = threading.Thread(target=use, args=(number,))
-        thread.start()
-        await asyncio.to_thread(thread.join)
-    page = await hub.history("chat:1")
-    assert [one.id for one in page.messages] == ["m2", "m1", "m0"]
-    await hub.close()
-
-
-async def _create(hub: HubCore, number: int) -> None:
-    await hub.create("chat:1", id=f"m{number}", text="x")
-
-
-async def test_failed_attempt_stays_in_view_until_the_next_one_has_content(hub: HubCore) -> None:
-    async with hub.message("chat:1", id="m") as message:
-        await message.append("Let me see. ")
-        with contextlib.suppress(ValueError):
-            async with message.attempt():
-                await message.append("used up all hW")
-                raise ValueError("the model broke")
-        async with message.attempt():
-            await message.flush()
-            stored, _ = await hub.read("chat:1", "m")
-            assert stored.text == "Let me see. used up all hW"
-            await message.append("the developer ")
-            await message.append("sleeps")
-    stored, _ = await hub.read("chat:1", "m")
-    assert stored.text == "Let me see. the developer sleeps"
-    assert stored.parts == [
-        {"type": "text", "text": "Let me see. "},
-        {"type": "attempt", "parts": [{"type": "text", "text": "used up all hW"}], "characters": 14},
-        {"type": "text", "text": "the developer sleeps"},
-    ]
-
-
 @pytest.mark.parametrize(("error", "status"), [(ValueError("no"), "failed"), (asyncio.CancelledError(), "cancelled")])
 async def test_last_attempt_stays_if_no_other_one_follows(hub: HubCore, error: BaseException, status: str) -> None:
     with contextlib.suppress(ValueError, asyncio.CancelledError):
@@ -283,13 +183,6 @@ async def test_threads_use_the_blocking_api(hub: HubCore) -> None:
         hub.sync.history("chat:1")
 
 
-def test_blocking_api_without_an_event_loop_starts_its_own(tmp_path: Path) -> None:
-    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
-    hub.sync.create("chat:1", id="u", text="hi")
-    assert hub.sync.history("chat:1").messages[0].text == "hi"
-    hub.sync.close()
-
-
 def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
 
@@ -326,28 +219,6 @@ async def test_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
         for number in range(40):
             await message.part({"type": "data", "name": "bar", "data": "x" * 100_000 + str(number)})
             assert message.unstored_bytes < 2 * hub.limits.writer_bytes
-
-
-@pytest.mark.parametrize(
-    "misuse",
-    [
-        lambda message: message.append(None),
-        lambda message: message.finish("failed", reason="r" * 5_000),
-    ],
-)
-async def test_wrong_call_fails_its_own_message_only(
-    hub: HubCore, misuse: Callable[[MessageWriter], Awaitable[object]]
-) -> None:
-    async with hub.message("chat:1", id="other") as other:
-        await other.append("one ")
-        with pytest.raises((InvalidRequest, TooLarge)):
-            async with hub.message("chat:1", id="m") as message:
-                await message.append("so far")
-                await misuse(message)
-        await other.append("two")
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.text) == ("failed", "so far")
-    assert (await hub.read("chat:1", "other"))[0].text == "one two"
 
 
 async def test_closed_generator_ends_its_message_as_cancelled(hub: HubCore) -> None:

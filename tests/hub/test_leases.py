@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tenuto.core.errors import Finished
 from tenuto.core.model import Message
 from tenuto.core.requests import (
     AppendText,
@@ -18,7 +17,6 @@ from tenuto.core.requests import (
 from tenuto.hub import HubCore
 from tenuto.hub.leases import BROKEN_S
 from tenuto.stores.base import Committed, Conflict, Write
-from tenuto.stores.memory import MemoryStore
 from tests.hub.test_recovery import Shared as SharedClock
 from tests.hub.test_recovery import new_hub as node
 from tests.virtual import virtual_clock, virtually
@@ -45,27 +43,6 @@ async def status(hub: HubCore) -> tuple[str, str | None]:
 
 INTERRUPTED = ("interrupted", "writer_gone")
 STREAMING = ("streaming", None)
-
-
-@virtually
-async def test_expired_lease_interrupts_the_message() -> None:
-    hub = new_hub()
-    await begin(hub, 5.0)
-    await hub.ask("c", "m", AppendText(text="half"), ANN)
-    await asyncio.sleep(4.9)
-    assert await status(hub) == STREAMING
-    await asyncio.sleep(0.2)
-    assert await status(hub) == INTERRUPTED
-    assert (await message(hub)).text == "half"
-    with pytest.raises(Finished):
-        await hub.ask("c", "m", AppendText(text="late"), ANN)
-    await hub.close()
-
-
-class Shared(MemoryStore):
-    """A store in memory that several hubs may have open."""
-
-    is_exclusive = False
 
 
 class SlowCommit(SharedClock):

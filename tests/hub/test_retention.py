@@ -25,10 +25,9 @@ from tenuto.hub.keep import retention as retention_module
 from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import due_channels
 from tests.hub.watching import Watcher
-from tests.stores.files import on_disk, run_from_outside, run_on_thread
+from tests.stores.files import run_from_outside
 from tests.virtual import virtual_clock, virtually
 
 HOUR_S = 3600.0
@@ -295,38 +294,6 @@ class ShiftedClock(Clock):
         return super().now_ms() - self._days * DAY_MS
 
 
-async def test_removed_words_leave_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "chat.db"
-    old = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(3))
-    for number in range(40):
-        await old.create("gone", text=f"SECRET{number}" * 300)
-    async with old.message("kept", id="m1") as message:
-        for _ in range(50):
-            await message.append("SECRET")
-    edited = await old.create("kept", text="SECRET", id="m2")
-    await old.close()
-    recent = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, clock=ShiftedClock(1))
-    await recent.update("kept", edited.id, text="stays")
-    await recent.close()
-    assert b"SECRET" in on_disk(path)
-
-    monkeypatch.setattr(retention_module, "PAUSE_S", 0.0)
-    hub = HubCore(f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, retention={"*": "2d"})
-    await hub.start()
-    await hub.store.tidy(hub.clock.now_ms())  # the housekeeping that follows each start
-    await hub.retainer._round(hub.runtime)
-    assert removed(hub) == (41, 1)
-    assert await ids(hub, "kept") == ["m2"]
-    store = hub.store
-    assert isinstance(store, SqliteStore)
-    await store.tidy(hub.clock.now_ms())
-    await store.tidy(hub.clock.now_ms())
-    assert b"SECRET" not in on_disk(path)
-    rows = await run_on_thread(store, "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM pieces)")
-    assert rows == [(1, 2)]
-    await hub.close()
-
-
 async def test_a_damaged_channel_stays_and_the_others_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -366,28 +333,6 @@ async def test_a_count_that_is_damaged_upwards_removes_no_message(
     await hub.retainer._round(hub.runtime)
     assert await ids(hub, "c") == (["b", "c", "d"] if rule.messages else ["a", "b", "c", "d"])
     await hub.close()
-
-
-async def test_rows_and_bytes_stay_the_same_once_as_many_messages_go_as_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, days = tmp_path / "chat.db", 16
-    monkeypatch.setattr(retention_module, "PAUSE_S", 0.0)
-    monkeypatch.setattr(retention_module, "READ_PAUSE_S", 0.0)
-    sizes: list[tuple[int, ...]] = []
-    for day in range(days):
-        hub = HubCore(
-            f"sqlite:///{path}", hooks_signals=False, drain_s=0.0, retention={"*": "5d"}, clock=ShiftedClock(days - day)
-        )
-        await asyncio.gather(*(hub.create(f"day:{day}", text=f"{number:09}" * 40) for number in range(20)))
-        await hub.retainer._round(hub.runtime)
-        await hub.store.tidy(hub.clock.now_ms())
-        await hub.close()
-        counts = "(SELECT count(*) FROM documents) + (SELECT count(*) FROM texts), page_count"
-        sizes += run_from_outside(path, f"SELECT {counts} FROM pragma_page_count")
-    steady = sizes[days // 2 :]
-    for rows_or_pages in zip(*steady, strict=True):
-        assert max(rows_or_pages) <= min(rows_or_pages) * 1.1
 
 
 async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

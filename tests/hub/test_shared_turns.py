@@ -55,18 +55,6 @@ async def answer(turn: Turn) -> None:
         await message.append("!")
 
 
-@virtually
-async def test_message_sent_to_one_node_is_answered_by_the_agent_of_another_within_a_second() -> None:
-    store = Shared()
-    here, there = new_hub(store, 1), new_hub(store, 2)
-    there.agent("*", name="bot")(answer)
-    await started(here, there)
-    await say(here, "c", "q")
-    assert await answered(here, "c", "q", 1.3) == ["complete"]
-    await here.close()
-    await there.close()
-
-
 class Remote:
     """A worker of another process, which the hub knows until the connection ends."""
 

@@ -537,13 +537,6 @@ def signed_by(kid: str, key: Any = RSA) -> str:
     return signed(key, "RS256", {"kid": kid})
 
 
-async def test_published_keys_are_fetched_once_and_kept(fetching: JwtVerifier, issuer: Issuer) -> None:
-    assert issuer.requested == []
-    for token in (signed_by("one"), signed_by("one"), signed(RSA, "RS256")):
-        assert (await fetching.verify_token(token)).client_id == "ada"
-    assert len(issuer.requested) == 1
-
-
 async def test_simultaneous_requests_wait_for_one_fetch(fetching: JwtVerifier, issuer: Issuer) -> None:
     issuer.gate.clear()
     waiting = [asyncio.ensure_future(fetching.verify_token(signed_by("one"))) for _ in range(50)]

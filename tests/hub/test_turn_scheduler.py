@@ -56,15 +56,6 @@ async def answers(hub: Hub) -> list[Message]:
     return [one for one in (await hub.history(CHANNEL)).messages[::-1] if one.role == "assistant"]
 
 
-# -- interruption by newer messages --------------------------------------------------------------------------------
-
-
-# -- free slots ----------------------------------------------------------------------------------------------------
-
-
-# -- messages that a running turn has taken in ---------------------------------------------------------------------
-
-
 async def claim_of(hub: Hub, message_id: str) -> tuple[str, int]:
     """Return the state and the generation of the message's claim."""
     claim = (await hub.runtime.message(CHANNEL, message_id)).claim  # events to clients carry no claim
@@ -90,9 +81,6 @@ async def test_message_may_be_taken_in_again_by_its_own_turn_only() -> None:
     assert (await claim_of(hub, "m3"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 1))
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
     await hub.close()
-
-
-# -- deleted channels ----------------------------------------------------------------------------------------------
 
 
 @virtually
@@ -121,9 +109,6 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
     assert hub.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
     await hub.close()
-
-
-# -- limited attempts ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("writes", [True, False], ids=["in its answer", "before its answer"])
@@ -219,9 +204,3 @@ async def test_message_behind_one_that_is_given_up_is_next() -> None:
         ("next", 1),
     ]
     await hub.close()
-
-
-# -- agents whose process is known to be gone ---------------------------------------------------------------------
-
-
-# -- presence of agents --------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from tenuto.core.events import MessageAppend, MessagePart
 from tenuto.hub import HubCore
-from tenuto.hub.channel import Ticks
 from tenuto.hub.committer import PATIENCE_S
 from tenuto.hub.feed import Feed
 from tenuto.stores.base import Committed, Conflict, Write
@@ -68,32 +67,6 @@ def now_s() -> float:
 
 def new_hub(store: MemoryStore) -> HubCore:
     return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
-
-
-async def lateness(store: Timed, count: int = 500) -> tuple[list[float], list[float]]:
-    """Stream `count` tokens of one character to a viewer. Return the delay of each, and the start of each commit."""
-    hub = new_hub(store)
-    appended_s: list[float] = []
-    async with hub.message("c") as message:
-        viewer = await Shown.of(hub)
-        store.begun_s.clear()
-        for _ in range(count):
-            await message.append("x")
-            appended_s.append(now_s())
-            await asyncio.sleep(TOKEN_S)
-        begun_s = list(store.begun_s)
-    await asyncio.sleep(1)
-    assert viewer.text == "x" * count
-    await hub.close()
-    return [shown - appended for shown, appended in zip(viewer.at_s, appended_s, strict=True)], begun_s
-
-
-@virtually
-async def test_text_is_stored_about_once_a_window_without_delaying_the_viewer() -> None:
-    late_s, begun_s = await lateness(Timed())
-    # Close to the end of a window the committer does not wait: it stores such text as it arrives.
-    assert len(begun_s) <= 500 * TOKEN_S / WINDOW_S * 5
-    assert max(late_s) <= WINDOW_S + Ticks.GRID_S
 
 
 @virtually

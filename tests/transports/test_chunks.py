@@ -11,11 +11,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
-from proof.wirecheck import SseViewer, WsViewer
+from proof.wirecheck import SseViewer
 from tenuto.core.events import MessageAppend
 from tenuto.hub.channel import EncodedBatch
 from tenuto.transports.sender import MAX_BYTES, OPEN, Chunks, Frames
@@ -92,38 +91,6 @@ def test_a_batch_is_framed_once() -> None:
 
 
 # The same tests for WebSocket
-
-
-@pytest.fixture
-def sent_frames(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that collects the texts that go through uvicorn's `send`."""
-    frames: list[str] = []
-    send = WebSocketsSansIOProtocol.send
-
-    async def noting(self: Any, message: Any) -> None:
-        if message["type"] == "websocket.send":
-            frames.append(message["text"])
-        await send(self, message)
-
-    monkeypatch.setattr(WebSocketsSansIOProtocol, "send", noting)
-    return frames
-
-
-async def watched_by_socket(served: Served, prefix: str = "") -> None:
-    """As `watched`, with text of every length of a frame's head."""
-    async with WsViewer(served.host, served.port, "c", prefix=prefix, attach_fields={"flush_ms": 0}) as viewer:
-        await viewer.until_attached()
-        text = await write(served.hub, "c", ["a", "b" * 10, "é" * 300, "c" * 70_000, "d" * 5, "日本" * 30_000])
-        await viewer.until(lambda: viewer.checker.status("m1") == "complete")
-        assert viewer.checker.text("m1") == text
-        assert viewer.checker.violations == []
-
-
-async def test_frames_do_not_go_through_the_servers_send(by_hand: Served, sent_frames: list[str]) -> None:
-    await watched_by_socket(by_hand)
-    # One text may go through `send`: that of a batch for a peer that has not read yet, because `send` waits for the
-    # peer.
-    assert len([text for text in sent_frames if "events" in text and len(text) <= MAX_BYTES]) <= 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 1_000, MAX_BYTES])

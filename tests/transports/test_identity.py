@@ -23,7 +23,6 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as sync_connect
 
 from proof.simulation.clock import START_MS
-from proof.wirecheck import SseViewer
 from tenuto.app import Hub
 from tenuto.cli.main import main
 from tenuto.core.errors import Busy, LocalError
@@ -42,7 +41,7 @@ from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, WAYS, Served, asking, new_hub, serving
 from tests.transports.test_sse import heartbeats
 from tests.transports.test_websocket import Peer, dialled
-from tests.transports.watching import Stream, stored
+from tests.transports.watching import Stream
 from tests.virtual import virtual_clock, virtually
 
 SECRET = "a secret that only tests know, of at least thirty-two bytes"
@@ -442,32 +441,6 @@ async def test_unavailable_verifier_closes_the_socket_for_a_retry() -> None:
 # Tickets
 
 
-async def test_viewer_with_a_ticket_resumes_repeatedly(served: Verified) -> None:
-    query = {"ticket": await served.ticket(), "flush_ms": "0"}
-    async with (
-        SseViewer(served.host, served.port, "chat:1", query=query, uses_last_event_id=True) as viewer,
-        served.hub.message("chat:1", id="m1") as message,
-    ):
-        await viewer.until_attached()
-        for round in range(4):
-            await message.append(f"round {round} ")
-            await message.flush()
-            await viewer.until(partial(is_text, viewer, "".join(f"round {n} " for n in range(round + 1))))
-            await viewer.close()
-            # now the ticket has expired, and only the seal in the cursor lets the stream begin again
-            served.watch.ahead_ms += 61_000
-            await viewer.reconnect()
-            await viewer.until_attached()
-        await message.finish()
-        await viewer.until(lambda: viewer.checker.status("m1") == "complete")
-        assert viewer.checker.differences(await stored(served.hub, "chat:1", "m1")) == []
-        assert viewer.checker.violations == []
-
-
-def is_text(viewer: SseViewer, text: str) -> bool:
-    return viewer.checker.text("m1") == text
-
-
 async def test_a_ticket_alone_opens_nothing_after_its_minute(served: Verified) -> None:
     ticket = await served.ticket()
     stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
@@ -495,17 +468,6 @@ async def test_one_stream_of_a_ticket_is_open_at_a_time(served: Verified) -> Non
     await newer.until_event("message.create")
     newer.close()
     await served.until(lambda: repr(served.hub.tickets) == "Tickets(1 keys, 0 open)")
-
-
-async def test_the_stream_of_a_ticket_ends_with_the_identity_behind_it(served: Verified) -> None:
-    ticket = await served.ticket(*READER)
-    stream = await Stream.open(served, f"{EVENTS}?ticket={ticket}")
-    await stream.until_event("channel.attached")
-    cursor = next(event.id for event in stream.events if event.id)
-    served.expire()
-    await stream.until_event("bye")
-    over = await Stream.open(served, f"{EVENTS}?ticket={ticket}", Last_Event_ID=cursor, Tenuto_Client="t")
-    assert over.response.status == 401
 
 
 async def test_a_ticket_opens_the_stream_of_one_answer_and_it_comes_back(served: Verified) -> None:

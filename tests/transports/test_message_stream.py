@@ -30,15 +30,6 @@ def done(stream: Stream) -> list[Any]:
     return [json.loads(event.data) for event in stream.events if event.event == "done"]
 
 
-async def test_finished_message_is_sent_at_once_and_completes_the_stream(served: Served) -> None:
-    text = await write(served.hub, "c", ["one ", "two"])
-    stream = await Stream.open(served, EVENTS)
-    assert await stream.until_over() is True
-    assert [event.event for event in stream.events] == ["answer", "done"]
-    assert (added_up(stream), done(stream)) == (text, [{"status": "complete"}])
-    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
-
-
 async def test_coming_back_after_done_gets_204_which_stops_an_event_source(served: Served) -> None:
     await write(served.hub, "c", ["text"])
     stream = await Stream.open(served, EVENTS)

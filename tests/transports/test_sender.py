@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tenuto.transports import sender as sender_module
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender
 from tests.transports.conftest import PATIENCE_S
 from tests.virtual import virtually
@@ -166,18 +165,6 @@ async def test_a_real_cancellation_is_not_mistaken_for_the_end(make: Make) -> No
     sender.end()
     with pytest.raises(asyncio.CancelledError):
         await carrying
-
-
-async def test_peer_that_does_not_read_times_out(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender_module, "SEND_TIMEOUT_S", 0.01)
-
-    async def send(message: Any) -> None:
-        await asyncio.Event().wait()
-
-    peer = Peer("x")
-    sender = peer.sender = make(send, peer)
-    peer.pump()
-    await carried(sender, peer)
 
 
 async def until_ended(make: Make, *, ends_s: float | None) -> float:

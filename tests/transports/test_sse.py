@@ -114,30 +114,6 @@ async def test_unread_bytes_of_an_ended_stream_are_freed(
         )  # although the peer has not read it
 
 
-async def test_a_stalled_reader_skips_ahead_and_loses_nothing(served: Served) -> None:
-    answer = "x" * 1_000_000
-    async with (
-        watching(served, receive_buffer_bytes=16 * 1024, query={"flush_ms": "0"}) as slow,
-        watching(served, query={"flush_ms": "0"}) as quick,
-    ):
-        await slow.until_attached()
-        await quick.until_attached()
-        slow.stall()
-        async with served.hub.message("c", id="m1") as message:
-            for start in range(0, len(answer), 10_000):
-                await message.append(answer[start : start + 10_000])
-                await message.flush()
-                await asyncio.sleep(0)
-        await quick.until(lambda: quick.checker.status("m1") == "complete")
-        assert quick.checker.text("m1") == answer
-        slow.resume()
-        await slow.until(lambda: slow.checker.status("m1") == "complete", timeout_s=PATIENCE_S)
-        assert slow.checker.text("m1") == answer
-        assert slow.checker.payload_bytes <= 1.05 * len(answer) + 128 * 1024
-        assert len(slow.events) < len(quick.events)
-        assert slow.checker.violations == quick.checker.violations == []
-
-
 async def test_a_heartbeat_is_a_comment_every_fifteen_seconds_at_most(served: Served) -> None:
     stream = await Stream.open(served, EVENTS)
     await stream.until_event("channel.attached")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,9 +17,7 @@ from proof.wirecheck import WsViewer, encode_frame
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.hub.channel import Channel
-from tests.proxy import FaultProxy
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
-from tests.transports.test_sse import heartbeats, pass_seconds
 
 Json = dict[str, Any]
 
@@ -276,38 +273,6 @@ async def test_too_large_frame_closes_the_socket(served: Served) -> None:
     assert (await served.http.get("/v1/channels/c/messages")).json()["messages"] == []
 
 
-async def test_a_frame_larger_than_the_server_takes_is_refused_by_the_server() -> None:
-    hub = new_hub()
-    async with serving(hub, ws_max_size=10_000) as served, dialled(served) as peer:
-        await peer.socket.send("x" * 20_000)
-        assert (await peer.closed())[0] == 1009
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\xff" * 20,  # reserved bits, unknown opcode
-        struct.pack("!BB", 0x81, 0x05) + b"plain",  # not masked
-        encode_frame(0x0, b"a continuation of nothing", mask=b"mask"),
-        encode_frame(0x1, b"\xff\xfe", mask=b"mask"),  # not UTF-8
-        encode_frame(0x9, b"x" * 126, mask=b"mask"),  # a ping that is too long
-    ],
-)
-async def test_server_survives_invalid_websocket_bytes(served: Served, data: bytes) -> None:
-    reader, writer = await served.connect()
-    key = "dGhlIHNhbXBsZSBub25jZQ=="
-    writer.write(
-        f"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
-    )
-    async with asyncio.timeout(PATIENCE_S):
-        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-        writer.write(data)
-        await reader.read()
-    await served.until(lambda: len(heartbeats(served)) == 0)
-    assert (await served.http.get("/healthz")).status_code == 200
-
-
 # Bounds
 
 
@@ -321,21 +286,6 @@ async def test_channels_of_a_socket_are_bounded() -> None:
         assert (await peer.ask("attach", channel="c2"))["type"] == "ok"
         await peer.ask("detach", channel="c0")
         assert (await peer.ask("attach", channel="c3"))["type"] == "ok"
-
-
-@pytest.mark.parametrize("drives_by_hand", [False, True])
-@pytest.mark.parametrize("limits", [Limits(socket_requests=5), Limits(socket_request_bytes=2_000)])
-async def test_all_requests_get_a_response_also_where_few_may_be_outstanding(
-    drives_by_hand: bool, limits: Limits
-) -> None:
-    hub = new_hub(limits=limits)
-    hub.drive_by_hand = drives_by_hand
-    async with serving(hub) as served, dialled(served) as peer:
-        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
-        refs = [await peer.send("append", channel="c", id="m1", text="x" * 50) for _ in range(200)]
-        refs += [await peer.send("history", channel="c") for _ in range(10)]
-        for ref in refs:
-            assert (await peer.reply(ref))["type"] == "ok"
 
 
 async def test_server_stops_reading_from_a_peer_that_does_not_read(served: Served) -> None:
@@ -377,27 +327,6 @@ async def test_too_much_waiting_in_the_hub_is_busy_and_nothing_is_lost() -> None
 
 
 # Slow, silent and vanished peers
-
-
-async def test_a_ping_comes_every_five_seconds_and_needs_no_pong(served: Served) -> None:
-    async with dialled(served) as peer:
-        await peer.ask("detach", channel="c")
-        for number in (1, 2):
-            await pass_seconds(served, 5)
-            assert await peer.receive() == {"type": "ping", "n": number}
-
-
-async def test_vanished_peer_leaves_no_feed(served: Served) -> None:
-    async with FaultProxy("127.0.0.1", served.port) as proxy:
-        viewer = WsViewer(proxy.host, proxy.port, "c")
-        async with viewer:
-            await viewer.until_attached()
-            proxy.black_hole()
-            for number in range(5):  # a half-open socket takes the frames that fit, and does not delay other sockets
-                await served.hub.create("c", id=f"m{number}", text="x" * 1_000)
-            assert (await served.http.get("/healthz")).status_code == 200
-            await proxy.cut()
-        await served.until(lambda: served.hub.stats()["feeds"] == 0 and len(heartbeats(served)) == 0)
 
 
 async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(
