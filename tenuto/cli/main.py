@@ -15,7 +15,7 @@ import shlex
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def main() -> None:
 )
 @click.option(
     "--allowed-origin",
-    "origins",
+    "allowed_origins",
     multiple=True,
     metavar="ORIGIN",
     help="Origin whose pages may send requests; repeatable.",
@@ -199,29 +199,7 @@ def main() -> None:
     help="Processes that serve; more than one need a PostgreSQL store.",
 )
 def serve(
-    host: str,
-    port: int,
-    store: str | None,
-    bus: str | None,
-    flush_ms: int | None,
-    drain_s: float | None,
-    backup_dir: Path | None,
-    backup_every: str | None,
-    backup_keep: int | None,
-    ages: tuple[str, ...],
-    max_bytes: str | None,
-    target: str | None,
-    secret_files: tuple[Path, ...],
-    jwks: str | None,
-    audiences: tuple[str, ...],
-    issuers: tuple[str, ...],
-    origins: tuple[str, ...],
-    public_origin: str | None,
-    has_visitors: bool,
-    allow_everyone: bool,
-    proxies: tuple[str, ...],
-    log_level: str,
-    workers: int,
+    host: str, port: int, target: str | None, proxies: tuple[str, ...], log_level: str, workers: int, **given: Any
 ) -> None:
     """Serve a hub: on this machine or, with a verifier, to other machines.
 
@@ -230,68 +208,60 @@ def serve(
     """
     from tenuto.app import Hub
 
-    verifier = _verifier(secret_files, jwks, audiences, issuers, allow_everyone=allow_everyone)
-    if has_visitors:
-        if allow_everyone:
-            raise LocalError(
-                "--visitors cannot be used with --allow-everyone, which verifies no caller; leave one of them out"
-            )
-        from tenuto.app import visitors  # imported here, because the import is slow
-
-        verifier = visitors(verifier)
+    verifier = _verifier(given)
     if target is not None:
-        is_ours = (store, bus, flush_ms, drain_s, public_origin) != (None,) * 5 or origins or secret_files or jwks
-        if is_ours or ages or has_visitors or max_bytes is not None:
+        if any(given[name] not in (None, ()) and given[name] is not False for name in _OF_HUB):
             raise LocalError(
                 "--app brings its own hub: set --store, --bus, --flush-ms, --drain-s, --allowed-origin, "
                 "--public-origin, --visitors, --retention, --max-bytes and the options for tokens there"
             )
         app = load_app(target)
-        if not allow_everyone:
+        if not given["allow_everyone"]:
             check_guarded(host, app)
         for one in hubs_in(app):
             one.authenticate = one.authenticate or verifier
     else:
-        settings: dict[str, Any] = {"bus": bus, "flush_ms": flush_ms, "drain_s": drain_s, "authenticate": verifier}
-        settings |= {"allowed_origins": origins, "public_origin": public_origin}
-        settings["max_bytes"] = (
-            int(max_bytes) if max_bytes and max_bytes.isdecimal() and len(max_bytes) < 19 else max_bytes
-        )
-        settings["retention"] = rules_of("--retention", ages)
-        known = {name: value for name, value in settings.items() if value is not None}
-        app = Hub("sqlite:///tenuto.db" if store is None else store, **known)
+        settings = {name: given[name] for name in _SETTINGS if given[name] is not None}
+        size = given["max_bytes"] or ""
+        settings["max_bytes"] = int(size) if size.isdecimal() and len(size) < 19 else given["max_bytes"]
+        settings |= {"authenticate": verifier, "retention": rules_of("--retention", given["ages"])}
+        app = Hub("sqlite:///tenuto.db" if given["store"] is None else given["store"], **settings)
         check_guarded(host, app)
-    _schedule_backups(hubs_in(app), backup_dir, backup_every, backup_keep)
-    if allow_everyone and not is_local(host):
+    _schedule_backups(hubs_in(app), given["backup_dir"], given["backup_every"], given["backup_keep"])
+    if given["allow_everyone"] and not is_local(host):
         click.echo(f"Every machine that reaches {host} may read and write every channel.", err=True)
-    elif allow_everyone:
+    elif given["allow_everyone"]:
         for one in hubs_in(app):  # otherwise the DNS name of any web page could point at this machine
             one.requires_own_host = True
     hub = app if isinstance(app, Hub) else None
     if hub is not None:
         hub.drive_by_hand = True  # safe, because no middleware stands between the hub and the server
+    inherited = None
     if workers > 1:
         check_shared(hubs_in(app), workers)
-    inherited = inherited_socket(longest_drain_s(app)) if workers > 1 else None
+        inherited = inherited_socket(longest_drain_s(app))
     listening = inherited or _listen(host, port)
-    addresses = [one for text in proxies for one in text.split(",")]
+    start = f"Tenuto {__version__} serves {address_of(listening)}"
+    if inherited is None:  # with --workers, the parent process says it for all
+        _warn_of_readable(given["secret_files"])
+        if workers > 1:
+            click.echo(f"{start} with {workers} workers")
+            _end_as(run_workers(workers, listening, longest_drain_s(app)))
+            return
 
     def print_start() -> None:
         if inherited is None:
-            click.echo(f"Tenuto {__version__} serves {address_of(listening)}")
+            click.echo(start)
 
-    if inherited is None:  # with --workers, the parent process says it for all
-        _warn_of_readable(secret_files)
-
-    if workers > 1 and inherited is None:
-        click.echo(f"Tenuto {__version__} serves {address_of(listening)} with {workers} workers")
-        _end_as(run_workers(workers, listening, longest_drain_s(app)))
-        return
+    addresses = [one for text in proxies for one in text.split(",")]
+    options = {"log_level": log_level, "proxies": addresses, "on_startup": beat if inherited is not None else None}
     with _showing_log(log_level):
-        on_startup = beat if inherited is not None else None
-        _run(app, hub, listening, print_start, log_level=log_level, proxies=addresses, on_startup=on_startup)
+        _run(app, hub, listening, print_start, **options)
 
 
+# the options that become settings of the hub, and all that an app of one's own has in its code
+_SETTINGS = ("bus", "flush_ms", "drain_s", "allowed_origins", "public_origin")
+_OF_HUB = (*_SETTINGS, "store", "secret_files", "jwks", "ages", "has_visitors", "max_bytes")
 for _option in serve.params:
     _option.envvar = "TENUTO_" + _option.opts[0].removeprefix("--").upper().replace("-", "_")
 
@@ -430,29 +400,34 @@ def tail(channel: str, url: str, history: int, since: str | None) -> None:
         click.echo()
 
 
-def _verifier(
-    secret_files: tuple[Path, ...],
-    jwks: str | None,
-    audiences: tuple[str, ...],
-    issuers: tuple[str, ...],
-    *,
-    allow_everyone: bool,
-) -> Authenticate | None:
-    """Build the authenticator from the options, if any were given. Raises LocalError for options that conflict."""
-    if allow_everyone:
-        if secret_files or jwks or audiences or issuers:
+def _verifier(given: Mapping[str, Any]) -> Authenticate | None:
+    """Build the authenticator from the options of `serve`, if any were given. Raises LocalError if they conflict."""
+    jwks, issuers, has_visitors = given["jwks"], given["issuers"], given["has_visitors"]
+    has_keys = bool(given["secret_files"]) or jwks is not None
+    has_names = bool(given["audiences"] or issuers)
+    verifier: Authenticate | None = None
+    if given["allow_everyone"]:
+        if has_keys or has_names:
             raise LocalError("--allow-everyone verifies no token: leave it out, or leave out the options for tokens")
+        if has_visitors:
+            raise LocalError(
+                "--visitors cannot be used with --allow-everyone, which verifies no caller; leave one of them out"
+            )
         return identity.allow_everyone
-    if not secret_files and jwks is None:
-        if audiences or issuers:
-            raise LocalError("--jwt-audience and --jwt-issuer need --jwt-secret-file or --jwks")
-        return None
-    if not audiences:
-        raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
-    from tenuto.hub.access.tokens import jwt_verifier  # imported here, because the import is slow
+    if has_keys:
+        if not given["audiences"]:
+            raise LocalError("verifying tokens needs an audience: name it with --jwt-audience")
+        from tenuto.hub.access.tokens import jwt_verifier  # imported here, because the import is slow
 
-    secrets = [_secret(path) for path in secret_files]
-    return jwt_verifier(secret=secrets, jwks_url=jwks, audience=audiences, issuer=issuers or None)
+        secrets = [_secret(path) for path in given["secret_files"]]
+        verifier = jwt_verifier(secret=secrets, jwks_url=jwks, audience=given["audiences"], issuer=issuers or None)
+    elif has_names:
+        raise LocalError("--jwt-audience and --jwt-issuer need --jwt-secret-file or --jwks")
+    if has_visitors:
+        from tenuto.app import visitors
+
+        return visitors(verifier)
+    return verifier
 
 
 def _secret(path: Path) -> bytes:
