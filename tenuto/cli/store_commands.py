@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 from urllib import error as failed
 from urllib import request
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import click
 import msgspec
@@ -69,20 +69,11 @@ T = TypeVar("T")
 
 def at_url(url: str, token: str | None) -> Server:
     """Return the server at `url`. Raises LocalError for an address or a token that cannot be right."""
-    try:
-        parts = urlsplit(url)
-        is_valid = (
-            url.isascii()
-            and url.isprintable()
-            and not any(mark in url for mark in " ?#")
-            and parts.scheme in ("http", "https")
-            and "@" not in parts.netloc
-            and parts.port != 0  # raises ValueError for a port that is no number
-            and len((parts.hostname or "").encode("idna")) > 0  # raises ValueError for a label that DNS cannot hold
-        )
-    except ValueError:
-        is_valid = False
-    if not is_valid:
+    from tenuto.client.connection import check_address  # imported here, because the import is slow
+
+    parts = check_address(url, name="--url", example="http://host:8000/path")
+    is_plain = url.isascii() and url.isprintable() and not any(mark in url for mark in " ?#")
+    if not is_plain or parts.scheme not in ("http", "https") or "@" in parts.netloc:
         raise LocalError(
             "--url must be like http://host:8000/path, in ASCII and without a user, a query or a fragment (the token "
             f"goes in TENUTO_TOKEN), got {shown_url(url)}"

@@ -183,6 +183,17 @@ def fill_pattern(pattern: str, client_id: str | None) -> str:
     return pattern.replace(_SUB, check_id(client_id, "a client id"))
 
 
+def cookies_of(scope: Scope) -> list[tuple[str, str]]:
+    """Return the names and values of all cookies of a request."""
+    pairs = [
+        pair.strip(" \t").partition("=")  # other white space is part of a name, which a neighbouring host could set
+        for header, value in scope["headers"]
+        if header.lower() == b"cookie"
+        for pair in value.decode("latin-1").split(";")
+    ]
+    return [(name, value) for name, _, value in pairs]
+
+
 def claimed_identity(scope: Scope) -> Identity:
     """Return the identity of an unverified peer: `?client=`, else `anonymous`."""
     claimed = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("client", ["anonymous"])[0]

@@ -32,7 +32,7 @@ from jwt.algorithms import HMACAlgorithm, get_default_algorithms
 
 from tenuto.core.errors import Busy, LocalError, TenutoError, Unauthenticated, shown, shown_url
 from tenuto.core.names import check_id
-from tenuto.hub.access.identity import Expired, Identity, Scope
+from tenuto.hub.access.identity import Expired, Identity, Scope, cookies_of
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -149,14 +149,11 @@ def _jwk_key(one: Any) -> Key | None:
     kid = one.get("kid")
     if not isinstance(purposes, list) or "verify" not in purposes or not isinstance(kid, str | None):
         return None
-    reader = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}.get(str(one.get("kty")))
-    if reader is None:  # unknown, or the type "oct": a secret must not be among public keys
-        return None
     try:
-        material: Any = get_default_algorithms()[reader].from_jwk(one)
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        material: Any = jwt.PyJWK(one).key
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, NotImplementedError):  # the last for "alg": "none"
         return None
-    algorithms = _algorithms_of(material)
+    algorithms = _algorithms_of(material)  # none for the type "oct": a secret must not be among public keys
     if "alg" in one:
         algorithms &= {str(one["alg"])}
     return Key(kid, algorithms, material) if algorithms else None
@@ -443,7 +440,7 @@ class JwtVerifier:
             if scheme.lower() != "bearer" or not token.strip():
                 raise Unauthenticated(f"Authorization header must be 'Bearer <token>', got the scheme {shown(scheme)}")
             return token.strip()
-        return _cookie_of(scope, self.cookie) if self.cookie is not None else None
+        return next((value.strip('"') for name, value in cookies_of(scope) if name == self.cookie and value), None)
 
     async def _verified_claims(self, token: str) -> dict[str, Any]:
         """Return the claims of `token` after its signature was verified. Raises Unauthenticated."""
@@ -568,16 +565,3 @@ def _grants(claim: Any) -> dict[str, frozenset[str]]:
         if not isinstance(capabilities, list) or not all(isinstance(one, str) for one in capabilities):
             raise LocalError(f"grant on {shown(pattern)} must be a list of capabilities, got {shown(capabilities)}")
     return {pattern: frozenset(capabilities) for pattern, capabilities in claim.items()}
-
-
-def _cookie_of(scope: Scope, name: str) -> str | None:
-    """Return the value of the cookie `name`, or None."""
-    for header, value in scope["headers"]:
-        if header.lower() != b"cookie":
-            continue
-        for pair in value.decode("latin-1").split(";"):
-            known, _, text = pair.strip(" \t").partition("=")
-            if known == name and text:
-                found: str = text.strip('"')
-                return found
-    return None

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from tenuto.core.errors import InvalidName, LocalError, TenutoError, shown
 from tenuto.core.retention import DAY_MS
 from tenuto.core.visitor_ids import RANDOM_BYTES, STEM, is_visitor, new_visitor_id
-from tenuto.hub.access.identity import Authenticate, Identity, Scope
+from tenuto.hub.access.identity import Authenticate, Identity, Scope, cookies_of
 from tenuto.hub.access.rates import QuestionLimits, Route, enter_route
 from tenuto.hub.access.tickets import MIN_KEY_BYTES, has_signature, signature
 from tenuto.hub.clock import Clock
@@ -166,7 +166,7 @@ class VisitorVerifier:
         is_encrypted = scope.get("scheme") in ("https", "wss") or (self.hub.public_origin or "").startswith("https:")
         stem = HOST_PREFIX + COOKIE if is_encrypted else COOKIE
         names = [stem + signature(key, _purpose("cookie's name"), "")[:DIGEST_CHARACTERS] for key in self._keys]
-        cookies = [(name, value) for name, value in _cookies(scope) if name.startswith(stem) and _NAME.fullmatch(name)]
+        cookies = [one for one in cookies_of(scope) if one[0].startswith(stem) and _NAME.fullmatch(one[0])]
         # that of the newest key for which the browser has one
         name = next((one for one in names if any(one == known for known, _ in cookies)), names[0])
         given = [value for known, value in cookies if known == name]
@@ -230,14 +230,3 @@ def _is_embedded(scope: Scope) -> bool:
     """
     shown = {name.lower(): value for name, value in scope["headers"]}
     return shown.get(b"sec-fetch-site") == b"cross-site" and shown.get(b"sec-fetch-dest") != b"document"
-
-
-def _cookies(scope: Scope) -> list[tuple[str, str]]:
-    """Return the names and values of all cookies."""
-    pairs = [
-        pair.strip(" \t").partition("=")  # other white space is part of a name, which a neighbouring host could set
-        for header, value in scope["headers"]
-        if header.lower() == b"cookie"
-        for pair in value.decode("latin-1").split(";")
-    ]
-    return [(name, value) for name, _, value in pairs]
