@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from tenuto.server.bounded_http import BODY_BYTES, BODY_S, SLICE_BYTES, BoundedHttpProtocol
 from tenuto.server.connections import CHANCE_S, MAX_LARGE, READ_BYTES, SWEEP_S, Connections
-from tenuto.transports.server_connection import connection_of
+from tenuto.transports.origin import connection_of
 from tests.virtual import virtually
 
 

@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_562,
-    "lines of its kernel": 34_293,
-    "modules of tenuto/": 177,
+    "lines of tenuto/": 54_442,
+    "lines of its kernel": 34_234,
+    "modules of tenuto/": 173,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
     "lines of tests/": 70_336,
-    "lines of proof/ and bench/": 24_070,
+    "lines of proof/ and bench/": 24_069,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,

@@ -6,9 +6,8 @@ The names of this module are public, and `docs/client.md` documents them; the mo
 
 from tenuto.client.client import Client, Presence
 from tenuto.client.connection import NotTenuto, Timing, UnknownProblem, Unreachable
-from tenuto.client.feed import Subscription
+from tenuto.client.feed import Change, ChannelView, Subscription
 from tenuto.client.sync import SyncClient
-from tenuto.client.view import Change, ChannelView
 from tenuto.client.work import ClaimedTurn
 from tenuto.client.writer import RemoteWriter
 from tenuto.portal import SyncWriter

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from tenuto.agents.backend import Sent, Watch
 from tenuto.agents.running import Agent, Handler, Running, check_agent, check_worker_settings
 from tenuto.agents.turn import OnCrash
-from tenuto.client.view import ChannelView
+from tenuto.client.feed import ChannelView
 from tenuto.client.work import ClaimedTurn, check_pattern
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.events import CommandReply, Page

@@ -1,9 +1,8 @@
 """The client, which offers the calls of a hub over the network.
 
-Layer: client. `Client` combines the modules beside it: `connection` and `link` (the server), `feed` and `view`
-(following channels), `writer` and `work`. `Links` owns the tasks of a client: one link for its requests,
-and more as its channels need them.
-Public names without an underscore are the API and are documented in `docs/client.md`.
+Layer: client. `Client` combines the modules beside it: `connection` and `link` (the server), `feed` (following
+channels), `writer` and `work`. `Links` owns the tasks of a client: one link for its requests, and more as its channels
+need them. Public names without an underscore are the API and are documented in `docs/client.md`.
 
 A present member belongs to a socket, so `Presence` enters again on each new one. The server's grace period hides the
 change.
@@ -33,9 +32,8 @@ from tenuto.client.connection import (
     decode_response,
     websocket_dial,
 )
-from tenuto.client.feed import EventConsumer, Feed, Subscription
+from tenuto.client.feed import ChannelView, EventConsumer, Feed, Subscription
 from tenuto.client.link import Link
-from tenuto.client.view import ChannelView
 from tenuto.client.work import OnTurn, RemoteWorker, Signals, Workers
 from tenuto.client.writer import RemoteWriter
 from tenuto.core.errors import LocalError, TenutoError

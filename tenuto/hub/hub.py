@@ -52,10 +52,9 @@ from tenuto.hub.keep.backups import check_speed
 from tenuto.hub.keep.retention import Retainer, Rules
 from tenuto.hub.lifecycle import Lifecycle, SignalHook
 from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, own_copy
-from tenuto.hub.recovery import Adopter, Recovery
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.status import take_waiting
-from tenuto.hub.writer import MessageWriter, Writers
+from tenuto.hub.writer import Adopter, MessageWriter, Recovery, Writers
 from tenuto.portal import NoResponse, Portal, SyncWriter, run_on, writing
 from tenuto.stores.base import Bus, Store, head_of
 from tenuto.stores.sqlite.store import SqliteStore

@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from tenuto.core.errors import InvalidRequest, TenutoError, TooLarge
 from tenuto.server.connections import LARGE_BYTES, PARSE_S, Connection, Connections
 from tenuto.transports.codec import problem_headers
-from tenuto.transports.server_connection import EXTENSION
+from tenuto.transports.origin import EXTENSION
 
 HTTP_S = 0.0005  # the part of `PARSE_S` for HTTP, whose peers may be unknown
 
@@ -254,7 +254,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.transport.abort()
 
     def known(self) -> None:
-        """Stop counting the connection, because its peer is known (`transports.server_connection`)."""
+        """Stop counting the connection, because its peer is known (`transports.origin`)."""
         self._is_known = True
         self._is_in_body = False
         connection = self._connection
@@ -264,7 +264,7 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 connection.rest()
 
     def verify(self, limit: asyncio.Timeout) -> None:
-        """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
+        """Count the connection while a verifier runs, if its peer is unknown (`transports.origin`)."""
         connection = self._connection
         if connection is not None and not self._is_known:
             connection.verification = limit

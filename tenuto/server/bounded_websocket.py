@@ -31,7 +31,7 @@ from websockets.typing import StatusLike
 from tenuto.core.errors import InvalidRequest
 from tenuto.server.bounded_http import refusal, refusal_headers, release_transport, write_last
 from tenuto.server.connections import LARGE_BYTES, PARSE_S, Connection, Connections
-from tenuto.transports.server_connection import EXTENSION
+from tenuto.transports.origin import EXTENSION
 
 INTRODUCTION_BYTES = 8 * 1024  # limit of a message from a peer that has not authenticated yet
 MAX_FRAGMENTS = 256  # limit of fragments in a message; browsers send one or a few
@@ -220,7 +220,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         self.transport.abort()
 
     def known(self) -> None:
-        """Lift the bounds for this connection, because its peer is authenticated (`transports.server_connection`)."""
+        """Lift the bounds for this connection, because its peer is authenticated (`transports.origin`)."""
         if not self._is_known:
             self._is_known = True
             self._connection.proceed()
@@ -228,7 +228,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
             self.transport.set_write_buffer_limits()
 
     def verify(self, limit: asyncio.Timeout) -> None:
-        """Count the connection while a verifier runs, if its peer is unknown (`transports.server_connection`)."""
+        """Count the connection while a verifier runs, if its peer is unknown (`transports.origin`)."""
         if self._is_known:
             return
         self._connection.verification = limit

@@ -45,8 +45,7 @@ from tenuto.hub.people.presence import check_member, check_signal
 from tenuto.transports.codec import refusals, unexpected
 from tenuto.transports.headers import Query, header, is_operator, peer_of
 from tenuto.transports.operations import BY_NAME, Operation
-from tenuto.transports.origin import check_origin
-from tenuto.transports.server_connection import connection_of, mark_known
+from tenuto.transports.origin import check_origin, connection_of, mark_known
 
 # longest time that the app's verifier may take, which may query a database while the caller waits
 VERIFY_TIMEOUT_S = 10.0

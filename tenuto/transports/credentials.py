@@ -21,7 +21,7 @@ from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import describe_caller, identity_by_token, is_ambient
 from tenuto.transports.headers import peer_of
-from tenuto.transports.server_connection import mark_known
+from tenuto.transports.origin import mark_known
 from tenuto.transports.traffic import charge
 
 # A longer timer is set in steps: event loops count time in floats, and none sleeps for longer than a day.

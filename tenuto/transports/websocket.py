@@ -40,8 +40,8 @@ from tenuto.transports.codec import (
 )
 from tenuto.transports.credentials import Credentials, not_authenticated
 from tenuto.transports.headers import header
+from tenuto.transports.origin import expect_introduction
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Frames, Heartbeats, Sender, TaskSender
-from tenuto.transports.server_connection import expect_introduction
 from tenuto.transports.session import PING_S, Session
 from tenuto.transports.sse import RETRY_MS
 

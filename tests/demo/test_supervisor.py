@@ -22,7 +22,7 @@ import pytest
 from tenuto.demo.answers import written_answers
 from tenuto.demo.child import is_of_interest
 from tenuto.demo.guide import AGENTS
-from tenuto.transports.server_connection import SocketOwner, objection
+from tenuto.transports.origin import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
 
 CHANNEL = "demo:test"

@@ -49,7 +49,7 @@ from tenuto.core.requests import AppendText
 from tenuto.core.state import ChannelState, PartTail
 from tenuto.core.text import Text
 from tenuto.hub import channel as channels
-from tenuto.hub import committer, hooks, recovery
+from tenuto.hub import committer, hooks, writer
 from tenuto.hub import hub as hubs
 from tenuto.hub.channel import BatchCache, Channel, EncodedBatch, Group
 from tenuto.hub.clock import StoreClock
@@ -306,7 +306,7 @@ def messages_of_a_dead_process_are_not_recovered(patch: pytest.MonkeyPatch) -> N
     async def skip(*about: Any) -> None:
         pass
 
-    patch.setattr(recovery, "_end_or_adopt", skip)
+    patch.setattr(writer, "_end_or_adopt", skip)
 
 
 def messages_of_an_ended_node_wait(patch: pytest.MonkeyPatch) -> None:
@@ -368,7 +368,7 @@ def a_claim_is_judged_by_an_older_renewal(patch: pytest.MonkeyPatch) -> None:
         await lose(cast("NodeLease", SimpleNamespace(is_gone=nodes.is_gone, renew=renew)), scheduler, channel)
 
     patch.setattr(shared_turns, "lose_turns", lose_at_once)
-    patch.setattr(recovery, "lose_turns", lose_at_once)
+    patch.setattr(writer, "lose_turns", lose_at_once)
 
 
 def a_store_that_lost_its_leases_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from tenuto.stores.base import (
     Write,
     head_of,
 )
-from tenuto.stores.postgres.holds import renew
+from tenuto.stores.postgres.schema import renew
 from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import READERS, PostgresStore, payloads_of
 from tests.hub.watching import Watcher

@@ -18,14 +18,14 @@ import pytest
 from proof.chaos.processes import free_port
 from tenuto.core.errors import Busy, NoVerifier
 from tenuto.server import serving
-from tenuto.transports import server_connection
+from tenuto.transports import origin
 from tenuto.transports.codec import refusals
-from tenuto.transports.origin import check_peer
-from tenuto.transports.server_connection import (
+from tenuto.transports.origin import (
     Pair,
     SocketOwner,
     by_netlink,
     by_table,
+    check_peer,
     foreign_owner,
     objection,
     pair_of,
@@ -128,7 +128,7 @@ async def test_only_the_log_names_the_accounts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(refusals, "_logged_at_s", OrderedDict())
-    monkeypatch.setattr(server_connection, "objection", lambda owner, uid: objection(SocketOwner(NOBODY, 7), 4_242))
+    monkeypatch.setattr(origin, "objection", lambda owner, uid: objection(SocketOwner(NOBODY, 7), 4_242))
     hub = new_hub()
     with socket.socket() as listening, socket.socket() as peer:
         listening.bind((HERE, 0))
@@ -184,12 +184,12 @@ def test_addresses_are_understood_in_every_form(client: str, server: str) -> Non
 def fresh(monkeypatch: pytest.MonkeyPatch) -> dict[Any, bool]:
     """Forget the sources of this system for one test."""
     sources: dict[Any, bool] = {}
-    monkeypatch.setattr(server_connection, "_sources", sources)
+    monkeypatch.setattr(origin, "_sources", sources)
     return sources
 
 
 async def test_table_is_read_where_netlink_is_missing(fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_connection, "_SOCK_DIAG", 31)  # a netlink family that does not exist
+    monkeypatch.setattr(origin, "_SOCK_DIAG", 31)  # a netlink family that does not exist
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         assert await foreign_owner(scope) is None
@@ -202,8 +202,8 @@ async def test_table_is_read_where_netlink_is_missing(fresh: dict[Any, bool], mo
 async def test_without_both_sources_the_other_rules_stand_alone(
     fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_connection, "_SOCK_DIAG", 31)
-    monkeypatch.setattr(server_connection, "TABLES", {4: "/nowhere/tcp", 6: "/nowhere/tcp6"})
+    monkeypatch.setattr(origin, "_SOCK_DIAG", 31)
+    monkeypatch.setattr(origin, "TABLES", {4: "/nowhere/tcp", 6: "/nowhere/tcp6"})
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         peer.close()
@@ -232,13 +232,13 @@ async def test_shortage_of_descriptors_lets_no_stranger_in(
 
 async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up: list[Any] = []
-    real = server_connection._look_up
+    real = origin._look_up
 
     async def counted(scope: Any) -> str | None:
         looked_up.append(scope["client"])
         return await real(scope)
 
-    monkeypatch.setattr(server_connection, "_look_up", counted)
+    monkeypatch.setattr(origin, "_look_up", counted)
     monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
     hub = new_hub()
     running, listening = serving.server(hub), serving.listen(HERE, 0)
