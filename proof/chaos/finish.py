@@ -50,6 +50,7 @@ LENGTH = 2_000  # characters of an answer
 CHUNK = 40
 OVERLAP = 50  # characters that a continuation may repeat
 PACE_S = 0.01  # between two chunks
+SLOW_S = 0.2  # between two characters during a rolling deploy, so that it replaces three nodes within one answer
 TOOL_S = 0.3  # longest work of a tool
 BROKEN = 0.4  # share of the requests to the model that break
 FAULTS = ("429", "503", "cut", "clean cut", "stall", "overloaded", "overlap", "repeat")
@@ -82,6 +83,7 @@ class Outside(Provider):
 
     def __init__(self, seed: str) -> None:
         super().__init__()
+        self.is_slow = False
         self.progress = 0  # rises with each call and each chunk
         self.calls: Counter[tuple[str, str]] = Counter()  # calls of a tool, by question and step
         self.keys: dict[tuple[str, str], set[str]] = {}  # their idempotency keys
@@ -130,10 +132,12 @@ class Outside(Provider):
         begin = {"repeat": 0, "overlap": max(0, len(prefix) - OVERLAP)}.get(fault or "", len(prefix))
         is_whole = fault in (None, "repeat", "overlap")
         end = len(text) if is_whole else self._random.randrange(begin, len(text) + 1)
-        for at in range(begin, end, CHUNK):
+        at = begin
+        while at < end:
             self.progress += CHUNK // 20
-            yield wires.chat({"content": text[at : min(at + CHUNK, end)]})
-            yield PACE_S
+            begin, at = at, min(at + (1 if self.is_slow else CHUNK), end)
+            yield wires.chat({"content": text[begin:at]})
+            yield SLOW_S if self.is_slow else PACE_S
         match fault:
             case "cut":
                 yield CUT
@@ -280,6 +284,7 @@ async def finish(world: World) -> None:
     check_programs()
     with running_postgres() as database:
         await _play(world, "postgres", database.url, rounds // 2, nodes=2)
+        await _play(world, "deploy", database.url, rounds=1, nodes=3)
     await world.check_what_is_left()
 
 
@@ -301,7 +306,7 @@ async def _play(world: World, name: str, store: str, rounds: int, *, nodes: int)
             world.view(f"{name}-{transport}-{chat}", transport, f"finish:{chat}", port=node.port, by=Watcher)
     approving = asyncio.get_running_loop().create_task(play.approve())
     for number in range(rounds):
-        await play.round(number)
+        await play.round(number, is_deploy=nodes > 2)
     await end(approving)
     for viewer in world.viewers:
         await viewer.stop()
@@ -358,8 +363,8 @@ class Play:
         if self._returned.setdefault(step, call) != call:
             raise Failure(f"{step} returned the result of call {self._returned[step]}, and then that of call {call}")
 
-    async def round(self, number: int) -> None:
-        """Ask in each chat, let processes die at drawn moments, and judge the answers."""
+    async def round(self, number: int, *, is_deploy: bool) -> None:
+        """Ask in each chat, let processes die at drawn moments, or all be replaced in turn, and judge the answers."""
         world, chats = self.world, {f"{self.name}-{number}-{chat}": chat for chat in CHATS}
         for id, chat in chats.items():
             await self._insist("POST", "/messages", chat, {"id": id, "text": id})
@@ -368,8 +373,15 @@ class Play:
             asyncio.create_task(kind(ports, id, chat).follow())
             for kind, (id, chat) in zip(world.random.sample(CLIENTS, len(CLIENTS)), chats.items(), strict=False)
         ]
-        for count in range(1, world.random.randrange(2, 5)):
-            await self._strike(chats, world.random.randrange(TURN * len(chats)) // count)
+        if is_deploy:
+            self.outside.is_slow = True
+            for node in self.nodes:
+                await self._strike(chats, TURN // 4, node)
+            self.outside.is_slow = False
+        else:
+            for count in range(1, world.random.randrange(2, 5)):
+                further = world.random.randrange(TURN * len(chats)) // count
+                await self._strike(chats, further, world.random.choice(self.nodes), is_kill=world.random.random() < 0.7)
         await world.until(lambda: not self._open(chats), f"the answers to {[*chats]}", SETTLED_S)
         async with asyncio.timeout(SETTLED_S):
             await asyncio.gather(*clients)
@@ -377,10 +389,9 @@ class Play:
             await self._judge(id, chat)
         world.count("rounds")
 
-    async def _strike(self, chats: dict[str, str], further: int) -> None:
-        """End a process when the agent has come further by so much, unless the round is over before."""
+    async def _strike(self, chats: dict[str, str], further: int, node: Server, *, is_kill: bool = False) -> None:
+        """End the process of `node` when the agent has come further by so much, unless the round is over before."""
         world, goal = self.world, self.outside.progress + further
-        node, is_kill = world.random.choice(self.nodes), world.random.random() < 0.7
         pause_s = world.random.uniform(0.0, 0.3)  # the time that a supervisor may take
         await world.until(lambda: self.outside.progress >= goal or not self._open(chats), "progress", SETTLED_S)
         if not (lost := self._open(chats)):
