@@ -22,7 +22,7 @@ needs_caddy = pytest.mark.skipif(shutil.which("caddy") is None, reason="Caddy is
 
 def settings_of_the_docs() -> str:
     """Return the configuration that `docs/deployment.md` shows."""
-    found = re.findall(r"## Caddy\n.*?```\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
+    found = re.findall(r"## Caddy\n.*?```text\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
     return str(found[0])
 
 
