@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_442,
+    "lines of tenuto/": 54_460,
     "lines of its kernel": 34_234,
     "modules of tenuto/": 173,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_400,
+    "lines of tests/": 70_445,
     "lines of proof/ and bench/": 24_080,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

@@ -86,7 +86,8 @@ async def _pipe_one(
         await _in_time(upstream.open(), stall_s)
         chosen = chosen or by_stream(upstream.stream)
         events = upstream.events(chosen.events(upstream.stream) if chosen is not None else upstream.stream)
-        async for event in events if stall_s is None else _Steady(events, stall_s):
+        is_alive = lambda: chosen is None or chosen.is_alive  # noqa: E731  # `chosen` changes
+        async for event in events if stall_s is None else _Steady(events, stall_s, is_alive):
             if chosen is None:
                 chosen = by_first_event(event, option)
             await _write(writing, chosen, event)
@@ -106,9 +107,9 @@ async def _pipe_one(
     return writing.piped()
 
 
-async def _in_time(call: Awaitable[T], stall_s: float | None) -> T:
-    """Return the result of `call`. Raises UpstreamEnded if it takes longer than `stall_s`."""
-    scope = asyncio.timeout(stall_s)
+async def _in_time(call: Awaitable[T], stall_s: float | None, left_s: float | None = None) -> T:
+    """Return the result of `call`. Raises UpstreamEnded if it takes longer than what is left of `stall_s`."""
+    scope = asyncio.timeout(stall_s if left_s is None else left_s)
     try:
         async with scope:
             return await call
@@ -119,17 +120,23 @@ async def _in_time(call: Awaitable[T], stall_s: float | None) -> T:
 
 
 class _Steady:
-    """The events of a stream, each of which must come in time: keep-alives of the connection do not count."""
+    """The events of a stream, each of which must come in time; keep-alives, for which `is_alive` is false, are none."""
 
-    def __init__(self, events: AsyncIterator[object], stall_s: float) -> None:
+    def __init__(self, events: AsyncIterator[object], stall_s: float, is_alive: Callable[[], bool]) -> None:
         self._events = events
-        self._stall_s = stall_s
+        self._stall_s = self._left_s = stall_s
+        self._is_alive = is_alive  # returns whether the last event was a sign of the model
 
     def __aiter__(self) -> _Steady:
         return self
 
     async def __anext__(self) -> object:
-        return await _in_time(anext(self._events), self._stall_s)
+        if self._is_alive():
+            self._left_s = self._stall_s
+        began_s = asyncio.get_running_loop().time()
+        event = await _in_time(anext(self._events), self._stall_s, self._left_s)
+        self._left_s -= asyncio.get_running_loop().time() - began_s
+        return event
 
 
 class KeepingWriter(Writer, Protocol):

@@ -89,11 +89,13 @@ class AISDKSource(Source):
     def take(self, event: object) -> Iterator[Edit]:
         if isinstance(event, bytes | bytearray | memoryview):
             event = self._decode(bytes(event))
+        self.is_alive = not isinstance(event, str)
         if not isinstance(event, str):
             yield from self._edits(event)
             return
         for line in self._lines(event):
             if (chunk := chunk_of(line)) is not None:
+                self.is_alive = True
                 yield from self._edits(chunk)
 
     def end(self) -> Iterator[Edit]:

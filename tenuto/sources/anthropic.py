@@ -74,6 +74,7 @@ class Anthropic(Source):
         self._streamed: set[int] = set()  # indexes of tool blocks whose input was streamed
 
     def take(self, event: object) -> Iterator[Edit]:
+        self.is_alive = get(event, "type") != "ping"
         match get(event, "type"):
             case "message_start":
                 message = get(event, "message")

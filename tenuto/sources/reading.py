@@ -87,6 +87,7 @@ class Source:
     """The translator of one provider's stream. A subclass maps the provider's events to edits."""
 
     name: ClassVar[str]
+    is_alive = True  # False: the last event was a keep-alive (a comment, a ping)
 
     def events(self, stream: object) -> object:
         """Return the (async) iterator of events behind `stream`."""

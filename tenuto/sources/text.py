@@ -41,6 +41,11 @@ class FrameReader:
         self._data: list[str] = []
         self._size = 0
 
+    @property
+    def is_undecided(self) -> bool:
+        """Return whether it is not known yet if the items are lines, or text."""
+        return self._first is not None
+
     def read(self, item: str) -> Iterator[tuple[str, str | None]]:
         """Yield the event name and the data of each complete frame.
 
@@ -126,11 +131,12 @@ class SSEText(Source):
         if self._is_text:
             yield Add("text", self._checked(event))
         elif isinstance(event, str):
+            self.is_alive = self._reader.is_undecided
             if self._before is not None:
                 self._before.append(event)
             yield from self._frames(self._reader.read(event))
         elif is_frame_object(event):
-            self._before = None
+            self._before, self.is_alive = None, False
             raw = get(event, "raw_data")
             yield from self._frame(str(get(event, "event") or ""), get(event, "data") if raw is None else raw)
         else:
@@ -165,12 +171,13 @@ class SSEText(Source):
                     "a line of the stream is not a field of a server-sent event such as `data:`; for plain text pass "
                     f"{self._option}='text'"
                 ) from None
-            self._is_text = True
+            self._is_text = self.is_alive = True
             yield Add("text", "".join(self._before))
 
     def _frame(self, event: str, data: object) -> Iterator[Edit]:
         if self._is_ended or event in _IDLE_EVENTS:
             return
+        self.is_alive = self.is_alive or data is not None
         if event in _END_EVENTS or data == "[DONE]":
             self._is_ended = True
         elif event == "error":

@@ -217,6 +217,51 @@ async def test_stalled_stream_has_broken_although_its_connection_lives() -> None
     assert model.waits_s == [61.0, 62.0]
 
 
+@pytest.mark.parametrize(
+    ("begin", "ping"),
+    [
+        ('data: "Half"\n\n', ": ping\n\n"),
+        ('data: "Half"\n\n', "event: ping\ndata: 1\n\n"),
+        ({"data": '"Half"'}, {"event": "heartbeat", "data": ""}),
+        ('data: {"type":"start"}\n\n', ": ping\n\n"),
+        ({"type": "message_start", "message": {}}, {"type": "ping"}),
+    ],
+    ids=["comments", "pings", "dicts", "the AI SDK", "Claude"],
+)
+@virtually
+async def test_keep_alives_are_no_events(begin: object, ping: object) -> None:
+    async def stream() -> AsyncIterator[object]:
+        yield begin
+        for _ in range(5):
+            await asyncio.sleep(50)
+            yield ping
+
+    began = asyncio.get_running_loop().time()
+    message, _ = await piped(stream(), stall_s=120)
+    assert message.status == "interrupted"
+    assert asyncio.get_running_loop().time() - began == pytest.approx(121, abs=0.5)  # with the pause of `piped`
+
+
+@virtually
+async def test_items_of_text_and_of_half_a_frame_are_signs_of_life() -> None:
+    async def stream(items: list[str]) -> AsyncIterator[str]:
+        for item in items:
+            await asyncio.sleep(100)
+            yield item
+
+    for items in (["data: the first ", "words", ": not a frame\n"], ['data: "the first ', 'words"\n\n', "data: 1\n\n"]):
+        message, _ = await piped(stream(items), stall_s=120)
+        assert message.text.startswith(("data: the first words", "the first words"))
+
+
+async def test_call_of_a_blocking_client_in_a_thread_is_piped() -> None:
+    hub = new_hub()
+    async with hub.message("chat:1", id="m") as writer:
+        await writer.pipe(lambda: asyncio.to_thread(iter, ["Hello", " there"]))
+    assert (await hub.read("chat:1", "m"))[0].text == "Hello there"
+    await hub.close()
+
+
 LASTING: list[tuple[int, dict[str, str], str]] = [
     *((status, {}, "{}") for status in (400, 401, 403, 404, 413)),
     (429, {}, '{"error": {"type": "insufficient_quota", "code": "insufficient_quota", "message": ""}}'),
