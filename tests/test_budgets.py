@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_460,
-    "lines of its kernel": 34_234,
-    "modules of tenuto/": 173,
+    "lines of tenuto/": 54_810,
+    "lines of its kernel": 34_272,
+    "modules of tenuto/": 174,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_445,
+    "lines of tests/": 70_925,
     "lines of proof/ and bench/": 24_080,
-    "words of docs without decisions": 50_000,
+    "words of docs without decisions": 50_249,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

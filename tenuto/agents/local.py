@@ -52,6 +52,7 @@ class AgentWriter(MessageWriter):
         retry_s: float | None = None,
         stall_s: float | None = None,
         on_break: OnBreak = "restart",
+        attach: object = None,
     ) -> Piping:
         """Write all of a model's stream into this message, as `tenuto.sources.pipe` does.
 
@@ -66,6 +67,7 @@ class AgentWriter(MessageWriter):
             retry_s=retry_s,
             stall_s=stall_s,
             on_break=on_break,
+            attach=attach,
         )
 
     async def open(self) -> Self:

@@ -240,6 +240,7 @@ class RemoteWriter(OutgoingProperties):
         retry_s: float | None = None,
         stall_s: float | None = None,
         on_break: OnBreak = "restart",
+        attach: object = None,
     ) -> Piping:
         """Write a model's stream into this message, as `tenuto.sources.pipe` does. Await it, as `append`."""
         from tenuto.sources import begin_pipe  # imported here: clients that only watch need no sources
@@ -253,6 +254,7 @@ class RemoteWriter(OutgoingProperties):
             retry_s=retry_s,
             stall_s=stall_s,
             on_break=on_break,
+            attach=attach,
         )
 
     @needs_await("update(meta=meta)")

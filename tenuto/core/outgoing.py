@@ -31,7 +31,7 @@ from tenuto.core.decide import check_finish
 from tenuto.core.errors import InvalidRequest, LocalError, NotText, TenutoError, public_reason, shown
 from tenuto.core.limits import Limits
 from tenuto.core.message_state import KEPT_REQUESTS, part_bytes, utf8_len
-from tenuto.core.model import APPENDABLE, ATTEMPT, Json, Message, Part, check_json, check_part, plain
+from tenuto.core.model import APPENDABLE, ATTEMPT, RESPONSES, Json, Message, Part, check_json, check_part, plain
 from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
 from tenuto.core.text import SurrogateJoiner
 
@@ -84,6 +84,7 @@ class Outgoing:
         "_parts",
         "_piece",
         "_queue",
+        "_reopened",
         "_text_from",
         "_text_part",
         "_texts",
@@ -123,6 +124,7 @@ class Outgoing:
         self._again: tuple[dict[str, Json], bool] | None = None  # how to continue a stored message once it is open
         self._text_from = 0  # text without an index goes to no part before this one, where the last attempt began
         self._failed_from = -1  # index from which the next content supersedes all parts; -1: no attempt has failed
+        self._reopened = -1  # index of the first part that `reopen_left` has returned, where the next attempt begins
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
         self._texts: list[str] = []  # text that gathers for the next append
         self._texts_part = 0  # index of the part that the gathered text belongs to
@@ -178,7 +180,6 @@ class Outgoing:
         if changed:
             self.accept_update(changed)
         if supersedes:
-            self.left = []
             self.fail_attempt(self._own)
 
     def close(self) -> None:
@@ -269,6 +270,8 @@ class Outgoing:
         which stands before them: then they cannot be continued, and the next content supersedes them.
         """
         left, self.left = self.left, []
+        if 0 <= self._failed_from < len(left):
+            return []
         lengths = [len(part.get(APPENDABLE.get(part["type"], ""), "")) for part in left]
         added = len(self._parts) - len(left)
         added += bool(self._texts) or lengths != [part.length for part in self._parts[: len(left)]]
@@ -279,11 +282,36 @@ class Outgoing:
                 self.fail_attempt(self._own)
         return left if self._own < len(left) and not added else []
 
+    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]:
+        """Return the place of a response among the parts that count, and the parts that an earlier writer left of it.
+
+        These follow the first `after` parts, up to `until`, and count again, in the next attempt. There are none if
+        `after` is None, or this writer has added content: then the next content supersedes what is left.
+        """
+        self._gather()
+        if after is None:
+            return sum(part.type != ATTEMPT for part in self._parts[: self._count]), {}
+        counted = [index for index, part in enumerate(self.left) if part["type"] != ATTEMPT]
+        before, ours = [-1, *counted[:after]], counted[after:until]
+        if not ours or (self._failed_from >= 0 and not before[-1] < self._failed_from <= ours[0]):
+            return after, {}
+        left = {index: self.left[index] for index in ours}
+        lengths = [len(part.get(APPENDABLE.get(part["type"], ""), "")) for part in left.values()]
+        if len(self._parts) != len(self.left) or lengths != [self._parts[index].length for index in ours]:
+            self.fail_attempt(ours[0])
+            return after, {}
+        if self._failed_from >= 0:
+            self._failed_from = next(iter(counted[after + len(ours) :]), -1)
+        self._reopened = ours[0]
+        return after, left
+
     def begin_attempt(self) -> int:
         """Return the index at which an attempt begins; its text goes to parts of its own."""
         self.check_open()
         self._open_reserved()
         since = self._failed_from if self._failed_from >= 0 else len(self._parts)
+        if self._reopened >= 0:
+            since, self._reopened = self._reopened, -1
         self._text_from, self._text_part = len(self._parts), -1
         return since
 
@@ -334,6 +362,8 @@ class Outgoing:
         check_finish(end, self.limits)
         if status == "complete" and self._failed_from >= 0:
             self._supersede(None)
+        if status != "interrupted" and RESPONSES in self.meta:
+            end = replace(end, meta={**end.meta, RESPONSES: None})  # no later attempt attaches to them
         for part in tuple(self._halves):
             self._release_half(part)
         self._gather()
@@ -466,7 +496,7 @@ class Outgoing:
     def _supersede(self, first: Part | None) -> None:
         """Queue the request that supersedes the failed attempt; the part `first` follows in the same entry."""
         self._gather()
-        since, self._failed_from = self._failed_from, -1
+        since, self._failed_from, self.left = self._failed_from, -1, []
         attempts = 1 + sum(part.type == ATTEMPT for part in self._parts[since:])
         self._cut(since)
         for _ in range(attempts):
@@ -635,6 +665,10 @@ class OutgoingProperties:
     def take_left(self) -> list[Part]:
         """Return the parts that an earlier writer left to be continued, until this one has accepted content."""
         return self._outgoing.take_left()
+
+    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]:
+        """Return the place of a response, and what an earlier writer left of it (`Outgoing.reopen_left`)."""
+        return self._outgoing.reopen_left(after, until)
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None:
         """Continue a message that was taken over: once it is open, as `Outgoing.begin_again` says."""

@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, malformed
+from tenuto.sources.attaching import Attaching
+from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, get, malformed
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
@@ -37,6 +38,7 @@ async def pipe(
     retry_s: float | None = None,
     stall_s: float | None = None,
     on_break: OnBreak = "restart",
+    attach: object = None,
     option: str = "source",
 ) -> Piped:
     """Write all of `stream` into the message of `writer`; returns a summary of the written content.
@@ -55,6 +57,9 @@ async def pipe(
     long each time, or as long as the provider asks for, up to two minutes. The text of a failed try is superseded, or
     with `on_break="continue"` continued; `"fail"` tries again only before the first content. A stream without an event
     for `stall_s` (120; for a plain stream unlimited) has broken.
+
+    With `attach`, the rest of a background response is read after a break or a crash, without another try. It is
+    OpenAI's `client.responses`, or a function that returns the stream of the response with an id after a cursor.
     """
     named = named_source(source, text_field, option=option)
     if stall_s is not None and not (isinstance(stall_s, int | float) and stall_s > 0):
@@ -63,15 +68,18 @@ async def pipe(
         stall_s = STALL_S if stall_s is None else stall_s
         make = cast("Callable[..., object]", stream)
 
-        async def write(made: object, writing: Writing) -> Piped:
-            again = named_source(source, text_field, option=option)  # a source keeps the state of its stream
-            return await _pipe_one(writing, made, again, stall_s, option)
+        async def write(made: Callable[[], object], writing: Writing) -> Piped:
+            again = writing.source or named_source(source, text_field, option=option)
+            return await _pipe_one(writing, made(), again, stall_s, option)
 
         tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
+        if attach is not None:
+            attaching = Attaching(writer, tries, attach)
+            tries.write, tries.takes_left = attaching.write, attaching.found is None
         return await tries.run()
-    if retries or retry_s is not None or on_break != "restart":
+    if retries or retry_s is not None or on_break != "restart" or attach is not None:
         raise LocalError(
-            "retries, retry_s and on_break need a function that makes the stream again; pass a lambda around the call"
+            "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the call"
         )
     return await _pipe_one(Writing(writer), stream, named, stall_s, option)
 
@@ -94,7 +102,7 @@ async def _pipe_one(
         if chosen is not None:
             for edit in chosen.end():
                 await writing.write(edit)
-        await writing.end()
+        await writing.complete()
         await upstream.finish()
     except BaseException as error:
         await upstream.close(error, chosen.stop if chosen is not None else None)
@@ -165,6 +173,10 @@ def named_source(source: str | None, text_field: str | None, *, option: str = "s
 
 
 async def _write(writing: Writing, source: Source, event: object) -> None:
+    cursor = get(event, "sequence_number") if writing.note is not None else None
+    if isinstance(cursor, int) and cursor <= (-1 if writing.cursor is None else writing.cursor):
+        return  # the provider has begun before the cursor
+    writing.source = source
     try:
         for edit in source.take(event):
             await writing.write(edit)
@@ -173,3 +185,5 @@ async def _write(writing: Writing, source: Source, event: object) -> None:
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
         # Errors about unexpected provider data become errors of the upstream.
         raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error
+    if isinstance(cursor, int):
+        writing.cursor = cursor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import AsyncIterator, Hashable, Iterator
 
 from tenuto.core.errors import TenutoError
 from tenuto.core.model import Json, Part
@@ -212,6 +212,27 @@ class OpenAIResponses(Source):
         usage = counts(get(response, "usage"), USAGE)
         yield Meta(model=word(response, "model"), finish_reason=reason, usage=usage, of=self._turn)
         self._turn += 1
+
+
+async def events_of(response: object) -> AsyncIterator[dict[str, object]]:
+    """Yield the events of an OpenAI response that has ended and was read whole."""
+    for place, item in enumerate(items(response, "output")):
+        at = {"output_index": place, "item": item}
+        yield {"type": "response.output_item.added", **at}
+        for number, part in enumerate(items(item, "summary")):
+            where = {**at, "summary_index": number}
+            yield {"type": "response.reasoning_summary_part.added", **where}
+            yield {"type": "response.reasoning_summary_text.delta", **where, "delta": get(part, "text")}
+        for number, part in enumerate(items(item, "content")):
+            where = {**at, "content_index": number}
+            kind = "reasoning_text" if get(part, "type") == "reasoning_text" else "output_text"
+            yield {"type": "response.content_part.added", **where, "part": part}
+            yield {"type": f"response.{kind}.delta", **where, "delta": get(part, "text") or get(part, "refusal")}
+            for note in items(part, "annotations"):
+                yield {"type": "response.output_text.annotation.added", "annotation": note}
+        yield {"type": "response.output_item.done", **at}
+    status = word(response, "status")
+    yield {"type": f"response.{status if status in ('completed', 'incomplete') else 'failed'}", "response": response}
 
 
 def _output(item: object) -> dict[str, Json]:

@@ -81,24 +81,25 @@ class Tries:
         self,
         writer: Writer,
         make: Callable[..., object],
-        write: Callable[[object, Writing], Awaitable[Piped]],
+        write: Callable[[Callable[[], object], Writing], Awaitable[Piped]],
         *,
         retries: int | None,
         retry_s: float | None,
         on_break: OnBreak,
     ) -> None:
         """Raises LocalError for settings that are not valid."""
-        self._retries = RETRIES if retries is None else retries
-        self._retry_s = RETRY_S if retry_s is None else retry_s
-        if type(self._retries) is not int or self._retries < 0:
+        self.retries = RETRIES if retries is None else retries
+        self.retry_s = RETRY_S if retry_s is None else retry_s
+        if type(self.retries) is not int or self.retries < 0:
             raise LocalError(f"retries must be an integer from 0 on, got {shown(retries)}")
-        if not isinstance(self._retry_s, int | float) or not self._retry_s >= 0:
+        if not isinstance(self.retry_s, int | float) or not self.retry_s >= 0:
             raise LocalError(f"retry_s must be a number of seconds from 0 on, got {shown(retry_s)}")
         if on_break not in get_args(OnBreak):
             raise LocalError(f"on_break must be one of {', '.join(get_args(OnBreak))}, got {shown(on_break)}")
         self._writer = writer
         self._make = make
-        self._write = write
+        self.write = write
+        self.takes_left = True  # False: `write` takes up what an earlier process left in the message
         self._on_break = on_break
         self._takes_so_far = _takes_so_far(make)
         if on_break == "continue" and not self._takes_so_far:
@@ -112,7 +113,8 @@ class Tries:
 
     async def run(self) -> Piped:
         """Return the summary of the first try that succeeds. Raises the error of the last one."""
-        self._take_left()
+        if self.takes_left:
+            self._take_left()
         while True:
             last: Exception | None = None
             with suppress(_Restart):
@@ -126,7 +128,7 @@ class Tries:
                         last = error  # the text stays, also if the handler goes on
             if last is not None:
                 raise last
-            await self._pause()
+            await pause(self._writer, self._wait_s)
 
     def _take_left(self) -> None:
         """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued."""
@@ -148,7 +150,7 @@ class Tries:
             self._number += 1
             writing = Writing(self._writer, self._kept, supersede)
             try:
-                return await self._write(self._made(), writing)
+                return await self.write(self._made, writing)
             except Exception as error:
                 has_content = writing.has_content
                 try:
@@ -167,16 +169,7 @@ class Tries:
                     if self._kept is None:
                         supersede()
                         raise _Restart from error
-            await self._pause()
-
-    async def _pause(self) -> None:
-        """Wait before the next try. Raises the writer's error if a client has stopped the message meanwhile."""
-        await asyncio.sleep(self._wait_s)
-        try:
-            await self._writer.check()
-        except TenutoError as error:
-            if not error.retry:
-                raise
+            await pause(self._writer, self._wait_s)
 
     def _made(self) -> object:
         if not self._takes_so_far:
@@ -195,10 +188,24 @@ class Tries:
         """Return the time to wait after `error`. Raises it if no other try may succeed, or none is left."""
         after_s = retry_after_s(error)
         is_final = not may_pass(error) or after_s > LONGEST_RETRY_AFTER_S
-        if is_final or self._number > self._retries or (is_broken and self._on_break == "fail"):
+        if is_final or self._number > self.retries or (is_broken and self._on_break == "fail"):
             raise error
-        backoff_s = min(self._retry_s * 2 ** (self._number - 1), LONGEST_WAIT_S) * jitter()
-        return float(max(backoff_s, after_s))
+        return max(backoff_s(self.retry_s, self._number), after_s)
+
+
+async def pause(writer: Writer, wait_s: float) -> None:
+    """Wait before the next try. Raises the writer's error if a client has stopped the message meanwhile."""
+    await asyncio.sleep(wait_s)
+    try:
+        await writer.check()
+    except TenutoError as error:
+        if not error.retry:
+            raise
+
+
+def backoff_s(first_s: float, failures: int) -> float:
+    """Return the time to wait after so many failures in a row; `first_s` is that after the first one."""
+    return float(min(first_s * 2 ** (failures - 1), LONGEST_WAIT_S) * jitter())
 
 
 class _Restart(Exception):

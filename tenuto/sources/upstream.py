@@ -88,7 +88,7 @@ class Upstream:
         for thing in (self._iterator, self.stream):
             close = getattr(thing, "aclose", None) or getattr(thing, "close", None)
             if callable(close) and not inspect.isgenerator(thing):  # a generator is closed by its own thread
-                await _quietly(_called(close))
+                await _quietly(called(close))
         if self._manager is not None:
             manager, self._manager = self._manager, None
             kind = type(error) if error is not None else None
@@ -193,14 +193,13 @@ def _is_iterable(stream: object) -> bool:
     return hasattr(stream, "__aiter__") or hasattr(stream, "__iter__")
 
 
-async def _called(close: Callable[[], object]) -> None:
-    """Call `close`; in a thread if it is not a coroutine function, because it may block."""
-    if inspect.iscoroutinefunction(close) or inspect.isbuiltin(close):
-        result = close()
+async def called(function: Callable[[], object]) -> object:
+    """Return the result of `function`, which is called in a thread unless it is async, because it may block."""
+    if inspect.iscoroutinefunction(function) or inspect.isbuiltin(function):
+        result = function()
     else:
-        result = await asyncio.to_thread(close)
-    if inspect.isawaitable(result):
-        await result
+        result = await asyncio.to_thread(function)
+    return await result if inspect.isawaitable(result) else result
 
 
 async def _quietly(closing: Awaitable[object]) -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 from weakref import WeakKeyDictionary
 
-from tenuto.core.errors import InvalidRequest, InvalidText, TenutoError
-from tenuto.core.model import Json, Part
-from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, malformed, whole
+from tenuto.core.errors import InvalidRequest, InvalidText, LocalError, TenutoError
+from tenuto.core.model import APPENDABLE, Json, Part
+from tenuto.core.text import SurrogateJoiner
+from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed, whole
 
 logger = logging.getLogger("tenuto.agents")
 
 OnBreak = Literal["restart", "continue", "fail"]
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
+_CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
 
 
@@ -84,11 +88,14 @@ class Writer(Protocol):
         retry_s: float | None = None,
         stall_s: float | None = None,
         on_break: OnBreak = "restart",
+        attach: object = None,
     ) -> Piping: ...
 
     def attempt(self) -> Attempt: ...
 
     def take_left(self) -> list[Part]: ...
+
+    def reopen_left(self, after: int | None, until: int | None) -> tuple[int, dict[int, Part]]: ...
 
     def begin_again(self, meta: dict[str, Json], *, supersedes: bool) -> None: ...
 
@@ -143,13 +150,29 @@ class _Slot:
     index: int
     part: Part
     pieces: list[str] = field(default_factory=list)
+    left: Part | None = None  # the part as the message holds it, while the stream repeats what led to it
+    repeated: SurrogateJoiner = field(default_factory=SurrogateJoiner)
+    length: int = 0  # characters of the text of `left` that were repeated
 
     @property
     def text(self) -> str:
         return whole("".join(self.pieces))
 
+    @property
+    def unrepeated(self) -> str:
+        """Return the rest of the text of `left`."""
+        return _text_of(self.left)[self.length :] if self.left is not None else ""
+
+    def repeats(self, fields: dict[str, Json]) -> bool:
+        """Return whether the message holds `fields` already, or what followed the call."""
+        left = self.left or {}
+        is_called = fields.get("state") == CALLED and ("output" in left or "approval" in left)
+        return is_called or (self.left is not None and all(left.get(name) == value for name, value in fields.items()))
+
     def value(self) -> Part:
-        """Return the part with its text."""
+        """Return the part with its text, as the message holds it."""
+        if self.left is not None:
+            return self.left
         return self.now() if self.part["type"] not in ("text", "reasoning") else {**self.part, "text": self.text}
 
     def now(self) -> Part:
@@ -236,6 +259,25 @@ class Writing:
         self._model: str | None = None
         self._finish_reason: str | None = None
         self._usage: dict[Hashable, dict[str, int]] = {}
+        self.usage_before: dict[str, int] | None = None  # that of the earlier streams; None: the message has it
+        self.source: Source | None = None  # translates the events of the response
+        self.cursor: int | None = None  # number of the last event that was written
+        self.note: Callable[[str], Awaitable[None]] | None = None  # stores the id of a response to attach to
+        self._left: deque[tuple[int, Part]] = deque()  # parts of it that the message holds, until they are repeated
+        self._marks = False  # True: the text that follows the left parts begins at a mark
+
+    def replay(self, left: dict[int, Part], *, marks: bool) -> None:
+        """Expect the response from its beginning: what the parts `left` hold of it is not written again."""
+        self.source, self._left, self._marks = None, deque(sorted(left.items(), key=itemgetter(0))), marks
+        self._slots.clear()
+
+    def rewind(self) -> None:
+        """Expect the response from its beginning. Raises UpstreamEnded if that continues the text of another one."""
+        if self._kept is not None:
+            raise UpstreamEnded("the model's response broke off, and cannot be told apart from the text before it")
+        self.replay(
+            {**dict(self._left), **{slot.index: slot.value() for slot in self._slots.values()}}, marks=self._marks
+        )
 
     async def write(self, edit: Edit) -> None:
         """Write one edit. Raises the writer's errors; UpstreamError for a part that the writer refuses as invalid."""
@@ -252,17 +294,15 @@ class Writing:
                 case Drop():
                     await self._drop(edit.key)
                 case Meta():
-                    self._keep(edit)
+                    await self._keep(edit)
         except (InvalidRequest, InvalidText) as error:
             raise malformed(f"a part is not valid ({error.code})") from error
 
     async def write_meta(self) -> None:
         """Write the known model, finish reason and usage to the message's meta."""
-        usage = self._total()
-        before = _used.get(self._writer)
-        if before is None:
-            before = _numbers(self._writer.meta.get("usage"))
-        both = _added([before, usage])
+        if self.usage_before is None:
+            self.usage_before = used(self._writer)
+        both = _added([self.usage_before, self._total()])
         known: dict[str, Json] = {"model": self._model, "finish_reason": self._finish_reason, "usage": both or None}
         meta = {name: value for name, value in known.items() if value is not None}
         if meta:
@@ -295,20 +335,28 @@ class Writing:
     @property
     def has_content(self) -> bool:
         """Return whether the stream has written anything."""
-        return bool(self._slots)
+        return bool(self._slots or self._left)
 
     def written(self) -> tuple[list[Part], int]:
         """Return the parts that this stream has written or continued, in order, and the index of the last one."""
-        slots = sorted(self._slots.values(), key=lambda slot: slot.index)
+        written = sorted(
+            [*self._left, *((slot.index, slot.value()) for slot in self._slots.values())], key=itemgetter(0)
+        )
         known = self._kept.parts if self._kept is not None else []
         is_joined = self._kept is not None and self._join is None
-        parts = [*(known[:-1] if is_joined else known), *(slot.value() for slot in slots)]
-        return parts, slots[-1].index if slots else -1
+        parts = [*(known[:-1] if is_joined else known), *(part for _, part in written)]
+        return parts, written[-1][0] if written else -1
 
     async def end(self) -> None:
         """Write the text that was held back."""
         if self._join is not None and self._join.has_text:
             await self._add_joined(lambda join: join.end())
+
+    async def complete(self) -> None:
+        """Write what the whole stream leaves to write. If the message holds more of it than it has, begin anew."""
+        await self.end()
+        if self._left or any(slot.unrepeated for slot in self._slots.values()):
+            await self._begin_anew()
 
     def _is_joined_by(self, key: Hashable, kind: str) -> bool:
         """Return whether the text of part `key` continues the kept text: the first text part does."""
@@ -321,9 +369,7 @@ class Writing:
             text = add(self._join)
         except Repeated as again:
             text, self._join, self._kept = again.text, None, None
-            self._supersede()
-            for slot in self._slots.values():  # what came before the text belongs to the new answer, too
-                slot.index = await self._writer.part(slot.value())
+            await self._begin_anew()  # what came before the text belongs to the new answer, too
         if text is None:
             return
         self._join, key, kept = None, self._join_key, self._kept
@@ -344,16 +390,48 @@ class Writing:
         if slot is None:
             slot = await self._open(edit.key, {"type": edit.kind})
         slot.pieces.append(edit.text)
-        await self._writer.append(edit.text, part=slot.index)
+        if slot.left is None:
+            await self._writer.append(edit.text, part=slot.index)
+        else:
+            await self._repeat(slot, slot.left, edit.text)
+
+    async def _repeat(self, slot: _Slot, left: Part, text: str) -> None:
+        """Write what `text` adds to the part that the message holds. If it differs from that, begin anew."""
+        text = slot.repeated.write(text)
+        same = _text_of(left)[slot.length : slot.length + len(text)]
+        if not text.startswith(same):
+            await self._begin_anew()
+        slot.length += len(same)
+        if slot.left is None or text == same:
+            return
+        slot.left = None
+        if self._marks and left["type"] == "text" and slot.length:
+            slot.part = {**slot.part, "joins": [*left.get("joins", []), slot.length]}
+            await self._writer.part({**left, **slot.part}, index=slot.index)
+        self._marks = False
+        await self._writer.append(text[len(same) :] + slot.repeated.held, part=slot.index)
+
+    async def _begin_anew(self) -> None:
+        """Supersede what the message holds by what the stream has brought so far."""
+        self._supersede()
+        self._left.clear()
+        for slot in self._slots.values():
+            slot.left = None
+            slot.index = await self._writer.part(slot.value())
 
     async def _open(self, key: Hashable, part: Part) -> _Slot:
         slot = self._slots.get(key)
         if slot is None:
             await self.end()  # what is held back stands before the new part
-            index = await self._writer.part(part)
-            slot = self._slots[key] = _Slot(index, part)
+            left = self._left[0][1] if self._left else None
+            if left and any(left.get(name) != value for name, value in part.items() if name not in _CHANGING):
+                await self._begin_anew()
+                left = None
+            index = await self._writer.part(part) if left is None else self._left.popleft()[0]
+            slot = self._slots[key] = _Slot(index, part, left=left)
             if isinstance(given := part.get("input"), str):
                 slot.pieces.append(given)
+                slot.length = len(given)
         return slot
 
     async def _change(self, key: Hashable, fields: dict[str, Json]) -> None:
@@ -365,15 +443,24 @@ class Writing:
         changed = {**slot.part, **{name: value for name, value in fields.items() if name != "input"}}
         if changed != slot.part:
             slot.part = changed
-            await self._writer.part(slot.now(), index=slot.index)
+            if slot.unrepeated:
+                await self._begin_anew()
+            elif not slot.repeats(fields):
+                slot.left = None
+                await self._writer.part(slot.now(), index=slot.index)
 
     async def _drop(self, key: Hashable) -> None:
         slot = self._slots.pop(key, None)
         if slot is not None:
             await self._writer.part({"type": "text", "text": ""}, index=slot.index)
 
-    def _keep(self, meta: Meta) -> None:
+    async def _keep(self, meta: Meta) -> None:
         self._model = meta.model or self._model
+        if self.note is not None and meta.response_id not in (None, self.response_id):
+            if self.response_id is not None:
+                raise LocalError("attach needs the stream of one response; this one has several")
+            if self._kept is None:  # else the text that it continues would be missing
+                await self.note(meta.response_id)  # before the first text of the response
         self.response_id = meta.response_id or self.response_id
         self._finish_reason = meta.finish_reason or self._finish_reason
         if meta.usage:
@@ -389,6 +476,16 @@ def _added(usages: list[dict[str, int]]) -> dict[str, int]:
         for name, value in usage.items():
             total[name] = total.get(name, 0) + value
     return total
+
+
+def used(writer: Writer) -> dict[str, int]:
+    """Return the token usage of the streams that were written into the message."""
+    return _used[writer] if writer in _used else _numbers(writer.meta.get("usage"))
+
+
+def _text_of(part: Part) -> str:
+    """Return the text or input of a part."""
+    return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 
 
 def _numbers(value: Json) -> dict[str, int]:

@@ -49,9 +49,11 @@ class Model(httpx2.AsyncBaseTransport):
     def __init__(self, *scripts: Body | tuple[int, dict[str, str], str]) -> None:
         self.scripts = list(scripts)
         self.asked_s: list[float] = []  # the times of the requests
+        self.asked: list[str] = []  # their methods and paths
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.asked_s.append(asyncio.get_running_loop().time())
+        self.asked.append(f"{request.method} {request.url.raw_path.decode().removeprefix('/v1/responses')}".rstrip())
         script = self.scripts.pop(0)
         if isinstance(script, tuple):
             status, headers, body = script
@@ -361,7 +363,7 @@ async def test_setting_that_is_not_valid_is_refused(options: dict[str, Any], det
     with pytest.raises(LocalError, match=detail):
         async with hub.message("chat:1") as message:
             await pipe(message, lambda: None, **options)
-    with pytest.raises(LocalError, match="need a function that makes the stream again"):
+    with pytest.raises(LocalError, match="need a function that makes the stream"):
         async with hub.message("chat:1") as message:
             await pipe(message, iter(["a"]), retries=1)
     await hub.close()

@@ -1,0 +1,172 @@
+"""Responses that go on without their reader: `await message.pipe(make, attach=…)` attaches to the same one again.
+
+Layer: sources.
+
+The message's `meta` keeps the id of each response from before its first text on. After a break in this process the
+stream goes on behind its last event; the next process gets all events, and writes what the message does not hold yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from tenuto.core.errors import Deleted, Finished, LocalError, shown
+from tenuto.core.model import RESPONSES
+from tenuto.sources.openai import events_of
+from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
+from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s
+from tenuto.sources.upstream import called
+from tenuto.sources.writing import Piped, Writer, Writing, used
+
+logger = logging.getLogger("tenuto.agents")
+
+POLL_S, CALL_S, CANCEL_S = 3.0, 30.0, 2.0  # time limits of calls; the end of a stopped answer waits for the cancel
+QUEUED_S = 60.0  # OpenAI never begins some responses whose stream broke at once, so a longer wait is in vain
+SILENT_S = 3600.0  # longest time without an event, which is that of a turn
+NOTES = 64  # ids that a message keeps; they must fit into its `meta`
+NOT_STREAMED, GONE = 400, 404  # OpenAI's statuses for a response that is older than five minutes, and an expired one
+
+Make = Callable[[], object]
+
+# number of calls of `pipe` with `attach` for each message in this process
+_numbers: WeakKeyDictionary[Writer, int] = WeakKeyDictionary()
+
+
+class _Note(NamedTuple):
+    """What a message keeps of a response."""
+
+    id: str
+    after: int  # number of parts that count before those of the response
+    usage: dict[str, int]  # token usage of the streams before it
+
+
+class Attaching:
+    """The responses that the tries of one call of `pipe` write; each but the first follows one that was lost."""
+
+    def __init__(self, writer: Writer, tries: Tries, attach: object) -> None:
+        """Take up the response that an earlier process has begun here. Raises LocalError if `attach` is not valid."""
+        self._has_methods = hasattr(attach, "retrieve") and hasattr(attach, "cancel")
+        if not self._has_methods and not callable(attach):
+            raise LocalError(f"attach must be OpenAI's `client.responses`, or a function, got {shown(attach)}")
+        self._attach: Any = attach  # `Any`: an object of an SDK
+        self._writer = writer
+        self._retries, self._retry_s = tries.retries, tries.retry_s
+        self._write: Callable[[Make, Writing], Awaitable[Piped]] = tries.write  # writes one stream
+        self._now_s = asyncio.get_running_loop().time
+        self._failures, self._moved_s = 0, self._now_s()  # failures in a row, and the time of the last event
+        self._number = _numbers.get(writer, 0)  # place of the response among those of the message
+        _numbers[writer] = self._number + 1
+        notes = _notes(writer)[self._number :]
+        self.found = notes[0] if notes else None
+        self._after, self._left = writer.reopen_left(*([one.after for one in notes[:2]] + [None, None])[:2])
+
+    async def write(self, make: Make, writing: Writing) -> Piped:
+        """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
+        writing.note = self._note
+        self._may_stream = True
+        try:
+            if self.found is not None:
+                note, self.found = self.found, None
+                writing.response_id, writing.usage_before = note.id, note.usage
+                writing.replay(self._left, marks=True)
+                make = await self._next(writing, None, has_moved=True)
+            while True:
+                cursor = writing.cursor
+                try:
+                    return await self._write(make, writing)
+                except Exception as error:
+                    if writing.response_id is None:
+                        raise
+                    make = await self._next(writing, error, has_moved=writing.cursor != cursor)
+        except (asyncio.CancelledError, Finished, Deleted):
+            status, reason = self._writer.cancelled_as
+            if writing.response_id is not None and (status == "cancelled" or reason == "timeout"):
+                await self._cancel(writing.response_id)
+            raise
+
+    async def _next(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
+        """Wait, and return what brings the rest of the response after `error`, with which its stream broke.
+
+        Raises UpstreamEnded if the response is lost, UpstreamError after too many failures in a row.
+        """
+        id = writing.response_id or ""
+        if has_moved:
+            self._failures, self._moved_s = 0, self._now_s()
+        while True:
+            if error is not None:
+                await self._wait_after(error)
+            if self._may_stream and (not self._has_methods or (has_moved and writing.has_content)):
+                break
+            try:
+                async with asyncio.timeout(CALL_S):
+                    response = await called(partial(self._attach.retrieve, id))
+            except Exception as failure:
+                error, has_moved = failure, False
+                continue
+            self._failures, error = 0, None
+            status, silent_s = get(response, "status"), self._now_s() - self._moved_s
+            if status not in ("queued", "in_progress", "cancelled"):
+                writing.rewind()
+                return partial(events_of, response)
+            if status == "queued" and silent_s > QUEUED_S:
+                await self._cancel(id)
+                status = "cancelled"
+            if status == "cancelled" or silent_s > SILENT_S:
+                raise UpstreamEnded(f"the model's response is {status}, and will not end")
+            if self._may_stream and status == "in_progress":
+                await asyncio.sleep(min(silent_s, POLL_S))
+                break
+            await pause(self._writer, POLL_S)
+        if writing.cursor is None:
+            writing.rewind()
+        if not self._has_methods:
+            return partial(self._attach, id, writing.cursor)
+        return partial(called, partial(self._attach.retrieve, id, stream=True, starting_after=writing.cursor or 0))
+
+    async def _wait_after(self, error: Exception) -> None:
+        """Wait until the next call. Raises as `_next`, and `error` if it is no break."""
+        statuses = {getattr(one, "status_code", None) for one in causes_of(error)}
+        if GONE in statuses or (NOT_STREAMED in statuses and not self._has_methods):
+            raise UpstreamEnded("the model's provider does not have the response any more") from None
+        if NOT_STREAMED in statuses and self._may_stream:
+            self._may_stream = False
+            return
+        has_failed = isinstance(error, UpstreamError) and error.__cause__ is None  # an event has said so
+        if has_failed or not may_pass(error):
+            raise error
+        self._failures += 1
+        after_s = retry_after_s(error)
+        if self._failures > self._retries or after_s > LONGEST_RETRY_AFTER_S:
+            raise UpstreamError("the model's response goes on, but its provider is out of reach") from None
+        wait_s = max(backoff_s(self._retry_s, self._failures), after_s)
+        logger.warning("response of message %s broke off; reading on in %.1f s: %r", self._writer.id, wait_s, error)
+        await pause(self._writer, wait_s)
+
+    async def _cancel(self, id: str) -> None:
+        """End a response that will not be read."""
+        if self._has_methods:
+            with suppress(Exception):  # then its provider completes it
+                async with asyncio.timeout(CANCEL_S):
+                    await called(partial(self._attach.cancel, id))
+
+    async def _note(self, id: str) -> None:
+        """Store the id of the response, ahead of its text."""
+        notes = _notes(self._writer)[: self._number]
+        if len(notes) == self._number < NOTES:
+            notes.append(_Note(id, self._after, used(self._writer)))
+            await self._writer.update(meta={RESPONSES: [list(note) for note in notes]})
+
+
+def _notes(writer: Writer) -> list[_Note]:
+    """Return what the message keeps of its responses."""
+    with suppress(msgspec.ValidationError):
+        return msgspec.convert(writer.meta.get(RESPONSES, []), list[_Note])
+    return []

@@ -1,0 +1,478 @@
+"""`pipe(make, attach=…)`: a background response is attached again, so that nothing is generated, shown or lost twice.
+
+Layer: tests.
+
+The `openai` package is real. Its HTTP client has a transport that answers from a script, in virtual time, or is
+connected to a server on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tenuto import Hub
+from tenuto.agents.turn import Turn
+from tenuto.core.errors import Finished, LocalError
+from tenuto.core.model import Message
+from tenuto.sources import pipe, tries
+from tenuto.stores.memory import MemoryStore
+from tests.sources.provider import Provider
+from tests.sources.test_tries import CUT, HOLD, LONG, Model, ask_chat, counted, new_hub, piped
+from tests.sources.wires import (
+    INPUT,
+    PARTS,
+    RESPONSES_USAGE,
+    TEXT,
+    THOUGHT,
+    Responses,
+    chat_called,
+    chat_end,
+    chat_said,
+)
+from tests.virtual import virtually
+
+_wire = Responses()
+EVENTS = [
+    *(*_wire.begin(), *_wire.thought(), *_wire.said(pieces=("Hello 😀", ", world"))),
+    *(*_wire.called(), *_wire.completed(output=[_wire.call(INPUT)])),
+]
+CREATE = "POST"
+ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed"}
+OUTPUT: list[dict[str, Any]] = [
+    {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": THOUGHT}]},
+    {**ITEM, "content": [{"type": "output_text", "text": TEXT, "annotations": []}]},
+    Responses().call(INPUT),
+]
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tries, "jitter", lambda: 1.0)
+
+
+def ask(client: Any, **options: Any) -> Callable[[], Any]:
+    return lambda: client.responses.create(
+        model="gpt-test", input="Hi", background=True, store=True, stream=True, **options
+    )
+
+
+def state(status: str, **fields: Any) -> tuple[int, dict[str, str], str]:
+    """Return the script for a request that asks for the response."""
+    return 200, {}, json.dumps(Responses().about(status, **fields))
+
+
+ENDED = state("completed", output=OUTPUT, usage=json.loads(EVENTS[-1].split(b"data: ")[1])["response"]["usage"])
+TOO_OLD = (400, {}, '{"error": {"message": "more than 5 minutes old", "type": "invalid_request_error"}}')
+UNKNOWN = (404, {}, '{"error": {"message": "not found", "type": "invalid_request_error"}}')
+
+
+def after(number: int) -> str:
+    return f"GET /resp_1?starting_after={number}&stream=true"
+
+
+async def answered(model: Model, **options: Any) -> Message:
+    """Return the message into which a response of `model` was piped."""
+    client = model.openai()
+    message, shown = await piped(ask(client), attach=client.responses, **options)
+    assert all(TEXT.startswith(text) for text in shown) or "attempt" in counted(message)
+    return message
+
+
+async def died_and_answered(
+    model: Model, *, supersedes: bool, make: Callable[..., Any] | None = None, **options: Any
+) -> Message:
+    """Return the message after a process that died while it piped a response, and another one that took it over."""
+    hub, client = new_hub(), model.openai()
+
+    async def die() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ("interrupted", None)
+            await pipe(message, ask(client), attach=client.responses)
+
+    dying = asyncio.create_task(die())
+    await asyncio.sleep(5)
+    dying.cancel()
+    await asyncio.wait([dying])
+    message = await hub.take_over("chat:1", "m")
+    message.begin_again({}, supersedes=supersedes)
+    async with message:
+        await pipe(message, make or ask(client), attach=client.responses, **options)
+    stored, _ = await hub.read("chat:1", "m")
+    await hub.close()
+    return stored
+
+
+def unmarked(message: Message) -> list[dict[str, Any]]:
+    return [{name: value for name, value in part.items() if name != "joins"} for part in message.parts]
+
+
+# -- a break -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", range(1, len(EVENTS)))
+@pytest.mark.parametrize("how", [CUT, "clean"])
+@virtually
+async def test_stream_that_breaks_goes_on_behind_its_last_event(at: int, how: str) -> None:
+    end = [CUT] if how == CUT else []
+    looks = [state("in_progress")] if at < 4 else []  # without content it looks first whether the response has begun
+    model = Model([*EVENTS[:at], *end], *looks, EVENTS[at:])
+    message = await answered(model)
+    assert (message.status, message.parts) == ("complete", PARTS)
+    assert model.asked == ["POST", *(["GET /resp_1"] if looks else []), after(at - 1)]
+    assert message.meta == {"model": "gpt-test", "usage": RESPONSES_USAGE, "finish_reason": "tool_calls"}
+
+
+@virtually
+async def test_event_that_the_provider_repeats_is_written_once() -> None:
+    model = Model([*EVENTS[:9], CUT], EVENTS)
+    assert (await answered(model)).parts == PARTS
+
+
+@virtually
+async def test_stalled_stream_is_attached_again() -> None:
+    model = Model([*EVENTS[:9], HOLD], EVENTS[9:])
+    assert (await answered(model, stall_s=60)).parts == PARTS
+    assert (model.asked, model.waits_s) == (["POST", after(8)], [61.1])
+
+
+@virtually
+async def test_breaks_in_a_row_are_counted_until_an_event_comes() -> None:
+    model = Model([*EVENTS[:12], CUT], *([event, CUT] for event in EVENTS[12:-1]), EVENTS[-1:])
+    assert (await answered(model, retries=1)).parts == PARTS
+    down = (503, {}, "{}")
+    model = Model([*EVENTS[:12], CUT], down, down)
+    message = await answered(model, retries=2)
+    assert (message.status, message.text) == ("failed", TEXT[:7])
+    assert (model.asked, model.waits_s) == (["POST", after(11), "GET /resp_1"], [1.1, 2.0])
+
+
+@virtually
+async def test_response_that_failed_is_made_again() -> None:
+    wire = Responses()
+    wire.number = 11
+    error = {"code": "server_error", "message": ""}
+    failed = wire.event("response.failed", response=wire.about("failed", error=error))
+    model = Model([*EVENTS[:12], failed], EVENTS)
+    message = await answered(model)
+    assert (counted(message), unmarked(message)[1:], model.asked) == (
+        ["attempt", *counted_of(PARTS)],
+        PARTS,
+        ["POST", "POST"],
+    )
+
+
+def counted_of(parts: Sequence[dict[str, Any]]) -> list[str]:
+    return [part["type"] for part in parts]
+
+
+# -- the death of a process --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("supersedes", [True, False])
+@pytest.mark.parametrize("at", range(1, len(EVENTS)))
+@virtually
+async def test_next_process_goes_on_with_the_same_response(at: int, supersedes: bool) -> None:
+    looks = [state("in_progress")] if at < 4 else []  # nothing of it is in the message
+    model = Model([*EVENTS[:at], HOLD], *looks, EVENTS)
+    message = await died_and_answered(model, supersedes=supersedes)
+    assert (message.status, unmarked(message)) == ("complete", PARTS)
+    assert model.asked == ["POST", *(["GET /resp_1"] if looks else []), after(0)]
+    assert message.meta == {"model": "gpt-test", "usage": RESPONSES_USAGE, "finish_reason": "tool_calls"}
+    assert message.parts[1].get("joins") == ([7] if at == 12 else None)  # between the two deltas of the text
+
+
+@pytest.mark.parametrize("at", range(1, len(EVENTS)))
+@virtually
+async def test_next_process_takes_the_rest_of_a_response_that_has_ended_meanwhile(at: int) -> None:
+    streams = [] if at < 4 else [TOO_OLD]
+    model = Model([*EVENTS[:at], HOLD], *streams, ENDED)
+    message = await died_and_answered(model, supersedes=True)
+    assert (message.status, unmarked(message)) == ("complete", PARTS)
+    assert message.meta["usage"] == RESPONSES_USAGE
+    assert model.asked.count("POST") == 1
+
+
+def call_events(response: str) -> list[bytes]:
+    wire = Responses(response)
+    return [*wire.begin(), *wire.said(0, ("Let me ", "look. ")), *wire.called(1), *wire.completed()]
+
+
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@pytest.mark.parametrize("own", ["", "own text. "])
+@virtually
+async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: Any, own: str) -> None:
+    store, calls = MemoryStore(), list[str]()
+    first, second = call_events("resp_1"), long_events("It is ", "sunny.", response="resp_2")
+    looks = [state("in_progress")] if own else []  # the own text follows the call, so all is superseded and repeated
+    model = Model(first, [*second[:5], HOLD], first, *looks, second)
+    client = model.openai()
+
+    def weather(city: str) -> str:
+        calls.append(city)
+        return "sunny"
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            piped = await message.pipe(ask(client), attach=client.responses)
+            await turn.run_tools(piped, {"weather": weather})
+            if own:
+                await message.append(own)
+            await message.pipe(ask(client), attach=client.responses)
+
+    hubs = [new_hub(store), new_hub(store)]
+    for hub in hubs:
+        hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
+        await hub.start()
+        if hub is hubs[0]:
+            await hub.create("chat:1", id="q", role="user", text="Weather?", author="ann")
+        await asyncio.sleep(30)
+        if hub is hubs[0]:
+            await hub.close()
+    page = await hubs[1].history("chat:1")
+    answers = [one for one in page.messages if one.role == "assistant"]
+    await hubs[1].close()
+    assert [one.status for one in answers] == ["complete"]
+    assert (answers[0].text, calls) == (f"Let me look. {own}It is sunny.", ["Oslo"])
+    assert model.asked.count("POST") == 2
+    assert counted(answers[0]) == [*(["attempt"] if own else []), "text", "tool", "text"]
+    assert answers[0].meta["usage"]["output_tokens"] == 14
+
+
+@virtually
+async def test_next_process_supersedes_what_the_response_does_not_hold() -> None:
+    other = Responses()
+    whole = [*other.begin(), *other.thought(), *other.said(pieces=("Another", " text")), *other.completed()]
+    model = Model([*EVENTS[:13], HOLD], whole)
+    message = await died_and_answered(model, supersedes=True)
+    assert (message.text, counted(message)) == ("Another text", ["attempt", "reasoning", "text"])
+    longer = Responses()
+    model = Model([*EVENTS[:16], HOLD], [*longer.begin(), *longer.thought(), *longer.completed()])
+    message = await died_and_answered(model, supersedes=False)
+    assert (message.text, counted(message)) == ("", ["attempt", "reasoning"])
+
+
+@virtually
+async def test_id_is_stored_before_the_first_text_and_removed_with_the_end() -> None:
+    hub, model, kept = new_hub(), Model(EVENTS), list[Any]()
+    client = model.openai()
+    await hub.start()
+
+    async def watch() -> None:
+        async for batch in hub.subscribe("chat:1").batches():
+            if any(type(event).__name__ == "MessagePart" for event in batch.events):
+                kept.append((await hub.read("chat:1", "m"))[0].meta.get("responses"))
+
+    watching = asyncio.create_task(watch())
+    async with hub.message("chat:1", id="m") as message:
+        await pipe(message, ask(client), attach=client.responses)
+    await asyncio.sleep(1)
+    watching.cancel()
+    await asyncio.wait([watching])
+    assert kept == [[["resp_1", 0, {}]]] * 3
+    assert "responses" not in (await hub.read("chat:1", "m"))[0].meta
+    await hub.close()
+
+
+# -- when the response cannot be streamed, or is lost ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", range(4, len(EVENTS)))
+@virtually
+async def test_response_that_is_too_old_for_a_stream_is_polled(at: int) -> None:
+    model = Model([*EVENTS[:at], CUT], TOO_OLD, state("in_progress"), state("in_progress"), ENDED)
+    message = await answered(model)
+    assert (message.status, message.parts, message.meta["usage"]) == ("complete", PARTS, RESPONSES_USAGE)
+    assert model.asked == ["POST", after(at - 1), *["GET /resp_1"] * 3]
+    assert model.waits_s[1:] == [0.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("script", [[UNKNOWN], [TOO_OLD, UNKNOWN], [TOO_OLD, state("cancelled")]], ids=str)
+@virtually
+async def test_response_that_is_lost_is_followed_by_another_one(script: list[Any]) -> None:
+    model = Model([*EVENTS[:12], CUT], *script, EVENTS)
+    message = await answered(model)
+    assert (message.status, message.parts[1:]) == ("complete", PARTS)
+    assert model.asked.count("POST") == 2
+
+
+@virtually
+async def test_lost_response_ends_the_answer_if_a_break_fails() -> None:
+    model = Model([*EVENTS[:12], CUT], UNKNOWN)
+    message = await answered(model, on_break="fail")
+    assert (message.status, message.reason, message.text) == ("interrupted", "upstream_ended", TEXT[:7])
+
+
+def long_events(*pieces: str, response: str = "resp_1") -> list[bytes]:
+    wire = Responses(response)
+    return [*wire.begin(), *wire.said(0, pieces), *wire.completed()]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@virtually
+async def test_text_of_a_lost_response_is_continued_and_that_one_is_lost_too(dies: bool) -> None:
+    first = long_events(LONG, "It goes on.")
+    second = long_events("x" * 250, "y", response="resp_2")
+    third = long_events(LONG[-40:] + "x" * 250, "z" * 250, response="resp_3")
+    known: list[Any] = []
+
+    def make(so_far: Any) -> Any:
+        known.append((so_far.text, so_far.response_id))
+        return ask(client)()
+
+    model = Model([*first[:5], HOLD if dies else CUT], UNKNOWN, [*second[:5], CUT], UNKNOWN, third)
+    client = model.openai()
+    if dies:
+        message = await died_and_answered(model, supersedes=False, on_break="continue", make=make)
+    else:
+        message, _ = await piped(make, attach=client.responses, on_break="continue")
+    assert message.parts[0]["text"] == LONG + "x" * 250 + "z" * 250
+    assert known[-2:] == [(LONG, "resp_1"), (LONG + "x" * 250, "resp_2")]
+
+
+@virtually
+async def test_response_that_stays_queued_is_cancelled_and_made_again() -> None:
+    queued = state("queued")
+    model = Model([EVENTS[0], CUT], *[queued] * 21, state("cancelled"), EVENTS)
+    message = await answered(model)
+    assert (message.status, message.parts) == ("complete", PARTS)
+    assert model.asked == ["POST", *["GET /resp_1"] * 21, "POST /resp_1/cancel", "POST"]
+    assert 60 < model.asked_s[-2] - model.asked_s[0] < 65
+
+
+@virtually
+async def test_response_that_leaves_the_queue_is_streamed() -> None:
+    model = Model([EVENTS[0], CUT], state("queued"), state("in_progress"), EVENTS[1:])
+    assert (await answered(model)).parts == PARTS
+    assert model.asked == ["POST", "GET /resp_1", "GET /resp_1", after(0)]
+
+
+# -- stops -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ends_as", "is_cancelled"),
+    [
+        (("cancelled", None), True),
+        (("failed", "timeout"), True),
+        (("interrupted", None), False),
+        (("failed", "error"), False),
+    ],
+)
+@virtually
+async def test_only_a_stop_cancels_the_response(ends_as: tuple[str, str | None], is_cancelled: bool) -> None:
+    hub, model = new_hub(), Model([*EVENTS[:12], HOLD], state("cancelled"))
+    client = model.openai()
+
+    async def answer() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ends_as
+            await pipe(message, ask(client), attach=client.responses)
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(5)
+    task.cancel()
+    await asyncio.wait([task])
+    stored, _ = await hub.read("chat:1", "m")
+    assert (stored.status, "responses" in stored.meta) == (ends_as[0], ends_as[0] == "interrupted")
+    assert model.asked == ["POST", *(["POST /resp_1/cancel"] if is_cancelled else [])]
+    await hub.close()
+
+
+@virtually
+async def test_message_that_a_person_stops_cancels_the_response() -> None:
+    hub, model = new_hub(), Model([*EVENTS[:12], *[b": alive\n\n"] * 900, *EVENTS[12:]], state("cancelled"))
+    client = model.openai()
+
+    async def answer() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            await pipe(message, ask(client), attach=client.responses)
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(2)
+    await hub.finish("chat:1", "m", status="cancelled")
+    with pytest.raises(Finished):
+        await task
+    assert model.asked == ["POST", "POST /resp_1/cancel"]
+    await hub.close()
+
+
+# -- other providers, and other uses -----------------------------------------------------------------------------------
+
+
+@virtually
+async def test_function_attaches_to_responses_of_any_provider() -> None:
+    asked: list[tuple[str, object]] = []
+
+    def attach(id: str, cursor: Any) -> Any:
+        asked.append((id, cursor))
+        return client.responses.retrieve(id, stream=True, starting_after=cursor)
+
+    model = Model([*EVENTS[:6], CUT], [*EVENTS[6:12], CUT], EVENTS[12:])
+    client = model.openai()
+    message, _ = await piped(ask(client), attach=attach)
+    assert (message.parts, asked) == (PARTS, [("resp_1", 5), ("resp_1", 11)])
+    model = Model([*EVENTS[:6], CUT], TOO_OLD, EVENTS)  # a function cannot poll
+    client = model.openai()
+    message, _ = await piped(ask(client), attach=attach)
+    assert message.parts[1:] == PARTS
+
+
+@virtually
+async def test_stream_without_cursors_is_repeated_from_its_beginning() -> None:
+    """As llama.cpp does, which keeps the bytes of a stream under an id of the client."""
+    chunks = [*chat_said("Hello ", "wor", "ld"), *chat_called(), *chat_end("tool_calls")]
+    model = Model([*chunks[:3], CUT], [*chunks[:5], CUT], chunks)
+    make = ask_chat(model.openai())
+    message, shown = await piped(make, attach=lambda id, cursor: make())
+    assert [part["type"] for part in message.parts] == ["text", "tool"]
+    assert (message.text, message.parts[1]["input"], shown[-1]) == ("Hello world", INPUT, "Hello world")
+
+
+async def stream_of(events: list[Any]) -> AsyncIterator[Any]:
+    for event in events:
+        yield event
+
+
+@virtually
+async def test_several_responses_in_one_stream_cannot_be_attached() -> None:
+    events = [*EVENTS, *long_events("more", response="resp_2")]
+    run = [{"type": "raw_response_event", "data": json.loads(one.split(b"data: ")[1])} for one in events]
+    client, hub = Model().openai(), new_hub()
+    with pytest.raises(LocalError, match="attach needs the stream of one response"):
+        async with hub.message("chat:1") as message:
+            await pipe(message, lambda: stream_of(run), attach=client.responses)
+    with pytest.raises(LocalError, match="attach must be OpenAI's"):
+        async with hub.message("chat:1") as message:
+            await pipe(message, ask(client), attach="resp_1")
+    with pytest.raises(LocalError, match="attach need a function that makes the stream"):
+        async with hub.message("chat:1") as message:
+            await pipe(message, iter("a"), attach=client.responses)
+    await hub.close()
+
+
+# -- over real connections ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [AsyncOpenAI, OpenAI])
+async def test_response_breaks_off_in_each_item_over_real_connections(
+    hub: Hub, provider: Provider, kind: type[AsyncOpenAI | OpenAI]
+) -> None:
+    provider.will_say([*EVENTS[:6], 0.05, CUT], [*EVENTS[6:12], 0.05, CUT], EVENTS[12:17], EVENTS[17:])
+    client = kind(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
+    async with hub.message("chat:1", id="m") as message:
+        make = ask(client)
+        await pipe(
+            message,
+            make if kind is AsyncOpenAI else lambda: asyncio.to_thread(make),
+            attach=client.responses,
+            retry_s=0.01,
+        )
+    assert (await hub.read("chat:1", "m"))[0].parts == PARTS
+    streams = [f"/v1/responses/resp_1?starting_after={number}&stream=true" for number in (5, 11, 16)]
+    assert [path for path, _ in provider.requests] == ["/v1/responses", *streams]
