@@ -1,27 +1,106 @@
 """Measure the budgets: `python -m bench [NAMES] [--quick]`, or `make bench`. The method: `docs/benchmarks.md`.
 
 All benchmarks run in one go on one machine, where possible as a ratio, so that the machine matters little. The server
-under test has one core and the load client another. Requirements are checked before the first row. A benchmark fails
+under test has one core and the load client another. A benchmark fails
 the run if it cannot measure, or if a viewer received a wrong byte. A budget that is not met is printed, and fails the
 run only with `--strict`, because a noisy machine can cause it too.
+
+Requirements are checked before the first row: a missing peer is reported at once, not after minutes. A benchmark that
+needs more than the server has `PEERS`, without which it cannot run, or `PARTS`, without which only a part cannot:
+tries, each in a folder of its own, that raise `BenchError` or OSError. The row of what cannot be measured has the
+reason. Both fail the run, except if a program is not installed that the run can do without (`NotInstalled`).
 """
 
 import argparse
 import functools
 import importlib
+import importlib.util
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench import needs, report
+from bench import report
 from bench.common import Options, Row, attempt
-from bench.needs import NAMES
-from bench.proc import CLIENT_CORE, SERVER_CORE
+from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, NotInstalled
+
+Tries = Mapping[str, Callable[[Path], None]]
+
+# each is a module of this package with the function `run(options)`; about how many seconds it takes, and a quick one
+_SECONDS = {
+    "client": (20, 8),
+    "fanout": (530, 105),
+    "conversations": (48, 8),
+    "highest": (270, 50),
+    "memory": (65, 5),
+    "resume": (3, 3),  # measures hydration, too
+    "storm": (75, 25),
+    "slow": (230, 30),
+    "turns": (20, 4),
+    "burst": (50, 10),
+    "ai_sdk": (55, 10),
+    "appends": (230, 55),
+    "postgres": (300, 80),
+    "beside": (250, 60),
+    "soak": (60, 60),  # and the time of `--soak-s`
+}
+NAMES = tuple(_SECONDS)
+_PACKAGES = ("uvicorn", "httptools", "websockets", "starlette")
+_DISK_MB = 2_000  # free space where databases are made; each benchmark removes its own
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The reason why a benchmark, or a part of it, cannot be measured here."""
+
+    benchmark: str
+    what: str
+    is_partial: bool = False
+    fails_run: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.benchmark}{', in part' if self.is_partial else ''}: not measured: {self.what}"
+
+
+def estimate_s(name: str, options: Options) -> float:
+    """Return about how long a benchmark takes on the machine of `docs/benchmarks.md`."""
+    return _SECONDS[name][options.is_quick] + (options.soak_s if name == "soak" else 0.0)
+
+
+def problems(names: Sequence[str], options: Options) -> Iterator[Problem]:
+    """Yield all missing requirements of these benchmarks, those that are quick to check first."""
+    missing = [f"the Python package {name} is missing" for name in _PACKAGES if not importlib.util.find_spec(name)]
+    free_mb = shutil.disk_usage(options.directory).free // _MB
+    if free_mb < _DISK_MB:
+        missing.append(f"needs {_DISK_MB:,} MB in {options.directory}, and {free_mb:,} are free: see --dir")
+    yield from (Problem(name, what) for name in names for what in missing)
+    for name in [] if missing else names:
+        module = importlib.import_module(f"bench.{name}")
+        for attribute, is_partial in (("PEERS", False), ("PARTS", True)):
+            tries: Tries = getattr(module, attribute, {})
+            for peer, try_it in tries.items():
+                if (failure := _failure(try_it, options.directory)) is not None:
+                    what, fails_run = " ".join(str(failure).split()), not isinstance(failure, NotInstalled)
+                    yield Problem(name, f"{peer}: {what}", is_partial, fails_run)
+
+
+def _failure(try_it: Callable[[Path], None], directory: Path) -> Exception | None:
+    """Return the error of a failed try."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        try:
+            try_it(Path(folder))
+        except (BenchError, OSError) as error:
+            return error
+    return None
+
 
 _SHORTEST_SOAK_S = 10.0  # a shorter soak has too few samples for a slope
 _BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
@@ -72,13 +151,13 @@ def _scope(names: list[str], options: Options) -> list[str]:
     return limits
 
 
-def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
+def _look_ahead(names: list[str], options: Options) -> list[Problem]:
     """Print the expected duration and the missing requirements."""
-    estimates = {name: needs.estimate_s(name, options) for name in names}
+    estimates = {name: estimate_s(name, options) for name in names}
     each = ", ".join(f"{name} {seconds:.0f}" for name, seconds in estimates.items())
     _print_progress(f"about {sum(estimates.values()) / 60:.0f} minutes; in seconds: {each}")
     missing = []
-    for problem in needs.problems(names, options):
+    for problem in problems(names, options):
         _print_progress(str(problem))
         missing.append(problem)
     if any(problem.fails_run for problem in missing):
@@ -86,7 +165,7 @@ def _look_ahead(names: list[str], options: Options) -> list[needs.Problem]:
     return missing
 
 
-def _run(names: list[str], missing: list[needs.Problem], options: Options, rows: list[Row]) -> str:
+def _run(names: list[str], missing: list[Problem], options: Options, rows: list[Row]) -> str:
     """Add the rows of all benchmarks to `rows`. Return the duration of each."""
     took_s: dict[str, float] = {}
     for name in names:

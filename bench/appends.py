@@ -26,8 +26,6 @@ from bench.peers.system import Ours, ours
 from bench.peers.xadd import Xadd, xadd
 from bench.proc import BenchError, Child, raise_file_limit
 
-__all__ = ["FULL", "QUICK", "Appending", "Round", "Sizes", "alternate", "measure", "run", "verify"]
-
 _LIMIT = 5.0
 _AT_ONCE = 20  # number of tokens of one await, in the pipelined variant
 _FILES_PER_PRODUCER = 3  # a viewer, a connection to Redis, and one spare

@@ -36,8 +36,6 @@ from bench.peers.nchan import nchan
 from bench.peers.system import Ours, System, ours
 from bench.proc import BenchError, Child, raise_file_limit
 
-__all__ = ["Shape", "Sizes", "measure", "run"]
-
 _FILES_TO_SPARE = 400
 _ALONE_S = 2.0  # how long the producers of Tenuto work alone, for each round
 _LESS = {"SSE": 1.0, "WebSocket": 1.0}  # Tenuto must cost less where it joins tokens for many viewers

@@ -10,8 +10,6 @@ from typing import Any
 from bench.common import Options, Row, check, client_load, load_client
 from bench.proc import SERVER_CORE, Child, cpu_s, raise_file_limit
 
-__all__ = ["CHANNEL", "Json", "recording", "replay", "run"]
-
 Json = dict[str, Any]
 CHANNEL = "bench:client"
 

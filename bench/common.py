@@ -14,34 +14,6 @@ from urllib.parse import quote
 
 from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, NotInstalled, cpu_s
 
-__all__ = [
-    "CLIENT_LIMIT",
-    "FINISHED",
-    "NAMES",
-    "Options",
-    "Row",
-    "Served",
-    "Void",
-    "attempt",
-    "capture",
-    "check",
-    "client_load",
-    "connect",
-    "drain",
-    "failed",
-    "judge",
-    "kept",
-    "late",
-    "load_client",
-    "number",
-    "producers_us",
-    "served",
-    "spread",
-    "used",
-    "void",
-]
-
-
 CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
 USUAL_ROUNDS = 3  # a figure of another number of rounds says so
 NAMES = {"sse": "SSE", "websocket": "WebSocket"}  # of the kinds of viewers

@@ -33,8 +33,6 @@ from bench.proc import BenchError
 from bench.reader import LoadResponse, LoadSseSession, LoadWsSession
 from proof.wirecheck import Checker, Json, Session, SseSession
 
-__all__ = ["Connection", "Load", "Viewer"]
-
 _HOST = "127.0.0.1"
 _READ_BYTES = 32 * 1024
 _WAVE = 100  # connections opened before their first batches are waited for

@@ -17,8 +17,6 @@ from bench.peers.xadd import Xadd
 from bench.proc import CLIENT_CORE, BenchError
 from bench.tokens import WIDTH
 
-__all__ = ["Loaded", "load", "new_page", "page_rows"]
-
 _QUIET_S = 0.15  # after this time without bytes, all have arrived
 _PATIENCE_S = 5.0  # longest wait for a server that has not sent all of the text
 

@@ -7,8 +7,6 @@ disconnected, and resume with their cursors. Times are seconds since the beginni
 import random
 from dataclasses import dataclass
 
-__all__ = ["MESSAGE", "Conversation", "Visit", "conversations"]
-
 MESSAGE = "answer"  # the id of each conversation's message
 TOKENS_PER_S = 20
 LASTS_S = (2.0, 20.0)  # minimum and maximum of the time from the first token of a conversation to its last

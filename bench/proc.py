@@ -19,21 +19,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "CLIENT_CORE",
-    "SERVER_CORE",
-    "BenchError",
-    "Child",
-    "NotInstalled",
-    "cpu_s",
-    "disk_write_bytes",
-    "raise_file_limit",
-    "reply",
-    "rss_bytes",
-    "serve_requests",
-    "tree",
-]
-
 SERVER_CORE = 0
 CLIENT_CORE = 1
 

@@ -16,8 +16,6 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 
 from proof.wirecheck import SseSession, WireError, WsSession, encode_frame
 
-__all__ = ["LoadFrames", "LoadResponse", "LoadSseSession", "LoadWsSession"]
-
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
 

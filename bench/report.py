@@ -15,8 +15,6 @@ from pathlib import Path
 from bench.common import Row
 from tenuto import __version__
 
-__all__ = ["BEGIN", "END", "Machine", "check_page", "summary", "text", "write"]
-
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 _BEHIND_A_RATIO = ("measured alone", "ours and bare", "tokens/s: Tenuto", "tokens/s: nchan")  # printed alone
 _VERDICTS = {True: "met", False: "OVER", None: ""}

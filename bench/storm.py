@@ -30,8 +30,6 @@ from bench.common import (
 from bench.proc import Child, raise_file_limit
 from bench.tokens import known_text, summary
 
-__all__ = ["LIMIT_S", "MESSAGE", "TOKENS_PER_S", "begin", "come_back", "end", "kill", "run", "storm"]
-
 LIMIT_S = 5.0
 _VIEWERS = 1_000
 _JITTER_S = 0.5

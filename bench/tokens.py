@@ -14,8 +14,6 @@ from array import array
 from collections import Counter, defaultdict
 from typing import Any
 
-__all__ = ["WIDTH", "Appenders", "Lateness", "known_text", "known_token", "latencies_ms", "summary", "token"]
-
 WIDTH = 5
 _CYCLE: int = 36**WIDTH
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"

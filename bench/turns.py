@@ -20,7 +20,6 @@ from bench.proc import SERVER_CORE, Child, serve_requests
 if TYPE_CHECKING:
     from tenuto import Turn
 
-__all__ = ["answer", "is_right", "turns"]
 
 _CONVERSATIONS = 1_000
 _TOKENS = 20

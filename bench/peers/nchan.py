@@ -21,8 +21,6 @@ from bench.peers.system import Published, config_folder, foreign, program
 from bench.proc import CLIENT_CORE, BenchError, Child
 from proof.chaos.processes import free_port
 
-__all__ = ["Nchan", "nchan"]
-
 _MODULES = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/share/nginx/modules/ngx_nchan_module.so")
 _PUBLISH = "/publish/{channel}"
 _CONFIG = """

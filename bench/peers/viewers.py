@@ -21,8 +21,6 @@ from bench import tokens
 from bench.reader import LoadFrames, LoadResponse
 from proof.wirecheck import Json, SseEvent, SseParser, Violation, WireError, get_request
 
-__all__ = ["KINDS", "TextChecker", "TextSession"]
-
 _BROKEN = (WireError, UnicodeDecodeError, msgspec.DecodeError, KeyError, IndexError, TypeError, ValueError)
 
 

@@ -21,9 +21,6 @@ from typing import ClassVar
 from bench.peers.system import Fsync, RedisServer, System, program, redis_server
 from bench.proc import SERVER_CORE, BenchError, Child, disk_write_bytes
 
-__all__ = ["REDIS_CLIENT", "Xadd", "cache", "is_fetched", "python_packages", "xadd"]
-
-
 REDIS_CLIENT = ("redis==8.1.0", "hiredis==3.5.0", "uvloop==0.23.0")
 
 _FETCH_S = 180.0

@@ -14,8 +14,9 @@ import signal
 import sys
 import time
 
+from proof.chaos.report import Failure
 from proof.chaos.scenarios import ROUNDS, SCENARIOS, run
-from proof.chaos.world import Failure, Scale
+from proof.chaos.world import Scale
 
 
 def main(arguments: list[str] | None = None) -> int:

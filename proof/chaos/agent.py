@@ -21,8 +21,6 @@ from proof.oracle.plans import Piece, Script
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.client import Client
 
-__all__ = ["AgentOrders", "answer", "asks"]
-
 FLUSHED_EVERY = 5  # number of pieces between two flushes
 ASKS_S = 30.0  # how long it waits for the users
 

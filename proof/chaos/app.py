@@ -28,8 +28,6 @@ from tenuto.agents.turn import Turn
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.stores.sqlite.store import SqliteStore
 
-__all__ = ["OPERATOR", "NodeOrders", "Wanted", "app"]
-
 OPERATOR = "operator"  # the client that may read `/metrics`
 SLOTS = 100  # as many as a remote agent has, so both get turns
 

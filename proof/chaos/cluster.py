@@ -38,9 +38,6 @@ from tenuto.core.events import NO_EPOCH
 from tenuto.hub.writer import PATIENCE_S
 from tests.proxy import Direction
 
-__all__ = ["BUS_FAULTS", "FAULTS", "Cluster", "Person", "Stage", "cluster", "may_fail", "wrong_signals"]
-
-
 TYPES_EVERY_S = 0.3
 
 

@@ -20,12 +20,11 @@ from proof.chaos.agent import AgentOrders
 from proof.chaos.app import OPERATOR
 from proof.chaos.processes import Child, ask
 from proof.chaos.proxies import Proxy
+from proof.chaos.report import Failure
 from proof.chaos.viewer import Transport, Viewer, end
-from proof.chaos.world import Failure, World
+from proof.chaos.world import World
 from proof.oracle.plans import Piece, Script, counted
 from proof.oracle.questions import Question, Questions, SentCommand
-
-__all__ = ["BACK_S", "CHANNELS", "GONE_S", "VANISHED_S", "Conversation"]
 
 Json = dict[str, Any]
 CHANNELS = ("talk:one", "talk:two")

@@ -28,9 +28,6 @@ from proof.chaos.processes import Child, free_port
 from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
 
-__all__ = ["DEPLOYMENT", "PostgresPair", "Redis", "check_programs", "configuration", "settings_of_the_docs"]
-
-
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 _INSTALLED = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent
 PROGRAMS = Path(os.environ.get("TENUTO_POSTGRES", _INSTALLED))  # of the release that runs

@@ -31,8 +31,9 @@ import httpx2
 from proof.chaos.engines import check_programs, running_postgres
 from proof.chaos.finish_app import FinishOrders
 from proof.chaos.processes import Server, ask
+from proof.chaos.report import Failure
 from proof.chaos.viewer import Transport, Viewer, Watching, end
-from proof.chaos.world import Failure, World
+from proof.chaos.world import World
 from proof.oracle.plans import NASTY, ORDINARY, first_difference
 from proof.oracle.views import PlanOracle
 from proof.wirecheck import Checker, SseParser, Violation
@@ -40,9 +41,6 @@ from tenuto.agents.turn import OnCrash
 from tenuto.interop.openai_items import Reference
 from tests.sources import wires
 from tests.sources.provider import CUT, HOLD, Provider, Step
-
-__all__ = ["finish"]
-
 
 TOOLS = ("tool:a", "tool:b")  # the tool calls of the plan
 STEPS = (*TOOLS, "pay")  # the steps beside the plan

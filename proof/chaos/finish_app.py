@@ -23,8 +23,6 @@ from tenuto import Hub
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI
 
-__all__ = ["FinishOrders", "app"]
-
 TRIES = 30
 PAUSE_S = 0.01  # before the first further try
 SILENCE_S = 0.5  # without an event for this time, a model counts as broken

@@ -26,8 +26,6 @@ from urllib.parse import quote
 
 from proof.oracle.plans import Append, Plan, Put, Step
 
-__all__ = ["Orders"]
-
 GIVE_UP_S = 60.0  # longest wait for one response, over all tries
 MOST_JOINED = 64  # limit of steps in one request
 HURRY_PER_S = 1_000.0  # steps per second of a producer that is shutting down

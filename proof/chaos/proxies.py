@@ -27,9 +27,6 @@ from proof.chaos.producer import say
 from proof.chaos.report import say_when_late
 from tests.proxy import Direction, FaultProxy
 
-__all__ = ["FAULTS", "FaultModel", "Proxies", "Proxy"]
-
-
 CALL_S = 20.0  # longest time of a call, on a busy machine
 
 

@@ -9,8 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-__all__ = ["Failure", "Story", "say_when_late", "short"]
-
 LATE_S = 0.5  # longest wait of an event loop without a line in the report
 
 

@@ -30,14 +30,12 @@ from proof.chaos.cluster import cluster
 from proof.chaos.conversation import BACK_S, CHANNELS, GONE_S, VANISHED_S, Conversation
 from proof.chaos.finish import finish
 from proof.chaos.processes import Child, Server, ask
+from proof.chaos.report import Failure
 from proof.chaos.viewer import TRANSPORTS
-from proof.chaos.world import Failure, Scale, World
+from proof.chaos.world import Scale, World
 from proof.oracle.plans import AcknowledgedMessage, Piece
 from tenuto import Hub
 from tenuto.stores.sqlite.verify import verify
-
-__all__ = ["ROUNDS", "SCENARIOS", "Scenario", "agents", "backups", "run"]
-
 
 Scenario = Callable[[World], Awaitable[None]]
 

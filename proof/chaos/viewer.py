@@ -24,8 +24,6 @@ from proof.oracle.views import HISTORY, PlanOracle
 from proof.wirecheck import Checker, Json, Notices, SeenMessage, SseViewer, Violation, WireError, WsViewer
 from tenuto.core.events import NO_EPOCH
 
-__all__ = ["Transport", "Viewer", "Watching", "end"]
-
 Transport = Literal["sse", "eventsource", "ws", "poll"]
 """`sse` names itself and sends `since`; `eventsource` does neither, and reconnects with `Last-Event-ID`."""
 

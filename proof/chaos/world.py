@@ -32,8 +32,6 @@ from proof.chaos.viewer import Transport, Viewer, Watching
 from proof.oracle.plans import Acknowledged, counted, first_difference
 from proof.oracle.views import HISTORY
 
-__all__ = ["Failure", "Scale", "World"]
-
 Json = dict[str, Any]
 PATIENCE_S = 30.0
 LOOK_S = 0.2  # a dead process is noticed within this time

@@ -17,8 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["install", "set_offset"]
-
 _LAYOUT = struct.Struct("<q")
 
 

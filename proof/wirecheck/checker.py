@@ -17,9 +17,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-__all__ = ["Checker", "Json", "Notices", "SeenMessage", "SeenPart", "Violation"]
-
-
 Json = dict[str, Any]
 """A decoded JSON object. Not the product's types: the checker examines received JSON, not a type made from it."""
 

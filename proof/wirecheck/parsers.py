@@ -18,8 +18,6 @@ import h11
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
-__all__ = ["Frames", "Response", "SseEvent", "SseParser", "WireError", "encode_frame", "get_request"]
-
 
 class WireError(Exception):
     """The server broke HTTP, SSE or RFC 6455; later bytes on this connection cannot be trusted."""

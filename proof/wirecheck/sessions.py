@@ -19,8 +19,6 @@ from wsproto.utilities import generate_accept_token
 from proof.wirecheck.checker import Checker, Json
 from proof.wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, get_request
 
-__all__ = ["Observe", "Session", "SseSession", "WsSession"]
-
 Observe = Callable[[str, Json, float], None]
 """Called with channel, event and the time at which its bytes were read, before the checker takes the event."""
 

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple, Self
 from proof.wirecheck.checker import Checker, Json, shorten
 from proof.wirecheck.sessions import Session, SseSession, WsSession
 
-__all__ = ["Received", "SseViewer", "WsViewer"]
-
 PATIENCE_S = 60.0  # a machine with other work may delay a process by many seconds
 
 

@@ -21,8 +21,9 @@ import pytest
 from proof.chaos.__main__ import main
 from proof.chaos.processes import END_S, Child
 from proof.chaos.proxies import Proxies
+from proof.chaos.report import Failure
 from proof.chaos.scenarios import SCENARIOS, run
-from proof.chaos.world import Failure, Scale, World
+from proof.chaos.world import Scale, World
 
 LONG = (Path(__file__).parents[2] / "scripts" / "test_long").read_text()
 

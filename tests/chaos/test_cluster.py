@@ -15,8 +15,9 @@ import pytest
 
 from proof.chaos.cluster import BUS_FAULTS, FAULTS, Cluster, Person, Stage, may_fail, wrong_signals
 from proof.chaos.conversation import Conversation
+from proof.chaos.report import Failure
 from proof.chaos.viewer import Viewer, Watching
-from proof.chaos.world import Failure, Scale, World
+from proof.chaos.world import Scale, World
 from proof.oracle.plans import Plan
 from proof.oracle.questions import Question
 from tests.client.wire import becomes

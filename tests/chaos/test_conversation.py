@@ -13,8 +13,9 @@ import pytest
 
 from proof.chaos.conversation import CHANNELS, Conversation
 from proof.chaos.processes import Server
+from proof.chaos.report import Failure
 from proof.chaos.viewer import Viewer, Watching
-from proof.chaos.world import Failure, Scale, World
+from proof.chaos.world import Scale, World
 from proof.oracle.questions import Question, SentCommand
 from tests.oracle.test_plans import STEPS
 from tests.oracle.test_questions import ID, answer
