@@ -8,13 +8,13 @@ so its order is kept. A request is sent when it is due, whether or not the one b
 response must be a 2xx, and all must arrive, or the run is void.
 """
 
+import contextlib
 import json
 import os
 import select
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -29,124 +29,75 @@ _STATUS = b"HTTP/1.1 "
 
 
 class _Lane:
-    """One connection: its bytes that wait for room in the socket, and the number of received responses."""
+    """One connection: its bytes that wait for room in the socket, and the number of missing responses."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection((_HOST, port), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.waiting = bytearray()
-        self.response_count = 0
+        self.missing = 0
         self._rest = b""
 
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
     def write(self) -> None:
-        try:
-            sent = self.socket.send(self.waiting)
-        except BlockingIOError:
-            return
-        del self.waiting[:sent]
+        with contextlib.suppress(BlockingIOError):
+            del self.waiting[: self.socket.send(self.waiting)]
 
     def read(self) -> None:
         """Count responses. Raises `BenchError` at a status other than 2xx."""
-        try:
-            data = self.socket.recv(1 << 16)
-        except BlockingIOError:
-            return
-        if not data:
+        if not (data := self.socket.recv(1 << 16)):
             raise BenchError("the server closed a publisher's connection")
-        data = self._rest + data
         # Neither headers nor bodies of the responses contain these words, so searching for them is sufficient.
-        position = -1
-        while (found := data.find(_STATUS, position + 1)) >= 0 and found + len(_STATUS) < len(data):
-            if data[found + len(_STATUS)] != ord("2"):
-                raise BenchError(f"a publish was refused: {data[found : found + 200]!r}")
-            self.response_count += 1
-            position = found
-        kept = len(_STATUS)
-        self._rest = data[max(position + 1, len(data) - kept) :][-kept:]
+        pieces = (self._rest + data).split(_STATUS)
+        is_split = len(pieces) > 1 and not pieces[-1]  # the status of the last one has not arrived
+        self._rest = _STATUS if is_split else pieces[-1][-len(_STATUS) :]
+        for piece in pieces[1 : -1 if is_split else None]:
+            if piece[:1] != b"2":
+                raise BenchError(f"a publish was refused: {piece[:200]!r}")
+            self.missing -= 1
 
 
-def publish(
-    *,
-    port: int,
-    path: str,
-    channels: list[str],
-    count: int,
-    tokens_per_s: float,
-) -> dict[str, Any]:
+def publish(*, port: int, path: str, channels: list[str], count: int, tokens_per_s: float) -> dict[str, Any]:
     """Publish `count` tokens to each of `channels`, each at its time; `path` may contain `{channel}`.
 
-    Reply when all are acknowledged, with the sent tokens by channel.
+    A channel always has the same connection. Reply when all are acknowledged, with the sent tokens by channel.
     """
-    started_s = time.monotonic()
-    lanes = _Lanes(port, [path.format(channel=quote(channel)) for channel in channels])
-    try:
-        texts, lateness = _send(lanes, len(channels), count, tokens_per_s)
-        lanes.await_responses()
-    finally:
-        lanes.close()
-    return {
-        "messages": {channel: summary(text, "m") for channel, text in zip(channels, texts, strict=True)},
-        "lag_ms": lateness.percentiles_ms(),
-        "seconds": time.monotonic() - started_s,
-    }
-
-
-class _Lanes:
-    """All connections. A channel, which is a number here, always has the same one."""
-
-    def __init__(self, port: int, paths: Sequence[str]) -> None:
-        """Publish to `paths`, one for each channel."""
-        self._lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(paths)))]
-        self._by_socket = {lane.socket: lane for lane in self._lanes}
-        self._published = 0
-        head = f"HTTP/1.1\r\nHost: {_HOST}:{port}\r\nContent-Type: text/plain\r\nContent-Length: "
-        self._heads = [f"POST {path} {head}" for path in paths]
-
-    def publish(self, channel: int, text: str) -> None:
-        lane = self._lanes[channel % len(self._lanes)]
-        lane.waiting += f"{self._heads[channel]}{len(text)}\r\n\r\n{text}".encode()
-        self._published += 1
-
-    def turn(self, timeout_s: float) -> None:
-        """Write pending bytes and read responses for so long."""
-        for lane in self._lanes:
-            if lane.waiting:
-                lane.write()
-        # Wait by `select`, because the timeouts of epoll are whole milliseconds: rounded down, they would make a busy
-        # loop on the load client's core.
-        for sock in select.select(self._by_socket, (), (), min(timeout_s, 0.1))[0]:
-            self._by_socket[sock].read()
-
-    def await_responses(self) -> None:
-        until_s = time.monotonic() + _RESPONSES_S
-        while (response_count := sum(lane.response_count for lane in self._lanes)) < self._published:
-            if time.monotonic() > until_s:
-                raise BenchError(f"{self._published - response_count} of {self._published} publishes got no response")
-            self.turn(0.1)
-
-    def close(self) -> None:
-        for lane in self._lanes:
-            lane.socket.close()
-
-
-def _send(lanes: _Lanes, channels: int, count: int, tokens_per_s: float) -> tuple[list[str], Lateness]:
-    """Publish all tokens when they are due. Return the texts, and how late the tokens were."""
-    sent: list[list[str]] = [[] for _ in range(channels)]
+    lanes = [_Lane(port) for _ in range(min(_CONNECTIONS, len(channels)))]
+    head = f"HTTP/1.1\r\nHost: {_HOST}:{port}\r\nContent-Type: text/plain\r\nContent-Length: "
+    heads = [f"POST {path.format(channel=quote(channel))} {head}" for channel in channels]
+    sent: list[list[str]] = [[] for _ in channels]
     lateness = Lateness()
-    total, due = count * channels, 0
-    period_s = 1 / tokens_per_s / channels  # the channels are spread over one token's time
-    started_s = time.monotonic()
-    while due < total:
-        now_s = time.monotonic()
-        while due < total and (late_s := now_s - started_s - due * period_s) >= 0:
-            channel, text = due % channels, token()
-            due += 1
-            sent[channel].append(text)
-            lateness.made(channel, late_s)
-            lanes.publish(channel, text)  # even if it is late: one token, one message
-        lanes.turn(max(0.0, started_s + due * period_s - time.monotonic()))
-    return ["".join(texts) for texts in sent], lateness
+    period_s = 1 / tokens_per_s / len(channels)  # the channels are spread over one token's time
+    started_s, total, due = time.monotonic(), count * len(channels), 0
+    ends_s = started_s + total * period_s + _RESPONSES_S
+    with contextlib.ExitStack() as stack:
+        for lane in lanes:
+            stack.callback(lane.socket.close)
+        while due < total or any(lane.missing for lane in lanes):
+            now_s = time.monotonic()
+            if now_s > ends_s:
+                raise BenchError(f"{sum(lane.missing for lane in lanes)} of {total} publishes got no response")
+            while due < total and (late_s := now_s - started_s - due * period_s) >= 0:
+                channel, text = due % len(channels), token()
+                due += 1
+                sent[channel].append(text)
+                lateness.made(channel, late_s)
+                lane = lanes[channel % len(lanes)]  # even if it is late: one token, one message
+                lane.waiting += f"{heads[channel]}{len(text)}\r\n\r\n{text}".encode()
+                lane.missing += 1
+            for lane in lanes:
+                if lane.waiting:
+                    lane.write()
+            # Wait by `select`, because the timeouts of epoll are whole milliseconds: rounded down, they would make a
+            # busy loop on the load client's core.
+            wait_s = started_s + due * period_s - time.monotonic() if due < total else 0.1
+            for lane in select.select(lanes, (), (), min(max(0.0, wait_s), 0.1))[0]:
+                lane.read()
+    texts = {channel: summary("".join(each), "m") for channel, each in zip(channels, sent, strict=True)}
+    return {"messages": texts, "lag_ms": lateness.percentiles_ms()}
 
 
 def main() -> None:

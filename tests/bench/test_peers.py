@@ -29,8 +29,8 @@ from bench import appends, beside
 from bench.common import Row, Void, check, load_client
 from bench.load import Load
 from bench.pages import load, new_page
-from bench.peers import packages
 from bench.peers.system import System, foreign, ours
+from bench.peers.xadd import REDIS_CLIENT, is_fetched
 from bench.proc import tree
 from bench.tokens import summary, token
 from tests.bench.small import APPENDS
@@ -42,7 +42,7 @@ has_nginx = bool(shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"))
 has_redis = bool(shutil.which("redis-server"))
 needs_nchan = pytest.mark.skipif(not has_nginx, reason="Debian's nginx and libnginx-mod-nchan are not installed")
 needs_redis_client = pytest.mark.skipif(
-    not (has_redis and packages.is_fetched(*packages.REDIS_CLIENT)), reason="`python -m bench appends` has not run here"
+    not (has_redis and is_fetched(*REDIS_CLIENT)), reason="`python -m bench appends` has not run here"
 )
 
 
@@ -217,15 +217,9 @@ def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
         yield system
 
 
-def working(tmp_path: Path, systems: dict[str, beside.Start]) -> list[Row]:
-    """Return the rows of systems that have been asked to produce tokens."""
-    _, *rows = beside.measure(tmp_path, TINY, systems)
-    return rows
-
-
 def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: Path) -> None:
     one = functools.partial(dying, "Tenuto")
-    rows = working(tmp_path, {"dying": one, "Tenuto": beside.SYSTEMS["Tenuto"]})
+    _, *rows = beside.measure(tmp_path, TINY, {"dying": one, "Tenuto": beside.SYSTEMS["Tenuto"]})
     died = [row for row in rows if row.has_failed]
     assert {row.measured for row in died} <= {"VOID", "not measured"}
     assert len(died) == 2  # SSE and WebSocket
