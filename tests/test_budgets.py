@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 174,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_922,
+    "lines of tests/": 70_321,
     "lines of proof/ and bench/": 23_910,
     "words of docs without decisions": 50_249,
     "words of decisions": 12_000,

@@ -37,10 +37,20 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
     return run
 
 
-def virtual_clock() -> SimClock | None:
+def virtual_clock(seed: int = 1) -> SimClock | None:
     """Return a hub's clock that follows the loop; None for a real loop."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return None
-    return SimClock(loop, Random(1)) if isinstance(loop, VirtualLoop) else None
+    return SimClock(loop, Random(seed)) if isinstance(loop, VirtualLoop) else None
+
+
+class Time:
+    """A clock in seconds that the test sets."""
+
+    def __init__(self, now_s: float = 0.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s

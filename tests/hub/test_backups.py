@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from proof.wirecheck import SseViewer, WsViewer
 from tenuto import Hub
 from tenuto.cli.main import main
 from tenuto.core.errors import LocalError
@@ -177,72 +175,3 @@ def test_options_without_a_folder_are_refused() -> None:
 def test_served_hub_with_a_missing_folder_does_not_start(tmp_path: Path) -> None:
     ran = CliRunner().invoke(main, ["serve", "--backup-dir", str(tmp_path / "gone"), "--port", "0"])
     assert (ran.exit_code, f"--backup-dir {tmp_path / 'gone'} does not exist; create it" in ran.output) == (1, True)
-
-
-@pytest.mark.parametrize(
-    ("number", "is_copied"), [(signal.SIGTERM, False), (signal.SIGKILL, True)], ids=["clean-command", "killed-copy"]
-)
-async def test_viewers_with_old_cursors_show_exactly_the_restored_store(
-    tmp_path: Path, number: signal.Signals, is_copied: bool
-) -> None:
-    target, about = tmp_path / "one.backup", "/v1/channels/c/messages"
-    viewers: list[WsViewer | SseViewer] = []
-    with serving("serve", tmp_path) as server:
-
-        async def post(path: str, **body: object) -> None:
-            done = await asyncio.to_thread(server.post, path, body)
-            assert done[0] in (200, 201), done
-
-        async def run(*arguments: str) -> None:
-            arguments = (*arguments, "--store", f"sqlite:///{server.store}")
-            done = await asyncio.to_thread(CliRunner().invoke, main, list(arguments))
-            assert done.exit_code == 0, done.output
-
-        await post(about, id="m1", role="assistant", status="streaming", lease_s=60)
-        text = kept = ""
-        for n in range(16):
-            await post(f"{about}/m1/append", text=f"{n} ", at=len(text))
-            text += f"{n} "
-            viewers.append((WsViewer, SseViewer)[n % 2](server.host, server.port, "c"))
-            await viewers[-1].reconnect()
-            await shows(viewers[-1], "m1", text)
-            if n < 12:  # the others see the end of the first life
-                await viewers[-1].close()
-            if n == 8:
-                kept = text
-                await run("backup", str(target))
-        await post(about, id="m2", text="of the first life")
-        for viewer in viewers[12:]:
-            await shows(viewer, "m2", "of the first life")
-            await viewer.close()
-        assert len({viewer.checker.cursor for viewer in viewers}) == 13
-        await asyncio.to_thread(server.end, number)
-        if is_copied:
-            await asyncio.to_thread(shutil.copyfile, target, server.store)
-        else:
-            await run("restore", str(target))
-
-        await asyncio.to_thread(server.start)
-        await post(f"{about}/m1/append", text="other words " * 20, at=len(kept))
-        await post(f"{about}/m1/finish", status="complete")
-        await post(about, id="m2", text="of the second life")
-        for n in range(40):  # the serials go beyond those of all cursors
-            await post(about, id=f"n{n}", text="x")
-        (_, page), (_, channel) = server.get(about), server.get("/v1/channels/c")
-        assert (len(page["messages"]), page["messages"][-1]["parts"][0]["text"][: len(kept)]) == (42, kept)
-        assert channel["serial"] > max(int(str(viewer.checker.cursor).split(":")[1]) for viewer in viewers)
-        for viewer in viewers:
-            assert (viewer.checker.new_starts, viewer.checker.resumes) == (1, 0)
-            await viewer.reconnect()
-            await viewer.until(lambda viewer=viewer: viewer.checker.cursor == channel["cursor"], PATIENCE_S)  # type: ignore[misc]
-            checker = viewer.checker
-            assert (checker.violations, checker.new_starts, checker.resumes) == ([], 2, 0)
-            assert checker.messages.keys() == {one["id"] for one in page["messages"]}
-            assert [checker.differences(one) for one in page["messages"]] == [[]] * 42
-            await viewer.close()
-            assert checker.violations == []
-
-
-async def shows(viewer: WsViewer | SseViewer, message_id: str, text: str) -> None:
-    await viewer.until(lambda: viewer.checker.text(message_id) == text, PATIENCE_S)
-    await viewer.until(lambda: viewer.checker.cursor is not None, PATIENCE_S)

@@ -9,9 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from random import Random
 
-from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
@@ -20,6 +18,7 @@ from tenuto.hub.feed import Feed
 from tenuto.hub.nodes.nodes import WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
 from tenuto.stores.memory import MemoryStore
+from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
 
@@ -49,12 +48,6 @@ class Shared(MemoryStore):
         self.notified.append((asyncio.get_running_loop().time(), notices))
         if not self.is_mute:
             await super().notify(notices)
-
-
-def new_hub(store: Shared, number: int) -> HubCore:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    return HubCore(store, hooks_signals=False, drain_s=0, clock=SimClock(loop, Random(number)))
 
 
 @asynccontextmanager

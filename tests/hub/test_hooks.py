@@ -11,12 +11,8 @@ from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.hub import HubCore
 from tenuto.hub.hooks import HookEvent
 from tenuto.stores.memory import MemoryStore
-from tests.virtual import virtual_clock, virtually
-
-
-def new_hub(store: Any = "memory://", **options: Any) -> HubCore:
-    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock(), **options)
-
+from tests.hub.hubs import new_hub
+from tests.virtual import virtually
 
 ALL = ("message.create", "message.update", "message.finish", "message.delete", "command", "command.reply")
 

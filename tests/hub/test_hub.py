@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,38 +24,6 @@ from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.lifecycle import free_memory
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
-
-
-async def test_two_agents_stream_in_one_channel_and_two_parts_in_one_message(hub: HubCore) -> None:
-    viewer = Watcher(hub, "chat:1")
-    await viewer.take()
-    async with hub.message("chat:1", id="a") as first, hub.message("chat:1", id="b") as second:
-        thinking = await first.part({"type": "reasoning", "text": ""})
-        for number in range(200):
-            await first.append(f"t{number} ", part=thinking)
-            await first.append(f"a{number} ")
-            await second.append(f"b{number} ")
-            if number % 10 == 0:
-                await asyncio.sleep(0)
-    await viewer.until(has_ended("a"))
-    shown = {one.id: one for one in await viewer.until(has_ended("b"))}
-    assert shown["a"].parts == [
-        {"type": "reasoning", "text": "".join(f"t{number} " for number in range(200))},
-        {"type": "text", "text": "".join(f"a{number} " for number in range(200))},
-    ]
-    assert shown["b"].text == "".join(f"b{number} " for number in range(200))
-
-
-async def test_history_after_a_serial_is_paged_oldest_first_and_reaches_the_newest(hub: HubCore) -> None:
-    for number in range(7):
-        await hub.create("chat:1", id=f"m{number}", text=str(number))
-    found, after, more = list[str](), 0, True
-    while more:
-        page = await hub.history("chat:1", limit=3, after=after)
-        found += [one.id for one in page.messages]
-        after, more = page.messages[-1].created, page.more
-    assert found == [f"m{number}" for number in range(7)]
-    assert (await hub.history("chat:1", after=after)).messages == []
 
 
 async def test_id_of_a_message_that_streamed_in_a_deleted_channel_stays_used(hub: HubCore) -> None:
@@ -203,6 +172,25 @@ def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp
     start_s = time.monotonic()
     asyncio.run(main())
     assert time.monotonic() - start_s < PATIENCE_S / 2
+
+
+async def test_hub_starts_again_on_a_new_event_loop(tmp_path: Path) -> None:
+    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
+
+    def use(number: int) -> None:
+        asyncio.run(_create(hub, number))
+
+    for number in range(3):
+        thread = threading.Thread(target=use, args=(number,))
+        thread.start()
+        await asyncio.to_thread(thread.join)
+    page = await hub.history("chat:1")
+    assert [one.id for one in page.messages] == ["m2", "m1", "m0"]
+    await hub.close()
+
+
+async def _create(hub: HubCore, number: int) -> None:
+    await hub.create("chat:1", id=f"m{number}", text="x")
 
 
 async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_caller(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from tenuto.core.errors import Forbidden, InvalidName, LocalError
 from tenuto.core.names import matches
-from tenuto.core.requests import Caller
 from tenuto.hub.access.identity import Identity, fill_pattern
 
 READER = frozenset({"subscribe", "history"})
@@ -62,16 +61,6 @@ def test_unknown_capability_is_refused_and_named() -> None:
         Identity(capabilities=frozenset({"root"}))
 
 
-def test_caller_has_the_capabilities_granted_on_its_channel() -> None:
-    grants = {"chat:*": frozenset({"history", "append"}), "chat:own": frozenset({"admin"})}
-    identity = Identity(client_id="ada", grants=grants)
-    assert identity.caller("chat:own") == Caller(id="ada", is_admin=True, may_read=True, may_write=True)
-    assert identity.caller("chat:1") == Caller(id="ada", is_admin=False, may_read=True, may_write=True)
-    assert identity.caller("other") == Caller(id="ada", is_admin=False, may_read=False, may_write=False)
-    assert identity.caller() == Caller(id="ada", is_admin=False, may_read=False, may_write=False)
-    assert Identity(client_id="ada").caller() == Caller(id="ada", is_admin=True, may_read=True, may_write=True)
-
-
 @pytest.mark.parametrize(
     ("pattern", "holds"),
     [("chat:*", True), ("chat:1", True), ("chat:a:*", True), ("*", False), ("cha:*", False), ("chat", False)],
@@ -81,32 +70,6 @@ def test_pattern_is_granted_if_one_grant_covers_all_of_it(pattern: str, holds: b
     assert identity.has_pattern("agent", pattern) is holds
     assert not identity.has_pattern("admin", pattern)
     assert Identity().has_pattern("agent", pattern)
-
-
-def test_identity_includes_another_with_fewer_capabilities() -> None:
-    less = Identity(client_id="ada", grants={"chat:1": READER})
-    more = Identity(client_id="ada", grants={"chat:*": READER | {"publish"}})
-    assert more.includes(less)
-    assert not less.includes(more)
-    assert Identity().includes(more)
-    assert not more.includes(Identity())
-    assert more.includes(more)
-
-
-@pytest.mark.parametrize(
-    ("grants", "is_trusted"),
-    [
-        ({"chat:*": READER | {"publish", "presence", "command"}}, False),
-        ({"chat:*": READER, "bot:1": frozenset({"append"})}, True),
-        ({"*": frozenset({"admin"})}, True),
-        ({"a:*": frozenset({"agent"})}, True),
-        ({}, False),
-    ],
-)
-def test_identity_with_a_capability_for_serving_others_is_trusted(
-    grants: dict[str, frozenset[str]], is_trusted: bool
-) -> None:
-    assert Identity(grants=grants).is_trusted is is_trusted
 
 
 patterns = st.builds(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -17,15 +16,11 @@ from tenuto.core.requests import (
 from tenuto.hub import HubCore
 from tenuto.hub.leases import BROKEN_S
 from tenuto.stores.base import Committed, Conflict, Write
+from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared as SharedClock
-from tests.hub.test_recovery import new_hub as node
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import virtually
 
 ANN = Caller(id="ann")
-
-
-def new_hub(store: Any = "memory://") -> HubCore:
-    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
 
 
 async def begin(hub: HubCore, lease_s: float = 15.0, caller: Caller = ANN) -> None:
@@ -59,7 +54,7 @@ class SlowCommit(SharedClock):
 async def known_at_two() -> tuple[SlowCommit, HubCore, HubCore]:
     """Return a store with two hubs, which both know the lease of message `m`. Its writer is at the first one."""
     store = SlowCommit()
-    here, there = node(store, 1), node(store, 2)
+    here, there = new_hub(store, 1), new_hub(store, 2)
     for hub in (here, there):
         await hub.start()
         await asyncio.sleep(0.5)  # so their renewals alternate

@@ -170,64 +170,47 @@ def forget(append: Coroutine[Any, Any, object]) -> None:
     append.close()
 
 
-@pytest.mark.parametrize(("count", "times"), [(1, "once"), (2, "2 times")])
-async def test_append_without_await_fails_the_block(count: int, times: str) -> None:
+@pytest.mark.parametrize(
+    ("begin", "count", "detail"),
+    [
+        (
+            lambda message: message.append("two "),
+            1,
+            "append to message 'm' was called once without await, so its text is missing; "
+            "write `await message.append(text)`",
+        ),
+        (
+            lambda message: message.pipe(words()),
+            2,
+            "pipe to message 'm' was called 2 times without await, so its text is missing; "
+            "write `await message.pipe(stream)`",
+        ),
+        *(
+            (
+                begin,
+                2,
+                f"{call.partition('(')[0]} to message 'm' was called 2 times without await, so it had no effect; "
+                f"write `await message.{call}`",
+            )
+            for begin, call in (
+                (lambda message: message.finish("failed"), "finish()"),
+                (lambda message: message.update(meta={"a": 1}), "update(meta=meta)"),
+                (lambda message: message.part({"type": "text", "text": "x"}), "part(part)"),
+            )
+        ),
+    ],
+)
+async def test_call_without_await_fails_the_block(begin: Any, count: int, detail: str) -> None:
     hub = Hub("memory://", hooks_signals=False)
     with pytest.raises(LocalError) as raised:
         async with hub.message("chat:1", id="m") as message:
             await message.append("one ")
-            for _ in range(count):
-                forget(message.append("two "))
-    assert raised.value.detail == (
-        f"the append to message 'm' was called {times} without await, so its text is missing; "
-        "write `await message.append(text)`"
-    )
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
-    await hub.close()
-
-
-async def test_pipe_without_await_fails_the_block() -> None:
-    hub = Hub("memory://", hooks_signals=False)
-    with pytest.raises(LocalError) as raised:
-        async with hub.message("chat:1", id="m") as message:
-            assert isinstance(message, AgentWriter)
-            call = message.pipe(words())
-    call.close()
-    assert raised.value.detail == (
-        "the pipe to message 'm' was called once without await, so its text is missing; "
-        "write `await message.pipe(stream)`"
-    )
-    assert (await hub.read("chat:1", "m"))[0].status == "failed"
-    async with hub.message("chat:1", id="n") as message:
-        assert isinstance(message, AgentWriter)
-        await message.pipe(words())
-    assert (await hub.read("chat:1", "n"))[0].text == "word"
-    await hub.close()
-
-
-@pytest.mark.parametrize(
-    ("begin", "call"),
-    [
-        (lambda message: message.finish("failed"), "finish()"),
-        (lambda message: message.update(meta={"a": 1}), "update(meta=meta)"),
-        (lambda message: message.part({"type": "text", "text": "x"}), "part(part)"),
-    ],
-)
-async def test_other_call_without_await_fails_the_block(begin: Any, call: str) -> None:
-    hub = Hub("memory://", hooks_signals=False)
-    with pytest.raises(LocalError) as raised:
-        async with hub.message("chat:1", id="m") as message:
-            await message.append("one")
-            calls = [begin(message) for _ in range(2)]
+            calls = [begin(message) for _ in range(count)]
     for one in calls:
         one.close()
-    assert raised.value.detail == (
-        f"the {call.partition('(')[0]} to message 'm' was called 2 times without await, so it had no effect; "
-        f"write `await message.{call}`"
-    )
+    assert raised.value.detail == f"the {detail}"
     stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.reason) == ("failed", "misuse")
+    assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
     await hub.close()
 
 

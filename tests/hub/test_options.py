@@ -14,7 +14,6 @@ from tenuto.core.model import Message
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, references, whole
 from tenuto.hub import HubCore
 from tests.hub.test_export import exported, lines_of
-from tests.hub.watching import Watcher
 
 CHANNEL = "chat:1"
 ANN = Caller(id="ann")
@@ -38,28 +37,6 @@ async def read_back(hub: HubCore, id: str) -> dict[str, Any]:
 async def stored(hub: HubCore) -> list[str]:
     facts = (await hub.store.facts(CHANNEL, after=0, limit=99)).facts
     return [one.id for one in facts if one.id.startswith("options-")]
-
-
-async def test_large_value_is_stored_once_for_each_person_and_sent_to_no_viewer(hub: HubCore) -> None:
-    watcher = Watcher(hub, CHANNEL)
-    await watcher.take()
-    first = await ask(hub, "q1", OPTIONS)
-    (kept,) = references(first.meta).values()
-    assert first.meta == {"options": {"temperature": 0.5, "kept": {"tools": kept}}}
-    resumed_from = watcher.cursor
-    second = await ask(hub, "q2", {**OPTIONS, "temperature": 0.7})
-    assert (second.parent, references(second.meta)["tools"]) == ("q1", kept)
-    await ask(hub, "q3", OPTIONS, Caller(id="bob"))
-    assert [await read_back(hub, one) for one in ("q1", "q2")] == [OPTIONS, {**OPTIONS, "temperature": 0.7}]
-    assert len(await stored(hub)) == 2
-    late, resumed = Watcher(hub, CHANNEL), Watcher(hub, CHANNEL, since=resumed_from)
-    for one in (watcher, late, resumed):
-        await one.until(lambda view: "q3" in [each.id for each in view.messages()])
-        assert "xxxx" not in str(one.events)
-        assert [each.id for each in one.view.messages()] == ["q1", "q2", "q3"][-len(one.view.messages()) :]
-    assert [one.id for one in (await hub.history(CHANNEL)).messages] == ["q3", "q2", "q1"]
-    (summary,) = await hub.store.summaries([CHANNEL], after=None, limit=1)
-    assert summary.messages == 3
 
 
 async def test_value_is_part_of_an_export_and_goes_with_its_person(hub: HubCore, tmp_path: Path) -> None:

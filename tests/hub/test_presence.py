@@ -30,12 +30,9 @@ from tenuto.hub.people.presence_state import (
     OWN_MEMBERS,
     PresenceState,
 )
+from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
-from tests.virtual import virtual_clock, virtually
-
-
-def new_hub(**options: Any) -> HubCore:
-    return HubCore("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock(), **options)
+from tests.virtual import virtually
 
 
 class Viewer:
@@ -113,33 +110,6 @@ async def test_presence_leases_of_a_client_are_limited_until_they_end() -> None:
     assert hub.stats()["members"] == hub.stats()["channels"] == 0
     assert not hub.runtime.presence._leases
     await hub.close()
-
-
-@pytest.mark.parametrize("gap_s", [0.0, 0.001, 0.01, 0.1, 0.3])
-def test_thousand_members_that_join_and_leave_cost_less_than_an_event_each(gap_s: float) -> None:
-    @virtually
-    async def run() -> None:
-        hub = new_hub()
-        await hub.start()
-        viewer = Viewer(hub)
-        await asyncio.sleep(1)
-        viewer.take()
-
-        async def visit(number: int) -> None:
-            await asyncio.sleep(number * gap_s)
-            hub.runtime.presence.enter("c", f"m{number}", "tab", {"name": f"Person {number}"})
-            await asyncio.sleep(5)
-            assert viewer.view.count > 0
-            hub.runtime.presence.leave("c", f"m{number}", "tab")
-
-        await asyncio.gather(*map(visit, range(1000)))
-        await asyncio.sleep(GRACE_S + 2)
-        assert len(viewer.take()) < 1000  # enter and leave events together
-        assert (viewer.view.members(), viewer.view.count) == ([], 0)
-        await viewer.leave()
-        await hub.close()
-
-    run()
 
 
 @virtually

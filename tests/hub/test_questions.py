@@ -33,17 +33,9 @@ from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tests.hub.test_commit_outcomes import ScriptedStore, kill
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_websocket import dialled
+from tests.virtual import Time
 
 ADDRESS = "192.0.2.1"
-
-
-class Time:
-    """A clock that the test sets."""
-
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def visitor(number: int = 0) -> str:

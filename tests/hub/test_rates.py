@@ -14,19 +14,12 @@ from tenuto.core.limits import KIB, MIB
 from tenuto.hub.access import rates
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.rates import ClientLimits, Rates
+from tests.virtual import Time
 
 ADA = Identity(client_id="ada", capabilities=frozenset({"subscribe", "history", "publish", "presence", "command"}))
 EVE = Identity(client_id="eve", capabilities=frozenset({"subscribe"}))
 BOT = Identity(client_id="bot", capabilities=frozenset({"append"}))
 WITHOUT_ID = Identity(capabilities=frozenset({"subscribe"}))
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
@@ -57,14 +50,6 @@ def test_client_may_send_a_burst_of_two_seconds_and_then_fifty_requests_a_second
     assert how_many(lambda: counted.request(ADA)) == 5
     time.now_s += 3600
     assert how_many(lambda: counted.request(ADA)) == 100
-
-
-def test_refused_request_names_the_limit_and_may_be_retried(counted: Rates) -> None:
-    how_many(lambda: counted.request(ADA))
-    with pytest.raises(TooMany) as refused:
-        counted.request(ADA)
-    assert refused.value.details == {"limit": 50, "retry_after_s": 1}
-    assert refused.value.retry
 
 
 def test_request_is_refused_for_earlier_traffic_and_not_for_its_own(counted: Rates, time: Time) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from random import Random
 from typing import Any
 
 import pytest
 
-from proof.simulation.clock import START_MS, SimClock, VirtualLoop
+from proof.simulation.clock import START_MS, VirtualLoop
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.hub import HubCore
@@ -20,6 +19,7 @@ from tenuto.hub.nodes.nodes import responsible_node
 from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Hold, Renewal
 from tenuto.stores.memory import MemoryStore
+from tests.hub.hubs import new_hub
 from tests.virtual import virtually
 
 
@@ -66,12 +66,6 @@ class Shared(MemoryStore):
 
     async def living(self) -> frozenset[str]:
         return (await self.hold("probe", 0, {})).nodes
-
-
-def new_hub(store: Shared, number: int, drain_s: float = 0.0) -> HubCore:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    return HubCore(store, hooks_signals=False, drain_s=drain_s, clock=SimClock(loop, Random(number)))
 
 
 async def leave_messages(store: Shared, *channels: str) -> None:

@@ -6,25 +6,16 @@ Layer: tests. The store is the one in memory, declared as shared, and time is vi
 from __future__ import annotations
 
 import asyncio
-from random import Random
 
 import pytest
 
-from proof.simulation.clock import SimClock, VirtualLoop
-from tenuto.app import Hub
+from proof.simulation.clock import SimClock
 from tenuto.hub.clock import StoreClock
+from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
 from tests.virtual import virtually
 
 DAY_MS = 24 * 3600 * 1000
-
-
-def new_hub(store: Shared, number: int, *, skew_ms: int = 0) -> Hub:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    clock = SimClock(loop, Random(number))
-    clock.skew_ms = skew_ms
-    return Hub(store, hooks_signals=False, drain_s=0.0, clock=clock)
 
 
 @virtually

@@ -9,8 +9,9 @@ import asyncio
 
 from tenuto.app import Hub
 from tenuto.hub.hooks import SHARE_S, HookEvent
+from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
-from tests.hub.test_shared_turns import new_hub, say
+from tests.hub.test_shared_turns import say
 from tests.virtual import virtually
 
 SEEN_S = SHARE_S + 0.5  # time in which a hook receives the entry of another node

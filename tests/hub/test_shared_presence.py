@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from random import Random
 from typing import Any
 
 import msgspec
 import pytest
 
-from proof.simulation.clock import SimClock, VirtualLoop
-from tenuto.app import Hub
 from tenuto.core.errors import TooMany
 from tenuto.core.events import Signal
 from tenuto.core.limits import Limits
@@ -25,10 +22,9 @@ from tenuto.hub.nodes.nodes import WAITING_NOTICES
 from tenuto.hub.people.presence import FOLLOW_S, HOLD_BYTES, MEMBERS, MERGE_S, READS
 from tenuto.hub.people.presence_state import MAX_CONNECTIONS
 from tenuto.stores.base import Hold, Notice, Renewal
-from tenuto.stores.memory import MemoryStore
-from tests.hub.test_recovery import Shared, new_hub
+from tests.hub.hubs import new_hub
+from tests.hub.test_recovery import Shared
 from tests.hub.test_shared_turns import answer
-from tests.hub.test_shared_turns import new_hub as hub_with_agents
 from tests.hub.watching import Watcher
 from tests.transports.conftest import asking
 from tests.virtual import virtually
@@ -80,14 +76,6 @@ async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]
     await viewer.leave()
     await here.close()
     await there.close()
-
-
-def limited_hub(store: Shared, number: int) -> Hub:
-    """Return a hub whose channels have three members at most."""
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    clock = SimClock(loop, Random(number))
-    return Hub(store, hooks_signals=False, drain_s=0.0, clock=clock, limits=Limits(members=3))
 
 
 def enter(hub: HubCore, member: str, data: dict[str, Any] | None = None) -> None:
@@ -188,7 +176,7 @@ async def test_many_changed_channels_are_read_at_once_and_agents_need_no_read() 
         assert [(await there.members(name)).count for name in names] == [1] * len(names)
         await asyncio.sleep(FOLLOW_S)
         store.reads.clear()
-        newcomer = hub_with_agents(store, 3)
+        newcomer = new_hub(store, 3)
         newcomer.agent("c:*", name="bot")(answer)
         await newcomer.start()
         await asyncio.sleep(2 * FOLLOW_S)
@@ -237,7 +225,7 @@ async def test_hold_of_a_channel_has_a_bound_and_all_people_are_counted() -> Non
 @virtually
 async def test_limits_of_members_and_of_their_connections_count_all_nodes() -> None:
     store = Notifying()
-    here, there, late = (limited_hub(store, number) for number in (1, 2, 3))
+    here, there, late = (new_hub(store, number, limits=Limits(members=3)) for number in (1, 2, 3))
     for hub in (here, there, late):
         await hub.start()
     await asyncio.sleep(1.5)
@@ -289,36 +277,3 @@ async def test_flood_of_signals_waits_in_bounded_memory() -> None:
             await here.signal("c", "typing", number)
         await asyncio.sleep(SOON_S)
         assert store.notified - before == WAITING_NOTICES
-
-
-class Counting(MemoryStore):
-    """An exclusive store that counts the calls about other nodes."""
-
-    calls = 0
-
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        self.calls += 1
-        return await super().hold(node, term_ms, values)
-
-    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
-        self.calls += 1
-        return await super().holds(prefix)
-
-    async def notify(self, notices: Sequence[Notice]) -> None:
-        self.calls += 1
-
-
-@virtually
-async def test_exclusive_store_is_not_called_for_members_and_signals() -> None:
-    store = Counting()
-    hub = HubCore(store, hooks_signals=False, drain_s=0)
-    viewer = Watcher(hub, "c")
-    await viewer.take()
-    enter(hub, "ann", {"name": "Ann"})
-    await hub.signal("c", "typing")
-    await viewer.until(lambda view: len(view.members()) == 1)
-    assert await shown(hub) == ["ann"]
-    await asyncio.sleep(2 * FOLLOW_S)
-    assert store.calls == 0
-    await viewer.leave()
-    await hub.close()

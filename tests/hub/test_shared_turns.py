@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from random import Random
 
 import pytest
 
-from proof.simulation.clock import SimClock, VirtualLoop
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
 from tenuto.app import Hub
@@ -21,14 +19,9 @@ from tenuto.hub.turns import shared as shared_turns
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tenuto.sources.writing import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
+from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
 from tests.virtual import virtually
-
-
-def new_hub(store: Shared, number: int) -> Hub:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    return Hub(store, hooks_signals=False, drain_s=0.0, clock=SimClock(loop, Random(number)))
 
 
 async def started(*hubs: Hub) -> None:

@@ -122,27 +122,3 @@ def test_hub_of_a_closed_event_loop_is_replaced(tmp_path: Path) -> None:
         [sys.executable, "-c", CLOSED], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert ran.stdout.split() == ["1", "2"], ran.stderr
-
-
-LIVE = """
-import asyncio
-from tenuto import Hub
-from tenuto.core.errors import StoreInUse
-from tenuto.stores.sqlite.store import SqliteStore
-
-async def main():
-    first = Hub("sqlite:///chat.db", hooks_signals=False)
-    await first.create("c", text="hello")
-    del first
-    try:
-        await Hub(SqliteStore("chat.db", lock_wait_s=0.1), hooks_signals=False).start()
-    except StoreInUse as error:
-        print(error.detail)
-
-asyncio.run(main())
-"""
-
-
-def test_program_does_not_replace_a_running_hub(tmp_path: Path) -> None:
-    ran = subprocess.run([sys.executable, "-c", LIVE], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert "in use by this process: another Hub" in ran.stdout, ran.stderr

@@ -16,7 +16,8 @@ from tenuto.hub import HubCore
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.tickets import Tickets
 from tenuto.stores.memory import MemoryStore
-from tests.hub.test_recovery import Shared, new_hub
+from tests.hub.hubs import new_hub
+from tests.hub.test_recovery import Shared
 from tests.virtual import virtual_clock, virtually
 
 NOTE = Tickets.key_note
@@ -46,18 +47,6 @@ async def test_ticket_of_one_node_is_accepted_by_another_and_by_the_next_start()
     assert accepts(later, here)
     assert len(await store.notes(NOTE)) == 1
     await later.close()
-
-
-@virtually
-async def test_nodes_that_start_at_the_same_moment_use_one_key() -> None:
-    store = Shared()
-    here, there = new_hub(store, 1), new_hub(store, 2)
-    await asyncio.gather(here.start(), there.start())
-    assert accepts(there, here)
-    assert accepts(here, there)
-    assert len(await store.notes(NOTE)) == 1
-    await here.close()
-    await there.close()
 
 
 @pytest.mark.parametrize("is_exclusive", [True, False])

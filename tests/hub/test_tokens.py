@@ -27,6 +27,7 @@ from tenuto.core.errors import Busy, LocalError, Unauthenticated, shown
 from tenuto.hub.access import tokens
 from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.access.tokens import JwtVerifier, KeySet, fetch_set, jwt_verifier, keys_of_set
+from tests.virtual import Time
 
 NOW_S = 1_700_000_000
 SECRET = "this-is-a-secret-of-more-than-sixty-four-bytes-since-HS512-wants-so-many"
@@ -504,21 +505,13 @@ def issuer() -> Iterator[Issuer]:
     one.close()
 
 
-class Monotonic:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+@pytest.fixture
+def time() -> Time:
+    return Time(100.0)
 
 
 @pytest.fixture
-def time() -> Monotonic:
-    return Monotonic()
-
-
-@pytest.fixture
-def fetching(issuer: Issuer, time: Monotonic) -> JwtVerifier:
+def fetching(issuer: Issuer, time: Time) -> JwtVerifier:
     """Return a verifier that fetches the keys of the issuer."""
     issuer.keys = [jwk(RSA, kid="one")]
     one = verifier(jwks_url=issuer.url)
@@ -551,7 +544,7 @@ async def test_simultaneous_requests_wait_for_one_fetch(fetching: JwtVerifier, i
     assert len(issuer.requested) == 1
 
 
-async def test_new_key_is_fetched_when_a_token_names_it(fetching: JwtVerifier, issuer: Issuer, time: Monotonic) -> None:
+async def test_new_key_is_fetched_when_a_token_names_it(fetching: JwtVerifier, issuer: Issuer, time: Time) -> None:
     await fetching.verify_token(signed_by("one"))
     issuer.keys = [jwk(OTHER_RSA, kid="two"), jwk(RSA, kid="one")]
     time.now_s += 31
@@ -561,7 +554,7 @@ async def test_new_key_is_fetched_when_a_token_names_it(fetching: JwtVerifier, i
 
 
 async def test_unknown_key_ids_cause_one_fetch_in_thirty_seconds(
-    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
+    fetching: JwtVerifier, issuer: Issuer, time: Time
 ) -> None:
     await fetching.verify_token(signed_by("one"))
     for second in range(60):
@@ -572,7 +565,7 @@ async def test_unknown_key_ids_cause_one_fetch_in_thirty_seconds(
 
 
 async def test_token_without_a_key_id_and_with_a_foreign_signature_causes_no_fetch(
-    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
+    fetching: JwtVerifier, issuer: Issuer, time: Time
 ) -> None:
     await fetching.verify_token(signed_by("one"))
     time.now_s += 60
@@ -581,9 +574,7 @@ async def test_token_without_a_key_id_and_with_a_foreign_signature_causes_no_fet
     assert len(issuer.requested) == 1
 
 
-async def test_withdrawn_key_is_refused_after_ten_minutes(
-    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
-) -> None:
+async def test_withdrawn_key_is_refused_after_ten_minutes(fetching: JwtVerifier, issuer: Issuer, time: Time) -> None:
     await fetching.verify_token(signed_by("one"))
     issuer.keys = [jwk(OTHER_RSA, kid="two")]
     time.now_s += 601
@@ -595,7 +586,7 @@ async def test_withdrawn_key_is_refused_after_ten_minutes(
 
 
 async def test_keys_of_an_unreachable_issuer_are_used_for_an_hour(
-    fetching: JwtVerifier, issuer: Issuer, time: Monotonic, caplog: pytest.LogCaptureFixture
+    fetching: JwtVerifier, issuer: Issuer, time: Time, caplog: pytest.LogCaptureFixture
 ) -> None:
     await fetching.verify_token(signed_by("one"))
     issuer.status = 500
@@ -612,7 +603,7 @@ async def test_keys_of_an_unreachable_issuer_are_used_for_an_hour(
 
 
 async def test_verifier_without_keys_refuses_as_busy_until_a_fetch_succeeds(
-    fetching: JwtVerifier, issuer: Issuer, time: Monotonic
+    fetching: JwtVerifier, issuer: Issuer, time: Time
 ) -> None:
     issuer.status = 503
     for _ in range(5):
@@ -674,7 +665,7 @@ def test_fetch_from_a_slow_issuer_times_out(issuer: Issuer, monkeypatch: pytest.
 
 
 async def test_log_names_an_unreachable_issuer_without_the_secrets_in_its_url(
-    time: Monotonic, caplog: pytest.LogCaptureFixture
+    time: Time, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = KeySet("http://user:password@127.0.0.1:9/keys?key=hidden", monotonic_s=time)
     with pytest.raises(Busy):

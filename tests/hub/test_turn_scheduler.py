@@ -14,13 +14,10 @@ from tenuto.core.turns import ATTEMPTS
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
 from tests.agents.test_turns import Failing
-from tests.virtual import virtual_clock, virtually
+from tests.hub.hubs import new_hub
+from tests.virtual import virtually
 
 CHANNEL = "chat:1"
-
-
-def new_hub(store: Any = "memory://") -> Hub:
-    return Hub(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
 
 
 class Worker:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from random import Random
 from typing import Any
 
 import pytest
 
-from proof.simulation.clock import Process, SimClock, VirtualLoop
+from proof.simulation.clock import Process, VirtualLoop
 from tenuto.core.errors import Draining, StoreUnavailable
 from tenuto.hub import HubCore
 from tenuto.hub.lifecycle import CUT_OFF_S, RESPONSE_S, STEP_S, Viewing
 from tenuto.hub.nodes.nodes import TERM_MS
+from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
@@ -58,12 +58,6 @@ class Remote(Shared):
             return await call(*arguments, **fields)
 
         return reached
-
-
-def new_hub(store: Shared) -> HubCore:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=SimClock(loop, Random(1)))
 
 
 async def watching(hub: HubCore) -> Watcher:

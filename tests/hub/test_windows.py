@@ -16,7 +16,8 @@ from tenuto.hub.committer import PATIENCE_S
 from tenuto.hub.feed import Feed
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tests.virtual import virtual_clock, virtually
+from tests.hub.hubs import new_hub
+from tests.virtual import virtually
 
 WINDOW_S = 0.04
 TOKEN_S = 0.002
@@ -63,10 +64,6 @@ class Shown:
 
 def now_s() -> float:
     return asyncio.get_running_loop().time()
-
-
-def new_hub(store: MemoryStore) -> HubCore:
-    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
 
 
 @virtually

@@ -51,26 +51,12 @@ async def test_invalid_message_bodies_are_refused(plain_http: httpx2.AsyncClient
     assert (await plain_http.get(MESSAGES)).json()["messages"] == []
 
 
-NUMBERS = ["-1", "1.5", "1.0", "1e3", "1e999", "9007199254740993", "9" * 30, '"1"', "true", "[]"]
-
-
 @pytest.mark.parametrize("body", [{"role": "k" * 500_000}, {"status": "k" * 500_000}], ids=["role", "status"])
 async def test_refusal_does_not_repeat_a_large_value(plain_http: httpx2.AsyncClient, body: dict[str, str]) -> None:
     response = await plain_http.post(MESSAGES, json=body)
     assert response.status_code == 400
     assert len(response.content) < 1_000
     assert response.json()["detail"].endswith(tuple(f"k' - at `$.{name}`" for name in body))
-
-
-@pytest.mark.parametrize(
-    ("field", "number"), [*(("at", one) for one in NUMBERS), ("part", "-1"), ("generation", "1.5")]
-)
-async def test_invalid_offsets_are_refused(plain_http: httpx2.AsyncClient, field: str, number: str) -> None:
-    await stream(plain_http)
-    body = f'{{"text": "x", "{field}": {number}}}'.encode()
-    response = await plain_http.post(f"{M1}/append", content=body, headers=JSON)
-    assert refused(response) == (400, "invalid_request")
-    assert (await plain_http.get(M1)).json()["message"]["version"] == 1
 
 
 async def test_malformed_json_is_named_with_the_place(plain_http: httpx2.AsyncClient) -> None:

@@ -64,18 +64,6 @@ async def test_the_id_of_a_deleted_message_is_gone(http: httpx2.AsyncClient) -> 
 # Reading
 
 
-async def test_channel_reports_its_serial_and_can_be_deleted(http: httpx2.AsyncClient) -> None:
-    made = await create(http, text="x")
-    epoch = made["cursor"].partition(":")[0]
-    known = (await http.get("/v1/channels/chat:1")).json()
-    assert known == {"channel": "chat:1", "epoch": epoch, "serial": 1, "cursor": made["cursor"]}
-    response = await http.delete("/v1/channels/chat:1")
-    assert (response.status_code, response.content) == (204, b"")
-    assert (await http.get("/v1/channels/chat:1")).json()["serial"] == 0
-    again = await create(http, text="x")
-    assert not again["cursor"].startswith(epoch)
-
-
 # Names and paths
 
 

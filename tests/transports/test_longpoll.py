@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
-
 from tenuto.app import Hub
 from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Identity, Scope
@@ -51,14 +49,6 @@ async def waiting(served: Served, since: str, wait_s: int = 60) -> asyncio.Task[
     task = asyncio.create_task(poll(served, since, wait_s=wait_s))
     await served.until(lambda: served.hub.stats()["feeds"] == 1)
     return task
-
-
-async def test_poll_without_a_cursor_returns_a_new_start(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    response = await poll(served)
-    assert kinds(response) == ["channel.attached", "message.update"]
-    assert response["events"][0]["resumed"] is False
-    assert of_log(response["cursor"]) == (await served.hub.info("c")).cursor
 
 
 async def test_poll_at_the_tail_waits_for_an_event(served: Served) -> None:
@@ -131,31 +121,6 @@ async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: S
         response = await task
     assert response["events"] == [{"type": "signal", "name": "typing", "data": {"is": "now"}, "from": "ann"}]
     assert await poll(served, response["cursor"], wait_s=0) == {"cursor": response["cursor"], "events": []}
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        "",
-        ":",
-        ":@{epoch}:",
-        ":@{epoch}:-1",
-        ":@{epoch}:9007199254740993",
-        ":@{epoch}:2",  # a position above that of the channel
-        ":@other:1",
-        ":@@{epoch}:1",
-        ":m0.5",
-        ":" + "@" * 300,
-    ],
-)
-async def test_invalid_presence_position_is_treated_as_none(served: Served, field: str) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    served.hub.runtime.presence.enter("c", "ann", "tab", {})
-    cursor = (await poll(served))["cursor"]
-    assert of_presence(cursor).serial == 1
-    response = await poll(served, of_log(cursor) + field.format(epoch=of_presence(cursor).epoch))
-    assert kinds(response) == ["presence.sync"]
-    assert response["cursor"] == cursor
 
 
 async def subscriber(scope: Scope) -> Identity:

@@ -92,24 +92,6 @@ async def test_broken_stream_resumes_with_the_next_character(served: Served) -> 
     assert added_up(third) == "three, four"
 
 
-async def test_message_taken_over_after_done_continues_from_there(served: Served) -> None:
-    """A takeover by the server: a message that its restart interrupted streams again."""
-    from tenuto.core.requests import Caller, FinishMessage, TakeOver
-
-    await begin(served)
-    await change(served, "POST", "/m1/append", {"text": "half "})
-    server = Caller(id="anonymous", is_server=True)
-    await served.hub.ask("c", "m1", FinishMessage(status="interrupted"), server)
-    first = await Stream.open(served, EVENTS)
-    assert await first.until_over() is True
-    assert done(first) == [{"status": "interrupted"}]
-    await served.hub.ask("c", "m1", TakeOver(), server)
-    second = await Stream.open(served, f"{EVENTS}?flush_ms=0", Last_Event_ID=last_id(first))
-    await change(served, "POST", "/m1/append", {"text": "whole", "generation": 2})
-    await second.until_event("answer")
-    assert added_up(first) + added_up(second) == "half whole"
-
-
 async def test_deleted_message_ends_with_done(served: Served) -> None:
     await begin(served)
     stream = await Stream.open(served, EVENTS)

@@ -29,8 +29,7 @@ from tenuto.app import Hub
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.hub.access.identity import CAPABILITIES
 from tests.transports.conftest import Served, asking, new_hub, serving
-from tests.transports.test_sse import drained
-from tests.transports.watching import Stream, write
+from tests.transports.watching import write
 
 LOCAL: dict[str, Any] = {"base_url": "http://localhost", "client": ("127.0.0.1", 1)}
 
@@ -95,13 +94,6 @@ async def test_streams_and_sockets_work_below_the_mount_and_under_middleware(mou
         for viewer in (stream, socket):
             assert viewer.checker.text("m1") == text
             assert viewer.checker.violations == []
-
-
-async def test_shutdown_does_not_wait_for_streams_under_middleware(mounted: Served) -> None:
-    stream = await Stream.open(mounted, f"{PREFIX}/v1/channels/c/events")
-    await stream.until_event("channel.attached")
-    await drained(mounted, stream)
-    assert stream.events[-1].event == "bye"
 
 
 async def test_a_server_with_a_root_path_of_its_own_is_a_mount_too() -> None:

@@ -15,16 +15,9 @@ from tenuto.transports import access, codec
 from tenuto.transports.codec import Refusals
 from tests.transports.asgi import HERE, ask
 from tests.transports.conftest import new_hub
+from tests.virtual import Time
 
 SECRET = "a secret of at least thirty-two bytes"
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tenuto.app import Hub
+from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
-from tests.hub.test_shared_turns import new_hub, started
+from tests.hub.test_shared_turns import started
 from tests.transports.lines import LiveLine as Line
 from tests.virtual import virtually
 

@@ -403,18 +403,6 @@ async def test_shutdown_does_not_wait_for_a_stalled_viewer(
         assert "Traceback" not in server.output
 
 
-@in_long
-async def test_serve_does_not_wait_for_an_unread_response(tmp_path: Path) -> None:
-    async with running(tmp_path, SERVE, "served:hub") as server:
-        await server.text_at("/healthz")
-        await fill(server, "")
-        with await connected(server) as peer:
-            await asked(peer, "GET /v1/channels/c/messages?limit=200 HTTP/1.1")
-            await read_until(peer, b"200 OK")
-            await end(server)
-        assert "Traceback" not in server.output
-
-
 CUTS = [
     (SERVE, "served:hub"),
     (SERVERS["uvicorn"], "silent:hub"),

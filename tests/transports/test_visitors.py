@@ -13,7 +13,6 @@ from fastapi import Depends, FastAPI, Request, Response
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
-from websockets.asyncio.client import connect
 
 from tenuto import Hub, Identity, visitors
 from tenuto.app import Visitors
@@ -28,7 +27,7 @@ from tenuto.server.connections import Connections, TrustedProxies
 from tests.interop.test_expiry import STREAMS, install_adapters
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS
-from tests.transports.test_websocket import Peer, dialled
+from tests.transports.test_websocket import dialled
 
 HERE = "http://chat.test"
 KEY = "k" * 32
@@ -389,30 +388,6 @@ async def test_bearer_token_that_proves_nothing_is_refused(hub: Hub) -> None:
 # Sockets
 
 
-async def test_accepted_socket_sets_the_cookie() -> None:
-    hub = new_hub(authenticate=visitors())
-    async with serving(hub) as served:
-        url = f"ws://127.0.0.1:{served.port}/v1/ws"
-        async with connect(url, proxy=None) as socket:
-            assert socket.response is not None
-            cookie = pair(socket.response.headers["set-cookie"])
-            visitor = cookie.partition("=")[2].partition(".")[0]
-            assert (await Peer(socket).ask("attach", channel=f"chat:{visitor}"))["type"] == "ok"
-        origin = f"http://127.0.0.1:{served.port}"
-        async with connect(url, proxy=None, additional_headers={"cookie": cookie, "origin": origin}) as socket:
-            assert socket.response is not None
-            assert "set-cookie" not in socket.response.headers
-            assert (await Peer(socket).ask("attach", channel=f"chat:{visitor}"))["type"] == "ok"
-
-
-async def test_stream_and_poll_set_the_cookie_also_when_they_are_refused(hub: Hub) -> None:
-    async with visiting(hub) as browser:
-        for path in ("events", "poll", "messages"):
-            browser.cookies.clear()
-            response = await browser.get(f"/v1/channels/chat:1/{path}")
-            assert (response.status_code, "set-cookie" in response.headers) == (403, True)
-
-
 async def test_first_frame_of_a_socket_may_name_a_person() -> None:
     hub = new_hub(authenticate=visitors(person))
     async with serving(hub) as served:
@@ -529,32 +504,6 @@ async def test_route_learns_the_visitor_and_sets_the_cookie() -> None:
         channel = response.headers["tenuto-channel"]
         question, answer = (await hub.history(channel)).messages[::-1]
         assert (question.author, answer.text) == (channel.removeprefix("chat:"), "hello")
-
-
-async def test_page_of_another_site_asks_no_question_in_a_route() -> None:
-    guests = visitors()
-    hub = new_hub(authenticate=guests)
-    async with serving(hub, new_app(hub, guests)) as served:
-        for header in ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-purpose": "prefetch"}):
-            assert (await served.http.post("/ask?prompt=hi", headers=header)).status_code == 403
-        assert (await served.http.post("/ask?prompt=hi", headers={"sec-fetch-site": "same-origin"})).status_code == 200
-
-
-async def test_route_of_a_visitor_beyond_the_limit_gets_429() -> None:
-    guests = visitors(questions_per_minute=2)
-    hub = new_hub(authenticate=guests)
-    async with serving(hub, new_app(hub, guests)) as served:
-        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
-        assert (await served.http.post("/ask?prompt=hi")).status_code == 200
-        without_prompt = await served.http.post("/ask?reply_id=r1")
-        assert without_prompt.status_code == 200
-        refused = await served.http.post("/ask?prompt=hi")
-        assert (refused.status_code, refused.json()["retry_after_s"]) == (429, 30)
-        assert (await served.http.post("/ask?reply_id=r2")).status_code == 429
-        repeated = await served.http.post("/ask?reply_id=r1")  # joins the answer
-        assert (repeated.status_code, repeated.text) == (200, without_prompt.text)
-        channel = f"chat:{(await served.http.post('/id')).json()['id']}"
-        assert len((await hub.history(channel)).messages) == 3
 
 
 def asking_app(hub: Hub, guests: Visitors, kind: type[Starlette], *, streams: bool = False) -> Starlette:

@@ -18,6 +18,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.hub.channel import Channel
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
+from tests.transports.test_sse import pass_seconds
 
 Json = dict[str, Any]
 
@@ -204,19 +205,6 @@ async def test_every_request_gets_the_response_as_over_http(served: Served) -> N
         assert (await peer.ask("append", channel="c", id="m1", text="x"))["code"] == "deleted"
 
 
-async def test_requests_are_not_awaited_one_by_one_and_are_carried_out_in_order(served: Served) -> None:
-    async with dialled(served) as peer:
-        await peer.ask("create", channel="c", id="m1", role="assistant", status="streaming")
-        before = served.hub.stats()["commits"]
-        refs = [await peer.send("append", channel="c", id="m1", text=f"{number} ") for number in range(500)]
-        replies = [await peer.reply(ref) for ref in refs]
-        assert [reply["type"] for reply in replies] == ["ok"] * 500
-        assert [reply["length"] for reply in replies] == sorted(reply["length"] for reply in replies)
-        assert served.hub.stats()["commits"] - before < 250
-    text = (await served.hub.read("c", "m1"))[0].text
-    assert text == "".join(f"{number} " for number in range(500))
-
-
 # Bad input
 
 BAD_FRAMES = [
@@ -327,6 +315,14 @@ async def test_too_much_waiting_in_the_hub_is_busy_and_nothing_is_lost() -> None
 
 
 # Slow, silent and vanished peers
+
+
+async def test_a_ping_comes_every_five_seconds_and_needs_no_pong(served: Served) -> None:
+    async with dialled(served) as peer:
+        await peer.ask("detach", channel="c")
+        for number in (1, 2):
+            await pass_seconds(served, 5)
+            assert await peer.receive() == {"type": "ping", "n": number}
 
 
 async def test_store_failure_during_catch_up_closes_the_socket_for_a_retry(

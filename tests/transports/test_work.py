@@ -16,14 +16,11 @@ from tenuto.transports.credentials import Credentials
 from tenuto.transports.sender import Heartbeats
 from tenuto.transports.session import MAX_PATTERNS
 from tenuto.transports.websocket import Sockets
+from tests.hub.hubs import new_hub
 from tests.transports.lines import LiveLine as Line
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import virtually
 
 Json = dict[str, Any]
-
-
-def new_hub(store: Any = "memory://") -> Hub:
-    return Hub(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock())
 
 
 async def answer(hub: Hub) -> Message:

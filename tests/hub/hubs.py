@@ -1,0 +1,16 @@
+"""Hubs in virtual time, for the tests of this folder and of the transports.
+
+Layer: tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tenuto.app import Hub
+from tests.virtual import virtual_clock
+
+
+def new_hub(store: Any = "memory://", number: int = 1, **options: Any) -> Hub:
+    """Return a hub that follows the time of a virtual loop; hubs with another `number` draw other ids."""
+    return Hub(store, **{"hooks_signals": False, "drain_s": 0.0, "clock": virtual_clock(number), **options})
