@@ -111,13 +111,7 @@ async def test_a_server_exports_a_channel_and_lists_channels(tmp_path: Path, mon
 
 @pytest.mark.parametrize(
     "command",
-    [
-        ("channels",),
-        ("export", "chat:1"),
-        ("forget", "ann"),
-        ("inspect",),
-        ("verify",),
-    ],
+    [("channels",), ("export", "chat:1"), ("forget", "ann"), ("inspect",), ("verify",)],
     ids=lambda command: command[0],
 )
 @pytest.mark.parametrize("is_url_first", [True, False])

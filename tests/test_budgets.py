@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_810,
-    "lines of its kernel": 34_272,
+    "lines of tenuto/": 54_786,
+    "lines of its kernel": 34_251,
     "modules of tenuto/": 174,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_321,
+    "lines of tests/": 70_317,
     "lines of proof/ and bench/": 23_910,
     "words of docs without decisions": 50_249,
     "words of decisions": 12_000,

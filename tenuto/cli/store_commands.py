@@ -37,7 +37,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from tenuto.core.errors import InvalidName, InvalidRequest, LocalError, StoreInUse, shown, shown_url
+from tenuto.core.errors import InvalidName, InvalidRequest, LocalError, StoreInUse, StoreUnusable, shown, shown_url
 from tenuto.core.limits import Limits
 from tenuto.core.model import ChannelSummary
 from tenuto.core.names import check_channel, check_id, check_prefix
@@ -54,6 +54,7 @@ from tenuto.stores import open_url
 from tenuto.stores.base import Store
 from tenuto.stores.sqlite.file import control_of
 from tenuto.stores.sqlite.store import SqliteStore
+from tenuto.stores.sqlite.verify import FileReader
 
 READ_TIMEOUT_S = 60.0  # time without a byte after which a server counts as gone; long calls send signs of life
 LINE_BYTES = 1024 * 1024  # far above the longest line, but for messages, which are read in pieces
@@ -589,7 +590,7 @@ def channels(prefix: str, store: str, url: str | None, token: str | None, is_jso
     """List the channels of a store whose names begin with PREFIX, also while it is served."""
     check_prefix(prefix)
     server = server_of(store, url, token)
-    found = server.channels(prefix) if server else _channels_in(store, prefix)
+    found = server.channels(prefix) if server else _found(store, lambda reads: _listed(reads, [f"{prefix}*"]))
     if is_json:
         for one in found:  # in ASCII, because a terminal obeys some characters
             click.echo(json.dumps(msgspec.to_builtins(one), separators=(",", ":")))
@@ -609,16 +610,6 @@ def _utc(at_ms: int) -> str:
         return "damaged"
 
 
-def _channels_in(url: str, prefix: str) -> Iterator[ChannelSummary]:
-    """Yield channels from a file or from a database."""
-    from tenuto.stores.sqlite.verify import list_channels
-
-    if is_shared(url):
-        yield from asyncio.run(_collected(url, lambda store: _listed(store, [f"{prefix}*"])))
-    else:
-        yield from list_channels(sqlite_store(url).path, prefix)
-
-
 @click.command()
 @STORE
 @click.option("--dry-run", is_flag=True, required=True, help="Required: messages go only in a hub that serves.")
@@ -635,7 +626,7 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
     policies = [one.retainer.policies for one in hubs] or [Policies(rules)]
     total = size_bytes = damaged = 0
     for policy in policies:
-        for due in _due_in(store, policy, time.time_ns() // 1_000_000):
+        for due in _found(store, partial(due_in, policies=policy, now_ms=time.time_ns() // 1_000_000)):
             if due.damage is not None:
                 click.echo(f"retention leaves out a channel that cannot be read: {due.damage}", err=True)
                 damaged += 1
@@ -648,28 +639,30 @@ def retention(store: str, dry_run: bool, target: str | None, ages: tuple[str, ..
         sys.exit(1)
 
 
-def _due_in(url: str, policies: Policies, now_ms: int) -> Iterator[Due]:
-    """Yield what retention would remove from a file or a database."""
-    from tenuto.stores.sqlite.verify import due_channels
+def _found(url: str, read: Callable[[Store | FileReader], AsyncIterator[T]]) -> Iterator[T]:
+    """Yield what `read` finds in a file, which may be served meanwhile, or in a database."""
 
-    if is_shared(url):
-        yield from asyncio.run(_collected(url, lambda store: _due(store, policies, now_ms)))
-    else:
-        yield from due_channels(sqlite_store(url).path, policies, now_ms)
+    async def values() -> AsyncIterator[T]:
+        if open_url(url).is_exclusive:
+            async for one in read(FileReader(sqlite_store(url).path)):
+                yield one
+        else:
+            async with opened(url) as store:
+                async for one in read(store):
+                    yield one
+
+    found = values()
+
+    async def following() -> T | None:
+        return await anext(found, None)
+
+    with asyncio.Runner() as runner:
+        while (one := runner.run(following())) is not None:
+            yield one
 
 
-def is_shared(url: str) -> bool:
-    """Return whether `url` names a store that other processes may have open."""
-    return not open_url(url).is_exclusive
-
-
-async def _collected(url: str, read: Callable[[Store], AsyncIterator[T]]) -> list[T]:
-    async with opened(url) as store:
-        return [one async for one in read(store)]
-
-
-async def _listed(store: Store, within: Sequence[str]) -> AsyncIterator[ChannelSummary]:
-    """Yield the channels of an open store, without those into which an import runs (`Store.summaries`)."""
+async def _listed(store: Store | FileReader, within: Sequence[str]) -> AsyncIterator[ChannelSummary]:
+    """Yield the channels of a store, without those into which an import runs (`Store.summaries`)."""
     importing = await store.notes(IMPORT)
     after = None
     while page := await store.summaries(within, after=after, limit=PAGE):
@@ -679,18 +672,22 @@ async def _listed(store: Store, within: Sequence[str]) -> AsyncIterator[ChannelS
         after = page[-1].channel
 
 
-async def _due(store: Store, policies: Policies, now_ms: int) -> AsyncIterator[Due]:
-    """Yield what retention would remove of each channel of an open store at `now_ms`."""
+async def due_in(store: Store | FileReader, *, policies: Policies, now_ms: int) -> AsyncIterator[Due]:
+    """Yield what retention would remove of each channel of a store at `now_ms`; of a damaged one, its damage."""
     async for summary in _listed(store, policies.within()):
         policy = policies.find(summary.channel)
         if policy is None or not Sweep(policy, summary, now_ms).is_needed:
             continue
-        sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
-        while sweep.is_needed and not sweep.is_over:
-            facts = (await store.facts(summary.channel, after=sweep.after, limit=PAGE)).facts
-            sweep.take(facts, is_last=len(facts) < PAGE)
-        if sweep.due.messages or sweep.is_emptied:
-            yield sweep.due
+        try:
+            sweep = Sweep(policy, summary, now_ms, is_busy=bool(await store.open_documents(summary.channel)))
+            while sweep.is_needed and not sweep.is_over:
+                facts = (await store.facts(summary.channel, after=sweep.after, limit=PAGE)).facts
+                sweep.take(facts, is_last=len(facts) < PAGE)
+            due = sweep.due
+        except StoreUnusable as error:
+            due = Due(summary.channel, 0, 0, False, str(error))
+        if due.messages or due.is_gone or due.damage is not None:
+            yield due
 
 
 def sqlite_store(url: str, *, remedy: str = "PostgreSQL has its own tools for this") -> SqliteStore:

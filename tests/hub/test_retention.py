@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from proof.simulation.clock import SimClock
 from tenuto.cli.main import main
+from tenuto.cli.store_commands import due_in
 from tenuto.core.errors import NotFound
 from tenuto.core.events import ChannelAttached, MessageCreate, MessageUpdate
 from tenuto.core.names import command_key
@@ -25,7 +26,7 @@ from tenuto.hub.keep import retention as retention_module
 from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGES
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
-from tenuto.stores.sqlite.verify import due_channels
+from tenuto.stores.sqlite.verify import FileReader
 from tests.hub.watching import Watcher
 from tests.stores.files import run_from_outside
 from tests.virtual import virtual_clock, virtually
@@ -343,8 +344,8 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
         await hub.create(name, text="x" * 1_000)
     await hub.command("chat:2", "approve", target=None)
 
-    def run(*options: str) -> list[str]:
-        done = CliRunner().invoke(main, ["retention", "--dry-run", "--store", url, *options])
+    async def run(*options: str) -> list[str]:
+        done = await asyncio.to_thread(CliRunner().invoke, main, ["retention", "--dry-run", "--store", url, *options])
         return [line.strip() for line in done.output.splitlines()]
 
     size = 1_000 + len('{"type":"text"}')
@@ -353,10 +354,10 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
         f"1          {size:,}  chat:2",
         f"2 messages with {2 * size:,} bytes would go.",
     ]
-    assert run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
-    idle = due_channels(path, Policies({"*": Retention(idle="2d")}), ShiftedClock(0).now_ms())
-    assert [one.channel for one in idle] == ["chat:1", "log:1"]  # a command waits in the other one
-    assert run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
+    assert await run("--keep", "chat:*=2d", "--keep", "*=9w") == expected
+    idle = due_in(FileReader(path), policies=Policies({"*": Retention(idle="2d")}), now_ms=ShiftedClock(0).now_ms())
+    assert [one.channel async for one in idle] == ["chat:1", "log:1"]  # a command waits in the other one
+    assert await run("--keep", "*=4d") == ["0 messages with 0 bytes would go."]
     assert len((await hub.archive.channels()).channels) == 3
     await hub.close()
     (tmp_path / "kept_chat.py").write_text(
@@ -364,9 +365,9 @@ async def test_a_dry_run_says_what_would_go(tmp_path: Path, monkeypatch: pytest.
         "bare = Hub('memory://', hooks_signals=False)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert run("--app", "kept_chat:hub") == expected
-    assert run("--app", "kept_chat:bare")[-1].startswith("Error: --app kept_chat:bare has no hub with the setting")
+    assert await run("--app", "kept_chat:hub") == expected
+    assert "Error: --app kept_chat:bare has no hub with the setting" in (await run("--app", "kept_chat:bare"))[-1]
     for options in ((), ("--app", "kept_chat:hub", "--keep", "*=1d")):
-        assert run(*options)[-1].startswith("Error: retention needs rules: give either --app")
-    assert run("--keep", "chat")[-1] == "Error: --keep must be PATTERN=AGE, such as chat:*=90d, got 'chat'"
-    assert "such as \"90d\", got '90 days'" in run("--keep", "*=90 days")[-1]
+        assert (await run(*options))[-1].startswith("Error: retention needs rules: give either --app")
+    assert (await run("--keep", "chat"))[-1] == "Error: --keep must be PATTERN=AGE, such as chat:*=90d, got 'chat'"
+    assert "such as \"90d\", got '90 days'" in (await run("--keep", "*=90 days"))[-1]

@@ -447,10 +447,11 @@ async def test_channels_are_listed_beside_a_server_and_verify_reports_a_wrong_co
     async with opened(path) as store:
         await Chat(store, "chat:1").do(create("m1", "hello"))
         await Chat(store, "log:1").do(create("m1", "hello"))
-        listed = CliRunner().invoke(main, ["channels", "chat:", "--json", "--store", f"sqlite:///{path}"])
+        command = ["channels", "--store", f"sqlite:///{path}"]
+        listed = await asyncio.to_thread(CliRunner().invoke, main, [*command, "chat:", "--json"])
         (summary,) = await store.summaries(["chat:*"], after=None, limit=9)
         assert [json.loads(line) for line in listed.output.splitlines()] == [msgspec.to_builtins(summary)]
-        table = CliRunner().invoke(main, ["channels", "--store", f"sqlite:///{path}"]).output.splitlines()
+        table = (await asyncio.to_thread(CliRunner().invoke, main, command)).output.splitlines()
         assert [line.split()[-1] for line in table] == ["channel", "chat:1", "log:1"]
         assert "1970-01-01 00:00:01" in table[1]
     run_from_outside(path, "UPDATE channels SET messages = 7 WHERE name = 'log:1'")
@@ -468,14 +469,14 @@ async def test_damaged_time_or_name_of_a_channel_ends_no_list(path: Path) -> Non
     run_from_outside(path, "UPDATE channels SET updated_ms = updated_ms - (1 << 47) WHERE name = 'c'")
     run_from_outside(path, "UPDATE channels SET name = replace(name, '-', char(13)) WHERE name = 'a-b'")
     store_url = ("--store", f"sqlite:///{path}")
-    listed = CliRunner().invoke(main, ["channels", *store_url])
+    listed = await asyncio.to_thread(CliRunner().invoke, main, ["channels", *store_url])
     assert (listed.exit_code, [line.split()[-1] for line in listed.output.splitlines()]) == (
         0,
         ["channel", "'a\\rb'", "c", "d"],
     ), listed
-    as_json = CliRunner().invoke(main, ["channels", "--json", *store_url])
+    as_json = await asyncio.to_thread(CliRunner().invoke, main, ["channels", "--json", *store_url])
     assert [json.loads(line)["channel"] for line in as_json.output.splitlines()] == ["a\rb", "c", "d"]
-    due = CliRunner().invoke(main, ["retention", "--dry-run", "--keep", "*=10m", *store_url])
+    due = await asyncio.to_thread(CliRunner().invoke, main, ["retention", "--dry-run", "--keep", "*=10m", *store_url])
     assert due.exit_code == 1
     assert [line.split()[2] for line in due.stdout.splitlines()[:-1]] == ["c", "d"]
     assert due.stderr.startswith("retention leaves out a channel that cannot be read: channel 'a\\rb' is damaged")

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sqlite3
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,13 @@ import msgspec
 from tenuto.core.document import DAMAGE, Stored, restored
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.core.model import ChannelSummary
-from tenuto.core.retention import Due, Policies, Policy, Sweep
+from tenuto.stores.base import NOTHING, Facts
 from tenuto.stores.sqlite.channels import MISCOUNTED, Channels, damaged_channel, sum_or_none
 from tenuto.stores.sqlite.documents import Documents
 from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, check_tables, has_foreign_wal, reading, wrong_schema
 from tenuto.stores.sqlite.log import CommitLog
 from tenuto.stores.sqlite.slots import check_above, damaged, is_damage
 from tenuto.stores.sqlite.space import space_in
-
-PAGE = 500  # channels in one read
-FACTS = 200  # messages in one read
 
 
 @contextlib.contextmanager
@@ -85,51 +82,33 @@ def check_header(db: sqlite3.Connection, path: Path, *, kind: str = "backup") ->
         raise StoreUnusable(wrong_schema(f"{kind} {path}", schema))
 
 
-def list_channels(path: Path, prefix: str) -> Iterator[ChannelSummary]:
-    """Yield the channels whose names begin with `prefix`, in order. Raises LocalError, StoreUnusable."""
-    with reading_store(path) as db:
-        channels = Channels(db, Documents(db))
-        importing = {
-            name for (name,) in db.execute("SELECT substr(name, 8) FROM notes WHERE substr(name, 1, 7) = 'import:'")
-        }
-        after = None
-        while page := channels.summaries([f"{prefix}*"], after, PAGE):
-            for one in page:
-                if one.channel not in importing:
-                    yield one
-            after = page[-1].channel
+class FileReader:
+    """The reads of a `Store` that lists and retention need, of a file that may be served. Raises LocalError, too."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-def due_channels(path: Path, policies: Policies, now_ms: int) -> Iterator[Due]:
-    """Yield the channels of which retention would remove something at `now_ms`, in order; it changes nothing.
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        with reading_store(self._path) as db:
+            return dict(db.execute("SELECT name, value FROM notes WHERE substr(name, 1, ?) = ?", (len(prefix), prefix)))
 
-    Raises LocalError, StoreUnusable.
-    """
-    for summary in list_channels(path, ""):
-        policy = policies.find(summary.channel)
-        if policy is None or not Sweep(policy, summary, now_ms).is_needed:
-            continue
-        try:
-            due = _due_in(path, policy, summary, now_ms)
-        except StoreUnusable as error:
-            due = Due(summary.channel, 0, 0, False, str(error))
-        if due.messages or due.is_gone or due.damage is not None:
-            yield due
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        with reading_store(self._path) as db:
+            return Channels(db, Documents(db)).summaries(within, after, limit)
 
+    async def open_documents(self, channel: str) -> Collection[object]:
+        with reading_store(self._path) as db:
+            documents = Documents(db)
+            found = Channels(db, documents).find(channel, at=0)
+            return documents.open(found.id) if found is not None else ()
 
-def _due_in(path: Path, policy: Policy, summary: ChannelSummary, now_ms: int) -> Due:
-    """Return what would go of one channel. Raises StoreUnusable if it is damaged."""
-    with reading_store(path) as db:
-        documents = Documents(db)
-        channel = Channels(db, documents).find(summary.channel, at=0)
-        if channel is None:
-            return Due(summary.channel, 0, 0, False)
-        sweep = Sweep(policy, summary, now_ms, is_busy=bool(documents.open(channel.id)))
-        while sweep.is_needed and not sweep.is_over:
-            facts = [fact for _, fact in documents.facts(channel.id, sweep.after, FACTS)]
-            check_above([one.version for one in facts], sweep.after)
-            sweep.take(facts, is_last=len(facts) < FACTS)
-    return sweep.due
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        with reading_store(self._path) as db:
+            documents = Documents(db)
+            found = Channels(db, documents).find(channel, at=0)
+            facts = [fact for _, fact in documents.facts(found.id, after, limit)] if found is not None else []
+        check_above([one.version for one in facts], after)
+        return Facts(NOTHING, facts)
 
 
 LINE_CHARACTERS = 10_000  # of a line that the program prints
