@@ -51,6 +51,7 @@ toggle.icon = "lucide/moon"
 toggle.name = "Light mode"
 
 [project.markdown_extensions]
+attr_list = {{}}
 tables = {{}}
 toc.permalink = true
 toc.slugify = {{ object = "pymdownx.slugs.slugify", kwds = {{ case = "lower" }} }}
@@ -58,14 +59,20 @@ pymdownx.highlight.pygments_lang_class = true
 pymdownx.superfences = {{}}
 """
 
-# What axe finds in the theme: the contrast of the shown page in the navigation, and regions without names.
-STYLE = ".md-nav__link--active { color: var(--md-default-fg-color) !important }"
+# What axe finds in the theme: the contrast of the shown page in the navigation, and regions without names. A name in a
+# table is never broken: its table scrolls.
+STYLE = """
+.md-nav__link--active { color: var(--md-default-fg-color) !important }
+.md-typeset td code, .md-typeset th code { word-break: normal; overflow-wrap: break-word }
+"""
 SCRIPT = """
 new MutationObserver(() => {
   document.querySelectorAll(".md-code__nav").forEach((one, index) => (one.ariaLabel ??= `code ${index + 1}`))
   document.querySelectorAll(".md-typeset__scrollwrap, pre code").forEach((one) => (one.tabIndex = 0))
 }).observe(document.documentElement, { childList: true, subtree: true })
 """
+CALL = re.compile(r"^### `([\w.]+)\(.*\)`$", re.MULTILINE)
+LABEL = ' { data-toc-label="%s" }'  # in the navigation, a call is its name
 EMPTY_HEADER = re.compile(r"^\|(.*\|)\n(?=\|---)", re.MULTILINE)
 
 
@@ -76,7 +83,8 @@ def build(folder: Path, repository: str) -> None:
     for path in sorted([*DOCS.glob("*.md"), *(DOCS / "decisions").glob("*.md")]):
         target = pages / page_name(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(EMPTY_HEADER.sub(named, linked(path, repository)))
+        text = EMPTY_HEADER.sub(named, linked(path, repository))
+        target.write_text(CALL.sub(lambda call: call[0] + LABEL % call[1], text))
     for picture in [*DOCS.glob("*.svg"), *DOCS.glob("*.png")]:
         shutil.copy(picture, pages)
     (pages / "extra.css").write_text(STYLE)
@@ -84,6 +92,7 @@ def build(folder: Path, repository: str) -> None:
     (folder / "zensical.toml").write_text(CONFIGURATION.format(nav=toml(navigation())))
     subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=folder, check=True)
     for page in pages.rglob("*.md"):
+        page.write_text(re.sub(LABEL % ".*", "", page.read_text()))
         shutil.copy(page, folder / "site" / page.relative_to(pages))
     write_for_machines(pages, folder / "site")
 

@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_744,
     "lines of tests/": 70_317,
     "lines of proof/ and bench/": 23_910,
-    "words of docs without decisions": 50_249,
+    "words of docs without decisions": 50_210,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
