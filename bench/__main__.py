@@ -44,6 +44,7 @@ _SECONDS = {
     "storm": (75, 25),
     "slow": (230, 30),
     "turns": (20, 4),
+    "steps": (30, 4),
     "burst": (50, 10),
     "ai_sdk": (55, 10),
     "appends": (230, 55),
