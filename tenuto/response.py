@@ -29,8 +29,8 @@ from tenuto.core.model import Message
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.sources import named_source, pipe
+from tenuto.transports.access import Credentials
 from tenuto.transports.codec import GUARDS
-from tenuto.transports.credentials import Credentials
 from tenuto.transports.http import problem_response
 from tenuto.transports.sender import TaskSender
 from tenuto.transports.sse import StreamApp

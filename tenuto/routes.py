@@ -57,26 +57,30 @@ from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, narrowed, read_conversations
 from tenuto.hub.pending import Result, message_of
 from tenuto.hub.turns.status import read_conversation, read_open_turns, read_pending, read_turn
-from tenuto.transports.access import caller_of, check_create, check_serving, count_new_channel, identify
+from tenuto.transports.access import (
+    EXPECTED_BYTES,
+    Credentials,
+    caller_of,
+    charge,
+    check_create,
+    check_serving,
+    count_new_channel,
+    declared_bytes,
+    event_bytes,
+    identify,
+    message_bytes,
+    open_body,
+    turn_bytes,
+)
 from tenuto.transports.app import refuse_socket
 from tenuto.transports.calls import read_body
 from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, unexpected
-from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import peer_of
 from tenuto.transports.http import ProblemForm, problem_response
 from tenuto.transports.origin import check_peer, refusal_of_get
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp
 from tenuto.transports.streams import TurnFormat, TurnStream
-from tenuto.transports.traffic import (
-    EXPECTED_BYTES,
-    charge,
-    declared_bytes,
-    event_bytes,
-    message_bytes,
-    open_body,
-    turn_bytes,
-)
 from tenuto.transports.websocket import REFUSED_PAUSE_S
 
 __all__ = [

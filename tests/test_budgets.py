@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_786,
-    "lines of its kernel": 34_251,
-    "modules of tenuto/": 174,
+    "lines of tenuto/": 54_741,
+    "lines of its kernel": 34_206,
+    "modules of tenuto/": 171,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_317,
+    "lines of tests/": 70_316,
     "lines of proof/ and bench/": 23_987,
     "words of docs without decisions": 50_197,
     "words of decisions": 12_000,

@@ -36,7 +36,7 @@ from tenuto.hub.hooks import Hook, register
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue
 from tenuto.hub.runtime import Runtime
-from tenuto.hub.turns.shared import SharedTurns
+from tenuto.hub.turns.scheduler import SharedTurns
 from tenuto.stores.base import Bus, Store
 
 logger = logging.getLogger("tenuto.hub")

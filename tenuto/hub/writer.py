@@ -55,7 +55,7 @@ from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.nodes.nodes import IsMine
 from tenuto.hub.pending import Ask, Decided, Done, Result, own_copy, result_later
 from tenuto.hub.runtime import Runtime
-from tenuto.hub.turns.shared import lose_turns
+from tenuto.hub.turns.scheduler import lose_turns
 from tenuto.portal import Attempt, retrieve_exception
 from tenuto.stores.base import Store
 

@@ -11,18 +11,30 @@ about the content of requests, such as roles.
 Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
 without a verifier only programs and pages of this machine and user are accepted, and no request that came through a
 proxy. Every rule is part of `docs/protocol.md`, section 10; loosening one needs a decision record.
+
+During a stream or a socket, unlike during a plain request, the caller's identity can expire or be renewed. Such a
+connection therefore holds `Credentials`: the identity, the time of its expiry, and the connection slot that it takes.
+Call `leave` when the connection ends.
+
+Which bytes of a client count, and when, is decided here, too (decision 0037); `hub.access.rates` keeps the counts. A
+request counts its own bytes (also those of a body that is refused or does not end), those of its response or of the
+batch with which its stream begins, and those of its event for each viewer of the channel. Later events of a stream
+count for the clients whose requests caused them, and not for the viewer. The bytes of some requests are known only when
+they are done. Until then each counts as `EXPECTED_BYTES`, so that a client can run only a few at once. Bodies that have
+not ended are bounded, too, because a slow body holds memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
+from tenuto.core.deltas import TurnStatus
 from tenuto.core.errors import (
     Busy,
     Draining,
@@ -33,12 +45,15 @@ from tenuto.core.errors import (
     shown,
 )
 from tenuto.core.events import Cursor, parse_cursor
-from tenuto.core.model import Part
+from tenuto.core.message_state import part_bytes
+from tenuto.core.model import Message, Part
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, UpdateMessage
 from tenuto.hub.access.identity import EVERYWHERE, Expired, Identity, Scope, claimed_identity
+from tenuto.hub.access.rates import FREE_BYTES, OPEN_BODIES, UNCOUNTED, ConnectionSlot, OpenBody
 from tenuto.hub.access.tickets import Ticket, Tickets
 from tenuto.hub.access.visitors import VisitorVerifier, check_person, visit_in
+from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
 from tenuto.hub.people.presence import check_member, check_signal
@@ -384,3 +399,223 @@ def resume_limits_of(hub: HubCore, identity: Identity, channel: str) -> ResumeLi
 def known_since(resume_limits: ResumeLimits | None, cursor: Cursor | None) -> Cursor | None:
     """Return the cursor from which a viewer may resume, given the cursor that it sent."""
     return cursor if resume_limits is None else resume_limits.known(cursor)
+
+
+# Low enough for twenty pages at once: each counts as four requests until it is done.
+EXPECTED_BYTES = 512 * 1024
+# Operations with responses that are much larger than the requests: pages, and whole messages.
+_READS = ("history", "read", "update", "channels")
+
+
+def charge(hub: HubCore, identity: Identity, scope: Scope, size: int) -> None:
+    """Count `size` bytes that a request of this client has caused; a negative number gives them back. Never raises."""
+    # without a verifier every caller is on this machine, and its traffic is not limited
+    if hub.authenticate is not None:
+        hub.rates.charge(identity, peer_of(scope), size=size)
+
+
+def expected_bytes(hub: HubCore, operation: Operation, scope: Scope) -> int:
+    """Return the bytes that an HTTP request counts for while it is carried out."""
+    is_large = operation.name in _READS or header(scope, b"transfer-encoding") is not None
+    return max(declared_bytes(scope, hub.limits.request_bytes), EXPECTED_BYTES if is_large else 0)
+
+
+def declared_bytes(scope: Scope, limit_bytes: int) -> int:
+    """Return the declared length of an HTTP request's body, at most the `limit_bytes` that are read; 0 without one."""
+    length = header(scope, b"content-length")
+    if length is None or not (length.isascii() and length.isdigit()):
+        return 0
+    return min(int(length[:18]), limit_bytes)
+
+
+def open_body(hub: HubCore, identity: Identity, scope: Scope, limit_bytes: int) -> OpenBody:
+    """Return the open body of a request, of at most `limit_bytes`, which counts its bytes."""
+    if hub.authenticate is None or identity.is_trusted:
+        return UNCOUNTED
+    # a client may send two of the largest bodies of an adapter at once, which are those of a message
+    max_bytes = max(OPEN_BODIES * hub.limits.request_bytes, 2 * limit_bytes)
+    return hub.rates.body(identity, peer_of(scope), largest_bytes=limit_bytes, max_bytes=max_bytes)
+
+
+def event_bytes(hub: HubCore, channel: str, result: Result, size: int) -> int:
+    """Return the bytes of a stored request's event for all viewers of its channel; `size` is that of one event."""
+    if size <= FREE_BYTES or not result.created:
+        return 0
+    return (size - FREE_BYTES) * hub.channel(channel).watchers
+
+
+def turn_bytes(turns: Iterable[TurnStatus]) -> int:
+    """Return the bytes of the messages of turns that a route of an app reads."""
+    return message_bytes(message for one in turns for message in (one.message, *one.answers) if message is not None)
+
+
+def message_bytes(messages: Iterable[Message]) -> int:
+    """Return the bytes of the parts of messages."""
+    return sum(part_bytes(part) for message in messages for part in message.parts)
+
+
+# A longer timer is set in steps: event loops count time in floats, and none sleeps for longer than a day.
+_MAX_TIMER_S = 12 * 3600.0
+
+
+def not_authenticated() -> Unauthenticated:
+    """Return the error for a socket that has not sent its `auth` frame."""
+    return Unauthenticated(
+        "this hub needs a token: pass one to the client (the option or attribute `token`); a socket sends it in its "
+        "first frame, `auth`"
+    )
+
+
+class Credentials:
+    """The identity behind one connection; None until an `auth` frame.
+
+    It is used on the hub's loop, and only `renew` waits.
+    """
+
+    __slots__ = ("_hub", "_identity", "_on_expiry", "_scope", "_slot", "_timer", "is_ambient", "is_counted", "ticket")
+
+    def __init__(self, hub: HubCore, scope: Scope, identity: Identity | None, *, ticket: Ticket | None = None) -> None:
+        # True: a visitor that has not sent a frame; its first one may be an `auth` of another client
+        self.is_ambient = identity is not None and is_ambient(hub, scope)
+        self._hub = hub
+        self._scope = scope
+        self._identity = identity
+        # Whether requests and bytes of the client are counted (`hub.rates`). Stored here, since each frame of a socket
+        # needs it.
+        self.is_counted = identity is not None and self._is_counted(identity)
+        self._slot: ConnectionSlot | None = None
+        self._on_expiry: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.ticket = ticket
+
+    @property
+    def identity(self) -> Identity:
+        """Return the identity. Raises Unauthenticated before it is known."""
+        if self._identity is None:
+            raise not_authenticated()
+        return self._identity
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether the identity is known."""
+        return self._identity is not None
+
+    @property
+    def is_expired(self) -> bool:
+        """Return whether the identity has expired."""
+        identity = self._identity
+        # Checked inline: this runs for every frame of a socket, and most identities of servers never expire.
+        return identity is not None and identity.expires_at_ms is not None and identity.is_expired(self._now_ms())
+
+    @property
+    def is_renewable(self) -> bool:
+        """Return whether the hub has a verifier to which a new token can be sent."""
+        return self._hub.authenticate is not None
+
+    def left_s(self) -> float:
+        """Return the seconds until the identity expires."""
+        return float("inf") if self._identity is None else left_s(self._hub, self._identity)
+
+    def _now_ms(self) -> int:
+        return self._hub.clock.now_ms()
+
+    async def renew(self, token: str) -> Identity:
+        """Verify a token. The first one sets the identity; later ones must be of the same client.
+
+        Without a verifier a token is ignored, as in the header of a request.
+        Raises Unauthenticated, Expired, Forbidden, Busy, and TooMany if the client has no connection slot left. After
+        an error the credentials are as before.
+        """
+        if not self.is_renewable:
+            return self.identity
+        identity = await identity_by_token(self._hub, self._scope, token)
+        if self._identity is not None and self.is_ambient and identity.client_id != self._identity.client_id:
+            self._leave_slot()
+            self._identity = None
+        if self._identity is not None and identity.client_id != self._identity.client_id:
+            raise Forbidden(
+                f"the token is of client {identity.client_id!r}, but client {self._identity.client_id!r} opened this "
+                "connection; open another connection for another client"
+            )
+        if self._identity is None:
+            self._slot = self._slot or self._take_slot(identity)
+            mark_known(self._scope)
+        self._identity = identity
+        self.is_counted = self._is_counted(identity)
+        self._set_timer()
+        return identity
+
+    def describe(self) -> dict[str, Any]:
+        """Return the client's id, if it has one, and the seconds until the identity expires."""
+        return describe_caller(self._hub, self.identity)
+
+    # Rates
+
+    def take_slot(self) -> None:
+        """Take a connection slot of the client. Raises TooMany."""
+        self._slot = self._take_slot(self.identity)
+
+    def count_request(self, size: int) -> None:
+        """Count a frame of `size` bytes from the client. Raises TooMany."""
+        if self.is_counted:
+            self._hub.rates.request(self.identity, peer_of(self._scope), size=size)
+
+    def charge(self, size: int) -> None:
+        """Count `size` bytes that a request of the client has caused; never raises."""
+        if self.is_counted:
+            charge(self._hub, self.identity, self._scope, size)
+
+    def charge_batch(self, batch: EncodedBatch) -> None:
+        """Count the bytes of the first batch of a stream."""
+        self.charge(batch.encoded_bytes)
+
+    @property
+    def peer(self) -> str:
+        """Return the address of the connection."""
+        return peer_of(self._scope)
+
+    def leave(self) -> None:
+        """Give back the connection slot and stop the timer. A second call has no effect."""
+        self._on_expiry = None
+        self._set_timer()
+        self._leave_slot()
+
+    def _leave_slot(self) -> None:
+        if self._slot is not None:
+            self._slot.leave()
+            self._slot = None
+
+    def _is_counted(self, identity: Identity) -> bool:
+        return self._hub.authenticate is not None and not identity.is_trusted
+
+    def _take_slot(self, identity: Identity) -> ConnectionSlot:
+        # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
+        return self._hub.rates.connect(identity, peer_of(self._scope)) if self.is_renewable else ConnectionSlot()
+
+    # Expiry
+
+    def watch(self, on_expiry: Callable[[], None]) -> None:
+        """Call `on_expiry` when the identity has expired, unless a token renews it before."""
+        self._on_expiry = on_expiry
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._on_expiry is None or self._identity is None or self._identity.expires_at_ms is None:
+            return
+        self._timer = asyncio.get_running_loop().call_later(min(self.left_s(), _MAX_TIMER_S), self._check_expiry)
+
+    def _check_expiry(self) -> None:
+        if self._on_expiry is not None and self.is_expired:
+            self._on_expiry()
+        else:
+            self._set_timer()  # the timer fired a little early, or it was only one step
+
+
+def left_s(hub: HubCore, identity: Identity) -> float:
+    """Return the seconds until `identity` expires."""
+    if identity.expires_at_ms is None:
+        return float("inf")
+    return max(0.0, (identity.expires_at_ms - hub.clock.now_ms()) / 1000)

@@ -21,11 +21,10 @@ from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.tickets import START_S
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
-from tenuto.transports.access import caller_of, check_operation, count_new_channel, start_hub
+from tenuto.transports.access import caller_of, check_operation, count_new_channel, open_body, start_hub
 from tenuto.transports.codec import decode, result_fields
 from tenuto.transports.headers import Query, peer_of
 from tenuto.transports.operations import OPERATIONS, Operation
-from tenuto.transports.traffic import open_body
 
 
 class CreateTicket(Struct, frozen=True, kw_only=True):

@@ -58,12 +58,18 @@ from tenuto.hub.keep.archive import DEFAULT_LISTED, MAX_LISTED, read_conversatio
 from tenuto.hub.lifecycle import Viewing
 from tenuto.stores.sqlite.backup import receipt_of
 from tenuto.transports.access import (
+    EXPECTED_BYTES,
+    charge,
     check_create,
     check_metrics,
     check_serving,
     check_update,
     count_signal,
+    declared_bytes,
+    event_bytes,
+    expected_bytes,
     identify,
+    left_s,
     member_of,
     start_hub,
 )
@@ -79,12 +85,10 @@ from tenuto.transports.calls import (
     json_response,
 )
 from tenuto.transports.codec import for_peers, problem_body, problem_headers, unexpected
-from tenuto.transports.credentials import left_s
 from tenuto.transports.headers import headers_of, is_operator, peer_of, whole
 from tenuto.transports.operations import BY_NAME, OF_FILES, OPERATIONS, Operation
 from tenuto.transports.origin import check_peer, is_own_origin
 from tenuto.transports.sender import SEND_TIMEOUT_S, abort_if_unread, break_off
-from tenuto.transports.traffic import EXPECTED_BYTES, charge, declared_bytes, event_bytes, expected_bytes
 
 logger = logging.getLogger("tenuto.transports")
 

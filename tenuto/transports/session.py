@@ -42,6 +42,7 @@ from tenuto.hub.pending import Result
 from tenuto.hub.turns.scheduler import LEASE_S
 from tenuto.hub.turns.workers import AssignedTurn, WhenBusy, store_renewal
 from tenuto.transports.access import (
+    EXPECTED_BYTES,
     ResumeLimits,
     allowed_history,
     caller_of,
@@ -52,6 +53,7 @@ from tenuto.transports.access import (
     count_new_channel,
     count_signal,
     describe_caller,
+    event_bytes,
     known_since,
     member_of,
     resume_limits_of,
@@ -87,7 +89,6 @@ from tenuto.transports.codec import (
 )
 from tenuto.transports.operations import BY_FRAME, BY_NAME, frame_decoder
 from tenuto.transports.sse import RETRY_MS
-from tenuto.transports.traffic import EXPECTED_BYTES, event_bytes
 
 Respond = Callable[[dict[str, Json] | TenutoError], None]  # gets the fields of a response, or the refusal
 

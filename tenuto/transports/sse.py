@@ -29,6 +29,7 @@ from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.transports.access import (
     OPERATOR,
+    Credentials,
     ResumeLimits,
     admit_poll,
     admit_stream,
@@ -38,7 +39,6 @@ from tenuto.transports.access import (
     resume_limits_of,
 )
 from tenuto.transports.codec import GUARDS, Headers, unexpected
-from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import Query, header
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import Chunks, DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off

@@ -46,9 +46,8 @@ from tenuto.hub.access.tickets import split_seal
 from tenuto.hub.channel import EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.turns.status import read_turn
-from tenuto.transports.access import admit_stream
+from tenuto.transports.access import Credentials, admit_stream, message_bytes, turn_bytes
 from tenuto.transports.codec import GUARDS, Headers
-from tenuto.transports.credentials import Credentials
 from tenuto.transports.headers import Query
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import SEND_TIMEOUT_S, Sender, TaskSender
@@ -62,7 +61,6 @@ from tenuto.transports.sse import (
     since_of,
     start_stream,
 )
-from tenuto.transports.traffic import message_bytes, turn_bytes
 
 logger = logging.getLogger("tenuto.transports")
 

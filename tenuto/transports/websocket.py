@@ -24,7 +24,7 @@ from tenuto.core.events import encode_json
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.transports.access import check_serving, known_identity, logged_refusals
+from tenuto.transports.access import Credentials, check_serving, known_identity, logged_refusals, not_authenticated
 from tenuto.transports.codec import (
     CROWDED,
     DRAINED,
@@ -38,7 +38,6 @@ from tenuto.transports.codec import (
     for_peers,
     ref_in,
 )
-from tenuto.transports.credentials import Credentials, not_authenticated
 from tenuto.transports.headers import header
 from tenuto.transports.origin import expect_introduction
 from tenuto.transports.sender import FAREWELL_S, DirectSender, Frames, Heartbeats, Sender, TaskSender

@@ -19,7 +19,7 @@ from tenuto.hub.access import tickets, tokens
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.hub.access.rates import ConnectionSlot
 from tenuto.hub.hub import HubCore
-from tenuto.transports import access, credentials, http, session, sse, streams
+from tenuto.transports import access, http, session, sse, streams
 from tests.transports.permissions import LISTED, OPERATIONS, Operation
 
 
@@ -110,7 +110,7 @@ def accepts_the_cursor_of_another_log(since: Cursor | None, known: Cursor | None
     return since is not None
 
 
-def never_expires(self: credentials.Credentials, over: Any) -> None:
+def never_expires(self: access.Credentials, over: Any) -> None:
     pass
 
 
@@ -118,7 +118,7 @@ def includes_every_identity(self: Identity, other: Identity) -> bool:
     return True
 
 
-async def renews_for_any_client(self: credentials.Credentials, token: str) -> Identity:
+async def renews_for_any_client(self: access.Credentials, token: str) -> Identity:
     identity = await access.identity_by_token(self._hub, self._scope, token)
     self._identity = identity
     self._set_timer()
@@ -172,9 +172,9 @@ MUTANTS: list[tuple[str, object, str, object]] = [
     ("shown", sse, "allowed_history", shows_everything),
     ("shown", sse, "allowed_history", shows_everything),
     ("streamed", streams, "_is_of", accepts_the_cursor_of_another_log),
-    ("outlives", credentials.Credentials, "watch", never_expires),
+    ("outlives", access.Credentials, "watch", never_expires),
     ("not narrowed", Identity, "includes", includes_every_identity),
-    ("other client", credentials.Credentials, "renew", renews_for_any_client),
+    ("other client", access.Credentials, "renew", renews_for_any_client),
     ("secret", tokens.JwtVerifier, "verify_token", repeats_the_token),
     ("secret", tickets.Tickets, "_is_signed", logs_the_ticket),
     ("held", ConnectionSlot, "leave", never_leaves),

@@ -35,7 +35,7 @@ from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
 from tenuto.server.serving import check_guarded
-from tenuto.transports import codec, credentials, websocket
+from tenuto.transports import access, codec, websocket
 from tests import processes
 from tests.transports.asgi import ask
 from tests.transports.conftest import PATIENCE_S, WAYS, Served, asking, new_hub, serving
@@ -111,7 +111,7 @@ def verifying_hub(watch: Watch, url: str = "memory://", **options: Any) -> Hub:
 @pytest.fixture(params=WAYS)
 async def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Verified]:
     """A hub that verifies tokens, behind a server. It looks at the clock again and again, as the clock may jump."""
-    monkeypatch.setattr(credentials, "_MAX_TIMER_S", 0.02)
+    monkeypatch.setattr(access, "_MAX_TIMER_S", 0.02)
     watch = Watch()
     hub = verifying_hub(watch)
     hub.drive_by_hand = request.param == "hand"
@@ -176,7 +176,7 @@ async def test_the_stream_of_one_answer_ends_with_the_identity_too(served: Verif
 async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(
     served: Verified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "_MAX_TIMER_S", 3600.0)
+    monkeypatch.setattr(access, "_MAX_TIMER_S", 3600.0)
     stream = await Stream.open(served, f"{EVENTS}?ping_s=2", **served.bearer(*READER))
     await stream.until_event("channel.attached")
     served.expire()

@@ -11,8 +11,8 @@ import pytest
 from tenuto import Hub
 from tenuto.core.model import Message
 from tenuto.hub.access.identity import CAPABILITIES, Identity
+from tenuto.transports.access import Credentials
 from tenuto.transports.codec import SILENT
-from tenuto.transports.credentials import Credentials
 from tenuto.transports.sender import Heartbeats
 from tenuto.transports.session import MAX_PATTERNS
 from tenuto.transports.websocket import Sockets
