@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 171,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_316,
+    "lines of tests/": 70_040,
     "lines of proof/ and bench/": 23_987,
     "words of docs without decisions": 50_197,
     "words of decisions": 12_000,

@@ -511,8 +511,6 @@ DYING = """
 import asyncio, os, signal, sys
 from tenuto.hub import HubCore
 from tenuto.hub.keep import exports
-from tenuto.hub.keep import retention
-from tenuto.hub.keep import exports
 from tenuto.stores.sqlite.store import SqliteStore
 
 exports.BATCH = 2

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from tenuto.core.errors import Busy, Deleted, Draining, Finished, StoreUnavailable, TenutoError
+from tenuto.core.errors import Busy, Deleted, Draining, Finished, TenutoError
 from tenuto.core.requests import Caller, CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.committer import Pace
-from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Tail, Write
+from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtual_clock, virtually
 
@@ -25,7 +25,7 @@ ANN = Caller(id="ann")
 
 
 class Trying(MemoryStore):
-    """A store in memory that opens slowly, reports commits late or never, and refuses reads for a while."""
+    """A store in memory that opens slowly, and reports a commit never."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,8 +33,6 @@ class Trying(MemoryStore):
         self.may_open = asyncio.Event()
         self.may_open.set()
         self.is_silent = False  # the next commit is stored, and its outcome is reported as unknown
-        self.is_unreadable = False
-        self.result_delay_s = 0.0  # delay from a commit to its result
 
     async def open(self) -> None:
         self.opening.set()
@@ -45,19 +43,7 @@ class Trying(MemoryStore):
         if self.is_silent:
             self.is_silent = False
             raise CommitUnknown("stored, but the outcome is lost")
-        if self.result_delay_s:
-            await asyncio.sleep(self.result_delay_s)
         return results
-
-    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        if self.is_unreadable:
-            raise StoreUnavailable("not now")
-        return await super().entries(channel, after=after, limit_bytes=limit_bytes)
-
-    async def heads(self, channels: Sequence[str]) -> list[Head]:
-        if self.is_unreadable:
-            raise StoreUnavailable("not now")
-        return await super().heads(channels)
 
 
 async def test_starting_hub_refuses_requests_as_busy() -> None:

@@ -32,26 +32,13 @@ class Shared(MemoryStore):
         self.ahead_ms = 0
         super().__init__(now_ms=lambda: START_MS + int(asyncio.get_running_loop().time() * 1000) + self.ahead_ms)
         self.before: Callable[[str], Awaitable[Any]] | None = None  # called before a read of open documents
-        self.after: Callable[[str], Awaitable[Any]] | None = None  # called once after it
-        self.late: Callable[[], Awaitable[Any]] | None = None  # called once before a read of the open channels
         self.notes_s = 0.0  # time that a read of notes takes
-        self.renewal_s = 0.0  # time until a renewal is carried out
         self.refused = ""  # the node whose renewals fail
 
     async def open_documents(self, channel: str) -> list[Stored]:
         if self.before is not None:
             await self.before(channel)
-        found = await super().open_documents(channel)
-        if self.after is not None:
-            after, self.after = self.after, None
-            await after(channel)
-        return found
-
-    async def open_channels(self) -> list[str]:
-        if self.late is not None:
-            late, self.late = self.late, None
-            await late()
-        return await super().open_channels()
+        return await super().open_documents(channel)
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
         await asyncio.sleep(self.notes_s)
@@ -60,8 +47,6 @@ class Shared(MemoryStore):
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
         if node == self.refused:
             raise StoreUnavailable("the store is down")
-        if term_ms:
-            await asyncio.sleep(self.renewal_s)
         return await super().hold(node, term_ms, values)
 
     async def living(self) -> frozenset[str]:

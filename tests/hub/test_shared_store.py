@@ -11,15 +11,14 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from tenuto.core.document import Stored
 from tenuto.core.errors import Deleted, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
-from tenuto.stores.base import Committed, CommitUnknown, Conflict, Head, Write
+from tenuto.stores.base import Conflict, Head, Write
 from tenuto.stores.memory import MemoryStore
-from tests.stores.contract import Chat, append, create, emptied
+from tests.stores.contract import Chat, append, create
 
 ANN = Caller(id="ann")
 
@@ -28,27 +27,7 @@ class Shared(MemoryStore):
     """A store in memory that several hubs may have open."""
 
     is_exclusive = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_silent = False  # the next commit is stored, and its outcome is reported as unknown
-        self.passing: Write | None = None  # stored before a read of the open documents and deleted after it
-        self.crossing: Write | None = None  # stored between the reads of a deletion and the deletion
-
-    async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        results = await super().commit(writes)
-        if self.is_silent:
-            self.is_silent = False
-            raise CommitUnknown("stored, but the outcome is lost")
-        return results
-
-    async def open_documents(self, channel: str) -> list[Stored]:
-        if self.passing is None:
-            return await super().open_documents(channel)
-        await self.commit([self.passing])
-        found = await super().open_documents(channel)
-        await emptied(self, self.passing.channel)
-        return found
+    crossing: Write | None = None  # stored between the reads of a deletion and the deletion
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -106,51 +105,6 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
     assert hub.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
     await hub.close()
-
-
-@pytest.mark.parametrize("writes", [True, False], ids=["in its answer", "before its answer"])
-@pytest.mark.parametrize("on_crash", ["restart", "continue"])
-@virtually
-async def test_message_whose_handler_crashes_the_process_has_limited_attempts(on_crash: Any, writes: bool) -> None:
-    store = Failing()
-    attempts: list[tuple[str, int]] = []
-    for _ in range(ATTEMPTS + 3):
-        hub = new_hub(store)
-
-        @hub.agent("chat:*", name="bot", on_crash=on_crash)
-        async def bot(turn: Turn) -> None:
-            attempts.append((turn.message.id, turn.attempt))
-            if turn.message.id != "poison":
-                return
-            if writes:
-                async with turn.reply() as message:
-                    await message.append("half ")
-                    await message.flush()
-                    await asyncio.sleep(1000)
-            await asyncio.sleep(1000)
-
-        await hub.start()
-        if not attempts:
-            await hub.create(CHANNEL, id="poison", text="?")
-            await hub.create(CHANNEL, id="next", text="?")  # this message waits behind the message `poison`
-        await asyncio.sleep(20)
-        found = await answers(hub)
-        store.is_down = True  # the process stores nothing more, as one that dies
-        await hub.close()
-        store.is_down = False
-    assert attempts == [*(("poison", attempt + 1) for attempt in range(ATTEMPTS)), ("next", 1)]
-    *before, last = found
-    assert (last.author, last.reply_to, last.status, last.reason, last.text) == (
-        "bot",
-        "poison",
-        "failed",
-        "crashed",
-        "",
-    )
-    assert {one.status for one in before} <= {"interrupted"}
-    assert [one.text for one in before] == (
-        [] if not writes else ["half " * (ATTEMPTS if on_crash == "continue" else 1)]
-    )
 
 
 @pytest.mark.parametrize("deaths", [0, ATTEMPTS - 1, ATTEMPTS])

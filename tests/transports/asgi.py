@@ -16,7 +16,7 @@ Headers = list[tuple[bytes, bytes]]
 HERE: Headers = [(b"host", b"localhost:8000")]
 
 
-async def ask(
+async def exchange(
     app: Any,
     path: str = "/v1/channels/c",
     *,
@@ -29,21 +29,26 @@ async def ask(
     query: bytes = b"",
     version: str = "1.1",
     scheme: str = "http",
-) -> tuple[int, Any]:
-    """Send one request, or open a socket. Return its status and problem; (101, None) for an accepted socket."""
+    leaves: bool = False,
+) -> list[Any]:
+    """Send one request, or open a socket; return what the app sends. One that `leaves` takes one batch of a stream."""
     sent: list[Any] = []
+    has_batch = asyncio.Event()
     is_socket = kind == "websocket"
     waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
     if is_socket:
         waiting = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
 
     async def receive() -> Any:
-        if not waiting:
-            await asyncio.Event().wait()
-        return waiting.pop(0)
+        if waiting:
+            return waiting.pop(0)
+        await has_batch.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
+        if leaves and not message.get("body", b"retry:").startswith(b"retry:"):
+            has_batch.set()
 
     scope: dict[str, Any] = {
         "type": kind,
@@ -61,6 +66,12 @@ async def ask(
         scope["method"] = method
     async with asyncio.timeout(PATIENCE_S):
         await app(scope, receive, send)
+    return sent
+
+
+async def ask(app: Any, path: str = "/v1/channels/c", **request: Any) -> tuple[int, Any]:
+    """Return the status and the problem of an `exchange`; (101, None) for an accepted socket."""
+    sent = await exchange(app, path, **request)
     if sent[0]["type"] == "websocket.accept":
         return 101, None
     if sent[0]["type"] == "websocket.close":

@@ -16,7 +16,7 @@ from tenuto.app import Hub
 from tenuto.core.errors import Forbidden
 from tenuto.hub.access.identity import Identity, allow_everyone
 from tenuto.transports import access
-from tests.transports.asgi import HERE, Headers, ask
+from tests.transports.asgi import HERE, Headers, ask, exchange
 from tests.transports.conftest import new_hub
 
 WEB = Path(__file__).parents[2] / "tenuto" / "web"
@@ -116,17 +116,8 @@ async def test_page_modules_are_served_to_every_peer(closed: Hub) -> None:
 
 async def detail_of(hub: Hub, **how: Any) -> str:
     """Return the detail of a refusal."""
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def receive() -> Any:
-        return {"type": "http.request"}
-
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": HERE, "client": ("127.0.0.1", 5), **how}
-    await hub(scope, receive, send)
-    detail: str = json.loads(sent[1]["body"])["detail"]
+    _, body = await exchange(hub, "/", **how)
+    detail: str = json.loads(body["body"])["detail"]
     return detail
 
 
@@ -420,19 +411,9 @@ async def test_health_needs_no_identity_where_there_is_a_verifier() -> None:
 
 async def test_every_response_is_marked_against_sniffing_and_embedding(closed: Hub) -> None:
     async def guards(path: str, **how: Any) -> list[bytes]:
-        sent: list[Any] = []
-        left = [{"type": "http.request", "body": b""}]
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        async def receive() -> Any:
-            return left.pop() if left else {"type": "http.disconnect"}
-
-        scope = {"type": "http", "method": "GET", "path": path, "headers": HERE, "client": ("127.0.0.1", 5), **how}
-        await closed({"query_string": b"wait_s=0", **scope}, receive, send)
+        head, *_ = await exchange(closed, path, query=b"wait_s=0", leaves=True, **how)
         names = (b"x-content-type-options", b"cross-origin-resource-policy")
-        return [value for name, value in sent[0]["headers"] if name in names]
+        return [value for name, value in head["headers"] if name in names]
 
     for path in (*PATHS, "/v1", "/web/client.js", "/web/nothing.js"):
         for how in ({}, {"client": ("192.0.2.1", 5)}, {"method": "OPTIONS"}, {"method": "DELETE"}):

@@ -291,23 +291,21 @@ async def test_unauthenticated_socket_is_closed_after_any_other_frame(served: Ve
     assert (await served.hub.info("chat:1")).serial == 0
 
 
-@pytest.mark.parametrize("text", ["", "x", "[]", "null", '{"type":"auth"', "5"])
-async def test_invalid_first_frame_closes_the_socket(served: Verified, text: str) -> None:
+@pytest.mark.parametrize(
+    ("frame", "code", "reason"),
+    [
+        *((text, 4201, "unauthenticated") for text in ("", "x", "[]", "null", '{"type":"auth"', "5")),
+        (json.dumps({"type": "auth", "ref": 1, "token": "x" * 8200}), 4301, "too_large"),  # above 8 KiB
+        (b"\x00", 4300, "invalid_request"),
+    ],
+    ids=range(8),
+)
+async def test_invalid_first_frame_closes_the_socket(
+    served: Verified, frame: str | bytes, code: int, reason: str
+) -> None:
     async with dialled(served) as peer:
-        await peer.socket.send(text)
-        assert await closed_with(peer) == (4201, "unauthenticated")
-
-
-async def test_a_first_frame_has_at_most_8_kib(served: Verified) -> None:
-    async with dialled(served) as peer:
-        await peer.socket.send(json.dumps({"type": "auth", "ref": 1, "token": "x" * 8200}))
-        assert await closed_with(peer) == (4301, "too_large")
-
-
-async def test_binary_first_frame_closes_the_socket(served: Verified) -> None:
-    async with dialled(served) as peer:
-        await peer.socket.send(b"\x00")
-        assert await closed_with(peer) == (4300, "invalid_request")
+        await peer.socket.send(frame)
+        assert await closed_with(peer) == (code, reason)
 
 
 async def test_silent_unauthenticated_socket_is_closed(served: Verified, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
 from tenuto.transports import http
 from tenuto.transports.operations import frame_decoder
+from tests.transports.asgi import exchange
 from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.transports.permissions import (
     EVERY_CHANNEL,
@@ -105,40 +106,21 @@ class Place:
     ) -> Response:
         """Send one HTTP request from a remote address, without a network. Return the first batch of a stream."""
         path, _, query = path.partition("?")
-        left = asyncio.Event()
-        sent: list[Any] = []
-        data = json.dumps(body).encode() if body is not None else b""
-        waiting = [{"type": "http.request", "body": data, "more_body": False}]
-
-        async def receive() -> Any:
-            if waiting:
-                return waiting.pop()
-            await left.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-            if message["type"] == "http.response.body" and not message["body"].startswith(b"retry:"):
-                left.set()
-
         lines = {"host": "chat.example", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if token is not None:
             lines["authorization"] = f"Bearer {token}"
         if body is not None:
             lines["content-type"] = "application/json"
-        scope: Json = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": query.encode(),
-            "headers": [(name.encode(), value.encode()) for name, value in lines.items()],
-            "client": ("192.0.2.1", 5),
-            "extensions": {},
-        }
-        async with asyncio.timeout(PATIENCE_S):
-            await self.hub(scope, receive, send)
+        sent = await exchange(
+            self.hub,
+            path,
+            method=method,
+            headers=[(name.encode(), value.encode()) for name, value in lines.items()],
+            client=("192.0.2.1", 5),
+            query=query.encode(),
+            body=json.dumps(body).encode() if body is not None else b"",
+            leaves=True,
+        )
         status = sent[0]["status"]
         text = b"".join(message.get("body", b"") for message in sent[1:])
         if status < 400:

@@ -22,7 +22,6 @@ class Peer:
         self.texts = list(texts)
         self.sender: Sender | None = None
         self.left = asyncio.Event()
-        self.frees = 0
 
     def pump(self) -> None:
         assert self.sender is not None
@@ -30,7 +29,6 @@ class Peer:
             self.sender.write({"text": self.texts.pop(0)})
 
     def freed(self) -> None:
-        self.frees += 1
         self.pump()
 
     def received(self, message: Any) -> bool:

@@ -25,42 +25,13 @@ from proof.wirecheck import SseViewer, WsViewer
 from tests.conftest import IS_LONG, in_long
 
 APP = """
-import asyncio
-import os
-
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 
 from tenuto.app import Hub
 
-
-async def pid(request):
-    return PlainTextResponse(str(os.getpid()))
-
-
 hub = Hub("memory://", drain_s=0.5)
-
-
-@hub.agent("hang:*")
-async def hang(turn):
-    async with turn.reply() as message:
-        await message.append("so")
-        await asyncio.Event().wait()
-
-
-@hub.agent("deaf:*")
-async def deaf(turn):
-    async with turn.reply() as message:
-        await message.append("so")
-        while True:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                pass
-
-
-app = Starlette(routes=[Route("/pid", pid), Mount("/mounted", hub)])
+app = Starlette(routes=[Mount("/mounted", hub)])
 """
 START_S = 60.0  # time in which an interpreter and a server start on a busy machine
 END_S = 30.0  # time limit for the end; without the hub's hook the process would never end
@@ -256,25 +227,6 @@ async def test_a_server_with_open_streams_ends_at_once(
         assert "ERROR" not in server.output
 
 
-@in_long
-async def test_a_reload_does_not_hang_on_an_open_stream(tmp_path: Path) -> None:
-    command = ["-m", "uvicorn", "--app-dir", ".", "--reload", "--port", "{port}"]
-    async with running(tmp_path, command, "served:app") as server:
-        before = await server.text_at("/pid")
-        async with watched(server, "/mounted") as viewers:
-            async with asyncio.timeout(START_S):
-                while (after := await server.text_at("/pid")) == before:
-                    (tmp_path / "served.py").touch()  # the first look of the reloader only notes the time
-                    await asyncio.sleep(0.05)  # between two looks at another process
-            for viewer in viewers:
-                await viewer.until(lambda viewer=viewer: viewer.is_over)  # type: ignore[misc]
-                await viewer.reconnect()
-                await viewer.until_attached()
-                assert viewer.checker.violations == []
-        assert after.isdigit()
-        assert "ERROR" not in server.output
-
-
 WAITS = [SERVE, [*SERVERS["uvicorn"], "--timeout-graceful-shutdown", "2"]]
 
 
@@ -446,18 +398,6 @@ async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> 
             await read_until(peer, b"100 Continue")  # the app has the request
             await end(server)
         assert "Traceback" not in server.output
-
-
-@in_long
-@pytest.mark.parametrize("agent", ["deaf", "hang"])
-async def test_serve_does_not_wait_for_a_handler_that_hangs(tmp_path: Path, agent: str) -> None:
-    async with running(tmp_path, SERVE, "served:hub") as server:
-        await server.text_at("/healthz")
-        async with SseViewer("127.0.0.1", server.port, f"{agent}:1") as viewer:
-            await viewer.until_attached(timeout_s=START_S)
-            await post(server, f"/v1/channels/{agent}:1/messages", {"text": "hello"})
-            await viewer.until(lambda: len(viewer.checker.messages) == 2)
-        await end(server)
 
 
 async def ended(folder: Path, how: str) -> tuple[int | None, str]:

@@ -20,26 +20,17 @@ from tenuto.core.errors import LocalError, TenutoError, Unauthenticated
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
-from tenuto.hub.clock import Clock
 from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections, TrustedProxies
 from tests.interop.test_expiry import STREAMS, install_adapters
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS
+from tests.transports.test_identity import Watch
 from tests.transports.test_websocket import dialled
 
 HERE = "http://chat.test"
 KEY = "k" * 32
-
-
-class Later(Clock):
-    """The wall clock, which the test may advance."""
-
-    ahead_ms = 0
-
-    def now_ms(self) -> int:
-        return super().now_ms() + self.ahead_ms
 
 
 async def person(scope: Any) -> Identity | None:
@@ -71,7 +62,7 @@ async def met(hub: Hub, **options: Any) -> tuple[str, str | None]:
 @pytest.fixture
 async def hub() -> AsyncIterator[Hub]:
     """A hub for visitors, whose clock can be advanced."""
-    hub = new_hub(authenticate=visitors(), clock=Later())
+    hub = new_hub(authenticate=visitors(), clock=Watch())
     yield hub
     await hub.close()
 
@@ -101,7 +92,7 @@ async def test_browser_gets_an_id_and_keeps_it(hub: Hub) -> None:
 
 
 async def test_cookie_is_renewed_and_ends(hub: Hub) -> None:
-    assert isinstance(hub.clock, Later)
+    assert isinstance(hub.clock, Watch)
     visitor, header = await met(hub)
     hub.clock.ahead_ms = RENEWED_MS
     again, renewed = await met(hub, cookie=pair(header))
@@ -323,27 +314,6 @@ async def test_hub_without_visitors_names_the_setting() -> None:
 
 
 # Pages of another origin, and tokens
-
-
-async def test_page_of_another_origin_gets_a_token_that_proves_its_visitor() -> None:
-    for origins in (["https://blog.test"], ["*"]):
-        hub = new_hub(authenticate=visitors(), allowed_origins=origins)
-        async with serving(hub) as served:
-            page = {"origin": "https://blog.test"}
-            asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-            assert (await served.http.options("/v1/visitor", headers={**page, **asked})).status_code == 200
-            response = await served.http.post("/v1/visitor", headers=page)
-            assert response.headers["access-control-allow-origin"] == origins[0]
-            served.http.cookies.clear()
-            about = response.json()
-            token = {"authorization": f"Bearer {about['token']}"}
-            again = await served.http.post("/v1/visitor", headers={**page, **token})
-            assert again.json()["id"] == about["id"]
-            assert "set-cookie" not in again.headers
-            async with dialled(served, origin="https://blog.test") as peer:
-                reply = await peer.ask("auth", token=about["token"])
-                assert reply["you"]["id"] == about["id"]
-                assert (await peer.ask("attach", channel=about["channel"]))["type"] == "ok"
 
 
 async def test_page_without_cookies_gets_a_token_only_for_a_new_visitor(hub: Hub) -> None:

@@ -63,7 +63,6 @@ class Clogged:
     """A peer that sends the frames of the test, and then neither reads nor sends."""
 
     def __init__(self, hub: Hub) -> None:
-        self.closed: int | None = None
         self.is_clogged = False
         self._inbox: asyncio.Queue[Json] = asyncio.Queue()
         self._responded = asyncio.Event()
