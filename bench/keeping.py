@@ -21,7 +21,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -55,52 +55,48 @@ class PastClock(Clock):
 
 
 class Appends:
-    """Running conversations. `waits_ms` are the times until an append was durable."""
+    """Running conversations on a hub. `waits_ms` are the times until an append was durable."""
 
-    def __init__(self, writers: list[MessageWriter]) -> None:
-        self.writers = writers
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
         self.waits_ms: list[float] = []
-        self.is_over = False
 
-    async def run(self) -> None:
-        begun_s = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for n, writer in enumerate(self.writers):
-                group.create_task(self._stream(writer, begun_s + n / len(self.writers) / _APPENDS_PER_S))
+    async def beside(
+        self, name: str, job: Callable[[], Awaitable[str]], quiet_s: float, until: Callable[[], bool] | None = None
+    ) -> Row:
+        """Append in the quiet, then beside `job`, which returns a note, and in the quiet again; return the p99 beside it
+        as a ratio to that of the quiet. A job of the hub itself has begun once `until` is true, and goes on."""
+        settle_collector()
+        async with contextlib.AsyncExitStack() as stack:
+            writers = [await stack.enter_async_context(self._hub.message(f"live:{n}")) for n in range(_CONVERSATIONS)]
+            begun_s = time.monotonic()
+            streams = [
+                asyncio.create_task(self._stream(writer, begun_s + n / _CONVERSATIONS / _APPENDS_PER_S))
+                for n, writer in enumerate(writers)
+            ]
+            await asyncio.sleep(1.0)
+            self.waits_ms.clear()
+            await asyncio.sleep(quiet_s)
+            quiet, self.waits_ms = self.waits_ms, []
+            if until is not None:
+                await _until(until)
+            self.waits_ms.clear()
+            note = await job()
+            busy, self.waits_ms = self.waits_ms, []
+            await asyncio.sleep(quiet_s if until is None else 0.0)
+            for stream in streams:
+                stream.cancel()
+            await asyncio.gather(*streams, return_exceptions=True)
+        return _p99(name, quiet + self.waits_ms, busy, note)
 
     async def _stream(self, writer: MessageWriter, due_s: float) -> None:
-        while not self.is_over:
+        while True:
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             called_s = time.monotonic()
             await writer.append("8 chars.")
             await writer.flush()
             self.waits_ms.append((time.monotonic() - called_s) * 1000)
             due_s += 1 / _APPENDS_PER_S
-
-    async def during(self, job: Callable[[], Awaitable[object]]) -> list[float]:
-        """Return the sorted times of the appends that end while `job` runs."""
-        self.waits_ms.clear()
-        await job()
-        return sorted(self.waits_ms)
-
-    async def quiet(self, seconds: float) -> list[float]:
-        return await self.during(lambda: asyncio.sleep(seconds))
-
-
-@contextlib.asynccontextmanager
-async def appending(hub: Hub) -> AsyncIterator[Appends]:
-    """Run the conversations on `hub`."""
-    settle_collector()
-    async with contextlib.AsyncExitStack() as stack:
-        names = [f"live:{n}" for n in range(_CONVERSATIONS)]
-        appends = Appends([await stack.enter_async_context(hub.message(name)) for name in names])
-        running = asyncio.create_task(appends.run())
-        try:
-            await asyncio.sleep(1.0)
-            yield appends
-        finally:
-            appends.is_over = True
-            await running
 
 
 async def backups(folder: Path, *, mb: int, seconds: float) -> list[Row]:
@@ -109,31 +105,25 @@ async def backups(folder: Path, *, mb: int, seconds: float) -> list[Row]:
     count = max(_CONVERSATIONS, mb * 1_000_000 // (_OLD_CHARACTERS + 900))  # 900: rows, indexes and the rest of slots
     hub = Hub(f"sqlite:///{path}")
     await _fill(hub, count, _OLD_CHARACTERS)
-    largest = [0]
-    async with appending(hub) as appends:
-        watching = asyncio.create_task(_watch_size(Path(f"{path}-wal"), largest))
-        size = path.stat().st_size
-        quiet_s = min(max(seconds / 4, size / 1e6 / _MB_PER_S), seconds)
-        before = await appends.quiet(quiet_s)
-        rounds = max(1, round(quiet_s * _MB_PER_S * 1e6 / size))
+    size, largest = path.stat().st_size, [0]
+    quiet_s = min(max(seconds / 4, size / 1e6 / _MB_PER_S), seconds)
+    rounds = max(1, round(quiet_s * _MB_PER_S * 1e6 / size))
+
+    async def back_up() -> str:
         begun_s = time.monotonic()
-
-        async def back_up() -> None:
-            for _ in range(rounds):
-                target.unlink(missing_ok=True)
-                await hub.backup(target, mb_per_s=_MB_PER_S)
-
-        busy = await appends.during(back_up)
+        for _ in range(rounds):
+            target.unlink(missing_ok=True)
+            await hub.backup(target, mb_per_s=_MB_PER_S)
         took_s = (time.monotonic() - begun_s) / rounds
-        watching.cancel()
-        after = await appends.quiet(quiet_s)
+        return f"{rounds} of {size / 1e6:,.0f} MB ({count:,} messages), each in {took_s:.1f} s"
+
+    watching = asyncio.create_task(_watch_size(Path(f"{path}-wal"), largest))
+    row = await Appends(hub).beside(f"backup of {mb:,} MB", back_up, quiet_s)
+    watching.cancel()
     await hub.close()
-    name, wal_mb = f"backup of {mb:,} MB", largest[0] / 1e6
-    note = f"{rounds} of {size / 1e6:,.0f} MB ({count:,} messages), each in {took_s:.1f} s"
-    return [
-        _p99(name, before, busy, after, note),
-        Row(f"{name}: largest WAL", f"{wal_mb:.1f} MB", f"at most {_WAL_MB:.0f} MB", wal_mb <= _WAL_MB),
-    ]
+    wal_mb = largest[0] / 1e6
+    what = f"backup of {mb:,} MB: largest WAL"
+    return [row, Row(what, f"{wal_mb:.1f} MB", f"at most {_WAL_MB:.0f} MB", wal_mb <= _WAL_MB)]
 
 
 async def deletes(folder: Path, *, count: int, seconds: float) -> list[Row]:
@@ -141,18 +131,15 @@ async def deletes(folder: Path, *, count: int, seconds: float) -> list[Row]:
     hub = Hub(f"sqlite:///{folder / 'deletes.db'}")
     await _fill(hub, count, _OLD_CHARACTERS)
 
-    async def delete() -> None:
+    async def delete() -> str:
+        begun_s = time.monotonic()
         for n in range(_DELETED_CHANNELS):
             await hub.delete_channel(f"old:{n}")
+        return f"with {count // _OLD_CHANNELS} messages of 8 kB each, in {time.monotonic() - begun_s:.1f} s"
 
-    async with appending(hub) as appends:
-        before = await appends.quiet(seconds)
-        begun_s = time.monotonic()
-        busy = await appends.during(delete)
-        note = f"with {count // _OLD_CHANNELS} messages of 8 kB each, in {time.monotonic() - begun_s:.1f} s"
-        after = await appends.quiet(seconds)
+    row = await Appends(hub).beside(f"{_DELETED_CHANNELS} deletes", delete, seconds)
     await hub.close()
-    return [_p99(f"{_DELETED_CHANNELS} deletes", before, busy, after, note)]
+    return [row]
 
 
 async def retained(folder: Path, *, count: int, seconds: float) -> list[Row]:
@@ -171,23 +158,19 @@ async def retained(folder: Path, *, count: int, seconds: float) -> list[Row]:
     def gone() -> int:
         return hub.stats()["retention_messages"]
 
-    async with appending(hub) as appends:
-        before = await appends.quiet(2 * seconds)
-        await _until(lambda: gone() > 0)
+    async def remove() -> str:
         first = gone()
-        busy = await appends.during(lambda: asyncio.sleep(2 * seconds))
-        per_s = (gone() - first) / 2 / seconds
+        await asyncio.sleep(2 * seconds)
+        return f"{(gone() - first) / 2 / seconds:.0f} messages a second"
+
+    row = await Appends(hub).beside(f"retention of {count:,} messages", remove, 2 * seconds, lambda: gone() > 0)
     with mock.patch.multiple(retention, PAUSE_S=0.0, READ_PAUSE_S=0.0):
         left, begun_s = count - gone(), time.monotonic()
         await _until(lambda: hub.stats()["retention_rounds"] > 0)
-        fast_per_s = left / (time.monotonic() - begun_s)
+        note = f"without pauses and appends {left / (time.monotonic() - begun_s):,.0f} a second"
     removed = gone()
     await hub.close()
-    note = f"{per_s:.0f} messages a second; without pauses and appends {fast_per_s:,.0f}"
-    return [
-        _p99(f"retention of {count:,} messages", before, busy, [], note),
-        Row("messages removed by retention", f"{removed:,}", f"{count:,}", removed == count),
-    ]
+    return [row, Row("messages removed by retention", f"{removed:,}", f"{count:,}", removed == count, note)]
 
 
 async def _fill(hub: Hub, count: int, characters: int) -> None:
@@ -210,12 +193,11 @@ async def _watch_size(path: Path, largest: list[int]) -> None:
         await asyncio.sleep(0.05)
 
 
-def _p99(name: str, before: list[float], busy: list[float], after: list[float], note: str) -> Row:
+def _p99(name: str, quiet: list[float], busy: list[float], note: str) -> Row:
     """Return the row of the p99 of appends against the quiet time, with both in its note."""
-    p99s_ms = [waits[int(len(waits) * 0.99)] for waits in (busy, sorted(before + after))]
-    ratio = p99s_ms[0] / p99s_ms[1]
-    note += f"; p99 {p99s_ms[0]:.1f} ms, {p99s_ms[1]:.1f} ms in the quiet time"
-    limit = f"at most {_P99_RATIO:.1f} x"
+    busy_ms, quiet_ms = (sorted(waits)[int(len(waits) * 0.99)] for waits in (busy, quiet))
+    ratio, limit = busy_ms / quiet_ms, f"at most {_P99_RATIO:.1f} x"
+    note += f"; p99 {busy_ms:.1f} ms, {quiet_ms:.1f} ms in the quiet time"
     return Row(f"{name}: p99 of appends", f"{ratio:.2f} x the quiet one", limit, ratio <= _P99_RATIO, note)
 
 
