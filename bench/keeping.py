@@ -64,8 +64,9 @@ class Appends:
     async def beside(
         self, name: str, job: Callable[[], Awaitable[str]], quiet_s: float, until: Callable[[], bool] | None = None
     ) -> Row:
-        """Append in the quiet, then beside `job`, which returns a note, and in the quiet again; return the p99 beside it
-        as a ratio to that of the quiet. A job of the hub itself has begun once `until` is true, and goes on."""
+        """Append in the quiet, then beside `job`, which returns a note, and in the quiet again. Return the p99 beside
+        it as a ratio to that of the quiet. A job of the hub itself has begun once `until` is true, and goes on.
+        """
         settle_collector()
         async with contextlib.AsyncExitStack() as stack:
             writers = [await stack.enter_async_context(self._hub.message(f"live:{n}")) for n in range(_CONVERSATIONS)]

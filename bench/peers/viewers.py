@@ -12,6 +12,7 @@ import base64
 import os
 from array import array
 from collections.abc import Callable
+from typing import ClassVar
 from urllib.parse import quote
 
 import msgspec
@@ -108,11 +109,17 @@ class TextSession:
         return not self.response.status
 
 
-class _Sse(TextSession):
-    def __init__(self, checker: TextChecker, path: str, host: str, resume: str | None) -> None:
+class NchanSse(TextSession):
+    """An EventSource location of nchan: the data is the token."""
+
+    path: ClassVar[str] = "/subscribe/{channel}"
+
+    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
         headers = {"Host": host, "Accept": "text/event-stream"}
         if resume is not None:
             headers["Last-Event-ID"] = resume
+        channel = checker.channel
+        path = self.path.format(channel=quote(channel), chat=quote(channel.rpartition(":")[2]))
         super().__init__(checker, get_request(path, headers))
         self._parser = SseParser()
 
@@ -136,28 +143,19 @@ class _Sse(TextSession):
         return data.decode()
 
 
-class NchanSse(_Sse):
-    """An EventSource location of nchan: the data is the token."""
-
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        super().__init__(checker, f"/subscribe/{quote(checker.channel)}", host, resume)
-
-
-class XaddSse(_Sse):
+class XaddSse(NchanSse):
     """The usual SSE endpoint: the token as a JSON string, because a token can contain a line end."""
 
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        super().__init__(checker, f"/channels/{quote(checker.channel)}/events", host, resume)
+    path = "/channels/{channel}/events"
 
     def _text(self, data: bytes) -> str:
         return msgspec.json.decode(data, type=str)
 
 
-class AiSdkSse(_Sse):
+class AiSdkSse(NchanSse):
     """A page with the AI SDK that resumes: the deltas of the texts. The id of its chat is the end of the channel's."""
 
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        super().__init__(checker, f"/api/chat/{quote(checker.channel.rpartition(':')[2])}/stream", host, resume)
+    path = "/api/chat/{chat}/stream"
 
     def _take(self, event: SseEvent, now_s: float) -> None:
         if event.data == b"[DONE]":
@@ -166,8 +164,11 @@ class AiSdkSse(_Sse):
             self.checker.take(chunk["delta"], None, now_s)
 
 
-class _Ws(TextSession):
-    def __init__(self, checker: TextChecker, path: str, host: str) -> None:
+class NchanWs(TextSession):
+    """A WebSocket location of nchan: a frame is a token. It has no position, so it cannot resume."""
+
+    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
+        assert resume is None
         headers = {
             "Host": host,
             "Connection": "Upgrade",
@@ -175,7 +176,7 @@ class _Ws(TextSession):
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
         }
-        super().__init__(checker, get_request(path, headers))
+        super().__init__(checker, get_request(f"/subscribe/{quote(checker.channel)}", headers))
         self._frames = LoadFrames()
 
     def _receive(self, data: bytes, now_s: float) -> None:
@@ -190,21 +191,7 @@ class _Ws(TextSession):
                 self.is_over = True
             elif isinstance(event, TextMessage):
                 self.checker.payload_bytes += len(event.data.encode())
-                self._take(event.data, now_s)
-
-    def _take(self, text: str, now_s: float) -> None:
-        raise NotImplementedError
-
-
-class NchanWs(_Ws):
-    """A WebSocket location of nchan: a frame is a token. It has no position, so it cannot resume."""
-
-    def __init__(self, checker: TextChecker, *, host: str, resume: str | None = None) -> None:
-        assert resume is None
-        super().__init__(checker, f"/subscribe/{quote(checker.channel)}", host)
-
-    def _take(self, text: str, now_s: float) -> None:
-        self.checker.take(text, None, now_s)
+                self.checker.take(event.data, None, now_s)
 
 
 KINDS: dict[str, Callable[..., TextSession]] = {
