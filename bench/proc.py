@@ -37,7 +37,8 @@ class NotInstalled(BenchError):
 class Child:
     """One of our modules in a process of its own, pinned to `core`."""
 
-    def __init__(self, *arguments: str, core: int) -> None:
+    def __init__(self, *arguments: str, core: int, path: str = "") -> None:
+        """Start it; with `path` it imports modules from that folder first."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -45,6 +46,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             bufsize=0,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))},
         )
         self._rest = b""
         self._is_behind = False  # a reply that timed out may still arrive; it is not the reply to the next request

@@ -14,10 +14,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import quote
 
-from bench.peers.system import Published, config_folder, foreign, program
+from bench.peers.system import System, config_folder, foreign, program
 from bench.proc import CLIENT_CORE, BenchError, Child
 from proof.chaos.processes import free_port
 
@@ -58,10 +58,20 @@ http {{
 """
 
 
-class Nchan(Published):
+class Nchan(System):
     name = "nchan, memory"
     kinds: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws")
     promises = "keeps messages in shared memory until nginx ends; one frame per token; no joined text"
+
+    def __init__(self, port: int, pid: int, publisher: Child) -> None:
+        """Another process publishes to it, and its time is not counted."""
+        super().__init__(port, pid)
+        self._publisher = publisher
+
+    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
+        wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
+        wanted |= {"port": self.port, "path": _PUBLISH, "reply_in_s": 60 + count / tokens_per_s}
+        return self._publisher.request("publish", **wanted)
 
     @property
     def version(self) -> str:
@@ -93,7 +103,7 @@ def nchan(*, connections: int) -> Iterator[Nchan]:
         command = [executable, "-e", "stderr", "-p", str(folder), "-c", str(config)]
         server = foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce))
         with server as pid, Child("bench.peers.publisher", core=CLIENT_CORE) as publisher:
-            yield Nchan(port, pid, publisher, _PUBLISH)
+            yield Nchan(port, pid, publisher)
 
 
 def _package_version() -> str:

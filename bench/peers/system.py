@@ -89,20 +89,6 @@ def ours_on_postgres(directory: Path) -> Iterator[Ours]:
         yield Ours(server.port, server.child, postgres.pid)
 
 
-class Published(System):
-    """A peer without producers of its own: another process publishes to it at `path`, and its time is not counted."""
-
-    def __init__(self, port: int, pid: int, publisher: Child, path: str) -> None:
-        super().__init__(port, pid)
-        self._publisher = publisher
-        self._path = path
-
-    def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
-        wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
-        wanted |= {"port": self.port, "path": self._path}
-        return self._publisher.request("publish", reply_in_s=60 + count / tokens_per_s, **wanted)
-
-
 def program(name: str, package: str) -> str:
     """Return the path of a program. Raises `BenchError` with an installation hint if it is missing."""
     # Debian installs servers in sbin, which is not on every user's path.

@@ -96,21 +96,6 @@ def xadd(directory: Path, fsync: Fsync, *, pool: int = _POOL) -> Iterator[Xadd]:
     packages = python_packages(*REDIS_CLIENT)
     with (
         redis_server(directory, fsync) as redis,
-        _import_path(packages),
-        Child("bench.peers.xadd_app", redis.socket_path, str(pool), core=SERVER_CORE) as child,
+        Child("bench.peers.xadd_app", redis.socket_path, str(pool), core=SERVER_CORE, path=str(packages)) as child,
     ):
         yield Xadd(child.read(timeout_s=30)["port"], child, redis)
-
-
-@contextlib.contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    """Let child processes that start while the block runs import modules from `folder` first."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

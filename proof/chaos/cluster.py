@@ -660,10 +660,8 @@ def _lasts_s(stage: Stage) -> float:
 
 async def bus_killed(stage: Stage) -> None:
     """The bus is killed in mid-answer, and starts again."""
-    bus = stage.servers.bus
-    assert bus is not None
     pause_s = stage.world.random.choice((0.0, 1.0, 3.0))
-    await stage.conversation.until_writing()
+    bus = await _bus_in_mid_answer(stage)
     await bus.kill()
     stage.world.note(f"the bus is killed for {pause_s:.1f} s")
     await asyncio.sleep(pause_s)
@@ -672,23 +670,25 @@ async def bus_killed(stage: Stage) -> None:
 
 async def bus_flushed(stage: Stage) -> None:
     """The bus is flushed, and disconnects its subscribers."""
-    bus = stage.servers.bus
-    assert bus is not None
-    await stage.conversation.until_writing()
+    bus = await _bus_in_mid_answer(stage)
     await bus.request("FLUSHALL")
     await bus.request("CLIENT KILL TYPE pubsub")
 
 
 async def bus_stopped(stage: Stage) -> None:
     """SIGSTOP of the bus."""
-    bus = stage.servers.bus
-    assert bus is not None
     lasts_s = _lasts_s(stage)
-    await stage.conversation.until_writing()
+    bus = await _bus_in_mid_answer(stage)
     bus.signal(signal.SIGSTOP)
     stage.world.note(f"the bus is stopped for {lasts_s:.1f} s")
     await asyncio.sleep(lasts_s)  # the fault itself
     bus.signal(signal.SIGCONT)
+
+
+async def _bus_in_mid_answer(stage: Stage) -> Redis:
+    await stage.conversation.until_writing()
+    assert stage.servers.bus is not None
+    return stage.servers.bus
 
 
 FAULTS: tuple[Fault, ...] = (

@@ -47,8 +47,7 @@ HOUR_S = 3600.0
 
 async def kill_server(world: World) -> None:
     """`kill -9` of the server in mid-stream, again and again on the same file, sometimes during its start."""
-    server = world.adds(Server.plain("server", world.folder, world.store))
-    await server.start()
+    server = await _serve(world)
     await _cast(world)
     for number in range(world.scale.rounds):
         await world.until_written(world.random.randrange(1, 400))
@@ -72,8 +71,7 @@ async def kill_server(world: World) -> None:
 
 async def kill_producer(world: World) -> None:
     """`kill -9` of a producer in mid-answer; a successor continues its message, or only finishes it."""
-    server = world.adds(Server.plain("server", world.folder, world.store))
-    await server.start()
+    server = await _serve(world)
     proxy = await world.proxy(calm_s=2.0)
     await world.produce("steady", "one")
     await world.produce("mortal", "one")
@@ -125,8 +123,7 @@ async def disk_full(world: World) -> None:
 
 
 async def _disk_full(world: World, mounted: Path | None) -> None:
-    server = world.adds(Server.plain("server", world.folder, world.store))
-    await server.start()
+    server = await _serve(world)
     await _cast(world, calm_s=None)
     for number in range(world.scale.rounds):
         await world.until_each_writes()
@@ -289,8 +286,7 @@ async def _check_in_use(mounted: Server, served: Server) -> None:
 
 async def network(world: World) -> None:
     """A bad network between all parties: resets, stalls, low rates, black holes, refused connections."""
-    server = world.adds(Server.plain("server", world.folder, world.store))
-    await server.start()
+    await _serve(world)
     for name, channel in (("a", "one"), ("b", "one"), ("c", "two")):
         proxy = await world.proxy(calm_s=1.0)
         await world.produce(name, channel, port=proxy.port, timeout_s=1.0)
@@ -416,6 +412,13 @@ async def _until_gone(world: World, text: str) -> None:
 
 
 # -- the parties ---------------------------------------------------------------------------------------------------
+
+
+async def _serve(world: World) -> Server:
+    """Start the server of a run."""
+    server = world.adds(Server.plain("server", world.folder, world.store))
+    await server.start()
+    return server
 
 
 async def _cast(world: World, *, calm_s: float | None = 1.5, has_proxy: bool = True) -> None:
@@ -637,8 +640,7 @@ Json = dict[str, Any]
 
 async def backups(world: World) -> None:
     """Backups during load, and `kill -9` of the server or the command; each backup is whole and has all stored text."""
-    server = world.adds(Server.plain("server", world.folder, world.store))
-    await server.start()
+    server = await _serve(world)
     for n in range(BALLAST):
         status, response = await ask(
             server.port, "POST", "/v1/channels/ballast/messages", {"text": f"{n:05}" * (BALLAST_CHARACTERS // 5)}

@@ -56,7 +56,7 @@ class Running:
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._server: Server | None = None
+        self._running: Server | None = None
         self._log_read = 0
         self._inputs = 0
         self._files = 0
@@ -64,21 +64,19 @@ class Running:
 
     def connect(self) -> socket.socket:
         """Return a new connection to the server."""
-        if self._server is None:
+        if self._running is None:
             self._start()
-        assert self._server is not None
         connection = socket.create_connection(("127.0.0.1", self._server.port), timeout=END_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     @property
-    def port(self) -> int:
-        assert self._server is not None
-        return self._server.port
+    def _server(self) -> Server:
+        assert self._running is not None
+        return self._running
 
     def check(self) -> None:
         """Check that the server lives and has logged no error; probe it now and then, and after each problem."""
-        assert self._server is not None
         assert self._folder is not None
         if self._server.running.poll() is not None:
             output = self._server.output[-2_000:]
@@ -96,21 +94,20 @@ class Running:
 
     def cpu_s(self) -> float:
         """Return the processor time of the server."""
-        assert self._server is not None
         fields = Path(f"/proc/{self._server.running.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def close(self) -> None:
         """Stop the server."""
-        if self._server is not None:
-            self._server.clean_up()
+        if self._running is not None:
+            self._running.clean_up()
         if self._folder is not None:
             self._folder.cleanup()
-        self._server = self._folder = None
+        self._running = self._folder = None
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tenuto-fuzz-")
-        self._server = Server("serve", Path(self._folder.name))
+        self._running = Server("serve", Path(self._folder.name))
         self._server.start()
         path = f"/v1/channels/{PRECIOUS}/messages"
         assert self._server.post(path, {"id": "p", "text": PRECIOUS_TEXT})[0] == 201
@@ -118,7 +115,6 @@ class Running:
 
     def _probe(self) -> None:
         """Check that a conversation works, stored messages remain, and the process has not grown. Raises Finding."""
-        assert self._server is not None
         path = f"/v1/channels/probe-{self._inputs}/messages"
         responses = [
             (201, self._server.post(path, {"id": "a", "role": "assistant", "status": "streaming"})),
@@ -141,15 +137,12 @@ class Running:
             raise Finding(f"memory: {self._memory_kib()} KiB, {self._rss_kib} at first")
 
     def _metrics(self) -> bytes:
-        assert self._server is not None
         return str(self._server.get("/metrics")[1]).encode()
 
     def _count_files(self) -> int:
-        assert self._server is not None
         return len(os.listdir(f"/proc/{self._server.running.pid}/fd"))
 
     def _memory_kib(self) -> int:
-        assert self._server is not None
         status = Path(f"/proc/{self._server.running.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from proof.oracle import Violation
 from proof.oracle.log import STEPS, EpochLog, StoredLogs, client_command
+from proof.oracle.promises import Process
 from tenuto.core.names import COMMAND_MARK, command_id, command_key, matches
 from tenuto.core.ops import Command, Create, Delete, Finish, Op, Reply, Update
 from tenuto.hub.hooks import HookEvent
@@ -38,13 +39,6 @@ OPS: dict[str, type[Op]] = {
 # Time after a fault in which two nodes may have a hook: the lease of one ends after 4 s, is missed in a renewal after
 # 1 s, and the other looks after 3 s; and 2 s to spare
 FAULT_S = 10.0
-
-
-class Process(Protocol):
-    """A process of the simulation."""
-
-    name: str
-    is_alive: bool
 
 
 class Hook(Protocol):
