@@ -39,8 +39,8 @@ from tenuto.hub.access.rates import Asked, QuestionLimits, Route, current_route
 from tenuto.hub.access.visitors import Visit, VisitorVerifier, visit_in
 from tenuto.hub.checks import check_authenticate
 from tenuto.hub.keep.control import open_control
+from tenuto.hub.turns.scheduler import WhenBusy
 from tenuto.hub.turns.status import next_status, read_pending, read_turn
-from tenuto.hub.turns.workers import WhenBusy
 from tenuto.response import Answering, Opened, StreamResponse, Style, check_source, check_style, find_newest
 from tenuto.routes import Access, RouteSocket, authorize, serve_socket
 from tenuto.transports.access import identify

@@ -25,7 +25,7 @@ from tenuto.agents.turn import OnCrash, Turn
 from tenuto.core.errors import TenutoError
 from tenuto.core.ops import Claim
 from tenuto.core.turns import reply_id
-from tenuto.hub.turns.workers import WhenBusy
+from tenuto.hub.turns.scheduler import WhenBusy
 
 if TYPE_CHECKING:
     from proof.simulation.world import World

@@ -23,7 +23,7 @@ from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.hub.pending import result_later
-from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns.scheduler import AssignedTurn, WhenBusy
 from tenuto.hub.writer import MessageWriter
 from tenuto.sources import OnBreak, Piping, begin_pipe
 from tenuto.sources.writing import Writer

@@ -4,10 +4,9 @@ Layer: client. It needs `core` and `portal` only: it knows the protocol (`docs/p
 The names of this module are public, and `docs/client.md` documents them; the modules below may change.
 """
 
-from tenuto.client.client import Client, Presence
+from tenuto.client.client import Client, Presence, SyncClient
 from tenuto.client.connection import NotTenuto, Timing, UnknownProblem, Unreachable
 from tenuto.client.feed import Change, ChannelView, Subscription
-from tenuto.client.sync import SyncClient
 from tenuto.client.work import ClaimedTurn
 from tenuto.client.writer import RemoteWriter
 from tenuto.portal import SyncWriter

@@ -29,9 +29,9 @@ from tenuto.core.errors import Busy, Draining, LocalError, StoreUnavailable, Ten
 from tenuto.core.limits import Limits
 from tenuto.hub.access.rates import Questions
 from tenuto.hub.access.tickets import Keyed, share_key
-from tenuto.hub.capacity import Capacity
 from tenuto.hub.checks import StoreOwner, check_not_wsgi, warn_of_several_workers
 from tenuto.hub.clock import Clock
+from tenuto.hub.committer import Capacity
 from tenuto.hub.hooks import Hook, register
 from tenuto.hub.nodes.nodes import TERM_MS, IsMine, every_channel
 from tenuto.hub.pending import DocumentDue

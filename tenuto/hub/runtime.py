@@ -19,18 +19,16 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Caller, CreateMessage, Request, SendCommand
 from tenuto.hub.access.rates import Asked, Questions
-from tenuto.hub.capacity import Capacity
 from tenuto.hub.channel import Channel, Ticks
 from tenuto.hub.clock import Clock, Deadlines
-from tenuto.hub.committer import Committer, in_time
+from tenuto.hub.committer import Capacity, Committer, in_time
 from tenuto.hub.hooks import Hooks
 from tenuto.hub.leases import LeaseMonitor
 from tenuto.hub.nodes.nodes import Follower, NodeLease, Notifier
 from tenuto.hub.pending import Done, Result, Waiting, result_later
 from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks
-from tenuto.hub.turns.scheduler import TurnScheduler
-from tenuto.hub.turns.workers import WorkerPool
+from tenuto.hub.turns.scheduler import TurnScheduler, WorkerPool
 from tenuto.stores.base import Bus, Store
 
 

@@ -60,7 +60,7 @@ from tenuto.core.requests import (
     UpdateMessage,
 )
 from tenuto.hub.pending import Result
-from tenuto.hub.turns.workers import WhenBusy
+from tenuto.hub.turns.scheduler import WhenBusy
 from tenuto.stores.base import CommitUnknown
 from tenuto.transports.headers import is_operator
 

@@ -39,8 +39,7 @@ from tenuto.hub.channel import Behind, EncodedBatch
 from tenuto.hub.feed import Feed
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
-from tenuto.hub.turns.scheduler import LEASE_S
-from tenuto.hub.turns.workers import AssignedTurn, WhenBusy, store_renewal
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, WhenBusy, store_renewal
 from tenuto.transports.access import (
     EXPECTED_BYTES,
     ResumeLimits,

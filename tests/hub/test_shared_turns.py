@@ -16,7 +16,7 @@ from tenuto.app import Hub
 from tenuto.core.errors import StoreUnusable
 from tenuto.core.ops import Create
 from tenuto.hub.turns import scheduler as shared_turns
-from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns.scheduler import AssignedTurn, WhenBusy
 from tenuto.sources.writing import Writer
 from tenuto.stores.base import Changes, Committed, Conflict, Hold, Renewal, StoreReplaced, Write
 from tests.hub.hubs import new_hub

@@ -10,8 +10,7 @@ from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
 from tenuto.core.turns import ATTEMPTS
-from tenuto.hub.turns.scheduler import LEASE_S
-from tenuto.hub.turns.workers import AssignedTurn, WhenBusy
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, WhenBusy
 from tests.agents.test_turns import Failing
 from tests.hub.hubs import new_hub
 from tests.virtual import virtually

@@ -65,8 +65,7 @@ from tenuto.hub.people import presence
 from tenuto.hub.people.presence import SharedPresence
 from tenuto.hub.people.presence_state import PresenceState, _Member
 from tenuto.hub.turns import scheduler as shared_turns
-from tenuto.hub.turns.scheduler import LEASE_S, OpenTurn, SharedTurns, TurnScheduler
-from tenuto.hub.turns.workers import AssignedTurn, Worker, WorkerPool
+from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, OpenTurn, SharedTurns, TurnScheduler, Worker, WorkerPool
 from tenuto.stores.base import Conflict, Head, Renewal, Write, head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.transports import codec, session, streams

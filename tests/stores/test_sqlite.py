@@ -18,7 +18,6 @@ from tenuto.core.errors import LocalError, StoreUnavailable
 from tenuto.stores.base import Committed, CommitUnknown, Head, head_of
 from tenuto.stores.sqlite import channels as sqlite_channels
 from tenuto.stores.sqlite import engine as sqlite_engine
-from tenuto.stores.sqlite import space as sqlite_space
 from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.store import SqliteStore
@@ -180,10 +179,10 @@ async def test_commits_and_deletions_whose_file_cannot_be_measured_are_stored(
         raise sqlite3.OperationalError("disk I/O error")
 
     async with opened(path) as store:
-        monkeypatch.setattr(sqlite_space, "MEASURED_BYTES", 0)
+        monkeypatch.setattr(sqlite_engine, "MEASURED_BYTES", 0)
         one, two = Chat(store, "a"), Chat(store, "b")
         with monkeypatch.context() as broken:
-            broken.setattr(sqlite_space, "space_in", fail)
+            broken.setattr(sqlite_engine, "space_in", fail)
             await one.do_each(create("m1", "x", streaming=True), append("m1", "y"))
             await two.do(create("m2", "gone"))
             await store.delete_channel("b", expected=two.head, used_up=(), until_ms=0)

@@ -14,7 +14,7 @@ from tenuto.cli.main import main
 from tenuto.core.errors import StoreInUse, StoreUnavailable
 from tenuto.stores.base import head_of
 from tenuto.stores.sqlite import compact as sqlite_compact
-from tenuto.stores.sqlite import space as sqlite_space
+from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.backup import PAGE_BYTES
 from tenuto.stores.sqlite.compact import compact
 from tenuto.stores.sqlite.verify import verify
@@ -197,7 +197,7 @@ async def test_unfinished_copy_is_removed_at_the_next_start(path: Path) -> None:
 async def test_free_space_is_counted_and_reported_once(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sqlite_space, "WORTH_BYTES", 100_000)
+    monkeypatch.setattr(sqlite_engine, "WORTH_BYTES", 100_000)
     async with opened(path) as store:
         for number in range(4):
             await Chat(store, f"c{number}").do(*(create(f"m{n}", TEXT) for n in range(10)))

@@ -11,8 +11,8 @@ import pytest
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
 from tenuto.stores.sqlite import engine as sqlite_engine
+from tenuto.stores.sqlite.engine import Pruning
 from tenuto.stores.sqlite.slots import MAX_ROOM, SUM_BYTES
-from tenuto.stores.sqlite.space import Pruning
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
 from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write

@@ -25,10 +25,10 @@ from tenuto.core.model import ChannelSummary
 from tenuto.stores.base import NOTHING, Facts
 from tenuto.stores.sqlite.channels import MISCOUNTED, Channels, damaged_channel, sum_or_none
 from tenuto.stores.sqlite.documents import Documents
+from tenuto.stores.sqlite.engine import space_in
 from tenuto.stores.sqlite.file import APPLICATION_ID, SCHEMA, check_tables, has_foreign_wal, reading, wrong_schema
 from tenuto.stores.sqlite.log import CommitLog
 from tenuto.stores.sqlite.slots import check_above, damaged, is_damage
-from tenuto.stores.sqlite.space import space_in
 
 
 @contextlib.contextmanager
