@@ -120,6 +120,7 @@ __all__ = [
 
 logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
+LARGE_BODY_BYTES = 256 * 1024  # size from which bodies are decoded one at a time
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -147,22 +148,21 @@ class Access:
         """
         # The server reads and discards the rest of a refused body.
         limit_bytes = limit_bytes or self._hub.limits.request_bytes
-        declared, size = declared_bytes(self._scope, limit_bytes), 0
-
-        def grow(more: int) -> None:
-            nonlocal size
-            size += more
-            count.grow(more)
-
+        declared = declared_bytes(self._scope, limit_bytes)
+        count = open_body(self._hub, self.identity, self._scope, limit_bytes)
         try:
-            with open_body(self._hub, self.identity, self._scope, limit_bytes) as count:
-                data = await read_body(request, limit_bytes, grow)
+            with count:
+                data = await read_body(request, limit_bytes, count.grow)
         except ClientDisconnect:
             declared = 0
             raise
         finally:
-            self._charge(max(declared, size))
-        return decode(data, _JSON_OBJECT)
+            self._charge(max(declared, count.size))
+        if len(data) < LARGE_BODY_BYTES:
+            return decode(data, _JSON_OBJECT)
+        async with self._hub.runtime.large_bodies:
+            await asyncio.sleep(0)  # streams go on between two large bodies
+            return decode(data, _JSON_OBJECT)
 
     async def create(
         self,

@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_668,
-    "lines of its kernel": 34_146,
+    "lines of tenuto/": 54_667,
+    "lines of its kernel": 34_145,
     "modules of tenuto/": 167,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_037,
+    "lines of tests/": 70_035,
     "lines of proof/ and bench/": 23_911,
     "words of docs without decisions": 50_197,
     "words of decisions": 12_000,

@@ -184,4 +184,5 @@ def decode_op(data: bytes) -> Op:
 
 def digest(*fields: Json) -> bytes:
     """Return a hash of fields as sent: equal for equal JSON, regardless of the order of its keys."""
-    return hashlib.blake2b(msgspec.json.encode(fields, order="deterministic"), digest_size=16).digest()
+    # SHA-256, because most CPUs have instructions for it: a photo's is computed in half of the time of BLAKE2
+    return hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).digest()[:16]

@@ -474,17 +474,6 @@ STEP = CommandRules(STEP_NAME, True, Replier.HOLDER, ServerAction.NONE, None)
 BUILT_IN_COMMANDS = {rules.name: rules for rules in (CANCEL, STEER, REGENERATE, APPROVE, STEP)}
 
 
-def commands_table() -> str:
-    """Return the table of `docs/protocol.md`, 8.2."""
-    lines = ["| command | target | replies | without a reply, the server | after |", "|---|---|---|---|---|"]
-    for rules in BUILT_IN_COMMANDS.values():
-        target = "required" if rules.needs_target else "optional"
-        after = "`expires_s`" if rules.after_s is None else f"{rules.after_s:g} s" if rules.after_s else "at once"
-        after = "–" if rules.action is ServerAction.NONE else after
-        lines.append(f"| `{rules.name}` | {target} | {rules.replier.value} | {rules.action.value} | {after} |")
-    return "\n".join(lines) + "\n"
-
-
 def rules_of(name: str) -> CommandRules:
     """Return the rules of the command `name`. Commands that an app defines have the rules of `approve`."""
     return BUILT_IN_COMMANDS.get(name) or APPROVE._replace(name=name)

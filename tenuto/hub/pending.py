@@ -255,8 +255,8 @@ SLICE = 4
 # Limit on a slow disk. There a commit takes long in any case, and small slices would only make a burst last longer.
 LARGEST_SLICE = 16
 PER_BEGINNING_S = 0.001  # time that a commit takes in the store for each beginning that a slice may have
-# A large create, such as a question with a photo, counts as several, so that two of them are in different commits and
-# running text waits for one alone.
+# A large create, such as a question with a photo, counts as several. The commit after one has no beginnings, so text
+# that comes while a photo is stored does not wait for the next photo, too.
 BEGINNING_BYTES = 64 * 1024
 BESIDE_S = 1.0  # time after the last request about a watched message during which beginnings are limited
 
@@ -291,9 +291,9 @@ class Admission:
 
     def begin(self, now_s: float) -> None:
         """Begin to admit items to a commit, at the loop time `now_s`."""
-        self._left = None
+        is_exceeded, self._left = self._left is not None and self._left < 0, None
         if now_s < self._beside_until_s:
-            self._left = max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
+            self._left = 0 if is_exceeded else max(SLICE, min(LARGEST_SLICE, int(self._took_s / PER_BEGINNING_S)))
 
     def stored(self, took_s: float) -> None:
         """Note that the store took `took_s` for a commit."""

@@ -66,6 +66,7 @@ class Runtime:
         self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
         self.deadlines = Deadlines(self.loop)
         self.ticks = Ticks()
+        self.large_bodies = asyncio.Lock()  # held while a large body is decoded
         self.hooks = Hooks(store, self.nodes, self.tasks.start_background)
         self.leases = LeaseMonitor(
             self.loop,

@@ -18,6 +18,7 @@ from tenuto.core.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 from tenuto.core.names import check_channel, check_id
 from tenuto.core.requests import Request as HubRequest
 from tenuto.hub.access.identity import Identity
+from tenuto.hub.access.rates import UNCOUNTED
 from tenuto.hub.access.tickets import START_S
 from tenuto.hub.hub import HubCore
 from tenuto.hub.pending import Result
@@ -82,7 +83,7 @@ _BODIES |= {"backup": msgspec.json.Decoder(BackupFile), "import": msgspec.json.D
 class Call:
     """One request for one operation, with its caller's identity and the names in its path."""
 
-    body_bytes = 0  # bytes of the body that have arrived
+    opened = UNCOUNTED  # the body, with the bytes that have arrived
     result: Result | None = None  # result of the submitted request
 
     def __init__(self, hub: HubCore, operation: Operation, request: Request, identity: Identity) -> None:
@@ -104,13 +105,9 @@ class Call:
     async def body(self) -> Any:
         """Return the decoded body. Raises TooLarge or TooMany as soon as it exceeds a limit, Draining, …"""
         limit_bytes = self.hub.limits.request_bytes
-        with open_body(self.hub, self.identity, dict(self.request.scope), limit_bytes) as count:
-
-            def arrived(size: int) -> None:
-                self.body_bytes += size
-                count.grow(size)
-
-            data = await read_body(self.request, limit_bytes, arrived)
+        self.opened = open_body(self.hub, self.identity, dict(self.request.scope), limit_bytes)
+        with self.opened:
+            data = await read_body(self.request, limit_bytes, self.opened.grow)
         await start_hub(self.hub)  # the app may have closed it while the body arrived
         return decode(data, _BODIES[self.operation.name])
 
@@ -129,7 +126,7 @@ class Call:
         return Response(status_code=self.operation.status, headers=NO_STORE)
 
 
-async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] | None = None) -> bytes:
+async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int], None] = UNCOUNTED.grow) -> bytes:
     """Return the body. While it arrives, `arrived` is called with the size of each piece, and may raise.
 
     Raises UnsupportedMediaType, TooLarge, and InvalidRequest for a body that does not end in time. The server discards
@@ -140,16 +137,17 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
         raise UnsupportedMediaType(
             f"the body must be JSON, with Content-Type: application/json, not {media_type[:100]!r}"
         )
-    if int(_digits(request.headers.get("content-length"))) > limit_bytes:
-        raise _too_large(int(_digits(request.headers.get("content-length"))), limit_bytes)
+    length = request.headers.get("content-length", "")
+    declared = int(length[:18]) if length.isascii() and length.isdigit() else 0
+    if declared > limit_bytes:
+        raise _too_large(declared, limit_bytes)
     pieces: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for piece in request.stream():
                 size += len(piece)
-                if arrived is not None:
-                    arrived(len(piece))
+                arrived(len(piece))
                 if size > limit_bytes:
                     raise _too_large(size, limit_bytes)
                 pieces.append(piece)
@@ -157,21 +155,13 @@ async def read_body(request: Request, limit_bytes: int, arrived: Callable[[int],
         raise InvalidRequest(
             f"the body of the request did not end within {BODY_TIMEOUT_S:.0f} s; send it without pauses"
         ) from None
-    if not size and "upgrade" in request.headers and _announces_body(request):
+    if not size and "upgrade" in request.headers and (declared or "transfer-encoding" in request.headers):
         offered = request.headers["upgrade"][:40]
         raise InvalidRequest(
             f"the server (uvicorn does so) has lost the body of a request with the header Upgrade: {offered!r}; let "
             "the client send none, as with HttpClient.Version.HTTP_1_1 in Java, or use `tenuto serve`"
         )
     return b"".join(pieces)
-
-
-def _announces_body(request: Request) -> bool:
-    return "transfer-encoding" in request.headers or int(_digits(request.headers.get("content-length"))) > 0
-
-
-def _digits(text: str | None) -> str:
-    return text[:18] if text is not None and text.isascii() and text.isdigit() else "0"
 
 
 def _too_large(size: int, limit_bytes: int) -> TooLarge:

@@ -581,14 +581,14 @@ async def _charged(call: Call, scope: HubScope) -> Response:
         response = await _HANDLERS[call.operation.name](call)
         response_bytes = len(response.body)
         if call.result is not None:
-            of_events = event_bytes(hub, call.channel, call.result, max(call.body_bytes, response_bytes))
+            of_events = event_bytes(hub, call.channel, call.result, max(call.opened.size, response_bytes))
         return response
     except ClientDisconnect:
-        sent_bytes = call.body_bytes
+        sent_bytes = call.opened.size
         raise
     finally:
         charge(hub, identity, scope, -expected)
-        charge(hub, identity, scope, max(sent_bytes, call.body_bytes) + response_bytes + of_events)
+        charge(hub, identity, scope, max(sent_bytes, call.opened.size) + response_bytes + of_events)
 
 
 def _open(hub: HubCore, operation: Operation, handler: OpenHandler) -> Endpoint:

@@ -323,13 +323,6 @@ class ServerConnection(Protocol):
         """Note that the verifier has ended, whatever its result."""
 
 
-class ServerSocket(ServerConnection, Protocol):
-    """The interface of a WebSocket in `tenuto serve`."""
-
-    def expect_introduction(self, timeout_s: float) -> None:
-        """Keep the bounds for unknown peers until the peer authenticates, at most `timeout_s` seconds."""
-
-
 def mark_known(scope: Mapping[str, Any]) -> None:
     """Inform the server that a verifier has identified the peer of this request or socket."""
     server = _server_of(scope)

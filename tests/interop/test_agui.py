@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from msgspec.structs import replace
 
-from tenuto import Hub, Identity, Message, Turn
+from tenuto import Hub, Message, Turn
 from tenuto.core.model import Status
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.interop import AGUI
@@ -33,6 +33,7 @@ from tenuto.routes import (
     TurnChanged,
     TurnDelta,
 )
+from tests.interop.test_ai_sdk import check_route
 from tests.transports.conftest import new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -496,19 +497,6 @@ async def test_id_that_breaks_the_rules_is_hashed_and_a_turn_without_an_agent_is
         assert len((await hub.history("chat:1")).messages) == 5
 
 
-@pytest.mark.parametrize(("method", "route"), [("GET", "messages"), ("POST", "stop")])
-async def test_thread_that_cannot_be_gets_a_clear_status_and_reaches_no_other_thread(method: str, route: str) -> None:
-    async with routes_only() as (hub, client):
-        await hub.create("chat:1", text="you", starts_turn=False)
-        for thread in ("..%2F1", "1%2F..%2F1", "%2e%2e%2f1", "1%2f"):
-            assert (await client.request(method, f"/api/agent/{thread}/{route}")).status_code == 404
-        for thread in ("a b", "%2e%2e%5c", "x" * 300, "%ff", "{id}"):
-            response = await client.request(method, f"/api/agent/{thread}/{route}")
-            assert (response.status_code, response.json()["code"]) == (400, "invalid_name")
-        for thread in ("../1", "1/..", "1%2F", "..%2F1"):
-            assert (await client.post("/api/agent", json=run_of([user()], threadId=thread))).status_code == 400
-
-
 ROUTES = [
     ("POST", "/api/agent", run_of([user()]), {"subscribe", "history", "publish"}),
     ("GET", "/api/agent/1/messages", None, {"history"}),
@@ -522,33 +510,7 @@ ROUTES = [
 async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_each_thread(
     method: str, path: str, body: Any, needs: set[str]
 ) -> None:
-    granted: list[frozenset[str] | None] = [None]
-
-    async def verify(scope: dict[str, Any]) -> Identity | None:
-        return Identity(client_id="ann", grants={"chat:*": granted[0]}) if granted[0] is not None else None
-
-    async with routes_only(authenticate=verify) as (hub, client):
-        await hub.create("chat:1", text="you", id="u", author="ann", starts_turn=False)
-        await hub.create("chat:3", text="other", id="u", author="bob", starts_turn=False)
-
-        async def answer(capabilities: set[str] | None, thread: str, **headers: str) -> tuple[int, str]:
-            """Return the status and the words of the response, without the name of the thread."""
-            granted[0] = frozenset(capabilities) if capabilities is not None else None
-            asked = {**body, "threadId": thread} if body is not None else None
-            response = await client.request(method, path.replace("1", thread), json=asked, headers=headers)
-            return response.status_code, response.text.replace(f"chat:{thread}", "chat")
-
-        held: list[set[str] | None] = [None, set(), *({*needs} - {missing} for missing in needs)]
-        for capabilities in held:
-            known = await answer(capabilities, "1")  # with the message of the request
-            assert known[0] == (401 if capabilities is None else 403)
-            assert await answer(capabilities, "2") == await answer(capabilities, "3") == known
-        foreign = {"cookie": "a=b", "origin": "https://evil.example"}
-        refused = await answer(needs, "1", **foreign)
-        assert refused[0] == (403 if method == "POST" else 200)
-        if method == "POST":
-            assert await answer(needs, "2", **foreign) == await answer(needs, "3", **foreign) == refused
-        assert (await answer(needs, "1"))[0] in (200, 204)
+    await check_route(routes_only, method, path, body, needs, "threadId")
 
 
 CITY = '{"city": "Ulm"}'

@@ -735,31 +735,25 @@ def chunks_of(body: str) -> list[Any]:
     return [json.loads(one.removeprefix("data: ")) for one in frames if one.startswith("data: ")]
 
 
+ASKS = {"subscribe", "history", "publish"}
 ROUTES = [
-    ("POST", "/api/chat", {"id": "1", "messages": [user()]}, {"subscribe", "history", "publish"}),
+    ("POST", "/api/chat", {"id": "1", "messages": [user()]}, ASKS),
     ("POST", "/api/chat", {"id": "1", "messages": [ASSISTANT]}, {"subscribe", "history", "command"}),
-    (
-        "POST",
-        "/api/chat",
-        {"id": "1", "messages": [user()], "trigger": "regenerate-message"},
-        {"subscribe", "history", "publish", "command"},
-    ),
+    ("POST", "/api/chat", {"id": "1", "messages": [user()], "trigger": "regenerate-message"}, ASKS | {"command"}),
     ("GET", "/api/chat/1/stream", None, {"subscribe", "history"}),
     ("GET", "/api/chat/1/messages", None, {"history"}),
     ("POST", "/api/chat/1/stop", None, {"history", "command"}),
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body", "needs"), ROUTES)
-async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_each_chat(
-    method: str, path: str, body: Any, needs: set[str]
-) -> None:
+async def check_route(routes: Any, method: str, path: str, body: Any, needs: set[str], field: str) -> None:
+    """Check that a route needs its capabilities, with the same words for each chat, named by `field`."""
     granted: list[frozenset[str] | None] = [None]
 
     async def verify(scope: dict[str, Any]) -> Identity | None:
         return Identity(client_id="ann", grants={"chat:*": granted[0]}) if granted[0] is not None else None
 
-    async with routes_only(authenticate=verify) as (hub, client):
+    async with routes(authenticate=verify) as (hub, client):
         await hub.create("chat:1", text="you", id="u", author="ann", starts_turn=False)
         await hub.create("chat:1", text="I", id="x", role="assistant", reply_to="u")
         await hub.create("chat:3", text="other", starts_turn=False)
@@ -772,13 +766,12 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         async def answer(capabilities: set[str] | None, chat: str, **headers: str) -> tuple[int, str]:
             """Return the status and the words of the response, without the name of the chat."""
             granted[0] = frozenset(capabilities) if capabilities is not None else None
-            asked = {**body, "id": chat} if body is not None else None
+            asked = {**body, field: chat} if body is not None else None
             response = await client.request(method, path.replace("1", chat), json=asked, headers=headers)
             return response.status_code, response.text.replace(f"chat:{chat}", "chat")
 
         foreign = {"cookie": "a=b", "origin": "https://evil.example"}
-        held: list[set[str] | None] = [None, set(), *({*needs} - {missing} for missing in needs)]
-        for capabilities in held:
+        for capabilities in (None, set(), *({*needs} - {missing} for missing in needs)):
             known = await answer(capabilities, "1")  # with the message of the request
             assert known[0] == (401 if capabilities is None else 403)
             assert await answer(capabilities, "2") == await answer(capabilities, "3") == known
@@ -791,6 +784,13 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         if body is not None and body["messages"] == [ASSISTANT]:
             unknown = await answer(needs, "2")  # a chat without a message, and one without this message
             assert (unknown[0], await answer(needs, "3")) == (404, unknown)
+
+
+@pytest.mark.parametrize(("method", "path", "body", "needs"), ROUTES)
+async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_each_chat(
+    method: str, path: str, body: Any, needs: set[str]
+) -> None:
+    await check_route(routes_only, method, path, body, needs, "id")
 
 
 @pytest.mark.parametrize(("method", "route"), [("GET", "stream"), ("GET", "messages"), ("POST", "stop")])

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from tenuto import Hub, Identity, Turn
+from tenuto import Hub, Identity, Turn, routes
 from tenuto.core.errors import Deleted, Draining, Forbidden
 from tenuto.core.limits import Limits
 from tenuto.hub.access.rates import Rates
@@ -275,6 +275,26 @@ async def test_refused_body_of_a_route_counts(size: int | None) -> None:
         response = await served.http.post("/body", content=chunks() if size else body, headers=headers)
         assert response.status_code in (400, 413, 415)
         assert len(body) <= charged_bytes() < len(body) + 1_000
+
+
+async def test_loop_goes_on_between_two_large_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, steps = new_hub(), list[str]()
+
+    def decode(data: bytes, decoder: object) -> int:
+        steps.append("body")
+        asyncio.get_running_loop().call_soon(steps.append, "loop")
+        return 0
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * routes.LARGE_BODY_BYTES}
+
+    monkeypatch.setattr(routes, "decode", decode)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    request = Request({"type": "http", "headers": headers, "client": ("127.0.0.1", 1)}, receive)
+    access = await hub.authorize(request.scope)
+    await asyncio.gather(*(access.body(Request(request.scope, receive)) for _ in range(3)))
+    assert steps[:5] == ["body", "loop", "body", "loop", "body"]
+    await hub.close()
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import pytest
 
 from tenuto.stores.base import Write
 from tenuto.stores.sqlite.store import SqliteStore
-from tests.stores.contract import MINUTE_MS, Chat, append, create, finish
+from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, finish, texts
 from tests.stores.files import opened
 
 TOKEN = "word "
@@ -61,6 +61,17 @@ async def test_rows_hold_at_most_three_times_the_text_and_20_bytes_per_commit_an
     await answers.end()
     budget = 3 * answers.text_bytes + 20 * messages * (tokens + 1)
     assert store.stats()["row_bytes"] - before <= budget
+
+
+async def test_large_text_takes_few_statements_and_the_slots_of_a_deleted_one_again(store: SqliteStore) -> None:
+    chat, statements = Chat(store, "c"), list[str]()
+    await store._run(lambda engine: engine._file.db.set_trace_callback(statements.append))
+    text = "".join(map(str, range(100_000)))
+    await chat.do(create("a", text), documents=["a"])
+    assert (len(statements) < 40, await texts(store, "c", "a")) == (True, [text])
+    await chat.do(delete("a"), documents=["a"])
+    await chat.do(create("b", text + text), documents=["b"])  # the first half in the slots of "a"
+    assert await texts(store, "c", "b") == [text + text]
 
 
 async def test_the_log_does_not_grow_while_messages_get_documents(store: SqliteStore) -> None:

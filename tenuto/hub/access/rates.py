@@ -150,7 +150,7 @@ class OpenBody:
     A step that raises TooMany leaves the counts as they are.
     """
 
-    __slots__ = ("_clients", "_held_bytes", "_size")
+    __slots__ = ("_clients", "_held_bytes", "size")
 
     def __init__(self, *clients: tuple[_Client, str, int], least_bytes: int = 0) -> None:
         """Count at least `least_bytes` for each of `clients`, which are counters with a name and a limit in bytes.
@@ -159,7 +159,7 @@ class OpenBody:
         """
         self._clients = clients
         self._held_bytes = least_bytes
-        self._size = 0
+        self.size = 0  # bytes that have arrived, if they are counted
 
     def __enter__(self) -> Self:
         """Count the body as open. Raises TooMany."""
@@ -174,10 +174,10 @@ class OpenBody:
         """Count `size` more bytes, which have arrived. Raises TooMany."""
         if not self._clients:
             return
-        self._size += size
-        if self._size > self._held_bytes:
-            self._count(self._size - self._held_bytes)
-            self._held_bytes = self._size
+        self.size += size
+        if self.size > self._held_bytes:
+            self._count(self.size - self._held_bytes)
+            self._held_bytes = self.size
 
     def _count(self, size: int) -> None:
         for client, name, max_bytes in self._clients:

@@ -14,6 +14,7 @@ noticed. A row without a checksum is damaged: entries of its message were lost (
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Collection, Generator, Iterable
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from tenuto.stores.sqlite.slots import (
 )
 
 HEAD = 0  # number of the blob that holds a document's head
+LARGE_BLOB_BYTES = 64 * 1024  # size from which the chunks of a blob are written together
 INTEGER_BYTES = 8  # bytes that an integer in a row counts for in `row_bytes`
 
 _encode_segments = msgspec.msgpack.Encoder().encode
@@ -384,12 +386,35 @@ class Documents:
 
     def _put(self, key: int, blob: int, data: bytes, room_bytes: int = 0) -> None:
         """Write `data` as a blob; its last chunk gets a slot for up to `room_bytes`."""
-        for chunk, start in enumerate(range(0, len(data), MAX_DATA)):
+        first = self._put_new(key, blob, data) if len(data) >= LARGE_BLOB_BYTES else 0
+        for chunk, start in enumerate(range(first * MAX_DATA, len(data), MAX_DATA), first):
             piece = data[start : start + MAX_DATA]
             slot = self._write(piece, room_for(LENGTH_BYTES + max(len(piece), room_bytes - start)))
             checksum = piece_sum(key, blob, chunk, piece) if blob != HEAD else None
             self._db.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", (key, blob, chunk, slot, checksum))
             self.row_bytes += 5 * INTEGER_BYTES
+
+    def _put_new(self, key: int, blob: int, data: bytes) -> int:
+        """Write the full chunks of `data` into new slots, and return their number; 0 if slots of this size are free.
+
+        It takes two statements: between statements this thread and the event loop wait for each other.
+        """
+        if self._db.execute("SELECT 1 FROM free WHERE room = ?", (MAX_ROOM,)).fetchone() is not None:
+            return 0
+        pieces = [data[start : start + MAX_DATA] for start in range(0, len(data) - MAX_DATA + 1, MAX_DATA)]
+        sums = json.dumps([piece_sum(key, blob, chunk, piece) for chunk, piece in enumerate(pieces)])
+        bodies = b"".join([pack(piece, MAX_ROOM) for piece in pieces])
+        slot, count = self._next_slot, len(pieces)
+        self._db.execute(
+            "INSERT INTO texts SELECT ? + key, substr(?, key * ? + 1, ?) FROM json_each(?)",
+            (slot, bodies, MAX_ROOM, MAX_ROOM, sums),
+        )
+        self._db.execute(
+            "INSERT INTO pieces SELECT ?, ?, key, ? + key, value FROM json_each(?)", (key, blob, slot, sums)
+        )
+        self._next_slot += count
+        self.row_bytes += count * (MAX_ROOM + 6 * INTEGER_BYTES)
+        return count
 
     def _write(self, data: bytes, wanted: int) -> int:
         free = self._db.execute(
