@@ -22,14 +22,15 @@ import random
 import signal
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import httpx2
 
 from proof.chaos.engines import check_programs, running_postgres
-from proof.chaos.finish_app import FinishOrders
+from proof.chaos.finish_app import FinishOrders, OnBreak
 from proof.chaos.processes import Server, ask
 from proof.chaos.report import Failure
 from proof.chaos.viewer import Transport, Viewer, Watching, end
@@ -52,6 +53,7 @@ SLOW_S = 0.2  # between two characters during a rolling deploy, so that it repla
 TOOL_S = 0.3  # longest work of a tool
 BROKEN = 0.4  # share of the requests to the model that break
 FAULTS = ("429", "503", "cut", "clean cut", "stall", "overloaded", "overlap", "repeat")
+LIVE_FAULTS = ("503", "too old", "cut", "clean cut", "stall")  # of a response in the background
 _ERROR = {"error": {"message": "try again", "type": "overloaded_error", "code": "overloaded"}}
 
 
@@ -76,8 +78,19 @@ def _written(question: str, results: Sequence[str]) -> str:
     return text[:LENGTH]
 
 
+@dataclass
+class Background:
+    """A response that the model writes whether or not a client reads it; it is whole at the time of its last event."""
+
+    wire: wires.Responses
+    question: str
+    events: list[bytes]
+    seen_s: float
+    ready: float = 0.0  # number of its events so far
+
+
 class Outside(Provider):
-    """The model, which speaks the Chat Completions of OpenAI, and the tools."""
+    """The model, which speaks the Chat Completions and the Responses of OpenAI, and the tools."""
 
     def __init__(self, seed: str) -> None:
         super().__init__()
@@ -87,12 +100,17 @@ class Outside(Provider):
         self.keys: dict[tuple[str, str], set[str]] = {}  # their idempotency keys
         self.completed: Counter[tuple[str, str]] = Counter()  # whole responses of the model, by question and kind
         self.faults: Counter[str] = Counter()
+        self.background: dict[str, Background] = {}
+        self.made_again: list[str] = []  # questions with a second response in the background, after text of the first
+        self.is_shown: Callable[[str], bool] = lambda question: False  # whether text of its answer was shown
         self._random = random.Random(seed)
 
     def script(self, path: str, body: Any) -> tuple[int, str, Iterable[Step]]:
         """Return a response of a tool or of the model; the counters rise as it is sent."""
         if path == "/step":
             return 200, "application/json", self._step(body["question"], body["step"], body["key"])
+        if path.startswith("/v1/responses"):
+            return self._responses(path.removeprefix("/v1/responses").removeprefix("/"), body)
         asked = json.loads(body["messages"][0]["content"])
         fault = self._random.choice(FAULTS) if self._random.random() < BROKEN else None
         if fault is not None:
@@ -103,6 +121,63 @@ class Outside(Provider):
             prefix = body["messages"][-1]["content"] if len(body["messages"]) > 1 else ""
             return 200, "text/event-stream", self._text(asked["question"], asked["results"], prefix, fault)
         return 200, "application/json", self._plan(asked["question"], fault)
+
+    def _responses(self, path: str, body: Any) -> tuple[int, str, Iterable[Step]]:
+        """Return the stream of a response in the background, new or attached again, or its state."""
+        id, _, options = path.partition("?")
+        fault = self._random.choice(LIVE_FAULTS) if self._random.random() < BROKEN else None
+        if fault == "too old" and not options:
+            fault = None
+        if fault is not None:
+            self.faults[f"{fault} in the background"] += 1
+        if fault in ("503", "too old"):
+            return {"503": 503, "too old": 400}[fault], "application/json", [json.dumps(_ERROR).encode()]
+        if body is not None:
+            asked = json.loads(body["input"])
+            response = self._begun(asked["question"], _written(asked["question"], asked["results"]))
+            return 200, "text/event-stream", self._live(response, 0, fault)
+        response = self.background[id]
+        if options:
+            after = int(options.partition("starting_after=")[2].partition("&")[0])
+            return 200, "text/event-stream", self._live(response, after + 1, fault)
+        is_over = self._number(response) == len(response.events)
+        end = json.loads(response.events[-1].partition(b"data: ")[2])["response"]
+        state = end if is_over else response.wire.about("in_progress")
+        return 200, "application/json", [json.dumps(state).encode()]
+
+    def _begun(self, question: str, text: str) -> Background:
+        wire = wires.Responses(f"resp_{len(self.background)}")
+        if any(one.question == question for one in self.background.values()) and self.is_shown(question):
+            self.made_again.append(question)
+        size = CHUNK // 4 if self.is_slow else CHUNK
+        pieces = tuple(text[at : at + size] for at in range(0, len(text), size))
+        content = [{"type": "output_text", "text": text, "annotations": []}]
+        message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": content}
+        events = [*wire.begin(), *wire.said(0, pieces), *wire.completed(output=[message])]
+        response = Background(wire, question, events, asyncio.get_running_loop().time())
+        self.background[wire.response] = response
+        return response
+
+    def _number(self, response: Background) -> int:
+        """Return how many events of the response there are by now."""
+        now_s = asyncio.get_running_loop().time()
+        response.ready += (now_s - response.seen_s) / (SLOW_S if self.is_slow else PACE_S)
+        response.seen_s = now_s
+        return min(int(response.ready), len(response.events))
+
+    def _live(self, response: Background, begin: int, fault: str | None) -> Iterator[Step]:
+        """Stream the events from `begin` on as they come, up to a fault."""
+        end = len(response.events) if fault is None else self._random.randrange(begin, len(response.events) + 1)
+        for number in range(begin, end):
+            while self._number(response) <= number:
+                yield PACE_S
+            self.progress += CHUNK // 20
+            yield response.events[number]
+        match fault:
+            case "cut":
+                yield CUT
+            case "stall":
+                yield HOLD
 
     def _step(self, question: str, step: str, key: str) -> Iterator[Step]:
         self.calls[question, step] += 1
@@ -267,7 +342,7 @@ CHATS: dict[str, tuple[Transport, Transport]] = {  # with their viewers
     "a": ("ws", "sse"), "b": ("poll", "eventsource"), "c": ("ws", "eventsource"), "d": ("sse", "poll"),
 }  # fmt: skip
 ON_CRASH: tuple[OnCrash, ...] = ("restart", "continue")
-ON_BREAK: tuple[Literal["restart"], Literal["continue"]] = ("restart", "continue")
+ON_BREAK: tuple[OnBreak, ...] = ("restart", "continue", "attach")
 SETTLED_S = 60.0
 TURN = 150  # progress of one turn without a break
 PAUSE_S = 0.02
@@ -277,20 +352,20 @@ READS_S = 0.3  # longest time in which the person reads a question
 async def finish(world: World) -> None:
     """An agent with steps, tools, a question and a model that breaks is killed or shut down; each answer is whole."""
     world.acknowledged.kind = "script"  # steps are entries without an event
-    rounds = world.scale.rounds
-    await _play(world, "sqlite", f"sqlite:///{world.store}", rounds - rounds // 2, nodes=1)
+    rounds, on_break = world.scale.rounds, world.random.sample(ON_BREAK, len(ON_BREAK))  # each is played
+    await _play(world, "sqlite", f"sqlite:///{world.store}", on_break[0], rounds - rounds // 2, nodes=1)
     check_programs()
     with running_postgres() as database:
-        await _play(world, "postgres", database.url, rounds // 2, nodes=2)
-        await _play(world, "deploy", database.url, rounds=1, nodes=3)
+        await _play(world, "postgres", database.url, on_break[1], rounds // 2, nodes=2)
+        await _play(world, "deploy", database.url, on_break[2], rounds=1, nodes=3)
     await world.check_what_is_left()
 
 
-async def _play(world: World, name: str, store: str, rounds: int, *, nodes: int) -> None:
+async def _play(world: World, name: str, store: str, on_break: OnBreak, rounds: int, *, nodes: int) -> None:
     """Play the rounds on one store."""
     play = Play(world, name)
     await play.outside.start()
-    on_crash, on_break = world.random.choice(ON_CRASH), world.random.choice(ON_BREAK)
+    on_crash = world.random.choice(ON_CRASH)
     world.note(f"{nodes} nodes on {store}: on_crash={on_crash}, on_break={on_break}")
     for number in range(nodes):
         report = world.checked(f"{name}-{number}", play.take_report)
@@ -313,6 +388,7 @@ async def _play(world: World, name: str, store: str, rounds: int, *, nodes: int)
         node.signal(signal.SIGTERM)
         await node.ended()
     await play.outside.stop()
+    world.count("responses in the background", len(play.outside.background))
     for fault, count in play.outside.faults.items():
         world.count(f"{fault} of the model", count)
 
@@ -350,6 +426,7 @@ class Play:
         self.world = world
         self.name = name
         self.outside = Outside(f"{world.seed}:{name}")
+        self.outside.is_shown = self._is_shown
         self.nodes: list[Server] = []
         self._deaths: Counter[str] = Counter()  # by the question whose turn was open
         self._returned: dict[tuple[str, str], int] = {}  # by question and step, the call whose result was returned
@@ -409,6 +486,11 @@ class Play:
         over = {message.fields.get("reply_to") for message in shown if message.status == "complete"}
         return [id for id in chats if id not in over]
 
+    def _is_shown(self, question: str) -> bool:
+        """Return whether a viewer shows text of the answer."""
+        shown = (message for viewer in self.world.viewers for message in viewer.messages.values())
+        return any(message.fields.get("reply_to") == question and message.text for message in shown)
+
     async def _judge(self, question: str, chat: str) -> None:
         """Check the stored answer, the steps, the question to the person, and the calls of the model."""
         page = await self._insist("GET", "/messages?limit=50", chat)
@@ -433,6 +515,8 @@ class Play:
             if calls != self._returned.get((question, step)) or len(keys) > 1 or calls > 1 + self._deaths[question]:
                 raise Failure(f"{step} of {question}: {calls} calls with the keys {keys}, returned {self._returned}")
             self.world.count("calls of interrupted steps again", calls - 1)
+        if question in self.outside.made_again:
+            raise Failure(f"{question} has a second response in the background, although text of the first was shown")
         for kind in ("plan", "answer"):
             if (completed := self.outside.completed[question, kind]) > 1 + self._deaths[question]:
                 raise Failure(f"{question}: {completed} whole responses of {kind}, {self._deaths[question]} deaths")

@@ -28,6 +28,9 @@ PAUSE_S = 0.01  # before the first further try
 SILENCE_S = 0.5  # without an event for this time, a model counts as broken
 
 
+OnBreak = Literal["restart", "continue", "attach"]  # "attach": the response of the model runs in the background
+
+
 @dataclass(frozen=True)
 class FinishOrders:
     """The settings of a node."""
@@ -35,7 +38,7 @@ class FinishOrders:
     store: str
     outside: str  # URL of the model and the tools
     on_crash: OnCrash
-    on_break: Literal["restart", "continue"]
+    on_break: OnBreak
     drain_s: float
 
     @property
@@ -51,7 +54,19 @@ def _build(orders: FinishOrders) -> Starlette:
     model = openai.AsyncOpenAI(base_url=f"{orders.outside}/v1", api_key="none", max_retries=0, timeout=10.0)
     tools = httpx2.AsyncClient(base_url=orders.outside, timeout=10.0)
 
-    trying: dict[str, Any] = {"retry_s": PAUSE_S, "stall_s": SILENCE_S, "on_break": orders.on_break, "retries": TRIES}
+    trying: dict[str, Any] = {"retry_s": PAUSE_S, "stall_s": SILENCE_S, "retries": TRIES}
+    if orders.on_break == "attach":
+        trying["attach"] = model.responses
+    else:
+        trying["on_break"] = orders.on_break
+
+    def answered(question: str, results: list[str], prefix: str) -> Any:
+        messages = _messages(question, results, prefix)
+        if orders.on_break == "attach":
+            return model.responses.create(
+                model="m", input=messages[0]["content"], background=True, store=True, stream=True
+            )
+        return model.chat.completions.create(model="m", messages=messages, stream=True)
 
     async def planned(question: str) -> list[str]:
         response = await model.chat.completions.create(model="m", messages=_messages(question))
@@ -75,12 +90,7 @@ def _build(orders: FinishOrders) -> Starlette:
         assert (await turn.ask("approve", {"of": "pay"}, timeout_s=600)).ok
         results.append(await result(turn, "pay"))
         async with turn.reply() as message:
-            await message.pipe(
-                lambda so_far: model.chat.completions.create(
-                    model="m", messages=_messages(turn.message.id, results, so_far.text), stream=True
-                ),
-                **trying,
-            )
+            await message.pipe(lambda so_far: answered(turn.message.id, results, so_far.text), **trying)
             for call, output in zip(calls, results, strict=False):
                 part = {"type": "tool", "call": call, "name": "find", "input": "{}", "state": "done"}
                 await message.part({**part, "output": output})

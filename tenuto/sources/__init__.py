@@ -174,7 +174,7 @@ def named_source(source: str | None, text_field: str | None, *, option: str = "s
 
 async def _write(writing: Writing, source: Source, event: object) -> None:
     cursor = get(event, "sequence_number") if writing.note is not None else None
-    if isinstance(cursor, int) and cursor <= (-1 if writing.cursor is None else writing.cursor):
+    if isinstance(cursor, int) and cursor <= writing.behind:
         return  # the provider has begun before the cursor
     writing.source = source
     try:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -56,8 +56,7 @@ class Attaching:
         self._has_methods = hasattr(attach, "retrieve") and hasattr(attach, "cancel")
         if not self._has_methods and not callable(attach):
             raise LocalError(f"attach must be OpenAI's `client.responses`, or a function, got {shown(attach)}")
-        self._attach: Any = attach  # `Any`: an object of an SDK
-        self._writer = writer
+        self._writer, self._attach = writer, cast("Any", attach)  # `Any`: an object of an SDK
         self._retries, self._retry_s = tries.retries, tries.retry_s
         self._write: Callable[[Make, Writing], Awaitable[Piped]] = tries.write  # writes one stream
         self._now_s = asyncio.get_running_loop().time
@@ -65,7 +64,7 @@ class Attaching:
         self._number = _numbers.get(writer, 0)  # place of the response among those of the message
         _numbers[writer] = self._number + 1
         notes = _notes(writer)[self._number :]
-        self.found = notes[0] if notes else None
+        self.found = next(iter(notes), None)
         self._after, self._left = writer.reopen_left(*([one.after for one in notes[:2]] + [None, None])[:2])
 
     async def write(self, make: Make, writing: Writing) -> Piped:
@@ -125,11 +124,12 @@ class Attaching:
                 await asyncio.sleep(min(silent_s, POLL_S))
                 break
             await pause(self._writer, POLL_S)
-        if writing.cursor is None:
+        if writing.cursor < 0:
             writing.rewind()
+        writing.behind = writing.cursor
         if not self._has_methods:
-            return partial(self._attach, id, writing.cursor)
-        return partial(called, partial(self._attach.retrieve, id, stream=True, starting_after=writing.cursor or 0))
+            return partial(self._attach, id, writing.cursor if writing.cursor >= 0 else None)
+        return partial(called, partial(self._attach.retrieve, id, stream=True, starting_after=max(0, writing.cursor)))
 
     async def _wait_after(self, error: Exception) -> None:
         """Wait until the next call. Raises as `_next`, and `error` if it is no break."""

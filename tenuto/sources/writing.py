@@ -261,7 +261,7 @@ class Writing:
         self._usage: dict[Hashable, dict[str, int]] = {}
         self.usage_before: dict[str, int] | None = None  # that of the earlier streams; None: the message has it
         self.source: Source | None = None  # translates the events of the response
-        self.cursor: int | None = None  # number of the last event that was written
+        self.cursor, self.behind = -1, -1  # number of the last event, and of the one behind which the stream begins
         self.note: Callable[[str], Awaitable[None]] | None = None  # stores the id of a response to attach to
         self._left: deque[tuple[int, Part]] = deque()  # parts of it that the message holds, until they are repeated
         self._marks = False  # True: the text that follows the left parts begins at a mark

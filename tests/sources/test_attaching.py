@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -476,3 +477,10 @@ async def test_response_breaks_off_in_each_item_over_real_connections(
     assert (await hub.read("chat:1", "m"))[0].parts == PARTS
     streams = [f"/v1/responses/resp_1?starting_after={number}&stream=true" for number in (5, 11, 16)]
     assert [path for path, _ in provider.requests] == ["/v1/responses", *streams]
+
+
+@virtually
+async def test_numbers_that_do_not_rise_lose_no_text() -> None:
+    """Only behind the place at which a stream was attached is an event a repetition."""
+    events = [re.sub(rb'"sequence_number": \d+', b'"sequence_number": 0', one) for one in EVENTS]
+    assert (await answered(Model(events))).parts == PARTS
