@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 167,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_043,
+    "lines of tests/": 69_946,
     "lines of proof/ and bench/": 24_005,
     "words of docs without decisions": 50_195,
     "words of decisions": 12_000,

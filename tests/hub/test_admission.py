@@ -18,8 +18,7 @@ from tenuto.hub import HubCore, pending
 from tenuto.hub.pending import Result, Waiting, result_later
 from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.hubs import new_hub
-from tests.hub.test_pacing import Stage
-from tests.hub.test_windows import Timed, now_s
+from tests.hub.test_pacing import Stage, Timed, now_s
 from tests.virtual import virtual_clock, virtually
 
 ANSWERS = 700

@@ -159,6 +159,13 @@ async def test_hub_in_a_with_is_refused_with_the_remedy() -> None:
 # Writers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    hub = Hub("memory://", hooks_signals=False)
+    yield hub
+    await hub.close()
+
+
 def test_message_in_a_plain_with_is_refused_with_the_remedy() -> None:
     hub: Any = Hub("memory://")
     with pytest.raises(LocalError, match="needs `async with"), hub.message("chat:1"):
@@ -200,8 +207,7 @@ def forget(append: Coroutine[Any, Any, object]) -> None:
         ),
     ],
 )
-async def test_call_without_await_fails_the_block(begin: Any, count: int, detail: str) -> None:
-    hub = Hub("memory://", hooks_signals=False)
+async def test_call_without_await_fails_the_block(hub: Hub, begin: Any, count: int, detail: str) -> None:
     with pytest.raises(LocalError) as raised:
         async with hub.message("chat:1", id="m") as message:
             await message.append("one ")
@@ -211,55 +217,44 @@ async def test_call_without_await_fails_the_block(begin: Any, count: int, detail
     assert raised.value.detail == f"the {detail}"
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, stored.reason, stored.text) == ("failed", "misuse", "one ")
-    await hub.close()
 
 
-async def test_many_calls_at_once_do_not_each_look_at_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_calls_at_once_do_not_each_look_at_all_others(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Any] = []
     is_new = outgoing._is_new
     monkeypatch.setattr(outgoing, "_is_new", lambda one: looked.append(one) or is_new(one))
-    hub = Hub("memory://", hooks_signals=False)
     async with hub.message("chat:1", id="m") as message:
         await asyncio.gather(*(message.update(meta={"a": n}) for n in range(500)))
     assert len(looked) < 2_000
-    await hub.close()
 
 
-async def test_pipe_that_is_cancelled_before_it_begins_is_not_missing() -> None:
-    hub = Hub("memory://", hooks_signals=False)
+async def test_pipe_that_is_cancelled_before_it_begins_is_not_missing(hub: Hub) -> None:
     async with hub.message("chat:1", id="m") as message:
         assert isinstance(message, AgentWriter)
         call = asyncio.create_task(message.pipe(words()))
         call.cancel()
         await asyncio.wait([call])
     assert (await hub.read("chat:1", "m"))[0].status == "complete"
-    await hub.close()
 
 
-async def test_finish_reports_an_append_without_await() -> None:
-    hub = Hub("memory://", hooks_signals=False)
+async def test_finish_reports_an_append_without_await(hub: Hub) -> None:
     with pytest.raises(LocalError, match="without await"):
         async with hub.message("chat:1", id="m") as message:
             forget(message.append("one"))
             await message.finish()
     assert (await hub.read("chat:1", "m"))[0].status == "failed"
-    await hub.close()
 
 
-async def test_error_of_the_block_is_raised_rather_than_the_one_for_a_missing_await() -> None:
-    hub = Hub("memory://", hooks_signals=False)
+async def test_error_of_the_block_is_raised_rather_than_the_one_for_a_missing_await(hub: Hub) -> None:
     with pytest.raises(ZeroDivisionError):
         async with hub.message("chat:1") as message:
             forget(message.append("one"))
             raise ZeroDivisionError
-    await hub.close()
 
 
-async def test_append_may_be_awaited_in_any_way() -> None:
-    hub = Hub("memory://", hooks_signals=False)
+async def test_append_may_be_awaited_in_any_way(hub: Hub) -> None:
     async with hub.message("chat:1", id="m") as message:
         await asyncio.gather(message.append("a"), message.append("b"))
         await asyncio.create_task(message.append("c"))
         await asyncio.wait_for(message.append("d"), 60)
     assert (await hub.read("chat:1", "m"))[0].text == "abcd"
-    await hub.close()

@@ -166,21 +166,6 @@ def test_install_and_wrap_refuse_other_apps_with_the_remedy() -> None:
 # Lifespan
 
 
-async def test_the_lifespan_starts_and_closes_the_hub() -> None:
-    hub = new_hub()
-    waiting = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return waiting.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append((message["type"], hub.loop is not None))
-
-    await hub({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
-    assert sent == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
-
-
 async def test_a_store_that_cannot_be_opened_stops_the_server_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = new_hub()
 
