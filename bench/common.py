@@ -133,9 +133,7 @@ def attempt(what: str, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     """Yield the rows of a measurement. If it fails, the last row has the reason, and other measurements continue."""
     try:
         yield from measure()
-    except Void as error:
-        yield failed(what, error)
-    except (BenchError, OSError, TimeoutError) as error:
+    except (BenchError, OSError) as error:
         yield failed(what, error)
     except Exception as error:  # the outer edge: keep the rows of the other measurements
         traceback.print_exc()
@@ -216,7 +214,8 @@ def check(
 
 def void(what: str, drained: dict[str, Any], *, lag_ms: Sequence[float] | None = None) -> Void:
     """Return a `Void` with the observations at that time, because an overloaded machine is not a lost token."""
-    client = f"the load client used {used(drained['cpu_s'], drained['seconds'])}"
+    # not a share: a run that fails at once may last only a moment
+    client = f"the load client used {drained['cpu_s']:.2f} s of its core in {drained['seconds']:.2f} s"
     error = Void(what)
     error.add_note("; ".join([*([late(lag_ms)] if lag_ms is not None else []), client]))
     return error
@@ -225,11 +224,6 @@ def void(what: str, drained: dict[str, Any], *, lag_ms: Sequence[float] | None =
 def late(lag_ms: Sequence[float]) -> str:
     """Return how late the producers were, as text."""
     return f"producers were late by {lag_ms[1]:.1f} ms (p99), {lag_ms[2]:.1f} ms at worst"
-
-
-def used(cpu_s: float, seconds: float) -> str:
-    """Return the used CPU time as text. Not a share: a run that fails at once may last only a moment."""
-    return f"{cpu_s:.2f} s of its core in {seconds:.2f} s"
 
 
 def client_load(drained: dict[str, Any]) -> float:
