@@ -27,7 +27,7 @@ BUDGETS = {
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
     "lines of tests/": 69_946,
-    "lines of proof/ and bench/": 24_005,
+    "lines of proof/ and bench/": 23_999,
     "words of docs without decisions": 50_195,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,

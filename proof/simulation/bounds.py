@@ -25,7 +25,7 @@ from tenuto.app import Hub
 from tenuto.core import state as states
 from tenuto.core.events import Presence
 from tenuto.hub import channel as channels
-from tenuto.hub.channel import MAX_CACHED_BATCHES, Channel
+from tenuto.hub.channel import Channel
 from tenuto.hub.hub import HubCore
 from tenuto.hub.people import presence_state as presence_limits
 from tenuto.hub.runtime import Runtime
@@ -96,7 +96,7 @@ class Bounds:
     def _check_channel(self, channel: Channel) -> None:
         name, presence_state, tail = channel.name, channel.presence_state, channel.state.tail
         kept = len(channel.batches.first) + len(channel.batches.live)
-        self._at_most(f"encoded batches are kept for {name}", kept, MAX_CACHED_BATCHES)
+        self._at_most(f"encoded batches are kept for {name}", kept, channels.MAX_CACHED_BATCHES)
         self._at_most(f"bytes of part operations are kept of {name}", tail._bytes, states.TAIL_BYTES)
         self._at_most(
             f"bytes of signals are kept of {name}", presence_state._signal_bytes, presence_limits.KEPT_SIGNAL_BYTES
@@ -150,7 +150,7 @@ class Bounds:
     def _parts_of_channel(self, channel: Channel) -> Iterator[Part]:
         state, presence_state = channel.state, channel.presence_state
         yield channel, SPARE, {"_absent": channels.KEPT_ABSENT + 1_000}
-        yield channel.batches, MAX_CACHED_BATCHES, {}
+        yield channel.batches, channels.MAX_CACHED_BATCHES, {}
         yield state, SPARE, {"messages": 1_000_000, "commands": 1_000_000}  # bounded by their bytes
         yield state.tail, SPARE, {"ops": states.TAIL_ENTRIES}
         members = {
