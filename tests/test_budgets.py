@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_667,
+    "lines of tenuto/": 54_640,
     "lines of its kernel": 34_145,
-    "modules of tenuto/": 167,
+    "modules of tenuto/": 164,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 69_946,
+    "lines of tests/": 69_944,
     "lines of proof/ and bench/": 23_999,
     "words of docs without decisions": 50_195,
     "words of decisions": 12_000,

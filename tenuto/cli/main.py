@@ -1,7 +1,8 @@
 """The `tenuto` command: serve, demo, tail, and the commands of `store_commands`.
 
 Layer: cli, the highest: this module may import all others. An error that a user can act on is one line and exit
-status 1; a traceback means a bug of Tenuto.
+status 1; a traceback means a bug of Tenuto. The files of the app that `tenuto new` writes are in `starter`, as text, so
+that no tool takes them for modules of Tenuto.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shlex
 import signal
 import stat
@@ -330,8 +332,6 @@ def demo(host: str | None, port: int, store: str, is_lan: bool) -> None:
 @click.argument("name", type=click.Path(path_type=Path))
 def new(name: Path) -> None:
     """Write a small app with a chat into the new folder NAME: a FastAPI app, its page, a test and a Dockerfile."""
-    from tenuto.cli.new import write_app
-
     click.echo(f"{name} has {', '.join(write_app(name))}. Run it:\n")
     click.echo(f"  cd {shlex.quote(str(name))}\n  python3 -m venv .venv\n  .venv/bin/pip install -r requirements.txt")
     click.echo("  .venv/bin/uvicorn main:app --reload\n")
@@ -467,3 +467,23 @@ def _run(app: Any, hub: Any, listening: Any, started: Any, **options: Any) -> No
     with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
         if not run(app, hub, listening, started=started, **options):
             sys.exit(1)
+
+
+STARTER = Path(__file__).with_name("starter")
+
+
+def write_app(folder: Path) -> list[str]:
+    """Write the app into `folder`, which is made if it does not exist, and return the names of its files.
+
+    Raises LocalError for a folder that is not empty, and for a name that cannot be the app's.
+    """
+    name = folder.resolve().name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):  # it also names the image
+        raise LocalError(f"NAME must be made of lower-case letters, digits, - and _, got {shown(name)}; try my-chat")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise LocalError(f"folder {folder} is not empty; give the name of a new one")
+    files = {path.stem.replace("dot-", "."): path.read_text(encoding="utf-8") for path in sorted(STARTER.iterdir())}
+    for file, text in files.items():
+        (folder / file).write_text(text.replace("{name}", name), encoding="utf-8")
+    return list(files)

@@ -30,9 +30,20 @@ from tenuto.core.errors import InvalidName, TooMany, shown
 from tenuto.core.model import Message
 from tenuto.core.names import check_channel, check_id, matches
 from tenuto.core.turns import reply_ids
-from tenuto.demo.answers import Settled, paced, whole, written_answers
 from tenuto.demo.guests import COOKIE, INVITE_S, STAY_S, Guests
-from tenuto.demo.guide import AGENTS, CHANNELS, LONGEST_QUESTION, Guide, Model, Sleep, model_in
+from tenuto.demo.guide import (
+    AGENTS,
+    CHANNELS,
+    LONGEST_QUESTION,
+    Guide,
+    Model,
+    Settled,
+    Sleep,
+    model_in,
+    paced,
+    whole,
+    written_answers,
+)
 from tenuto.transports.access import identify
 from tenuto.transports.app import WEB
 from tenuto.transports.calls import read_body

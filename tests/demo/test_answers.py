@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tenuto import Hub
-from tenuto.demo.answers import (
+from tenuto.demo.guide import (
     ASKS_TO_DELETE,
     FASTEST_S,
     LONGEST_S,

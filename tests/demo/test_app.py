@@ -20,10 +20,9 @@ import pytest
 from starlette.applications import Starlette
 
 from tenuto import Hub
-from tenuto.demo.answers import Settled, whole
 from tenuto.demo.app import Controls, build, qr_rows
 from tenuto.demo.guests import Guests
-from tenuto.demo.guide import AGENTS, OTHER_TEXT, Guide, Sleep, continued
+from tenuto.demo.guide import AGENTS, OTHER_TEXT, Guide, Settled, Sleep, continued, whole
 
 WEB = Path(__file__).parents[2] / "tenuto" / "web"
 
@@ -224,7 +223,7 @@ async def test_an_answer_stops_when_its_text_changed_in_between(store: str, monk
     async with demo(store, pace.sleep) as here:
         await here.ask()
         await pace.is_waiting.wait()
-    monkeypatch.setattr("tenuto.demo.answers.whole", lambda question, settled: "Another text.")
+    monkeypatch.setattr("tenuto.demo.guide.whole", lambda question, settled: "Another text.")
     async with demo(store) as here:
         assert text_of(await here.answer()).endswith(OTHER_TEXT)
 

@@ -19,9 +19,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenuto.demo.answers import written_answers
 from tenuto.demo.child import is_of_interest
-from tenuto.demo.guide import AGENTS
+from tenuto.demo.guide import AGENTS, written_answers
 from tenuto.transports.origin import SocketOwner, objection
 from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from tenuto.demo.answers import Settled, whole
+from tenuto.demo.guide import Settled, whole
 from tests.demo.test_supervisor import CHANNEL, QUESTION, ask, follow, longer_than, wait_for_agents
 from tests.postgres import needs_postgres, running_postgres
 from tests.processes import serving, text_of

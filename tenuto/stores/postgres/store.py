@@ -45,9 +45,8 @@ from tenuto.stores.base import (
     Tail,
     Write,
 )
-from tenuto.stores.postgres.life import StoreLife
 from tenuto.stores.postgres.reading import PostgresReader, Uncovered
-from tenuto.stores.postgres.schema import check_room, check_server, prepare_schema, read_holds, renew
+from tenuto.stores.postgres.schema import StoreLife, check_room, check_server, prepare_schema, read_holds, renew
 from tenuto.stores.postgres.server import PostgresPool, PostgresServer
 from tenuto.stores.postgres.writing import PostgresWriter
 

@@ -13,7 +13,6 @@ from asyncpg import Connection, Record
 from tenuto.core.document import Document
 from tenuto.core.errors import StoreUnusable
 from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Pruned, Write, next_lives
-from tenuto.stores.postgres.life import epoch_in
 from tenuto.stores.postgres.reading import (
     TAIL_BYTES,
     PostgresReader,
@@ -22,6 +21,7 @@ from tenuto.stores.postgres.reading import (
     frame,
     uncovered_entries,
 )
+from tenuto.stores.postgres.schema import epoch_in
 
 TIDY_ROWS = 500  # rows that one call of `tidy` removes at most
 

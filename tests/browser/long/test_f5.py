@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from tenuto.cli import f5
-from tenuto.cli.new import write_app
+from tenuto.cli.main import write_app
 from tenuto.core.errors import LocalError
 from tests.browser.tab import chromium_path
 from tests.examples.nodes import Node
