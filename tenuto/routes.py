@@ -73,10 +73,9 @@ from tenuto.transports.access import (
     turn_bytes,
 )
 from tenuto.transports.app import refuse_socket
-from tenuto.transports.calls import read_body
 from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, unexpected
 from tenuto.transports.headers import peer_of
-from tenuto.transports.http import ProblemForm, problem_response
+from tenuto.transports.http import ProblemForm, problem_response, read_body
 from tenuto.transports.origin import check_peer, refusal_of_get
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S, abort_if_unread
 from tenuto.transports.sse import StreamApp

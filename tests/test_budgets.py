@@ -21,9 +21,9 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_640,
-    "lines of its kernel": 34_145,
-    "modules of tenuto/": 164,
+    "lines of tenuto/": 54_612,
+    "lines of its kernel": 34_118,
+    "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
     "lines of tests/": 69_944,

@@ -46,10 +46,9 @@ from tenuto.demo.guide import (
 )
 from tenuto.transports.access import identify
 from tenuto.transports.app import WEB
-from tenuto.transports.calls import read_body
 from tenuto.transports.codec import decode
 from tenuto.transports.headers import Query, peer_of
-from tenuto.transports.http import Endpoint
+from tenuto.transports.http import Endpoint, read_body
 from tenuto.transports.origin import check_peer
 
 MOST_PLAIN, WAIT_S = 50, 300.0  # limits of the plain streams at a time, and of the wait of one for its next token

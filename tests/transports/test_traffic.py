@@ -9,7 +9,7 @@ import pytest
 
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.rates import ClientLimits, Rates
-from tenuto.transports import calls
+from tenuto.transports import http
 from tests.transports.conftest import PATIENCE_S
 from tests.transports.test_identity import EVENTS, Verified, served
 from tests.transports.test_websocket import dialled
@@ -160,7 +160,7 @@ async def test_large_traffic_counts_on_each_transport(
     counted: Verified, act: Callable[[Verified], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if act is late_chunks:
-        monkeypatch.setattr(calls, "BODY_TIMEOUT_S", 1.5)  # in this time the server must have read the chunk
+        monkeypatch.setattr(http, "BODY_TIMEOUT_S", 1.5)  # in this time the server must have read the chunk
     await act(counted)
     expected = len(TEXT) * (2 if act in (publish, publish_by_socket) else 1)  # a response holds the message, too
     assert expected <= charged_bytes(counted) < expected + 3_000
