@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_612,
+    "lines of tenuto/": 54_610,
     "lines of its kernel": 34_118,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 69_944,
+    "lines of tests/": 70_035,
     "lines of proof/ and bench/": 23_999,
-    "words of docs without decisions": 50_195,
+    "words of docs without decisions": 50_184,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.sources.attaching import Attaching
-from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, get, malformed
+from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, get, is_from_sdk, malformed, unfinished
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
@@ -58,8 +58,7 @@ async def pipe(
     with `on_break="continue"` continued; `"fail"` tries again only before the first content. A stream without an event
     for `stall_s` (120; for a plain stream unlimited) has broken.
 
-    With `attach`, the rest of a background response is read after a break or a crash, without another try. It is
-    OpenAI's `client.responses`, or a function that returns the stream of the response with an id after a cursor.
+    With `attach` a background response is read on after a break or a crash, without another try (`docs/sources.md`).
     """
     named = named_source(source, text_field, option=option)
     if stall_s is not None and not (isinstance(stall_s, int | float) and stall_s > 0):
@@ -102,6 +101,8 @@ async def _pipe_one(
         if chosen is not None:
             for edit in chosen.end():
                 await writing.write(edit)
+        elif writing.note is not None or is_from_sdk(upstream.stream):
+            raise unfinished()  # not even a first event came
         await writing.complete()
         await upstream.finish()
     except BaseException as error:

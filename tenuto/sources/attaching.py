@@ -92,10 +92,7 @@ class Attaching:
             raise
 
     async def _next(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
-        """Wait, and return what brings the rest of the response after `error`, with which its stream broke.
-
-        Raises UpstreamEnded if the response is lost, UpstreamError after too many failures in a row.
-        """
+        """Wait, and return the rest of the response. Raises UpstreamEnded if it is lost, or UpstreamError, `error`."""
         id = writing.response_id or ""
         if has_moved:
             self._failures, self._moved_s = 0, self._now_s()

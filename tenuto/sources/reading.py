@@ -198,9 +198,9 @@ def _root(module: object) -> str:
     return module.partition(".")[0] if isinstance(module, str) else ""
 
 
-def is_from_sdk(error: BaseException) -> bool:
-    """Return whether the class of `error`, or one that it has as a base, is an SDK's."""
-    return any(_root(kind.__module__) in SDKS for kind in type(error).__mro__)
+def is_from_sdk(thing: object) -> bool:
+    """Return whether the class of `thing`, or one that it has as a base, is an SDK's."""
+    return any(_root(kind.__module__) in SDKS for kind in type(thing).__mro__)
 
 
 def _is_raised_by_sdk(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from tenuto.agents.turn import Turn
 from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
 from tenuto.sources import pipe, tries
+from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
 from tests.sources.provider import Provider
 from tests.sources.test_tries import CUT, HOLD, LONG, Model, ask_chat, counted, new_hub, piped
@@ -133,6 +134,15 @@ async def test_stream_that_breaks_goes_on_behind_its_last_event(at: int, how: st
 async def test_event_that_the_provider_repeats_is_written_once() -> None:
     model = Model([*EVENTS[:9], CUT], EVENTS)
     assert (await answered(model)).parts == PARTS
+
+
+@virtually
+async def test_stream_without_an_event_is_not_complete() -> None:
+    assert (await answered(Model([], EVENTS))).parts == PARTS
+    assert (await answered(Model([*EVENTS[:9], CUT], [], state("in_progress"), EVENTS[9:]))).parts == PARTS
+    assert (await died_and_answered(Model([*EVENTS[:9], HOLD], [], ENDED), supersedes=True)).parts == PARTS
+    message, _ = await piped(ask(Model([], [*EVENTS]).openai()))  # without `attach`, too
+    assert message.parts == PARTS
 
 
 @virtually
@@ -351,6 +361,24 @@ async def test_response_that_leaves_the_queue_is_streamed() -> None:
     model = Model([EVENTS[0], CUT], state("queued"), state("in_progress"), EVENTS[1:])
     assert (await answered(model)).parts == PARTS
     assert model.asked == ["POST", "GET /resp_1", "GET /resp_1", after(0)]
+
+
+async def test_events_of_a_whole_response_are_those_of_its_stream(hub: Hub) -> None:
+    note = {"type": "url_citation", "url": "https://a.example", "title": "A"}
+    content = [
+        {"type": "output_text", "text": "See ", "annotations": [note]},
+        {"type": "refusal", "refusal": "No."},
+    ]
+    reasoning = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    search = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "a"}}
+    output = [reasoning, search, {"type": "message", "content": content}]
+    response = {"id": "resp_1", "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    async with hub.message("chat:1", id="m") as message:
+        piped = await pipe(message, events_of({**response, "output": output}))
+    parts = (await hub.read("chat:1", "m"))[0].parts
+    assert [part["type"] for part in parts] == ["reasoning", "tool", "text", "source", "text"]
+    assert (parts[0]["text"], parts[1]["state"], parts[1]["input"]) == ("Hm.", "done", '{"query":"a"}')
+    assert (piped.text, piped.finish_reason) == ("See No.", "length")
 
 
 # -- stops -------------------------------------------------------------------------------------------------------------
