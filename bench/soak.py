@@ -1,4 +1,4 @@
-"""A soak: ten minutes of the whole load at once (`bench/plan.py`), without growth and without loss.
+"""A soak: ten minutes of the whole load at once, without growth and without loss.
 
 The file holds ten thousand conversations at the beginning. They fill caches that would otherwise grow during the soak:
 SQLite's page cache of 16 MB, and the store's knowledge of the 10,000 most recently used channels. About fifty
@@ -10,19 +10,88 @@ A closed connection is a reference cycle (asyncio's transport and uvicorn's prot
 objects), and the garbage collector under `serve` runs rarely. Until it has run a few times, memory grows by closed
 connections. At the end all viewers have gone, and the server must have released their resources: feeds, channels,
 writers, tasks, threads and open files are counted before and after, as are Python's memory blocks.
+
+All events are planned with their times from a seed: conversations begin at a steady pace, stream for a while and end.
+Viewers come and go, by SSE and WebSocket, are disconnected, and resume with their cursors. Times are seconds since the
+beginning of the soak.
 """
 
 import asyncio
+import random
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from bench import plan
 from bench.common import CLIENT_LIMIT, Options, Row, Served, Void, kept, late, served
 from bench.peers.system import on_core
 from bench.proc import CLIENT_CORE, BenchError, cpu_s, raise_file_limit, rss_bytes
 from bench.tokens import known_text
 from proof.wirecheck import SseViewer, WsViewer
+
+MESSAGE = "answer"  # the id of each conversation's message
+TOKENS_PER_S = 20
+LASTS_S = (2.0, 20.0)  # minimum and maximum of the time from the first token of a conversation to its last
+_VIEWERS = (1, 4)
+_AWAY_S = 2.0  # maximum time between a cut and the reconnect
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One viewer's stay. `cuts` are pairs of times: of the disconnect and of the reconnect."""
+
+    kind: str
+    arrives_s: float
+    leaves_s: float | None  # None: it stays until it shows the whole answer
+    cuts: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One answer in a channel of its own; its text is that of `seed`."""
+
+    seed: int
+    starts_s: float
+    tokens: int
+    visits: tuple[Visit, ...]
+
+    @property
+    def channel(self) -> str:
+        return f"bench:soak-{self.seed}"
+
+
+def conversations(
+    *, seconds: float, live: int, lasts_s: tuple[float, float] = LASTS_S, seed: int = 1
+) -> list[Conversation]:
+    """Return conversations that end within `seconds`, of which about `live` stream at any time."""
+    random_ = random.Random(seed)
+    found: list[Conversation] = []
+    starts_s = 0.0
+    while (starts_s := starts_s + sum(lasts_s) / 2 / live) < seconds:
+        length_s = random_.uniform(*lasts_s)
+        visits = tuple(_drawn_visit(random_, starts_s, length_s) for _ in range(random_.randint(*_VIEWERS)))
+        if starts_s + length_s < seconds:
+            found.append(Conversation(len(found), starts_s, int(length_s * TOKENS_PER_S), visits))
+    return found
+
+
+def _drawn_visit(random_: random.Random, starts_s: float, lasts_s: float) -> Visit:
+    """Return a visit: some begin before the first token, some late, some after the end; a third end early."""
+    arrives_s = starts_s + random_.uniform(-0.1, 1.1) * lasts_s
+    ends_s = max(arrives_s, starts_s + lasts_s)
+    leaves_s = random_.uniform(arrives_s, ends_s) if random_.random() < 1 / 3 else None
+    until_s = ends_s if leaves_s is None else leaves_s
+    cuts = []
+    at_s = arrives_s
+    for _ in range(random_.choice((0, 0, 1, 3))):
+        at_s = random_.uniform(at_s, until_s)
+        back_s = at_s + random_.uniform(0, _AWAY_S)
+        cuts.append((at_s, back_s))
+        at_s = back_s
+        if at_s > until_s:  # a viewer that is disconnected at the end reconnects once more and gets the rest
+            break
+    return Visit(random_.choice(("sse", "websocket")), max(0.0, arrives_s), leaves_s, tuple(cuts))
+
 
 _LIVE = 50
 _LIMIT_KB_PER_MIN = 512.0
@@ -48,22 +117,22 @@ def soak(
     *,
     seconds: float,
     live: int,
-    lasts_s: tuple[float, float] = plan.LASTS_S,
+    lasts_s: tuple[float, float] = LASTS_S,
     idle_s: float = _IDLE_S,
     old: int = _OLD,
 ) -> list[Row]:
     """Return the rows. Raises `Void` if a viewer received something wrong, or the store holds it."""
     raise_file_limit(live * 10 + 200)
-    conversations = plan.conversations(seconds=seconds, live=live, lasts_s=lasts_s)
+    planned = conversations(seconds=seconds, live=live, lasts_s=lasts_s)
     with kept(options) as database, served(database, idle_s=idle_s) as server:
         server.child.request("fill", count=old, characters=_OLD_CHARACTERS, reply_in_s=_FILL_S)
         before = _settled(server)
         blocks = [server.child.request("blocks")["blocks"]]
         started_s, before_s = time.monotonic() + 0.5, cpu_s(server.child.pid)
         with on_core(CLIENT_CORE):
-            samples, viewers = asyncio.run(_visit_all(server, conversations, started_s, seconds))
+            samples, viewers = asyncio.run(_visit_all(server, planned, started_s, seconds))
         used_s = cpu_s(server.child.pid) - before_s
-        for conversation in conversations:
+        for conversation in planned:
             _check_stored(server, conversation)
         after = _released(server, before)
         blocks.append(server.child.request("blocks")["blocks"])
@@ -72,7 +141,7 @@ def soak(
     change = f"{blocks[1] - blocks[0]:+,} ({(blocks[1] - blocks[0]) / blocks[0]:+.1%})"
     return [
         _memory(samples, seconds),
-        Row("  conversations, all stored and shown as written", f"{len(conversations):,}", "all", True, viewers),
+        Row("  conversations, all stored and shown as written", f"{len(planned):,}", "all", True, viewers),
         Row("  resources still held after all have gone, beyond those before", left or "none", "none", not left),
         Row("  Python's memory blocks, change from before the first conversation", change),
         Row("  CPU of the server", f"{used_s / seconds:.0%} of its core", note=late(lag_ms)),
@@ -80,16 +149,16 @@ def soak(
 
 
 async def _visit_all(
-    server: Served, conversations: list[plan.Conversation], started_s: float, seconds: float
+    server: Served, planned: list[Conversation], started_s: float, seconds: float
 ) -> tuple[Samples, str]:
     """Run all visits. Return the server's memory over time, and the number of viewers. Raises the first failure."""
     client_s = time.process_time()
     visits = [
         asyncio.create_task(_visit(server.port, started_s, conversation, visit))
-        for conversation in conversations
+        for conversation in planned
         for visit in conversation.visits
     ]
-    writing = [asyncio.create_task(_write(server, started_s, conversation)) for conversation in conversations]
+    writing = [asyncio.create_task(_write(server, started_s, conversation)) for conversation in planned]
     running, samples = {*visits, *writing}, Samples()
     try:
         while running:
@@ -115,15 +184,15 @@ async def _visit_all(
     return samples, f"{len(visits):,} viewers, {resumes:,} resumes; they used {load:.0%} of their core"
 
 
-async def _write(server: Served, started_s: float, conversation: plan.Conversation) -> int:
+async def _write(server: Served, started_s: float, conversation: Conversation) -> int:
     """Have the server stream a conversation from its planned time on."""
     await asyncio.sleep(max(0.0, started_s + conversation.starts_s - time.monotonic()))
-    message: dict[str, Any] = {"channel": conversation.channel, "id": plan.MESSAGE, "seed": conversation.seed}
-    server.child.request("stream", **message, count=conversation.tokens, tokens_per_s=plan.TOKENS_PER_S)
+    message: dict[str, Any] = {"channel": conversation.channel, "id": MESSAGE, "seed": conversation.seed}
+    server.child.request("stream", **message, count=conversation.tokens, tokens_per_s=TOKENS_PER_S)
     return 0
 
 
-async def _visit(port: int, started_s: float, conversation: plan.Conversation, visit: plan.Visit) -> int:
+async def _visit(port: int, started_s: float, conversation: Conversation, visit: Visit) -> int:
     """Follow a conversation as planned. Return the number of resumes. Raises `Void` unless it shows what is written.
 
     A viewer that leaves early must show a beginning of the text, a viewer that stays all of it.
@@ -146,14 +215,14 @@ async def _visit(port: int, started_s: float, conversation: plan.Conversation, v
         if visit.leaves_s is not None:
             await until(visit.leaves_s)
         else:
-            late_s = max(time.monotonic(), started_s + conversation.starts_s + conversation.tokens / plan.TOKENS_PER_S)
+            late_s = max(time.monotonic(), started_s + conversation.starts_s + conversation.tokens / TOKENS_PER_S)
             try:
                 await viewer.until(
-                    lambda: checker.status(plan.MESSAGE) == "complete", late_s + _PATIENCE_S - time.monotonic()
+                    lambda: checker.status(MESSAGE) == "complete", late_s + _PATIENCE_S - time.monotonic()
                 )
             except TimeoutError as error:
                 raise Void(f"{channel} is not shown to its end: {error}") from None
-    shown = checker.text(plan.MESSAGE)
+    shown = checker.text(MESSAGE)
     if checker.violations:
         raise Void(f"{channel}: {checker.violations[0]}")
     if not text.startswith(shown) or (visit.leaves_s is None and shown != text):
@@ -184,8 +253,8 @@ def _memory(samples: Samples, seconds: float) -> Row:
     )
 
 
-def _check_stored(server: Served, conversation: plan.Conversation) -> None:
-    message = server.call("GET", f"{conversation.channel}/messages/{plan.MESSAGE}")["message"]
+def _check_stored(server: Served, conversation: Conversation) -> None:
+    message = server.call("GET", f"{conversation.channel}/messages/{MESSAGE}")["message"]
     text = "".join(part["text"] for part in message["parts"])
     if (message["status"], text) != ("complete", known_text(conversation.seed, conversation.tokens)):
         raise Void(

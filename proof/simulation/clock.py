@@ -6,18 +6,23 @@ Time stands still while a step can run, and then jumps, so a minute costs only t
 all tasks and timers that begin in its context, as an operating system does: while it is held (killed or stopped) none
 of them runs, not even a `finally`. Timers of one deadline run in the order in which they were made. The loop draws no
 random numbers, so a run cannot depend on the order of a set.
+
+A `Trace` keeps the last events as text, and a digest of all: two runs of one seed have the same. Text that can differ
+between two processes (addresses, the wording of a warning) does not enter the digest: it goes to `note`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import hashlib
 import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, TypeVar
 
+from proof.oracle import Violation
 from tenuto.hub.clock import Clock
 
 T = TypeVar("T")
@@ -241,3 +246,52 @@ class SimClock(Clock):
 
     def random_bits(self, bits: int) -> int:
         return self._draw.getrandbits(bits)
+
+
+KEPT = 2_000  # events that are kept for the report
+
+
+class Trace:
+    """The events of one run."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.count = 0
+        self.violation: Violation | None = None  # the first one
+        self.violated: asyncio.Future[None] = loop.create_future()  # done when the run has failed
+        self._loop = loop
+        self._last: deque[tuple[float, str]] = deque(maxlen=KEPT)
+        self._digest = hashlib.blake2b(digest_size=8)
+
+    def add(self, text: str) -> None:
+        """Add an event."""
+        now_s = self._loop.time()
+        self.count += 1
+        self._last.append((now_s, text))
+        self._digest.update(f"{now_s:.6f} {text}\n".encode(errors="surrogatepass"))
+
+    def note(self, text: str) -> None:
+        """Add text that is worth reading and can differ in the next run."""
+        self._last.append((self._loop.time(), text))
+
+    def violate(self, violation: Violation) -> None:
+        """Fail the run."""
+        if self.violation is None:
+            self.violation = violation
+            self.add(f"VIOLATION: {violation}")
+            self.violated.set_result(None)
+
+    def guarded(self, call: Callable[[], None]) -> None:
+        """Call `call`; a violation that it raises fails the run."""
+        try:
+            call()
+        except Violation as violation:
+            self.violate(violation)
+
+    @property
+    def digest(self) -> str:
+        """Return a fingerprint of all added events."""
+        return self._digest.hexdigest()
+
+    def lines(self, last: int = KEPT) -> list[str]:
+        """Return the last events, oldest first."""
+        return [f"{now_s:10.4f}  {text}" for now_s, text in list(self._last)[-last:]]

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
-from proof.simulation.clock import NOWHERE, Process, VirtualLoop
+from proof.simulation.clock import NOWHERE, Process, Trace, VirtualLoop
 from proof.simulation.faults import FaultModel
-from proof.simulation.trace import Trace
 from tenuto.app import Hub
 
 if TYPE_CHECKING:

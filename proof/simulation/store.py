@@ -27,9 +27,8 @@ from msgspec.structs import replace
 from proof.oracle import Violation
 from proof.oracle.log import EpochLog, StoredLogs, describe
 from proof.oracle.promises import READ_S, TROUBLE_S, NodeLeases, Promises
-from proof.simulation.clock import NOWHERE, START_MS, Process, VirtualLoop
+from proof.simulation.clock import NOWHERE, START_MS, Process, Trace, VirtualLoop
 from proof.simulation.faults import FaultModel
-from proof.simulation.trace import Trace
 from tenuto.core.document import restore, restore_command
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.message_state import CommandState

@@ -26,13 +26,12 @@ from proof.oracle.promises import Promises
 from proof.simulation.actors import Actor
 from proof.simulation.agents import Worker, local_handler
 from proof.simulation.bounds import Bounds, check_abandoned, check_empty, check_writers, members_of
-from proof.simulation.clock import START_MS, Process, SimClock, Stuck, VirtualLoop
+from proof.simulation.clock import START_MS, Process, SimClock, Stuck, Trace, VirtualLoop
 from proof.simulation.hooks import Hooks, is_expected
 from proof.simulation.members import ACQUAINTED_S, Member
 from proof.simulation.network import Network
 from proof.simulation.plan import SIZES, Plan
 from proof.simulation.store import SimStore, StoreClient
-from proof.simulation.trace import Trace
 from proof.simulation.viewers import MessageReader, SocketViewer, StreamViewer, Viewer
 from proof.simulation.watchdog import Hung, watching
 from proof.simulation.writers import Author, LongWriter, StrandedWriter

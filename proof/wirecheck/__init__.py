@@ -3,18 +3,16 @@
 Layer: wirecheck.
 
 Tests, `chaos`, `fuzz` and `bench` use it; the product does not import it, and the wheel does not contain it. It uses no
-SDK and no part of the product. Four layers, each usable by itself:
+SDK and no part of the product. Three layers, each usable by itself:
 
 - `parsers`: HTTP by h11, WebSocket frames by wsproto, and an own parser of event streams;
 - `checker`: follows the client rules of `docs/protocol.md` and notes each violation, also of presence and commands;
-- `sessions`: a parser and a checker for one connection, without I/O;
-- `viewers`: sessions on real sockets, for asyncio.
+- `sessions`: a parser and a checker for one connection, without I/O, and viewers on real sockets, for asyncio.
 """
 
 from proof.wirecheck.checker import Checker, Json, Notices, SeenMessage, SeenPart, Violation
 from proof.wirecheck.parsers import Frames, Response, SseEvent, SseParser, WireError, encode_frame, get_request
-from proof.wirecheck.sessions import Session, SseSession, WsSession
-from proof.wirecheck.viewers import Received, SseViewer, WsViewer
+from proof.wirecheck.sessions import Received, Session, SseSession, SseViewer, WsSession, WsViewer
 
 __all__ = [
     "Checker",

@@ -34,7 +34,6 @@ from bench import (
     highest,
     keeping,
     memory,
-    plan,
     postgres,
     proc,
     report,
@@ -394,9 +393,9 @@ def test_slope_is_that_of_the_fitted_line() -> None:
 
 
 def test_a_plan_is_the_same_each_time_and_keeps_to_its_time() -> None:
-    planned = plan.conversations(seconds=60, live=10)
-    assert planned == plan.conversations(seconds=60, live=10)
-    assert all(one.starts_s + one.tokens / plan.TOKENS_PER_S < 60 for one in planned)
+    planned = soak.conversations(seconds=60, live=10)
+    assert planned == soak.conversations(seconds=60, live=10)
+    assert all(one.starts_s + one.tokens / soak.TOKENS_PER_S < 60 for one in planned)
     for visit in itertools.chain.from_iterable(one.visits for one in planned):
         times = [visit.arrives_s, *itertools.chain.from_iterable(visit.cuts)]
         assert times == sorted(times)

@@ -15,10 +15,9 @@ from msgspec.structs import replace
 
 from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
-from proof.simulation.clock import Process, VirtualLoop
+from proof.simulation.clock import Process, Trace, VirtualLoop
 from proof.simulation.faults import FaultModel
 from proof.simulation.store import SimStore, StoreClient
-from proof.simulation.trace import Trace
 from tenuto.core.document import document
 from tenuto.core.draft import Draft
 from tenuto.core.events import kept_serial
