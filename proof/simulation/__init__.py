@@ -14,7 +14,7 @@ module here may depend on the order of a set, on an address, or on real time.
 - `bounds`: the most that a hub may hold during a run, and after it; `watchdog`: a step that never ends;
 - `plan`: the draws of a seed; `world`: the machines that run hubs, and the run.
 
-The oracles (package `oracle`) judge all that clients receive, and a `Trace` keeps the events for the report of a failure.
+The oracles (package `oracle`) judge all that clients receive, and a `Trace` keeps the events for a report.
 """
 
 from __future__ import annotations
