@@ -302,7 +302,7 @@ class Outgoing:
             return after, {}
         if self._failed_from >= 0:
             self._failed_from = next(iter(counted[after + len(ours) :]), -1)
-        self._reopened = ours[0]
+        self._reopened, self._own = ours[0], max(self._own, ours[-1] + 1)
         return after, left
 
     def begin_attempt(self) -> int:

@@ -31,7 +31,7 @@ logger = logging.getLogger("tenuto.agents")
 POLL_S, CALL_S, CANCEL_S = 3.0, 30.0, 2.0  # time limits of calls; the end of a stopped answer waits for the cancel
 QUEUED_S = 60.0  # OpenAI never begins some responses whose stream broke at once, so a longer wait is in vain
 SILENT_S = 3600.0  # longest time without an event, which is that of a turn
-NOTES = 64  # ids that a message keeps; they must fit into its `meta`
+NOTES = 32  # ids that a message keeps; they must fit into its `meta`
 NOT_STREAMED, GONE = 400, 404  # OpenAI's statuses for a response that is older than five minutes, and an expired one
 
 Make = Callable[[], object]

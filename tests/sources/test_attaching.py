@@ -255,6 +255,34 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
     assert answers[0].meta["usage"]["output_tokens"] == 14
 
 
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@virtually
+async def test_next_process_keeps_a_response_that_had_ended(on_crash: Any) -> None:
+    store, first = MemoryStore(), long_events("One. ")
+    model = Model(first, first, long_events("Two.", response="resp_2"))
+    client = model.openai()
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(ask(client), attach=client.responses)
+            await asyncio.sleep(1e6 if hub is hubs[0] else 0)
+            await message.pipe(ask(client), attach=client.responses)
+
+    hubs = [new_hub(store), new_hub(store)]
+    for hub in hubs:
+        hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
+        await hub.start()
+        if hub is hubs[0]:
+            await hub.create("chat:1", id="q", role="user", text="Count.", author="ann")
+        await asyncio.sleep(30)
+        if hub is hubs[0]:
+            await hub.close()
+    answers = [one for one in (await hubs[1].history("chat:1")).messages if one.role == "assistant"]
+    await hubs[1].close()
+    assert [one.parts for one in answers] == [[{"type": "text", "text": "One. "}, {"type": "text", "text": "Two."}]]
+    assert model.asked == ["POST", after(0), "POST"]
+
+
 @virtually
 async def test_next_process_supersedes_what_the_response_does_not_hold() -> None:
     other = Responses()
