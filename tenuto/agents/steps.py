@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -23,12 +22,13 @@ import msgspec
 
 from tenuto.agents.backend import Backend, Sent, patiently
 from tenuto.core.errors import AlreadyAnswered, InvalidRequest, InvalidText, LocalError, TooLarge, TooMany, shown
-from tenuto.core.model import STEP_NAME, Json, check_json
+from tenuto.core.model import STEP_NAME, Json, check_json, check_text
 from tenuto.core.turns import STEP_MARK, step_id
 
 logger = logging.getLogger("tenuto.agents")
 
 NAME_CHARS = 200
+LONGEST_SLEEP_S = 30 * 24 * 3600  # steps leave the store after that time
 LONGEST_RETRY_S = 60.0  # longest wait between two calls of a step with `retries`
 
 Kind = Literal["step", "sleep", "time"]
@@ -113,7 +113,7 @@ class Steps:
         self, name: str, call: Callable[[], object], function: object, *, retries: int, retry_s: float
     ) -> Json:
         """Return the stored result of the step `name`; without one, that of `call`, once it is stored."""
-        if not (isinstance(retries, int) and retries >= 0) or not retry_s >= 0:
+        if type(retries) is not int or retries < 0 or not (isinstance(retry_s, int | float) and retry_s >= 0):
             raise LocalError(f"retries and retry_s must be 0 or more, got {shown(retries)} and {shown(retry_s)}")
         stored = await self._begin(name, "step", function=_name_of(function))
         if stored.reply is not None:
@@ -129,8 +129,8 @@ class Steps:
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Wait until `seconds` have passed since the first attempt began this wait."""
-        if not (isinstance(seconds, int | float) and seconds >= 0 and math.isfinite(seconds)):
-            raise LocalError(f"seconds must be a number from 0 on, got {shown(seconds)}")
+        if not (isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SLEEP_S):
+            raise LocalError(f"seconds must be a number from 0 to {LONGEST_SLEEP_S} (30 days), got {shown(seconds)}")
         until_ms = self._backend.now_ms() + round(seconds * 1000)
         stored = await self._begin(name, "sleep", until_ms=until_ms)
         await asyncio.sleep(max(0, stored.command.data["until_ms"] - self._backend.now_ms()) / 1000)
@@ -146,7 +146,7 @@ class Steps:
                 now_ms = self._backend.now_ms()
                 if since_ms is not None:
                     used_ms += max(0, now_ms - since_ms)
-                name = f"\n{self._notes}"  # no other step has it
+                name = f"{self._notes:>{NAME_CHARS + 1}}"  # no other step has it, for none may be so long
                 note = await self._send(
                     step_id(self._channel, self._message_id, self._generation, name),
                     {
@@ -216,6 +216,11 @@ class Steps:
         """Store `result`, and return it as a later attempt would get it. Raises InvalidRequest, TooLarge."""
         limits = self._backend.limits
         try:
+            if (foreign := _foreign(result, limits.depth)) is not None:
+                raise InvalidRequest(
+                    f"its result has a value of type {foreign}, which is not JSON; return JSON's own types, such as "
+                    '`msgspec.to_builtins(result)` or `result.model_dump(mode="json")`'
+                )
             size = check_json({"result": result}, limits.step_bytes, "its result", depth=limits.depth)
         except (InvalidRequest, InvalidText, TooLarge) as error:
             raise type(error)(
@@ -246,7 +251,7 @@ class Steps:
     def _id(self, name: str) -> str:
         if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS:
             raise LocalError(f"the name of a step must be a text of 1 to {NAME_CHARS} characters, got {shown(name)}")
-        return step_id(self._channel, self._message_id, self._generation, name)
+        return step_id(self._channel, self._message_id, self._generation, check_text(name))
 
 
 async def _called(name: str, call: Callable[[], object], retries: int, retry_s: float) -> object:
@@ -266,6 +271,18 @@ async def _called(name: str, call: Callable[[], object], retries: int, retry_s: 
     raise AssertionError
 
 
+def check_function(name: str, function: object) -> None:
+    """Raise LocalError if `function` is none, such as the coroutine that a call has returned."""
+    if callable(function):
+        return
+    if inspect.iscoroutine(function):
+        function.close()  # no warning that it was never awaited
+    raise LocalError(
+        f"step {shown(name)} got a {type(function).__name__} in place of a function; pass the function and its "
+        'arguments, as in turn.step("search", search, query)'
+    )
+
+
 def input_of(call: partial[object]) -> str:
     """Return the arguments of a call by their names, as JSON; an empty text if they are not JSON."""
     try:
@@ -273,6 +290,15 @@ def input_of(call: partial[object]) -> str:
         return msgspec.json.encode(bound.arguments).decode()
     except (TypeError, ValueError, OverflowError, RecursionError):
         return ""
+
+
+def _foreign(value: object, depth: int) -> str | None:
+    """Return the type of a value that is not JSON, at most `depth` levels down: encoders would store it as a text."""
+    if isinstance(value, dict | list | tuple):
+        inner = value.values() if isinstance(value, dict) else value
+        found = (_foreign(one, depth - 1) for one in inner) if depth > 0 else ()
+        return next((one for one in found if one is not None), None)
+    return None if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
 def _result_in(name: str, data: Json) -> tuple[Json, int]:

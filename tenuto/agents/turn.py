@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import secrets
 from collections import Counter
@@ -22,8 +23,16 @@ from msgspec.structs import replace
 from tenuto.agents.backend import Backend, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
-from tenuto.agents.steps import Allowance, Steps, input_of
-from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason
+from tenuto.agents.steps import Allowance, Steps, check_function, input_of
+from tenuto.core.errors import (
+    AlreadyAnswered,
+    InvalidRequest,
+    InvalidText,
+    LocalError,
+    TenutoError,
+    TooLarge,
+    public_reason,
+)
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import base32
@@ -262,15 +271,14 @@ class Turn:
         if the name was used before in this attempt, or inside of a step; InvalidRequest or TooLarge if the result
         cannot be stored; Fenced if a later attempt has the turn.
         """
+        check_function(name, function)
         call = partial(function, *args, **kwargs)
         run = partial(self.steps.run, name, call, function, retries=retries, retry_s=retry_s)
         return await (self._shown(name, call, run) if show else run())
 
     async def _shown(self, name: str, call: partial[object], run: Callable[[], Awaitable[Json]]) -> Json:
         """Carry out a step as a tool part, which it shares with the attempt that this one continues."""
-        if not self.begun:
-            raise LocalError(f"step {name!r} is shown in an answer; call it in the block of `turn.reply()`")
-        message, key = self.begun[-1], self.step_key(name)
+        key, message = self.step_key(name), self._answer(f"step {name!r} is shown")
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
         previous = None if self._supersedes else self.previous
         known = previous.parts if previous is not None and previous.id == message.id else []
@@ -294,28 +302,57 @@ class Turn:
 
         The arguments of a call are those of its function, and its output is written into its part. A step is its tool
         and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
-        run it again. If a function raises, the output is `{"error": reason}`, for the model. Raises as `step`.
+        run it again. If a function raises, whatever it is, or its result cannot be stored, the output is
+        `{"error": reason}`, for the model. Raises LocalError without an answer, TooMany, Fenced; then all calls end.
         """
+        message = self._answer("the output of a tool is written")
         calls = [call for call in piped.tool_calls if call.name in tools]
-        outputs = await asyncio.gather(*(self._run_tool(call, tools[call.name]) for call in calls))
+        tasks = [asyncio.ensure_future(self._run_tool(message, call, tools[call.name])) for call in calls]
+        try:
+            outputs = await asyncio.gather(*tasks)
+        except Exception:  # of this turn, not of a tool: no call goes on, and none waits for an output any more
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for call, task in zip(calls, tasks, strict=True):
+                if task.cancelled() or task.exception():
+                    with contextlib.suppress(TenutoError):
+                        await _write_output(message, call, {"error": "the turn failed"}, ERROR)
+            raise
         return {call.call: output for call, output in zip(calls, outputs, strict=True)}
 
-    async def _run_tool(self, call: ToolCall, function: Callable[..., object]) -> Json:
-        message, state = self.begun[-1], DONE
+    async def _run_tool(self, message: Writer, call: ToolCall, function: Callable[..., object]) -> Json:
+        async def run(arguments: dict[str, Any]) -> object:
+            try:
+                result = function(**arguments)
+                return await result if inspect.isawaitable(result) else result
+            except asyncio.CancelledError as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                raise _ToolFailed from error  # the tool has cancelled something of its own
+            except Exception as error:
+                raise _ToolFailed from error
+
         try:
             arguments = call.arguments
             content = f"{call.name}:{digest(arguments).hex()}"
             self._asked[content] += 1  # before the first wait: equal calls count in the order of the stream
-            output = await self.step(f"{content}:{self._asked[content]}", partial(function, **arguments))
-        except TenutoError:
-            raise
-        except Exception as error:  # also for arguments that the model made up
+            name = f"{content}:{self._asked[content]}"
+            output, state = await self.steps.run(name, partial(run, arguments), function, retries=0, retry_s=1.0), DONE
+        except (_ToolFailed, InvalidRequest, InvalidText, TooLarge, ValueError, TypeError, RecursionError) as failure:
+            error = failure.__cause__ if isinstance(failure, _ToolFailed) and failure.__cause__ else failure
             logger.warning("tool %r of %s failed", call.name, self.channel, exc_info=error)
-            reason = public_reason(error) or self._backend.reason_of(error) or "the tool failed"
+            code = error.code if isinstance(error, TenutoError) else None
+            reason = public_reason(error) or self._backend.reason_of(error) or code or "the tool failed"
             output, state = {"error": reason}, ERROR
-        part = {"type": "tool", "call": call.call, "name": call.name, "input": call.input}
-        await message.part({**part, "output": output, "state": state}, index=call.part)
+        await _write_output(message, call, output, state)
         return output
+
+    def _answer(self, purpose: str) -> Writer:
+        """Return the answer that is being written. Raises LocalError if none has begun."""
+        if not self.begun:
+            raise LocalError(f"{purpose} in an answer; call this in the block of `turn.reply()`")
+        return self.begun[-1]
 
     def step_key(self, name: str) -> str:
         """Return a key for the step `name`, the same in each attempt: for idempotency keys of other services."""
@@ -361,6 +398,15 @@ def _spare_id() -> str:
     A client cannot guess it, and so cannot take it, too.
     """
     return base32(secrets.randbits(90), 18)
+
+
+class _ToolFailed(Exception):
+    """The function of a tool raised the cause."""
+
+
+async def _write_output(message: Writer, call: ToolCall, output: Json, state: str) -> None:
+    part = {"type": "tool", "call": call.call, "name": call.name, "input": call.input}
+    await message.part({**part, "output": output, "state": state}, index=call.part)
 
 
 def _ask_reply(reply: CommandReply) -> AskReply:

@@ -496,7 +496,10 @@ def question_id(channel: str, message_id: str, generation: int, name: str) -> st
 
 def _computed_id(*names: object) -> str:
     name = "\n".join(map(str, names))
-    return base32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=12).digest(), "big") >> 6, ID_DIGITS)
+    return base32(
+        int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).digest(), "big") >> 6,
+        ID_DIGITS,
+    )
 
 
 ANSWERS = 4  # number of answers of one attempt to search for; more are rare

@@ -6,15 +6,29 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.agents.turn import Turn
-from tenuto.core.errors import Fenced, Forbidden, InvalidName, InvalidRequest, LocalError, NotFound, TooLarge, TooMany
+from tenuto.core.errors import (
+    Fenced,
+    Forbidden,
+    InvalidName,
+    InvalidRequest,
+    InvalidText,
+    LocalError,
+    NotFound,
+    TooLarge,
+    TooMany,
+)
 from tenuto.core.limits import Limits
 from tenuto.core.model import STEP_NAME, Json
 from tenuto.core.names import command_key
@@ -162,11 +176,50 @@ async def test_a_name_that_cannot_be_used_is_refused(script: Script, words: str)
     assert words in error.detail
 
 
+class Sent(msgspec.Struct):
+    a: int = 1
+
+
+class Dumped(pydantic.BaseModel):
+    a: int = 1
+
+
+@virtually
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda turn: turn.step("\ud800", int), InvalidText, "lone surrogate"),
+        (lambda turn: turn.step("", int), LocalError, "1 to 200 characters"),
+        (lambda turn: turn.step("a", int, retry_s="1"), LocalError, "retry_s"),
+        (lambda turn: turn.step("a", int, retries="1"), LocalError, "retries"),
+        (lambda turn: turn.step("a", asyncio.sleep(1)), LocalError, "got a coroutine in place of a function"),
+        (lambda turn: turn.step("a", 7), LocalError, "got a int in place of a function"),
+        (lambda turn: turn.step("a", int, show=True), LocalError, "in the block of `turn.reply()`"),
+        (lambda turn: turn.run_tools(Piped(""), {}), LocalError, "in the block of `turn.reply()`"),
+        (lambda turn: turn.sleep("a", 30 * 86_400 + 1), LocalError, "30 days"),
+        (lambda turn: turn.sleep("a", 10**400), LocalError, "30 days"),
+        (lambda turn: turn.sleep("a", float("inf")), LocalError, "30 days"),
+        (lambda turn: turn.sleep("a", float("nan")), LocalError, "30 days"),
+        (lambda turn: turn.ask("approve", timeout_s=2, key="\ud800"), None, "None"),
+    ],
+)
+async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> None:
+    (found,) = await attempts(call, seconds=3)
+    assert type(found) is (error or type(None))
+    assert words in str(found)
+
+
 @virtually
 @pytest.mark.parametrize(
     ("result", "error", "words"),
     [
         (object(), InvalidRequest, "return a reference"),
+        (b"bytes", InvalidRequest, "of type bytes, which is not JSON; return JSON's own types"),
+        ([{"a": {1}}], InvalidRequest, "of type set"),
+        ({"at": datetime.now()}, InvalidRequest, "of type datetime"),
+        ((Decimal(1),), InvalidRequest, "of type Decimal"),
+        (Sent(), InvalidRequest, "msgspec.to_builtins(result)"),
+        (Dumped(), InvalidRequest, 'result.model_dump(mode="json")'),
         (float("nan"), InvalidRequest, "must be finite"),
         ({1: 2}, InvalidRequest, "keys must be text"),
         ("x" * 262_144, TooLarge, "Limits.step_bytes"),
@@ -539,3 +592,76 @@ async def test_a_tool_call_runs_once_though_the_model_asks_again_under_another_i
     assert (outputs["2-0"], outputs["2-1"]) == (1, 1)
     assert "ZeroDivisionError" in outputs["2-2"]["error"]
     assert list(states.values()) == ["done", "done", "error", "error", "called"]
+
+
+async def run_tools(turn: Turn, tools: dict[str, Callable[..., Any]], states: dict[str, str]) -> dict[str, Any]:
+    """Run all `tools` at once in an answer, without arguments. Put the states of their parts into `states`."""
+    async with turn.reply() as message:
+        calls = []
+        for name in tools:
+            part = {"type": "tool", "call": name, "name": name, "input": "", "state": "called"}
+            calls.append(ToolCall(name, name, "", await message.part(part)))
+        try:
+            return await turn.run_tools(Piped("", tool_calls=calls), tools)
+        finally:
+            await message.flush()
+            parts = (await turn._backend.read("chat:1", message.id))[0].parts
+            states.update({one["call"]: one["state"] for one in parts})
+
+
+def refuse(error: BaseException) -> Any:
+    raise error
+
+
+@virtually
+async def test_whatever_a_tool_raises_is_its_output() -> None:
+    states: dict[str, str] = {}
+    outputs: list[Any] = []
+
+    async def cancels() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(1000))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    async def script(turn: Turn) -> None:
+        tools: dict[str, Callable[..., Any]] = {
+            "missing": lambda: refuse(NotFound("no such row")),
+            "local": lambda: refuse(LocalError("wrong use")),
+            "large": lambda: "x" * 300_000,
+            "bytes": lambda: b"x",
+            "cancels": cancels,
+            "good": lambda: 7,
+        }
+        outputs.append(await run_tools(turn, tools, states))
+
+    assert await attempts(script, debug=False) == [None]
+    reasons = {name: one["error"] for name, one in outputs[0].items() if name != "good"}
+    other = "the tool failed"
+    assert reasons == {"missing": "not_found", "local": "misuse", "large": "too_large", "bytes": "invalid_request"} | {
+        "cancels": other
+    }
+    assert states == dict.fromkeys(reasons, "error") | {"good": "done"}
+    assert outputs[0]["good"] == 7
+
+
+@virtually
+async def test_a_group_of_tools_that_cannot_go_on_leaves_no_call_open() -> None:
+    states: dict[str, str] = {}
+    ended: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            ended.append("slow")
+
+    async def script(turn: Turn) -> None:
+        async def refused(*_: object) -> Any:
+            raise Fenced("a later attempt has the turn")
+
+        turn.steps._store = refused  # type: ignore[method-assign]
+        await run_tools(turn, {"slow": slow, "quick": lambda: 1}, states)
+
+    (error,) = await attempts(script)
+    assert isinstance(error, Fenced)
+    assert (states, ended) == ({"slow": "error", "quick": "error"}, ["slow"])
