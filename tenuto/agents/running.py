@@ -259,11 +259,12 @@ class Running:
         if not self._backend.may_begin:  # for example after a suspension of the process
             self._is_lost = self.came_too_late = True
             return
-        agent = self._agent
+        agent, noting = self._agent, None
         try:
             left_s = agent.timeout_s
             if agent.budget_s is not None:
                 left_s = min(left_s, max(0.0, agent.budget_s - await turn.steps.time_used_ms() / 1000))
+                noting = asyncio.ensure_future(turn.steps.note_time())
             turn.has_budget = agent.budget_s is not None
             turn.allowance = Allowance(left_s, partial(self._time_out, turn))
             await timed(f'handler "{self._agent.name}"', self._agent.handler(turn), logger)
@@ -291,6 +292,9 @@ class Running:
         finally:
             if turn.allowance is not None:
                 turn.allowance.cancel()
+            if noting is not None:
+                noting.cancel()
+                await asyncio.gather(noting, return_exceptions=True)  # it fails if a later attempt has the turn
 
     async def _is_interrupted(self, turn: Turn) -> bool:
         """Return whether the hub has interrupted the handler's answer, because a lease had ended."""
@@ -392,7 +396,7 @@ class Running:
             if not answers:
                 continue
             previous = answers[0]
-            if answers[-1].status in ("complete", "cancelled"):
+            if any(one.status in ("complete", "cancelled") for one in answers):  # it must not be written twice
                 return _Left(answers[-1], is_over=True)
             if self._agent.on_crash == "interrupt" or previous.status not in ("streaming", "interrupted"):
                 return _Left(previous)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -29,6 +30,7 @@ logger = logging.getLogger("tenuto.agents")
 
 NAME_CHARS = 200
 LONGEST_SLEEP_S = 30 * 24 * 3600  # steps leave the store after that time
+UNSTORABLE = (InvalidRequest, InvalidText, TooLarge)  # errors of a result
 LONGEST_RETRY_S = 60.0  # longest wait between two calls of a step with `retries`
 
 Kind = Literal["step", "sleep", "time"]
@@ -91,7 +93,8 @@ class Steps:
         self._bytes = 0  # size of all results of this attempt, as JSON
         self._noting = asyncio.Lock()
         self._notes = 0  # number of the next note about the time
-        self._used: tuple[int, int | None] = (0, None)  # of the last note: time used, and since when more is
+        # of the last note: time used, since when more is, and the most that this can be if its attempt has died
+        self._used: tuple[int, int | None, int] = (0, None, 0)
 
     def key(self, name: str) -> str:
         """Return the key of the step `name`, which is the same in all attempts. Raises LocalError."""
@@ -135,17 +138,25 @@ class Steps:
         stored = await self._begin(name, "sleep", until_ms=until_ms)
         await asyncio.sleep(max(0, stored.command.data["until_ms"] - self._backend.now_ms()) / 1000)
 
+    async def note_time(self) -> None:
+        """Store the time used again and again, because the time after the last note of a dead attempt is not known."""
+        while True:
+            await asyncio.sleep(_interval_ms(self._used[0]) / 1000)
+            if self._used[1] is not None and not self._noting.locked():  # the time does not stand still, nor will it
+                await self.time_used_ms()
+
     async def time_used_ms(self, *, now_is_used: bool = True) -> int:
         """Return the time that all attempts have used, and store that it goes on, or with False that it stands still.
 
-        The last of these notes counts. It is found by its number, since each attempt begins with the first.
+        The last of these notes counts, found by its number: each attempt begins with the first. After the last note of
+        a dead attempt at most the interval to its next one counts.
         """
         async with self._noting:
             while True:
-                used_ms, since_ms = self._used
+                used_ms, since_ms, most_ms = self._used
                 now_ms = self._backend.now_ms()
                 if since_ms is not None:
-                    used_ms += max(0, now_ms - since_ms)
+                    used_ms += min(max(0, now_ms - since_ms), most_ms)
                 name = f"{self._notes:>{NAME_CHARS + 1}}"  # no other step has it, for none may be so long
                 note = await self._send(
                     step_id(self._channel, self._message_id, self._generation, name),
@@ -158,8 +169,9 @@ class Steps:
                 )
                 self._notes += 1
                 known = note.command.data
-                self._used = known["used_ms"], known["since_ms"]
-                if known["attempt"] == self._generation:
+                is_ours = known["attempt"] == self._generation
+                self._used = known["used_ms"], known["since_ms"], now_ms if is_ours else _interval_ms(known["used_ms"])
+                if is_ours:
                     return used_ms
 
     async def _begin(self, name: str, kind: Kind, **fields: Json) -> Sent:
@@ -216,16 +228,15 @@ class Steps:
         """Store `result`, and return it as a later attempt would get it. Raises InvalidRequest, TooLarge."""
         limits = self._backend.limits
         try:
-            if (foreign := _foreign(result, limits.depth)) is not None:
-                raise InvalidRequest(
-                    f"its result has a value of type {foreign}, which is not JSON; return JSON's own types, such as "
-                    '`msgspec.to_builtins(result)` or `result.model_dump(mode="json")`'
-                )
             size = check_json({"result": result}, limits.step_bytes, "its result", depth=limits.depth)
-        except (InvalidRequest, InvalidText, TooLarge) as error:
+            try:
+                json.dumps(result)  # refuses what would be stored as another type: bytes, sets, dates, structs
+            except TypeError as error:
+                raise InvalidRequest(f"{error}") from None
+        except UNSTORABLE as error:
             raise type(error)(
-                f"step {name!r} cannot be stored: {error.detail} (Limits.step_bytes). Store a large result, or one "
-                "that is not JSON, elsewhere, and return a reference to it",
+                f"step {name!r} cannot be stored: {error.detail} (Limits.step_bytes). Return JSON, such as "
+                '`msgspec.to_builtins(result)` or `result.model_dump(mode="json")`; for more, a reference to it',
                 **error.details,
             ) from None
         self._count(name, size)
@@ -254,6 +265,11 @@ class Steps:
         return step_id(self._channel, self._message_id, self._generation, check_text(name))
 
 
+def _interval_ms(used_ms: int) -> int:
+    """Return the time between two notes: a tenth of the time used, so that a turn of a day has less than 100."""
+    return max(15_000, used_ms // 10)
+
+
 async def _called(name: str, call: Callable[[], object], retries: int, retry_s: float) -> object:
     """Return the result of `call`, and call it again after an exception, up to `retries` times."""
     for left in range(retries, -1, -1):
@@ -273,14 +289,9 @@ async def _called(name: str, call: Callable[[], object], retries: int, retry_s: 
 
 def check_function(name: str, function: object) -> None:
     """Raise LocalError if `function` is none, such as the coroutine that a call has returned."""
-    if callable(function):
-        return
-    if inspect.iscoroutine(function):
-        function.close()  # no warning that it was never awaited
-    raise LocalError(
-        f"step {shown(name)} got a {type(function).__name__} in place of a function; pass the function and its "
-        'arguments, as in turn.step("search", search, query)'
-    )
+    if not callable(function):
+        getattr(function, "close", int)()  # no warning that a coroutine was never awaited
+        raise LocalError(f"step {shown(name)} needs a function and its arguments, got a {type(function).__name__}")
 
 
 def input_of(call: partial[object]) -> str:
@@ -290,15 +301,6 @@ def input_of(call: partial[object]) -> str:
         return msgspec.json.encode(bound.arguments).decode()
     except (TypeError, ValueError, OverflowError, RecursionError):
         return ""
-
-
-def _foreign(value: object, depth: int) -> str | None:
-    """Return the type of a value that is not JSON, at most `depth` levels down: encoders would store it as a text."""
-    if isinstance(value, dict | list | tuple):
-        inner = value.values() if isinstance(value, dict) else value
-        found = (_foreign(one, depth - 1) for one in inner) if depth > 0 else ()
-        return next((one for one in found if one is not None), None)
-    return None if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
 def _result_in(name: str, data: Json) -> tuple[Json, int]:

@@ -23,16 +23,8 @@ from msgspec.structs import replace
 from tenuto.agents.backend import Backend, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
-from tenuto.agents.steps import Allowance, Steps, check_function, input_of
-from tenuto.core.errors import (
-    AlreadyAnswered,
-    InvalidRequest,
-    InvalidText,
-    LocalError,
-    TenutoError,
-    TooLarge,
-    public_reason,
-)
+from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
+from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import base32
@@ -326,12 +318,10 @@ class Turn:
             try:
                 result = function(**arguments)
                 return await result if inspect.isawaitable(result) else result
-            except asyncio.CancelledError as error:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
                     raise
-                raise _ToolFailed from error  # the tool has cancelled something of its own
-            except Exception as error:
-                raise _ToolFailed from error
+                raise _ToolFailed from error  # also if the tool has cancelled something of its own
 
         try:
             arguments = call.arguments
@@ -339,7 +329,7 @@ class Turn:
             self._asked[content] += 1  # before the first wait: equal calls count in the order of the stream
             name = f"{content}:{self._asked[content]}"
             output, state = await self.steps.run(name, partial(run, arguments), function, retries=0, retry_s=1.0), DONE
-        except (_ToolFailed, InvalidRequest, InvalidText, TooLarge, ValueError, TypeError, RecursionError) as failure:
+        except (_ToolFailed, *UNSTORABLE, ValueError, TypeError, RecursionError) as failure:
             error = failure.__cause__ if isinstance(failure, _ToolFailed) and failure.__cause__ else failure
             logger.warning("tool %r of %s failed", call.name, self.channel, exc_info=error)
             code = error.code if isinstance(error, TenutoError) else None

@@ -376,6 +376,10 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     replaced = 0
     if request.index < count:
         earlier = message.parts[request.index].value()
+        if earlier["type"] == ATTEMPT:
+            raise InvalidRequest(
+                f"part {request.index} of message {message.id!r} is a superseded attempt; open another"
+            )
         replaced = part_bytes(earlier)
         part = with_approval(part, earlier)
     _check_size(message, part_bytes(part) - replaced, limits)

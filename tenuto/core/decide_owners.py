@@ -5,6 +5,8 @@ Layer: core. A part of `decide` (`tenuto.core.decide`), which calls these decisi
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from tenuto.core.draft import Decidable, Decision
 from tenuto.core.errors import Damaged, Deleted, Fenced, Finished, Forbidden, NotWriter, StillStreaming, shown
 from tenuto.core.message_state import ClaimState, MessageState
@@ -263,7 +265,7 @@ def end_turn(state: Decidable, message: MessageState, request: EndTurn, caller: 
 def _handed_over(state: Decidable, message: MessageState, claim: ClaimState, now_ms: int) -> Decision:
     """Return the decision that the turn waits for its next attempt, and that the answers of this one are interrupted.
 
-    A turn that another has taken in waits again when that one does.
+    The turns that it has taken in wait again, too, and theirs does not count either.
     """
     if claim.state != "taken" or claim.within is not None:
         raise Finished(f"the turn of message {message.id!r} is {claim.state!r}, so it cannot be handed over")
@@ -274,7 +276,12 @@ def _handed_over(state: Decidable, message: MessageState, claim: ClaimState, now
     ]
     spared = min(claim.spared + 1, MOST_SPARED)
     op = Claim(id=message.id, state="pending", generation=claim.generation, by=claim.by, at_ms=now_ms, spared=spared)
-    return Decision(ops=(*ends, op), generation=claim.generation)
+    held = [
+        replace(op, id=one.id, generation=known.generation, spared=min(known.spared + 1, MOST_SPARED))
+        for one, known in state.held_by(message.id)
+        if known.within_generation == claim.generation
+    ]
+    return Decision(ops=(*ends, *held, op), generation=claim.generation)
 
 
 def _failed(message: MessageState, claim: ClaimState, answer_id: str, now_ms: int) -> tuple[Op, ...]:

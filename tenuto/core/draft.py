@@ -15,7 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tenuto.core.message_state import CommandState, MessageState
+from tenuto.core.message_state import ClaimState, CommandState, MessageState
 from tenuto.core.ops import Append, Claim, Command, Create, Entry, Lease, Op, Reply, SetPart
 from tenuto.core.state import ChannelState, apply_to_command, change
 
@@ -40,6 +40,8 @@ class Decidable(Protocol):
     def pending(self) -> list[MessageState]: ...
 
     def running(self) -> Iterator[MessageState]: ...
+
+    def held_by(self, message_id: str) -> Iterator[tuple[MessageState, ClaimState]]: ...
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -114,6 +116,14 @@ class Draft:
             message = self.message(message_id)
             if message is not None and message.is_taken:
                 yield message
+
+    def held_by(self, message_id: str) -> Iterator[tuple[MessageState, ClaimState]]:
+        """Yield the messages that the turn of `message_id` has taken in, after the batch so far, with their claims."""
+        for one in {**self.base.messages, **self._forks, **self._unapplied}:
+            message = self.message(one)
+            claim = message.claim if message is not None else None
+            if message is not None and claim is not None and (claim.state, claim.within) == ("taken", message_id):
+                yield message, claim
 
     def open_commands(self) -> list[CommandState]:
         """Return the commands that will wait for a reply after the batch so far."""

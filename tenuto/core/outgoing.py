@@ -340,9 +340,9 @@ class Outgoing:
         """Queue a request that changes nothing, and is refused if the message has ended."""
         self.check_open()
         self._gather()
-        since = sum(part.is_open for part in self._parts)
         self.unstored_bytes += 1
-        self._queue.append(OutgoingRequest(UpdateMessage(generation=self.generation, supersede=since), 1))
+        none = UpdateMessage(generation=self.generation, supersede=sum(part.is_open for part in self._parts))
+        self._queue.append(OutgoingRequest(none, 1))
 
     def accept_end(
         self,

@@ -133,19 +133,17 @@ class _Steady:
 
     def __init__(self, events: AsyncIterator[object], stall_s: float, is_alive: Callable[[], bool]) -> None:
         self._events = events
-        self._stall_s = self._left_s = stall_s
+        self._stall_s, self._until_s = stall_s, 0.0
         self._is_alive = is_alive  # returns whether the last event was a sign of the model
 
     def __aiter__(self) -> _Steady:
         return self
 
     async def __anext__(self) -> object:
+        now_s = asyncio.get_running_loop().time()
         if self._is_alive():
-            self._left_s = self._stall_s
-        began_s = asyncio.get_running_loop().time()
-        event = await _in_time(anext(self._events), self._stall_s, self._left_s)
-        self._left_s -= asyncio.get_running_loop().time() - began_s
-        return event
+            self._until_s = now_s + self._stall_s
+        return await _in_time(anext(self._events), self._stall_s, self._until_s - now_s)
 
 
 class KeepingWriter(Writer, Protocol):

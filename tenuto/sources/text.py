@@ -41,11 +41,6 @@ class FrameReader:
         self._data: list[str] = []
         self._size = 0
 
-    @property
-    def is_undecided(self) -> bool:
-        """Return whether it is not known yet if the items are lines, or text."""
-        return self._first is not None
-
     def read(self, item: str) -> Iterator[tuple[str, str | None]]:
         """Yield the event name and the data of each complete frame.
 
@@ -131,7 +126,7 @@ class SSEText(Source):
         if self._is_text:
             yield Add("text", self._checked(event))
         elif isinstance(event, str):
-            self.is_alive = self._reader.is_undecided
+            self.is_alive = not self._reader.has_frame and "\n" not in event  # it may be text
             if self._before is not None:
                 self._before.append(event)
             yield from self._frames(self._reader.read(event))

@@ -192,8 +192,12 @@ class Dumped(pydantic.BaseModel):
         (lambda turn: turn.step("", int), LocalError, "1 to 200 characters"),
         (lambda turn: turn.step("a", int, retry_s="1"), LocalError, "retry_s"),
         (lambda turn: turn.step("a", int, retries="1"), LocalError, "retries"),
-        (lambda turn: turn.step("a", asyncio.sleep(1)), LocalError, "got a coroutine in place of a function"),
-        (lambda turn: turn.step("a", 7), LocalError, "got a int in place of a function"),
+        (
+            lambda turn: turn.step("a", asyncio.sleep(1)),
+            LocalError,
+            "needs a function and its arguments, got a coroutine",
+        ),
+        (lambda turn: turn.step("a", 7), LocalError, "got a int"),
         (lambda turn: turn.step("a", int, show=True), LocalError, "in the block of `turn.reply()`"),
         (lambda turn: turn.run_tools(Piped(""), {}), LocalError, "in the block of `turn.reply()`"),
         (lambda turn: turn.sleep("a", 30 * 86_400 + 1), LocalError, "30 days"),
@@ -213,11 +217,11 @@ async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> N
 @pytest.mark.parametrize(
     ("result", "error", "words"),
     [
-        (object(), InvalidRequest, "return a reference"),
-        (b"bytes", InvalidRequest, "of type bytes, which is not JSON; return JSON's own types"),
-        ([{"a": {1}}], InvalidRequest, "of type set"),
-        ({"at": datetime.now()}, InvalidRequest, "of type datetime"),
-        ((Decimal(1),), InvalidRequest, "of type Decimal"),
+        (object(), InvalidRequest, "Return JSON"),
+        (b"bytes", InvalidRequest, "Object of type bytes is not JSON serializable"),
+        ([{"a": {1}}], InvalidRequest, "Object of type set"),
+        ({"at": datetime.now()}, InvalidRequest, "Object of type datetime"),
+        ((Decimal(1),), InvalidRequest, "Object of type Decimal"),
         (Sent(), InvalidRequest, "msgspec.to_builtins(result)"),
         (Dumped(), InvalidRequest, 'result.model_dump(mode="json")'),
         (float("nan"), InvalidRequest, "must be finite"),
@@ -665,3 +669,84 @@ async def test_a_group_of_tools_that_cannot_go_on_leaves_no_call_open() -> None:
     (error,) = await attempts(script)
     assert isinstance(error, Fenced)
     assert (states, ended) == ({"slow": "error", "quick": "error"}, ["slow"])
+
+
+@virtually
+async def test_time_in_which_no_process_ran_counts_for_no_budget() -> None:
+    store = MemoryStore()
+    left: list[float] = []
+    for seconds in (100, 5, 100):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", budget_s=1000)
+        async def bot(turn: Turn) -> None:
+            assert turn.allowance is not None
+            assert turn.allowance._timer is not None
+            left.append(round(turn.allowance._timer.when() - asyncio.get_running_loop().time()))
+            await (turn.ask("approve", timeout_s=9000) if turn.attempt == 3 else asyncio.sleep(10_000))
+
+        await hub.start()
+        if not left:
+            await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(seconds)
+        if len(left) == 3:
+            await asyncio.sleep(7200)
+            notes = hub.channel("chat:1").state.commands
+            assert len(notes) < 14  # each 15 s, and none while the turn waits for a person
+        await hub.close()
+        await asyncio.sleep(7200)  # the server is down for two hours
+    # of the time after the last note at most that to the next one counts
+    assert left == [1000, 895, 880]
+
+
+@virtually
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+async def test_a_complete_answer_is_not_written_again_after_a_crash_in_the_next_one(on_crash: Any) -> None:
+    store = MemoryStore()
+    for _ in range(2):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", on_crash=on_crash)
+        async def bot(turn: Turn) -> None:
+            async with turn.reply() as message:
+                await message.append("First.")
+            async with turn.reply() as message:
+                await message.append("Second")
+                await asyncio.sleep(10_000)
+
+        await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        await hub.close()
+    hub = new_hub(store)
+    answers = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
+    assert [(one.text, one.status) for one in answers] == [("First.", "complete"), ("Second", "interrupted")]
+    await hub.close()
+
+
+@virtually
+async def test_a_message_that_was_taken_into_a_turn_pays_no_attempt_when_it_is_handed_over() -> None:
+    store = Failing()
+    tries: list[tuple[int, int]] = []
+    for number in range(8):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot")
+        async def bot(turn: Turn) -> None:
+            await asyncio.sleep(1)
+            await turn.steered()
+            await asyncio.sleep(10_000)
+
+        if not number:
+            await hub.create("chat:1", id="m1", text="?")
+            await hub.create("chat:1", id="m2", text="and?")
+        await hub.start()
+        await asyncio.sleep(10)
+        taken = (await hub.runtime.message("chat:1", "m2")).claim
+        assert taken is not None
+        assert (taken.state, taken.within) == ("taken", "m1")
+        tries.append((taken.generation, taken.generation - taken.spared))
+        store.is_down = number == 5  # this process dies
+        await hub.close()
+        store.is_down = False
+    # after a death the message waits for a turn of its own, and a later drain does not spare it that attempt
+    assert tries == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1), (6, 1), (6, 1)]

@@ -92,6 +92,14 @@ def test_index_beyond_the_end_and_other_writers_are_refused() -> None:
         supersede(harness, 0, caller=BOB)
 
 
+def test_client_cannot_replace_an_attempt() -> None:
+    harness = begun(text_part("one"))
+    supersede(harness, 0, text="two")
+    with pytest.raises(InvalidRequest, match="part 0 of message 'm' is a superseded attempt"):
+        harness.ask("m", PutPart(index=0, part=text_part("x")))
+    harness.ask("m", PutPart(index=1, part=text_part("x")))
+
+
 def test_client_cannot_make_a_part_of_type_attempt() -> None:
     harness = begun(text_part("one"))
     for request in (
