@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_610,
-    "lines of its kernel": 34_118,
+    "lines of tenuto/": 54_695,
+    "lines of its kernel": 34_210,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_061,
+    "lines of tests/": 70_280,
     "lines of proof/ and bench/": 23_972,
     "words of docs without decisions": 49_973,
     "words of decisions": 12_000,
