@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_280,
+    "lines of tests/": 70_275,
     "lines of proof/ and bench/": 23_972,
     "words of docs without decisions": 49_973,
     "words of decisions": 12_000,

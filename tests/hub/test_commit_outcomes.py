@@ -146,6 +146,24 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
         await successor.close()
 
 
+async def test_close_after_a_failed_start_waits_until_the_store_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, may_close = MemoryStore(), asyncio.Event()
+
+    async def fail(prefix: str) -> dict[str, str]:
+        raise StoreUnavailable("the store is down")
+
+    monkeypatch.setattr(store, "notes", fail)
+    monkeypatch.setattr(store, "close", may_close.wait)
+    hub = HubCore(store, hooks_signals=False)
+    with pytest.raises(StoreUnavailable):
+        await hub.start()
+    closing = asyncio.create_task(hub.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    may_close.set()
+    await closing
+
+
 @pytest.mark.parametrize("has_viewer", [False, True])
 @virtually
 async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: bool) -> None:

@@ -19,17 +19,6 @@ def new() -> tuple[Deadlines, list[str]]:
 
 
 @virtually
-async def test_each_action_is_called_once_in_order_of_time() -> None:
-    known, called = new()
-    for name, due_s in (("c", 3.0), ("a", 1.0), ("b", 2.0)):
-        known.set(name, due_s, lambda name=name: called.append(name))
-    await asyncio.sleep(2.5)
-    assert (called, len(known)) == (["a", "b"], 1)
-    await asyncio.sleep(60)
-    assert called == ["a", "b", "c"]
-
-
-@virtually
 async def test_heap_does_not_grow_with_the_number_of_renewals() -> None:
     known, called = new()
     loop = asyncio.get_running_loop()

@@ -103,19 +103,6 @@ def test_traffic_never_exceeds_the_rate_but_for_the_last_request(steps: list[tup
         spent += 1 + sum(size / (128 * KIB) for size in (request_bytes, response_bytes) if size > 4 * KIB)
 
 
-def test_client_may_begin_a_thousand_channels_an_hour(counted: Rates, time: Time) -> None:
-    for _ in range(1000):
-        assert counted.may_begin(ADA)
-        counted.began(ADA)
-    assert not counted.may_begin(ADA)
-    time.now_s += 3.7
-    assert counted.may_begin(ADA)
-    counted.began(ADA)
-    assert not counted.may_begin(ADA)
-    time.now_s += 3600
-    assert counted.may_begin(ADA)
-
-
 def test_client_may_open_twenty_connections_and_reuse_a_closed_slot(counted: Rates) -> None:
     slots = [counted.connect(ADA) for _ in range(20)]
     with pytest.raises(TooMany):

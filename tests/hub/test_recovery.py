@@ -176,6 +176,23 @@ async def test_channel_that_fails_neither_stops_the_recovery_of_others_nor_is_re
 
 
 @virtually
+async def test_recovery_that_a_defect_ends_is_logged_and_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Shared()
+    here = await watching(store)
+    await leave_messages(store, "c")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "open_channels", lambda: 1 / 0)
+        while "were not recovered; the hub tries again" not in caplog.text:  # noqa: ASYNC110 - virtual
+            await asyncio.sleep(0.1)
+    assert "ZeroDivisionError" in caplog.text
+    await asyncio.sleep(10)
+    assert await status(here) == "interrupted"
+    await here.close()
+
+
+@virtually
 async def test_draining_hub_leaves_the_messages_of_others_to_other_hubs() -> None:
     store = Shared()
     here, other = await watching(store, drain_s=20.0), await watching(store, 2)

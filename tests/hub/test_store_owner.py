@@ -59,11 +59,6 @@ def test_cell_with_blocking_calls_may_run_again_also_after_its_hub_was_shown(tmp
     assert "StoreInUse" not in err
 
 
-def test_cell_of_either_kind_replaces_one_with_blocking_calls(tmp_path: Path) -> None:
-    out, err = interpreted(tmp_path, SYNC_CELL, CELL)
-    assert "messages: 2" in out, err
-
-
 def held(cell: str, *holdings: str) -> list[str]:
     """Return the cells that run `cell`, hold its hub, and run it again; each holding on a store file of its own."""
     files = [cell.replace("chat.db", f"chat{number}.db") for number in range(len(holdings))]

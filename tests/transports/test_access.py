@@ -169,11 +169,6 @@ AWAY: dict[str, Any] = {"client": ("192.0.2.1", 5), "headers": [(b"host", b"chat
 SOCKET: dict[str, Any] = {**AWAY, "path": "/v1/ws", "kind": "websocket", "extensions": {"websocket.http.response": {}}}
 
 
-async def test_allow_everyone_accepts_requests_from_elsewhere() -> None:
-    assert (await with_verifier(allow_everyone, AWAY))[0] == 200
-    assert (await with_verifier(allow_everyone, SOCKET))[0] == 101
-
-
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", "/v1/channels"), ("DELETE", "/v1/channels/c"), ("GET", "/v1/inspect"), ("GET", "/metrics")],

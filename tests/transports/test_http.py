@@ -49,12 +49,6 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
 # Create
 
 
-async def test_a_create_without_an_id_gets_one_that_sorts_by_time(http: httpx2.AsyncClient) -> None:
-    ids = [(await http.post(MESSAGES, json={"text": "x"})).json()["message"]["id"] for _ in range(3)]
-    assert ids == sorted(ids)
-    assert len(set(ids)) == 3
-
-
 async def test_the_id_of_a_deleted_message_is_gone(http: httpx2.AsyncClient) -> None:
     await create(http, text="one")
     await http.delete(M1)
