@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_744,
     "lines of tests/": 70_275,
     "lines of proof/ and bench/": 23_972,
-    "words of docs without decisions": 49_973,
+    "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
