@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -26,8 +27,9 @@ except ImportError:
 FIELDS = "textarea, [contenteditable=true], [role=textbox], input[type=text], input:not([type])"
 FAULTS = ("reload", "no network", "second window")
 OFFLINE_S = 5.0
+QUIET_S, READY_S = 2.0, 5.0  # until an answer has ended; longest wait for a page, which may ignore earlier questions
 LETTERS, GROWTHS = 40, 3  # by which a text is an answer that streams
-KEPT = 0.95  # of the letters
+KEPT, EDGE = 0.95, 12  # of the letters
 POLL_MS = 100
 TEXT = Path(__file__).with_name("f5_text.js").read_text(encoding="utf-8")
 
@@ -52,6 +54,7 @@ class Result(NamedTuple):
     has_question: bool
     kept: float
     goes_on: bool
+    has_gap: bool  # the rest came without the text of the time offline
 
 
 class Growth:
@@ -119,6 +122,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def survey(chat: Chat, screenshots: Path) -> list[Result]:
     """Return what survives each fault. Raises LocalError for a page that cannot be tested, with the remedy."""
+    if not re.match(r"https?://[^/]", chat.url):
+        raise LocalError(f"URL must be a page's, such as http://127.0.0.1:8000, got {shown_url(chat.url)}")
     network = Network()
     chromium = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     async with network.served() as proxy, async_playwright() as playwright:
@@ -127,10 +132,10 @@ async def survey(chat: Chat, screenshots: Path) -> list[Result]:
             async with await playwright.chromium.launch(**options) as browser:
                 return [await _trial(browser, network, chat, fault, screenshots) for fault in FAULTS]
         except Error as error:
-            raise LocalError(
-                f"{shown_url(chat.url)} cannot be tested: {error.message.splitlines()[0]}; check the address, or if "
-                "the browser is missing: playwright install chromium"
-            ) from None
+            is_missing = error.message.startswith("BrowserType.launch")
+            remedy = "for a browser, run playwright install chromium" if is_missing else "check the address"
+            problem = error.message.splitlines()[0]
+            raise LocalError(f"{shown_url(chat.url)} cannot be tested: {problem}; {remedy}") from None
 
 
 async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, screenshots: Path) -> Result:
@@ -138,9 +143,9 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     for one in chat.cookies:
         name, _, value = one.partition("=")
         await context.add_cookies([{"name": name, "value": value, "url": chat.url}])
-    page = await context.new_page()
+    page, file = await context.new_page(), fault.replace(" ", "-")
+    page.set_default_timeout(chat.patience_s * 1000)
     await page.goto(chat.url, wait_until="domcontentloaded")
-    file = fault.replace(" ", "-")
     shown = await _answer(page, chat, screenshots / f"{file}-before.png")
     if fault == "reload":
         await page.reload(wait_until="domcontentloaded")
@@ -160,21 +165,51 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
         goes_on = kept >= KEPT and (is_longer or after.times >= GROWTHS)
         await page.wait_for_timeout(POLL_MS)
     await page.screenshot(path=screenshots / f"{file}-after.png")
-    has_question = chat.question in " ".join(await page.evaluate(TEXT, None))
+    has_question, has_gap = chat.question in " ".join(await page.evaluate(TEXT, None)), False
+    if goes_on and fault == "no network":
+        continued = await _continued(page, chat, shown[-1])
+        await page.reload(wait_until="domcontentloaded")
+        whole = continued[-1:] + (await _continued(page, chat, shown[-1]))[-1:]
+        has_gap = any(_lacks(one, other) for one in continued for other in whole)
     await context.close()
-    return Result(fault, has_question, kept, goes_on)
+    return Result(fault, has_question, kept, goes_on, has_gap)
+
+
+async def _continued(page: Page, chat: Chat, text: str) -> list[str]:
+    """Return the lines that began with `text`, each time they had changed, until none has for two seconds."""
+    seen, now_s = list[str](), time.monotonic()
+    deadline_s, quiet_s = now_s + chat.patience_s, now_s + chat.patience_s
+    while time.monotonic() < min(deadline_s, quiet_s):
+        for line in await page.evaluate(TEXT, chat.answer):
+            if line.startswith(text) and line not in seen:
+                seen.append(line)
+                quiet_s = time.monotonic() + QUIET_S
+        await page.wait_for_timeout(POLL_MS)
+    return seen
+
+
+def _lacks(line: str, whole: str) -> bool:
+    """Return whether `line` goes on with a later place of `whole`; its end may be in the making."""
+    same = next((at for at, (one, other) in enumerate(zip(line, whole, strict=False)) if one != other), len(line))
+    rest = line[same:-EDGE]
+    return len(rest) >= EDGE and rest in whole[same:]
 
 
 async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
     """Ask, and return the lines of the answer when it is under way. Raises LocalError if no answer comes."""
     field = page.locator(chat.field or FIELDS).locator("visible=true").first
+    with suppress(Error):  # a page with a stream never stops
+        await page.wait_for_load_state("networkidle", timeout=READY_S * 1000)
     try:
-        await field.fill(chat.question, timeout=chat.patience_s * 1000)
+        await field.fill(chat.question)
     except Error:
-        raise await _problem(page, "has no field for a question; check the address, or name it with --input") from None
-    await (field.press("Enter") if chat.send is None else page.click(chat.send))
-    growth, deadline_s = Growth(), time.monotonic() + chat.patience_s
-    while time.monotonic() < deadline_s:
+        raise await _problem(page, "has no field for text; check the address, or give --input", screenshot) from None
+    unasked, growth = await page.evaluate(TEXT, None), Growth()
+    asked_s, deadline_s = float("-inf"), time.monotonic() + chat.patience_s
+    while (now_s := time.monotonic()) < deadline_s:
+        if now_s > asked_s + READY_S and await page.evaluate(TEXT, None) == unasked:
+            asked_s = now_s  # or again: the page has ignored the question
+            await (field.press("Enter") if chat.send is None else page.click(chat.send))
         await page.wait_for_timeout(POLL_MS)
         growth.take(await page.evaluate(TEXT, chat.answer))
         if growth.times >= GROWTHS and len("".join(growth.lines)) >= LETTERS:
@@ -185,13 +220,15 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
         page,
         f"showed no text that grows within {chat.patience_s:g} s after the question; name the button with --send, the "
         "element with answers by --answer, ask for a longer answer with --question, or set --patience-s",
+        screenshot,
     )
 
 
-async def _problem(page: Page, text: str) -> LocalError:
+async def _problem(page: Page, text: str, screenshot: Path) -> LocalError:
+    await page.screenshot(path=(seen := screenshot.with_name("problem.png")))
     if await page.locator("input[type=password]:visible").count():
         text = "asks for a sign-in; give the cookie of one as --cookie NAME=VALUE"
-    return LocalError(f"{shown_url(page.url)} {text}")
+    return LocalError(f"{shown_url(page.url)} {text}; {seen} shows the page")
 
 
 def _share(shown: list[str], text: str) -> float:

@@ -7,8 +7,11 @@
   /** @param {Node} node */
   const read = (node) => {
     if (node.nodeType === Node.TEXT_NODE) lines[lines.length - 1] += node.nodeValue
-    if (!(node instanceof Element) || /^(SCRIPT|STYLE|TEXTAREA|INPUT)$/.test(node.tagName) || !node.checkVisibility()) return
-    const isBlock = !/^(inline|contents)$/.test(getComputedStyle(node).display)
+    if (!(node instanceof Element) || /^(SCRIPT|STYLE|TEXTAREA|INPUT)$/.test(node.tagName)) return
+    const { display } = getComputedStyle(node)
+    const isSeen = display === "contents" || node.checkVisibility() // an element without a box is not visible, its children may be
+    if (!isSeen || (node instanceof HTMLElement && node.isContentEditable)) return // a field holds no text of the page
+    const isBlock = !/^(inline|contents)$/.test(display)
     if (isBlock) lines.push("")
     for (const one of (node.shadowRoot ?? node).childNodes) read(one)
     if (node instanceof HTMLSlotElement) for (const one of node.assignedNodes()) read(one)

@@ -143,11 +143,7 @@ async def test_malformed_events_fail_or_are_ignored(hub: Hub, garbage: object) -
     "usage",
     [
         {"inputTokens": 9, "cachedInputTokens": 4, "reasoningTokens": 2},  # the names of the SDK up to version 6
-        {
-            "inputTokens": 9,
-            "inputTokenDetails": {"cacheReadTokens": 4},
-            "outputTokenDetails": {"reasoningTokens": 2},
-        },
+        {"inputTokens": 9, "inputTokenDetails": {"cacheReadTokens": 4}, "outputTokenDetails": {"reasoningTokens": 2}},
     ],
 )
 async def test_usage_of_each_version_is_read(hub: Hub, usage: dict[str, Any]) -> None:

@@ -13,16 +13,7 @@ from tenuto import Hub
 from tenuto.core.errors import TenutoError
 from tests.sources.piping import SEEN_WITHIN_S, broken, ended, failed, pipe_all
 from tests.sources.provider import CUT, HOLD, Provider
-from tests.sources.wires import (
-    INPUT,
-    PARTS,
-    RESPONSES_USAGE,
-    TEXT,
-    Responses,
-    chat_called,
-    chat_end,
-    chat_said,
-)
+from tests.sources.wires import INPUT, PARTS, RESPONSES_USAGE, TEXT, Responses, chat_called, chat_end, chat_said
 
 
 @function_tool

@@ -14,18 +14,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from tenuto import Hub
 from tests.sources.piping import ended, pipe_all
 from tests.sources.provider import CUT, Provider
-from tests.sources.wires import (
-    FIRST,
-    INPUT,
-    PARTS,
-    SECOND,
-    TEXT,
-    Responses,
-    chat,
-    chat_called,
-    chat_end,
-    chat_said,
-)
+from tests.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, Responses, chat, chat_called, chat_end, chat_said
 
 WAYS = ["events", "stream", "iter"]
 ALL_WAYS = pytest.mark.parametrize("way", WAYS)

@@ -13,17 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from wsproto.events import CloseConnection, TextMessage
 
-from proof.wirecheck import (
-    Checker,
-    Frames,
-    Json,
-    Response,
-    SseParser,
-    SseSession,
-    SseViewer,
-    WireError,
-    WsSession,
-)
+from proof.wirecheck import Checker, Frames, Json, Response, SseParser, SseSession, SseViewer, WireError, WsSession
 from tests.test_proxy import at_rest
 
 
@@ -420,10 +410,7 @@ async def test_stalled_viewer_exerts_backpressure_and_loses_no_text() -> None:
         await writer.drain()
         writers.append(writer)
 
-    async with (
-        wire_server(serve) as port,
-        SseViewer("127.0.0.1", port, "c", receive_buffer_bytes=16 * 1024) as viewer,
-    ):
+    async with wire_server(serve) as port, SseViewer("127.0.0.1", port, "c", receive_buffer_bytes=16 * 1024) as viewer:
         await viewer.until_attached()
         viewer.stall()
         data = chunk(sse((append(2, 0, text), "e:2"), retry=b""))

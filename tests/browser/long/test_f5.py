@@ -43,7 +43,7 @@ async def survey(page: f5.Chat, folder: Path) -> list[tuple[str, bool]]:
     results = await f5.survey(page, folder / "f5")
     assert len([*(folder / "f5").glob("*.png")]) == 2 * len(f5.FAULTS)
     assert all(one.has_question for one in results)
-    assert all(one.kept >= f5.KEPT for one in results if one.goes_on)
+    assert all(one.kept >= f5.KEPT and not one.has_gap for one in results if one.goes_on)
     return [(one.fault, one.goes_on) for one in results]
 
 
@@ -66,11 +66,22 @@ async def test_the_demo_keeps_one_answer_and_loses_that_of_its_plain_stream(tmp_
         assert await survey(chat(url, answer="#plain-text", patience_s=8), tmp_path) == LOST
 
 
+# It ignores the first Enter, and leaves a part of the answer out until it ends.
+DEAF = """<div style="display: contents"><textarea id="field"></textarea><p id="answer"></p></div><script>
+  const words = (from, to) => Array.from({ length: to - from }, (_, at) => `word${from + at} `).join("")
+  const text = (count) => (count < 12 ? words(0, count) : words(0, 12) + words(count < 60 ? 50 : 12, 50 + count))
+  let asked = 0, count = 0
+  const stream = () => setInterval(() => (answer.textContent = text(++count)), 50)
+  field.onkeydown = ({ key }) => key === "Enter" && asked++ && stream()
+</script>"""
+
+
 async def page(request: Request) -> Response:
     bodies = {
         "none": "<p>Welcome</p>",
         "login": "<input><input type=password><button>Sign in</button>",
         "silent": "<textarea></textarea>",
+        "deaf": DEAF,
         "cookie": "<textarea></textarea>" if request.cookies.get("id") == "ann" else "<input type=password>",
     }
     return HTMLResponse(bodies[request.path_params["name"]])
@@ -85,7 +96,7 @@ async def pages() -> AsyncIterator[str]:
 @pytest.mark.parametrize(
     ("name", "cookies", "problem"),
     [
-        ("none", (), "has no field for a question; check the address, or name it with --input"),
+        ("none", (), "has no field for text; check the address, or give --input; .*problem.png shows the page"),
         ("login", (), "asks for a sign-in; give the cookie of one as --cookie NAME=VALUE"),
         ("silent", (), "showed no text that grows within 1 s after the question"),
         ("cookie", ("id=ann",), "showed no text that grows within 1 s after the question"),
@@ -98,9 +109,28 @@ async def test_a_page_without_an_answer_is_named(
         await f5.survey(chat(f"{pages}/{name}", patience_s=1, cookies=cookies), tmp_path)
 
 
-async def test_an_address_without_a_server_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match=r"'http://127\.0\.0\.1:9' cannot be tested: .+; check the address"):
-        await f5.survey(chat("http://127.0.0.1:9", patience_s=1), tmp_path)
+@pytest.mark.parametrize(
+    ("url", "chromium", "problem"),
+    [
+        ("http://127.0.0.1:9", None, r"'http://127\.0\.0\.1:9' cannot be tested: .+; check the address"),
+        ("http://127.0.0.1:9", "/none", "for a browser, run playwright install chromium"),
+        ("foo", "/none", "URL must be a page's, such as http://127.0.0.1:8000, got 'foo'"),
+    ],
+)
+async def test_a_missing_page_or_browser_is_named(
+    url: str, chromium: str | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENUTO_CHROMIUM", chromium or chromium_path())
+    with pytest.raises(LocalError, match=problem):
+        await f5.survey(chat(url, patience_s=1), tmp_path)
+
+
+async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
+    pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f5, "READY_S", 1.0)
+    results = await f5.survey(chat(f"{pages}/deaf", patience_s=3), tmp_path)
+    assert [(one.goes_on, one.has_gap) for one in results] == [(False, False), (True, True), (False, False)]
 
 
 def test_an_answer_is_what_grows_in_place() -> None:
