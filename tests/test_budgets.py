@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_695,
+    "lines of tenuto/": 54_732,
     "lines of its kernel": 34_210,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_744,
-    "lines of tests/": 70_275,
+    "lines of tests/": 70_268,
     "lines of proof/ and bench/": 23_972,
-    "words of docs without decisions": 50_000,
+    "words of docs without decisions": 49_970,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -132,9 +132,8 @@ async def survey(chat: Chat, screenshots: Path) -> list[Result]:
             async with await playwright.chromium.launch(**options) as browser:
                 return [await _trial(browser, network, chat, fault, screenshots) for fault in FAULTS]
         except Error as error:
-            is_missing = error.message.startswith("BrowserType.launch")
-            remedy = "for a browser, run playwright install chromium" if is_missing else "check the address"
             problem = error.message.splitlines()[0]
+            remedy = "for a browser, run playwright install chromium" if ".launch:" in problem else "check the address"
             raise LocalError(f"{shown_url(chat.url)} cannot be tested: {problem}; {remedy}") from None
 
 
@@ -200,6 +199,7 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
     field = page.locator(chat.field or FIELDS).locator("visible=true").first
     with suppress(Error):  # a page with a stream never stops
         await page.wait_for_load_state("networkidle", timeout=READY_S * 1000)
+    await page.keyboard.press("Escape")  # closes a welcome
     try:
         await field.fill(chat.question)
     except Error:
