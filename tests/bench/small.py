@@ -68,8 +68,8 @@ def in_the_middle(moment: str, act: Callable[[list[Child]], None]) -> Iterator[N
             acted.append(what)
             act(children)
 
-    def spy_born(self: Child, *arguments: str, core: int) -> None:
-        born(self, *arguments, core=core)
+    def spy_born(self: Child, *arguments: str, **how: Any) -> None:
+        born(self, *arguments, **how)
         children.append(self)
 
     def spy_send(self: Child, do: str, /, **fields: Any) -> None:
