@@ -21,11 +21,11 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_732,
+    "lines of tenuto/": 54_719,
     "lines of its kernel": 34_210,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_744,
+    "lines of interop/": 3_731,
     "lines of tests/": 70_268,
     "lines of proof/ and bench/": 23_972,
     "words of docs without decisions": 49_970,

@@ -32,12 +32,19 @@ _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # socket whose input the agent has taken in.
 ASKING = 2**40
 ATTEMPT_ROOM = 2**28  # more than a message has characters
+_REQUESTED: Json = {  # wishes of a request that its response repeats as they are, and their defaults
+    **dict.fromkeys(("max_output_tokens", "reasoning", "instructions", "previous_response_id")),
+    **dict.fromkeys(("temperature", "top_p"), 1),
+    "background": False,
+    "parallel_tool_calls": True,
+}
 _ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
     **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
     "service_tier": "default",
     "truncation": "disabled",
 }
+_FUNCTION: Json = dict.fromkeys(("description", "parameters", "strict"))  # optional fields of the caller's tool
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 _PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
 
@@ -97,11 +104,6 @@ def usage(answers: list[Answer]) -> Json | None:
         "input_tokens_details": {"cached_tokens": total("cached_tokens")},
         "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
     }
-
-
-def _whole(tool: Json) -> Json:
-    optional = ("description", "parameters", "strict") if tool.get("type") == "function" else ()
-    return {**dict.fromkeys(optional), **tool}
 
 
 # for each kind of item that has a text: its events, those of its content with their fields, and the content
@@ -205,23 +207,16 @@ class TurnEvents(EventStream):
             "created_at": self._question.created_at // 1000,
             "completed_at": None,  # an answer has no such time while it is streamed
             "status": status,
-            "background": requested.get("background", False),
-            "max_output_tokens": requested.get("max_output_tokens"),
-            "reasoning": requested.get("reasoning"),
             "text": {"format": requested.get("response_format") or {"type": "text"}},
             "error": error,
             "incomplete_details": {"reason": "steered"} if self.rest is not None else None,
-            "instructions": requested.get("instructions"),
             "metadata": requested.get("metadata") or {},
             "model": requested.get("model") or (author if isinstance(author, str) else ""),
             "output": output,
-            "parallel_tool_calls": requested.get("parallel_tool_calls", True),
-            "previous_response_id": requested.get("previous_response_id"),
-            "temperature": requested.get("temperature", 1),
             "tool_choice": requested.get("tool_choice") or "auto",
-            "tools": [_whole(one) for one in tools_in(requested)],
-            "top_p": requested.get("top_p", 1),
+            "tools": [{**_FUNCTION, **one} if one.get("type") == "function" else one for one in tools_in(requested)],
             "usage": usage(answers),
+            **{name: requested.get(name, default) for name, default in _REQUESTED.items()},
             **{name: extra.get(name, default) for name, default in _ECHOED.items()},
             "store": True,
             **conversation,
@@ -586,14 +581,6 @@ def _finish_reason(response: Json) -> str:
     return "tool_calls" if output and output[-1]["type"] == "function_call" else "stop"
 
 
-def _usage(response: Json) -> Any:
-    usage = response["usage"]
-    if usage is None:
-        return None
-    return {
-        "prompt_tokens": usage["input_tokens"],
-        "completion_tokens": usage["output_tokens"],
-        "total_tokens": usage["total_tokens"],
-        "prompt_tokens_details": usage["input_tokens_details"],
-        "completion_tokens_details": usage["output_tokens_details"],
-    }
+def _usage(response: Json) -> Json | None:
+    usage = (response["usage"] or {}).items()
+    return {name.replace("input", "prompt").replace("output", "completion"): count for name, count in usage} or None
