@@ -235,6 +235,7 @@ class Client:
         self.chat = chat
         self.texts: dict[str, str] = {}
         self.place = ""  # of the last event: the next connection goes on behind it
+        self.is_complete = False  # True: the answer is, so that a page that was away has no stream to follow any more
 
     def path(self) -> str:
         """Begin a connection, and return its address."""
@@ -255,6 +256,8 @@ class Client:
 
     async def _connect(self, url: str) -> bool:
         async with httpx2.AsyncClient(timeout=SILENCE_S) as http, http.stream("GET", url) as response:
+            if response.status_code == 204 and self.is_complete:
+                return True
             parser = SseParser()
             async for data in response.aiter_bytes():
                 for event in parser.receive(data) if response.status_code == 200 else ():
@@ -444,10 +447,9 @@ class Play:
         for id, chat in chats.items():
             await self._insist("POST", "/messages", chat, {"id": id, "text": id})
         ports = [node.port for node in self.nodes]
-        clients = [
-            asyncio.create_task(kind(ports, id, chat).follow())
-            for kind, (id, chat) in zip(world.random.sample(CLIENTS, len(CLIENTS)), chats.items(), strict=False)
-        ]
+        kinds = world.random.sample(CLIENTS, len(CLIENTS))
+        clients = [kind(ports, id, chat) for kind, (id, chat) in zip(kinds, chats.items(), strict=False)]
+        following = [asyncio.create_task(client.follow()) for client in clients]
         if is_deploy:
             self.outside.is_slow = True
             for node in self.nodes:
@@ -458,8 +460,10 @@ class Play:
                 further = world.random.randrange(TURN * len(chats)) // count
                 await self._strike(chats, further, world.random.choice(self.nodes), is_kill=world.random.random() < 0.7)
         await world.until(lambda: not self._open(chats), f"the answers to {[*chats]}", SETTLED_S)
+        for client in clients:
+            client.is_complete = True
         async with asyncio.timeout(SETTLED_S):
-            await asyncio.gather(*clients)
+            await asyncio.gather(*following)
         for id, chat in chats.items():
             await self._judge(id, chat)
         world.count("rounds")
