@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_719,
-    "lines of its kernel": 34_210,
+    "lines of tenuto/": 54_718,
+    "lines of its kernel": 34_211,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_731,
-    "lines of tests/": 70_268,
-    "lines of proof/ and bench/": 23_972,
+    "lines of interop/": 3_729,
+    "lines of tests/": 70_287,
+    "lines of proof/ and bench/": 23_976,
     "words of docs without decisions": 49_970,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from tenuto import Message
 from tenuto.routes import (
     ATTEMPT,
+    RESPONSES,
     InAnswer,
     MessageContinued,
     MessageDeleted,
@@ -215,10 +216,7 @@ class TurnFold:
 
     def meta(self) -> Json:
         """Return the `meta` of all answers that count."""
-        meta: Json = {}
-        for answer in self.left():
-            meta |= answer.meta
-        return meta
+        return {name: value for one in self.left() for name, value in one.meta.items() if name != RESPONSES}
 
     def walk(self) -> Iterator[Part]:
         """Yield the part at the place of the walk, and each time that another is asked for, the one after it.

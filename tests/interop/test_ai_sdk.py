@@ -94,6 +94,25 @@ async def test_page_sends_and_a_reloaded_page_and_other_tabs_have_the_whole_answ
     assert (state["messages"], (await finished(scene, "late"))["requests"]) == (await scene.loaded(), 1)
 
 
+async def test_page_gets_no_id_of_a_response_that_a_later_attempt_could_attach_to(scene: Scene) -> None:
+    async def respond(turn: Turn) -> None:
+        async with turn.reply(meta={"model": "m"}) as message:
+            await message.update(meta={"responses": [["resp_1", 0, {}]]})
+            await message.append("Hello")
+            await scene.gate().wait()
+
+    scene.script = respond  # type: ignore[method-assign]
+    await scene.pages("a", "open", id="1")
+    await scene.pages("a", "send", text="you")
+    await scene.pages("a", "saw", wanted="Hello")
+    await scene.pages("b", "open", id="1", load=True, resume=True)
+    await scene.pages("b", "saw", wanted="Hello")
+    scene.gate().set()
+    state = await finished(scene, "b")
+    assert state["messages"] == await scene.loaded()
+    assert state["messages"][1]["metadata"] == {"model": "m"}
+
+
 async def test_page_that_loads_and_resumes_at_any_two_moments_of_a_turn_has_the_whole_answer(scene: Scene) -> None:
     words = ["Hello ", "to ", "you"]
     begin, end = 0, len(words) + 1  # before the first token; after the turn
