@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_729,
-    "lines of tests/": 70_287,
+    "lines of tests/": 70_289,
     "lines of proof/ and bench/": 23_976,
     "words of docs without decisions": 49_970,
     "words of decisions": 12_000,

@@ -179,7 +179,9 @@ async def test_unknown_schema_is_refused_with_both_numbers(path: Path, schema: i
     run_from_outside(path, f"PRAGMA user_version = {schema}")
     with pytest.raises(StoreUnusable, match=rf"it has schema {schema}, and this one knows {SCHEMA}; use that version"):
         await SqliteStore(path).open()
-    (line,) = CliRunner().invoke(main, ["channels", "--store", f"sqlite:///{path}"]).output.splitlines()
+    # in a thread: the command runs an event loop of its own
+    ran = await asyncio.to_thread(CliRunner().invoke, main, ["channels", "--store", f"sqlite:///{path}"])
+    (line,) = ran.output.splitlines()
     assert f"it has schema {schema}, and this one knows {SCHEMA}" in line
 
 
