@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_718,
-    "lines of its kernel": 34_211,
+    "lines of tenuto/": 54_748,
+    "lines of its kernel": 34_240,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_729,
-    "lines of tests/": 70_289,
+    "lines of tests/": 70_340,
     "lines of proof/ and bench/": 23_976,
-    "words of docs without decisions": 49_970,
+    "words of docs without decisions": 49_972,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

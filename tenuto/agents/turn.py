@@ -29,6 +29,7 @@ from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
+from tenuto.core.outgoing import PartIndex
 from tenuto.core.turns import STEER, attempt_of, question_id, reply_id
 from tenuto.sources.reading import CALLED, DONE, ERROR
 from tenuto.sources.writing import Piped, ToolCall, Writer
@@ -210,7 +211,7 @@ class Turn:
         )
         if reply is None:
             self.progress("waiting", command=command.id)
-            async with self._person_decides():
+            async with self._standing_still():
                 reply = await self._reply_to(command, timeout_s + GRACE_S)
             self.progress("answering" if begun else "thinking")
         self.open_questions.discard(command.id)
@@ -219,7 +220,7 @@ class Turn:
         return _ask_reply(reply)
 
     @contextlib.asynccontextmanager
-    async def _person_decides(self) -> AsyncIterator[None]:
+    async def _standing_still(self) -> AsyncIterator[None]:
         """Let the time of the turn stand still."""
         allowance = self.allowance
         if allowance is None:
@@ -274,7 +275,7 @@ class Turn:
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
         previous = None if self._supersedes else self.previous
         known = previous.parts if previous is not None and previous.id == message.id else []
-        before = [index for index, one in enumerate(known) if one.get("call") == key]
+        before = [PartIndex(index, 0) for index, one in enumerate(known) if one.get("call") == key]
         index = await message.part({**part, "state": CALLED}, index=before[0] if before else None)
         self.progress("using a tool", tool=name)
         try:
@@ -325,7 +326,7 @@ class Turn:
 
         try:
             arguments = call.arguments
-            content = f"{call.name}:{digest(arguments).hex()}"
+            content = f"{call.name[:100]}:{digest([call.name, arguments]).hex()}"
             self._asked[content] += 1  # before the first wait: equal calls count in the order of the stream
             name = f"{content}:{self._asked[content]}"
             output, state = await self.steps.run(name, partial(run, arguments), function, retries=0, retry_s=1.0), DONE
@@ -357,7 +358,8 @@ class Turn:
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Wait `seconds`, counted from the first attempt on: after a crash only for the rest. Raises as `step`."""
-        await self.steps.sleep(name, seconds)
+        async with self._standing_still():
+            await self.steps.sleep(name, seconds)
 
     def take_unused(self) -> Writer | None:
         """Return, and remove, the answer of the crashed attempt; None if `reply` has returned it already."""

@@ -68,6 +68,18 @@ class OutgoingPart(Struct):
     is_open: bool = True  # False: the part is only reserved, and its first text opens it
 
 
+class PartIndex(int):
+    """The index of a part, which knows whether the part was superseded since."""
+
+    times: int  # number of times that parts had been superseded before
+
+    def __new__(cls, index: int, times: int) -> PartIndex:
+        """Return the index of a part that was written after parts had been superseded `times` times."""
+        made = super().__new__(cls, index)
+        made.times = times
+        return made
+
+
 class Outgoing:
     """A message that is being written. Text gathers until a request can be sent, and is sent as one append.
 
@@ -85,6 +97,7 @@ class Outgoing:
         "_piece",
         "_queue",
         "_reopened",
+        "_superseded",
         "_text_from",
         "_text_part",
         "_texts",
@@ -123,6 +136,7 @@ class Outgoing:
         self._text_part = -1  # index of the part that receives text without an index; -1: there is no text part
         self._again: tuple[dict[str, Json], bool] | None = None  # how to continue a stored message once it is open
         self._text_from = 0  # text without an index goes to no part before this one, where the last attempt began
+        self._superseded: list[int] = []  # for each time that parts were superseded, the index from which
         self._failed_from = -1  # index from which the next content supersedes all parts; -1: no attempt has failed
         self._reopened = -1  # index of the first part that `reopen_left` has returned, where the next attempt begins
         self._queue: deque[OutgoingRequest] = deque()  # accepted requests that are not in flight
@@ -234,14 +248,18 @@ class Outgoing:
         self.unstored_bytes += size
 
     def accept_part(self, part: Part, index: int | None = None) -> int:
-        """Open a part (without `index`) or replace one. Return its index."""
+        """Open a part (without `index`) or replace one. Return its index.
+
+        A part that was superseded after its index was returned is written as a new one.
+        """
         self.check_open()
         part = check_part(part, self.limits)
+        index = None if self._is_superseded(index) else index
         count = self._count
-        position = count if index is None else index
+        position = count if index is None else int(index)
         if 0 <= position == self._failed_from:
             self._supersede(part)
-            return len(self._parts) - 1
+            return PartIndex(len(self._parts) - 1, len(self._superseded))
         if 0 <= position < count and self._parts[position].type == ATTEMPT:
             raise LocalError(
                 f"part {position} of message {self.id!r} is a superseded attempt; use the index that part() returned"
@@ -261,7 +279,13 @@ class Outgoing:
         size = part_bytes(part)
         self.unstored_bytes += size
         self._put_part(position, part, size, is_replacing=position < count)
-        return position
+        return PartIndex(position, len(self._superseded))
+
+    def _is_superseded(self, index: int | None) -> bool:
+        """Return whether the part with this index failed, or was superseded, since `accept_part` returned the index."""
+        if not isinstance(index, PartIndex):
+            return False
+        return 0 <= self._failed_from <= index or any(one <= index for one in self._superseded[index.times :])
 
     def take_left(self) -> list[Part]:
         """Return the parts that an earlier writer left to be continued; a second call none.
@@ -461,6 +485,8 @@ class Outgoing:
 
     def _checked_index(self, index: int) -> int:
         """Return `index` if the message has this part and the part accepts text."""
+        if self._is_superseded(index):
+            raise LocalError(f"part {index} of message {self.id!r} was superseded; write it again, with part()")
         count = self._count
         if not 0 <= index < count:
             raise LocalError(f"message {self.id!r} has {count} parts, got the index {index}; open that part first")
@@ -469,7 +495,7 @@ class Outgoing:
                 f"part {index} of message {self.id!r} is of type {shown(self._parts[index].type)}, "
                 "text can be appended to 'text', 'reasoning' and 'tool' only; open such a part"
             )
-        return index
+        return int(index)
 
     def _reserve_text_part(self) -> int:
         """Return the index of a new text part. Its first whole character opens it."""
@@ -497,6 +523,7 @@ class Outgoing:
         """Queue the request that supersedes the failed attempt; the part `first` follows in the same entry."""
         self._gather()
         since, self._failed_from, self.left = self._failed_from, -1, []
+        self._superseded.append(since)
         attempts = 1 + sum(part.type == ATTEMPT for part in self._parts[since:])
         self._cut(since)
         for _ in range(attempts):

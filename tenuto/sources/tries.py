@@ -261,10 +261,11 @@ def _passes(error: BaseException) -> bool | None:
     codes = {code for code in codes_of(error) if isinstance(code, str)}
     if isinstance(error, TenutoError):
         codes = {str(error.details.get("reason", ""))}
+    response = getattr(error, "response", None)  # of `raise_for_status` of httpx
     if names & _LASTING or codes & _LASTING_CODES or _headers(error).get("x-should-retry") == "false":
         return False
-    for name in ("status_code", "code", "status"):
-        status = getattr(error, name, None)
+    for one, name in ((error, "status_code"), (error, "code"), (error, "status"), (response, "status_code")):
+        status = getattr(one, name, None)
         if type(status) is int and 300 <= status < 600 and not isinstance(error, TenutoError):
             return status in _PASSING_STATUS or status >= 500
     if codes & _PASSING_CODES or names & _PASSING or isinstance(error, ConnectionError | TimeoutError | EOFError):

@@ -518,3 +518,17 @@ def test_writer_continues_at_the_end_of_a_stored_message() -> None:
         AppendText(text=" upon", at=4, part=0, generation=3),
         UpdateMessage(meta={"a": None}, generation=3, request="n3.1"),
     ]
+
+
+def test_index_from_before_a_supersede_names_no_later_part() -> None:
+    outgoing = opened()
+    kept = outgoing.accept_part({"type": "data", "name": "n", "data": 0})
+    old = outgoing.accept_part({"type": "text", "text": "old"})
+    outgoing.fail_attempt(old)
+    new = outgoing.accept_part({"type": "data", "name": "n", "data": 1})
+    outgoing.accept_text("new")
+    with pytest.raises(LocalError, match="part 1 of message 'm' was superseded; write it again, with part"):
+        outgoing.accept_text("more", old)
+    assert outgoing.accept_part({"type": "data", "name": "n", "data": 2}, old) == 4
+    assert outgoing.accept_part({"type": "data", "name": "n", "data": 3}, kept) == 0
+    assert outgoing.accept_part({"type": "data", "name": "n", "data": 4}, new) == 2

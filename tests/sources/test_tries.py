@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from pydantic_ai.exceptions import ModelHTTPError
 
-from tenuto import Hub
+from tenuto import Hub, Turn
 from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
 from tenuto.core.view import View
@@ -110,6 +110,11 @@ def ask_claude(client: AsyncAnthropic) -> Callable[[], Any]:
 
 def new_hub(store: MemoryStore | None = None) -> Hub:
     return Hub(store or "memory://", clock=virtual_clock(), hooks_signals=False, drain_s=0.2)
+
+
+def refused(status: int) -> httpx2.HTTPStatusError:
+    request = httpx2.Request("GET", "http://model")
+    return httpx2.HTTPStatusError("refused", request=request, response=httpx2.Response(status, request=request))
 
 
 async def piped(make: object, **options: Any) -> tuple[Message, list[str]]:
@@ -292,6 +297,7 @@ async def test_error_that_lasts_is_raised_at_once(refusal: tuple[int, dict[str, 
         *((error(429, {"error": {"code": 429}}), True) for error in (ClientError, ServerError)),
         (ClientError(400, {"error": {"code": 400, "status": "INVALID_ARGUMENT"}}), False),
         *((ModelHTTPError(status, "gpt-test"), status == 503) for status in (400, 503)),
+        *((refused(status), status == 503) for status in (404, 503)),
         *((error(), True) for error in (ConnectionResetError, TimeoutError)),
     ],
     ids=repr,
@@ -582,4 +588,35 @@ async def test_what_a_handler_writes_before_its_stream_stands_once_after_a_crash
     continued = LONG if kind == "shown step" and left == LONG else ""  # only there nothing stands behind the text
     assert stored.text == f"{intro}{continued}It goes on."
     assert [part["type"] for part in stored.parts if part["type"] != "attempt"] == [first["type"], "text"]
+    await hub.close()
+
+
+@virtually
+async def test_shown_step_beside_a_try_that_fails_writes_over_no_later_text() -> None:
+    hub, tried = new_hub(), [0]
+
+    async def model() -> AsyncIterator[str]:
+        tried[0] += 1
+        yield "A text of a model "
+        await asyncio.sleep(2)
+        if tried[0] == 1:
+            raise ConnectionError
+        yield "and its end."
+
+    async def later(turn: Turn) -> None:
+        await asyncio.sleep(1)
+        await turn.step("slow", asyncio.sleep, 10, show=True)
+
+    @hub.agent("chat:*")
+    async def agent(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await asyncio.gather(message.pipe(model, retries=2, source="text"), later(turn))
+
+    await hub.create("chat:1", id="q", text="?")
+    await asyncio.sleep(60)
+    answer = (await hub.history("chat:1")).messages[0]
+    assert answer.text == "A text of a model and its end."
+    assert [(part["type"], part.get("state")) for part in answer.parts] == [
+        ("attempt", None), ("text", None), ("tool", "done"),
+    ]  # fmt: skip
     await hub.close()
