@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_729,
-    "lines of tests/": 70_340,
+    "lines of tests/": 70_399,
     "lines of proof/ and bench/": 23_976,
     "words of docs without decisions": 49_972,
     "words of decisions": 12_000,

@@ -237,6 +237,13 @@ async def test_batches_for_many_different_cursors_use_bounded_memory(hub: HubCor
         assert live.batches.text_bytes == 0
 
 
+async def test_history_after_a_serial_begins_with_the_oldest_message(hub: HubCore) -> None:
+    created = [(await hub.create("chat:1", id=f"m{number}", text="x")).created for number in range(4)]
+    for after, expected in ((0, ["m0", "m1"]), (created[0], ["m1", "m2"]), (created[2], ["m3"])):
+        page = await hub.history("chat:1", after=after, limit=2)
+        assert ([one.id for one in page.messages], page.more) == (expected, expected != ["m3"])
+
+
 async def test_waiting_requests_are_limited_by_the_bytes_of_all_their_fields() -> None:
     hub = HubCore("memory://", limits=Limits(waiting_bytes=1_000_000), hooks_signals=False)
     await hub.start()

@@ -87,6 +87,13 @@ def test_traffic_of_a_client_is_bounded_in_an_hour(time: Time) -> None:
         counted.request(ADA)
 
 
+def test_client_may_cause_traffic_of_a_gibibyte_an_hour(counted: Rates, time: Time) -> None:
+    counted.charge(ADA, size=2 * 1024 * MIB)  # an hour ahead of the rate
+    time.now_s += 3599
+    with pytest.raises(TooMany, match="of traffic, the limit is 1073741824 in an hour"):
+        counted.request(ADA)
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, MIB), st.integers(0, 16 * MIB)), max_size=50))
 def test_traffic_never_exceeds_the_rate_but_for_the_last_request(steps: list[tuple[float, int, int]]) -> None:
     time = Time()
@@ -101,6 +108,21 @@ def test_traffic_never_exceeds_the_rate_but_for_the_last_request(steps: list[tup
         assert spent <= 99.001 + 50 * (time.now_s - began_s)
         counted.charge(ADA, size=response_bytes)
         spent += 1 + sum(size / (128 * KIB) for size in (request_bytes, response_bytes) if size > 4 * KIB)
+
+
+def test_client_may_send_twenty_signals_a_second(counted: Rates, time: Time) -> None:
+    assert how_many(lambda: counted.signal(ADA)) == 20
+    time.now_s += 0.5
+    assert how_many(lambda: counted.signal(ADA)) == 10
+
+
+def test_client_may_begin_a_thousand_channels_an_hour(counted: Rates, time: Time) -> None:
+    for _ in range(1000):
+        assert counted.may_begin(ADA)
+        counted.began(ADA)
+    assert not counted.may_begin(ADA)
+    time.now_s += 3.7
+    assert counted.may_begin(ADA)
 
 
 def test_client_may_open_twenty_connections_and_reuse_a_closed_slot(counted: Rates) -> None:

@@ -10,12 +10,19 @@ import asyncio
 import pytest
 
 from proof.simulation.clock import SimClock
-from tenuto.hub.clock import StoreClock
+from tenuto.hub.clock import Clock, StoreClock
 from tests.hub.hubs import new_hub
 from tests.hub.test_recovery import Shared
 from tests.virtual import virtually
 
 DAY_MS = 24 * 3600 * 1000
+
+
+def test_ids_sort_by_time_and_keep_rising_if_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, times = Clock(), [*range(31, 2000, 3), *range(1000, 1010), 2001, 2001]
+    monkeypatch.setattr(clock, "now_ms", iter(times).__next__)
+    ids = [clock.new_id() for _ in times]
+    assert ids == sorted(set(ids))
 
 
 @virtually

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from tenuto.app import Hub
@@ -31,6 +32,7 @@ from tenuto.stores.base import Pruned
 from tenuto.transports import http
 from tenuto.transports.http import LinesResponse, with_signs
 from tests.transports.conftest import PATIENCE_S, Served, asking, new_hub, serving
+from tests.virtual import virtually
 
 
 def run(*arguments: str) -> Result:
@@ -275,6 +277,22 @@ async def test_lines_have_signs_of_life_and_end_with_the_error(monkeypatch: pyte
     release.set()
     with pytest.raises(Busy):  # the status of the response can still say so
         await anext(with_signs(slow(release, Busy("c"))))
+
+
+@virtually
+async def test_reader_of_lines_that_reads_no_bytes_is_gone_after_five_minutes() -> None:
+    rest = with_signs(slow(asyncio.Event(), None))
+    response = LinesResponse(Viewing("memory"), await anext(rest), rest, headers={})
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    begun_s = asyncio.get_running_loop().time()
+    with pytest.raises(ClientDisconnect):
+        await response({"type": "http", "method": "POST", "asgi": {"spec_version": "2.4"}}, never, send)
+    assert asyncio.get_running_loop().time() - begun_s == 300.0
+    assert await anext(rest, None) is None  # the work has ended with its response
 
 
 async def responding(*body: bytes) -> tuple[asyncio.Server, str]:
