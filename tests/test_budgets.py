@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_729,
     "lines of tests/": 70_399,
     "lines of proof/ and bench/": 23_976,
-    "words of docs without decisions": 49_972,
+    "words of docs without decisions": 49_967,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,8 +21,7 @@ PAGES = [SKILL / "SKILL.md", *sorted((SKILL / "references").glob("*.md"))]
 
 
 def blocks(page: Path) -> list[str]:
-    found: list[str] = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return found
+    return [block[1] for block in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)]
 
 
 def test_the_skill_has_the_form_that_tools_read() -> None:
@@ -30,25 +30,25 @@ def test_the_skill_has_the_form_that_tools_read() -> None:
     assert fields["name"] == SKILL.name
     assert 40 < len(fields["description"]) <= 1024
     assert len(body.split()) < 1200
-    named = re.findall(r"\]\((references/[\w-]+\.md)\)", body)
-    assert sorted(SKILL / one for one in named) == PAGES[1:]
+    assert sorted(SKILL / one for one in re.findall(r"\]\((references/[\w-]+\.md)\)", body)) == PAGES[1:]
     assert set(re.findall(r"\]\(#([\w-]+)\)", body)) <= anchors(PAGES[0])
 
 
 def test_all_programs_of_the_skill_compile_and_name_what_exists() -> None:
     programs = [block for page in PAGES for block in blocks(page)]
-    assert len(programs) == 5
+    assert len(programs) == 6
     for program in programs:
         compile(program, "skill", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_chat_of_the_skill_answers_as_its_test_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, _, its_test = blocks(PAGES[0])
+    chat, _, _, its_test = blocks(PAGES[0])
     monkeypatch.chdir(tmp_path)
     main = ModuleType("main")
     exec(chat, main.__dict__)
-    known = {"main": main}
-    exec(its_test, known)
-    known["test_the_assistant_answers"](monkeypatch, tmp_path)  # type: ignore[operator]
+    monkeypatch.setitem(sys.modules, "main", main)
+    its = ModuleType("its")
+    exec(its_test, its.__dict__)
+    its.test_the_assistant_answers(monkeypatch, tmp_path)
     with TestClient(main.app) as client:
         assert "<tenuto-chat" in client.get("/").text

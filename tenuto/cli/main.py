@@ -334,8 +334,8 @@ def new(name: Path) -> None:
     """Write a small app with a chat into the new folder NAME: a FastAPI app, its page, a test and a Dockerfile."""
     click.echo(f"{name} has {', '.join(write_app(name))}. Run it:\n")
     click.echo(f"  cd {shlex.quote(str(name))}\n  python3 -m venv .venv\n  .venv/bin/pip install -r requirements.txt")
-    click.echo("  .venv/bin/uvicorn main:app --reload\n")
-    click.echo("Then open http://127.0.0.1:8000, ask, and press F5 in the middle of the answer.")
+    click.echo("  .venv/bin/uvicorn main:app --reload\n\nOpen http://127.0.0.1:8000, ask, and press F5 in mid-answer.")
+    click.echo("Tenuto is not published yet: first name your clone in requirements.txt, as README.md shows.")
 
 
 @main.command()
