@@ -1,6 +1,6 @@
 """The hub as an ASGI application, which users import as `tenuto.Hub`.
 
-Layer: top, beside `cli`.
+Layer: app.
 
 This module joins the hub and its transports. `Hub(...)` can be mounted like any ASGI app; `install` and `wrap` also tie
 its lifespan to that of the host. `Hub(authenticate=visitors())` gives each browser without an account chats of its own:

@@ -2,8 +2,8 @@
 
 Layer: chaos.
 
-`agent_scenarios` injects the faults, and `proof.oracle.questions` judges the outcome. This module sends the requests
-over the wire, and waits for their effects within the limits of the protocol.
+`scenarios` injects the faults, and `proof.oracle.questions` judges the outcome. This module sends the requests over the
+wire, and waits for their effects within the limits of the protocol.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The commands of operators: about the file of a store, its channels, and the records of one channel or person.
 
-Layer: store_commands, below `cli.main`.
+Layer: cli, below `main`.
 
 A command works in one of three places (`server_of`): at the server of `--url`, on the control socket of the hub that
 serves the store's file, or, while no process has the store open, in this process, on the store itself and without a

@@ -1,6 +1,6 @@
 """`tenuto tail`: a channel in the terminal.
 
-Layer: tail, beside `cli`.
+Layer: cli.
 
 It follows the channel with the Python client and keeps a `core.view.View`, as any other viewer does, and prints the
 difference after each batch. So after a broken connection no text is missing and none is printed twice.

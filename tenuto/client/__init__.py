@@ -1,6 +1,6 @@
 """The remote client; it needs the extra `tenuto[client]`.
 
-Layer: client. It needs `core` and `portal` only: it knows the protocol (`docs/protocol.md`), but not the hub.
+Layer: client. It imports `core`, `portal` and `development`, and for its handlers `agents` and `sources`; not the hub.
 The names of this module are public, and `docs/client.md` documents them; the modules below may change.
 """
 

@@ -1,10 +1,10 @@
-"""Decisions: whether a request becomes operations, or is refused. No other module accepts or refuses requests.
+"""Decisions: whether a request becomes operations, or is refused.
 
 Layer: core.
 
 `decide` reads the durable state plus the draft of the running batch. It returns the operations to store, or raises a
-TenutoError and leaves the state unchanged. The order of the checks is part of the
-protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced, finished, the rest.
+TenutoError and leaves the state unchanged; `decide_commands` and `decide_owners` hold parts of it. The order of checks
+is part of the protocol (`docs/protocol.md`, "Refusals"): deleted, not found, repeated, fenced, finished, the rest.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
 Layer: core.
 
-This module is the one definition of the data that stores keep.
-Safe to change: wording, new fields with defaults at the end. Not safe: renaming or reordering a field, or giving
-an old tag a new meaning, because old logs must decode for ever. A reader that meets an unknown tag refuses the file
-(`StoreUnusable`): it is newer than the code.
+This module is the one definition of the data that stores keep. Safe to change: wording, new fields with defaults at the
+end. Not safe: renaming or reordering a field, or giving an old tag a new meaning, because old logs must decode for
+ever. A reader that meets an unknown tag refuses the file (`StoreUnusable`): it is newer than the code.
 
 An entry belongs to a message or to a command. Stores keep both alike, by the id in the operation; a command's id has
 the prefix `!`, which no message id can have.

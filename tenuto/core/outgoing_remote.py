@@ -175,7 +175,7 @@ class RemoteOutgoing(Outgoing):
         meta: dict[str, Json] = dict.fromkeys(stored.meta.keys() - self.meta.keys())
         meta |= {key: value for key, value in self.meta.items() if stored.meta.get(key) != value}
         if meta:
-            self._put_update(meta, 1)
+            self._put_update(meta, 1)  # 1: a nominal size; sizes only bound how much is queued and in flight
         if stored.status != "streaming" and (self._queue or not _is_end(end, stored.status)):
             self.refuse(Finished(f"message {self.id!r} is {stored.status!r}; only a 'streaming' one can be written"))
             return

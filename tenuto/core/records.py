@@ -239,7 +239,7 @@ def _checked_parts(parts: list[Part], limits: Limits) -> list[Part]:
 
 
 def _checked_part(part: Part, limits: Limits) -> Part:
-    """Return a part with what no request may set: the reply to the question about a tool call, or an attempt."""
+    """Check a part and return it, also with what no request may set: the reply about a tool call, or an attempt."""
     if _is_attempt(part):
         return _checked_attempt(part, limits)
     checked = check_part(part, limits)

@@ -1,4 +1,4 @@
 """The demo: one question, answered by a plain stream and by Tenuto side by side, and buttons that break both.
 
-Layer: demo. No other part of the package imports this one, so all of it may change freely.
+Layer: demo. Only the command `tenuto demo` imports it (`cli.main`), so all of it may change freely.
 """

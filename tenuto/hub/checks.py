@@ -1,11 +1,12 @@
-"""Checks of the settings of a hub, of the arguments of its calls, and of the process that it runs in.
+"""Checks of the settings of a hub, of the arguments of its calls and of its process; and the owner of a store.
 
-Layer: hub. A mistake is reported where it was made. A new setting gets its check here.
+Layer: hub. A mistake is reported where it was made. A new setting gets its check here. `StoreOwner` closes a finished
+hub that still has the file of a new one; `names_of_cell` and `is_named` show whether a notebook still refers to a hub.
 
 A store for one process does not fit a server with several workers: each worker has a memory of its own, and an SQLite
 file has one hub. A memory store cannot tell, and a file only refuses the second worker. So the server's own settings
-are read, from the stack of this process: uvicorn, gunicorn and `tenuto serve` keep them there. No part of a server is
-imported. Another server is not known, and neither are processes that a supervisor starts, such as several containers.
+are read, from the stack: uvicorn, gunicorn and `tenuto serve` keep them there. No server is imported. Other servers are
+not known, nor processes that a supervisor starts, such as several containers.
 """
 
 from __future__ import annotations

@@ -525,6 +525,7 @@ class Committer:
                 limit = MAX_ROWS
                 if not item.is_beginning:
                     self._queue.note_running(now_s)
+            # A plain append that comes first needs no draft: `alone` holds its entry until the channel's next request.
             entry = self._grow(channel, asks) if is_first and len(asks) == 1 else None
             if entry is not None:
                 batch.alone[channel] = entry
@@ -543,7 +544,7 @@ class Committer:
             self._wake.clear()
         else:
             self.pace.hurry()
-            if self._queue.has_only_beginnings:  # those wait for their slice, which is no part of the time of a commit
+            if self._queue.has_only_beginnings:  # they wait for their slice: `Admission` lets few into a commit
                 self._since_s = None
         return batch
 

@@ -2,8 +2,8 @@
 
 Layer: hub.
 
-`HubCore` is a facade; `tenuto.Hub` adds agents and the ASGI side. The lifecycle starts and ends a run of the hub
-(`lifecycle`), and the services of a run do the work (`runtime`). Names without an underscore are the public API.
+`HubCore` is a facade; `tenuto.Hub` adds agents and the ASGI side, and `SyncHub` has blocking calls. `lifecycle` starts
+and ends a run of the hub, whose services (`runtime`) do the work. Names without an underscore are the public API.
 """
 
 from __future__ import annotations

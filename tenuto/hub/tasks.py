@@ -2,8 +2,8 @@
 
 Layer: hub.
 
-One TaskGroup owns every task. A hub that drains waits for the jobs of the app, and cancels them if they take too long;
-it cancels background tasks at its end without waiting.
+A TaskGroup owns them; connections and stores have tasks of their own. A hub that drains waits for the jobs of the app,
+and cancels them if they take too long; it cancels background tasks at its end without waiting.
 """
 
 from __future__ import annotations

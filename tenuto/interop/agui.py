@@ -68,7 +68,8 @@ def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
         if turn.message is not None:
             messages += _asked(turn.message)
         if turn.state == "over":
-            messages += _folded(event for _, event in AGUIStream("", "", "").receive(deltas_of(turn)))
+            stream = AGUIStream("", "", "")  # messages have no ids of its thread, run or question
+            messages += _folded(event for _, event in stream.receive(deltas_of(turn)))
     return messages
 
 

@@ -226,7 +226,7 @@ class AISDK(ChatRoutes):
         return json_response(ui_messages(await access.conversation(channel), self._release))
 
     async def _list(self, request: Request) -> Response:
-        """Return the chats that the caller may read, newest first."""
+        """Return the chats that the caller may read, newest first. `or "-"`: `_channel_of` refuses an empty id."""
         access = await self._hub.authorize(request.scope)
         before, _, after = self._channel.partition("{id}")
         chats = [

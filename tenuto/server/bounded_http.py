@@ -1,6 +1,6 @@
 """The HTTP protocol of `tenuto serve`: uvicorn's, with bounds on its peer.
 
-Layer: serving, between `connections` and `serving`, which imports it on first use because uvicorn is optional.
+Layer: server, between `connections` and `serving`, which imports it on first use because uvicorn is optional.
 
 uvicorn parses all input as fast as it arrives. This subclass bounds heads, parses in slices, and reads no further while
 a request waits behind the running one or while the peer does not read. Knowledge of uvicorn's internals is here, in

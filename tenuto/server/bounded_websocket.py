@@ -1,6 +1,6 @@
 """The WebSocket protocol of `tenuto serve`: uvicorn's, with bounds on its peer.
 
-Layer: serving, beside `bounded_http`, which hands connections over.
+Layer: server, beside `bounded_http`, which hands connections over.
 
 Until its peer is known, a socket accepts messages of at most `INTRODUCTION_BYTES` and is counted (`connections`). Input
 is parsed in slices. Reading stops while the application has a message to take, while the peer does not read the

@@ -1,6 +1,6 @@
 """The book of open connections: it limits the connections whose peers keep the server waiting, and their time.
 
-Layer: serving, below `bounded_http` and `bounded_websocket`.
+Layer: server, below `bounded_http` and `bounded_websocket`.
 
 A connection is *waiting* while its peer has to act before any work is done for it: until the head of its first request
 is complete, until a socket is authenticated, between two requests of a client that no verifier has identified, and
@@ -11,8 +11,9 @@ connection, so that a new one gets its chance: its peer may be known.
 A connection is *idle* while a known peer has to act: between two of its requests, and while its body is to come. Idle
 connections are not bounded, and the book ends the oldest one only if no descriptor is left and no connection waits.
 
-The protocols of those modules call the book, and every method runs on the server's event loop. The constants may
-be changed freely; `docs/security.md` and `docs/python.md` name them.
+The protocols of those modules call the book, and every method runs on the server's event loop. The constants may be
+changed freely; `docs/security.md` and `docs/python.md` name them. `TrustedProxies`, `ParseQueue`,
+`raise_descriptor_limit` and `give_memory_back` are here because the same server uses them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Runs a hub as a process of its own, for `tenuto serve` and `tenuto demo`.
 
-Layer: serving, beside `cli`.
-
-Here uvicorn gets the settings that were measured. Inside the server of another app the library changes none of them.
+Layer: server. Here uvicorn gets the settings that were measured. Inside the server of another app the library changes
+none of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The worker processes of `tenuto serve --workers N`, on a store that processes share.
 
-Layer: cli.
+Layer: server.
 
 The parent holds the listening socket and starts each worker as a process of its own, with the same command line. A
 worker that ends is replaced. If its replacements fail, for example because the database is away, the parent pauses

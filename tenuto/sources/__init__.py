@@ -3,9 +3,8 @@
 Layer: sources.
 
 `recognise` finds the kind of a stream by its shape. Each module below understands one kind and translates its events
-into five edits (`vocabulary`), and `writing` writes them. No SDK is ever imported here.
-Public are `pipe`, `Piped`, `ToolCall`, the two errors and the names of the sources; `docs/sources.md`
-lists the result of each event.
+into five edits (`reading`), and `writing` writes them. No SDK is ever imported here. Public are `pipe`, `Piped`,
+`ToolCall`, the two errors and the names of the sources; `docs/sources.md` lists the result of each event.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@
 | `steering-message`, `custom` | ignored: a user's message to the model, and a provider's own chunk |
 | `start-step`, `finish-step`, `text-end`, `reasoning-end`, `[DONE]` and others | ignored |
 
-A model's stream that breaks off inside the AI SDK without an error ends there with the finish reason `other`.
+Layer: sources. A model's stream that breaks off inside the AI SDK without an error has the finish reason `other`.
 """
 
 from __future__ import annotations

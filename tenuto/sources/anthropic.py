@@ -1,4 +1,4 @@
-"""Anthropic Messages (`anthropic`): `messages.create(stream=True)`, and the helper `messages.stream()`.
+"""Anthropic Messages (`anthropic`): `messages.create(stream=True)`, and the helper `messages.stream()`. Layer: sources.
 
 | event | becomes |
 |---|---|

@@ -1,4 +1,4 @@
-"""Google (`google-genai`): the chunks of `generate_content_stream`, async or blocking.
+"""Google (`google-genai`): the chunks of `generate_content_stream`, async or blocking. Layer: sources.
 
 | event | becomes |
 |---|---|

@@ -1,4 +1,4 @@
-"""The streams of LangChain and LangGraph."""
+"""The streams of LangChain and LangGraph. Layer: sources."""
 
 from __future__ import annotations
 

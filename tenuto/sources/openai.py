@@ -1,4 +1,4 @@
-"""The streams of OpenAI: Responses, Chat Completions (also of every server that speaks the same), and Agents."""
+"""The streams of OpenAI: Responses, Chat Completions (of every server that speaks it), and Agents. Layer: sources."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@
 | a whole response (`run_stream()` has only these: each longer than the last) | its new content |
 | a response of a provider without a finish reason | UpstreamEnded |
 
-`run_stream()` yields the answer and the tools that ran before it; `run_stream_events()` yields all events live.
+Layer: sources. `run_stream()` yields the answer and the tools that ran before it; `run_stream_events()` all events.
 """
 
 from __future__ import annotations

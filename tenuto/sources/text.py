@@ -1,4 +1,4 @@
-"""Streams of text: plain text, and server-sent events that hold text."""
+"""Streams of text: plain text, and server-sent events that hold text. Layer: sources."""
 
 from __future__ import annotations
 

@@ -380,6 +380,7 @@ class Writing:
         await self._text(Add(key, text))
 
     async def _text(self, edit: Add) -> None:
+        """Write the text of `edit`: to the kept text that it continues, else to its part; of a repeat only the rest."""
         if not edit.text:
             return
         if self._join is not None and edit.key not in self._slots and self._is_joined_by(edit.key, edit.kind):

@@ -5,8 +5,7 @@ Layer: transports.
 Two questions are decided here. First, the identity of the caller: the app's verifier returns it or, without a verifier,
 the request must plainly come from this machine (`origin`); the caller on the control socket is the operator. Second,
 whether this caller may send the request: by its origin, ticket, capabilities (`operations`) and rates, and by rules
-about the content of requests, such as roles.
-`core.decide` later checks whose message a request concerns.
+about the content of requests, such as roles. `core.decide` later checks whose message a request concerns.
 
 Closed by default: any web page can reach a loopback port, and any proxy makes the whole world look like loopback. So
 without a verifier only programs and pages of this machine and user are accepted, and no request that came through a

@@ -1,4 +1,4 @@
-"""HTTP requests that get their response at once.
+"""HTTP requests that get one response: a result at once, or the lines of longer work (`LinesResponse`).
 
 Layer: transports.
 

@@ -2,10 +2,9 @@
 
 Layer: tests.
 
-All examples run at once, because they wait for their own pace most of the time; each has a test with its result.
-`make test` runs three of them, `make test-long` (`TENUTO_SERVERS=long`) all.
-`here` and `there` are the two processes. The pages of the examples in JavaScript are in `tests/interop/long` and in
-`scripts/smoke_npm.py`.
+All examples run at once, because they wait for their own pace most of the time; each has a test with its result. `make
+test` runs three of them, `make test-long` (`TENUTO_SERVERS=long`) all. `here` and `there` are the two processes. The
+pages of the examples in JavaScript are in `tests/interop/long` and in `scripts/smoke_npm.py`.
 """
 
 from __future__ import annotations

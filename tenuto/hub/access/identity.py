@@ -4,8 +4,7 @@ Layer: hub.
 
 Each operation of each transport is checked against an identity: a client id and its capabilities by channel pattern.
 The names of capabilities are part of the protocol (`docs/security.md`): new ones may be added, and none changes its
-meaning.
-`tokens`, `tickets` and the app's own callback authenticate a caller and make its identity.
+meaning. `tokens`, `tickets` and the app's own callback authenticate a caller and make its identity.
 """
 
 from __future__ import annotations

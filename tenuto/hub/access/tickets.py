@@ -103,7 +103,7 @@ class Tickets:
     """Issues and verifies tickets. The first of `keys` signs; all of them verify.
 
     Without keys it generates one for this process; after a restart, pages have to request new tickets. Hubs that share
-    a store keep it there (`stored_keys`).
+    a store keep it there (`share_key`).
     """
 
     key_note = "ticket-key/0"

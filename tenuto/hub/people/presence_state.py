@@ -11,8 +11,8 @@ people in a crowd are sent as one `presence.sync`, at most once a second: otherw
 thousands of events for each of a thousand viewers. Changes of agents are still sent one by one: agents are few, and
 viewers follow their state.
 
-Members may be present at several nodes of a shared store (`shared_presence`). A member that two nodes show is one
-member: it has the newer data, and the connections of both.
+Members may be present at several nodes of a shared store (`presence`). A member that two nodes show is one member: it
+has the newer data, and the connections of both.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ written as `NAME.partial`, checked, synced, and renamed. A mark in it makes each
 
 A restore verifies the backup, keeps the replaced file under another name, and puts the new one in its place in one
 step. Killed at any point, it leaves the old file or the new one, never a mixture: a `-wal` that it did not remove is
-set aside by the next start (`sqlite_restored`).
+set aside by the next start (`file.check_wal`).
 """
 
 from __future__ import annotations

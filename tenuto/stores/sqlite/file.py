@@ -3,8 +3,8 @@
 Layer: stores. This code runs on the store's thread.
 
 This module decides whether a file may be opened, and whether the serials of its channels still have their old meaning
-(epochs). Pragmas may be tuned; the tables may only be changed
-together with `SCHEMA` and a migration (`_start`), and a file with another number is refused.
+(epochs). Pragmas may be tuned; the tables may only be changed together with `SCHEMA` and a migration (`_start`), and a
+file with another number is refused.
 
 A restored backup may have the inode of the file that it replaces. So each opening and each clean close writes a new
 nonce both into the database and into the lock file, which a backup of the database does not contain. A
@@ -12,7 +12,7 @@ database whose nonce the lock file does not name is not the last one used here, 
 The lock file first gets both nonces, then the database takes the new one, then the lock file drops the old one; each
 step is on the disk before the next. So after a crash at any point the lock file names the database's nonce; and no
 entry is stored before the old nonce is dropped. A removed or emptied lock file names no nonce: a database with a nonce
-then begins new epochs, whose only cost is that viewers start anew. A backup by `sqlite_backup` carries a mark in
+then begins new epochs, whose only cost is that viewers start anew. A backup by `backup` carries a mark in
 place of a nonce, so each start from it begins new epochs. Two cases go unnoticed: a copy of the running database that
 another program made, restored after that very process was killed, and a backup restored together with its lock file.
 
@@ -174,7 +174,7 @@ Synchronous = Literal["normal", "full", "extra"]
 
 APPLICATION_ID = 0x54656E75  # the letters "Tenu" as a number, by which SQLite files show their application
 SCHEMA = 1
-COPY = ".compact"  # end of the name of the copy that a compaction makes (`sqlite_compact`)
+COPY = ".compact"  # end of the name of the copy that a compaction makes (`compact`)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Indexes of documents whose data will be removed with their target or after a time; only commands have such data.

@@ -2,13 +2,12 @@
 
 Layer: stores. This code runs on the store's thread.
 
-One row per entry wrote 850 bytes to disk per streamed byte at 500 busy
-conversations, one row per commit 72, and overwriting rows that are no longer needed is less again. A row is a slot
-(`file`) with a list of items in MessagePack: `[document, serial, at, text]` for an append to part 0,
-`[document, serial, part, at, text]` to another one, `[document, serial, n, bytes]` for the n-th piece of another
-operation. A commit that does not fit into one slot uses more, and a long append becomes several items with one serial.
-One filler element, which is not an item, fills the rest of a slot. A checksum precedes the list (`slots`). A slot
-of zeros is empty.
+One row per entry wrote 850 bytes to disk per streamed byte at 500 busy conversations, one row per commit 72, and
+overwriting rows that are no longer needed is less again. A row is a slot (`file`) with a list of items in MessagePack:
+`[document, serial, at, text]` for an append to part 0, `[document, serial, part, at, text]` to another one, `[document,
+serial, n, bytes]` for the n-th piece of another operation. A commit that does not fit into one slot uses more, and a
+long append becomes several items with one serial. One filler element, which is not an item, fills the rest of a slot. A
+checksum precedes the list (`slots`). A slot of zeros is empty.
 
 Only memory knows which slots are needed: each message pins the slots that hold entries above its
 document's version. A slot without pins is free to be overwritten; its old items have no effect, since their documents
