@@ -280,8 +280,9 @@ class Turn:
         self.progress("using a tool", tool=name)
         try:
             output = await run()
-        except Exception:
-            await message.part({**part, "state": ERROR}, index=index)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, Exception) or not self._is_ending:
+                await message.part({**part, "state": ERROR}, index=index)
             raise
         await message.part({**part, "state": DONE, "output": output}, index=index)
         return output
@@ -336,8 +337,17 @@ class Turn:
             code = error.code if isinstance(error, TenutoError) else None
             reason = public_reason(error) or self._backend.reason_of(error) or code or "the tool failed"
             output, state = {"error": reason}, ERROR
+        except asyncio.CancelledError:
+            if not self._is_ending:
+                await _write_output(message, call, {"error": "the tool was cancelled"}, ERROR)
+            raise
         await _write_output(message, call, output, state)
         return output
+
+    @property
+    def _is_ending(self) -> bool:
+        """Return whether a cancellation comes from a stop or a shutdown, and not from the handler itself."""
+        return self.is_cancelled or self._backend.is_shutting_down
 
     def _answer(self, purpose: str) -> Writer:
         """Return the answer that is being written. Raises LocalError if none has begun."""

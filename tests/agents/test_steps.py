@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -669,6 +670,45 @@ async def test_a_group_of_tools_that_cannot_go_on_leaves_no_call_open() -> None:
     (error,) = await attempts(script)
     assert isinstance(error, Fenced)
     assert (states, ended) == ({"slow": "error", "quick": "error"}, ["slow"])
+
+
+@virtually
+async def test_calls_that_the_handler_cancels_do_not_stay_open() -> None:
+    states: dict[str, str] = {}
+
+    async def slow() -> None:
+        await asyncio.sleep(1000)
+
+    async def script(turn: Turn) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await run_tools(turn, {"slow" * 45: slow, "slow": slow}, states)
+        async with turn.reply() as message:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await turn.step("slow", slow, show=True)
+            await message.flush()
+            (part,) = (await turn._backend.read("chat:1", message.id))[0].parts
+            states["step"] = part["state"]
+
+    assert await attempts(script, seconds=5.0) == [None]
+    assert states == dict.fromkeys(("slow" * 45, "slow", "step"), "error")
+
+
+@virtually
+async def test_sleep_counts_for_no_limit_of_time() -> None:
+    hub = new_hub()
+
+    @hub.agent("chat:*", timeout_s=100, budget_s=100)
+    async def bot(turn: Turn) -> None:
+        await turn.sleep("wait", 7200)
+        async with turn.reply() as message:
+            await message.append("end")
+
+    await hub.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(7300)
+    assert (await hub.history("chat:1")).messages[0].text == "end"
+    await hub.close()
 
 
 @virtually
