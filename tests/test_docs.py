@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,12 +226,19 @@ def test_the_map_of_the_architecture_names_each_folder_and_only_modules_that_exi
     assert missing == []
 
 
+def test_the_docstring_of_a_module_names_only_what_exists() -> None:
+    paths = [path for folder in ("tenuto", "proof", "bench") for path in (ROOT / folder).rglob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in paths]
+    known = {"await", "finally", "secure_delete", "generate_content_stream"}  # of Python, SQLite and an SDK
+    known |= {part for path in paths for part in path.with_suffix("").parts}
+    known |= {*re.findall(r"'(\w+)'", " ".join(map(ast.dump, trees)))}
+    docs = [re.sub(r"\n\|.*", "", ast.get_docstring(tree) or "") for tree in trees]  # without tables of an SDK's events
+    named = {(path, name) for path, text in zip(paths, docs, strict=True) for name in re.findall(r"`([a-z_]+)`", text)}
+    assert [(shown_path(path), name) for path, name in sorted(named) if name not in known] == []
+
+
 def test_the_index_lists_each_page_and_the_site_has_its_links() -> None:
-    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "scripts" / "docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    site = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(site)
+    site = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "docs.py")))
     listed = [page for pages in site.navigation().values() for page in pages]
     assert sorted([*listed, "index.md"]) == sorted(
         [*(site.page_name(path) for path in (ROOT / "docs").glob("*.md")), "decisions/index.md"]

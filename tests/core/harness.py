@@ -49,6 +49,13 @@ AGENT = Caller(
 )  # the hub itself, which claims turns
 
 
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
 class LogHarness:
     """One channel. `ask` decides on the running batch, `commit` stores it; with `batches=False` each is a batch."""
 

@@ -29,7 +29,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.message_state import ClaimState
 from tenuto.core.ops import Claim, Command, Finish, Reply
 from tenuto.core.requests import Caller
-from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness, served_log
+from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness, nested, served_log
 
 HALF = "\ud83d"  # half of a surrogate pair
 EVE = Caller(id="eve", may_read=False)
@@ -119,13 +119,6 @@ def test_data_is_bounded() -> None:
             send()
         assert refusal.value.details == {"limit": 20}
     assert harness.known_command("c").is_open
-
-
-def nested(depth: int) -> list[Any]:
-    inner: list[Any] = []
-    for _ in range(depth):
-        inner = [inner]
-    return inner
 
 
 @pytest.mark.parametrize(

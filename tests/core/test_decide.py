@@ -44,7 +44,7 @@ from tenuto.core.requests import (
     TakeOver,
     UpdateMessage,
 )
-from tests.core.harness import ANN, BOB, SERVER, LogHarness, data_part, text_part, tool_part
+from tests.core.harness import ANN, BOB, SERVER, LogHarness, data_part, nested, text_part, tool_part
 
 HALF = "\ud83d"  # half of a surrogate pair
 
@@ -436,13 +436,6 @@ def test_meta_is_bounded_after_it_is_merged() -> None:
             merge()
     harness.update("m", meta={"a": None, "b": "x" * 30}, generation=1)
     assert harness.message("m").meta == {"b": "x" * 30}
-
-
-def nested(depth: int) -> list[Any]:
-    inner: list[Any] = []
-    for _ in range(depth):
-        inner = [inner]
-    return inner
 
 
 @pytest.mark.parametrize(
