@@ -304,6 +304,7 @@ SHARED_CHARS = 16_384  # maximal length of a text whose frame is kept for the ne
 _REPLIED = ("approval-responded", "output-available", "output-error")  # states of calls to which a page has replied
 _STAGES = dict.fromkeys(("input-available", "approval-requested", "approval-responded"), AVAILABLE)
 _STAGES |= dict.fromkeys(("output-available", "output-error", "output-denied"), OVER) | {"input-streaming": STARTED}
+SKIPPED = 100  # pieces of other texts among which the rest of a text is looked for on a page
 LEVELS = 60  # of nested values in an input; parts may have 64, and `json.dumps` ends at about 1,000
 
 
@@ -680,10 +681,18 @@ class PageParts:
         self._others = {str(one.get("sourceId") or one.get("url")) for one in parts}
 
     def length_of(self, kind: str, text: str) -> int:
-        """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call."""
-        sent, known = 0, self._texts[kind]
-        while known and sent < len(text) and text.startswith(known[0], sent):
-            sent += len(known.popleft())
+        """Return how many code points of a text the page has, in one or more pieces. Each piece counts for one call.
+
+        The pieces of texts that grew at the same time alternate on the page: up to `SKIPPED` others are passed over.
+        """
+        sent, known, others = 0, self._texts[kind], list[str]()
+        while known and sent < len(text) and len(others) < SKIPPED:
+            piece = known.popleft()
+            if text.startswith(piece, sent):
+                sent += len(piece)
+            else:
+                others.append(piece)
+        known.extendleft(reversed(others))
         return sent
 
     def has_other_text(self) -> bool:

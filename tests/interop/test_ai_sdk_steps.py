@@ -285,12 +285,31 @@ class CountedText(str):
         return super().startswith(piece, start)
 
 
+def test_page_with_texts_that_alternate_goes_on_after_an_approval() -> None:
+    page, stream = FoldedPage(), UIStream("u", RELEASE)
+    text = {"type": "text", "text": "More"}
+    events = [(0, TEXT), (1, call("c1", "done")), (2, text), (0, " Two."), (3, call("c3", "called"))]
+    steps = moments(events)
+    page.take(stream.frame([InAnswer("a", MessageOpened(answer([])))]))
+    for _, delta in steps[:-1]:
+        page.take(stream.frame([delta]))
+    page.take(stream.frame([asked("q1", "c3")]))
+    assert [one["text"] for one in page.parts if one["type"] == "text"] == ["One.", "More", " Two."]
+    parts = [*steps[-1][0][:-1], call("c3", "done", approval=APPROVED), {"type": "text", "text": "End."}]
+    shown = {"id": "a", "role": "assistant", "parts": [dict(one) for one in page.parts]}
+    stream = UIStream("u", RELEASE, shown)
+    begun = [InAnswer("a", delta) for delta in MessageProgress("a").begin(answer(parts, "complete"))]
+    page.take(stream.frame([*begun, TurnChanged("over")]))
+    assert page.ending == "finish"
+    assert [one["text"] for one in page.parts if one["type"] == "text"] == ["One.", "More", " Two.", "End."]
+
+
 def test_each_piece_of_a_crafted_page_is_compared_once() -> None:
     stored = CountedText("a" * 300_000)
     pieces = [{"type": "text", "text": "a"}] * 30_000 + [{"type": "text", "text": "a" * 40_000 + "b"}] * 15
     parts = PageParts({"id": "a", "parts": pieces})
     assert parts.length_of("text", stored) == 30_000
-    assert stored.compared == 30_000 + 40_001
+    assert stored.compared == 30_000 + 15 * 40_001
     assert parts.has_other_text()
 
 
