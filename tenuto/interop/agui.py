@@ -98,11 +98,8 @@ def _question_content(parts: Sequence[Json]) -> str | list[Json]:
             case {"type": "file", "url": str(url)}:
                 media_type = str(part.get("mediaType", ""))
                 kind = media_type.partition("/")[0]
-                source = {
-                    "type": "url",
-                    "value": url,
-                    **({"mimeType": media_type} if media_type[-2:] not in ("", "/*") else {}),
-                }
+                about = {"mimeType": media_type} if media_type[-2:] not in ("", "/*") else {}
+                source = {"type": "url", "value": url, **about}
                 content.append({"type": kind if kind in ("image", "audio", "video") else "document", "source": source})
     return content
 
@@ -210,8 +207,11 @@ class AGUI(ChatRoutes):
         """Return a thread as TanStack AI loads it (`threadId`), or stream a run that it joins (`runId`)."""
         given = request.query_params
         if "runId" in given:
-            thread, question = _run_of(given["runId"])
-            return await self._follow(request, thread, question, _after(request, question))
+            run = given["runId"]
+            match unpacked(run.removeprefix("run_")):
+                case thread, question if run.startswith("run_") and is_id(question):
+                    return await self._follow(request, thread, question, _after(request, question))
+            raise NotFound(f"run {run[:64]!r} does not exist; use an id that this server has returned")
         access, channel = await self._enter(request, given.get("threadId"), "history")
         limit, before = (_whole(given, name) for name in ("limit", "before"))
         turns = await access.conversation(channel, limit=limit or 200, before=before)
@@ -280,14 +280,6 @@ def _position(request: Request, name: str) -> TurnPosition | None:
 def _run_id(thread: str, question: str) -> str:
     """Return the id by which a run can be joined. A run of a client has the client's id besides."""
     return "run_" + packed(thread, question)
-
-
-def _run_of(run: str) -> tuple[str, str]:
-    """Return the thread and the question of a run. Raises NotFound for an id of another form."""
-    match unpacked(run.removeprefix("run_")):
-        case thread, question if run.startswith("run_") and is_id(question):
-            return thread, question
-    raise NotFound(f"run {run[:64]!r} does not exist; use an id that this server has returned")
 
 
 def _whole(given: Mapping[str, str], name: str) -> int | None:
@@ -373,9 +365,6 @@ class TurnPosition(Struct, frozen=True):
     units: int = 0  # `RUN_STARTED`, first and last events of texts, reasonings and calls, code points of texts
     results: int = 0  # bit n is set: the result of the n-th call was sent
     sum: int = 0  # CRC-32 of the number of attempts, the texts up to here, and before each part its name (`Part.name`)
-
-    def __str__(self) -> str:
-        return self.text()
 
     def text(self, unique: str = "") -> str:
         """Return the id of an event. `unique` tells apart events that do not move the position."""
@@ -571,7 +560,9 @@ class AGUIStream(EventStream):
         failed: Json = {}
         if (state := part.value.get("state")) in ("error", "denied"):
             failed = {"metadata": {"state": state, "tanstack": {"state": "output-error"}}}
-        fields = {"messageId": f"{part.name}.result", **ids, "content": _content(part.value)}
+        output = part.value.get("output", state)
+        text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+        fields = {"messageId": f"{part.name}.result", **ids, "content": text}
         self._emit("TOOL_CALL_RESULT", **fields, role="tool", **failed)
 
     def _value(self, part: Part) -> None:
@@ -600,7 +591,7 @@ class AGUIStream(EventStream):
 
     def _emit(self, type: str, **fields: Any) -> None:
         self._last = self._at
-        self._events.append((str(self._at), {"type": type, **fields}))
+        self._events.append((self._at.text(), {"type": type, **fields}))
 
     def _custom(self, name: str, id: str, value: Any) -> None:
         """Send a value. Each run sends it again."""
@@ -623,12 +614,6 @@ class AGUIStream(EventStream):
             event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}
         else:
             event = {"type": "RUN_ERROR", "message": reason or status, "code": status}
-        id = str(replace(self._at, units=self._at.units + 1)) if self.ended is None else self._last.text("end")
+        id = replace(self._at, units=self._at.units + 1).text() if self.ended is None else self._last.text("end")
         self._events.append((id, event))
         self.is_over = True
-
-
-def _content(part: Json) -> str:
-    """Return the result of a call as text."""
-    output = part.get("output", part.get("state"))
-    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)

@@ -209,8 +209,7 @@ class AISDK(ChatRoutes):
             turns = [one for one in (await access.conversation(channel, limit=LATEST_TURN))[-1:] if one.answers]
             since = (time.time() - JUST_ENDED_S) * 1_000  # of the last change of an answer
             turns = [one for one in turns if max(answer.updated_at for answer in one.answers) > since]
-            turns = [one for one in turns if not self._asks_page(one)]
-            turns = [one for one in turns if last not in _ids_of(one)]
+            turns = [one for one in turns if not self._asks_page(one) and last not in _ids_of(one)]
         for turn in reversed(turns):
             if turn.message is not None:
                 return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
@@ -276,15 +275,10 @@ def _has_parts(message: Json) -> bool:
 
 def _parent(earlier: list[Json], turns: list[TurnStatus]) -> str | None:
     """Return the message that the page's new message follows; None if the page names none that exists."""
-    followed = {id: _end_of(turn) for turn in turns for id in _ids_of(turn)}
+    kept = [(turn, one) for turn in turns for one in (turn.message, *turn.answers) if one is not None]
+    followed = {id: one.id for turn, one in kept for id in _ids_of(turn)}  # the last one of a turn
     shown = (one["id"] for one in reversed(earlier) if one["role"] == "assistant")
     return next((followed[id] for id in shown if id in followed), None)
-
-
-def _end_of(turn: TurnStatus) -> str:
-    last: Message | None = turn.answers[-1] if turn.answers else turn.message
-    assert last is not None
-    return last.id
 
 
 def _ids_of(turn: TurnStatus) -> set[str]:
@@ -794,9 +788,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
-            metas: Json = {}
-            for answer in turn.answers:
-                metas |= answer.meta
+            metas = {name: value for answer in turn.answers for name, value in answer.meta.items()}
             id = turn.answers[0].id if turn.message is None or turn.answers else silent_id(turn.message.id)
             message: Json = {"id": id, "role": "assistant", "parts": _parts(turn, release)}
             messages.append({**message, **({"metadata": metas} if metas else {})})

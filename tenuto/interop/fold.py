@@ -235,10 +235,6 @@ class TurnFold:
             else:
                 return
 
-    def later(self, part: Part) -> list[Part]:
-        """Return the parts of the same answer after `part`."""
-        return part.answer.parts[part.place[1] + 1 :]
-
     def has_ended(self, part: Part, *, is_whole: bool) -> bool:
         """Return whether a part gets no more text, so that a walk goes on to the next one.
 
@@ -246,7 +242,7 @@ class TurnFold:
         """
         if self.is_over or part.is_superseded or part.place[0] + 1 < len(self.answers):
             return True
-        is_call, later = part.value["type"] == "tool", self.later(part)
+        is_call, later = part.value["type"] == "tool", part.answer.parts[part.place[1] + 1 :]
         return (is_call and is_whole) or any(not is_call or one.value["type"] != "tool" for one in later)
 
     def sole_text(self, deltas: Sequence[TurnDelta]) -> tuple[Part, str] | None:

@@ -19,8 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenuto import Hub
-from tenuto import Message as Stored
+from tenuto import Hub, Message
 from tenuto.core.errors import (
     AlreadyAnswered,
     Finished,
@@ -134,7 +133,7 @@ class OpenAI:
             return access.stream(of.channel, of.message_id, ChatStream(question, of, has_usage=has_usage))
         return await whole_response(access, request, question, of, completion)
 
-    async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Stored, Reference]:
+    async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Message, Reference]:
         """Begin the response that a request asks for (`_begin`)."""
         conversation = body.get("conversation")
         if conversation is not None and body.get("previous_response_id") is not None:
@@ -150,7 +149,7 @@ class OpenAI:
 
     async def _begin(
         self, access: Access, body: Json, given: GivenInput, key: str | None, conversation: str | None = None
-    ) -> tuple[Stored, Reference]:
+    ) -> tuple[Message, Reference]:
         """Return the question of the turn that answers a request, and the response that the caller gets.
 
         `key` is the same for a repeated request. `conversation` is the channel of the conversation that it names.
@@ -349,7 +348,8 @@ class OpenAI:
         for status in await access.conversation(channel):
             items += input_items(channel, status.message or status.answers[0])
             if status.message is not None:
-                items += (await asked(access, channel, status)).output(channel)
+                of = Reference(channel, status.message.id)
+                items += events_of(await asked(access, channel, status), of).response()["output"]
         return items
 
     async def _store_items(self, access: Access, channel: str, body: Json, *, is_new: bool = True) -> list[Json]:
@@ -387,7 +387,7 @@ class OpenAI:
         return name, agents[name]
 
 
-def _conversation_of(channel: str, first: list[Stored]) -> Json:
+def _conversation_of(channel: str, first: list[Message]) -> Json:
     created_at = first[0].created_at // 1000 if first else 0
     return {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
 
@@ -429,8 +429,8 @@ async def with_references(access: Access, body: Json, channel: str | None) -> Js
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
                 found = await turn_of(access, turn, "item", "input")
-                known = [*input_items(of.channel, found.question), *found.output(of.channel)]
-                items |= {one["id"]: one for one in known}
+                output = events_of(found, turn).response()["output"]
+                items |= {one["id"]: one for one in [*input_items(of.channel, found.question), *output]}
         if id not in items:
             raise unknown("item", id, "input")
         if of.channel != channel:

@@ -61,11 +61,6 @@ class _Lane:
     previous: Reference | None = None  # the response before it in its turn, which input has ended
     events: TurnEvents | None = None
 
-    @property
-    def last_number(self) -> int:
-        """Return the number of the last event, after which a client may resume."""
-        return max(0, self.events.position - 1) if self.events is not None else 0
-
 
 class _Frames(TurnEvents):
     """The events of a response, one in a line (`TurnFormat`)."""
@@ -258,7 +253,8 @@ class ResponsesSocket:
     async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
         named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.message is not None else {})
         named |= {"input": steer.input} if name == "failed" else {}
-        event = {"type": f"response.steer.{name}", "sequence_number": lane.last_number, "steer": named, **about}
+        last = max(0, lane.events.position - 1) if lane.events is not None else 0  # after it the client may resume
+        event = {"type": f"response.steer.{name}", "sequence_number": last, "steer": named, **about}
         await self._socket.send(encode(_marked(lane, event)))
 
     async def _refuse(self, lane: _Lane, steer: _Steer, code: str, detail: str) -> None:

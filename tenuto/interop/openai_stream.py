@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -24,7 +25,16 @@ from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
 from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
 from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, encode, has_result
 from tenuto.interop.openai_items import CONVERSATION, Reference, conversation_id, error_of, text_content, unknown
-from tenuto.routes import ATTEMPT, Access, TurnDelta, TurnStatus, deltas_of
+from tenuto.routes import (
+    ATTEMPT,
+    Access,
+    InAnswer,
+    MessageReplaced,
+    PartOpened,
+    TurnDelta,
+    TurnStatus,
+    deltas_of,
+)
 
 SERVER = "tenuto"  # `server_label` of tools that the server runs
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
@@ -162,10 +172,10 @@ class TurnEvents(EventStream):
             self._grow(found[0])
             events, self._events = self._events, []
             return events
-        if not self.position:
-            for name in ("created", "in_progress"):
-                self._put(f"response.{name}", response=self._response("in_progress", []))
-        for delta in deltas:
+        is_first = not self.position
+        for name in ("created", "in_progress") if is_first else ():
+            self._put(f"response.{name}", response=self._response("in_progress", []))
+        for delta in self._resumed(deltas) if is_first and self._after >= 0 else deltas:
             self._turn.receive(delta)
         if not self.is_over:
             self._walk(is_steered=is_steered)
@@ -178,6 +188,23 @@ class TurnEvents(EventStream):
                 self._ask()
         events, self._events = self._events, []
         return events
+
+    def _resumed(self, deltas: Sequence[TurnDelta]) -> Iterator[TurnDelta]:
+        """Yield `deltas`, and the parts of an attempt that counts no longer up to that in which the reader was cut."""
+        for delta in deltas:
+            is_here = self._turn.attempts == self._after // ATTEMPT_ROOM
+            match delta:
+                case InAnswer(id, PartOpened(index, {"type": "attempt", "parts": list(lost)} as value)) if is_here:
+                    answer = self._turn.answers[-1]
+                    kept = [one.value for one in answer.parts]
+                    self._walk()
+                    for place, part in enumerate(lost, index):
+                        if self._after >= self.position:
+                            yield InAnswer(id, PartOpened(place, part))
+                            self._walk()
+                    whole = replace(answer.head, parts=[*kept, value])
+                    delta = InAnswer(id, MessageReplaced(whole, (), is_superseded=True))
+            yield delta
 
     def response(self) -> Json:
         """Return the `Response` as it is now."""
@@ -270,7 +297,7 @@ class TurnEvents(EventStream):
         # the stream shows calls that run at the same time one after the other, each with its result
         is_whole = value["type"] == "tool" and has_result(value)
         if value["type"] == "tool" and value["name"] in self._own_tools:
-            is_whole = bool(self._turn.later(part)) or value.get("state") not in (None, "input")
+            is_whole = part is not part.answer.parts[-1] or value.get("state") not in (None, "input")
         return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
@@ -304,10 +331,8 @@ class TurnEvents(EventStream):
             if self._kind in _TEXTS:
                 name, _, index, more, _ = _TEXTS[self._kind]
                 place = {**index, **more}
-            number = {"sequence_number": self.position - 1}
-            self._events.append(
-                {"type": f"response.{name}.delta", **number, **self._where(), **place, "delta": missing}
-            )
+            event = {"type": f"response.{name}.delta", "sequence_number": self.position - 1, **self._where()}
+            self._events.append({**event, **place, "delta": missing})
 
     def _close(self, part: Part) -> None:
         text, where = part.text(), self._where()
@@ -422,10 +447,6 @@ class AskedTurn(NamedTuple):
 
     question: Message
     status: TurnStatus
-
-    def output(self, channel: str) -> list[Json]:
-        """Return the output items."""
-        return list(events_of(self, Reference(channel, self.question.id)).response()["output"])
 
 
 async def asked(access: Access, channel: str, status: TurnStatus) -> AskedTurn:

@@ -19,7 +19,7 @@ from tenuto import Hub, Identity, Turn
 from tenuto.core.limits import MIB
 from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
-from tenuto.interop import AISDK
+from tenuto.interop import AGUI, AISDK
 from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -463,10 +463,8 @@ async def test_two_open_approvals_are_answered_together_also_on_a_page_that_load
     assert tools_of(await pages("late", "resumed")) == tools_of(state)
     await pages("a", "approve", id=approvals["c1"], approved=True)
     state = await finished(scene, "a")  # the page sends no reply while a question is open
-    assert ([one["state"] for one in tools_of(state)], state["requests"]) == (
-        ["approval-responded", "approval-requested"],
-        1,
-    )
+    assert [one["state"] for one in tools_of(state)] == ["approval-responded", "approval-requested"]
+    assert state["requests"] == 1
     await pages("a", "approve", id=approvals["c2"], approved=False)
     await pages("a", "saw", wanted="Done.")
     state = await finished(scene, "a")
@@ -665,9 +663,13 @@ ASSISTANT = {"id": "x", "role": "assistant", "parts": [{"type": "text", "text": 
     ],
 )
 async def test_bad_input_gets_a_clear_status_and_stores_no_message(body: object, status: int) -> None:
+    await check_refused("/api/chat", body, status)
+
+
+async def check_refused(path: str, body: object, status: int) -> None:
     async with routes_only() as (hub, client):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        response = await client.post("/api/chat", content=content, headers={"content-type": "application/json"})
+        response = await client.post(path, content=content, headers={"content-type": "application/json"})
         assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
         assert response.json()["detail"]
         assert (await hub.history("chat:1")).messages == []
@@ -831,6 +833,7 @@ async def routes_only(**options: Any) -> AsyncIterator[tuple[Hub, httpx2.AsyncCl
     """The routes without an agent and without a server."""
     hub, app = new_hub(**options), FastAPI()
     AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
+    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
     transport = httpx2.ASGITransport(app, client=("127.0.0.1", 1))
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield hub, client

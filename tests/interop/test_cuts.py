@@ -24,11 +24,14 @@ import openai
 import pytest
 import websockets
 from fastapi import FastAPI
+from msgspec.structs import replace
 
-from tenuto import Hub, MessageWriter, Turn
+from tenuto import Hub, Message, MessageWriter, Turn
+from tenuto.core.deltas import MessageProgress
 from tenuto.interop import AGUI, AISDK, OpenAI, ai_sdk
-from tenuto.interop.openai_items import reference
-from tenuto.interop.openai_stream import ATTEMPT_ROOM
+from tenuto.interop.openai_items import Reference, reference
+from tenuto.interop.openai_stream import ATTEMPT_ROOM, TurnEvents
+from tenuto.routes import InAnswer, MessageReplaced
 from tests.conftest import IS_LONG
 from tests.interop import pages
 from tests.proxy import FaultProxy
@@ -95,9 +98,8 @@ def of_ai_sdk(state: Any) -> Shown:
 
 
 def of_agui(state: Any) -> Shown:
-    found = {
-        role: [one for one in state["messages"] if one["role"] == role] for role in ("reasoning", "assistant", "tool")
-    }
+    roles = ("reasoning", "assistant", "tool")
+    found = {role: [one for one in state["messages"] if one["role"] == role] for role in roles}
     (call,) = (call for one in found["assistant"] for call in one.get("toolCalls", []))
     (result,) = found["tool"]
     reasoning, text = ("".join(one.get("content") or "" for one in found[role]) for role in ("reasoning", "assistant"))
@@ -120,7 +122,6 @@ def of_openai(state: Any) -> Shown:
         lives.setdefault(one[0] // ATTEMPT_ROOM, []).append(one)
     for life, found in lives.items():
         numbers, first = [one[0] for one in found], life * ATTEMPT_ROOM
-        # a reader that was cut in an attempt does not get the rest of it
         assert numbers == list(range(first, first + len(found))), life
     every = found
     deltas = ("reasoning_summary_text", "output_text", "mcp_call_arguments")
@@ -128,9 +129,8 @@ def of_openai(state: Any) -> Shown:
         "".join(letter for _, kind, letter in every if kind == f"response.{name}.delta") for name in deltas
     )
     (call,) = (one for one in last["output"] if one["type"] == "mcp_call")
-    assert text == "".join(
-        part["text"] for one in last["output"] if one["type"] == "message" for part in one["content"]
-    )
+    content = [part for one in last["output"] if one["type"] == "message" for part in one["content"]]
+    assert text == "".join(part["text"] for part in content)
     return reasoning, text, json.loads(arguments), call["output"]
 
 
@@ -140,9 +140,8 @@ def units(events: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
     for event in events:
         number, delta = event["sequence_number"], event.get("delta", "")
         first = number - len(delta) + 1
-        found += [(first + at, event["type"], letter) for at, letter in enumerate(delta)] or [
-            (number, event["type"], "")
-        ]
+        found += [(first + at, event["type"], letter) for at, letter in enumerate(delta)]
+        found += [] if delta else [(number, event["type"], "")]
     return found
 
 
@@ -289,9 +288,8 @@ class Scene:
         for gate, wanted in zip(self._gates, words, strict=True):
             gate.set()
             while not shows(state := await reader("p", "shows", wanted=wanted), wanted):
-                begins_anew = "begins anew" in (
-                    state.get("error") or ""
-                )  # only pages of the AI SDK have to resume then
+                # only pages of the AI SDK have to resume then
+                begins_anew = "begins anew" in (state.get("error") or "")
                 is_cut = self.proxy.cuts_left() < self._left or (begins_anew and client.path == "/api/chat")
                 assert (state["isOver"], is_cut) == (True, True), state
                 self._left = self.proxy.cuts_left()
@@ -352,3 +350,21 @@ async def test_answers_that_are_cut_at_random_bytes_while_they_are_written_have_
             await scene.follow(f"t{number}", [*SCRIPTS.values()][number % 2])
             if not scene.proxy.cuts_left():
                 break
+
+
+def test_reader_that_is_cut_in_an_attempt_that_is_superseded_gets_the_end_of_its_item() -> None:
+    known: Any = {"created": 1, "version": 1, "created_at": 0, "updated_at": 0}
+    question, of = Message(id="u", role="user", status="complete", **known), Reference("chat:1", "u")
+    kept, *lost = parts = [{"type": "text", "text": "Yes"}, {"type": "reasoning", "text": "Hm"}, {**CALL, "input": "{"}]
+    begun = Message(id="a", role="assistant", status="streaming", parts=parts, **known)
+    whole = replace(begun, parts=[kept, {"type": "attempt", "parts": lost, "characters": 4}, kept])
+    live = TurnEvents(question, of)
+    events = live.receive([InAnswer("a", delta) for delta in MessageProgress("a").begin(begun)])
+    rest = units(events + live.receive([InAnswer("a", MessageReplaced(whole, (), is_superseded=True))]))
+    last = [one for one in rest if one[0] >= ATTEMPT_ROOM]
+    ends = [at for at, one in enumerate(rest) if one[1] == "response.output_item.done"]
+    for at, (number, kind, _) in enumerate(rest[:-1]):
+        if not kind.endswith(".done") and number < ATTEMPT_ROOM:
+            late = [InAnswer("a", delta) for delta in MessageProgress("a").begin(whole)]
+            got = units(TurnEvents(question, of, number).receive(late))
+            assert got == rest[at + 1 : min(one for one in ends if one >= at) + 1] + last

@@ -102,12 +102,9 @@ def units(events: list[Any]) -> list[tuple[int, str, str]]:
     """Return one unit for each event of the structure, and one for each code point of a delta, with their numbers."""
     found: list[tuple[int, str, str]] = []
     for event in events:
-        about = event.type
-        if about.endswith(".delta"):
-            first = event.sequence_number - len(event.delta) + 1
-            found += [(first + at, about, letter) for at, letter in enumerate(event.delta)]
-        else:
-            found.append((event.sequence_number, about, shown(event)))
+        letters = event.delta if event.type.endswith(".delta") else [shown(event)]
+        first = event.sequence_number - len(letters) + 1
+        found += [(first + at, event.type, letter) for at, letter in enumerate(letters)]
     return found
 
 
@@ -462,9 +459,8 @@ async def test_encoded_slash_in_a_response_id_reaches_no_response(scene: Scene) 
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", "", "9" * 400, "٣", str(2**41)])
 async def test_invalid_sequence_number_is_refused(scene: Scene, after: str) -> None:
     response_id = await scene.begin()
-    response = await scene.served.http.get(
-        f"/v1/responses/{response_id}", params={"stream": "true", "starting_after": after}
-    )
+    query = {"stream": "true", "starting_after": after}
+    response = await scene.served.http.get(f"/v1/responses/{response_id}", params=query)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
     assert response.json()["error"]["param"] == "starting_after"
 

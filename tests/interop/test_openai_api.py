@@ -114,13 +114,14 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Sce
     assert len((await client.conversations.items.list(conversation_id("chat:1"))).data) == 1
 
 
-async def test_output_for_a_conversation_continues_its_newest_turn(scene: Scene) -> None:
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "state": "called"})
-            await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
+async def asks_where(turn: Turn) -> None:
+    async with turn.reply() as message:
+        await message.part({**CALL, "name": "place", "state": "called"})
+        await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
 
-    scene.script = asks  # type: ignore[method-assign]
+
+async def test_output_for_a_conversation_continues_its_newest_turn(scene: Scene) -> None:
+    scene.script = asks_where  # type: ignore[method-assign]
     made = await scene.client.conversations.create()
     options: Any = {"model": "bot", "conversation": made.id}
     first = await scene.client.responses.create(input="you", tools=[PLACE], **options)
@@ -161,12 +162,7 @@ async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> N
 
 
 async def test_message_beside_a_reply_to_a_waiting_call_is_refused(scene: Scene) -> None:
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "state": "called"})
-            await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
-
-    scene.script = asks  # type: ignore[method-assign]
+    scene.script = asks_where  # type: ignore[method-assign]
     first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
     output: Any = {"type": "function_call_output", "call_id": "c1", "output": "Ulm"}
     into: Any = {"model": "bot", "previous_response_id": first.id}
