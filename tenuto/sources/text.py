@@ -93,7 +93,7 @@ class SSEText(Source):
     | frame | becomes |
     |---|---|
     | `data:` with a JSON string | that string: text of one text part |
-    | `data:` with a JSON object | the text in the field that `text_field=` names; an object without it is ignored |
+    | `data:` with a JSON object | the text in the field of `text_field=`, if any; without `text_field=` a failure |
     | `data:` with other text, if the first frame holds no JSON | that text |
     | `data: [DONE]`, an event named `done` or `end` | the end; later frames are ignored |
     | an event named `thinking` or `reasoning` | reasoning |

@@ -68,7 +68,7 @@ def test_each_command_and_each_of_its_options_exists(page: Path) -> None:
 
 def test_commands_on_a_store_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    hub = Hub()
+    hub = Hub("sqlite:///chat.db")
     hub.sync.create("chat:1", text="Hello", author="ann")
     hub.sync.close()
     table = (ROOT / "docs" / "keeping.md").read_text().partition("| you want | do |")[2].partition("\n## ")[0]
