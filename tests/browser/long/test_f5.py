@@ -69,7 +69,7 @@ async def test_the_demo_keeps_one_answer_and_loses_that_of_its_plain_stream(tmp_
 # It ignores the first Enter, and leaves a part of the answer out until it ends.
 DEAF = """<div style="display: contents"><textarea id="field"></textarea><p id="answer"></p></div><script>
   const words = (from, to) => Array.from({ length: to - from }, (_, at) => `word${from + at} `).join("")
-  const text = (count) => (count < 12 ? words(0, count) : words(0, 12) + words(count < 60 ? 50 : 12, 50 + count))
+  const text = (count) => (count < 12 ? words(0, count) : words(0, 12) + words(count < 120 ? 50 : 12, 50 + count))
   let asked = 0, count = 0
   const stream = () => setInterval(() => (answer.textContent = text(++count)), 50)
   field.onkeydown = ({ key }) => key === "Enter" && asked++ && stream()
@@ -129,7 +129,7 @@ async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
     pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f5, "READY_S", 1.0)
-    results = await f5.survey(chat(f"{pages}/deaf", patience_s=3), tmp_path)
+    results = await f5.survey(chat(f"{pages}/deaf", patience_s=9), tmp_path)
     assert [(one.goes_on, one.has_gap) for one in results] == [(False, False), (True, True), (False, False)]
 
 
