@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_755,
-    "lines of its kernel": 34_248,
+    "lines of tenuto/": 54_757,
+    "lines of its kernel": 34_250,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_728,
-    "lines of tests/": 70_435,
+    "lines of tests/": 70_431,
     "lines of proof/ and bench/": 23_974,
     "words of docs without decisions": 49_956,
     "words of decisions": 12_000,

@@ -304,14 +304,19 @@ class Turn:
         tasks = [asyncio.ensure_future(self._run_tool(message, call, tools[call.name])) for call in calls]
         try:
             outputs = await asyncio.gather(*tasks)
-        except Exception:  # of this turn, not of a tool: no call goes on, and none waits for an output any more
+        except (Exception, asyncio.CancelledError) as error:
+            # Of this turn or its handler, not of a tool: no call goes on, and none waits for an output any more.
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            is_cancelled = isinstance(error, asyncio.CancelledError)
+            if is_cancelled and self._is_ending:
+                raise
+            reason = "the tool was cancelled" if is_cancelled else "the turn failed"
             for call, task in zip(calls, tasks, strict=True):
                 if task.cancelled() or task.exception():
                     with contextlib.suppress(TenutoError):
-                        await _write_output(message, call, {"error": "the turn failed"}, ERROR)
+                        await _write_output(message, call, {"error": reason}, ERROR)
             raise
         return {call.call: output for call, output in zip(calls, outputs, strict=True)}
 
@@ -337,10 +342,6 @@ class Turn:
             code = error.code if isinstance(error, TenutoError) else None
             reason = public_reason(error) or self._backend.reason_of(error) or code or "the tool failed"
             output, state = {"error": reason}, ERROR
-        except asyncio.CancelledError:
-            if not self._is_ending:
-                await _write_output(message, call, {"error": "the tool was cancelled"}, ERROR)
-            raise
         await _write_output(message, call, output, state)
         return output
 

@@ -433,7 +433,8 @@ def _head(message: MessageState) -> MessageHead:
 
 
 def _part_head(part: PartState) -> PartHead:
-    return PartHead({**part.fields, **dict.fromkeys(_long_fields(part))}, part.opened, part.changed)
+    long = _long_fields(part)
+    return PartHead({**part.fields, **dict.fromkeys(long)} if long else part.fields, part.opened, part.changed)
 
 
 def _long_fields(part: PartState) -> dict[str, str]:

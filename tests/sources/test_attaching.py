@@ -209,6 +209,23 @@ async def test_next_process_takes_the_rest_of_a_response_that_has_ended_meanwhil
     assert model.asked.count("POST") == 1
 
 
+async def answers_over_a_crash(respond: Callable[[Turn], Any], on_crash: Any) -> list[Message]:
+    """Return the answers to a question whose first process ends after thirty seconds, and the second one later."""
+    store = MemoryStore()
+    hubs = [new_hub(store), new_hub(store)]
+    for hub in hubs:
+        hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
+        await hub.start()
+        if hub is hubs[0]:
+            await hub.create("chat:1", id="q", role="user", text="?", author="ann")
+        await asyncio.sleep(30)
+        if hub is hubs[0]:
+            await hub.close()
+    answers = [one for one in (await hubs[1].history("chat:1")).messages if one.role == "assistant"]
+    await hubs[1].close()
+    return answers
+
+
 def call_events(response: str) -> list[bytes]:
     wire = Responses(response)
     return [*wire.begin(), *wire.said(0, ("Let me ", "look. ")), *wire.called(1), *wire.completed()]
@@ -218,7 +235,7 @@ def call_events(response: str) -> list[bytes]:
 @pytest.mark.parametrize("own", ["", "own text. "])
 @virtually
 async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: Any, own: str) -> None:
-    store, calls = MemoryStore(), list[str]()
+    calls = list[str]()
     first, second = call_events("resp_1"), long_events("It is ", "sunny.", response="resp_2")
     looks = [state("in_progress")] if own else []  # the own text follows the call, so all is superseded and repeated
     model = Model(first, [*second[:5], HOLD], first, *looks, second)
@@ -236,18 +253,7 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
                 await message.append(own)
             await message.pipe(ask(client), attach=client.responses)
 
-    hubs = [new_hub(store), new_hub(store)]
-    for hub in hubs:
-        hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
-        await hub.start()
-        if hub is hubs[0]:
-            await hub.create("chat:1", id="q", role="user", text="Weather?", author="ann")
-        await asyncio.sleep(30)
-        if hub is hubs[0]:
-            await hub.close()
-    page = await hubs[1].history("chat:1")
-    answers = [one for one in page.messages if one.role == "assistant"]
-    await hubs[1].close()
+    answers = await answers_over_a_crash(respond, on_crash)
     assert [one.status for one in answers] == ["complete"]
     assert (answers[0].text, calls) == (f"Let me look. {own}It is sunny.", ["Oslo"])
     assert model.asked.count("POST") == 2
@@ -258,27 +264,17 @@ async def test_next_process_goes_on_with_each_response_of_a_tool_loop(on_crash: 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @virtually
 async def test_next_process_keeps_a_response_that_had_ended(on_crash: Any) -> None:
-    store, first = MemoryStore(), long_events("One. ")
+    first = long_events("One. ")
     model = Model(first, first, long_events("Two.", response="resp_2"))
     client = model.openai()
 
     async def respond(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.pipe(ask(client), attach=client.responses)
-            await asyncio.sleep(1e6 if hub is hubs[0] else 0)
+            await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
             await message.pipe(ask(client), attach=client.responses)
 
-    hubs = [new_hub(store), new_hub(store)]
-    for hub in hubs:
-        hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
-        await hub.start()
-        if hub is hubs[0]:
-            await hub.create("chat:1", id="q", role="user", text="Count.", author="ann")
-        await asyncio.sleep(30)
-        if hub is hubs[0]:
-            await hub.close()
-    answers = [one for one in (await hubs[1].history("chat:1")).messages if one.role == "assistant"]
-    await hubs[1].close()
+    answers = await answers_over_a_crash(respond, on_crash)
     assert [one.parts for one in answers] == [[{"type": "text", "text": "One. "}, {"type": "text", "text": "Two."}]]
     assert model.asked == ["POST", after(0), "POST"]
 
