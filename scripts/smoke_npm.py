@@ -19,7 +19,7 @@ from playwright.async_api import Browser, Page, expect
 from starlette.staticfiles import StaticFiles
 
 from tenuto import Hub, visitors
-from tests.browser.tab import chromium
+from tests.browser.tab import chromium, picture
 from tests.examples.nodes import two_nodes
 from tests.examples.programs import served_app
 from tests.postgres import running_postgres
@@ -66,6 +66,7 @@ async def check_react(browser: Browser, url: str, move: Move) -> None:
     await page.press("input[name=text]", "Enter")
     answer = page.locator("article.assistant").first
     await expect(answer).to_contain_text("Reload the page")
+    await picture(page, "react")
     await move()
     await page.reload()
     await expect(answer).to_contain_text(END)
@@ -88,6 +89,7 @@ async def check_next(browser: Browser, url: str, move: Move) -> None:
     await page.fill("input[name=text]", "Next?")
     await page.press("input[name=text]", "Enter")
     await expect(page.locator("p", has_text="You asked: “Next?”")).to_contain_text("stored")
+    await picture(page, "next")
     await move()
     await page.reload()
     await expect(page.locator("p", has_text="You asked: “Next?”")).to_contain_text(END)
@@ -112,6 +114,7 @@ async def check_assistant_ui(browser: Browser, url: str, move: Move) -> None:
     await move()
     await page.reload()
     await expect(page.locator(".user .branches")).to_contain_text("2/2")
+    await picture(page, "assistant_ui")
     await page.locator(".user [aria-label=Previous]").click()
     await expect(answer).to_contain_text("You asked: “Why? Why?")
     assert errors == []

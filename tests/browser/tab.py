@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from playwright.async_api import Browser, Page, WebSocket, async_playwright
@@ -51,6 +52,13 @@ async def chromium(*more: str) -> AsyncIterator[Browser]:
         browser = await playwright.chromium.launch(executable_path=chromium_path(), args=[*ARGUMENTS, *more])
         yield browser
         await browser.close()
+
+
+async def picture(page: Page, name: str) -> None:
+    """Take the picture of an example for the index of the examples, where the variable TENUTO_PICTURES asks for it."""
+    if os.environ.get("TENUTO_PICTURES"):
+        await page.set_viewport_size({"width": 720, "height": 320})
+        await page.screenshot(path=Path(__file__).parents[2] / "examples" / "pictures" / f"{name}.png")
 
 
 class Tab:

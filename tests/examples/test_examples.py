@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import runpy
 import signal
 from collections.abc import Awaitable, Callable
@@ -219,3 +220,13 @@ async def until_ready(process: Process, port: int) -> None:
                     return
             assert process.running.poll() is None, process.output
             await asyncio.sleep(0.02)  # between two tries to connect to a process that is starting
+
+
+def test_the_index_names_at_most_twelve_examples_and_shows_each() -> None:
+    rows = re.findall(r"^\| \[`([\w/.]+)`\].*\| (.*) \|$", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) <= 12
+    found = {path.name + "/" * path.is_dir() for path in FOLDER.glob("[a-z]*") if path.name != "pictures"}
+    assert {name for name, _ in rows} == found
+    for name, shown in rows:
+        picture = f"pictures/{name.rstrip('/').removesuffix('.py')}.png"
+        assert shown == "below" or (f"]({picture})" in shown and (FOLDER / picture).exists()), name

@@ -7,13 +7,13 @@ The server runs in the test's own process, so that a test sets the pace of an ex
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import ModuleType
 
 from playwright.async_api import Browser, Page, expect
 
+from tests.browser.tab import picture
 from tests.examples import programs
 
 Load = Callable[[str], ModuleType]
@@ -55,6 +55,7 @@ async def test_the_fastapi_answer_survives_a_reload(program: Load, browser: Brow
         await page.click("button")
         await expect(page.locator("#messages")).to_contain_text(" 20 ")
         before = await text_of(page, "#messages")
+        await picture(page, "fastapi_app")
         await page.reload()
         await page.wait_for_selector("#messages p")
         assert len(await text_of(page, "#messages")) >= len(before)
@@ -71,37 +72,11 @@ async def test_a_django_answer_survives_a_reload(program: Load, browser: Browser
         await page.fill("input", "Why?")
         await page.click("text=Ask")
         await page.wait_for_selector("text=bot (streaming)")
+        await picture(page, "django_app")
         await page.reload()
         await expect(page.locator("#messages p")).to_have_text(
             ["you: Good morning.", "you: Why?", f"bot: {NUMBERS.strip()}"]
         )
-
-
-async def test_a_chart_is_complete_after_a_reload(program: Load, browser: Browser) -> None:
-    async with served(program("live_chart"), browser) as page:
-        await page.wait_for_function("Number(count.textContent) > 30")
-        before = int(await text_of(page, "#count"))
-        await page.reload()
-        await page.wait_for_function("Number(count.textContent) > 0")
-        assert int(await text_of(page, "#count")) >= before
-        assert len(re.findall("[ML]", await page.get_attribute("#line", "d") or "")) >= before
-        assert 0 <= float(await text_of(page, "#now")) <= 100
-
-
-async def test_a_chart_has_a_line_for_each_process_that_measures(program: Load, browser: Browser) -> None:
-    chart = program("live_chart")
-    chart.VALUES = 100_000  # type: ignore[attr-defined]  # one message for each
-    async with served(chart, browser) as page:
-        await page.wait_for_function("Number(count.textContent) > 10")
-        other = chart.hub.start_task(chart.measure())  # as the lifespan of a second process begins it
-        await page.wait_for_function("line.getAttribute('d').split('M')[2]?.split('L').length > 9")
-        lines = (await page.get_attribute("#line", "d") or "").split("M")[1:]
-        assert len(lines) == 2
-        for one in lines:
-            times = [float(point.split()[0]) for point in one.split("L")]
-            assert times == sorted(times)
-            assert 0 <= times[0] < times[-1] <= 1000
-        other.cancel()
 
 
 async def test_an_agent_is_shown_and_can_be_stopped_from_another_window(program: Load, browser: Browser) -> None:
@@ -113,6 +88,7 @@ async def test_an_agent_is_shown_and_can_be_stopped_from_another_window(program:
         other = await page.context.new_page()
         await other.goto("/")
         await expect(other.locator("#messages")).to_contain_text(" 10 ")
+        await picture(other, "agent_fastapi")
         await other.click("#cancel")
         for one in (page, other):
             await expect(one.locator("#messages p").nth(1)).to_contain_text("bot (cancelled): You asked: why?")
@@ -126,6 +102,7 @@ async def test_an_existing_endpoint_gives_a_reloaded_page_the_same_answer(progra
         await page.fill("#question", "why?")
         await page.click("button")
         await expect(page.locator("#text")).to_contain_text(" 20 ")
+        await picture(page, "sse_endpoint")
         await page.reload()
         await expect(page.locator("#state")).to_have_text("complete")
         answer = "You asked: why? (asked 1 times so far)\n" + NUMBERS.removeprefix("1 ")
@@ -152,5 +129,6 @@ async def test_each_user_sees_their_own_notes_and_the_lobby(program: Load, brows
             await expect(page.locator("#lobby li")).to_have_text(["ann: Hello"])
         await bob.click("#pry")
         await expect(bob.locator("#answer")).to_have_text("403 forbidden")
+        await picture(bob, "login_fastapi")
         await bob.click("text=Log out")
         await expect(bob.locator("#login")).to_be_visible()

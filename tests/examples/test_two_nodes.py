@@ -120,14 +120,6 @@ async def sse_endpoint(here: Node, there: Node) -> None:
         assert events_of(named.text)[-1][0] == "done"
 
 
-async def live_chart(here: Node, there: Node) -> None:
-    """Each node measures, and each shows the values of both."""
-    for node in (here, there):
-        async with viewing(node.hub, "chart") as (_, view):
-            await until(view, lambda messages: len([one for one in messages if len(one.text.splitlines()) > 5]) == 2)
-            assert [message.status for message in view.messages] == ["streaming", "streaming"]
-
-
 async def login_fastapi(here: Node, there: Node) -> None:
     """Who logs in at one node is known at the other, until the logout at either; a stranger is refused at both."""
     lobby, notes = "/tenuto/v1/channels/lobby/messages", "/tenuto/v1/channels/user:{}:notes/messages"
@@ -228,7 +220,6 @@ SCENES: dict[str, Scene] = {  # those that take longest begin first
     "fastapi_app": fastapi_app,
     "django_app": django_app,
     "sse_endpoint": sse_endpoint,
-    "live_chart": live_chart,
     "login_fastapi": login_fastapi,
     "react/server": react_server,
     "use_chat/server": use_chat_server,

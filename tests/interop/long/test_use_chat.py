@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.browser.tab import chromium
+from tests.browser.tab import chromium, picture
 from tests.examples.nodes import two_nodes
 from tests.examples.programs import load, served_app
 from tests.postgres import needs_postgres, running_postgres
@@ -62,6 +62,7 @@ async def test_page_of_the_example_resumes_in_mid_answer_and_stops_for_both_wind
 
         await ask(one, "And?")
         await expect(one.locator("article").last).to_have_text("And? Begun,")
+        await picture(one, "use_chat")
         other = await opened()
         await other.get_by_role("button", name="Stop").click()
         for page in (one, other):
