@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from tenuto.core.errors import Busy, LocalError, Unauthenticated, shown
+from tenuto.core.errors import Busy, LocalError, Unauthenticated
 from tenuto.hub.access import tokens
 from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.access.tokens import JwtVerifier, KeySet, fetch_set, jwt_verifier, keys_of_set
@@ -345,15 +345,14 @@ async def test_signed_token_of_more_than_8_kib_is_refused() -> None:
         {"crit": 5},
     ],
 )
-async def test_critical_extension_is_refused_and_named(headers: dict[str, Any]) -> None:
+async def test_critical_extension_is_refused(headers: dict[str, Any]) -> None:
     body = ".".join(
         base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=").decode()
         for one in ({"alg": "HS256", "typ": "JWT", **headers}, claims())
     )
     signature = base64.urlsafe_b64encode(hmac.digest(SECRET.encode(), body.encode(), "sha256")).rstrip(b"=").decode()
-    with pytest.raises(Unauthenticated, match="this server knows no critical extension") as refused:
+    with pytest.raises(Unauthenticated, match="crit"):
         await verifier().verify_token(f"{body}.{signature}")
-    assert f"header crit, got {shown(headers['crit'])}:" in str(refused.value)
 
 
 @pytest.mark.parametrize("wrong", WRONG_CLAIMS, ids=lambda wrong: str(wrong)[:40])
@@ -597,7 +596,7 @@ async def test_keys_of_an_unreachable_issuer_are_used_for_an_hour(
     time.now_s += 3599
     assert (await fetching.verify_token(signed_by("one"))).client_id == "ada"
     await settled(fetching)
-    assert "responded with status 500" in caplog.text
+    assert "cannot be fetched" in caplog.text
     time.now_s += 32
     with pytest.raises(Busy):
         await fetching.verify_token(signed_by("one"))
@@ -623,11 +622,8 @@ async def test_verifier_without_keys_refuses_as_busy_until_a_fetch_succeeds(
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b"", "did not respond with JSON"),
         (b"<html>", "did not respond with JSON"),
         (b"[" * 100_000, "did not respond with JSON"),
-        (b"[]", "JWK set"),
-        (b" " * (256 * 1024 + 1), "more than 262144 bytes"),
         (b'{"keys": [' + b"{}," * 100 + b"{}]}", "at most 100 keys"),
     ],
 )
@@ -637,35 +633,20 @@ def test_response_other_than_a_jwk_set_is_refused(issuer: Issuer, body: bytes, e
         fetch_set(issuer.url)
 
 
-def test_redirects_are_followed_on_the_same_host_only(issuer: Issuer) -> None:
-    issuer.keys = [jwk(RSA, kid="one")]
+def test_a_redirect_is_not_followed(issuer: Issuer) -> None:
     issuer.status, issuer.location = 302, "/moved"
-    assert [key.kid for key in fetch_set(issuer.url)] == ["one"]
-    assert issuer.requested == ["/keys", "/moved"]
-    other = Issuer()
-    try:
-        other.keys = [jwk(OTHER_RSA, kid="evil")]
-        for location in (other.url, other.url.removeprefix("http:"), "file:///etc/passwd"):
-            issuer.location = location
-            with pytest.raises(LocalError):
-                fetch_set(issuer.url)
-        assert other.requested == []
-    finally:
-        other.close()
-
-
-def test_circular_redirects_end_with_an_error(issuer: Issuer) -> None:
-    issuer.status, issuer.location = 302, "/keys"
-    with pytest.raises(LocalError, match="302"):
+    with pytest.raises(jwt.PyJWTError, match="302"):
         fetch_set(issuer.url)
-    assert len(issuer.requested) < 10
+    assert issuer.requested == ["/keys"]
 
 
-def test_fetch_from_a_slow_issuer_times_out(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fetch_from_a_slow_issuer_times_out(
+    fetching: JwtVerifier, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tokens, "FETCH_TIMEOUT_S", 0.05)
     issuer.gate.clear()
-    with pytest.raises(OSError, match="timed out"):
-        fetch_set(issuer.url)
+    with pytest.raises(Busy):
+        await fetching.verify_token(signed_by("one"))
 
 
 async def test_log_names_an_unreachable_issuer_without_the_secrets_in_its_url(
