@@ -471,7 +471,7 @@ class Visitors(VisitorVerifier):
         scope, hub = dict(request.scope), self.hub
         assert isinstance(hub, HubCore)
         try:
-            await check_peer(hub, scope)
+            check_peer(hub, scope)
             identity = await identify(hub, scope)
         except TenutoError as error:
             if not isinstance(request, HTTPConnection):

@@ -541,7 +541,7 @@ async def serve_socket(
 
 async def authorize(app: StreamApp, scope: HubScope, channel: str | None, capabilities: Iterable[str]) -> Access:
     """Return the access of a caller (`Hub.authorize`)."""
-    await check_peer(app.hub, scope)
+    check_peer(app.hub, scope)
     await check_serving(app.hub)
     access = Access(app, scope, await identify(app.hub, scope))
     if channel is not None:

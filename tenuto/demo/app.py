@@ -274,7 +274,7 @@ def _endpoint(hub: Hub, method: str, handler: Callable[[Request], Awaitable[Resp
 
     async def guarded(request: Request) -> Response:
         scope = dict(request.scope)
-        await check_peer(hub, scope)
+        check_peer(hub, scope)
         if not is_public:
             await identify(hub, scope)
         response = await handler(request)

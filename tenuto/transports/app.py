@@ -131,7 +131,7 @@ class App:
         stream = _STREAM.match(path)
         try:
             if not _is_public(path):
-                await check_peer(self.hub, scope)
+                check_peer(self.hub, scope)
             if stream is None or scope["method"] not in ("GET", "HEAD"):
                 await self._respond({**scope, "path": path, "root_path": ""}, receive, send)
                 return
@@ -163,7 +163,7 @@ class App:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # the first ASGI message: websocket.connect
         try:
-            await check_peer(self.hub, scope)
+            check_peer(self.hub, scope)
             if path_below(scope) != SOCKET_PATH:
                 raise no_such_path(path_below(scope))
             credentials = await self._sockets.admit(scope)

@@ -536,7 +536,7 @@ async def version(hub: HubCore, request: Request) -> Response:
     """Return the name and protocol version of this server, and the reason if it refuses this peer."""
     about: dict[str, Any] = {"server": "tenuto", "protocol": 1}
     try:
-        await check_peer(hub, dict(request.scope))
+        check_peer(hub, dict(request.scope))
     except (NoVerifier, Forbidden) as error:
         about["problem"] = error.problem()
     response = json_response(about)

@@ -3,7 +3,7 @@
 Layer: transports. `access` explains the rules; the app and `access` apply these checks before they ask for credentials.
 
 On a machine with several users a loopback connection may come from another user's process. The system names the owner
-of a socket (`foreign_owner`): by netlink, or by its table where netlink is missing.
+of a socket (`foreign_owner`), on Linux by netlink.
 
 `tenuto serve` bounds connections whose peers are unknown (`tenuto.server.connections`). It puts an object into the ASGI
 scope, which travels through middleware, and the transports call it when a verifier has identified the peer
@@ -18,7 +18,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
@@ -88,7 +88,7 @@ _REMEDY = (
 )
 
 
-async def check_peer(hub: HubCore, scope: Scope) -> None:
+def check_peer(hub: HubCore, scope: Scope) -> None:
     """Raise NoVerifier if the hub has no verifier and the request does not plainly come from its machine and user.
 
     Raises Forbidden for a `Host` that is not this machine, if the hub accepts every caller on loopback, and Busy if the
@@ -105,12 +105,12 @@ async def check_peer(hub: HubCore, scope: Scope) -> None:
         refusals.log(peer_of(scope), error)
         raise
     if hub.authenticate is None:
-        await _check_own_user(scope)
+        _check_own_user(scope)
 
 
-async def _check_own_user(scope: Scope) -> None:
+def _check_own_user(scope: Scope) -> None:
     """Raise NoVerifier if the peer's socket belongs to another user. Only the log names the accounts."""
-    reason = await foreign_owner(scope)
+    reason = foreign_owner(scope)
     if reason is not None:
         refusals.log(peer_of(scope), _not_ours(reason))
         raise _not_ours(
@@ -367,8 +367,6 @@ _OWNER = struct.Struct("=IIIII")  # end of the response: timer, bytes to read, b
 _OWNER_AT = _HEADER.size + _STATE.size + _PAIR.size + len(_COOKIE)
 _EVERY_STATE = 0xFFFFFFFF
 _ROOT = 0
-TABLES = {4: "/proc/net/tcp", 6: "/proc/net/tcp6"}
-_SCANS = 3  # times to read /proc/net/tcp, which may leave out a row while other sockets open and close
 # Errors that mean a shortage, which a peer may cause. They must not look like a system that does not provide the owner.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -389,10 +387,7 @@ class Pair(NamedTuple):
     remote_port: int
 
 
-Source = Callable[[Pair], SocketOwner | None]
-
-
-async def foreign_owner(scope: Scope) -> str | None:
+def foreign_owner(scope: Scope) -> str | None:
     """Return why the peer's socket does not belong to this process's user or to root; None if it does.
 
     Also returns None if the system or the server does not provide this. Raises Busy if descriptors or memory are short.
@@ -402,7 +397,7 @@ async def foreign_owner(scope: Scope) -> str | None:
     connection = connection_of(scope)
     if connection is not None and connection in _owned:
         return None
-    reason = await _look_up(scope)
+    reason = _look_up(scope)
     if reason is None and connection is not None:
         _owned.add(connection)
     return reason
@@ -410,24 +405,18 @@ async def foreign_owner(scope: Scope) -> str | None:
 
 # Connections to whose peers there is no objection; only if the server shows which request came over which connection.
 _owned: WeakSet[Any] = WeakSet()
-# The sources that work on this system, once they are known.
-_sources: dict[Source, bool] = {}
+# Whether netlink knows a socket of this process; None until it is asked.
+_is_known: bool | None = None
 
 
-async def _look_up(scope: Scope) -> str | None:
+def _look_up(scope: Scope) -> str | None:
     pair = pair_of(scope)
-    if pair is None:
-        return None
     try:
-        if _is_usable(by_netlink):
-            owner = by_netlink(pair)
-        elif await asyncio.to_thread(_is_usable, by_table):
-            owner = await asyncio.to_thread(by_table, pair)
-        else:
+        if pair is None or not _knows_owners():
             return None
+        return objection(owner_of(pair), os.geteuid())
     except OSError as error:
         raise Busy(f"the owner of the peer's socket cannot be looked up: {error.strerror}; try again") from None
-    return objection(owner, os.geteuid())
 
 
 def objection(owner: SocketOwner | None, uid: int) -> str | None:
@@ -469,26 +458,24 @@ def _name(uid: int) -> str:
         return str(uid)
 
 
-# The two sources of a socket's owner
-
-
-def _is_usable(source: Source) -> bool:
-    """Return whether `source` knows a socket of this process. Raises OSError for a shortage."""
-    if source not in _sources:
+def _knows_owners() -> bool:
+    """Return whether netlink knows a socket of this process. Raises OSError for a shortage."""
+    global _is_known
+    if _is_known is None:
         try:
             with socket.socket() as own:
                 own.bind(("127.0.0.1", 0))
                 own.listen(1)
-                owner = source(Pair(IPv4Address("127.0.0.1"), own.getsockname()[1], IPv4Address(0), 0))
+                owner = owner_of(Pair(IPv4Address("127.0.0.1"), own.getsockname()[1], IPv4Address(0), 0))
         except OSError as error:
             if error.errno in _SHORTAGES:
                 raise
             owner = None
-        _sources[source] = owner is not None and owner.uid == os.geteuid() and owner.inode != 0
-    return _sources[source]
+        _is_known = owner is not None and owner.uid == os.geteuid() and owner.inode != 0
+    return _is_known
 
 
-def by_netlink(pair: Pair) -> SocketOwner | None:
+def owner_of(pair: Pair) -> SocketOwner | None:
     """Return the owner of the socket with these ends, from sock_diag. Raises OSError."""
     family = socket.AF_INET if pair.address.version == 4 else socket.AF_INET6
     ends = _ends(pair, pair.address.version)
@@ -513,33 +500,6 @@ def by_netlink(pair: Pair) -> SocketOwner | None:
 def _ends(pair: Pair, version: int) -> bytes:
     """Return the two ends in the form of sock_diag. A connection of IPv4 may have an IPv6 socket at either end."""
     return _PAIR.pack(pair.port, pair.remote_port, _packed(pair.address, version), _packed(pair.remote, version))
-
-
-def by_table(pair: Pair) -> SocketOwner | None:
-    """Return the owner of the socket with these ends, from `/proc/net/tcp` and `tcp6`. Raises OSError. May block."""
-    for _ in range(_SCANS):
-        for path, row in _rows(pair):
-            with open(path, encoding="ascii") as table:
-                for line in table:
-                    if row in line:
-                        fields = line.split()
-                        if " ".join(fields[1:3]) == row:
-                            return SocketOwner(int(fields[7]), int(fields[9]))
-    return None
-
-
-def _rows(pair: Pair) -> Iterator[tuple[str, str]]:
-    """Yield the tables that may list the socket, and its ends as they are written there."""
-    for version, path in TABLES.items():
-        if pair.address.version <= version and os.path.exists(path):
-            ends = ((pair.address, pair.port), (pair.remote, pair.remote_port))
-            yield path, " ".join(f"{_in_table(address, version)}:{port:04X}" for address, port in ends)
-
-
-def _in_table(address: Address, version: int) -> str:
-    """Return `address` as the tables write it: words of 32 bits in the machine's byte order."""
-    packed = _packed(address, version)
-    return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
 
 
 def _packed(address: Address, version: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The account of a local peer, from the kernel: both sources agree, and a closed socket proves no account."""
+"""The account of a local peer, from the kernel: a closed socket proves no account."""
 
 from __future__ import annotations
 
@@ -23,18 +23,16 @@ from tenuto.transports.codec import refusals
 from tenuto.transports.origin import (
     Pair,
     SocketOwner,
-    by_netlink,
-    by_table,
     check_peer,
     foreign_owner,
     objection,
+    owner_of,
     pair_of,
 )
 from tests.transports.conftest import new_hub
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell no owner")
 
-SOURCES = [by_netlink, by_table]
 HERE = "127.0.0.1"
 MAPPED = "::ffff:127.0.0.1"
 NOBODY = 65534
@@ -64,36 +62,32 @@ def pair(server: socket.socket) -> Pair:
 WAYS = [(socket.AF_INET, HERE, None), (socket.AF_INET6, "::1", None), (socket.AF_INET, HERE, MAPPED)]
 
 
-@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize(("family", "host", "to"), WAYS, ids=["IPv4", "IPv6", "IPv4 from a socket of IPv6"])
-def test_owner_is_the_account_of_the_peer(source: Any, family: int, host: str, to: str | None) -> None:
+def test_owner_is_the_account_of_the_peer(family: int, host: str, to: str | None) -> None:
     with connected(family, host, to) as (peer, server):
-        found = source(pair(server))
+        found = owner_of(pair(server))
         assert found == SocketOwner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_socket_that_is_shut_down_for_writing_keeps_its_owner(source: Any) -> None:
+def test_socket_that_is_shut_down_for_writing_keeps_its_owner() -> None:
     with connected() as (peer, server):
         peer.shutdown(socket.SHUT_WR)
-        assert source(pair(server)) == SocketOwner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
+        assert owner_of(pair(server)) == SocketOwner(os.geteuid(), os.fstat(peer.fileno()).st_ino)
 
 
-@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("linger", [None, struct.pack("ii", 1, 0)], ids=["closed", "reset"])
-def test_closed_socket_has_no_inode(source: Any, linger: bytes | None) -> None:
+def test_closed_socket_has_no_inode(linger: bytes | None) -> None:
     with connected() as (peer, server):
         ends = pair(server)
         if linger is not None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         peer.close()
-        owner = source(ends)
+        owner = owner_of(ends)
         assert owner is None or owner.inode == 0
         assert objection(owner, uid=0) is not None
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it(source: Any) -> None:
+def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it() -> None:
     with connected() as (peer, server):
         ends = pair(server)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -102,7 +96,7 @@ def test_socket_that_listens_on_the_port_of_a_closed_peer_is_not_taken_for_it(so
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((HERE, ends.port))
             listening.listen(1)
-            assert source(ends) is None
+            assert owner_of(ends) is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +118,7 @@ def test_only_the_server_s_account_and_root_pass(owner: SocketOwner | None, uid:
     assert (objection(owner, uid) is not None) is is_refused
 
 
-async def test_only_the_log_names_the_accounts(
+def test_only_the_log_names_the_accounts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(refusals, "_logged_at_s", OrderedDict())
@@ -142,7 +136,7 @@ async def test_only_the_log_names_the_accounts(
             "server": listening.getsockname(),
         }
         with pytest.raises(NoVerifier) as refused:
-            await check_peer(hub, scope)
+            check_peer(hub, scope)
     assert "4242" in caplog.text
     assert str(NOBODY) in caplog.text
     assert not any(word in refused.value.detail for word in ("4242", "nobody", str(NOBODY)))
@@ -168,9 +162,9 @@ def test_objection_names_both_accounts() -> None:
         {"client": (HERE, 5)},
     ],
 )
-async def test_server_that_gives_no_addresses_leaves_it_to_the_other_rules(scope: dict[str, Any]) -> None:
+def test_server_that_gives_no_addresses_leaves_it_to_the_other_rules(scope: dict[str, Any]) -> None:
     assert pair_of(scope) is None
-    assert await foreign_owner(scope) is None
+    assert foreign_owner(scope) is None
 
 
 @pytest.mark.parametrize(("client", "server"), [(HERE, "0.0.0.0"), (MAPPED, "::"), (MAPPED, MAPPED)])
@@ -180,40 +174,18 @@ def test_addresses_are_understood_in_every_form(client: str, server: str) -> Non
     assert (str(found.address), str(found.remote)) == (HERE, HERE)
 
 
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> dict[Any, bool]:
-    """Forget the sources of this system for one test."""
-    sources: dict[Any, bool] = {}
-    monkeypatch.setattr(origin, "_sources", sources)
-    return sources
-
-
-async def test_table_is_read_where_netlink_is_missing(fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_netlink_the_other_rules_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origin, "_is_known", None)
     monkeypatch.setattr(origin, "_SOCK_DIAG", 31)  # a netlink family that does not exist
     with connected() as (peer, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
-        assert await foreign_owner(scope) is None
         peer.close()
-        reason = await foreign_owner(scope)
-        assert reason == "the peer's socket is closed already, or not of this machine, so its user is unknown"
-    assert fresh == {by_netlink: False, by_table: True}
+        assert foreign_owner(scope) is None
+    assert origin._is_known is False
 
 
-async def test_without_both_sources_the_other_rules_stand_alone(
-    fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(origin, "_SOCK_DIAG", 31)
-    monkeypatch.setattr(origin, "TABLES", {4: "/nowhere/tcp", 6: "/nowhere/tcp6"})
-    with connected() as (peer, server):
-        scope = {"client": server.getpeername(), "server": server.getsockname()}
-        peer.close()
-        assert await foreign_owner(scope) is None
-    assert fresh == {by_netlink: False, by_table: False}
-
-
-async def test_shortage_of_descriptors_lets_no_stranger_in(
-    fresh: dict[Any, bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shortage_of_descriptors_lets_no_stranger_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origin, "_is_known", None)
     with connected() as (_, server):
         scope = {"client": server.getpeername(), "server": server.getsockname()}
         real = socket.socket
@@ -225,18 +197,18 @@ async def test_shortage_of_descriptors_lets_no_stranger_in(
 
         monkeypatch.setattr(socket, "socket", short)
         with pytest.raises(Busy, match="Too many open files"):
-            await foreign_owner(scope)
+            foreign_owner(scope)
         monkeypatch.setattr(socket, "socket", real)
-        assert await foreign_owner(scope) is None  # the shortage is not remembered
+        assert foreign_owner(scope) is None  # the shortage is not remembered
 
 
 async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up: list[Any] = []
     real = origin._look_up
 
-    async def counted(scope: Any) -> str | None:
+    def counted(scope: Any) -> str | None:
         looked_up.append(scope["client"])
-        return await real(scope)
+        return real(scope)
 
     monkeypatch.setattr(origin, "_look_up", counted)
     monkeypatch.setattr(serving, "settle_collector", lambda: None)  # which is for a process of its own
