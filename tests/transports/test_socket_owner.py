@@ -118,9 +118,7 @@ def test_only_the_server_s_account_and_root_pass(owner: SocketOwner | None, uid:
     assert (objection(owner, uid) is not None) is is_refused
 
 
-def test_only_the_log_names_the_accounts(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_the_log_names_the_accounts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(refusals, "_logged_at_s", OrderedDict())
     monkeypatch.setattr(origin, "objection", lambda owner, uid: objection(SocketOwner(NOBODY, 7), 4_242))
     hub = new_hub()
