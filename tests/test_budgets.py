@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_639,
-    "lines of its kernel": 34_132,
+    "lines of tenuto/": 54_561,
+    "lines of its kernel": 34_054,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_728,
-    "lines of tests/": 70_371,
+    "lines of tests/": 70_366,
     "lines of proof/ and bench/": 23_974,
     "words of docs without decisions": 49_945,
     "words of decisions": 12_000,

@@ -38,7 +38,7 @@ from tenuto.core.requests import (
 from tenuto.development import failure_reason
 from tenuto.hub.access.hosts import check_allowed_origins, check_public_origin
 from tenuto.hub.access.identity import Authenticate
-from tenuto.hub.access.rates import ClientLimits, Questions, Rates, current_route, of_addresses
+from tenuto.hub.access.rates import ClientLimits, Questions, Rates, current_route
 from tenuto.hub.access.tickets import Tickets
 from tenuto.hub.access.visitors import VisitorVerifier
 from tenuto.hub.channel import Channel, until_settled
@@ -113,13 +113,11 @@ class HubCore:
         self.clock = clock or Clock()
         if not self.store.is_exclusive:
             self.clock = StoreClock(self.clock)
-        self.rates = Rates(client_limits)
         guests = authenticate if isinstance(authenticate, VisitorVerifier) else None
         self.questions = Questions(guests.limits) if guests is not None else None  # counts those of visitors
+        self.rates = Rates(client_limits, address_factor=guests.limits.address_factor if guests is not None else 0)
         if guests is not None:
             guests.serve(self)
-            factor = guests.limits.address_factor
-            self.rates.of_addresses = Rates(of_addresses(self.rates.limits, factor), bodies_factor=factor)
         self.tickets = Tickets(ticket_keys or getattr(authenticate, "ticket_keys", ()), now_ms=self.clock.now_ms)
         self.requires_own_host = False  # check `Host` even with a verifier; `serve --allow-everyone` sets this
         self.drive_by_hand = False  # streaming responses may call `send` by themselves; `serve` sets this

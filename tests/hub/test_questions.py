@@ -27,7 +27,6 @@ from tenuto.hub.access.rates import (
     QuestionLimits,
     Questions,
     Rates,
-    of_addresses,
 )
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
 from tests.hub.test_commit_outcomes import ScriptedStore, kill
@@ -123,8 +122,7 @@ def test_number_of_counted_visitors_is_bounded(monkeypatch: pytest.MonkeyPatch) 
 def test_requests_and_connections_of_visitors_count_for_their_address_too() -> None:
     time = Time()
     limits = ClientLimits(client_requests=5, client_connections=2)
-    rates = Rates(limits, now_s=time)
-    rates.of_addresses = Rates(of_addresses(limits, 10), now_s=time)
+    rates = Rates(limits, address_factor=10, now_s=time)
     accepted = 0
     for number in range(1000):
         identity = Identity(client_id=visitor(number), grants={})
@@ -143,8 +141,9 @@ def test_requests_and_connections_of_visitors_count_for_their_address_too() -> N
     for slot in slots:
         slot.leave()
     time.now_s = 3600
-    rates.forget_new()
-    assert len(rates) == len(rates.of_addresses) == 0
+    for _ in range(2):
+        rates.forget_new()
+    assert len(rates) == 0
 
 
 @pytest.mark.parametrize("others", [1, 300])
@@ -152,8 +151,7 @@ def test_channels_signals_and_bodies_of_visitors_count_for_their_address_too(oth
     """Of one visitor `ClientLimits` hold, of all others together ten times as many."""
     time = Time()
     limits = ClientLimits(client_channels=5, client_signals=2)
-    rates = Rates(limits, now_s=time)
-    rates.of_addresses = Rates(of_addresses(limits, 10), bodies_factor=10, now_s=time)
+    rates = Rates(limits, address_factor=10, now_s=time)
     crowd = [Identity(client_id=visitor(number), grants={}) for number in range(others)]
     factor = min(10, others)
     begun = signals = bodies = 0
@@ -177,7 +175,7 @@ def test_channels_signals_and_bodies_of_visitors_count_for_their_address_too(oth
             body.grow(100)
     time.now_s = 3600
     rates.forget_new()
-    assert len(rates) == len(rates.of_addresses) == 0
+    assert len(rates) == 0
 
 
 # In a hub
@@ -304,8 +302,7 @@ async def test_question_in_flight_when_the_hub_ends_counts() -> None:
 async def test_hundreds_of_visitors_of_one_address_are_refused_and_others_are_served() -> None:
     hub = new_hub(authenticate=visitors())
     assert hub.questions is not None
-    assert hub.rates.of_addresses is not None
-    for one in (hub.questions, hub.rates, hub.rates.of_addresses):
+    for one in (hub.questions, hub.rates):
         one._now_s = Time()  # all come within one second
     statuses = []
     async with asking(hub, client="192.0.2.9") as crowd, asking(hub, client="192.0.2.10") as other:
@@ -351,9 +348,7 @@ async def test_visitors_of_one_address_begin_channels_and_send_signals_within_it
     limits = ClientLimits(client_requests=1000, client_channels=1, client_signals=1)
     hub = new_hub(authenticate=visitors(questions_per_minute=1000), client_limits=limits)
     assert isinstance(hub.authenticate, Visitors)
-    assert hub.rates.of_addresses is not None
-    for one in (hub.rates, hub.rates.of_addresses):
-        one._now_s = Time()
+    hub.rates._now_s = Time()
     await hub.start()
     for address, count in (("192.0.2.9", 15), ("192.0.2.10", 1)):
         statuses = []

@@ -310,7 +310,7 @@ async def counted_app() -> AsyncIterator[tuple[Served, Callable[[], float]]]:
 
     def charged_bytes() -> float:
         client = hub.rates._clients.get("ann")
-        return most - client.bytes.level(most, 0, 0) if client is not None else 0
+        return most - client.bytes.level if client is not None else 0
 
     @app.get("/{kind}")
     async def read(kind: str, request: Request) -> Response:

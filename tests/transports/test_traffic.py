@@ -33,7 +33,7 @@ async def counted(served: Verified) -> Verified:
 def charged_bytes(served: Verified, sub: str = "ada") -> float:
     """Return the bytes that a client has caused."""
     client = served.hub.rates._clients.get(sub)
-    return MAX_BYTES - client.bytes.level(MAX_BYTES, 0, 0) if client is not None else 0
+    return MAX_BYTES - client.bytes.level if client is not None else 0
 
 
 async def get(served: Verified, path: str) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
@@ -37,7 +37,7 @@ from tenuto.hub.access.identity import Identity
 from tenuto.hub.pending import Result
 
 MAX_CLIENTS = 100_000  # limit of clients that are counted at the same time; each needs about 600 bytes
-HOUR_S = 3600.0
+MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
 FORGET_AT_ONCE = 1_000
 # Traffic of this size counts as one request: reading and sending a large page takes about 7 ms for each MiB.
 REQUEST_COST_BYTES = 128 * KIB
@@ -64,68 +64,58 @@ class ClientLimits:
 ADDRESS_CONNECTIONS = 50
 
 
-def of_addresses(limits: ClientLimits, factor: int) -> ClientLimits:
-    """Return the limits of all visitors of one address together: `factor` times those of one client."""
-    return ClientLimits(
-        client_connections=limits.client_connections * ADDRESS_CONNECTIONS,
-        client_requests=limits.client_requests * factor,
-        client_bytes=limits.client_bytes * factor,
-        client_signals=limits.client_signals * factor,
-        client_channels=limits.client_channels * factor,
-    )
-
-
 class Bucket:
-    """A token bucket: `level` refills it, `take` takes tokens. Below zero it is in debt, and refills from there."""
+    """A token bucket that fills up in `fill_s`. Below zero it is in debt, and refills from there."""
 
-    __slots__ = ("_at_s", "_level")
+    __slots__ = ("_at_s", "fill_s", "level", "size")
 
-    def __init__(self, size: float, now_s: float) -> None:
-        self._level = size
+    def __init__(self, size: float, fill_s: float, now_s: float) -> None:
+        self.size, self.fill_s = size, fill_s
+        self.level = size
         self._at_s = now_s
 
-    def level(self, size: float, per_s: float, now_s: float) -> float:
+    def refilled(self, now_s: float) -> float:
         """Refill the bucket for the time since the last call and return how many tokens it holds."""
-        self._level = min(size, self._level + max(0.0, now_s - self._at_s) * per_s)
+        self.level = min(self.size, self.level + max(0.0, now_s - self._at_s) * self.size / self.fill_s)
         self._at_s = now_s
-        return self._level
+        return self.level
 
-    def take(self, tokens: float = 1) -> None:
-        """Take `tokens`; a negative number gives them back. Call `level` first."""
-        self._level -= tokens
-
-    def wait_s(self, per_s: float) -> int:
-        """Return in how many whole seconds the bucket will hold a token again. Call `level` first."""
-        return max(1, ceil(min(HOUR_S, (1 - self._level) / per_s if per_s > 0 else HOUR_S)))
-
-    def is_full(self, size: float, per_s: float, now_s: float) -> bool:
-        """Return whether the bucket is as a new one."""
-        return self.level(size, per_s, now_s) >= size
+    def wait_s(self) -> int:
+        """Return in how many whole seconds the bucket will hold a token again. Call `refilled` first."""
+        return max(1, ceil(min(DAY_S, (1 - self.level) * self.fill_s / self.size if self.size else DAY_S)))
 
 
 class _Client:
-    """The counters of one client."""
+    """The counters of one client, or of all visitors of one address, which have `factor` times the limits of one."""
 
-    __slots__ = ("body_bytes", "bytes", "channels", "connections", "requests", "signals")
+    __slots__ = (
+        "body_bytes",
+        "bytes",
+        "channels",
+        "connections",
+        "factor",
+        "max_connections",
+        "name",
+        "requests",
+        "signals",
+    )
 
-    def __init__(self, limits: ClientLimits, now_s: float) -> None:
+    def __init__(self, name: str, limits: ClientLimits, factor: int, max_connections: int, now_s: float) -> None:
+        self.name = name  # for error messages
+        self.factor = factor
+        self.max_connections = max_connections
         self.connections = 0
         self.body_bytes = 0  # size of the request bodies that are still open
-        self.requests = Bucket(2 * limits.client_requests, now_s)
-        self.bytes = Bucket(limits.client_bytes, now_s)
-        self.signals: Bucket | None = None  # made on first use, since most clients never need these two
-        self.channels: Bucket | None = None
+        self.requests = Bucket(2 * factor * limits.client_requests, 2.0, now_s)
+        self.bytes = Bucket(factor * limits.client_bytes, HOUR_S, now_s)
+        self.signals = Bucket(factor * limits.client_signals, 1.0, now_s)
+        self.channels = Bucket(factor * limits.client_channels, HOUR_S, now_s)
 
-    def is_new(self, limits: ClientLimits, now_s: float) -> bool:
+    def is_new(self, now_s: float) -> bool:
         """Return whether nothing is counted: the counters are as those of a client that never came."""
-        most, per_h = limits.client_requests, limits.client_channels
-        return (
-            not (self.connections or self.body_bytes)
-            and self.requests.is_full(2 * most, most, now_s)
-            and self.bytes.is_full(limits.client_bytes, limits.client_bytes / HOUR_S, now_s)
-            and (self.signals is None or self.signals.is_full(limits.client_signals, limits.client_signals, now_s))
-            and (self.channels is None or self.channels.is_full(per_h, per_h / HOUR_S, now_s))
-        )
+        buckets = (self.requests, self.bytes, self.signals, self.channels)
+        is_idle = not (self.connections or self.body_bytes)
+        return is_idle and all(one.refilled(now_s) >= one.size for one in buckets)
 
 
 class ConnectionSlot:
@@ -150,14 +140,15 @@ class OpenBody:
     A step that raises TooMany leaves the counts as they are.
     """
 
-    __slots__ = ("_clients", "_held_bytes", "size")
+    __slots__ = ("_clients", "_held_bytes", "_max_bytes", "size")
 
-    def __init__(self, *clients: tuple[_Client, str, int], least_bytes: int = 0) -> None:
-        """Count at least `least_bytes` for each of `clients`, which are counters with a name and a limit in bytes.
+    def __init__(self, clients: Sequence[_Client] = (), *, max_bytes: int = 0, least_bytes: int = 0) -> None:
+        """Count at least `least_bytes` for each of `clients`, whose open bodies may have `max_bytes` together.
 
-        The limit is that of all open bodies of the client. Without clients nothing is counted at all.
+        Without clients nothing is counted at all.
         """
         self._clients = clients
+        self._max_bytes = max_bytes
         self._held_bytes = least_bytes
         self.size = 0  # bytes that have arrived, if they are counted
 
@@ -167,7 +158,7 @@ class OpenBody:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for client, _, _ in self._clients:
+        for client in self._clients:
             client.body_bytes -= self._held_bytes
 
     def grow(self, size: int) -> None:
@@ -180,14 +171,15 @@ class OpenBody:
             self._held_bytes = self.size
 
     def _count(self, size: int) -> None:
-        for client, name, max_bytes in self._clients:
+        for client in self._clients:
+            max_bytes = client.factor * self._max_bytes
             if client.body_bytes + size > max_bytes:
                 raise TooMany(
-                    f"the unfinished request bodies of client {name} have {client.body_bytes} bytes together, the "
-                    f"limit is {max_bytes}; send fewer at a time",
+                    f"the unfinished request bodies of client {client.name} have {client.body_bytes} bytes together, "
+                    f"the limit is {max_bytes}; send fewer at a time",
                     limit=max_bytes,
                 )
-        for client, _, _ in self._clients:
+        for client in self._clients:
             client.body_bytes += size
 
 
@@ -197,24 +189,22 @@ UNCOUNTED = OpenBody()  # the open body of a client whose traffic is not limited
 class Rates:
     """Counts the requests, bytes, open bodies, signals, connections and new channels of clients.
 
-    A call that raises TooMany leaves the counts of its client as they are. Visitors have an id for nothing, so all that
-    is counted for one counts for its address, too, in `of_addresses`.
+    A call that raises TooMany leaves the counts as they are. Visitors have an id for nothing, so all that is counted
+    for one counts for its address, too.
     """
-
-    of_addresses: Rates | None = None  # counts the addresses of visitors
 
     def __init__(
         self,
         limits: ClientLimits | None = None,
         *,
-        bodies_factor: int = 1,
+        address_factor: int = 0,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Count by `limits`; the open bodies of a client may have `bodies_factor` times the size that `body` gets."""
+        """Count by `limits`, and by `address_factor` times those for all visitors of one address; 0: there are none."""
         self.limits = limits or ClientLimits()
-        self._bodies_factor = bodies_factor
+        self._address_factor = address_factor
         self._now_s = now_s
-        # clients in order of their last activity, the latest last
+        # clients and addresses in order of their last activity, the latest last
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     def __len__(self) -> int:
@@ -226,114 +216,85 @@ class Rates:
         `peer` is the address, which identifies a client without an id. Raises TooMany for a client in debt, whatever
         the size: earlier traffic decides, so that even the largest request is possible.
         """
-        client = self._client(identity, peer)
-        if client is None:
-            return
-        if (addresses := self._addresses(identity)) is not None:
-            addresses.request(_ADDRESS, address_group(peer), size=size)
-        now_s, limits = self._now_s(), self.limits
-        limit, bytes_limit = limits.client_requests, limits.client_bytes
-        level = client.requests.level(2 * limit, limit, now_s)
-        bytes_level = client.bytes.level(bytes_limit, bytes_limit / HOUR_S, now_s)
-        if level < 1:
-            wait_s = client.requests.wait_s(limit)
-            raise TooMany(
-                f"client {_name(identity, peer)} has used {2 * limit - level:.0f} of {2 * limit} requests at once, "
-                f"which refill by {limit} a second; {REQUEST_COST_BYTES // KIB} KiB of traffic count as one. "
-                f"Wait {wait_s} s, or raise ClientLimits(client_requests=...)",
-                limit=limit,
-                retry_after_s=wait_s,
-            )
-        if bytes_level < 1:
-            wait_s = client.bytes.wait_s(bytes_limit / HOUR_S)
-            raise TooMany(
-                f"client {_name(identity, peer)} has caused {bytes_limit - bytes_level:.0f} bytes of traffic, the "
-                f"limit is {bytes_limit} in an hour. Wait {wait_s} s, or raise ClientLimits(client_bytes=...)",
-                limit=bytes_limit,
-                retry_after_s=wait_s,
-            )
-        client.requests.take(1 + _cost(size))
-        client.bytes.take(size)
+        self._request(self._counted(identity, peer), size)
 
     def new_visitor(self, peer: str) -> None:
         """Count a request without an id, whose sender becomes a visitor, for its address alone. Raises TooMany."""
-        (self.of_addresses or self).request(_ADDRESS, address_group(peer))
+        self._request([self._address(peer)], 0)
+
+    def _request(self, clients: Sequence[_Client], size: int) -> None:
+        now_s = self._now_s()
+        for client in clients:
+            requests, traffic = client.requests, client.bytes
+            if requests.refilled(now_s) < 1:
+                wait_s, limit = requests.wait_s(), int(requests.size / 2)
+                raise TooMany(
+                    f"client {client.name} has used {requests.size - requests.level:.0f} of {requests.size} requests "
+                    f"at once, which refill by {limit} a second; {REQUEST_COST_BYTES // KIB} KiB of traffic count as "
+                    f"one. Wait {wait_s} s, or raise ClientLimits(client_requests=...)",
+                    limit=limit,
+                    retry_after_s=wait_s,
+                )
+            if traffic.refilled(now_s) < 1:
+                wait_s = traffic.wait_s()
+                raise TooMany(
+                    f"client {client.name} has caused {traffic.size - traffic.level:.0f} bytes of traffic, the limit "
+                    f"is {traffic.size} in an hour. Wait {wait_s} s, or raise ClientLimits(client_bytes=...)",
+                    limit=int(traffic.size),
+                    retry_after_s=wait_s,
+                )
+        for client in clients:
+            client.requests.level -= 1 + _cost(size)
+            client.bytes.level -= size
 
     def charge(self, identity: Identity, peer: str = "", *, size: int) -> None:
         """Count `size` bytes that a request has caused; a negative number gives them back.
 
         Never raises, since the traffic has already happened: the next requests are refused until it is made up for.
         """
-        client = self._client(identity, peer)
-        if client is None:
-            return
-        if (addresses := self._addresses(identity)) is not None:
-            addresses.charge(_ADDRESS, address_group(peer), size=size)
-        now_s, limits = self._now_s(), self.limits
-        client.requests.level(2 * limits.client_requests, limits.client_requests, now_s)
-        client.bytes.level(limits.client_bytes, limits.client_bytes / HOUR_S, now_s)
-        client.requests.take(_cost(size))
-        client.bytes.take(size)
+        now_s = self._now_s()
+        for client in self._counted(identity, peer):
+            client.requests.level = client.requests.refilled(now_s) - _cost(size)
+            client.bytes.level = client.bytes.refilled(now_s) - size
 
     def signal(self, identity: Identity, peer: str = "") -> None:
         """Count a signal. Raises TooMany."""
-        client = self._client(identity, peer)
-        if client is None:
-            return
-        limit, now_s = self.limits.client_signals, self._now_s()
-        if client.signals is None:
-            client.signals = Bucket(limit, now_s)
-        if client.signals.level(limit, limit, now_s) < 1:
-            raise TooMany(
-                f"client {_name(identity, peer)} has sent {limit} signals in a second, which is the limit; send fewer",
-                limit=limit,
-            )
-        if (addresses := self._addresses(identity)) is not None:
-            addresses.signal(_ADDRESS, address_group(peer))
-        client.signals.take()
+        clients, now_s = self._counted(identity, peer), self._now_s()
+        for client in clients:
+            if client.signals.refilled(now_s) < 1:
+                limit = int(client.signals.size)
+                raise TooMany(
+                    f"client {client.name} has sent {limit} signals in a second, which is the limit; send fewer",
+                    limit=limit,
+                )
+        for client in clients:
+            client.signals.level -= 1
 
     def may_begin(self, identity: Identity, peer: str = "") -> bool:
         """Return whether the client may create one more channel.
 
         Does not count it yet, since the request may still fail.
         """
-        addresses = self._addresses(identity)
-        if addresses is not None and not addresses.may_begin(_ADDRESS, address_group(peer)):
-            return False
-        client = self._client(identity, peer)
-        if client is None or client.channels is None:
-            return True
-        limit = self.limits.client_channels
-        return client.channels.level(limit, limit / HOUR_S, self._now_s()) >= 1
+        now_s = self._now_s()
+        return all(client.channels.refilled(now_s) >= 1 for client in self._counted(identity, peer))
 
     def began(self, identity: Identity, peer: str = "") -> None:
         """Count a new channel whose first entry is stored. Never raises, since the entry is already stored."""
-        client = self._client(identity, peer)
-        if client is None:
-            return
-        if (addresses := self._addresses(identity)) is not None:
-            addresses.began(_ADDRESS, address_group(peer))
-        limit, now_s = self.limits.client_channels, self._now_s()
-        if client.channels is None:
-            client.channels = Bucket(limit, now_s)
-        client.channels.level(limit, limit / HOUR_S, now_s)
-        client.channels.take()
+        for client in self._counted(identity, peer):
+            client.channels.level = client.channels.refilled(self._now_s()) - 1
 
     def connect(self, identity: Identity, peer: str = "") -> ConnectionSlot:
         """Return a slot for a stream, poll or socket; the caller must call `leave` at its end."""
-        client = self._client(identity, peer)
-        if client is None:
-            return ConnectionSlot()
-        limit = self.limits.client_connections
-        if client.connections >= limit:
-            raise TooMany(
-                f"client {_name(identity, peer)} has {limit} open connections, which is the limit; close one of them",
-                limit=limit,
-            )
-        clients = [client]
-        if (addresses := self._addresses(identity)) is not None:
-            clients += addresses.connect(_ADDRESS, address_group(peer)).clients
-        client.connections += 1
+        clients = self._counted(identity, peer)
+        for client in clients:
+            limit = client.max_connections
+            if client.connections >= limit:
+                raise TooMany(
+                    f"client {client.name} has {limit} open connections, which is the limit; close one of them",
+                    limit=limit,
+                )
+        for client in clients:
+            client.connections += 1
         return ConnectionSlot(*clients)
 
     def body(self, identity: Identity, peer: str = "", *, largest_bytes: int, max_bytes: int | None = None) -> OpenBody:
@@ -342,55 +303,54 @@ class Rates:
         The bodies of a client that have not ended hold at most `max_bytes`, by default as much as eight of the largest,
         and each holds at least a sixteenth of one, so that there are at most 128.
         """
-        max_bytes = max_bytes or OPEN_BODIES * largest_bytes
-        counted = self._open_body(identity, peer, max_bytes)
-        if counted and (addresses := self._addresses(identity)) is not None:
-            counted += addresses._open_body(_ADDRESS, address_group(peer), max_bytes)
-        return OpenBody(*counted, least_bytes=largest_bytes // 16)
-
-    def _open_body(self, identity: Identity, peer: str, max_bytes: int) -> list[tuple[_Client, str, int]]:
-        """Return the counters of the client, with its name and its limit; none if its traffic is not limited."""
-        client = self._client(identity, peer)
-        return [] if client is None else [(client, _name(identity, peer), max_bytes * self._bodies_factor)]
-
-    def _addresses(self, identity: Identity) -> Rates | None:
-        """Return the counts of addresses if `identity` is a visitor, whose address is counted, too."""
-        return self.of_addresses if self.of_addresses is not None and is_visitor(identity.client_id) else None
+        return OpenBody(
+            self._counted(identity, peer),
+            max_bytes=max_bytes or OPEN_BODIES * largest_bytes,
+            least_bytes=largest_bytes // 16,
+        )
 
     def forget_new(self) -> None:
         """Look at the next `FORGET_AT_ONCE` clients, and forget those of which nothing is counted any more."""
         now_s = self._now_s()
-        for name in list(islice(self._clients, FORGET_AT_ONCE)):
-            if self._clients[name].is_new(self.limits, now_s):
-                del self._clients[name]
+        for key in list(islice(self._clients, FORGET_AT_ONCE)):
+            if self._clients[key].is_new(now_s):
+                del self._clients[key]
             else:
-                self._clients.move_to_end(name)  # so that each client is looked at in turn
-        if self.of_addresses is not None:
-            self.of_addresses.forget_new()
+                self._clients.move_to_end(key)  # so that each client is looked at in turn
 
-    def _client(self, identity: Identity, peer: str) -> _Client | None:
-        """Return the counters of the client behind `identity`; None if its traffic is not limited."""
+    def _counted(self, identity: Identity, peer: str) -> list[_Client]:
+        """Return the counters of the client, and of its address if it is a visitor; none if it is not limited."""
         if identity.is_trusted:
-            return None
+            return []
+        name = identity.client_id
         # An id contains no slash, so no client can choose the key of an address as its name.
-        name = identity.client_id if identity.client_id is not None else f"/{peer}"
-        client = self._clients.get(name)
+        clients = [self._client(f"/{peer}" if name is None else name, peer if name is None else name)]
+        if self._address_factor and is_visitor(name):
+            clients.append(self._address(peer))
+        return clients
+
+    def _address(self, peer: str) -> _Client:
+        """Return the counters of all visitors of the address."""
+        group = address_group(peer)
+        return self._client(f"//{group}", group, self._address_factor or 1, ADDRESS_CONNECTIONS)
+
+    def _client(self, key: str, name: str, factor: int = 1, connections_factor: int = 1) -> _Client:
+        client = self._clients.get(key)
         if client is None:
             self._make_room()
-            client = self._clients[name] = _Client(self.limits, self._now_s())
+            client = self._clients[key] = _Client(
+                shown(name), self.limits, factor, connections_factor * self.limits.client_connections, self._now_s()
+            )
         else:
-            self._clients.move_to_end(name)
+            self._clients.move_to_end(key)
         return client
 
     def _make_room(self) -> None:
         """Forget the client that was idle longest and has neither slots nor open bodies."""
         for _ in range(len(self._clients) - MAX_CLIENTS + 1):
-            name, client = self._clients.popitem(last=False)
+            key, client = self._clients.popitem(last=False)
             if client.connections or client.body_bytes:
-                self._clients[name] = client
-
-
-_ADDRESS = Identity(grants={})  # a client without an id, which counts by its address
+                self._clients[key] = client
 
 
 def _cost(size: int) -> float:
@@ -398,14 +358,8 @@ def _cost(size: int) -> float:
     return size / REQUEST_COST_BYTES if abs(size) > FREE_BYTES else 0.0
 
 
-def _name(identity: Identity, peer: str) -> str:
-    """Return the name of a client for error messages: its id or its address."""
-    return shown(identity.client_id if identity.client_id is not None else peer)
-
-
 logger = logging.getLogger("tenuto.hub")
 
-MINUTE_S, DAY_S = 60.0, 86_400.0
 MAX_COUNTED = 100_000  # limit of the visitors and addresses that are counted at the same time
 LOG_S = 3600.0  # least time between two lines of the log about addresses at their limit
 
@@ -425,61 +379,22 @@ class QuestionLimits(Struct, frozen=True, kw_only=True):
                 raise LocalError(f"visitors({setting}=...) must be a whole number from 1 on, got {shown(value)}")
 
 
-class _Allowance:
-    """The buckets of one visitor or address."""
-
-    __slots__ = ("buckets", "settings")
-
-    def __init__(self, limits: QuestionLimits, factor: int, now_s: float) -> None:
-        self.settings = [  # the size of each bucket, the time in which it fills up, and the name of the time
-            (limits.per_minute * factor, MINUTE_S, "minute"),
-            (limits.per_day * factor, DAY_S, "day"),
-        ]
-        self.buckets = [Bucket(size, now_s) for size, _, _ in self.settings]
-
-    def refusal(self, who: str, now_s: float) -> TooMany | None:
-        """Return the error for a further question; None if one is possible."""
-        for bucket, (size, time_s, period) in zip(self.buckets, self.settings, strict=True):
-            level = bucket.level(size, size / time_s, now_s)
-            if level < 1:
-                wait_s = max(1, ceil((1 - level) * time_s / size))
-                return TooMany(
-                    f"{who} sent {size} questions within a {period}, which is the limit. Wait {wait_s} s, or raise "
-                    f"visitors(questions_per_{period}=...)",
-                    limit=size,
-                    retry_after_s=wait_s,
-                )
-        return None
-
-    def take(self, questions: int) -> None:
-        """Take tokens for `questions`; a negative number gives them back."""
-        for bucket in self.buckets:
-            bucket.take(questions)
-
-    def is_full(self, now_s: float) -> bool:
-        """Return whether the buckets are as those of a new visitor."""
-        return all(
-            bucket.level(size, size / time_s, now_s) >= size
-            for bucket, (size, time_s, _) in zip(self.buckets, self.settings, strict=True)
-        )
-
-
 class Asked:
-    """A question that was counted."""
+    """A question that was counted in `buckets`."""
 
-    def __init__(self, allowances: list[_Allowance]) -> None:
-        self._allowances = allowances
+    def __init__(self, buckets: Sequence[Bucket]) -> None:
+        self._buckets = buckets
 
     @property
     def is_counted(self) -> bool:
         """Return whether the question still counts."""
-        return bool(self._allowances)
+        return bool(self._buckets)
 
     def give_back(self) -> None:
         """Count the question no more, because it was not stored, or was stored before."""
-        for allowance in self._allowances:
-            allowance.take(-1)
-        self._allowances = []
+        for bucket in self._buckets:
+            bucket.level += 1
+        self._buckets = ()
 
     def settle(self, result: Result | TenutoError, *, may_be_stored: bool) -> None:
         """Give the question back if `result` shows that it was not stored, and it is not unclear either."""
@@ -528,33 +443,46 @@ class Questions:
     def __init__(self, limits: QuestionLimits, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._now_s = now_s
-        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
+        # the buckets for a minute and for a day of each visitor and address
+        self._buckets: OrderedDict[str, tuple[Bucket, Bucket]] = OrderedDict()
         self._logged_s = -inf
 
     def __len__(self) -> int:
-        return len(self._allowances)
+        return len(self._buckets)
 
     def ask(self, visitor: str, peer: str | None) -> Asked:
         """Count a question of `visitor` from the address `peer`, if that is known. Raises TooMany."""
-        now_s = self._now_s()
-        allowances = {visitor: self._allowance(visitor, 1, now_s)}
-        refusal = allowances[visitor].refusal(f"visitor {shown(visitor)} has", now_s)
-        if peer is not None and refusal is None:
-            group = address_group(peer)
-            address = f"/{group}"  # an id contains no slash
-            allowances[address] = self._allowance(address, self._limits.address_factor, now_s)
-            refusal = allowances[address].refusal(f"all visitors of the address {shown(group)} have", now_s)
-            if refusal is not None:
-                self._log(refusal, now_s)
-        if refusal is not None:
-            raise refusal
-        for name, allowance in allowances.items():
-            allowance.take(1)
-            self._allowances[name] = allowance
-            self._allowances.move_to_end(name)
-        while len(self._allowances) > MAX_COUNTED:
-            self._allowances.popitem(last=False)
-        return Asked(list(allowances.values()))
+        now_s, limits = self._now_s(), self._limits
+        askers = [(visitor, f"visitor {shown(visitor)} has", 1)]
+        if peer is not None:
+            group = address_group(peer)  # an id contains no slash
+            askers.append((f"/{group}", f"all visitors of the address {shown(group)} have", limits.address_factor))
+        counted = {}
+        for name, who, factor in askers:
+            counted[name] = self._buckets.get(name) or (
+                Bucket(limits.per_minute * factor, MINUTE_S, now_s),
+                Bucket(limits.per_day * factor, DAY_S, now_s),
+            )
+            for bucket, period in zip(counted[name], ("minute", "day"), strict=True):
+                if bucket.refilled(now_s) < 1:
+                    wait_s = bucket.wait_s()
+                    refusal = TooMany(
+                        f"{who} sent {bucket.size} questions within a {period}, which is the limit. Wait {wait_s} s, "
+                        f"or raise visitors(questions_per_{period}=...)",
+                        limit=int(bucket.size),
+                        retry_after_s=wait_s,
+                    )
+                    if name != visitor:
+                        self._log(refusal, now_s)
+                    raise refusal
+        for name, pair in counted.items():
+            for bucket in pair:
+                bucket.level -= 1
+            self._buckets[name] = pair
+            self._buckets.move_to_end(name)
+        while len(self._buckets) > MAX_COUNTED:
+            self._buckets.popitem(last=False)
+        return Asked([bucket for pair in counted.values() for bucket in pair])
 
     def counted(self, channel: str, request: Request, caller: Caller) -> tuple[Caller, Asked | None]:
         """Count `request` if it is a question of a visitor, and return the caller with whom to submit it.
@@ -583,15 +511,11 @@ class Questions:
     def forget_full(self) -> None:
         """Look at the next `FORGET_AT_ONCE` visitors and addresses, and forget those whose buckets are full again."""
         now_s = self._now_s()
-        for name in list(islice(self._allowances, FORGET_AT_ONCE)):
-            if self._allowances[name].is_full(now_s):
-                del self._allowances[name]
+        for name in list(islice(self._buckets, FORGET_AT_ONCE)):
+            if all(bucket.refilled(now_s) >= bucket.size for bucket in self._buckets[name]):
+                del self._buckets[name]
             else:
-                self._allowances.move_to_end(name)  # so that each is looked at in turn
-
-    def _allowance(self, name: str, factor: int, now_s: float) -> _Allowance:
-        """Return the allowance of a visitor or address; a new one is kept only with its first question."""
-        return self._allowances.get(name) or _Allowance(self._limits, factor, now_s)
+                self._buckets.move_to_end(name)  # so that each is looked at in turn
 
     def _log(self, refusal: TooMany, now_s: float) -> None:
         if now_s - self._logged_s >= LOG_S:
