@@ -1,5 +1,5 @@
 /**
- * Limits for the size of the client as a page with a bundler gets it: minified and gzipped (`docs/decisions/0046`, `0047`, `0119`).
+ * Limits for the size of the client as a page with a bundler gets it: minified and gzipped (`docs/decisions/0047`).
  * Do not raise a limit without a decision. `docs/browser.md` has the limits and the sizes.
  */
 import assert from "node:assert/strict"
