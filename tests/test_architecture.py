@@ -227,3 +227,13 @@ def test_adapters_use_public_names_only() -> None:
             one for one in nodes if isinstance(one, ast.Attribute) and re.match("_(?!replace$|_init__$)", one.attr)
         ]
         assert all(isinstance(one.value, ast.Name) and one.value.id == "self" for one in private), path
+
+
+def test_what_could_be_a_package_of_its_own_uses_public_names_only() -> None:
+    folders = ("sources", "server", "stores/postgres", "stores/redis", "cli")
+    for path in (one for folder in folders for one in sorted((PACKAGE / folder).glob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tenuto."):
+                assert not [alias.name for alias in node.names if re.match("_(?!_)", alias.name)], path
+            if isinstance(node, ast.Attribute) and re.match("_(?!replace$|_)", node.attr):
+                assert ast.unparse(node.value) in ("self", "cls", "sys"), f"{path}, line {node.lineno}"
