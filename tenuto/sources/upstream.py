@@ -3,7 +3,8 @@
 Layer: sources.
 
 Blocking iterators run in a thread of their own, one item ahead at most. A stream that is no longer needed is closed at
-once, and an SDK gets little time for that: the provider must see the end within a second.
+once, and an SDK gets little time for that: the provider must see the end within a second. A blocking one ends with the
+read in which its thread is.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import socket
-import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -24,8 +23,6 @@ from tenuto.core.errors import LocalError
 logger = logging.getLogger("tenuto.agents")
 
 CLOSE_S = 0.5  # time limit for each step of closing a stream early
-BREAK_S = 0.02  # interval between attempts to break a thread's read
-_HTTP_CLIENTS = ("httpcore", "httpcore2", "urllib3", "http")
 
 _END = object()
 
@@ -111,7 +108,6 @@ class Threaded:
         self._room = threading.Semaphore(1)
         self._is_closed = False
         self._thread: threading.Thread | None = None
-        self._ended = self._loop.create_future()
 
     def __aiter__(self) -> Threaded:
         return self
@@ -131,16 +127,9 @@ class Threaded:
         return item
 
     async def aclose(self) -> None:
-        """Stop the thread. Breaks the connection from which it reads, so that the read ends."""
+        """Stop the thread, which closes the iterator after the item that it reads."""
         self._is_closed = True
         self._room.release()
-        if self._thread is None or self._ended.done():
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                while not self._ended.done():
-                    _break_read(self._thread)  # repeated, because the thread may not have begun its read yet
-                    await asyncio.wait((self._ended,), timeout=BREAK_S)
 
     def _run(self) -> None:
         iterator: Iterator[object] | None = None
@@ -164,16 +153,10 @@ class Threaded:
                     with suppress(Exception):
                         close()
             self._put(_END, error)
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._set_ended)
 
     def _put(self, item: object, error: BaseException | None) -> None:
         with suppress(RuntimeError):  # the event loop is closed, so no task reads the items any more
             self._loop.call_soon_threadsafe(self._made.put_nowait, (item, error))
-
-    def _set_ended(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
 
 
 class _InThread:
@@ -209,22 +192,3 @@ async def _quietly(closing: Awaitable[object]) -> None:
             await closing
     except (Exception, asyncio.CancelledError) as error:
         logger.debug("a stream did not close well: %r", type(error))
-
-
-def _break_read(thread: threading.Thread) -> None:
-    """Shut down the socket that an HTTP client reads from in `thread`: closing it would not wake the read.
-
-    The socket is found on the thread's stack, because a blocking generator does not expose the response behind it.
-    Other sockets (of the app's database, in a generator of its own) are left alone.
-    """
-    frame = sys._current_frames().get(thread.ident or 0)
-    found: socket.socket | None = None
-    while frame is not None:
-        held = getattr(frame.f_locals.get("self"), "_sock", None)
-        if found is None and isinstance(held, socket.socket):
-            found = held
-        if found is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _HTTP_CLIENTS:
-            with suppress(OSError):
-                socket.socket.shutdown(found, socket.SHUT_RDWR)  # shut down the socket itself, below TLS
-            return
-        frame = frame.f_back

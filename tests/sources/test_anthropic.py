@@ -1,12 +1,11 @@
-"""`anthropic`: the raw events and the helper, async and blocking."""
+"""`anthropic`: the raw events and the helper."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
-from anthropic import Anthropic, AsyncAnthropic
+from anthropic import AsyncAnthropic
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
@@ -33,11 +32,6 @@ ASK: dict[str, Any] = {"model": "claude-test", "max_tokens": 9, "messages": [{"r
 @pytest.fixture
 def client(provider: Provider) -> AsyncAnthropic:
     return AsyncAnthropic(base_url=provider.url, api_key="sk-none", max_retries=0)
-
-
-@pytest.fixture
-def blocking(provider: Provider) -> Anthropic:
-    return Anthropic(base_url=provider.url, api_key="sk-none", max_retries=0)
 
 
 async def test_a_message_becomes_parts_in_order(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
@@ -116,19 +110,6 @@ async def test_provider_sees_the_early_end(
     provider.will_say([*claude_begin(), *claude_said("Hello", place=0), HOLD])
     stream = client.messages.stream(**ASK) if is_helper else client.messages.create(**ASK, stream=True)
     assert (await left(hub, provider, stream)).text == "Hello"
-
-
-@pytest.mark.parametrize("is_helper", [False, True])
-async def test_provider_sees_the_early_end_of_a_blocking_stream(
-    hub: Hub, provider: Provider, blocking: Anthropic, is_helper: bool
-) -> None:
-    provider.will_say([*claude_begin(), *claude_said("Hello", place=0), HOLD])
-    if is_helper:
-        stored = await left(hub, provider, blocking.messages.stream(**ASK))
-    else:
-        stream = await asyncio.to_thread(lambda: blocking.messages.create(**ASK, stream=True))
-        stored = await left(hub, provider, stream)
-    assert stored.text == "Hello"
 
 
 GARBAGE = [

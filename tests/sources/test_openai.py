@@ -1,9 +1,9 @@
-"""`openai`: Responses and Chat Completions, async and blocking, raw and by the helpers."""
+"""`openai`: Responses and Chat Completions, raw and by the helpers."""
 
 from __future__ import annotations
 
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
@@ -34,11 +34,6 @@ META = {"model": "gpt-test", "finish_reason": "tool_calls"}
 @pytest.fixture
 def client(provider: Provider) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
-
-
-@pytest.fixture
-def blocking(provider: Provider) -> OpenAI:
-    return OpenAI(base_url=f"{provider.url}/v1", api_key="sk-none", max_retries=0)
 
 
 # Responses --------------------------------------------------------------------------------------------------------
