@@ -9,14 +9,29 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from tenuto.core.errors import LocalError
 from tenuto.core.model import Json, Part
 from tenuto.core.outgoing import Outgoing
 
 T = TypeVar("T")
+
+
+P = ParamSpec("P")
+
+
+def blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return the blocking version of `method`, for a class with the object behind it as `_target`, and with `_run`."""
+
+    @wraps(method)
+    def call(self: Any, /, *args: P.args, **fields: P.kwargs) -> T:
+        result: T = self._run(getattr(self._target, method.__name__)(*args, **fields))
+        return result
+
+    return call
 
 
 class NoResponse(Exception):
@@ -170,33 +185,30 @@ class SyncWriter:
 
     def __init__(self, run: Run, writer: AsyncWriter) -> None:
         self._run = run
-        self._writer = writer
+        self._target = writer
         self.channel = writer.channel
         self.id = writer.id
 
     @property
     def length(self) -> int:
         """Return the number of accepted code points of the text part that `append` goes to; 0 without one."""
-        return self._writer.length
+        return self._target.length
 
     @property
     def meta(self) -> dict[str, Json]:
         """Return the message's meta after all accepted updates."""
-        return self._writer.meta
+        return self._target.meta
 
-    def append(self, text: str, *, part: int | None = None) -> None:
-        """Add text, as the writer's `append` does."""
-        self._run(self._writer.append(text, part=part))
-
-    def part(self, part: Part, *, index: int | None = None) -> int:
-        """Open or replace a part, as the writer's `part` does."""
-        position: int = self._run(self._writer.part(part, index=index))
-        return position
+    append = blocking(AsyncWriter.append)
+    part = blocking(AsyncWriter.part)
+    update = blocking(AsyncWriter.update)
+    flush = blocking(AsyncWriter.flush)
+    finish = blocking(AsyncWriter.finish)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """Write an attempt, as the writer's `attempt` does: `with message.attempt(): …`."""
-        attempt = self._writer.attempt()
+        attempt = self._target.attempt()
         self._run(attempt.__aenter__())
         try:
             yield
@@ -204,17 +216,3 @@ class SyncWriter:
             self._run(attempt.__aexit__(type(error), error, error.__traceback__))
             raise
         self._run(attempt.__aexit__(None, None, None))
-
-    def update(self, *, meta: dict[str, Json]) -> None:
-        """Merge meta, as the writer's `update` does."""
-        self._run(self._writer.update(meta=meta))
-
-    def flush(self) -> None:
-        """Wait until all is stored, as the writer's `flush` does."""
-        self._run(self._writer.flush())
-
-    def finish(
-        self, status: str = "complete", *, reason: str | None = None, meta: dict[str, Json] | None = None
-    ) -> None:
-        """End the message, as the writer's `finish` does."""
-        self._run(self._writer.finish(status, reason=reason, meta=meta))

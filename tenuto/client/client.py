@@ -60,7 +60,7 @@ from typing import TypeVar
 
 from tenuto.client.link import Outcome
 from tenuto.core.events import Batch, ServerEvent
-from tenuto.portal import Portal, SyncWriter, run_on, writing
+from tenuto.portal import Portal, SyncWriter, blocking, run_on, writing
 
 logger = logging.getLogger("tenuto.client")
 
@@ -672,18 +672,18 @@ class SyncClient:
     """A blocking `Client` with the same arguments: `with SyncClient("http://127.0.0.1:8000") as client`."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        self._client = Client(url, **options)
+        self._target = Client(url, **options)
         self._portal = Portal("tenuto-client")
 
     def start(self) -> None:
         """Begin to connect. Entering the block calls this."""
         if self._portal.loop is None:
             self._portal.start()
-            self._run(self._client.start())
+            self._run(self._target.start())
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        self._portal.stop(self._client.close, STOP_S)
+        self._portal.stop(self._target.close, STOP_S)
 
     def __enter__(self) -> Self:
         self.start()
@@ -697,53 +697,24 @@ class SyncClient:
     @property
     def error(self) -> TenutoError | None:
         """Return why the client has stopped connecting (`Client.error`)."""
-        return self._client.error
+        return self._target.error
 
-    def create(self, channel: str, **fields: Any) -> Message:
-        """Create a message, as `Client.create` does."""
-        return self._run(self._client.create(channel, **fields))
-
-    def update(self, channel: str, message_id: str, **fields: Any) -> Message:
-        """Update a message, as `Client.update` does."""
-        return self._run(self._client.update(channel, message_id, **fields))
-
-    def finish(self, channel: str, message_id: str, **fields: Any) -> None:
-        """Finish a message, as `Client.finish` does."""
-        self._run(self._client.finish(channel, message_id, **fields))
-
-    def delete(self, channel: str, message_id: str) -> None:
-        """Delete a message, as `Client.delete` does."""
-        self._run(self._client.delete(channel, message_id))
-
-    def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Return a message, as `Client.read` does."""
-        return self._run(self._client.read(channel, message_id))
-
-    def history(self, channel: str, *, before: int | None = None, limit: int | None = None) -> Page:
-        """Return a page of messages, as `Client.history` does."""
-        return self._run(self._client.history(channel, before=before, limit=limit))
-
-    def command(self, channel: str, name: str, **fields: Any) -> Command:
-        """Send a command, as `Client.command` does."""
-        return self._run(self._client.command(channel, name, **fields))
-
-    def reply(self, channel: str, command_id: str, **fields: Any) -> None:
-        """Reply to a command, as `Client.reply` does."""
-        self._run(self._client.reply(channel, command_id, **fields))
-
-    def members(self, channel: str) -> list[Member]:
-        """Return the present members, as `Client.members` does."""
-        return self._run(self._client.members(channel))
-
-    def signal(self, channel: str, name: str, data: Json = None) -> None:
-        """Send a signal, as `Client.signal` does."""
-        self._run(self._client.signal(channel, name, data))
+    create = blocking(Client.create)
+    update = blocking(Client.update)
+    finish = blocking(Client.finish)
+    delete = blocking(Client.delete)
+    read = blocking(Client.read)
+    history = blocking(Client.history)
+    command = blocking(Client.command)
+    reply = blocking(Client.reply)
+    members = blocking(Client.members)
+    signal = blocking(Client.signal)
 
     def message(self, channel: str, **fields: Any) -> AbstractContextManager[SyncWriter]:
         """Return a writer, as `Client.message` does: `with client.message("chat:1") as m: m.append("…")`."""
 
         async def open_writer() -> RemoteWriter:
-            return await self._client.message(channel, **fields).open()
+            return await self._target.message(channel, **fields).open()
 
         return writing(self._run, open_writer)
 
@@ -751,7 +722,7 @@ class SyncClient:
         """Return a writer that continues a message, as `Client.take_over` does."""
 
         async def open_writer() -> RemoteWriter:
-            return await self._client.take_over(channel, message_id, **fields).open()
+            return await self._target.take_over(channel, message_id, **fields).open()
 
         return writing(self._run, open_writer)
 
@@ -762,7 +733,7 @@ class SyncClient:
         """Return a presence, for `with client.presence("chat:1", {"name": "Ada"}) as here: here.update(…)`."""
 
         async def enter() -> Presence:
-            return await self._client.presence(channel, data, member=member).enter()
+            return await self._target.presence(channel, data, member=member).enter()
 
         presence = self._run(enter())
         try:
@@ -776,7 +747,7 @@ class SyncClient:
         """Return the channel's events, as `Client.subscribe` does: `for event in client.subscribe("chat:1")`."""
 
         async def subscribe() -> Subscription:
-            return self._client.subscribe(channel, since=since, history=history, flush_ms=flush_ms)
+            return self._target.subscribe(channel, since=since, history=history, flush_ms=flush_ms)
 
         return SyncSubscription(self, self._run(subscribe()))
 

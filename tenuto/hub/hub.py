@@ -55,7 +55,7 @@ from tenuto.hub.pending import ChannelInfo, Done, Result, info_of, message_of, o
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.status import take_waiting
 from tenuto.hub.writer import Adopter, MessageWriter, Recovery, Writers
-from tenuto.portal import NoResponse, Portal, SyncWriter, run_on, writing
+from tenuto.portal import NoResponse, Portal, SyncWriter, blocking, run_on, writing
 from tenuto.stores.base import Bus, Store, head_of
 from tenuto.stores.sqlite.store import SqliteStore
 
@@ -543,30 +543,16 @@ class SyncHub:
     """
 
     def __init__(self, hub: HubCore) -> None:
-        self._hub = hub
+        self._target = hub
         self._portal = Portal("tenuto-sync")  # the thread that runs the hub if the app has no event loop
         self._left: asyncio.AbstractEventLoop | None = None  # the event loop of this object that was closed last
         self._has_left = threading.Event()
 
-    def create(self, channel: str, **fields: Any) -> Message:
-        """Create a message, as `Hub.create` does."""
-        return self._run(self._hub.create(channel, **fields))
-
-    def update(self, channel: str, message_id: str, **fields: Any) -> Message:
-        """Update a message, as `Hub.update` does."""
-        return self._run(self._hub.update(channel, message_id, **fields))
-
-    def finish(self, channel: str, message_id: str, **fields: Any) -> None:
-        """Finish a message, as `Hub.finish` does."""
-        self._run(self._hub.finish(channel, message_id, **fields))
-
-    def delete(self, channel: str, message_id: str) -> None:
-        """Delete a message, as `Hub.delete` does."""
-        self._run(self._hub.delete(channel, message_id))
-
-    def history(self, channel: str, **fields: Any) -> Page:
-        """Return a page of history, as `Hub.history` does."""
-        return self._run(self._hub.history(channel, **fields))
+    create = blocking(HubCore.create)
+    update = blocking(HubCore.update)
+    finish = blocking(HubCore.finish)
+    delete = blocking(HubCore.delete)
+    history = blocking(HubCore.history)
 
     def message(self, channel: str, **fields: Any) -> AbstractContextManager[SyncWriter]:
         """Return a writer, as `Hub.message` does: `with hub.sync.message("chat:1") as m: m.append("…")`."""
@@ -574,7 +560,7 @@ class SyncHub:
 
     def close(self) -> None:
         """Close the hub if it runs on this object's own loop."""
-        self._portal.stop(self._hub.close, TIMEOUT_S)
+        self._portal.stop(self._target.close, TIMEOUT_S)
 
     async def release_loop(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Close the hub if `loop` is this object's loop, so that the hub can run on another loop. Called by the hub."""
@@ -587,7 +573,7 @@ class SyncHub:
         return loop is self._left
 
     async def _open(self, channel: str, fields: dict[str, Any]) -> MessageWriter:
-        return await self._hub.message(channel, **fields).open()
+        return await self._target.message(channel, **fields).open()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         # The loop runs `call` in a copy of the context, which shares this route with `stream_response`. The main thread
@@ -600,7 +586,7 @@ class SyncHub:
             raise StoreUnavailable(f"hub did not respond within {TIMEOUT_S:.0f} s; try again") from None
 
     def _loop(self) -> asyncio.AbstractEventLoop:
-        running = self._hub.loop
+        running = self._target.loop
         if running is not None and running is not self._portal.loop:
             return running
         return self._portal.start()
