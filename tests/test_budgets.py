@@ -28,7 +28,7 @@ BUDGETS = {
     "lines of interop/": 3_728,
     "lines of tests/": 70_352,
     "lines of proof/ and bench/": 23_974,
-    "words of docs without decisions": 49_965,
+    "words of docs without decisions": 49_991,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,
