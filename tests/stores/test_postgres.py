@@ -12,31 +12,25 @@ from typing import Any
 
 import asyncpg
 import pytest
-from click.testing import CliRunner
 
-from proof.chaos.processes import free_port
-from tenuto import Hub, Retention
+from tenuto import Hub
 from tenuto.cli import store_commands
-from tenuto.cli.main import main
-from tenuto.core.errors import StoreUnavailable, StoreUnusable, TenutoError
+from tenuto.core.errors import StoreUnavailable
 from tenuto.core.events import ChannelAttached
-from tenuto.hub.clock import Clock, StoreClock
-from tenuto.hub.keep import exports, retention
+from tenuto.hub.keep import exports
 from tenuto.stores import open_url
 from tenuto.stores.base import (
     NOTHING,
     Committed,
     CommitUnknown,
     Conflict,
-    Hold,
     Notice,
     Store,
     Write,
     head_of,
 )
-from tenuto.stores.postgres.schema import renew
 from tenuto.stores.postgres.server import PostgresServer
-from tenuto.stores.postgres.store import READERS, PostgresStore, payloads_of
+from tenuto.stores.postgres.store import READERS, PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
 from tests.proxy import FaultProxy
@@ -87,23 +81,6 @@ async def test_the_wal_of_an_append_does_not_contain_the_earlier_entries_of_its_
     for _ in range(50):
         await chat.do(append("m1", "token"))
     assert (int(server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'")) - before) / 50 < 350  # bytes
-
-
-async def test_appends_update_their_row_in_place(server: Postgres, schema: str) -> None:
-    async with opened(server, schema) as store:
-        chat = Chat(store)
-        await chat.do(create("m1", streaming=True))
-        for _ in range(200):
-            await chat.do(append("m1", "two tokens "))
-    # A session publishes its statistics about every second, and at its end.
-    counts = f"SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = '{schema}'"
-    updated = in_place = 0
-    async with asyncio.timeout(60):
-        while updated < 200:
-            found = await asyncio.to_thread(server.sql, f"{counts} AND relname = 'channels'")
-            updated, in_place = map(int, found.split("|"))
-    assert updated == 200
-    assert in_place > 0.9 * updated
 
 
 # -- several instances ---------------------------------------------------------------------------------------------
@@ -178,22 +155,6 @@ async def test_broken_connection_for_notices_is_opened_again_and_reports_it(serv
             assert await received.get() == sent
 
 
-async def test_notice_in_the_moment_of_the_end_of_its_connection_arrives(server: Postgres, schema: str) -> None:
-    """The driver calls a listener in the next iteration of the event loop, when the session may have ended."""
-    async with opened(server, schema) as store:
-        received: asyncio.Queue[Notice | None] = asyncio.Queue()
-        store.listen(received.put_nowait)
-        async with asyncio.timeout(60):
-            assert await received.get() is None
-            assert store._notices is not None
-            db = store._notices._db
-            assert db is not None
-            sent = Notice("moved", "c", b"1")
-            db._process_notification(db.get_server_pid() + 1, store.notices_name, next(payloads_of([sent])))
-            db.terminate()
-            assert await received.get() == sent
-
-
 async def test_notices_that_never_arrive_are_reported_with_the_remedy(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,29 +206,6 @@ async def test_call_in_each_moment_of_the_end_of_a_connection_is_unavailable(
         assert await head_of(store, "c")
 
 
-async def test_cancelled_read_of_a_lost_connection_is_cancelled(server: Postgres, store: PostgresStore) -> None:
-    with pytest.raises(asyncio.CancelledError):
-        async with store._pooled():
-            await asyncio.to_thread(_end_sessions, server)
-            raise asyncio.CancelledError
-
-
-async def test_driver_logs_no_traceback_while_the_server_is_away(
-    server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with FaultProxy("127.0.0.1", server.port) as proxy:
-        store = PostgresStore(f"postgresql://app@127.0.0.1:{proxy.port}/app", schema=schema)
-        await store.open()
-        assert await head_of(store, "c") == NOTHING
-        proxy.refuse()
-        await proxy.cut()
-        for _ in range(3):
-            with pytest.raises(StoreUnavailable):
-                await head_of(store, "c")
-        await store.close()
-    assert [record for record in caplog.records if record.exc_info] == []
-
-
 async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,41 +232,6 @@ async def test_a_commit_on_a_server_that_hangs_is_of_unknown_fate(
         assert await chat.do(create("m2", "x")) == Committed(len(text) + 1)
 
 
-class Proxy:
-    """A TCP proxy in front of a server. Its open connections can stop to pass data on, as when the network fails."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._writers: list[asyncio.StreamWriter] = []
-        self._silent: set[asyncio.StreamWriter] = set()
-
-    async def start(self) -> int:
-        """Listen, and return the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    def fall_silent(self) -> None:
-        self._silent.update(self._writers)
-
-    async def close(self) -> None:
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers += [writer, there_writer]
-        await asyncio.gather(self._pass_on(reader, there_writer), self._pass_on(there_reader, writer))
-
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65536):
-                if writer not in self._silent:
-                    writer.write(data)
-        writer.close()
-
-
 async def test_renewal_does_not_wait_for_reads(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PostgresServer, "timeout_s", 2 * PATIENCE_S)
     async with AsyncExitStack() as reads:
@@ -345,20 +248,18 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
     server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PostgresServer, "timeout_s", 2 * PATIENCE_S)
-    proxy = Proxy(server.port)
-    url = f"postgresql://app@127.0.0.1:{await proxy.start()}/app"
-    store = PostgresStore(url, schema=schema)
-    await store.open()
-    lease = (await store.hold("n1", MINUTE_MS, {})).lease
-    proxy.fall_silent()
-    async with asyncio.timeout(PATIENCE_S):
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        store = PostgresStore(f"postgresql://app@127.0.0.1:{proxy.port}/app", schema=schema)
+        await store.open()
+        lease = (await store.hold("n1", MINUTE_MS, {})).lease
+        proxy.stall()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await store.hold("n1", MINUTE_MS, {})
-        assert (await store.hold("n1", MINUTE_MS, {})).lease == lease
-    monkeypatch.setattr(PostgresServer, "timeout_s", 0.1)  # the connection for writes is silent, too
-    await store.close()
-    await proxy.close()
+        proxy.resume()
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await store.hold("n1", MINUTE_MS, {})).lease == lease
+        await store.close()
 
 
 async def test_instances_that_open_an_empty_schema_at_the_same_moment_make_its_tables_once(
@@ -374,148 +275,6 @@ async def test_instances_that_open_an_empty_schema_at_the_same_moment_make_its_t
     finally:
         for store in stores:
             await store.close()
-
-
-class Counted:
-    """A connection that counts its calls."""
-
-    def __init__(self, db: asyncpg.Connection[asyncpg.Record]) -> None:
-        self._db = db
-        self.calls = 0
-
-    def __getattr__(self, name: str) -> Any:
-        self.calls += 1
-        return getattr(self._db, name)
-
-
-async def test_renewal_of_one_node_delays_those_of_others_by_few_round_trips(server: Postgres, schema: str) -> None:
-    """Each call waits for the event loop of its node, while the row of the leases is locked."""
-    async with opened(server, schema) as store:
-        await store.hold("n2", MINUTE_MS, {"c": Hold(b"3")})
-        db = await asyncpg.connect(server.url)
-        for values in ({}, {"a": Hold(b"1"), "b": Hold(b"2")}, {"a": None, "b": Hold(b"4")}):
-            counted = Counted(db)
-            async with db.transaction():
-                await renew(counted, schema, "n1", MINUTE_MS, values)  # type: ignore[arg-type]
-            assert counted.calls == 3
-        await db.close()
-        assert {name: (node, hold.value) for name, (node, hold) in (await store.holds("")).items()} == {
-            "b": ("n1", b"4"),
-            "c": ("n2", b"3"),
-        }
-
-
-async def test_name_of_notices_is_a_secret_of_the_schema(server: Postgres, schema: str) -> None:
-    names = []
-    for name in (schema, schema, f"{schema}_b"):
-        async with opened(server, name):
-            names.append(server.sql(f"SELECT notices FROM {name}.store"))
-    assert names[0] == names[1] != names[2]
-
-
-# -- servers and roles that cannot work --------------------------------------------------------------------------
-
-
-async def _refusal(url: str) -> TenutoError:
-    with pytest.raises(TenutoError) as caught:
-        await open_url(url).open()
-    return caught.value
-
-
-async def test_a_server_that_is_not_there_is_named(server: Postgres) -> None:
-    error = await _refusal(f"postgresql://app:secret@127.0.0.1:{free_port()}/app")
-    assert isinstance(error, StoreUnavailable)
-    assert str(error).startswith("PostgreSQL at 'postgresql://127.0.0.1:")
-    assert "check its host and port" in str(error)
-    assert "secret" not in str(error)
-
-
-@pytest.mark.parametrize(
-    ("role", "database", "expected"),
-    [
-        ("stranger", "app", 'role "stranger" does not exist.*; check role, password and sslmode'),
-        ("app", "other", 'database "other" does not exist.*; create it first'),
-        ("reader", "app", "read-only for role 'reader'; set default_transaction_read_only to off"),
-        ("poor", "app", 'GRANT CREATE ON DATABASE "app" TO "poor"; or: CREATE SCHEMA none_yet AUTHORIZATION "poor"'),
-    ],
-)
-async def test_a_role_that_cannot_work_is_refused_with_the_remedy(
-    server: Postgres, role: str, database: str, expected: str
-) -> None:
-    for statement in ("CREATE ROLE reader LOGIN", "CREATE ROLE poor LOGIN"):
-        name = statement.split()[2]
-        if server.sql(f"SELECT count(*) FROM pg_roles WHERE rolname = '{name}'") == "0":
-            server.sql(statement)
-    server.sql("ALTER ROLE reader SET default_transaction_read_only = on")
-    url = f"postgresql://{role}@127.0.0.1:{server.port}/{database}?schema=none_yet"
-    error = await _refusal(url)
-    assert isinstance(error, StoreUnusable)
-    with pytest.raises(StoreUnusable, match=expected):
-        raise error
-
-
-async def test_a_role_without_rights_in_a_schema_of_another_role_gets_the_grants_it_needs(
-    server: Postgres, schema: str
-) -> None:
-    async with opened(server, schema):
-        pass
-    server.sql("DROP ROLE IF EXISTS guest; CREATE ROLE guest LOGIN")
-    url = f"postgresql://guest@127.0.0.1:{server.port}/app?schema={schema}"
-    in_schema = f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "guest"'
-    on_tables = f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO "guest"'
-    error = await _refusal(url)
-    assert isinstance(error, StoreUnusable)
-    assert str(error).endswith(f"as the owner of the schema run: {in_schema}; {on_tables}")
-    server.sql(f"{in_schema}; {on_tables}")
-    store = open_url(url)
-    await store.open()
-    assert await Chat(store).do(create("m1", "a")) == Committed(1)
-    server.sql(f"REVOKE INSERT ON ALL TABLES IN SCHEMA {schema} FROM guest")
-    with pytest.raises(StoreUnavailable, match=re.escape(on_tables)):
-        await store.note({"a": b"1"})
-    await store.close()
-
-
-async def test_tables_of_another_program_are_refused(server: Postgres, schema: str) -> None:
-    server.sql(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.users (id int)")
-    with pytest.raises(StoreUnusable, match=r"holds tables of another program; name another one with \?schema="):
-        raise await _refusal(f"{server.url}?schema={schema}")
-    for number, statement in enumerate(
-        (
-            "CREATE TABLE {0}.store (id int); CREATE TABLE {0}.channels (id int)",
-            "CREATE TABLE {0}.store AS SELECT 'a' AS version; CREATE TABLE {0}.channels (id int)",
-            "CREATE TABLE {0}.store AS SELECT 1 AS version; CREATE TABLE {0}.channels (id int)",
-            "CREATE VIEW {0}.channels AS SELECT 1 AS id",
-        )
-    ):
-        name = f"{schema}_{number}"
-        server.sql(f"CREATE SCHEMA {name};" + statement.format(name))
-        error = await _refusal(f"{server.url}?schema={name}")
-        assert isinstance(error, StoreUnusable)
-        assert f"schema '{name}' holds tables of another program; name another one" in str(error)
-        found = f"SELECT string_agg(column_name, ',') FROM information_schema.columns WHERE table_schema = '{name}'"
-        assert set(server.sql(found).split(",")) <= {"id", "version"}  # they are as they were
-
-
-@pytest.mark.parametrize("name", ["user", "default", "pg_chat"])
-async def test_schema_with_a_name_that_postgresql_reserves_is_refused(server: Postgres, name: str) -> None:
-    error = await _refusal(f"{server.url}?schema={name}")
-    assert isinstance(error, StoreUnusable)
-    assert f"schema '{name}' has a name that PostgreSQL reserves; name another one with ?schema=" in str(error)
-
-
-async def test_an_administrators_limits_do_not_end_statements_or_weaken_commits(
-    server: Postgres, schema: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    server.sql("ALTER DATABASE app SET synchronous_commit = off; ALTER DATABASE app SET statement_timeout = '1ms'")
-    try:
-        with caplog.at_level(logging.INFO, "tenuto.stores"):
-            async with opened(server, schema) as store:
-                assert await Chat(store).do(create("m1", "a")) == Committed(1)
-    finally:
-        server.sql("ALTER DATABASE app RESET ALL")
-    assert "synchronous_commit on, synchronous standbys none" in caplog.text
-    assert "runs with fsync off: a power cut can destroy the whole database; set fsync to on" in caplog.text
 
 
 async def test_a_setting_that_is_reloaded_does_not_weaken_the_commits_of_an_open_store(
@@ -550,76 +309,8 @@ async def test_a_store_may_leave_the_disk_to_the_server(
 PAGE = (Path(__file__).parents[2] / "docs" / "keeping.md").read_text()
 
 
-class AheadClock(Clock):
-    """A clock that can be set ahead, and that hubs read in place of the server's."""
-
-    ahead_ms = 0
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        patch.setattr(StoreClock, "now_ms", self.now_ms)
-
-    def now_ms(self) -> int:
-        return super().now_ms() + self.ahead_ms
-
-
 def hub_on(server: Postgres, schema: str, **options: Any) -> Hub:
     return Hub(f"{server.url}?schema={schema}", hooks_signals=False, drain_s=0.0, **options)
-
-
-async def test_the_records_of_channels_are_kept_as_in_other_stores(
-    server: Postgres, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retention, "PAUSE_S", 0.0)
-    clock = AheadClock(monkeypatch)
-    hub = hub_on(server, schema, retention={"log:*": Retention(idle="10m")})
-    for author in ("ann", "bob"):
-        await hub.create("chat:1", text=f"by {author}", author=author)
-    assert [one.channel for one in (await hub.archive.channels(prefix="chat:")).channels] == ["chat:1"]
-    done = await hub.archive.forget("ann")
-    assert (done.messages, done.is_clean) == (1, None)
-    assert [one.author for one in (await hub.history("chat:1")).messages] == ["bob"]
-
-    lines = [line async for line in hub.archive.export("chat:1")]
-    file = tmp_path / "chat.jsonl"
-    await asyncio.to_thread(file.write_bytes, b"".join(lines))
-    await hub.archive.import_file(file, channel="chat:2")
-    copied = [line async for line in hub.archive.export("chat:2")]
-    assert copied[1:-1] == lines[1:-1]
-
-    await hub.create("log:1", text="old")
-    clock.ahead_ms = 11 * MINUTE_MS
-    await hub.retainer._round(hub.runtime)
-    assert [one.channel for one in (await hub.archive.channels()).channels] == ["chat:1", "chat:2"]
-    await hub.close()
-
-
-async def test_commands_list_the_channels_of_a_database_and_what_retention_would_remove(
-    server: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = AheadClock(monkeypatch)
-    clock.ahead_ms = -11 * MINUTE_MS
-    hub = hub_on(server, schema)
-    for channel in ("chat:1", "log:1", "log:2"):
-        await hub.create(channel, text="old")
-    await hub.command("log:2", "approve")  # it waits for its reply
-    clock.ahead_ms = 0
-    await hub.create("log:1", text="new")
-
-    async def run(*words: str) -> list[list[str]]:
-        url = f"{server.url}?schema={schema}"
-        done = await asyncio.to_thread(CliRunner().invoke, main, [*words, "--store", url])
-        assert done.exit_code == 0, done.output
-        return [line.split() for line in done.output.splitlines()]
-
-    listed = await run("channels", "log:")
-    assert [(one[0], *one[4:]) for one in listed[1:]] == [("2", "log:1"), ("1", "log:2")]
-    due = await run("retention", "--dry-run", "--keep", "*=10m")
-    whole = ("(the", "whole", "channel)")
-    assert [(one[0], *one[2:]) for one in due[:-1]] == [("1", "chat:1", *whole), ("1", "log:1"), ("1", "log:2")]
-    assert due[-1][0] == "3"
-    assert len((await hub.archive.channels()).channels) == 3
-    await hub.close()
 
 
 @pytest.mark.parametrize("restored", ["tables", "rows"])

@@ -1,7 +1,4 @@
-"""A PostgreSQL server that goes on from an earlier state begins new epochs, so no epoch names two texts.
-
-A node whose connection to the server passes no bytes hands its viewers over to the other nodes.
-"""
+"""A PostgreSQL server that goes on from an earlier state begins new epochs, so no epoch names two texts."""
 
 from __future__ import annotations
 
@@ -16,9 +13,8 @@ import asyncpg
 import pytest
 
 from proof.chaos.engines import MEMORY
-from proof.wirecheck import SseViewer, WsViewer
 from tenuto import Hub
-from tenuto.core.errors import Draining, Fenced, StoreUnavailable, TenutoError
+from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.events import ChannelAttached, kept_serial
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
@@ -27,9 +23,8 @@ from tenuto.stores.postgres.store import PostgresStore
 from tests.conftest import in_long
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
-from tests.proxy import Direction, FaultProxy
+from tests.proxy import FaultProxy
 from tests.stores.contract import Chat, append, create, texts
-from tests.transports.conftest import new_hub, serving
 
 pytestmark = needs_postgres
 
@@ -153,71 +148,7 @@ async def test_host_that_does_not_respond_takes_only_its_share_of_the_time(
         assert shares[1][1] > 5.5
         await store.heads(["c"])
         assert [is_silent for is_silent, _ in shares[2:]] == [False]  # further connections do not wait for it
-        server.stop()
-        with pytest.raises(StoreUnavailable):
-            await Chat(store).do(create("m1"))
-        with pytest.raises(StoreUnavailable, match="did not respond within"):
-            await Chat(store).do(create("m1"))
-        server.start(fsync="off")
-        assert await Chat(store).do(create("m1")) == Committed(1)
         await store.close()
-
-
-@in_long
-async def test_no_viewer_sees_a_mixture_after_a_failover_that_lost_text() -> None:
-    with running_postgres(fsync="off") as server:
-        hub = Hub(server.url, hooks_signals=False)
-        message = await hub.message("chat:1", id="m").__aenter__()
-
-        async def written(text: str, shown: str) -> str:
-            await message.append(text)
-            await message.flush()
-            watcher = Watcher(hub, "chat:1")
-            await watcher.until(lambda view: [one.text for one in view.messages()] == [shown])
-            await watcher.leave()
-            assert watcher.cursor is not None
-            return watcher.cursor
-
-        async def note_drain() -> None:
-            drained.append("by a task of the run that ends")
-
-        def begin_note() -> None:
-            hub.start_task(note_drain())
-
-        drained: list[str] = []
-        hub.on_drain(begin_note)
-        run = hub._lifecycle._run
-        assert run is not None
-        cursors = [await written("kept ", "kept ")]
-        await asyncio.to_thread(server.back_up)
-        cursors.append(await written("and lost", "kept and lost"))
-        busy = hub.subscribe("chat:1").batches()
-        await anext(busy)
-        begun = asyncio.Event()
-        await asyncio.to_thread(server.fail_over, fsync="off")
-        async with asyncio.timeout(PATIENCE_S):
-            await asyncio.wait([run.main])
-            hub.on_start(begun.set)
-            await begun.wait()
-        assert (hub.is_running, hub.is_draining) == (True, False)
-        assert drained == ["by a task of the run that ends"]
-        with pytest.raises(Draining):
-            await anext(busy)
-        with pytest.raises(Fenced):  # not completed without its end
-            await message.__aexit__(None, None, None)
-        other = Hub(server.url, hooks_signals=False)
-        await other.create("chat:1", id="n", text="after")
-        for one in (hub, other):
-            assert [message.text for message in (await one.history("chat:1")).messages] == ["after", "kept "]
-            for cursor in cursors:
-                watcher = Watcher(one, "chat:1", since=cursor)
-                (attached, *_) = (await watcher.take()).events
-                assert isinstance(attached, ChannelAttached)
-                assert not attached.resumed
-                assert [message.text for message in watcher.view.messages()] == ["kept ", "after"]
-                await watcher.leave()
-        await hub.close()
-        await other.close()
 
 
 async def test_copy_of_a_database_in_the_place_of_the_original_begins_new_epochs(server: Postgres) -> None:
@@ -269,60 +200,6 @@ async def test_copy_of_a_database_has_a_name_of_notices_that_the_original_does_n
     staging = await name_in("staging")
     assert staging != production
     assert (await name_in("production"), await name_in("staging")) == (production, staging)
-
-
-@in_long
-@pytest.mark.parametrize("direction", ["up", "down", "both"])
-async def test_viewers_of_a_node_in_a_black_hole_continue_at_another_node(
-    server: Postgres, monkeypatch: pytest.MonkeyPatch, direction: Direction
-) -> None:
-    monkeypatch.setattr(PostgresServer, "timeout_s", 6.0)  # of the calls that hang, for a short test
-    there = new_hub(f"{server.url}?schema=hole_{direction}")
-    async with FaultProxy("127.0.0.1", server.port) as proxy:
-        here = new_hub(f"postgresql://app@127.0.0.1:{proxy.port}/app?schema=hole_{direction}")
-        async with serving(here) as cut, serving(there) as whole:
-            await here.create("chat:1", id="m1", text="before")
-            socket, own = WsViewer(cut.host, cut.port, "chat:1"), SseViewer(cut.host, cut.port, "chat:1")
-            source = SseViewer(cut.host, cut.port, "chat:1", headers={"accept": "text/event-stream"})
-            viewers: list[WsViewer | SseViewer] = [socket, own, source]
-            async with socket, own, source:
-                for viewer in viewers:
-                    await viewer.until(lambda viewer=viewer: "m1" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]
-                poll = "/v1/channels/chat:1/poll"
-                cursor = (await cut.http.get(poll)).json()["cursor"]
-                polling = asyncio.ensure_future(
-                    cut.http.get(poll, params={"since": cursor, "wait_s": 30}, timeout=PATIENCE_S)
-                )
-                await cut.until(lambda: here.stats()["feeds"] == 4)
-                proxy.black_hole(direction)
-                for viewer in viewers:
-                    await viewer.until(lambda viewer=viewer: viewer.is_over, PATIENCE_S)  # type: ignore[misc]
-                assert (await polling).json()["events"] == []
-                assert here.stats()["feeds"] == 0
-                assert socket.session.close_code == 1012
-                assert socket.session.bye is not None
-                assert socket.session.bye["reason"] == "draining"
-                for path in ("/readyz", poll):
-                    refused = await cut.http.get(path, headers={"tenuto-client": "test/1"})
-                    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
-                    assert "retry-after" in refused.headers
-
-                await there.create("chat:1", id="m2", text="after")
-                for viewer in viewers:
-                    viewer.port = whole.port
-                    await viewer.reconnect()
-                    await viewer.until(lambda viewer=viewer: "m2" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]
-                    assert viewer.checker.violations == []
-
-                proxy.resume()
-                async with asyncio.timeout(PATIENCE_S):
-                    while (await cut.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - no event is set for it
-                        await asyncio.sleep(0.05)
-                own.port = cut.port
-                await own.reconnect()
-                await here.create("chat:1", id="m3", text="here again")
-                for viewer in viewers:
-                    await viewer.until(lambda viewer=viewer: "m3" in viewer.checker.messages, PATIENCE_S)  # type: ignore[misc]
 
 
 @in_long

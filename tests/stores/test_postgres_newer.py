@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 
-import asyncpg
 import msgspec
 import pytest
 
@@ -17,7 +15,7 @@ from tenuto.stores.postgres.schema import VERSION
 from tenuto.stores.postgres.store import PostgresStore
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres
-from tests.stores.contract import MINUTE_MS, Chat, append, create, texts
+from tests.stores.contract import MINUTE_MS, Chat, create, texts
 from tests.stores.two import opened
 
 pytestmark = needs_postgres
@@ -32,19 +30,6 @@ async def test_tables_of_another_version_are_refused_and_stay_as_they_are(server
     server.sql(f"UPDATE {schema}.store SET version = {VERSION}")
     async with opened(server, schema) as store:
         assert await texts(store, "c", "m1") == ["kept"]
-
-
-async def test_samples_of_texts_are_not_in_the_statistics_of_the_planner(server: Postgres, schema: str) -> None:
-    samples = f"SELECT count(*) FROM pg_stats AS s WHERE schemaname = '{schema}' AND s::text ~ '{b'SECRET'.hex()}'"
-    async with opened(server, schema) as store:
-        for number in range(3):
-            chat = Chat(store, f"c{number}")
-            await chat.do(create("m1", "SECRET", streaming=True))
-            await chat.do(append("m1", "SECRET" * 9), documents=["m1"])
-        server.sql(f"ANALYZE {schema}.documents, {schema}.texts")
-        assert server.sql(samples) == "0"
-        server.sql(f"ALTER TABLE {schema}.texts ALTER COLUMN body SET STATISTICS -1; ANALYZE {schema}.texts")
-        assert server.sql(samples) != "0"  # with the default, the samples are there
 
 
 def store_unknown_entry(server: Postgres, schema: str, channel: str) -> None:
@@ -91,21 +76,6 @@ async def test_channel_with_an_unknown_entry_sends_its_viewers_away_and_no_other
     await hub.create("c", id="m3", text="again")
     await viewers[1].leave()
     await hub.close()
-
-
-async def test_notice_of_an_unknown_kind_and_unknown_fields_lose_no_other_notice(server: Postgres, schema: str) -> None:
-    async with opened(server, schema) as store:
-        received: asyncio.Queue[Notice | None] = asyncio.Queue()
-        store.listen(received.put_nowait)
-        db = await asyncpg.connect(server.url)
-        async with asyncio.timeout(60):
-            assert await received.get() is None  # it listens
-            notices = [["later", "c", b"?"], ["moved", "c", b"1", "a field of the next release"]]
-            payload = base64.b64encode(msgspec.msgpack.encode(notices)).decode()
-            await db.execute("SELECT pg_notify($1, $2)", store.notices_name, payload)
-            assert await received.get() == Notice("later", "c", b"?")
-            assert await received.get() == Notice("moved", "c", b"1")
-        await db.close()
 
 
 async def until_it_listens(store: Store) -> None:

@@ -117,33 +117,6 @@ async def test_a_pooler_that_is_not_named_in_the_url_is_refused_with_the_remedy(
         await open_url(f"postgresql://app@127.0.0.1:{port}/app").open()
 
 
-async def test_a_pooler_without_room_is_named(server: Postgres) -> None:
-    with (
-        pgbouncer(server, more="max_client_conn = 1") as port,
-        pytest.raises(StoreUnavailable, match=r"the pooler before .* refused the connection \(no more connections"),
-    ):
-        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=room") as store:
-            await store.heads(["c"])
-
-
-async def test_reads_and_renewals_share_the_few_connections_that_a_pooler_gives(
-    server: Postgres, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pgbouncer(server, more="max_client_conn = 3") as port:
-        async with opened(f"postgresql://app@127.0.0.1:{port}/app?prepare=0&schema=few") as store:
-            async with asyncio.timeout(PATIENCE_S):
-                while True:
-                    with suppress(StoreUnavailable):  # until the pooler has noticed the end of those of the start
-                        await store.heads(["c"])
-                        break
-                calls = [asyncio.ensure_future(store.heads(["c"])) for _ in range(20)]
-                renewal = asyncio.create_task(store.hold("n", 4_000, {}))
-                await asyncio.gather(*calls)
-                await renewal
-    (line,) = [one.getMessage() for one in caplog.records if "no further connection" in one.getMessage()]
-    assert "no further connection (no more connections allowed (max_client_conn)), so its reads share" in line
-
-
 async def test_commit_whose_connection_a_pooler_refuses_is_known_not_to_be_stored(server: Postgres) -> None:
     """With an unknown outcome, the hub would read the channel and try again at once."""
     with pgbouncer(server, more="max_client_conn = 2") as port:

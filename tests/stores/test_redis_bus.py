@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from proof.chaos.processes import free_port
 from tenuto import Hub
-from tenuto.cli.main import main
 from tenuto.core.errors import LocalError, StoreUnusable
 from tenuto.stores import open_bus
 from tenuto.stores.base import Bus, Notice
@@ -116,53 +111,6 @@ async def test_close_ends_at_each_moment_of_a_failure() -> None:
 
 
 @needs_redis
-async def test_close_just_after_open_leaves_no_connection(server: RedisServer) -> None:
-    gc.collect()  # so that objects of earlier tests do not count
-    bus = open_bus(server.url)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        await bus.open("store")
-        await bus.close()
-        gc.collect()
-    assert not [str(one.message) for one in caught]
-
-
-@needs_redis
-def test_a_run_follows_one_that_ended_without_close(server: RedisServer) -> None:
-    bus = open_bus(server.url)
-    ended = asyncio.new_event_loop()
-
-    async def begin() -> Listener:
-        await bus.open("store")
-        listener = Listener(bus, "old")
-        assert await listener.next() is None
-        return listener
-
-    async def again() -> None:
-        async with listening(server.url, "new") as other:
-            await bus.open("store")
-            try:
-                listener = Listener(bus, "new")
-                assert await listener.next() is None
-                await other.bus.notify([Notice("moved", "old", b""), Notice("moved", "new", b"1")])
-                assert await listener.next() == Notice("moved", "new", b"1")
-                await bus.notify([Notice("moved", "new", b"2")])
-                assert await other.next() == Notice("moved", "new", b"2")
-                assert bus.stats()["bus_channels"] == 1
-            finally:
-                await bus.close()
-
-    old = ended.run_until_complete(begin())
-    lost = asyncio.all_tasks(ended)  # kept, because Python complains about their end
-    asyncio.run(again())
-    assert old.notices.empty()
-    for task in lost:
-        task.cancel()
-    ended.run_until_complete(asyncio.wait(lost))
-    ended.close()
-
-
-@needs_redis
 async def test_many_new_channels_share_the_readings_of_heads(server: RedisServer) -> None:
     async with listening(server.url) as one:
         loop = asyncio.get_running_loop()
@@ -194,32 +142,15 @@ async def test_a_server_that_accepts_and_does_not_answer_is_noticed(
         assert await first.next() == Notice("moved", "a", b"1")
 
 
-class Warned(logging.Handler):
-    """Sets an event at the first record."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.event = asyncio.Event()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.event.set()
-
-
 @needs_redis
 async def test_silence_is_noticed_without_a_notice(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.stores.redis.bus.CHECK_S", 0.05)
-    warned, logger = Warned(), logging.getLogger("tenuto.stores")
-    logger.addHandler(warned)
-    try:
-        async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
-            monkeypatch.setattr("tenuto.stores.redis.bus.RESPONSE_TIMEOUT_S", 0.5)
-            proxy.stall("down")
-            async with asyncio.timeout(PATIENCE_S):
-                while not one.bus.stats()["bus_losses"]:
-                    warned.event.clear()
-                    await warned.event.wait()
-    finally:
-        logger.removeHandler(warned)
+    async with FaultProxy("127.0.0.1", server.port) as proxy, listening(f"redis://127.0.0.1:{proxy.port}") as one:
+        monkeypatch.setattr("tenuto.stores.redis.bus.RESPONSE_TIMEOUT_S", 0.5)
+        proxy.stall("down")
+        async with asyncio.timeout(PATIENCE_S):
+            while not one.bus.stats()["bus_losses"]:  # noqa: ASYNC110 - it counts without a signal
+                await asyncio.sleep(0.01)
 
 
 @needs_redis
@@ -332,24 +263,6 @@ async def test_nodes_of_a_cluster_pass_notices_on() -> None:
             assert await second.next() == notice
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Return the file of a certificate for `localhost`, with its key beside it in `key.pem`."""
-    return make_certificate(tmp_path)
-
-
-@needs_redis
-async def test_tls_needs_a_certificate_for_the_host(certificate: Path) -> None:
-    port, key = free_port(), certificate.with_name("key.pem")
-    files = ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
-    with running_redis(*files, "--tls-auth-clients", "no", "--tls-port", str(port)):
-        async with listening(f"rediss://localhost:{port}?ssl_ca_certs={certificate}") as one:
-            assert one.bus.stats()["bus_connected"] == 1
-        for url in (f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"):
-            with pytest.raises(StoreUnusable, match=r"failed the TLS handshake .*certificate verify failed"):
-                await open_bus(url).open("store")
-
-
 def tls(certificate: Path, port: int, authority: Path) -> list[str]:
     """Return the options of a server with TLS at `port`, whose peers `authority` must have signed."""
     key, peers = certificate.with_name("key.pem"), ["--tls-ca-cert-file", str(authority)]
@@ -357,9 +270,10 @@ def tls(certificate: Path, port: int, authority: Path) -> list[str]:
 
 
 @needs_redis
-async def test_tls_with_a_certificate_of_the_client(
-    certificate: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_tls_needs_the_certificate_of_the_host_and_of_the_client(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    certificate = make_certificate(tmp_path)
     own, other = (make_certificate(folder) for folder in (tmp_path / "own", tmp_path / "other") if not folder.mkdir())
     port = free_port()
     with running_redis(*tls(certificate, port, own)) as server:
@@ -384,6 +298,9 @@ async def test_tls_with_a_certificate_of_the_client(
                 said = str(error)
             assert "ssl_certfile and ssl_keyfile in the bus URL" in said
             assert "secret" not in said
+        for unknown in (f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"):
+            with pytest.raises(StoreUnusable, match=r"failed the TLS handshake .*certificate verify failed"):
+                await open_bus(unknown).open("store")
 
 
 @needs_redis
@@ -410,12 +327,6 @@ async def test_sentinels_with_tls_name_a_server_with_tls(tmp_path: Path) -> None
 async def test_a_file_that_cannot_be_read_is_refused(path: str) -> None:
     with pytest.raises(StoreUnusable, match=r"which cannot be read .*; check ssl_ca_certs in the bus URL"):
         await open_bus(f"rediss://127.0.0.1:1?ssl_ca_certs={path}").open("store")
-
-
-@needs_redis
-def test_representation_has_no_password() -> None:
-    server = open_bus("redis://user:geheim@db").server  # type: ignore[attr-defined]
-    assert repr(server) == "BusServer('redis://db')"
 
 
 @pytest.mark.parametrize(
@@ -449,11 +360,3 @@ def test_a_bus_needs_a_store_that_processes_share() -> None:
         Hub("memory://", bus="redis://127.0.0.1")
     with pytest.raises(LocalError, match="bus must be a URL such as 'redis://host:6379', or None, got 6379"):
         Hub("memory://", bus=6379)  # type: ignore[arg-type]
-
-
-def test_command_reports_a_bus_that_cannot_work_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["serve", "--port", "0", "--bus", "redis:db"])
-    assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "bus URL must be" in done.stderr
