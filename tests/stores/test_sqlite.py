@@ -23,7 +23,7 @@ from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, StoreContract, append, create, texts
 from tests.stores.contract_retention import RetentionContract
-from tests.stores.files import PATIENCE_S, opened, run_from_outside, run_on_thread, store_threads, wal
+from tests.stores.files import PATIENCE_S, opened, run_from_outside, store_threads, wal
 
 
 class TestSqliteStore(StoreContract, RetentionContract):
@@ -129,20 +129,6 @@ async def test_many_channels_leave_memory_and_come_back(path: Path, monkeypatch:
 # -- trouble -----------------------------------------------------------------------------------------------------
 
 
-async def test_commits_fail_on_a_full_disk_and_work_again_with_space(store: SqliteStore) -> None:
-    chat = Chat(store)
-    await chat.do_each(create("m1", "kept ", streaming=True), append("m1", "too"))
-    ((pages,),) = await run_on_thread(store, "PRAGMA page_count")
-    await run_on_thread(store, f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(StoreUnavailable, match="the disk is full; free some space"):
-        await chat.do(append("m1", "x" * 50_000))
-    assert await head_of(store, "c") == Head("e1", 2)
-    assert await texts(store, "c", "m1") == ["kept too"]
-    await run_on_thread(store, "PRAGMA max_page_count = 1000000")
-    assert await chat.do(append("m1", "!")) == Committed(3)
-    assert await texts(store, "c", "m1") == ["kept too!"]
-
-
 @contextmanager
 def file_size_limit(limit_bytes: int) -> Iterator[None]:
     """No file of this process can grow beyond `limit_bytes`."""
@@ -172,27 +158,6 @@ async def test_a_write_that_fails_in_the_system_is_undone_and_works_later(path: 
         assert await texts(store, "c", "m1") == ["x" * 9_000 * (stored - 1) + "!"]
 
 
-async def test_commits_and_deletions_whose_file_cannot_be_measured_are_stored(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> tuple[int, int]:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    async with opened(path) as store:
-        monkeypatch.setattr(sqlite_engine, "MEASURED_BYTES", 0)
-        one, two = Chat(store, "a"), Chat(store, "b")
-        with monkeypatch.context() as broken:
-            broken.setattr(sqlite_engine, "space_in", fail)
-            await one.do_each(create("m1", "x", streaming=True), append("m1", "y"))
-            await two.do(create("m2", "gone"))
-            await store.delete_channel("b", expected=two.head, used_up=(), until_ms=0)
-        await one.do(append("m1", "z"))
-        assert await texts(store, "a", "m1") == ["xyz"]
-        assert (await head_of(store, "b")).serial == 0
-    async with opened(path) as store:
-        assert await texts(store, "a", "m1") == ["xyz"]
-
-
 async def test_commit_waits_for_a_foreign_writer_and_then_reports_it(store: SqliteStore, path: Path) -> None:
     chat = Chat(store)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -201,21 +166,6 @@ async def test_commit_waits_for_a_foreign_writer_and_then_reports_it(store: Sqli
             await chat.do(create("m1", "a"))
         other.execute("ROLLBACK")
     assert await chat.do(create("m1", "a")) == Committed(1)
-
-
-async def test_foreign_reader_does_not_block_commits(path: Path) -> None:
-    async with opened(path, busy_s=PATIENCE_S) as store, asyncio.timeout(PATIENCE_S / 2):
-        chat = Chat(store)
-        await chat.do(create("m1", streaming=True))
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN")
-            other.execute("SELECT count(*) FROM documents").fetchone()
-            await chat.do(append("m1", "a"))
-            assert not await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
-            other.execute("COMMIT")
-        assert await store._run(lambda engine: engine._file.checkpoint("TRUNCATE"))
-        assert wal(path).stat().st_size == 0
-        assert await texts(store, "c", "m1") == ["a"]
 
 
 async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(

@@ -101,14 +101,3 @@ async def test_an_endless_message_pins_no_more_than_a_minute_of_the_log(store: S
         rows.append(store.stats()["log_slots"])
     assert max(rows) < 4 * 60
     assert rows[-1] == rows[-4]
-
-
-async def test_append_writes_no_row_of_its_channel_or_message(store: SqliteStore) -> None:
-    statements: list[str] = []
-    chat = Chat(store)
-    await chat.do_each(create("m1", streaming=True), append("m1", "x"))
-    await store._run(lambda engine: engine._file.db.set_trace_callback(statements.append))
-    await chat.do(append("m1", "y"))
-    await store._run(lambda engine: engine._file.db.set_trace_callback(None))
-    assert [one for one in statements if " log " in one]
-    assert [one for one in statements if "channels" in one or "documents" in one] == []

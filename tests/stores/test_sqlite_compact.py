@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from tenuto.cli.main import main
 from tenuto.core.errors import StoreInUse, StoreUnavailable
-from tenuto.stores.base import head_of
 from tenuto.stores.sqlite import compact as sqlite_compact
 from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.backup import PAGE_BYTES
@@ -154,26 +153,6 @@ def test_compaction_counts_anew_unless_messages_may_be_lost(
     assert ("channel 'chat:1' had the counts of 7 messages" in caplog.text) == is_mended
 
 
-@pytest.mark.parametrize("column", ["created_ms", "updated_ms", "messages", "size_bytes"])
-async def test_count_that_damage_made_null_stops_no_commit(path: Path, column: str) -> None:
-    async with opened(path) as store:
-        await Chat(store, "c").do(create("m1", "one"))
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:  # a changed bit can make it NULL
-        db.execute("PRAGMA writable_schema = ON")
-        sql = "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = 'channels'"
-        db.execute(sql, (f"{column} INTEGER NOT NULL", f"{column} INTEGER"))
-        db.execute("PRAGMA schema_version = 999")
-        db.execute(f"UPDATE channels SET {column} = NULL")
-        db.execute(sql, (f"{column} INTEGER", f"{column} INTEGER NOT NULL"))
-    async with opened(path) as store:
-        (summary,) = await store.summaries(["*"], after=None, limit=9)
-        assert getattr(summary, column) == 0
-        chat = Chat(store, "c")
-        chat.state.epoch, chat.state.serial = (await head_of(store, "c"))[:2]
-        await chat.do(create("m2", "two"))
-        assert await texts(store, "c", "m1", "m2") == ["one", "two"]
-
-
 def test_compaction_copies_tables_and_views_of_other_programs(path: Path) -> None:
     async def write_message() -> None:
         async with opened(path) as store:
@@ -201,8 +180,6 @@ async def test_free_space_is_counted_and_reported_once(
     async with opened(path) as store:
         for number in range(4):
             await Chat(store, f"c{number}").do(*(create(f"m{n}", TEXT) for n in range(10)))
-        await store.tidy(0)
-        before = store.stats()
         for number in range(3):
             await emptied(store, f"c{number}")
         for _ in range(2):
@@ -210,34 +187,11 @@ async def test_free_space_is_counted_and_reported_once(
         stats = store.stats()
         await Chat(store, "new").do(create("m", TEXT))
         await store.tidy(0)
-        used = store.stats()
+        used = store.stats()["free_bytes"]
         (counted,) = await run_on_thread(store, "SELECT sum(room) FROM free")
     assert len([one for one in caplog.messages if "`tenuto compact` gives them back" in one]) == 1
-    assert before["free_bytes"] < 20_000
     assert 300_000 < stats["free_bytes"] <= stats["file_bytes"] < 600_000
-    assert stats["free_bytes"] - used["free_bytes"] == pytest.approx(len(TEXT), abs=1_000)
-    assert used["free_bytes"] == pytest.approx(counted[0], abs=20_000)
+    assert stats["free_bytes"] - used == pytest.approx(len(TEXT), abs=1_000)
+    assert used == pytest.approx(counted[0], abs=20_000)
     async with opened(path) as store:
-        assert store.stats()["free_bytes"] == pytest.approx(used["free_bytes"], abs=20_000)
-    await asyncio.to_thread(compact, path)
-    async with opened(path) as store:
-        assert store.stats()["free_bytes"] < 10_000
-
-
-async def test_free_space_is_right_after_a_failed_transaction(path: Path) -> None:
-    async with opened(path) as store:
-        chat = Chat(store)
-        await chat.do(create("m0", TEXT))
-        await emptied(store, "c")
-        await store.tidy(0)
-        before = store.stats()["free_bytes"]
-        assert (
-            await run_on_thread(
-                store, "CREATE TRIGGER fails BEFORE INSERT ON pieces BEGIN SELECT RAISE(ABORT, 'no'); END"
-            )
-            == []
-        )
-        with pytest.raises(StoreUnavailable):
-            await Chat(store, "d").do(create("m1", TEXT))
-        await store.tidy(0)
-        assert store.stats()["free_bytes"] == before
+        assert store.stats()["free_bytes"] == pytest.approx(used, abs=20_000)

@@ -207,12 +207,6 @@ async def test_backup_restored_beside_the_wal_of_a_killed_process_begins_new_epo
     assert await epoch(path) != "e1"
 
 
-async def test_a_restart_keeps_epochs(path: Path, backup: bytes) -> None:
-    for channel in ("other", "another"):
-        await write_more(path, channel)
-        assert await epoch(path) == "e1"
-
-
 async def test_backup_of_the_last_state_keeps_epochs(path: Path, backup: bytes) -> None:
     put_back(path, backup)
     assert await epoch(path) == "e1"

@@ -12,9 +12,8 @@ from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
 from tenuto.stores.sqlite import engine as sqlite_engine
 from tenuto.stores.sqlite.engine import Pruning
-from tenuto.stores.sqlite.slots import MAX_ROOM, SUM_BYTES
 from tenuto.stores.sqlite.store import SqliteStore
-from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, finish, put_part, texts
+from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, put_part, texts
 from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
 
 WORD = re.compile(rb"<(\d{6})>")
@@ -105,21 +104,6 @@ async def test_text_deleted_just_before_a_crash_is_removed_after_it(path: Path, 
         assert b"SECRET" not in on_disk(crashed)
 
 
-async def test_text_of_a_pruned_message_is_gone_within_a_minute(store: SqliteStore, path: Path) -> None:
-    chat = Chat(store)
-    await chat.do(create("m1", "SECRET", streaming=True), create("m2", "stays", streaming=True))
-    for _ in range(40):
-        await chat.do(append("m1", "SECRET" * 50), append("m2", "."))
-    await chat.do(finish("m1"), documents=["m1"])
-    assert b"SECRET" in on_disk(path)
-    head, _ = await store.prune("c", epoch="e1", versions={"m1": chat.state.serial})
-    assert head.floor == chat.state.floor + chat.state.serial
-    chat.state.floor = head.floor
-    await tidy_for_a_minute(store, chat)
-    assert b"SECRET" not in on_disk(path)
-    assert await texts(store, "c", "m2") == ["stays" + "." * 40]
-
-
 async def test_text_replaced_by_an_edit_is_gone_from_the_documents(store: SqliteStore, path: Path) -> None:
     chat = Chat(store)
     await chat.do(create("m1", "SECRET" * 1_000))
@@ -162,25 +146,6 @@ async def test_no_deleted_text_is_left_in_gaps_between_rows(path: Path) -> None:
         assert left <= kept
         await chat.do(append("keeper", "!"))
         assert await texts(store, "c", "keeper") == [chat.state.messages["keeper"].message().text]
-
-
-async def test_rows_that_hold_text_never_go_and_never_change_their_size(store: SqliteStore) -> None:
-    random.seed(2)
-    chat = Chat(store)
-    before: dict[str, dict[int, int]] = {"texts": {}, "log": {}}
-    for number in range(300):
-        message_id = f"m{number % 40}.{number // 80}"
-        text = "x" * random.choice((1, 30, 300, 3_000, 9_000))
-        steps = [create(message_id, text, streaming=True), append(message_id, text), edit(message_id, text)]
-        if number % 5 == 0:
-            steps.append(delete(message_id))
-        await chat.do(*steps, documents=[message_id] * (number % 3))
-        for table, rooms in before.items():
-            now = dict(await run_on_thread(store, f"SELECT id, length(body) FROM {table}"))
-            assert rooms.items() <= now.items()
-            assert max(now.values(), default=0) <= MAX_ROOM + SUM_BYTES * (table == "log")
-            before[table] = now
-    assert len(before["texts"]) < sum(1 for _ in chat.state.messages) * 8
 
 
 async def test_large_deleted_channel_is_removed_in_steps_between_commits(

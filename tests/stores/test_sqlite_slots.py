@@ -15,11 +15,6 @@ def test_room_fits_with_little_spare(size: int) -> None:
 
 
 @given(sizes)
-def test_size_of_a_room_gets_the_same_room(size: int) -> None:
-    assert room_for(room_for(size)) == room_for(size)
-
-
-@given(sizes)
 def test_larger_rooms_are_the_next_classes(size: int) -> None:
     room = room_for(size)
     above = [*CLASSES[CLASSES.index(room) + 1 :], MAX_ROOM, MAX_ROOM]

@@ -12,12 +12,13 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.files import opened, read, run_from_outside, wal, write
+from tests.stores.files import opened, run_from_outside, wal, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (1839, 7)  # no longer UTF-8, and SQLite quotes it in its error
 COLUMN_OF_THE_LOG = (2061, 2)  # its numbers are no longer those of the slots
 CONDITION_OF_AN_INDEX = (WHOLE.index(b"WHERE open = 1") + 13, 1)  # it would list other messages as open
+DAMAGE = pytest.mark.parametrize("flip", [NAME_OF_AN_INDEX, COLUMN_OF_THE_LOG, CONDITION_OF_AN_INDEX], ids=str)
 COMMANDS = (
     ["verify"],
     ["channels"],
@@ -28,7 +29,6 @@ COMMANDS = (
 )
 KEY_OF_A_MESSAGE = (16423, 6)  # the keys after it are not in order, so SQLite does not find them
 INDEX_OF_MESSAGES = (24216, 7)
-DAMAGE = pytest.mark.parametrize("flip", [NAME_OF_AN_INDEX, COLUMN_OF_THE_LOG, CONDITION_OF_AN_INDEX], ids=str)
 
 
 def flipped(flip: tuple[int, int]) -> bytes:
@@ -47,35 +47,20 @@ def run(*arguments: str, store: Path) -> str:
 
 
 @DAMAGE
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_each_command_says_in_one_line_that_the_file_is_damaged(
-    tmp_path: Path, command: list[str], flip: tuple[int, int]
-) -> None:
+def test_each_command_says_in_one_line_that_the_file_is_damaged(tmp_path: Path, flip: tuple[int, int]) -> None:
     path = tmp_path / "chat.db"
-    write(path, flipped(flip))
-    line = run(*command, store=path)
-    assert line.startswith(f"Error: store file {path} cannot be read")
-    assert line.endswith("; restore a backup")
-
-
-@DAMAGE
-async def test_restore_of_a_backup_of_damaged_structure_replaces_nothing(tmp_path: Path, flip: tuple[int, int]) -> None:
-    path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
-    async with opened(path):
-        pass
-    before = read(path)
-    write(backup, flipped(flip))
-    line = run("restore", str(backup), store=path)
-    assert line.startswith(f"Error: backup {backup} cannot be read")
-    assert line.endswith("; use an earlier one")
-    assert read(path) == before
-    assert not list(tmp_path.glob("*before-restore*"))  # noqa: ASYNC240
+    for command in COMMANDS:
+        write(path, flipped(flip))
+        line = run(*command, store=path)
+        assert line.startswith(f"Error: store file {path} cannot be read")
+        assert line.endswith("; restore a backup")
 
 
 @DAMAGE
 def test_restore_that_fails_leaves_no_file(tmp_path: Path, flip: tuple[int, int]) -> None:
     write(tmp_path / "backup.db", flipped(flip))
-    run("restore", str(tmp_path / "backup.db"), store=tmp_path / "chat.db")
+    line = run("restore", str(tmp_path / "backup.db"), store=tmp_path / "chat.db")
+    assert line.startswith(f"Error: backup {tmp_path / 'backup.db'} cannot be read")
     assert {one.name for one in tmp_path.iterdir()} == {"backup.db", "chat.db.lock"}
 
 
@@ -153,21 +138,17 @@ async def test_wal_is_emptied_although_housekeeping_meets_damage(tmp_path: Path,
 async def test_pages_of_a_damaged_index_end(tmp_path: Path, flip: tuple[int, int]) -> None:
     path = tmp_path / "chat.db"
     write(path, flipped(flip))
-    ends = 0
     async with opened(path) as store:
         for limit in (1, 2, 3, 200):
             for is_summary in (False, True):
-                after: str | None = None
+                after: str | None = ""
+                pages = 0
                 with contextlib.suppress(StoreUnusable, StoreUnavailable):
-                    for _ in range(20):  # the file has fewer channels
+                    while after is not None:
                         if is_summary:
                             page = [one.channel for one in await store.summaries(["*"], after=after, limit=limit)]
                         else:
                             page = await store.channels(after=after, limit=limit)
-                        if not page:
-                            break
-                        after = page[-1]
-                    else:
-                        continue
-                ends += 1
-    assert ends == 8
+                        after = page[-1] if page else None
+                        pages += 1
+                        assert pages < 20  # the file has fewer channels

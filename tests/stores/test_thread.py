@@ -2,12 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from tenuto.core.errors import LocalError
 from tenuto.stores.sqlite import store as worker_module
 from tenuto.stores.sqlite.store import Late, StoreThread
 
@@ -52,28 +50,6 @@ async def test_late_call_that_runs_is_reported_as_begun(thread: StoreThread) -> 
         await running
     assert late.value.is_begun
     held.set()
-
-
-async def test_calls_make_no_timer_each(thread: StoreThread, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, made_s = asyncio.get_running_loop(), list[float]()
-    call_at = loop.call_at
-
-    def noting(when: float, callback: Callable[..., Any], *args: Any, **options: Any) -> asyncio.TimerHandle:
-        made_s.append(when)
-        return call_at(when, callback, *args, **options)
-
-    monkeypatch.setattr(loop, "call_at", noting)
-    for _ in range(100):
-        await thread.run(lambda: None, timeout_s=PATIENCE_S)
-    assert len(made_s) <= 1
-
-
-async def test_stopped_thread_refuses_calls() -> None:
-    thread = StoreThread("test-thread", nothing)
-    await thread.finish(lambda: None, timeout_s=PATIENCE_S)
-    with pytest.raises(LocalError):
-        await thread.run(lambda: None, timeout_s=PATIENCE_S)
-    assert "test-thread" not in [thread.name for thread in threading.enumerate()]
 
 
 async def test_last_call_runs_without_a_waiting_caller() -> None:

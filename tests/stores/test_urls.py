@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from tenuto.cli.main import main
 from tenuto.core.errors import LocalError
 from tenuto.stores import open_url
-from tenuto.stores.memory import MemoryStore
 from tenuto.stores.postgres.store import PostgresStore
 from tenuto.stores.sqlite.store import SqliteStore
 
@@ -37,11 +36,6 @@ def test_a_postgresql_url_names_a_schema_and_keeps_the_drivers_options() -> None
     assert isinstance(store, PostgresStore)
     assert (store.dsn, store.schema) == ("postgres://app:pw@db:5433/chat?sslmode=require", "staging")
     assert open_url("postgresql://db/chat").schema == "tenuto"
-
-
-def test_memory_is_a_store_of_its_own_each_time() -> None:
-    assert isinstance(open_url("memory://"), MemoryStore)
-    assert open_url("memory://") is not open_url("memory://")
 
 
 @pytest.mark.parametrize(
