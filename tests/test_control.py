@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import httpx2
 import pytest
 from click.testing import CliRunner
 
-from proof.chaos.processes import free_port
 from tenuto import Hub
 from tenuto.cli.main import main
 from tenuto.cli.store_commands import beside
@@ -25,7 +23,7 @@ from tenuto.hub.keep import control
 from tenuto.hub.keep.control import MAX_OPEN, REQUEST_BYTES
 from tenuto.stores.sqlite.file import control_of
 from tenuto.transports import http
-from tests.processes import PATIENCE_S, Process, Server, request, serving
+from tests.processes import PATIENCE_S, Server, serving
 from tests.stores.files import run_from_outside
 
 
@@ -176,35 +174,6 @@ def test_socket_of_a_killed_process_is_replaced(server: Server, tmp_path: Path) 
     assert beside(server.store) is None
     server.start()
     assert state_of(server.store)["pid"] == server.running.pid
-
-
-MOUNTED = """
-import sys
-import uvicorn
-from starlette.applications import Starlette
-from tenuto import Hub
-
-app = Starlette()
-app.mount("/tenuto", Hub(sys.argv[1]))
-uvicorn.run(app, port=int(sys.argv[2]))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_hub_that_is_only_mounted_removes_its_socket_before_a_signal_ends_the_process(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    store, port = tmp_path / "chat.db", free_port()
-    server = Process(["-c", MOUNTED, f"sqlite:///{store}", str(port)], tmp_path / "server.log")
-    server.start()
-    try:
-        server.until(lambda: request(port, "GET", "/tenuto/readyz")[0] == 200)
-        assert state_of(store)["pid"] == server.running.pid
-        server.end(number)
-    finally:
-        server.clean_up()
-    assert not control_of(store).exists(), server.output
-    assert "Traceback" not in server.output
 
 
 def response_to(connection: socket.socket, request: bytes) -> bytes:
