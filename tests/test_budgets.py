@@ -21,11 +21,11 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_480,
+    "lines of tenuto/": 54_474,
     "lines of its kernel": 34_038,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_728,
+    "lines of interop/": 3_722,
     "lines of tests/": 68_665,
     "lines of proof/ and bench/": 23_974,
     "words of docs without decisions": 49_991,

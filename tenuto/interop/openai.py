@@ -16,8 +16,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute, request_response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route, WebSocketRoute
 
 from tenuto import Hub, Message
 from tenuto.core.errors import (
@@ -69,6 +68,7 @@ from tenuto.interop.openai_stream import (
 )
 from tenuto.routes import ATTEMPT, Access, guarded, options_in
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
 _APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")  # an id, which `TurnEvents` makes
@@ -105,7 +105,9 @@ class OpenAI:
             f"{path}/models": {"GET": self._list_models},
             f"{path}/models/{{id:path}}": {"GET": self._model},
         }
-        app.router.routes[:0] = [Route(path, _Endpoints(endpoints)) for path, endpoints in routes.items()]
+        app.router.routes[:0] = [
+            Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()
+        ]
         sockets = ResponsesSockets(self._hub, self._begin_response)
         app.router.routes.insert(0, WebSocketRoute(f"{path}/responses", sockets))
 
@@ -485,20 +487,14 @@ async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> 
     return (a, index), command
 
 
-class _Endpoints:
-    """The app of a path, for requests of each method. Its problem responses have the form of OpenAI's errors."""
+def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
+    """Return the endpoint of a path. Its problem responses have the form of OpenAI's errors."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
-        self._endpoints = endpoints
-        self._app: ASGIApp = request_response(guarded(self._chosen, lambda problem: {"error": error_of(problem)}))
-
-    async def _chosen(self, request: Request) -> Response:
-        endpoint = self._endpoints.get("GET" if request.method == "HEAD" else request.method)
+    async def chosen(request: Request) -> Response:
+        endpoint = endpoints.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None:
-            allowed = ", ".join(self._endpoints)
-            detail = f"method {request.method[:20]} is not supported at this path; use {allowed}"
-            raise MethodNotAllowed(detail, allow=[*self._endpoints])
+            detail = f"method {request.method} is not supported at this path; use {', '.join(endpoints)}"
+            raise MethodNotAllowed(detail, allow=[*endpoints])
         return await endpoint(request)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+    return guarded(chosen, lambda problem: {"error": error_of(problem)})

@@ -116,6 +116,10 @@ def usage(answers: list[Answer]) -> Json | None:
     }
 
 
+def _server_error(code: str, message: str) -> Json:
+    return {"type": "server_error", "code": code, "message": message, "param": None}
+
+
 # for each kind of item that has a text: its events, those of its content with their fields, and the content
 _TEXTS: dict[str, tuple[str, str, Json, Json, Callable[[str], Json]]] = {
     "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}, text_content),
@@ -257,8 +261,7 @@ class TurnEvents(EventStream):
         ended, reason = self._turn.end()
         if ended in ("complete", "cancelled"):
             return ("cancelled" if ended == "cancelled" else "completed"), None
-        error = {"type": "server_error", "code": "server_error", "message": reason or ended, "param": None}
-        return "failed", error
+        return "failed", _server_error("server_error", reason or ended)
 
     def _is_steered(self) -> bool:
         """Return whether the agent has taken in further input, so that the rest of the turn is another response.
@@ -493,18 +496,13 @@ async def whole_response(
 
 
 CHAT_ID = "chatcmpl-"  # prefix of a chat completion's id; the rest is that of the response's id
-_APPROVAL = {
-    "message": "the agent asks for an approval, which a chat completion cannot give; use the responses API",
-    "type": "server_error",
-    "code": "approval_required",
-    "param": None,
-}
-_REPLACED = {
-    "message": "the answer was changed behind the text that was sent; retrieve the id of the completion as a response",
-    "type": "server_error",
-    "code": "replaced",
-    "param": None,
-}
+_APPROVAL = _server_error(
+    "approval_required", "the agent asks for an approval, which a chat completion cannot give; use the responses API"
+)
+_REPLACED = _server_error(
+    "replaced",
+    "the answer was changed behind the text that was sent; retrieve the id of the completion as a response",
+)
 
 
 class ChatStream(TurnEvents):
