@@ -259,6 +259,8 @@ async def test_renewal_over_a_silent_connection_ends_with_the_time_of_its_caller
         proxy.resume()
         async with asyncio.timeout(PATIENCE_S):
             assert (await store.hold("n1", MINUTE_MS, {})).lease == lease
+        proxy.stall()
+        monkeypatch.setattr(PostgresServer, "timeout_s", 0.1)
         await store.close()
 
 

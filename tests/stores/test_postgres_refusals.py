@@ -232,13 +232,18 @@ async def test_role_that_loses_a_right_is_named_until_it_has_it_again(
         pass
     names = {"schema": schema, "on_tables": ON_TABLES.format(schema=schema)}
     remedy = remedy.format(**names)
-    server.sql(f"GRANT USAGE ON SCHEMA {schema} TO plain; {names['on_tables']}")
-    store = open_url(f"postgresql://plain@127.0.0.1:{server.port}/app?schema={schema}")
+    grants = f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "plain"; {names["on_tables"]}'
+    url = f"postgresql://plain@127.0.0.1:{server.port}/app?schema={schema}"
+    assert str(await refusal(url)).endswith(f"as the owner of the schema run: {grants}")
+    server.sql(grants)
+    store = open_url(url)
     await store.open()
     server.sql(loss.format(**names))
     server.disconnect("usename = 'plain'")
-    with suppress(StoreUnavailable):  # the connection that was ended
-        await store.note({"a": b"1"})
+    for _ in range(2):
+        with suppress(StoreUnavailable):  # the connections that were ended
+            await store.note({"a": b"1"})
+            await store.hold("n", 4_000, {})
     with pytest.raises(StoreUnavailable, match=expected.format(remedy=re.escape(remedy), **names)):
         await Chat(store).do(create("m1", "a"))
     server.sql(remedy)
@@ -249,35 +254,31 @@ async def test_role_that_loses_a_right_is_named_until_it_has_it_again(
     await store.close()
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [
-        ("sealed@127.0.0.1:{port}/app?sslmode=disable", "may require TLS: write sslmode=require in the store URL"),
-        ("stranger@127.0.0.1:{port}/app?sslmode=require", "add a line for it to pg_hba.conf of the server"),
-        ("sealed@127.0.0.1:{port}/app?sslmode=verify-full&sslrootcert={own}", "IP address mismatch.*as sslrootcert in"),
-        ("sealed@localhost:{port}/app?sslmode=verify-full&sslrootcert={other}", "not accepted.*as sslrootcert in the"),
-        ("sealed@localhost:{port}/app?sslmode=verify-full", "root certificate file.*check sslmode, sslrootcert"),
-        ("sealed@localhost:{port}/app?sslmode=require&sslrootcert=/none.pem", "names '/none.pem', which cannot"),
-        ("sealed@localhost:{port}/app?sslmode=require&sslcert=/tmp", "which cannot be read: Is a directory"),
-        ("sealed@localhost:{port}/app?sslmode=require&sslrootcert={text}", "TLS with PostgreSQL at .*check sslmode"),
-    ],
-)
-async def test_tls_that_cannot_work_is_refused_with_the_remedy(
-    with_tls: tuple[Postgres, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, expected: str
+TLS = {
+    "sealed@127.0.0.1:{port}/app?sslmode=disable": "may require TLS: write sslmode=require in the store URL",
+    "stranger@127.0.0.1:{port}/app?sslmode=require": "add a line for it to pg_hba.conf of the server",
+    "sealed@127.0.0.1:{port}/app?sslmode=verify-full&sslrootcert={own}": "IP address mismatch.*as sslrootcert in",
+    "sealed@localhost:{port}/app?sslmode=verify-full&sslrootcert={other}": "not accepted.*as sslrootcert in the",
+    "sealed@localhost:{port}/app?sslmode=verify-full": "root certificate file.*check sslmode, sslrootcert",
+    "sealed@localhost:{port}/app?sslmode=require&sslrootcert=/none.pem": "names '/none.pem', which cannot",
+    "sealed@localhost:{port}/app?sslmode=require&sslcert=/tmp": "which cannot be read: Is a directory",
+    "sealed@localhost:{port}/app?sslmode=require&sslrootcert={text}": "TLS with PostgreSQL at .*check sslmode",
+}
+
+
+async def test_tls_is_used_and_its_mistakes_have_remedies(
+    with_tls: tuple[Postgres, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, certificate = with_tls
     monkeypatch.setenv("HOME", str(tmp_path))  # has no certificates
     files = {"own": certificate, "other": make_certificate(tmp_path, "other"), "text": __file__}
-    error = await refusal(f"postgresql://{place.format(port=server.port, **files)}")
-    assert isinstance(error, StoreUnusable)
-    assert re.search(expected, str(error)), error
-
-
-async def test_a_server_that_requires_tls_is_used_with_it(with_tls: tuple[Postgres, Path]) -> None:
-    server, certificate = with_tls
+    for place, expected in TLS.items():
+        error = await refusal(f"postgresql://{place.format(port=server.port, **files)}")
+        assert isinstance(error, StoreUnusable)
+        assert re.search(expected, str(error)), error
+    await opens(f"postgresql://sealed@127.0.0.1:{server.port}/app?sslmode=verify-ca&sslrootcert={certificate}")
     for options in ("", "?sslmode=require", f"?sslmode=verify-full&sslrootcert={certificate}"):
         await opens(f"postgresql://sealed@localhost:{server.port}/app{options}")
-    await opens(f"postgresql://sealed@127.0.0.1:{server.port}/app?sslmode=verify-ca&sslrootcert={certificate}")
 
 
 async def test_limits_of_an_administrator_hold_for_no_session_of_the_store(server: Postgres) -> None:

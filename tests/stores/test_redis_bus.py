@@ -358,5 +358,6 @@ def test_url_without_a_bus_is_refused_with_the_remedy(url: str, expected: str) -
 def test_a_bus_needs_a_store_that_processes_share() -> None:
     with pytest.raises(LocalError, match="a bus needs a store that processes share, and a memory store serves one"):
         Hub("memory://", bus="redis://127.0.0.1")
+    assert repr(open_bus("redis://user:geheim@db").server) == "BusServer('redis://db')"  # type: ignore[attr-defined]
     with pytest.raises(LocalError, match="bus must be a URL such as 'redis://host:6379', or None, got 6379"):
         Hub("memory://", bus=6379)  # type: ignore[arg-type]

@@ -390,3 +390,10 @@ def test_commands_make_a_backup_and_restore_it(path: Path, target: Path) -> None
         assert expected in run(*arguments, store=store)
     write(target, read(target).replace(b"kept", b"kepd", 1))
     assert f"{target}: 1 damaged, all else is whole; an earlier backup may have" in run("restore", file)
+
+
+async def test_store_in_memory_has_no_backup(target: Path) -> None:
+    hub = Hub("memory://", hooks_signals=False)
+    with pytest.raises(LocalError, match="a memory store has no backup; use a store in a file"):
+        await hub.backup(target)
+    await hub.close()

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from tenuto.cli.main import main
 from tenuto.core.document import Stored, restored
 from tenuto.core.errors import Damaged, StoreUnavailable, StoreUnusable
 from tenuto.core.requests import SendCommand
@@ -27,7 +29,7 @@ from tenuto.stores.sqlite.slots import SUM_BYTES
 from tenuto.stores.sqlite.slots import opened as opened_row
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.contract import Chat, append, create, emptied
+from tests.stores.contract import Chat, append, create, edit, emptied
 from tests.stores.files import opened, read, run_from_outside, run_on_thread, write
 from tests.stores.reference import described
 
@@ -288,6 +290,55 @@ async def test_damaged_row_of_the_log_damages_the_open_messages_alone_and_for_go
             assert (await head_of(store, "c")).epoch != "e1"
             assert (await Chat(store, f"new {number}").do(create("m1", streaming=True))) == Committed(1)
     assert [line.split(": message 'm3'")[0] for line in verify(path)] == ["channel 'c'"]
+
+
+async def test_zeroed_row_of_the_log_that_a_store_needs_is_damage(path: Path) -> None:
+    async with opened(path) as store:
+        run_from_outside(path, f"UPDATE log SET body = zeroblob(length(body)) WHERE id = {LAST}")
+        assert {one.id: one.is_damaged for one in (await states(store)).values()} == {"m1": 0, "m2": 0, "m3": 1}
+
+
+@pytest.mark.parametrize("row", [1, 4, 8])
+async def test_row_of_the_log_under_another_number_loses_no_message(path: Path, row: int) -> None:
+    ((body,),) = run_from_outside(path, "SELECT body FROM log WHERE id = ?", row)
+    data = bytearray(read(path))
+    data[data.index(body) - 4] ^= 0x40  # the number of the row
+    write(path, bytes(data))
+    assert any("the log" in line for line in verify(path))
+    async with opened(path) as store:
+        found = await states(store)
+        assert [one.is_damaged for one in found.values()] == [False] * 3
+        assert found["m3"].message().text == "third 0 1 2 3 4 5 6 7 "
+        assert (await head_of(store, "c")).epoch == "e1"
+    assert list(verify(path)) == []
+
+
+async def test_damaged_time_or_name_of_a_channel_ends_no_list(path: Path) -> None:
+    """One changed bit makes a time one before the year 1, or a hyphen the begin of the line."""
+    async with opened(path) as store:
+        await Chat(store, "a-b").do(create("m1", "x"))
+    run_from_outside(path, "UPDATE channels SET updated_ms = updated_ms - (1 << 47) WHERE name = 'c'")
+    run_from_outside(path, "UPDATE channels SET name = replace(name, '-', char(13)) WHERE name = 'a-b'")
+    where = ("--store", f"sqlite:///{path}")
+    listed = await asyncio.to_thread(CliRunner().invoke, main, ["channels", *where])
+    assert [line.split()[-1] for line in listed.output.splitlines()] == ["channel", "'a\\rb'", "c"]
+    due = await asyncio.to_thread(CliRunner().invoke, main, ["retention", "--dry-run", "--keep", "*=10m", *where])
+    assert [line.split()[2] for line in due.stdout.splitlines()[:-1]] == ["c"]
+    assert due.stderr.startswith("retention leaves out a channel that cannot be read: channel 'a\\rb' is damaged")
+
+
+async def test_message_that_an_index_does_not_list_gets_no_second_document(path: Path) -> None:
+    ((root,),) = run_from_outside(path, "SELECT rootpage FROM sqlite_master WHERE name = 'documents_message'")
+    data = bytearray(read(path))
+    data[data.index(b"m2", PAGE * (root - 1))] ^= 2
+    write(path, bytes(data))
+    async with opened(path) as store:
+        again = Chat(store)
+        again.state.epoch, again.state.serial = (await head_of(store, "c"))[:2]
+        again.state.insert((await states(store)).values())
+        await again.do(edit("m2", "new"), documents=["m2"])
+        page = await store.page("c", before=None, limit=9, limit_bytes=10**9)
+        assert [one.message().text for one in restored(page.messages) if one.id == "m2"] == ["new"]
 
 
 async def test_stand_in_of_a_damaged_message_is_never_stored(path: Path) -> None:
