@@ -99,23 +99,5 @@ def test_a_change_of_the_api_has_a_line_in_the_changelog() -> None:
     assert unnamed(names, changelog) == [], f"the public API changed: {remedy}"
 
 
-def test_each_change_of_a_line_is_a_change_of_its_name() -> None:
-    same, limit = "tenuto.Hub(HubCore)", "tenuto.Limits.parts: int"
-    before = [same, "tenuto.Hub.create(channel: str) -> Message", limit]
-    after = [same, "tenuto.Hub.create(channel: str, *, id: str) -> Message", "tenuto.client.Timing.retry_s: float = 1"]
-    names = changed(before, after)
-    assert names == {"Hub.create", "Limits.parts", "client.Timing.retry_s"}
-    changelog = "## [Unreleased]\n- `hub.create` of `client`, `Limits.parts`\n## [0.1.0]\n- `Timing`"
-    assert unnamed(names, changelog) == ["Hub.create", "client.Timing.retry_s"]
-    assert unnamed(names, "## [Unreleased]\n- `Hub.create(id=)`, `Limits`, `Timing`\n") == []
-
-
-def test_a_line_has_all_that_a_caller_relies_on() -> None:
-    code = "async def f(a, /, b: int = 1, *, c): ...\nclass C:\n  n: int = 1\n  @property\n  def p(self) -> int: ..."
-    with griffe.temporary_visited_module(code) as module:
-        lines = [*_lines("m.f", module["f"]), *_lines("m.C", module["C"])]
-    assert lines == ["m.f(a, /, b: int = 1, *, c) [async]", "m.C()", "m.C.n: int = 1", "m.C.p: int [property]"]
-
-
 if __name__ == "__main__":
     SNAPSHOT.write_text("\n".join(api()) + "\n")

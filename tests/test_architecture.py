@@ -152,10 +152,6 @@ def test_client_imports_no_part_of_a_server() -> None:
     assert {top(name) for path in CLIENT for name in own_imports(path)} <= allowed
 
 
-def test_every_folder_has_a_layer() -> None:
-    assert {top(name_of(path)) for path in MODULES} == {*LAYER_NUMBER, *FOR_TESTS}
-
-
 def test_core_imports_no_module_that_waits_or_performs_io() -> None:
     assert {name for path in CORE for name in imports(path) if top(name) != "tenuto"} <= ALLOWED_IN_CORE
 

@@ -158,19 +158,6 @@ async def test_workers_that_a_server_forks_after_it_has_made_the_hub_receive_the
             assert shown >= set(received)
 
 
-@in_long
-async def test_a_server_that_reloads_serves_what_was_stored_before(url: str, tmp_path: Path) -> None:
-    (tmp_path / "shared.py").write_text(APP.format(url=f"{url}?schema=reloads"))
-    async with running(tmp_path, [*UVICORN, "--reload"], "shared:app") as server:
-        (before,) = await processes(server, lambda found: len(found) == 1)
-        (after,) = {before}
-        async with asyncio.timeout(START_S):
-            while after == before:
-                (tmp_path / "shared.py").touch()  # the first look of the reloader only notes the time
-                (after,) = await processes(server, lambda found: len(found) == 1)
-        assert "ERROR" not in server.output
-
-
 SUCCESSIONS = [
     ("overlap", ["-c", ON_SOCKET, "{0}"]),
     ("reload", [*UVICORN, "--reload"]),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, aclosing
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import httpx2
@@ -13,8 +12,6 @@ import pytest
 
 from proof.chaos.processes import free_port
 from proof.wirecheck import Checker, SseViewer, WsViewer
-from tenuto.client import ChannelView, Client
-from tenuto.client.feed import is_new_start
 from tests.caddy import caddy_of_the_docs, needs_caddy
 from tests.nginx import needs_nginx, nginx_of_the_docs
 from tests.postgres import needs_postgres, running_postgres
@@ -54,25 +51,6 @@ def nodes(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
 def url() -> Iterator[str]:
     with running_postgres(fsync="off", full_page_writes="off") as server:
         yield server.url
-
-
-async def until(view: ChannelView, is_so: Callable[[], bool]) -> None:
-    """Follow `view` until `is_so` returns True."""
-    async with asyncio.timeout(PATIENCE_S):
-        changes = aiter(view)
-        while not is_so():
-            await anext(changes)
-
-
-async def answer_to(client: Client, view: ChannelView, question: str) -> str:
-    """Send a question; return the id of its answer, once the answer has some text."""
-    await client.create("chat:1", id=question, role="user", text="?")
-
-    def answers() -> list[str]:
-        return [one.id for one in view.messages if one.reply_to == question and len(one.text) > 10]
-
-    await until(view, lambda: bool(answers()))
-    return answers()[0]
 
 
 async def shows(viewer: WsViewer | SseViewer, answer: str) -> None:
@@ -144,22 +122,3 @@ async def test_two_processes_behind_a_proxy_serve_each_other_on_each_transport(
             for viewer in viewers:
                 await viewer.until(lambda one=viewer: one.checker.status(answer) == "cancelled", PATIENCE_S)
                 assert viewer.checker.violations == []
-
-
-async def test_a_client_of_one_process_is_served_by_the_agent_of_another(nodes: tuple[Node, Node]) -> None:
-    here, there = nodes
-    async with Client(here.url) as near, Client(there.url) as far, far.channel("chat:1") as view:
-        answer = await answer_to(far, view, "q1")
-        async with aclosing(near.subscribe("chat:1").batches()) as page:
-            cursor = (await anext(page)).cursor
-        assert cursor is not None
-        async with aclosing(far.subscribe("chat:1", since=cursor).batches()) as refreshed:
-            assert not is_new_start((await anext(refreshed)).events)
-
-        await far.command("chat:1", "cancel", target=answer)
-        await asyncio.to_thread(here.until, lambda: "model of chat:1 closed" in here.output)
-        await until(view, lambda: getattr(view.message(answer), "status", None) == "cancelled")
-
-        lost = await answer_to(far, view, "q2")
-        here.end(signal.SIGKILL)
-        await until(view, lambda: getattr(view.message(lost), "status", None) == "interrupted")

@@ -18,12 +18,9 @@ from tenuto.core.errors import StoreUnavailable, TenutoError
 from tenuto.core.events import ChannelAttached, kept_serial
 from tenuto.stores import open_url
 from tenuto.stores.base import Committed, Conflict, Head, StoreReplaced, head_of
-from tenuto.stores.postgres.server import PostgresServer
 from tenuto.stores.postgres.store import PostgresStore
-from tests.conftest import in_long
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
-from tests.proxy import FaultProxy
 from tests.stores.contract import Chat, append, create, texts
 
 pytestmark = needs_postgres
@@ -200,37 +197,3 @@ async def test_copy_of_a_database_has_a_name_of_notices_that_the_original_does_n
     staging = await name_in("staging")
     assert staging != production
     assert (await name_in("production"), await name_in("staging")) == (production, staging)
-
-
-@in_long
-async def test_node_that_vanishes_in_mid_read_keeps_no_channel_locked(
-    server: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PostgresServer, "timeout_s", 3.0)  # of the call that hangs, for a short test
-    writing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ClientWrite'"
-    there = PostgresStore(server.url, schema="vanished")
-    await there.open()
-    chat = Chat(there)
-    await chat.do(create("m1", streaming=True))
-    for _ in range(80):  # more than the buffers of a connection hold
-        await chat.do(append("m1", "x" * 100_000))
-    async with FaultProxy("127.0.0.1", server.port) as proxy:
-        here = PostgresStore(f"postgresql://app@127.0.0.1:{proxy.port}/app", schema="vanished")
-        await here.open()
-        proxy.throttle(50_000, "down")
-        pruning = asyncio.create_task(
-            here.prune("c", epoch="e1", versions={"m1": 1})
-        )  # locks the channel, and reads it
-        async with asyncio.timeout(PATIENCE_S):
-            while await asyncio.to_thread(server.sql, writing) == "0":
-                pass
-            proxy.black_hole()
-            assert isinstance(await chat.do(create("m2")), Conflict)
-            while not isinstance(await chat.do(create("m2")), Committed):
-                pass
-        with pytest.raises(StoreUnavailable):
-            await pruning
-        proxy.throttle(None)
-        proxy.resume()
-        await here.close()
-    await there.close()

@@ -153,19 +153,6 @@ def test_compaction_counts_anew_unless_messages_may_be_lost(
     assert ("channel 'chat:1' had the counts of 7 messages" in caplog.text) == is_mended
 
 
-def test_compaction_copies_tables_and_views_of_other_programs(path: Path) -> None:
-    async def write_message() -> None:
-        async with opened(path) as store:
-            await Chat(store, "c").do(create("m1", "one"))
-
-    asyncio.run(write_message())
-    run_from_outside(path, 'CREATE TABLE "a ""b\'" (x)')
-    run_from_outside(path, 'INSERT INTO "a ""b\'" VALUES (7)')
-    run_from_outside(path, 'CREATE VIEW "v""" AS SELECT x + 1 FROM "a ""b\'"')
-    compact(path)
-    assert run_from_outside(path, 'SELECT * FROM "v"""') == [(8,)]
-
-
 async def test_unfinished_copy_is_removed_at_the_next_start(path: Path) -> None:
     partial = path.with_name("chat.db.compact.partial")
     write(partial, b"text")

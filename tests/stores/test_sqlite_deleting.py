@@ -10,8 +10,6 @@ import pytest
 
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.stores.base import Store, head_of
-from tenuto.stores.sqlite import engine as sqlite_engine
-from tenuto.stores.sqlite.engine import Pruning
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import MINUTE_MS, Chat, append, create, delete, edit, emptied, put_part, texts
 from tests.stores.files import lock, on_disk, opened, read, run_on_thread, wal, write
@@ -146,30 +144,6 @@ async def test_no_deleted_text_is_left_in_gaps_between_rows(path: Path) -> None:
         assert left <= kept
         await chat.do(append("keeper", "!"))
         assert await texts(store, "c", "keeper") == [chat.state.messages["keeper"].message().text]
-
-
-async def test_large_deleted_channel_is_removed_in_steps_between_commits(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[int] = []
-    sweep = Pruning.sweep
-
-    def counted(pruning: Pruning, channel: int, limit: int) -> bool:
-        steps.append(limit)
-        return sweep(pruning, channel, limit)
-
-    monkeypatch.setattr(sqlite_engine, "TIDY_S", 0)
-    monkeypatch.setattr(Pruning, "sweep", counted)
-    await Chat(store, "large").do(*(create(f"m{number}", "x") for number in range(200)))
-    await emptied(store, "large")
-    chat = Chat(store, "small")
-    await chat.do(create("m1", streaming=True))
-    for _ in range(20):
-        await chat.do(append("m1", "y"))
-    assert await run_on_thread(store, "SELECT count(*) FROM documents") == [(1,)]
-    assert await run_on_thread(store, "SELECT count(*) FROM channels") == [(1,)]
-    assert max(steps) <= 16
-    assert len(steps) > 200 / 16
 
 
 async def test_wal_stays_small_while_a_large_channel_is_removed(store: SqliteStore, path: Path) -> None:

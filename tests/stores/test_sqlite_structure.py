@@ -12,7 +12,7 @@ from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.stores.sqlite.file import SCHEMA
 from tenuto.stores.sqlite.store import SqliteStore
 from tenuto.stores.sqlite.verify import verify
-from tests.stores.files import opened, run_from_outside, wal, write
+from tests.stores.files import opened, run_from_outside, write
 
 WHOLE = gzip.decompress((Path(__file__).parent / "files" / f"schema-{SCHEMA}.db.gz").read_bytes())
 NAME_OF_AN_INDEX = (1839, 7)  # no longer UTF-8, and SQLite quotes it in its error
@@ -74,15 +74,6 @@ async def test_file_whose_messages_their_keys_do_not_find_is_refused(tmp_path: P
         await SqliteStore(path).open()
 
 
-@pytest.mark.parametrize("flip", [(19855, 5), (20348, 5)], ids=str)
-def test_verify_goes_on_after_a_page_that_it_cannot_read(tmp_path: Path, flip: tuple[int, int]) -> None:
-    path = tmp_path / "chat.db"
-    write(path, flipped(flip))
-    structure, message = verify(path)
-    assert structure.startswith(f"store file {path} is damaged (")
-    assert message.startswith("channel 'chat:")
-
-
 def test_compact_brings_messages_back_that_an_index_lost(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     write(path, flipped(INDEX_OF_MESSAGES))
@@ -121,17 +112,6 @@ async def test_removal_of_a_deleted_channel_ends_although_no_key_finds_its_messa
         assert pause_s != 0
         assert await store._run(lambda engine: engine._deleted) == []
     assert caplog.text.count("of a deleted channel cannot be found by their keys") == 1
-
-
-@pytest.mark.parametrize("flip", [(45220, 0), (53075, 7)], ids=str)
-async def test_wal_is_emptied_although_housekeeping_meets_damage(tmp_path: Path, flip: tuple[int, int]) -> None:
-    path = tmp_path / "chat.db"
-    write(path, flipped(flip))
-    async with opened(path) as store:
-        await store.note({"x": b"y" * 10_000})
-        assert wal(path).stat().st_size > 10_000
-        await store._run(lambda engine: engine.spare(is_idle=True))
-        assert wal(path).stat().st_size == 0
 
 
 @pytest.mark.parametrize("flip", [(12308, 0), (12308, 1), (12308, 2), (12308, 3), (12309, 6)], ids=str)
