@@ -1,4 +1,4 @@
-"""A PostgreSQL server for each test module of its store, and a schema of its own for each test.
+"""A PostgreSQL server for each test module of its store, a schema of its own for each test, and a file.
 
 Layer: tests.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +25,9 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture
 def schema() -> str:
     return f"test_{next(_numbers)}"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the place of a store file."""
+    return tmp_path / "chat.db"

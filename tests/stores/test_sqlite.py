@@ -36,11 +36,6 @@ class TestSqliteStore(StoreContract, RetentionContract):
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
-@pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
     async with opened(path, busy_s=0.05) as store:
         yield store

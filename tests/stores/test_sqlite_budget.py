@@ -14,8 +14,8 @@ TOKEN = "word "
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    async with opened(tmp_path / "chat.db") as store:
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    async with opened(path) as store:
         yield store
 
 

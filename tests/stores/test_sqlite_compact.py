@@ -22,11 +22,6 @@ from tests.stores.contract import Chat, append, create, emptied, finish, texts
 from tests.stores.files import PATIENCE_S, opened, read, run_from_outside, run_on_thread, write
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
 def test_compacted_file_has_its_messages_and_epochs_without_its_free_slots(path: Path) -> None:
     async def write_more() -> None:
         async with opened(path) as store:

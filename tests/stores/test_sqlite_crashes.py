@@ -21,11 +21,6 @@ from tests.stores.files import PATIENCE_S, lock, opened, read, run_from_outside,
 from tests.stores.writing import MESSAGES
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
 def write_and_be_killed(path: Path, commits: int, *, synchronous: str = "full") -> int:
     """Let a process write and kill it in the middle; returns the last serial that was acknowledged."""
     boot_id = path.with_name("boot_id")

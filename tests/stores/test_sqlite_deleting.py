@@ -18,11 +18,6 @@ WORD = re.compile(rb"<(\d{6})>")
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
-@pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
     async with opened(path) as store:
         await store.tidy(0)  # do the housekeeping that follows each start, so that the tests begin after it

@@ -24,11 +24,6 @@ from tests.stores.files import PATIENCE_S, no_thread_left, opened, read, run_fro
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
-@pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
     async with opened(path) as store:
         yield store
