@@ -109,13 +109,6 @@ def test_every_argument_of_the_hub_is_documented_with_its_default() -> None:
         assert ast.literal_eval(documented[name].strip("`")) == parameters[name].default
 
 
-def test_every_logger_is_documented() -> None:
-    sources = [path.read_text() for path in (ROOT / "tenuto").rglob("*.py")]
-    used = {name for source in sources for name in re.findall(r'getLogger\("(tenuto\.\w+)"\)', source)}
-    (sentence,) = re.findall(r"^Log messages go to the loggers (.*?)\.$", PYTHON, re.MULTILINE | re.DOTALL)
-    assert set(re.findall("`(.+?)`", sentence)) == used
-
-
 def test_every_public_name_is_documented() -> None:
     assert [name for name in tenuto.__all__ if f"`{name}`" not in PYTHON] == []
 

@@ -48,11 +48,6 @@ async def app(scope, receive, send):
         time.sleep(100)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
-
-
-async def fails(scope, receive, send):
-    await receive()
-    await send({"type": "lifespan.startup.failed", "message": "no database"})
 """
 # The command with shorter times, for the parent and its workers.
 COMMAND = """

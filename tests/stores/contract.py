@@ -54,13 +54,12 @@ from tenuto.core.requests import (
 )
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.text import Text
-from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Store, Tail, Write, head_of
-from tests.stores.contract_holds import HoldsContract
-from tests.stores.contract_notices import NoticesContract
+from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Hold, Notice, Store, Tail, Write, head_of
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
 MINUTE_MS = 60_000
+PATIENCE_S = 20.0
 EXAMPLES = settings().max_examples // 2  # of the law: each example is many calls of a real store
 PAGE = 1_000_000  # page size in bytes: more than the messages of a test have
 
@@ -247,10 +246,15 @@ async def _data(store: Store, *keys: str) -> list[tuple[Json, Json]]:
     return [(one.data, one.reply.data if one.reply is not None else None) for one in commands]
 
 
-class StoreContract(HoldsContract, NoticesContract):
-    """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store."""
+class StoreContract:
+    """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store.
+
+    A store that several processes share overrides the fixture `other`: a second instance on the same store. A store
+    that one process owns, or that sends no notices, sets `sends_notices` to False.
+    """
 
     pytestmark = pytest.mark.asyncio
+    sends_notices = True
 
     # -- commits ------------------------------------------------------------------------------------------------
 
@@ -791,6 +795,66 @@ class StoreContract(HoldsContract, NoticesContract):
         await chat.do_each(create("m1", streaming=True), append("m1", "a"), append("m1", "b"))
         assert store.stats()["commits"] == before + 3
         assert store.stats()["row_bytes"] >= 0
+
+    # -- leases, holds and notices ------------------------------------------------------------------------------
+
+    async def test_holds_of_all_nodes_are_found_by_prefix(self, store: Store) -> None:
+        first = await store.hold("n1", MINUTE_MS, {"x/a": Hold(b"1"), "y": Hold(b"2")})
+        second = await store.hold("n2", MINUTE_MS, {"x/b": Hold(b"3", first.now_ms + MINUTE_MS), "x/a": None})
+        assert second.now_ms >= first.now_ms > 1_700_000_000_000  # ms since 1970
+        assert (set(first.nodes), set(second.nodes)) == ({"n1"}, {"n1", "n2"})
+        expected = {"x/a": ("n1", Hold(b"1")), "x/b": ("n2", Hold(b"3", first.now_ms + MINUTE_MS))}
+        assert await store.holds("x/") == expected
+        again = await store.hold("n2", MINUTE_MS, {"y": Hold(b"4"), "x/b": None})
+        assert again.lease == second.lease
+        assert await store.holds("") == {"x/a": ("n1", Hold(b"1")), "y": ("n2", Hold(b"4"))}
+
+    async def test_holds_end_with_the_lease_of_their_node_or_at_their_time(self, store: Store) -> None:
+        first = await store.hold("n1", MINUTE_MS, {"with-node": Hold(b"1")})
+        later_ms = first.now_ms + MINUTE_MS
+        await store.hold("n1", MINUTE_MS, {"later": Hold(b"2", later_ms), "over": Hold(b"3", first.now_ms)})
+        assert set(await store.holds("")) == {"with-node", "later"}
+        assert (await store.hold("n1", 0, {})).nodes == set()
+        assert await store.holds("") == {"later": ("n1", Hold(b"2", later_ms))}
+
+    async def test_lease_that_its_node_has_ended_is_not_revived_by_a_late_renewal(self, store: Store) -> None:
+        await store.hold("n1", MINUTE_MS, {})
+        await store.hold("n1", 0, {})
+        assert (await store.hold("n1", MINUTE_MS, {"late": Hold(b"1")})).nodes == set()
+        assert await store.holds("") == {}
+
+    async def test_renewal_shows_that_a_lease_has_begun_and_ended_since_the_last_one(self, store: Store) -> None:
+        before = await store.hold("n1", MINUTE_MS, {})
+        assert (await store.hold("n1", MINUTE_MS, {})).ended == before.ended
+        await store.hold("n2", MINUTE_MS, {})
+        await store.hold("n2", 0, {})
+        after = await store.hold("n1", MINUTE_MS, {})
+        assert (after.nodes, after.lease) == (before.nodes, before.lease)
+        assert after.ended != before.ended
+
+    @pytest.fixture
+    async def other(self, store: Store) -> Store:
+        return store
+
+    async def test_notices_reach_the_instances_that_listen(self, store: Store, other: Store) -> None:
+        if not self.sends_notices:
+            store.listen(lambda notice: pytest.fail(f"an exclusive store sent {notice}"))
+            await store.notify([Notice("moved", "c", b"")])
+            return
+        first: asyncio.Queue[Notice | None] = asyncio.Queue()
+        second: asyncio.Queue[Notice | None] = asyncio.Queue()
+        store.listen(first.put_nowait)
+        other.listen(second.put_nowait)
+        small = [Notice("moved", f"c{number}", bytes([number])) for number in range(100)]
+        large = [Notice("here", "é" * 100, b"\xff\x00" * 2_100), Notice("signal", "c", b"x" * 4_200)]
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await first.get(), await second.get()) == (None, None)  # both listen
+            await store.notify([])
+            await store.notify([*small, *large])
+            assert [await second.get() for _ in range(102)] == [*small, *large]
+            await other.notify(small)
+            while await first.get() != small[-1]:
+                pass
 
     # -- the law ------------------------------------------------------------------------------------------------
 
