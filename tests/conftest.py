@@ -20,8 +20,7 @@ from playwright.async_api import Browser, async_playwright, expect
 from tests.processes import Server, serving
 
 # before the first import, so that pytest shows the values of a failed assertion in the contract of stores
-for _name in ("contract", "contract_retention"):
-    pytest.register_assert_rewrite(f"tests.stores.{_name}")
+pytest.register_assert_rewrite("tests.stores.contract")
 
 # No deadlines, because machines differ in speed. The same commit has the same examples, so that a failure belongs to a
 # change. `HYPOTHESIS_PROFILE=long` tries more examples, other ones in each run; `few` tries only some.

@@ -6,10 +6,9 @@ import pytest
 
 from tenuto.stores.memory import MemoryStore
 from tests.stores.contract import StoreContract
-from tests.stores.contract_retention import RetentionContract
 
 
-class TestMemoryStore(StoreContract, RetentionContract):
+class TestMemoryStore(StoreContract):
     @pytest.fixture
     async def store(self) -> AsyncIterator[MemoryStore]:
         store = MemoryStore()

@@ -22,11 +22,10 @@ from tenuto.stores.sqlite import store as sqlite
 from tenuto.stores.sqlite.file import SqliteFile
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, StoreContract, append, create, texts
-from tests.stores.contract_retention import RetentionContract
 from tests.stores.files import PATIENCE_S, opened, run_from_outside, store_threads, wal
 
 
-class TestSqliteStore(StoreContract, RetentionContract):
+class TestSqliteStore(StoreContract):
     sends_notices = False
 
     @pytest.fixture

@@ -15,7 +15,6 @@ from tenuto.stores.base import Notice, Store
 from tenuto.stores.postgres.store import PostgresStore
 from tests.postgres import Postgres
 from tests.stores.contract import StoreContract, check_fold
-from tests.stores.contract_retention import RetentionContract
 
 
 @asynccontextmanager
@@ -66,7 +65,7 @@ class Two:
         return {name: sum(one[name] for one in counts) for name in counts[0]}
 
 
-class TwoContract(StoreContract, RetentionContract):
+class TwoContract(StoreContract):
     """The contracts of a `store` that is `Two`."""
 
     @pytest.fixture
