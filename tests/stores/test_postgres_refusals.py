@@ -240,10 +240,9 @@ async def test_role_that_loses_a_right_is_named_until_it_has_it_again(
     await store.open()
     server.sql(loss.format(**names))
     server.disconnect("usename = 'plain'")
-    for _ in range(2):
+    for call in (store.note({"a": b"1"}), store.hold("n", 4_000, {}), store.hold("n", 4_000, {})):
         with suppress(StoreUnavailable):  # the connections that were ended
-            await store.note({"a": b"1"})
-            await store.hold("n", 4_000, {})
+            await call
     with pytest.raises(StoreUnavailable, match=expected.format(remedy=re.escape(remedy), **names)):
         await Chat(store).do(create("m1", "a"))
     server.sql(remedy)
