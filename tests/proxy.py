@@ -45,13 +45,15 @@ class FaultProxy:
         self.host = "127.0.0.1"
         self.port = 0
         self.connections = 0  # number of connections accepted since the start
-        self.bytes_up = 0
-        self.bytes_down = 0
-        self._up = _Way(self._count_up)
-        self._down = _Way(self._count_down)
+        self._up = _Way()
+        self._down = _Way()
         self._links: set[_Link] = set()
         self._placeholder: socket.socket | None = None
         self._listener: socket.socket | None = None
+
+    @property
+    def bytes_down(self) -> int:
+        return self._down.bytes
 
     @property
     def open_connections(self) -> int:
@@ -172,12 +174,6 @@ class FaultProxy:
     def _ways(self, direction: Direction) -> "list[_Way]":
         return {"up": [self._up], "down": [self._down], "both": [self._up, self._down]}[direction]
 
-    def _count_up(self, count: int) -> None:
-        self.bytes_up += count
-
-    def _count_down(self, count: int) -> None:
-        self.bytes_down += count
-
     def _take(self, listener: socket.socket) -> None:
         """Accept one connection. The loop calls this again while more are waiting."""
         try:
@@ -202,7 +198,7 @@ class FaultProxy:
 class _Way:
     """One direction of all connections, with the state of its switches."""
 
-    def __init__(self, count: Callable[[int], None]) -> None:
+    def __init__(self) -> None:
         self.open = asyncio.Event()
         self.open.set()
         self.is_hole = False
@@ -211,7 +207,7 @@ class _Way:
         self.cuts: deque[int] = deque()
         self.mark = b""  # what the cuts count; empty: bytes
         self.end = b""  # of the bytes that passed, which may begin a mark
-        self.count = count
+        self.bytes = 0  # that have passed
 
     def piece_bytes(self) -> int:
         if self.bytes_per_s is None:
@@ -229,7 +225,7 @@ class _Way:
 
     def passed(self, data: memoryview) -> bool:
         """Count bytes that have passed. Return whether the connection that carried them must be cut."""
-        self.count(len(data))
+        self.bytes += len(data)
         if not self.cuts:
             return False
         end = self.end + data

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from tenuto import Hub
 from tenuto.cli.main import main
@@ -27,14 +27,9 @@ from tests.processes import PATIENCE_S, Server, serving
 from tests.stores.files import run_from_outside
 
 
-def command(*arguments: str, store: Path) -> list[str]:
-    return [sys.executable, "-m", "tenuto", *arguments, "--store", f"sqlite:///{store}"]
-
-
-def run(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, store: Path) -> Result:
     """Run a command of `tenuto` in this process, beside the server's."""
-    done = CliRunner().invoke(main, command(*arguments, store=store)[3:])
-    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+    return CliRunner().invoke(main, [*arguments, "--store", f"sqlite:///{store}"])
 
 
 async def export_of_another_store(path: Path) -> bytes:
@@ -96,7 +91,7 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     assert made.stdout.startswith(f"{tmp_path / 'one.db'} is a backup of {server.store}"), made
     assert run_from_outside(tmp_path / "one.db", "SELECT inode LIKE 'backup %' FROM life") == [(1,)]
     again = run("backup", str(tmp_path / "one.db"), store=server.store)
-    assert (again.returncode, "exists already; name a new file" in again.stderr) == (1, True)
+    assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
     inspected = json.loads(run("inspect", store=server.store).stdout)
     assert (inspected["pid"], inspected["counters"]["waiting"]) == (server.running.pid, 0)
 
@@ -107,7 +102,7 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     assert run("export", "c", store=server.store).stdout == exported.read_text()
     assert "channel 'd' has no messages" in run("export", "d", store=server.store).stderr
     again = run("import", str(exported), store=server.store)
-    assert (again.returncode, "channel 'c' is not empty" in again.stderr) == (1, True)
+    assert (again.exit_code, "channel 'c' is not empty" in again.stderr) == (1, True)
     done = run("import", str(exported), "--channel", "copy", store=server.store)
     assert done.stdout == f"copy has 1 messages and 0 commands of {exported}.\n", done
 
@@ -120,7 +115,7 @@ def test_commands_reach_a_served_hub_without_a_token(server: Server, tmp_path: P
     server.end()
     assert not path.exists()
     assert "has no control socket; start its server" in run("inspect", store=server.store).stderr
-    assert run("backup", str(tmp_path / "two.db"), store=server.store).returncode == 0
+    assert run("backup", str(tmp_path / "two.db"), store=server.store).exit_code == 0
 
 
 async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_here(tmp_path: Path) -> None:
@@ -132,10 +127,10 @@ async def test_a_backup_that_the_server_wrote_elsewhere_is_not_taken_for_a_file_
     receipt = json.dumps({"type": "end", "size_bytes": place.stat().st_size, "mark": "0123456789abcdef"}).encode()
     async with another_program(place, b"HTTP/1.1 200 OK\r\n\r\n{}\n" + receipt + b"\n"):
         gone = await asyncio.to_thread(run, "backup", str(target), store=place)
-        assert (gone.returncode, "and is not here: that process has other disks" in gone.stderr) == (1, True), gone
+        assert (gone.exit_code, "and is not here: that process has other disks" in gone.stderr) == (1, True), gone
         await asyncio.to_thread(target.write_bytes, place.read_bytes())
         again = await asyncio.to_thread(run, "backup", str(target), store=place)
-        assert (again.returncode, "exists already; name a new file" in again.stderr) == (1, True)
+        assert (again.exit_code, "exists already; name a new file" in again.stderr) == (1, True)
 
 
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -162,7 +157,7 @@ async def test_response_of_another_program_is_named(
     async with another_program(place, response):
         for arguments in commands:
             done = await asyncio.to_thread(run, *arguments, store=place)
-            assert (done.returncode, done.stdout) == (1, ""), (arguments, done)
+            assert (done.exit_code, done.stdout) == (1, ""), (arguments, done)
             assert done.stderr.startswith("Error: "), done
             assert f"{place}.ctl" in done.stderr or arguments[0] == "backup"
             assert (why in done.stderr, "\x1b" in done.stderr) == (True, False), done

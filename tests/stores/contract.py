@@ -505,6 +505,7 @@ class StoreContract:
             assert summary.channel == "c"
             return summary
 
+        assert await store.newest_ms() == 0
         first = await do_at(500, create("m1", "one"), create("m2", streaming=True))
         assert (first.created_ms, first.updated_ms, first.messages) == (500, 500, 2)
         assert await do_at(600, append("m2", "two")) == first
@@ -521,6 +522,9 @@ class StoreContract:
         await store.open()
         older = await do_at(100, create("m3", "x"))
         assert (older.created_ms, older.updated_ms, older.messages) == (100, 900, 1)
+        assert await store.newest_ms() == 900
+        await emptied(store, "c")
+        assert await store.newest_ms() == 0
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -875,20 +879,6 @@ class StoreContract:
         assert await store.prune("c", epoch="e2", versions={"m3": chat.state.serial}) == (chat.head, [])
         assert await store.prune("never", epoch="e1", versions={"m3": 1}) == (NOTHING, [])
         assert await texts(store, "c", "m1", "m2", "m3", "m4") == ["", "b", "new", "later"]
-
-    async def test_channel_has_the_earliest_and_the_latest_time_of_its_documents(self, store: Store) -> None:
-        assert await store.newest_ms() == 0
-        for name, times in (("a", (700, 500, 600)), ("b", (300, 200, 400))):
-            chat = Chat(store, name)
-            write = chat.write(*(create(f"m{number}", "x") for number in range(3)))
-            documents = [replace(one, at_ms=at_ms) for one, at_ms in zip(write.documents, times, strict=True)]
-            await store.commit([replace(write, documents=documents)])
-        a, b = await store.summaries(["*"], after=None, limit=3)
-        assert (a.created_ms, a.updated_ms) == (500, 700)
-        assert (b.created_ms, b.updated_ms) == (200, 400)
-        assert await store.newest_ms() == 700
-        await store.delete_channel("a", expected=await head_of(store, "a"), used_up=(), until_ms=0)
-        assert await store.newest_ms() == 400
 
     async def test_wipe_ends_after_text_was_removed(self, store: Store) -> None:
         chat = Chat(store)
