@@ -198,26 +198,6 @@ async def test_storage_that_fails_costs_the_cache_and_one_warning(browser: Brows
         await window.evaluate("window.client.close()")
 
 
-async def test_fifty_channels_are_kept_and_the_oldest_leaves(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
-        await follow(window, port, token=token())
-        await window.wait_for_function(_IS_LIVE)
-        await until_stored(window, "chat:1")
-        await window.evaluate("""async () => {
-          const channels = Array.from({ length: 60 }, (_, index) => window.client.channel(`chat:more${index}`))
-          await Promise.all(channels.map((one) => new Promise((resolve) => {
-            const check = () => one.state === "live" && resolve()
-            one.subscribe(check)
-            check()
-          })))
-        }""")
-        await window.evaluate(_HIDE)
-        await window.wait_for_function(f"async () => JSON.parse(await ({_STORED})())[0].length === 100")
-        assert "chat:1" not in await stored(window)
-
-
 async def test_five_mebibytes_are_kept_of_larger_views(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:

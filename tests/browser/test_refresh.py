@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -113,23 +112,3 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
                 shown = later
             proxy.throttle(None)
             await check_end(demo, producer, [tab], planned(2))
-
-
-@in_long
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_restart_of_the_server_loses_no_text(
-    demo: Server, browser: Browser, tmp_path: Path, ending: signal.Signals
-) -> None:
-    with producing(demo, tmp_path, planned(3)) as producer:
-        tabs = [
-            await Tab.open(browser, demo.port, "demo:test", "ws"),
-            await Tab.open(browser, demo.port, "demo:test", "sse"),
-            await Tab.open(browser, demo.port, "demo:test", "poll"),
-        ]
-        for length in (200, 600):
-            shown = [await tab.until_length("m-0", length) for tab in tabs]
-            await asyncio.to_thread(demo.end, ending)
-            for tab, before in zip(tabs, shown, strict=True):
-                assert (await tab.text("m-0") or "").startswith(before)
-            await asyncio.to_thread(demo.start)
-        await check_end(demo, producer, tabs, planned(3))

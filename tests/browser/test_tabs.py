@@ -16,11 +16,10 @@ import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
-from tests.browser.tab import TIMEOUT_MS, chromium_path, transports
+from tests.browser.tab import TIMEOUT_MS, chromium_path
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, token, verified
 from tests.conftest import ARGUMENTS, IS_LONG
-from tests.proxy import FaultProxy
 from tests.transports.conftest import PATIENCE_S
 
 TAKEOVER_S = 2.0
@@ -50,8 +49,6 @@ _FOLLOW = """async ([port, channel, options]) => {
     if (text !== window.shown.at(-1)) window.shown.push(text)
   })
 }"""
-_REQUESTS_OF_Q = "(n) => [...client.requests.pending.values()].filter(({ frame }) => frame.id === 'q').length === n"
-_TEXTS = "channel.getSnapshot().messages.map(({ text }) => text)"
 # All that a page receives from other pages, for the test that two people share a browser.
 _LISTEN = """
   window.received = []
@@ -171,39 +168,6 @@ async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubl
                 task.cancel()
 
 
-@pytest.mark.parametrize("name", transports("sse"))
-async def test_followers_lose_nothing_while_the_leader_reconnects(browser: Browser, name: str) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        context = await window_of(browser)
-        async with hub.message("chat:1", id="a") as message:
-            tabs = [await open_tab(context, port, transport=name) for _ in range(3)]
-            for count in range(10):
-                await message.append(f"word {count} ")
-                await tabs[0].evaluate("window.client.suspend(), window.client.resume()")  # another tab may lead then
-        stored_text = (await hub.read("chat:1", "a"))[0].text
-        for tab in tabs:
-            await until_shown(tab, stored_text)
-        assert sorted([await transport(tab) for tab in tabs]) == sorted([name, "tab", "tab"])
-
-
-async def test_many_tabs_and_messages_above_the_bound_of_a_slow_tab_reach_every_tab(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        context = await window_of(browser)
-        tabs = [await open_tab(context, port) for _ in range(20 if IS_LONG else 6)]
-        length = 0
-        for size in (1_000_000, 500_000, 1_000_000, 1_000_000):  # 1 MiB may be unconfirmed
-            await hub.create("chat:1", text="x" * size)
-            length += size
-        for tab in tabs:
-            await tab.wait_for_function(
-                "length => window.channel.getSnapshot().messages.map(({ text }) => text).join('').length === length",
-                arg=length,
-            )
-        assert [await transport(tab) for tab in tabs].count("tab") == len(tabs) - 1
-
-
 async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Browser) -> None:
     hub = verified()
     async with app_with(hub) as port:
@@ -312,34 +276,6 @@ async def test_page_in_the_back_forward_cache_gives_the_lead_away_and_follows_wh
         await return_to_page(first)
         await until_shown(first, "meanwhile")
         assert await transport(first) == "tab"
-
-
-async def test_page_that_returns_from_the_back_forward_cache_sends_no_message_that_another_tab_has_discarded() -> None:
-    hub = verified(allowed_origins=["*"])
-    async with caching_window() as context, app_with(hub) as port, FaultProxy("127.0.0.1", port) as proxy:
-        own = {"identity": "ada", "url": f"http://localhost:{proxy.port}/tenuto"}
-        leader, first = [await open_tab(context, port, **own) for _ in range(2)]
-        proxy.black_hole()
-        await first.evaluate("""() => {
-          const send = (id) => channel.send({ id, text: id }).then(({ text }) => text, ({ code }) => code)
-          window.sent = ["q", "p"].map(send)
-        }""")
-        await leader.wait_for_function(_REQUESTS_OF_Q, arg=1)
-        await leave_page(first)
-        second = await open_tab(context, port, **own)
-        assert await second.evaluate(_TEXTS) == ["q", "p"]  # from the storage of the browser
-        await leader.wait_for_function(_REQUESTS_OF_Q, arg=2)
-        await second.evaluate("channel.discard('q')")
-        await leader.wait_for_function(_REQUESTS_OF_Q, arg=0)  # what it sends before it hears of this is stored
-        proxy.resume()
-        await proxy.cut()
-        await leader.evaluate("dispatchEvent(new Event('online'))")  # connect now
-        await second.wait_for_function("() => channel.getSnapshot().messages.every(({ local }) => !local)")
-        await return_to_page(first)
-        await first.wait_for_function("() => channel.state === 'live'")
-        assert await first.evaluate("Promise.all(sent)") == ["discarded", "p"]  # the other tab has sent p
-        assert await first.evaluate(_TEXTS) == ["p"]
-        assert [one.text for one in (await hub.history("chat:1")).messages] == ["p"]
 
 
 async def test_page_that_returns_from_the_back_forward_cache_is_closed_after_a_sign_out() -> None:
