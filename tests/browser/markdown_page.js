@@ -59,6 +59,12 @@ function dependence(name, text, options) {
   ]
 }
 
+/** Return a line for each 37th character after `from`, up to `to`. */
+function marks(from, to) {
+  const places = Array.from({ length: Math.ceil(to / 37) + 1 }, (_, n) => n * 37).filter((at) => at > from && at <= to)
+  return places.map((at) => Object.assign(document.createElement("hr"), { id: at }))
+}
+
 /** Draw a formula as its source in marks of its own. */
 function formula(tex, isBlock) {
   const node = document.createElement("var")
@@ -79,7 +85,11 @@ window.tests = {
   random(from, count) {
     return Array.from({ length: count }, (_, n) => from + n).flatMap((seed) => {
       const text = randomDocument(seed, 8)
-      return [...difference(`${seed}: parser`, withoutChunks(grown(text)), direct(text)), ...dependence(seed, text)]
+      return [
+        ...difference(`${seed}: parser`, withoutChunks(grown(text)), direct(text)),
+        ...dependence(seed, text),
+        ...dependence(`${seed}: marks`, text, { between: marks }),
+      ]
     })
   },
   randomFormulas(from, count) {

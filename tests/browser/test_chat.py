@@ -21,7 +21,6 @@ from starlette.routing import Mount, Route
 from proof.chaos.processes import free_port
 from tenuto import Hub, Limits
 from tenuto.hub.access.tokens import jwt_verifier
-from tests.browser.gallery import gallery_server, open_gallery
 from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, token, verified
 from tests.browser.test_markdown import POLICY
 from tests.transports.conftest import new_hub, serving
@@ -29,7 +28,6 @@ from tests.transports.conftest import new_hub, serving
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _INLINE = '<tenuto-chat channel="chat:1" heading="Ask the docs"></tenuto-chat>'
-_FLOATING = '<tenuto-chat channel="chat:1" heading="Ask the docs" launcher></tenuto-chat>'
 
 
 # The page makes the client itself, so that a test can disconnect it, and keeps the events of the element.
@@ -55,11 +53,6 @@ _MOUNT = """async ([options, attributes, pages]) => {
   window.shown = (selector) => [...root.querySelectorAll(selector)].filter((node) => node.getClientRects().length)
   if (!("launcher" in attributes)) while (!root.querySelector("textarea")) await new Promise(requestAnimationFrame)
 }"""
-_IN_VIEW = """texts => texts.every((text) => {
-  const log = root.querySelector(".log").getBoundingClientRect()
-  const nodes = [...root.querySelectorAll(".log :is(p, .state)")].filter((node) => node.textContent === text)
-  return nodes.some((node) => ((box) => box.top >= log.top && box.bottom <= log.bottom)(node.getBoundingClientRect()))
-})"""
 # Keeps in `moved` how far the link has moved in any frame, in pixels.
 _MOVED = """() => {
   const link = root.querySelector("article a")
@@ -163,7 +156,7 @@ async def scene(
         await page.goto("about:blank")
 
 
-async def test_an_answer_grows_survives_a_reload_and_is_formatted(browser: Browser) -> None:
+async def test_answer_grows_survives_a_reload_with_a_mark_and_is_formatted(browser: Browser) -> None:
     async with scene(browser) as here:
         await here.ask("What is a cursor?")
         for piece in ("It is **a po", "sition** in `chat:1`.\n\n```py\nx = 1\n"):
@@ -171,36 +164,13 @@ async def test_an_answer_grows_survives_a_reload_and_is_formatted(browser: Brows
         await here.until("a position")
         await here.page.reload()
         await here.until("a position")
+        await here.page.get_by_role("separator", name="Welcome back, nothing was missed.").wait_for()
         here.pieces.put_nowait("```\n\nThe end")
         here.pieces.put_nowait(None)
         await here.until("The end")
         assert await here.page.locator(".assistant strong").all_inner_texts() == ["a position"]
         assert await here.page.locator(".assistant pre code").all_inner_texts() == ["x = 1"]
         assert await here.page.locator("article").count() == 2
-
-
-async def test_escape_stops_the_answer_and_the_buttons_change(browser: Browser) -> None:
-    async with scene(browser) as here:
-        await here.ask("Count")
-        here.pieces.put_nowait("one ")
-        await here.until("one")
-        await here.page.locator(".stop").wait_for()
-        await here.page.press("textarea", "Escape")
-        await here.until("Stopped")
-        await here.page.locator(".stop").wait_for(state="hidden")
-
-
-async def test_steering_sends_the_text_to_the_running_answer(browser: Browser) -> None:
-    async with scene(browser) as here:
-        await here.ask("Count")
-        here.pieces.put_nowait("one ")
-        await here.until("one")
-        await here.page.get_by_text("Steer this answer").click()
-        await here.ask("In French")
-        await here.page.wait_for_function(
-            "() => document.querySelector('tenuto-chat').shadowRoot.querySelector('textarea').value === ''"
-        )
-        assert await here.page.locator(".user").count() == 1
 
 
 async def test_an_approval_is_a_card_with_two_buttons_and_then_its_reply(browser: Browser) -> None:
@@ -269,17 +239,6 @@ async def test_next_person_of_a_tab_does_not_see_the_draft_without_a_sign_out(br
         await expect(field).to_have_value("before the connection")
 
 
-async def test_draft_of_a_known_identity_is_shown_before_the_connection(browser: Browser) -> None:
-    async with scene(browser, "", verified()) as here:
-        await here.mount(token=token(), identity="ada")
-        await here.page.locator("textarea").fill("a draft")
-        await here.page.route_web_socket("**/v1/ws*", lambda _: None)
-        await here.page.reload()
-        await here.mount(token=token(), identity="ada")
-        await expect(here.page.locator("textarea")).to_have_value("a draft")
-        assert await here.page.evaluate("channel.getSnapshot().you") is None
-
-
 async def test_a_sign_out_removes_the_draft_and_the_next_person_of_the_tab_gets_none(browser: Browser) -> None:
     stored = "JSON.stringify({ ...sessionStorage })"
     async with scene(browser, "", verified()) as here:
@@ -297,45 +256,6 @@ async def test_a_sign_out_removes_the_draft_and_the_next_person_of_the_tab_gets_
         await page.locator("textarea").fill("a draft of bob")
         await here.mount(token=token(), identity="ada")
         assert await page.locator("textarea").input_value() == ""
-
-
-async def test_a_long_greeting_is_shown_from_its_beginning(browser: Browser) -> None:
-    greeting = f'<div slot="empty"><p>Hello</p>{"<br>" * 100}</div>'
-    async with scene(browser, f'<tenuto-chat channel="chat:1">{greeting}</tenuto-chat>') as here:
-        await here.until("Hello")
-        await here.page.locator(".people", has_text="Online").wait_for()
-        await here.frames()
-        await expect(here.page.get_by_text("Hello")).to_be_in_viewport()
-
-
-async def test_a_floating_chat_stands_at_the_end_of_the_line(browser: Browser) -> None:
-    async with scene(browser, _FLOATING) as here:
-        launcher, panel = here.page.locator(".launcher"), here.page.locator(".panel")
-        await launcher.click()
-        await panel.wait_for()
-        width = await here.page.evaluate("innerWidth")
-        for direction in ("ltr", "rtl"):
-            await here.page.evaluate(f"document.documentElement.dir = '{direction}'")
-            for node in (launcher, panel):
-                box = await node.bounding_box()
-                assert box is not None
-                assert (box["x"] if direction == "rtl" else width - box["x"] - box["width"]) == 20
-
-
-async def test_the_launcher_loads_the_panel_when_it_opens_and_gets_the_focus_back(browser: Browser) -> None:
-    async with scene(browser, _FLOATING) as here:
-        loaded: list[str] = []
-        here.page.on("request", lambda request: loaded.append(request.url))
-        await here.page.reload()
-        await here.page.locator(".launcher").wait_for()
-        assert not [url for url in loaded if "client.js" in url or "markdown" in url]
-        await here.page.locator(".launcher").click()
-        await here.page.locator("textarea").wait_for()
-        focused = "selector => document.activeElement.shadowRoot?.activeElement?.matches(selector)"
-        await here.page.wait_for_function(focused, arg="textarea")
-        await here.page.keyboard.press("Escape")
-        await here.page.locator("textarea").wait_for(state="hidden")
-        await here.page.wait_for_function(focused, arg=".launcher")
 
 
 MISTAKES: list[tuple[dict[str, str], str]] = [
@@ -425,11 +345,6 @@ async def test_a_wrong_address_is_named_to_the_developer_only(
         await page.goto("about:blank")
 
 
-async def test_status_line_says_that_a_person_without_a_token_is_signed_out(browser: Browser) -> None:
-    async with scene(browser, hub=verified()) as here:
-        await here.until("You are signed out.")
-
-
 async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -> None:
     """The module that is lost is imported by the one that the element imports."""
     module = "chat_list.js"
@@ -445,10 +360,14 @@ async def test_a_panel_that_the_network_lost_is_loaded_again(browser: Browser) -
 async def test_an_edited_question_is_a_branch_with_its_number(browser: Browser) -> None:
     async with scene(browser) as here:
         await here.ask("First version")
-        here.pieces.put_nowait("One.")
+        here.pieces.put_nowait("One")
+        await here.until("One")
+        await here.page.locator(".user").hover()
+        await here.page.locator(".user").get_by_text("Edit", exact=True).click()
+        await here.page.press(".editor", "Escape")  # ends the edit, and not the answer
+        here.pieces.put_nowait(".")
         here.pieces.put_nowait(None)
         await here.until("One.")
-        await here.page.locator(".user").hover()
         await here.page.locator(".user").get_by_text("Edit", exact=True).click()
         await here.page.fill(".editor", "Second version")
         await here.page.get_by_text("Save", exact=True).click()
@@ -506,47 +425,6 @@ async def test_places_of_marks_count_code_points(browser: Browser) -> None:
             assert after == {"end": "(end)"}.get(place, place.removeprefix("before ")), (at, found)
 
 
-async def test_places_of_marks_do_not_depend_on_the_pieces(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        found = await here.page.evaluate(
-            """async () => {
-              const { GrowingMarkdown } = await import("/tenuto/web/markdown.js")
-              const blocks = ["A paragraph.", "- one\\n- two\\n\\n  more", "```py\\nx = 1\\n\\ny = 2\\n```", "# Title",
-                "|a|b|\\n|-|-|\\n|1|2|", "> quoted",
-                "x".repeat(30) + " word".repeat(3_400), ("- item\\n").repeat(650), "last"]
-              const text = blocks.join("\\n\\n") + "\\n"
-              const starts = [0]
-              for (const block of blocks) starts.push(starts.at(-1) + block.length + 2)
-              const places = starts.slice(0, -1).flatMap((start) => [start, start + 1])
-              const grown = (step) => {
-                const root = document.createElement("div")
-                const between = (from, to) => places.filter((at) => at > from && at <= to).map((at) => {
-                  const line = document.createElement("hr")
-                  line.id = at
-                  return line
-                })
-                const markdown = new GrowingMarkdown(root, { between })
-                for (let at = step; at < text.length; at += step) markdown.update(text.slice(0, at))
-                markdown.update(text, true)
-                return root
-              }
-              const placesIn = (root) => [...root.querySelectorAll("hr")].map((line) => {
-                let next = line.nextElementSibling
-                if (next?.localName === "hr") next = next.nextElementSibling
-                return [line.id, next?.localName]
-              })
-              const whole = grown(text.length)
-              return [placesIn(whole), [97, 997].map((step) => grown(step).innerHTML === whole.innerHTML)]
-            }"""
-        )
-        places, same = found
-        assert same == [True, True]
-        assert [int(at) for at, _ in places] == sorted(int(at) for at, _ in places)
-        names = [name for _, name in places]
-        assert names[0] == "p"  # the place 0 is before the first block
-        assert {"ul", "div", "h3", "table", "blockquote", "p"} <= set(names)
-
-
 async def test_connection_that_comes_back_leaves_a_mark_with_what_it_brought(browser: Browser) -> None:
     async with scene(browser, "") as here:
         await here.mount()
@@ -565,63 +443,7 @@ async def test_connection_that_comes_back_leaves_a_mark_with_what_it_brought(bro
         assert (await here.page.evaluate(_LINES))[-1] == "(Reconnected here, nothing was missed.)"
 
 
-async def test_page_that_comes_back_marks_where_it_was(browser: Browser) -> None:
-    async with scene(browser) as here:
-        await here.ask("Explain")
-        here.pieces.put_nowait("Before.")
-        await here.until("Before.")
-        await here.page.reload()
-        await here.page.get_by_role("separator", name="Welcome back, nothing was missed.").wait_for()
-        address = here.page.url
-        await here.page.goto("about:blank")
-        await here.write(" More.\n\nAfter.")
-        await here.page.goto(address)
-        await here.page.get_by_role("separator", name="Welcome back. 14 characters came back.").wait_for()
-
-
 # Buttons, branches, and edits
-
-
-async def test_buttons_appear_when_the_server_confirms_who_the_person_is(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        await here.hub.create("chat:1", id="a", text="What is a cursor?", author="ada")
-        may_connect = asyncio.Event()
-
-        async def hold(socket: WebSocketRoute) -> None:
-            await may_connect.wait()
-            socket.connect_to_server()
-
-        await here.page.route_web_socket("**/v1/ws*", hold)
-        await here.mount(client="ada")
-        await here.page.evaluate(
-            """async () => {  // as the cache does
-              const { View } = await import("/tenuto/web/view.js")
-              const view = new View()
-              const message = { id: "a", role: "user", author: "ada", status: "complete", created: 1, version: 1 }
-              message.parts = [{ type: "text", text: "What is a cursor?" }]
-              const attached = { type: "channel.attached", resumed: false }
-              view.apply({ cursor: "-:0", events: [attached, { type: "message.create", serial: 1, message }] })
-              channel.show(view, true)
-            }"""
-        )
-        await here.until("What is a cursor?")
-        await here.frames()
-        assert await here.page.locator(".user .action:not([hidden])").all_inner_texts() == ["Copy"]
-        may_connect.set()
-        await here.page.locator(".user .action:not([hidden])", has_text="Edit").wait_for(state="attached")
-
-
-async def test_number_of_a_branch_changes_when_another_window_adds_one(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        await here.hub.create("chat:1", id="a", text="one", author="anonymous", parent=None)
-        await here.hub.create("chat:1", id="b", text="two", author="anonymous", parent=None)
-        await here.mount()
-        await here.until("2/2")
-        await here.page.get_by_label("Previous version").click()
-        await here.until("1/2")
-        await here.hub.create("chat:1", id="c", text="three", author="anonymous", parent=None)
-        await here.until("1/3")
-        assert await here.page.locator("article").count() == 1
 
 
 async def test_question_that_is_deleted_while_it_is_edited_keeps_its_new_text(browser: Browser) -> None:
@@ -641,19 +463,6 @@ async def test_question_that_is_deleted_while_it_is_edited_keeps_its_new_text(br
         await here.page.get_by_role("button", name="Try again").click()
         await here.page.wait_for_function("() => channel.getSnapshot().messages.every(({ local }) => !local)")
         assert await here.page.locator("article .markdown").all_inner_texts() == ["Other words", "New words"]
-
-
-async def test_escape_ends_an_edit_and_not_the_answer(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount()
-        await here.ask("Count")
-        await here.answer("one")
-        await here.page.locator(".user").hover()
-        await here.page.get_by_role("button", name="Edit").click()
-        await here.page.press(".editor", "Escape")
-        await expect(here.page.locator(".editor")).to_have_count(0)
-        await here.answer(" two")
-        await here.end()
 
 
 # Approvals
@@ -679,15 +488,6 @@ async def test_approval_says_who_answered_it_also_after_a_lost_connection(browse
         assert [name for name, _ in await here.page.evaluate("told")].count("ask") == 3
 
 
-async def test_approval_without_a_message_in_view_stands_at_the_end(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        await here.mount()
-        await here.hub.command("chat:1", "approve", data="May I?")
-        await here.page.locator(".log > .approvals").get_by_text("May I?").wait_for()
-        await here.page.locator(".log > .approvals").get_by_text("Allow", exact=True).click()
-        await here.until("Allowed")
-
-
 async def test_approval_that_moves_to_its_message_can_be_answered(browser: Browser) -> None:
     async with scene(browser, "", has_agent=False) as here:
         await here.hub.create("chat:1", id="old", text="Delete", author="Bea")
@@ -708,49 +508,6 @@ async def test_approval_that_moves_to_its_message_can_be_answered(browser: Brows
 
 
 # Long conversations
-
-
-async def test_newest_messages_are_built_first_and_the_view_stays_where_it_is(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        for n in range(360):
-            await here.hub.create("chat:1", id=f"m{n}", text=f"Message {n}\n\n" + "word " * 200, author="Bea")
-        await here.mount(pages=2, client="ada")
-        moved = await here.page.evaluate(
-            """async () => {
-              const before = chat
-              window.chat = before.cloneNode()
-              chat.client = client
-              before.replaceWith(chat)
-              const frame = () => new Promise(requestAnimationFrame)
-              const articles = () => [...chat.shadowRoot.querySelectorAll("article")]
-              const counts = [await new Promise((done) => {  // called between two slices
-                const look = () => articles().length && done(articles().length)
-                new MutationObserver(look).observe(chat.shadowRoot, { childList: true, subtree: true })
-              })]
-              const log = chat.shadowRoot.querySelector(".log")
-              let moved = 0
-              await frame()
-              log.scrollTop -= 900
-              while (counts.at(-1) < channel.getSnapshot().messages.length) {
-                await frame()
-                const edge = log.getBoundingClientRect().top
-                const one = articles().find((node) => node.getBoundingClientRect().bottom > edge)
-                const top = one.getBoundingClientRect().top
-                for (let n = 0; n < 4; n++) {
-                  await frame()
-                  moved = Math.max(moved, Math.abs(one.getBoundingClientRect().top - top))
-                }
-                counts.push(articles().length)
-                log.scrollTop = 10
-              }
-              return [moved, counts, articles()[0].dataset.messageId, articles().at(-1).dataset.messageId]
-            }"""
-        )
-        distance, counts, first, last = moved
-        assert counts[0] < 360, counts
-        assert counts[-1] == 360
-        assert (first, last) == ("m0", "m359")
-        assert distance <= 2, moved
 
 
 async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
@@ -780,29 +537,6 @@ async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
             }"""
         )
         assert distance <= 2
-
-
-async def test_line_about_older_messages_covers_no_message(browser: Browser) -> None:
-    async with gallery_server() as address:
-        page = await open_gallery(browser, address, "state=history-loading")
-        line = await page.locator(".older").bounding_box()
-        first = await page.locator("article").first.bounding_box()
-    assert line is not None
-    assert first is not None
-    assert line["height"] > 0
-    assert line["y"] + line["height"] <= first["y"]
-
-
-async def test_long_message_with_many_parts_is_drawn_whole(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        text = "\n\n".join(f"Paragraph {n} " + "word " * 40 for n in range(4_000))
-        parts: list[Any] = [{"type": "text", "text": text}]
-        for n in range(255):
-            parts.append({"type": "data", "name": f"data {n}", "data": {"n": n}})
-        await here.hub.create("chat:1", id="a", role="assistant", author="Guide", parts=parts)
-        await here.mount()
-        await here.page.wait_for_function("() => root.querySelectorAll('article details').length === 255")
-        assert await here.page.evaluate("root.querySelectorAll('.markdown p').length") == 4_000
 
 
 # What it shows
@@ -839,25 +573,6 @@ async def test_each_part_has_its_form(browser: Browser) -> None:
         await here.page.evaluate("chat.addEventListener('tenuto-link', (event) => event.preventDefault())")
         await here.page.get_by_text("Protocol").click()
         assert await here.page.evaluate("told.at(-1)") == ["link", {"href": "https://docs.example/protocol"}]
-
-
-async def test_narrow_table_breaks_no_word(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        rows = ("|transport|where it travels|", "|-|-|", "|Verschlüsselung|`Last-Event-ID`, or `?since=`|")
-        await here.hub.create("chat:1", id="a", role="assistant", text="\n".join(rows))
-        await here.page.set_viewport_size({"width": 320, "height": 640})
-        await here.mount()
-        await here.until("Verschlüsselung")
-        lines = """() => [...root.querySelectorAll("table :is(th, td, code)")].flatMap((cell) =>
-          [...cell.childNodes].filter((node) => node.nodeType === 3).flatMap((text) =>
-            [...text.data.matchAll(/\\S+/g)].map(({ 0: word, index }) => {
-              const range = new Range()
-              range.setStart(text, index)
-              range.setEnd(text, index + word.length)
-              return [word, range.getClientRects().length]
-            })))"""
-        words = ["transport", "where", "it", "travels", "Verschlüsselung", ",", "or", "Last-Event-ID", "?since="]
-        assert await here.page.evaluate(lines) == [[word, 1] for word in words]
 
 
 async def test_app_draws_parts_of_its_own_and_its_mistake_harms_no_other(browser: Browser) -> None:
@@ -905,28 +620,6 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.end()
 
 
-async def test_messages_keep_the_name_of_a_person_who_has_left(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        await here.mount(client="u-17")
-        await here.page.evaluate("channel.enter({ name: 'Ada' })")
-        await here.page.wait_for_function(
-            "() => channel.getSnapshot().presence.members.some(({ data }) => data.name === 'Ada')"
-        )
-        await here.ask("Hello")
-        await here.page.locator("[data-status=complete]").wait_for()
-        for _ in range(2):  # the second page has never seen her present
-            await here.page.reload()
-            await here.mount(client="u-18")
-            await here.page.wait_for_function("() => channel.state === 'live'")
-            await here.page.wait_for_function(
-                "() => channel.getSnapshot().presence.members.every(({ id }) => id !== 'u-17')"
-            )
-            await expect(here.page.locator(".author")).to_have_text("Ada")
-        assert await here.page.get_attribute(".author", "title") == "u-17"
-        await here.page.evaluate("channel.enter({ name: 'ada' })")
-        await expect(here.page.locator(".author")).to_have_text("Ada (u-17)")
-
-
 async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_end(browser: Browser) -> None:
     async with scene(browser, "") as here:
         for n in range(10):
@@ -955,19 +648,6 @@ async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_
         await here.at_end()
         await here.answer("\n\n" + "still more words " * 200 + "\n\nand the end")
         await here.at_end()
-
-
-async def test_a_page_begins_at_the_end_also_while_messages_get_their_first_layout(browser: Browser) -> None:
-    async with gallery_server() as address:
-        page = await open_gallery(browser, address, "state=reconnecting", viewport={"width": 400, "height": 560})
-        assert await page.evaluate(
-            """() => {
-              const root = document.querySelector("tenuto-chat").shadowRoot
-              const { scrollTop, scrollHeight, clientHeight } = root.querySelector(".log")
-              return [scrollTop > 0, scrollHeight - clientHeight - scrollTop < 1, root.querySelector(".jump").hidden]
-            }"""
-        ) == [True, True, True]
-        await page.context.close()
 
 
 async def test_reader_and_focus_keep_their_place_in_a_long_answer_that_grows(browser: Browser) -> None:
@@ -1017,79 +697,6 @@ async def test_part_that_is_opened_at_the_end_stays_where_it_is(browser: Browser
         assert before is not None
         assert after is not None
         assert abs(after["y"] - before["y"]) <= 1
-
-
-async def test_part_that_is_opened_below_the_question_at_the_top_leaves_the_reader_at_the_end(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        for n in range(10):
-            await here.hub.create("chat:1", text=f"message {n}\n\nmore")
-        await here.mount(client="ada")
-        await here.ask("My question")
-        output = "\n".join(f"line {n}" for n in range(5))
-        call = {"type": "tool", "call": "c", "name": "search", "input": "{}", "state": "done", "output": output}
-        await here.hub.create("chat:1", role="assistant", parts=[call])
-        await here.page.locator("summary").click()
-        await here.page.get_by_text("line 4").wait_for()
-        await here.frames()
-        assert await here.page.locator(".jump").is_hidden()
-
-
-async def test_question_that_waits_for_its_turn_hides_no_running_answer(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount(client="ada")
-        await here.ask("First question")
-        await here.until("thinking…")
-        await here.answer("\n\n".join(f"Paragraph {n}" for n in range(20)))
-        await here.ask("Second question")
-        await here.until("Waiting")
-        await here.page.wait_for_function(_IN_VIEW, arg=["Paragraph 19", "Waiting", "Second question"])
-        await here.answer("\n\nThe last line")
-        await here.page.wait_for_function(_IN_VIEW, arg=["The last line", "Waiting", "Second question"])
-
-
-async def test_placeholder_says_what_a_text_would_do_and_is_never_cut_off(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.page.set_viewport_size({"width": 320, "height": 640})
-        await here.mount(client="ada")
-        input = here.page.locator(".composer textarea")
-        # No browser tells the size of a placeholder, so the test measures the same words as text.
-        is_cut = """node => {
-          const { rows } = node
-          node.value = node.placeholder
-          node.rows = 1
-          const isCut = node.scrollHeight > rows * parseFloat(getComputedStyle(node).lineHeight) + 8
-          Object.assign(node, { value: "", rows })
-          return isCut
-        }"""
-        await here.ask("A question")
-        await here.until("thinking…")
-        await expect(input).to_have_attribute("placeholder", "Ask the next question…")
-        assert not await input.evaluate(is_cut)
-        await here.page.click("text=Steer this answer")
-        await expect(input).to_have_attribute("placeholder", "Change this answer…")
-        assert not await input.evaluate(is_cut)
-
-
-async def test_closed_chat_counts_what_has_arrived(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        await here.mount(attributes={"launcher": "", "open": ""}, client="ada")
-        await here.until("Online")
-        await here.page.evaluate("chat.hide()")
-        for text in ("one", "two"):
-            await here.hub.create("chat:1", text=text, author="Bea")
-        badge = here.page.locator(".badge")
-        await badge.get_by_text("2", exact=True).wait_for()
-        await here.page.locator(".launcher").click()
-        await badge.wait_for(state="hidden")
-        await here.page.evaluate("chat.hide()")
-        await here.frames()
-        assert not await badge.is_visible()
-        assert [name for name, _ in await here.page.evaluate("told") if name in ("open", "close")] == [
-            "open",
-            "close",
-            "open",
-            "close",
-        ]
 
 
 # The composer, and failures
