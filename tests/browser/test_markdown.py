@@ -58,21 +58,6 @@ async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:
     assert await page.evaluate("tests.random(0, 40)") == []
 
 
-async def test_long_blocks_lose_no_row_and_do_not_depend_on_the_pieces(page: Page) -> None:
-    for name in ("a list that becomes loose", "a table", "a fence", "a paragraph"):  # all: test_right_markdown.py
-        assert await page.evaluate("name => tests.long(name, 15_000, 97)", name) == [], name
-    for name in ("a paragraph that begins like a rule in a list", "a paragraph that is the title of a definition"):
-        assert await page.evaluate("name => tests.long(name, 4_600, 1, 4_300)", name) == [], name
-
-
-async def test_little_visible_text_vanishes_again(page: Page) -> None:
-    documents = ("README.md", "docs/protocol.md", "docs/security.md", "docs/architecture.md")
-    counts = [await page.evaluate("tests.vanishing", (ROOT / name).read_text()[2_000:4_000]) for name in documents]
-    vanishing, steps = (sum(column) for column in zip(*counts, strict=True))
-    # These texts change with the project; those of test_right_markdown.py do not, and have a closer limit.
-    assert vanishing <= steps * 0.07, f"{vanishing} of {steps}"
-
-
 async def test_hostile_text_runs_and_fetches_nothing(page: Page) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -93,16 +78,6 @@ async def test_link_whose_text_is_another_address_names_its_host(page: Page) -> 
     assert html.count('<span class="host"> (evil.example)</span>') == 1
     assert html.count('class="host"') == 1
     assert html.count('rel="noopener noreferrer nofollow"') == 3
-
-
-async def test_task_lists_headings_and_tables_are_elements(page: Page) -> None:
-    html = await page.evaluate("text => tests.grown(text)", "# One\n\n- [x] a\n- [ ] b\n\n|a|b|\n|-|:-:|\n|1|2|")
-    assert html.startswith(
-        '<div class="group"><div class="chunk"><h3 dir="auto">One</h3><ul><li dir="auto"><input type="checkbox"'
-    )
-    assert html.count("<li") == 2
-    assert html.count('checked=""') == 1
-    assert '<td dir="auto" style="text-align: center;">2</td>' in html
 
 
 async def test_text_that_is_nested_too_deep_is_shown_and_the_blocks_behind_it_are_blocks(page: Page) -> None:
@@ -176,14 +151,6 @@ async def test_definition_at_the_end_keeps_the_nodes_of_all_blocks_and_their_col
     found = await page.evaluate("text => tests.define(text, '[docs]: https://a.example/b')", f"{text}The end.\n\n")
     assert found["before"] >= 63
     assert found == {"before": found["before"], "kept": found["before"], "links": 1, "isColoured": True, "isSame": True}
-
-
-async def test_code_stays_plain_when_the_highlighter_cannot_be_fetched(page: Page) -> None:
-    await page.route("**/vendor/highlight.js", lambda route: route.abort())
-    async with page.expect_event("requestfailed"):
-        await page.evaluate("text => tests.grow(text)", "```py\nx = 1\n```\n\nend")
-    assert await page.locator("code").inner_text() == "x = 1"
-    assert await page.locator("code span").count() == 0
 
 
 async def test_formulas_are_those_of_the_app_and_prices_stay_text(page: Page) -> None:

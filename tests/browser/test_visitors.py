@@ -94,23 +94,6 @@ async def test_two_browsers_see_two_chats_and_each_keeps_its_own(browser: Browse
         await expect(messages(second_tab).first).to_have_text("from Ann")
 
 
-async def test_a_cookie_that_proves_no_id_gets_a_new_one(browser: Browser) -> None:
-    async with site(browser) as here:
-        ann = await here.visitor()
-        await ask(ann, "from Ann")
-        await expect(messages(ann)).to_have_count(2)
-        (own,) = await ann.context.cookies()
-        name, _, mac = own["value"].rpartition(".")
-        eve = await here.browser.new_context()
-        await eve.add_cookies([{"name": own["name"], "value": f"{name}.{mac[::-1]}", "url": here.address}])
-        page = await eve.new_page()
-        await page.goto(here.address)
-        await expect(page.get_by_text("Online")).to_be_visible()
-        assert await messages(page).count() == 0
-        (now,) = await eve.cookies()
-        assert now["value"].partition(".")[0] != own["value"].partition(".")[0]
-
-
 async def test_new_chat_is_empty_and_the_earlier_one_can_be_opened(browser: Browser) -> None:
     async with site(browser) as here:
         page = await here.visitor()
@@ -211,34 +194,6 @@ async def test_questions_beyond_the_limit_wait_in_view_and_are_sent_by_themselve
         (cookie,) = await page.context.cookies()
         stored = (await here.hub.history(f"chat:{cookie['value'].partition('.')[0]}", limit=100)).messages
         assert [one.text for one in reversed(stored) if one.role == "user"] == [f"q{n}" for n in range(1, 34)]
-
-
-async def test_a_question_that_waits_for_its_time_can_be_discarded(browser: Browser) -> None:
-    async with site(browser, questions_per_minute=1) as here:
-        page = await here.visitor()
-        await expect(page.get_by_text("Online")).to_be_visible()
-        await ask_at_once(page, 2)
-        await expect(page.locator("[part=status]")).to_contain_text(" seconds.")
-        await page.locator("article.user[data-status=sending]").get_by_role("button", name="Discard").click()
-        await expect(questions(page)).to_have_text(["q1"])
-        await expect(page.locator("[part=status]")).to_contain_text("You can ask again in ")
-
-
-async def test_questions_beyond_the_limit_of_a_day_stay_with_try_again_and_the_time(browser: Browser) -> None:
-    async with site(browser, questions_per_day=2) as here:
-        page = await here.visitor()
-        await expect(page.get_by_text("Online")).to_be_visible()
-        await ask_at_once(page, 5)
-        refused = page.locator("article.user[data-status=refused]")
-        for again in (False, True):
-            if again:
-                await page.reload()
-            await expect(refused.locator(".body")).to_have_text(["q3", "q4", "q5"])
-            await expect(refused.get_by_role("button", name="Try again")).to_have_count(3)
-            await expect(page.locator("[part=status]")).to_have_text("You can ask again in 12 hours.")
-            await expect(page.get_by_text("busy")).to_have_count(0)
-        await refused.first.get_by_role("button", name="Try again").click()
-        await expect(refused.locator(".body")).to_have_text(["q3", "q4", "q5"])
 
 
 async def test_a_closed_launcher_shows_after_a_reload_that_an_answer_runs_or_has_ended(browser: Browser) -> None:

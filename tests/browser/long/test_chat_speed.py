@@ -143,23 +143,3 @@ async def test_question_and_its_answer_below_a_thousand_messages_cause_no_long_t
         await converse(TRIES + 1)
         await here.page.wait_for_function("() => drawn.inAll > 1_000")
         assert await here.page.evaluate("drawn.most") <= SLICE
-
-
-async def test_reader_at_the_top_gets_older_messages_although_slices_wait(browser: Browser) -> None:
-    async with scene(browser, "", has_agent=False) as here:
-        for _ in range(600):
-            await here.hub.create("chat:1", text="A message\n\nof two paragraphs", author="Bea", starts_turn=False)
-        await here.mount(pages=2)
-        shown = await here.page.evaluate("channel.getSnapshot().messages.length")
-        await here.page.wait_for_function("n => root.querySelectorAll('article').length === n", arg=shown)
-        await here.page.evaluate(_COUNT)
-        await here.page.evaluate("""() => {
-          const log = root.querySelector("[part~=log]")
-          log.scrollTop = 1_500
-          const stop = channel.subscribe(() => {
-            stop()
-            requestAnimationFrame(() => requestAnimationFrame(() => (log.scrollTop = 0)))
-          })
-        }""")
-        await here.hub.create("chat:1", text="A new message", author="Bea", starts_turn=False)
-        await here.page.wait_for_function("n => channel.getSnapshot().messages.length > n + 1", arg=shown)
