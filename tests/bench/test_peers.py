@@ -5,20 +5,15 @@ The lying servers are written here, from the wire formats alone; all else is rea
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import itertools
 import os
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,16 +21,14 @@ import bench.common
 import bench.load
 import bench.pages
 from bench import appends, beside
-from bench.common import Row, Void, check, load_client
+from bench.common import Row, Void, check
 from bench.load import Load
-from bench.pages import load, new_page
-from bench.peers.system import System, foreign, ours
+from bench.peers.system import foreign
 from bench.peers.xadd import REDIS_CLIENT, is_fetched
-from bench.proc import tree
 from bench.tokens import summary, token
-from tests.bench.small import APPENDS
 
 PATIENCE_S = 40.0
+APPENDS = appends.Sizes(producers=4, rounds=1, seconds=0.2, warm_s=0.05, pages=1, page_tokens=40)
 KINDS = ("nchan-sse", "nchan-ws", "xadd-sse")
 
 has_nginx = bool(shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"))
@@ -146,34 +139,6 @@ def test_a_run_is_void_when_a_token_is_lost_doubled_moved_or_wrong(kind: str, re
         _run(kind, TOKENS, reported)
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_run_is_void_when_the_server_ends_a_connection() -> None:
-    liar = Liar("nchan-sse")
-    client = Load()
-    client.connect(kind="nchan-sse", port=liar.port, channels=["c"], timeout_s=PATIENCE_S)
-    client.capture()
-    liar.say(TOKENS)
-    liar.close()
-    drained = client.drain(timeout_s=PATIENCE_S)
-    decoded = client.decode()
-    compared = client.compare(sent={"c": summary("".join(TOKENS), "m")}, port=None)
-    client.close()
-    with pytest.raises(Void, match="ended"):
-        check(decoded, compared, drained)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_page_with_an_incomplete_answer_is_void(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.pages, "_PATIENCE_S", 1.0)
-    liar = Liar(kind)
-    saying = threading.Thread(target=liar.say, args=[TOKENS[:-1]])
-    saying.start()
-    with pytest.raises(Void, match="20 of 25 characters"):
-        load(Load(), new_page(kind, "c"), liar.port, "".join(TOKENS))
-    saying.join(PATIENCE_S)
-    liar.close()
-
-
 TINY = beside.Sizes(shapes=(beside.Shape(2, 2, 100),), rounds=1, seconds=0.2)
 
 
@@ -198,40 +163,6 @@ def test_nchan_and_tenuto_are_measured_by_the_same_rows(tmp_path: Path) -> None:
     figures = "\n".join(_figures(beside.measure(tmp_path, TINY, beside.SYSTEMS)))
     assert figures.count("CPU per delivered token, against nchan, memory") == 2  # SSE and WebSocket
     assert figures.count("without our producers, measured alone") == 2
-
-
-@contextlib.contextmanager
-def dying(name: str, folder: Path, connections: int) -> Iterator[System]:
-    """Run a system whose processes are killed after half of its first tokens."""
-    with beside.SYSTEMS[name](folder, connections) as system:
-        whole = system.produce
-
-        def half(*, channels: list[str], count: int, tokens_per_s: float) -> Any:
-            whole(channels=channels, count=count // 2, tokens_per_s=tokens_per_s)
-            for pid in itertools.chain.from_iterable(list(tree(pid)) for pid in system.pids):
-                with contextlib.suppress(ProcessLookupError):  # it ended with its keeper
-                    os.kill(pid, signal.SIGKILL)
-            return whole(channels=channels, count=count - count // 2, tokens_per_s=tokens_per_s)
-
-        system.produce = half  # type: ignore[method-assign]
-        yield system
-
-
-def test_system_that_dies_in_mid_run_has_no_figures_but_the_others_do(tmp_path: Path) -> None:
-    one = functools.partial(dying, "Tenuto")
-    _, *rows = beside.measure(tmp_path, TINY, {"dying": one, "Tenuto": beside.SYSTEMS["Tenuto"]})
-    died = [row for row in rows if row.has_failed]
-    assert {row.measured for row in died} <= {"VOID", "not measured"}
-    assert len(died) == 2  # SSE and WebSocket
-    assert len(rows) - len(died) == 2
-
-
-def test_appends_are_void_when_tenuto_stores_other_tokens_than_it_acknowledged(tmp_path: Path) -> None:
-    with ours(tmp_path / "ours.db") as system, load_client() as client:
-        text = system.grow("bench:a", 5)
-        (sent,) = system.child.request("finish")["messages"].values()
-        with pytest.raises(Void, match="1 wrong of 1 views"):
-            appends.verify(system, client, ["bench:a"], {"bench:a": summary(text + "12345", sent["id"])})
 
 
 def test_foreign_server_ends_with_its_context_and_with_its_parent_process() -> None:

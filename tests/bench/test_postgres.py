@@ -12,15 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import bench.__main__ as main
 from bench import postgres, report
 from bench.common import Options, Row, attempt
-from bench.proc import Child
-from tests.bench.test_failures import only
 from tests.bench.test_rows import figure, verdicts
 from tests.postgres import Postgres, needs_postgres, running_postgres
 
@@ -86,24 +83,3 @@ def test_a_run_without_postgres_has_the_reason_in_its_rows_and_does_not_fail(
     printed = capsys.readouterr()
     assert "0 over budget, 1 not measured or void" in printed.out
     assert "the run will fail" not in printed.err
-
-
-# Failures -----------------------------------------------------------------------------------------------------------
-
-
-@needs_postgres
-def test_viewer_with_a_new_start_at_another_process_voids_the_run(
-    database: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = Child.read
-
-    def forget(self: Child, *, timeout_s: float) -> Any:
-        found = read(self, timeout_s=timeout_s)
-        return found | {"new_starts": 1} if "new_starts" in found else found
-
-    monkeypatch.setattr(Child, "read", forget)
-    row = only(storm(database))
-    assert (row.measured, row.note.partition("\n")[0]) == (
-        "VOID",
-        "Void: 1 viewers got a new start instead of a resume",
-    )

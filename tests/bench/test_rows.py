@@ -8,7 +8,6 @@ These tests check no figure about speed: the runs are far too short for that.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import resource
@@ -17,11 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,18 +28,15 @@ from bench import (
     client,
     conversations,
     fanout,
-    highest,
-    keeping,
     memory,
     postgres,
-    proc,
     report,
     slow,
     soak,
     storm,
 )
 from bench.common import Options, Row, Void, attempt, check, load_client, served
-from bench.proc import BenchError, Child, cpu_s, tree
+from bench.proc import tree
 from tests.postgres import needs_postgres, running_postgres
 from tests.redis_server import needs_redis
 
@@ -119,16 +113,6 @@ def test_a_lost_doubled_or_wrong_token_voids_the_run(kind: str, tamper: Callable
         tampered(kind, tamper)
 
 
-def test_stored_text_that_was_not_sent_voids_the_run(tmp_path: Path) -> None:
-    with served(tmp_path / "bench.db") as server, load_client() as load:
-        produced = server.child.request("produce", channels=["bench:1"], count=5, tokens_per_s=100)
-        produced["messages"]["bench:1"]["sha256"] = "0"
-        compared = load.request("compare", sent=produced["messages"], **server.address)
-        assert compared["example"] == ["bench:1", ["the stored text differs from the appended text"]]
-        with pytest.raises(Void, match="1 wrong of 0 views"):
-            check({"violations": {}}, compared, {"ended": 0, "cpu_s": 0.0, "seconds": 0.0})
-
-
 # Failed measurements ------------------------------------------------------------------------------------------------
 
 
@@ -150,15 +134,6 @@ def run_bench(*arguments: str, files: int | None = None, path: str | None = None
     )
 
 
-def test_dead_server_is_reported(tmp_path: Path) -> None:
-    with served(tmp_path / "bench.db") as server, load_client() as load:
-        server.child.kill()
-        with pytest.raises(BenchError, match="Connection refused"):
-            load.request("connect", kind="sse", channels=["bench:1"], timeout_s=2, **server.address)
-        with pytest.raises(BenchError, match="is gone"):
-            server.child.request("stats")
-
-
 def test_a_server_that_dies_under_its_viewers_voids_the_run(tmp_path: Path) -> None:
     with served(tmp_path / "bench.db") as server, load_client() as load:
         load.request("connect", kind="sse", channels=["bench:1"] * 3, timeout_s=40, **server.address)
@@ -167,15 +142,6 @@ def test_a_server_that_dies_under_its_viewers_voids_the_run(tmp_path: Path) -> N
         drained = load.request("drain", timeout_s=40)
         with pytest.raises(Void, match="3 connections were ended by the server"):
             check(load.request("decode"), {"wrong": 0}, drained)
-
-
-def test_cpu_time_leaves_out_a_child_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    monkeypatch.setattr(proc, "tree", lambda pid: iter([pid, ended.pid]))
-    assert cpu_s(os.getpid()) > 0
-    with pytest.raises(BenchError, match="has ended"):
-        cpu_s(ended.pid)
 
 
 # Requirements are checked first -------------------------------------------------------------------------------------
@@ -199,12 +165,6 @@ def test_backups_and_retention_run_in_small(tmp_path: Path) -> None:
     # a ratio of times may be over its limit on a busy machine
     assert re.search(r"^\d over their limits$", ran.stdout, re.MULTILINE), ran.stdout + ran.stderr
     assert re.search(r"^messages removed by retention +200 +200 +met$", ran.stdout, re.MULTILINE), ran.stdout
-
-
-@pytest.mark.parametrize(("busy_ms", "verdict"), [(20.0, True), (20.1, False)])
-def test_p99_of_appends_above_twice_the_quiet_one_is_over(busy_ms: float, verdict: bool) -> None:
-    row = keeping._p99("backup", [10.0] * 100, [busy_ms] * 100, "")
-    assert row.is_met is verdict
 
 
 # No process or file is left behind ----------------------------------------------------------------------------------
@@ -283,18 +243,6 @@ def test_conversation_rows_have_figures(options: Options) -> None:
     assert written.measured.endswith("2 rounds)")
 
 
-def test_the_search_ends_between_a_rate_that_passes_and_one_that_fails() -> None:
-    tried: list[int] = []
-
-    def passes(count: int) -> bool:
-        tried.append(count)
-        return count <= 730
-
-    best, failed = highest.highest(passes, first=500, exact=0.05)
-    assert best <= 730 < failed <= best * 1.05
-    assert len(tried) <= 8
-
-
 def test_burst_rows_have_figures(options: Options) -> None:
     rows = burst.bursts(options, running=4, questions=6, rounds=1, before_s=0.5, after_s=4.0)
     assert [row.has_failed for row in rows] == [False, False, False]
@@ -304,51 +252,10 @@ def test_burst_rows_have_figures(options: Options) -> None:
     assert rows[2].note == "6 new answers compared, each stored once"
 
 
-def test_new_answer_that_is_wrong_voids_a_burst(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = Child.request
-
-    def see_a_loss(self: Child, do: str, /, **fields: Any) -> Any:
-        reply = request(self, do, **fields)
-        return reply | {"wrong": "1 new answers, new:0 among them, are wrong"} if do == "burst" else reply
-
-    monkeypatch.setattr(Child, "request", see_a_loss)
-    with pytest.raises(Void, match="new:0 among them"):
-        burst.bursts(options, running=2, questions=1, rounds=1, before_s=0.4, after_s=4.0)
-
-
-def test_a_window_has_the_latency_of_the_tokens_that_were_appended_in_it(tmp_path: Path) -> None:
-    with served(tmp_path / "bench.db") as server, load_client() as load:
-        load.request("connect", kind="sse", channels=["bench:1"] * 2, timeout_s=40, **server.address)
-        load.request("capture")
-        first_s = time.monotonic()
-        server.child.request("produce", channels=["bench:1"], count=10, tokens_per_s=100)
-        over_s = time.monotonic()
-        load.request("drain", timeout_s=40)
-        decoded = load.request("decode", windows=[(first_s - 1, first_s), (first_s, over_s), (over_s, over_s + 1)])
-    assert decoded["tokens"] == 20
-    assert decoded["windows_ms"] == [[], decoded["latency_ms"], []]
-
-
 def test_row_of_the_ai_sdk_has_a_figure(options: Options) -> None:
     row = ai_sdk.viewers(options, channels=2, each=3, rounds=1, seconds=0.2)
     assert row.is_met is not None
     assert figure(row) > 0
-
-
-def test_overload_has_latencies_of_its_later_part_only(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    noted: list[int] = []
-    request = Child.request
-
-    def spy(self: Child, do: str, /, **fields: Any) -> Any:
-        reply = request(self, do, **fields)
-        if do == "decode":
-            noted.append(reply["tokens"])
-        return reply
-
-    monkeypatch.setattr(Child, "request", spy)
-    (row,) = highest.overload(options, 2, 1.5, seconds=0.8, rounds=1, skip_s=0.4)
-    assert not row.has_failed
-    assert 0 < noted[0] < 3 * 2 * 0.8 * conversations.TOKENS_PER_S
 
 
 def test_memory_rows_have_figures(options: Options) -> None:
@@ -388,30 +295,12 @@ def test_soak_rows_have_figures(options: Options) -> None:
     assert verdicts(rows) == [None, True, True, None, None]
 
 
-def test_slope_is_that_of_the_fitted_line() -> None:
-    assert soak.slope([(0.0, 100), (1.0, 110), (2.0, 120), (3.0, 130)]) == pytest.approx(10)
-
-
-def test_a_plan_is_the_same_each_time_and_keeps_to_its_time() -> None:
-    planned = soak.conversations(seconds=60, live=10)
-    assert planned == soak.conversations(seconds=60, live=10)
-    assert all(one.starts_s + one.tokens / soak.TOKENS_PER_S < 60 for one in planned)
-    for visit in itertools.chain.from_iterable(one.visits for one in planned):
-        times = [visit.arrives_s, *itertools.chain.from_iterable(visit.cuts)]
-        assert times == sorted(times)
-
-
 # The page -----------------------------------------------------------------------------------------------------------
 
 
-def page(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "page.md"
-    path.write_text(text)
-    return path
-
-
 def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
-    path = page(tmp_path, f"before\n{report.BEGIN}\nan older run\n{report.END}\nafter\n")
+    path = tmp_path / "page.md"
+    path.write_text(f"before\n{report.BEGIN}\nan older run\n{report.END}\nafter\n")
     ran = run_bench("resume", "--quick", "--dir", str(tmp_path), "--markdown", str(path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     text = path.read_text()
@@ -421,25 +310,3 @@ def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None
     assert str(tmp_path) not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| resume in mid-stream |")]
     assert row.endswith(", met |")
-
-
-def test_only_the_figures_of_a_page_are_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "page.md"
-    path.write_bytes(f"é\r\nbefore \n{report.BEGIN}old{report.END}\r\nafter".encode())
-    for _ in range(2):
-        rows = [Row("a|b", f"{report.END} {report.BEGIN}"), Row("  CPU, ours and bare", "8 µs")]
-        report.write(path, command="c", facts=[], rows=rows)
-        before, figures, after = re.split(f"{report.BEGIN}|{report.END}", path.read_bytes().decode())
-        assert (before, after) == ("é\r\nbefore \n", "\r\nafter")
-        assert figures.endswith("\n| a\\|b | (end) (begin) |  |\n")
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failure_is_in_the_table_with_its_reason(tmp_path: Path) -> None:
-    path = page(tmp_path, f"{report.BEGIN}{report.END}")
-    failed = Row("storm", "not measured", note="BenchError: needs 1100 open files\nmore", has_failed=True)
-    missed: dict[str, Any] = {"limit": "1 s", "is_met": False}
-    report.write(path, command="c", facts=[], rows=[failed, Row("slow", "2 s", **missed)])
-    lines = path.read_text().splitlines()
-    assert "| storm | **not measured**: BenchError: needs 1100 open files |  |" in lines
-    assert "| slow | **2 s** | 1 s, OVER |" in lines
