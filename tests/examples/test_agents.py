@@ -128,7 +128,7 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
     assert [(code, out) for code, out, _ in runs] == [(1, "")] * 5
     assert [err for _, _, err in runs] == [
         "the server requires a token, and this client has none; give Client(..., token=...)\n",
-        "token is malformed: it must be a signed JWT\n",
+        "token is malformed, it must be a signed JWT: 'Not enough segments'\n",
         "token signature matches no key of this server; check the keys of its verifier\n",
         "token signature matches no key of this server; check the keys of its verifier\n",
         "client 'ann' needs the capability 'agent' on all channels of 'chat:*'\n",
