@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.steps import Allowance
-from tenuto.agents.turn import OnCrash, Turn
+from tenuto.agents.turn import LeftAnswer, OnCrash, TakenUp, Turn
 from tenuto.core.decide_owners import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
@@ -112,11 +112,10 @@ def check_worker_settings(when_busy: str, slots: int) -> None:
 
 
 class _Left(NamedTuple):
-    """The answer that an earlier attempt left unfinished or without a stored end of its turn."""
+    """The answer that an earlier attempt left unfinished or without a stored end of its turn: the first of several."""
 
     answer: Message | None = None
-    writer: Writer | None = None  # a writer that continues the answer
-    is_over: bool = False  # True: the answer is complete or cancelled, and only the end of the turn must be stored
+    is_over: bool = False  # True: an answer is complete or cancelled, and only the end of the turn must be stored
 
 
 class Running:
@@ -142,6 +141,7 @@ class Running:
         self._failure: str | None = None  # public reason of the handler's failure
         self._ending = asyncio.Event()  # set when the handler must end
         self._turn: Turn | None = None
+        self._taken_up: TakenUp = {}
 
     @property
     def may_be_handed_over(self) -> bool:
@@ -178,7 +178,7 @@ class Running:
             self.generation,
             name=self._agent.name,
             previous=left.answer,
-            taken_up=left.writer,
+            taken_up=self._taken_up,
             supersedes=self._agent.on_crash == "restart",
             request=await self._request(),
         )
@@ -330,9 +330,8 @@ class Running:
             logger.warning("the failure of a turn was not stored: %s", error)
 
     async def _end_what_is_open(self, turn: Turn) -> None:
-        """Finish the answers that the handler has left open, and an earlier answer that it did not continue."""
-        taken_up = turn.take_unused()
-        if taken_up is not None:
+        """Finish the answers that the handler has left open, and earlier answers that it did not continue."""
+        for taken_up in turn.take_unused():
             with contextlib.suppress(TenutoError):
                 async with taken_up:
                     await taken_up.finish("cancelled" if self._is_stopped else "failed", reason=None)
@@ -345,9 +344,8 @@ class Running:
                     await reply.finish("cancelled" if self._is_stopped else "failed", reason=reason)
 
     async def _give_back(self, turn: Turn) -> None:
-        """Interrupt an earlier answer that the handler did not continue, so that the next attempt can continue it."""
-        taken_up = turn.take_unused()
-        if taken_up is not None:
+        """Interrupt earlier answers that the handler did not continue, so that the next attempt can continue them."""
+        for taken_up in turn.take_unused():
             taken_up.cancelled_as = ("interrupted", None)
             with contextlib.suppress(TenutoError, GeneratorExit):
                 async with taken_up:
@@ -390,44 +388,46 @@ class Running:
         )
 
     async def _after_crash(self, watch: Watch) -> _Left:
-        """Return the answer of the previous attempt, with a writer that takes it over unless it has ended."""
-        for generation in range(self.generation - 1, self.generation - self.attempt, -1):
-            answers = await self._answers_of(generation)
-            if not answers:
-                continue
-            previous = answers[0]
-            if any(one.status in ("complete", "cancelled") for one in answers):  # it must not be written twice
-                return _Left(answers[-1], is_over=True)
-            if self._agent.on_crash == "interrupt" or previous.status not in ("streaming", "interrupted"):
-                return _Left(previous)
-            return await self._go_on(watch, previous)
-        return _Left()
+        """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn."""
+        answers = await self._earlier_answers()
+        first = answers[0] if answers else None
+        if any(one.status in ("complete", "cancelled") for one in answers):  # it must not be written twice
+            return _Left(answers[-1], is_over=True)
+        if self._agent.on_crash != "interrupt":
+            for number, answer in enumerate(answers):
+                if answer.status in ("streaming", "interrupted") and number not in self._taken_up:
+                    await self._take_over(watch, number, answer)
+        return _Left(self._taken_up[0].answer if 0 in self._taken_up else first)
 
-    async def _answers_of(self, generation: int) -> list[Message]:
-        """Return the answers of an earlier attempt; none if the agent has no right to read them."""
+    async def _earlier_answers(self) -> list[Message]:
+        """Return the newest answer of each number; none if the agent has no right to read them."""
         answers: list[Message] = []
-        for number in range(ANSWERS):
-            try:
-                one = await find(self._backend, self.channel, reply_id(self.message.id, generation, number))
-            except Forbidden as error:
-                logger.warning("an agent may not read its answers from before a crash: %s", error)
-                break
-            # the message is not an answer of this turn
-            if one is None or one.reply_to != self.message.id or one.role == "user":
-                break
-            answers.append(one)
+        try:
+            for number in range(ANSWERS):
+                for generation in range(self.generation - 1, self.generation - self.attempt, -1):
+                    one = await find(self._backend, self.channel, reply_id(self.message.id, generation, number))
+                    # any other message is not an answer of this turn
+                    if one is not None and one.reply_to == self.message.id and one.role != "user":
+                        answers.append(one)
+                        break
+                else:
+                    break
+        except Forbidden as error:
+            logger.warning("an agent may not read its answers from before a crash: %s", error)
         return answers
 
-    async def _go_on(self, watch: Watch, previous: Message) -> _Left:
-        """Take over the answer of an earlier attempt once its lease has ended."""
+    async def _take_over(self, watch: Watch, number: int, previous: Message) -> None:
+        """Take over an answer of an earlier attempt once its lease has ended."""
         writer = await self._taken_over(watch, previous)
         if writer is None:
-            return _Left(previous)
-        try:  # from here on this attempt must end the answer, even after an error
-            return _Left(await patiently(lambda: find(self._backend, self.channel, previous.id)), writer)
+            return
+        # from here on this attempt must end the answer, even after an error
+        self._taken_up[number] = LeftAnswer(previous, writer)
+        try:
+            known = await patiently(lambda: find(self._backend, self.channel, previous.id))
+            self._taken_up[number] = LeftAnswer(known or previous, writer)
         except TenutoError as error:
             logger.warning("an answer that was taken over could not be read: %s", error)
-            return _Left(previous, writer)
 
     async def _taken_over(self, watch: Watch, previous: Message) -> Writer | None:
         with contextlib.suppress(TimeoutError):

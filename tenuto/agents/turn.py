@@ -59,6 +59,16 @@ class AskReply(NamedTuple):
     by: str | None
 
 
+class LeftAnswer(NamedTuple):
+    """The unfinished answer of an earlier attempt, and a writer that has taken it over."""
+
+    answer: Message
+    writer: Writer
+
+
+TakenUp = dict[int, LeftAnswer]  # by the number of the answer in the turn, from 0
+
+
 class Turn:
     """The work on one user message, as its handler gets it."""
 
@@ -72,7 +82,7 @@ class Turn:
         *,
         name: str,
         previous: Message | None,
-        taken_up: Writer | None,
+        taken_up: TakenUp,
         supersedes: bool = False,
         request: TurnRequest | None = None,
     ) -> None:
@@ -88,7 +98,9 @@ class Turn:
         self._backend = backend
         self._watch = watch
         self._taken_up = taken_up
-        self._supersedes = supersedes  # False: the answer that was taken up continues at its end
+        self._supersedes = supersedes  # False: the answers that were taken up continue at their ends
+        # the parts of these, by the id of the answer
+        self._continued = {} if supersedes else {one.answer.id: one.answer.parts for one in taken_up.values()}
         self.steps = Steps(backend, channel, message.id, generation, name)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
         self.has_budget = False  # True: the agent has a `budget_s`
@@ -125,12 +137,13 @@ class Turn:
     def reply(self, *, meta: dict[str, Json] | None = None) -> Writer:
         """Return the writer of an answer: `async with turn.reply() as message: …`. A second call begins another answer.
 
-        After a crash the first call returns the unfinished answer (`previous`): the first content supersedes what it
-        holds, or with `on_crash="continue"` the answer continues at its `length`. Its block raises Fenced if the turn
-        has a later attempt by now.
+        After a crash the first call returns the first unfinished answer (`previous`), and so on: the first content
+        supersedes what it holds, or with `on_crash="continue"` the answer continues at its `length`. Its block raises
+        Fenced if the turn has a later attempt by now.
         """
-        writer = self.take_unused()
-        if writer is not None:
+        left = self._taken_up.pop(len(self.replies), None)
+        if left is not None:
+            writer = left.writer
             writer.begin_again(meta or {}, supersedes=self._supersedes)
         else:
             message_id = reply_id(self.message.id, self.generation, len(self.replies))
@@ -273,8 +286,7 @@ class Turn:
         """Carry out a step as a tool part, which it shares with the attempt that this one continues."""
         key, message = self.step_key(name), self._answer(f"step {name!r} is shown")
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
-        previous = None if self._supersedes else self.previous
-        known = previous.parts if previous is not None and previous.id == message.id else []
+        known = self._continued.get(message.id, [])
         before = [PartIndex(index, 0) for index, one in enumerate(known) if one.get("call") == key]
         index = await message.part({**part, "state": CALLED}, index=before[0] if before else None)
         self.progress("using a tool", tool=name)
@@ -372,10 +384,11 @@ class Turn:
         async with self._standing_still():
             await self.steps.sleep(name, seconds)
 
-    def take_unused(self) -> Writer | None:
-        """Return, and remove, the answer of the crashed attempt; None if `reply` has returned it already."""
-        writer, self._taken_up = self._taken_up, None
-        return writer
+    def take_unused(self) -> list[Writer]:
+        """Return, and remove, the answers of earlier attempts that `reply` has not returned."""
+        writers = [one.writer for one in self._taken_up.values()]
+        self._taken_up.clear()
+        return writers
 
     async def _reply_to(self, command: Command, timeout_s: float) -> CommandReply | None:
         """Return the reply; None if it did not arrive in time, for example because this process was disconnected."""

@@ -764,6 +764,31 @@ async def test_a_complete_answer_is_not_written_again_after_a_crash_in_the_next_
 
 
 @virtually
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+async def test_answers_that_are_written_at_once_are_taken_up_by_their_numbers(on_crash: Any) -> None:
+    store = MemoryStore()
+    for life in range(3):
+        hub = new_hub(store)
+
+        @hub.agent("chat:*", name="bot", on_crash=on_crash)
+        async def bot(turn: Turn, life: int = life) -> None:
+            async with turn.reply() as first:
+                await first.append(f"a{life}")
+                if life:  # the second answer begins in the second life, and goes on in the third
+                    async with turn.reply() as second:
+                        await second.append(f"b{life}")
+                        await asyncio.sleep(10_000 if life == 1 else 0)
+                await asyncio.sleep(0 if life else 10_000)
+
+        await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        answers = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
+        await hub.close()
+    texts = ["a2", "b2"] if on_crash == "restart" else ["a0a1a2", "b1b2"]
+    assert [(one.text, one.status) for one in answers] == [(text, "complete") for text in texts]
+
+
+@virtually
 async def test_a_message_that_was_taken_into_a_turn_pays_no_attempt_when_it_is_handed_over() -> None:
     store = Failing()
     tries: list[tuple[int, int]] = []
