@@ -33,7 +33,7 @@ LONGEST_SLEEP_S = 30 * 24 * 3600  # steps leave the store after that time
 UNSTORABLE = (InvalidRequest, InvalidText, TooLarge)  # errors of a result
 LONGEST_RETRY_S = 60.0  # longest wait between two calls of a step with `retries`
 
-Kind = Literal["step", "sleep", "time"]
+Kind = Literal["step", "sleep", "ask", "time"]
 
 
 class Allowance:
@@ -88,7 +88,8 @@ class Steps:
         self._message_id = message_id
         self._generation = generation
         self._by = by
-        self._names: set[str] = set()
+        self._names: dict[str, Kind] = {}
+        self._running: set[str] = set()  # steps whose functions run
         self._interrupted: set[str] = set()
         self._bytes = 0  # size of all results of this attempt, as JSON
         self._noting = asyncio.Lock()
@@ -107,10 +108,15 @@ class Steps:
     @property
     def open_name(self) -> str:
         """Return the name of the step whose function runs. Raises LocalError if none does."""
-        step = _open.get()
-        if step is None or step.steps is not self:
+        if (name := self._outer) is None:
             raise LocalError("no step runs here; call this in the function of a step")
-        return step.name
+        return name
+
+    @property
+    def _outer(self) -> str | None:
+        """Return the name of the step whose function has led here, and still runs; a task may outlive it."""
+        step = _open.get()
+        return step.name if step is not None and step.steps is self and step.name in self._running else None
 
     async def run(
         self, name: str, call: Callable[[], object], function: object, *, retries: int, retry_s: float
@@ -124,9 +130,11 @@ class Steps:
             self._count(name, size)
             return result
         token = _open.set(_Open(self, name))
+        self._running.add(name)
         try:
             result = await _called(name, call, retries, retry_s)
         finally:
+            self._running.discard(name)
             _open.reset(token)
         return await self._store(name, stored, result)
 
@@ -137,6 +145,11 @@ class Steps:
         until_ms = self._backend.now_ms() + round(seconds * 1000)
         stored = await self._begin(name, "sleep", until_ms=until_ms)
         await asyncio.sleep(max(0, stored.command.data["until_ms"] - self._backend.now_ms()) / 1000)
+
+    async def ask(self, name: str) -> None:
+        """Store that `name` is that of questions. Raises LocalError if it is that of a step; also TooMany, Fenced."""
+        if self._names.get(name) != "ask":
+            await self._begin(name, "ask")
 
     async def note_time(self) -> None:
         """Store the time used again and again, because the time after the last note of a dead attempt is not known."""
@@ -176,18 +189,19 @@ class Steps:
 
     async def _begin(self, name: str, kind: Kind, **fields: Json) -> Sent:
         """Store the beginning of a step, or return the stored one. Raises LocalError for a name that cannot be used."""
-        outer = _open.get()
-        if outer is not None and outer.steps is self:
-            raise LocalError(f"step {name!r} was begun inside of step {outer.name!r}; call it after that one")
+        if kind != "ask" and (outer := self._outer) is not None:
+            raise LocalError(f"step {name!r} was begun inside of step {outer!r}; call it after that one")
         id = self._id(name)
-        if name in self._names:
+        if (used_as := self._names.get(name)) is not None:
+            if used_as != kind:
+                raise _renamed(name, kind, f"this attempt has used it for `{used_as}`")
             raise LocalError(
                 f"step {name!r} was used before in this turn, and a step is its name; give each call a name of its "
                 f'own, such as f"{name}:{{i}}"'
             )
         if len(self._names) >= (limit := self._backend.limits.steps):
             raise TooMany(f"the turn has {limit} steps, which is the limit (Limits.steps); join some", limit=limit)
-        self._names.add(name)
+        self._names[name] = kind
         data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
         stored = await self._send(id, data)
         self._compare(name, stored, data)
@@ -212,10 +226,7 @@ class Steps:
         if not isinstance(known, dict):
             raise _lost(name)
         if known["kind"] != data["kind"]:
-            raise LocalError(
-                f"{name!r} is a {data['kind']} now, and an earlier attempt at this turn stored it as a "
-                f"{known['kind']}; give it a new name"
-            )
+            raise _renamed(name, data["kind"], f"an earlier attempt at this turn stored it for `{known['kind']}`")
         if known.get("function") != data.get("function"):
             logger.warning(
                 "step %r of %s called %s in an earlier attempt and calls %s now: a stored result is of the former",
@@ -308,6 +319,10 @@ def _result_in(name: str, data: Json) -> tuple[Json, int]:
     if not isinstance(data, dict):
         raise _lost(name)
     return data["result"], len(msgspec.json.encode(data))
+
+
+def _renamed(name: str, kind: Json, before: str) -> LocalError:
+    return LocalError(f"{name!r} is used for `{kind}` now, and {before}; give it a new name")
 
 
 def _lost(name: str) -> LocalError:

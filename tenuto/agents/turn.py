@@ -13,7 +13,7 @@ import contextlib
 import inspect
 import logging
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -108,6 +108,7 @@ class Turn:
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
         self._asked: Counter[str] = Counter()  # how often this attempt has asked each question, and made each tool call
+        self._cancelled: dict[str, list[tuple[float, str]]] = defaultdict(list)  # questions whose `ask` was cancelled
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
 
@@ -206,27 +207,34 @@ class Turn:
         The question is a command: it is stored, all devices show it, and the first reply counts. Without a reply within
         `timeout_s` seconds the result is `ok=False` with the error `expired`. A question that is open at the end of the
         turn is withdrawn. After a crash the same question, which is one with the same `name` and `data`, goes on: it
-        stays open for the rest of its time, and a reply that has arrived meanwhile is returned. Of equal questions give
-        each a `key`, else their order counts. Raises InvalidRequest or TooLarge for `data`, Fenced, TooMany.
+        stays open for the rest of its time, and a reply that has arrived meanwhile is returned; so it is if this call
+        was cancelled, and is made again. Of equal questions give each a `key`, else their order counts. Raises
+        InvalidRequest or TooLarge for `data`, LocalError if `name` is that of a step, Fenced, TooMany.
         """
         if not 1 <= timeout_s <= 24 * 3600:
             raise LocalError(f"timeout_s must be from 1 to 86,400 seconds, got {timeout_s!r}")
         check_json(data, self._backend.limits.data_bytes, "data", depth=self._backend.limits.depth)
         begun = self.begun
         target = begun[-1].id if begun else self.message.id
-        id = self._question_id(name, data, key)
+        await self.steps.ask(name)
+        content = f"{name}\n{key}\n{digest(data).hex()}"
+        asked = _, id = self._question(content, key, timeout_s)
         self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
-        if begun:
-            await begun[-1].flush()  # store the text first, so that people see it above the question
-        stored = plain({"data": data})["data"]  # a later attempt finds the question by it
-        command, reply = await self._backend.command(
-            self.channel, name, id=id, target=target, data=stored, by=self.name, expires_s=timeout_s
-        )
-        if reply is None:
-            self.progress("waiting", command=command.id)
-            async with self._standing_still():
-                reply = await self._reply_to(command, timeout_s + GRACE_S)
-            self.progress("answering" if begun else "thinking")
+        try:
+            if begun:
+                await begun[-1].flush()  # store the text first, so that people see it above the question
+            stored = plain({"data": data})["data"]  # a later attempt finds the question by it
+            command, reply = await self._backend.command(
+                self.channel, name, id=id, target=target, data=stored, by=self.name, expires_s=timeout_s
+            )
+            if reply is None:
+                self.progress("waiting", command=command.id)
+                async with self._standing_still():
+                    reply = await self._reply_to(command, timeout_s + GRACE_S)
+                self.progress("answering" if begun else "thinking")
+        except asyncio.CancelledError:
+            self._cancelled[content].append(asked)
+            raise
         self.open_questions.discard(command.id)
         if reply is None:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
@@ -248,13 +256,20 @@ class Turn:
         if is_resumed and self.has_budget:
             await self.steps.time_used_ms()
 
-    def _question_id(self, name: str, data: Json, key: str | None) -> str:
-        """Return the id of a question, which follows from its content, so that no other content gets its reply."""
-        content = f"{name}\n{key}\n{digest(data).hex()}"
+    def _question(self, content: str, key: str | None, timeout_s: float) -> tuple[float, str]:
+        """Return the time of a question's end, and its id, which follows from its content, so that no other content
+        gets its reply: that of an equal one whose `ask` was cancelled, while it is open.
+        """
+        now_s = asyncio.get_running_loop().time()
+        while self._cancelled[content]:
+            if (asked := self._cancelled[content].pop(0))[0] > now_s:
+                return asked
         self._asked[content] += 1
         if key is not None and self._asked[content] > 1:
             raise LocalError(f"key {key!r} was used before for the same question; give each question a key of its own")
-        return question_id(self.channel, self.message.id, self.generation, f"{content}\n{self._asked[content]}")
+        number = self._asked[content]
+        id = question_id(self.channel, self.message.id, self.generation, f"{content}\n{number}")
+        return now_s + timeout_s, id
 
     async def step(
         self,

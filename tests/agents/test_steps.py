@@ -33,8 +33,9 @@ from tenuto.core.errors import (
 from tenuto.core.limits import Limits
 from tenuto.core.model import STEP_NAME, Json
 from tenuto.core.names import command_key
+from tenuto.core.ops import digest
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand
-from tenuto.core.turns import step_id
+from tenuto.core.turns import question_id, step_id
 from tenuto.sources import Piped, ToolCall
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing, new_hub
@@ -158,6 +159,19 @@ async def another_kind(turn: Turn) -> None:
     await (turn.step("wait", lambda: 1) if turn.attempt == 1 else turn.sleep("wait", 1))
 
 
+async def stored_and_asked(turn: Turn) -> None:
+    await (turn.step("approve", lambda: 1) if turn.attempt == 1 else turn.ask("approve"))
+
+
+async def asked_and_stored(turn: Turn) -> None:
+    await (turn.ask("approve") if turn.attempt == 1 else turn.step("approve", lambda: 1))
+
+
+async def used_and_asked(turn: Turn) -> None:
+    await turn.step("approve", lambda: 1)
+    await turn.ask("approve")
+
+
 async def inside(turn: Turn) -> None:
     await turn.step("outer", turn.step, "inner", lambda: 1)
 
@@ -167,7 +181,10 @@ async def inside(turn: Turn) -> None:
     ("script", "words"),
     [
         (twice, 'f"page:{i}"'),
-        (another_kind, "'wait' is a sleep now"),
+        (another_kind, "'wait' is used for `sleep` now"),
+        (stored_and_asked, "'approve' is used for `ask` now"),
+        (asked_and_stored, "'approve' is used for `step` now"),
+        (used_and_asked, "this attempt has used it for `step`"),
         (inside, "'inner' was begun inside of step 'outer'"),
     ],
 )
@@ -447,14 +464,55 @@ async def test_questions_asked_in_another_order_keep_their_replies() -> None:
 
 
 @virtually
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key: str | None) -> None:
+    hub = new_hub()
+    found: list[bool] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await turn.ask("approve", timeout_s=60, key=key)
+        found.append((await turn.ask("approve", timeout_s=60, key=key)).ok)
+
+    await hub.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(10)
+    (question,) = await hub.pending_commands("chat:1")
+    await hub.reply("chat:1", question.id)
+    await asyncio.sleep(1)
+    assert found == [True]
+    await hub.close()
+
+
+@virtually
+async def test_a_task_that_outlives_its_step_may_begin_another_one() -> None:
+    results: list[Any] = []
+    kept: list[asyncio.Future[None]] = []
+
+    async def script(turn: Turn) -> None:
+        begun = asyncio.Event()
+
+        async def later() -> None:
+            await begun.wait()
+            results.append(await turn.step("later", lambda: 7))
+
+        await turn.step("first", lambda: kept.append(asyncio.ensure_future(later())))
+        begun.set()
+        await kept[0]
+
+    assert await attempts(script) == [None]
+    assert results == [7]
+
+
+@virtually
 async def test_a_client_cannot_ask_a_question_of_a_turn_before_the_agent_does() -> None:
     hub = new_hub()
     asked: list[str] = []
 
     @hub.agent("chat:*", name="bot")
     async def bot(turn: Turn) -> None:
-        id = turn._question_id("approve", "delete all", None)
-        turn._asked.clear()
+        id = question_id("chat:1", "m1", 1, f"approve\nNone\n{digest('delete all').hex()}\n1")
         with pytest.raises(InvalidName):
             await hub.command("chat:1", "approve", target="m1", id=id, data="delete all", by="eve")
         asked.append(id)
