@@ -107,6 +107,12 @@ class LocalAgent:
         self.free = self.slots
         self._running.clear()
         self._hub.runtime.scheduler.register(self)
+        self._hub.on_drain(self._leave_waits)
+
+    def _leave_waits(self) -> None:
+        """Hand over at once the turns that only wait; the others have `drain_s`."""
+        for running in self._running.values():
+            running.leave_if_it_waits()
 
     def begin(self, turn: AssignedTurn) -> None:
         """Begin the turn (`Worker.begin`)."""

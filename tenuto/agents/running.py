@@ -133,6 +133,7 @@ class Running:
         self._agent = agent
         self._backend = backend
         self._work: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[object] | None = None  # that of `run`
         self._is_stopped = False
         self._is_lost = False
         self.came_too_late = False  # the handler was not begun
@@ -160,8 +161,15 @@ class Running:
         if self._work is not None:
             self._work.cancel()
 
+    def leave_if_it_waits(self) -> None:
+        """Cancel `run`, because the process ends and the next one can wait for the person, or for the time."""
+        waits = self._turn is not None and self._turn.only_waits
+        if waits and self._task is not None and self._agent.on_crash != "interrupt":
+            self._task.cancel()
+
     async def run(self) -> State | None:
         """Carry out the turn. Return how it ended, `done` or `cancelled`; None if another worker carries it out."""
+        self._task = asyncio.current_task()
         watch = await self._backend.watch(self.channel)
         try:
             return await self._run(watch)

@@ -62,6 +62,11 @@ class Allowance:
             self._timer = self._loop.call_later(self._left_s, self._over)
         return not self._waits
 
+    @property
+    def stands_still(self) -> bool:
+        """Return whether the turn waits for a person or in a sleep."""
+        return self._waits > 0
+
     def cancel(self) -> None:
         """Call `over` no more."""
         if self._timer is not None:
@@ -104,6 +109,11 @@ class Steps:
     def was_interrupted(self, name: str) -> bool:
         """Return whether an earlier attempt has begun the step `name` without storing its result."""
         return name in self._interrupted
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the function of a step runs."""
+        return bool(self._running)
 
     @property
     def open_name(self) -> str:

@@ -486,6 +486,29 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
 
 
 @virtually
+@pytest.mark.parametrize("wait", [lambda turn: turn.ask("approve", timeout_s=900), lambda turn: turn.sleep("nap", 900)])
+async def test_a_turn_that_only_waits_is_handed_over_at_once(wait: Any) -> None:
+    store, now_s = MemoryStore(), asyncio.get_running_loop().time
+    seen: list[int] = []
+    for _ in range(7):  # more often than a turn may die
+        hub = new_hub(store, drain_s=60.0)
+
+        @hub.agent("chat:*", name="bot", on_crash="continue")
+        async def bot(turn: Turn) -> None:
+            async with turn.reply() as message:
+                seen.append(message.length)
+                await message.append("x")
+                await wait(turn)
+
+        await hub.create("chat:1", id="m1", text="?")
+        await asyncio.sleep(1)
+        began_s = now_s()
+        await hub.close()
+        assert now_s() - began_s < 1
+    assert seen == [*range(7)]
+
+
+@virtually
 async def test_a_task_that_outlives_its_step_may_begin_another_one() -> None:
     results: list[Any] = []
     kept: list[asyncio.Future[None]] = []

@@ -21,7 +21,7 @@ from tests.virtual import virtual_clock, virtually
 
 
 def new_hub(store: Any = "memory://", **options: Any) -> Hub:
-    return Hub(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock(), **options)
+    return Hub(store, hooks_signals=False, clock=virtual_clock(), **{"drain_s": 0.0, **options})
 
 
 async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:
