@@ -163,9 +163,11 @@ class Running:
 
     def leave_if_it_waits(self) -> None:
         """Cancel `run`, because the process ends and the next one can wait for the person, or for the time."""
-        waits = self._turn is not None and self._turn.only_waits
-        if waits and self._task is not None and self._agent.on_crash != "interrupt":
-            self._task.cancel()
+        turn, task = self._turn, self._task
+        if turn is None or task is None or self._agent.on_crash == "interrupt":
+            return
+        if turn.allowance is not None and turn.allowance.stands_still and not turn.steps.is_running:
+            task.cancel()
 
     async def run(self) -> State | None:
         """Carry out the turn. Return how it ended, `done` or `cancelled`; None if another worker carries it out."""

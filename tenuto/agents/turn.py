@@ -373,11 +373,6 @@ class Turn:
         return output
 
     @property
-    def only_waits(self) -> bool:
-        """Return whether the handler waits for a person or in a sleep, and no step runs beside that."""
-        return self.allowance is not None and self.allowance.stands_still and not self.steps.is_running
-
-    @property
     def _is_ending(self) -> bool:
         """Return whether a cancellation comes from a stop or a shutdown, and not from the handler itself."""
         return self.is_cancelled or self._backend.is_shutting_down
