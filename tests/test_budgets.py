@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_474,
-    "lines of its kernel": 34_038,
+    "lines of tenuto/": 54_564,
+    "lines of its kernel": 34_109,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_722,
-    "lines of tests/": 66_574,
+    "lines of tests/": 66_701,
     "lines of proof/ and bench/": 23_974,
-    "words of docs without decisions": 49_991,
+    "words of docs without decisions": 49_997,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -41,6 +41,7 @@ class AgentWriter(MessageWriter):
 
     is_begun = False  # True: the beginning of the message is stored
     spare_id: Callable[[], str] | None = None
+    on_retry: Callable[[bool], None] | None = None
 
     def pipe(
         self,

@@ -160,6 +160,7 @@ class Turn:
         # if no client stopped the turn, a cancellation of the block comes from the handler itself
         if not self.is_cancelled:
             writer.cancelled_as = ("failed", "error")
+        writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
         self.replies.append(writer)
         self.progress("answering")
         return writer

@@ -22,7 +22,7 @@ from tenuto.core.errors import Deleted, Finished, LocalError, shown
 from tenuto.core.model import RESPONSES
 from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
-from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s
+from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s, wait_to_retry
 from tenuto.sources.upstream import called
 from tenuto.sources.writing import Piped, Writer, Writing, used
 
@@ -145,7 +145,7 @@ class Attaching:
             raise UpstreamError("the model's response goes on, but its provider is out of reach") from None
         wait_s = max(backoff_s(self._retry_s, self._failures), after_s)
         logger.warning("response of message %s broke off; reading on in %.1f s: %r", self._writer.id, wait_s, error)
-        await pause(self._writer, wait_s)
+        await wait_to_retry(self._writer, wait_s)
 
     async def _cancel(self, id: str) -> None:
         """End a response that will not be read."""

@@ -102,9 +102,9 @@ class Tries:
         self.takes_left = True  # False: `write` takes up what an earlier process left in the message
         self._on_break = on_break
         self._takes_so_far = _takes_so_far(make)
-        if on_break == "continue" and not self._takes_so_far:
+        if on_break in ("continue", "prefix") and not self._takes_so_far:
             raise LocalError(
-                'on_break="continue" needs a function with the parameter `so_far`, to show its text to the model'
+                f'on_break="{on_break}" needs a function with the parameter `so_far`, to show its text to the model'
             )
         self._number = 0
         self._kept: Kept | None = None
@@ -128,7 +128,7 @@ class Tries:
                         last = error  # the text stays, also if the handler goes on
             if last is not None:
                 raise last
-            await pause(self._writer, self._wait_s)
+            await wait_to_retry(self._writer, self._wait_s)
 
     def _take_left(self) -> None:
         """Continue the text that an earlier process left in the message, or supersede it if it cannot be continued."""
@@ -136,7 +136,7 @@ class Tries:
         counted = [part for part in parts if part["type"] != ATTEMPT]
         if not counted:
             return
-        self._kept = continuable(counted, len(parts) - 1) if self._takes_so_far else None
+        self._kept = self._continuable(counted, len(parts) - 1) if self._takes_so_far else None
         if self._kept is None:
             self._writer.begin_again({}, supersedes=True)
 
@@ -165,11 +165,15 @@ class Tries:
                     *(self._number, self._writer.id, self._wait_s, error),
                 )
                 if has_content or self._kept is None:
-                    self._kept = continuable(*writing.written()) if self._on_break == "continue" else None
+                    is_continued = self._on_break in ("continue", "prefix")
+                    self._kept = self._continuable(*writing.written()) if is_continued else None
                     if self._kept is None:
                         supersede()
                         raise _Restart from error
-            await pause(self._writer, self._wait_s)
+            await wait_to_retry(self._writer, self._wait_s)
+
+    def _continuable(self, parts: list[Part], index: int) -> Kept | None:
+        return continuable(parts, index, is_exact=self._on_break == "prefix")
 
     def _made(self) -> object:
         if not self._takes_so_far:
@@ -203,6 +207,14 @@ async def pause(writer: Writer, wait_s: float) -> None:
             raise
 
 
+async def wait_to_retry(writer: Writer, wait_s: float) -> None:
+    """Wait after a failed try (`pause`), and tell people."""
+    on_retry = writer.on_retry or (lambda waits: None)
+    on_retry(True)
+    await pause(writer, wait_s)
+    on_retry(False)
+
+
 def backoff_s(first_s: float, failures: int) -> float:
     """Return the time to wait after so many failures in a row; `first_s` is that after the first one."""
     return float(min(first_s * 2 ** (failures - 1), LONGEST_WAIT_S) * jitter())
@@ -212,19 +224,19 @@ class _Restart(Exception):
     """A try failed, and the next one is another attempt."""
 
 
-def continuable(parts: list[Part], index: int) -> Kept | None:
+def continuable(parts: list[Part], index: int, *, is_exact: bool = False) -> Kept | None:
     """Return the text to continue, the last of `parts` at `index`; None if a continuation could not join it.
 
     A tool call that broke off or has no output, hidden reasoning and structured output cannot be continued, nor can a
-    short text, in which no overlap would show.
+    short text, in which no overlap would show, unless the model `is_exact`.
     """
     last = parts[-1] if parts else {"type": ""}
     if last["type"] != "text" or any(part["type"] == "tool" and part.get("state") in (INPUT, CALLED) for part in parts):
         return None
     text = last["text"]
-    if len(text) < SHORTEST_OVERLAP or text.lstrip()[:1] in ("{", "["):
+    if len(text) < (1 if is_exact else SHORTEST_OVERLAP) or text.lstrip()[:1] in ("{", "["):
         return None
-    return Kept(index=index, part=last, parts=parts)
+    return Kept(index=index, part=last, parts=parts, is_exact=is_exact)
 
 
 def _takes_so_far(make: Callable[..., object]) -> bool:

@@ -24,7 +24,7 @@ from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Sou
 
 logger = logging.getLogger("tenuto.agents")
 
-OnBreak = Literal["restart", "continue", "fail"]
+OnBreak = Literal["restart", "continue", "prefix", "fail"]
 SHORTEST_OVERLAP = 32  # characters of a continuation that must equal the end of the text, to be dropped as an overlap
 _CHANGING = ("text", "state", "input", "output")  # fields of a part that its later events may change
 HELD_CHARACTERS = 200  # the beginning of a continuation is held back, because an overlap must not be shown
@@ -48,6 +48,7 @@ class Writer(Protocol):
     cancelled_as: tuple[str, str | None]
     # returns another id if the id of the message is taken; None: the writer raises the error
     spare_id: Callable[[], str] | None
+    on_retry: Callable[[bool], None] | None  # called around the wait after a failed try: with True, then with False
 
     @property
     def id(self) -> str: ...
@@ -186,6 +187,7 @@ class Kept:
     index: int
     part: Part
     parts: list[Part]
+    is_exact: bool = False  # True: the model goes on at the last character, and repeats nothing, or the whole text
 
     @property
     def text(self) -> str:
@@ -196,8 +198,9 @@ class Kept:
 class Join:
     """The beginning of a continuation, held back until it is known which of it repeats the text that is there."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text  # the text that is continued
+    def __init__(self, kept: Kept) -> None:
+        self._text = kept.text  # the text that is continued
+        self._is_exact = kept.is_exact
         self._held = ""
 
     @property
@@ -215,19 +218,22 @@ class Join:
         held, text = self._held, self._text
         for start in self._places(text, held):
             return held[len(text) - start :]
+        if self._is_exact:
+            return held
         if len(held) >= SHORTEST_OVERLAP and held[:SHORTEST_OVERLAP] == text[:SHORTEST_OVERLAP]:
             raise Repeated(held)
         return held
 
     def _is_undecided(self) -> bool:
         held = self._held
+        if self._is_exact:
+            return SHORTEST_OVERLAP <= len(self._text) > len(held) and self._text.startswith(held)
         is_inside = len(held) < len(self._text) and held in self._text[:-1]  # an overlap may be longer than `held`
         return len(held) < HELD_CHARACTERS or is_inside
 
-    @staticmethod
-    def _places(text: str, held: str) -> Iterator[int]:
+    def _places(self, text: str, held: str) -> Iterator[int]:
         """Yield the offsets at which `text` ends with a beginning of `held`, the longest overlap first."""
-        if len(held) < SHORTEST_OVERLAP:
+        if len(held) < SHORTEST_OVERLAP or (self._is_exact and not held.startswith(text)):
             return
         start = text.find(held[:SHORTEST_OVERLAP], max(0, len(text) - len(held)))
         while start >= 0:
@@ -252,7 +258,7 @@ class Writing:
         self.response_id: str | None = None
         self._kept = kept
         self._supersede = supersede
-        self._join = Join(kept.text) if kept is not None else None
+        self._join = Join(kept) if kept is not None else None
         self._join_key: Hashable = None
         self._writer = writer
         self._slots: dict[Hashable, _Slot] = {}

@@ -367,7 +367,8 @@ async def test_ask_returns_the_first_reply_or_expired() -> None:
 
 
 @virtually
-async def test_agent_is_present_with_its_state() -> None:
+async def test_agent_is_present_with_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenuto.sources.tries.jitter", lambda: 0.5)
     hub = new_hub()
     states: list[Any] = []
 
@@ -377,8 +378,13 @@ async def test_agent_is_present_with_its_state() -> None:
         turn.progress("using a tool", tool="search")
         await asyncio.sleep(1)
         async with turn.reply() as message:
-            await asyncio.sleep(1)
-            await message.append("x")
+            await message.pipe(model, stall_s=1, retry_s=2)
+
+    calls = iter(range(9))
+
+    async def model() -> AsyncIterator[str]:
+        await asyncio.sleep(60 if next(calls) == 0 else 0.9)
+        yield "x"
 
     def look() -> None:
         presence_state = hub.channel("chat:1").presence_state
@@ -388,12 +394,10 @@ async def test_agent_is_present_with_its_state() -> None:
     await hub.members("chat:1")
     look()
     await hub.create("chat:1", text="?")
-    for _ in range(4):
+    for _ in range(6):
         await asyncio.sleep(0.9)
         look()
-    await asyncio.sleep(1)
-    look()
-    assert states == ["listening", "thinking", "using a tool", "answering", "listening", "listening"]
+    assert states == ["listening", "thinking", "using a tool", "answering", "trying again", "answering", "listening"]
     await hub.close()
 
 

@@ -28,7 +28,7 @@ from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
 from tenuto.core.view import View
 from tenuto.sources import OnBreak, SoFar, UpstreamEnded, UpstreamError, pipe, tries
-from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Repeated
+from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept, Repeated
 from tenuto.stores.memory import MemoryStore
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
 from tests.virtual import virtual_clock, virtually
@@ -359,7 +359,7 @@ async def test_cancelled_pipe_makes_no_other_try() -> None:
     [
         ({"retries": -1}, "retries must be an integer from 0 on, got -1"),
         ({"retry_s": "1"}, "retry_s must be a number of seconds from 0 on"),
-        ({"on_break": "again"}, "on_break must be one of restart, continue, fail, got 'again'"),
+        ({"on_break": "again"}, "on_break must be one of restart, continue, prefix, fail, got 'again'"),
         ({"stall_s": 0}, "stall_s must be a number of seconds above 0, got 0"),
     ],
 )
@@ -407,6 +407,23 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(continuatio
     assert message.parts[-1].get("joins") == ([len(LONG)] if is_joined else None)
     assert counted(message) == (["text"] if is_joined else ["attempt", "text"])
     assert all(whole.startswith(text) or text == LONG for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("broken", "continuation", "added"),
+    [
+        ("short", "ly said", "ly said"),
+        (LONG + LONG[-40:], LONG[-40:] + "It goes on.", LONG[-40:] + "It goes on."),  # these repetitions are meant
+        (LONG, LONG[:40] + "other words", LONG[:40] + "other words"),
+        (LONG, LONG + "It goes on.", "It goes on."),  # a model that begins with what it was given
+    ],
+)
+@virtually
+async def test_a_model_that_continues_its_prefix_repeats_nothing(broken: str, continuation: str, added: str) -> None:
+    pieces = [continuation[at : at + 5] for at in range(0, len(continuation), 5)]
+    ask = ask_chat(Model([*said(broken), CUT], [*said(*pieces), *chat_end()]).openai())
+    message, _ = await piped(lambda so_far: ask(), on_break="prefix")
+    assert message.parts == [{"type": "text", "text": broken + added, "joins": [len(broken)]}]
 
 
 @pytest.mark.parametrize(
@@ -476,7 +493,7 @@ def test_what_is_added_is_the_continuation_without_its_longest_overlap(text: str
     lengths = range(min(len(text), len(new)), SHORTEST_OVERLAP - 1, -1)
     overlap = next((length for length in lengths if text.endswith(new[:length])), 0)
     is_anew = not overlap and len(new) >= SHORTEST_OVERLAP and new[:SHORTEST_OVERLAP] == text[:SHORTEST_OVERLAP]
-    join, added, rest = Join(text), None, new
+    join, added, rest = Join(Kept(0, {"type": "text", "text": text}, [])), None, new
     try:
         for cut in [*cuts, len(new)]:
             piece, rest = rest[:cut], rest[cut:]
