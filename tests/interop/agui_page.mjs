@@ -71,9 +71,7 @@ const actions = {
     pages.get(name).agent.abortRun()
     await until(() => pages.get(name).status !== "running")
   },
-  stop: async (name) => (await fetch(`${url}/${pages.get(name).agent.threadId}/stop`, { method: "POST" })).status,
   saw: (name, { wanted }) => until(() => text(pages.get(name).agent.messages).includes(wanted)),
-  asked: (name, { count }) => until(() => pages.get(name).customs.length >= count),
   ended: (name) => until(() => pages.get(name).status !== "running"),
   state: () => {},
 }

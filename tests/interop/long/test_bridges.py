@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.errors import EmptyInputError
-from langgraph.func import entrypoint, task
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "bridges"
 DIED = 9
@@ -62,9 +60,6 @@ def test_langgraph_does_a_nodes_work_once_as_a_step(tmp_path: Path) -> None:
     report = played("langgraph", tmp_path)
     assert report["answers"] == [["complete", "I found 3 pages about it.", 0]]
     assert (report["calls"], report["processes"]) == (["look_up"], 2)
-    (alone := tmp_path / "alone").mkdir()
-    theirs = played("langgraph_alone", alone)  # after the crash its state varies, so no number is expected
-    assert theirs["calls"]
 
 
 def test_programs_of_the_page_are_those_of_the_examples() -> None:
@@ -175,37 +170,11 @@ async def langgraph(program: Any) -> dict[str, Any]:
     return {"answers": await answers_of(program), "calls": calls()}
 
 
-async def langgraph_alone(program: Any) -> dict[str, Any]:
-    """Die just after the second task of an entrypoint has returned, with checkpoints alone."""
-
-    @task
-    async def work(name: str) -> str:
-        note(name)
-        return name
-
-    @entrypoint()
-    async def flow(question: str) -> str:
-        await work("search")
-        await work("read")
-        os._exit(DIED) if is_first("died") else None
-        return "done"
-
-    async with program.AsyncSqliteSaver.from_conn_string(program.CHECKPOINTS) as checkpoints:
-        flow.checkpointer = checkpoints
-        given = "it" if is_first("asked") else None
-        try:
-            end = await flow.ainvoke(given, {"configurable": {"thread_id": "q1"}}, durability="sync")
-        except EmptyInputError:
-            end = "the thread is lost"
-    return {"end": end, "calls": calls()}
-
-
 SCENES: dict[str, tuple[str, Callable[[Any], Awaitable[dict[str, Any]]]]] = {
     "pydantic_ai": ("pydantic_ai_steps", pydantic_ai),
     "dbos_retry": ("dbos_answer", partial(dbos, is_crash=False)),
     "dbos_crash": ("dbos_answer", partial(dbos, is_crash=True)),
     "langgraph": ("langgraph_steps", langgraph),
-    "langgraph_alone": ("langgraph_steps", langgraph_alone),
 }
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,9 +11,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from tests.browser.tab import chromium, picture
-from tests.examples.nodes import two_nodes
 from tests.examples.programs import load, served_app
-from tests.postgres import needs_postgres, running_postgres
 
 expect.set_options(timeout=30_000)
 
@@ -74,39 +71,3 @@ async def test_page_of_the_example_resumes_in_mid_answer_and_stops_for_both_wind
             ("Why? Begun, ended.", "complete"),
         ]
         assert errors == []
-
-
-@needs_postgres
-async def test_page_is_reloaded_at_another_node_in_mid_answer_and_stops_it_there(tmp_path: Path) -> None:
-    shutil.copytree(built() / "dist", tmp_path / "use_chat" / "dist")
-    asked = "Why? " * 500  # the answer repeats it, which takes fifteen seconds
-    with running_postgres(fsync="off", full_page_writes="off") as store:
-        async with two_nodes("use_chat/server", store.url, tmp_path) as (here, there), chromium() as browser:
-            page, other = await browser.new_page(), await browser.new_page()
-            errors: list[str] = []
-            for one in (page, other):
-                one.on("pageerror", lambda error: errors.append(str(error)))
-
-            async def ask(text: str) -> None:
-                await page.get_by_label("Message").fill(text)
-                await page.get_by_role("button", name="Send").click()
-
-            await page.goto(here.url)
-            await ask(asked)
-            answer = page.locator("article.assistant")
-            await expect(answer).to_contain_text("You asked")
-            await page.goto(there.url)
-            await expect(page.get_by_role("status")).to_have_text("streaming")
-            await expect(answer).to_contain_text("may stop it.")
-            await expect(page.locator("article.user")).to_have_text([asked.strip()])
-            await expect(page.get_by_role("status")).to_have_text("ready")
-
-            await ask(3 * asked)
-            await expect(answer.last).to_contain_text("You asked")
-            await other.goto(here.url)
-            await other.get_by_role("button", name="Stop").click()
-            for one in (page, other):
-                await expect(one.get_by_role("status")).to_have_text("ready")
-                await expect(one.locator("article")).to_have_count(4)
-            assert await page.locator("article").all_inner_texts() == await other.locator("article").all_inner_texts()
-            assert errors == []
