@@ -30,7 +30,7 @@ INTERNAL = {
     "retainer runtime start_background submit take_waiting tickets viewing writer_class",
     "MessageWriter": "__init__ asks attempt cancelled_as check decided ids is_beginning made_by take_up turn_attempt "
     "unstored_bytes",
-    "RemoteWriter": "check",
+    "RemoteWriter": "check on_retry spare_id",
     "Subscription": "__init__",
     "Turn": "__init__ begun open_questions take_unused targets",
 }
