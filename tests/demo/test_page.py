@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -129,69 +128,6 @@ async def test_a_reload_loses_the_plain_stream_and_costs_tenuto_nothing(browser:
         assert [*(await counts(page, "plain"))[::2], *await counts(page, "tenuto")] == [1, 2, 1, 0, 1]
 
 
-async def test_a_reload_that_loses_text_is_counted_and_does_not_tick(
-    browser: Browser, shared: Server, channel: str
-) -> None:
-    async with visiting(browser) as context:
-        page = await open_page(context, shared, channel)
-        await ask(page)
-        kept = "sessionStorage['tenuto-demo.trials']"  # the page has kept that it showed another text
-        await page.add_init_script(f"if ({kept}) {kept} = {kept}.replace('A reload costs', 'A reload takes')")
-        await page.click("#do-reload")
-        await tile(page, "reload").to_have_attribute("data-state", "lost")
-        await tile(page, "reload").to_contain_text("characters lost")
-        assert (await counts(page, "tenuto"))[1] > 10
-
-
-@in_long
-async def test_the_lost_characters_in_the_plain_pane_are_those_of_the_line_below(
-    browser: Browser, shared: Server
-) -> None:
-    async with visiting(browser) as context:
-        page = await open_page(context, shared)
-        plain_has = "length => document.querySelector('#plain .answer').innerText.length > length"
-
-        async def lost() -> int:
-            shown = re.findall(r"[\d,]+ (?:more )?char", await page.inner_text(".loss"))
-            return sum(int(re.sub(r"\D", "", figure)) for figure in shown)
-
-        for questions in (1, 2):
-            await ask(page)
-            await page.wait_for_function(plain_has, arg=40)
-            await page.click("#do-reload")
-            await expect(page.locator(".loss")).to_contain_text("came, to no one here")
-            await page.click(".stop")  # so that the figures stand still
-            await expect(page.locator(".assistant .state").last).to_have_text("Stopped")
-            assert await lost() == (await counts(page, "plain"))[1] > 40, questions
-        long = (await counts(page, "plain"))[1]
-        await page.click("#again")
-        await page.wait_for_function(plain_has, arg=long + 40)
-        assert (await counts(page, "plain"))[1] == 0
-        await page.click("#do-reload")
-        await tile(page, "reload").to_have_attribute("data-state", "ok")
-        assert await lost() == (await counts(page, "plain"))[1] > long
-
-
-@in_long
-@pytest.mark.parametrize("button", ["kill", "reload", "window", "crash", "offline"])
-async def test_a_button_ticks_while_the_next_question_waits_behind_the_answer(
-    browser: Browser, demo: Server, button: str
-) -> None:
-    async with visiting(browser) as context:
-        page = await context.new_page()
-        await page.goto(f"http://127.0.0.1:{demo.port}/")
-        before = await ask(page)
-        await page.fill("textarea", "What is a cursor?")
-        await page.press("textarea", "Enter")
-        await expect(page.locator(".user").last.get_by_text("Waiting")).to_be_visible()
-        await page.click(f"#do-{button}")
-        await tile(page, button).to_have_attribute("data-state", "ok")
-        await expect(page.locator(".user")).to_have_count(2)
-        await expect(page.locator(".assistant")).to_have_count(1)  # the first answer still runs
-        assert (await page.inner_text(".assistant .markdown")).startswith(before.partition("\n")[0].strip("# "))
-        await expect(page.locator("#tenuto-counts")).to_contain_text("0 characters lost")
-
-
 async def test_another_window_sees_the_same_text_and_was_never_sent_the_plain_stream(
     browser: Browser, shared: Server
 ) -> None:
@@ -263,40 +199,6 @@ async def test_offline_for_ten_seconds_a_question_waits_and_is_sent(
         await expect(page.locator("tenuto-chat .hairline")).to_contain_text("You were offline here.")
 
 
-@in_long
-async def test_a_question_sent_while_no_server_runs_survives_a_reload_and_is_answered(
-    browser: Browser, demo: Server
-) -> None:
-    async with visiting(browser) as context:
-        page = await open_page(context, demo, "demo:test")
-        await ask(page)
-        await asyncio.to_thread(demo.end, signal.SIGKILL)
-        await expect(page.locator("#connection")).to_have_text("reconnecting…")
-        await page.fill("textarea", "Hello")
-        await page.press("textarea", "Enter")
-        await expect(page.locator('.user[data-status="sending"]')).to_contain_text("Hello")
-        await asyncio.to_thread(demo.start)
-        await page.reload()
-        await expect(page.locator('.user[data-status="complete"]')).to_have_count(2)
-        await page.click(".stop")
-        await expect(page.locator(".assistant").last).to_contain_text("I know nine answers")
-
-
-@in_long
-async def test_ten_tabs_of_one_browser_all_work_and_the_plain_streams_leave_them_connections(
-    browser: Browser, shared: Server
-) -> None:
-    async with visiting(browser) as context:
-        pages = [await open_page(context, shared) for _ in range(10)]
-        for page in pages:
-            await page.click("#ask button")
-        for page in pages:
-            await page.wait_for_function(f"() => ({answer_of})().answer?.text.length >= 40")
-        states = [await page.get_attribute("#plain", "data-state") for page in pages]
-        assert states.count("broken") == 6, states
-        await expect(pages[states.index("broken")].locator(".loss")).to_contain_text("No connection was left")
-
-
 async def test_a_name_is_text(browser: Browser, shared: Server, channel: str) -> None:
     async with visiting(browser) as context:
         page = await open_page(context, shared, f"{channel}&as=%3Cimg src=x onerror=alert(1)%3E 付")
@@ -304,22 +206,6 @@ async def test_a_name_is_text(browser: Browser, shared: Server, channel: str) ->
         name = other.locator("#people li").last
         await expect(name).to_have_attribute("title", "<img src=x onerror=alert(1)> 付")
         assert await page.locator("#people img").count() + await other.locator("#people img").count() == 0
-
-
-async def test_the_invitation_says_how_to_listen_on_the_network(browser: Browser, shared: Server, channel: str) -> None:
-    async with visiting(browser) as context:
-        page = await open_page(context, shared, channel)
-        logged: list[str] = []
-        page.on("console", lambda message: logged.append(message.text))
-        await page.click("#open-invite")
-        await expect(page.locator("#invite-words")).to_contain_text("make demo LAN=1")
-        link = await page.input_value("#invite-link")
-        await page.click("#close-invite")
-        await expect(page.locator("#invite")).to_be_hidden()
-        other = await context.new_page()
-        await other.goto(link)
-        await expect(page.locator("#people li")).to_have_count(2)
-        assert logged == []
 
 
 @in_long

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,17 +22,12 @@ from django.urls import clear_url_caches
 from django.utils.functional import empty
 from starlette.testclient import TestClient
 
-from tenuto.core.events import Batch, known_events
-from tenuto.core.model import Message
-from tenuto.core.view import View
 from tenuto.server.serving import address_of, listen, server
 
 FOLDER = Path(__file__).parents[2] / "examples"
 PROCESSES = ("agent_elsewhere",)  # they run no server: `test_agents` starts them
 PAGELESS = ("mcp_task",)  # they serve programs: `test_mcp_task`
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PROCESSES + PAGELESS)
-GUARDED = ("login_fastapi",)  # they refuse unauthenticated callers
-OPEN = [name for name in NAMES if name not in GUARDED]
 
 
 def load(name: str) -> ModuleType:
@@ -85,17 +80,3 @@ async def served_app(app: Any) -> AsyncIterator[str]:
     finally:
         running.should_exit = True
         await serving
-
-
-def follow(client: TestClient, channel: str, until: Callable[[list[Message]], bool], *, prefix: str = "") -> View:
-    """Poll `channel` until its messages satisfy `until`, and return the view."""
-    view = View()
-    for _ in range(1_000):
-        query = {"wait_s": "2"} if view.cursor is None else {"wait_s": "2", "since": view.cursor}
-        response = client.get(f"{prefix}/tenuto/v1/channels/{channel}/poll", params=query)
-        assert response.status_code == 200, response.text
-        body = response.json()
-        view.receive(Batch(events=known_events(body["events"]), cursor=body["cursor"]))
-        if until(view.messages()):
-            return view
-    raise AssertionError(f"the messages of {channel} never satisfied the condition, at last: {view.messages()}")

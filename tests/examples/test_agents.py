@@ -1,4 +1,4 @@
-"""The examples with agents, an existing SSE endpoint and logins, on real servers, sockets and processes.
+"""The examples with agents, on a real server and in processes of their own.
 
 Layer: tests.
 
@@ -74,23 +74,6 @@ async def archived(http: httpx2.AsyncClient, count: int) -> list[dict[str, str]]
             await asyncio.sleep(0.02)  # no event reports the work of a hook
 
 
-async def test_a_stop_from_a_second_client_ends_the_answer_for_both(program: Load) -> None:
-    async with (
-        served(program("agent_fastapi"), pace_s=0.02) as address,
-        Client(f"{address}/tenuto", client_id="ann") as ann,
-        Client(f"{address}/tenuto", client_id="bob") as bob,
-        ann.channel("chat:1") as anns,
-        bob.channel("chat:1") as bobs,
-    ):
-        await ann.create("chat:1", text="why?")
-        answer = await until(bobs, lambda message: " 5 " in message.text)
-        await bob.command("chat:1", "cancel", target=answer.id)
-        seen = [await until(view, is_over) for view in (anns, bobs)]
-        assert [one.status for one in seen] == ["cancelled", "cancelled"]
-        assert seen[0].text == seen[1].text
-        assert ANSWER.startswith(seen[0].text)
-
-
 # The agent in another process ------------------------------------------------------------------------------------
 
 PROGRAM = FOLDER / "agent_elsewhere.py"
@@ -134,77 +117,3 @@ async def test_a_refusal_is_one_line_without_the_token(program: Load, tmp_path: 
         "client 'ann' needs the capability 'agent' on all channels of 'chat:*'\n",
     ]
     assert [one for one in ("garbled-token", foreign, ann) if one in log] == []
-
-
-# The existing endpoint -------------------------------------------------------------------------------------------
-
-ENDPOINT_ANSWER = f"You asked: why? (asked 1 times so far)\n{NUMBERS}"
-
-
-def plain(body: str) -> str:
-    """Return the text that an ordinary reader of `data:` lines gets."""
-    events = [event.splitlines() for event in body.split("\n\n") if event and not event.startswith(":")]
-    pieces = ["\n".join(line[6:] for line in lines) for lines in events]
-    assert pieces.pop() == "[DONE]"
-    return "".join(pieces)
-
-
-async def test_a_repeated_request_gets_the_same_whole_answer(program: Load) -> None:
-    async with served(program("sse_endpoint")) as address, httpx2.AsyncClient(base_url=address) as http:
-        query = {"prompt": "why?", "id": "a1"}
-        async with http.stream("GET", "/chat", params=query) as dropped:
-            await anext(dropped.aiter_raw())
-        assert plain((await http.get("/chat", params=query)).text) == ENDPOINT_ANSWER
-        named = await http.get("/chat/events", params=query)
-        assert named.headers["tenuto-message"] == "a1"
-        assert "event: done" in named.text
-        assert plain((await http.get("/chat", params={"prompt": "why?", "id": "a2"})).text).startswith(
-            "You asked: why? (asked 2 times so far)\n"
-        )
-        history = (await http.get("/tenuto/v1/channels/chat:1/messages")).json()["messages"]
-        assert [one["role"] for one in history] == ["assistant", "user", "assistant", "user"]
-
-
-async def test_an_invalid_id_is_refused_and_not_a_server_error(program: Load) -> None:
-    async with served(program("sse_endpoint")) as address, httpx2.AsyncClient(base_url=address) as http:
-        refused = await http.get("/chat", params={"prompt": "why?", "id": "not an id"})
-        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_name")
-
-
-# Logins ----------------------------------------------------------------------------------------------------------
-
-LOBBY = "/tenuto/v1/channels/lobby"
-
-
-async def test_a_login_opens_only_the_channels_of_its_user(program: Load) -> None:
-    async with served(program("login_fastapi")) as address, httpx2.AsyncClient(base_url=address) as http:
-        assert (await http.get(f"{LOBBY}/messages")).status_code == 401
-        assert (await http.post("/login", json={"name": "ann:x"})).status_code == 422
-        assert (await http.post("/login", json={"name": "ann"})).status_code == 204
-        page = {"Origin": address}
-        notes = "/tenuto/v1/channels/user:{}:notes/messages"
-        assert (await http.post(notes.format("ann"), json={"text": "mine"}, headers=page)).status_code == 201
-        assert (await http.post(notes.format("bob"), json={"text": "mine"}, headers=page)).status_code == 403
-        assert (await http.get(notes.format("bob"))).json()["code"] == "forbidden"
-        foreign = {"Origin": "https://elsewhere.example"}
-        assert (await http.post(f"{LOBBY}/messages", json={"text": "!"}, headers=foreign)).status_code == 403
-        sent = await http.post(f"{LOBBY}/messages", json={"text": "Hello", "author": "bob"}, headers=page)
-        assert sent.json()["message"]["author"] == "ann"
-        assert (await http.post("/logout")).status_code == 204
-        assert (await http.get(f"{LOBBY}/messages")).status_code == 401
-
-
-async def test_a_ticket_allows_only_watching_the_lobby(program: Load) -> None:
-    async with served(program("login_fastapi")) as address, httpx2.AsyncClient(base_url=address) as http:
-        await http.post("/login", json={"name": "ann"})
-        page = {"Origin": address}
-        response = await http.post("/tenuto/v1/tickets", json={"channel": "lobby"}, headers=page)
-        ticket = {"ticket": response.json()["ticket"]}
-        await http.post(f"{LOBBY}/messages", json={"text": "Hello"}, headers=page)
-        http.cookies.clear()
-        assert (await http.get(f"{LOBBY}/messages", params=ticket)).status_code == 401
-        async with http.stream("GET", f"{LOBBY}/events", params={**ticket, "history": 1}) as stream:
-            async with asyncio.timeout(PATIENCE_S):
-                async for line in stream.aiter_lines():
-                    if '"Hello"' in line:
-                        break

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page
 
-from tests.examples.nodes import Node
 from tests.examples.programs import served_app
 from tests.examples.test_pages import PATIENCE_MS, opened
 
@@ -137,52 +135,3 @@ async def test_a_reload_at_any_moment_shows_the_whole_answer_of_one_call(
             assert model.calls == count, moment
             assert [one.text.strip() for one in messages[:2]] == [whole, question], moment
             assert [one.role for one in messages] == ["assistant", "user"] * count, moment
-
-
-async def test_the_form_waits_until_a_question_can_be_sent(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    async with pasted("own", browser, tmp_path) as (page, _, _model):
-        await page.route("**/v1/visitor", lambda _: None)  # its response never comes
-        await page.reload(wait_until="domcontentloaded")
-        await expect(page.locator("form")).to_be_hidden()
-
-
-@pytest.mark.parametrize(("name", "moment"), [("endpoint", "before the first word"), ("own", "in mid-text")])
-async def test_an_answer_that_a_killed_server_has_cut_is_marked_in_the_open_page_and_after_a_reload(
-    name: str, moment: str, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    source, page = PROGRAMS[name]
-    pause = "asyncio.sleep(0.1)"
-    assert source.count(pause) == 1
-    never = "asyncio.sleep(3600)"
-    (tmp_path / "main.py").write_text(source.replace(pause, never) if moment == "before the first word" else source)
-    (tmp_path / "index.html").write_text(page)
-    server = Node(["uvicorn", "--app-dir", str(tmp_path), "main:app"], "", tmp_path / "server.log")
-    server.start()
-    try:
-        await asyncio.to_thread(server.until, server.is_listening)
-        async with opened(browser, server.url) as window:
-            await window.wait_for_load_state("networkidle")
-            await window.fill("#question", "Why?")
-            async with window.expect_response(re.compile(r"/(chat|ask)\?question=Why")) as begun:
-                await window.press("#question", "Enter")
-            await begun.value
-            if moment == "in mid-text":
-                await window.wait_for_function(f"() => ({SHOWN[name]})().length > 40")
-            seen = (await window.evaluate(f"({SHOWN[name]})()")).strip()
-            await asyncio.to_thread(server.end, signal.SIGKILL)
-            await asyncio.to_thread(server.start)
-            await asyncio.to_thread(server.until, server.is_listening)
-            for reloads in (0, 1):
-                if reloads:
-                    await window.reload()
-                marked = window.locator("#answer, #messages")
-                await expect(marked).to_contain_text(
-                    re.compile(re.escape(seen.strip()) + r".*\[interrupted\]", re.DOTALL)
-                )
-                assert (await marked.inner_text()).count("[interrupted]") == 1, reloads
-    finally:
-        server.clean_up()
