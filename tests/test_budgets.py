@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_564,
-    "lines of its kernel": 34_109,
+    "lines of tenuto/": 54_559,
+    "lines of its kernel": 34_104,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_722,
-    "lines of tests/": 65_496,
+    "lines of tests/": 65_497,
     "lines of proof/ and bench/": 23_974,
     "words of docs without decisions": 49_997,
     "words of decisions": 12_000,

@@ -278,6 +278,7 @@ LAST = "(SELECT max(id) FROM log)"
     [
         f"UPDATE log SET body = CAST(replace(body, '7', '????') AS BLOB) WHERE id = {LAST}",
         f"UPDATE log SET body = x'' WHERE id = {LAST}",
+        f"UPDATE log SET body = zeroblob(length(body)) WHERE id = {LAST}",
         "DELETE FROM log WHERE id = 3",
         "UPDATE log SET body = (SELECT body FROM log WHERE id = 4) WHERE id = 3",
     ],

@@ -7,7 +7,7 @@ overwriting rows that are no longer needed is less again. A row is a slot (`file
 `[document, serial, at, text]` for an append to part 0, `[document, serial, part, at, text]` to another one, `[document,
 serial, n, bytes]` for the n-th piece of another operation. A commit that does not fit into one slot uses more, and a
 long append becomes several items with one serial. One filler element, which is not an item, fills the rest of a slot. A
-checksum precedes the list (`slots`). A slot of zeros is empty.
+checksum precedes the list (`slots`). An empty slot has zeros in its place; zeros without a checksum are damage.
 
 Only memory knows which slots are needed: each message pins the slots that hold entries above its
 document's version. A slot without pins is free to be overwritten; its old items have no effect, since their documents
@@ -278,7 +278,8 @@ class CommitLog:
         """Overwrite up to `limit` slots with zeros. The caller must call the returned function after the commit."""
         taken = self._wipe_list[-limit:]
         dirty = [slot for slot in taken if not self._pins[slot] and 0 < self._stamps[slot] <= self._wipe_stamp]
-        db.executemany("UPDATE log SET body = zeroblob(?) WHERE id = ?", [self._empty(slot) for slot in dirty])
+        empty = [(sealed(slot, bytes(self._rooms[slot])), slot) for slot in dirty]
+        db.executemany("UPDATE log SET body = ? WHERE id = ?", empty)
 
         def wiped() -> None:
             del self._wipe_list[-len(taken) :]
@@ -310,9 +311,6 @@ class CommitLog:
                     tracked.since_ms -= set_back_ms
 
     # -- slots ---------------------------------------------------------------------------------------------------
-
-    def _empty(self, slot: int) -> tuple[int, int]:
-        return self._rooms[slot] + SUM_BYTES, slot
 
     def _add_slot(self, room: int) -> None:
         self._rooms.append(room)

@@ -88,17 +88,14 @@ def sealed(slot: int, body: bytes) -> bytes:
 def opened(slot: int, row: object) -> bytes | None:
     """Return the body of a row of the log, without its checksum; None if the row is damaged.
 
-    A single bit that changed is put right: the difference of the checksums shows which one it is. A slot without a
-    row has zeros only.
+    A single bit that changed is put right: the difference of the checksums shows which one it is.
     """
     if type(row) is not bytes:
         return None
     body = row[SUM_BYTES:]
     difference = crc32(body, crc32(_slot(slot))) ^ int.from_bytes(row[:SUM_BYTES], "little")
-    if not difference or row.count(0) == len(row):
+    if not difference:
         return body
-    if row.count(0) >= len(row) - 1:  # a bit changed in a slot without a row
-        return bytes(len(body))
     if difference.bit_count() == 1:  # a bit of the checksum itself changed
         return body
     bit = _changed_bit(difference, 8 * len(body))
