@@ -17,8 +17,6 @@ from fastapi import FastAPI
 from msgspec.structs import replace
 
 from tenuto import Hub, Message, Turn
-from tenuto.core.model import Status
-from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.interop import AGUI
 from tenuto.interop.agui import AGUIStream, TurnPosition, position_of
 from tenuto.interop.fold import TurnFold
@@ -126,6 +124,13 @@ def events_of(text: str) -> list[Any]:
     return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
 
 
+async def rest_of(client: Client, lines: AsyncIterator[str]) -> None:
+    """Read a stream to its end."""
+    async for line in lines:
+        for event in events_of(line):
+            client.take(event)
+
+
 class Scene:
     """A hub with the routes and one agent, whose `script` a test sets."""
 
@@ -185,9 +190,7 @@ async def test_repeated_run_joins_the_turn_and_has_the_answer_once(scene: Scene)
             assert fresh.types == ["RUN_STARTED", "TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT"]
             joining = asyncio.ensure_future(scene.run(partial))
             scene.gate.set()
-            async for line in fresh_lines:
-                for event in events_of(line):
-                    fresh.take(event)
+            await rest_of(fresh, fresh_lines)
             assert fresh.text == (await joining).text == "Hello to you"
             assert fresh.messages == (await joining).messages == await scene.loaded()
     assert len(scene.turns) == 1
@@ -250,12 +253,10 @@ async def test_every_part_is_shown_and_a_run_after_any_cut_has_the_same_messages
     assert len(scene.turns) == 1
 
 
-async def test_stop_failure_silence_and_deletion_end_a_run_each_in_its_way(scene: Scene) -> None:
+async def test_stop_failure_and_silence_end_a_run_each_in_its_way(scene: Scene) -> None:
     async with scene.running([user()], "Hello ") as (client, lines):
         assert (await scene.http.post("/api/agent/1/stop")).status_code == 204
-        async for line in lines:
-            for event in events_of(line):
-                client.take(event)
+        await rest_of(client, lines)
     assert client.end == {"type": "RUN_ERROR", "message": "cancelled", "code": "cancelled"}
     assert (await scene.http.post("/api/agent/1/stop")).status_code == 204
 
@@ -275,16 +276,6 @@ async def test_stop_failure_silence_and_deletion_end_a_run_each_in_its_way(scene
     scene.script = silent  # type: ignore[method-assign]
     client = await scene.run([user(id="u3")])
     assert client.types == ["RUN_STARTED", "RUN_FINISHED"]
-    scene.script = Scene.script.__get__(scene)  # type: ignore[method-assign]
-    async with scene.running([user(id="u4")], "Hello ") as (client, lines):
-        (answer,) = (await scene.hub.turn("chat:1", "u4")).answers
-        await scene.hub.delete("chat:1", answer.id)
-        scene.gate.set()
-        async for line in lines:
-            for event in events_of(line):
-                client.take(event)
-    assert client.end is not None
-    assert client.end["code"] == "deleted"
 
 
 async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: Scene) -> None:
@@ -298,31 +289,13 @@ async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: Scene) ->
     scene.script = replaces  # type: ignore[method-assign]
     async with scene.running([user()], "Hello ") as (client, lines):
         scene.gate.set()
-        async for line in lines:
-            for event in events_of(line):
-                client.take(event)
+        await rest_of(client, lines)
     assert client.end is not None
     assert (client.text, client.end["type"], client.end["code"]) == ("Hello ", "RUN_ERROR", "replaced")
     assert (await scene.run([user()])).text == "Another text words"
     again = await scene.run(client.messages)  # the client shows the earlier text still
     assert (again.text, again.end and again.end["type"]) == ("Another text words", "RUN_FINISHED")
     assert len(scene.turns) == 1
-
-
-async def test_attempt_that_another_one_replaced_is_left_out_of_runs_and_of_loaded_messages() -> None:
-    hub, app = new_hub(), FastAPI()
-    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-    await hub.create("chat:1", id="u", text="you", starts_turn=False)
-    attempts: list[tuple[str, str, Status]] = [("a", "Hello ", "interrupted"), ("b", "Hello to you", "complete")]
-    async with serving(hub, app) as served:
-        scene = Scene(hub, served.http)
-        for id, text, status in attempts:
-            request = CreateMessage(role="assistant", status="streaming", text=text, reply_to="u", parent="u")
-            await hub.ask("chat:1", id, request, SERVER)
-            await hub.ask("chat:1", id, FinishMessage(status=status), SERVER)
-        client = await scene.run([user()])
-        assert (client.text, client.end and client.end["type"]) == ("Hello to you", "RUN_FINISHED")
-        assert client.messages == await scene.loaded()
 
 
 async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(scene: Scene) -> None:
@@ -341,9 +314,7 @@ async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(sc
         assert name == "tenuto.question"
         assert {**question, "id": ""} == {"id": "", "name": "choose", "data": {"of": ["red", "blue"]}, "open": True}
         await scene.hub.reply("chat:1", question["id"], data="red")
-        async for line in lines:
-            for event in events_of(line):
-                client.take(event)
+        await rest_of(client, lines)
     assert client.customs[1][1] == {**question, "open": False, "ok": True, "reply": "red"}
     assert (client.text, client.types[-1]) == ("Which? red!", "RUN_FINISHED")
 
@@ -593,41 +564,6 @@ def as_it_is(batches: list[list[TurnDelta]]) -> list[TurnDelta]:
         if answer.status != "streaming":
             deltas.append(InAnswer(answer.id, MessageFinished(answer.status, answer.reason, answer.meta)))
     return [*deltas, TurnChanged(fold.state)]
-
-
-async def test_reader_who_has_the_last_event_gets_it_again_with_the_same_id_as_often_as_it_asks(scene: Scene) -> None:
-    async def fails(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "state": "done", "output": "7"})
-            await message.append("One.")
-            raise RuntimeError("secret")
-
-    scene.gate.set()
-    for number, script in enumerate((everything, fails, scene.script)):
-        scene.script = script  # type: ignore[method-assign]
-        run = run_of([user(id=f"u{number}")])
-        whole = (await scene.http.post("/api/agent", json=run)).text
-        last = [one for one in whole.split("\n\n") if one][-1]
-        position = last.partition("\n")[0].removeprefix("id: ")
-        for _ in range(3):
-            named = {"last-event-id": position}
-            posted = await scene.http.post("/api/agent", json=run, headers=named)
-            for got in (posted.text, (await scene.http.get("/api/agent/1/connect", headers=named)).text):
-                (*customs, again) = [one for one in got.split("\n\n") if one]
-                assert all('"CUSTOM"' in one for one in customs)  # they move no position
-                assert again.partition("\n")[0] == f"id: {position}"
-                assert events_of(again)[0].get("code") == events_of(last)[0].get("code")
-    (answer,) = (await scene.hub.turn("chat:1", "u2")).answers
-    await scene.hub.delete("chat:1", answer.id)
-    for id, units, code in (("u2", 5, "deleted"), ("u1", 5, "invalid_cursor"), ("u1", 1000, "invalid_cursor")):
-        after, seen = f"{units}/0/00000000//{id}", set()
-        for _ in range(3):
-            named = {"last-event-id": after}
-            got = (await scene.http.post("/api/agent", json=run_of([user(id=id)]), headers=named)).text
-            assert [one["code"] for one in events_of(got)] == [code]
-            after = got.partition("\n")[0].removeprefix("id: ")
-            seen.add(got)
-        assert len(seen) == 1
 
 
 async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_others(scene: Scene) -> None:

@@ -161,16 +161,6 @@ async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> N
         assert len((await scene.hub.history(scene.turns[0].channel)).messages) == 2
 
 
-async def test_message_beside_a_reply_to_a_waiting_call_is_refused(scene: Scene) -> None:
-    scene.script = asks_where  # type: ignore[method-assign]
-    first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
-    output: Any = {"type": "function_call_output", "call_id": "c1", "output": "Ulm"}
-    into: Any = {"model": "bot", "previous_response_id": first.id}
-    with pytest.raises(openai.BadRequestError, match="waits for it, and a message"):
-        await scene.client.responses.create(input=[output, {"role": "developer", "content": "Be brief."}], **into)
-    assert (await scene.client.responses.create(input=[output], **into)).output_text == "Here: Ulm."
-
-
 async def test_input_items_are_what_the_request_brought(scene: Scene) -> None:
     photo = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
     given: Any = [
@@ -222,26 +212,6 @@ async def test_reference_to_an_item_is_the_item(scene: Scene) -> None:
     assert len(scene.turns) == 4
 
 
-async def test_item_of_another_chain_is_resolved_and_an_unknown_one_is_refused(scene: Scene) -> None:
-    other = await scene.client.responses.create(model="bot", input="other")
-    asked = (await scene.client.responses.input_items.list(other.id)).data[0]
-    first = await scene.client.responses.create(model="bot", input="you")
-    question: Any = {"role": "user", "content": "me"}
-    for number, into in enumerate(
-        ({"previous_response_id": first.id}, {"conversation": conversation_id(channel_of(first.id))})
-    ):
-        options: Any = {"model": "bot", **into}
-        for id in ("msg_bogus", Reference(channel_of(first.id), "none").id("msg_"), first.output[0].id[:-2]):
-            with pytest.raises(openai.NotFoundError) as raised:
-                await scene.client.responses.create(input=[{"type": "item_reference", "id": id}, question], **options)
-            assert (raised.value.param, repr(id[:64]) in raised.value.message) == ("input", True)
-        refs: Any = [{"type": "item_reference", "id": id} for id in (asked.id, first.output[0].id, other.output[1].id)]
-        await scene.client.responses.create(input=[*refs, question], **options)
-        history = [(one["role"], one["content"]) for one in await scene.turns[2 + number].history()]
-        assert history[-3:] == [("user", "other"), ("assistant", "Hello to other 😀, "), ("user", "me")]
-        assert len(history) == 5 + 4 * number
-
-
 async def test_items_and_conversations_of_another_person_are_unknown_or_forbidden() -> None:
     async def verify(scope: dict[str, Any]) -> Identity:
         name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
@@ -274,17 +244,3 @@ async def test_items_and_conversations_of_another_person_are_unknown_or_forbidde
             assert found.status_code in (400, 404)
         with pytest.raises(openai.PermissionDeniedError):
             await scene.client.responses.delete(theirs.id, extra_headers=options["extra_headers"])
-
-
-async def test_question_has_the_size_of_a_message_and_at_most_256_parts(scene: Scene) -> None:
-    def images(count: int, size: int) -> Any:
-        url = f"data:image/jpeg;base64,{'A' * size}"
-        return [{"role": "user", "content": count * [{"type": "input_image", "image_url": url}]}]
-
-    await scene.client.responses.create(model="bot", input=images(1, 4_000_000))
-    assert len(scene.turns[0].message.parts[0]["url"]) > 4_000_000
-    for given, status in ((images(300, 4), 413), (images(1, 9_000_000), 413)):
-        with pytest.raises(openai.APIStatusError) as raised:
-            await scene.client.responses.create(model="bot", input=given)
-        assert raised.value.status_code == status
-    assert len(scene.turns) == 1

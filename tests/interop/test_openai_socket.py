@@ -62,42 +62,6 @@ async def test_lanes_run_at_the_same_time(scene: Scene) -> None:
             assert text_of([one for one in events if one.stream_id == lane]) == ANSWER.replace("you", lane)
 
 
-async def test_client_that_reconnects_by_itself_continues(scene: Scene) -> None:
-    seen: list[Any] = []
-    tasks: list[Any] = []
-
-    def again(_: Any) -> None:
-        event = {"type": "response.retrieve", "response_id": seen[0].response.id}
-        resume: Any = {**event, "starting_after": seen[-1].sequence_number}
-        tasks.append(asyncio.ensure_future(socket.send(resume)))
-
-    async with scene.client.responses.connect(on_reconnecting=again, initial_delay=0.05) as socket:
-        await socket.response.create(model="bot", input="you")
-        async for event in socket:
-            seen.append(event)
-            if event.type == "response.output_text.delta" and not tasks:
-                socket._connection.transport.abort()
-                scene.gate.set()
-            if event.type in LAST:
-                break
-    assert (len(tasks), text_of(seen)) == (1, ANSWER)
-    assert [number for number, _, _ in units(seen)] == list(range(len(units(seen))))
-
-
-async def test_two_sockets_that_ask_in_one_conversation_at_once_get_both_answers_one_after_the_other(
-    scene: Scene,
-) -> None:
-    made = await scene.client.conversations.create()
-    async with scene.client.responses.connect() as one, scene.client.responses.connect() as other:
-        ask: Any = {"model": "bot", "conversation": made.id}
-        await asyncio.gather(one.response.create(input="you", **ask), other.response.create(input="me", **ask))
-        scene.gate.set()
-        answers = [text_of(await until(socket)) for socket in (one, other)]
-    assert answers == [ANSWER, ANSWER.replace("you", "me")]
-    page = (await scene.hub.history(scene.turns[0].channel)).messages
-    assert [one.role for one in page].count("assistant") == len(scene.turns) == 2
-
-
 # Further input
 
 

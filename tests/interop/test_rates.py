@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx2
@@ -68,20 +67,4 @@ async def test_stream_takes_a_connection_slot_and_gives_it_back() -> None:
                 assert response.status_code == 200
                 for refused in STREAMS:
                     assert is_refused(refused[1], await served.http.request(*refused[:2], json=refused[2]))
-            await served.until(lambda: hub.rates._clients["ann"].connections == 0)
-
-
-async def test_waiting_request_takes_a_connection_slot_and_gives_it_back() -> None:
-    hub, app = app_with_adapters(ClientLimits(client_connections=1))
-    await hub.start()
-    async with serving(hub, app) as served:
-        for method, path, body in WAITING:
-            waiting = asyncio.ensure_future(served.http.request(method, path, json=body))
-            await served.until(lambda: any(one.feeds for one in hub.runtime.channels.values()))
-            (channel,) = [one for one in hub.runtime.channels.values() if one.feeds]
-            for refused in (*STREAMS, *WAITING):
-                assert is_refused(refused[1], await served.http.request(*refused[:2], json=refused[2]))
-            (question,) = [one.id for one in channel.state.messages.values() if one.role == "user"]
-            await hub.command(channel.name, "cancel", target=question)
-            assert (await waiting).status_code == 200
             await served.until(lambda: hub.rates._clients["ann"].connections == 0)

@@ -118,14 +118,6 @@ async def test_turn_reports_its_states_and_waits_for_the_next_one() -> None:
             await hub_waits
 
 
-async def over(hub: Hub, message_id: str) -> list[str]:
-    """Return the ids of a turn's answers, once it is over."""
-    status = await hub.turn("chat:1", message_id)
-    while status.state != "over":
-        status = await hub.turn("chat:1", message_id, after=status)
-    return [one.id for one in status.answers]
-
-
 async def test_route_follows_the_rules_of_the_verifier() -> None:
     granted = frozenset({"publish", "subscribe", "history"})
 
@@ -188,17 +180,6 @@ async def test_newest_branch_of_the_messages_of_a_channel_is_public() -> None:
     await hub.close()
 
 
-async def test_stream_of_a_hub_that_drains_is_cut() -> None:
-    async with served_app() as (served, agent):
-        async with served.http.stream("POST", "/ask/chat:1", json={"text": "Why?"}) as response:
-            lines = response.aiter_lines()
-            await lines_until(lines, {"text": "first"})
-            await served.hub.drain()
-            with pytest.raises(httpx2.RemoteProtocolError):
-                [line async for line in lines]
-        assert agent.turns == 1
-
-
 class Broken:
     """A format that fails at the end of the turn."""
 
@@ -237,18 +218,6 @@ async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> No
             [line async for line in broken.aiter_lines()]
         assert [line async for line in whole.aiter_lines()][-2] == "data: [DONE]"
         await served.until(lambda: not hub.channel("chat:1").feeds)
-
-
-async def test_pending_commands_are_listed_until_their_reply_and_count_for_their_reader() -> None:
-    async with counted_app() as (served, charged_bytes):
-        hub = served.hub
-        sent = [await hub.command("chat:1", name, data="x" * 4_000) for name in ("choose", "own")]
-        assert [one.id for one in await hub.pending_commands("chat:1")] == [one.id for one in sent]
-        before = charged_bytes()
-        assert (await served.http.get("/pending_commands")).status_code == 200
-        assert 8_000 <= charged_bytes() - before < 9_000
-        await hub.reply("chat:1", sent[0].id)
-        assert [one.id for one in await hub.pending_commands("chat:1")] == [sent[1].id]
 
 
 @pytest.mark.parametrize("read", ["history", "pending_commands", "conversation", "open_turns"])
@@ -414,17 +383,3 @@ async def test_stalled_reader_of_a_route_is_cut_when_the_hub_drains(kind: str) -
         await served.until(transport.get_write_buffer_size)
         await hub.drain()
         await served.until(lambda: not transport.get_write_buffer_size())
-
-
-async def test_imported_user_message_starts_no_turn_until_it_is_regenerated() -> None:
-    hub = new_hub()
-    agent = Agent(hub)
-    agent.gate.set()
-    await hub.create("chat:1", text="Why?", id="q", starts_turn=False)
-    assert (await hub.turn("chat:1", "q")).state == "none"
-    await hub.create("chat:1", text="Because.", role="assistant", reply_to="q")
-    status = await hub.turn("chat:1", "q")
-    assert (status.state, [one.text for one in status.answers], agent.turns) == ("over", ["Because."], 0)
-    await hub.command("chat:1", "regenerate", target="q")
-    assert (len(await over(hub, "q")), agent.turns) == (1, 1)
-    await hub.close()
