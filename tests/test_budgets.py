@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_722,
-    "lines of tests/": 64_974,
+    "lines of tests/": 64_705,
     "lines of proof/ and bench/": 23_974,
     "words of docs without decisions": 49_997,
     "words of decisions": 12_000,

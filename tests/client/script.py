@@ -12,13 +12,9 @@ from collections import deque
 from random import Random
 from typing import Any
 
-from tenuto.client import Client, Timing
+from tenuto.client import Client
 from tenuto.client.connection import Closed, Refusal
-
-# Short pauses, and limits that no busy machine reaches: a test of a limit gives its own, in virtual time.
-QUICK = Timing(
-    open_s=60.0, silence_s=60.0, response_s=60.0, request_s=60.0, backoff_s=0.001, backoff_cap_s=0.004, retry_s=0.001
-)
+from tests.client.wire import QUICK
 
 
 class Script:

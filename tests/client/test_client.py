@@ -24,7 +24,6 @@ from tenuto.core.errors import (
     TooLarge,
     VersionConflict,
 )
-from tenuto.core.text import whole_text
 from tests.client.wire import Wire, client_of
 
 
@@ -56,18 +55,6 @@ async def test_a_message_is_changed_and_deleted(client: Client) -> None:
     await client.delete("c", made.id)
     with pytest.raises(Deleted):
         await client.read("c", made.id)
-
-
-async def test_a_streaming_message_is_ended_by_its_owner(client: Client) -> None:
-    message = await client.message("c").open()
-    await client.finish("c", message.id, status="cancelled", reason="enough", meta={"k": 1})
-    left, _ = await client.read("c", message.id)
-    assert (left.status, left.reason, left.meta) == ("cancelled", "enough", {"k": 1})
-
-
-async def test_halves_of_characters_are_joined_or_replaced(client: Client) -> None:
-    assert (await client.create("c", text="\ud83d\ude42 \ud83d")).text == "🙂 \ufffd"
-    assert whole_text("\ude42x") == "\ufffdx"
 
 
 async def test_many_calls_at_once_over_a_connection_that_breaks(wire: Wire, client: Client) -> None:

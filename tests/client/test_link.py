@@ -23,7 +23,8 @@ from tenuto.client.connection import Refusal
 from tenuto.client.link import PENDING_REQUESTS
 from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError
-from tests.client.script import QUICK, Script, client_of
+from tests.client.script import Script, client_of
+from tests.client.wire import QUICK
 from tests.virtual import virtually
 
 
@@ -48,34 +49,6 @@ async def ended(client: Client) -> TenutoError:
 
 
 # Requests that are sent again ------------------------------------------------------------------------------------
-
-
-async def test_requests_without_a_response_are_sent_again_in_order(script: Script) -> None:
-    async with client_of(script) as client:
-        asked = [await deleting(client, name) for name in ("a", "b", "c")]
-        first = await script.socket()
-        frames = [await first.frame() for _ in asked]
-        first.say(type="ok", ref=frames[1]["ref"])
-        await asked[1]
-        first.bye(None)
-        second = await script.socket()
-        assert [await second.frame(), await second.frame()] == [frames[0], frames[2]]
-        for frame in (frames[0], frames[2]):
-            second.say(type="ok", ref=frame["ref"])
-        await asyncio.gather(*asked)
-
-
-async def test_request_refused_by_a_draining_server_goes_to_the_next_one(script: Script) -> None:
-    async with client_of(script) as client:
-        asked = await deleting(client, "m")
-        first = await script.socket()
-        frame = await first.frame()
-        first.say(type="error", ref=frame["ref"], code="draining", status=503)
-        first.bye(1012, "draining", retry_ms=1)
-        second = await script.socket()
-        assert await second.frame() == frame
-        second.say(type="ok", ref=frame["ref"])
-        await asked
 
 
 async def test_a_signal_is_lost_with_its_connection(script: Script) -> None:
@@ -137,8 +110,10 @@ async def test_too_large_request_is_refused_by_the_client_and_keeps_the_connecti
 # The end of a connection -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [4300, 4301, 4999])
-async def test_close_codes_from_4300_stop_the_client_with_the_reason(script: Script, code: int) -> None:
+@pytest.mark.parametrize("code", [1009, 4300, 4301, 4999])
+async def test_close_codes_of_too_large_frames_and_from_4300_stop_the_client_with_the_reason(
+    script: Script, code: int
+) -> None:
     async with client_of(script) as client:
         (await script.socket()).bye(code, "too_large")
         assert isinstance(await ended(client), errors.TooLarge)
@@ -161,23 +136,6 @@ async def test_listeners_are_notified_that_the_link_has_stopped(script: Script) 
         for call in (client.work("c", on_turn=lambda turn: asyncio.sleep(0)), client.channel("d").live()):
             with pytest.raises(errors.TooLarge):
                 await call
-
-
-async def test_an_outage_is_one_line_in_the_log(script: Script, caplog: pytest.LogCaptureFixture) -> None:
-    async with client_of(script, token="secret-token"):
-        first = await script.socket()
-        script.refusals.extend([OSError("nobody is there"), OSError("nobody is there")])
-        first.bye(None)
-        await script.socket()
-    warnings = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert warnings == ["no connection to https://host.example/tenuto (1006); trying again"]
-    assert "secret-token" not in caplog.text
-
-
-async def test_too_large_frame_stops_the_link(script: Script) -> None:
-    async with client_of(script) as client:
-        (await script.socket()).bye(1009)
-        assert isinstance(await ended(client), errors.TooLarge)
 
 
 @virtually

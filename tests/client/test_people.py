@@ -127,25 +127,6 @@ def go_on() -> asyncio.Event:
     return asyncio.Event()
 
 
-async def test_a_worker_gets_turns_and_ends_them(wire: Wire, client: Client, go_on: asyncio.Event) -> None:
-    turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
-    async with client_of(wire, client_id="bot") as agent, client.channel("chat:1") as view, asyncio.timeout(60):
-        task = asyncio.create_task(working(agent, turns, go_on))
-        await until(view, lambda: "bot" in data_of(view))
-        asked = await client.create("chat:1", text="Hello?")
-        turn = await turns.get()
-        assert (turn.channel, turn.message.id, turn.message.text, turn.generation) == ("chat:1", asked.id, "Hello?", 1)
-        turn.progress({"state": "thinking"})
-        await until(view, lambda: data_of(view)["bot"].get("state") == "thinking")
-        again = await client.create("chat:1", text="And?")
-        go_on.set()
-        assert (await turns.get()).message.id == again.id
-        await sends(wire, "turn.done", 2)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-
 @virtually
 async def test_lost_turn_cancels_its_handler() -> None:
     script = Script()

@@ -151,10 +151,3 @@ async def test_signal_is_passed_on_to_the_apps_handler_at_the_end(received: list
         signal.raise_signal(signal.SIGTERM)  # a third signal is not handled by the client
         assert received == ["app"]
     assert received == ["app", "app"]
-
-
-async def test_no_signal_is_passed_on_without_a_received_one(received: list[str]) -> None:
-    with Signals(first=received.clear, again=received.clear):
-        pass
-    signal.raise_signal(signal.SIGTERM)
-    assert received == ["app"]

@@ -69,18 +69,14 @@ def _write(client: SyncClient) -> None:
         message.flush()
 
 
-def test_an_exception_leaves_the_message_failed(server: Server, client: SyncClient) -> None:
+def test_an_exception_or_a_stop_ends_the_block_and_the_message(server: Server, client: SyncClient) -> None:
     with pytest.raises(ZeroDivisionError), client.message("chat:3") as message:
         message.append("so far")
         raise ZeroDivisionError
     assert server.message("chat:3", message.id)["status"] == "failed"
     with pytest.raises(KeyboardInterrupt), client.message("chat:3") as message:
-        message.append("so far")
         raise KeyboardInterrupt
     assert server.message("chat:3", message.id)["status"] == "cancelled"
-
-
-def test_stopped_message_raises_in_the_block(client: SyncClient) -> None:
     with pytest.raises(Finished), client.message("chat:4") as message:
         client.finish("chat:4", message.id, status="cancelled")
         message.append("more")

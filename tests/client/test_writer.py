@@ -61,26 +61,6 @@ async def test_a_block_writes_a_message(hub: Hub, client: Client) -> None:
 # How it ends ------------------------------------------------------------------------------------------------------
 
 
-async def test_cancellation_leaves_the_message_cancelled_with_its_text(hub: Hub, client: Client) -> None:
-    begun = asyncio.Event()
-    names: list[str] = []
-
-    async def write() -> None:
-        async with client.message("c") as message:
-            names.append(message.id)
-            await message.append("so far")
-            begun.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(write())
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    left = await stored(hub, names[0])
-    assert (left.status, left.text) == ("cancelled", "so far")
-
-
 async def test_check_stores_nothing_and_finds_out_that_the_message_was_stopped(hub: Hub, client: Client) -> None:
     with pytest.raises(Finished):
         async with client.message("c", id="a") as message:
@@ -92,18 +72,6 @@ async def test_check_stores_nothing_and_finds_out_that_the_message_was_stopped(h
             assert (await stored(hub, "a")).version == version
             await hub.finish("c", "a", status="cancelled")
             await message.check()
-
-
-async def test_message_stopped_by_another_client_raises_at_the_next_call(hub: Hub, client: Client) -> None:
-    with pytest.raises(Finished):
-        async with client.message("c") as message:
-            await message.append("a")
-            await message.flush()
-            await hub.finish("c", message.id, status="cancelled")
-            await message.append("b")
-            await message.flush()
-    left = await stored(hub, message.id)
-    assert (left.status, left.text) == ("cancelled", "a")
 
 
 async def test_too_large_text_ends_the_message_as_failed(hub: Hub) -> None:

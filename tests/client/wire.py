@@ -22,7 +22,7 @@ from tenuto import Hub, allow_everyone
 from tenuto.client import ChannelView, Client, Timing
 from tenuto.client.connection import Closed, Refusal
 
-# as in `script`: short pauses, and limits that no busy machine reaches
+# Short pauses, and limits that no busy machine reaches: a test of a limit gives its own, in virtual time.
 QUICK = Timing(
     open_s=60.0,
     silence_s=60.0,
