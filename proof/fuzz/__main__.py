@@ -17,13 +17,10 @@ from collections.abc import Callable
 from proof.fuzz.cursors import Cursors
 from proof.fuzz.engine import Coverage, Report, Target, fuzz, save
 from proof.fuzz.frames import Frames
-from proof.fuzz.identities import Identities
 from proof.fuzz.requests import Requests
 from proof.fuzz.wire import RawHttp, RawSocket
 
-TARGETS: dict[str, Callable[[], Target]] = {
-    one.name: one for one in (Requests, Frames, Identities, Cursors, RawHttp, RawSocket)
-}
+TARGETS: dict[str, Callable[[], Target]] = {one.name: one for one in (Requests, Frames, Cursors, RawHttp, RawSocket)}
 REPLAY = "test_corpus_input_finds_no_bug"
 
 

@@ -22,14 +22,12 @@ from urllib.parse import unquote
 
 from proof.fuzz.engine import Finding
 from proof.fuzz.mutate import to_bytes
-from proof.fuzz.rights import AUDIENCE, CAPABILITIES, COOKIE, SECRET, START_S, token_of
 from proof.simulation.clock import SimClock, Stuck, VirtualLoop
 from proof.wirecheck import Checker, SseParser, WireError
 from tenuto.app import Hub
 from tenuto.core.limits import Limits
 from tenuto.hub.access.identity import allow_everyone
 from tenuto.hub.access.rates import Rates
-from tenuto.hub.access.tokens import jwt_verifier
 
 PATIENCE_S = 200.0  # virtual time in which requests must end by themselves
 HOLD_S = 0.3  # how long a stream is read: some flush windows
@@ -56,7 +54,6 @@ PRECIOUS = "precious-5f0c"  # a channel whose name no input contains
 PRECIOUS_TEXT = "stored before, häßlich 😀"
 WATCHED = "c"  # a channel with a viewer from the beginning to the end
 JSON = [[b"host", b"localhost"], [b"content-type", b"application/json"]]
-ROOT = {"sub": "root", "aud": AUDIENCE, "exp": START_S + 10**8, "tenuto": {"*": list(CAPABILITIES)}}
 
 
 @cache
@@ -173,11 +170,9 @@ class _ErrorLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.texts: list[str] = []
-        self.lines: list[str] = []  # all log lines, of every level
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        self.lines.append(self.format(record))
         if record.levelno >= logging.ERROR:
             self.texts.append(f"{blame(error)}: {error!r} {record.getMessage()}")
 
@@ -204,12 +199,10 @@ class World:
         by_hand: bool = False,
         origins: tuple[str, ...] = (),
         is_open: bool = False,
-        is_guarded: bool = False,
     ) -> None:
         self.loop = VirtualLoop()
         self.limits = LIMITS[limits]
         clock = SimClock(self.loop, Random(1))
-        verifier = jwt_verifier(secret=SECRET, audience=AUDIENCE, cookie=COOKIE, now_s=lambda: clock.now_ms() / 1000)
         self.hub = Hub(
             "memory://",
             hooks_signals=False,
@@ -217,14 +210,10 @@ class World:
             limits=self.limits,
             clock=clock,
             allowed_origins=origins,
-            authenticate=verifier if is_guarded else allow_everyone if is_open else None,
+            authenticate=allow_everyone if is_open else None,
         )
         self.hub.rates = Rates(now_s=self.loop.time)
         self.hub.drive_by_hand = by_hand
-        self.is_guarded = is_guarded
-        # The identity of the world's own viewers.
-        self.known_by = [[b"authorization", f"Bearer {token_of(ROOT)}".encode()]] if is_guarded else []
-        self.lines: list[str] = []  # all log lines; of every level if the world is guarded
         self.ticket = ""  # the latest issued ticket
         self.open: list[Exchange] = []  # exchanges that continue during later requests
 
@@ -237,10 +226,7 @@ class World:
         logger.addHandler(errors)
         for one in known:
             one.propagate = True
-        logging.disable(logging.NOTSET if self.is_guarded else logging.WARNING)
-        for one in known[:3]:
-            one.setLevel(logging.DEBUG if self.is_guarded else one.level)
-        self.lines = errors.lines
+        logging.disable(logging.WARNING)
         asyncio.set_event_loop(self.loop)
         found: Finding | None = None
         try:
@@ -304,7 +290,7 @@ class World:
 
     async def request(self, method: str, path: str, body: object = None, query: str = "") -> Response:
         """Send a correct request."""
-        exchange = Exchange(self, method, path, headers=[*JSON, *self.known_by], query=query.encode())
+        exchange = Exchange(self, method, path, headers=JSON, query=query.encode())
         exchange.pieces = [json.dumps(body).encode()] if body is not None else [b""]
         await exchange.finish()
         return exchange.response
@@ -479,7 +465,7 @@ class Witness:
             world,
             "GET",
             f"/v1/channels/{WATCHED}/events",
-            headers=[[b"host", b"localhost"], *world.known_by],
+            headers=[[b"host", b"localhost"]],
             query=b"flush_ms=0",
         )
         self._read = 0
@@ -604,7 +590,6 @@ def world_of(setup: object) -> World:
         by_hand=known.get("by_hand") is True,
         origins=origins,
         is_open=known.get("is_open") is True,
-        is_guarded=known.get("is_guarded") is True,
     )
 
 

@@ -31,7 +31,6 @@ SEED = 1
 RUNS = {
     "requests": 200,
     "frames": 200,
-    "identities": 50,
     "cursors": 20,
     "raw-http": 50,
     "raw-socket": 25,

@@ -4,7 +4,7 @@ Layer: tests.
 
 `test_permissions` runs each cell against the real app on every transport that offers the operation, and compares the
 table of `docs/security.md` with the result of `tables()`; `python -m tests.transports.permissions` writes it there.
-An operation that is missing here fails a test. The fuzzers judge by the same table (`proof.fuzz.rights`).
+An operation that is missing here fails a test.
 """
 
 from __future__ import annotations
