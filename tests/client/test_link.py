@@ -51,6 +51,21 @@ async def ended(client: Client) -> TenutoError:
 # Requests that are sent again ------------------------------------------------------------------------------------
 
 
+async def test_requests_without_a_response_are_sent_again_in_order(script: Script) -> None:
+    async with client_of(script) as client:
+        asked = [await deleting(client, name) for name in ("a", "b", "c")]
+        first = await script.socket()
+        frames = [await first.frame() for _ in asked]
+        first.say(type="ok", ref=frames[1]["ref"])
+        await asked[1]
+        first.bye(None)
+        second = await script.socket()
+        assert [await second.frame(), await second.frame()] == [frames[0], frames[2]]
+        for frame in (frames[0], frames[2]):
+            second.say(type="ok", ref=frame["ref"])
+        await asyncio.gather(*asked)
+
+
 async def test_a_signal_is_lost_with_its_connection(script: Script) -> None:
     async with client_of(script) as client:
         first = await script.socket()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,7 @@ from tenuto.core.errors import LocalError
 from tenuto.demo.app import build
 from tenuto.demo.guide import who_answers
 from tests.demo.test_app import Demo, demo, plain_of, text_of
-from tests.processes import PATIENCE_S, serving
-from tests.sources.provider import HOLD, Provider
+from tests.sources.provider import Provider
 from tests.sources.wires import (
     CHAT_USAGE,
     TEXT,
@@ -89,31 +87,6 @@ async def test_anthropic_answers_with_reasoning_in_a_part_of_its_own(provider: P
         assert body["messages"] == [
             {"role": "user", "content": [{"type": "text", "text": "What happens when I press F5?"}]}
         ]
-
-
-async def test_a_stop_closes_the_model_s_stream(provider: Provider) -> None:
-    provider.will_say([*chat_said("Hello ", "there"), HOLD])
-    async with demo("memory://", **openai(provider)) as here:
-        await here.ask()
-        await provider.is_held.wait()
-        async with asyncio.timeout(60):
-            await here.post("commands", {"name": "cancel", "target": "q1"})
-            await provider.is_left.wait()
-        answer = await here.answer()
-        assert (answer["status"], text_of(answer)) == ("cancelled", "Hello there")
-
-
-async def test_the_plain_stream_has_the_text_of_the_model_which_is_called_once(provider: Provider) -> None:
-    provider.will_say([*claude_begin(), *claude_thought(), *claude_said("Hello \ud83d", "\ude00, world"), HOLD])
-    async with demo("memory://", ANTHROPIC_API_KEY="sk-none", ANTHROPIC_BASE_URL=provider.url) as here:
-        await here.ask()
-        await provider.is_held.wait()
-        answer = await here.answer(status="streaming")
-        assert answer["reply_to"] == "q1"
-        plain = asyncio.ensure_future(plain_of(here))
-        await here.post("commands", {"name": "cancel", "target": "q1"})
-        assert await plain == (TEXT, True)
-        assert len(provider.requests) == 1
 
 
 class Slow(Provider):
@@ -205,16 +178,6 @@ def test_the_line_about_the_model_contains_no_secret(environ: dict[str, str], te
     line = who_answers(environ)
     assert text in line
     assert "secret" not in line
-
-
-async def test_the_command_prints_the_address_the_model_and_what_to_try(tmp_path: Path) -> None:
-    with serving("demo", tmp_path) as server:
-        async with asyncio.timeout(PATIENCE_S):
-            while "Ctrl-C" not in server.output:  # noqa: ASYNC110 - another process writes it
-                await asyncio.sleep(0.02)
-        address = f"http://127.0.0.1:{server.port}"
-        for text in (f"Open  {address}  and", "No model answers", "kill the server, and crash the agent"):
-            assert text in server.output
 
 
 @pytest.mark.parametrize(
