@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_722,
-    "lines of tests/": 64_323,
+    "lines of tests/": 64_197,
     "lines of proof/ and bench/": 22_730,
     "words of docs without decisions": 49_997,
     "words of decisions": 12_000,

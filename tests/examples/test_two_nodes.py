@@ -22,7 +22,7 @@ from tests.examples.programs import FOLDER, load
 from tests.postgres import needs_postgres, running_postgres
 from tests.processes import python
 
-pytestmark = needs_postgres
+pytestmark = [needs_postgres, in_long]
 
 NUMBERS = "".join(f"{count} " for count in range(1, 121))
 LONG = " ".join(["why?"] * 50)  # the answer repeats the question first, so an agent can be killed for seconds
@@ -53,7 +53,6 @@ async def test_a_question_at_one_node_is_answered_live_at_the_other_also_on_a_pa
         assert await until(view, is_over) == [question, answer]
 
 
-@in_long
 async def test_an_agent_of_the_other_node_continues_the_answer_of_one_that_died_also_without_the_first_node(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,19 +14,13 @@ from fastapi import FastAPI
 from tenuto import Hub, Turn
 from tenuto.core.errors import Deleted
 from tenuto.core.requests import SERVER, AppendText, CreateMessage, FinishMessage, TakeOver
-from tenuto.interop import AGUI, AISDK, OpenAI
 from tenuto.interop.adapter import REQUEST
-from tenuto.interop.openai_items import Reference
+from tests.interop.test_streams import STREAMS as OF_ALL
+from tests.interop.test_streams import install_routes
 from tests.transports.conftest import Served, new_hub, serving
 
-PAGE = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "you"}]}
-RUN = {"threadId": "1", "runId": "r", "messages": [{"id": "u", "role": "user", "content": "you"}]}
-RESPONSE = f"/v1/responses/{Reference('chat:1', 'u').id()}"
-STREAMS: list[tuple[str, str, Any]] = [
-    ("POST", "/api/chat", {"id": "1", "message": PAGE}),
-    ("POST", "/api/agent", RUN),
-    ("GET", f"{RESPONSE}?stream=true", None),
-]
+RESPONSE = OF_ALL[4][1].partition("?")[0]
+STREAMS = [OF_ALL[0], OF_ALL[2], OF_ALL[4]]
 DELETED = ['{"type":"error","errorText":"the answer was deleted"}', '"code":"deleted"', "response.failed"]
 CANCELLED = ['{"type":"abort"}', '"code":"cancelled"', '"status":"cancelled"']
 
@@ -34,9 +28,7 @@ CANCELLED = ['{"type":"abort"}', '"code":"cancelled"', '"status":"cancelled"']
 @asynccontextmanager
 async def adapters(url: str = "memory://") -> AsyncIterator[tuple[Hub, Served]]:
     hub, app = new_hub(url), FastAPI()
-    AISDK(hub, channel="chat:{id}").install(app, "/api/chat")
-    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-    OpenAI(hub).install(app, "/v1")
+    install_routes(hub, app)
     async with serving(hub, app) as served:
         yield hub, served
 

@@ -23,7 +23,7 @@ from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
 from tenuto.server.bounded_http import BoundedHttpProtocol
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections, TrustedProxies
-from tests.interop.test_expiry import STREAMS, install_adapters
+from tests.interop.test_streams import STREAMS, install_adapters
 from tests.transports.conftest import asking, new_hub, serving
 from tests.transports.permissions import OPERATIONS
 from tests.transports.test_identity import Watch
