@@ -1,7 +1,7 @@
 # The commands of this repository. A newcomer needs `make demo` and `make test` only; both install their dependencies, in
 # .venv and node_modules, and change no other place.
 .DEFAULT_GOAL := help
-.PHONY: help demo web docs dist test test-long lint format sim chaos fuzz attack bench keeping clean
+.PHONY: help demo web docs dist test test-long lint format sim chaos fuzz attack bench clean
 
 PYTHON ?= python3
 # Tests start several hundred processes; without cached bytecode each one compiles the package again, which takes 0.35 s.
@@ -47,10 +47,6 @@ format: $(VENV)/.dev ## put the code in form
 
 bench: $(VENV)/.dev ## measure, beside a bare asyncio server and others: ROWS=, QUICK=1, DIR=, PAGE=
 	$(BIN)/python -m bench $(ROWS) $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(if $(PAGE),--markdown $(PAGE))
-
-keeping: $(VENV)/.dev ## backups of 10 MB, 400 MB and 4 GB under load, 400 deletes, a million messages of retention, 200 kills: DIR=
-	$(BIN)/python -m bench.keeping --mb 10 400 4000 $(if $(DIR),--dir $(DIR))
-	$(BIN)/python -m proof.chaos backup --small --rounds 240
 
 sim: $(VENV)/.dev ## simulate hubs, stores, networks and people under a virtual clock: SEEDS=, START=
 	$(BIN)/python -m proof.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(START),--start $(START))

@@ -7,7 +7,6 @@ the written texts; real time decides the rest, so a seed repeats the faults, but
 the ground up:
 
 - `producer` and `agent`, which are programs, and `viewer`: the parties; `app`: the apps of `tenuto serve --app`;
-  `wrong_clock`: a server with a wrong clock;
 - `processes`, `proxies`, `engines`: processes that start and end, bad networks, and PostgreSQL, Redis and nginx;
 - `world`: one run, with the checks that every run must pass; `report`: its events;
 - `conversation`: users that ask and cancel, and agents that answer;

@@ -2,9 +2,9 @@
 
 Layer: chaos.
 
-The environment variable `TENUTO_CHAOS` holds the settings (JSON: `Wanted` or `NodeOrders`). A node has an agent in its
-process, which prints its reports as a remote one does, so they outlive the process. Each line of its log has the time
-of the run's report, and a line says when the event loop was late, because the machine or the node was busy.
+The environment variable `TENUTO_CHAOS` holds the settings (JSON): the URL of a store, or `NodeOrders`. A node has an
+agent in its process, which prints its reports as a remote one does, so they outlive the process. Each line of its log
+has the time of the run's report, and a line says when the event loop was late, because machine or node were busy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -26,23 +26,11 @@ from proof.chaos.report import say_when_late
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.hub.access.identity import Identity, Scope
-from tenuto.stores.sqlite.store import SqliteStore
 
 OPERATOR = "operator"  # the client that may read `/metrics`
 SLOTS = 100  # as many as a remote agent has, so both get turns
 
 logger = logging.getLogger("chaos")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The settings of the app."""
-
-    store: str
-    busy_s: float = 5.0
-    lock_wait_s: float = 5.0
-    is_lazy: bool = False  # mounted without a lifespan: the hub starts with the first request
-    has_admins: bool = True  # otherwise a verifier makes each client the one that it names, and only the operator admin
 
 
 @dataclass(frozen=True)
@@ -59,19 +47,9 @@ class NodeOrders:
 app: Starlette  # built on first access: an import of this module opens no store
 
 
-def environment_of(orders: Wanted | NodeOrders) -> dict[str, str]:
-    """Return the environment of a process that serves the app with these settings."""
-    return {"TENUTO_CHAOS": json.dumps(asdict(orders))}
-
-
-def _build(wanted: Wanted) -> Starlette:
-    store = SqliteStore(wanted.store, busy_s=wanted.busy_s, lock_wait_s=wanted.lock_wait_s)
-    hub = Hub(store) if wanted.has_admins else Hub(store, authenticate=_verify)
+def _build(store: str) -> Starlette:
     app = Starlette()
-    if wanted.is_lazy:
-        app.mount("/tenuto", hub)
-    else:
-        hub.install(app, "/tenuto")
+    Hub(store, authenticate=_verify).install(app, "/tenuto")
     return app
 
 
@@ -124,6 +102,6 @@ def __getattr__(name: str) -> Starlette:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     settings = json.loads(os.environ["TENUTO_CHAOS"])
-    if "agent" in settings:
-        return _build_node(NodeOrders(**{**settings, "agent": AgentOrders(**settings["agent"])}))
-    return _build(Wanted(**settings))
+    if isinstance(settings, str):
+        return _build(settings)
+    return _build_node(NodeOrders(**{**settings, "agent": AgentOrders(**settings["agent"])}))

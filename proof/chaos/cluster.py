@@ -14,77 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from proof.chaos.agent import AgentOrders
-from proof.chaos.app import NodeOrders, environment_of
+from proof.chaos.app import NodeOrders
 from proof.chaos.conversation import PATTERN, Conversation
 from proof.chaos.engines import PostgresPair, Redis, check_programs, configuration
 from proof.chaos.processes import Server, ask
 from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
-from proof.chaos.viewer import Transport, Viewer, end
+from proof.chaos.viewer import Transport, Viewer
 from proof.chaos.world import Scale, World
 from proof.oracle.plans import AcknowledgedMessage, Piece
 from proof.oracle.questions import Question
-from proof.wirecheck import SseViewer, WsViewer
 from tenuto.core.events import NO_EPOCH
 from tenuto.hub.writer import PATIENCE_S
 from tests.proxy import Direction
-
-TYPES_EVERY_S = 0.3
-
-
-class Person(Viewer):
-    """A viewer on a WebSocket that is present under its name, and sends a numbered signal again and again."""
-
-    typed = 0  # number of its signals, over all connections
-
-    async def _follow(self, viewer: SseViewer | WsViewer) -> None:
-        assert isinstance(viewer, WsViewer)
-        typing = asyncio.get_running_loop().create_task(self._type(viewer))
-        try:
-            await super()._follow(viewer)
-        finally:
-            await end(typing)
-
-    async def _type(self, viewer: WsViewer) -> None:
-        channel = self.watching.channel
-        while not (self.checker.has_attached or viewer.is_over):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)  # the viewer gives no event for it
-        viewer.session.request("presence", channel=channel)
-        with contextlib.suppress(OSError):  # the connection is cut
-            while not viewer.is_over:
-                self.typed += 1
-                data: dict[str, Any] = {"n": self.typed}
-                viewer.session.request("signal", channel=channel, name="typing", data=data)
-                await viewer.flush()
-                await asyncio.sleep(TYPES_EVERY_S)  # the pace of a person
-
-
-def wrong_signals(people: list[Person], viewers: list[Viewer]) -> str | None:
-    """Return the first signal that no person sent, or that a viewer got twice; None if all are right."""
-    sent = {one.watching.client: one for one in people}
-    for viewer in viewers:
-        seen: set[tuple[str, int]] = set()
-        for sent_signal in viewer.notices.signals:
-            if sent_signal["name"] != "typing":
-                continue
-            person, number = sent.get(sent_signal["from"]), sent_signal["data"]["n"]
-            if person is None or not 0 < number <= person.typed or person.watching.channel != viewer.watching.channel:
-                return f"viewer {viewer.name} got {sent_signal}, which no person sent in its channel"
-            if (sent_signal["from"], number) in seen:
-                return f"viewer {viewer.name} got {sent_signal} twice"
-            seen.add((sent_signal["from"], number))
-        viewer.notices.signals.clear()
-    return None
-
 
 NODES = 3
 SPARE = 1  # number of nodes that can be added
@@ -107,7 +59,8 @@ class Node(Server):
             asks_users=False,
         )  # fmt: skip
         store = f"postgresql://app@127.0.0.1:{network.port}/app"
-        self.environment = environment_of(NodeOrders(store, bus, NODE_DRAIN_S, world.begun_s, orders))
+        settings = NodeOrders(store, bus, NODE_DRAIN_S, world.begun_s, orders)
+        self.environment = {"TENUTO_CHAOS": json.dumps(asdict(settings))}
         self.is_stopped = False  # by SIGSTOP
 
     async def is_ready(self) -> bool:
@@ -232,14 +185,13 @@ Json = dict[str, Any]
 
 
 class Stage:
-    """The cluster, the people and the writers of a run."""
+    """The cluster, the users and the writers of a run."""
 
     def __init__(self, world: World, servers: Cluster, conversation: Conversation, writers: dict[str, str]) -> None:
         self.world = world
         self.servers = servers
         self.conversation = conversation
         self.writers = writers  # the producers, each with its channel
-        self.people: list[Person] = []
         self._asking = asyncio.Lock()  # no question is stored while a failover is judged
 
     @property
@@ -269,12 +221,7 @@ class Stage:
         except Failure as failure:
             raise Failure(f"{failure}; {await self._left(str(failure))}") from None
         nodes = [node.name for node in self.servers.running]
-        others = dict.fromkeys(self.conversation.channels, nodes)
-        for person in self.people:
-            others[person.watching.channel] = [*others[person.watching.channel], person.name]
-        await self.conversation.until_viewers_agree(others, AGREE_S)
-        if (wrong := wrong_signals(self.people, self.world.viewers)) is not None:
-            raise Failure(wrong)
+        await self.conversation.until_viewers_agree(nodes, AGREE_S)
         await self._until_texts_are_shown()
 
     async def _left(self, failure: str) -> list[str]:
@@ -750,9 +697,6 @@ async def cluster(world: World) -> None:
         world.count(fault.__name__.replace("_", " "))
     for name in list(conversation.agents):
         await conversation.shut_down_agent(name)
-    for person in stage.people:
-        world.viewers.remove(person)
-        await person.stop()
     await conversation.check()
     await world.finish()
 
@@ -783,10 +727,6 @@ async def _begin(world: World) -> Stage:
             conversation.watch(name, transport, channel, **options)
         else:
             world.view(name, transport, channel, **options)
-    for name in ("ann", "ben"):
-        person = conversation.watch(name, "ws", talks[0], by=Person, moves_s=MOVES_S, silence_s=SILENCE_S, client=name)
-        assert isinstance(person, Person)
-        stage.people.append(person)
     for _ in range(AGENTS):
         await conversation.start_agent()
     return stage

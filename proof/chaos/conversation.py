@@ -13,7 +13,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from proof.chaos.agent import AgentOrders
@@ -65,16 +65,12 @@ class Conversation:
         self._question_count = 0
         self._approving: asyncio.Task[None] | None = None
 
-    def watch(
-        self, name: str, transport: Transport, channel: str, *, far: int | None = None, by: type[Viewer] = Viewer,
-        **more: Any,
-    ) -> Viewer:  # fmt: skip
+    def watch(self, name: str, transport: Transport, channel: str, *, far: int | None = None, **more: Any) -> None:
         """Add a viewer; with `far` behind a proxy, so that no time limit applies to it."""
         more = {"silence_s": 3.0 if far else 8.0, **more}
-        viewer = self.world.view(name, transport, channel, port=far, by=by, **more)
+        viewer = self.world.view(name, transport, channel, port=far, **more)
         if not far:
             self._near.append(viewer)
-        return viewer
 
     def begin(self) -> None:
         """Let users reply to commands of agents from now on."""
@@ -435,13 +431,11 @@ class Conversation:
                 left[what] += int(float(lines[f"tenuto_turns_{what}"]))
         return left
 
-    async def until_viewers_agree(
-        self, others: Mapping[str, Iterable[str]] | None = None, within_s: float = GONE_S
-    ) -> None:
-        """Wait until all viewers show the agents, and `others` of their channels, and no command without a reply."""
+    async def until_viewers_agree(self, others: Iterable[str] = (), within_s: float = GONE_S) -> None:
+        """Wait until all viewers show the agents, and `others`, and no command without a reply."""
 
         def differences(viewer: Viewer) -> list[str]:
-            return viewer.notices.differences([*self.agents, *(others or {}).get(viewer.watching.channel, ())])
+            return viewer.notices.differences([*self.agents, *others])
 
         await self._until(
             lambda: not any(differences(one) for one in self._near),

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from proof.chaos.agent import AgentOrders
-from proof.chaos.app import Wanted, environment_of
 from proof.chaos.producer import Orders
 from proof.wirecheck import Response
 
@@ -186,17 +185,16 @@ class Server(Child):
         return [self]
 
     @classmethod
-    def plain(cls, name: str, folder: Path, store: Path, *, by: list[str] | None = None) -> Server:
-        """Return `tenuto serve`, started with `by` instead of `-m tenuto`."""
-        arguments = [*(by or ["-m", "tenuto"]), "serve", "--store", f"sqlite:///{store}"]
-        return cls(name, folder, store, arguments=arguments)
+    def plain(cls, name: str, folder: Path, store: Path) -> Server:
+        """Return `tenuto serve`."""
+        return cls(name, folder, store, arguments=["-m", "tenuto", "serve", "--store", f"sqlite:///{store}"])
 
     @classmethod
-    def of_app(cls, name: str, folder: Path, wanted: Wanted) -> Server:
-        """Return `tenuto serve --app` with the app of `proof.chaos.app`."""
+    def of_app(cls, name: str, folder: Path, store: Path, orders: object, **more: Any) -> Server:
+        """Return `tenuto serve --app` with the app of `proof.chaos.app`, whose settings are `orders`."""
         arguments = ["-m", "tenuto", "serve", "--app", "proof.chaos.app:app"]
-        server = cls(name, folder, Path(wanted.store), arguments=arguments, prefix="/tenuto")
-        server.environment = environment_of(wanted)
+        server = cls(name, folder, store, arguments=arguments, prefix="/tenuto", **more)
+        server.environment = {"TENUTO_CHAOS": json.dumps(orders)}
         return server
 
     async def start(self) -> None:

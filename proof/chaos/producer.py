@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import os
 import random
 import signal
@@ -46,10 +45,8 @@ class Orders:
     prefix: str = ""
     timeout_s: float = 3.0  # longest time of one try
     first: int = 0  # the number of its first message
-    last: int | None = None  # the number of its last message; None: it writes until SIGTERM
     takes_up: bool = False  # whether another producer may have begun that message
     lease_s: int = 60  # longer than any fault, so that a writer that continues keeps its message
-    ending: str = "complete"  # "failed": only end the first message
 
 
 class Wrong(Exception):
@@ -72,10 +69,9 @@ class Producer:
         self.is_ending = False
 
     def run(self) -> None:
-        """Write until SIGTERM or the last message; end a message of another producer in any case."""
+        """Write until SIGTERM; end a message of another producer in any case."""
         number = self._orders.first
-        last = math.inf if self._orders.last is None else self._orders.last
-        while number <= last and (not self.is_ending or (self._orders.takes_up and number == self._orders.first)):
+        while not self.is_ending or (self._orders.takes_up and number == self._orders.first):
             Writing(self, Plan(self._orders.seed, f"{self._orders.name}-{number}", steps=self._orders.steps)).run()
             number += 1
 
@@ -142,11 +138,6 @@ class Writing:
             create = {"id": self._id, "role": "assistant", "status": "streaming", "lease_s": orders.lease_s}
             self._must("POST", "", "", create | ({"parts": self._plan.opening} if self._plan.opening else {}))
             self._acknowledged(1)
-        if is_left_over and orders.ending != "complete" and not self._is_finished:
-            self._must("POST", self._id, "/finish", {"status": orders.ending})
-            self._acknowledged(1, status=orders.ending)
-            say("over", id=self._id)
-            return
         self._write()
         if not self._is_finished:
             self._must("POST", self._id, "/finish", {"status": "complete"})
@@ -181,14 +172,9 @@ class Writing:
                 self._lengths[index] = len(part["text"])
         self._is_there = True
         self._is_finished = message["status"] == "complete"
-        has_failed: bool = (
-            message["status"] == "failed"
-        )  # the earlier producer was killed after it had ended the message
         self._has_meta = "meta" in message
         say("found", id=self._id, **self._state(), status=message["status"], meta=self._has_meta)
-        if has_failed:
-            say("over", id=self._id)
-        return has_failed
+        return False
 
     def _write(self) -> None:
         steps = [step for step in self._plan.steps if not self._has(step)]

@@ -12,11 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import sqlite3
-import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +22,6 @@ from typing import Any
 
 import msgspec
 
-import proof.chaos.wrong_clock as wrong_clock
-from proof.chaos.app import Wanted
 from proof.chaos.cluster import cluster
 from proof.chaos.conversation import BACK_S, CHANNELS, GONE_S, VANISHED_S, Conversation
 from proof.chaos.finish import finish
@@ -38,11 +34,6 @@ from tenuto import Hub
 from tenuto.stores.sqlite.verify import verify
 
 Scenario = Callable[[World], Awaitable[None]]
-
-HOUR_S = 3600.0
-
-
-# -- kill -9 ---------------------------------------------------------------------------------------------------
 
 
 async def kill_server(world: World) -> None:
@@ -69,348 +60,6 @@ async def kill_server(world: World) -> None:
     await world.finish()
 
 
-async def kill_producer(world: World) -> None:
-    """`kill -9` of a producer in mid-answer; a successor continues its message, or only finishes it."""
-    server = await _serve(world)
-    proxy = await world.proxy(calm_s=2.0)
-    await world.produce("steady", "one")
-    await world.produce("mortal", "one")
-    for transport, port in TRANSPORTS:
-        world.view(f"{transport}{'-far' if port else ''}", transport, "one", port=proxy.port if port else None)
-    first = 0
-    for number in range(world.scale.rounds):
-        await world.until_each_writes()
-        await world.until_written(world.random.randrange(1, 300))
-        await asyncio.sleep(world.random.uniform(0.0, 0.03))  # somewhere within a request
-        mortal = world.producers.pop("mortal")
-        await mortal.kill()
-        ids = [id for id in world.acknowledged.messages if id.startswith("mortal-")]
-        first = max((int(id.rpartition("-")[2]) for id in ids), default=first)
-        last = world.acknowledged.messages.get(f"mortal-{first}")
-        is_both = world.random.random() < 0.2
-        if is_both:  # kill both, as a failure of the whole machine would
-            await server.kill()
-            await server.start()
-        ending = world.random.choice(("complete", "complete", "failed"))
-        is_over = last is not None and last.is_over
-        world.note(f"round {number}: mortal-{first} lost its producer at {last and last.lengths}; next: {ending}")
-        await world.produce(
-            "mortal", "one", first=first + is_over, takes_up=not is_over, ending="complete" if is_over else ending
-        )
-        await world.check_stored()
-        world.count("kills")
-    await world.finish()
-
-
-# -- the disk --------------------------------------------------------------------------------------------------
-
-
-async def disk_full(world: World) -> None:
-    """The disk is full: writers are refused and may retry, readers continue; then the disk has room again."""
-    mounted = _mount(world.folder / "small")
-    if mounted is not None:
-        world.store = mounted / "chaos.db"
-        world.count("runs on a file system of their own")
-    try:
-        await _disk_full(world, mounted)
-    except BaseException:
-        if mounted is not None:
-            shutil.copytree(mounted, world.folder / "kept", ignore=shutil.ignore_patterns("ballast"))
-        raise
-    finally:
-        if mounted is not None:
-            _unmount(mounted)
-
-
-async def _disk_full(world: World, mounted: Path | None) -> None:
-    server = await _serve(world)
-    await _cast(world, calm_s=None)
-    for number in range(world.scale.rounds):
-        await world.until_each_writes()
-        is_limit = mounted is None or number % 2 == 0
-        room = world.random.randrange(0, 64 * 1024)
-        _fill(server, None if is_limit else mounted, room)
-        world.note(f"round {number}: {room} bytes are left, by {'a limit' if is_limit else 'a full file system'}")
-        known, goal = (
-            len(world.acknowledged.refusals),
-            world.acknowledged.characters + (1_000 if not is_limit else 10**9),
-        )
-        # The WAL keeps its room on a full file system, which may last long; a limit on file sizes acts at once.
-        await world.until(
-            lambda known=known, goal=goal: (  # type: ignore[misc]
-                len(world.acknowledged.refusals) >= known + 3 or world.acknowledged.characters >= goal
-            ),
-            "three refusals by a full disk",
-        )
-        await world.check_stored()
-        if world.random.random() < 0.5:
-            await _kill_on_full_disk(world, server, is_limit=is_limit, room=room)
-        _free(server, None if is_limit else mounted)
-        if not server.is_running:
-            await server.start()
-        await world.until_each_writes()
-        await world.check_stored()
-        world.count("full disks")
-    codes = {refusal["code"] for refusal in world.acknowledged.refusals}
-    if codes != {"store_unavailable"}:
-        raise Failure(f"writers were refused with {codes}")
-    await world.finish()
-
-
-async def _kill_on_full_disk(world: World, server: Server, *, is_limit: bool, room: int) -> None:
-    """Kill the server and start it while the disk is full: it serves, or says in one line why it does not."""
-    await server.kill()
-    before = len(server.log)
-    await server.spawn()
-    if is_limit:
-        _fill(server, None, room)  # set before the process opens the file
-    try:
-        await server.serves()
-        await world.check_stored()
-        world.count("starts on a full disk that served")
-    except AssertionError:
-        if server.is_running or "Error: " not in server.log[before:]:
-            raise
-        world.count("starts on a full disk that refused")
-    world.note(f"killed and started while full: {'serves' if server.is_running else 'refuses'}")
-
-
-def _fill(server: Server, mounted: Path | None, room: int) -> None:
-    """Leave `room` bytes free, by a limit on file sizes or by filling the file system."""
-    if mounted is None:
-        # The limit applies to each file of the store. The database file may be larger, since the server writes to the
-        # WAL, from the WAL's beginning. The index of the WAL needs 32 KiB.
-        limit = 40 * 1024 + room
-        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        return
-    with (mounted / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
-        free = os.statvfs(mounted)  # other processes may take some of it; the disk is full in any case
-        ballast.write(bytes(max(0, free.f_bavail * free.f_frsize - room)))
-
-
-def _free(server: Server, mounted: Path | None) -> None:
-    if mounted is not None:
-        (mounted / "ballast").unlink()
-    elif server.is_running:
-        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-
-def _mount(place: Path) -> Path | None:
-    """Mount a small file system, if the machine allows it; otherwise the limit on file sizes is used."""
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tenuto-chaos", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        done = False
-    return place if done else None
-
-
-def _unmount(mounted: Path) -> None:
-    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
-
-
-# -- locks -----------------------------------------------------------------------------------------------------
-
-
-async def locked_store(world: World) -> None:
-    """Another program locks the database; a second server waits for the file, and gets it when the first one dies."""
-    wanted = Wanted(str(world.store), busy_s=0.4, lock_wait_s=0.2)
-    first = world.adds(Server.of_app("first", world.folder, wanted))
-    await first.start()
-    proxy = await world.proxy()
-    await world.produce("a", "one", port=proxy.port)
-    await world.produce("b", "two", port=proxy.port)
-    for transport, _ in TRANSPORTS[:4]:
-        world.view(transport, transport, "one", port=proxy.port)
-    world.view("ws-two", "ws", "two", port=proxy.port)
-    lazy = Wanted(**{**vars(wanted), "is_lazy": True})
-    for number in range(world.scale.rounds):
-        await world.until_each_writes()
-        third = world.adds(Server.plain(f"third-{number}", world.folder, world.store), serves=False)
-        await third.spawn()  # the third server waits a few seconds for the file
-        for kind in ("write", "read"):
-            await _lock(world, kind)
-        second = world.adds(Server.of_app(f"heir-{number}", world.folder, lazy), serves=False)
-        await second.spawn()
-        await second.serves()  # it responds to requests although it does not have the file
-        await _check_in_use(second, third)
-        await world.server.kill()
-        world.adds(second)
-        await proxy.do("point_to", second.port)
-        await world.until_each_writes()
-        await world.check_stored()
-        world.note(f"round {number}: {second.name} has the file now")
-        world.count("successions")
-    await world.finish()
-
-
-async def _lock(world: World, kind: str) -> None:
-    """Lock the database for a while, for writing or for reading, as another program does."""
-    with contextlib.closing(sqlite3.connect(world.store, isolation_level=None, check_same_thread=False)) as db:
-        db.execute("PRAGMA busy_timeout = 20000")  # the server commits meanwhile
-        await asyncio.to_thread(db.execute, "BEGIN IMMEDIATE" if kind == "write" else "BEGIN")
-        db.execute("SELECT count(*) FROM log").fetchone()
-        known = len(world.acknowledged.refusals)
-        if kind == "write":
-            await world.until(
-                lambda: len(world.acknowledged.refusals) >= known + 2, "two refusals by a locked database"
-            )
-            await world.check_stored()  # reads must work while the database is locked
-            wrong = [one for one in world.acknowledged.refusals[known:] if one["code"] != "store_unavailable"]
-            if wrong:
-                raise Failure(f"a locked store was reported as {wrong[0]}")
-        await asyncio.sleep(world.scale.locked_s)  # the fault itself
-        if kind == "read":
-            await world.until_each_writes()  # a foreign reader does not delay writers
-            if len(world.acknowledged.refusals) > known:
-                raise Failure(f"a foreign reader delayed writers: {world.acknowledged.refusals[known]}")
-    await world.until_each_writes()
-    world.note(f"the database was locked for {kind}")
-    world.count(f"locks for {kind}")
-
-
-async def _check_in_use(mounted: Server, served: Server) -> None:
-    """Check that a second server on the file refuses: a mounted hub with 503, `serve` with a message and its exit
-    status."""
-    status, response = await mounted.get("/v1/channels/one")
-    if status != 503 or response["code"] != "store_in_use":
-        raise Failure(f"a second server on the file responded {status} {response}")
-    code = await served.ended()
-    if code != 1 or "is in use by process" not in served.log:
-        raise Failure(f"a second `serve` on the file ended with {code}:\n{served.log}")
-
-
-# -- the network -----------------------------------------------------------------------------------------------
-
-
-async def network(world: World) -> None:
-    """A bad network between all parties: resets, stalls, low rates, black holes, refused connections."""
-    await _serve(world)
-    for name, channel in (("a", "one"), ("b", "one"), ("c", "two")):
-        proxy = await world.proxy(calm_s=1.0)
-        await world.produce(name, channel, port=proxy.port, timeout_s=1.0)
-    for channel in ("one", "two"):
-        for transport, _ in TRANSPORTS[:4]:
-            proxy = await world.proxy(calm_s=0.6)
-            world.view(f"{transport}-{channel}", transport, channel, port=proxy.port, silence_s=1.5, flush_ms=0)
-    for number in range(world.scale.rounds):
-        await asyncio.sleep(world.scale.faults_s)  # the fault itself
-        await world.check_stored()
-        world.note(f"round {number}: {world.acknowledged.characters} characters were acknowledged")
-        await world.random.choice(world.viewers).reload()
-    for fault, count in world.fault_model().items():
-        world.count(fault, count)
-    await world.finish()
-
-
-# -- the clock -------------------------------------------------------------------------------------------------
-
-
-async def clock_set_back(world: World) -> None:
-    """The server's wall clock is set back an hour in mid-stream and across a restart, and forward again."""
-    offset = world.folder / "clock"
-    wrong_clock.set_offset(offset, 0.0)
-    by = ["-P", wrong_clock.__file__, str(offset)]
-    server = world.adds(Server.plain("server", world.folder, world.store, by=by))
-    await server.start()
-    world.counts_entries = False  # the scenario writes other messages, too
-    await _cast(world, calm_s=None, has_proxy=False)
-    hours = 0
-    ids: list[str] = []
-    await _must(world, "POST", f"{_OTHERS.replace('others', 'scrap')}", _streaming("scrapped"), status=201)
-    await _must(world, "DELETE", "/v1/channels/scrap")
-    for number in range(world.scale.rounds):
-        await world.until_each_writes()
-        marker, doomed = f"marker-{world.seed}-{number}-", f"doomed-{number}"
-        await _write_side_by_side(world, marker, doomed, f"lasting-{number}")
-        ids += [await _created(world) for _ in range(3)]
-        hours += world.random.choice((-1, -1, -1, 1)) if number else -1
-        wrong_clock.set_offset(offset, hours * HOUR_S)
-        world.note(f"round {number}: the clock is {hours} hours ahead")
-        await world.until_each_writes()
-        await _must(world, "DELETE", f"{_OTHERS}/{doomed}")
-        ids += [await _created(world) for _ in range(3)]
-        if ids != sorted(ids):
-            raise Failure(f"ids of one process do not sort: {ids}")
-        await world.check_stored()
-        if world.scale.waits_for_deleted_text:
-            await _until_gone(world, marker)
-        if number % 2:
-            await server.kill()
-            hours -= 1
-            wrong_clock.set_offset(offset, hours * HOUR_S)
-            await server.start()
-            await world.check_stored()
-            ids = []  # the next process sorts its ids by its own clock
-            world.count("restarts an hour before")
-        for base, id in ((_OTHERS, doomed), (_OTHERS.replace("others", "scrap"), "scrapped")):
-            await _must(world, "GET", f"{base}/{id}", status=410)
-            await _must(world, "POST", base, {"id": id, "text": "again"}, status=410)
-        await _check_order(world)
-        world.count("times the clock was set")
-    await world.finish()
-
-
-_OTHERS = "/v1/channels/others/messages"
-
-
-def _streaming(id: str) -> dict[str, object]:
-    return {"id": id, "role": "assistant", "status": "streaming", "parts": [{"type": "text", "text": ""}]}
-
-
-async def _write_side_by_side(world: World, marker: str, doomed: str, lasting: str) -> None:
-    """Write two messages whose text goes into the same commits, so that rows of the file hold text of both."""
-    for id in (doomed, lasting):
-        await _must(world, "POST", _OTHERS, _streaming(id), status=201)
-    async with asyncio.TaskGroup() as group:
-        for _ in range(20):
-            for id in (doomed, lasting):
-                group.create_task(
-                    _must(world, "POST", f"{_OTHERS}/{id}/append", {"text": marker if id == doomed else "-"})
-                )
-
-
-async def _created(world: World) -> str:
-    response = await _must(world, "POST", _OTHERS, {"text": "x"}, status=201)
-    id: str = response["message"]["id"]
-    return id
-
-
-async def _must(
-    world: World, method: str, path: str, body: object | None = None, *, status: int = 0
-) -> dict[str, dict[str, str]]:
-    """Send a request. Raises Failure unless it succeeds, or gets `status` if that is given."""
-    got, response = await ask(world.server.port, method, path, body)
-    if got != status and (status or got >= 300):
-        raise Failure(f"{method} {path} got status {got}: {response}")
-    return response if isinstance(response, dict) else {}
-
-
-async def _check_order(world: World) -> None:
-    """Check that messages have the order in which they were created, for any setting of the clock."""
-    written = list(world.acknowledged.of("two"))  # the texts of one producer
-    stored = [id for id in reversed(await world.stored("two")) if id in written]
-    expected = [id for id in written if id in stored]
-    if stored != expected:
-        raise Failure(f"the messages have the order {stored}, they were created as {expected}")
-
-
-async def _until_gone(world: World, text: str) -> None:
-    """Wait until deleted text is gone from the disk, at most a minute by the real clock."""
-    begun_s = asyncio.get_running_loop().time()
-    files = [path for path in world.folder.iterdir() if path.is_file() and path.name.startswith(world.store.name)]
-    while any(text.encode() in path.read_bytes() for path in files if path.exists()):
-        spent_s = asyncio.get_running_loop().time() - begun_s
-        if spent_s > 75.0:  # a minute, plus the interval of housekeeping and a margin
-            raise Failure(f"deleted text is still in the file after {spent_s:.0f} s")
-        world.check()
-        await asyncio.sleep(0.5)  # poll, because no event reports that the text is gone
-    spent_s = asyncio.get_running_loop().time() - begun_s
-    world.note(f"deleted text was gone after {spent_s:.0f} s")
-    world.count("deleted texts that left the file")
-
-
 # -- the parties ---------------------------------------------------------------------------------------------------
 
 
@@ -421,10 +70,9 @@ async def _serve(world: World) -> Server:
     return server
 
 
-async def _cast(world: World, *, calm_s: float | None = 1.5, has_proxy: bool = True) -> None:
+async def _cast(world: World) -> None:
     """Start three producers on two channels, and viewers of all kinds, half of them behind a proxy with faults."""
-    far = (await world.proxy(calm_s=calm_s)).port if has_proxy else None
-    writers_far = (await world.proxy(calm_s=calm_s)).port if has_proxy else None
+    far, writers_far = [(await world.proxy(calm_s=1.5)).port for _ in range(2)]
     await world.produce("a", "one")
     await world.produce("b", "one", port=writers_far)
     await world.produce("c", "two")
@@ -443,7 +91,7 @@ async def agents(world: World) -> None:
     world.counts_entries = False  # claims are entries, and agents join text as commits allow
     world.acknowledged.kind = "script"
     # An admin may take over streaming messages and reply to any command: half of the rules would not apply.
-    server = world.adds(Server.of_app("server", world.folder, Wanted(str(world.store), has_admins=False)))
+    server = world.adds(Server.of_app("server", world.folder, world.store, f"sqlite:///{world.store}"))
     await server.start()
     proxy = await world.proxy(calm_s=1.5)
     conversation = Conversation(world)
@@ -759,11 +407,6 @@ async def _messages(hub: Hub, channel: str) -> dict[str, Json]:
 
 SCENARIOS: dict[str, Scenario] = {
     "kill": kill_server,
-    "producer": kill_producer,
-    "disk": disk_full,
-    "lock": locked_store,
-    "network": network,
-    "clock": clock_set_back,
     "agents": agents,
     "backup": backups,
     "cluster": cluster,
@@ -771,8 +414,7 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 ROUNDS = {
-    "kill": 100, "producer": 30, "disk": 10, "lock": 4, "network": 6, "clock": 3, "agents": 12,
-    "backup": 40, "cluster": 100, "finish": 100,
+    "kill": 100, "agents": 12, "backup": 40, "cluster": 100, "finish": 100,
 }  # fmt: skip
 """The usual number of rounds of each scenario."""
 

@@ -56,7 +56,6 @@ class Watching:
     kind: Kind = "plan"  # kind of the planned texts: a plan or a script
     # It views a cluster behind a proxy, and a connection lasts at most this time: the next one is to another node.
     moves_s: float | None = None
-    client: str | None = None  # the name of its person
 
 
 class Viewer:
@@ -151,7 +150,7 @@ class Viewer:
         if watching.transport == "ws":
             return WsViewer(
                 "127.0.0.1", watching.port, watching.channel, checker=self.checker, attach_fields=options,
-                prefix=watching.prefix, query={"client": watching.client} if watching.client is not None else None,
+                prefix=watching.prefix,
             )  # fmt: skip
         is_source = watching.transport == "eventsource"
         return SseViewer(

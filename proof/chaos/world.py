@@ -50,19 +50,16 @@ class Scale:
     stopped_s: float = 10.0  # time for which a process is stopped by SIGSTOP
     silent_s: float = 22.0  # time for which an agent is stopped by SIGSTOP, longer than its lease
     alone_s: float = 6.0  # time without an agent, longer than the time until the signal `nobody_listening`
-    locked_s: float = 8.0
-    faults_s: float = 10.0  # time with network faults in each round
     viewers: int = 300  # of a cluster
     answers: int = 30  # of a cluster at once, two thirds of them by agents
     is_small: bool = False
-    waits_for_deleted_text: bool = True  # wait, about a minute, until no file holds deleted text
 
     @classmethod
     def small(cls, rounds: int) -> Scale:
         """Return a scale for the tests."""
         return cls(
-            rounds, steps=80, per_second=120.0, stopped_s=1.2, silent_s=0.5, alone_s=0.2, locked_s=0.5, faults_s=1.5,
-            waits_for_deleted_text=False, viewers=15, answers=3, is_small=True,
+            rounds, steps=80, per_second=120.0, stopped_s=1.2, silent_s=0.5, alone_s=0.2,
+            viewers=15, answers=3, is_small=True,
         )  # fmt: skip
 
     @property
@@ -250,14 +247,6 @@ class World:
         async with asyncio.timeout(PATIENCE_S):
             await ready.wait()
         self.producers[child.name] = child
-
-    def fault_model(self) -> dict[str, int]:
-        """Return how many faults of each kind the proxies have injected."""
-        counts: dict[str, int] = {}
-        for fault_model in self._fault_models:
-            for fault, count in fault_model.counts.items():
-                counts[fault] = counts.get(fault, 0) + count
-        return counts
 
     # -- waiting -----------------------------------------------------------------------------------------------
 

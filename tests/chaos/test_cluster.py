@@ -1,4 +1,4 @@
-"""The judges of a cluster's run: signals of people, epochs of viewers, and losses by a failover.
+"""The judges of a cluster's run: epochs of viewers, and losses by a failover.
 
 Layer: tests.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from proof.chaos.cluster import BUS_FAULTS, FAULTS, Cluster, Person, Stage, may_fail, wrong_signals
+from proof.chaos.cluster import BUS_FAULTS, FAULTS, Cluster, Stage, may_fail
 from proof.chaos.conversation import Conversation
 from proof.chaos.report import Failure
 from proof.chaos.viewer import Viewer, Watching
@@ -38,27 +38,6 @@ def world() -> Iterator[World]:
 
 def watching(name: str, channel: str = CHANNEL, **more: Any) -> Watching:
     return Watching(name=name, transport="ws", port=1, channel=channel, seed=PLAN.seed, steps=STEPS, **more)
-
-
-def typing(by: str, number: int) -> Json:
-    return {"type": "signal", "name": "typing", "from": by, "data": {"n": number}}
-
-
-@pytest.mark.parametrize(
-    ("signals", "why"),
-    [
-        ([typing("ann", 1), typing("ann", 2)], None),
-        ([typing("ann", 3)], "no person sent"),
-        ([typing("carol", 1)], "no person sent"),
-        ([typing("ann", 1), typing("ann", 1)], "twice"),
-    ],
-)
-def test_signals_that_no_person_sent_or_that_come_twice_are_found(signals: list[Json], why: str | None) -> None:
-    person, viewer = Person(watching("ann", client="ann")), Viewer(watching("ws"))
-    person.typed = 2
-    viewer.notices.signals.extend(signals)
-    wrong = wrong_signals([person], [viewer])
-    assert wrong is None if why is None else why in (wrong or "")
 
 
 def shown(viewer: Viewer, epoch: str, text: str) -> None:
