@@ -9,8 +9,8 @@ found a bug. `tests/fuzz/test_fuzz.py` replays the whole corpus and runs a fixed
 - `engine`: draws and runs inputs, shrinks findings, and keeps inputs that reach new code: new pairs of lines that
   follow each other in the code that handles a peer's input; `mutate`: changes inputs.
 - `world`: a hub in virtual time, ASGI by hand, and the invariants of each response and of the hub after each input.
-- targets: `requests` (HTTP, streams, polls), `frames` (WebSocket messages), `cursors`; `wire` has two more, which send
-  raw bytes to a real `tenuto serve`.
+- targets: `requests` (HTTP, streams, polls) and `frames` (WebSocket messages); `wire` has two more, which send raw
+  bytes to a real `tenuto serve`.
 
 `tests/web/fuzz.test.js` fuzzes the browser client.
 """

@@ -14,13 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 
-from proof.fuzz.cursors import Cursors
 from proof.fuzz.engine import Coverage, Report, Target, fuzz, save
 from proof.fuzz.frames import Frames
 from proof.fuzz.requests import Requests
 from proof.fuzz.wire import RawHttp, RawSocket
 
-TARGETS: dict[str, Callable[[], Target]] = {one.name: one for one in (Requests, Frames, Cursors, RawHttp, RawSocket)}
+TARGETS: dict[str, Callable[[], Target]] = {one.name: one for one in (Requests, Frames, RawHttp, RawSocket)}
 REPLAY = "test_corpus_input_finds_no_bug"
 
 
@@ -74,9 +73,8 @@ def print_report(report: Report, *, seed: int, coverage: Coverage) -> None:
         # The seed alone does not repeat the finding: the corpus now contains it, so the same seed draws other inputs.
         _write_line(f"found with seed {seed}; all known inputs again: python -m proof.fuzz {report.target} --runs 0")
     _write_line(
-        f"{report.target}: {report.known} known inputs in {report.known_s:.1f} s, then {report.runs - report.known} in "
-        f"{report.spent_s - report.known_s:.1f} s, "
-        f"{len(report.kept)} reached new code, {len(coverage.pairs)} pairs of lines so far, "
+        f"{report.target}: {report.known} known inputs and {report.runs - report.known} new ones in "
+        f"{report.spent_s:.1f} s, {report.kept} reached new code, {len(coverage.pairs)} pairs of lines so far, "
         f"{len(report.found)} found something"
     )
 

@@ -17,7 +17,6 @@ import json
 import random
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,11 +108,6 @@ MAX_POOL = 2_000
 class Finding(Exception):
     """The product broke an invariant. The text is for a reader; its first word is the kind."""
 
-    @property
-    def kind(self) -> str:
-        """Return the kind of the finding; a smaller input must cause a finding of the same kind."""
-        return str(self).partition(":")[0]
-
 
 class Target(Protocol):
     """A consumer of inputs."""
@@ -164,11 +158,9 @@ class Report:
     target: str
     runs: int = 0
     known: int = 0  # number of runs with known inputs, those of the seeds and the corpus
-    known_s: float = 0.0  # time that the runs with known inputs took
     spent_s: float = 0.0
-    kept: list[Json] = field(default_factory=list)
+    kept: int = 0  # number of new inputs that reached new code
     found: list[Found] = field(default_factory=list)
-    digest: str = ""  # digest of all inputs, in order
 
 
 def written(given: Json) -> str:
@@ -215,49 +207,37 @@ def fuzz(
     coverage: Coverage | None = None,
 ) -> Report:
     """Run the known inputs, and then new ones until `runs` inputs or `seconds` of new inputs are reached."""
-    assert runs is not None or seconds is not None
     draw = Random(f"{target.name} {seed}")
     coverage = coverage if coverage is not None else Coverage()
-    report = Report(target.name)
     pool = [*target.seeds(), *(given for _, given in read_corpus(target.name))]
-    digest = hashlib.sha256()
-    begun_s = time.monotonic()
-    known: set[str] = set()
-    queue = deque(pool)  # known inputs run first, because new inputs are compared with their coverage
+    report = Report(target.name, known=len(pool))
+    begun_s = new_s = time.monotonic()
+    kinds: set[str] = set()
     while len(report.found) < max_findings:
-        is_known = bool(queue)
+        is_known = report.runs < report.known  # these run first, because new inputs are compared with their coverage
         if report.runs == report.known:
-            report.known_s = time.monotonic() - begun_s
+            new_s = time.monotonic()
         if not is_known and runs is not None and report.runs >= report.known + runs:
             break
-        if not is_known and seconds is not None and time.monotonic() - begun_s - report.known_s >= seconds:
+        if not is_known and seconds is not None and time.monotonic() - new_s >= seconds:
             break
-        given = queue.popleft() if is_known else _next(target, draw, pool)
-        digest.update(written(given).encode())
+        given = pool[report.runs] if is_known else _next(target, draw, pool)
         # Known inputs are traced for the new inputs after them. Without new inputs, measure their time instead.
         is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(TRACED_EVERY) == 0)
         if is_watched:
             with coverage.watching() as new:
                 text = _run(target, given)  # without a check of its time, because tracing makes it slow
             if new and text is None and not is_known and len(pool) < MAX_POOL:
-                report.kept.append(given)
+                report.kept += 1
                 pool.append(given)
         else:
             text = check(target, given)
         report.runs += 1
-        report.known += is_known
-        if text is not None:
-            kind = _kind(text)
-            if kind in known:
-                continue
-            known.add(kind)
+        if text is not None and (kind := _kind(text)) not in kinds:
+            kinds.add(kind)
             report_line(f"{target.name}: {text}")
-            smaller = shrink(target, given, kind)
-            report.found.append(Found(target.name, text, smaller))
+            report.found.append(Found(target.name, text, shrink(target, given, kind)))
     report.spent_s = time.monotonic() - begun_s
-    if report.runs == report.known:
-        report.known_s = report.spent_s
-    report.digest = digest.hexdigest()
     return report
 
 

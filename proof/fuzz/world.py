@@ -282,10 +282,6 @@ class World:
             await asyncio.wait(left)
             raise Finding(f"left: after shutdown the hub holds {left}")
 
-    async def pass_time(self, span_s: float) -> None:
-        """Let virtual time pass, with all its timers."""
-        await asyncio.sleep(span_s)
-
     # A well-behaved peer
 
     async def request(self, method: str, path: str, body: object = None, query: str = "") -> Response:
@@ -459,7 +455,6 @@ class Witness:
     def __init__(self, world: World) -> None:
         self._world = world
         self.checker = Checker(WATCHED)
-        self.batches: list[tuple[str, list[Any]]] = []  # cursor and events of each
         self._parser = SseParser()
         self._exchange = Exchange(
             world,
@@ -469,7 +464,6 @@ class Witness:
             query=b"flush_ms=0",
         )
         self._read = 0
-        self._events: list[Any] = []
 
     async def begin(self) -> None:
         """Attach."""
@@ -484,12 +478,7 @@ class Witness:
         data, self._read = bytes(body[self._read :]), len(body)
         try:
             for event in self._parser.receive(data):
-                decoded = json.loads(event.data)
-                self._events.append(decoded)
-                self.checker.take([decoded], event.id)
-                if event.id is not None:
-                    self.batches.append((event.id, self._events))
-                    self._events = []
+                self.checker.take([json.loads(event.data)], event.id)
         except (WireError, ValueError) as error:
             raise Finding(f"stream: {error!r}") from error
         if self.checker.violations:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,17 +19,14 @@ from proof.fuzz.engine import CORPUS, Finding, Target, check, fuzz, read_corpus,
 from proof.fuzz.requests import Requests, run_step
 from proof.fuzz.wire import complaint
 from proof.fuzz.world import World, documented_codes
-from tenuto.core.deltas import Sent
 from tenuto.core.errors import MethodNotAllowed
-from tenuto.core.events import Cursor
 from tenuto.hub.access import tickets
-from tenuto.transports import session, sse, streams
+from tenuto.transports import session, sse
 
 SEED = 1
 RUNS = {
     "requests": 200,
     "frames": 200,
-    "cursors": 20,
     "raw-http": 50,
     "raw-socket": 25,
 }
@@ -64,20 +59,6 @@ def test_each_folder_of_the_corpus_belongs_to_a_target() -> None:
     assert {path.name for path in CORPUS.iterdir() if path.is_dir()} <= TARGETS.keys()
 
 
-def test_same_seed_draws_the_same_inputs() -> None:
-    def digests(hash_seed: str) -> str:
-        draw = "print(*(fuzz(TARGETS[one](), seed=7, runs=30).digest for one in ('frames', 'cursors')))"
-        command = [sys.executable, "-c", f"from proof.fuzz.__main__ import *; {draw}"]
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-        assert ran.stderr == ""  # other tests check the findings, and therefore the exit code
-        return ran.stdout
-
-    first = digests("1")
-    assert len(first.split()) == 2
-    assert first == digests("2")
-
-
 def test_documented_codes_are_those_of_the_protocol() -> None:
     codes = documented_codes()
     assert codes[410] == {"deleted"}
@@ -96,15 +77,6 @@ def never_detaches(self: Any) -> None:
     pass
 
 
-def accepts_any_form(text: str | None) -> Cursor | None:
-    epoch, serial, *_ = [*(text or "").split(":"), ""]
-    return Cursor(epoch, int(serial)) if serial.isdecimal() else None
-
-
-def counts_one_entry_too_many(cursor: Cursor | None) -> Sent:
-    return Sent([1])
-
-
 def accepts_any_signature(self: Any, kind: str, text: str, signature: str) -> bool:
     return True
 
@@ -113,8 +85,6 @@ MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
     ("frames", session.Session, "_detach", detaches_without_a_reply, "replies"),
     ("requests", sse.EventStream, "close", never_detaches, "leak"),
-    ("cursors", sse, "parse_cursor", accepts_any_form, "resumed"),
-    ("cursors", streams, "sent_by", counts_one_entry_too_many, "streamed"),
     ("requests", tickets.Tickets, "_is_signed", accepts_any_signature, "forged"),
 ]
 
@@ -203,9 +173,7 @@ def test_finding_among_the_known_inputs_is_printed_without_new_ones(
     assert main(["picky", "--runs", "5"]) == 1
     printed = capsys.readouterr().out
     assert printed.count("again: python -m proof.fuzz picky --runs 0\n") == 1
-    assert re.search(r"picky: 3 known inputs in \d\.\d s, then 5 in", printed)
-    report = fuzz(Known(), seed=SEED, runs=5, max_findings=1)
-    assert report.known_s == report.spent_s > 0
+    assert "picky: 3 known inputs and 5 new ones in" in printed
 
 
 def test_known_input_that_costs_too_much_is_a_finding() -> None:
@@ -247,7 +215,7 @@ def test_hub_does_not_grow_over_many_inputs() -> None:
             for exchange in world.open:
                 await exchange.leave()
             world.open.clear()
-            await world.pass_time(2 * world.limits.channel_idle_s)
+            await asyncio.sleep(2 * world.limits.channel_idle_s)
             counts.append(world.hub.stats()["channels"])
 
     World().run(job)

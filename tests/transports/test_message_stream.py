@@ -94,6 +94,9 @@ async def test_broken_stream_resumes_with_the_next_character(served: Served) -> 
     third = await Stream.open(served, f"{EVENTS}?since={last_id(first)}")
     await third.until_over()
     assert added_up(third) == "three, four"
+    above = await Stream.open(served, f"{EVENTS}?since={last_id(first).partition(':')[0]}:9999999999999999:m0.1")
+    await above.until_over()
+    assert added_up(above) == "One, two, three, four"  # a cursor of no entry counts as none
 
 
 async def test_deleted_message_ends_with_done(served: Served) -> None:
