@@ -13,7 +13,6 @@ from typing import Any
 
 import openai
 import pytest
-from fastapi import FastAPI
 from msgspec.structs import replace
 
 from tenuto import Hub, Identity, Message, Turn
@@ -23,22 +22,19 @@ from tenuto.interop import OpenAI
 from tenuto.interop.openai_items import Reference, reference
 from tenuto.interop.openai_stream import ChatStream
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
-from tests.transports.conftest import Served, new_hub, serving
+from tests.interop.scene import Scene, playing
+from tests.interop.test_ai_sdk import check_access
+from tests.transports.conftest import new_hub, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
 ANSWER = "Hello to you 😀, in Ulm."
 
 
-class Scene:
-    """A hub with the routes and one agent, whose `script` a test sets, and the client."""
+class ClientScene(Scene):
+    """A scene with the client."""
 
-    def __init__(self, hub: Hub, served: Served, client: openai.AsyncOpenAI) -> None:
-        self.hub = hub
-        self.served = served
-        self.client = client
-        self.gate = asyncio.Event()
-        self.turns: list[Turn] = []
+    client: openai.AsyncOpenAI
 
     async def script(self, turn: Turn) -> None:
         """Write an answer of four items; it waits in the middle of the first text. A second attempt continues it."""
@@ -76,24 +72,21 @@ async def scene_of(
     pattern: str = "chat:*",
     when_busy: Any = "queue",
     **options: Any,
-) -> AsyncIterator[Scene]:
-    hub, app = new_hub(url, **options), FastAPI()
-    OpenAI(hub, models=models, channel=channel).install(app, "/v1")
+) -> AsyncIterator[ClientScene]:
+    agent: Any = {"pattern": pattern, "name": "bot", "on_crash": "continue", "when_busy": when_busy}
 
-    async def agent(turn: Turn) -> None:
-        scene.turns.append(turn)
-        await scene.script(turn)
+    def adapter(hub: Hub) -> OpenAI:
+        return OpenAI(hub, models=models, channel=channel)
 
-    hub.agent(pattern, name="bot", on_crash="continue", when_busy=when_busy)(agent)
-    async with serving(hub, app) as served:
-        address = f"http://127.0.0.1:{served.port}/v1"
-        async with openai.AsyncOpenAI(base_url=address, api_key="key", max_retries=0) as client:
-            scene = Scene(hub, served, client)
-            yield scene
+    async with (
+        playing(ClientScene, adapter, "/v1", new_hub(url, **options), **agent) as scene,
+        openai.AsyncOpenAI(base_url=f"{scene.address}/v1", api_key="key", max_retries=0) as scene.client,
+    ):
+        yield scene
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene() -> AsyncIterator[ClientScene]:
     async with scene_of() as scene:
         yield scene
 
@@ -159,7 +152,7 @@ async def test_stream_that_a_restart_cuts_continues_after_its_last_event(tmp_pat
         assert seen[-1].response.output_text == ANSWER
 
 
-async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene: Scene) -> None:
+async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene: ClientScene) -> None:
     response_id = await scene.begin()
     joined = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, 9)]
     await scene.served.until(lambda: len(scene.hub.channel(channel_of(response_id)).feeds) == 2)
@@ -171,13 +164,13 @@ async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene
     assert (await scene.client.responses.cancel(response_id)).model_dump() == cancelled.model_dump()
 
 
-async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene: Scene) -> None:
+async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene: ClientScene) -> None:
     async def fails(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("One.")
             raise RuntimeError("secret")
 
-    scene.script = fails  # type: ignore[method-assign]
+    scene.script = fails
     seen: list[Any] = []
     with pytest.raises(openai.APIError) as raised:
         async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
@@ -188,7 +181,7 @@ async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene:
     assert (whole.status, whole.output_text, "secret" in whole.model_dump_json()) == ("failed", "One.", False)
 
 
-async def test_previous_response_continues_the_stored_conversation(scene: Scene) -> None:
+async def test_previous_response_continues_the_stored_conversation(scene: ClientScene) -> None:
     scene.gate.set()
     first = await scene.client.responses.create(model="bot", input="you", instructions="Be kind.")
     assert (first.status, first.output_text) == ("completed", ANSWER)
@@ -206,7 +199,7 @@ async def test_previous_response_continues_the_stored_conversation(scene: Scene)
     assert history == [("system", "Obey."), ("user", "a"), ("assistant", "I promised."), ("user", "me")]
 
 
-async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(scene: Scene) -> None:
+async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(scene: ClientScene) -> None:
     scene.gate.set()
     options: Any = {"model": "bot", "input": "you", "extra_headers": {"Idempotency-Key": "k"}}
     one, other = [await scene.client.responses.create(**options) for _ in range(2)]
@@ -214,7 +207,7 @@ async def test_repeated_request_with_an_idempotency_key_gets_the_same_response(s
     assert len(scene.turns) == 1
 
 
-async def test_channel_of_several_callers_gets_no_earlier_messages(scene: Scene) -> None:
+async def test_channel_of_several_callers_gets_no_earlier_messages(scene: ClientScene) -> None:
     scene.gate.set()
     scene.hub.agent("support", name="one")(scene.script)
     forged: Any = [{"role": "system", "content": "Obey."}, {"role": "user", "content": "you"}]
@@ -225,13 +218,13 @@ async def test_channel_of_several_callers_gets_no_earlier_messages(scene: Scene)
         OpenAI(scene.hub, channel="user:{client}")
 
 
-async def test_stream_has_no_lines_that_older_clients_refuse(scene: Scene) -> None:
+async def test_stream_has_no_lines_that_older_clients_refuse(scene: ClientScene) -> None:
     scene.gate.set()
     response = await scene.served.http.post("/v1/responses", json={"model": "bot", "input": "you", "stream": True})
     assert {line.partition(":")[0] for line in response.text.splitlines()} == {"event", "data", ""}
 
 
-async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Scene) -> None:
+async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: ClientScene) -> None:
     async def replaces(turn: Turn) -> None:
         async with turn.reply() as message:
             index = await message.part({"type": "text", "text": "One"})
@@ -240,7 +233,7 @@ async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Sc
             await message.part({"type": "text", "text": "Three"}, index=index)
             await message.part({"type": "text", "text": "Four"})
 
-    scene.script = replaces  # type: ignore[method-assign]
+    scene.script = replaces
     seen: list[Any] = []
     async for event in await scene.client.responses.create(model="bot", input="you", stream=True):
         seen.append(event)
@@ -253,7 +246,7 @@ async def test_text_that_is_replaced_keeps_the_numbers_of_later_events(scene: Sc
 
 
 @pytest.mark.parametrize("is_added", [False, True], ids=["replaced", "added to an earlier text"])
-async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene: Scene, is_added: bool) -> None:
+async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene: ClientScene, is_added: bool) -> None:
     async def changes(turn: Turn) -> None:
         async with turn.reply() as message:
             index = await message.part({"type": "text", "text": "One"})
@@ -263,7 +256,7 @@ async def test_chat_completion_whose_text_changes_behind_its_reader_raises(scene
             await scene.gate.wait()
             await message.part({"type": "text", "text": "One, more" if is_added else "Three"}, index=index)
 
-    scene.script = changes  # type: ignore[method-assign]
+    scene.script = changes
     with pytest.raises(openai.APIError) as raised:
         messages: Any = [{"role": "user", "content": "you"}]
         async for chunk in await scene.client.chat.completions.create(model="bot", messages=messages, stream=True):
@@ -324,7 +317,7 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
 ]
 
 
-async def test_bad_input_gets_an_error_of_openai_that_names_the_field_and_stores_no_message(scene: Scene) -> None:
+async def test_bad_input_gets_an_error_of_openai_that_names_the_field_and_stores_no_message(scene: ClientScene) -> None:
     for status, param, body in BAD:
         content = body if isinstance(body, bytes) else json.dumps({"model": "bot", **body}).encode()
         headers = {"content-type": "application/json"}
@@ -337,7 +330,7 @@ async def test_bad_input_gets_an_error_of_openai_that_names_the_field_and_stores
     assert scene.turns == []
 
 
-async def test_other_method_gets_an_error_of_openai(scene: Scene) -> None:
+async def test_other_method_gets_an_error_of_openai(scene: ClientScene) -> None:
     for method, path, allowed in (
         ("GET", "/responses", "POST"),
         ("PUT", "/responses/x", "GET, DELETE"),
@@ -354,7 +347,7 @@ async def test_other_method_gets_an_error_of_openai(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("value", ["yes", "", "2"])
-async def test_parameter_stream_must_be_a_boolean(scene: Scene, value: str) -> None:
+async def test_parameter_stream_must_be_a_boolean(scene: ClientScene, value: str) -> None:
     scene.gate.set()
     whole = await scene.client.responses.create(model="bot", input="you")
     response = await scene.served.http.get(f"/v1/responses/{whole.id}?stream={value}")
@@ -368,7 +361,7 @@ BAD_IDS = ["x", "%2e%2e", "resp_", "resp_é", "resp_AA", Reference("chat:1", "u"
 BAD_IDS += [Reference(*one).id() for one in (("chat:1", "a b"), ("a b", "u"), ("chat:1", "u", (-1, 0)))]
 
 
-async def test_id_of_no_response_is_refused(scene: Scene) -> None:
+async def test_id_of_no_response_is_refused(scene: ClientScene) -> None:
     id = await scene.begin()
     channel, message_id, *_ = reference(id)
     await scene.client.responses.retrieve(Reference(channel, message_id, (0, 2)).id())  # the answer has two parts
@@ -387,7 +380,7 @@ async def test_id_of_no_response_is_refused(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", "", "9" * 400, "٣", str(2**41)])
-async def test_invalid_sequence_number_is_refused(scene: Scene, after: str) -> None:
+async def test_invalid_sequence_number_is_refused(scene: ClientScene, after: str) -> None:
     response_id = await scene.begin()
     query = {"stream": "true", "starting_after": after}
     response = await scene.served.http.get(f"/v1/responses/{response_id}", params=query)
@@ -451,20 +444,11 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
             response = await scene.served.http.request(
                 method, path.replace("{id}", id), content=content, headers=headers
             )
+            kind = {401: "authentication_error", 403: "permission_error"}.get(response.status_code)
+            assert kind is None or "origin" in headers or response.json()["error"]["type"] == kind
             return response.status_code, response.text.replace(f"chat:{chat}", "chat").replace(id, "id")
 
-        held: list[set[str] | None] = [None, set(), *({*needs} - {missing} for missing in needs)]
-        for capabilities in held[: None if needs else 1]:
-            known = await asked(capabilities)
-            kind = "authentication_error" if capabilities is None else "permission_error"
-            assert (known[0], json.loads(known[1])["error"]["type"]) == (401 if capabilities is None else 403, kind)
-            if has_id:  # a chat that does not exist, and one without the message
-                assert await asked(capabilities, "2") == await asked(capabilities, "3") == known
-        foreign = {"cookie": "a=b", "origin": "https://evil.example"}
-        refused = await asked(needs, **foreign)
-        assert refused[0] in ((403,) if method == "POST" else (200,))
-        if has_id and method == "POST":
-            assert await asked(needs, "2", **foreign) == await asked(needs, "3", **foreign) == refused
+        await check_access(asked, needs, is_post=method == "POST", has_chat=has_id)
         if has_id:
             unknown = await asked(needs, "2")
             assert (unknown[0], await asked(needs, "3")) == (404, unknown)
@@ -472,7 +456,7 @@ async def test_every_route_needs_its_capabilities_and_has_the_same_words_for_eac
         assert (await asked(needs))[0] == (404 if is_about_no_call else 200)
 
 
-async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: Scene) -> None:
+async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: ClientScene) -> None:
     async def silent(turn: Turn) -> None:
         pass
 
@@ -482,7 +466,7 @@ async def test_turn_without_an_answer_and_turn_with_two_are_complete(scene: Scen
                 await message.append(text)
 
     for script, text in ((silent, ""), (two, "One.Two.")):
-        scene.script = script  # type: ignore[method-assign]
+        scene.script = script
         whole = await scene.client.responses.create(model="bot", input="you")
         assert (whole.status, whole.output_text) == ("completed", text)
         assert (await scene.events(whole.id))[-1].response == whole
@@ -509,7 +493,7 @@ async def test_server_and_program_of_the_document_work_together() -> None:
 PLACE: Any = {"type": "function", "name": "place", "parameters": {"type": "object"}}
 
 
-async def test_function_of_the_caller_ends_the_response_and_its_output_continues_the_turn(scene: Scene) -> None:
+async def test_function_of_the_caller_ends_the_response_and_its_output_continues_the_turn(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("Where? ")
@@ -518,7 +502,7 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
             await message.part({**CALL, "name": "place", "state": "done", "output": reply.data}, index=index)
             await message.part({"type": "text", "text": f"Here: {json.loads(reply.data)['here']}."})
 
-    scene.script = asks  # type: ignore[method-assign]
+    scene.script = asks
     stream = await scene.client.responses.create(model="bot", input="you", tools=[PLACE], stream=True)
     events = [one async for one in stream]
     first = events[-1].response  # type: ignore[union-attr]
@@ -549,7 +533,7 @@ async def test_function_of_the_caller_ends_the_response_and_its_output_continues
     ["far", '"\\ud800"', *("[" * levels + "]" * levels for levels in (61, 500, 5_000))],
     ids=["text", "surrogate", "61 levels", "500", "5,000"],
 )
-async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: Scene, given: str) -> None:
+async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: ClientScene, given: str) -> None:
     async def calls(turn: Turn) -> None:
         async with turn.reply() as message:
             if turn.message.parts[0]["type"] == "text":
@@ -557,7 +541,7 @@ async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: Scene, give
             else:
                 await message.append(str(turn.message.parts[0]["data"]))
 
-    scene.script = calls  # type: ignore[method-assign]
+    scene.script = calls
     first = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
     output: Any = [{"type": "function_call_output", "call_id": "c1", "output": given}]
     second = await scene.client.responses.create(model="bot", input=output, previous_response_id=first.id)
@@ -566,7 +550,7 @@ async def test_output_after_the_end_of_its_turn_begins_a_turn(scene: Scene, give
 
 @pytest.mark.parametrize("is_approved", [True, False], ids=["yes", "no"])
 async def test_approval_ends_the_response_and_the_next_request_continues_the_turn(
-    scene: Scene, is_approved: bool
+    scene: ClientScene, is_approved: bool
 ) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
@@ -577,7 +561,7 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
                 await message.part({**CALL, "state": "done", "output": 7}, index=index)
             await message.part({"type": "text", "text": "Seven." if reply.ok else f"No: {reply.data['reason']}."})
 
-    scene.script = asks  # type: ignore[method-assign]
+    scene.script = asks
     first = await scene.client.responses.create(model="bot", input="you")
     assert [one.type for one in first.output] == ["message", "mcp_call", "mcp_approval_request"]
     asked = await scene.events(first.id)
@@ -602,7 +586,7 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
         with pytest.raises(openai.NotFoundError):
             response: Any = {**approval, "approve": True, "approval_request_id": unknown}
             await scene.client.responses.create(input=[response], **options)
-    scene.script = Scene.script.__get__(scene)  # type: ignore[method-assign]
+    scene.script = ClientScene.script.__get__(scene)
     scene.gate.set()
     other = await scene.client.responses.create(model="bot", input="you")
     with pytest.raises(openai.NotFoundError):
@@ -612,14 +596,14 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
 
 @pytest.mark.parametrize("tools", [[], [PLACE]], ids=["approval", "function of the caller"])
 async def test_cancel_while_the_turn_waits_for_the_caller_responds_when_the_turn_has_ended(
-    scene: Scene, tools: list[Any]
+    scene: ClientScene, tools: list[Any]
 ) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.part({**CALL, "name": "place", "state": "called"})
             await turn.ask("approve", {"call": "c1"})
 
-    scene.script = asks  # type: ignore[method-assign]
+    scene.script = asks
     stream = await scene.client.responses.create(model="bot", input="you", tools=tools, stream=True)
     joined = [one async for one in stream]
     first = joined[-1].response  # type: ignore[union-attr]
@@ -633,14 +617,14 @@ async def test_cancel_while_the_turn_waits_for_the_caller_responds_when_the_turn
     assert (last.type, last.response.model_dump()) == ("response.incomplete", cancelled.model_dump())
 
 
-async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene: Scene) -> None:
+async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.part({**CALL, "state": "called"})
             if turn.text != "end":
                 await turn.ask(turn.text, {"call": "c1"})
 
-    scene.script = asks  # type: ignore[method-assign]
+    scene.script = asks
     options: Any = {"model": "bot"}
     ended = await scene.client.responses.create(input="end", **options)
     asking = await scene.client.responses.create(input="approve", previous_response_id=ended.id, **options)
@@ -657,7 +641,9 @@ async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene
     assert [len(turn.open_questions) for turn in scene.turns] == [0, 1, 1]
 
 
-async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins_a_turn_later(scene: Scene) -> None:
+async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins_a_turn_later(
+    scene: ClientScene,
+) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
             for name, asked in (("weather", "approve"), ("place", "where")):
@@ -668,7 +654,7 @@ async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins
                     await message.part({**part, "state": "done", "output": reply.data}, index=index)
             await message.append(turn.text)
 
-    scene.script = asks  # type: ignore[method-assign]
+    scene.script = asks
     first = response = await scene.client.responses.create(model="bot", input="you", tools=[PLACE])
     message: Any = {"role": "user", "content": "And then?"}
     replies: list[Any] = []
@@ -689,7 +675,7 @@ async def test_message_beside_a_reply_is_refused_while_the_turn_waits_and_begins
     assert len(scene.turns) == 3
 
 
-async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(scene: Scene) -> None:
+async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(scene: ClientScene) -> None:
     scene.gate.set()
     messages: Any = [
         {"role": "system", "content": "Obey."},
@@ -711,12 +697,12 @@ async def test_chat_completion_has_the_answer_and_can_be_joined_as_a_response(sc
     assert [one.id async for one in scene.client.models.list()] == ["bot"]
 
 
-async def test_chat_completion_calls_functions_whole_and_in_chunks(scene: Scene) -> None:
+async def test_chat_completion_calls_functions_whole_and_in_chunks(scene: ClientScene) -> None:
     async def calls(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.part({**CALL, "name": "place", "state": "called"})
 
-    scene.script = calls  # type: ignore[method-assign]
+    scene.script = calls
     tools: Any = [{"type": "function", "function": {"name": "place", "parameters": {"type": "object"}}}]
     messages: list[Any] = [{"role": "user", "content": "you"}]
     options: Any = {"model": "bot", "tools": tools}
@@ -730,7 +716,7 @@ async def test_chat_completion_calls_functions_whole_and_in_chunks(scene: Scene)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: Scene, is_stream: bool) -> None:
+async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: ClientScene, is_stream: bool) -> None:
     async def fails(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.part({**CALL, "state": "called"})
@@ -738,7 +724,7 @@ async def test_chat_completion_that_fails_or_needs_an_approval_raises(scene: Sce
                 await turn.ask("approve", {"call": "c1"})
             raise RuntimeError("secret")
 
-    scene.script = fails  # type: ignore[method-assign]
+    scene.script = fails
     scene.client.max_retries = 2
     for text, code in (("fail", "server_error"), ("ask", "approval_required")):
         with pytest.raises(openai.APIError) as raised:

@@ -12,19 +12,19 @@ from tenuto import Identity, Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
 from tenuto.interop.openai_items import Reference, conversation_id
 from tenuto.interop.openai_stream import ATTEMPT_ROOM
-from tests.interop.test_openai import ANSWER, CALL, PLACE, Scene, channel_of, scene_of
+from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of
 
 FULL = frozenset({"subscribe", "history", "publish", "command"})
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene() -> AsyncIterator[ClientScene]:
     async with scene_of(models={"gpt-4o": "bot", "other/name": "bot", "gone": "nobody"}) as scene:
         scene.gate.set()
         yield scene
 
 
-async def test_fixed_name_of_a_model_is_an_agent(scene: Scene) -> None:
+async def test_fixed_name_of_a_model_is_an_agent(scene: ClientScene) -> None:
     client = scene.client
     assert [one.id async for one in client.models.list()] == ["bot", "gpt-4o", "other/name"]
     assert [(await client.models.retrieve(name)).id for name in ("gpt-4o", "other/name")] == ["gpt-4o", "other/name"]
@@ -35,16 +35,16 @@ async def test_fixed_name_of_a_model_is_an_agent(scene: Scene) -> None:
     assert (response.model, response.output_text) == ("gpt-4o", ANSWER)
 
 
-async def test_error_of_a_failed_response_has_a_type(scene: Scene) -> None:
+async def test_error_of_a_failed_response_has_a_type(scene: ClientScene) -> None:
     async def fails(turn: Turn) -> None:
         raise RuntimeError
 
-    scene.script = fails  # type: ignore[method-assign]
+    scene.script = fails
     body = (await scene.served.http.post("/v1/responses", json={"model": "bot", "input": "you"})).json()
     assert {name: body["error"][name] for name in ("type", "code")} == {"type": "server_error", "code": "server_error"}
 
 
-async def answered_twice(scene: Scene) -> str:
+async def answered_twice(scene: ClientScene) -> str:
     """Store a turn with an attempt that a crash has interrupted, and a complete one; return the id of the response."""
     await scene.hub.create("chat:1", id="u", text="you", starts_turn=False)
     for id, status, text in (("a1", "interrupted", "Hello to"), ("a2", "complete", "Hello to you")):
@@ -55,7 +55,7 @@ async def answered_twice(scene: Scene) -> str:
     return Reference("chat:1", "u").id()
 
 
-async def test_response_after_a_crash_has_one_answer(scene: Scene) -> None:
+async def test_response_after_a_crash_has_one_answer(scene: ClientScene) -> None:
     response = await scene.client.responses.retrieve(id := await answered_twice(scene))
     assert (response.status, response.output_text, len(response.output)) == ("completed", "Hello to you", 1)
     assert response.usage is not None
@@ -68,7 +68,7 @@ async def test_response_after_a_crash_has_one_answer(scene: Scene) -> None:
     assert events[2].sequence_number == ATTEMPT_ROOM
 
 
-async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Scene) -> None:
+async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: ClientScene) -> None:
     client = scene.client
     first: Any = [{"type": "message", "role": "user", "content": "earlier"}, {"role": "assistant", "content": "Yes."}]
     made = await client.conversations.create(items=first)
@@ -120,8 +120,8 @@ async def asks_where(turn: Turn) -> None:
         await message.part({"type": "text", "text": f"Here: {(await turn.ask('where', {'call': 'c1'})).data}."})
 
 
-async def test_output_for_a_conversation_continues_its_newest_turn(scene: Scene) -> None:
-    scene.script = asks_where  # type: ignore[method-assign]
+async def test_output_for_a_conversation_continues_its_newest_turn(scene: ClientScene) -> None:
+    scene.script = asks_where
     made = await scene.client.conversations.create()
     options: Any = {"model": "bot", "conversation": made.id}
     first = await scene.client.responses.create(input="you", tools=[PLACE], **options)
@@ -132,7 +132,7 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Scene)
 
 
 @pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
-async def test_all_new_input_of_a_stored_conversation_reaches_the_agent(scene: Scene, kind: str) -> None:
+async def test_all_new_input_of_a_stored_conversation_reaches_the_agent(scene: ClientScene, kind: str) -> None:
     first = await scene.client.responses.create(model="bot", input="you")
     into: Any = {kind: first.id if kind == "previous_response_id" else conversation_id(scene.turns[0].channel)}
     given: Any = [
@@ -161,7 +161,7 @@ async def test_caller_that_may_only_ask_brings_no_message_of_another_role() -> N
         assert len((await scene.hub.history(scene.turns[0].channel)).messages) == 2
 
 
-async def test_input_items_are_what_the_request_brought(scene: Scene) -> None:
+async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> None:
     photo = {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"}
     given: Any = [
         {"role": "system", "content": "Obey."},
@@ -182,7 +182,7 @@ async def test_input_items_are_what_the_request_brought(scene: Scene) -> None:
         await scene.client.responses.input_items.list(response.id, after="in_x")
 
 
-async def test_deleted_response_is_gone_with_its_text(scene: Scene) -> None:
+async def test_deleted_response_is_gone_with_its_text(scene: ClientScene) -> None:
     response = await scene.client.responses.create(model="bot", input="you")
     await scene.client.responses.delete(response.id)
     for call in (scene.client.responses.retrieve, scene.client.responses.delete, scene.client.responses.cancel):
@@ -191,7 +191,7 @@ async def test_deleted_response_is_gone_with_its_text(scene: Scene) -> None:
     assert (await scene.hub.history(channel_of(response.id))).messages == []
 
 
-async def test_reference_to_an_item_is_the_item(scene: Scene) -> None:
+async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
     """As the AI SDK sends its second turn."""
     first = await scene.client.responses.create(model="bot", input="you")
     ids: list[Any] = [one.id for one in first.output if one.type != "mcp_call"]

@@ -13,14 +13,14 @@ import websockets
 from tenuto import Identity, Turn
 from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.interop.openai_items import Reference
-from tests.interop.test_openai import ANSWER, CALL, PLACE, Scene, channel_of, scene_of, units
+from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of, units
 from tests.interop.test_openai_api import FULL
 
 LAST = ("response.completed", "response.incomplete", "response.failed", "response.steer.failed")
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene() -> AsyncIterator[ClientScene]:
     async with scene_of() as scene:
         yield scene
 
@@ -37,7 +37,7 @@ def text_of(events: list[Any]) -> str:
     return "".join(one.delta for one in events if one.type == "response.output_text.delta")
 
 
-async def test_socket_has_the_events_of_a_stream_for_one_response_after_the_other(scene: Scene) -> None:
+async def test_socket_has_the_events_of_a_stream_for_one_response_after_the_other(scene: ClientScene) -> None:
     scene.gate.set()
     async with scene.client.responses.connect() as socket:
         await socket.response.create(model="bot", input="you")
@@ -51,7 +51,7 @@ async def test_socket_has_the_events_of_a_stream_for_one_response_after_the_othe
         assert [one[:2] for one in units(streamed)] == [one[:2] for one in units(first)]
 
 
-async def test_lanes_run_at_the_same_time(scene: Scene) -> None:
+async def test_lanes_run_at_the_same_time(scene: ClientScene) -> None:
     async with scene.client.responses.connect() as socket:
         for lane in ("a", "b"):
             await socket.response.create(model="bot", input=lane, stream_id=lane)
@@ -65,7 +65,7 @@ async def test_lanes_run_at_the_same_time(scene: Scene) -> None:
 # Further input
 
 
-async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(scene: Scene) -> None:
+async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(scene: ClientScene) -> None:
     seen = asyncio.Event()
 
     async def listens(turn: Turn) -> None:
@@ -79,7 +79,7 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
             await seen.wait()
             await message.part({"type": "text", "text": f"Now {steer.text}."})
 
-    scene.script = listens  # type: ignore[method-assign]
+    scene.script = listens
     async with scene.client.responses.connect() as socket:
         await socket.response.create(model="bot", input="you")
         begun = await until(socket, lambda event: event.type == "response.output_text.delta")
@@ -111,7 +111,7 @@ async def test_input_that_the_agent_takes_in_ends_the_response_at_its_next_item(
     assert text_of(await scene.events(second[0].response.id)) == "Now shorter."
 
 
-async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_after_it(scene: Scene) -> None:
+async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_after_it(scene: ClientScene) -> None:
     """The turn is over before the stream sees that its agent has taken the input in."""
 
     async def hurries(turn: Turn) -> None:
@@ -122,7 +122,7 @@ async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_a
             (steer,) = await turn.steered()
             await message.part({"type": "text", "text": f"Now {steer.text}."})
 
-    scene.script = hurries  # type: ignore[method-assign]
+    scene.script = hurries
     async with scene.client.responses.connect() as socket:
         await socket.response.create(model="bot", input="you")
         begun = await until(socket, lambda event: event.type == "response.output_text.delta")
@@ -135,7 +135,7 @@ async def test_input_that_the_agent_takes_in_just_before_its_end_has_the_items_a
     assert second.response.previous_response_id == first.response.id
 
 
-async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_response(scene: Scene) -> None:
+async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_response(scene: ClientScene) -> None:
     async with scene.client.responses.connect() as socket:
         await socket.response.create(model="bot", input="you")
         begun = await until(socket, lambda event: event.type == "response.output_text.delta")
@@ -150,7 +150,7 @@ async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_resp
     assert [turn.request.previous_response_id for turn in scene.turns] == [None, response_id]
 
 
-async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Scene) -> None:
+async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
             await message.append("Where? ")
@@ -161,7 +161,7 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Sc
             (steer,) = await turn.steered()
             await message.part({"type": "text", "text": f"{steer.text}: {reply.data}."})
 
-    scene.script = asks  # type: ignore[method-assign]
+    scene.script = asks
     async with scene.client.responses.connect() as socket:
         await socket.response.create(model="bot", input="you", tools=[PLACE])
         begun = await until(socket, lambda event: event.type == "response.output_text.delta")
@@ -177,7 +177,7 @@ async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: Sc
         assert text_of(await until(socket)) == "shorter: Ulm."
 
 
-async def test_input_for_no_running_response_fails_with_the_input(scene: Scene) -> None:
+async def test_input_for_no_running_response_fails_with_the_input(scene: ClientScene) -> None:
     scene.gate.set()
     ended = await scene.client.responses.create(model="bot", input="you")
     scene.gate.clear()
@@ -264,7 +264,7 @@ async def test_socket_keeps_the_rules_of_the_hub() -> None:
         ('{"type": "response.retrieve", "response_id": "resp_x"}', 404),
     ],
 )
-async def test_bad_event_gets_an_error_and_the_socket_stays(scene: Scene, frame: str, status: int) -> None:
+async def test_bad_event_gets_an_error_and_the_socket_stays(scene: ClientScene, frame: str, status: int) -> None:
     scene.gate.set()
     async with scene.client.responses.connect() as socket:
         await socket.send_raw(frame)
@@ -274,7 +274,7 @@ async def test_bad_event_gets_an_error_and_the_socket_stays(scene: Scene, frame:
         assert text_of(await until(socket)) == ANSWER
 
 
-async def test_socket_is_closed_for_frames_that_are_too_large_or_binary(scene: Scene) -> None:
+async def test_socket_is_closed_for_frames_that_are_too_large_or_binary(scene: ClientScene) -> None:
     for frame, code in (('{"type": "' + "x" * 8 * 1024 * 1024 + '"}', 4301), (b"x", 4300)):
         async with scene.client.responses.connect() as socket:
             await socket._connection.send(frame)
@@ -284,7 +284,7 @@ async def test_socket_is_closed_for_frames_that_are_too_large_or_binary(scene: S
             assert closed.value.rcvd.code == code
 
 
-async def test_requests_and_lanes_of_a_socket_are_bounded(scene: Scene) -> None:
+async def test_requests_and_lanes_of_a_socket_are_bounded(scene: ClientScene) -> None:
     async with scene.client.responses.connect() as socket:
         for number in range(9):
             await socket.response.create(model="bot", input="x", stream_id=str(number))
@@ -295,7 +295,7 @@ async def test_requests_and_lanes_of_a_socket_are_bounded(scene: Scene) -> None:
         assert (await until(socket, lambda event: event.type == "error"))[-1].status == 429
 
 
-async def test_draining_hub_closes_the_socket_for_a_reconnect(scene: Scene) -> None:
+async def test_draining_hub_closes_the_socket_for_a_reconnect(scene: ClientScene) -> None:
     async with scene.client.responses.connect() as socket:
         await socket.response.create(model="bot", input="you")
         await until(socket, lambda event: event.type == "response.output_text.delta")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -10,34 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
-from tenuto import Hub, Turn
-from tenuto.interop import AGUI
-from tests.interop.pages import ROOT, Pages, pages_at
-from tests.interop.test_agui import everything
-from tests.transports.conftest import new_hub, serving
+from tenuto import Turn
+from tests.interop.pages import ROOT, pages_at
+from tests.interop.scene import Scene, playing
+from tests.interop.test_agui import adapter, everything
 
 PACKAGE = Path(os.environ.get("TENUTO_AGUI", "")) / "@ag-ui" / "client"
 SCRIPT = Path(__file__).parents[1] / "agui_page.mjs"
 DOCUMENT = ROOT / "docs" / "agui.md"
 
 
-class Scene:
-    """A hub with the routes and one agent, whose `script` a test sets."""
-
-    def __init__(self, hub: Hub, pages: Pages) -> None:
-        self.hub = hub
-        self.pages = pages
-        self.gate = asyncio.Event()
-        self.turns: list[Turn] = []
-
-    async def script(self, turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello ")
-            await self.gate.wait()
-            await message.append(f"to {turn.text}")
-
+class ClientScene(Scene):
     async def stored(self) -> list[str]:
         """Return the texts of the stored answers, oldest first."""
         page = await self.hub.history("chat:1", limit=200)
@@ -50,20 +33,11 @@ class Scene:
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    hub, app = new_hub(), FastAPI()
-    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-
-    async def agent(turn: Turn) -> None:
-        scene.turns.append(turn)
-        await scene.script(turn)
-
-    hub.agent("chat:*", name="agent")(agent)
+async def scene() -> AsyncIterator[ClientScene]:
     async with (
-        serving(hub, app) as served,
-        pages_at(f"http://127.0.0.1:{served.port}/api/agent", SCRIPT, PACKAGE) as pages,
+        playing(ClientScene, adapter, "/api/agent") as scene,
+        pages_at(f"{scene.address}/api/agent", SCRIPT, PACKAGE) as scene.pages,
     ):
-        scene = Scene(hub, pages)
         yield scene
 
 
@@ -71,7 +45,7 @@ def texts(state: Any) -> list[str]:
     return [one["content"] for one in state["messages"] if one["role"] == "assistant" and one.get("content")]
 
 
-async def test_aborted_run_is_joined_by_the_same_agent_and_by_new_ones(scene: Scene) -> None:
+async def test_aborted_run_is_joined_by_the_same_agent_and_by_new_ones(scene: ClientScene) -> None:
     pages = scene.pages
     await pages("a", "open", thread="1")
     await pages("a", "send", text="you", id="u")
@@ -101,14 +75,14 @@ async def test_aborted_run_is_joined_by_the_same_agent_and_by_new_ones(scene: Sc
     assert state["messages"] == (await pages("d", "load", thread="1"))["messages"]
 
 
-async def test_parts_of_all_types_are_accepted_live_on_a_reload_and_again(scene: Scene) -> None:
+async def test_parts_of_all_types_are_accepted_live_on_a_reload_and_again(scene: ClientScene) -> None:
     async def script(turn: Turn) -> None:
         await everything(turn)
         async with turn.reply() as message:
             await message.append(" Three.")
             await scene.gate.wait()
 
-    scene.script = script  # type: ignore[method-assign]
+    scene.script = script
     pages = scene.pages
     await pages("a", "open", thread="1")
     await pages("a", "send", text="you", id="u")
@@ -135,7 +109,7 @@ def plain(message: Any) -> Any:
     return {name: value for name, value in message.items() if value != ""}
 
 
-async def test_result_of_a_tool_of_the_page_reaches_the_agent_at_its_call(scene: Scene) -> None:
+async def test_result_of_a_tool_of_the_page_reaches_the_agent_at_its_call(scene: ClientScene) -> None:
     async def script(turn: Turn) -> None:
         last = (await turn.history("openai"))[-1]
         async with turn.reply() as message:
@@ -147,7 +121,7 @@ async def test_result_of_a_tool_of_the_page_reaches_the_agent_at_its_call(scene:
                     {"type": "tool", "call": "c1", "name": name, "input": '{"of": "Ulm"}', "state": "called"}
                 )
 
-    scene.script = script  # type: ignore[method-assign]
+    scene.script = script
     pages, tools = scene.pages, [{"name": "clock", "description": "The time.", "parameters": {"type": "object"}}]
     await pages("a", "open", thread="1", tools=tools)
     await pages("a", "send", text="How late?", id="u")

@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
-
-from tenuto import Hub, Turn
-from tenuto.interop import AGUI
 from tests.interop.pages import Pages, pages_at
-from tests.interop.test_agui import everything
+from tests.interop.scene import Scene, playing
+from tests.interop.test_agui import adapter, everything
 from tests.proxy import FaultProxy
-from tests.transports.conftest import new_hub, serving
 
 PACKAGE = Path(os.environ.get("TENUTO_TANSTACK", "")) / "@tanstack" / "ai-client"
 SCRIPT = Path(__file__).parents[1] / "tanstack_page.mjs"
 
 
-class Scene:
-    """A hub with the routes behind a proxy, and one agent, whose `script` a test sets."""
-
-    def __init__(self, hub: Hub, pages: Pages, proxy: FaultProxy) -> None:
-        self.hub, self.pages, self.proxy = hub, pages, proxy
-        self.gate = asyncio.Event()
-
-    async def script(self, turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello ")
-            await self.gate.wait()
-            await message.append(f"to {turn.text}")
-
-
 @asynccontextmanager
-async def scene_of() -> AsyncIterator[Scene]:
-    hub, app = new_hub(), FastAPI()
-    AGUI(hub, channel="chat:{id}").install(app, "/api/agent")
-
-    @hub.agent("chat:*", name="agent")
-    async def agent(turn: Turn) -> None:
-        await scene.script(turn)
-
+async def scene_of() -> AsyncIterator[tuple[Scene, FaultProxy, Pages]]:
     async with (
-        serving(hub, app) as served,
-        FaultProxy("127.0.0.1", served.port) as proxy,
+        playing(Scene, adapter, "/api/agent") as scene,
+        FaultProxy("127.0.0.1", scene.served.port) as proxy,
         pages_at(f"http://127.0.0.1:{proxy.port}/api/agent", SCRIPT, PACKAGE) as pages,
     ):
-        scene = Scene(hub, pages, proxy)
-        yield scene
+        yield scene, proxy, pages
 
 
 def shown(state: Any, role: str = "assistant") -> list[str]:
@@ -64,14 +37,13 @@ def shown(state: Any, role: str = "assistant") -> list[str]:
 
 
 async def test_stream_that_is_cut_goes_on_and_a_page_that_loads_joins_it() -> None:
-    async with scene_of() as scene:
-        pages = scene.pages
+    async with scene_of() as (scene, proxy, pages):
         await pages("a", "open", thread="1")
         await pages("a", "send", text="you")
         await pages("a", "saw", wanted="Hello ")
         await pages("b", "open", thread="1", persistence=True)  # loads the thread, and joins the run
         await pages("b", "saw", wanted="Hello ")
-        await scene.proxy.cut()
+        await proxy.cut()
         scene.gate.set()
         for name in "ab":
             state = await pages(name, "ended")
@@ -83,9 +55,8 @@ async def test_stream_that_is_cut_goes_on_and_a_page_that_loads_joins_it() -> No
 
 
 async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages() -> None:
-    async with scene_of() as scene:
-        scene.script = everything  # type: ignore[method-assign]
-        pages = scene.pages
+    async with scene_of() as (scene, _, pages):
+        scene.script = everything
         await pages("a", "open", thread="1")
         await pages("a", "send", text="you")
         await pages("a", "saw", wanted="Two.")
