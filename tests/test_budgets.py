@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_722,
-    "lines of tests/": 64_069,
+    "lines of tests/": 64_011,
     "lines of proof/ and bench/": 21_646,
     "words of docs without decisions": 49_997,
     "words of decisions": 12_000,

@@ -86,6 +86,12 @@ class ScriptedSocket:
         self._down.put_nowait(Closed(code, reason))
 
 
+def message_of(id: str, **fields: Any) -> dict[str, Any]:
+    """Return a message as a server sends it."""
+    known = {"role": "assistant", "status": "streaming", "created": 1, "version": 1, "created_at": 0, "updated_at": 0}
+    return {"id": id, **known, **fields}
+
+
 def client_of(script: Script, **options: Any) -> Client:
     """Return a client that dials `script`, with short delays and a seed."""
     return Client("https://host.example/tenuto", **{"dial": script, "timing": QUICK, "random": Random(5), **options})

@@ -21,7 +21,7 @@ from tenuto.core.errors import (
     NotFound,
     TooLarge,
 )
-from tests.client.script import Script
+from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, becomes, client_of, until
 from tests.virtual import virtually
@@ -114,45 +114,23 @@ async def test_cancel_stops_a_writer_that_does_not_react(hub: Hub, client: Clien
 # Turns ------------------------------------------------------------------------------------------------------------
 
 
-async def working(agent: Client, turns: asyncio.Queue[ClaimedTurn], go_on: asyncio.Event, **options: Any) -> None:
-    async def on_turn(turn: ClaimedTurn) -> None:
-        turns.put_nowait(turn)
-        await go_on.wait()
-
-    await agent.work("chat:*", on_turn=on_turn, **options)
-
-
-@pytest.fixture
-def go_on() -> asyncio.Event:
-    return asyncio.Event()
-
-
 @virtually
 async def test_lost_turn_cancels_its_handler() -> None:
     script = Script()
     turns: asyncio.Queue[ClaimedTurn] = asyncio.Queue()
+
+    async def on_turn(turn: ClaimedTurn) -> None:
+        turns.put_nowait(turn)
+        await asyncio.Event().wait()
+
     async with scripted(script) as client, asyncio.timeout(60):
-        task = asyncio.create_task(working(client, turns, asyncio.Event(), slots=3, name="bot~1", when_busy="parallel"))
+        options: Any = {"slots": 3, "name": "bot~1", "when_busy": "parallel"}
+        task = asyncio.create_task(client.work("chat:*", on_turn=on_turn, **options))
         socket = await script.socket()
         work = await socket.frame()
-        assert work == {
-            "type": "work",
-            "ref": work["ref"],
-            "pattern": "chat:*",
-            "slots": 3,
-            "when_busy": "parallel",
-            "name": "bot~1",
-        }
+        assert work == {"type": "work", "ref": work["ref"], "pattern": "chat:*", **options}
         socket.say(type="ok", ref=work["ref"])
-        message = {
-            "id": "q",
-            "role": "user",
-            "status": "complete",
-            "created": 1,
-            "version": 1,
-            "created_at": 0,
-            "updated_at": 0,
-        }
+        message = message_of("q", role="user", status="complete")
         socket.say(type="turn", channel="chat:1", message=message, generation=2, lease_s=0.03)
         turn = await turns.get()
         for _ in range(2):
@@ -177,8 +155,3 @@ async def test_refused_request_for_work_is_raised(client: Client) -> None:
         await client.work("chat:*", slots=0, on_turn=never)
     with pytest.raises(InvalidRequest):
         await client.work("chat:*", when_busy="sleep", on_turn=never)
-
-
-async def sends(wire: Wire, kind: str, count: int) -> None:
-    """Wait until `count` frames of this type have arrived."""
-    await becomes(lambda: sum(frame["type"] == kind for frame in wire.sent) >= count)

@@ -24,7 +24,7 @@ from tenuto.core.events import (
     MessageUpdate,
     ServerEvent,
 )
-from tests.client.script import Script
+from tests.client.script import Script, message_of
 from tests.client.script import client_of as scripted
 from tests.client.wire import Wire, becomes, client_of, memory_hub, until
 
@@ -123,28 +123,12 @@ async def test_gap_is_repaired_by_a_new_start() -> None:
 
 
 def attached(epoch: str, serial: int) -> dict[str, object]:
-    return {
-        "type": "channel.attached",
-        "channel": "c",
-        "epoch": epoch,
-        "serial": serial,
-        "resumed": False,
-        "more": False,
-        "before": 1,
-    }
+    place = {"channel": "c", "epoch": epoch, "serial": serial}
+    return {"type": "channel.attached", **place, "resumed": False, "more": False, "before": 1}
 
 
 def shown(text: str, serial: int) -> dict[str, object]:
-    message = {
-        "id": "m",
-        "role": "assistant",
-        "status": "streaming",
-        "parts": [{"type": "text", "text": text}],
-        "created": 1,
-        "version": serial,
-        "created_at": 0,
-        "updated_at": 0,
-    }
+    message = message_of("m", version=serial, parts=[{"type": "text", "text": text}])
     return {"type": "message.update", "serial": serial, "message": message}
 
 

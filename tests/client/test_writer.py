@@ -23,7 +23,7 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.core.model import Message
-from tests.client.script import Script, ScriptedSocket
+from tests.client.script import Script, ScriptedSocket, message_of
 from tests.client.script import client_of as scripted
 from tests.client.test_agents import virtual_hub
 from tests.client.wire import Wire, becomes, client_of, memory_hub
@@ -109,16 +109,7 @@ async def begun(script: Script) -> tuple[ScriptedSocket, dict[str, Any]]:
 
 
 def created(socket: ScriptedSocket, frame: dict[str, Any]) -> None:
-    message = {
-        "id": frame["id"],
-        "role": "assistant",
-        "status": "streaming",
-        "created": 1,
-        "version": 1,
-        "created_at": 0,
-        "updated_at": 0,
-    }
-    socket.say(type="ok", ref=frame["ref"], message=message, serial=1, generation=1, cursor="epoch:1")
+    socket.say(type="ok", ref=frame["ref"], message=message_of(frame["id"]), serial=1, generation=1, cursor="epoch:1")
 
 
 async def test_a_writer_ahead_of_a_slow_store_waits() -> None:

@@ -125,21 +125,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_runserver_over_wsgi_is_reported_with_the_remedy(project: Path) -> None:
+@pytest.mark.parametrize(
+    ("named", "arguments"),
+    [
+        ("Django's runserver serves WSGI", ["mysite.py", "runserver", "--noreload"]),
+        ("this process serves WSGI", ["-m", "gunicorn", "--worker-class", "gthread", "mysite:wsgi", "--bind"]),
+    ],
+    ids=["runserver", "gunicorn"],
+)
+def test_server_over_wsgi_is_reported_with_the_remedy(project: Path, named: str, arguments: list[str]) -> None:
     port = free_port()
-    with running(project, "mysite.py", "runserver", "--noreload", f"127.0.0.1:{port}", port=port) as process:
-        assert "no page can reach the hub: Django's runserver serves WSGI" in process.output
-        check_refusals(process, port)
-    assert not (project / "mysite.db").exists()
-
-
-@pytest.mark.parametrize("worker", ["sync", "gthread"])
-def test_gunicorn_over_wsgi_is_reported_with_the_remedy(project: Path, worker: str) -> None:
-    pytest.importorskip("gunicorn")
-    port = free_port()
-    arguments = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--worker-class", worker, "mysite:wsgi"]
-    with running(project, *arguments, port=port) as process:
-        assert "no page can reach the hub: this process serves WSGI" in process.output
+    with running(project, *arguments, f"127.0.0.1:{port}", port=port) as process:
+        assert f"no page can reach the hub: {named}" in process.output
         check_refusals(process, port)
     assert not (project / "mysite.db").exists()
 
@@ -157,16 +154,6 @@ def check_refusals(process: Process, port: int) -> None:
     process.until(lambda: process.output.count(expected) > before)
     for remedy in ("uvicorn mysite.asgi:application", "daphne mysite.asgi:application", "docs/django.md"):
         assert remedy in process.output
-
-
-def test_a_wsgi_app_below_an_asgi_server_may_write(project: Path) -> None:
-    port = free_port()
-    arguments = ["-m", "uvicorn", "mysite:below_asgi", "--port", str(port), "--lifespan", "off"]
-    with running(project, *arguments, port=port) as process:
-        status, message_id = request(port, "POST", "/say", {})
-        assert status == 201, process.output
-        status, page = request(port, "GET", "/tenuto/v1/channels/chat:1/messages")
-        assert (status, [one["id"] for one in page["messages"]]) == (200, [message_id])
 
 
 LOGIN = """\
@@ -231,9 +218,10 @@ def test_the_verifier_of_the_page_reads_djangos_session(project: Path) -> None:
     assert ran.stdout.split() == ["200", "403", "401", "401"], ran.stderr
 
 
-def test_an_asgi_server_serves_the_hub_and_ordinary_views(project: Path) -> None:
+@pytest.mark.parametrize(("app", "lifespan"), [("application", "on"), ("below_asgi", "off")])
+def test_views_below_an_asgi_server_write_and_the_hub_shows_it(project: Path, app: str, lifespan: str) -> None:
     port = free_port()
-    arguments = ["-m", "uvicorn", "mysite:application", "--port", str(port), "--lifespan", "on"]
+    arguments = ["-m", "uvicorn", f"mysite:{app}", "--port", str(port), "--lifespan", lifespan]
     with running(project, *arguments, port=port) as process:
         status, message_id = request(port, "POST", "/say", {})
         assert status == 201, process.output
