@@ -57,15 +57,6 @@ def run(options: Options) -> Iterator[Row]:
     return measure(options.directory, QUICK if options.is_quick else FULL)
 
 
-def _try_xadd(folder: Path) -> None:
-    """Start the Redis system once, to see whether it works."""
-    with xadd(folder, "always", pool=1):
-        pass
-
-
-PEERS = {"XADD per token": _try_xadd}
-
-
 def _files(sizes: Sizes) -> int:
     return sizes.producers * _FILES_PER_PRODUCER + 200
 
@@ -86,7 +77,7 @@ def measure(directory: Path, sizes: Sizes) -> Iterator[Row]:
         client = stack.enter_context(load_client())
         compared = {name: systems[name] for name in ("Tenuto, FULL", "XADD, AOF always")}
         full, always = compared.values()
-        yield from _each_rows(alternate(systems, client, sizes, at_once=1), sizes, always.version)
+        yield from _each_rows(alternate(systems, client, sizes, at_once=1), sizes)
         yield _watched_row(alternate(compared, client, sizes, at_once=1, watched=1))
         yield from _many_rows(alternate(systems, client, sizes, at_once=_AT_ONCE))
         yield from page_rows([full, always], tokens=sizes.page_tokens, rounds=sizes.pages)
@@ -140,10 +131,10 @@ def _ratios(rounds: dict[str, list[Round]]) -> list[float]:
     return [one.tokens_per_s / other.tokens_per_s for one, other in zip(full, always, strict=True)]
 
 
-def _each_rows(rounds: dict[str, list[Round]], sizes: Sizes, version: str) -> list[Row]:
+def _each_rows(rounds: dict[str, list[Round]], sizes: Sizes) -> list[Row]:
     what = f"durable appends, {sizes.producers} producers that await each token: SQLite FULL against XADD, AOF always"
     ratios = _ratios(rounds)
-    return [Row.judged(what, ratios, "×", _LIMIT, is_least=True, note=version), *_rates(rounds)]
+    return [Row.judged(what, ratios, "×", _LIMIT, is_least=True), *_rates(rounds)]
 
 
 def _watched_row(rounds: dict[str, list[Round]]) -> Row:

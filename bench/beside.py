@@ -4,14 +4,13 @@ Both run in one go, in turn, on one core. One load client on the other core driv
 token of every viewer with the sent ones. The measure is the server's CPU time per delivered *token*, not per write: a
 system that joins the tokens of 40 ms writes less often, and shows a token up to 40 ms later.
 
-Do not conclude more than this: the peers promise less than Tenuto (`System.promises`), so a ratio shows
-the cost of the promises, not the quality of a peer. Another process publishes to the peers over HTTP, and its time is
+Do not conclude more than this: the peers promise less than Tenuto, so a ratio shows the cost of the promises, not the
+quality of a peer. Another process publishes to the peers over HTTP, and its time is
 not counted. Tenuto's producers and its store are counted; a second row leaves out the producers, whose time is measured
 alone in each round.
 """
 
 import contextlib
-import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +28,6 @@ from bench.common import (
     judge,
     load_client,
     producers_us,
-    spread,
     void,
 )
 from bench.peers.nchan import nchan
@@ -98,20 +96,10 @@ _LIKE = {"nchan-sse": "sse", "nchan-ws": "websocket"}
 class _Round(NamedTuple):
     us_per_token: float
     producers_us: float  # the part of Tenuto's producers, measured alone; 0 for other systems
-    latency_ms: list[float]
 
 
 def run(options: Options) -> Iterator[Row]:
     return measure(options.directory, QUICK if options.is_quick else FULL)
-
-
-def _try(name: str, folder: Path) -> None:
-    """Start a system once, to see whether it works."""
-    with SYSTEMS[name](folder, 10):
-        pass
-
-
-PARTS = {name: functools.partial(_try, name) for name in SYSTEMS if name != "Tenuto"}
 
 
 def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) -> Iterator[Row]:
@@ -127,8 +115,6 @@ def measure(directory: Path, sizes: Sizes, systems: dict[str, Start] = SYSTEMS) 
                 running.append(stack.enter_context(start(folder / name, most)))
             except (BenchError, OSError) as error:
                 yield failed(f"beside {name}", error)
-        promises = "\n".join(f"{one.name} {one.version}: {one.promises}" for one in running)
-        yield Row("systems measured in turn", f"{len(running)} systems", note=promises)
         client = stack.enter_context(load_client())
         for n, shape in enumerate(sizes.shapes):
             yield from _fan_out(running, client, shape, sizes, tag=f"shape-{n}")
@@ -151,11 +137,7 @@ def _fan_out(systems: Sequence[System], client: Child, shape: Shape, sizes: Size
             else:
                 rounds[system, kind].append(one)
     whole = {key: each for key, each in rounds.items() if key not in rows}
-    for (system, kind), each in whole.items():
-        p50, p99 = (spread([one.latency_ms[at] for one in each], "ms") for at in (0, 1))
-        costs = spread([one.us_per_token for one in each], "µs")
-        rows[system, kind] = Row(f"  {shape}: {system.name}, {_name(kind)}", costs, note=f"latency {p50}, p99 {p99}")
-    return [*_ratio_rows(whole, shape), *(rows[key] for key in rounds)]
+    return [*_ratio_rows(whole, shape), *rows.values()]
 
 
 def _round(system: System, kind: str, client: Child, shape: Shape, seconds: float, *, tag: str) -> _Round:
@@ -179,7 +161,7 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
         what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, although all texts are correct"
         raise void(what, drained, lag_ms=lag_ms)
     client.request("close")
-    return _Round(used_s / tokens * 1e6, alone_us, decoded["latency_ms"])
+    return _Round(used_s / tokens * 1e6, alone_us)
 
 
 def _name(kind: str) -> str:
@@ -197,5 +179,5 @@ def _ratio_rows(rounds: dict[tuple[System, str], list[_Round]], shape: Shape) ->
         what = f"{shape}, {viewers}: CPU per delivered token, against {system.name}"
         yield Row.judged(what, ratios, "×", shape.limits.get(viewers))
         less = [(one.us_per_token - one.producers_us) / other.us_per_token for one, other in pairs]
-        limit = shape.limit_without if viewers == "SSE" else None
-        yield Row.judged("  without our producers, measured alone", less, "×", limit)
+        if viewers == "SSE" and shape.limit_without is not None:
+            yield Row.judged("  without our producers, measured alone", less, "×", shape.limit_without)

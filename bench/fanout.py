@@ -12,7 +12,6 @@ import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.common import (
@@ -28,7 +27,6 @@ from bench.common import (
     kept,
     load_client,
     served,
-    spread,
 )
 from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit
 
@@ -80,13 +78,10 @@ def run(options: Options) -> Iterator[Row]:
             yield from attempt(f"fan-out {shape} {name}", functools.partial(matrix, options, shape, kind, **how))
 
 
-def _check_granian(_: Path | None = None) -> None:
+def _check_granian() -> None:
     for package in ("granian", "starlette"):
         if importlib.util.find_spec(package) is None:
             raise BenchError(f"the Python package {package} is missing")
-
-
-PARTS = {"mounted under granian": _check_granian}
 
 
 def matrix(
@@ -134,13 +129,8 @@ def _round(
 
 def _rows(shape: Shape, kind: str, under: str, rounds: list[_Round]) -> Iterator[Row]:
     what = f"fan-out {shape} {NAMES[kind]}, {'tenuto serve' if under == 'serve' else 'mounted under granian'}"
-    yield Row.judged(
-        f"{what}: CPU per delivery against a bare server",
-        [one.ours_us / one.bare_us for one in rounds],
-        "×",
-        shape.limits.get((kind, under)),
-    )
-    ours, bare = (spread(values, "µs") for values in list(zip(*rounds, strict=True))[:2])
-    yield Row("  CPU per delivery, ours and bare", f"{ours}, {bare}")
+    ratios = [one.ours_us / one.bare_us for one in rounds]
+    limit = shape.limits.get((kind, under))
+    yield Row.judged(f"{what}: CPU per delivery against a bare server", ratios, "×", limit)
     if (kind, under) == ("sse", "serve") and shape.p50_limit_ms is not None:
         yield Row.judged("  p50 of a token", [one.p50_ms for one in rounds], "ms", shape.p50_limit_ms)

@@ -10,8 +10,6 @@ import http.client
 import os
 import pwd
 import secrets
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,7 +59,6 @@ http {{
 class Nchan(System):
     name = "nchan, memory"
     kinds: ClassVar[tuple[str, ...]] = ("nchan-sse", "nchan-ws")
-    promises = "keeps messages in shared memory until nginx ends; one frame per token; no joined text"
 
     def __init__(self, port: int, pid: int, publisher: Child) -> None:
         """Another process publishes to it, and its time is not counted."""
@@ -72,11 +69,6 @@ class Nchan(System):
         wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": tokens_per_s}
         wanted |= {"port": self.port, "path": _PUBLISH, "reply_in_s": 60 + count / tokens_per_s}
         return self._publisher.request("publish", **wanted)
-
-    @property
-    def version(self) -> str:
-        ran = subprocess.run([program("nginx", "nginx"), "-v"], capture_output=True, text=True, timeout=10, check=True)
-        return ran.stderr.strip().rpartition(" ")[2] + f" with {_package_version()}"
 
 
 @contextlib.contextmanager
@@ -104,15 +96,6 @@ def nchan(*, connections: int) -> Iterator[Nchan]:
         server = foreign(f"nginx with nchan on port {port}", command, lambda _: _is_ours(port, nonce))
         with server as pid, Child("bench.peers.publisher", core=CLIENT_CORE) as publisher:
             yield Nchan(port, pid, publisher)
-
-
-def _package_version() -> str:
-    """Return the version of Debian's packages, because the module does not report its own."""
-    if (query := shutil.which("dpkg-query")) is None:
-        return "nchan of unknown version"
-    command = [query, "--show", "--showformat=nchan ${Version}", "libnginx-mod-nchan"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return ran.stdout if ran.returncode == 0 else "nchan of unknown version"
 
 
 def _is_ours(port: int, nonce: str) -> bool:

@@ -30,17 +30,10 @@ class System:
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
     """How its viewers attach, as the load client's kinds."""
-    promises: ClassVar[str]
-    """What it stores, and when: no figure is meaningful without it."""
 
     def __init__(self, port: int, *pids: int) -> None:
         self.port = port
         self.pids = pids
-
-    @property
-    def version(self) -> str:
-        """Return the version as its makers write it; empty for our own, which every run names."""
-        return ""
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
         """Stream one answer into each channel, each token at its time. Return `messages` by channel and `lag_ms`."""
@@ -55,7 +48,6 @@ class Ours(System):
 
     name = "Tenuto, SQLite FULL"
     kinds: ClassVar[tuple[str, ...]] = ("sse", "websocket")
-    promises = "a token is on disk before any viewer receives it; late joiners get joined text"
 
     def __init__(self, port: int, child: Child, *stores: int) -> None:
         super().__init__(port, child.pid, *stores)
@@ -161,11 +153,6 @@ class RedisServer:
     pid: int
     port: int
     socket_path: str
-
-    @property
-    def version(self) -> str:
-        reply = request_redis(self.socket_path, "INFO", "server")
-        return "redis-server " + reply.partition("redis_version:")[2].partition("\r\n")[0]
 
 
 @contextlib.contextmanager

@@ -52,11 +52,6 @@ def python_packages(*wanted: str) -> Path:
     return path
 
 
-def is_fetched(*wanted: str) -> bool:
-    """Return whether `wanted` are in the cache, so that no download is needed."""
-    return any(path.name.endswith("_".join(wanted)) for path in cache().glob("*"))
-
-
 def cache() -> Path:
     """Return the cache folder."""
     if own := os.environ.get("TENUTO_BENCH_CACHE"):
@@ -70,17 +65,12 @@ _POOL = 1_000
 
 class Xadd(System):
     name = "XADD per token"
-    promises = "an XADD is acknowledged when Redis has written it by its AOF setting; tokens are replayed separately"
     kinds: ClassVar[tuple[str, ...]] = ("xadd-sse",)
 
     def __init__(self, port: int, child: Child, redis: RedisServer) -> None:
         super().__init__(port, child.pid, redis.pid)
         self.child = child
         self.redis = redis
-
-    @property
-    def version(self) -> str:
-        return f"{self.redis.version}; {', '.join(package.replace('==', ' ') for package in REDIS_CLIENT)}"
 
     def grow(self, channel: str, count: int) -> str:
         return str(self.child.request("grow", channel=channel, count=count)["text"])

@@ -236,19 +236,18 @@ class Stage:
 
     async def _until_texts_are_shown(self) -> None:
         """Wait until each viewer shows the acknowledged text of the producers."""
-        wanted: dict[str, dict[str, list[int]]] = {}
+        wanted: dict[str, dict[str, int]] = {}
         for name, channel in self.writers.items():
             ids = [id for id in self.world.acknowledged.messages if id.startswith(f"{name}-")][-LATEST:]
             known = {id: self.world.acknowledged.messages[id] for id in ids}
-            lengths = {id: list(one.lengths) for id, one in known.items() if not one.plan.is_deleted}
-            wanted.setdefault(channel, {}).update(lengths)
+            wanted.setdefault(channel, {}).update({id: one.length for id, one in known.items()})
 
         def late() -> list[str]:
             return [
                 f"{viewer.name}: {id}"
                 for viewer in self.world.viewers
-                for id, lengths in wanted.get(viewer.watching.channel, {}).items()
-                if any(map(int.__lt__, [*viewer.shown.lengths.get(id, []), *[0] * len(lengths)], lengths))
+                for id, length in wanted.get(viewer.watching.channel, {}).items()
+                if viewer.shown.lengths.get(id, 0) < length
             ]
 
         try:
@@ -280,19 +279,19 @@ class Stage:
 
     async def _close(self, written: AcknowledgedMessage) -> None:
         """Note the stored content of a message to which no producer writes any more."""
-        status, response = await self.servers.get(f"/v1/channels/{written.channel}/messages/{written.plan.id}")
-        if status not in (200, 410):
-            raise Failure(f"{written.plan.id} is lost, though a later message is stored: {status} {response}")
-        written.is_over, written.is_deleted = True, status == 410
-        if status == 200:
-            _take(written, response["message"])
-        written.status = written.status or "complete"
+        id = written.script.id
+        status, response = await self.servers.get(f"/v1/channels/{written.channel}/messages/{id}")
+        if status != 200:
+            raise Failure(f"{id} is lost, though a later message is stored: {status} {response}")
+        message = response["message"]
+        written.length = sum(len(part["text"]) for part in message.get("parts", []))
+        written.is_over, written.status = True, message["status"]
 
     # -- failovers -------------------------------------------------------------------------------------------------
 
     def remember(self) -> dict[str, AcknowledgedMessage]:
         """Return a copy of all acknowledgements."""
-        return {id: replace(one, lengths=list(one.lengths)) for id, one in self.world.acknowledged.messages.items()}
+        return {id: replace(one) for id, one in self.world.acknowledged.messages.items()}
 
     def expect_new_epochs(self, kept: dict[str, AcknowledgedMessage] | None) -> dict[str, str]:
         """Expect that a failover begins new epochs; return the present ones.
@@ -307,11 +306,8 @@ class Stage:
             if id in self.conversation.questions.all:
                 continue
             old = (kept or {}).get(id)
-            one.lengths = list(old.lengths) if old is not None else [0] * one.plan.text_parts
+            one.length = old.length if old is not None else 0
             one.status = old.status if old is not None else None
-            one.progress = old.progress if old is not None else 0
-            one.has_meta = old is not None and old.has_meta
-            one.is_deleted = old is not None and old.is_deleted
             one.is_over = old is not None and old.is_over
         return before
 
@@ -360,9 +356,9 @@ class Stage:
             for channel in self.channels:
                 stored = await self.world.stored(channel)
                 for id, one in acknowledged.items():
-                    if one.channel == channel and not one.plan.is_deleted:
+                    if one.channel == channel:
                         texts = [len(part.get("text", "")) for part in stored.get(id, {}).get("parts", [])]
-                        self.world.count("characters lost by failovers", max(0, sum(one.lengths) - sum(texts)))
+                        self.world.count("characters lost by failovers", max(0, one.length - sum(texts)))
                 for id, one in self.world.acknowledged.of(channel).items():
                     old = kept.get(id)
                     if old is not None and (wrong := old.wrong(stored.get(id))) is not None:
@@ -374,14 +370,6 @@ class Stage:
                         del self.world.acknowledged.messages[id]
                         questions.pop(id, None)
                         self.world.count("messages lost by failovers")
-
-
-def _take(written: AcknowledgedMessage, message: Json) -> None:
-    """Take the content of a stored message as acknowledged."""
-    texts = [len(part["text"]) for part in message.get("parts", []) if "text" in part]
-    written.lengths = [*texts, *[0] * len(written.lengths)][: len(written.lengths)]
-    written.progress = next((part["data"] for part in message.get("parts", []) if part["type"] == "data"), 0)
-    written.status, written.has_meta = message["status"], "meta" in message
 
 
 Fault = Callable[[Stage], Awaitable[None]]
@@ -709,7 +697,6 @@ async def _begin(world: World) -> Stage:
     talks = [f"talk:{number}" for number in range(answers * 2 // 3)]
     texts = [f"text:{number}" for number in range(max(1, answers // 6))]
     writers = {f"writer{number}": texts[number % len(texts)] for number in range(answers - len(talks))}
-    world.acknowledged.kinds = dict.fromkeys(talks, "script")
     conversation = Conversation(world, channels=talks, asks_users=False)
     servers = Cluster(world, conversation, has_bus=world.random.random() < 0.6)
     world.adds(servers)

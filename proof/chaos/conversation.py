@@ -156,10 +156,10 @@ class Conversation:
         match report["say"]:
             case "begins" | "stored" | "over":
                 if report.get("supersedes"):
-                    written.lengths = [0]
-                if report["length"] < written.lengths[0] and report["say"] == "begins":
-                    raise Failure(f"{report} begins behind the {written.lengths} acknowledged characters")
-                written.lengths = [max(written.lengths[0], report["length"])]
+                    written.length = 0
+                if report["length"] < written.length and report["say"] == "begins":
+                    raise Failure(f"{report} begins behind the {written.length} acknowledged characters")
+                written.length = max(written.length, report["length"])
                 written.status = "complete" if report["say"] == "over" else written.status or "streaming"
             case "replied":
                 if report["ok"] and (report["data"] or {}).get("by") != report["by"]:
@@ -173,10 +173,10 @@ class Conversation:
         number, self._question_count = self._question_count, self._question_count + 1
         who = ("ann", "ben")[number % 2]
         question = Question(f"ask-{number}", channel)
-        text = Script(self.world.seed, question.id, steps=self.world.scale.steps).whole(who)
+        text = "".join(Script(self.world.seed, question.id, steps=self.world.scale.steps).texts(who))
         written = self.world.acknowledged.begin(question.id, channel)
         await self._must("POST", f"/v1/channels/{channel}/messages?client={who}", {"id": question.id, "text": text})
-        written.lengths, written.status, written.is_over = [len(text)], "complete", True
+        written.length, written.status, written.is_over = len(text), "complete", True
         self.questions.all[question.id] = question
         self.world.note(f"{who} asks {question.id} in {channel}")
         self.world.count("questions")
@@ -400,7 +400,7 @@ class Conversation:
         for answer in self.questions.settle(question, messages):
             written = self.world.acknowledged.begin(answer["id"], question.channel)
             length = sum(len(part["text"]) for part in counted(answer.get("parts", [])))
-            written.lengths, written.status, written.is_over = [length], answer["status"], True
+            written.length, written.status, written.is_over = length, answer["status"], True
             self.world.count(answer["status"])
 
     async def check(self) -> None:

@@ -354,7 +354,6 @@ READS_S = 0.3  # longest time in which the person reads a question
 
 async def finish(world: World) -> None:
     """An agent with steps, tools, a question and a model that breaks is killed or shut down; each answer is whole."""
-    world.acknowledged.kind = "script"  # steps are entries without an event
     rounds, on_break = world.scale.rounds, world.random.sample(ON_BREAK, len(ON_BREAK))  # each is played
     await _play(world, "sqlite", f"sqlite:///{world.store}", on_break[0], rounds - rounds // 2, nodes=1)
     check_programs()

@@ -5,7 +5,7 @@
 Layer: chaos.
 
 It behaves as a careful remote agent: it repeats the same request until it has a response, names the offset of each
-append (`at`), joins text while it waits, and continues a message of another producer from the lengths that it finds. It
+append (`at`), joins text while it waits, and continues a message of another producer from the length that it finds. It
 prints the server's acknowledgements, one JSON object per line. After SIGTERM it ends with its present message; the exit
 status is 0 only if each response was correct.
 """
@@ -13,7 +13,9 @@ status is 0 only if each response was correct.
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from proof.oracle.plans import Append, Plan, Put, Step
+from proof.oracle.plans import Script
 
 GIVE_UP_S = 60.0  # longest wait for one response, over all tries
 MOST_JOINED = 64  # limit of steps in one request
@@ -45,6 +47,7 @@ class Orders:
     prefix: str = ""
     timeout_s: float = 3.0  # longest time of one try
     first: int = 0  # the number of its first message
+    last: int | None = None  # the number of its last message; None: it writes until SIGTERM
     takes_up: bool = False  # whether another producer may have begun that message
     lease_s: int = 60  # longer than any fault, so that a writer that continues keeps its message
 
@@ -71,8 +74,9 @@ class Producer:
     def run(self) -> None:
         """Write until SIGTERM; end a message of another producer in any case."""
         number = self._orders.first
-        while not self.is_ending or (self._orders.takes_up and number == self._orders.first):
-            Writing(self, Plan(self._orders.seed, f"{self._orders.name}-{number}", steps=self._orders.steps)).run()
+        last = math.inf if self._orders.last is None else self._orders.last
+        while number <= last and (not self.is_ending or (self._orders.takes_up and number == self._orders.first)):
+            Writing(self, f"{self._orders.name}-{number}").run()
             number += 1
 
     @property
@@ -118,105 +122,69 @@ class Writing:
     """One message, from its beginning or from the state in which another producer left it. Counts the entries of its
     requests."""
 
-    def __init__(self, producer: Producer, plan: Plan) -> None:
+    def __init__(self, producer: Producer, id: str) -> None:
+        orders = producer.orders
         self._producer = producer
-        self._plan = plan
-        self._id = plan.id
-        self._entries = 0
-        self._lengths = [0] * len(plan.texts)
-        self._progress = 0
-        self._is_there = self._is_finished = self._has_meta = False
+        self._id = id
+        self._script = Script(orders.seed, id, steps=orders.steps)
+        self._texts = self._script.texts(orders.name)
+        self._entries = self._length = 0
+        self._is_there = self._is_finished = False
 
     def run(self) -> None:
         """Write the whole message."""
         orders = self._producer.orders
-        is_left_over = orders.takes_up and self._id == f"{orders.name}-{orders.first}"
-        if is_left_over and self._take_up():
-            return
+        if orders.takes_up and self._id == f"{orders.name}-{orders.first}":
+            self._take_up()
         say("begins", id=self._id)
         if not self._is_there:
             create = {"id": self._id, "role": "assistant", "status": "streaming", "lease_s": orders.lease_s}
-            self._must("POST", "", "", create | ({"parts": self._plan.opening} if self._plan.opening else {}))
-            self._acknowledged(1)
+            self._must("POST", "", "", create)
+            self._acknowledged()
         self._write()
         if not self._is_finished:
             self._must("POST", self._id, "/finish", {"status": "complete"})
-            self._acknowledged(1, status="complete")
-        if self._plan.afterwards == "meta":
-            self._must("PATCH", self._id, "", {"meta": self._plan.meta, "request": "title"})
-            self._acknowledged(0 if self._has_meta else 1, status="complete", meta=True)
-        elif self._plan.is_deleted:
-            self._must("DELETE", self._id, "", None)
-            self._acknowledged(1, status="complete", deleted=True)
+            self._acknowledged(status="complete")
         say("over", id=self._id)
 
-    def _take_up(self) -> bool:
-        """Find the work that the earlier producer has left. Return True if no work remains."""
+    def _take_up(self) -> None:
+        """Find the work that the earlier producer has left."""
         status, response = self._producer.ask("GET", self._id)
-        if status == 410 and self._plan.is_deleted:
-            say("found", id=self._id, deleted=True, status="complete")
-            return True
         if status == 404:
             say("found", id=self._id, status=None)
-            return False
+            return
         if status != 200:
             raise Wrong(f"GET {self._id}: {status} {response}")
         message = response["message"]
-        wrong = self._plan.wrong(message["parts"], is_whole=False) if "parts" in message else None
-        if wrong is not None:
+        parts = message.get("parts", [])
+        if (wrong := self._script.wrong(parts, is_whole=False)) is not None:
             raise Wrong(f"taken up: {wrong}")
-        for index, part in enumerate(message.get("parts", [])):
-            if part["type"] == "data":
-                self._progress = part["data"]
-            else:
-                self._lengths[index] = len(part["text"])
-        self._is_there = True
-        self._is_finished = message["status"] == "complete"
-        self._has_meta = "meta" in message
-        say("found", id=self._id, **self._state(), status=message["status"], meta=self._has_meta)
-        return False
+        self._length = sum(len(part["text"]) for part in parts)
+        self._is_there, self._is_finished = True, message["status"] == "complete"
+        say("found", id=self._id, length=self._length, status=message["status"])
 
     def _write(self) -> None:
-        steps = [step for step in self._plan.steps if not self._has(step)]
-        begun_s = time.monotonic()
-        per_second = self._producer.orders.per_second
-        place = 0
-        while place < len(steps):
+        ends = [*itertools.accumulate(map(len, self._texts), initial=0)]
+        if self._length not in ends:
+            raise Wrong(f"{self._id} has {self._length} characters: a request was stored in part")
+        place = first = ends.index(self._length)
+        begun_s, per_second = time.monotonic(), self._producer.orders.per_second
+        while place < len(self._texts):
             if self._producer.is_ending:
                 per_second = HURRY_PER_S
-            time.sleep(max(0.0, begun_s + place / per_second - time.monotonic()))
-            due = min(place + MOST_JOINED, int((time.monotonic() - begun_s) * per_second) + 1, len(steps))
-            place = self._send(steps, place, max(due, place + 1))
+            time.sleep(max(0.0, begun_s + (place - first) / per_second - time.monotonic()))
+            due = first + int((time.monotonic() - begun_s) * per_second) + 1
+            until = max(place + 1, min(place + MOST_JOINED, due))
+            self._append("".join(self._texts[place:until]))
+            place = until
 
-    def _has(self, step: Step) -> bool:
-        if isinstance(step, Put):
-            return step.number <= self._progress
-        if step.at < self._lengths[step.part] < step.end:
-            raise Wrong(f"{self._id} has {self._lengths[step.part]} characters: a request was stored in part")
-        return step.end <= self._lengths[step.part]
-
-    def _send(self, steps: list[Step], place: int, due: int) -> int:
-        """Send the step at `place`, and due steps that can join it; return the place after them."""
-        step = steps[place]
-        if isinstance(step, Put):
-            part = self._plan.value(step.number)
-            self._must("PUT", self._id, f"/parts/{step.part}?request=put-{step.number}", part)
-            self._progress = step.number
-            self._acknowledged(1)
-            return place + 1
-        text = ""
-        while place < due and isinstance(one := steps[place], Append) and one.part == step.part:
-            text += one.text
-            place += 1
-        body: Json = {"text": text, "at": step.at}
-        if self._plan.content == "thinking":
-            body["part"] = step.part
-        response = self._must("POST", self._id, "/append", body)
-        self._lengths[step.part] = step.at + len(text)
-        if response["length"] != self._lengths[step.part]:
-            raise Wrong(f"append at {step.at} of {len(text)} characters to {self._id}: {response}")
-        self._acknowledged(1)
-        return place
+    def _append(self, text: str) -> None:
+        at = self._length
+        response = self._must("POST", self._id, "/append", {"text": text, "at": at})
+        self._length += len(text)
+        if response["length"] != self._length:
+            raise Wrong(f"append at {at} of {len(text)} characters to {self._id}: {response}")
+        self._acknowledged()
 
     def _must(self, method: str, message_id: str, path: str, body: Json | None) -> Json:
         status, response = self._producer.ask(method, message_id, path, body)
@@ -224,13 +192,10 @@ class Writing:
             raise Wrong(f"{method} {message_id}{path} {str(body)[:200]}: {status} {response}")
         return response
 
-    def _acknowledged(self, entries: int, **fields: Any) -> None:
+    def _acknowledged(self, **fields: Any) -> None:
         """Report an acknowledgement: this text must never be lost."""
-        self._entries += entries
-        say("stored", id=self._id, entries=self._entries, **self._state(), **fields)
-
-    def _state(self) -> Json:
-        return {"lengths": self._lengths, "progress": self._progress}
+        self._entries += 1
+        say("stored", id=self._id, entries=self._entries, length=self._length, **fields)
 
 
 def main(orders: str) -> int:

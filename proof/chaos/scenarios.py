@@ -89,7 +89,6 @@ async def agents(world: World) -> None:
     """Remote agents in mid-turn are killed, stopped, cut off, shut down and cancelled; also without agents, or a
     server."""
     world.counts_entries = False  # claims are entries, and agents join text as commits allow
-    world.acknowledged.kind = "script"
     # An admin may take over streaming messages and reply to any command: half of the rules would not apply.
     server = world.adds(Server.of_app("server", world.folder, world.store, f"sqlite:///{world.store}"))
     await server.start()
@@ -378,7 +377,7 @@ async def _check(world: World, target: Path, written: dict[str, AcknowledgedMess
                 before, message = written.get(id), stored.get(id)
                 wrong = before.wrong(message) if before is not None else None
                 if message is not None and wrong is None:  # a running answer is a prefix, a finished one is equal
-                    wrong = one.plan.wrong(message.get("parts", []), is_whole=message["status"] == "complete")
+                    wrong = one.script.wrong(message.get("parts", []), is_whole=message["status"] == "complete")
                 if wrong is not None:
                     raise Failure(f"in {target}: {wrong}")
         world.count("compared messages", len(written))

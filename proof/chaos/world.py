@@ -192,7 +192,7 @@ class World:
     def _watching(self, name: str, transport: Transport, channel: str, port: int | None, more: Json) -> Watching:
         return Watching(
             name=name, transport=transport, port=port or self.server.port, channel=channel, seed=self.seed,
-            steps=self.scale.steps, prefix=self.server.prefix, kind=self.acknowledged.kind_of(channel), **more,
+            steps=self.scale.steps, prefix=self.server.prefix, **more,
         )  # fmt: skip
 
     async def produce(self, name: str, channel: str, *, port: int | None = None, **more: Any) -> Child:
@@ -309,25 +309,21 @@ class World:
             message = stored[written.channel].get(id)
             if (wrong := written.wrong(message)) is not None:
                 raise Failure(f"after the last fault: {wrong}")
-            for who, lengths in shown.items():
-                self._check_shown(id, who, lengths, message)
+            for who, length in shown.items():
+                self._check_shown(id, who, length, message)
         self.count("checks of the store")
 
-    def _check_shown(self, id: str, who: str, lengths: list[int], message: Json | None) -> None:
+    def _check_shown(self, id: str, who: str, length: int, message: Json | None) -> None:
         if message is None:
-            if not self.acknowledged.messages[id].plan.is_deleted:
-                raise Failure(f"{id} was shown to {who} and is not stored")
-            return
+            raise Failure(f"{id} was shown to {who} and is not stored")
         parts = message.get("parts", [])
         # an attempt may be superseded after the last look
         superseded = [one["characters"] for one in parts if one["type"] == "attempt"]
-        for index, length in enumerate(lengths):
-            part = counted(parts)[index : index + 1]
-            if max([len(part[0].get("text", "")) if part else -1, *superseded]) < length:
-                raise Failure(f"{id}, part {index}: {length} characters were shown to {who}, stored is {short(part)}")
+        if max(sum(len(part["text"]) for part in counted(parts)), *superseded, 0) < length:
+            raise Failure(f"{id}: {length} characters were shown to {who}, stored is {short(parts)}")
 
-    def _shown(self, id: str) -> dict[str, list[int]]:
-        return {one.name: list(one.shown.lengths[id]) for one in self.viewers if id in one.shown.lengths}
+    def _shown(self, id: str) -> dict[str, int]:
+        return {one.name: one.shown.lengths[id] for one in self.viewers if id in one.shown.lengths}
 
     def _channels(self) -> list[str]:
         return sorted({one.channel for one in self.acknowledged.messages.values()})

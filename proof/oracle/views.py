@@ -17,7 +17,7 @@ import msgspec
 
 from proof.oracle import Violation
 from proof.oracle.log import EpochLog, StoredLogs, text_of
-from proof.oracle.plans import PLANNED, Kind, Planned, first_difference
+from proof.oracle.plans import Script, first_difference
 from proof.oracle.promises import Promises
 from proof.oracle.responses import check_cursor, check_message
 from proof.wirecheck import Checker, SeenMessage
@@ -265,17 +265,15 @@ def _decode(raw: Sequence[dict[str, Any]]) -> list[ServerEvent]:
 
 
 class PlanOracle:
-    """All that one person was shown, over connections and reloads. Text stays, and is the planned text."""
+    """All that one person was shown, over connections and reloads. Text stays, and is that of the script."""
 
-    def __init__(self, seed: int, steps: int, kind: Kind = "plan") -> None:
+    def __init__(self, seed: int, steps: int) -> None:
         self._seed = seed
         self._steps = steps
-        self._kind = kind
-        self._plans: dict[str, Planned] = {}
-        self._texts: dict[str, str] = {}  # texts of messages by a script; that of a plan follows from its length
+        self._texts: dict[str, str] = {}
         self._known: dict[str, tuple[int, int]] = {}  # version and length at the last look
         self._attempts: dict[str, int] = {}  # number of superseded attempts
-        self.lengths: dict[str, list[int]] = {}
+        self.lengths: dict[str, int] = {}
         self.statuses: dict[str, str] = {}
         self.violations: list[WireViolation] = []
 
@@ -290,7 +288,7 @@ class PlanOracle:
                 self._judge(message_id, message)
         if len(checker.messages) < len(self.lengths):
             for message_id in self.lengths.keys() - checker.messages.keys():
-                if not self._plan(message_id).is_deleted and len(checker.messages) < HISTORY:
+                if len(checker.messages) < HISTORY:
                     self._violate("vanished", f"{message_id} was shown and is gone")
                 del self.lengths[message_id]
 
@@ -303,29 +301,25 @@ class PlanOracle:
         self.statuses.clear()
 
     def _judge(self, message_id: str, message: SeenMessage) -> None:
-        plan = self._plan(message_id)
         parts = [part.as_json() for part in message.parts]
         status = message.status
-        wrong = plan.wrong(parts, is_whole=status == "complete")
-        if wrong is not None:
+        script = Script(self._seed, message_id, steps=self._steps)
+        if (wrong := script.wrong(parts, is_whole=status == "complete")) is not None:
             self._violate("untrue", wrong)
         self._take_attempts(message_id, [part for part in parts if part["type"] == "attempt"])
-        texts = [part for part in message.parts if part.fields["type"] != "attempt"]
-        lengths = [part.length for part in texts]
-        before = self.lengths.get(message_id, [])
-        if len(lengths) < len(before) or any(now < then for now, then in zip(lengths, before, strict=False)):
-            self._violate("shrunk", f"{message_id} was shown with lengths {before}, now {lengths}")
-        status_before = self.statuses.get(message_id, "streaming")
-        may_continue = self._kind == "script" and status_before in ("streaming", "interrupted")  # after a takeover
-        if self._kind == "script":
-            self._check_stays(message_id, "".join(part.text for part in texts))
-        if status_before != "streaming" and not may_continue and (status != status_before or lengths != before):
+        text = "".join(part.text for part in message.parts if part.fields["type"] != "attempt")
+        before, status_before = self.lengths.get(message_id, 0), self.statuses.get(message_id, "streaming")
+        if len(text) < before:
+            self._violate("shrunk", f"{message_id} was shown with {before} characters, now {len(text)}")
+        self._check_stays(message_id, text)
+        # an interrupted message may continue after a takeover
+        if status_before not in ("streaming", "interrupted") and (status != status_before or len(text) != before):
             self._violate(
-                "reopened", f"{message_id} was {status_before} with lengths {before}, now {status} with {lengths}"
+                "reopened", f"{message_id} was {status_before} with {before} characters, now {status} with {len(text)}"
             )
         if status not in ("streaming", *STATUSES):
             self._violate("status", f"{message_id} is {status!r}")
-        self.lengths[message_id], self.statuses[message_id] = lengths, status
+        self.lengths[message_id], self.statuses[message_id] = len(text), status
 
     def _take_attempts(self, message_id: str, attempts: list[dict[str, Any]]) -> None:
         """Check that the shown text of an attempt that is superseded now was kept. It counts no longer."""
@@ -344,12 +338,6 @@ class PlanOracle:
         if not text.startswith(before):
             self._violate("changed", f"{message_id}: {first_difference(before, text)}")
         self._texts[message_id] = text
-
-    def _plan(self, message_id: str) -> Planned:
-        plan = self._plans.get(message_id)
-        if plan is None:
-            plan = self._plans[message_id] = PLANNED[self._kind](self._seed, message_id, steps=self._steps)
-        return plan
 
     def _violate(self, kind: str, detail: str) -> None:
         self.violations.append(WireViolation(kind, detail))

@@ -17,7 +17,7 @@ import pytest
 from playwright.async_api import Browser
 
 from proof.chaos.producer import Orders
-from proof.oracle.plans import Plan
+from proof.oracle.plans import Script
 from tests.browser.tab import Tab, units
 from tests.conftest import in_long
 from tests.processes import Process, Server, text_of
@@ -30,10 +30,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the
 
 
 @contextmanager
-def producing(server: Server, folder: Path, plan: Plan, per_second: int = PER_SECOND) -> Iterator[Process]:
+def producing(server: Server, folder: Path, seed: int, per_second: int = PER_SECOND) -> Iterator[Process]:
     """Run a producer of one message on `demo:test` in a process of its own."""
-    name = plan.id.removesuffix("-0")
-    orders = Orders(server.port, name, "demo:test", plan.seed, TOKENS, per_second, prefix=server.hub, last=0)
+    name = "m"
+    orders = Orders(server.port, name, "demo:test", seed, TOKENS, per_second, prefix=server.hub, last=0)
     producer = Process(["-m", "proof.chaos.producer", json.dumps(asdict(orders))], folder / f"{name}.log")
     producer.start()
     try:
@@ -42,26 +42,25 @@ def producing(server: Server, folder: Path, plan: Plan, per_second: int = PER_SE
         producer.clean_up()
 
 
-def planned(seed: int) -> Plan:
-    """Return the plan of message `m-0`."""
-    return Plan.plain(seed, "m-0", steps=TOKENS)
+def planned(seed: int) -> str:
+    """Return the text of message `m-0`."""
+    return "".join(Script(seed, "m-0", steps=TOKENS).texts("m"))
 
 
-async def check_end(server: Server, producer: Process, tabs: list[Tab], plan: Plan) -> None:
+async def check_end(server: Server, producer: Process, tabs: list[Tab], expected: str) -> None:
     """Assert that all pages show the stored text, and that it equals the sent text."""
-    [expected] = plan.texts
     assert await asyncio.to_thread(producer.wait) == 0, producer.output
     for tab in tabs:
-        await tab.until_status(plan.id, "complete")
-        assert await tab.text(plan.id) == expected
+        await tab.until_status("m-0", "complete")
+        assert await tab.text("m-0") == expected
         assert tab.errors == []
-    assert text_of(server.message("demo:test", plan.id)) == expected
+    assert text_of(server.message("demo:test", "m-0")) == expected
 
 
 @in_long
 async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser: Browser, tmp_path: Path) -> None:
     chosen = random.Random(7)
-    with producing(demo, tmp_path, planned(1), per_second=60) as producer:  # slower, since reloads take time too
+    with producing(demo, tmp_path, 1, per_second=60) as producer:  # slower, since reloads take time too
         reader = await Tab.open(browser, demo.port, "demo:test")
         others = [
             await Tab.open(browser, demo.port, "demo:test", "ws"),
@@ -69,7 +68,7 @@ async def test_ten_reloads_at_random_moments_lose_no_text(demo: Server, browser:
             await Tab.open(browser, demo.port, "demo:test", "poll"),
         ]
         shown = await reader.until_length("m-0", 1)
-        [expected] = planned(1).texts
+        expected = planned(1)
         for _ in range(10):
             await reader.until_length("m-0", min(units(shown) + chosen.randrange(1, 120), units(expected) - 200))
             before = await reader.text("m-0") or ""
@@ -89,7 +88,7 @@ async def test_a_network_that_cuts_stalls_and_throttles_loses_no_text(
 ) -> None:
     chosen = random.Random(11)
     async with FaultProxy("127.0.0.1", demo.port) as proxy:
-        with producing(demo, tmp_path, planned(2)) as producer:
+        with producing(demo, tmp_path, 2) as producer:
             tab = await Tab.open(browser, proxy.port, "demo:test", transport)
             shown = await tab.until_length("m-0", 1)
             for fault in ("cut", "throttle", "stall", "cut", "refuse", "cut"):

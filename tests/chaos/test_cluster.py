@@ -18,7 +18,7 @@ from proof.chaos.conversation import Conversation
 from proof.chaos.report import Failure
 from proof.chaos.viewer import Viewer, Watching
 from proof.chaos.world import Scale, World
-from proof.oracle.plans import Plan
+from proof.oracle.plans import Script
 from proof.oracle.questions import Question
 from tests.client.wire import becomes
 from tests.nginx import needs_nginx
@@ -26,23 +26,28 @@ from tests.nginx import needs_nginx
 Json = dict[str, Any]
 STEPS = 20
 CHANNEL = "text:0"
-PLAN = Plan.plain(1, "writer0-0", steps=STEPS)
+SEED = 1
+SCRIPT = Script(SEED, "writer0-0", steps=STEPS)
+
+
+def text_of(count: int) -> str:
+    return "".join(SCRIPT.texts("writer0")[:count])
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    world = World("cluster", PLAN.seed, Scale(1, steps=STEPS))
+    world = World("cluster", SEED, Scale(1, steps=STEPS))
     yield world
     shutil.rmtree(world.folder)
 
 
 def watching(name: str, channel: str = CHANNEL, **more: Any) -> Watching:
-    return Watching(name=name, transport="ws", port=1, channel=channel, seed=PLAN.seed, steps=STEPS, **more)
+    return Watching(name=name, transport="ws", port=1, channel=channel, seed=SEED, steps=STEPS, **more)
 
 
 def shown(viewer: Viewer, epoch: str, text: str) -> None:
     """Let the viewer begin anew in this epoch, with this text."""
-    message = {"id": PLAN.id, "role": "assistant", "status": "streaming", "created": 1, "version": 2}
+    message = {"id": SCRIPT.id, "role": "assistant", "status": "streaming", "created": 1, "version": 2}
     message["parts"] = [{"type": "text", "text": text}]
     attached = {"type": "channel.attached", "channel": CHANNEL, "epoch": epoch, "serial": 2, "resumed": False}
     viewer.checker.begin(None)
@@ -52,16 +57,16 @@ def shown(viewer: Viewer, epoch: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("may_begin_anew", "may_lose", "kinds"),
-    [(False, False, {"epoch", "shrunk"}), (True, False, {"shrunk"}), (True, True, set())],
+    [(False, False, {"epoch", "shrunk", "changed"}), (True, False, {"shrunk", "changed"}), (True, True, set())],
     ids=["no failover", "a failover without loss", "a failover with loss"],
 )
 def test_new_epoch_with_less_text_is_wrong_unless_a_failover_explains_it(
     may_begin_anew: bool, may_lose: bool, kinds: set[str]
 ) -> None:
     viewer = Viewer(watching("ws"))
-    shown(viewer, "a", PLAN.texts[0][:9])
+    shown(viewer, "a", text_of(9))
     viewer.may_begin_anew, viewer.may_lose = may_begin_anew, may_lose
-    shown(viewer, "b", PLAN.texts[0][:4])
+    shown(viewer, "b", text_of(4))
     assert {one.kind for one in viewer.violations} == kinds
     assert viewer.epoch == "b"
 
@@ -70,19 +75,19 @@ def test_new_epoch_with_less_text_is_wrong_unless_a_failover_explains_it(
 async def test_text_that_the_standby_had_must_be_stored(
     world: World, monkeypatch: pytest.MonkeyPatch, stored: int, is_wrong: bool
 ) -> None:
-    """The standby had six characters of the nine that were acknowledged."""
+    """The standby had six pieces of the nine that were acknowledged."""
     conversation = Conversation(world, channels=())
     stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation, {"writer0": CHANNEL})
-    written = world.acknowledged.begin(PLAN.id, CHANNEL)
-    written.status, written.lengths = "streaming", [6]
+    written = world.acknowledged.begin(SCRIPT.id, CHANNEL)
+    written.status, written.length = "streaming", len(text_of(6))
     kept = stage.remember()
-    written.lengths = [9]
+    written.length = len(text_of(9))
     stage.expect_new_epochs(kept)
-    assert written.lengths == [6]
+    assert written.length == len(text_of(6))
 
     async def read(self: World, channel: str) -> dict[str, Json]:
         return {
-            PLAN.id: {"id": PLAN.id, "status": "streaming", "parts": [{"type": "text", "text": PLAN.texts[0][:stored]}]}
+            SCRIPT.id: {"id": SCRIPT.id, "status": "streaming", "parts": [{"type": "text", "text": text_of(stored)}]}
         }
 
     monkeypatch.setattr(World, "stored", read)

@@ -43,7 +43,7 @@ async def test_wait_for_a_missing_fact_fails_with_its_name(
     monkeypatch.setattr("proof.chaos.conversation.SETTLED_S", 0.05)
     world = World("agents", SEED, Scale(1, steps=STEPS))
     world.adds(Server.plain("server", world.folder, world.store))  # it does not run
-    watching = Watching(name="ws", transport="ws", port=1, channel=CHANNELS[0], seed=SEED, steps=STEPS, kind="script")
+    watching = Watching(name="ws", transport="ws", port=1, channel=CHANNELS[0], seed=SEED, steps=STEPS)
     viewer = Viewer(watching, world.news)
     message = {"created": 1, "version": 6, "role": "assistant"} | STREAMING
     viewer.checker.begin(None)

@@ -8,34 +8,35 @@ from __future__ import annotations
 import pytest
 
 from proof.oracle.plans import Acknowledged
-from tests.oracle.test_views import SEED, message, plan_of
+from tests.oracle.test_views import SEED, written
+
+LENGTHS = [len(written(count, "streaming")["parts"][0]["text"]) for count in range(6)]
+
+
+def known_to_be_stored(count: int) -> Acknowledged:
+    known = Acknowledged(SEED, 6)
+    known.report({"say": "begins", "id": "m"}, "c")
+    assert known.messages["m"].wrong(None) is None
+    known.report({"say": "stored", "id": "m", "length": LENGTHS[count], "entries": 2}, "c")
+    return known
 
 
 def test_missing_acknowledged_text_is_wrong() -> None:
-    plan = plan_of("plain")
-    known = Acknowledged(SEED, 12)
-    known.report({"say": "begins", "id": plan.id}, "c")
-    one = known.messages[plan.id]
-    assert one.wrong(None) is None
-    known.report({"say": "stored", "id": plan.id, "lengths": [5], "progress": 0, "entries": 2}, "c")
-    assert one.wrong(message(plan, 5)) is None
-    assert one.wrong(message(plan, 9)) is None
-    assert one.wrong(message(plan, 4)) is not None
+    known = known_to_be_stored(3)
+    one = known.messages["m"]
+    assert one.wrong(written(3, "streaming")) is None
+    assert one.wrong(written(4, "streaming")) is None
+    assert one.wrong(written(2, "streaming")) is not None
     assert one.wrong(None) is not None
-    end = {"say": "stored", "id": plan.id, "lengths": [5], "progress": 0, "entries": 3, "status": "failed"}
-    known.report(end, "c")
-    assert one.wrong(message(plan, 5)) is not None
-    known.report({"say": "over", "id": plan.id}, "c")
-    assert one.wrong(message(plan, 5, "failed")) is None
-    assert one.wrong(message(plan, 6, "failed")) is not None
+    known.report({"say": "stored", "id": "m", "length": LENGTHS[3], "entries": 3, "status": "failed"}, "c")
+    assert one.wrong(written(3, "streaming")) is not None
+    known.report({"say": "over", "id": "m"}, "c")
+    assert one.wrong(written(3, "failed")) is None
+    assert one.wrong(written(4, "failed")) is not None
 
 
-@pytest.mark.parametrize(("found", "entries"), [([5], 2), ([9], 3)])
-def test_successor_that_finds_unacknowledged_text_finds_one_entry_more(found: list[int], entries: int) -> None:
-    plan = plan_of("plain")
-    known = Acknowledged(SEED, 12)
-    known.report({"say": "begins", "id": plan.id}, "c")
-    known.report({"say": "stored", "id": plan.id, "lengths": [5], "progress": 0, "entries": 2}, "c")
-    report = {"say": "found", "id": plan.id, "lengths": found, "progress": 0, "status": "streaming", "meta": False}
-    known.report(report, "c")
-    assert known.messages[plan.id].entries == entries
+@pytest.mark.parametrize(("found", "entries"), [(3, 2), (4, 3)])
+def test_successor_that_finds_unacknowledged_text_finds_one_entry_more(found: int, entries: int) -> None:
+    known = known_to_be_stored(3)
+    known.report({"say": "found", "id": "m", "length": LENGTHS[found], "status": "streaming"}, "c")
+    assert known.messages["m"].entries == entries

@@ -1,4 +1,4 @@
-"""Plans and scripts accept the planned text, and no other.
+"""Scripts accept their text, and no other.
 
 Layer: tests.
 """
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from proof.oracle.plans import Piece, Put, Script, first_difference
-from tests.oracle.test_views import SEED, plan_of
+from proof.oracle.plans import Piece, Script, first_difference
+from tests.oracle.test_views import SEED
 
 STEPS = 6
 
@@ -19,31 +19,11 @@ def text(*texts: str) -> list[dict[str, Any]]:
     return [{"type": "text", "text": one} for one in texts]
 
 
-def test_text_outside_the_plan_is_wrong() -> None:
-    plan = plan_of("plain")
-    assert plan.wrong(text("#"), is_whole=False) is not None
-    assert plan.wrong(text(plan.texts[0] + "#"), is_whole=False) is not None
-    assert plan.wrong(text(plan.texts[0], ""), is_whole=False) is not None
-
-
-def test_progress_part_has_one_of_its_planned_values() -> None:
-    plan = plan_of("progress")
-    numbers = [step.number for step in plan.steps if isinstance(step, Put)]
-    whole = text(plan.texts[0])
-    assert plan.wrong([*whole, plan.value(numbers[0])], is_whole=False) is None
-    assert plan.wrong([*whole, plan.value(numbers[0])], is_whole=True) is not None
-    assert plan.wrong([*whole, plan.value(numbers[-1])], is_whole=True) is None
-    assert plan.wrong([*whole, plan.value(1)], is_whole=False) is not None
-
-
 def test_difference_is_shown_with_the_text_around_it() -> None:
     sentence = first_difference("x" * 100 + "left", "x" * 100 + "right")
     assert "differs at 100 (lengths 104 expected, 105 seen)" in sentence
     assert "left" in sentence
     assert "right" in sentence
-
-
-# -- scripts -----------------------------------------------------------------------------------------------------------
 
 
 def script_text(id: str, *writers: tuple[int, int, str]) -> str:
