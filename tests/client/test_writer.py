@@ -203,9 +203,9 @@ async def test_lease_of_an_idle_writer_is_renewed() -> None:
         await client.close()
 
 
-async def test_an_interrupted_message_can_be_taken_over(hub: Hub, wire: Wire, client: Client) -> None:
-    other = Wire(hub)
-    async with client_of(other) as zombie:
+@virtually
+async def test_an_interrupted_message_can_be_taken_over() -> None:
+    async with virtual_hub() as (hub, wire), client_of(wire) as client, client_of(other := Wire(hub)) as zombie:
         dying = await zombie.message("c", lease_s=5).open()
         await dying.append("Once upon")
         await dying.flush()

@@ -15,8 +15,8 @@ from types import ModuleType
 import httpx2
 import pytest
 
-from tenuto.client import ChannelView, Client
-from tenuto.core.model import Message
+from tenuto.client import Client
+from tests.examples.nodes import is_over, until
 from tests.examples.programs import FOLDER, served
 from tests.processes import PATIENCE_S, python, serving
 
@@ -24,20 +24,6 @@ Load = Callable[[str], ModuleType]
 
 NUMBERS = "".join(f"{count} " for count in range(2, 121))
 ANSWER = f"You asked: why?\n{NUMBERS}"
-
-
-async def until(view: ChannelView, is_true: Callable[[Message], bool]) -> Message:
-    """Wait until the newest message of the channel satisfies `is_true`, and return it."""
-    async with asyncio.timeout(PATIENCE_S):
-        if not view.messages or not is_true(view.messages[-1]):
-            async for _ in view:
-                if view.messages and is_true(view.messages[-1]):
-                    break
-    return view.messages[-1]
-
-
-def is_over(message: Message) -> bool:
-    return message.role == "assistant" and message.status != "streaming"
 
 
 # The agent in the app --------------------------------------------------------------------------------------------
@@ -51,7 +37,7 @@ async def test_a_hook_copies_a_finished_answer_to_the_apps_table(program: Load) 
         ann.channel("chat:1") as view,
     ):
         prompt = await ann.create("chat:1", text="why?")
-        answer = await until(view, is_over)
+        answer = (await until(view, is_over))[-1]
         assert (answer.author, answer.status, answer.text, answer.reply_to) == ("bot", "complete", ANSWER, prompt.id)
         rows = await archived(http, 2)
         assert [(row["id"], row["author"], row["status"]) for row in rows] == [

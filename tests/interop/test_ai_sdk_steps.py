@@ -217,14 +217,6 @@ def test_page_that_continues_over_a_text_that_was_replaced_gets_an_error_and_no_
     assert (page.ending, page.parts, stream.is_over) == ("error", shown["parts"], True)
 
 
-def test_page_that_cannot_drop_an_attempt_gets_an_error_and_no_text_of_the_next_one() -> None:
-    stream, attempt = UIStream("u", Release(version=6)), {"type": "attempt", "parts": [TEXT], "characters": 4}
-    assert b"One." in stream.frame([InAnswer("a", MessageOpened(answer([]))), InAnswer("a", PartOpened(0, TEXT))])
-    again = answer([attempt, {"type": "text", "text": "Two."}])
-    end = stream.frame([InAnswer("a", MessageReplaced(again, (), is_superseded=True))])
-    assert (b"Two." in end, b"begins anew" in end) == (False, True)
-
-
 def test_page_that_loads_or_joins_after_the_new_attempt_began_shows_it_alone_under_the_same_id() -> None:
     first, second = answer([TEXT], "interrupted"), answer([TEXT, SOURCE], "complete")
     first, second = (
@@ -315,6 +307,7 @@ def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: in
     page.take(stream.frame([InAnswer("a", MessageReplaced(whole, (), is_superseded=True))]))
     if version < 7:  # the page resumes, and builds the message anew
         assert (page.ending, stream.is_over) == ("error", True)
+        assert "Two." not in str(page.parts)
         page, stream = FoldedPage(), UIStream("u", release)
         page.take(stream.frame([InAnswer("a", delta) for delta in MessageProgress("a").begin(whole)]))
     page.take(stream.frame([InAnswer("a", TextAdded(2, "text", 4, " Three."))]))

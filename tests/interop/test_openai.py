@@ -594,29 +594,6 @@ async def test_approval_ends_the_response_and_the_next_request_continues_the_tur
         await scene.client.responses.create(model="bot", input=foreign, previous_response_id=other.id)
 
 
-@pytest.mark.parametrize("tools", [[], [PLACE]], ids=["approval", "function of the caller"])
-async def test_cancel_while_the_turn_waits_for_the_caller_responds_when_the_turn_has_ended(
-    scene: ClientScene, tools: list[Any]
-) -> None:
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.part({**CALL, "name": "place", "state": "called"})
-            await turn.ask("approve", {"call": "c1"})
-
-    scene.script = asks
-    stream = await scene.client.responses.create(model="bot", input="you", tools=tools, stream=True)
-    joined = [one async for one in stream]
-    first = joined[-1].response  # type: ignore[union-attr]
-    cancelled = await scene.client.responses.cancel(first.id)
-    assert [cancelled.status, *(one.type for one in cancelled.output)] == [
-        "cancelled",
-        "function_call" if tools else "mcp_call",
-    ]
-    assert (await scene.client.responses.cancel(first.id)).model_dump() == cancelled.model_dump()
-    (last,) = await scene.events(first.id, joined[-1].sequence_number)
-    assert (last.type, last.response.model_dump()) == ("response.incomplete", cancelled.model_dump())
-
-
 async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:

@@ -17,7 +17,6 @@ from fastapi import FastAPI
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
 
 from tenuto import Hub, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI
@@ -447,18 +446,6 @@ async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
     assert request.extra == ({"frequency_penalty": 0.1} if protocol == "chat" else {})
     if protocol == "ag-ui":
         assert (request.context, request.state) == ([{"description": "place", "value": "Ulm"}], {"n": 1})
-
-
-async def test_parse_of_the_sdk_gets_the_object_that_it_asked_for(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    class Place(BaseModel):
-        city: str
-
-    stub.text = '{"city": "Ulm"}'
-    messages: Any = [{"role": "user", "content": "Where?"}]
-    parsed = await client.chat.completions.parse(model="bot", messages=messages, response_format=Place)
-    assert parsed.choices[0].message.parsed == Place(city="Ulm")
-    form = stub.received[0]["options"]["openai"]["response_format"]
-    assert (form["json_schema"]["name"], form["json_schema"]["schema"]["required"]) == ("Place", ["city"])
 
 
 # -- large wishes ----------------------------------------------------------------------------------------------
