@@ -28,10 +28,12 @@ from tests.virtual import virtual_clock, virtually
 
 
 @contextlib.asynccontextmanager
-async def working(client: Client) -> AsyncIterator[None]:
-    """Run the agents of `client`."""
+async def working(client: Client, hub: Hub | None = None) -> AsyncIterator[None]:
+    """Run the agents of `client`, whose first one is known to `hub`."""
     task = asyncio.ensure_future(client.run())
     try:
+        if hub is not None:
+            await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
         yield
     finally:
         task.cancel()
@@ -66,8 +68,7 @@ async def test_handler_in_another_process_answers_as_one_in_the_hub(hub: Hub, wi
             await message.append("you said ")
             await message.append(turn.text)
 
-    async with working(client):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+    async with working(client, hub):
         asked = "question"
         options = {"tools": tools, "temperature": 0.5, "seed": "of another type"}
         await hub.ask("chat:1", asked, CreateMessage(text="hello", options=options), Caller(id="ann"))
@@ -97,8 +98,7 @@ async def test_commands_reach_a_handler_in_another_process(
             begun.set()
             await asyncio.Event().wait()
 
-    async with working(client):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+    async with working(client, hub):
         asked = await hub.create("chat:1", text="?", author="ann")
         state = hub.channel("chat:1").state
         await becomes(lambda: bool(state.pending_commands()))
@@ -171,8 +171,7 @@ async def test_agent_that_does_not_know_yet_that_it_has_lost_its_turn_adds_no_an
         async with turn.reply() as message:
             await message.append("next")
 
-    async with working(first), asyncio.timeout(60):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+    async with working(first, hub), asyncio.timeout(60):
         await hub.create("chat:1", text="?")
         await begun.wait()
         async with working(second):
@@ -201,8 +200,7 @@ async def test_steer_without_a_possible_reply_harms_no_turn(hub: Hub, wire: Wire
             for _ in range(2):
                 got.extend(steer.text for steer in await turn.steered())
 
-    async with working(client), asyncio.timeout(60):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+    async with working(client, hub), asyncio.timeout(60):
         asked = await hub.create("chat:1", text="?")
         await begun.wait()
         wire.refuse = lambda frame: code if frame["type"] == "reply" else None
@@ -279,8 +277,7 @@ async def test_agent_requests_a_reply_that_its_view_missed_before_a_new_start(hu
     async def bot(turn: Turn) -> None:
         replies.append(await turn.ask("approve", {"tool": "rm"}, timeout_s=60))
 
-    async with working(client), asyncio.timeout(60):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+    async with working(client, hub), asyncio.timeout(60):
         await hub.create("chat:1", text="?")
         view = client.channel("chat:1")
         await becomes(lambda: bool(view.commands))

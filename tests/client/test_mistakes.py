@@ -15,7 +15,7 @@ from tenuto import Hub, Turn, allow_everyone
 from tenuto.client import Client
 from tenuto.core.errors import LocalError
 from tests.client.test_agents import until_answered, working
-from tests.client.wire import Wire, becomes, client_of
+from tests.client.wire import Wire, client_of
 
 # Writers in a plain `with` ---------------------------------------------------------------------------------------
 
@@ -80,8 +80,7 @@ async def test_open_answer_with_a_forgotten_append_ends_with_its_turn(hub: Hub, 
         await message.__aenter__()  # entered without an `async with` block
         message.append("forgotten").close()
 
-    async with nullcontext() if is_local else working(client):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+    async with nullcontext() if is_local else working(client, hub):
         await hub.create("chat:1", text="hi")
         (answer,) = await until_answered(hub)
     assert answer.status == "failed"
@@ -108,8 +107,7 @@ async def reasons(of_agent: bool | None, **settings: Any) -> list[str | None]:
         async with turn.reply():
             raise CardRefused("of customer 4711")
 
-    async with working(client):
-        await becomes(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
+    async with working(client, hub):
         for count, text in enumerate(("before", "within"), 1):
             await hub.create("chat:1", text=text)
             answers = await until_answered(hub, count)

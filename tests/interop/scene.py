@@ -34,6 +34,13 @@ class Scene:
             await self.gate.wait()
             await message.append(f"to {turn.text}")
 
+    async def replaces(self, turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Hello ")
+            await self.gate.wait()
+            await message.part({"type": "text", "text": "Another text"}, index=0)
+            await message.append(" words")
+
 
 @asynccontextmanager
 async def playing(
@@ -52,3 +59,17 @@ async def playing(
     async with serving(hub, app) as served:
         scene = kind(hub, served)
         yield scene
+
+
+async def fails(turn: Turn) -> None:
+    async with turn.reply() as message:
+        await message.append("One.")
+        raise RuntimeError("secret")
+
+
+async def chooses(turn: Turn) -> None:
+    """Ask a question that no client knows by its name."""
+    async with turn.reply() as message:
+        await message.append("Which? ")
+        reply = await turn.ask("choose", {"of": ["red", "blue"]})
+        await message.append(f"{reply.data}!")

@@ -29,7 +29,7 @@ from tenuto.routes import (
     TurnChanged,
     TurnDelta,
 )
-from tests.interop.scene import Scene, playing
+from tests.interop.scene import Scene, chooses, fails, playing
 from tests.interop.test_ai_sdk import check_refused, check_route, routes_only
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -239,11 +239,6 @@ async def test_stop_failure_and_silence_end_a_run_each_in_its_way(scene: RunScen
     assert client.end == {"type": "RUN_ERROR", "message": "cancelled", "code": "cancelled"}
     assert (await scene.http.post("/api/agent/1/stop")).status_code == 204
 
-    async def fails(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("One.")
-            raise RuntimeError("secret")
-
     scene.script = fails
     client = await scene.run([user(id="u2")])
     assert (client.types[-2:], client.text, client.end["code"]) == (["TEXT_MESSAGE_END", "RUN_ERROR"], "One.", "failed")  # type: ignore[index]
@@ -258,14 +253,7 @@ async def test_stop_failure_and_silence_end_a_run_each_in_its_way(scene: RunScen
 
 
 async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: RunScene) -> None:
-    async def replaces(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello ")
-            await scene.gate.wait()
-            await message.part({"type": "text", "text": "Another text"}, index=0)
-            await message.append(" words")
-
-    scene.script = replaces
+    scene.script = scene.replaces
     async with scene.running([user()], "Hello ") as (client, lines):
         scene.gate.set()
         await rest_of(client, lines)
@@ -278,13 +266,7 @@ async def test_text_that_is_replaced_ends_the_run_with_an_error(scene: RunScene)
 
 
 async def test_question_is_a_custom_event_and_the_run_goes_on_after_the_reply(scene: RunScene) -> None:
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Which? ")
-            reply = await turn.ask("choose", {"of": ["red", "blue"]})
-            await message.append(f"{reply.data}!")
-
-    scene.script = asks
+    scene.script = chooses
     async with scene.running([user()], "Which?") as (client, lines):
         while not client.customs:
             for event in events_of(await anext(lines)):

@@ -19,7 +19,7 @@ from tenuto.core.model import Message
 from tenuto.core.requests import SERVER, CreateMessage
 from tenuto.interop import AGUI, AISDK
 from tests.interop.pages import IS_STRICT, MAJOR, Pages, pages_at, text_of
-from tests.interop.scene import Scene, playing
+from tests.interop.scene import Scene, chooses, playing
 from tests.transports.conftest import Served, new_hub, serving
 
 CALL = {"type": "tool", "call": "c1", "name": "weather", "input": '{"city": "Ulm"}'}
@@ -454,13 +454,7 @@ async def test_tool_in_the_page_runs_once_and_the_turn_goes_on(scene: PageScene,
 
 
 async def test_other_questions_are_data_and_the_response_stays_open(scene: PageScene) -> None:
-    async def asks(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Which? ")
-            reply = await turn.ask("choose", {"of": ["red", "blue"]})
-            await message.append(f"{reply.data}!")
-
-    scene.script = asks
+    scene.script = chooses
     pages = scene.pages
     await pages("a", "open", id="1")
     await pages("a", "send", text="you")
@@ -674,14 +668,7 @@ async def test_page_of_a_server_that_drains_has_an_error_and_after_a_reload_the_
 
 
 async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after_a_reload(scene: PageScene) -> None:
-    async def replaces(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("Hello ")
-            await scene.gate.wait()
-            await message.part({"type": "text", "text": "Another text"}, index=0)
-            await message.append(" words")
-
-    scene.script = replaces
+    scene.script = scene.replaces
     pages = scene.pages
     await ask(pages, "Hello ")
     scene.gate.set()

@@ -22,7 +22,7 @@ from tenuto.interop import OpenAI
 from tenuto.interop.openai_items import Reference, reference
 from tenuto.interop.openai_stream import ChatStream
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
-from tests.interop.scene import Scene, playing
+from tests.interop.scene import Scene, fails, playing
 from tests.interop.test_ai_sdk import check_access
 from tests.transports.conftest import new_hub, serving
 
@@ -165,11 +165,6 @@ async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene
 
 
 async def test_failure_raises_in_a_stream_and_is_the_status_of_a_response(scene: ClientScene) -> None:
-    async def fails(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("One.")
-            raise RuntimeError("secret")
-
     scene.script = fails
     seen: list[Any] = []
     with pytest.raises(openai.APIError) as raised:

@@ -18,10 +18,10 @@ START_S = 20
 
 
 @asynccontextmanager
-async def served(folder: Path, port: int, on_crash: str = "continue") -> AsyncIterator[Process]:
+async def served(folder: Path, port: int) -> AsyncIterator[Process]:
     """Run the server, with its store in `folder`, from when it accepts connections until the block ends."""
     serve = ("-m", "tenuto", "serve", "--app", "tests.interop.long.server:app", "--port", str(port))
-    environ = {"TENUTO_FOLDER": str(folder), "TENUTO_AI_MAJOR": str(MAJOR), "TENUTO_ON_CRASH": on_crash}
+    environ = {"TENUTO_FOLDER": str(folder), "TENUTO_AI_MAJOR": str(MAJOR)}
     async with python(*serve, **environ) as server:
         async with asyncio.timeout(START_S):
             while True:
