@@ -4,8 +4,8 @@
 
 Layer: chaos.
 
-It answers with a `Script`, so that each token names its writer. In one answer of three it asks the users something. It
-prints the acknowledged requests. The client handles SIGTERM.
+It answers with a `Script`, so that each token names its writer, and prints the acknowledged requests. The client
+handles SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import zlib
 from dataclasses import dataclass
 
 from proof.chaos.producer import say
@@ -22,7 +21,6 @@ from tenuto.agents.turn import OnCrash, Turn
 from tenuto.client import Client
 
 FLUSHED_EVERY = 5  # number of pieces between two flushes
-ASKS_S = 30.0  # how long it waits for the users
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,6 @@ class AgentOrders:
     per_second: float
     on_crash: OnCrash
     drain_s: float
-    asks_users: bool = True
-
-
-def asks(question_id: str) -> bool:
-    """Return whether the answer to this question asks the users something."""
-    return zlib.crc32(question_id.encode()) % 3 == 0
 
 
 async def run(orders: AgentOrders) -> None:
@@ -73,9 +65,6 @@ async def answer(turn: Turn, orders: AgentOrders) -> None:
             if number % FLUSHED_EVERY == 0:
                 await message.flush()
                 say("stored", **report, length=message.length)
-            if orders.asks_users and number == orders.steps // 2 and asks(turn.message.id):
-                reply = await turn.ask("approve", {"of": message.id}, timeout_s=ASKS_S)
-                say("replied", **report, ok=reply.ok, data=reply.data, by=reply.by)
     say("over", **report, length=message.length)
 
 

@@ -56,7 +56,6 @@ class Node(Server):
         orders = AgentOrders(
             url="", name=name, pattern=PATTERN, seed=world.seed, steps=world.scale.steps,
             per_second=world.scale.per_second, on_crash=world.random.choice(("restart", "continue")), drain_s=0.0,
-            asks_users=False,
         )  # fmt: skip
         store = f"postgresql://app@127.0.0.1:{network.port}/app"
         settings = NodeOrders(store, bus, NODE_DRAIN_S, world.begun_s, orders)
@@ -697,7 +696,7 @@ async def _begin(world: World) -> Stage:
     talks = [f"talk:{number}" for number in range(answers * 2 // 3)]
     texts = [f"text:{number}" for number in range(max(1, answers // 6))]
     writers = {f"writer{number}": texts[number % len(texts)] for number in range(answers - len(talks))}
-    conversation = Conversation(world, channels=talks, asks_users=False)
+    conversation = Conversation(world, channels=talks)
     servers = Cluster(world, conversation, has_bus=world.random.random() < 0.6)
     world.adds(servers)
     await servers.open()

@@ -1,4 +1,4 @@
-"""A conversation in a world: users that ask and cancel, agents that answer, and viewers.
+"""A conversation in a world: users that ask, agents that answer, and viewers.
 
 Layer: chaos.
 
@@ -19,12 +19,11 @@ from typing import Any
 from proof.chaos.agent import AgentOrders
 from proof.chaos.app import OPERATOR
 from proof.chaos.processes import Child, ask
-from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
-from proof.chaos.viewer import Transport, Viewer, end
+from proof.chaos.viewer import Transport, Viewer
 from proof.chaos.world import World
 from proof.oracle.plans import Piece, Script, counted
-from proof.oracle.questions import Question, Questions, SentCommand
+from proof.oracle.questions import Question, Questions
 
 Json = dict[str, Any]
 CHANNELS = ("talk:one", "talk:two")
@@ -33,37 +32,25 @@ PATTERN = "talk:*"
 GONE_S = 6.0  # time in which viewers must see that a killed agent is gone and its answer is interrupted
 VANISHED_S = 20.0  # time in which viewers must see the same of an agent that falls silent
 BACK_S = 15.0  # longest pause between two tries of a client to connect
-STOPPED_S = 6.0  # longest time of a cancel: the agent has two seconds, then the server carries it out
 SETTLED_S = 45.0  # two leases of a turn whose agent never received it, and the answer
 REST_S = 30.0  # time in which all turns must end, although the request that ends one may have been lost
-STEADY_S = 12.0  # an agent with an older connection reconnects at once; after a younger one it may wait
 LASTING_S = 30.0  # an agent that shuts down may finish its answer
 
 
 class Conversation:
-    """The users, the agents and the viewers. Each background task is awaited, or ended by `close`."""
+    """The users, the agents and the viewers."""
 
-    def __init__(
-        self,
-        world: World,
-        *,
-        viewers: Iterable[Viewer] = (),
-        channels: Iterable[str] = CHANNELS,
-        asks_users: bool = True,
-    ) -> None:
+    def __init__(self, world: World, *, viewers: Iterable[Viewer] = (), channels: Iterable[str] = CHANNELS) -> None:
         self.world = world
         self.channels = tuple(channels)
-        self.asks_users = asks_users  # whether agents ask the users
         self.questions = Questions(world.seed, world.scale.steps)
         self.agents: dict[str, Child] = {}  # the agents that viewers must show as present
-        self.proxies: dict[str, Proxy] = {}  # the network between each agent and the server
         self._orders: dict[str, AgentOrders] = {}
         # Separate from the world's, which determines the faults: the number of draws here depends on real time.
         self._random = random.Random(f"people:{world.seed}")
         self._near = list(viewers)  # viewers on good connections
         self._agents_started = 0
         self._question_count = 0
-        self._approving: asyncio.Task[None] | None = None
 
     def watch(self, name: str, transport: Transport, channel: str, *, far: int | None = None, **more: Any) -> None:
         """Add a viewer; with `far` behind a proxy, so that no time limit applies to it."""
@@ -71,16 +58,6 @@ class Conversation:
         viewer = self.world.view(name, transport, channel, port=far, **more)
         if not far:
             self._near.append(viewer)
-
-    def begin(self) -> None:
-        """Let users reply to commands of agents from now on."""
-        self._approving = asyncio.get_running_loop().create_task(self._approve_all())
-
-    async def close(self) -> None:
-        """End the replies. Raises the error of their task."""
-        task, self._approving = self._approving, None
-        if task is not None:
-            await end(task)
 
     # -- agents ------------------------------------------------------------------------------------------------
 
@@ -90,9 +67,8 @@ class Conversation:
         if name is None:
             self._agents_started += 1
             name = f"bot-{self._agents_started}"
-        proxy = self.proxies[name] = await world.proxy()
         orders = self._orders[name] = AgentOrders(
-            url=f"http://127.0.0.1:{proxy.port}{world.server.prefix}",
+            url=f"http://127.0.0.1:{world.server.port}{world.server.prefix}",
             name=name,
             pattern=PATTERN,
             seed=world.seed,
@@ -100,7 +76,6 @@ class Conversation:
             per_second=world.scale.per_second,
             on_crash=world.random.choice(("restart", "continue")),
             drain_s=world.random.choice((LASTING_S, LASTING_S, 0.2)),
-            asks_users=self.asks_users,
         )
         self.agents[name] = await world.start_agent(orders, self.take_report)
         world.note(f"{name} starts: on_crash={orders.on_crash}, drain_s={orders.drain_s:g}")
@@ -110,10 +85,6 @@ class Conversation:
     def is_lasting(self, name: str) -> bool:
         """Return whether the agent finishes its answers before it ends."""
         return self._orders[name].drain_s == LASTING_S
-
-    def is_steady(self, name: str) -> bool:
-        """Return whether its connection is old enough to be replaced at once."""
-        return time.monotonic() - max(self.agents[name].spawned_s, self.world.server.spawned_s) > STEADY_S
 
     def lose(self, name: str, why: str, *, is_missed: bool = True) -> Child:
         """Stop expecting that this agent runs. With `is_missed`, other agents may begin its open turns again."""
@@ -153,18 +124,12 @@ class Conversation:
         if report["say"] == "ready":
             return
         written = self.world.acknowledged.begin(report["id"], report["channel"])
-        match report["say"]:
-            case "begins" | "stored" | "over":
-                if report.get("supersedes"):
-                    written.length = 0
-                if report["length"] < written.length and report["say"] == "begins":
-                    raise Failure(f"{report} begins behind the {written.length} acknowledged characters")
-                written.length = max(written.length, report["length"])
-                written.status = "complete" if report["say"] == "over" else written.status or "streaming"
-            case "replied":
-                if report["ok"] and (report["data"] or {}).get("by") != report["by"]:
-                    raise Failure(f"an agent received the reply to another one: {report}")
-                self.world.count("approvals" if report["ok"] else "approvals refused")
+        if report.get("supersedes"):
+            written.length = 0
+        if report["length"] < written.length and report["say"] == "begins":
+            raise Failure(f"{report} begins behind the {written.length} acknowledged characters")
+        written.length = max(written.length, report["length"])
+        written.status = "complete" if report["say"] == "over" else written.status or "streaming"
 
     # -- users -----------------------------------------------------------------------------------------------------
 
@@ -181,69 +146,6 @@ class Conversation:
         self.world.note(f"{who} asks {question.id} in {channel}")
         self.world.count("questions")
         return question
-
-    async def cancel(self, question: Question, *, target: str | None = None) -> SentCommand:
-        """Let a user cancel a question or its answer, twice with one id."""
-        number = len(self.questions.commands)
-        sent = SentCommand(f"stop-{number}", question.channel, "cancel", target or question.id, question.id)
-        self.questions.commands[sent.id] = sent
-        await asyncio.gather(self.send(sent), self.send(sent))
-        self.world.note(f"{sent.id} to {sent.target}: {'refused' if sent.is_refused else 'stored'}")
-        self.world.count("cancels refused" if sent.is_refused else "cancels")
-        return sent
-
-    async def send(self, sent: SentCommand) -> None:
-        """Send a command, perhaps again. Raises Failure if the response differs from an earlier one."""
-        known = (sent.stored, sent.reply)
-        body = {"id": sent.id, "name": sent.name, "target": sent.target}
-        status, response = await self._insist("POST", f"/v1/channels/{sent.channel}/commands?client=carol", body)
-        if (wrong := self.questions.acknowledged(sent, status, response, known=known)) is not None:
-            raise Failure(wrong)
-
-    async def until_replied(self, sent: SentCommand) -> None:
-        """Wait until all viewers have received the reply to a command, then send the command again."""
-        if sent.is_refused:
-            return
-        near = self._near_to(sent.channel)
-        await self._until(
-            lambda: all(sent.id in one.notices.replies for one in near),
-            lambda: f"a reply to {sent.id} at each viewer",
-            STOPPED_S,
-        )
-        await self.send(sent)
-        for viewer in near:
-            if (wrong := self.questions.replied(sent, viewer.notices.replies[sent.id])) is not None:
-                raise Failure(f"{viewer.name}: {wrong}")
-        self.world.note(f"the reply to {sent.id} is {sent.reply}")
-
-    async def _approve_all(self) -> None:
-        """Reply to the commands of agents, as two users at once."""
-        begun: set[str] = set()
-        while True:
-            for viewer in self._near:
-                for command in list(viewer.notices.pending.values()):
-                    if command["name"] == "approve" and command["id"] not in begun:
-                        begun.add(command["id"])
-                        # the time in which a user reads the question
-                        await asyncio.sleep(self._random.uniform(0.0, 0.2))
-                        await self._approve(viewer.watching.channel, command["id"])
-            await asyncio.sleep(0.02)  # pause before the viewers are checked again
-
-    async def _approve(self, channel: str, command_id: str) -> None:
-        """Reply as two users: the first reply counts, repeats get the same response, and the other user is refused."""
-        path = f"/v1/channels/{channel}/commands/{command_id}/reply"
-
-        async def reply(who: str) -> tuple[int, Json]:
-            body = {"ok": True, "data": {"by": who}, "request": f"{who}-{command_id}"}
-            return await self._insist("POST", f"{path}?client={who}", body)
-
-        first = await asyncio.gather(reply("ann"), reply("ben"))
-        again = await asyncio.gather(reply("ann"), reply("ben"))
-        wins = [response for status, response in first if status == 200]
-        lost = [response for status, response in first if status == 409 and response["code"] == "already_answered"]
-        if len(wins) > 1 or len(wins) + len(lost) != 2 or first != again:
-            raise Failure(f"two users replied to {command_id}, got {first}, and then {again}")
-        self.world.count("replies to agents" if wins else "replies that came too late")
 
     async def _must(self, method: str, path: str, body: object) -> Json:
         status, response = await self._insist(method, path, body)
@@ -331,23 +233,6 @@ class Conversation:
         pieces = Script(self.world.seed, id, steps=self.world.scale.steps).pieces(message.text)
         return not pieces or pieces[-1].attempt <= attempt
 
-    async def until_signalled(self, question: Question) -> None:
-        """Wait until viewers receive the signal that no agent answers."""
-        near = self._near_to(question.channel)
-        data = {"message": question.id}
-        await self._until(
-            lambda: any(
-                one["name"] == "nobody_listening" and one["data"] == data for v in near for one in v.notices.signals
-            ),
-            lambda: f"the signal that no agent answers {question.id}",
-            self.world.scale.alone_s,
-        )
-        self.world.count("signals that no agent answers")
-
-    def departures(self, name: str) -> int:
-        """Return how often viewers received a leave of this agent."""
-        return sum(viewer.notices.left.count(name) for viewer in self._near)
-
     def _shown_members(self) -> dict[str, list[str]]:
         return {one.name: sorted(one.notices.members) for one in self._near}
 
@@ -356,14 +241,8 @@ class Conversation:
 
     async def _until(self, predicate: Callable[[], bool], what: Callable[[], str], timeout_s: float) -> None:
         """Wait as `World.until` does; a failure describes the awaited state at its end."""
-
-        def look() -> bool:
-            if self._approving is not None and self._approving.done():
-                self._approving.result()
-            return predicate()
-
         try:
-            await self.world.until(look, "", timeout_s)
+            await self.world.until(predicate, "", timeout_s)
         except Failure as error:
             if not str(error).startswith("waited"):
                 raise
@@ -376,13 +255,9 @@ class Conversation:
         await self._until(
             lambda: not self._unsettled_on_screens(), lambda: str(self._unsettled_on_screens()), SETTLED_S
         )
-        for sent in [one for one in self.questions.commands.values() if not one.is_refused]:
-            await self.send(sent)  # send it once more, because a repeated command must get the same response
         await self.check()
         for question in self.questions.open:
             self._settle(question, await self.world.stored(question.channel))
-        if without_reply := self.questions.without_reply():
-            raise Failure(f"commands without a reply: {without_reply}")
         await self._until_no_turn_is_left()
 
     def _unsettled_on_screens(self) -> list[str]:

@@ -86,8 +86,7 @@ AGENTS = 2
 
 
 async def agents(world: World) -> None:
-    """Remote agents in mid-turn are killed, stopped, cut off, shut down and cancelled; also without agents, or a
-    server."""
+    """Remote agents in mid-turn, and their server, are killed, stopped and shut down."""
     world.counts_entries = False  # claims are entries, and agents join text as commits allow
     # An admin may take over streaming messages and reply to any command: half of the rules would not apply.
     server = world.adds(Server.of_app("server", world.folder, world.store, f"sqlite:///{world.store}"))
@@ -98,23 +97,19 @@ async def agents(world: World) -> None:
         name = f"{transport}{'-far' if is_far else ''}"
         conversation.watch(name, transport, CHANNELS[0], far=proxy.port if is_far else None)
     conversation.watch("ws-two", "ws", CHANNELS[1])
-    try:
-        conversation.begin()
-        deck: list[Callable[[World, Conversation], Awaitable[None]]] = []
-        for number in range(world.scale.rounds):
-            while len(conversation.agents) < AGENTS:
-                await conversation.start_agent()
-            deck = deck or world.random.sample(_TO_AGENTS, len(_TO_AGENTS))
-            strike = deck.pop()
-            world.note(f"round {number}: {strike.__doc__}")
-            for channel in (*CHANNELS, world.random.choice(CHANNELS)):
-                await conversation.ask(channel)
-            await strike(world, conversation)
-            await conversation.until_settled()
-            await conversation.until_viewers_agree()
-            world.count(strike.__name__.strip("_").replace("_", " "))
-    finally:
-        await conversation.close()
+    deck: list[Callable[[World, Conversation], Awaitable[None]]] = []
+    for number in range(world.scale.rounds):
+        while len(conversation.agents) < AGENTS:
+            await conversation.start_agent()
+        deck = deck or world.random.sample(_TO_AGENTS, len(_TO_AGENTS))
+        strike = deck.pop()
+        world.note(f"round {number}: {strike.__doc__}")
+        for channel in (*CHANNELS, world.random.choice(CHANNELS)):
+            await conversation.ask(channel)
+        await strike(world, conversation)
+        await conversation.until_settled()
+        await conversation.until_viewers_agree()
+        world.count(strike.__name__.strip("_").replace("_", " "))
     await _together(*(conversation.shut_down_agent(name) for name in list(conversation.agents)))
     await conversation.until_viewers_agree()
     await conversation.check()
@@ -123,8 +118,8 @@ async def agents(world: World) -> None:
 
 async def _agent_killed(world: World, conversation: Conversation) -> None:
     """`kill -9` of an agent in mid-turn; another agent gets its turn, or a new one of its name."""
-    question, id, piece = await conversation.until_writing()
-    is_cancelled, has_namesake = world.random.random() < 0.3, world.random.random() < 0.4
+    _, id, piece = await conversation.until_writing()
+    has_namesake = world.random.random() < 0.4
     await conversation.kill_agent(piece.writer)
     shown = conversation.until_interrupted(id, piece.attempt, GONE_S)
     if has_namesake:
@@ -132,8 +127,6 @@ async def _agent_killed(world: World, conversation: Conversation) -> None:
         await _together(shown, conversation.start_agent(piece.writer))
     else:
         await _together(shown, conversation.until_gone(piece.writer, GONE_S))
-    if is_cancelled:
-        await conversation.until_replied(await conversation.cancel(question))
 
 
 async def _server_killed(world: World, conversation: Conversation) -> None:
@@ -182,31 +175,6 @@ async def _agent_stopped(world: World, conversation: Conversation) -> None:
     await conversation.until_shown([piece.writer], BACK_S)
 
 
-async def _agent_cut_off(world: World, conversation: Conversation) -> None:
-    """The connection of an agent breaks in mid-turn and is restored, or becomes a black hole; the agent continues to
-    write."""
-    is_vanishing, pauses_s = world.random.random() < 0.5, [world.random.uniform(0.0, 1.0) for _ in range(2)]
-    _, id, piece = await conversation.until_writing()
-    proxy, known = conversation.proxies[piece.writer], conversation.departures(piece.writer)
-    is_steady = conversation.is_steady(piece.writer)
-    conversation.expect_attempts(conversation.unstarted() if is_steady else conversation.questions.open)
-    if is_vanishing:
-        await proxy.do("black_hole")
-        world.note(f"{piece.writer} has no network")
-        await _silence(world, conversation, id, piece)
-        await proxy.do("resume")
-        world.note(f"{piece.writer} has its network again")
-    else:
-        for pause_s in pauses_s[: 2 if is_steady else 1]:
-            await proxy.do("cut")
-            world.note(f"{piece.writer} is cut off")
-            await asyncio.sleep(pause_s)  # a random moment of its reconnect
-        await conversation.until_settled()
-        if is_steady and conversation.departures(piece.writer) != known:
-            raise Failure(f"a short break of a connection was shown as {piece.writer} leaving")
-    await conversation.until_shown([piece.writer], BACK_S)
-
-
 async def _silence(world: World, conversation: Conversation, id: str, piece: Piece) -> None:
     """Wait for the time of the fault, in which the server receives no request of an agent; a short one has no
     effect."""
@@ -221,48 +189,7 @@ async def _silence(world: World, conversation: Conversation, id: str, piece: Pie
     )
 
 
-async def _turn_cancelled(world: World, conversation: Conversation) -> None:
-    """`cancel` from another device, twice with one id; sometimes the server is killed before the reply."""
-    is_question, is_killed = world.random.random() < 0.5, world.random.random() < 0.5
-    question, id, _ = await conversation.until_writing()
-    sent = await conversation.cancel(question, target=question.id if is_question else id)
-    if is_killed:
-        world.note("the server is killed before the reply, or just after it")
-        conversation.expect_attempts(conversation.unstarted())
-        await world.server.kill()
-        await world.server.start()
-    await conversation.until_replied(sent)
-
-
-async def _no_agent(world: World, conversation: Conversation) -> None:
-    """No agent is left; a user asks, and cancels or waits, also across a restart of the server."""
-    names = list(conversation.agents)
-    for name in names:
-        await conversation.kill_agent(name)
-    await _together(*(conversation.until_gone(name, GONE_S) for name in names))
-    question = await conversation.ask(world.random.choice(CHANNELS))
-    if world.scale.alone_s > 5.0:
-        await conversation.until_signalled(question)
-    if world.random.random() < 0.5:
-        await world.server.kill()
-        await world.server.start()
-        await conversation.check()
-    if world.random.random() < 0.5:
-        await conversation.until_replied(await conversation.cancel(question))
-    for _ in range(AGENTS):
-        await conversation.start_agent()
-
-
-_TO_AGENTS = (
-    _agent_shut_down,
-    _turn_cancelled,
-    _both_killed,
-    _agent_cut_off,
-    _no_agent,
-    _agent_stopped,
-    _server_killed,
-    _agent_killed,
-)
+_TO_AGENTS = (_agent_shut_down, _both_killed, _agent_stopped, _server_killed, _agent_killed)
 
 
 async def _together(*what: Coroutine[None, None, None] | Coroutine[None, None, str]) -> None:
@@ -413,7 +340,7 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 ROUNDS = {
-    "kill": 100, "agents": 12, "backup": 40, "cluster": 100, "finish": 100,
+    "kill": 100, "agents": 10, "backup": 40, "cluster": 100, "finish": 100,
 }  # fmt: skip
 """The usual number of rounds of each scenario."""
 

@@ -49,7 +49,6 @@ class Scale:
     per_second: float = 60.0  # steps per second of a producer
     stopped_s: float = 10.0  # time for which a process is stopped by SIGSTOP
     silent_s: float = 22.0  # time for which an agent is stopped by SIGSTOP, longer than its lease
-    alone_s: float = 6.0  # time without an agent, longer than the time until the signal `nobody_listening`
     viewers: int = 300  # of a cluster
     answers: int = 30  # of a cluster at once, two thirds of them by agents
     is_small: bool = False
@@ -58,7 +57,7 @@ class Scale:
     def small(cls, rounds: int) -> Scale:
         """Return a scale for the tests."""
         return cls(
-            rounds, steps=80, per_second=120.0, stopped_s=1.2, silent_s=0.5, alone_s=0.2,
+            rounds, steps=80, per_second=120.0, stopped_s=1.2, silent_s=0.5,
             viewers=15, answers=3, is_small=True,
         )  # fmt: skip
 

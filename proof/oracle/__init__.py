@@ -11,7 +11,7 @@ wheel does not contain them. The rules of the wire itself belong to `wirecheck`.
 - `hooks`: the calls of one hook, compared with the log;
 - `promises`: the ends of leases, turns, commands and presence: neither early nor late, also of hubs that share a store;
 - `plans`: texts that each process of a run knows in advance, and the messages that producers know to be stored;
-- `questions`: the possible answers to a question, and replies to its commands.
+- `questions`: the possible answers to a question.
 """
 
 

@@ -1,4 +1,4 @@
-"""Questions: the possible answers to a question, and replies to its commands.
+"""Questions: the possible answers to a question.
 
 Layer: oracle.
 
@@ -32,46 +32,17 @@ class Question:
 
 
 @dataclass
-class SentCommand:
-    """A command that a user sent, once or more often, and the server's responses."""
-
-    id: str
-    channel: str
-    name: str
-    target: str
-    question: str  # the id of the question that the command is about
-    stored: Json | None = None  # the command and its serial, as acknowledged
-    reply: Json | None = None
-    is_refused: bool = False
-
-
-@dataclass
 class Questions:
-    """All questions and commands of a run."""
+    """All questions of a run."""
 
     seed: int
     steps: int
     all: dict[str, Question] = field(default_factory=dict)
-    commands: dict[str, SentCommand] = field(default_factory=dict)
 
     @property
     def open(self) -> list[Question]:
         """Return the questions whose answers may still change."""
         return [one for one in self.all.values() if one.final is None]
-
-    def is_cancelled(self, question: Question) -> bool:
-        """Return whether the server has acknowledged that the turn was cancelled."""
-        replies = [one.reply for one in self._cancels(question)]
-        return any(reply is not None and reply["ok"] for reply in replies)
-
-    def may_be_cancelled(self, question: Question) -> bool:
-        """Return whether a user sent a `cancel` that was not refused."""
-        return any(not one.is_refused for one in self._cancels(question))
-
-    def _cancels(self, question: Question) -> list[SentCommand]:
-        return [one for one in self.commands.values() if one.question == question.id and one.name == "cancel"]
-
-    # -- answers -----------------------------------------------------------------------------------------------
 
     @staticmethod
     def answers(question: Question, messages: Mapping[str, Json]) -> list[Json]:
@@ -86,8 +57,6 @@ class Questions:
         if streaming:
             return f"{[self._progress(one) for one in streaming]} still stream, for {question.id}"
         if answers and answers[-1]["status"] != "interrupted":
-            return None
-        if self.is_cancelled(question):
             return None
         return f"{question.id} is left with {[one['status'] for one in answers] or 'no answer'}"
 
@@ -116,9 +85,7 @@ class Questions:
             is_allowed = one.get("author") in question.may_fail and one.get("reason") == "store_unavailable"
             if one["status"] == "failed" and not is_allowed:
                 return f"{_summary([one])} has failed, for {question.id}: {one.get('reason')}"
-            if one["status"] == "complete" and self.is_cancelled(question):
-                return f"{_summary([one])} is complete, though the cancel of {question.id} was acknowledged"
-            if one["status"] == "cancelled" and not self.may_be_cancelled(question):
+            if one["status"] == "cancelled":
                 return f"{_summary([one])} was cancelled, though no user sent a cancel"
         return None
 
@@ -145,38 +112,6 @@ class Questions:
         """Keep the answers as the final ones, and return them."""
         question.final = self.answers(question, messages)
         return question.final
-
-    # -- commands ----------------------------------------------------------------------------------------------
-
-    def acknowledged(
-        self, sent: SentCommand, status: int, response: Json, *, known: tuple[Json | None, Json | None]
-    ) -> str | None:
-        """Note the server's response to `sent`; return the fault in it.
-
-        `known` are its `stored` and `reply` at the time of the request; other responses may have come since.
-        """
-        if status == 409 and response["code"] == "finished" and known[0] is None:
-            sent.is_refused = sent.stored is None
-            return None
-        if status not in (200, 201) or (status == 201 and known[0] is not None):
-            return f"command {sent.id}, acknowledged before as {sent.stored}, got status {status}: {response}"
-        stored = {"command": response["command"], "serial": response["serial"]}
-        if sent.stored not in (None, stored):
-            return f"command {sent.id} was acknowledged as {sent.stored}, and then as {stored}"
-        sent.stored, sent.is_refused = stored, False
-        reply = response.get("reply")
-        return self.replied(sent, reply) if reply is not None or known[1] is not None else None
-
-    def replied(self, sent: SentCommand, reply: Json | None) -> str | None:
-        """Take a reply to the command, or None if the server says that it has none; return the fault in it."""
-        if sent.reply not in (None, reply):
-            return f"the reply to command {sent.id} was {sent.reply}, and then {reply}"
-        sent.reply = reply
-        return None
-
-    def without_reply(self) -> list[str]:
-        """Return the stored commands of which no client has received a reply."""
-        return [one.id for one in self.commands.values() if one.stored is not None and one.reply is None]
 
 
 def _ids(question: Question) -> list[str]:

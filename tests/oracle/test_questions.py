@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proof.oracle.questions import Question, Questions, SentCommand
+from proof.oracle.questions import Question, Questions
 from tenuto.core.turns import reply_id
 from tests.oracle.test_plans import STEPS, script_text
 from tests.oracle.test_views import SEED
@@ -94,57 +94,3 @@ def test_settled_answers_do_not_change() -> None:
     longer = answer(1, "interrupted", (3, 1, "bot-1"))  # holds a token of a fenced agent
     for later in (stored(longer, answer(2, "complete")), stored(answer(2, "complete")), {}):
         assert questions.wrong(question, later) is not None
-
-
-# -- commands ----------------------------------------------------------------------------------------------------------
-
-STOP = {"command": {"id": "stop-0", "name": "cancel"}, "serial": 7}
-REPLY = {"type": "command.reply", "serial": 8, "id": "stop-0", "ok": True, "from": "bot-1"}
-
-
-def send(questions: Questions, *responses: tuple[int, Json]) -> list[str | None]:
-    """Send one command again and again; return the fault in each response."""
-    sent = questions.commands["stop-0"] = SentCommand("stop-0", "c", "cancel", ID, ID)
-    return [
-        questions.acknowledged(sent, status, response, known=(sent.stored, sent.reply))
-        for status, response in responses
-    ]
-
-
-def test_command_has_one_reply_and_a_repeat_gets_the_same() -> None:
-    questions, question = one_question()
-    replied = STOP | {"reply": REPLY}
-    assert send(questions, (201, STOP), (200, STOP), (200, replied), (200, replied)) == [None] * 4
-    assert questions.without_reply() == []
-    assert questions.unsettled(question, stored(INTERRUPTED)) is None  # cancelled between two attempts
-    assert questions.wrong(question, stored(answer(1, "cancelled", (2, 1, "bot-1")))) is None
-    wrong = questions.wrong(question, stored(answer(1, "complete")))
-    assert wrong is not None
-    assert "though the cancel of" in wrong
-
-
-@pytest.mark.parametrize(
-    ("response", "why"),
-    [
-        ((200, STOP), "and then None"),  # the reply was lost
-        ((200, STOP | {"reply": REPLY | {"ok": False}}), "and then {"),
-        ((200, STOP | {"serial": 9, "reply": REPLY}), "and then as"),
-        ((201, STOP | {"reply": REPLY}), "got status 201"),  # stored a second time
-        ((404, {"code": "not_found"}), "got status 404"),
-        ((409, {"code": "finished"}), "got status 409"),
-    ],
-)
-def test_other_response_to_a_repeat_is_found(response: tuple[int, Json], why: str) -> None:
-    wrong = send(one_question()[0], (201, STOP), (200, STOP | {"reply": REPLY}), response)
-    assert wrong[:2] == [None, None]
-    assert wrong[2] is not None
-    assert why in wrong[2]
-
-
-def test_command_without_a_reply_is_found() -> None:
-    questions, _ = one_question()
-    assert send(questions, (201, STOP)) == [None]
-    assert questions.without_reply() == ["stop-0"]
-    refused, _ = one_question()
-    assert send(refused, (409, {"code": "finished"})) == [None]
-    assert refused.without_reply() == []
