@@ -546,6 +546,8 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
     assert len(ids) == whole.count("data: ") == 5
     assert await after(ids[1]) == (200, ("Hello to you", "RUN_FINISHED"))
     assert await after(ids[2]) == await after(ids[4]) == (200, ("", "RUN_FINISHED"))
+    last = (await scene.http.post("/api/agent", json=run_of([user()]), headers={"last-event-id": ids[4]})).text
+    assert last.partition("\n")[0] == f"id: {ids[4]}"  # as often as it asks
     connected = await scene.http.get("/api/agent/1/connect", params={"cursor": ids[1]})
     types = [one["type"] for one in events_of(connected.text)]
     assert types == ["TEXT_MESSAGE_CONTENT", "TEXT_MESSAGE_END", "RUN_FINISHED"]

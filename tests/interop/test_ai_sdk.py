@@ -275,11 +275,13 @@ async def test_page_that_resumes_after_a_silent_turn_does_not_get_the_turn_befor
         @hub.agent("chat:*")
         async def agent(turn: Turn) -> None:
             if turn.text == "one":
-                async with turn.reply() as message:
+                async with turn.reply(meta={"finish_reason": []}) as message:
                     await message.append("Hello")
 
         for text, status in (("one", 200), ("two", 204)):
-            await client.post("/api/chat", json={"id": "1", "message": user(text, id=text)})
+            response = await client.post("/api/chat", json={"id": "1", "message": user(text, id=text)})
+            assert response.text.endswith("data: [DONE]\n\n")
+            assert ('"finishReason":"other"' in response.text) == (text == "one")  # a value of any type
             assert (await client.get("/api/chat/1/stream")).status_code == status
 
 

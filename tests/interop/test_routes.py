@@ -220,6 +220,18 @@ async def test_stream_whose_format_fails_is_cut_and_its_neighbours_go_on() -> No
         await served.until(lambda: not hub.channel("chat:1").feeds)
 
 
+async def test_pending_commands_are_listed_until_their_reply_and_count_for_their_reader() -> None:
+    async with counted_app() as (served, charged_bytes):
+        hub = served.hub
+        sent = [await hub.command("chat:1", name, data="x" * 4_000) for name in ("choose", "own")]
+        assert [one.id for one in await hub.pending_commands("chat:1")] == [one.id for one in sent]
+        before = charged_bytes()
+        assert (await served.http.get("/pending_commands")).status_code == 200
+        assert 8_000 <= charged_bytes() - before < 9_000
+        await hub.reply("chat:1", sent[0].id)
+        assert [one.id for one in await hub.pending_commands("chat:1")] == [sent[1].id]
+
+
 @pytest.mark.parametrize("read", ["history", "pending_commands", "conversation", "open_turns"])
 async def test_reads_of_a_route_need_the_capability_history(read: str) -> None:
     async def verify(scope: dict[str, Any]) -> Identity:

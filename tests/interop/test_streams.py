@@ -241,6 +241,6 @@ async def test_stream_takes_a_connection_slot_and_gives_it_back() -> None:
         for method, path, body in STREAMS:
             async with served.http.stream(method, path, json=body) as response:
                 assert response.status_code == 200
-                for refused in STREAMS:
+                for refused in (*STREAMS, *WAITING):
                     assert is_refused(refused[1], await served.http.request(*refused[:2], json=refused[2]))
             await served.until(lambda: hub.rates._clients["ann"].connections == 0)
