@@ -14,7 +14,6 @@ import contextlib
 import json
 import logging
 import os
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from urllib.parse import parse_qs
@@ -40,7 +39,6 @@ class NodeOrders:
     store: str
     bus: str | None
     drain_s: float
-    begun_s: float  # begin of the run, by the clock that all processes of the machine share
     agent: AgentOrders  # its URL is unused
 
 
@@ -62,17 +60,6 @@ async def _verify(scope: Scope) -> Identity:
     return Identity(client_id=name, capabilities=frozenset(may))
 
 
-class _Timed(logging.Formatter):
-    """Lines with the time since the begin of the run."""
-
-    def __init__(self, begun_s: float) -> None:
-        super().__init__()
-        self._begun_s = begun_s
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{time.monotonic() - self._begun_s:8.3f} {super().format(record)}"
-
-
 @contextlib.asynccontextmanager
 async def _logging_lateness(app: Starlette) -> AsyncIterator[None]:
     """Log each long wait of the event loop while the app runs."""
@@ -82,9 +69,7 @@ async def _logging_lateness(app: Starlette) -> AsyncIterator[None]:
 
 
 def _build_node(wanted: NodeOrders) -> Starlette:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Timed(wanted.begun_s))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     hub = Hub(wanted.store, bus=wanted.bus, drain_s=wanted.drain_s, authenticate=_verify)
 
     @hub.agent(wanted.agent.pattern, name=wanted.agent.name, on_crash=wanted.agent.on_crash, slots=SLOTS)

@@ -30,7 +30,7 @@ from proof.chaos.engines import PostgresPair, Redis, check_programs, configurati
 from proof.chaos.processes import Server, ask
 from proof.chaos.proxies import Proxy
 from proof.chaos.report import Failure
-from proof.chaos.viewer import Transport, Viewer
+from proof.chaos.viewer import TRANSPORTS, Viewer
 from proof.chaos.world import Scale, World
 from proof.oracle.plans import AcknowledgedMessage, Piece
 from proof.oracle.questions import Question
@@ -58,7 +58,7 @@ class Node(Server):
             per_second=world.scale.per_second, on_crash=world.random.choice(("restart", "continue")), drain_s=0.0,
         )  # fmt: skip
         store = f"postgresql://app@127.0.0.1:{network.port}/app"
-        settings = NodeOrders(store, bus, NODE_DRAIN_S, world.begun_s, orders)
+        settings = NodeOrders(store, bus, NODE_DRAIN_S, orders)
         self.environment = {"TENUTO_CHAOS": json.dumps(asdict(settings))}
         self.is_stopped = False  # by SIGSTOP
 
@@ -178,25 +178,18 @@ class Cluster(Server):
 
 AGREE_S = 30.0  # a dead node's members leave after its lease and three seconds; a client may wait before it reconnects
 ANEW_S = 45.0
-LATEST = 3  # messages of a producer that are compared after each fault; the end of the run compares all
 
 Json = dict[str, Any]
 
 
 class Stage:
-    """The cluster, the users and the writers of a run."""
+    """The cluster and the users of a run."""
 
-    def __init__(self, world: World, servers: Cluster, conversation: Conversation, writers: dict[str, str]) -> None:
+    def __init__(self, world: World, servers: Cluster, conversation: Conversation) -> None:
         self.world = world
         self.servers = servers
         self.conversation = conversation
-        self.writers = writers  # the producers, each with its channel
         self._asking = asyncio.Lock()  # no question is stored while a failover is judged
-
-    @property
-    def channels(self) -> list[str]:
-        """Return all channels."""
-        return [*self.conversation.channels, *sorted(set(self.writers.values()))]
 
     async def ask(self, channel: str, *, further_attempts: int, may_fail: bool) -> None:
         """Let a user ask a question. With `may_fail` an agent of a node may end the answer as failed."""
@@ -214,14 +207,12 @@ class Stage:
     async def check_calm(self) -> None:
         """Wait until the cluster works as before the fault; check all that was acknowledged and shown."""
         await self.servers.until_ready()
-        await self.world.until_each_writes(self.writers)
         try:
             await self.conversation.until_settled()
         except Failure as failure:
             raise Failure(f"{failure}; {await self._left(str(failure))}") from None
         nodes = [node.name for node in self.servers.running]
         await self.conversation.until_viewers_agree(nodes, AGREE_S)
-        await self._until_texts_are_shown()
 
     async def _left(self, failure: str) -> list[str]:
         """Return what each node has of the first question that `failure` names, for the report."""
@@ -232,59 +223,6 @@ class Stage:
                     path = f"/v1/channels/{question.channel}/messages/{question.id}"
                     found.append(f"{node.name} responds {await node.get(path)} for {question.id}")
         return found
-
-    async def _until_texts_are_shown(self) -> None:
-        """Wait until each viewer shows the acknowledged text of the producers."""
-        wanted: dict[str, dict[str, int]] = {}
-        for name, channel in self.writers.items():
-            ids = [id for id in self.world.acknowledged.messages if id.startswith(f"{name}-")][-LATEST:]
-            known = {id: self.world.acknowledged.messages[id] for id in ids}
-            wanted.setdefault(channel, {}).update({id: one.length for id, one in known.items()})
-
-        def late() -> list[str]:
-            return [
-                f"{viewer.name}: {id}"
-                for viewer in self.world.viewers
-                for id, length in wanted.get(viewer.watching.channel, {}).items()
-                if viewer.shown.lengths.get(id, 0) < length
-            ]
-
-        try:
-            await self.world.until(lambda: not late(), "viewers to show the acknowledged text")
-        except Failure as failure:
-            raise Failure(f"{failure}: {late()[:5]}") if late() else failure from None
-
-    # -- writers ---------------------------------------------------------------------------------------------------
-
-    async def kill_writers(self) -> None:
-        """End the producers as `kill -9` does."""
-        for name in self.writers:
-            await self.world.producers.pop(name).kill()
-
-    async def start_writers(self) -> None:
-        """Start successors of the producers that were killed; each takes up the last message that is left."""
-        for name, channel in self.writers.items():
-            known = self.world.acknowledged.messages
-            number = max((int(id.rpartition("-")[2]) for id in known if id.startswith(f"{name}-")), default=0)
-            while number:
-                status, _ = await self.servers.get(f"/v1/channels/{channel}/messages/{name}-{number}")
-                if status != 404:
-                    break
-                known.pop(f"{name}-{number}", None)
-                number -= 1
-            for id in [id for id in known if id.startswith(f"{name}-") and id != f"{name}-{number}"]:
-                await self._close(known[id])
-            await self.world.produce(name, channel, first=number, takes_up=True)
-
-    async def _close(self, written: AcknowledgedMessage) -> None:
-        """Note the stored content of a message to which no producer writes any more."""
-        id = written.script.id
-        status, response = await self.servers.get(f"/v1/channels/{written.channel}/messages/{id}")
-        if status != 200:
-            raise Failure(f"{id} is lost, though a later message is stored: {status} {response}")
-        message = response["message"]
-        written.length = sum(len(part["text"]) for part in message.get("parts", []))
-        written.is_over, written.status = True, message["status"]
 
     # -- failovers -------------------------------------------------------------------------------------------------
 
@@ -352,7 +290,7 @@ class Stage:
         """Check that all of `kept` is stored; then forget the messages out of `acknowledged` that are lost."""
         questions = self.conversation.questions.all
         async with self._asking:
-            for channel in self.channels:
+            for channel in self.conversation.channels:
                 stored = await self.world.stored(channel)
                 for id, one in acknowledged.items():
                     if one.channel == channel:
@@ -364,8 +302,7 @@ class Stage:
                         raise Failure(f"the standby had it before it was promoted: {wrong}")
                     is_new = old is None or old.status is None  # None: its request was under way
                     is_unknown = one.status is None or id in questions
-                    is_written = channel in self.writers.values()  # `start_writers` looks for those of producers
-                    if is_new and id not in stored and is_unknown and not is_written:
+                    if is_new and id not in stored and is_unknown:
                         del self.world.acknowledged.messages[id]
                         questions.pop(id, None)
                         self.world.count("messages lost by failovers")
@@ -499,7 +436,6 @@ async def standby_promoted(stage: Stage) -> None:
     await asyncio.sleep(lags_s)
     begun_s = time.monotonic()
     await database.kill()
-    await stage.kill_writers()
     world.note(f"PostgreSQL is dead; its standby lags by {lags_s:.1f} s")
     await asyncio.sleep(IN_FLIGHT_S)
     acknowledged = stage.remember()
@@ -509,7 +445,6 @@ async def standby_promoted(stage: Stage) -> None:
     _serves_again(stage, begun_s)
     await stage.until_new_epochs(before)
     await stage.check_kept(kept, acknowledged)
-    await stage.start_writers()
     world.note(f"the standby serves; {world.figures['characters lost by failovers']} characters are lost in all")
     await database.renew_standby()
 
@@ -647,7 +582,6 @@ AGENTS = 2  # remote ones
 PER_S = 30.0  # steps per second of each writer
 MOVES_S = 6.0  # longest time of a viewer at one node
 SILENCE_S = 3.0
-TRANSPORTS: tuple[Transport, ...] = ("ws", "sse", "poll", "eventsource")
 FLUSH_MS = (0, 40, 250)
 MANY = 60  # with more viewers each one gets larger batches
 MANY_FLUSH_MS = (250, 1_000)
@@ -692,27 +626,19 @@ async def _begin(world: World) -> Stage:
     """Start all parties."""
     world.counts_entries = False  # claims and renewals are entries, and agents join text as commits allow
     world.scale = replace(world.scale, per_second=PER_S)
-    answers = world.scale.answers
-    talks = [f"talk:{number}" for number in range(answers * 2 // 3)]
-    texts = [f"text:{number}" for number in range(max(1, answers // 6))]
-    writers = {f"writer{number}": texts[number % len(texts)] for number in range(answers - len(talks))}
+    talks = [f"talk:{number}" for number in range(world.scale.answers)]
     conversation = Conversation(world, channels=talks)
     servers = Cluster(world, conversation, has_bus=world.random.random() < 0.6)
     world.adds(servers)
     await servers.open()
     world.note(f"{len(servers.running)} nodes serve, with {'a' if servers.bus is not None else 'no'} bus")
-    stage = Stage(world, servers, conversation, writers)
-    for name, channel in writers.items():
-        await world.produce(name, channel)
+    stage = Stage(world, servers, conversation)
     flushes = FLUSH_MS if world.scale.viewers <= MANY else MANY_FLUSH_MS
     for number in range(world.scale.viewers):
-        transport, channel = TRANSPORTS[number % len(TRANSPORTS)], stage.channels[number % len(stage.channels)]
+        transport, channel = TRANSPORTS[number % len(TRANSPORTS)], talks[number % len(talks)]
         name, flush_ms = f"{transport}-{number}", world.random.choice(flushes)
         options: dict[str, Any] = {"moves_s": MOVES_S, "silence_s": SILENCE_S, "flush_ms": flush_ms}
-        if channel in talks:
-            conversation.watch(name, transport, channel, **options)
-        else:
-            world.view(name, transport, channel, **options)
+        conversation.watch(name, transport, channel, **options)
     for _ in range(AGENTS):
         await conversation.start_agent()
     return stage

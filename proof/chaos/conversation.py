@@ -48,16 +48,13 @@ class Conversation:
         self._orders: dict[str, AgentOrders] = {}
         # Separate from the world's, which determines the faults: the number of draws here depends on real time.
         self._random = random.Random(f"people:{world.seed}")
-        self._near = list(viewers)  # viewers on good connections
+        self._viewers = list(viewers)
         self._agents_started = 0
         self._question_count = 0
 
-    def watch(self, name: str, transport: Transport, channel: str, *, far: int | None = None, **more: Any) -> None:
-        """Add a viewer; with `far` behind a proxy, so that no time limit applies to it."""
-        more = {"silence_s": 3.0 if far else 8.0, **more}
-        viewer = self.world.view(name, transport, channel, port=far, **more)
-        if not far:
-            self._near.append(viewer)
+    def watch(self, name: str, transport: Transport, channel: str, **more: Any) -> None:
+        """Add a viewer."""
+        self._viewers.append(self.world.view(name, transport, channel, **{"silence_s": 8.0, **more}))
 
     # -- agents ------------------------------------------------------------------------------------------------
 
@@ -173,7 +170,7 @@ class Conversation:
     def writing(self) -> list[tuple[Question, str, Piece]]:
         """Return the streaming answers of all viewers: question, id, and the last piece."""
         found: dict[str, tuple[Question, str, Piece]] = {}
-        for viewer in self._near:
+        for viewer in self._viewers:
             for message in viewer.messages.values():
                 question = self.questions.all.get(message.fields.get("reply_to", ""))
                 if question is None or message.status != "streaming" or question.final is not None:
@@ -200,7 +197,7 @@ class Conversation:
         """Wait until all viewers show these agents."""
         wanted = set(names)
         await self._until(
-            lambda: all(wanted <= one.notices.members.keys() for one in self._near),
+            lambda: all(wanted <= one.notices.members.keys() for one in self._viewers),
             lambda: f"{sorted(wanted)} to be shown; the viewers show {self._shown_members()}",
             within_s,
         )
@@ -209,7 +206,7 @@ class Conversation:
         """Wait until no viewer shows this agent."""
         begun_s = time.monotonic()
         await self._until(
-            lambda: all(name not in one.notices.members for one in self._near),
+            lambda: all(name not in one.notices.members for one in self._viewers),
             lambda: f"{name} to be gone; the viewers show {self._shown_members()}",
             within_s,
         )
@@ -218,7 +215,7 @@ class Conversation:
     async def until_interrupted(self, id: str, attempt: int, within_s: float) -> None:
         """Wait until no viewer shows that this attempt still writes the answer."""
         begun_s = time.monotonic()
-        near = [one for one in self._near if id in one.messages]
+        near = [one for one in self._viewers if id in one.messages]
         await self._until(
             lambda: not any(self._seems_to_stream(one, id, attempt) for one in near),
             lambda: f"{id} to be interrupted, at all of {[one.name for one in near]}",
@@ -234,10 +231,10 @@ class Conversation:
         return not pieces or pieces[-1].attempt <= attempt
 
     def _shown_members(self) -> dict[str, list[str]]:
-        return {one.name: sorted(one.notices.members) for one in self._near}
+        return {one.name: sorted(one.notices.members) for one in self._viewers}
 
-    def _near_to(self, channel: str) -> list[Viewer]:
-        return [one for one in self._near if one.watching.channel == channel]
+    def _viewers_of(self, channel: str) -> list[Viewer]:
+        return [one for one in self._viewers if one.watching.channel == channel]
 
     async def _until(self, predicate: Callable[[], bool], what: Callable[[], str], timeout_s: float) -> None:
         """Wait as `World.until` does; a failure describes the awaited state at its end."""
@@ -263,7 +260,7 @@ class Conversation:
     def _unsettled_on_screens(self) -> list[str]:
         found = []
         for question in self.questions.open:
-            for viewer in self._near_to(question.channel):
+            for viewer in self._viewers_of(question.channel):
                 messages = {id: one.fields | {"id": id} for id, one in viewer.messages.items()}
                 if (missing := self.questions.unsettled(question, messages)) is not None:
                     found.append(f"{viewer.name}: {missing}")
@@ -313,8 +310,8 @@ class Conversation:
             return viewer.notices.differences([*self.agents, *others])
 
         await self._until(
-            lambda: not any(differences(one) for one in self._near),
-            lambda: str({one.name: found for one in self._near if (found := differences(one))}),
+            lambda: not any(differences(one) for one in self._viewers),
+            lambda: str({one.name: found for one in self._viewers if (found := differences(one))}),
             within_s,
         )
 

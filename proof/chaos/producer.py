@@ -5,15 +5,13 @@
 Layer: chaos.
 
 It behaves as a careful remote agent: it repeats the same request until it has a response, names the offset of each
-append (`at`), joins text while it waits, and continues a message of another producer from the length that it finds. It
-prints the server's acknowledgements, one JSON object per line. After SIGTERM it ends with its present message; the exit
-status is 0 only if each response was correct.
+append (`at`), and joins text while it waits. It prints the server's acknowledgements, one JSON object per line. After
+SIGTERM it ends with its present message; the exit status is 0 only if each response was correct.
 """
 
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
 import math
 import os
@@ -46,9 +44,7 @@ class Orders:
     per_second: float
     prefix: str = ""
     timeout_s: float = 3.0  # longest time of one try
-    first: int = 0  # the number of its first message
     last: int | None = None  # the number of its last message; None: it writes until SIGTERM
-    takes_up: bool = False  # whether another producer may have begun that message
     lease_s: int = 60  # longer than any fault, so that a writer that continues keeps its message
 
 
@@ -67,15 +63,15 @@ class Producer:
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
         self._base = f"{orders.prefix}/v1/channels/{quote(orders.channel, safe='')}/messages"
-        self._random = random.Random(f"{orders.seed}:{orders.name}:{orders.first}:pauses")
+        self._random = random.Random(f"{orders.seed}:{orders.name}:pauses")
         self._connection: http.client.HTTPConnection | None = None
         self.is_ending = False
 
     def run(self) -> None:
-        """Write until SIGTERM; end a message of another producer in any case."""
-        number = self._orders.first
+        """Write until SIGTERM, or the last message."""
+        number = 0
         last = math.inf if self._orders.last is None else self._orders.last
-        while number <= last and (not self.is_ending or (self._orders.takes_up and number == self._orders.first)):
+        while number <= last and not self.is_ending:
             Writing(self, f"{self._orders.name}-{number}").run()
             number += 1
 
@@ -119,61 +115,35 @@ class Producer:
 
 
 class Writing:
-    """One message, from its beginning or from the state in which another producer left it. Counts the entries of its
-    requests."""
+    """One message. Counts the entries of its requests."""
 
     def __init__(self, producer: Producer, id: str) -> None:
         orders = producer.orders
         self._producer = producer
         self._id = id
-        self._script = Script(orders.seed, id, steps=orders.steps)
-        self._texts = self._script.texts(orders.name)
+        self._texts = Script(orders.seed, id, steps=orders.steps).texts(orders.name)
         self._entries = self._length = 0
-        self._is_there = self._is_finished = False
 
     def run(self) -> None:
         """Write the whole message."""
         orders = self._producer.orders
-        if orders.takes_up and self._id == f"{orders.name}-{orders.first}":
-            self._take_up()
         say("begins", id=self._id)
-        if not self._is_there:
-            create = {"id": self._id, "role": "assistant", "status": "streaming", "lease_s": orders.lease_s}
-            self._must("POST", "", "", create)
-            self._acknowledged()
+        create = {"id": self._id, "role": "assistant", "status": "streaming", "lease_s": orders.lease_s}
+        self._must("POST", "", "", create)
+        self._acknowledged()
         self._write()
-        if not self._is_finished:
-            self._must("POST", self._id, "/finish", {"status": "complete"})
-            self._acknowledged(status="complete")
+        self._must("POST", self._id, "/finish", {"status": "complete"})
+        self._acknowledged(status="complete")
         say("over", id=self._id)
 
-    def _take_up(self) -> None:
-        """Find the work that the earlier producer has left."""
-        status, response = self._producer.ask("GET", self._id)
-        if status == 404:
-            say("found", id=self._id, status=None)
-            return
-        if status != 200:
-            raise Wrong(f"GET {self._id}: {status} {response}")
-        message = response["message"]
-        parts = message.get("parts", [])
-        if (wrong := self._script.wrong(parts, is_whole=False)) is not None:
-            raise Wrong(f"taken up: {wrong}")
-        self._length = sum(len(part["text"]) for part in parts)
-        self._is_there, self._is_finished = True, message["status"] == "complete"
-        say("found", id=self._id, length=self._length, status=message["status"])
-
     def _write(self) -> None:
-        ends = [*itertools.accumulate(map(len, self._texts), initial=0)]
-        if self._length not in ends:
-            raise Wrong(f"{self._id} has {self._length} characters: a request was stored in part")
-        place = first = ends.index(self._length)
+        place = 0
         begun_s, per_second = time.monotonic(), self._producer.orders.per_second
         while place < len(self._texts):
             if self._producer.is_ending:
                 per_second = HURRY_PER_S
-            time.sleep(max(0.0, begun_s + (place - first) / per_second - time.monotonic()))
-            due = first + int((time.monotonic() - begun_s) * per_second) + 1
+            time.sleep(max(0.0, begun_s + place / per_second - time.monotonic()))
+            due = int((time.monotonic() - begun_s) * per_second) + 1
             until = max(place + 1, min(place + MOST_JOINED, due))
             self._append("".join(self._texts[place:until]))
             place = until

@@ -15,7 +15,6 @@ import asyncio
 import inspect
 import itertools
 import json
-import random
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -25,7 +24,7 @@ from typing import Any
 from proof.chaos.processes import Child
 from proof.chaos.producer import say
 from proof.chaos.report import say_when_late
-from tests.proxy import Direction, FaultProxy
+from tests.proxy import FaultProxy
 
 CALL_S = 20.0  # longest time of a call, on a busy machine
 
@@ -99,70 +98,8 @@ async def serve() -> None:
 async def _carry_out(proxy: FaultProxy, name: str, arguments: list[Any]) -> None:
     if name == "point_to":
         proxy.upstream = ("127.0.0.1", *arguments)
-    elif name == "cut_after":
-        direction, *counts = arguments
-        proxy.cut_after(*counts, direction=direction)
     elif inspect.isawaitable(done := getattr(proxy, name)(*arguments)):
         await done
-
-
-FAULTS = ("cut", "close", "cut_after", "stall", "throttle", "black_hole", "refuse")
-LONGEST_S = 1.0  # longest fault; a black hole lasts up to three times as long
-
-
-class FaultModel:
-    """Faults for one proxy until `end`, with pauses of up to `calm_s` between them."""
-
-    def __init__(self, proxy: Proxy, seed: str, *, calm_s: float) -> None:
-        self._proxy = proxy
-        self._random = random.Random(seed)
-        self._calm_s = calm_s
-        self.counts = dict.fromkeys(FAULTS, 0)
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def end(self) -> None:
-        """End all faults. Swallowed bytes stay lost; delayed bytes continue."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await self._proxy.do("cut_after", "down")
-        await self._proxy.do("throttle", None)
-        await self._proxy.do("resume")
-        await self._proxy.do("accept")
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._random.uniform(0.0, self._calm_s))
-            await self._strike(self._random.choice(FAULTS))
-
-    async def _strike(self, fault: str) -> None:
-        """Begin and end one fault."""
-        proxy, chosen = self._proxy, self._random
-        self.counts[fault] += 1
-        way: Direction = chosen.choice(("up", "down", "both"))
-        lasts_s = chosen.uniform(0.05, LONGEST_S)
-        if fault in ("cut", "close"):
-            await proxy.do(fault)
-        elif fault == "cut_after":
-            await proxy.do(fault, way, *(chosen.randrange(1, 2_000) for _ in range(3)))
-            await asyncio.sleep(lasts_s)
-            await proxy.do(fault, way)
-        elif fault == "stall":
-            await proxy.do(fault, way)
-            await asyncio.sleep(lasts_s)
-            await proxy.do("resume", way)
-        elif fault == "throttle":
-            await proxy.do(fault, chosen.randrange(2_000, 40_000), way)
-            await asyncio.sleep(lasts_s)
-            await proxy.do(fault, None, way)
-        elif fault == "black_hole":
-            await proxy.do(fault)
-            await asyncio.sleep(3 * lasts_s)
-            await proxy.do("resume")
-        else:
-            await proxy.do(fault)
-            await proxy.do("cut")
-            await asyncio.sleep(lasts_s)
-            await proxy.do("accept")
 
 
 if __name__ == "__main__":

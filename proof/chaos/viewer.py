@@ -26,15 +26,7 @@ from tenuto.core.events import NO_EPOCH
 Transport = Literal["sse", "eventsource", "ws", "poll"]
 """`sse` names itself and sends `since`; `eventsource` does neither, and reconnects with `Last-Event-ID`."""
 
-# Each transport, directly and behind the proxy of the run.
-TRANSPORTS: tuple[tuple[Transport, bool], ...] = (
-    ("ws", False),
-    ("sse", True),
-    ("eventsource", False),
-    ("poll", False),
-    ("ws", True),
-    ("eventsource", True),
-)
+TRANSPORTS: tuple[Transport, ...] = ("ws", "sse", "eventsource", "poll")
 POLL_S = 1  # a long poll's `wait_s`
 KEPT_EVENTS = 12  # number of the last events to keep for the report of a failure
 

@@ -26,7 +26,7 @@ from typing import Any, Self
 from proof.chaos.agent import AgentOrders
 from proof.chaos.processes import Child, Server, agent, producer
 from proof.chaos.producer import Orders
-from proof.chaos.proxies import FaultModel, Proxies, Proxy
+from proof.chaos.proxies import Proxies, Proxy
 from proof.chaos.report import Failure, Story, say_when_late, short
 from proof.chaos.viewer import Transport, Viewer, Watching
 from proof.oracle.plans import Acknowledged, counted, first_difference
@@ -87,7 +87,6 @@ class World:
         self._server: Server | None = None
         self._servers: list[Server] = []
         self._proxies: Proxies | None = None
-        self._fault_models: list[FaultModel] = []
         self._wrong: list[str] = []  # reports of errors
         self._story = Story(write_line)
 
@@ -113,11 +112,6 @@ class World:
             shutil.rmtree(self.folder)
 
     # -- the report ------------------------------------------------------------------------------------------------
-
-    @property
-    def begun_s(self) -> float:
-        """Return the begin of the run, from which the times of the report count (`time.monotonic`)."""
-        return self._story.begun_s
 
     def note(self, what: str) -> None:
         """Add an event to the report."""
@@ -164,19 +158,13 @@ class World:
             self._server = server
         return server
 
-    async def proxy(self, port: int | None = None, *, calm_s: float | None = None) -> Proxy:
-        """Return a proxy in front of `port`, by default that of the server; with `calm_s` it injects faults until the
-        end of the run."""
+    async def proxy(self, port: int) -> Proxy:
+        """Return a proxy in front of `port`."""
         if self._proxies is None:
             self._proxies = Proxies(self.folder, self.note)
             self._stack.push_async_callback(self._proxies.clean_up)
             await self._proxies.spawn()
-        proxy = await self._proxies.add(port or self.server.port)
-        if calm_s is not None:
-            fault_model = FaultModel(proxy, f"{self.name}:{self.seed}:{len(self._fault_models)}", calm_s=calm_s)
-            self._fault_models.append(fault_model)
-            self._stack.push_async_callback(fault_model.end)
-        return proxy
+        return await self._proxies.add(port)
 
     def view(
         self, name: str, transport: Transport, channel: str, *, port: int | None = None, by: type[Viewer] = Viewer,
@@ -348,8 +336,6 @@ class World:
 
     async def finish(self) -> None:
         """End the producers, check that store and viewers agree, and check it again after a last `kill -9`."""
-        for fault_model in self._fault_models:
-            await fault_model.end()
         await self._end_producers()
         self.note("producers have ended")
         stored = await self._check_all_stored()

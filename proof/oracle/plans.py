@@ -130,19 +130,12 @@ class AcknowledgedMessage:
     status: str | None = None  # None: its creation was not acknowledged
     is_over: bool = False  # whether its producer sends no further request
     entries: int = 0
-    entries_before: int = 0  # number of entries of earlier producers
 
     def stored(self, report: Json) -> None:
         """Take a report: the producer knows that this content is stored."""
         self.length = report["length"]
         self.status = report.get("status", self.status or "streaming")
-        self.entries = self.entries_before + report["entries"]
-
-    def found(self, report: Json) -> None:
-        """Take the report of a successor. The last request of the earlier producer may be stored unacknowledged."""
-        before = (self.status, self.length)
-        self.status, self.length = report["status"], report.get("length", self.length)
-        self.entries_before = self.entries = self.entries + ((self.status, self.length) != before)
+        self.entries = report["entries"]
 
     def wrong(self, message: Json | None) -> str | None:
         """Return how the server's `message`, read after all acknowledgements, contradicts them; None if it does not."""
@@ -182,8 +175,6 @@ class Acknowledged:
                 self.begin(report["id"], channel)
             case "stored":
                 self.messages[report["id"]].stored(report)
-            case "found":
-                self.begin(report["id"], channel).found(report)
             case "over":
                 self.messages[report["id"]].is_over = True
             case "refused":

@@ -76,8 +76,8 @@ async def test_text_that_the_standby_had_must_be_stored(
     world: World, monkeypatch: pytest.MonkeyPatch, stored: int, is_wrong: bool
 ) -> None:
     """The standby had six pieces of the nine that were acknowledged."""
-    conversation = Conversation(world, channels=())
-    stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation, {"writer0": CHANNEL})
+    conversation = Conversation(world, channels=(CHANNEL,))
+    stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation)
     written = world.acknowledged.begin(SCRIPT.id, CHANNEL)
     written.status, written.length = "streaming", len(text_of(6))
     kept = stage.remember()
@@ -102,7 +102,7 @@ async def test_question_that_was_under_way_when_the_standby_fell_behind_may_be_l
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversation = Conversation(world, channels=(CHANNEL,))
-    stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation, {})
+    stage = Stage(world, Cluster(world, conversation, has_bus=False), conversation)
     question = Question("ask-1", CHANNEL)
     written = world.acknowledged.begin(question.id, CHANNEL)
     kept = stage.remember()  # its request is sent, and not acknowledged yet
