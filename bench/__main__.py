@@ -46,17 +46,17 @@ def main() -> int:
         _print_progress(f"{arguments.markdown.name} will contain only this run; {'; '.join(scope)}")
     _end_cleanly_on_signals()
     rows: list[Row] = []
-    machine = report.Machine(options.directory)
+    started_s, facts = time.monotonic(), [*report.machine(options.directory), *scope]
     try:
         _run(names, options, rows)
     except KeyboardInterrupt:
         print("\n".join([*report.text(rows), "", "interrupted"]))
         return _BROKEN_OFF
-    facts = [*machine.facts(), *scope]
-    lines = [*facts, "", *report.text(rows), "", report.summary(rows, machine.seconds)]
+    lines = [*facts, "", *report.text(rows), "", report.summary(rows, time.monotonic() - started_s)]
     print("\n".join(lines))
     if arguments.markdown is not None:
-        command = shlex.join(["python", "-m", "bench", *_without_paths(sys.argv[1:])])
+        command = shlex.join(["python", "-m", "bench", *arguments.names, *["--quick"] * options.is_quick])
+        command += f" --soak-s {options.soak_s:g}" if "soak" in names else ""
         report.write(arguments.markdown, command=command, facts=facts, rows=rows)
     missed = any(row.is_met is False for row in rows)
     return 1 if any(row.has_failed for row in rows) or (arguments.strict and missed) else 0
@@ -131,16 +131,6 @@ def _arguments() -> argparse.Namespace:
         except (OSError, ValueError) as error:
             parser.error(str(error))
     return arguments
-
-
-def _without_paths(arguments: list[str]) -> list[str]:
-    """Return the arguments without paths of this machine."""
-    shown = list(arguments)
-    for name in ("--dir", "--markdown"):
-        if name in shown:
-            at = shown.index(name)
-            del shown[at : at + 2]
-    return [one for one in shown if not one.startswith(("--dir=", "--markdown="))]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -21,30 +20,18 @@ _SYNCS = 50
 _PACKAGES = ("uvicorn", "httptools", "websockets", "granian", "msgspec")
 
 
-class Machine:
-    """The machine of a run. Create it at the beginning, and read it at the end."""
-
-    def __init__(self, directory: Path) -> None:
-        self._started_s = time.monotonic()
-        self._sync_ms = _sync_ms(directory)
-
-    @property
-    def seconds(self) -> float:
-        """Return how long the run has taken."""
-        return time.monotonic() - self._started_s
-
-    def facts(self) -> list[str]:
-        """Return the facts, one per line."""
-        return [
-            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Tenuto {__version__}{_commit()}",
-            f"{_field('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores, "
-            f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 1024**2:.0f} GiB",
-            f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
-            f"SQLite {sqlite3.sqlite_version}",
-            ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
-            f"a synced write of 4 KiB takes {self._sync_ms:.2f} ms (median of {_SYNCS}); this is the disk "
-            "that SQLite FULL waits for",
-        ]
+def machine(directory: Path) -> list[str]:
+    """Return the facts of this machine, whose databases are in `directory`, one per line."""
+    return [
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Tenuto {__version__}{_commit()}",
+        f"{_field('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores, "
+        f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 1024**2:.0f} GiB",
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}",
+        ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        f"a synced write of 4 KiB takes {_sync_ms(directory):.2f} ms (median of {_SYNCS}); this is the disk "
+        "that SQLite FULL waits for",
+    ]
 
 
 def text(rows: list[Row]) -> list[str]:
@@ -70,8 +57,6 @@ def check_page(page: Path) -> None:
     parts = _read(page)
     if parts.count(BEGIN) != 1 or parts.count(END) != 1 or parts.index(BEGIN) > parts.index(END):
         raise ValueError(f"{page.name} must have one line {BEGIN} and after it one line {END}")
-    if not os.access(page.resolve().parent, os.W_OK):
-        raise ValueError(f"{page.name} is in a folder that is not writable")
 
 
 def write(page: Path, *, command: str, facts: list[str], rows: list[Row]) -> None:
@@ -79,7 +64,6 @@ def write(page: Path, *, command: str, facts: list[str], rows: list[Row]) -> Non
 
     The page never holds figures of two runs: rows that are not in this run are removed, and `facts` says so.
     """
-    page = page.resolve()  # write to the target of a link, not in place of the link
     check_page(page)
     before, _, rest = _read(page).partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -91,17 +75,10 @@ def write(page: Path, *, command: str, facts: list[str], rows: list[Row]) -> Non
         "",
         "| what | measured | budget |",
         "|---|---|---|",
-        *(_markdown_row(row) for row in rows),
+        *map(_markdown_row, rows),
         END,
     ]
-    # Replace the page atomically: a partly written page would lose the figures of a 45-minute run.
-    whole = page.with_name(f".{page.name}.new")
-    try:
-        whole.write_bytes((before + "\n".join(lines) + after).encode())
-        shutil.copymode(page, whole)
-        whole.replace(page)
-    finally:
-        whole.unlink(missing_ok=True)
+    page.write_bytes((before + "\n".join(lines) + after).encode())
 
 
 def _read(page: Path) -> str:

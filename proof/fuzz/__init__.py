@@ -6,8 +6,7 @@ Layer: fuzz.
 own form, so each is a readable file. `corpus/<target>/` holds the inputs that begin a run and every input that ever
 found a bug. `tests/fuzz/test_fuzz.py` replays the whole corpus and runs a fixed number of new inputs per target.
 
-- `engine`: draws and runs inputs, shrinks findings, and keeps inputs that reach new code: new pairs of lines that
-  follow each other in the code that handles a peer's input; `mutate`: changes inputs.
+- `engine`: draws and runs inputs, and shrinks findings; `mutate`: changes inputs.
 - `world`: a hub in virtual time, ASGI by hand, and the invariants of each response and of the hub after each input.
 - targets: `requests` (HTTP, streams, polls) and `frames` (WebSocket messages); `wire` has two more, which send raw
   bytes to a real `tenuto serve`.

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from proof.fuzz.engine import Coverage, Report, Target, fuzz, save
+from proof.fuzz.engine import Report, Target, fuzz, save
 from proof.fuzz.frames import Frames
 from proof.fuzz.requests import Requests
 from proof.fuzz.wire import RawHttp, RawSocket
@@ -43,7 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     names = chosen.targets or list(TARGETS)
     seed = chosen.seed if chosen.seed is not None else time.time_ns() % 1_000_000
     _write_line(f"seed {seed}")
-    coverage = Coverage()
     reports = []
     for name in names:
         target = TARGETS[name]()
@@ -54,16 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
                 runs=chosen.runs,
                 seconds=None if chosen.runs is not None else chosen.seconds / len(names),
                 report_line=_write_line,
-                coverage=coverage,
             )
         finally:
             target.close()
         reports.append(report)
-        print_report(report, seed=seed, coverage=coverage)
+        print_report(report, seed=seed)
     return 1 if any(report.found for report in reports) else 0
 
 
-def print_report(report: Report, *, seed: int, coverage: Coverage) -> None:
+def print_report(report: Report, *, seed: int) -> None:
     """Print the result of a target's run. Save each finding as a file."""
     for found in report.found:
         path = save(found.target, found.given, prefix="found")
@@ -74,8 +72,7 @@ def print_report(report: Report, *, seed: int, coverage: Coverage) -> None:
         _write_line(f"found with seed {seed}; all known inputs again: python -m proof.fuzz {report.target} --runs 0")
     _write_line(
         f"{report.target}: {report.known} known inputs and {report.runs - report.known} new ones in "
-        f"{report.spent_s:.1f} s, {report.kept} reached new code, {len(coverage.pairs)} pairs of lines so far, "
-        f"{len(report.found)} found something"
+        f"{report.spent_s:.1f} s, {len(report.found)} found something"
     )
 
 

@@ -1,13 +1,9 @@
-"""The fuzzing loop: draw an input, run it, keep it if it reached new code, shrink it if it found a bug.
+"""The fuzzing loop: draw an input, run it, and shrink it if it found a bug.
 
 Layer: fuzz.
 
 The target, the seed, the corpus and the number of inputs determine a run. The clock does not, except for a limit in
 seconds: it changes only how many of the same inputs are run.
-
-The coverage of an input is its pairs of lines that follow each other, in the files that handle a peer's input.
-`sys.settrace` makes a run about ten times slower, so only a share of runs is traced. In return it is part of Python, in
-every supported version.
 """
 
 from __future__ import annotations
@@ -15,94 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from types import CodeType, FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
-import tenuto
 from proof.fuzz import mutate
 from proof.fuzz.mutate import Json
 
-# Folders and files of the package: those that handle a peer's input, and the identity code.
-WATCHED = (
-    "core/",
-    "transports/",
-    "hub/access/identity.py",
-    "hub/people/presence.py",
-    "hub/access/tickets.py",
-    "hub/access/tokens.py",
-)
-_ROOT = Path(tenuto.__file__).parent
-_BELOW = f"{_ROOT}/"
-_ELSEWHERE = -1
-_LINE_BITS = 12
-
-
-class Coverage:
-    """All coverage so far. `watching` returns the pairs that one run added."""
-
-    def __init__(self) -> None:
-        self.pairs: set[int] = set()
-        self._codes: dict[CodeType, int] = {}
-        self._files: dict[str, int] = {}
-
-    @contextmanager
-    def watching(self) -> Iterator[set[int]]:
-        """Trace the block. The yielded set holds its new pairs once the block has ended."""
-        reached: set[int] = set()
-        new: set[int] = set()
-        before = sys.gettrace()
-        sys.settrace(self._tracer(reached))
-        try:
-            yield new
-        finally:
-            sys.settrace(before)
-            new |= reached - self.pairs
-            self.pairs |= new
-
-    def _tracer(self, reached: set[int]) -> Any:  # `Any`, because `sys.settrace` expects this signature
-        codes, number_of = self._codes, self._number_of
-
-        def called(frame: FrameType, event: str, argument: Any) -> Any:
-            code = frame.f_code
-            number = codes.get(code)
-            if number is None:
-                number = codes[code] = number_of(code)
-            if number == _ELSEWHERE:
-                return None
-            base = number << (2 * _LINE_BITS)
-            before = 0
-
-            def stepped(frame: FrameType, event: str, argument: Any) -> Any:
-                nonlocal before
-                if event == "line":
-                    line = frame.f_lineno
-                    reached.add(base | before << _LINE_BITS | line)
-                    before = line
-                return stepped
-
-            return stepped
-
-        return called
-
-    def _number_of(self, code: CodeType) -> int:
-        path = code.co_filename
-        if not path.startswith(_BELOW) or not path.removeprefix(_BELOW).startswith(WATCHED):
-            return _ELSEWHERE
-        return self._files.setdefault(path, len(self._files))
-
-
 CORPUS = Path(__file__).parent / "corpus"
-TRACED_EVERY = 4  # one run out of this many is traced
 SHRINK_RUNS = 1_000
 RETRIES = 2  # further tries of an input that took too long: the machine may be the cause
-MAX_POOL = 2_000
 
 
 class Finding(Exception):
@@ -114,7 +35,6 @@ class Target(Protocol):
 
     name: str
     cpu_s: float  # more processor time than this for one input is a finding
-    is_guided: bool  # True: the target runs in this process, so that coverage can be traced
 
     def seeds(self) -> list[Json]:
         """Return the inputs of the first round."""
@@ -132,11 +52,10 @@ class Target(Protocol):
         """Release all resources."""
 
 
-class Guided:
+class InProcess:
     """A target that runs in this process, and holds no resource."""
 
     cpu_s = 3.0
-    is_guided = True
 
     def close(self) -> None:
         """Do nothing."""
@@ -159,7 +78,6 @@ class Report:
     runs: int = 0
     known: int = 0  # number of runs with known inputs, those of the seeds and the corpus
     spent_s: float = 0.0
-    kept: int = 0  # number of new inputs that reached new code
     found: list[Found] = field(default_factory=list)
 
 
@@ -204,17 +122,15 @@ def fuzz(
     seconds: float | None = None,
     max_findings: int = 5,
     report_line: Callable[[str], None] = lambda line: None,
-    coverage: Coverage | None = None,
 ) -> Report:
     """Run the known inputs, and then new ones until `runs` inputs or `seconds` of new inputs are reached."""
     draw = Random(f"{target.name} {seed}")
-    coverage = coverage if coverage is not None else Coverage()
     pool = [*target.seeds(), *(given for _, given in read_corpus(target.name))]
     report = Report(target.name, known=len(pool))
     begun_s = new_s = time.monotonic()
     kinds: set[str] = set()
     while len(report.found) < max_findings:
-        is_known = report.runs < report.known  # these run first, because new inputs are compared with their coverage
+        is_known = report.runs < report.known
         if report.runs == report.known:
             new_s = time.monotonic()
         if not is_known and runs is not None and report.runs >= report.known + runs:
@@ -222,16 +138,7 @@ def fuzz(
         if not is_known and seconds is not None and time.monotonic() - new_s >= seconds:
             break
         given = pool[report.runs] if is_known else _next(target, draw, pool)
-        # Known inputs are traced for the new inputs after them. Without new inputs, measure their time instead.
-        is_watched = target.is_guided and (runs != 0 if is_known else draw.randrange(TRACED_EVERY) == 0)
-        if is_watched:
-            with coverage.watching() as new:
-                text = _run(target, given)  # without a check of its time, because tracing makes it slow
-            if new and text is None and not is_known and len(pool) < MAX_POOL:
-                report.kept += 1
-                pool.append(given)
-        else:
-            text = check(target, given)
+        text = check(target, given)
         report.runs += 1
         if text is not None and (kind := _kind(text)) not in kinds:
             kinds.add(kind)
@@ -256,9 +163,7 @@ def _run(target: Target, given: Json) -> str | None:
 def _next(target: Target, draw: Random, pool: list[Json]) -> Json:
     if not pool or draw.random() < 0.15:
         return target.generate(draw)
-    # The later inputs in the pool reached new code, so they are drawn more often.
-    index = len(pool) - 1 - int(len(pool) * draw.random() ** 1.5)
-    given = pool[max(0, index)]
+    given = draw.choice(pool)
     try:
         for _ in range(draw.choice((1, 1, 2, 3, 6))):
             given = target.change(draw, given, draw.choice(pool))

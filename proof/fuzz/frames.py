@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from proof.fuzz import mutate
-from proof.fuzz.engine import Finding, Guided
+from proof.fuzz.engine import Finding, InProcess
 from proof.fuzz.mutate import Json, to_bytes
 from proof.fuzz.requests import BODIES, HEADER_LINES, PARTS, QUERIES, RAW, SETUPS, STREAMING, WORDS
 from proof.fuzz.world import (
@@ -87,7 +87,7 @@ TEXTS = [
 FRAME_WORDS: list[Json] = [*WORDS, *mutate.words_in(FRAMES), "ref", "e", 10, 11, 1000, 1001, "queue", "c*", "anonymous"]
 
 
-class Frames(Guided):
+class Frames(InProcess):
     """Sends frames over an ASGI socket without a network."""
 
     name = "frames"

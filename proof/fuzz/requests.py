@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from proof.fuzz import mutate
-from proof.fuzz.engine import Finding, Guided
+from proof.fuzz.engine import Finding, InProcess
 from proof.fuzz.mutate import Json, to_bytes
 from proof.fuzz.world import (
     HOLD_S,
@@ -189,7 +189,7 @@ SETUPS: list[dict[str, Json]] = [
 ]
 
 
-class Requests(Guided):
+class Requests(InProcess):
     """Sends requests to a hub of their own, one after another or concurrently."""
 
     name = "requests"

@@ -162,7 +162,6 @@ class _Wire:
     """The common part of both targets."""
 
     cpu_s = 10.0  # processor time of this process; the server's own time is checked separately
-    is_guided = False
 
     def __init__(self) -> None:
         self._running = Running()

@@ -261,7 +261,6 @@ class World:
                 await exchange.leave()
             await asyncio.sleep(HOLD_S)
             await witness.check()
-            await self._converse()
             await self._check_precious()
             await witness.leave()
             await self._check_nothing_is_left(tasks - 1)  # not counting the task of the witness
@@ -314,27 +313,6 @@ class World:
         expected = "streaming" if serial == 2 else "interrupted"
         if found != [("s", parts), ("p", parts)] or status != expected or not page["cursor"].endswith(f":{serial}"):
             raise Finding(f"lost: {page}")
-
-    async def _converse(self) -> None:
-        """Hold a correct conversation: the hub is as healthy as before."""
-        path = "/v1/channels/probe-5f0c/messages"
-        await self.expect(200, "GET", "/readyz")
-        await self.expect(201, "POST", path, {"id": "u", "text": "hello?"})
-        start = {"id": "a", "role": "assistant", "status": "streaming", "parent": "u"}
-        await self.expect(201, "POST", path, start)
-        for at, text in ((0, "häß"), (3, "lich 😀")):
-            reply = await self.expect(200, "POST", f"{path}/a/append", {"text": text, "at": at})
-            if reply != {"serial": reply["serial"], "part": 0, "length": at + len(text)}:
-                raise Finding(f"health: an append got {reply}")
-        await self.expect(200, "POST", f"{path}/a/finish", {})
-        message = (await self.expect(200, "GET", f"{path}/a"))["message"]
-        if (message["status"], message["parts"]) != ("complete", [{"type": "text", "text": "häßlich 😀"}]):
-            raise Finding(f"health: the message became {message}")
-        head = await self.expect(200, "GET", "/v1/channels/probe-5f0c")
-        polled = await self.expect(200, "GET", "/v1/channels/probe-5f0c/poll")
-        shown = [event["message"]["id"] for event in polled["events"] if event["type"] == "message.update"]
-        if (shown, entry_of(polled["cursor"])) != (["u", "a"], head["cursor"]):
-            raise Finding(f"health: a poll shows {polled}, the channel is at {head}")
 
     async def _check_nothing_is_left(self, tasks: int) -> None:
         async with asyncio.timeout(PATIENCE_S):

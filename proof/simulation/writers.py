@@ -238,11 +238,12 @@ class PipelinedWriter(Author):
     """Writes over a socket without waiting for responses; it resends unacknowledged frames after a break."""
 
     label = "piper"
+    resends = True
 
     async def write(self, channel: str) -> None:
         begun = self.world.stored.stamp
         message_id = self.new_id()
-        frames, parts = self._script(channel, message_id)
+        frames, parts = self.script(channel, message_id)
         position = 0
         begun_s = self.world.loop.time()
         while position < len(frames):
@@ -250,6 +251,8 @@ class PipelinedWriter(Author):
             try:
                 stream = await self.http.socket(node.process, node.hub, patience_s=RESPONSE_S)
             except ConnectionLost:
+                if not self.resends:
+                    return
                 self.check_patience(begun_s, f"a socket to write {message_id}")
                 await self.pause(0.05, 1.0)
                 continue
@@ -263,6 +266,8 @@ class PipelinedWriter(Author):
                     pipe.receive(json.loads(data.data), data.stamp, stream)
                     self.check_patience(begun_s, f"to write {message_id}")
             except ConnectionLost:
+                if not self.resends:
+                    return
                 await self.pause(0.05, 1.0)
             finally:
                 stream.close()
@@ -271,7 +276,7 @@ class PipelinedWriter(Author):
             position = pipe.position
         self.check_whole(channel, message_id, parts, begun, status="complete")
 
-    def _script(self, channel: str, message_id: str) -> tuple[list[dict[str, Any]], list[Part]]:
+    def script(self, channel: str, message_id: str) -> tuple[list[dict[str, Any]], list[Part]]:
         """Return the frames of one message, and the parts that it will have."""
         about = {"channel": channel, "id": message_id}
         frames: list[dict[str, Any]] = [{"type": "create", **about, "role": "assistant", "status": "streaming"}]
@@ -310,7 +315,7 @@ class _Pipeline:
         self._frames = frames
         self._next = position
         self._begun = begun
-        self._window = writer.draw.choice((1, 4, 20))
+        self._window = writer.draw.choice((1, 4, 20)) if writer.resends else len(frames)
         self._under_way: dict[int, None] = {}
         self._acked: set[int] = set()
         self._goes_back = False
@@ -357,7 +362,7 @@ class _Pipeline:
             self.position += 1
         stored, channel = self._world.stored, self._channel
         if sent["type"] == "append":
-            at, text, part, serial = sent["at"], sent["text"], sent["part"], frame["serial"]
+            at, text, part, serial = sent.get("at"), sent["text"], sent.get("part", 0), frame["serial"]
             check_text(stored, channel, self._message_id, part, at, text, serial, since=self._begun, stamp=stamp)
         else:
             request = sent.get("request")
@@ -370,46 +375,25 @@ class _Pipeline:
         self._world.trace.add(f"{self._writer.name} #{ref} {self._message_id}: {code}")
         self._under_way.pop(ref)
         if frame["status"] in (429, 503):
-            self._goes_back = True
+            self._goes_back, self.is_refused = self._writer.resends, not self._writer.resends
+        elif not self._writer.resends and code in ("gap", "mismatch") and not self._world.plan.is_exclusive:
+            self.is_refused = True  # of several hubs, a read can show that all was stored, but not in which order
         elif not (self._goes_back and code in ("gap", "not_found", "no_part")):
             # Only a frame behind a refused one may miss it.
             self._writer.check_refused(self._channel, self._message_id, code, self._begun, stamp)
             self.is_refused = True
 
 
-class BlindWriter(Author):
+class BlindWriter(PipelinedWriter):
     """Writes over a socket without offsets, replaces parts with text in transit, and never resends.
 
     Acknowledged data is stored. If all frames are acknowledged, the message is the fold of the frames, in order.
     """
 
     label = "careless"
+    resends = False
 
-    async def write(self, channel: str) -> None:
-        begun = self.world.stored.stamp
-        message_id = self.new_id()
-        frames, parts = self._script(channel, message_id)
-        node = await self.some_node()
-        stream = None
-        try:
-            stream = await self.http.socket(node.process, node.hub, patience_s=RESPONSE_S)
-            for ref, frame in enumerate(frames):
-                stream.send(json.dumps({**frame, "ref": ref}))
-                stream.connection.sent_s = self.world.loop.time()
-                self.world.promises.note_request((channel, message_id), stream.connection)
-                if self.draw.random() < 0.2:
-                    await self.pause(0.0, self.world.plan.token_s)
-            for _ in frames:
-                if not await self._is_accepted(stream, frames, channel, message_id, begun):
-                    return
-        except ConnectionLost:
-            return
-        finally:
-            if stream is not None:
-                stream.close()
-        self.check_whole(channel, message_id, parts, begun, status="complete")
-
-    def _script(self, channel: str, message_id: str) -> tuple[list[dict[str, Any]], list[Part]]:
+    def script(self, channel: str, message_id: str) -> tuple[list[dict[str, Any]], list[Part]]:
         about = {"channel": channel, "id": message_id}
         frames: list[dict[str, Any]] = [{"type": "create", **about, "role": "assistant", "status": "streaming"}]
         text = ""
@@ -423,34 +407,6 @@ class BlindWriter(Author):
                 text += piece
         frames.append({"type": "finish", **about})
         return frames, [{"type": "text", "text": text}]
-
-    async def _is_accepted(
-        self, stream: Stream, frames: list[dict[str, Any]], channel: str, message_id: str, begun: int
-    ) -> bool:
-        """Take the next response and check it. Return False if its frame was refused, as are all later frames."""
-        while True:
-            data = await within(SILENCE_S, stream.take)
-            frame: dict[str, Any] = json.loads(data.data) if data.data else {"type": "bye"}
-            if frame["type"] in ("ok", "error", "bye"):
-                break
-        if frame["type"] == "bye":
-            raise ConnectionLost("the server sent bye")
-        sent = frames[frame["ref"]]
-        self.world.trace.add(f"{self.name} {sent['type']} {message_id} #{frame['ref']}: {summary(frame)}")
-        if frame["type"] == "ok":
-            self.world.promises.note_response((channel, message_id), stream.connection)
-        if frame["type"] == "error":
-            # With several hubs, a read can show that all frames were stored, but not in which order.
-            is_unclear = frame["code"] in ("gap", "mismatch") and not self.world.plan.is_exclusive
-            if frame["status"] not in (429, 503) and not is_unclear:
-                self.check_refused(channel, message_id, frame["code"], begun, data.stamp)
-            return False
-        stored, stamp, serial = self.world.stored, data.stamp, frame["serial"]
-        if sent["type"] == "append":
-            check_text(stored, channel, message_id, 0, None, sent["text"], serial, since=begun, stamp=stamp)
-        else:
-            check_serial(stored, channel, message_id, serial, since=begun, stamp=stamp)
-        return True
 
 
 def grow(parts: list[Part], index: int, text: str) -> None:
@@ -727,6 +683,7 @@ class SteadyWriter(LocalWriter):
     """Writes for seconds without a pause, so that viewers always have text to receive."""
 
     label = "steady"
+    tokens, token_s = 150, 0.03
 
     async def run(self) -> None:
         await super().run()
@@ -735,28 +692,21 @@ class SteadyWriter(LocalWriter):
 
     async def _write_to(self, message: MessageWriter, parts: list[Part], begun: int) -> None:
         parts.append({"type": "text", "text": ""})
-        for count in range(150):
+        for count in range(self.tokens):
             text = self.piece(message.id, count)
             grow(parts, 0, text)
             await message.append(text)
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(self.token_s)
 
 
-class LongWriter(LocalWriter):
+class LongWriter(SteadyWriter):
     """Writes one message in the hub of a given node, for longer than the lease of a node."""
 
     label = "long"
+    tokens, token_s = 60, 0.3
 
     async def write_in(self, node: Node, channel: str) -> None:
         await node.inside(self._write_message(node.hub, channel))
-
-    async def _write_to(self, message: MessageWriter, parts: list[Part], begun: int) -> None:
-        parts.append({"type": "text", "text": ""})
-        for count in range(60):
-            text = self.piece(message.id, count)
-            grow(parts, 0, text)
-            await message.append(text)
-            await asyncio.sleep(0.3)
 
 
 class _OnPurpose(Exception):

@@ -106,7 +106,6 @@ class Picky:
 
     name = "picky"
     cpu_s = 1.0
-    is_guided = False
 
     def seeds(self) -> list[Any]:
         return []
@@ -179,7 +178,6 @@ def test_finding_among_the_known_inputs_is_printed_without_new_ones(
 def test_known_input_that_costs_too_much_is_a_finding() -> None:
     class Slow(Picky):
         cpu_s = 0.0
-        is_guided = True
 
         def seeds(self) -> list[Any]:
             return [[]]
