@@ -6,7 +6,6 @@ number of slow readers has a server of its own, because Python does not return f
 """
 
 import functools
-import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from bench.common import (
     served,
     spread,
 )
-from bench.proc import BenchError, raise_file_limit, rss_bytes
+from bench.proc import BenchError, raise_file_limit
 
 _READERS = 200
 _SLOW = (1, 10)
@@ -37,7 +36,6 @@ _CHANNEL = "bench:slow"
 
 class _Run(NamedTuple):
     p99_ms: float
-    grown_bytes: int  # growth of the server's memory, from when all were attached to when all was written
     most_bytes: int  # bytes of the slow viewer that got the most
 
 
@@ -57,14 +55,12 @@ def slow(
         for count, each in runs.items():
             each.append(_run(options, kind, readers, count, answer))
     p99s = {count: [one.p99_ms for one in each] for count, each in runs.items()}
-    grown_mb = {count: statistics.median(one.grown_bytes for one in each) / 1e6 for count, each in runs.items()}
     yield Row(f"p99 of {readers} {NAMES[kind]} readers of {answer / 1e6:g} MB", spread(p99s[0], "ms"))
     for count in slow_ones:
         ratios = spread([one / other for one, other in zip(p99s[count], p99s[0], strict=True)], "×")
         yield Row(
             f"  beside {count} that {'does' if count == 1 else 'do'} not read",
             f"{spread(p99s[count], 'ms')}, against none {ratios}",
-            note=f"the server grew by {grown_mb[count]:.1f} MB (without by {grown_mb[0]:.1f})",
         )
     most = [max(one.most_bytes for one in same) for same in zip(*runs.values(), strict=True)]
     limit = int(answer * 1.05) + 128 * 1024
@@ -80,13 +76,11 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
     with kept(options) as database, served(database) as server, load_client() as load:
         connect(load, kind, [_CHANNEL] * (readers + slow), server.address, piece=_PIECE)
         load.request("stall", count=slow)
-        before = rss_bytes(server.child.pid)
         produced, drained, _ = capture(
             load,
             server.child.pid,
             lambda: server.child.request("produce", reply_in_s=count / _PIECES_PER_S + 30, **wanted),
         )
-        grown = rss_bytes(server.child.pid) - before
         client_load(drained)  # before they read on, since each then reads a megabyte at once
         if slow:
             load.request("read_on")
@@ -97,4 +91,4 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
         raise BenchError(
             f"{decoded['tokens']} of {count * readers} tokens have a latency, although all texts are correct"
         )
-    return _Run(decoded["latency_ms"][1], grown, max(decoded["stalled_bytes"], default=0))
+    return _Run(decoded["latency_ms"][1], max(decoded["stalled_bytes"], default=0))

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
+from unittest import mock
 
 from proof.oracle import Violation
 from proof.oracle.log import StoredLogs
@@ -724,20 +724,10 @@ def _truncate_tails(hub: Hub) -> None:
 @contextlib.contextmanager
 def _sizes(sizes: list[int]) -> Iterator[None]:
     """Use the sizes of the plan instead of the real ones."""
-    before: list[Callable[[], None]] = []
-    for (module, name, _), size in zip(SIZES, sizes, strict=True):
-        place = importlib.import_module(module)
-        before.append(_restorer(place, name, getattr(place, name)))
-        setattr(place, name, size)
-    try:
+    with contextlib.ExitStack() as stack:
+        for (module, name, _), size in zip(SIZES, sizes, strict=True):
+            stack.enter_context(mock.patch(f"{module}.{name}", size))
         yield
-    finally:
-        for restore in before:
-            restore()
-
-
-def _restorer(place: object, name: str, value: object) -> Callable[[], None]:
-    return lambda: setattr(place, name, value)
 
 
 class _Listener(logging.Handler):

@@ -20,7 +20,6 @@ from proof.fuzz.requests import Requests, run_step
 from proof.fuzz.wire import complaint
 from proof.fuzz.world import World, documented_codes
 from tenuto.core.errors import MethodNotAllowed
-from tenuto.hub.access import tickets
 from tenuto.transports import session, sse
 
 SEED = 1
@@ -77,15 +76,10 @@ def never_detaches(self: Any) -> None:
     pass
 
 
-def accepts_any_signature(self: Any, kind: str, text: str, signature: str) -> bool:
-    return True
-
-
 MUTANTS: list[tuple[str, object, str, object, str]] = [
     ("requests", MethodNotAllowed, "code", "not_this_way", "undocumented"),
     ("frames", session.Session, "_detach", detaches_without_a_reply, "replies"),
     ("requests", sse.EventStream, "close", never_detaches, "leak"),
-    ("requests", tickets.Tickets, "_is_signed", accepts_any_signature, "forged"),
 ]
 
 
