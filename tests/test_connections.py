@@ -145,22 +145,6 @@ async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address() -
     assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
 
 
-@virtually
-async def test_end_of_a_burst_evicts_from_the_fullest_address() -> None:
-    book = Connections(max_open=1_000, max_waiting=3)
-    one, *others = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2")
-    await asyncio.sleep(CHANCE_S + 2 * SWEEP_S)
-    assert [peer.is_evicted for peer in (one, *others)] == [False, True, False, False]
-
-
-async def test_address_of_many_new_connections_does_not_count_as_full() -> None:
-    book = Connections(max_open=1_000, max_waiting=4)
-    one, *others = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2")
-    one.connection.since_s -= 5
-    waiting(book, "192.0.2.2")
-    assert [peer.is_evicted for peer in (one, *others)] == [True, False, False, False]
-
-
 async def test_connection_is_refused_when_known_clients_hold_all_descriptors() -> None:
     book = Connections(max_open=2)
     waiting(book, "192.0.2.1")[0].connection.proceed()

@@ -32,7 +32,7 @@ HYPERCORN = os.environ.get("TENUTO_HYPERCORN") or shutil.which("hypercorn")  # i
 _APP = """
 import asyncio
 from starlette.applications import Starlette
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 from tenuto import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 verifier = jwt_verifier(secret={secret!r}, audience={audience!r})
@@ -46,13 +46,7 @@ async def slow_verifier(scope):
 
 slow_hub = Hub({store!r}, authenticate=slow_verifier)
 
-async def words():
-    yield "the answer"
-
-async def ask(request):
-    return hub.stream_response("answers", words, prompt="hi", prompt_by="ann", reply_id=request.query_params["id"])
-
-app = Starlette(routes=[Route("/ask", ask), Mount("/", app=hub)])
+app = Starlette(routes=[Mount("/", app=hub)])
 """
 
 

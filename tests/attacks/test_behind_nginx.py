@@ -13,8 +13,8 @@ import pytest
 
 from tests.attacks.attacker import HANDSHAKE
 from tests.attacks.mounted import mounted_scene
-from tests.attacks.scene import IS_LONG, MIB, Scene, run
-from tests.attacks.test_connections import GRACE_S, HALF, good_clients
+from tests.attacks.scene import MIB, Scene, run
+from tests.attacks.test_connections import good_clients
 from tests.attacks.test_http import HEAD
 from tests.nginx import needs_nginx
 
@@ -36,34 +36,6 @@ async def test_nginx_refuses_an_endless_head(behind_nginx: Scene, begin: str, pi
     outcome = await run(behind_nginx, "endless_head", begin=begin, piece=piece)
     assert outcome.growth_bytes <= 4 * MIB
     assert outcome.report["first"].startswith(f"HTTP/1.1 {status} "), outcome
-
-
-async def test_nginx_passes_one_request_of_a_connection_at_a_time(behind_nginx: Scene) -> None:
-    outcome = await run(behind_nginx, "pipelined", total=600_000)
-    assert outcome.growth_bytes <= 4 * MIB
-
-
-@pytest.mark.parametrize(
-    ("begin", "filler"),
-    [
-        pytest.param("", 0, id="nothing", marks=pytest.mark.skipif(not IS_LONG, reason="of the long form")),
-        pytest.param(HALF, 10, id="half a head"),
-    ],
-)
-async def test_nginx_ends_silent_connections(behind_nginx: Scene, begin: str, filler: int) -> None:
-    outcome = await run(
-        behind_nginx,
-        "crowd",
-        total=1_100,
-        begin=begin,
-        filler=filler,
-        seconds=20,
-        beside=lambda: good_clients(behind_nginx),
-    )
-    assert outcome.growth_bytes <= 4 * MIB
-    assert outcome.beside == 20
-    assert outcome.report["left"] == 0, outcome
-    assert outcome.report["last_end_s"] < 10 + 2 * GRACE_S, outcome
 
 
 async def test_nginx_bounds_the_sockets_of_one_address(behind_nginx: Scene) -> None:

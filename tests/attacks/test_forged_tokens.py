@@ -9,7 +9,6 @@ forged. To verify one takes 0.02 ms (HS256) to 1.1 ms (ES512).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.attacks.attacker import connect
 from tests.attacks.scene import AUDIENCE, MIB, PERSON, SECRET, Scene, introduces_itself, run, scene, token
 from tests.attacks.test_connections import STORM_CPU_S
 from tests.hub.test_tokens import EC521, OTHER_RSA, OTHER_SECRET, RSA, Issuer, jwk
@@ -86,17 +84,6 @@ async def test_one_token_beyond_its_rate_does_not_hold_the_loop(attacked: Scene,
 @pytest.mark.parametrize("algorithm", OTHERS)
 async def test_forged_introductions_of_sockets_do_not_hold_the_loop(attacked: Scene, algorithm: str) -> None:
     await check(attacked, "introductions", bearer=forged(algorithm), at_once=20)
-
-
-async def test_clients_that_connect_at_once_get_in(attacked: Scene) -> None:
-    """Hundreds of pages reconnect after a restart, with valid tokens: none of them waits for its verification."""
-    addresses = ["127.0.0.1"] * 80 + [f"127.0.3.{number}" for number in range(1, 221)]
-    with ExitStack() as stack:
-        peers = [stack.enter_context(connect(attacked.port, address)) for address in addresses]
-        for number, one in enumerate(peers):
-            bearer = token(f"reader-{number}", ["history"])
-            one.sendall(f"GET {READ} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {bearer}\r\n\r\n".encode())
-        assert {one.recv(4096)[:12] for one in peers} == {b"HTTP/1.1 200"}
 
 
 async def test_flood_of_forged_tickets_does_not_hold_the_loop(attacked: Scene) -> None:

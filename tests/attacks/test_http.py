@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 
 import pytest
@@ -85,18 +84,6 @@ async def test_endless_trailer_behind_a_response_ends_the_connection(attacked: S
     assert await attacked.until_memory_is_back(outcome.before_bytes) < 30
 
 
-async def test_request_behind_a_refused_body_gets_a_response(watched_server: Scene) -> None:
-    """The server throws away the body of a request that it refused, which counts for no other head."""
-    body = b"x" * 500_000
-    head = b"POST /v1/channels/c/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with connect(watched_server.port) as one, connect(watched_server.port) as other:
-        assert exchange(one, head + body)[0] == 401
-        for piece in (GET[:20], GET[20:]):
-            one.sendall(piece)
-            assert exchange(other, GET + b"\r\n")[0] == 200  # meanwhile the server has read the piece
-        assert exchange(one, b"\r\n")[0] == 200
-
-
 INSIDE = b"GET /healthz?inside-a-body HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 10.9.9.9\r\n\r\n"
 UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nUpgrade: "
 
@@ -147,22 +134,3 @@ async def test_request_that_offers_http_2_is_served_with_its_body(attacked: Scen
             assert (status, length > size) == (201, True)
             assert exchange(one, GET + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET + b"\r\n")[0] == 200
             assert read_all(one, 0.3).count(b"HTTP/1.1 200") <= 1
-
-
-async def test_end_of_a_connection_shows_behind_refused_input(watched_server: Scene) -> None:
-    """A stream whose peer has sent nonsense and left ends at once, and not with the next write."""
-    head = f"GET /v1/channels/c/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {writer_token()}\r\n\r\n"
-    before = watched_server.descriptors()
-    with connect(watched_server.port) as one:
-        one.sendall(head.encode())
-        received = b""
-        while b"channel.attached" not in received:
-            received += one.recv(65536)
-        read_all(one, 0.3)
-        one.sendall(b"no request\r\n\r\n")
-        assert read_all(one, 0.3) == b""
-        one.shutdown(socket.SHUT_WR)
-        one.settimeout(10)  # less than the pause between two writes
-        while one.recv(4096):
-            pass
-    assert watched_server.descriptors() <= before

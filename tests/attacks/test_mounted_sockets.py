@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,30 +59,3 @@ def test_announced_message_above_the_limit_is_refused_before_it_arrives(server: 
         while (frame := frame_from(stream)).startswith(b"{"):
             pass
         assert frame[:2] == (1009).to_bytes(2)
-
-
-def test_largest_request_is_accepted(server: MountedServer) -> None:
-    create = {"type": "create", "ref": 1, "channel": "c", "text": "x" * (MIB - 200)}
-    with opened(server) as (_, stream):
-        stream.write(encode_frame(1, json.dumps(create).encode(), mask=MASK))
-        while (reply := frame_from(stream)).startswith(b'{"type":"ping"'):
-            pass
-        assert reply.startswith(b'{"type":"ok"'), reply[:300]
-
-
-def test_person_who_takes_the_id_of_an_answer_is_not_served_as_the_assistant(server: MountedServer) -> None:
-    bearer = {"Authorization": f"Bearer {token('ada', PERSON)}"}
-    taken = {"id": "taken", "text": "words of a person"}
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as one:
-        one.request(
-            "POST", "/v1/channels/answers/messages", json.dumps(taken), {**bearer, "Content-Type": "application/json"}
-        )
-        created = one.getresponse()
-        assert (created.status, taken["text"].encode() in created.read()) == (201, True)
-        one.request("GET", "/ask?id=taken")
-        refused = one.getresponse()
-        assert (refused.status >= 400, b"words of a person" in refused.read()) == (True, False)
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as one:
-        one.request("GET", "/ask?id=free")
-        served = one.getresponse()
-        assert (served.status, b"the answer" in served.read()) == (200, True)

@@ -9,20 +9,17 @@ commits delay text.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 
-from tenuto import Hub, Turn
 from tenuto.core.requests import AppendText, Caller, CreateMessage
 from tenuto.hub import HubCore, pending
-from tenuto.hub.pending import Result, Waiting, result_later
+from tenuto.hub.pending import Result, result_later
 from tenuto.stores.base import Committed, Conflict, Write
 from tests.hub.hubs import new_hub
 from tests.hub.test_pacing import Stage, Timed, now_s
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import virtually
 
 ANSWERS = 700
-TURNS = 100
 TOKEN_S = 0.02
 
 
@@ -76,57 +73,11 @@ async def test_running_text_is_not_held_up_by_a_burst_of_creates() -> None:
 
 
 @virtually
-async def test_handlers_of_a_burst_of_turns_begin_in_slices() -> None:
-    hub = Hub(Creating(), hooks_signals=False, drain_s=0.0, clock=virtual_clock())
-    begun: list[int] = []  # for each handler the number of commits before its first step
-    have_all = asyncio.Event()
-
-    @hub.agent("*", slots=TURNS)
-    async def agent(turn: Turn) -> None:
-        begun.append(hub.stats()["commits"])
-        if len(begun) == TURNS:
-            have_all.set()
-
-    stage = Stage(hub)
-    await stage.open(1)
-    streaming = asyncio.create_task(stage.stream(50, TOKEN_S))
-    await asyncio.sleep(TOKEN_S * 2.5)
-    await burst(hub, TURNS)
-    await have_all.wait()
-    assert not streaming.done()
-    assert max(Counter(begun).values()) == pending.SLICE
-    await streaming
-    await stage.close()
-
-
-@virtually
 async def test_slices_are_larger_on_a_slow_disk() -> None:
     store = Creating(commit_s=0.04)
     _, _, took_s = await delays_beside_burst(store)
     assert max(store.created) == pending.LARGEST_SLICE
     assert took_s <= TOKEN_S * 2.5 + (ANSWERS / pending.LARGEST_SLICE + 8) * (0.04 + 0.0002 * pending.LARGEST_SLICE)
-
-
-@virtually
-async def test_burst_without_running_text_has_large_commits() -> None:
-    store = Creating()
-    hub = new_hub(store)
-    await hub.start()
-    await burst(hub)
-    assert max(store.created) > 10 * pending.SLICE
-    await hub.close()
-
-
-def test_between_two_large_creates_is_a_commit_without_one_beside_running_text() -> None:
-    waiting = pending.Admission()
-    waiting.note_running(0.0)
-    for number in range(2):
-        create = CreateMessage(parts=[{"type": "file", "url": "x" * 4_000_000}])
-        waiting.append(Waiting(f"c{number}", "m", create, Caller(), lambda _: None))
-    for is_admitted in (True, False, True):
-        waiting.begin(0.5)
-        assert (waiting.take() is not None) is is_admitted
-        assert waiting.take() is None
 
 
 @virtually

@@ -28,7 +28,6 @@ from tenuto.core.message_state import MessageState
 from tenuto.core.requests import CreateMessage, DeleteMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
-from tenuto.hub.pending import result_later
 from tenuto.hub.writer import ABANDONED_S, RETRY_S
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
@@ -91,46 +90,6 @@ async def texts(hub: HubCore, message_id: str) -> list[str]:
     return [part["text"] for part in (await hub.read("c", message_id))[0].parts]
 
 
-async def test_error_for_a_cancelled_caller_is_not_reported_by_asyncio() -> None:
-    complaints: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
-    result, done = result_later()
-    shielded = asyncio.shield(result)  # shielded, as the request that opens a message is
-    shielded.cancel()
-    await asyncio.sleep(0)
-    done(Draining("the hub has stopped"))
-    del result, done, shielded
-    gc.collect()
-    assert complaints == []
-
-
-async def test_failed_start_whose_caller_was_cancelled_is_not_reported_by_asyncio(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    complaints: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
-    store, opened = MemoryStore(), asyncio.Event()
-
-    async def fail(prefix: str) -> dict[str, str]:
-        await opened.wait()
-        raise StoreUnavailable("the store is down")
-
-    monkeypatch.setattr(store, "notes", fail)
-    hub = HubCore(store, hooks_signals=False, drain_s=0.1)
-    starting = asyncio.create_task(hub.start())
-    await asyncio.sleep(0)
-    starting.cancel()
-    await asyncio.wait([starting])
-    run = hub._lifecycle._run
-    assert run is not None
-    opened.set()
-    await asyncio.wait([run.main])
-    assert run.ready.done()
-    del run, hub, starting
-    gc.collect()
-    assert complaints == []
-
-
 async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> None:
     async with scripted() as (hub, store):
         for number in range(2):
@@ -144,24 +103,6 @@ async def test_start_after_a_failed_start_recovers_the_remaining_messages() -> N
         messages = (await successor.history("c")).messages
         assert [one.status for one in messages] == ["interrupted", "interrupted"]
         await successor.close()
-
-
-async def test_close_after_a_failed_start_waits_until_the_store_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, may_close = MemoryStore(), asyncio.Event()
-
-    async def fail(prefix: str) -> dict[str, str]:
-        raise StoreUnavailable("the store is down")
-
-    monkeypatch.setattr(store, "notes", fail)
-    monkeypatch.setattr(store, "close", may_close.wait)
-    hub = HubCore(store, hooks_signals=False)
-    with pytest.raises(StoreUnavailable):
-        await hub.start()
-    closing = asyncio.create_task(hub.close())
-    await asyncio.sleep(0)
-    assert not closing.done()
-    may_close.set()
-    await closing
 
 
 @pytest.mark.parametrize("has_viewer", [False, True])

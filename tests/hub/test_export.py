@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import signal
 import sys
 import tempfile
-import tracemalloc
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,9 +34,8 @@ from tenuto.core.errors import (
 from tenuto.core.events import Page
 from tenuto.core.limits import Limits
 from tenuto.hub import HubCore
-from tenuto.hub.clock import Clock
 from tenuto.hub.keep import exports, retention
-from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
+from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.stores.files import run_from_outside
 
@@ -225,6 +222,11 @@ BAD: dict[str, tuple[Callable[[list[Any]], bytes], type[TenutoError], str]] = {
         "line 5 of .*3 messages and 0 commands, 1 of them damaged; its end names 3, 0 and 2",
     ),
     "a line after the end": (lambda lines: with_end(lines) + b"\n", InvalidRequest, "line 6 of .*after the end"),
+    "a long line": (
+        lambda lines: with_end(lines).splitlines(keepends=True)[0] + b"x" * 10**7,
+        TooLarge,
+        "line 2 of .*longer than",
+    ),
     "not JSON": (
         lambda lines: with_end(lines).replace(b'"role"', b"role"),
         InvalidRequest,
@@ -384,36 +386,11 @@ async def test_an_export_counts_its_damaged_messages_and_goes_through_an_import(
     await hub.close()
 
 
-async def test_a_line_without_an_end_is_not_read_whole(hub: HubCore, tmp_path: Path) -> None:
-    await hub.create(CHANNEL, text="x")
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes((await exported(hub)).splitlines(keepends=True)[0])
-    with path.open("r+b") as file:
-        file.truncate(1_000_000_000)
-    tracemalloc.start()
-    with pytest.raises(TooLarge, match=r"line 2 of .*longer than"):
-        await hub.archive.import_file(path, channel="other")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 120_000_000
-
-
 async def test_missing_channels_and_files_are_refused(hub: HubCore, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="has no messages; check its name"):
         await exported(hub, "none")
     with pytest.raises(LocalError, match="cannot be read: No such file"):
         await hub.archive.import_file(tmp_path / "none")
-
-
-async def test_a_pipe_is_refused_at_once(hub: HubCore, tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    try:
-        async with asyncio.timeout(60):
-            with pytest.raises(LocalError, match="pipe must be a regular file, because it is read twice"):
-                await hub.archive.import_file(pipe)
-    finally:
-        os.close(os.open(pipe, os.O_RDWR))  # ends a read that waits for a writer
 
 
 class Interrupted(MemoryStore):
@@ -478,33 +455,6 @@ async def test_no_part_of_an_import_is_in_the_history_or_in_the_list(
     assert listed == [[]] * 5
     assert [one.channel for one in (await hub.archive.channels()).channels] == ["copy"]
     await hub.close()
-
-
-async def test_an_export_leaves_out_a_command_that_retention_removes_meanwhile() -> None:
-    store = Interrupted()
-    hub = HubCore(store, hooks_signals=False)
-    await hub.create(CHANNEL, text="stays")
-    sent = await hub.command(CHANNEL, "ask")
-    await hub.reply(CHANNEL, sent.id)
-
-    async def prune() -> None:
-        head, facts = await store.facts(CHANNEL, after=1, limit=9)
-        await store.prune(CHANNEL, epoch=head.epoch, versions={one.id: one.version for one in facts})
-
-    store.meanwhile = prune
-    assert [one["type"] for one in lines_of(await exported(hub))] == ["tenuto.export", "message", "end"]
-    await hub.close()
-
-
-async def test_ids_of_a_deleted_channel_stay_used_up(hub: HubCore, tmp_path: Path) -> None:
-    streaming = hub.message(CHANNEL, id="m1")
-    await streaming.__aenter__()
-    path = tmp_path / "chat.jsonl"
-    path.write_bytes(await exported(hub))
-    await hub.delete_channel(CHANNEL)
-    with pytest.raises(IdConflict, match=r"line 2 of .*'m1' is that of .*a deleted channel"):
-        await hub.archive.import_file(path)
-    await hub.archive.import_file(path, channel="other")
 
 
 DYING = """
@@ -604,47 +554,6 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     await hub.close()
 
 
-async def test_an_import_whose_first_note_may_be_stored_takes_it_back(tmp_path: Path) -> None:
-    class Silent(MemoryStore):
-        is_lost = True
-
-        async def note(
-            self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
-        ) -> bool:
-            is_stored = await super().note(values, expected=expected)
-            if self.is_lost and any(name.startswith("import:") for name in values):
-                self.is_lost = False
-                raise CommitUnknown("the connection was lost")
-            return is_stored
-
-    store, limits, clock = Silent(), Limits(), Clock()
-    checked = await exports.check_file(await exported_messages(tmp_path, 2), limits, clock.now_ms())
-    with pytest.raises(CommitUnknown):
-        await exports.write_file(store, CHANNEL, checked, limits, clock)
-    assert await store.notes("import:") == {}
-
-
-class _Crossing(MemoryStore):
-    """A store that several hubs may have open, in which one note about an import waits for `gate`."""
-
-    is_exclusive = False
-
-    def __init__(self, held: int) -> None:
-        super().__init__()
-        self.held = held  # notes about imports until the one that waits
-        self.reached, self.gate = asyncio.Event(), asyncio.Event()
-
-    async def note(
-        self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
-    ) -> bool:
-        if any(name.startswith(exports.NOTE) for name in values):
-            self.held -= 1
-            if not self.held:
-                self.reached.set()
-                await self.gate.wait()
-        return await super().note(values, expected=expected)
-
-
 class _Overtaking(MemoryStore):
     """A store that several hubs may have open. The first commit waits until the second import has reached `moment`."""
 
@@ -707,26 +616,5 @@ async def test_of_two_files_in_one_channel_at_once_no_part_stays(
     assert await texts(reader) == []
     assert await store.notes(exports.NOTE) == {}
     assert (await reader.archive.import_file(files[1])).messages == 5
-    for hub in (first, second, reader):
-        await hub.close()
-
-
-@pytest.mark.parametrize("held", [1, 3])
-async def test_an_import_that_has_ended_is_kept_by_another_that_began_before(held: int, tmp_path: Path) -> None:
-    path, source = tmp_path / "chat.jsonl", HubCore("memory://", hooks_signals=False, drain_s=0.0)
-    await fill(source)
-    path.write_bytes(await exported(source))
-    await source.close()
-    store = _Crossing(held)
-    first, second = (HubCore(store, hooks_signals=False) for _ in range(2))
-    held_up = asyncio.create_task(first.archive.import_file(path))
-    await asyncio.wait_for(store.reached.wait(), 60)
-    done = await second.archive.import_file(path)
-    store.gate.set()
-    with pytest.raises(IdConflict):
-        await held_up
-    assert done.messages
-    reader = HubCore(store, hooks_signals=False)
-    assert await exported(reader) == path.read_bytes()
     for hub in (first, second, reader):
         await hub.close()

@@ -101,18 +101,6 @@ async def test_notices_of_many_commits_are_sent_at_most_once_in_a_window() -> No
         assert store.reads == []
 
 
-@virtually
-async def test_node_that_is_alone_sends_no_notice() -> None:
-    store = Shared()
-    hub = new_hub(store, 1)
-    await hub.create("c", id="m", text="hello")
-    await asyncio.sleep(2.5)
-    await hub.create("c", id="n", text="hello")
-    await asyncio.sleep(1)
-    assert store.notified == []
-    await hub.close()
-
-
 class Counting(Shared):
     """A shared store that takes some milliseconds for a read of heads, and notes how many channels each has."""
 

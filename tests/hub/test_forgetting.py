@@ -172,24 +172,6 @@ async def test_a_damaged_channel_does_not_keep_the_others_from_being_emptied(tmp
     await hub.close()
 
 
-async def test_files_are_clean_when_the_reader_that_blocked_it_has_gone(
-    hub: HubCore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await say(hub, "chat:1", "m", "ann")
-    is_clean = False
-
-    async def wipe() -> bool:
-        return is_clean
-
-    monkeypatch.setattr(hub.store, "wipe", wipe)
-    monkeypatch.setattr(forgetting_module, "WIPE_TRIES", 1)
-    monkeypatch.setattr(forgetting_module, "WIPE_PAUSE_S", 0)
-    blocked = await hub.archive.forget("ann")
-    is_clean = True
-    again = await hub.archive.forget("ann")
-    assert (blocked.messages, blocked.is_clean, again.messages, again.is_clean) == (1, False, 0, True)
-
-
 async def test_removal_does_not_wait_for_open_messages_to_become_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.core.errors import LocalError, StoreUnavailable
+from tenuto.core.errors import LocalError
 from tenuto.hub import HubCore
 from tenuto.hub.hooks import HookEvent
 from tenuto.stores.memory import MemoryStore
@@ -144,36 +144,6 @@ async def test_new_hook_receives_no_entry_stored_before_it() -> None:
     await asyncio.sleep(1)
     assert short(received) == [("message.create", "m2", 2)]
     await again.close()
-
-
-class Failing(MemoryStore):
-    """A store whose first two reads of notes fail."""
-
-    failures = 2
-
-    async def notes(self, prefix: str) -> dict[str, bytes]:
-        if prefix.startswith("hook") and self.failures:
-            self.failures -= 1
-            raise StoreUnavailable("the disk is gone")
-        return await super().notes(prefix)
-
-
-@virtually
-async def test_hub_does_not_start_without_the_registration_of_a_new_hook() -> None:
-    hub = new_hub(Failing())
-    received = listen(hub, "message.create")
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable):
-            await hub.start()
-    await hub.create("chat:1", id="m1", text="x")
-    await asyncio.sleep(1)
-    assert short(received) == [("message.create", "m1", 1)]
-    await hub.close()
-
-
-def test_hook_function_that_is_not_async_is_refused() -> None:
-    with pytest.raises(LocalError, match="async"):
-        new_hub().on("message.finish", "chat:*", name="h")(print)  # type: ignore[arg-type]
 
 
 def test_hook_with_a_used_name_or_a_wrong_kind_or_pattern_is_refused() -> None:

@@ -104,11 +104,6 @@ def test_setting_that_no_page_would_match_is_refused(given: Any, expected: str) 
     assert expected in refused.value.detail
 
 
-def test_origins_of_pages_are_accepted() -> None:
-    origins = ["*", "https://app.example", "http://localhost:3000", "http://[::1]:8000", "capacitor://localhost"]
-    assert Hub("memory://", allowed_origins=origins).allowed_origins == tuple(origins)
-
-
 @pytest.mark.parametrize("given", ["chat.example", "https://chat.example/", "capacitor://localhost", "*", 7])
 def test_public_origin_is_one_origin(given: Any) -> None:
     with pytest.raises(LocalError, match="public_origin must"):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tenuto.core.errors import (
     Busy,
-    Deleted,
     Draining,
     IdConflict,
     LocalError,
@@ -24,18 +21,6 @@ from tenuto.core.model import Message
 from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.lifecycle import free_memory
 from tests.hub.watching import PATIENCE_S, Watcher, has_ended
-
-
-async def test_id_of_a_message_that_streamed_in_a_deleted_channel_stays_used(hub: HubCore) -> None:
-    writer = await hub.message("chat:1", id="m").__aenter__()
-    await writer.append("x")
-    await writer.flush()
-    await hub.delete_channel("chat:1")
-    await writer.append("y")
-    with pytest.raises(Deleted):
-        await writer.flush()
-    with pytest.raises(Deleted):
-        await hub.create("chat:1", id="m", text="new")
 
 
 async def test_text_over_the_limit_is_refused_and_stored_text_stays(tmp_path: Path) -> None:
@@ -106,16 +91,6 @@ async def test_drain_ends_viewers_at_once_and_waits_for_running_answers(hub: Hub
     assert done == ["m"]
 
 
-@pytest.mark.parametrize(("error", "status"), [(ValueError("no"), "failed"), (asyncio.CancelledError(), "cancelled")])
-async def test_last_attempt_stays_if_no_other_one_follows(hub: HubCore, error: BaseException, status: str) -> None:
-    with contextlib.suppress(ValueError, asyncio.CancelledError):
-        async with hub.message("chat:1", id="m") as message, message.attempt():
-            await message.append("half")
-            raise error
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.parts) == (status, [{"type": "text", "text": "half"}])
-
-
 async def test_attempt_in_a_thread_and_in_an_attempt(hub: HubCore) -> None:
     await hub.start()
 
@@ -174,25 +149,6 @@ def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp
     assert time.monotonic() - start_s < PATIENCE_S / 2
 
 
-async def test_hub_starts_again_on_a_new_event_loop(tmp_path: Path) -> None:
-    hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
-
-    def use(number: int) -> None:
-        asyncio.run(_create(hub, number))
-
-    for number in range(3):
-        thread = threading.Thread(target=use, args=(number,))
-        thread.start()
-        await asyncio.to_thread(thread.join)
-    page = await hub.history("chat:1")
-    assert [one.id for one in page.messages] == ["m2", "m1", "m0"]
-    await hub.close()
-
-
-async def _create(hub: HubCore, number: int) -> None:
-    await hub.create("chat:1", id=f"m{number}", text="x")
-
-
 async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_caller(tmp_path: Path) -> None:
     hub = HubCore(f"sqlite:///{tmp_path}/hub.db", hooks_signals=False)
     await asyncio.to_thread(hub.sync.create, "chat:1", id="u", text="hi")
@@ -209,20 +165,6 @@ async def test_writer_far_ahead_of_its_store_waits(hub: HubCore) -> None:
             assert message.unstored_bytes < 2 * hub.limits.writer_bytes
 
 
-async def test_closed_generator_ends_its_message_as_cancelled(hub: HubCore) -> None:
-    async def generate() -> AsyncIterator[str]:
-        async with hub.message("chat:1", id="m") as message:
-            await message.append("so far")
-            yield "so far"
-            await message.append(" and more")
-
-    generator = generate()
-    await anext(generator)
-    await generator.aclose()  # type: ignore[attr-defined]
-    stored, _ = await hub.read("chat:1", "m")
-    assert (stored.status, stored.text) == ("cancelled", "so far")
-
-
 async def test_batches_for_many_different_cursors_use_bounded_memory(hub: HubCore) -> None:
     async with hub.message("chat:1", id="m") as message:
         await message.append("x" * 500_000)
@@ -235,13 +177,6 @@ async def test_batches_for_many_different_cursors_use_bounded_memory(hub: HubCor
         assert live.batches.text_bytes <= 2 * 1024 * 1024
         free_memory(hub.runtime)
         assert live.batches.text_bytes == 0
-
-
-async def test_history_after_a_serial_begins_with_the_oldest_message(hub: HubCore) -> None:
-    created = [(await hub.create("chat:1", id=f"m{number}", text="x")).created for number in range(4)]
-    for after, expected in ((0, ["m0", "m1"]), (created[0], ["m1", "m2"]), (created[2], ["m3"])):
-        page = await hub.history("chat:1", after=after, limit=2)
-        assert ([one.id for one in page.messages], page.more) == (expected, expected != ["m3"])
 
 
 async def test_waiting_requests_are_limited_by_the_bytes_of_all_their_fields() -> None:

@@ -127,6 +127,3 @@ async def test_lease_of_a_writer_that_is_known_to_be_gone_ends_at_once() -> None
     await asyncio.sleep(0.1)
     assert await status(hub) == INTERRUPTED
     await hub.close()
-
-
-# Commands

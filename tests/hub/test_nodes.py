@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 
 from tenuto.core.errors import StoreUnavailable
-from tenuto.hub.nodes.nodes import BATCH_BYTES, NodeLease, responsible_node
+from tenuto.hub.nodes.nodes import BATCH_BYTES, NodeLease
 from tenuto.hub.people.presence import HOLD_BYTES
 from tenuto.stores.base import Hold, Renewal
 from tenuto.stores.memory import MemoryStore
@@ -60,11 +60,6 @@ async def test_lease_returns_before_many_holds_are_put_again_and_the_hold_about_
     await here.put()
     assert list(await store.holds("members/")) == names[1:]
     assert (await store.holds("here/"))["here/a"][1].value == b"1"
-
-
-@pytest.mark.parametrize(("channel", "node"), [("c0", "a"), ("c2", "c")])
-def test_responsible_node_of_a_channel_is_the_same_in_each_version(channel: str, node: str) -> None:
-    assert responsible_node(channel, "abc") == node
 
 
 @virtually

@@ -88,9 +88,3 @@ async def test_values_above_the_limit_are_refused_before_anything_is_stored(hub:
         with pytest.raises(InvalidRequest):
             await ask(hub, "q1", wrong)
     assert await hub.store.channels(after=None, limit=1) == []
-
-
-def test_forged_references_and_other_forms_of_meta_give_no_value() -> None:
-    for meta in ({}, {"options": 1}, {"options": {"kept": [1]}}, {"options": {"kept": {"tools": 1}}}):
-        assert (references(meta), whole(meta, [])) == ({}, {})
-    assert len(references({"options": {"kept": {str(one): "x" for one in range(999)}}})) == 64

@@ -20,7 +20,7 @@ from proof.simulation.clock import VirtualLoop
 from tenuto.core.events import MessageAppend, MessagePart
 from tenuto.hub import HubCore, MessageWriter
 from tenuto.hub.channel import Ticks
-from tenuto.hub.committer import MAX_ROWS, PATIENCE_S, STORE_TIMEOUT_S
+from tenuto.hub.committer import STORE_TIMEOUT_S
 from tenuto.hub.feed import Feed
 from tenuto.hub.lifecycle import TIDY_S
 from tenuto.stores.base import Committed, Conflict, Write
@@ -104,24 +104,6 @@ async def test_tokens_of_many_channels_share_commits_on_the_grid() -> None:
     assert len(begun_s) <= 1 + 11 * TOKEN_S / GRID_S  # instead of one commit for each of 2,000 tokens
     assert min(later - earlier for earlier, later in pairwise(begun_s[1:])) >= GRID_S - ALMOST_S
     assert max(stage.delays_s()) <= GRID_S + 2 * TAKES_S
-
-
-@virtually
-async def test_as_many_waiting_rows_as_a_commit_takes_end_the_gap() -> None:
-    store = Timed(TAKES_S)
-    stage = await staged(store, 1 + MAX_ROWS)
-    await asyncio.sleep(GRID_S * 0.1)  # so that the next append is not on the grid
-    await stage.writers[0].append("x")
-    await asyncio.sleep(GRID_S * 0.2)
-    stored_s = now_s()
-    for writer in stage.writers[1:]:
-        await writer.append("x")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert store.begun_s[-1] == stored_s
-    for appended in stage.appended_s:
-        appended.append(stored_s)
-    await stage.close()
 
 
 async def append_beyond_the_limit(writer: MessageWriter) -> None:
@@ -257,20 +239,6 @@ def now_s() -> float:
 
 
 @virtually
-async def test_first_token_after_a_pause_is_stored_at_once() -> None:
-    store = Timed()
-    hub = new_hub(store)
-    async with hub.message("c") as message:
-        viewer = await Shown.of(hub)
-        await asyncio.sleep(1)
-        begun_s = now_s()
-        await message.append("x")
-        await asyncio.sleep(WINDOW_S)
-        assert viewer.at_s == [begun_s]
-    await hub.close()
-
-
-@virtually
 async def test_token_in_a_channel_without_viewers_is_stored_at_once() -> None:
     store = Timed()
     hub = new_hub(store)
@@ -282,20 +250,4 @@ async def test_token_in_a_channel_without_viewers_is_stored_at_once() -> None:
             await message.append("x")
             await asyncio.sleep(0.002)
         assert store.begun_s == appended_s
-    await hub.close()
-
-
-@virtually
-async def test_text_in_a_long_window_is_stored_within_the_longest_delay() -> None:
-    store = Timed()
-    hub = new_hub(store)
-    async with hub.message("c") as message:
-        await Shown.of(hub, flush_ms=1000)
-        await message.append("x")
-        await message.flush()
-        await asyncio.sleep(0.1)
-        requested_s = now_s()
-        await message.append("y")
-        await asyncio.sleep(0.5)
-        assert store.begun_s[-1] - requested_s <= PATIENCE_S
     await hub.close()

@@ -22,11 +22,8 @@ from tenuto.core.events import (
 from tenuto.core.limits import Limits
 from tenuto.core.view import View
 from tenuto.hub import HubCore
-from tenuto.hub.people.presence import check_member
 from tenuto.hub.people.presence_state import (
-    CROWD_S,
     GRACE_S,
-    NAMED,
     OWN_MEMBERS,
     PresenceState,
 )
@@ -113,57 +110,6 @@ async def test_presence_leases_of_a_client_are_limited_until_they_end() -> None:
 
 
 @virtually
-async def test_viewers_receive_a_crowd_once_a_second_and_its_agents_at_once() -> None:
-    hub = new_hub()
-    await hub.start()
-    presence_state = hub.channel("c").presence_state
-    for number in range(NAMED):
-        hub.runtime.presence.enter("c", f"m{number:03}", "tab", None)
-    viewer = Viewer(hub)
-    await asyncio.sleep(10)
-    viewer.take()
-    for number in range(50):
-        hub.runtime.presence.enter("c", f"late{number}", "tab", None)
-        hub.runtime.presence.enter("c", "m000", "tab", {"typing": number})
-        await asyncio.sleep(0.1)
-    received = viewer.take()
-    assert {type(one) for one in received} == {PresenceSync}
-    assert 4 <= len(received) <= 6
-    await asyncio.sleep(CROWD_S + 0.2)
-    assert (len(viewer.view.members()), viewer.view.count) == (NAMED, NAMED + 50)
-    assert viewer.view.members()[0].data == {"typing": 49}
-    viewer.take()
-    for number in range(50):
-        hub.runtime.presence.enter("c", "m001", "tab", {"typing": number})
-        await asyncio.sleep(0.1)
-    assert 4 <= len(viewer.take()) <= 6
-    await asyncio.sleep(CROWD_S + 0.2)
-    assert viewer.view.members()[1].data == {"typing": 49}
-    viewer.take()
-    presence_state.enter("bot", "agent", "worker", {"state": "listening"})
-    await asyncio.sleep(0.2)
-    presence_state.update("bot", {"state": "answering"})
-    await asyncio.sleep(0.2)
-    assert [type(one) for one in viewer.take()] == [PresenceEnter, PresenceUpdate]
-    assert viewer.view.count == NAMED + 51
-    # A quiet channel with few enough members sends single events again.
-    for number in range(50):
-        hub.runtime.presence.leave("c", f"late{number}", "tab", is_final=True)
-    await asyncio.sleep(5)
-    hub.runtime.presence.leave("c", "m000", "tab", is_final=True)
-    await asyncio.sleep(5)
-    viewer.take()
-    hub.runtime.presence.leave("c", "m001", "tab", is_final=True)
-    await asyncio.sleep(0.2)
-    assert [type(one) for one in viewer.take()] == [PresenceLeave]
-    now = await hub.members("c")
-    assert {one.id for one in viewer.view.members()} == {one.id for one in now.members}
-    assert viewer.view.count == now.count == NAMED - 1
-    await viewer.leave()
-    await hub.close()
-
-
-@virtually
 async def test_a_new_start_of_a_feed_shows_members_and_signals_once() -> None:
     hub = new_hub(limits=Limits(catch_up_messages=3))
     await hub.start()
@@ -228,14 +174,6 @@ async def test_client_is_at_most_a_hundred_members_of_a_channel() -> None:
     hub.runtime.presence.enter("c", "eve", "tab", None)
     assert (await hub.members("c")).count == OWN_MEMBERS + 1
     await hub.close()
-
-
-def test_member_id_is_the_client_id_or_adds_a_suffix_after_a_tilde() -> None:
-    assert check_member("ann", "ann") == "ann"
-    assert check_member("ann~phone", "ann") == "ann~phone"
-    for other in ("bob", "annx", "ann-phone"):
-        with pytest.raises(Forbidden):
-            check_member(other, "ann")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60), st.integers(1, 5), st.data())

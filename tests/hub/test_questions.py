@@ -5,11 +5,9 @@ Layer: tests.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from contextvars import copy_context
 from typing import Any
 
 import httpx2
@@ -17,7 +15,7 @@ import pytest
 
 from tenuto import Hub, Identity, Turn, visitors
 from tenuto.app import Visitors
-from tenuto.core.errors import Draining, StoreUnavailable, TooMany
+from tenuto.core.errors import StoreUnavailable, TooMany
 from tenuto.core.visitor_ids import new_visitor_id
 from tenuto.hub.access.rates import (
     DAY_S,
@@ -29,7 +27,7 @@ from tenuto.hub.access.rates import (
     Rates,
 )
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Write
-from tests.hub.test_commit_outcomes import ScriptedStore, kill
+from tests.hub.test_commit_outcomes import ScriptedStore
 from tests.transports.conftest import Served, asking, new_hub, serving
 from tests.transports.test_websocket import dialled
 from tests.virtual import Time
@@ -99,51 +97,12 @@ def test_visitors_who_are_gone_cost_no_memory() -> None:
     assert len(questions) == 0
 
 
-def test_visitors_who_asked_much_do_not_keep_others_in_memory() -> None:
-    time = Time()
-    questions = Questions(QuestionLimits(address_factor=10_000), now_s=time)
-    for number in range(FORGET_AT_ONCE):
-        asked(questions, 10, by=visitor(number), peer=None)
-    asked(questions, 2 * FORGET_AT_ONCE, peer=None)
-    time.now_s = 1000
-    for _ in range(3):
-        questions.forget_full()
-    assert len(questions) == FORGET_AT_ONCE
-
-
 def test_number_of_counted_visitors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.hub.access.rates.MAX_COUNTED", 100)
     assert MAX_COUNTED > 10_000
     questions = Questions(QuestionLimits(), now_s=Time())
     assert asked(questions, 1000, peer=None) == 1000
     assert len(questions) == 100
-
-
-def test_requests_and_connections_of_visitors_count_for_their_address_too() -> None:
-    time = Time()
-    limits = ClientLimits(client_requests=5, client_connections=2)
-    rates = Rates(limits, address_factor=10, now_s=time)
-    accepted = 0
-    for number in range(1000):
-        identity = Identity(client_id=visitor(number), grants={})
-        try:
-            rates.request(identity, ADDRESS)
-            rates.charge(identity, ADDRESS, size=10)
-            accepted += 1
-        except TooMany:
-            continue
-    assert accepted == 2 * 5 * 10
-    slots = []
-    with pytest.raises(TooMany):
-        for number in range(1000):
-            slots.append(rates.connect(Identity(client_id=visitor(number), grants={}), ADDRESS))
-    assert len(slots) == 2 * 50
-    for slot in slots:
-        slot.leave()
-    time.now_s = 3600
-    for _ in range(2):
-        rates.forget_new()
-    assert len(rates) == 0
 
 
 @pytest.mark.parametrize("others", [1, 300])
@@ -282,23 +241,6 @@ async def test_question_with_an_unknown_outcome_counts() -> None:
     await hub.close()
 
 
-async def test_question_in_flight_when_the_hub_ends_counts() -> None:
-    store = ScriptedStore()
-    hub = new_hub(store, authenticate=visitors(questions_per_minute=1))
-    await hub.start()
-    store.gate = asyncio.Event()
-    asked = asyncio.ensure_future(hub.create(f"chat:{visitor()}", text="perhaps stored"))
-    await store.is_committing.wait()
-    await kill(hub)
-    with pytest.raises(Draining):
-        await asked
-    assert hub.questions is not None
-    with pytest.raises(TooMany):
-        hub.questions.ask(visitor(), None)
-    store.gate.set()
-    await hub.close()
-
-
 async def test_hundreds_of_visitors_of_one_address_are_refused_and_others_are_served() -> None:
     hub = new_hub(authenticate=visitors())
     assert hub.questions is not None
@@ -335,13 +277,6 @@ async def test_question_through_an_adapter_counts_once_and_its_history_does_not(
         await access.create(page.channel, text="now")
         with pytest.raises(TooMany):
             await access.create(page.channel, text="and again")
-
-
-def test_blocking_call_of_a_program_that_serves_later_leaves_no_route_to_its_tasks() -> None:
-    hub = new_hub()
-    hub.sync.create("chat:1", text="the first message")
-    hub.sync.close()
-    assert "tenuto_route" not in {one.name for one in copy_context()}
 
 
 async def test_visitors_of_one_address_begin_channels_and_send_signals_within_its_limits() -> None:

@@ -63,14 +63,6 @@ def test_request_is_refused_for_earlier_traffic_and_not_for_its_own(counted: Rat
     counted.request(ADA)
 
 
-def test_traffic_of_an_idle_client_is_not_paid_by_the_time_before_it(counted: Rates, time: Time) -> None:
-    counted.request(ADA)
-    time.now_s += 60  # the time that a long poll waits
-    counted.charge(ADA, size=16 * MIB)
-    with pytest.raises(TooMany):
-        counted.request(ADA)
-
-
 def test_traffic_of_a_client_is_bounded_in_an_hour(time: Time) -> None:
     counted = Rates(ClientLimits(client_bytes=36_000), now_s=time)
     counted.request(ADA, size=1_000)
@@ -177,10 +169,3 @@ def test_number_of_counted_clients_is_bounded_and_connected_ones_stay(
         counted.connect(ADA)
     slots[0].leave()
     counted.connect(ADA)
-
-
-def test_clock_set_back_allows_no_further_request(counted: Rates, time: Time) -> None:
-    how_many(lambda: counted.request(ADA))
-    time.now_s -= 500
-    with pytest.raises(TooMany):
-        counted.request(ADA)

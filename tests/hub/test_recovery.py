@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proof.simulation.clock import START_MS, VirtualLoop
+from proof.simulation.clock import START_MS
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.hub import HubCore
@@ -211,23 +211,6 @@ async def test_draining_hub_leaves_the_messages_of_others_to_other_hubs() -> Non
     await writer.finish()
     await closing
     await other.close()
-
-
-@virtually
-async def test_call_that_blocks_the_event_loop_for_longer_than_the_lease_is_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    hub = await watching(Shared())
-    for blocked_s in (3.0, 6.0):
-        loop._now_s += blocked_s
-        await asyncio.sleep(1.5)
-    assert [record.getMessage() for record in caplog.records] == [
-        "this process renewed no lease for 6 s, so others may have ended its answers: it was suspended, or a call "
-        "blocked its event loop; run such a call with asyncio.to_thread"
-    ]
-    await hub.close()
 
 
 @virtually

@@ -17,42 +17,11 @@ from tests.virtual import virtually
 SEEN_S = SHARE_S + 0.5  # time in which a hook receives the entry of another node
 
 
-def listen(*hubs: Hub) -> list[tuple[int, str]]:
-    """Register a hook in each hub; return the list of calls, each with the place of its hub."""
-    calls: list[tuple[int, str]] = []
-    for place, hub in enumerate(hubs):
-
-        @hub.on("message.create", "*", name="billing")
-        async def bill(event: HookEvent, place: int = place) -> None:
-            calls.append((place, event.id))
-
-    return calls
-
-
 async def started(*hubs: Hub) -> None:
     """Start `hubs` one after the other."""
     for hub in hubs:
         await hub.start()
         await asyncio.sleep(0.1)
-
-
-@virtually
-async def test_one_node_calls_a_hook_for_the_entries_of_all_and_another_continues_when_it_ends() -> None:
-    store = Shared()
-    first, second, third = (new_hub(store, number) for number in range(3))
-    calls = listen(first, second)
-    await started(first, second, third)
-    for number, hub in enumerate((first, second, third)):
-        await say(hub, f"c{number}", f"q{number}")
-    await asyncio.sleep(SEEN_S)
-    assert sorted(calls) == [(0, "q0"), (0, "q1"), (0, "q2")]
-    await first.close()
-    await say(third, "c0", "q3")
-    await say(third, "new", "q4")
-    await asyncio.sleep(SEEN_S)
-    assert sorted(calls[3:]) == [(1, "q3"), (1, "q4")]
-    await second.close()
-    await third.close()
 
 
 @virtually

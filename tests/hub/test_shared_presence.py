@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import msgspec
 import pytest
 
 from tenuto.core.errors import TooMany
@@ -101,25 +100,6 @@ async def shown(hub: HubCore) -> list[str]:
 
 
 @virtually
-async def test_member_of_one_node_is_shown_at_another_soon_and_at_an_attach_at_once() -> None:
-    store = Notifying()
-    async with pair(store) as (here, there, viewer):
-        enter(here, "ann", {"name": "Ann"})
-        await asyncio.sleep(SOON_S)
-        assert await members(there) == [Member(id="ann", kind="user", data={"name": "Ann"}, connections=1)]
-        await viewer.until(lambda view: [one.id for one in view.members()] == ["ann"])
-        late = new_hub(store, 3)
-        newcomer = Watcher(late, "c")
-        await newcomer.take()
-        assert [one.id for one in newcomer.view.members()] == ["ann"]
-        await newcomer.leave()
-        await late.close()
-        leave(here, "ann")
-        await asyncio.sleep(SOON_S)
-        await viewer.until(lambda view: not view.members())
-
-
-@virtually
 async def test_lease_that_is_withdrawn_at_another_node_ends_unless_it_was_renewed_since() -> None:
     store = Notifying()
     async with pair(store) as (here, there, _):
@@ -139,23 +119,6 @@ async def test_lease_that_is_withdrawn_at_another_node_ends_unless_it_was_renewe
         here.runtime.presence.lease("c", "ann", None, 3_600)
         here.runtime.presence._withdrawn("c", "ann", there.runtime.nodes.now_ms - 1_000)  # a late notice
         assert await shown(here) == ["ann"]
-
-
-@virtually
-async def test_member_of_a_kind_of_a_newer_release_is_left_out_and_no_other_member_of_its_node() -> None:
-    store = Notifying()
-    async with pair(store) as (_, _, viewer):
-        encode = msgspec.msgpack.encode
-        members = [
-            ["ann", ["user", 1, 1, {}]],
-            ["new", ["of the next release", 1, 1, {}]],
-            ["bot", ["agent", 1, 1, {}]],
-            ["odd", 7],
-        ]
-        shown = {"here/newer": encode([1, ["c"]]), f"{MEMBERS}c/newer": encode([members, 3])}
-        await store.hold("newer", 60_000, {name: Hold(value) for name, value in shown.items()})
-        await viewer.until(lambda view: {one.id for one in view.members()} == {"ann", "bot"})
-        assert viewer.view.count == 5
 
 
 @virtually

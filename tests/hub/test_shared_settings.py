@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tenuto import Hub, Limits
-from tenuto.core.errors import TooLarge
+from tenuto import Hub
 from tests.hub.watching import Watcher
 from tests.postgres import Postgres, needs_postgres, running_postgres
 
@@ -51,24 +50,3 @@ async def test_deployments_in_two_schemas_of_one_database_do_not_see_one_another
     await watcher.leave()
     await first.close()
     await second.close()
-
-
-async def test_nodes_with_different_limits_each_decide_by_their_own_and_show_what_the_other_stored(
-    server: Postgres,
-) -> None:
-    large, small = hub_on(server, "limits"), hub_on(server, "limits", limits=Limits(message_bytes=1_000))
-    text = "x" * 5_000
-    watcher = Watcher(small, "c")
-    await watcher.take()
-    async with large.message("c", id="m1") as message:
-        await message.append(text)
-        await message.flush()
-        await watcher.until(lambda view: [one.text for one in view.messages()] == [text])
-    with pytest.raises(TooLarge, match="the limit is 1000"):
-        await small.create("c", id="m2", text=text)
-    await small.create("c", id="m2", text="fits")
-    await watcher.until(lambda view: [one.status for one in view.messages()] == ["complete", "complete"])
-    assert [one.text for one in (await small.history("c")).messages] == ["fits", text]
-    await watcher.leave()
-    await large.close()
-    await small.close()

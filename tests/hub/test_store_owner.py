@@ -65,21 +65,6 @@ def held(cell: str, *holdings: str) -> list[str]:
     return [one for file, holding in zip(files, holdings, strict=True) for one in (file, holding, file)]
 
 
-def test_hub_with_blocking_calls_that_is_in_use_is_not_replaced(tmp_path: Path) -> None:
-    writing = 'writing = hub.sync.message("c")\nm = writing.__enter__()\n'
-    _, err = interpreted(tmp_path, *held(SYNC_CELL, "kept = hub.sync\n", writing), end="")
-    for number in range(2):
-        assert (
-            f"store file chat{number}.db is in use by this process: another Hub of this process has it open: use that "
-            "Hub, or close it first (`await hub.close()`, or `hub.sync.close()`)"
-        ) in err
-
-
-def test_blocking_cell_does_not_replace_a_hub_of_the_blocked_loop(tmp_path: Path) -> None:
-    _, err = interpreted(tmp_path, CELL, SYNC_CELL, end=SYNC_END)
-    assert "in use by this process: another Hub" in err
-
-
 HOLDINGS = [
     "kept = hub\n",
     'writer = hub.message("c")\nm = await writer.__aenter__()\n',

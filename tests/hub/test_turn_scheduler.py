@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
 from tenuto.core.turns import ATTEMPTS
 from tenuto.hub.turns.scheduler import LEASE_S, AssignedTurn, WhenBusy
-from tests.agents.test_turns import Failing
 from tests.hub.hubs import new_hub
 from tests.virtual import virtually
 
@@ -104,40 +101,6 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
     assert hub.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
     await hub.close()
-
-
-@pytest.mark.parametrize("deaths", [0, ATTEMPTS - 1, ATTEMPTS])
-@virtually
-async def test_a_drain_costs_no_attempt(deaths: int) -> None:
-    store = Failing()
-    seen: list[int] = []
-    for life in range(11 + deaths):
-        hub = new_hub(store)
-
-        @hub.agent("chat:*", name="bot", on_crash="continue")
-        async def bot(turn: Turn, life: int = life) -> None:
-            seen.append(turn.attempt)
-            async with turn.reply() as message:
-                await message.append(f"{life} ")
-                await message.flush()
-                await asyncio.sleep(1000 if life < 10 + deaths else 0)
-
-        await hub.start()
-        if not seen:
-            await hub.create(CHANNEL, text="?")
-        await asyncio.sleep(1)
-        found = await answers(hub)
-        store.is_down = life >= 10  # the first ten lives drain, the others die
-        await hub.close()
-        store.is_down = False
-    last = found[-1]
-    if deaths < ATTEMPTS:
-        assert seen == list(range(1, 12 + deaths))
-        assert (len(found), last.status) == (1, "complete")
-        assert last.text == "".join(f"{life} " for life in range(11 + deaths))
-    else:
-        assert seen == list(range(1, 11 + deaths))
-        assert (last.status, last.reason) == ("failed", "crashed")
 
 
 @virtually

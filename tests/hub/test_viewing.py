@@ -159,39 +159,6 @@ async def test_a_slow_disk_disconnects_no_viewer() -> None:
     await hub.close()
 
 
-class Deaf(Shared):
-    """A store whose driver fails at the moment of the first cancellations, and raises its error in place of them."""
-
-    is_exclusive = False
-    swallowed = 0
-
-    async def holds(self, prefix: str) -> Any:
-        try:
-            await asyncio.sleep(0.5)
-        except asyncio.CancelledError:
-            if self.swallowed >= 3:
-                raise
-            self.swallowed += 1
-            raise StoreUnavailable("the connection was lost") from None
-        return await super().holds(prefix)
-
-
-@virtually
-async def test_a_run_ends_although_a_driver_swallows_a_cancellation() -> None:
-    loop, store = asyncio.get_running_loop(), Deaf()
-    hub = new_hub(store)
-    await hub.create("c", id="m", text="stored")
-    await asyncio.sleep(PAUSE_S)
-    while store.swallowed == 0:
-        begun_s = loop.time()
-        async with asyncio.timeout(60):
-            await hub.close()
-        assert loop.time() - begun_s < 15
-        await hub.start()
-        await asyncio.sleep(1.1)
-    await hub.close()
-
-
 @virtually
 async def test_hub_drains_again_while_a_request_of_its_last_run_is_still_being_cancelled() -> None:
     viewing = Viewing("memory")

@@ -108,12 +108,6 @@ async def test_hub_without_verifier_accepts_requests_of_this_machine(
     assert (await ask(mounted, "/tenuto/v1/ws", kind="websocket", **how))[0] == 101
 
 
-async def test_page_modules_are_served_to_every_peer(closed: Hub) -> None:
-    for _, how in OUTSIDE:
-        for file in ("client.js", "view.js", "text.js"):
-            assert (await ask(closed, f"/web/{file}", **how))[0] == 200
-
-
 async def detail_of(hub: Hub, **how: Any) -> str:
     """Return the detail of a refusal."""
     _, body = await exchange(hub, "/", **how)
@@ -125,14 +119,6 @@ async def test_refusal_without_verifier_names_the_setting(closed: Hub) -> None:
     detail = await detail_of(closed, client=("192.0.2.1", 5))
     assert detail.index("authenticate=visitors()") < detail.index("authenticate=allow_everyone")
     assert "'192.0.2.1' is not a loopback address" in detail
-
-
-async def test_refusal_of_a_page_on_another_port_names_allowed_origins(closed: Hub) -> None:
-    page: Headers = [*HERE, (b"origin", b"http://localhost:3000"), (b"sec-fetch-site", b"same-site")]
-    detail = await detail_of(closed, headers=page)
-    assert 'allowed_origins=["http://localhost:3000"]' in detail
-    assert "--allowed-origin http://localhost:3000" in detail
-    assert "authenticate" not in detail
 
 
 async def test_allowed_origin_is_accepted_without_verifier_and_a_star_is_not() -> None:
@@ -366,16 +352,6 @@ async def test_public_origin_replaces_the_host_of_the_request(origin: str, statu
         how = {**AWAY, "method": "DELETE", "headers": [(b"host", host), COOKIE, from_page(origin)]}
         response = await with_verifier(operator, how, public_origin="https://chat.example")
         assert response[0] == status
-
-
-async def test_hub_for_everyone_on_loopback_refuses_other_names_than_its_own() -> None:
-    hub = new_hub(authenticate=operator, public_origin="https://chat.example")
-    hub.requires_own_host = True  # as `serve --allow-everyone` sets it on loopback
-    for host, status in ((b"localhost:8000", 200), (b"chat.example", 200), (b"rebound.example:8000", 403)):
-        assert (await ask(hub, headers=[(b"host", host)]))[0] == status
-        socket = await ask(hub, "/v1/ws", kind="websocket", headers=[(b"host", host)])
-        assert socket == ((101, None) if status == 200 else (403, "forbidden"))
-    await hub.close()
 
 
 async def test_expired_identity_is_401() -> None:

@@ -12,12 +12,9 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from websockets.frames import Frame, Opcode
-from websockets.protocol import State
 
 from proof.wirecheck import SseViewer
-from tenuto.core.events import MessageAppend
-from tenuto.hub.channel import EncodedBatch
-from tenuto.transports.sender import MAX_BYTES, OPEN, Chunks, Frames
+from tenuto.transports.sender import MAX_BYTES, Frames
 from tests.transports.conftest import Served, new_hub, serving
 from tests.transports.watching import write
 
@@ -77,19 +74,6 @@ async def test_middleware_that_wraps_send_is_not_bypassed(sent: list[bytes]) -> 
     assert [body for body in sent if b"event: message.append" in body]
 
 
-def batch(text: str) -> EncodedBatch:
-    return EncodedBatch("c", "e:1", [MessageAppend(serial=1, id="m", part=0, at=0, text=text)])
-
-
-def test_a_batch_is_framed_once() -> None:
-    chunks, one, other = Chunks(), batch("one"), batch("other")
-    first = chunks.of(one)
-    assert first == b"%x\r\n%b\r\n" % (len(one.sse), one.sse)
-    assert chunks.of(one) is first
-    assert chunks.of(other) == b"%x\r\n%b\r\n" % (len(other.sse), other.sse)
-    assert chunks.of(one) == first
-
-
 # The same tests for WebSocket
 
 
@@ -98,16 +82,3 @@ def test_a_batch_is_framed_once() -> None:
 def test_frame_equals_the_servers_own_frame(letter: str, length: int) -> None:
     text = (letter * length).encode()[:MAX_BYTES]
     assert Frames().of(text) == Frame(Opcode.TEXT, text).serialize(mask=False)
-
-
-def test_a_text_is_framed_once() -> None:
-    frames, one = Frames(), b"x" * 10
-    first = frames.of(one)
-    assert frames.of(one) is first
-    assert frames.of(b"y") == b"\x81\x01y"
-    assert frames.of(b"z" * (MAX_BYTES + 1)) is None
-    assert frames.of(one) == first
-
-
-def test_open_equals_the_state_of_websockets() -> None:
-    assert State.OPEN == OPEN

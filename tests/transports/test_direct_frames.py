@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 import uvicorn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -26,7 +25,7 @@ from tenuto import Hub, allow_everyone
 from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
 from tenuto.server.connections import Connections
 from tenuto.transports import sender
-from tenuto.transports.sender import MAX_BYTES, Frames
+from tenuto.transports.sender import MAX_BYTES
 from tests.test_bounded_websocket import HANDSHAKE, Owner, SocketTransport
 from tests.transports.conftest import new_hub
 from tests.virtual import virtually
@@ -130,37 +129,6 @@ PING = ["text", "ping", "text"]
 @given(steps, st.sampled_from([0, 20, 40]))
 def test_short_path_writes_the_bytes_of_the_long_path_whatever_happens(plan: list[str], flush_ms: int) -> None:
     check_bytes(plan, flush_ms)
-
-
-def write_while_a_write_is_blocked(patch: pytest.MonkeyPatch) -> None:
-    """The transport has a buffer."""
-    patch.setattr(sender, "can_frame", lambda protocol: protocol.handshake_complete)
-
-
-def keep_the_frame(patch: pytest.MonkeyPatch) -> None:
-    """The frame was made for all sockets."""
-    of, kept = Frames.of, dict[bool, bytes | None]()
-
-    def first_append(self: Frames, text: bytes) -> bytes | None:
-        return kept.setdefault(True, of(self, text)) if b"message.append" in text else of(self, text)
-
-    patch.setattr(Frames, "of", first_append)
-
-
-@pytest.mark.parametrize(
-    ("mutant", "plan"),
-    [
-        (write_while_a_write_is_blocked, BLOCKED),
-        (keep_the_frame, ["text", "text", "text"]),
-    ],
-)
-def test_mutant_of_the_short_path_is_found(
-    mutant: Callable[[pytest.MonkeyPatch], None], plan: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_bytes(plan, 0)
-    mutant(monkeypatch)
-    with pytest.raises(AssertionError):
-        check_bytes(plan, 0)
 
 
 @virtually

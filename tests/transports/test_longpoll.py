@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tenuto.app import Hub
 from tenuto.core.events import Cursor, parse_cursor
 from tenuto.hub.access.identity import Identity, Scope
 from tenuto.transports.headers import header
-from tests.transports.conftest import PATIENCE_S, Served, asking
-from tests.virtual import virtual_clock, virtually
+from tests.transports.conftest import PATIENCE_S, Served
 
 POLL = "/v1/channels/c/poll"
 
@@ -62,23 +60,6 @@ async def test_poll_at_the_tail_waits_for_an_event(served: Served) -> None:
     assert served.hub.stats()["feeds"] == 0
 
 
-@virtually
-async def test_a_flush_window_gathers_more_than_the_first_token() -> None:
-    hub = Hub("memory://", hooks_signals=False, drain_s=0.0, flush_ms=200, clock=virtual_clock())
-    async with asking(hub) as http, hub.message("c", id="m1") as message:
-        await message.append("first")
-        await message.flush()
-        cursor = (await http.get(POLL)).json()["cursor"]
-        task = asyncio.create_task(http.get(POLL, params={"since": cursor}))
-        await asyncio.sleep(1)
-        for _ in range(5):
-            await message.append(" more")
-            await asyncio.sleep(0.03)
-        response = (await task).json()
-    assert [event["text"] for event in response["events"]] == [" more" * 5]
-    await hub.close()
-
-
 async def test_poll_that_times_out_returns_no_events_and_the_same_cursor(served: Served) -> None:
     await served.hub.create("c", id="m1", text="one")
     cursor = (await poll(served))["cursor"]
@@ -109,18 +90,6 @@ async def test_draining_hub_ends_waiting_polls_and_refuses_new_ones(served: Serv
 
 
 # Presence
-
-
-async def test_signal_reaches_a_waiting_poll_and_is_lost_between_polls(served: Served) -> None:
-    cursor = (await poll(served))["cursor"]
-    await served.hub.signal("c", "typing", {"is": "early"}, by="ann")
-    assert await poll(served, cursor, wait_s=0) == {"cursor": cursor, "events": []}
-    task = await waiting(served, cursor)
-    await served.hub.signal("c", "typing", {"is": "now"}, by="ann")
-    async with asyncio.timeout(PATIENCE_S):
-        response = await task
-    assert response["events"] == [{"type": "signal", "name": "typing", "data": {"is": "now"}, "from": "ann"}]
-    assert await poll(served, response["cursor"], wait_s=0) == {"cursor": response["cursor"], "events": []}
 
 
 async def subscriber(scope: Scope) -> Identity:

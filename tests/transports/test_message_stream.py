@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenuto import Hub, allow_everyone
 from tenuto.core.deltas import MessageReplaced, Sent, TextAdded
 from tenuto.core.events import parse_cursor
 from tenuto.core.model import Message
 from tenuto.transports.streams import OwnFrames, PlainData, Position, sent_by, sent_field
-from tests.transports.asgi import HERE
 from tests.transports.conftest import Served
 from tests.transports.watching import Stream, write
-from tests.virtual import virtual_clock, virtually
 
 EVENTS = "/v1/channels/c/messages/m1/events"
 
@@ -54,23 +50,6 @@ async def begin(served: Served) -> None:
 
 async def append(served: Served, text: str, part: int = 0) -> None:
     await change(served, "POST", "/m1/append", {"text": text, "part": part})
-
-
-async def test_thinking_and_answer_are_separate_events(served: Served) -> None:
-    await begin(served)
-    stream = await Stream.open(served, f"{EVENTS}?flush_ms=0")
-    await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "Let me see."})
-    await change(served, "PUT", "/m1/parts/1", {"type": "tool", "call": "c", "name": "n", "input": "not told"})
-    await change(served, "PUT", "/m1/parts/2", {"type": "text", "text": "Forty"})
-    await append(served, " Yes.", 0)
-    await append(served, "-two", 2)
-    await append(served, ", nor this", 1)
-    await change(served, "POST", "/m1/finish", {"status": "failed"})
-    assert await stream.until_over() is True
-    assert added_up(stream, "thinking") == "Let me see. Yes."
-    assert added_up(stream) == "Forty-two"
-    assert done(stream) == [{"status": "failed"}]
-    assert {event.event for event in stream.events} == {"thinking", "answer", "done"}
 
 
 async def test_broken_stream_resumes_with_the_next_character(served: Served) -> None:
@@ -174,37 +153,3 @@ def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done:
     assert list(parsed.lengths)[left_out:] == lengths[left_out:]
     kept = "".join(f".{length}" for length in lengths[left_out:])
     assert left_out == 0 or len(f".{lengths[left_out - 1]}{kept}") > 255 - len(f"a{attempts}")
-
-
-# Events that arrive while a stream begins, with its head still on the way to a slow peer.
-
-
-@virtually
-async def test_answer_that_grows_during_an_attach_arrives_in_order() -> None:
-    hub = Hub("memory://", authenticate=allow_everyone, hooks_signals=False, clock=virtual_clock())
-    await hub.start()
-    bodies: list[bytes] = []
-    path = "/v1/channels/c/messages/m/events"
-    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "root_path": ""}
-    scope |= {"query_string": b"", "headers": HERE, "client": ("127.0.0.1", 5), "extensions": {}}  # type: ignore[dict-item]
-
-    async def receive() -> Any:
-        await asyncio.Event().wait()
-
-    async with hub.message("c", id="m") as message:
-        await message.append("one")
-        await message.flush()
-
-        async def send(event: Any) -> None:
-            if event["type"] == "http.response.start":
-                await message.append("two")
-                await message.flush()
-                await asyncio.sleep(1)
-            bodies.append(event.get("body", b""))
-
-        streaming = asyncio.ensure_future(hub(scope, receive, send))
-        await asyncio.sleep(5)
-    await streaming
-    received = b"".join(bodies)
-    assert 0 < received.index(b'"one"') < received.index(b'"two"') < received.index(b"event: done")
-    await hub.close()

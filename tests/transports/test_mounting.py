@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any, cast
 
 import pytest
@@ -22,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.testclient import TestClient
 
 from proof.wirecheck import SseViewer, WsViewer
 from tenuto.app import Hub
@@ -101,15 +99,6 @@ async def test_a_server_with_a_root_path_of_its_own_is_a_mount_too() -> None:
     async with serving(hub, root_path="/behind") as served:
         assert (await served.http.get("/v1/channels/c")).status_code == 200
         assert (await served.http.get("/v1/channels/a%2Fb")).json()["code"] == "invalid_name"
-
-
-async def test_a_root_path_that_only_looks_like_the_path_is_left_alone() -> None:
-    hub = new_hub()
-    app = Starlette(routes=[Mount("/v1", hub)])
-    async with asking(app) as http:
-        assert (await http.get("/v1/v1/channels/c")).status_code == 200
-        assert (await http.get("/v1/channels/c")).status_code == 404
-    await hub.close()
 
 
 # Mistakes of the app that mounts the hub
@@ -251,31 +240,3 @@ def test_test_clients_work_with_and_without_with(make: Callable[[Hub], Any], wit
     finally:
         if with_lifespan:
             client.__exit__(None, None, None)
-
-
-# Older releases return a response when its body is complete, so `client.stream` never returns for an endless stream.
-@pytest.mark.skipif(
-    tuple(map(int, version("starlette").split(".")[:2])) < (1, 9), reason="TestClient streams since Starlette 1.9"
-)
-@pytest.mark.parametrize("with_lifespan", [True, False])
-def test_a_test_client_may_leave_a_stream_in_the_middle(with_lifespan: bool) -> None:
-    client = TestClient(fastapi_app(new_hub()), **LOCAL)
-    if with_lifespan:
-        client.__enter__()
-    try:
-        for _ in range(2):
-            with client.stream("GET", "/tenuto/v1/channels/c/events") as stream:
-                lines = stream.iter_lines()
-                assert next(lines).startswith("retry: ")
-                assert next(lines) == "event: channel.attached"
-                assert json.loads(next(lines).removeprefix("data: "))["type"] == "channel.attached"
-    finally:
-        if with_lifespan:
-            client.__exit__(None, None, None)
-
-
-def test_default_test_client_is_refused() -> None:
-    client = TestClient(fastapi_app(new_hub()))
-    assert client.get("/tenuto/v1/channels/c").json()["code"] == "no_verifier"
-    with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/tenuto/v1/ws"):
-        pass

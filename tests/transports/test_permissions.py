@@ -687,27 +687,6 @@ async def test_turn_is_renewed_and_ended_only_by_its_agent(place: Place, held: t
         assert (await eve.ask("turn.done", **about)).code == "fenced"
 
 
-async def test_turn_of_a_local_agent_cannot_be_ended_remotely(place: Place) -> None:
-    begun, done = asyncio.Event(), asyncio.Event()
-
-    async def assistant(turn: Any) -> None:
-        begun.set()
-        await done.wait()
-
-    place.hub.agent(CHANNEL, name="assistant")(assistant)
-    await put(place.hub, "done", "u1")
-    async with place.socket(place.token("assistant", *CAPABILITIES)) as wire:  # with the same name and all capabilities
-        await begun.wait()
-        assert (await wire.ask("work", pattern=CHANNEL)).code == "ok"
-        for type in ("turn.renew", "turn.done"):
-            assert (await wire.ask(type, channel=CHANNEL, message="u1", generation=1)).code == "fenced"
-        assert place.hub.runtime.scheduler.stats()["turns_running"] == 1
-        done.set()
-        async with asyncio.timeout(PATIENCE_S):
-            while place.hub.runtime.scheduler.stats()["turns_running"]:  # noqa: ASYNC110 - no event is set for it
-                await asyncio.sleep(0)
-
-
 # History
 
 
@@ -877,6 +856,3 @@ async def test_invalid_token_is_refused_everywhere(guarded: Place, kind: str) ->
         assert (await wire.ask("auth", token=token)).code == "unauthenticated"
         assert (await wire.ask("history", channel=CHANNEL)).code == "ok"
     assert (await guarded.hub.info(CHANNEL)).serial == 1
-
-
-# Invalid requests

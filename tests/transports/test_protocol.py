@@ -9,7 +9,6 @@ from pathlib import Path
 from tenuto.core import errors, events
 from tenuto.core.errors import TenutoError
 from tenuto.core.limits import KIB, MIB, Limits
-from tenuto.core.turns import BUILT_IN_COMMANDS, ServerAction
 from tenuto.transports import codec
 from tenuto.transports.operations import OPERATIONS
 
@@ -52,30 +51,6 @@ def test_every_route_is_documented_and_every_documented_request_is_a_route() -> 
         documented.add((found[1], found[2].replace("{m}", message)))
     known = {(one.method, one.path) for one in OPERATIONS if one.method and one.kind != "stream"}
     assert documented == known | {("GET", "/web/…")}
-
-
-def test_every_stream_has_a_section() -> None:
-    titles = re.findall(r"^#+ [\d.]+ .*`GET ([^?`]+)", TEXT, re.MULTILINE)
-    assert {one.path for one in OPERATIONS if one.kind == "stream"} <= set(titles)
-
-
-def test_the_document_states_the_status_of_success() -> None:
-    for request, _, expected in rows(section("8.1")):
-        found = re.match(r"`(\w+) ([^?`]+)", request)
-        assert found is not None, request
-        path = found[2].replace("{m}", "/v1/channels/{channel}/messages/{id}")
-        for one in OPERATIONS:
-            if (one.method, one.path) == (found[1], path) and one.status != 200:
-                assert expected.startswith(str(one.status)), request
-
-
-def test_table_of_commands_equals_the_document() -> None:
-    found = {name.strip("`"): about for name, *about in rows(section("8.2"))}
-    for name, rules in BUILT_IN_COMMANDS.items():
-        after = "`expires_s`" if rules.after_s is None else f"{rules.after_s:g} s" if rules.after_s else "at once"
-        after = "–" if rules.action is ServerAction.NONE else after
-        target = "required" if rules.needs_target else "optional"
-        assert found[name] == [target, rules.replier.value, rules.action.value, after]
 
 
 def test_every_event_is_documented_with_its_fields() -> None:
@@ -121,20 +96,3 @@ def test_the_limits_are_the_defaults() -> None:
         f"{limits.waiting_requests:,} requests, {limits.waiting_bytes // MIB} MiB",
     ):
         assert phrase in text, phrase
-
-
-def test_a_section_that_is_cited_is_there() -> None:
-    root = Path(__file__).parents[2]
-    cited = set()
-    for path in [*root.glob("tenuto/**/*.py"), *root.glob("tests/**/*.py")]:
-        cited |= set(re.findall(r"protocol\.md(?:`)?, ((?:\d+\.)?\d+)", path.read_text()))
-    assert cited
-    for number in cited:
-        assert section(number)
-
-
-def test_a_named_section_that_is_cited_is_there() -> None:
-    root = Path(__file__).parents[2]
-    for path in root.glob("tenuto/**/*.py"):
-        for name in re.findall(r'protocol\.md`, "([^"]+)"', path.read_text()):
-            assert re.search(rf"^#+ [\d.]+ .*{re.escape(name)}", TEXT, re.MULTILINE), f"{path.name}: {name}"

@@ -8,7 +8,7 @@ from typing import Any
 import jwt
 import pytest
 
-from tenuto.core.errors import Forbidden, StoreUnavailable, StoreUnusable
+from tenuto.core.errors import Forbidden
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.transports import access, codec
@@ -124,23 +124,3 @@ async def test_two_mistakes_of_a_verifier_at_one_line_are_both_logged(
         "KeyError: 'name'",
     ]
     await hub.close()
-
-
-def test_requests_that_fail_because_of_the_store_share_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    time = Time()
-    log = Refusals(time)
-    for number in range(1000):
-        log.log_store(StoreUnavailable(f"the store is away: {number}"))
-    log.log_store(StoreUnusable("the file is damaged"))
-    assert lines_of(caplog) == [
-        "a request failed because of the store: the store is away: 0",
-        "a request failed because of the store: the file is damaged (999 more requests since the last such line)",
-    ]
-    time.now_s += 59.0
-    log.log_store(StoreUnavailable("the store is away"))
-    assert not lines_of(caplog)
-    time.now_s += 1.0
-    log.log_store(StoreUnavailable("the store is away"))
-    assert lines_of(caplog) == [
-        "a request failed because of the store: the store is away (1 more requests since the last such line)"
-    ]

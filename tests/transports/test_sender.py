@@ -78,28 +78,6 @@ async def test_messages_are_sent_one_after_another(make: Make) -> None:
     assert sent == texts
 
 
-async def test_blocked_write_is_finished_by_its_loop(make: Make) -> None:
-    gate = asyncio.Event()
-    sent: list[str] = []
-
-    async def send(message: Any) -> None:
-        await gate.wait()
-        sent.append(message["text"])
-        peer.left.set()
-
-    peer = Peer("late")
-    sender = peer.sender = make(send, peer)
-    carrying = asyncio.create_task(carried(sender, peer))
-    await asyncio.sleep(0)
-    peer.pump()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert (sender.is_busy, sent) == (True, [])
-    gate.set()
-    await carrying
-    assert sent == ["late"]
-
-
 async def test_aborted_blocked_write_runs_its_cleanup(make: Make) -> None:
     trace: list[str] = []
 
@@ -153,19 +131,6 @@ async def test_end_is_immediate_and_earlier_writes_are_sent(make: Make) -> None:
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
 
-async def test_a_real_cancellation_is_not_mistaken_for_the_end(make: Make) -> None:
-    async def send(message: Any) -> None: ...
-
-    peer = Peer()
-    sender = peer.sender = make(send, peer)
-    carrying = asyncio.create_task(carried(sender, peer))
-    await asyncio.sleep(0)
-    carrying.cancel()
-    sender.end()
-    with pytest.raises(asyncio.CancelledError):
-        await carrying
-
-
 async def until_ended(make: Make, *, ends_s: float | None) -> float:
     """Write a message that the peer never reads, and end the sender after `ends_s`. Return the seconds until then."""
 
@@ -216,19 +181,6 @@ async def test_every_target_is_called_once_per_period() -> None:
         heartbeats.tick()
     assert {heart.beats for heart in quick} == {15}
     assert {heart.beats for heart in slow} == {2}
-
-
-async def test_removed_target_is_not_called_and_empty_heartbeats_have_no_timer() -> None:
-    heartbeats = Heartbeats()
-    heart = Heart()
-    heartbeats.remove(heart, heartbeats.add(heart, 2))
-    assert len(heartbeats) == 0
-    for _ in range(4):
-        heartbeats._run_tick()
-    assert heart.beats == 0
-    assert heartbeats._timer is None
-    heartbeats.add(heart, 2)
-    assert heartbeats._timer is not None
 
 
 async def test_until_empty_returns_after_the_last_removal() -> None:

@@ -25,17 +25,6 @@ async def own_hub() -> AsyncIterator[Hub]:
     await hub.close()
 
 
-async def test_no_batch_is_taken_from_a_feed_before_it_can_be_sent(own_hub: Hub) -> None:
-    line = Line(own_hub)
-    line.request("attach", channel="c")
-    assert (await line.frame())["type"] == "ok"
-    await own_hub.create("c", id="m1", text="one")
-    await own_hub.create("c", id="m2", text="two")
-    batch = await line.frame()
-    assert [event["type"] for event in batch["events"]] == ["channel.attached", "message.update", "message.update"]
-    assert line.take() is None
-
-
 async def test_waiting_channels_alternate_and_each_sends_all_missed_events(own_hub: Hub) -> None:
     line = Line(own_hub)
     for channel in ("a", "b", "c"):
@@ -63,28 +52,6 @@ async def test_replies_go_before_events(own_hub: Hub) -> None:
     assert (await line.frame())["type"] == "events"
 
 
-async def test_socket_is_full_while_too_many_replies_are_unsent(own_hub: Hub) -> None:
-    line = Line(own_hub)
-    for ref in range(10):
-        assert not line.session.is_full
-        line.request("detach", ref=ref, channel="c")
-    assert line.session.is_full
-    line.take()
-    assert not line.session.is_full
-
-
-async def test_socket_is_full_while_too_many_requests_are_pending(own_hub: Hub) -> None:
-    line = Line(own_hub)
-    line.request("create", channel="c", id="m1", role="assistant", status="streaming")
-    await line.frame()
-    for ref in range(10):
-        line.request("append", ref=ref, channel="c", id="m1", text="x")
-    assert line.session.is_full
-    for ref in range(10):
-        assert (await line.frame())["ref"] == ref
-    assert not line.session.is_full
-
-
 async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hub: Hub) -> None:
     line = Line(own_hub)
     line.request("create", channel="c", id="m1", text="x" * 90_000)
@@ -100,16 +67,6 @@ async def test_socket_is_full_while_its_requests_or_replies_are_too_large(own_hu
     assert line.session.is_full  # two pages of 90 kB that were not sent
     line.take()
     assert not line.session.is_full
-
-
-async def test_socket_that_does_not_read_gets_one_ping(own_hub: Hub) -> None:
-    line = Line(own_hub)
-    assert line.take() is None
-    for number in (1, 2):
-        for _ in range(3):
-            line.session.keep_alive(now_s=line.now_s)
-        assert line.take() == {"type": "ping", "n": number}
-        assert line.take() is None
 
 
 async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:

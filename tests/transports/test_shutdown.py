@@ -7,7 +7,6 @@ In `make test-long`, each server gets each signal and app; otherwise a few cases
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -22,7 +21,7 @@ import pytest
 
 from proof.chaos.processes import free_port
 from proof.wirecheck import SseViewer, WsViewer
-from tests.conftest import IS_LONG, in_long
+from tests.conftest import IS_LONG
 
 APP = """
 from starlette.applications import Starlette
@@ -99,27 +98,6 @@ class Silent(MemoryStore):
 
 
 hub = Hub(Silent(), drain_s=0.0)
-"""
-
-
-SILENT_LATER = """
-import asyncio
-
-from tenuto.app import Hub
-from tenuto.stores.memory import MemoryStore
-
-
-class SilentLater(MemoryStore):
-    pages = 0
-
-    async def page(self, *arguments, **fields):
-        self.pages += 1
-        if self.pages > 1:
-            await asyncio.Event().wait()
-        return await super().page(*arguments, **fields)
-
-
-hub = Hub(SilentLater(), drain_s=0.0)
 """
 
 
@@ -308,16 +286,6 @@ async def read_until(peer: socket.socket, text: bytes) -> None:
             data += piece
 
 
-async def read_rest(peer: socket.socket) -> bytes:
-    """Read to the end of a connection."""
-    data = b""
-    async with asyncio.timeout(START_S):
-        with contextlib.suppress(ConnectionResetError):
-            while piece := await asyncio.get_running_loop().sock_recv(peer, 65_536):
-                data += piece
-    return data
-
-
 async def post(server: Running, path: str, body: object) -> None:
     async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
         assert (await http.post(f"http://127.0.0.1:{server.port}{path}", json=body)).status_code == 201
@@ -355,51 +323,6 @@ async def test_shutdown_does_not_wait_for_a_stalled_viewer(
         assert "Traceback" not in server.output
 
 
-CUTS = [
-    (SERVE, "served:hub"),
-    (SERVERS["uvicorn"], "silent:hub"),
-    (SERVERS["uvicorn"], "served:hub"),
-    (SERVERS["uvicorn-h11"], "silent:hub"),
-]
-
-
-@in_long
-@pytest.mark.parametrize(("command", "app"), CUTS)
-async def test_export_that_has_begun_is_cut_at_the_end_of_a_drain(tmp_path: Path, command: list[str], app: str) -> None:
-    """The peer stalls, or the store is silent after the first message."""
-    (tmp_path / "silent.py").write_text(SILENT_LATER)
-    async with running(tmp_path, command, app) as server:
-        await server.text_at("/healthz")
-        await fill(server, "")
-        with await connected(server) as peer:
-            await asked(peer, "GET /v1/channels/c/export HTTP/1.1")
-            await read_until(peer, b'"format"')
-            await end(server)
-            rest = await read_rest(peer)
-        assert b'"type":"end"' not in rest
-        assert not rest.endswith(b"0\r\n\r\n")
-        assert "Traceback" not in server.output
-        assert "ERROR" not in server.output
-
-
-@in_long
-async def test_serve_does_not_wait_for_an_unfinished_request(tmp_path: Path) -> None:
-    async with running(tmp_path, SERVE, "served:hub") as server:
-        await server.text_at("/healthz")
-        with await connected(server) as peer:
-            await asked(
-                peer,
-                "POST /v1/channels/c/messages HTTP/1.1",
-                "Content-Type: application/json",
-                "Content-Length: 1000",
-                "Expect: 100-continue",
-                body=b'{"text":',
-            )
-            await read_until(peer, b"100 Continue")  # the app has the request
-            await end(server)
-        assert "Traceback" not in server.output
-
-
 async def ended(folder: Path, how: str) -> tuple[int | None, str]:
     """Return the exit code and the output of the program above."""
     script = folder / "forced.py"
@@ -420,8 +343,3 @@ async def test_serve_is_ended_by_force_if_code_blocks_or_ignores_cancellation(tm
     code, errors = await ended(tmp_path, how)
     assert code == 1, errors
     assert "most recent call first" in errors  # it prints the stacks of all threads
-
-
-async def test_a_hub_that_started_anew_ends_its_server_as_before(tmp_path: Path) -> None:
-    code, errors = await ended(tmp_path, "restarts")
-    assert (code, errors) == (-signal.SIGTERM, "")

@@ -81,9 +81,6 @@ async def test_reconnect_delay_is_in_the_block_of_the_first_event(served: Served
     assert 1000 <= (first.retry or 0) <= 3000
 
 
-# Resuming
-
-
 # Many, slow, silent and disconnected viewers
 
 
@@ -104,17 +101,6 @@ async def test_unread_bytes_of_an_ended_stream_are_freed(
         await served.until(
             lambda: not connection.transport.get_write_buffer_size()
         )  # although the peer has not read it
-
-
-async def test_a_heartbeat_is_a_comment_every_fifteen_seconds_at_most(served: Served) -> None:
-    stream = await Stream.open(served, EVENTS)
-    await stream.until_event("channel.attached")
-    await pass_seconds(served, 15)
-    await stream.until(lambda: stream.parser.comments == 1)
-    await pass_seconds(served, 15)
-    await stream.until(lambda: stream.parser.comments == 2)
-    assert len(stream.events) == 1
-    stream.close()
 
 
 async def test_heartbeat_is_an_event_with_ping_s(served: Served) -> None:
@@ -181,18 +167,6 @@ async def test_eventsource_of_a_draining_hub_gets_bye_and_retry(served: Served) 
     assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
 
 
-async def test_eventsource_gets_a_long_retry_if_its_events_cannot_be_encoded(
-    served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
-    await served.hub.create("c", id="m1", text="x")
-    served.hub.channel("c").presence_state.enter("bot", "agent", 0, {"tool": object()})
-    stream = await Stream.open(served, EVENTS)
-    assert await stream.until_over() is False
-    assert [(event.event, event.data) for event in stream.events] == [("bye", b'"internal"')]
-    assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
-    assert "an event stream is broken off" in caplog.text
-
-
 async def test_eventsource_gets_a_long_retry_if_the_store_is_unavailable(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,9 +179,3 @@ async def test_eventsource_gets_a_long_retry_if_the_store_is_unavailable(
     assert [(event.event, event.data) for event in stream.events] == [("bye", b'"store_unavailable"')]
     assert 15_000 <= (stream.parser.retry_ms or 0) <= 45_000
     assert (await served.http.get(f"{EVENTS}?sdk=js")).status_code == 503
-
-
-async def test_permanent_error_has_its_status_for_an_eventsource_too(served: Served) -> None:
-    stream = await Stream.open(served, "/v1/channels/a%20b/events")
-    await stream.until_over()
-    assert (stream.response.status, json.loads(stream.body)["code"]) == (400, "invalid_name")

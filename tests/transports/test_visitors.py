@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from tenuto import Hub, Identity, visitors
 from tenuto.app import Visitors
-from tenuto.core.errors import LocalError, TenutoError, Unauthenticated
+from tenuto.core.errors import LocalError, Unauthenticated
 from tenuto.core.visitor_ids import is_visitor, new_visitor_id
 from tenuto.hub.access.rates import ClientLimits
 from tenuto.hub.access.visitors import COOKIE, MAX_AGE_MS, RENEWED_MS
@@ -136,17 +136,6 @@ async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
     assert await met(hub, cookie=both) == (visitor, None)
     assert await met(other, cookie=both) == (stranger, None)
     await other.close()
-
-
-async def test_new_cookie_removes_the_oldest_of_many_of_other_keys(hub: Hub) -> None:
-    many = [f"{COOKIE}{number:06}" for number in range(70)]
-    async with visiting(hub, cookie="; ".join(f"{name}=x" for name in (*many, "tenuto_visitor_of_the_app"))) as browser:
-        response = await browser.post("/v1/visitor")
-    new, *gone = response.headers.get_list("set-cookie")
-    assert f"{response.json()['id']}." in new
-    assert gone == [f"{name}=; Max-Age=0; Path=/; HttpOnly; SameSite=Lax" for name in many[:50]]
-    async with visiting(hub, cookie="; ".join(f"{name}=x" for name in many[:8])) as browser:
-        assert len((await browser.post("/v1/visitor")).headers.get_list("set-cookie")) == 1
 
 
 async def test_under_https_the_cookie_is_of_this_host_alone() -> None:
@@ -375,20 +364,6 @@ async def test_first_frame_of_a_socket_may_name_a_person() -> None:
             assert (await peer.ask("auth", token="ann"))["code"] == "forbidden"  # the socket is a visitor's by now
 
 
-async def test_second_verifier_names_persons_and_all_others_are_visitors() -> None:
-    hub = new_hub(authenticate=visitors(person))
-    await hub.create("chat:ann", text="My chat")
-    async with visiting(hub, authorization="Bearer ann") as browser:
-        response = await browser.post("/v1/visitor")
-        assert "set-cookie" not in response.headers
-        assert (response.json()["id"], response.json()["channel"]) == ("ann", "chat:ann")
-        assert [one["title"] for one in response.json()["chats"]] == ["My chat"]
-        for _ in range(30):
-            assert (await browser.post("/v1/channels/chat:ann/messages", json={"text": "x"})).status_code == 201
-    await met(hub)
-    await hub.close()
-
-
 async def test_person_with_the_id_of_a_visitor_is_refused() -> None:
     victim = new_visitor_id(bytes(13))
 
@@ -595,20 +570,3 @@ async def test_answer_in_a_channel_of_a_visitor_counts_for_it_without_a_word_of_
     async with serving(hub, app) as served:
         statuses = [(await served.http.post(f"/ask{query}")).status_code for query in ("", "?by=you", "", "?by=you")]
     assert statuses == [200, 200, 429, 429]
-
-
-async def test_handler_of_the_app_for_refusals_is_kept() -> None:
-    guests = visitors(questions_per_minute=1)
-    hub = new_hub(authenticate=guests)
-    app = asking_app(hub, guests, FastAPI)
-
-    async def teapot(request: Request, error: Exception) -> Response:
-        return Response(type(error).__name__, 418)
-
-    app.add_exception_handler(TenutoError, teapot)
-    async with serving(hub, app) as served:
-        await served.http.post("/tenuto/v1/visitor")
-        served.http.headers["origin"] = f"http://127.0.0.1:{served.port}"
-        await served.http.post("/ask")
-        refused = await served.http.post("/ask")
-        assert (refused.status_code, refused.text) == (418, "TooMany")

@@ -10,7 +10,7 @@ import pytest
 
 from tenuto import Hub
 from tenuto.core.model import Message
-from tenuto.hub.access.identity import CAPABILITIES, Identity
+from tenuto.hub.access.identity import Identity
 from tenuto.transports.access import Credentials
 from tenuto.transports.codec import SILENT
 from tenuto.transports.sender import Heartbeats
@@ -115,51 +115,6 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
     await hub.close()
 
 
-@virtually
-async def test_peer_without_leases_needs_no_pongs() -> None:
-    hub = new_hub()
-    await hub.start()
-    line = Line(hub)
-    await line.ask("attach", channel="chat:1")
-    line.is_silent = True
-    await asyncio.sleep(600)
-    assert line.session.closing is None
-    await line.cut()
-    await hub.close()
-
-
-# Leases and takeovers
-
-
-@virtually
-async def test_interrupted_within_six_seconds_then_taken_over_and_the_zombie_refused() -> None:
-    hub = new_hub()
-    await hub.start()
-    plain = CAPABILITIES - {"admin"}
-    writer, watcher = Line(hub, "bot", capabilities=plain), Line(hub, "ann", capabilities=plain)
-    successor = Line(hub, "bot2", capabilities=plain)
-    await watcher.ask("attach", channel="chat:1")
-    await writer.ask("create", channel="chat:1", id="a", role="assistant", status="streaming")
-    await writer.ask("append", channel="chat:1", id="a", text="half ")
-    assert (await successor.ask("takeover", channel="chat:1", id="a"))["code"] == "streaming"
-    assert (await successor.ask("append", channel="chat:1", id="a", text="x"))["code"] == "not_writer"
-    await writer.cut()
-    await asyncio.sleep(6)
-    finish = next(one for one in watcher.events() if one["type"] == "message.finish")
-    assert (finish["status"], finish["reason"]) == ("interrupted", "writer_gone")
-    taken = await successor.ask("takeover", channel="chat:1", id="a")
-    assert (taken["generation"], taken["lengths"]) == (2, [5])
-    zombie = Line(hub, "bot", capabilities=plain)
-    assert (await zombie.ask("append", channel="chat:1", id="a", text="late", at=5))["code"] == "fenced"
-    await successor.ask("append", channel="chat:1", id="a", text="whole", at=5, generation=2)
-    await successor.ask("finish", channel="chat:1", id="a", generation=2)
-    await asyncio.sleep(0.1)
-    assert (await answer(hub)).text == "half whole"
-    for line in (watcher, successor, zombie):
-        await line.cut()
-    await hub.close()
-
-
 # Commands
 
 
@@ -191,34 +146,6 @@ async def test_a_stop_from_a_second_device_while_a_third_comes_back() -> None:
 
 
 # Turns
-
-
-@virtually
-async def test_agent_on_a_socket_is_present_and_takes_turns() -> None:
-    hub = new_hub()
-    await hub.start()
-    person, agent = Line(hub, "ann"), Line(hub, "bot")
-    await person.ask("attach", channel="chat:1")
-    await agent.ask("work", pattern="chat:*", slots=2)
-    await asyncio.sleep(1)
-    entered = [one["member"] for one in person.events() if one["type"] == "presence.enter"]
-    assert entered == [{"id": "bot", "kind": "agent", "data": {"state": "listening"}, "connections": 1}]
-    asked = await person.ask("create", channel="chat:1", text="hello")
-    turn = await agent.turn()
-    assert (turn["channel"], turn["message"]["id"], turn["generation"]) == ("chat:1", asked["message"]["id"], 1)
-    about = {"channel": "chat:1", "message": turn["message"]["id"], "generation": 1}
-    renewed = await agent.ask("turn.renew", **about, state={"state": "thinking"})
-    assert renewed["lease_s"] == turn["lease_s"]
-    await asyncio.sleep(1)
-    assert person.events()[-1]["member"]["data"] == {"state": "thinking"}
-    assert (await agent.ask("turn.done", **about))["type"] == "ok"
-    assert (await agent.ask("turn.done", **about))["type"] == "ok"  # a repeated end succeeds, too
-    assert (await agent.ask("turn.renew", **about))["code"] == "fenced"
-    await asyncio.sleep(60)
-    assert not [frame for frame in agent.frames if frame["type"] == "turn"]
-    await person.cut()
-    await agent.cut()
-    await hub.close()
 
 
 @virtually
