@@ -1,12 +1,8 @@
 """Measure the budgets: `python -m bench [NAMES] [--quick]`, or `make bench`. The method: `docs/benchmarks.md`.
 
 All benchmarks run in one go on one machine, where possible as a ratio, so that the machine matters little. The server
-under test has one core and the load client another. A benchmark fails
-the run if it cannot measure, or if a viewer received a wrong byte. A budget that is not met is printed, and fails the
-run only with `--strict`, because a noisy machine can cause it too.
-
-What cannot be measured has a row with the reason, which fails the run, except if a program is not installed that the
-run can do without (`NotInstalled`).
+under test has one core and the load client another. A benchmark fails the run if it cannot measure, or if a viewer
+received a wrong byte. A budget that is not met is printed only, because a noisy machine can cause it too.
 """
 
 import argparse
@@ -30,7 +26,6 @@ NAMES = (
     "client", "fanout", "conversations", "highest", "memory", "resume", "storm", "slow", "turns", "steps", "burst",
     "ai_sdk", "appends", "postgres", "beside", "soak",
 )  # fmt: skip
-_SHORTEST_SOAK_S = 10.0  # a shorter soak has too few samples for a slope
 _BROKEN_OFF = 130  # the exit code that shells report for a program ended by Ctrl-C
 
 
@@ -40,7 +35,8 @@ def main() -> int:
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
         print(f"cores {SERVER_CORE} and {CLIENT_CORE} are not both available: server and client would share one")
         return 1
-    names = list(dict.fromkeys(arguments.names)) or _usual(options)
+    usual = [name for name in NAMES if not (options.is_quick and name == "soak")]
+    names = list(dict.fromkeys(arguments.names)) or usual
     scope = _scope(names, options)
     if arguments.markdown is not None and scope:
         _print_progress(f"{arguments.markdown.name} will contain only this run; {'; '.join(scope)}")
@@ -58,12 +54,7 @@ def main() -> int:
         command = shlex.join(["python", "-m", "bench", *arguments.names, *["--quick"] * options.is_quick])
         command += f" --soak-s {options.soak_s:g}" if "soak" in names else ""
         report.write(arguments.markdown, command=command, facts=facts, rows=rows)
-    missed = any(row.is_met is False for row in rows)
-    return 1 if any(row.has_failed for row in rows) or (arguments.strict and missed) else 0
-
-
-def _usual(options: Options) -> list[str]:
-    return [name for name in NAMES if not (options.is_quick and name == "soak")]  # unless it is named
+    return 1 if any(row.has_failed for row in rows) else 0
 
 
 def _scope(names: list[str], options: Options) -> list[str]:
@@ -113,7 +104,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="shorter runs, fewer viewers and no soak: a check, not a measurement"
     )
-    parser.add_argument("--strict", action="store_true", help="fail when a budget is not met")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where databases are made")
     parser.add_argument("--soak-s", type=float, default=600.0, help="how long the soak lasts (600)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table into this page as well")
@@ -123,8 +113,6 @@ def _arguments() -> argparse.Namespace:
             parser.error(f"there is no benchmark {name!r}")
     if not (arguments.dir.is_dir() and os.access(arguments.dir, os.W_OK)):
         parser.error(f"{arguments.dir} is not a writable directory")
-    if not arguments.soak_s >= _SHORTEST_SOAK_S:
-        parser.error(f"a soak takes {_SHORTEST_SOAK_S:g} s at least")
     if arguments.markdown is not None:
         try:
             report.check_page(arguments.markdown)  # before the measurements, not after them

@@ -52,7 +52,7 @@ def _cost(options: Options, kind: str, channels: int, each: int, seconds: float)
         )
         if kind == "ai-sdk":
             drained["ended"] = 0  # the server ends a response when its turn is over
-        judge(load, drained, grown["messages"], address, lag_ms=grown["lag_ms"])
+        judge(load, drained, grown["messages"], address)
     tokens: int = sum(one["length"] for one in grown["messages"].values()) // len(token()) * each
     return used_s / tokens * 1e6
 
@@ -91,7 +91,6 @@ async def _main(database: str) -> None:
 
             count = range(int(seconds * _TOKENS_PER_S))
             await producers.on_schedule(writers[channel], count, first_s, _TOKENS_PER_S, append)
-            producers.lateness.ended(writers[channel])
 
         now_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
@@ -99,7 +98,7 @@ async def _main(database: str) -> None:
                 group.create_task(one(channel, now_s + n / len(writers) / _TOKENS_PER_S))
         await answers.aclose()
         messages = {channel: summary("".join(pieces), writers[channel].id) for channel, pieces in sent.items()}
-        return {"messages": messages} | await producers.lag()
+        return {"messages": messages}
 
     async with start_app(app) as port:
         reply(port=port)

@@ -50,7 +50,6 @@ QUICK = Sizes(rounds=2, seconds=1.0, pages=3)
 class Round(NamedTuple):
     tokens_per_s: float
     us_per_token: float
-    wait_ms: list[float]  # time until a token is durable: median and p99
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -112,7 +111,7 @@ def _round(system: Appending, client: Child, sizes: Sizes, *, at_once: int, tag:
     tokens = done["tokens"] - before
     sent = child.request("finish", reply_in_s=TIMEOUT_S)["messages"]
     verify(system, client, channels, sent)
-    return Round(tokens / done["seconds"], used_s / tokens * 1e6, done["wait_ms"])
+    return Round(tokens / done["seconds"], used_s / tokens * 1e6)
 
 
 def verify(system: Appending, client: Child, channels: list[str], sent: dict[str, object]) -> None:
@@ -150,10 +149,8 @@ def _many_rows(rounds: dict[str, list[Round]]) -> list[Row]:
 def _rates(rounds: dict[str, list[Round]]) -> Iterator[Row]:
     for name, each in rounds.items():
         rates = [one.tokens_per_s for one in each]
-        waits = statistics.median(one.wait_ms[1] for one in each)
         yield Row(
             f"  {name}",
             f"{number(statistics.median(rates))}/s ({number(min(rates))}–{number(max(rates))})",
-            note=f"{spread([one.us_per_token for one in each], 'µs')} of CPU per token; "
-            f"durable after {number(waits)} ms (p99)",
+            note=f"{spread([one.us_per_token for one in each], 'µs')} of CPU per token",
         )

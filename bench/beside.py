@@ -154,12 +154,11 @@ def _round(system: System, kind: str, client: Child, shape: Shape, seconds: floa
     produced = system.produce(channels=channels, count=count, tokens_per_s=shape.tokens_per_s)
     drained = drain(client, None)
     used_s = system.cpu_s() - before_s
-    sent, lag_ms = produced["messages"], produced["lag_ms"]
-    decoded = judge(client, drained, sent, address if isinstance(system, Ours) else None, lag_ms=lag_ms)
+    decoded = judge(client, drained, produced["messages"], address if isinstance(system, Ours) else None)
     tokens = count * shape.connections
     if decoded["tokens"] != tokens:
         what = f"{decoded['tokens']:,} tokens were delivered, and {tokens:,} sent, although all texts are correct"
-        raise void(what, drained, lag_ms=lag_ms)
+        raise void(what, drained)
     client.request("close")
     return _Round(used_s / tokens * 1e6, alone_us)
 

@@ -80,7 +80,7 @@ def _round(options: Options, running: int, questions: int, before_s: float, afte
         )
         asked_s, over_s = burst["asked_s"], burst["over_s"]
         windows = [(begun_s + min(_SETTLES_S, before_s / 2), asked_s), (asked_s, max(over_s, asked_s + _SHORTEST_S))]
-        decoded = judge(load, drained, burst["messages"], address, lag_ms=burst["lag_ms"], windows=windows)
+        decoded = judge(load, drained, burst["messages"], address, windows=windows)
     if burst["wrong"]:
         raise Void(f"burst: {burst['wrong']}")
     before_ms, during_ms = decoded["windows_ms"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, NotInstalled, cpu_s
+from bench.proc import CLIENT_CORE, SERVER_CORE, BenchError, Child, cpu_s
 
 CLIENT_LIMIT = 0.95  # share of the load client's core: above it, the client's own time distorts the measurement
 USUAL_ROUNDS = 3  # a figure of another number of rounds says so
@@ -57,11 +57,6 @@ class Row:
         """
         is_met = None if limit is None else by(values) >= limit if is_least else by(values) <= limit
         return cls(what, spread(values, unit), "" if limit is None else f"{limit:,g} {unit}", is_met, note)
-
-    @property
-    def has_no_figure(self) -> bool:
-        """Return whether the row has a reason instead of a figure: a failure, or a program that is not installed."""
-        return self.has_failed or self.measured == "not measured"
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ def failed(what: str, error: Exception) -> Row:
     """Return a row without a figure: the error, and the observations at that time."""
     verdict = "VOID" if isinstance(error, Void) else "not measured"
     text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-    return Row(what, verdict, note=text, has_failed=not isinstance(error, NotInstalled))
+    return Row(what, verdict, note=text, has_failed=True)
 
 
 def connect(load: Child, kind: str, channels: Sequence[str], address: Mapping[str, Any], **how: Any) -> None:
@@ -175,7 +170,7 @@ def capture(
 
 def judge(
     load: Child, drained: dict[str, Any], sent: dict[str, Any], address: Mapping[str, Any] | None,
-    *, lag_ms: Sequence[float] | None = None, is_steady: bool = True, **how: Any,
+    *, is_steady: bool = True, **how: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the viewers received, of which `how` are fields of the request.
 
@@ -184,23 +179,14 @@ def judge(
     """
     decoded: dict[str, Any] = load.request("decode", reply_in_s=TIMEOUT_S, **how)
     stored_at = {"port": None} if address is None else address
-    check(decoded, load.request("compare", sent=sent, reply_in_s=TIMEOUT_S, **stored_at), drained, lag_ms=lag_ms)
+    check(decoded, load.request("compare", sent=sent, reply_in_s=TIMEOUT_S, **stored_at), drained)
     if is_steady:
         client_load(drained)
     return decoded
 
 
-def check(
-    decoded: dict[str, Any],
-    compared: dict[str, Any],
-    drained: dict[str, Any],
-    *,
-    lag_ms: Sequence[float] | None = None,
-) -> None:
-    """Raise `Void` unless every viewer received exactly the sent text.
-
-    `lag_ms` is how late producers were, if known: a void run reports it.
-    """
+def check(decoded: dict[str, Any], compared: dict[str, Any], drained: dict[str, Any]) -> None:
+    """Raise `Void` unless every viewer received exactly the sent text."""
     if decoded["violations"]:
         what = f"the protocol was violated: {decoded['violations']}, first {decoded['first_violation']}"
     elif compared["wrong"]:
@@ -209,21 +195,13 @@ def check(
         what = f"{drained['ended']} connections were ended by the server"
     else:
         return
-    raise void(what, drained, lag_ms=lag_ms)
+    raise void(what, drained)
 
 
-def void(what: str, drained: dict[str, Any], *, lag_ms: Sequence[float] | None = None) -> Void:
-    """Return a `Void` with the observations at that time, because an overloaded machine is not a lost token."""
+def void(what: str, drained: dict[str, Any]) -> Void:
+    """Return a `Void` with the load at that time, because an overloaded machine is not a lost token."""
     # not a share: a run that fails at once may last only a moment
-    client = f"the load client used {drained['cpu_s']:.2f} s of its core in {drained['seconds']:.2f} s"
-    error = Void(what)
-    error.add_note("; ".join([*([late(lag_ms)] if lag_ms is not None else []), client]))
-    return error
-
-
-def late(lag_ms: Sequence[float]) -> str:
-    """Return how late the producers were, as text."""
-    return f"producers were late by {lag_ms[1]:.1f} ms (p99), {lag_ms[2]:.1f} ms at worst"
+    return Void(f"{what}; the load client used {drained['cpu_s']:.2f} s of its core in {drained['seconds']:.2f} s")
 
 
 def client_load(drained: dict[str, Any]) -> float:

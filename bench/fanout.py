@@ -9,7 +9,6 @@ channels the ratio shows the cost of a conversation, not of a write.
 
 import contextlib
 import functools
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,13 +21,12 @@ from bench.common import (
     attempt,
     capture,
     connect,
-    failed,
     judge,
     kept,
     load_client,
     served,
 )
-from bench.proc import SERVER_CORE, BenchError, Child, raise_file_limit
+from bench.proc import SERVER_CORE, Child, raise_file_limit
 
 
 @dataclass(frozen=True)
@@ -66,22 +64,10 @@ class _Round(NamedTuple):
 
 def run(options: Options) -> Iterator[Row]:
     rounds, seconds = (1, 2.0) if options.is_quick else (3, 5.0)
-    unders = ["serve"]
-    try:
-        _check_granian()
-        unders.append("granian")
-    except BenchError as error:
-        yield failed("fan-out, mounted under granian", error)
-    how: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "unders": tuple(unders)}
+    how: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "unders": ("serve", "granian")}
     for shape in SHAPES:
         for kind, name in NAMES.items():
             yield from attempt(f"fan-out {shape} {name}", functools.partial(matrix, options, shape, kind, **how))
-
-
-def _check_granian() -> None:
-    for package in ("granian", "starlette"):
-        if importlib.util.find_spec(package) is None:
-            raise BenchError(f"the Python package {package} is missing")
 
 
 def matrix(
@@ -114,7 +100,7 @@ def _round(
     count = int(seconds * shape.tokens_per_s)
     wanted: dict[str, Any] = {"channels": channels, "count": count, "tokens_per_s": shape.tokens_per_s}
     produced, drained, ours_s = capture(load, server.child.pid, lambda: server.child.request("produce", **wanted))
-    ours = judge(load, drained, produced["messages"], server.address, lag_ms=produced["lag_ms"])
+    ours = judge(load, drained, produced["messages"], server.address)
     recording = load.request("recording")
     load.request("close")
 

@@ -23,7 +23,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -103,7 +103,7 @@ class Load:
         self._captured_s, self._cpu_s = time.monotonic(), time.process_time()
         return {}
 
-    def pass_(self, *, seconds: float) -> Json:
+    def read_for(self, *, seconds: float) -> Json:
         """Continue reading for a while. Return how many connections the server has ended."""
         until_s = time.monotonic() + seconds
         while (left_s := until_s - time.monotonic()) > 0:
@@ -338,20 +338,6 @@ class Load:
 
     def run(self) -> None:
         """Carry out requests from standard input until it ends."""
-        requests: dict[str, Callable[..., Json]] = {
-            "connect": self.connect,
-            "record": self.record,
-            "capture": self.capture,
-            "drain": self.drain,
-            "pass": self.pass_,
-            "stall": self.stall,
-            "read_on": self.read_on,
-            "decode": self.decode,
-            "compare": self.compare,
-            "recording": self.recording,
-            "come_back": self.come_back,
-            "close": self.close,
-        }
         self._epoll.register(_STDIN, select.EPOLLIN)
         rest = b""
         while True:
@@ -364,7 +350,7 @@ class Load:
             for line in lines:
                 request = json.loads(line)
                 try:
-                    reply = requests[request.pop("do")](**request)
+                    reply = getattr(self, request.pop("do"))(**request)
                 except (BenchError, OSError, http.client.HTTPException) as error:
                     reply = {"error": f"{type(error).__name__}: {error}"}
                 sys.stdout.write(json.dumps(reply) + "\n")

@@ -49,7 +49,7 @@ def _round(options: Options, kind: str, few: int, many: int, *, has_own_channels
         for more in (channels[:few], channels[few:]):
             connect(load, kind, more, server.address)
             sizes.append(_settled_rss(server.child))
-        if ended := load.request("pass", seconds=0)["ended"]:
+        if ended := load.request("read_for", seconds=0)["ended"]:
             raise BenchError(f"{ended} of {many} viewers were disconnected: the rest give no figure")
     return (sizes[1] - sizes[0]) / (many - few) / 1000
 

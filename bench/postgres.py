@@ -30,9 +30,9 @@ from bench.common import (
     served,
 )
 from bench.conversations import TOKENS_PER_S
-from bench.peers.system import ours_on_postgres, program, redis_server
+from bench.peers.system import ours_on_postgres, redis_server
 from bench.peers.xadd import xadd
-from bench.proc import BenchError, Child, NotInstalled, cpu_s, raise_file_limit
+from bench.proc import BenchError, Child, cpu_s, raise_file_limit
 from proof.chaos.engines import PROGRAMS, Postgres, running_postgres
 
 _CONVERSATIONS = 500
@@ -58,7 +58,8 @@ QUICK = Sizes(rounds=1, seconds=2.0, conversations=100, channels=100)
 
 
 def run(options: Options) -> Iterator[Row]:
-    check_postgres()
+    if not (PROGRAMS / "initdb").exists():
+        raise BenchError("PostgreSQL is missing (Debian: apt-get install postgresql)")
     sizes, of_appends = (QUICK, appends.QUICK) if options.is_quick else (FULL, appends.FULL)
     yield from attempt("durable appends on PostgreSQL", functools.partial(durable, options, of_appends))
     with running_postgres(options.directory) as postgres:
@@ -67,23 +68,11 @@ def run(options: Options) -> Iterator[Row]:
         yield from attempt("viewers of a killed process", functools.partial(storms, postgres, sizes))
 
 
-def check_postgres() -> None:
-    if not (PROGRAMS / "initdb").exists():
-        raise NotInstalled("PostgreSQL is missing (Debian: apt-get install postgresql)")
-
-
-def check_redis() -> None:
-    try:
-        program("redis-server", "redis-server")
-    except BenchError as error:
-        raise NotInstalled(str(error)) from None
-
-
 def durable(options: Options, sizes: appends.Sizes) -> Iterator[Row]:
     """Compare awaited appends with XADD on a file that is synced at each of them."""
-    check_redis()
     raise_file_limit(sizes.producers * 3 + 200)
-    with folder_in(options) as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(dir=options.directory) as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
         (folder / "redis").mkdir()
         system = stack.enter_context(ours_on_postgres(options.directory))
         redis = stack.enter_context(xadd(folder / "redis", "always"))
@@ -115,18 +104,16 @@ def stream(
     for group in groups:
         group.load.request("capture")
     sent: dict[str, Any] = {}
-    late_ms = []
     for server, channels in writers:
         server.child.send("produce", channels=channels, count=int(seconds * per_s), tokens_per_s=per_s)
     for server, _ in writers:
         produced = server.child.read(timeout_s=seconds + 45)
         sent |= produced["messages"]
-        late_ms.append(produced["lag_ms"])
     drained = [drain(group.load) for group in groups]
     found = []
     for group, each in zip(groups, drained, strict=True):
         own = {channel: sent[channel] for channel in group.channels}
-        found.append(judge(group.load, each, own, group.server.address, lag_ms=max(late_ms)))
+        found.append(judge(group.load, each, own, group.server.address))
         group.load.request("close")
     return found
 
@@ -143,10 +130,9 @@ def _delay(postgres: Postgres, options: Options, sizes: Sizes, how: str) -> Iter
     rounds, limits = [], _NOTICES[how]
     url = f"{postgres.url}?schema={how.replace(' ', '_').lower()}"
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(folder_in(options))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.directory)))
         own: tuple[str, ...] = ("--mute",) if how == "no notices" else ()
         if how == "a bus":
-            check_redis()
             redis = stack.enter_context(redis_server(folder, "everysec"))
             own = ("--bus", f"redis://127.0.0.1:{redis.port}")
         here, there = (stack.enter_context(served(url, *own)) for _ in range(2))
@@ -236,7 +222,7 @@ def _killed(url: str, sizes: Sizes, seed: int) -> _Storm:
         for kind in ("sse", "websocket"):
             connect(load, kind, [channel for channel in texts for _ in range(sizes.viewers // 4)], killed.address)
         storm.begin([killed, others[0]], texts)
-        load.request("pass", seconds=sizes.before_s)
+        load.request("read_for", seconds=sizes.before_s)
         killed_s = storm.kill(load, killed, others)
         live_s = storm.come_back(load, others[0], texts)
         left = _stored_text(others[0], next(iter(texts)))
@@ -260,9 +246,3 @@ def _went_on(server: Served, channel: str, text: str) -> float:
             raise BenchError(f"the answer of the killed process did not go on within {TIMEOUT_S:g} s")
         time.sleep(_POLL_S)
     return time.monotonic()
-
-
-@contextlib.contextmanager
-def folder_in(options: Options) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=options.directory) as name:
-        yield Path(name)

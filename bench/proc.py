@@ -30,10 +30,6 @@ class BenchError(Exception):
     """A benchmark could not take its measurement; the message has the reason."""
 
 
-class NotInstalled(BenchError):
-    """A program is missing without which the run still counts: its rows have the reason, and the run does not fail."""
-
-
 class Child:
     """One of our modules in a process of its own, pinned to `core`."""
 

@@ -48,7 +48,7 @@ def text(rows: list[Row]) -> list[str]:
 def summary(rows: list[Row], seconds: float) -> str:
     """Return the last line of the report."""
     missed = sum(row.is_met is False for row in rows)
-    failures = sum(row.has_no_figure for row in rows)
+    failures = sum(row.has_failed for row in rows)
     return f"{missed} over budget, {failures} not measured or void, {seconds:.0f} s"
 
 
@@ -87,8 +87,8 @@ def _read(page: Path) -> str:
 
 def _markdown_row(row: Row) -> str:
     what = f"– {row.what.strip()}" if row.what.startswith(" ") else row.what
-    measured = f"**{row.measured}**" if row.has_no_figure or row.is_met is False else row.measured
-    if row.has_no_figure:
+    measured = f"**{row.measured}**" if row.has_failed or row.is_met is False else row.measured
+    if row.has_failed:
         measured += f": {row.note.partition(chr(10))[0]}"
     budget = ", ".join(part for part in (row.limit, _VERDICTS[row.is_met]) if part)
     cells = [_cell(text) for text in (what, measured, budget)]

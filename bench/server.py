@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import Any, Protocol, Self
 
 from bench.proc import BenchError, reply, serve_requests
-from bench.tokens import WIDTH, Appenders, Lateness, known_token, summary, token
+from bench.tokens import WIDTH, Appenders, known_token, summary, token
 from tenuto import Hub, Limits, MessageWriter
 from tenuto.hub.lifecycle import free_memory
 from tenuto.server import serving
@@ -30,6 +30,7 @@ _MOUNTED_AT = "/tenuto"
 _START_S = 10.0
 _POLL_S = 0.01
 _AT_ONCE = 100  # limit of concurrent messages during a fill
+REQUESTS = ("produce", "begin", "append", "grow", "finish", "stream", "fill", "check", "stats", "held", "blocks")
 _CONNECTIONS = 20_000  # granian serves at most as many connections at once as its backlog
 
 
@@ -61,7 +62,6 @@ class Producers(Appenders):
         super().__init__()
         self._hub = hub
         self._open: dict[str, MessageWriter] = {}  # the messages of `begin`, by channel
-        self.lateness = Lateness()  # the lateness since the last request for work
         self._failure: Exception | None = None  # the error of a task that no request awaits
         hub.adopt("bench:*")(self._go_on)
 
@@ -82,7 +82,6 @@ class Producers(Appenders):
         hub: the CPU time is then that of the producers.
         """
         started_s = time.monotonic()
-        self.lateness = Lateness()
 
         async def one(channel: str, first_s: float) -> dict[str, Any]:
             sent: list[str] = []
@@ -95,9 +94,7 @@ class Producers(Appenders):
             unsent = Unsent() if is_alone else None
             async with unsent or self._hub.message(channel, role="assistant", author="bench") as message:
                 await self.on_schedule(message, range(count), first_s, tokens_per_s, append)
-            self.lateness.ended(message)
-            text = "".join(sent)
-            return summary(text, message.id)
+            return summary("".join(sent), message.id)
 
         async with asyncio.TaskGroup() as group:
             # Spread over one token's time: real conversations are not synchronised.
@@ -106,7 +103,7 @@ class Producers(Appenders):
                 for n, channel in enumerate(channels)
             ]
         messages = {channel: task.result() for channel, task in zip(channels, tasks, strict=True)}
-        return {"messages": messages, "seconds": time.monotonic() - started_s} | await self.lag()
+        return {"messages": messages, "seconds": time.monotonic() - started_s}
 
     async def begin_one(self, channel: str) -> None:
         self._open[channel] = self._hub.message(channel, role="assistant", author="bench")
@@ -150,11 +147,11 @@ class Producers(Appenders):
             runtime.limits = limits
         return {}
 
-    async def lag(self) -> dict[str, Any]:
-        """Return how late producers have been so far: median, p99 and maximum. Fails if a producer has failed."""
+    async def check(self) -> dict[str, Any]:
+        """Raise the error of a producer that has failed."""
         if self._failure is not None:
             raise self._failure
-        return {"lag_ms": self.lateness.percentiles_ms()}
+        return {}
 
     async def stats(self) -> dict[str, Any]:
         """Return the hub's counters."""
@@ -183,7 +180,6 @@ class Producers(Appenders):
         with self._noting_failure():
             await self.on_schedule(message, numbers, time.monotonic(), tokens_per_s, _known(seed))
             await message.flush()
-        self.lateness.ended(message)
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -196,14 +192,11 @@ class Producers(Appenders):
     async def on_schedule(
         self, message: Written, numbers: range, first_s: float, per_s: float, append: "Append"
     ) -> None:
-        """Append one answer on a fixed schedule. A late producer does not send less; its lateness is noted."""
-        made = self.lateness.made
+        """Append one answer on a fixed schedule. A late producer does not send less."""
         for index, n in enumerate(numbers):
             due_s = first_s + index / per_s
             # Without a wait, this loop would block the others.
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            # Before `append`, which may wait until long after the next token is due.
-            made(message, time.monotonic() - due_s, due_s + 1 / per_s)
             await append(message, n, due_s)
 
 
@@ -301,20 +294,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             reply(error=f"{type(error).__name__}: {error}")
             return
         reply(port=port, prefix=_MOUNTED_AT if is_mounted else "")
-        requests = (
-            producers.produce,
-            producers.begin,
-            producers.append,
-            producers.grow,
-            producers.finish,
-            producers.stream,
-            producers.fill,
-            producers.lag,
-            producers.stats,
-            producers.held,
-            producers.blocks,
-        )
-        await serve_requests({request.__name__: request for request in requests})
+        await serve_requests({name: getattr(producers, name) for name in REQUESTS})
 
 
 if __name__ == "__main__":

@@ -85,8 +85,7 @@ def _run(options: Options, kind: str, readers: int, slow: int, answer: int) -> _
         if slow:
             load.request("read_on")
             drained = drain(load)
-        sent, lag_ms = produced["messages"], produced["lag_ms"]
-        decoded = judge(load, drained, sent, server.address, lag_ms=lag_ms, is_steady=False)
+        decoded = judge(load, drained, produced["messages"], server.address, is_steady=False)
     if decoded["tokens"] != count * readers:
         raise BenchError(
             f"{decoded['tokens']} of {count * readers} tokens have a latency, although all texts are correct"

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from bench.common import CLIENT_LIMIT, Options, Row, Served, Void, kept, late, served
+from bench.common import CLIENT_LIMIT, Options, Row, Served, Void, kept, served
 from bench.peers.system import on_core
 from bench.proc import CLIENT_CORE, BenchError, cpu_s, raise_file_limit, rss_bytes
 from bench.tokens import known_text
@@ -81,15 +81,10 @@ def _drawn_visit(random_: random.Random, starts_s: float, lasts_s: float) -> Vis
     ends_s = max(arrives_s, starts_s + lasts_s)
     leaves_s = random_.uniform(arrives_s, ends_s) if random_.random() < 1 / 3 else None
     until_s = ends_s if leaves_s is None else leaves_s
-    cuts = []
-    at_s = arrives_s
-    for _ in range(random_.choice((0, 0, 1, 3))):
-        at_s = random_.uniform(at_s, until_s)
-        back_s = at_s + random_.uniform(0, _AWAY_S)
-        cuts.append((at_s, back_s))
-        at_s = back_s
-        if at_s > until_s:  # a viewer that is disconnected at the end reconnects once more and gets the rest
-            break
+    cuts: list[tuple[float, float]] = []
+    while random_.random() < 0.5 and (not cuts or cuts[-1][1] < until_s):  # at the end, it comes for the rest
+        cut_s = random_.uniform(cuts[-1][1] if cuts else arrives_s, until_s)
+        cuts.append((cut_s, cut_s + random_.uniform(0, _AWAY_S)))
     return Visit(random_.choice(("sse", "websocket")), max(0.0, arrives_s), leaves_s, tuple(cuts))
 
 
@@ -136,7 +131,6 @@ def soak(
             _check_stored(server, conversation)
         after = _released(server, before)
         blocks.append(server.child.request("blocks")["blocks"])
-        lag_ms = server.child.request("lag")["lag_ms"]
     left = _beyond(before, after)
     change = f"{blocks[1] - blocks[0]:+,} ({(blocks[1] - blocks[0]) / blocks[0]:+.1%})"
     return [
@@ -144,7 +138,7 @@ def soak(
         Row("  conversations, all stored and shown as written", f"{len(planned):,}", "all", True, viewers),
         Row("  resources still held after all have gone, beyond those before", left or "none", "none", not left),
         Row("  Python's memory blocks, change from before the first conversation", change),
-        Row("  CPU of the server", f"{used_s / seconds:.0%} of its core", note=late(lag_ms)),
+        Row("  CPU of the server", f"{used_s / seconds:.0%} of its core"),
     ]
 
 
@@ -165,15 +159,9 @@ async def _visit_all(
             done, running = await asyncio.wait(running, timeout=_STEP_S, return_when=asyncio.FIRST_EXCEPTION)
             for one in done:
                 one.result()
-            server.child.request("lag")  # fails if a producer has failed
+            server.child.request("check")  # fails if a producer has failed
             if (now_s := time.monotonic() - started_s) <= seconds:
                 samples.append((now_s, rss_bytes(server.child.pid)))
-    except BenchError as error:
-        try:  # a missing text may be a loss, or the effect of an overloaded machine or of a dead server
-            error.add_note(late(server.child.request("lag")["lag_ms"]))
-        except (BenchError, OSError) as cause:
-            error.add_note(f"and {cause}")
-        raise
     finally:
         for one in running:
             one.cancel()

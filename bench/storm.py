@@ -72,7 +72,7 @@ def _round(options: Options, kind: str, viewers: int, seed: int, before_s: float
             port = server.port
             connect(load, kind, [_CHANNEL] * viewers, server.address)
             begin([server], texts)
-            load.request("pass", seconds=before_s)
+            load.request("read_for", seconds=before_s)
             killed_s = kill(load, server, [server])
         with served(database, port=port) as server:
             listening_s = time.monotonic()
@@ -108,12 +108,13 @@ def come_back(load: Child, server: Served, texts: Mapping[str, tuple[int, int]])
         what = f"the answers were {stati} when the viewers were back, so they did not resume a stream"
     else:
         return float(back["attached_s"][-1])
-    raise void(what, back, lag_ms=server.child.request("lag")["lag_ms"])
+    raise void(what, back)
 
 
 def end(load: Child, servers: Sequence[Served], texts: Mapping[str, tuple[int, int]]) -> None:
     """Check that all viewers, which are captured, and the store have the whole texts. Raises `Void`."""
     drained = drain(load)
-    lag_ms = max(server.child.request("lag")["lag_ms"] for server in servers)  # a failed producer explains short texts
+    for server in servers:
+        server.child.request("check")  # a failed producer explains short texts
     sent = {channel: summary(known_text(*of), MESSAGE) for channel, of in texts.items()}
-    judge(load, drained, sent, servers[0].address, lag_ms=lag_ms)
+    judge(load, drained, sent, servers[0].address)

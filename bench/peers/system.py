@@ -36,7 +36,7 @@ class System:
         self.pids = pids
 
     def produce(self, *, channels: list[str], count: int, tokens_per_s: float) -> Any:
-        """Stream one answer into each channel, each token at its time. Return `messages` by channel and `lag_ms`."""
+        """Stream one answer into each channel, each token at its time. Return `messages` by channel."""
         raise NotImplementedError
 
     def cpu_s(self) -> float:

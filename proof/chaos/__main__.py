@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from proof.chaos.report import Failure
+from proof.chaos.processes import Failure
 from proof.chaos.scenarios import ROUNDS, SCENARIOS, run
 from proof.chaos.world import Scale
 

@@ -4,24 +4,20 @@ Layer: chaos.
 
 The environment variable `TENUTO_CHAOS` holds the settings (JSON): the URL of a store, or `NodeOrders`. A node has an
 agent in its process, which prints its reports as a remote one does, so they outlive the process. Each line of its log
-has the time of the run's report, and a line says when the event loop was late, because machine or node were busy.
+has its time.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 
 from proof.chaos.agent import AgentOrders, answer
-from proof.chaos.report import say_when_late
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.hub.access.identity import Identity, Scope
@@ -60,14 +56,6 @@ async def _verify(scope: Scope) -> Identity:
     return Identity(client_id=name, capabilities=frozenset(may))
 
 
-@contextlib.asynccontextmanager
-async def _logging_lateness(app: Starlette) -> AsyncIterator[None]:
-    """Log each long wait of the event loop while the app runs."""
-    watching = asyncio.create_task(say_when_late(logger.info))
-    yield
-    watching.cancel()
-
-
 def _build_node(wanted: NodeOrders) -> Starlette:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     hub = Hub(wanted.store, bus=wanted.bus, drain_s=wanted.drain_s, authenticate=_verify)
@@ -77,7 +65,7 @@ def _build_node(wanted: NodeOrders) -> Starlette:
         await answer(turn, wanted.agent)
 
     hub.on_drain(lambda: logger.info("the hub drains"))
-    app = Starlette(lifespan=_logging_lateness)
+    app = Starlette()
     hub.install(app, "/tenuto")
     return app
 

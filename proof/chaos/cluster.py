@@ -27,9 +27,8 @@ from proof.chaos.agent import AgentOrders
 from proof.chaos.app import NodeOrders
 from proof.chaos.conversation import PATTERN, Conversation
 from proof.chaos.engines import PostgresPair, Redis, check_programs, configuration
-from proof.chaos.processes import Server, ask
+from proof.chaos.processes import Failure, Server, ask
 from proof.chaos.proxies import Proxy
-from proof.chaos.report import Failure
 from proof.chaos.viewer import TRANSPORTS, Viewer
 from proof.chaos.world import Scale, World
 from proof.oracle.plans import AcknowledgedMessage, Piece
@@ -207,22 +206,9 @@ class Stage:
     async def check_calm(self) -> None:
         """Wait until the cluster works as before the fault; check all that was acknowledged and shown."""
         await self.servers.until_ready()
-        try:
-            await self.conversation.until_settled()
-        except Failure as failure:
-            raise Failure(f"{failure}; {await self._left(str(failure))}") from None
+        await self.conversation.until_settled()
         nodes = [node.name for node in self.servers.running]
         await self.conversation.until_viewers_agree(nodes, AGREE_S)
-
-    async def _left(self, failure: str) -> list[str]:
-        """Return what each node has of the first question that `failure` names, for the report."""
-        found = []
-        for question in [one for one in self.conversation.questions.open if one.id in failure][:1]:
-            for node in self.servers.running:
-                with contextlib.suppress(OSError):
-                    path = f"/v1/channels/{question.channel}/messages/{question.id}"
-                    found.append(f"{node.name} responds {await node.get(path)} for {question.id}")
-        return found
 
     # -- failovers -------------------------------------------------------------------------------------------------
 
@@ -481,17 +467,6 @@ def _serves_again(stage: Stage, begun_s: float) -> None:
 # -- the network between nodes and PostgreSQL ------------------------------------------------------------------
 
 
-async def connections_cut(stage: Stage) -> None:
-    """The connections of nodes to PostgreSQL are reset, again and again."""
-    world = stage.world
-    nodes = _some(stage)
-    await stage.conversation.until_writing()
-    for pause_s in [world.random.uniform(0.0, 1.5) for _ in range(3)]:
-        for node in nodes:
-            await node.network.do("cut")
-        await asyncio.sleep(pause_s)
-
-
 async def connections_stalled(stage: Stage) -> None:
     """The connections of nodes to PostgreSQL pass no bytes for a while, in one direction or both."""
     await _break(stage, "stall", "resume")
@@ -537,13 +512,6 @@ async def bus_killed(stage: Stage) -> None:
     await bus.start()
 
 
-async def bus_flushed(stage: Stage) -> None:
-    """The bus is flushed, and disconnects its subscribers."""
-    bus = await _bus_in_mid_answer(stage)
-    await bus.request("FLUSHALL")
-    await bus.request("CLIENT KILL TYPE pubsub")
-
-
 async def bus_stopped(stage: Stage) -> None:
     """SIGSTOP of the bus."""
     lasts_s = _lasts_s(stage)
@@ -562,9 +530,9 @@ async def _bus_in_mid_answer(stage: Stage) -> Redis:
 
 FAULTS: tuple[Fault, ...] = (
     node_killed, node_stopped, node_drained, nodes_replaced, node_added, database_killed, database_stopped,
-    standby_promoted, synchronous_standby_promoted, connections_cut, connections_stalled, connections_swallowed,
+    standby_promoted, synchronous_standby_promoted, connections_stalled, connections_swallowed,
 )  # fmt: skip
-BUS_FAULTS: tuple[Fault, ...] = (bus_killed, bus_flushed, bus_stopped)
+BUS_FAULTS: tuple[Fault, ...] = (bus_killed, bus_stopped)
 LASTING_FAULTS: tuple[Fault, ...] = (database_stopped, connections_stalled, connections_swallowed)
 
 

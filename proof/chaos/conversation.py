@@ -18,8 +18,7 @@ from typing import Any
 
 from proof.chaos.agent import AgentOrders
 from proof.chaos.app import OPERATOR
-from proof.chaos.processes import Child, ask
-from proof.chaos.report import Failure
+from proof.chaos.processes import Child, Failure, ask
 from proof.chaos.viewer import Transport, Viewer
 from proof.chaos.world import World
 from proof.oracle.plans import Piece, Script, counted
@@ -74,7 +73,7 @@ class Conversation:
             on_crash=world.random.choice(("restart", "continue")),
             drain_s=world.random.choice((LASTING_S, LASTING_S, 0.2)),
         )
-        self.agents[name] = await world.start_agent(orders, self.take_report)
+        self.agents[name] = await world.start_program("proof.chaos.agent", orders, self.take_report)
         world.note(f"{name} starts: on_crash={orders.on_crash}, drain_s={orders.drain_s:g}")
         await self.until_shown([name], BACK_S)
         return name

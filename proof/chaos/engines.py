@@ -24,9 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from proof.chaos.processes import Child, free_port
+from proof.chaos.processes import Child, Failure, free_port
 from proof.chaos.proxies import Proxy
-from proof.chaos.report import Failure
 
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 _INSTALLED = _FOLDERS[-1] if _FOLDERS else Path(shutil.which("initdb") or "/none/initdb").parent

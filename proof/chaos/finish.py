@@ -31,8 +31,7 @@ import httpx2
 
 from proof.chaos.engines import check_programs, running_postgres
 from proof.chaos.finish_app import FinishOrders, OnBreak
-from proof.chaos.processes import Server, ask
-from proof.chaos.report import Failure
+from proof.chaos.processes import Failure, Server, ask
 from proof.chaos.viewer import Transport, Viewer, Watching, end
 from proof.chaos.world import World
 from proof.oracle.plans import NASTY, ORDINARY, first_difference

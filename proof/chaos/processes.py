@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import secrets
@@ -22,18 +21,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from proof.chaos.agent import AgentOrders
-from proof.chaos.producer import Orders
 from proof.wirecheck import Response
 
 START_S = 60.0  # a machine with little memory reads each module from its disk again
 END_S = 20.0
 ASK_S = 10.0
+LATE_S = 0.5  # longest wait of an event loop without a line in the report
 _PORTS = range(10_081, 32_768)  # browsers refuse 10,080
 _TRIES = 100
 
 Json = dict[str, Any]
 Report = Callable[[Json], None]
+
+
+class Failure(Exception):
+    """A rule is broken. `account` describes the run."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.account = detail
+
+
+async def say_when_late(say: Callable[[str], None]) -> None:
+    """Say how late the event loop is, each time that its machine or its work delays it by more than `LATE_S`."""
+    while True:
+        due_s = time.monotonic() + LATE_S
+        await asyncio.sleep(LATE_S)  # the measure
+        if (late_s := time.monotonic() - due_s) > LATE_S:
+            say(f"the event loop of this process was {late_s:.1f} s late")
+
+
+def short(value: object) -> str:
+    """Return the value as text, without its middle if it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= 400 else f"{shown[:250]} … {shown[-100:]}"
 
 
 def free_port() -> int:
@@ -217,15 +238,3 @@ class Server(Child):
     async def get(self, path: str) -> tuple[int, Any]:
         """Send a GET to its hub."""
         return await ask(self.port, "GET", self.prefix + path)
-
-
-def producer(orders: Orders, folder: Path, report: Report) -> Child:
-    """Return a producer with these orders."""
-    arguments = ["-m", "proof.chaos.producer", json.dumps(dataclasses.asdict(orders))]
-    return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)
-
-
-def agent(orders: AgentOrders, folder: Path, report: Report) -> Child:
-    """Return an agent with these orders."""
-    arguments = ["-m", "proof.chaos.agent", json.dumps(dataclasses.asdict(orders))]
-    return Child(orders.name, arguments, folder / f"{orders.name}.log", report=report)

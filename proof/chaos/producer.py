@@ -94,7 +94,7 @@ class Producer:
             else:
                 if status < 500:
                     return status, response
-                self._note_refusal(status, headers, response)
+                self._check_refusal(status, headers, response)
             time.sleep(self._random.uniform(0.02, 0.2))
         raise Wrong(f"{method} {target} had no response in {GIVE_UP_S} s")
 
@@ -108,8 +108,7 @@ class Producer:
         response = self._connection.getresponse()
         return response.status, response.headers, json.loads(response.read() or b"{}")
 
-    def _note_refusal(self, status: int, headers: http.client.HTTPMessage, response: Json) -> None:
-        say("refused", status=status, code=response.get("code"), detail=response.get("detail"))
+    def _check_refusal(self, status: int, headers: http.client.HTTPMessage, response: Json) -> None:
         if status != 503 or headers["content-type"] != "application/problem+json" or "retry-after" not in headers:
             raise Wrong(f"a refusal without a time to try again: {status} {dict(headers)} {response}")
 

@@ -21,9 +21,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from proof.chaos.processes import Child
+from proof.chaos.processes import Child, say_when_late
 from proof.chaos.producer import say
-from proof.chaos.report import say_when_late
 from tests.proxy import FaultProxy
 
 CALL_S = 20.0  # longest time of a call, on a busy machine

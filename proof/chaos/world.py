@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -18,18 +19,17 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from proof.chaos.agent import AgentOrders
-from proof.chaos.processes import Child, Server, agent, producer
+from proof.chaos.processes import Child, Failure, Server, say_when_late, short
 from proof.chaos.producer import Orders
 from proof.chaos.proxies import Proxies, Proxy
-from proof.chaos.report import Failure, Story, say_when_late, short
 from proof.chaos.viewer import Transport, Viewer, Watching
-from proof.oracle.plans import Acknowledged, counted, first_difference
+from proof.oracle.plans import Acknowledged, counted
 from proof.oracle.views import HISTORY
 
 Json = dict[str, Any]
@@ -88,7 +88,9 @@ class World:
         self._servers: list[Server] = []
         self._proxies: Proxies | None = None
         self._wrong: list[str] = []  # reports of errors
-        self._story = Story(write_line)
+        self._begun_s = time.monotonic()
+        self._lines: list[str] = []  # the events, each with its time
+        self._write_line = write_line
 
     async def __aenter__(self) -> Self:
         await self._stack.__aenter__()
@@ -115,7 +117,9 @@ class World:
 
     def note(self, what: str) -> None:
         """Add an event to the report."""
-        self._story.add(what)
+        self._lines.append(f"{time.monotonic() - self._begun_s:8.3f} {what}")
+        if self._write_line is not None:
+            self._write_line(self._lines[-1])
 
     def count(self, what: str, by: int = 1) -> None:
         """Add to a figure of the report."""
@@ -127,7 +131,7 @@ class World:
             f"chaos {self.name}, seed {self.seed}: {failure.account}",
             f"-- load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; limits hold for a machine that is not busy",
             f"-- the last {STORY_LINES} events:",
-            *self._story.lines[-STORY_LINES:],
+            *self._lines[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
             f"-- kept in {self.folder}",
             f"-- again: python -m proof.chaos {self.name} --seed {self.seed} {self.scale.arguments}",
@@ -171,36 +175,28 @@ class World:
         **more: Any,
     ) -> Viewer:  # fmt: skip
         """Start a viewer."""
-        viewer = by(self._watching(name, transport, channel, port, more), self.news)
+        watching = Watching(
+            name=name, transport=transport, port=port or self.server.port, channel=channel, seed=self.seed,
+            steps=self.scale.steps, prefix=self.server.prefix, **more,
+        )  # fmt: skip
+        viewer = by(watching, self.news)
         self.viewers.append(viewer)
         viewer.start()
         return viewer
 
-    def _watching(self, name: str, transport: Transport, channel: str, port: int | None, more: Json) -> Watching:
-        return Watching(
-            name=name, transport=transport, port=port or self.server.port, channel=channel, seed=self.seed,
-            steps=self.scale.steps, prefix=self.server.prefix, **more,
-        )  # fmt: skip
-
-    async def produce(self, name: str, channel: str, *, port: int | None = None, **more: Any) -> Child:
+    async def produce(self, name: str, channel: str) -> None:
         """Start a producer."""
-        orders = Orders(
-            port=port or self.server.port, name=name, channel=channel, seed=self.seed, steps=self.scale.steps,
-            per_second=self.scale.per_second, prefix=self.server.prefix, **more,
-        )  # fmt: skip
-        ready = asyncio.Event()
 
-        def report(sent: Json) -> None:
+        def take_report(sent: Json) -> None:
             self.acknowledged.report(sent, channel)
             if sent["say"] == "wrong":
-                self._wrong.append(f"producer {name}: {sent['detail']}")
-            if sent["say"] == "ready":
-                ready.set()
-            self.news.set()
+                raise Failure(sent["detail"])
 
-        child = producer(orders, self.folder, report)
-        await self._begin(child, ready)  # before it is ready, a SIGTERM would kill it
-        return child
+        orders = Orders(
+            port=self.server.port, name=name, channel=channel, seed=self.seed, steps=self.scale.steps,
+            per_second=self.scale.per_second, prefix=self.server.prefix,
+        )  # fmt: skip
+        await self.start_program("proof.chaos.producer", orders, take_report)
 
     def checked(self, name: str, take_report: Callable[[Json], None]) -> Callable[[Json], None]:
         """Return a function that passes reports on; a Failure of `take_report` fails the run."""
@@ -209,13 +205,18 @@ class World:
             try:
                 take_report(sent)
             except Failure as failure:
-                self._wrong.append(f"agent {name}: {failure}")
+                self._wrong.append(f"{name}: {failure}")
             self.news.set()
 
         return report
 
-    async def start_agent(self, orders: AgentOrders, take_report: Callable[[Json], None]) -> Child:
-        """Start an agent; `take_report` receives its reports, and raises Failure for a wrong one."""
+    async def start_program(
+        self, module: str, orders: Orders | AgentOrders, take_report: Callable[[Json], None]
+    ) -> Child:
+        """Start a program, and wait until it is ready: before that, a SIGTERM would kill it.
+
+        `take_report` receives its reports, and raises Failure for a wrong one.
+        """
         ready = asyncio.Event()
         checked = self.checked(orders.name, take_report)
 
@@ -224,16 +225,14 @@ class World:
             if sent["say"] == "ready":
                 ready.set()
 
-        child = agent(orders, self.folder, report)
-        await self._begin(child, ready)
-        return child
-
-    async def _begin(self, child: Child, ready: asyncio.Event) -> None:
+        arguments = ["-m", module, json.dumps(asdict(orders))]
+        child = Child(orders.name, arguments, self.folder / f"{orders.name}.log", report=report)
         self._stack.push_async_callback(child.clean_up)
         await child.spawn()
         async with asyncio.timeout(PATIENCE_S):
             await ready.wait()
         self.producers[child.name] = child
+        return child
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -259,18 +258,6 @@ class World:
         """Wait until so many more characters are acknowledged."""
         goal = self.acknowledged.characters + characters
         await self.until(lambda: self.acknowledged.characters >= goal, f"{characters} more characters", timeout_s)
-
-    async def until_each_writes(self, names: Iterable[str] | None = None) -> None:
-        """Wait until each producer, or each of `names`, has a further acknowledgement."""
-        names = list(self.producers if names is None else names)
-        before = {name: self._acknowledged(name) for name in names}
-        await self.until(
-            lambda: all(self._acknowledged(name) != before[name] for name in names),
-            "a further acknowledgement for each producer",
-        )
-
-    def _acknowledged(self, name: str) -> int:
-        return sum(one.entries for id, one in self.acknowledged.messages.items() if id.rpartition("-")[0] == name)
 
     def check(self) -> None:
         """Check viewers and processes. Raises Failure for a violation, or for a process that has ended."""
@@ -360,7 +347,6 @@ class World:
         self.count("characters", self.acknowledged.characters)
         self.count("entries", sum(one.entries for one in self.acknowledged.messages.values()))
         self.count("connections of viewers", sum(one.connections for one in self.viewers))
-        self.count("refusals", len(self.acknowledged.refusals))
 
     async def _end_producers(self) -> None:
         for child in self.producers.values():
@@ -415,17 +401,8 @@ class World:
         found = [f"{id} is shown, and is not stored" for id in viewer.messages.keys() - messages.keys()]
         for id in {*newest, *viewer.messages} & messages.keys():
             if viewer.checker.differences(messages[id]):
-                found.append(self._difference(viewer, messages[id]))
+                found.append(f"{id}: {viewer.checker.differences(messages[id])}")
         return found
-
-    @staticmethod
-    def _difference(viewer: Viewer, message: Json) -> str:
-        viewed = viewer.messages.get(message["id"])
-        if viewed is not None:
-            for index, (part, shown) in enumerate(zip(message.get("parts", []), viewed.parts, strict=False)):
-                if part.get("text", "") != shown.as_json().get("text", ""):
-                    return f"{message['id']}, part {index}: {first_difference(part['text'], shown.text)}"
-        return f"{message['id']}: {viewer.checker.differences(message)}"
 
     def _fresh_viewers(self, stored: dict[str, Any]) -> list[Viewer]:
         transports: tuple[Transport, ...] = ("sse", "eventsource", "ws", "poll")

@@ -114,18 +114,9 @@ class Running:
         self._files, self._rss_kib, self._log_read, self._inputs = self._count_files(), self._memory_kib(), 0, 0
 
     def _probe(self) -> None:
-        """Check that a conversation works, stored messages remain, and the process has not grown. Raises Finding."""
-        path = f"/v1/channels/probe-{self._inputs}/messages"
-        responses = [
-            (201, self._server.post(path, {"id": "a", "role": "assistant", "status": "streaming"})),
-            (200, self._server.post(f"{path}/a/append", {"text": "häß😀", "at": 0})),
-            (200, self._server.post(f"{path}/a/finish", {})),
-            (200, self._server.get("/readyz")),
-        ]
-        if any(status != expected for expected, (status, _) in responses):
-            raise Finding(f"health: {responses}")
-        if self._server.message(f"probe-{self._inputs}", "a")["parts"] != [{"type": "text", "text": "häß😀"}]:
-            raise Finding("health: a conversation has the wrong text")
+        """Check that it serves, stored messages remain, and the process has not grown. Raises Finding."""
+        if self._server.get("/readyz")[0] != 200:
+            raise Finding("health: the server is not ready")
         if self._server.message(PRECIOUS, "p")["parts"] != [{"type": "text", "text": PRECIOUS_TEXT}]:
             raise Finding("lost: the messages stored before")
         deadline_s = time.monotonic() + LET_GO_S

@@ -57,11 +57,6 @@ JSON = [[b"host", b"localhost"], [b"content-type", b"application/json"]]
 
 
 @cache
-def entry_of(cursor: str) -> str:
-    """Return the entry that a cursor names, without a transport's additions."""
-    return ":".join(cursor.split(":")[:2])
-
-
 def documented_codes() -> dict[int, frozenset[str]]:
     """Return the codes of each status, as section 9 of the protocol lists them."""
     section = PROTOCOL.read_text().split("\n## 9. ")[1].split("\n## ")[0]

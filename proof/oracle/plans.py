@@ -160,7 +160,6 @@ class Acknowledged:
     seed: int
     steps: int
     messages: dict[str, AcknowledgedMessage] = field(default_factory=dict)
-    refusals: list[Json] = field(default_factory=list)
     epochs: dict[str, str] = field(default_factory=dict)
 
     def begin(self, message_id: str, channel: str) -> AcknowledgedMessage:
@@ -177,8 +176,6 @@ class Acknowledged:
                 self.messages[report["id"]].stored(report)
             case "over":
                 self.messages[report["id"]].is_over = True
-            case "refused":
-                self.refusals.append(report)
 
     @property
     def characters(self) -> int:

@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 
 from proof.chaos.__main__ import main
-from proof.chaos.processes import END_S, Child
+from proof.chaos.processes import END_S, Child, Failure
 from proof.chaos.proxies import Proxies
-from proof.chaos.report import Failure
 from proof.chaos.scenarios import SCENARIOS, run
 from proof.chaos.world import Scale, World
 

@@ -15,7 +15,7 @@ import pytest
 
 from proof.chaos.cluster import BUS_FAULTS, FAULTS, Cluster, Stage, may_fail
 from proof.chaos.conversation import Conversation
-from proof.chaos.report import Failure
+from proof.chaos.processes import Failure
 from proof.chaos.viewer import Viewer, Watching
 from proof.chaos.world import Scale, World
 from proof.oracle.plans import Script

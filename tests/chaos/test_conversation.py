@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from proof.chaos.conversation import CHANNELS, Conversation
-from proof.chaos.processes import Server
-from proof.chaos.report import Failure
+from proof.chaos.processes import Failure, Server
 from proof.chaos.viewer import Viewer, Watching
 from proof.chaos.world import Scale, World
 from proof.oracle.questions import Question
