@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import re
 import runpy
+import subprocess
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,6 +190,17 @@ def test_every_documented_file_and_make_target_exists() -> None:
         made = re.findall(r"`make ([a-z]+)`|^make ([a-z]+)$", text, re.MULTILINE)
         missing += [f"make {one or other}" for one, other in made if (one or other) not in targets]
     assert missing == []
+
+
+def test_every_test_that_a_script_runs_exists() -> None:
+    named = {
+        one
+        for script in (ROOT / "scripts").iterdir()
+        for one in re.findall(r"(?<=[ (])tests/[\w/{},.*]+", script.read_text())
+    }
+    assert len(named) > 30
+    done = subprocess.run(["bash", "-c", f"ls -d {' '.join(named)}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_each_test_of_a_client_that_the_documents_name_exists() -> None:
