@@ -2,6 +2,7 @@
 
 Run `python examples/sse_endpoint.py`, open http://127.0.0.1:8000 and ask a question. Reload during the answer, or
 open the same address in a second window: the page calls its endpoint without a question, and gets the newest answer.
+"Stop" works in each window.
 `curl -N "http://127.0.0.1:8000/chat?prompt=why"` prints the stream, and `/chat/events` the one with named events.
 
 Before, each endpoint ended with
@@ -58,6 +59,14 @@ async def chat(prompt: str = "", id: str | None = None) -> Response:
     return hub.stream_response("chat:1", partial(answer, prompt), prompt=prompt, reply_id=id, style="data")
 
 
+@app.post("/stop")
+async def stop() -> None:
+    """Stop the answers that run, from any window and after a reload. A closed connection stops nothing."""
+    for message in (await hub.history("chat:1", limit=10)).messages:
+        if message.status == "streaming":
+            await hub.command("chat:1", "cancel", target=message.id)
+
+
 @app.get("/chat/events")
 async def chat_events(prompt: str = "", id: str | None = None) -> Response:
     """Return the same with named events: `thinking`, `answer`, `done`."""
@@ -81,6 +90,7 @@ PAGE = """<!doctype html>
 <style>body { max-width: 40rem; margin: 2rem auto; font: 1rem system-ui } pre { white-space: pre-wrap }</style>
 <form onsubmit="ask(question.value); return false">
   <input id="question" required autofocus placeholder="Ask something"> <button>Ask</button>
+  <button type="button" onclick="fetch('stop', { method: 'POST' })">Stop</button>
 </form>
 <pre id="text"></pre>
 <p id="state"></p>

@@ -261,6 +261,8 @@ class StreamResponse(Response):
             # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
             sender_class=TaskSender,
             name=name,
+            # a page's own parser may know no comments: it gets what the app's endpoint sent before
+            has_heartbeat=self._style in ("events", *FORMATS) or self._is_for_event_source(requested),
         )
         if answering is not None:
             answering.reader_came()
@@ -288,7 +290,7 @@ class StreamResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _is_for_event_source(self, requested: Headers) -> bool:
-        """Return whether an EventSource reads this response, which resumes from ids after it reconnects by itself."""
+        """Return whether an EventSource reads this response: it resumes from ids, and ignores comments."""
         is_events = self.headers["content-type"].startswith("text/event-stream")
         return is_events and "text/event-stream" in requested.get("accept", "")
 
@@ -297,8 +299,7 @@ class StreamResponse(Response):
             return TurnFrames(self._turn_format, message_id)
         if self._style == "events":
             return NamedEvents()
-        # other readers than an EventSource get only the data
-        has_ids = "text/event-stream" in requested.get("accept", "")
+        has_ids = self._is_for_event_source(requested)  # other readers get only the data
         if self._style == "data":
             return PlainData(has_ids=has_ids)
         assert callable(self._style)

@@ -17,6 +17,7 @@ from tenuto.core.errors import IdConflict, LocalError
 from tenuto.core.requests import Caller, CreateMessage
 from tenuto.core.turns import BUILT_IN_COMMANDS, CANCEL, reply_id
 from tests.transports.conftest import Served, new_hub, serving
+from tests.transports.test_sse import pass_seconds
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
 
@@ -245,6 +246,37 @@ async def response_of(stream: object, accept: str = "*/*", **options: Any) -> tu
     async with serving(hub, app) as served:
         body = (await served.http.get("/chat", headers={"accept": accept})).text
         return body, (await hub.read("chat:1", "r"))[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "accept", "has_heartbeats"),
+    [
+        ({"style": "data"}, "text/event-stream", True),
+        ({"style": json_frame}, "text/event-stream", True),
+        ({"style": "events"}, "*/*", True),
+        ({"style": "ai-sdk"}, "*/*", True),
+        # the parser of a page's own that reads each block as `JSON.parse(block.slice(6))`
+        ({"style": "data"}, "*/*", False),
+        ({"style": json_frame}, "*/*", False),
+        # not an event stream, whatever the client accepts
+        ({"style": str, "headers": {"content-type": "text/plain"}}, "text/event-stream", False),
+    ],
+)
+async def test_only_a_reader_that_knows_comments_gets_heartbeats(
+    options: dict[str, Any], accept: str, has_heartbeats: bool
+) -> None:
+    source = Source()
+    async with served_app(source, **options) as served:
+        async with served.http.stream("POST", "/chat?prompt=hi", headers={"accept": accept}) as response:
+            pieces = response.aiter_text()
+            body = ""
+            while "session" not in body:
+                body += await anext(pieces)
+            await pass_seconds(served, 60)
+            source.gate.set()
+            body += "".join([piece async for piece in pieces])
+        assert "the end" in body
+        assert (":\n\n" in body) is has_heartbeats
 
 
 async def framed() -> AsyncIterator[str]:

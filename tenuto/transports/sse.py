@@ -96,7 +96,7 @@ class EventStream:
         self.is_own_client = is_own_client
         self.credentials = credentials
         self._seal = seal_of(app.hub, credentials)
-        self._ping = _COMMENT if ping_s is None else _PING
+        self._ping: Message | None = _COMMENT if ping_s is None else _PING  # None: the reader gets no heartbeat
         self._catching_up: asyncio.Task[None] | None = None
         self.ping_s = ping_s or HEARTBEAT_S
         self.feed: Feed | None = None
@@ -183,7 +183,7 @@ class EventStream:
         """Send a heartbeat, for the peer and for the proxies in between."""
         if self.credentials.is_expired:  # check here, too: the timers of a suspended machine do not run
             self.expire()
-        elif not self.sender.is_busy and not self.sender.is_over:
+        elif self._ping is not None and not self.sender.is_busy and not self.sender.is_over:
             self.sender.write(self._ping)
 
     def write_batch(self, batch: EncodedBatch) -> None:

@@ -340,9 +340,12 @@ class MessageStream(DeltaStream):
         ping_s: int | None = None,
         sender_class: type[Sender] | None = None,
         name: str = "",
+        has_heartbeat: bool = True,
     ) -> None:
         """Serve one reader. Its cursors carry `name` (from `hub.tickets.name`) if given, else a ticket's seal."""
         super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
+        if not has_heartbeat:
+            self._ping = None
         self._seal = name or self._seal
         self._progress = MessageProgress(message_id, sent)
         self._framer = framer

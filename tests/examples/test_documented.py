@@ -10,18 +10,18 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
-import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from tenuto import Hub, MessageWriter, allow_everyone, visitors
+from tenuto import Hub, MessageWriter, allow_everyone
 from tenuto.client import Client, SyncClient
 from tenuto.testing import wait_for_answer
 from tests.examples.programs import served_app
@@ -45,6 +45,7 @@ NOT_RUN = {
     ("python.md", "get_asgi_application"): "three apps in one block; tests/transports/test_mounting.py has each",
     ("python.md", "class Lines"): "tests/interop/test_routes.py runs it",
     ("python.md", "exception_handler"): "tests/transports/test_visitors.py has such a handler",
+    ("retries.md", "responses.create"): "a model with a key; tests/sources runs the SDK against its wire format",
     ("sources.md", "responses.create"): "a model with a key; tests/sources runs the SDK against its wire format",
     ("sources.md", "piped.tool_calls"): "a model with a key; tests/sources runs the SDK against its wire format",
 }
@@ -109,7 +110,7 @@ async def test_agents_answer_also_by_steps_and_attempts(hub: Hub) -> None:
     assert (await wait_for_answer(names["hub"], "chat:1")).text == "You said: Hi"
     await names["hub"].close()
 
-    await run("agents.md", "turn.step(", {"hub": hub, "model": model, "search": found, "charge": found})
+    await run("steps.md", "turn.step(", {"hub": hub, "model": model, "search": found, "charge": found})
     await hub.create("chat:1", text="Hi")
     assert (await wait_for_answer(hub, "chat:1")).text == "It rains."
     await hub.close()
@@ -172,27 +173,38 @@ def watching(hub: Hub, shown: asyncio.Queue[Any]) -> dict[str, Any]:
 
 
 async def test_endpoints_and_private_chats(hub: Hub) -> None:
-    database = SimpleNamespace(session=lambda: hub.message("other"))  # any async context manager
-    app, guests = FastAPI(), visitors()
-    own = Hub("memory://", authenticate=guests)
-    own.install(app, "/tenuto")
-    names = {"app": app, "hub": own, "guests": guests, "model": model, "database": database, "Request": Request}
-    await run("sse-endpoint.md", "database.session", names)
     private = await run("private-chats.md", "guests = visitors()", {"model": model})
     await run("private-chats.md", "Depends(guests.of)", private)
     await run("keeping.md", "Retention(", {})
     await run("keeping.md", "max_bytes", {"Hub": Hub})
-    frames = block("sse-endpoint.md", "end_frame").replace("\n\n\nreturn ", "\n\n\nresult = ")
-    framed = {"hub": own, "json": json, "answer": model, "question": "Why?"}
-    exec(frames, framed)
-    await asyncio.to_thread(check_endpoints, app, private["app"])
+    await asyncio.to_thread(check_private_chats, private["app"])
 
 
-def check_endpoints(app: FastAPI, private: FastAPI) -> None:
-    with TestClient(app) as client:
-        assert "rains." in client.get("/chat?question=Why").text
+def check_private_chats(private: FastAPI) -> None:
     with TestClient(private) as client:
         assert "rains." in client.post("/ask?prompt=Why").text
+
+
+async def test_the_page_about_an_existing_endpoint(hub: Hub) -> None:
+    names = await run("sse-endpoint.md", "guests = visitors()", {})
+    await run("sse-endpoint.md", "hub.command(", names)
+    await run("sse-endpoint.md", "end_frame", names)
+    async with served_app(names["app"]) as address, httpx2.AsyncClient(base_url=address, timeout=30) as page:
+        assert (await page.get("/chat?question=Why")).text == "data: You asked: Why\n\ndata: [DONE]\n\n"
+        assert '{"token": "' in (await page.get("/tokens?question=Why")).text
+
+        async def unending(question: str) -> AsyncIterator[str]:
+            yield question
+            await asyncio.Event().wait()
+
+        names["model"] = unending
+        async with page.stream("GET", "/chat?question=How") as asked:
+            assert await anext(asked.aiter_text()) == "data: How\n\n"
+        async with page.stream("GET", "/chat") as reloaded:
+            pieces = reloaded.aiter_text()
+            assert await anext(pieces) == "data: How\n\n"
+            assert (await page.post("/stop", headers={"origin": address})).status_code == 200
+            assert "event: cancelled" in "".join([piece async for piece in pieces])
 
 
 async def test_the_page_about_tests(hub: Hub) -> None:
