@@ -255,6 +255,13 @@ def test_the_index_lists_each_page_and_the_site_has_its_links() -> None:
     )
 
 
+def test_each_question_of_the_index_is_answered_on_a_page_whose_title_it_is() -> None:
+    asked = re.findall(r"^- \[… (.+?)\]\((.+?)\)$", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
+    assert len(asked) > 10
+    titles = {page: (ROOT / "docs" / page).read_text().partition("\n")[0] for _, page in asked if "#" not in page}
+    assert {page: f"# How do I {question}" for question, page in asked} == titles
+
+
 # Terms and decisions ---------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,7 @@ async def pipe(
     with `on_break="continue"` continued; `"fail"` tries again only before the first content. A stream without an event
     for `stall_s` (120; for a plain stream unlimited) has broken.
 
-    With `attach` a background response is read on after a break or a crash, without another try (`docs/sources.md`).
+    With `attach` a background response is read on after a break or a crash, without another try (`docs/retries.md`).
     """
     named = named_source(source, text_field, option=option)
     if stall_s is not None and not (isinstance(stall_s, int | float) and stall_s > 0):

@@ -4,7 +4,7 @@ Layer: sources.
 
 Each try is an attempt of the message: if it fails, the text of the next one supersedes its text. With
 `on_break="continue"` a text that broke off stays, and the next try continues it. Errors are told apart by the names of
-their classes, their status and their type, because no SDK is imported; `docs/sources.md` lists them.
+their classes, their status and their type, because no SDK is imported; `docs/retries.md` lists them.
 """
 
 from __future__ import annotations
