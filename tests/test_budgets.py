@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_563,
-    "lines of its kernel": 34_108,
+    "lines of tenuto/": 54_607,
+    "lines of its kernel": 34_123,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_722,
-    "lines of tests/": 61_614,
+    "lines of tests/": 61_673,
     "lines of proof/ and bench/": 19_983,
     "words of docs without decisions": 49_955,
     "words of decisions": 12_000,

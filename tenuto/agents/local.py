@@ -42,6 +42,7 @@ class AgentWriter(MessageWriter):
     is_begun = False  # True: the beginning of the message is stored
     spare_id: Callable[[], str] | None = None
     on_retry: Callable[[bool], None] | None = None
+    on_attach: Callable[[bool], None] | None = None
 
     def pipe(
         self,
@@ -108,12 +109,12 @@ class LocalAgent:
         self.free = self.slots
         self._running.clear()
         self._hub.runtime.scheduler.register(self)
-        self._hub.on_drain(self._leave_waits)
+        self._hub.on_drain(self._leave)
 
-    def _leave_waits(self) -> None:
-        """Hand over at once the turns that only wait; the others have `drain_s`."""
+    def _leave(self) -> None:
+        """Hand over at once the turns that lose nothing by it; the others have `drain_s`."""
         for running in self._running.values():
-            running.leave_if_it_waits()
+            running.leave_at_rest()
 
     def begin(self, turn: AssignedTurn) -> None:
         """Begin the turn (`Worker.begin`)."""

@@ -161,12 +161,16 @@ class Running:
         if self._work is not None:
             self._work.cancel()
 
-    def leave_if_it_waits(self) -> None:
-        """Cancel `run`, because the process ends and the next one can wait for the person, or for the time."""
+    def leave_at_rest(self) -> None:
+        """Cancel `run` if the process ends and the next one loses nothing by going on with the turn from here: the turn
+        waits, or all that it writes comes from responses that go on without their reader.
+        """
         turn, task = self._turn, self._task
-        if turn is None or task is None or self._agent.on_crash == "interrupt":
+        if not self._backend.is_shutting_down or self._agent.on_crash == "interrupt" or turn is None or task is None:
             return
-        if turn.allowance is not None and turn.allowance.stands_still and not turn.steps.is_running:
+        waits = turn.allowance is not None and turn.allowance.stands_still
+        writing = {reply for reply in turn.begun if not reply.is_over}
+        if not turn.steps.is_running and (waits or (writing and writing <= turn.attached)):
             task.cancel()
 
     async def run(self) -> State | None:
@@ -191,6 +195,7 @@ class Running:
             taken_up=self._taken_up,
             supersedes=self._agent.on_crash == "restart",
             request=await self._request(),
+            rests=self.leave_at_rest,
         )
         if self.attempt > 1:
             turn.open_questions.update(self._questions_left(watch, left.answer))

@@ -85,6 +85,7 @@ class Turn:
         taken_up: TakenUp,
         supersedes: bool = False,
         request: TurnRequest | None = None,
+        rests: Callable[[], None] = lambda: None,
     ) -> None:
         self.channel = channel
         self.message = message  # the user message that the turn answers
@@ -107,6 +108,8 @@ class Turn:
         self._accepted: set[str] = set()  # ids of `steer` commands that `steered` has returned
         self._others: set[str] = set()  # ids of messages that this turn has tried to take in
         self.replies: list[Writer] = []
+        self._rests = rests  # called when the turn may be at rest
+        self.attached: set[Writer] = set()  # answers that read a response of a model in the background
         self._asked: Counter[str] = Counter()  # how often this attempt has asked each question, and made each tool call
         self._cancelled: dict[str, list[tuple[float, str]]] = defaultdict(list)  # questions whose `ask` was cancelled
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
@@ -161,6 +164,7 @@ class Turn:
         if not self.is_cancelled:
             writer.cancelled_as = ("failed", "error")
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
+        writer.on_attach = partial(self._attach, writer)
         self.replies.append(writer)
         self.progress("answering")
         return writer
@@ -251,6 +255,7 @@ class Turn:
         try:
             if allowance.pause() and self.has_budget:
                 await self.steps.time_used_ms(now_is_used=False)
+            self._rests()
             yield
         finally:
             is_resumed = allowance.resume()
@@ -399,6 +404,10 @@ class Turn:
         """Wait `seconds`, counted from the first attempt on: after a crash only for the rest. Raises as `step`."""
         async with self._standing_still():
             await self.steps.sleep(name, seconds)
+
+    def _attach(self, answer: Writer, is_attached: bool) -> None:
+        (self.attached.add if is_attached else self.attached.discard)(answer)
+        self._rests()
 
     def take_unused(self) -> list[Writer]:
         """Return, and remove, the answers of earlier attempts that `reply` has not returned."""

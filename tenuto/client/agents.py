@@ -43,6 +43,8 @@ class Agents:
         self._agents: list[RemoteAgent] = []
         self._shared: dict[ChannelView, int] = {}  # views in use, with the number of turns that use each
         self._runs: list[asyncio.Task[None]] = []
+        self.running: set[Running] = set()
+        self.is_ending = False  # True: the process ends
 
     def register(
         self,
@@ -77,6 +79,12 @@ class Agents:
                 self._runs = [tasks.create_task(agent.run()) for agent in self._agents]
         except* TenutoError as group:
             raise group.exceptions[0] from None
+
+    def leave_at_rest(self) -> None:
+        """Let other workers take over the turns that lose nothing by it, now or when they come to rest."""
+        self.is_ending = True
+        for running in self.running:
+            running.leave_at_rest()
 
     def leave(self) -> None:
         """Cancel the running turns, so that other workers take them over."""
@@ -132,20 +140,28 @@ class RemoteAgent:
     async def _turn(self, turn: ClaimedTurn) -> None:
         backend = RemoteBackend(self._client, self._agents, turn, debug=self._debug)
         running = Running(self._agent, backend, turn.channel, turn.message, turn.generation, tries=turn.tries)
-        turn.outcome = await running.run()
+        self._agents.running.add(running)
+        try:
+            turn.outcome = await running.run()
+        finally:
+            self._agents.running.discard(running)
 
 
 class RemoteBackend:
     """Gives one turn the operations of a hub in another process."""
 
     may_begin = True  # `watch` has confirmed the turn
-    is_shutting_down = False  # always False: a client that shuts down cancels its turns, and their claims end
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn, *, debug: bool | None) -> None:
         self._client = client
         self._agents = agents
         self._turn = turn
         self._debug = debug
+
+    @property
+    def is_shutting_down(self) -> bool:
+        """Return whether the process ends (`Backend.is_shutting_down`)."""
+        return self._agents.is_ending
 
     @property
     def limits(self) -> Limits:

@@ -490,9 +490,9 @@ class Client:
     async def run(self, *, drain_s: float | None = 30.0) -> None:
         """Connect and run the agents until cancelled. Raises the server's refusal, such as Forbidden.
 
-        At SIGTERM or Ctrl-C it takes no more turns, gives the running ones `drain_s` seconds, cancels the remaining
-        ones, which other workers take over, and passes the signal on. A second signal cancels them at once. With None
-        it leaves the signals alone.
+        At SIGTERM or Ctrl-C it takes no more turns, and gives the running ones that do not only wait `drain_s` seconds.
+        It cancels the others, which other workers take over, and passes the signal on. A second signal cancels all at
+        once. With None it leaves the signals alone.
         """
         if self._agents is None:
             raise LocalError("this client has no agent to run; register one with @client.agent")
@@ -523,6 +523,7 @@ class Client:
         assert self._agents is not None
         logger.info("no more turns are taken; the running ones have %.0f s, or until a second signal", drain_s)
         self.drain()
+        self._agents.leave_at_rest()
         asyncio.get_running_loop().call_later(drain_s, self._agents.leave)
 
     def _writer(self, channel: str, message_id: str, lease_s: float, create: dict[str, Any] | None) -> RemoteWriter:

@@ -174,6 +174,7 @@ class RemoteWriter(OutgoingProperties):
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)  # status and reason if its task is cancelled
         self.spare_id: Callable[[], str] | None = None  # returns another id if the first one is taken
         self.on_retry: Callable[[bool], None] | None = None  # called around the wait after a failed try of `pipe`
+        self.on_attach: Callable[[bool], None] | None = None  # called around the reading of a background response
         # Returns the reason to store for a message whose block an exception ended.
         self.reason_of: Callable[[BaseException], str | None] | None = None
         self._link = link

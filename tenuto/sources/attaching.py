@@ -76,6 +76,7 @@ class Attaching:
                 note, self.found = self.found, None
                 writing.response_id, writing.usage_before = note.id, note.usage
                 writing.replay(self._left, marks=True)
+                self._go_on(is_attached=True)
                 make = await self._next(writing, None, has_moved=True)
             while True:
                 cursor = writing.cursor
@@ -90,6 +91,8 @@ class Attaching:
             if writing.response_id is not None and (status == "cancelled" or reason == "timeout"):
                 await self._cancel(writing.response_id)
             raise
+        finally:
+            self._go_on(is_attached=False)
 
     async def _next(self, writing: Writing, error: Exception | None, *, has_moved: bool) -> Make:
         """Wait, and return the rest of the response. Raises UpstreamEnded if it is lost, or UpstreamError, `error`."""
@@ -160,6 +163,12 @@ class Attaching:
         if len(notes) == self._number < NOTES:
             notes.append(_Note(id, self._after, used(self._writer)))
             await self._writer.update(meta={RESPONSES: [list(note) for note in notes]})
+            self._go_on(is_attached=True)
+
+    def _go_on(self, *, is_attached: bool) -> None:
+        """Report whether the next process could read the response on."""
+        if self._writer.on_attach is not None:
+            self._writer.on_attach(is_attached)
 
 
 def _notes(writer: Writer) -> list[_Note]:

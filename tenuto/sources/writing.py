@@ -49,6 +49,8 @@ class Writer(Protocol):
     # returns another id if the id of the message is taken; None: the writer raises the error
     spare_id: Callable[[], str] | None
     on_retry: Callable[[bool], None] | None  # called around the wait after a failed try: with True, then with False
+    # called with True when the model's response goes on without its reader, and with False when it is not read any more
+    on_attach: Callable[[bool], None] | None
 
     @property
     def id(self) -> str: ...

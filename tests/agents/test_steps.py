@@ -509,6 +509,24 @@ async def test_a_turn_that_only_waits_is_handed_over_at_once(wait: Any) -> None:
 
 
 @virtually
+async def test_a_turn_that_begins_to_wait_during_a_drain_is_handed_over_then() -> None:
+    hub, now_s = new_hub(drain_s=60.0), asyncio.get_running_loop().time
+    results: list[str] = []
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        await turn.step("work", asyncio.sleep, 5)
+        results.append("work")
+        await turn.ask("approve", timeout_s=900)
+
+    await hub.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(1)
+    began_s = now_s()
+    await hub.close()
+    assert (round(now_s() - began_s), results) == (4, ["work"])
+
+
+@virtually
 async def test_a_task_that_outlives_its_step_may_begin_another_one() -> None:
     results: list[Any] = []
     kept: list[asyncio.Future[None]] = []

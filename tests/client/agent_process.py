@@ -1,7 +1,7 @@
 """An agent in a process of its own, for tests that end it.
 
 Layer: tests. `python -m tests.client.agent_process URL NAME ON_CRASH DRAIN_S` writes a word and then waits until it is
-steered; if its name is `second`, it ends its answers at once.
+steered, or for an approval that its message asks for; if its name is `second`, it ends its answers at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ async def main(url: str, name: str, on_crash: str, drain_s: str) -> None:
             await message.append("half ")
             await message.flush()
             print("working", flush=True)
+            if turn.text == "approve":
+                await turn.ask("approve")
             while not await turn.steered():  # noqa: ASYNC110 - the handler has no event for this state
                 await asyncio.sleep(0.05)
             await message.append("and the rest")

@@ -24,12 +24,12 @@ AT_ONCE_S = 20.0  # less than the wait for an answer, and long for an interprete
 
 
 @contextlib.asynccontextmanager
-async def at_work(drain_s: float) -> AsyncIterator[tuple[Hub, Served, Process, str]]:
+async def at_work(drain_s: float, text: str = "?") -> AsyncIterator[tuple[Hub, Served, Process, str]]:
     """Yield a hub, its server, the process of an agent that has begun an answer, and the id of the user message."""
     hub = new_hub()
     async with serving(hub) as served, agent_process(served, "first", "restart", drain_s) as process:
         await served.until(lambda: hub.runtime.scheduler.workers.has_agent("chat:1"))
-        asked = await hub.create("chat:1", text="?")
+        asked = await hub.create("chat:1", text=text)
         assert process.stdout is not None
         async with asyncio.timeout(60):
             assert await process.stdout.readline() == b"working\n"
@@ -53,6 +53,19 @@ async def test_process_finishes_its_answer_after_a_signal_and_takes_no_other() -
 
 async def test_answer_that_does_not_end_in_time_is_left_for_another_worker() -> None:
     async with at_work(drain_s=0.2) as (hub, served, process, _), asyncio.timeout(60):
+        begun_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == -signal.SIGTERM
+        assert time.monotonic() - begun_s < AT_ONCE_S
+        (answer,) = await until_answered(hub)
+        assert (answer.text, answer.status) == ("half ", "interrupted")
+        await served.until(lambda: hub.runtime.scheduler.stats()["turns_waiting"] == 1)
+
+
+async def test_turn_that_only_waits_is_left_for_another_worker_at_once() -> None:
+    async with at_work(drain_s=50.0, text="approve") as (hub, served, process, _), asyncio.timeout(60):
+        channel = hub.channel("chat:1")
+        await served.until(lambda: list(channel.state.pending_commands()))
         begun_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == -signal.SIGTERM

@@ -279,6 +279,32 @@ async def test_next_process_keeps_a_response_that_had_ended(on_crash: Any) -> No
     assert model.asked == ["POST", after(0), "POST"]
 
 
+@pytest.mark.parametrize("on_crash", ["restart", "continue"])
+@virtually
+async def test_drain_hands_on_at_once_a_turn_that_reads_a_response(on_crash: Any) -> None:
+    lengths = range(9, 16)  # more often than a turn may die
+    model = Model(*([*EVENTS[:length], HOLD] for length in lengths), EVENTS)
+    client, store, now_s = model.openai(), MemoryStore(), asyncio.get_running_loop().time
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(ask(client), attach=client.responses)
+
+    for number in range(len(lengths) + 1):
+        hub = new_hub(store, drain_s=60.0)
+        hub.agent("chat:*", name="bot", on_crash=on_crash)(respond)
+        await hub.start()
+        if not number:
+            await hub.create("chat:1", id="q", role="user", text="?", author="ann")
+        await asyncio.sleep(10)
+        (answer, _) = (await hub.history("chat:1")).messages
+        began_s = now_s()
+        await hub.close()
+        assert now_s() - began_s < 1
+    assert (answer.status, unmarked(answer)) == ("complete", PARTS)
+    assert model.asked.count("POST") == 1
+
+
 @virtually
 async def test_next_process_supersedes_what_the_response_does_not_hold() -> None:
     other = Responses()

@@ -108,8 +108,8 @@ def ask_claude(client: AsyncAnthropic) -> Callable[[], Any]:
     )
 
 
-def new_hub(store: MemoryStore | None = None) -> Hub:
-    return Hub(store or "memory://", clock=virtual_clock(), hooks_signals=False, drain_s=0.2)
+def new_hub(store: MemoryStore | None = None, *, drain_s: float = 0.2) -> Hub:
+    return Hub(store or "memory://", clock=virtual_clock(), hooks_signals=False, drain_s=drain_s)
 
 
 def refused(status: int) -> httpx2.HTTPStatusError:
