@@ -1,13 +1,15 @@
 """Build the site of the documentation, without a network: `make docs`, or `python scripts/docs.py [FOLDER]`.
 
 Layer: scripts. Zensical makes the pages from `docs/`, in the order of its index. This script gives it plain Markdown,
-whose links outside of `docs/` lead to the repository, and adds files for machines: each page as `.md`, `llms.txt` and
-`llms-full.txt`. The environment variable TENUTO_REPOSITORY has the address of the repository, such as
-https://github.com/owner/tenuto; without it such links are plain text. The site fetches nothing from elsewhere.
+whose links outside of `docs/` lead to the repository, and adds files for machines: each page as `.md`, `llms.txt`,
+`llms-full.txt`, and the skill of the packages below `.well-known/agent-skills`. The environment variable
+TENUTO_REPOSITORY has the address of the repository, such as https://github.com/owner/tenuto; without it such links are
+plain text. The site fetches nothing from elsewhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,9 +17,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile, ZipInfo
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+SKILL = ROOT / "tenuto" / ".agents" / "skills" / "tenuto"
+WELL_KNOWN = ".well-known/agent-skills"  # of the Agent Skills Discovery RFC, version 0.2.0
+SCHEMA = "https://schemas.agentskills.io/discovery/0.2.0/schema.json"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?://|#)([^)#\s]+)(#[^)\s]*)?\)")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^## (.+)$|^\*\*(Learn):\*\*|\]\(([\w/-]+\.md)\)", re.MULTILINE)
@@ -91,10 +97,12 @@ def build(folder: Path, repository: str) -> None:
     (pages / "extra.js").write_text(SCRIPT)
     (folder / "zensical.toml").write_text(CONFIGURATION.format(nav=toml(navigation())))
     subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=folder, check=True)
+    shutil.rmtree(folder / ".cache")  # it differs from build to build
     for page in pages.rglob("*.md"):
         page.write_text(re.sub(LABEL % ".*", "", page.read_text()))
         shutil.copy(page, folder / "site" / page.relative_to(pages))
     write_for_machines(pages, folder / "site")
+    write_skill(folder / "site" / WELL_KNOWN)
 
 
 def named(header: re.Match[str]) -> str:
@@ -162,8 +170,27 @@ def write_for_machines(pages: Path, site: Path) -> None:
     for name, listed in navigation().items():
         lines += [f"## {name}", "", *(f"- [{title(pages / page)}]({page})" for page in listed), ""]
         texts += [(pages / page).read_text() for page in listed if "/" not in page]
+    lines += ["## Skill", "", f"- [Add Tenuto to an app, for coding agents]({WELL_KNOWN}/{SKILL.name}/SKILL.md)", ""]
     (site / "llms.txt").write_text("\n".join(lines))
     (site / "llms-full.txt").write_text("\n\n".join(texts))
+
+
+def write_skill(folder: Path) -> None:
+    """Write the skill as pages and as an archive, and the index by which installers find it."""
+    folder.mkdir(parents=True)
+    archive = folder / f"{SKILL.name}.zip"
+    with ZipFile(archive, "w") as zipped:
+        for path in sorted(SKILL.rglob("*.md")):
+            name = path.relative_to(SKILL).as_posix()
+            zipped.writestr(ZipInfo(name), path.read_bytes())  # of 1980, and so the same in each build
+            page = folder / SKILL.name / name
+            page.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, page)
+    head = (SKILL / "SKILL.md").read_text().split("---\n")[1]
+    fields = dict(line.split(": ", 1) for line in head.splitlines())
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    entry = {**fields, "type": "archive", "url": archive.name, "digest": f"sha256:{digest}"}
+    (folder / "index.json").write_text(json.dumps({"$schema": SCHEMA, "skills": [entry]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

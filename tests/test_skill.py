@@ -6,17 +6,22 @@ Layer: tests.
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import re
+import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 from starlette.testclient import TestClient
 
 from tests.test_docs import anchors
 
-SKILL = Path(__file__).parents[1] / "tenuto" / ".agents" / "skills" / "tenuto"
+ROOT = Path(__file__).parents[1]
+SKILL = ROOT / "tenuto" / ".agents" / "skills" / "tenuto"
 PAGES = [SKILL / "SKILL.md", *sorted((SKILL / "references").glob("*.md"))]
 
 
@@ -32,6 +37,30 @@ def test_the_skill_has_the_form_that_tools_read() -> None:
     assert len(body.split()) < 1200
     assert sorted(SKILL / one for one in re.findall(r"\]\((references/[\w-]+\.md)\)", body)) == PAGES[1:]
     assert set(re.findall(r"\]\(#([\w-]+)\)", body)) <= anchors(PAGES[0])
+
+
+def test_the_site_serves_the_skill_of_the_packages_by_its_index(tmp_path: Path) -> None:
+    site = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "docs.py")))
+    pages, folder = tmp_path / "pages", tmp_path / ".well-known" / "agent-skills"
+    for path in (ROOT / "docs").rglob("*.md"):
+        (pages / site.page_name(path)).parent.mkdir(parents=True, exist_ok=True)
+        (pages / site.page_name(path)).write_text(path.read_text())
+    site.write_for_machines(pages, tmp_path)
+    site.write_skill(folder)
+    (named,) = re.findall(r"\((\.well-known/\S+)\)", (tmp_path / "llms.txt").read_text())
+    assert (tmp_path / named).read_bytes() == PAGES[0].read_bytes()
+    index = json.loads((folder / "index.json").read_text())
+    assert index["$schema"] == "https://schemas.agentskills.io/discovery/0.2.0/schema.json"
+    (entry,) = index["skills"]
+    assert (entry["name"], entry["type"]) == (SKILL.name, "archive")
+    assert len(entry["description"]) > 40
+    archive = folder / entry["url"]
+    assert entry["digest"] == f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
+    with ZipFile(archive) as zipped:
+        assert {name: zipped.read(name) for name in zipped.namelist()} == {
+            page.relative_to(SKILL).as_posix(): page.read_bytes() for page in PAGES
+        }
+    assert all((folder / SKILL.name / page.relative_to(SKILL)).read_bytes() == page.read_bytes() for page in PAGES)
 
 
 def test_all_programs_of_the_skill_compile_and_name_what_exists() -> None:
