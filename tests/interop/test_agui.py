@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from zlib import crc32
 
 import pytest
 from msgspec.structs import replace
@@ -461,6 +462,12 @@ def steps() -> list[list[TurnDelta]]:
     ]
 
 
+# two attempts were taken back; then four kinds of parts begin and end, the first with four events, and two calls
+NAMED = (("b.1.1", "Hm🙂"), ("b.2.1", "Look: 🙂!"), ("b.3.1", CITY), ("b.4.1", "{}"), ("b.6.1", "Seven."))
+UNITS = 1 + 4 + 2 * 4 + sum(len(text) for _, text in NAMED) + 1
+LAST = f"{UNITS}/3/{crc32(''.join(map(''.join, NAMED)).encode(), 2):08x}//u"
+
+
 class Followed:
     """A stream of the turn, and the streams that go on after it with a snapshot."""
 
@@ -488,6 +495,7 @@ async def test_stream_that_is_cut_after_any_event_goes_on_exactly_after_it() -> 
         for _, event in live:
             client.take(event)
         assert len({id for id, _ in live}) == len(live)
+        assert live[-1][0] == LAST
         first, sent = Followed(), list[Any]()
         for number, batch in enumerate(batches, 1):
             for id, event in await first.receive(batch, batches[:number]):
@@ -544,6 +552,10 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
     whole = (await scene.http.post("/api/agent", json=run_of([user()]))).text
     ids = [line.removeprefix("id: ") for line in whole.splitlines() if line.startswith("id: ")]
     assert len(ids) == whole.count("data: ") == 5
+    answer = (await scene.hub.turn("chat:1", "u")).answers[0]
+    name, text = f"{answer.id}.0".encode(), b"Hello to you"
+    sums = [0, crc32(name), *[crc32(name + text)] * 3]
+    assert ids == [f"{at}/0/{sum:08x}//u" for at, sum in zip((1, 2, 14, 15, 16), sums, strict=True)]  # as on the page
     assert await after(ids[1]) == (200, ("Hello to you", "RUN_FINISHED"))
     assert await after(ids[2]) == await after(ids[4]) == (200, ("", "RUN_FINISHED"))
     last = (await scene.http.post("/api/agent", json=run_of([user()]), headers={"last-event-id": ids[4]})).text
@@ -579,6 +591,5 @@ async def test_connect_and_repeated_posts_go_on_after_a_position_and_refuse_othe
     for path in ("/api/agent", "/api/agent?threadId=1&limit=x", "/api/agent?threadId=1&before=0"):
         assert (await scene.http.get(path)).status_code == 400
     assert len(scene.turns) == 1
-    (answer,) = (await scene.hub.turn("chat:1", "u")).answers
     await scene.hub.delete("chat:1", answer.id)
     assert await after(ids[2]) == (200, ("", "deleted"))
