@@ -200,7 +200,8 @@ class AGUI(ChatRoutes):
         if request.headers.get("x-run-id"):  # TanStack AI joins a run by the id that the run has named, and no thread
             run = _run_id(body["threadId"], question)
         stream = AGUIStream(body["threadId"], run, question, after)
-        stream.known = {one["id"]: one["role"] for one in later} if after is None else {}
+        if after is None or after.units == 1:  # it shows a part of the turn from an earlier run
+            stream.known = {one["id"]: one["role"] for one in later}
         return _stream(access, channel, stream)
 
     async def _hydrate(self, request: Request) -> Response:
@@ -467,7 +468,8 @@ class AGUIStream(EventStream):
             for role in ("reasoning", "assistant"):
                 gone = [{"id": id, "role": role, "content": ""} for id in thoughts]
                 self._unplaced("MESSAGES_SNAPSHOT", messages=self.snapshot + gone)
-        self._emit("MESSAGES_SNAPSHOT", messages=self.snapshot)
+        self._last = self._at
+        self._unplaced("MESSAGES_SNAPSHOT", messages=self.snapshot)
 
     def _take_back(self, growing: tuple[Part, Json] | None = None) -> list[tuple[str, Json]]:
         """End the open message or call, and let `following` go on with a snapshot."""
