@@ -215,13 +215,19 @@ def _stored_part(given: Any) -> Json | None:
             return file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}")
         case {"type": str(kind), "source": {"type": "url", "value": str(url), **more}}:
             known = f"{kind}/*" if kind in ("image", "audio", "video") else None
-            return file_part(url, more.get("mimeType") or known)
-        case {"type": "binary", "mimeType": str(kind), "url": str(url), **more}:
-            return file_part(url, kind, filename=more.get("filename"))
-        case {"source": {"type": "data", "value": str(data), "mimeType": str(kind)}}:
-            return file_part(f"data:{kind};base64,{data}")
-        case {"type": "binary", "mimeType": str(kind), "data": str(data), **more}:
-            return file_part(f"data:{kind};base64,{data}", filename=more.get("filename"))
+            return file_part(url, more.get("mimeType") or known, **_named(given))
+        case {"type": "binary", "mimeType": str(kind), "url": str(url)}:
+            return file_part(url, kind, **_named(given))
+        case {"type": "binary", "mimeType": str(kind), "data": str(data)} | {
+            "source": {"type": "data", "value": str(data), "mimeType": str(kind)}
+        }:
+            return file_part(f"data:{kind};base64,{data}", **_named(given))
         case {"type": str(kind), **more} if kind.startswith("data-"):
             return {"type": "data", "name": kind.removeprefix("data-"), "data": more.get("data")}
     return None
+
+
+def _named(given: Json) -> Json:
+    """Return what AG-UI says about a file: fields of a `binary` part, or `metadata` of the others."""
+    about = given["metadata"] if isinstance(given.get("metadata"), dict) else given
+    return {name: about.get(name) for name in ("filename", "detail")}

@@ -100,7 +100,10 @@ def _question_content(parts: Sequence[Json]) -> str | list[Json]:
                 kind = media_type.partition("/")[0]
                 about = {"mimeType": media_type} if media_type[-2:] not in ("", "/*") else {}
                 source = {"type": "url", "value": url, **about}
-                content.append({"type": kind if kind in ("image", "audio", "video") else "document", "source": source})
+                named = {name: part[name] for name in ("filename", "detail") if name in part}
+                metadata = {"metadata": named} if named else {}
+                kind = kind if kind in ("image", "audio", "video") else "document"
+                content.append({"type": kind, "source": source, **metadata})
     return content
 
 

@@ -55,9 +55,9 @@ const actions = {
   async load(name, { thread }) {
     pages.set(name, new Page({ thread, messages: await (await fetch(`${url}/${thread}/messages`)).json() }))
   },
-  send(name, { text, id }) {
+  send(name, { text, content, id }) {
     const page = pages.get(name)
-    page.agent.addMessage({ id: id ?? crypto.randomUUID(), role: "user", content: text })
+    page.agent.addMessage({ id: id ?? crypto.randomUUID(), role: "user", content: content ?? text })
     void page.run()
   },
   reply(name, { call, content }) {

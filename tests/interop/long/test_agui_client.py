@@ -109,6 +109,25 @@ def plain(message: Any) -> Any:
     return {name: value for name, value in message.items() if value != ""}
 
 
+async def test_binary_content_beside_text_is_a_file_and_a_page_that_loads_it_joins_the_turn(scene: ClientScene) -> None:
+    png = {"type": "binary", "mimeType": "image/png", "data": "iVBORw0KGgo=", "filename": "a.png"}
+    pdf = {"type": "binary", "mimeType": "application/pdf", "url": "https://e.x/b.pdf"}
+    pages = scene.pages
+    scene.gate.set()
+    await pages("a", "open", thread="1")
+    await pages("a", "send", content=[{"type": "text", "text": "What?"}, png, pdf], id="u")
+    built = await scene.ended("a")
+    assert scene.turns[0].message.parts == [
+        {"type": "text", "text": "What?"},
+        {"type": "file", "url": "data:image/png;base64,iVBORw0KGgo=", "mediaType": "image/png", "filename": "a.png"},
+        {"type": "file", "url": "https://e.x/b.pdf", "mediaType": "application/pdf"},
+    ]
+    await pages("b", "load", thread="1")
+    await pages("b", "run")
+    assert texts(await scene.ended("b")) == texts(built) == ["Hello to What?"]
+    assert len(scene.turns) == 1
+
+
 async def test_result_of_a_tool_of_the_page_reaches_the_agent_at_its_call(scene: ClientScene) -> None:
     async def script(turn: Turn) -> None:
         last = (await turn.history("openai"))[-1]
