@@ -162,7 +162,8 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
 
     Raises InvalidRequest, which names the field, for one of another type; unless `is_strict`, it is left out.
     """
-    found: dict[str, Json] = {}
+    settings, found = body.get("callSettings"), dict[str, Json]()  # assistant-ui has the AI SDK's in an object
+    body = {**settings, **body} if isinstance(settings, dict) else body
     for name, (expected, given_names) in _NAMES.items():
         for given in given_names:
             value = _inside(body, given)
@@ -237,16 +238,13 @@ _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "verbosity": ("a text", ("text.verbosity", "verbosity")),
     "max_output_tokens": (
         "a whole number",
-        (
-            *("max_output_tokens", "max_completion_tokens", "max_tokens"),
-            *("maxOutputTokens", "maxTokens", "callSettings.maxOutputTokens", "callSettings.maxTokens"),
-        ),
+        ("max_output_tokens", "max_completion_tokens", "max_tokens", "maxOutputTokens", "maxTokens"),
     ),
     "reasoning": ("an object", ("reasoning",)),
-    "temperature": ("a number", ("temperature", "callSettings.temperature")),
-    "top_p": ("a number", ("top_p", "topP", "callSettings.topP")),
-    "seed": ("a whole number", ("seed", "callSettings.seed")),
-    "stop": ("a text or a list of texts", ("stop", "stopSequences", "callSettings.stopSequences")),
+    "temperature": ("a number", ("temperature",)),
+    "top_p": ("a number", ("top_p", "topP")),
+    "seed": ("a whole number", ("seed",)),
+    "stop": ("a text or a list of texts", ("stop", "stopSequences")),
     "metadata": ("an object", ("metadata",)),
     "context": ("a list", ("context",)),
     "state": ("a value", ("state",)),

@@ -78,16 +78,25 @@ def _asked(question: Message) -> list[Json]:
     outputs, parts = outputs_in(question), [part for part in question.parts if part["type"] != "data"]
     messages: list[Json] = []
     for number, (call, output) in enumerate(outputs.items(), 1):
-        text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, separators=(",", ":"))
+        content: Any = _content(output) if isinstance(output, list) and all(map(_is_part, output)) else output
+        if content is output and not isinstance(output, str):
+            content = json.dumps(output, ensure_ascii=False, separators=(",", ":"))
         id = question.id if number == len(outputs) and not parts else f"{question.id}.{number}"
-        messages.append({"id": id, "role": "tool", "toolCallId": call, "content": text})
+        messages.append({"id": id, "role": "tool", "toolCallId": call, "content": content})
     if parts or not outputs:
-        messages.append({"id": question.id, "role": "user", "content": _question_content(parts)})
+        messages.append({"id": question.id, "role": "user", "content": _content(parts)})
     return messages
 
 
-def _question_content(parts: Sequence[Json]) -> str | list[Json]:
-    """Return the content of the user's message in the client."""
+def _is_part(value: object) -> bool:
+    match value:
+        case {"type": "text", "text": str()} | {"type": "file", "url": str()}:
+            return True
+    return False
+
+
+def _content(parts: Sequence[Json]) -> str | list[Json]:
+    """Return the texts and files of a message in the client."""
     if all(one["type"] == "text" for one in parts):
         return "\n".join(one["text"] for one in parts)
     content: list[Json] = []
@@ -330,8 +339,14 @@ async def _with_results(
     results = {call: one for call, one in given.items() if call in open_calls - answered}
     if not results:
         return question, later, []
-    outputs = [output_part(call, one.get("content")) for call, one in results.items()]
+    outputs = [output_part(call, _output(one)) for call, one in results.items()]
     return stored_id(list(results.values())[-1]["id"]), [], outputs
+
+
+def _output(result: Json) -> object:
+    """Return the result of a tool in the page: parts in place of a list, and the error of a call without content."""
+    content = result.get("content")
+    return stored_parts(content) if content and isinstance(content, list) else content or result.get("error", content)
 
 
 def _messages_in(body: Json) -> tuple[Json, list[Json]]:

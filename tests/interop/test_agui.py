@@ -294,6 +294,7 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
         async with turn.reply() as message:
             if turn.text:
                 for call, name in (("c1", "ask"), ("c2", "ask"), ("c3", "server")):
+                    call += turn.message.id.removeprefix("u")
                     await message.part({"type": "tool", "call": call, "name": name, "input": "{}", "state": "called"})
             else:
                 await message.append("Thanks.")
@@ -309,8 +310,9 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
 
     results = [
         {"id": f"t{call}", "role": "tool", "toolCallId": f"c{call}", "content": content}
-        for call, content in ((1, '{"c":7}'), (2, "no"), (3, "forged"), (4, "unknown"))
+        for call, content in ((1, '{"c":7}'), (2, ""), (3, "forged"), (4, "unknown"))
     ]
+    results[1]["error"] = "no"
     results.append({"id": "tx", "role": "tool", "toolCallId": ["c1"]})
     asked = await run([user()])
     for _ in range(2):  # the second run joins the turn
@@ -332,6 +334,7 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
         {"role": "tool", "tool_call_id": "c2", "content": "no"},
     ]
     results[0]["id"] = "t2.1"  # the last one names the stored message
+    results[1] |= {"content": results[1].pop("error")}
     loaded = await scene.loaded()
     assert loaded == [*asked.messages, *results[:2], client.messages[-1]]
     assert (await run(loaded)).messages == loaded
@@ -343,6 +346,15 @@ async def test_results_of_the_tools_of_a_page_begin_a_turn_that_has_them_at_thei
     ]
     (last,) = (await scene.http.get("/api/agent?threadId=1&limit=2")).json()["messages"]
     assert last["parts"] == [{"type": "text", "content": "Thanks."}]
+
+    picture = {"type": "image", "source": {"type": "url", "value": "https://e.x/a.png", "mimeType": "image/png"}}
+    seen = [{"type": "text", "text": "See:"}, picture]
+    again = await run([*client.messages, user("And now?", "u2")])
+    result = {"id": "t9", "role": "tool", "toolCallId": "c12", "content": seen}
+    assert (await run([*again.messages, result])).text.endswith("Thanks.")
+    shown = (await scene.turns[3].history("responses"))[-1]["output"]
+    assert [one.get("text") or one["image_url"] for one in shown] == ["See:", "https://e.x/a.png"]
+    assert result in await scene.loaded()
 
 
 async def test_forged_history_changes_nothing_that_the_agent_sees(scene: RunScene) -> None:

@@ -3,6 +3,7 @@ the calls of the client's own tools."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import agents
 import httpx2
+import msgspec
 import openai
 import pytest
 from fastapi import FastAPI
@@ -19,8 +21,9 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 from tenuto import Hub, Turn
+from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest
 from tenuto.interop import AGUI, AISDK, OpenAI
-from tests.interop.pages import pages_at
+from tests.interop.pages import ROOT, pages_at
 from tests.transports.conftest import Served, new_hub, serving
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -230,18 +233,11 @@ async def test_photo_without_a_word_reaches_the_model(stub: Stub, client: openai
     assert told.output_text == "A cat."
     assert stub.received[0]["responses"] == [{"role": "user", "content": [image]}]
     assert stub.received[0]["text"] == [{"role": "user", "content": "[image: image/png]"}]
-    chat: Any = [
-        {"type": "text", "text": "What?"},
-        {"type": "image_url", "image_url": {"url": PNG}},
-        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}},
-        {"type": "input_audio", "input_audio": {"data": "AAA=", "format": "wav"}},
-    ]
+    chat: Any = [FILES[name][0] for name in ("image", "pdf", "sound")]
     completion = await client.chat.completions.create(model="bot", messages=[{"role": "user", "content": chat}])
-    assert stub.received[1]["openai"] == [{"role": "user", "content": chat}]
-    assert [one["type"] for one in stub.received[1]["anthropic"][0]["content"]] == ["text", "image", "document", "text"]
     # the type of each file is that of its own address
     (question,) = [one for one in (await stub.hub.history(stub.turns[1].channel)).messages if one.role == "user"]
-    assert [one.get("mediaType") for one in question.parts] == [None, "image/png", "application/pdf", "audio/wav"]
+    assert [one["mediaType"] for one in question.parts] == ["image/png", "application/pdf", "audio/wav"]
     assert completion.usage is not None
     assert completion.usage.prompt_tokens_details is not None
     assert completion.usage.completion_tokens_details is not None
@@ -262,21 +258,6 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
     ]
     assert built[0]["parts"] == loaded[0]["parts"] == [photo]
-
-
-async def test_binary_content_of_agui_is_a_file(stub: Stub) -> None:
-    stub.text = "A cat."
-    content = [
-        {"type": "text", "text": "What?"},
-        {"type": "binary", "mimeType": "image/png", "data": "iVBORw0KGgo=", "filename": "a.png"},
-        {"type": "binary", "mimeType": "image/png", "url": "https://e.x/b.png"},
-    ]
-    await run_agui(stub, content)
-    assert stub.received[0]["openai"][0]["content"] == [
-        {"type": "text", "text": "What?"},
-        {"type": "image_url", "image_url": {"url": PNG}},
-        {"type": "image_url", "image_url": {"url": "https://e.x/b.png"}},
-    ]
 
 
 @pytest.mark.parametrize("path", ["agui", "page"])
@@ -309,143 +290,315 @@ async def run_agui(stub: Stub, content: Any, **fields: Any) -> None:
 # -- the matrix of sent fields, and of those that the stub of a model receives --------------------------------------
 
 FORM = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}
-COMMON = {"temperature": 0.5, "top_p": 0.9, "parallel_tool_calls": False, "metadata": {"k": "v"}}
-CHAT = {
-    "max_completion_tokens": 99,
-    "reasoning_effort": "low",
-    "seed": 7,
-    "stop": ["END"],
-    "response_format": {"type": "json_schema", "json_schema": {n: FORM[n] for n in ("name", "schema", "strict")}},
-    "tools": [CHAT_TOOL],
-    "tool_choice": {"type": "function", "function": {"name": "weather"}},
-    "verbosity": "low",
+CHOICE = {"type": "function", "name": "weather"}
+CHAT_CHOICE = {"type": "function", "function": {"name": "weather"}}
+CHAT_FORM = {"type": "json_schema", "json_schema": {n: FORM[n] for n in ("name", "schema", "strict")}}
+EXTRA: dict[str, Any] = {
     "frequency_penalty": 0.1,
+    "presence_penalty": 0.2,
+    "frequencyPenalty": 0.1,
+    "presencePenalty": 0.2,
+    "top_k": 3,
+    "topK": 3,
+    "min_p": 0.1,
+    "logit_bias": {"1": 2},
+    "logprobs": True,
+    "top_logprobs": 2,
+    "n": 1,
+    "modalities": ["text"],
+    "audio": {"voice": "alloy", "format": "wav"},
+    "function_call": "none",
+    "prediction": {"type": "content", "content": "x"},
+    "functions": [{"name": "weather"}],
+    "user": "ann",
+    "service_tier": "auto",
+    "store": False,
+    "safety_identifier": "s",
+    "prompt_cache_key": "k",
+    "prompt": {"id": "p"},
+    "prompt_cache_retention": "24h",
+    "include": ["reasoning.encrypted_content"],
+    "truncation": "auto",
+    "max_tool_calls": 2,
+    "web_search_options": {"search_context_size": "low"},
 }
-RESPONSES = {
-    "instructions": "Be kind.",
-    "max_output_tokens": 99,
-    "reasoning": {"effort": "low", "summary": "auto"},
-    "text": {"format": FORM, "verbosity": "low"},
-    "tools": [TOOL],
-    "tool_choice": {"type": "function", "name": "weather"},
-}
-ANTHROPIC = {
-    "max_tokens": 99,
-    "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
-    "temperature": 0.5,
-    "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
-    "tools": [{"name": "weather", "description": "The weather.", "input_schema": SCHEMA}],
-    "top_p": 0.9,
-}
-SETTINGS = {  # of the AI SDK
-    "system": "Be kind.",
-    "maxOutputTokens": 99,
-    "temperature": 0.5,
-    "topP": 0.9,
-    "seed": 7,
-    "stopSequences": ["END"],
-    "toolChoice": {"type": "tool", "toolName": "weather"},
-    "tools": {"weather": {"description": "The weather.", "parameters": SCHEMA}},
-}
-KNOWN = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["END"]}
+PROTOCOLS = ("chat", "responses", "ag-ui", "ai-sdk")
+_LIMITS = [{name: 99} for name in ("max_output_tokens", "max_completion_tokens", "max_tokens")]
+_LIMITS += [{name: 99} for name in ("maxOutputTokens", "maxTokens")]
+_FORMS = [{"text": {"format": FORM}}, {"response_format": CHAT_FORM}, {"responseFormat": FORM}]
+_CHOICES = [{"toolChoice": {"type": "tool", "toolName": "weather"}}, {"tool_choice": CHAT_CHOICE}]
+_EFFORTS = [{"reasoning": {"effort": "low", "summary": "auto"}}]
+_EFFORTS += [{"reasoning": {"summary": "auto"}, "reasoning_effort": "low"}]
+_CONTEXT = [{"context": [{"description": "place", "value": "Ulm"}]}]
+_BY_NAME = {"weather": {"description": "The weather.", "inputSchema": SCHEMA}}
 
 
-async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str) -> None:
+def settings(**values: Any) -> list[dict[str, Any]]:
+    """Return values under their own names, and as assistant-ui sends those of the AI SDK."""
+    return [values, {"callSettings": values}]
+
+
+# For each field of `TurnRequest` its value, and for each of `PROTOCOLS` the bodies that ask for it
+WISHES: dict[str, tuple[Any, list[Any], list[Any], list[Any], list[Any]]] = {
+    "instructions": ("Be kind.", [], [{"instructions": "Be kind."}], *[[{"system": "Be kind."}]] * 2),
+    "tools": (
+        [TOOL],
+        [{"tools": [CHAT_TOOL]}],
+        [{"tools": [TOOL]}],
+        [{"tools": [{name: TOOL[name] for name in ("name", "description", "parameters")}]}],
+        [{"tools": _BY_NAME}, {"tools": [TOOL]}],
+    ),
+    "tool_choice": (CHOICE, [{"tool_choice": CHAT_CHOICE}], [{"tool_choice": CHOICE}], _CHOICES, _CHOICES),
+    "parallel_tool_calls": (False, *[[{"parallel_tool_calls": False}]] * 4),
+    "response_format": (FORM, [{"response_format": CHAT_FORM}], [{"text": {"format": FORM}}], _FORMS, _FORMS),
+    "verbosity": ("low", [{"verbosity": "low"}], [{"text": {"verbosity": "low"}}], *[[{"verbosity": "low"}]] * 2),
+    "max_output_tokens": (99, _LIMITS[1:3], _LIMITS[:1], _LIMITS, [*_LIMITS, *settings(maxTokens=99)]),
+    "reasoning": (_EFFORTS[0]["reasoning"], [{"reasoning_effort": "low"}], _EFFORTS[:1], _EFFORTS, _EFFORTS),
+    "temperature": (0.5, *[settings(temperature=0.5)[:1]] * 3, settings(temperature=0.5)),
+    "top_p": (0.9, *[[{"top_p": 0.9}]] * 2, [{"top_p": 0.9}, {"topP": 0.9}], settings(topP=0.9)),
+    "seed": (7, [{"seed": 7}], [], [{"seed": 7}], settings(seed=7)),
+    "stop": (["END"], [{"stop": "END"}, {"stop": ["END"]}], [], *[settings(stopSequences=["END"])] * 2),
+    "metadata": ({"k": "v"}, *[[{"metadata": {"k": "v"}}]] * 4),
+    "context": (_CONTEXT[0]["context"], [], [], _CONTEXT, _CONTEXT),
+    "state": ({"n": 1}, [], [], *[[{"state": {"n": 1}}]] * 2),
+    "model": ("bot", *[[{"model": "bot"}]] * 4),
+    "previous_response_id": ("resp_x", [], [], *[[{"previous_response_id": "resp_x"}]] * 2),
+    "background": (False, [], [{"background": False}], *[[{"background": False}]] * 2),
+    "extra": (EXTRA, *[[EXTRA]] * 3, [EXTRA, {"callSettings": EXTRA}]),
+}
+OPTIONS = {
+    "openai": {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 7,
+        "stop": ["END"],
+        "parallel_tool_calls": False,
+        "max_completion_tokens": 99,
+        "reasoning_effort": "low",
+        "verbosity": "low",
+        "response_format": CHAT_FORM,
+        "tools": [CHAT_TOOL],
+        "tool_choice": CHAT_CHOICE,
+    },
+    "responses": {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "parallel_tool_calls": False,
+        "instructions": "Be kind.",
+        "max_output_tokens": 99,
+        "reasoning": _EFFORTS[0]["reasoning"],
+        "text": {"format": FORM, "verbosity": "low"},
+        "tools": [TOOL],
+        "tool_choice": CHOICE,
+    },
+    "anthropic": {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "stop_sequences": ["END"],
+        "system": "Be kind.",
+        "max_tokens": 99,
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        "tools": [{"name": "weather", "description": "The weather.", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
+    },
+}
+
+
+def merged(bodies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one body with the fields of all, also of their objects."""
+    body: dict[str, Any] = {}
+    for one in bodies:
+        for name, value in one.items():
+            is_both = isinstance(value, dict) and isinstance(body.get(name), dict)
+            body[name] = {**body[name], **value} if is_both else value
+    return body
+
+
+async def send(stub: Stub, client: openai.AsyncOpenAI, protocol: str, body: dict[str, Any], content: Any) -> None:
+    """Send a question with a client of the protocol."""
     match protocol:
         case "chat":
-            sent: Any = {**COMMON, **CHAT}
-            given: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
-            await client.chat.completions.create(model="bot", messages=given, **sent)
+            given: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": content}]
+            await client.chat.completions.create(messages=given, model="bot", extra_body=body)
         case "responses":
-            sent = {**COMMON, **RESPONSES}
-            given = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "hi"}]
-            await client.responses.create(model="bot", input=given, **sent)
+            given = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": content}]
+            await client.responses.create(input=given, model="bot", extra_body=body)
         case "ag-ui":
-            tools = [{name: TOOL[name] for name in ("name", "description", "parameters")}]
-            context = [{"description": "place", "value": "Ulm"}]
-            forwarded = {**KNOWN, "max_tokens": 99, "toolChoice": "required", "temperature": 0.5, "theme": "dark"}
-            await run_agui(stub, "hi", tools=tools, context=context, state={"n": 1}, forwardedProps=forwarded)
+            own = {name: body.pop(name) for name in ("tools", "context", "state") if name in body}
+            await run_agui(stub, content, **own, forwardedProps=body)
         case "ai-sdk":
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             async with pages_at(f"{stub.url}/page") as pages:
                 await pages("a", "open", id="1")
-                body = {**SETTINGS, "theme": "dark"}
-                await pages("a", "send", text="hi", metadata={"k": "v"}, options={"body": body})
+                await pages("a", "send", parts=parts, metadata={"own": 1}, options={"body": body})
                 await pages("a", "asks", requests=1)
                 await pages("a", "is", status="ready")
                 loaded = await pages("b", "open", id="1", load=True)
-                assert loaded["messages"][0]["metadata"] == {"k": "v"}  # the page's own
+                assert (loaded["messages"][0]["metadata"], loaded["messages"][0]["parts"]) == ({"own": 1}, parts)
 
 
-EXPECTED: dict[str, dict[str, Any]] = {
+@pytest.mark.parametrize(
+    ("protocol", "variant"),
+    [(one, at) for n, one in enumerate(PROTOCOLS, 1) for at in range(max(len(row[n]) for row in WISHES.values()))],
+)
+async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
+    stub: Stub, client: openai.AsyncOpenAI, protocol: str, variant: int
+) -> None:
+    rows = {name: (row[0], row[1 + PROTOCOLS.index(protocol)]) for name, row in WISHES.items()}
+    bodies = [bodies[min(variant, len(bodies) - 1)] for _, bodies in rows.values() if bodies]
+    await send(stub, client, protocol, merged([*bodies, {"theme": "dark"}]), "hi")
+    request = msgspec.to_builtins(stub.turns[0].request)
+    asked = {name: value for name, (value, bodies) in rows.items() if bodies}
+    expected = {api: dict(options) for api, options in OPTIONS.items()}
+    if protocol == "chat":
+        asked |= {"system": ["Be kind."], "reasoning": {"effort": "low"}}
+        expected["responses"]["reasoning"] = asked["reasoning"]
+        del expected["responses"]["instructions"]
+    elif protocol == "responses":
+        asked["system"] = ["Be brief."]
+        expected["anthropic"]["system"] = "Be kind.\n\nBe brief."
+        for api, names in (("openai", ("seed", "stop")), ("anthropic", ("stop_sequences",))):
+            expected[api] = {name: value for name, value in expected[api].items() if name not in names}
+    assert (request, stub.received[0]["options"]) == (asked, expected)
+
+
+def test_the_matrix_and_the_page_have_each_name_of_a_wish() -> None:
+    assert {*WISHES, "system"} == {one.name for one in msgspec.structs.fields(TurnRequest)}
+    assert EXTRA.keys() == set(_EXTRA)
+    sent = {
+        ".".join(path)
+        for row in WISHES.values()
+        for body in itertools.chain(*row[1:])
+        for name, value in body.items()
+        for path in ([(name,)] + [(name, inner) for inner in value] if isinstance(value, dict) else [(name,)])
+    }
+    names = {name for _, given in _NAMES.values() for name in given}
+    assert names <= sent
+    page = (ROOT / "docs" / "interop.md").read_text().partition("## What a client asks")[2].partition("\n## ")[0]
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+# The files that clients send, and the forms in which the shapes have them: openai, responses, anthropic and text
+WAV, TXT, URL = "data:audio/wav;base64,AAA=", "data:text/plain;base64,SGk=", "https://e.x/b.png"
+_AT, _PDF = {"type": "url", "url": URL}, {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+_PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+FILES: dict[str, tuple[Any, Any, Any, str]] = {
+    "image": (
+        {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
+        {"type": "input_image", "image_url": PNG, "detail": "low"},
+        _PNG,
+        "[image: image/png]",
+    ),
+    "named image": (
+        {"type": "image_url", "image_url": {"url": PNG}},
+        {"type": "input_image", "image_url": PNG, "detail": "auto"},
+        _PNG,
+        "[image: a.png]",
+    ),
+    "image at": (
+        {"type": "image_url", "image_url": {"url": URL}},
+        {"type": "input_image", "image_url": URL, "detail": "auto"},
+        {"type": "image", "source": _AT},
+        "[image: b.png]",
+    ),
+    "pdf": (
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}},
+        {"type": "input_file", "filename": "a.pdf", "file_data": PDF},
+        {"type": "document", "source": _PDF, "title": "a.pdf"},
+        "[file: a.pdf]",
+    ),
+    "pdf at": (
+        {"type": "text", "text": "[file: b.pdf]"},
+        {"type": "input_file", "file_url": "https://e.x/b.pdf"},
+        {"type": "document", "source": {"type": "url", "url": "https://e.x/b.pdf"}, "title": "b.pdf"},
+        "[file: b.pdf]",
+    ),
+    "sound": (
+        {"type": "input_audio", "input_audio": {"data": "AAA=", "format": "wav"}},
+        {"type": "input_file", "filename": "file", "file_data": WAV},
+        {"type": "text", "text": "[file: audio/wav]"},
+        "[file: audio/wav]",
+    ),
+    "plain text": (
+        {"type": "file", "file": {"filename": "a.txt", "file_data": TXT}},
+        {"type": "input_file", "filename": "a.txt", "file_data": TXT},
+        {
+            "type": "document",
+            "source": {"type": "text", "media_type": "text/plain", "data": "Hi"},
+            "title": "a.txt",
+        },
+        "[file: a.txt]",
+    ),
+}
+
+
+def agui_file(kind: str, url: str, media_type: str, **metadata: str) -> dict[str, Any]:
+    """Return a file of AG-UI's, as data if `url` has data."""
+    is_data = url.startswith("data:")
+    value = url.partition(",")[2] if is_data else url
+    source = {"type": "data" if is_data else "url", "value": value, "mimeType": media_type}
+    return {"type": kind, "source": source, **({"metadata": metadata} if metadata else {})}
+
+
+def ui_file(url: str, media_type: str, **fields: str) -> dict[str, Any]:
+    return {"type": "file", "mediaType": media_type, **fields, "url": url}
+
+
+CONTENT: dict[str, dict[str, list[Any]]] = {
     "chat": {
-        "openai": {
-            name: value for name, value in {**COMMON, **CHAT}.items() if name not in ("metadata", "frequency_penalty")
-        },
-        "responses": {
-            **{
-                name: value
-                for name, value in {**COMMON, **RESPONSES}.items()
-                if name not in ("instructions", "metadata")
-            },
-            "reasoning": {"effort": "low"},
-        },
-        "anthropic": {**ANTHROPIC, "stop_sequences": ["END"], "system": "Be kind."},
+        "image": [FILES["image"][0]],
+        "image at": [FILES["image at"][0]],
+        "pdf": [FILES["pdf"][0]],
+        "sound": [FILES["sound"][0]],
+        "plain text": [FILES["plain text"][0]],
     },
     "responses": {
-        "openai": {
-            name: value
-            for name, value in {**COMMON, **CHAT}.items()
-            if name not in ("metadata", "frequency_penalty", "seed", "stop")
-        },
-        "responses": {name: value for name, value in {**COMMON, **RESPONSES}.items() if name != "metadata"},
-        "anthropic": {**ANTHROPIC, "system": "Be kind.\n\nBe brief."},
+        "image": [FILES["image"][1]],
+        "image at": [{"type": "input_image", "image_url": URL}],
+        "pdf": [FILES["pdf"][1]],
+        "pdf at": [FILES["pdf at"][1]],
+        "plain text": [FILES["plain text"][1]],
     },
     "ag-ui": {
-        "openai": {**KNOWN, "max_completion_tokens": 99, "tools": [CHAT_TOOL], "tool_choice": "required"},
-        "responses": {
-            "temperature": 0.5,
-            "top_p": 0.9,
-            "max_output_tokens": 99,
-            "tools": [TOOL],
-            "tool_choice": "required",
-        },
-        "anthropic": {
-            **{name: ANTHROPIC[name] for name in ("temperature", "top_p", "tools", "max_tokens")},
-            "stop_sequences": ["END"],
-            "tool_choice": {"type": "any"},
-        },
+        "image": [agui_file("image", PNG, "image/png", detail="low")],
+        "named image": [
+            agui_file("image", PNG, "image/png", filename="a.png"),
+            {"type": "binary", "mimeType": "image/png", "data": "iVBORw0KGgo=", "filename": "a.png"},
+        ],
+        "image at": [
+            agui_file("image", URL, "image/png"),
+            {"type": "image", "source": {"type": "url", "value": URL}},
+            {"type": "binary", "mimeType": "image/png", "url": URL},
+        ],
+        "pdf": [agui_file("document", PDF, "application/pdf", filename="a.pdf")],
+        "pdf at": [agui_file("document", "https://e.x/b.pdf", "application/pdf")],
+        "sound": [agui_file("audio", WAV, "audio/wav")],
+        "plain text": [agui_file("document", TXT, "text/plain", filename="a.txt")],
     },
     "ai-sdk": {
-        "openai": {**KNOWN, "max_completion_tokens": 99, "tools": [CHAT_TOOL], "tool_choice": CHAT["tool_choice"]},
-        "responses": {
-            "temperature": 0.5,
-            "top_p": 0.9,
-            "max_output_tokens": 99,
-            "tools": [TOOL],
-            "tool_choice": RESPONSES["tool_choice"],
-            "instructions": "Be kind.",
-        },
-        "anthropic": {
-            **{name: ANTHROPIC[name] for name in ("temperature", "top_p", "tools", "max_tokens")},
-            "stop_sequences": ["END"],
-            "system": "Be kind.",
-            "tool_choice": {"type": "tool", "name": "weather"},
-        },
+        "named image": [ui_file(PNG, "image/png", filename="a.png")],
+        "image at": [ui_file(URL, "image/png")],
+        "pdf": [ui_file(PDF, "application/pdf", filename="a.pdf")],
+        "pdf at": [ui_file("https://e.x/b.pdf", "application/pdf")],
+        "sound": [ui_file(WAV, "audio/wav")],
+        "plain text": [ui_file(TXT, "text/plain", filename="a.txt")],
     },
 }
 
 
-@pytest.mark.parametrize("protocol", list(EXPECTED))
-async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_each_file_of_a_question_reaches_the_model_in_the_form_of_each_shape(
     stub: Stub, client: openai.AsyncOpenAI, protocol: str
 ) -> None:
-    await send(stub, client, protocol)
-    assert stub.received[0]["options"] == EXPECTED[protocol]
-    request = stub.turns[0].request
-    assert request.metadata == (COMMON["metadata"] if protocol in ("chat", "responses") else {})
-    assert request.extra == ({"frequency_penalty": 0.1} if protocol == "chat" else {})
-    if protocol == "ag-ui":
-        assert (request.context, request.state) == ([{"description": "place", "value": "Ulm"}], {"n": 1})
+    stub.text = "Yes."
+    sent = [(name, part) for name, parts in CONTENT[protocol].items() for part in parts]
+    kind = "input_text" if protocol == "responses" else "text"
+    await send(stub, client, protocol, {}, [{"type": kind, "text": "What?"}, *(part for _, part in sent)])
+    received = stub.received[0]
+    for at, shape in enumerate(("openai", "responses", "anthropic")):
+        text = {"type": "input_text" if shape == "responses" else "text", "text": "What?"}
+        assert received[shape][-1] == {"role": "user", "content": [text, *(FILES[name][at] for name, _ in sent)]}
+    assert received["text"][-1]["content"] == "What?" + "".join(FILES[name][3] for name, _ in sent)
 
 
 # -- large wishes ----------------------------------------------------------------------------------------------
