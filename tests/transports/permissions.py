@@ -24,7 +24,7 @@ _TOOL = {"type": "tool", "call": "c1", "name": "search", "input": "{}"}
 _TEXT = {"type": "text", "text": "other"}
 
 # Rules about ownership, in the words of the page.
-WRITER = "its writer: the client that created it, or took it over"
+WRITER = "its writer"  # the page defines it before the table
 OWN = "own messages; with `admin` all"
 LEFT = "every interrupted message; with `admin` also a streaming one"
 KNOWN = "a target that the caller may read, or created"
