@@ -98,6 +98,9 @@ class Backend(Protocol):
     ) -> Sent:
         """Send a command of this attempt. Raises Fenced if a later one has the turn."""
 
+    def note_new(self, channel: str, command_id: str) -> None:
+        """Note that no command of this id was sent before, so that the hub need not look for it in its store."""
+
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
         """Reply to a command; to a step as this attempt."""
 

@@ -245,6 +245,10 @@ class LocalBackend:
         assert sent.command is not None
         return Sent(sent.command, sent.reply)
 
+    def note_new(self, channel: str, command_id: str) -> None:
+        """Note that no command of this id was sent before (`Backend.note_new`)."""
+        self._hub.channel(channel).note_absent(command_key(command_id))
+
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
         """Reply to a command (`Backend.reply`)."""
         request = ReplyCommand(ok=ok, data=data, error=error, generation=self._attempt)

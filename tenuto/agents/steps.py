@@ -24,7 +24,7 @@ import msgspec
 from tenuto.agents.backend import Backend, Sent, patiently
 from tenuto.core.errors import AlreadyAnswered, InvalidRequest, InvalidText, LocalError, TooLarge, TooMany, shown
 from tenuto.core.model import STEP_NAME, Json, check_json, check_text
-from tenuto.core.turns import STEP_MARK, step_id
+from tenuto.core.turns import STEP_MARK, attempt_of, step_id
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -218,6 +218,8 @@ class Steps:
         return stored
 
     async def _send(self, id: str, data: dict[str, Json]) -> Sent:
+        if attempt_of(self._generation) == 1:  # the ids of a round are new, and each is sent once in an attempt
+            self._backend.note_new(self._channel, id)
         return await patiently(
             lambda: self._backend.command(
                 self._channel,

@@ -223,6 +223,9 @@ class RemoteBackend:
         )
         return Sent(sent.command, sent.reply)
 
+    def note_new(self, channel: str, command_id: str) -> None:
+        """Do nothing: the hub may have the command of this client, whose connection broke (`Backend.note_new`)."""
+
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json, by: str) -> None:
         """Reply to a command (`Backend.reply`)."""
         generation = self._turn.generation

@@ -423,6 +423,10 @@ class Channel:
         messages, commands, absent = self.state.messages, self.state.commands, self._absent
         return [one for one in ids if one not in messages and one not in commands and one not in absent]
 
+    def note_absent(self, key: str) -> None:
+        """Note that the store does not have the message or command `key`, so that no decision needs a read."""
+        self._absent.add(key)
+
     def trim(self, keep_bytes: int) -> None:
         """Drop finished messages from memory beyond `keep_bytes`; while a commit runs, do it after that commit."""
         if self.commit_over is None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -39,6 +39,7 @@ from tenuto.core.turns import question_id, step_id
 from tenuto.sources import Piped, ToolCall
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing, new_hub
+from tests.hub.test_commit_outcomes import ScriptedStore
 from tests.virtual import virtually
 
 Script = Callable[[Turn], Awaitable[None]]
@@ -114,6 +115,47 @@ async def test_a_step_that_died_is_called_again_and_says_so() -> None:
     await attempts(script, script, script)
     key = seen[0][2]
     assert seen == [(1, False, key), (2, True, key)]
+
+
+class Reading(ScriptedStore):
+    """A store that counts the steps which it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps_read = 0
+
+    async def messages(self, channel: str, ids: Sequence[str]) -> Any:
+        self.steps_read += sum(STEP_NAME in one for one in ids)
+        return await super().messages(channel, ids)
+
+
+@virtually
+async def test_only_a_later_attempt_looks_for_its_steps_in_the_store() -> None:
+    store = Reading()
+    reads: list[int] = []
+
+    async def script(turn: Turn) -> None:
+        await turn.step("a", int)
+        await turn.step("b", int)
+        reads.append(store.steps_read)
+
+    assert await attempts(script, script, store=store) == [None] * 2
+    assert reads == [0, 2]
+
+
+@pytest.mark.parametrize("fails", [["no"], ["lost"], ["kept"], ["ok", "lost"], ["ok", "kept"], ["kept", "no", "kept"]])
+@virtually
+async def test_a_step_runs_once_though_the_outcome_of_its_commits_is_unknown(fails: list[str]) -> None:
+    counted, store = Counted(), ScriptedStore()
+
+    async def script(turn: Turn) -> None:
+        if turn.attempt == 1:
+            store.script = list(fails)
+        assert await turn.step("a", counted.of("a")) == "A"
+        assert await turn.step("b", counted.of("b")) == "B"
+
+    assert await attempts(script, script, store=store, seconds=60) == [None] * 2
+    assert counted.calls == ["a", "b"]
 
 
 @virtually
