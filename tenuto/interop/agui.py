@@ -46,19 +46,8 @@ from tenuto.interop.adapter import (
     unpacked,
     with_options,
 )
-from tenuto.interop.fold import DELETED, REPLACED, End, EventStream, Json, Part, encode, has_result, question_value
-from tenuto.routes import (
-    Access,
-    InAnswer,
-    QuestionAsked,
-    QuestionReplied,
-    TextAdded,
-    TurnDelta,
-    TurnStatus,
-    deltas_of,
-    is_id,
-    options_in,
-)
+from tenuto.interop.fold import EventStream, Json, Part, encode, has_result, question_value
+from tenuto.routes import Access, QuestionAsked, QuestionReplied, TurnDelta, TurnStatus, deltas_of, is_id, options_in
 
 
 def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
@@ -106,13 +95,11 @@ def _content(parts: Sequence[Json]) -> str | list[Json]:
                 content.append({"type": "text", "text": text})
             case {"type": "file", "url": str(url)}:
                 media_type = str(part.get("mediaType", ""))
-                kind = media_type.partition("/")[0]
-                about = {"mimeType": media_type} if media_type[-2:] not in ("", "/*") else {}
-                source = {"type": "url", "value": url, **about}
+                kind, _, subtype = media_type.partition("/")
+                known = {"mimeType": media_type} if subtype not in ("", "*") else {}
                 named = {name: part[name] for name in ("filename", "detail") if name in part}
-                metadata = {"metadata": named} if named else {}
-                kind = kind if kind in ("image", "audio", "video") else "document"
-                content.append({"type": kind, "source": source, **metadata})
+                file = {"source": {"type": "url", "value": url, **known}, **({"metadata": named} if named else {})}
+                content.append({"type": kind if kind in ("image", "audio", "video") else "document", **file})
     return content
 
 
@@ -141,20 +128,18 @@ def _folded(events: Iterable[Json]) -> list[Json]:
 def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
     """Return the conversation as the `UIMessage`s that the client of TanStack AI builds from the events."""
     messages: list[Json] = []
-    calls: dict[str, list[Json]] = {}  # for each call the parts of its message
+    calls: dict[str, tuple[list[Json], Json]] = {}  # for each call the parts of its message, and its own part
     thoughts: list[Json] = []  # of the next answer
     for one in messages_of(turns):
         content = one.get("content", "")
         if one["role"] == "reasoning":
             thoughts.append({"type": "thinking", "content": content, "stepId": one["id"]})
         elif one["role"] == "tool":
-            id = one["toolCallId"]
-            if (parts := calls.get(id)) is None:
-                continue  # the call is in an earlier page, or was deleted
-            at = next(at for at, part in enumerate(parts) if part.get("id") == id)
-            parts[at] |= {"output": content, "state": "error" if "metadata" in one else "complete"}
-            result = {"type": "tool-result", "toolCallId": id, "content": content, "state": parts[at]["state"]}
-            parts.insert(at + 1, result)
+            if (id := one["toolCallId"]) in calls:  # else the call is in an earlier page, or was deleted
+                (parts, call), state = calls[id], "error" if "metadata" in one else "complete"
+                call |= {"output": content, "state": state}
+                result = {"type": "tool-result", "toolCallId": id, "content": content, "state": state}
+                parts.insert(parts.index(call) + 1, result)
         else:
             known = [{"type": "text", "text": content}] if isinstance(content, str) else content
             parts = [{"type": "text", "content": part["text"]} if part["type"] == "text" else part for part in known]
@@ -164,8 +149,8 @@ def ui_messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
                 messages.append({"id": one["id"], "role": one["role"], "parts": own})
                 thoughts = []
             for call in one.get("toolCalls", ()):
-                calls[call["id"]] = messages[-1]["parts"]
                 part = {"type": "tool-call", "id": call["id"], **call["function"], "state": "input-complete"}
+                calls[call["id"]] = messages[-1]["parts"], part
                 messages[-1]["parts"].append(part)
     return messages
 
@@ -245,16 +230,14 @@ class AGUI(ChatRoutes):
     async def _connect(self, request: Request) -> Response:
         """Stream a turn after `Last-Event-ID` or `cursor`, or the newest one whole; 204 if there is none."""
         thread, after = request.path_params["id"], _position(request, "cursor")
-        if after is not None:
-            return await self._follow(request, thread, after.question, after)
-        access, channel = await self._enter(request, thread, "subscribe", "history")
-        turns = [one.message.id for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
-        if not turns:
-            return Response(status_code=204)
-        return _stream(access, channel, AGUIStream(thread, _run_id(thread, turns[-1]), turns[-1]))
+        return await self._follow(request, thread, after.question if after is not None else "", after)
 
     async def _follow(self, request: Request, thread: str, question: str, after: TurnPosition | None) -> Response:
         access, channel = await self._enter(request, thread, "subscribe", "history")
+        for turn in await access.conversation(channel, limit=NEWEST) if not question else ():
+            question = turn.message.id if turn.message is not None else question
+        if not question:
+            return Response(status_code=204)
         return _stream(access, channel, AGUIStream(thread, _run_id(thread, question), question, after))
 
     async def _messages(self, request: Request) -> Response:
@@ -374,7 +357,7 @@ _EVENTS = {
 }
 _ROLES = {"TEXT_MESSAGE_START": "assistant", "REASONING_MESSAGE_START": "reasoning"}
 _CURSOR = re.compile(r"([0-9]{1,16})/([0-9a-f]{1,1024})/([0-9a-f]{8})/([0-9a-z]{0,24})/(.{1,64})\Z", re.ASCII)
-LOST: End = ("invalid_cursor", "the events of this run have no such position; load the messages again")
+LOST = ("invalid_cursor", "the events of this run have no such position; load the messages again")
 
 
 class TurnPosition(Struct, frozen=True):
@@ -421,7 +404,6 @@ class AGUIStream(EventStream):
         self._calls = self._customs = 0
         self._parents: dict[str, str] = {}  # for each answer the message in the client that its next call belongs to
         self._token = secrets.token_hex(4)
-        self.ended: End | None = None  # the stream ends at once, whatever the turn does
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
@@ -435,8 +417,8 @@ class AGUIStream(EventStream):
             return [self._appended(found[1], *growing)]
         changed: dict[Part, bool] = {}  # and whether text was added to it
         for delta in deltas:
-            is_text = type(delta) is InAnswer and type(delta.delta) is TextAdded
-            changed |= {part: is_text or changed.get(part, False) for part in self._turn.receive(delta)}
+            for part in self._turn.receive(delta):
+                changed[part] = part.has_grown or changed.get(part, False)
         is_first, attempts = not self._at.units, self._turn.attempts
         if is_first:
             self._begin_run(attempts)
@@ -505,7 +487,7 @@ class AGUIStream(EventStream):
         stream = AGUIStream(self._run["threadId"], self._run["runId"], self.question)
         snapshot = await self.read_snapshot() if self.read_snapshot is not None else None
         stream.read_snapshot, stream.snapshot = self.read_snapshot, snapshot or []
-        stream.ended = REPLACED if snapshot is None else None
+        stream.ended = self.REPLACED if snapshot is None else None
         begun = [ids["messageId"] for part, (ids, _) in self._parts.items() if part.value["type"] == "reasoning"]
         stream.known = self.known | dict.fromkeys(begun, "reasoning")
         return stream
@@ -569,7 +551,7 @@ class AGUIStream(EventStream):
         """End the stream if it cannot show what a part is now: text that was sent is gone, or text came too late."""
         is_late = part.place < self._turn.place and bool(part.new) and (has_grown or part in self._parts)
         if part.is_replaced or part.answer.is_rewritten or is_late:
-            self.ended = REPLACED
+            self.ended = self.REPLACED
 
     def _result(self, part: Part) -> None:
         """Send the result of a call, if it is there and the reader lacks it."""
@@ -627,8 +609,9 @@ class AGUIStream(EventStream):
 
         A stream that ends because it cannot continue after the reader's position leaves it where it is.
         """
-        ended = self._turn.end()
-        status, reason = (ended if ended is DELETED else self.ended) or ended
+        status, reason = self._turn.end()
+        if self.ended is not None and status != "deleted":
+            status, reason = self.ended
         meta = self._turn.meta()
         if status == "complete":
             event: Json = {"type": "RUN_FINISHED", **self._run, **({"result": meta} if meta else {})}

@@ -29,38 +29,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tenuto import Hub, Message
-from tenuto.core.errors import (
-    AlreadyAnswered,
-    IdConflict,
-    InvalidRequest,
-    LocalError,
-    NotFound,
-    StillStreaming,
-)
+from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
 from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, messages_in, stored_id, stored_parts
-from tenuto.interop.fold import (
-    DELETED,
-    REPLACED,
-    RESTARTED,
-    End,
-    EventStream,
-    Json,
-    Part,
-    SentText,
-    TurnFold,
-    call_of,
-    encode,
-    has_result,
-    question_value,
-    text_of,
-)
+from tenuto.interop.fold import EventStream, Json, Part, TurnFold, call_of, encode, has_result, question_value, text_of
 from tenuto.routes import (
     Access,
-    InAnswer,
-    MessageOpened,
     QuestionAsked,
     QuestionReplied,
-    TextAdded,
     TurnDelta,
     TurnStatus,
     deltas_of,
@@ -358,7 +333,6 @@ class UIStream(EventStream):
         self._ended: set[str] = set()  # ids of texts that have ended: the page takes no more text for them
         self._tools: dict[Part, PageCall] = {}
         self._shown_questions: set[str] = set()  # ids of the questions that are sent as `data-question`
-        self._end: End | None = None  # the stream ends at once, whatever the turn does
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the chunks for `deltas` (`TurnFormat.frame`)."""
@@ -378,32 +352,32 @@ class UIStream(EventStream):
         if self._page.id is not None:
             self._begin(self._page.id)
         for delta in deltas:
-            attempts = self._turn.attempts
+            attempts, answers = self._turn.attempts, len(self._turn.answers)
             changed = self._turn.receive(delta)
             if self._turn.attempts > attempts:
                 self._take_back()
-                if self._end is not None:
+                if self.ended is not None:
                     break  # a page shows no mixture of two attempts
+            for opened in self._turn.answers[answers:]:
+                self._step_due = ALWAYS if self._begun_id else self._step_due
+                self._begin(opened.id)
+            for part in changed:
+                if part.answer.id not in replaced and not part.is_superseded:
+                    self._change(part, is_first=is_first)
             match delta:
-                case InAnswer(message_id, MessageOpened()):
-                    self._step_due = ALWAYS if self._begun_id else self._step_due
-                    self._begin(message_id)
-                case InAnswer(message_id, inner) if message_id not in replaced:
-                    for part in (one for one in changed if not one.is_superseded):
-                        self._change(part, is_first=is_first, is_text=type(inner) is TextAdded)
                 case QuestionAsked(command):
                     self._ask(command.id)
                 case QuestionReplied():
                     self._reply(delta)
-            if self._end is not None:
+            if self.ended is not None:
                 break
         if self._turn.is_gone():
-            self._end = DELETED
+            self.ended = self._turn.end()
         if is_first and self._page.has_other_text():
-            self._end, self._step_due = REPLACED, ALWAYS if self._replied() else ""
+            self.ended, self._step_due = self.REPLACED, ALWAYS if self._replied() else ""
             self._open.clear()
             del self._chunks[1:]  # behind `start`: a page shows no mixture of two texts
-        if self._end is not None or self._turn.is_over:
+        if self.ended is not None or self._turn.is_over:
             self._finish()
         elif any(one.question for one in self._tools.values()):
             for tool in self._calls_of_step():  # the page sends no reply before it has the outputs of these, too
@@ -436,10 +410,10 @@ class UIStream(EventStream):
         is_late = self._is_spread or any(self._steps[part] < self._step for part in gone)
         is_known = bool(self._shown_questions) or (self._page.id is not None and not self._step)
         if gone and (self._release.version < 7 or is_late or is_known):
-            self._end = RESTARTED
+            self.ended = self.RESTARTED
         elif gone:
             for part in [one for one, step in self._steps.items() if step == self._step]:
-                part.sent, part.new = SentText(), [text_of(part.value)]
+                part.restart()
                 for known in (self._open, self._values, self._tools, self._steps):
                     known.pop(part, None)
                 self._ended.discard(part.name)
@@ -476,14 +450,14 @@ class UIStream(EventStream):
             self._put(type=f"{kind}-end", id=id)
         self._open.clear()
 
-    def _change(self, part: Part, *, is_first: bool, is_text: bool) -> None:
-        """Send what has changed in a part: text alone (`is_text`), or its value."""
+    def _change(self, part: Part, *, is_first: bool) -> None:
+        """Send what has changed in a part: its text alone, or its value."""
         match part.value["type"]:
             case "text" | "reasoning" if part.is_replaced:
-                self._end = REPLACED
+                self.ended = self.REPLACED
             case "text" | "reasoning" as kind:
                 self._grow(part, kind)
-            case "tool" if is_text:
+            case "tool" if part.has_grown:
                 self._grow_input(part, self._tools[part])
             case "tool":
                 self._tool(part, is_first=is_first)
@@ -628,7 +602,7 @@ class UIStream(EventStream):
             self._begin_step()
             self._put(type="start", messageId=self._begun_id)  # a page stores an empty step only with a later chunk
         meta = self._turn.meta()
-        status, reason = self._end or self._turn.end()
+        status, reason = self.ended or self._turn.end()
         is_clean = status in ("complete", "cancelled")
         if self._page.is_late and is_clean and not all(self._page.is_outcome(part.value) for part in self._replied()):
             status, reason = "late", LATE
@@ -637,8 +611,8 @@ class UIStream(EventStream):
         if status == "complete":
             finish: Json = {"messageMetadata": meta} if meta else {}
             if self._turn.left():
-                known = meta.get("finish_reason", "stop")  # of any JSON type
-                finish |= self._reason(FINISH_REASONS.get(known, "other") if isinstance(known, str) else "other")
+                known = str(meta.get("finish_reason", "stop"))  # of any JSON type
+                finish |= self._reason(FINISH_REASONS.get(known, "other"))
             self._put(type="finish", **finish)
         elif status == "cancelled":
             self._put(type="abort")

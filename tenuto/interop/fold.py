@@ -42,9 +42,6 @@ encode = msgspec.json.Encoder().encode
 Json = dict[str, Any]
 Place = tuple[int, int]  # the number of an answer in its turn, and the index of a part
 End = tuple[str, str | None]  # status and reason
-# The text of a client is gone, and a stream can take no text back: it ends at once.
-REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
-RESTARTED: End = ("replaced", "the answer begins anew; resume the stream, or load the messages again")
 DELETED: End = ("deleted", "the answer was deleted")
 UNSERVED: End = ("failed", "no agent serves this chat")
 _TEXT_FIELDS = {"text": "text", "reasoning": "text", "tool": "input"}
@@ -83,6 +80,7 @@ class Part:
     attempt: int = 0  # number of superseded attempts before it in its answer
     sent: SentText = field(default_factory=SentText)  # the text that was taken
     is_replaced: bool = False  # the stored text did not begin with the text that was taken
+    has_grown: bool = False  # the last change was more text
 
     @property
     def name(self) -> str:
@@ -111,9 +109,13 @@ class Part:
             self.kept = ["".join(self.kept)]
         return "".join([*(self.kept or ()), *self.new])
 
+    def restart(self) -> None:
+        """Hand out the text from its beginning."""
+        self.sent, self.new = SentText(), [text_of(self.value)]
+
     def put(self, value: Json) -> None:
         """Take a new value. Text that was taken cannot be withdrawn: of another text nothing is new."""
-        self.value, text = value, text_of(value)
+        self.value, self.has_grown, text = value, False, text_of(value)
         if self.sent.begins(text):
             self.new = [text[self.sent.length :]] if len(text) > self.sent.length else []
         else:
@@ -287,8 +289,10 @@ class TurnFold:
     def _fold_answer(self, answer: Answer, delta: object) -> list[Part]:
         match delta:
             case TextAdded(index, _, _, text) if index < len(answer.parts):
-                answer.parts[index].new.append(text)
-                return [answer.parts[index]]
+                part = answer.parts[index]
+                part.has_grown = True
+                part.new.append(text)
+                return [part]
             case PartOpened(index, value) | PartReplaced(index, value):
                 return [self._put(answer, index, value)]
             case MessageReplaced(message):
@@ -336,8 +340,12 @@ class EventStream:
     """Server-Sent Events for one reader of a turn (`TurnFormat`). Each adapter's format is a class below this one."""
 
     heartbeat = b":\n\n"
+    # The text of a client is gone, and a stream can take no text back: it ends at once.
+    REPLACED: End = ("replaced", "the answer was replaced by another text; load the messages again")
+    RESTARTED: End = ("replaced", "the answer begins anew; resume the stream, or load the messages again")
 
     def __init__(self, *, keeps_text: bool = False) -> None:
         self.headers = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
         self.is_over = False  # the stream is complete, although the turn may go on
+        self.ended: End | None = None  # the stream ends at once, whatever the turn does
         self._turn = TurnFold(keeps_text=keeps_text)
