@@ -415,10 +415,7 @@ class AGUIStream(EventStream):
         growing = self._growing
         if growing is not None and (found := self._turn.sole_text(deltas)) is not None and found[0] is growing[0]:
             return [self._appended(found[1], *growing)]
-        changed: dict[Part, bool] = {}  # and whether text was added to it
-        for delta in deltas:
-            for part in self._turn.receive(delta):
-                changed[part] = part.has_grown or changed.get(part, False)
+        changed = {part for delta in deltas for part in self._turn.receive(delta)}
         is_first, attempts = not self._at.units, self._turn.attempts
         if is_first:
             self._begin_run(attempts)
@@ -427,7 +424,7 @@ class AGUIStream(EventStream):
         places = sorted(changed, key=lambda one: one.place)
         for part in places:
             if not part.is_superseded:
-                self._check(part, has_grown=changed[part])
+                self._check(part)
             if part in self._values:
                 self._value(part)
         self._walk()
@@ -547,9 +544,9 @@ class AGUIStream(EventStream):
             self._put(type, **{field: id}, **start, **({"role": _ROLES[type]} if type in _ROLES else {}))
         return self._parts[part]
 
-    def _check(self, part: Part, *, has_grown: bool) -> None:
+    def _check(self, part: Part) -> None:
         """End the stream if it cannot show what a part is now: text that was sent is gone, or text came too late."""
-        is_late = part.place < self._turn.place and bool(part.new) and (has_grown or part in self._parts)
+        is_late = part.place < self._turn.place and bool(part.new)
         if part.is_replaced or part.answer.is_rewritten or is_late:
             self.ended = self.REPLACED
 
