@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_612,
+    "lines of tenuto/": 54_609,
     "lines of its kernel": 34_134,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_713,
-    "lines of tests/": 61_944,
+    "lines of interop/": 3_710,
+    "lines of tests/": 61_966,
     "lines of proof/ and bench/": 19_983,
     "words of docs without decisions": 49_972,
     "words of decisions": 12_000,

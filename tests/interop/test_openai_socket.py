@@ -62,6 +62,24 @@ async def test_lanes_run_at_the_same_time(scene: ClientScene) -> None:
             assert text_of([one for one in events if one.stream_id == lane]) == ANSWER.replace("you", lane)
 
 
+async def test_two_sockets_that_create_at_once_each_get_their_own_response(scene: ClientScene) -> None:
+    scene.gate.set()
+    first = await scene.client.responses.create(model="bot", input="you")
+    async with scene.client.responses.connect() as one, scene.client.responses.connect() as two:
+        asked = {"me": one, "us": two}
+        await asyncio.gather(
+            *(
+                socket.response.create(model="bot", input=text, previous_response_id=first.id)
+                for text, socket in asked.items()
+            )
+        )
+        told = {text: await until(socket) for text, socket in asked.items()}
+    assert {text: text_of(events) for text, events in told.items()} == {
+        text: ANSWER.replace("you", text) for text in asked
+    }
+    assert {channel_of(events[0].response.id) for events in told.values()} == {channel_of(first.id)}
+
+
 # Further input
 
 

@@ -260,21 +260,25 @@ async def test_photo_that_a_page_sends_reaches_the_model(stub: Stub) -> None:
     assert built[0]["parts"] == loaded[0]["parts"] == [photo]
 
 
-@pytest.mark.parametrize("path", ["agui", "page"])
-async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos(stub: Stub, path: str) -> None:
+@pytest.mark.parametrize("path", ["agui", "page", "v1/responses"])
+async def test_question_may_have_a_photo_of_4_mb_but_not_300_photos_or_600_kb_of_tools(stub: Stub, path: str) -> None:
     stub.text = "A cat."
     statuses = []
+    tools = [{**TOOL, "description": "x" * 6_000}] * 100
     async with httpx2.AsyncClient(timeout=60) as http:
-        for count, data in ((1, "A" * 4_000_000), (300, "AAAA")):
+        for count, data, asked in ((1, "A" * 4_000_000, []), (300, "AAAA", []), (2, "AAAA", tools)):
             url = f"data:image/jpeg;base64,{data}"
             image = {"type": "image", "source": {"type": "data", "value": data, "mimeType": "image/jpeg"}}
             file = {"type": "file", "mediaType": "image/jpeg", "url": url}
             question = {"id": f"u{count}", "role": "user", "content": count * [image]}
             if path == "page":
                 question = {"id": f"u{count}", "role": "user", "parts": count * [file]}
-            body = {"threadId": "1", "runId": "r", "id": "1", "trigger": "submit-message", "messages": [question]}
+            body: Any = {"threadId": "1", "runId": "r", "id": "1", "messages": [question], "tools": asked}
+            if path == "v1/responses":
+                content = count * [{"type": "input_image", "image_url": url}]
+                body = {"model": "bot", "input": [{"role": "user", "content": content}], "tools": asked}
             statuses.append((await http.post(f"{stub.url}/{path}", json=body)).status_code)
-    assert statuses == [200, 413]
+    assert statuses == [200, 413, 413]
     ((question,),) = [one["openai"] for one in stub.received]
     assert len(question["content"][0]["image_url"]["url"]) == len("data:image/jpeg;base64,") + 4_000_000
 
