@@ -58,6 +58,7 @@ def test_seed_of_an_earlier_failure_passes(seed: int) -> None:
 
 # These seeds showed a mistake of the hub, or of its oracle, with the plans that are drawn today.
 CORRECTED_AS_DRAWN = (
+    333,  # a turn that was cancelled, made to wait again and taken in waited for the handler of its first attempt
     77000482,  # the older of two attaches of one channel had its response after the newer one's first batch
     10484118681,  # the store failed while a hook searched for the entries that it had missed
     10484120026,  # a lease of a member expired just after its socket had closed
