@@ -2,7 +2,7 @@
 
 Layer: chaos.
 
-The agent of `finish_app` has four steps, two tool calls, a question to a person and a streamed answer; the model of
+The agent of `finish_app` has steps, two tool calls, a question to a person, a wait and a streamed answer; the model of
 `Outside` breaks. The rules: each question has one answer in one message, with the true text; no viewer and no
 client of an adapter ever shows a text that is no beginning of it; no finished step runs again; the person is asked
 once; and the model completes one response, and one for each death.
@@ -23,7 +23,7 @@ import signal
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -36,12 +36,13 @@ from proof.chaos.viewer import Transport, Viewer, Watching, end
 from proof.chaos.world import World
 from proof.oracle.plans import NASTY, ORDINARY, first_difference
 from proof.oracle.views import PlanOracle
-from proof.wirecheck import Checker, SseParser, Violation
+from proof.wirecheck import Checker, SeenMessage, SseParser, Violation
 from tenuto.agents.turn import OnCrash
 from tenuto.interop.openai_items import Reference
 from tests.sources import wires
 from tests.sources.provider import CUT, HOLD, Provider, Step
 
+Json = dict[str, Any]
 TOOLS = ("tool:a", "tool:b")  # the tool calls of the plan
 STEPS = (*TOOLS, "pay")  # the steps beside the plan
 LENGTH = 2_000  # characters of an answer
@@ -222,9 +223,6 @@ class Outside(Provider):
                 self.completed[question, "answer"] += 1
 
 
-SILENCE_S = 10.0
-
-
 class Client:
     """What a client shows: at each moment the beginning of the true text, and all of it at the end."""
 
@@ -336,9 +334,6 @@ class OpenAiClient(Client):
 
 
 CLIENTS: tuple[type[Client], ...] = (AiSdkPage, AguiClient, OpenAiClient)
-
-
-Json = dict[str, Any]
 APP = ["-m", "tenuto", "serve", "--app", "proof.chaos.finish_app:app"]
 CHATS: dict[str, tuple[Transport, Transport]] = {  # with their viewers
     "a": ("ws", "sse"), "b": ("poll", "eventsource"), "c": ("ws", "eventsource"), "d": ("sse", "poll"),
@@ -346,6 +341,7 @@ CHATS: dict[str, tuple[Transport, Transport]] = {  # with their viewers
 ON_CRASH: tuple[OnCrash, ...] = ("restart", "continue")
 ON_BREAK: tuple[OnBreak, ...] = ("restart", "continue", "attach")
 SETTLED_S = 60.0
+SILENCE_S = 10.0
 TURN = 150  # progress of one turn without a break
 PAUSE_S = 0.02
 READS_S = 0.3  # longest time in which the person reads a question
@@ -372,7 +368,8 @@ async def _play(world: World, name: str, store: str, on_break: OnBreak, rounds: 
         report = world.checked(f"{name}-{number}", play.take_report)
         node = Server(f"{name}-{number}", world.folder, world.store, arguments=APP, prefix="/tenuto", report=report)
         drain_s = world.random.choice((0.2, 5.0))
-        node.environment = FinishOrders(store, play.outside.url, on_crash, on_break, drain_s).environment
+        orders = FinishOrders(store, play.outside.url, on_crash, on_break, drain_s)
+        node.environment = {"TENUTO_CHAOS": json.dumps(asdict(orders))}
         play.nodes.append(world.adds(node))
     await asyncio.gather(*(node.start() for node in play.nodes))
     for chat, transports in CHATS.items():
@@ -427,7 +424,7 @@ class Play:
         self.world = world
         self.name = name
         self.outside = Outside(f"{world.seed}:{name}")
-        self.outside.is_shown = self._is_shown
+        self.outside.is_shown = lambda question: any(answer.text for answer in self._shown(question))
         self.nodes: list[Server] = []
         self._deaths: Counter[str] = Counter()  # by the question whose turn was open
         self._returned: dict[tuple[str, str], int] = {}  # by question and step, the call whose result was returned
@@ -484,14 +481,12 @@ class Play:
 
     def _open(self, chats: dict[str, str]) -> list[str]:
         """Return the questions whose answer no viewer shows as complete."""
-        shown = (message for viewer in self.world.viewers for message in viewer.messages.values())
-        over = {message.fields.get("reply_to") for message in shown if message.status == "complete"}
-        return [id for id in chats if id not in over]
+        return [id for id in chats if not any(answer.status == "complete" for answer in self._shown(id))]
 
-    def _is_shown(self, question: str) -> bool:
-        """Return whether a viewer shows text of the answer."""
-        shown = (message for viewer in self.world.viewers for message in viewer.messages.values())
-        return any(message.fields.get("reply_to") == question and message.text for message in shown)
+    def _shown(self, question: str) -> Iterator[SeenMessage]:
+        """Yield the answer as each viewer shows it."""
+        for viewer in self.world.viewers:
+            yield from (one for one in viewer.messages.values() if one.fields.get("reply_to") == question)
 
     async def _judge(self, question: str, chat: str) -> None:
         """Check the stored answer, the steps, the question to the person, and the calls of the model."""
@@ -503,14 +498,14 @@ class Play:
         text = "".join(part["text"] for part in parts if part["type"] == "text")
         if text != truth(question):
             raise Failure(f"the answer to {question} {first_difference(truth(question), text)}")
-        outputs = [(part["call"], part["output"]) for part in parts if part["type"] == "tool"]
-        if outputs != [(tool, value(question, tool)) for tool in TOOLS]:
+        outputs = [part["output"]["value"] for part in parts if part["type"] == "tool"]
+        if outputs != [value(question, step) for step in STEPS]:
             raise Failure(f"the answer to {question} has the results {outputs}")
         watchers = [one for one in self.world.viewers if isinstance(one, Watcher) and one.watching.channel[-1] == chat]
         await self.world.until(
             lambda: not any(one.checker.differences(answers[0]) for one in watchers), f"all viewers of {question}"
         )
-        if len(asked := {id for one in watchers for id in one.asked.get(question, ())}) != 1:
+        if len(asked := {id for one in watchers for id in one.asked.get(answers[0]["id"], ())}) != 1:
             raise Failure(f"{question}: the person was asked {len(asked)} times")
         for step in STEPS:
             calls, keys = self.outside.calls[question, step], self.outside.keys[question, step]

@@ -1,4 +1,4 @@
-"""The app of the scenario `finish`: an agent with four steps, two tool calls, a question and a streamed answer.
+"""The app of the scenario `finish`: an agent with steps, two tool calls, a question, a wait and a streamed answer.
 
 Layer: chaos.
 
@@ -8,10 +8,11 @@ application would write it, with the `openai` package; it prints a report when a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import httpx2
@@ -22,6 +23,8 @@ from proof.chaos.producer import say
 from tenuto import Hub
 from tenuto.agents.turn import OnCrash, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.sources import Piped, ToolCall
+from tenuto.sources.writing import Writer
 
 TRIES = 30
 PAUSE_S = 0.01  # before the first further try
@@ -40,10 +43,6 @@ class FinishOrders:
     on_crash: OnCrash
     on_break: OnBreak
     drain_s: float
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"TENUTO_CHAOS": json.dumps(asdict(self))}
 
 
 app: Starlette  # built on first access: an import of this module opens no store
@@ -73,27 +72,38 @@ def _build(orders: FinishOrders) -> Starlette:
         return [call.id for call in response.choices[0].message.tool_calls or ()]
 
     async def called(turn: Turn, step: str) -> dict[str, Any]:
-        body = {"question": turn.message.id, "step": step, "key": turn.step_key(step)}
+        name = turn.steps.open_name
+        body = {"question": turn.message.id, "step": step, "key": turn.step_key(name)}
         answer: dict[str, Any] = (await tools.post("/step", json=body)).json()
-        assert answer["number"] == 1 or turn.was_interrupted(step)
+        assert answer["number"] == 1 or turn.was_interrupted(name)
         return answer
 
-    async def result(turn: Turn, step: str) -> str:
-        answer = await turn.step(step, called, turn, step)
-        say("returned", question=turn.message.id, step=step, call=answer["number"])
-        return str(answer["value"])
+    async def tool_calls(turn: Turn, message: Writer, calls: list[str]) -> AsyncIterator[ToolCall]:
+        """Yield the tool calls, each with its part, which the message has already if it is continued."""
+        before = turn.previous.parts if turn.previous is not None and orders.on_crash == "continue" else []
+        places = {part.get("call"): index for index, part in enumerate(before)}
+        for call in calls:
+            tool = {"type": "tool", "call": call, "name": "find", "input": json.dumps({"step": call})}
+            place = places[call] if call in places else await message.part({**tool, "state": "called"})
+            yield ToolCall(call, "find", tool["input"], place)
 
     @hub.agent("finish:*", name="bot", on_crash=orders.on_crash)
     async def respond(turn: Turn) -> None:
+        results: list[str] = []
+
+        def returned(step: str, answer: Any) -> None:
+            say("returned", question=turn.message.id, step=step, call=answer["number"])
+            results.append(answer["value"])
+
         calls = await turn.step("plan", planned, turn.message.id, retries=TRIES, retry_s=PAUSE_S)
-        results = await asyncio.gather(*(result(turn, call) for call in calls))
-        assert (await turn.ask("approve", {"of": "pay"}, timeout_s=600)).ok
-        results.append(await result(turn, "pay"))
         async with turn.reply() as message:
+            piped = Piped("", tool_calls=[call async for call in tool_calls(turn, message, calls)])
+            for call, answer in (await turn.run_tools(piped, {"find": partial(called, turn)})).items():
+                returned(call, answer)
+            assert (await turn.ask("approve", {"of": "pay"}, timeout_s=600)).ok
+            returned("pay", await turn.step("pay", called, turn, "pay", show=True))
+            await turn.sleep("rest", 0.1)
             await message.pipe(lambda so_far: answered(turn.message.id, results, so_far.text), **trying)
-            for call, output in zip(calls, results, strict=False):
-                part = {"type": "tool", "call": call, "name": "find", "input": "{}", "state": "done"}
-                await message.part({**part, "output": output})
 
     app = Starlette()
     hub.install(app, "/tenuto")

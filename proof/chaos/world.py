@@ -28,7 +28,7 @@ from proof.chaos.agent import AgentOrders
 from proof.chaos.processes import Child, Failure, Server, say_when_late, short
 from proof.chaos.producer import Orders
 from proof.chaos.proxies import Proxies, Proxy
-from proof.chaos.viewer import Transport, Viewer, Watching
+from proof.chaos.viewer import TRANSPORTS, Transport, Viewer, Watching
 from proof.oracle.plans import Acknowledged, counted
 from proof.oracle.views import HISTORY
 
@@ -60,11 +60,6 @@ class Scale:
             rounds, steps=80, per_second=120.0, stopped_s=1.2, silent_s=0.5,
             viewers=15, answers=3, is_small=True,
         )  # fmt: skip
-
-    @property
-    def arguments(self) -> str:
-        """Return the arguments of the command line for this scale."""
-        return f"--rounds {self.rounds}{' --small' if self.is_small else ''}"
 
 
 class World:
@@ -134,7 +129,8 @@ class World:
             *self._lines[-STORY_LINES:],
             *(f"-- the end of {one.name}'s log:\n{one.log[-LOG_CHARACTERS:]}" for one in self._servers),
             f"-- kept in {self.folder}",
-            f"-- again: python -m proof.chaos {self.name} --seed {self.seed} {self.scale.arguments}",
+            f"-- again: python -m proof.chaos {self.name} --seed {self.seed} --rounds {self.scale.rounds}"
+            f"{' --small' if self.scale.is_small else ''}",
         ]
         failure.account = "\n".join(lines)
         (self.folder / "account.txt").write_text(failure.account)
@@ -328,7 +324,8 @@ class World:
         stored = await self._check_all_stored()
         await self._check_views(self.viewers, stored)
         self.note("viewers are equal")
-        await self._check_views(self._fresh_viewers(stored), stored)
+        fresh = [self.view(f"fresh-{one}-{channel}", one, channel) for channel in stored for one in TRANSPORTS]
+        await self._check_views(fresh, stored)
         self.note("store and viewers agree; kill -9, and once more")
         before = [viewer.connections for viewer in self.viewers]
         await self.server.kill()
@@ -403,10 +400,6 @@ class World:
             if viewer.checker.differences(messages[id]):
                 found.append(f"{id}: {viewer.checker.differences(messages[id])}")
         return found
-
-    def _fresh_viewers(self, stored: dict[str, Any]) -> list[Viewer]:
-        transports: tuple[Transport, ...] = ("sse", "eventsource", "ws", "poll")
-        return [self.view(f"fresh-{one}-{channel}", one, channel) for channel in stored for one in transports]
 
     async def check_what_is_left(self) -> None:
         """Check that each server ends, that its log has no traceback, and that its file is intact."""
