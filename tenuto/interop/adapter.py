@@ -182,9 +182,7 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
         raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
     parts: list[Json] = []
     for given in content:
-        part = _stored_part(given)
-        if part is not None and part["type"] == "data" and not has_data:
-            part = None
+        part = _stored_part(given, has_data=has_data)
         if part is None and is_strict:
             raise InvalidRequest(f"a part of content must be a text, an image, a sound or a file, got {given!r:.80}")
         parts += [part] if part is not None and part.get("text") != "" else []
@@ -193,8 +191,8 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
     return parts
 
 
-def _stored_part(given: Any) -> Json | None:
-    """Return a text, file or data in the form of an API as a part; None for other values."""
+def _stored_part(given: Any, *, has_data: bool) -> Json | None:
+    """Return a text, file or, if `has_data`, data in the form of an API as a part; None for other values."""
     match given:
         case {"type": "text" | "input_text" | "output_text", "text": str(text)} | {"refusal": str(text)}:
             return {"type": "text", "text": text}
@@ -222,7 +220,7 @@ def _stored_part(given: Any) -> Json | None:
             "source": {"type": "data", "value": str(data), "mimeType": str(kind)}
         }:
             return file_part(f"data:{kind};base64,{data}", **_named(given))
-        case {"type": str(kind), **more} if kind.startswith("data-"):
+        case {"type": str(kind), **more} if has_data and kind.startswith("data-"):
             return {"type": "data", "name": kind.removeprefix("data-"), "data": more.get("data")}
     return None
 
