@@ -180,6 +180,43 @@ async def test_a_step_with_retries_calls_again_after_growing_waits() -> None:
 
 
 @virtually
+async def test_a_step_that_the_handler_cancels_has_no_result() -> None:
+    begun: list[int] = []
+
+    async def slow(turn: Turn) -> int:
+        begun.append(turn.attempt)
+        await asyncio.sleep(10 if turn.attempt == 1 else 0)
+        return turn.attempt
+
+    async def script(turn: Turn) -> None:
+        async with asyncio.timeout(5):
+            assert await turn.step("slow", slow, turn) == 2
+
+    first, *later = await attempts(script, script, script, seconds=20)
+    assert isinstance(first, TimeoutError)
+    assert (later, begun) == ([None, None], [1, 2])
+
+
+@virtually
+async def test_a_handler_that_has_changed_gets_the_results_that_it_still_names(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counted = Counted()
+
+    async def before(turn: Turn) -> None:
+        await turn.step("dropped", counted.of("dropped"))
+        await turn.step("kept", counted.of("kept"))
+
+    async def after(turn: Turn) -> None:
+        assert await turn.step("added", int) == 0
+        assert await turn.step("kept", str.upper, "other") == "KEPT"
+
+    assert await attempts(before, after) == [None, None]
+    assert counted.calls == ["dropped", "kept"]
+    assert "'kept' of chat:1 called tests.agents.test_steps.Counted.of.<locals>.call" in caplog.text
+
+
+@virtually
 async def test_a_sleep_goes_on_for_the_rest_of_its_time() -> None:
     woken: list[tuple[int, float]] = []
     began = asyncio.get_running_loop().time()
