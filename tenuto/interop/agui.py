@@ -46,8 +46,8 @@ from tenuto.interop.adapter import (
     unpacked,
     with_options,
 )
-from tenuto.interop.fold import EventStream, Json, Part, encode, has_result, question_value
-from tenuto.routes import Access, QuestionAsked, QuestionReplied, TurnDelta, TurnStatus, deltas_of, is_id, options_in
+from tenuto.interop.fold import EventStream, Json, Part, encode, has_result
+from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, is_id, options_in
 
 
 def messages_of(turns: Iterable[TurnStatus]) -> list[Json]:
@@ -415,6 +415,7 @@ class AGUIStream(EventStream):
         growing = self._growing
         if growing is not None and (found := self._turn.sole_text(deltas)) is not None and found[0] is growing[0]:
             return [self._appended(found[1], *growing)]
+        asked, was_open = len(self._turn.questions), list(self._turn.open)
         changed = {part for delta in deltas for part in self._turn.receive(delta)}
         is_first, attempts = not self._at.units, self._turn.attempts
         if is_first:
@@ -436,12 +437,8 @@ class AGUIStream(EventStream):
         for part in places if self.ended is None else ():
             if part in self._parts:
                 self._result(part)
-        for delta in deltas:
-            match delta:
-                case QuestionAsked(command):
-                    self._question(command.id)
-                case QuestionReplied(id):
-                    self._question(id, delta)
+        for id in [*list(self._turn.questions)[asked:], *(one for one in was_open if one not in self._turn.open)]:
+            self._custom("tenuto.question", id, {"id": id, **self._turn.question(id)})
         if not self.is_over and (self._turn.is_over or self.ended or self._turn.is_gone()):
             self._finish()
         events, self._events = self._events, []
@@ -570,9 +567,6 @@ class AGUIStream(EventStream):
             self._values[part], kind = value, value["type"]
             fields = value.get("data") if kind == "data" else {name: value[name] for name in value if name != "type"}
             self._custom(value["name"] if kind == "data" else f"tenuto.{kind}", part.name, fields)
-
-    def _question(self, id: str, reply: QuestionReplied | None = None) -> None:
-        self._custom("tenuto.question", id, {"id": id, **question_value(self._turn.questions[id], reply)})
 
     # -- the events and their positions --------------------------------------------------------------------------
 

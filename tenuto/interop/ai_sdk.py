@@ -31,17 +31,8 @@ from starlette.responses import Response
 from tenuto import Hub, Message
 from tenuto.core.errors import AlreadyAnswered, IdConflict, InvalidRequest, LocalError, NotFound, StillStreaming
 from tenuto.interop.adapter import ChatRoutes, body_of, hashed, json_response, messages_in, stored_id, stored_parts
-from tenuto.interop.fold import EventStream, Json, Part, TurnFold, call_of, encode, has_result, question_value, text_of
-from tenuto.routes import (
-    Access,
-    QuestionAsked,
-    QuestionReplied,
-    TurnDelta,
-    TurnStatus,
-    deltas_of,
-    options_in,
-    versions_of,
-)
+from tenuto.interop.fold import EventStream, Json, Part, TurnFold, call_of, encode, has_result, text_of
+from tenuto.routes import Access, TurnDelta, TurnStatus, deltas_of, options_in, versions_of
 
 VERSION_PAGES = 10  # pages of 200 messages among which the versions of an edited question are looked for
 JUST_ENDED_S = 10.0  # a page that resumes loaded its messages at most so long before
@@ -352,7 +343,7 @@ class UIStream(EventStream):
         if self._page.id is not None:
             self._begin(self._page.id)
         for delta in deltas:
-            attempts, answers = self._turn.attempts, len(self._turn.answers)
+            attempts, answers, was_open = self._turn.attempts, len(self._turn.answers), list(self._turn.open)
             changed = self._turn.receive(delta)
             if self._turn.attempts > attempts:
                 self._take_back()
@@ -364,11 +355,10 @@ class UIStream(EventStream):
             for part in changed:
                 if part.answer.id not in replaced and not part.is_superseded:
                     self._change(part, is_first=is_first)
-            match delta:
-                case QuestionAsked(command):
-                    self._ask(command.id)
-                case QuestionReplied():
-                    self._reply(delta)
+            for id in (one for one in self._turn.open if one not in was_open):
+                self._ask(id)
+            for id in (one for one in was_open if one not in self._turn.open):
+                self._reply(id)
             if self.ended is not None:
                 break
         if self._turn.is_gone():
@@ -557,18 +547,18 @@ class UIStream(EventStream):
             self._shown_questions.add(id)
             self._begin(silent_id(self._message_id))
             self._content()
-            self._put(type="data-question", id=id, data=question_value(self._turn.questions[id]))
+            self._put(type="data-question", id=id, data=self._turn.question(id))
             return
         tool.question = id
         self._make_available(tool, tool.held or "")
         if is_approval and self._page.tools.get(tool.call) != "approval-requested":
             self._put(type="tool-approval-request", approvalId=id, toolCallId=tool.call)
 
-    def _reply(self, reply: QuestionReplied) -> None:
+    def _reply(self, id: str) -> None:
         for tool in self._tools.values():
-            tool.question = "" if tool.question == reply.id else tool.question
-        if reply.id in self._shown_questions:
-            self._put(type="data-question", id=reply.id, data=question_value(self._turn.questions[reply.id], reply))
+            tool.question = "" if tool.question == id else tool.question
+        if id in self._shown_questions:
+            self._put(type="data-question", id=id, data=self._turn.question(id))
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""

@@ -162,12 +162,6 @@ def call_of(data: object) -> str:
     return call if isinstance(call, str) else ""
 
 
-def question_value(question: QuestionAsked, reply: QuestionReplied | None = None) -> Json:
-    """Return a question, and its reply, for a client that has no form of its own for it."""
-    value: Json = {"name": question.command.name, "data": question.command.data, "open": reply is None}
-    return value if reply is None else {**value, "ok": reply.ok, "reply": reply.data}
-
-
 class TurnFold:
     """The turn as it is. With `keeps_text` its parts keep the text that was taken."""
 
@@ -177,6 +171,7 @@ class TurnFold:
         self.is_cancelled = self.is_deleted = False
         self.questions: dict[str, QuestionAsked] = {}  # of the agent, by id; also those with a reply
         self.open: list[str] = []  # ids of the questions without a reply
+        self._replies: dict[str, QuestionReplied] = {}
         self.place: Place = (0, 0)  # of the walk
         self._keeps_text = keeps_text
         self._by_id: dict[str, Answer] = {}
@@ -219,6 +214,12 @@ class TurnFold:
     def meta(self) -> Json:
         """Return the `meta` of all answers that count."""
         return {name: value for one in self.left() for name, value in one.meta.items() if name != RESPONSES}
+
+    def question(self, id: str) -> Json:
+        """Return a question, and its reply, for a client that has no form of its own for it."""
+        command, reply = self.questions[id].command, self._replies.get(id)
+        value: Json = {"name": command.name, "data": command.data, "open": reply is None}
+        return value if reply is None else {**value, "ok": reply.ok, "reply": reply.data}
 
     def walk(self) -> Iterator[Part]:
         """Yield the part at the place of the walk, and each time that another is asked for, the one after it.
@@ -270,7 +271,7 @@ class TurnFold:
                 self.questions[command.id] = delta
                 self.open.append(command.id)
             case QuestionReplied(id):
-                self.open = [one for one in self.open if one != id]
+                self._replies[id], self.open = delta, [one for one in self.open if one != id]
             case TurnChanged(state, is_cancelled, is_deleted):
                 self.state, self.is_cancelled, self.is_deleted = state, is_cancelled, is_deleted
         return []
