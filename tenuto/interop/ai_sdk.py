@@ -752,7 +752,7 @@ def ui_messages(turns: Iterable[TurnStatus], release: Release) -> list[Json]:
             parts = [_question_part(one) for one in question.parts]
             messages.append({"id": question.id, "role": "user", "parts": parts, **meta})
         if turn.state == "over":
-            metas = {name: value for answer in turn.answers for name, value in answer.meta.items()}
+            metas = TurnFold(deltas_of(turn)).meta()
             id = turn.answers[0].id if turn.message is None or turn.answers else silent_id(turn.message.id)
             message: Json = {"id": id, "role": "assistant", "parts": _parts(turn, release)}
             messages.append({**message, **({"metadata": metas} if metas else {})})
@@ -779,8 +779,7 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
     stream = UIStream("", Release(7 if release.version > 5 else 5, browser_tools=release.browser_tools))
     stream.receive(())
     parts: list[Json] = []
-    texts: dict[str, Json] = {}
-    calls: dict[str, Json] = {}  # also by the ids of their approvals
+    texts, calls = dict[str, Json](), dict[str, Json]()  # calls also by the ids of their approvals
     for chunk in stream.receive(deltas_of(turn)):
         match chunk:
             case {"type": "start-step"}:
@@ -797,15 +796,13 @@ def _parts(turn: TurnStatus, release: Release) -> list[Json]:
                 parts.append(calls[id])
             case {"type": "tool-input-delta", "toolCallId": id, "inputTextDelta": text}:
                 calls[id]["input"] += text
-            case {"type": "tool-input-available", "toolCallId": id}:
-                calls[id]["state"] = "input-available"
             case {"type": "tool-approval-request", "toolCallId": id, "approvalId": approval}:
                 calls[approval] = calls[id]
             case {"type": "tool-approval-response", "approvalId": id, **reply}:
                 calls[id] |= {"state": "approval-responded", "approval": {"id": id, **reply}}
-            case {"type": "tool-output-available" | "tool-output-error" | "tool-output-denied", "toolCallId": id}:
+            case {"type": str(kind), "toolCallId": id}:  # its input or output is available, an error, or denied
                 calls[id] |= {name: chunk[name] for name in ("output", "errorText") if name in chunk}
-                calls[id]["state"] = chunk["type"].removeprefix("tool-")
+                calls[id]["state"] = kind.removeprefix("tool-")
             case {"type": str(kind)} if kind.startswith(("data-", "file", "source-")):
                 parts.append(chunk)
     for part in filter(is_tool, parts):
