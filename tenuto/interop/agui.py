@@ -229,7 +229,7 @@ class AGUI(ChatRoutes):
 
     async def _connect(self, request: Request) -> Response:
         """Stream a turn after `Last-Event-ID` or `cursor`, or the newest one whole; 204 if there is none."""
-        thread, after = request.path_params["id"], _position(request, "cursor")
+        thread, after = request.path_params["id"], _after(request)
         return await self._follow(request, thread, after.question if after is not None else "", after)
 
     async def _follow(self, request: Request, thread: str, question: str, after: TurnPosition | None) -> Response:
@@ -259,18 +259,17 @@ def _stream(access: Access, channel: str, stream: AGUIStream) -> Response:
     return access.stream(channel, stream.question, stream)
 
 
-def _after(request: Request, question: str) -> TurnPosition | None:
-    """Return the position after which the client of a run continues. Raises InvalidRequest for one of another run."""
-    after = _position(request, "offset")
-    if after is not None and after.question != question:
+def _after(request: Request, question: str | None = None) -> TurnPosition | None:
+    """Return the position after which a client continues: `Last-Event-ID`, which moves on, else the parameter.
+
+    Raises InvalidRequest for one of another run than that of `question`.
+    """
+    given = request.query_params
+    after = position_of(request.headers.get("last-event-id") or given.get("cursor") or given.get("offset"))
+    if after is not None and question not in (None, after.question):
         text = f"Last-Event-ID is a position in the answer to message {after.question!r}, and this run answers"
         raise InvalidRequest(f"{text} {question!r}; leave the header out to get the run from its beginning")
     return after
-
-
-def _position(request: Request, name: str) -> TurnPosition | None:
-    """Return the position in `Last-Event-ID`, which an EventSource moves on, or else in the parameter `name`."""
-    return position_of(request.headers.get("last-event-id") or request.query_params.get(name))
 
 
 def _run_id(thread: str, question: str) -> str:

@@ -172,19 +172,22 @@ class AISDK(ChatRoutes):
         access, channel = await self._enter(request, request.path_params["id"], "subscribe", "history")
         turns = await access.open_turns(channel)
         if not turns and (last is not None or not self._release.strict):
-            turns = [one for one in (await access.conversation(channel, limit=LATEST_TURN))[-1:] if one.answers]
-            since = (time.time() - JUST_ENDED_S) * 1_000  # of the last change of an answer
-            turns = [one for one in turns if max(answer.updated_at for answer in one.answers) > since]
-            turns = [one for one in turns if not self._asks_page(one) and last not in _ids_of(one)]
+            newest = (await access.conversation(channel, limit=LATEST_TURN))[-1:]
+            turns = [one for one in newest if last not in _ids_of(one) and self._has_just_ended(one)]
         for turn in reversed(turns):
             if turn.message is not None:
                 return access.stream(channel, turn.message.id, UIStream(turn.message.id, self._release))
         return Response(status_code=204)
 
-    def _asks_page(self, turn: TurnStatus) -> bool:
-        """Return whether a call of the page's has no result. A replay would make the page run it again, in vain."""
+    def _has_just_ended(self, turn: TurnStatus) -> bool:
+        """Return whether an answer ended just now, and each call of the page's has its result.
+
+        Without one, a replay would make the page run it again, in vain.
+        """
         parts = [part for answer in turn.answers for part in answer.parts if part["type"] == "tool"]
-        return any(one["name"] in self._release.browser_tools and not has_result(one) for one in parts)
+        if any(one["name"] in self._release.browser_tools and not has_result(one) for one in parts):
+            return False
+        return max((one.updated_at for one in turn.answers), default=0) > (time.time() - JUST_ENDED_S) * 1_000
 
     async def _messages(self, request: Request) -> Response:
         access, channel = await self._enter(request, request.path_params["id"], "history")
@@ -711,14 +714,11 @@ def _levels(value: object) -> int:
 
 def result_of(part: Json, release: Release) -> Json:
     """Return the chunk with the result of a call."""
-    known = {"toolCallId": part["call"]}
-    if part.get("state") == "denied":
-        if release.version < 6:
-            return {"type": "tool-output-error", **known, "errorText": "denied"}
+    known, state, output = {"toolCallId": part["call"]}, part.get("state"), part.get("output")
+    if state == "denied" and release.version >= 6:
         return {"type": "tool-output-denied", **known}
-    output = part.get("output")
-    if part.get("state") == "error":
-        text = output if isinstance(output, str) else json.dumps(output)
+    if state in ("denied", "error"):
+        text = state if state == "denied" else output if isinstance(output, str) else json.dumps(output)
         return {"type": "tool-output-error", **known, "errorText": text}
     return {"type": "tool-output-available", **known, "output": output}
 
