@@ -22,8 +22,8 @@ class Page {
   error = undefined
   result = undefined
   customs = []
-  constructor({ thread, messages, short, tools }) {
-    this.tools = tools
+  constructor({ thread, messages, short, ...asked }) {
+    this.asked = asked // tools, context, forwardedProps
     this.agent = new (short ? LastMessagesAgent : HttpAgent)({ url, threadId: thread, initialMessages: messages ?? [] })
   }
   async run() {
@@ -35,7 +35,7 @@ class Page {
       onRunErrorEvent: ({ event }) => void ([this.status, this.error] = ["error", event.code]),
     }
     try {
-      this.result = (await this.agent.runAgent({ tools: this.tools }, subscriber)).result
+      this.result = (await this.agent.runAgent(this.asked, subscriber)).result
       if (this.status === "running") this.status = "open" // the stream has ended without an end of the run
     } catch (error) {
       this.status = "broken"

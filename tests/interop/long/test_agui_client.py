@@ -142,9 +142,13 @@ async def test_result_of_a_tool_of_the_page_reaches_the_agent_at_its_call(scene:
 
     scene.script = script
     pages, tools = scene.pages, [{"name": "clock", "description": "The time.", "parameters": {"type": "object"}}]
-    await pages("a", "open", thread="1", tools=tools)
+    asked: Any = {"context": [{"description": "place", "value": "Ulm"}], "forwardedProps": {"temperature": 0.5}}
+    await pages("a", "open", thread="1", tools=tools, **asked)
     await pages("a", "send", text="How late?", id="u")
     (call,) = (await scene.ended("a"))["messages"][-1]["toolCalls"]
+    request = scene.turns[0].request
+    assert (request.temperature, request.context) == (0.5, asked["context"])
+    assert request.tools == [{"type": "function", **tools[0]}]
     assert call["function"] == {"name": "clock", "arguments": '{"of": "Ulm"}'}
     await pages("a", "reply", call=call["id"], content="noon")
     state = await scene.ended("a")

@@ -54,6 +54,20 @@ async def test_stream_that_is_cut_goes_on_and_a_page_that_loads_joins_it() -> No
         assert shown(await pages("b", "ended")) == ["Hello to you", "Hello to two"]
 
 
+async def test_stream_that_is_cut_before_its_first_id_is_an_error_that_a_reload_ends() -> None:
+    """The client asks again only after an id (`resumableStream`), so no server can make it go on by itself."""
+    async with scene_of() as (scene, proxy, pages):
+        await pages("a", "open", thread="1")
+        proxy.cut_after(250)  # in the head of the response, or the first event
+        await pages("a", "send", text="you")
+        assert (await pages("a", "ended"))["status"] == "error"
+        scene.gate.set()
+        await pages("a", "reload")
+        await pages("a", "saw", wanted="to you")
+        state = await pages("a", "ended")
+        assert (state["status"], shown(state), len(scene.turns)) == ("ready", ["Hello to you"], 1)
+
+
 async def test_loaded_thread_equals_the_one_that_a_page_built_and_comes_in_pages() -> None:
     async with scene_of() as (scene, _, pages):
         scene.script = everything
