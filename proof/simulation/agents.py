@@ -107,8 +107,9 @@ def local_handler(world: World, plan: LocalPlan, process: Process) -> Callable[[
 
 def _check_history(world: World, channel: str, turns: list[dict[str, Any]]) -> None:
     """Check that each answer in a history is one that the channel had, without what was superseded in it."""
-    log = world.stored.head(channel)
-    texts = {"".join(counted_texts(one, "text")) for message_id in log.versions for one in log.states(message_id)}
+    logs = world.stored.between(channel, 0, world.stored.stamp)  # a node may learn late that the channel was deleted
+    states = (one for log in logs for message_id in log.versions for one in log.states(message_id))
+    texts = {"".join(counted_texts(one, "text")) for one in states}
     for turn in turns:
         if turn["role"] == "assistant" and turn["content"] not in texts:
             world.trace.violate(
