@@ -565,12 +565,19 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
 
 
 @virtually
-@pytest.mark.parametrize("wait", [lambda turn: turn.ask("approve", timeout_s=900), lambda turn: turn.sleep("nap", 900)])
-async def test_a_turn_that_only_waits_is_handed_over_at_once(wait: Any) -> None:
+@pytest.mark.parametrize(
+    ("wait", "drain_s"),
+    [
+        (lambda turn: turn.ask("approve", timeout_s=900), 60.0),
+        (lambda turn: turn.sleep("nap", 900), 60.0),
+        (lambda turn: asyncio.sleep(900), 0.5),  # it does not only wait
+    ],
+)
+async def test_a_turn_is_handed_over_ten_times_and_at_once_if_it_only_waits(wait: Any, drain_s: float) -> None:
     store, now_s = MemoryStore(), asyncio.get_running_loop().time
     seen: list[int] = []
-    for _ in range(7):  # more often than a turn may die
-        hub = new_hub(store, drain_s=60.0)
+    for _ in range(10):  # more often than a turn may die
+        hub = new_hub(store, drain_s=drain_s)
 
         @hub.agent("chat:*", name="bot", on_crash="continue")
         async def bot(turn: Turn) -> None:
@@ -584,7 +591,7 @@ async def test_a_turn_that_only_waits_is_handed_over_at_once(wait: Any) -> None:
         began_s = now_s()
         await hub.close()
         assert now_s() - began_s < 1
-    assert seen == [*range(7)]
+    assert seen == [*range(10)]
 
 
 @virtually

@@ -282,7 +282,7 @@ async def test_next_process_keeps_a_response_that_had_ended(on_crash: Any) -> No
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
 @virtually
 async def test_drain_hands_on_at_once_a_turn_that_reads_a_response(on_crash: Any) -> None:
-    lengths = range(9, 16)  # more often than a turn may die
+    lengths = range(9, 19)  # more often than a turn may die
     model = Model(*([*EVENTS[:length], HOLD] for length in lengths), EVENTS)
     client, store, now_s = model.openai(), MemoryStore(), asyncio.get_running_loop().time
 
