@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
-from tenuto.core.errors import LocalError, shown_url
+from tenuto.core.errors import LocalError, shown, shown_url
 
 try:
     from playwright.async_api import Browser, Error, Page, async_playwright
@@ -31,6 +32,14 @@ QUIET_S, READY_S = 2.0, 5.0  # until an answer has ended; longest wait for a pag
 LETTERS, GROWTHS = 40, 3  # by which a text is an answer that streams
 KEPT, EDGE = 0.95, 12  # of the letters
 POLL_MS = 100
+LOGIN = "give its cookie as --cookie NAME=VALUE, or a login of HTTP as https://USER:PASSWORD@HOST"
+REMEDIES = {  # by a part of the browser's message
+    "selector": "--input, --send and --answer need selectors of CSS, such as '#question'",
+    ".launch:": "for a browser, run playwright install chromium",
+    ".click:": "check --send",
+    "ERR_INVALID_AUTH_CREDENTIALS": LOGIN,
+    "": "check the address",
+}
 TEXT = Path(__file__).with_name("f5_text.js").read_text(encoding="utf-8")
 
 
@@ -132,20 +141,25 @@ async def survey(chat: Chat, screenshots: Path) -> list[Result]:
             async with await playwright.chromium.launch(**options) as browser:
                 return [await _trial(browser, network, chat, fault, screenshots) for fault in FAULTS]
         except Error as error:
-            problem = error.message.splitlines()[0]
-            remedy = "for a browser, run playwright install chromium" if ".launch:" in problem else "check the address"
+            problem = error.message.splitlines()[0].partition(" at http")[0]  # an address may have secrets
+            remedy = next(text for part, text in REMEDIES.items() if part in problem)
             raise LocalError(f"{shown_url(chat.url)} cannot be tested: {problem}; {remedy}") from None
 
 
 async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, screenshots: Path) -> Result:
-    context = await browser.new_context()
+    address = urlsplit(chat.url)
+    login: Any = {"username": unquote(address.username or ""), "password": unquote(address.password or "")}
+    url = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # a page at one with a login cannot fetch
+    context = await browser.new_context(http_credentials=login if address.username else None)
     for one in chat.cookies:
         name, _, value = one.partition("=")
-        await context.add_cookies([{"name": name, "value": value, "url": chat.url}])
+        await context.add_cookies([{"name": name, "value": value, "url": url}])
     page, file = await context.new_page(), fault.replace(" ", "-")
     page.set_default_timeout(chat.patience_s * 1000)
-    await page.goto(chat.url, wait_until="domcontentloaded")
-    shown = await _answer(page, chat, screenshots / f"{file}-before.png")
+    response = await page.goto(url, wait_until="domcontentloaded")
+    if response is not None and response.status == 401:
+        raise await _problem(page, f"asks for a sign-in; {LOGIN}", screenshots / "401.png")
+    answer = await _answer(page, chat, screenshots / f"{file}-before.png")
     if fault == "reload":
         await page.reload(wait_until="domcontentloaded")
     elif fault == "no network":
@@ -159,16 +173,16 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     while time.monotonic() < deadline_s and not goes_on:
         lines = await page.evaluate(TEXT, chat.answer)
         after.take(lines)
-        kept = max(kept, _share(shown, "\n".join(lines)))
-        is_longer = any(line.startswith(shown[-1]) and len(line) >= len(shown[-1]) + LETTERS for line in lines)
+        kept = max(kept, _share(answer, "\n".join(lines)))
+        is_longer = any(line.startswith(answer[-1]) and len(line) >= len(answer[-1]) + LETTERS for line in lines)
         goes_on = kept >= KEPT and (is_longer or after.times >= GROWTHS)
         await page.wait_for_timeout(POLL_MS)
     await page.screenshot(path=screenshots / f"{file}-after.png")
     has_question, has_gap = chat.question in " ".join(await page.evaluate(TEXT, None)), False
     if goes_on and fault == "no network":
-        continued = await _continued(page, chat, shown[-1])
+        continued = await _continued(page, chat, answer[-1])
         await page.reload(wait_until="domcontentloaded")
-        whole = continued[-1:] + (await _continued(page, chat, shown[-1]))[-1:]
+        whole = continued[-1:] + (await _continued(page, chat, answer[-1]))[-1:]
         has_gap = any(_lacks(one, other) for one in continued for other in whole)
     await context.close()
     return Result(fault, has_question, kept, goes_on, has_gap)
@@ -202,8 +216,11 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
     await page.keyboard.press("Escape")  # closes a welcome
     try:
         await field.fill(chat.question)
-    except Error:
-        raise await _problem(page, "has no field for text; check the address, or give --input", screenshot) from None
+    except Error as error:
+        if "selector" in error.message:
+            raise
+        what = "field for text" if chat.field is None else f"visible {shown(chat.field)}"
+        raise await _problem(page, f"has no {what}; check the address, or give --input", screenshot) from None
     unasked, growth = await page.evaluate(TEXT, None), Growth()
     asked_s, deadline_s = float("-inf"), time.monotonic() + chat.patience_s
     while (now_s := time.monotonic()) < deadline_s:
@@ -227,7 +244,7 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
 async def _problem(page: Page, text: str, screenshot: Path) -> LocalError:
     await page.screenshot(path=(seen := screenshot.with_name("problem.png")))
     if await page.locator("input[type=password]:visible").count():
-        text = "asks for a sign-in; give the cookie of one as --cookie NAME=VALUE"
+        text = f"asks for a sign-in; {LOGIN}"
     return LocalError(f"{shown_url(page.url)} {text}; {seen} shows the page")
 
 
