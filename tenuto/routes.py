@@ -51,7 +51,7 @@ from tenuto.core.model import ATTEMPT, RESPONSES, Command, Json, Message, Part, 
 from tenuto.core.names import check_channel, check_id, check_prefix, command_key, is_id
 from tenuto.core.requests import CreateMessage, DeleteMessage, ReplyCommand, SendCommand, references, whole
 from tenuto.core.requests import Request as HubRequest
-from tenuto.core.turns import newest_branch, versions_of
+from tenuto.core.turns import INTERRUPTED, newest_branch, versions_of
 from tenuto.hub.access.identity import Identity
 from tenuto.hub.access.identity import Scope as HubScope
 from tenuto.hub.keep.archive import MAX_CONVERSATIONS, Conversation, narrowed, read_conversations
@@ -251,6 +251,11 @@ class Access:
         """Return the id of the message whose turn has taken this user message in, as far as this server has it."""
         known = self._hub.channel(channel).state.messages.get(message_id)
         return known.claim.within if known is not None and known.claim is not None else None
+
+    def is_interrupted(self, channel: str, message_id: str) -> bool:
+        """Return whether a newer message has cancelled the turn of this one, as far as this server has it."""
+        commands = self._hub.channel(channel).state.commands.values()
+        return any(one.target == message_id and one.data == INTERRUPTED for one in commands)
 
     def agents(self) -> dict[str, str]:
         """Return the names of the agents that are present, also in other processes, each with its channel pattern."""

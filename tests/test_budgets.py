@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_605,
-    "lines of its kernel": 34_134,
+    "lines of tenuto/": 54_666,
+    "lines of its kernel": 34_142,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_689,
-    "lines of tests/": 62_064,
+    "lines of interop/": 3_742,
+    "lines of tests/": 62_160,
     "lines of proof/ and bench/": 19_983,
     "words of docs without decisions": 49_971,
     "words of decisions": 12_000,

@@ -100,11 +100,12 @@ class MessageReplaced(Struct, frozen=True):
 
 
 class MessageFinished(Struct, frozen=True):
-    """The end of the message, with its final status and meta."""
+    """The end of the message, with its final status and meta, and its time in ms."""
 
     status: str
     reason: str | None
     meta: dict[str, Json]
+    updated_at: int = 0
 
 
 class MessageContinued(Struct, frozen=True):
@@ -177,7 +178,7 @@ class MessageProgress:
                     deltas.append(self._replace(event.message))
                     deltas += self._change_status(event.message, was_finished=was_finished)
                 case MessageFinish() if event.id == self._id:
-                    deltas += self._finish(event.status, event.reason, event.meta)
+                    deltas += self._finish(event)
                 case MessageTakeover() if event.id == self._id:
                     self.status = None
                     deltas.append(MessageContinued())
@@ -252,14 +253,14 @@ class MessageProgress:
 
     def _change_status(self, message: Message, *, was_finished: bool) -> list[Delta]:
         if message.status != "streaming":
-            return self._finish(message.status, message.reason, message.meta)
+            return self._finish(message)
         self.status = None
         return [MessageContinued()] if was_finished else []
 
-    def _finish(self, status: str, reason: str | None, meta: dict[str, Json]) -> list[Delta]:
-        self.status = status
+    def _finish(self, end: Message | MessageFinish) -> list[Delta]:
+        self.status = end.status
         finished = [PartFinished(index) for index, kind in enumerate(self._kinds) if kind in APPENDABLE]
-        return [*finished, MessageFinished(status, reason, meta)]
+        return [*finished, MessageFinished(end.status, end.reason, end.meta, end.updated_at)]
 
 
 def _attempts_in(message: Message) -> int:

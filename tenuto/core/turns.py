@@ -471,6 +471,7 @@ STEER = CommandRules("steer", False, Replier.WORKER, ServerAction.EXPIRE, None)
 REGENERATE = CommandRules("regenerate", True, Replier.NONE, ServerAction.RESTART, 0.0)
 APPROVE = CommandRules("approve", False, Replier.READER, ServerAction.EXPIRE, None)
 STEP = CommandRules(STEP_NAME, True, Replier.HOLDER, ServerAction.NONE, None)
+INTERRUPTED = {"reason": "interrupted"}  # data of the `cancel` with which a newer message ends a turn
 BUILT_IN_COMMANDS = {rules.name: rules for rules in (CANCEL, STEER, REGENERATE, APPROVE, STEP)}
 
 

@@ -132,6 +132,7 @@ class Answer:
     status: str = "streaming"
     reason: str | None = None
     meta: Json = field(default_factory=dict)
+    ended_at: int = 0  # time of its last end, in ms
     is_replaced: bool = False  # the next attempt could not take it over, and has another answer in its place
     is_rewritten: bool = False  # a part was removed, or got another type
 
@@ -301,8 +302,9 @@ class TurnFold:
                 changed = [self._put(answer, index, value, is_whole=True) for index, value in enumerate(message.parts)]
                 answer.is_rewritten = answer.is_rewritten or len(message.parts) < len(answer.parts)
                 return changed
-            case MessageFinished(status, reason, meta):
+            case MessageFinished(status, reason, meta, at_ms):
                 answer.status, answer.reason, answer.meta = status, reason, {**answer.meta, **meta}
+                answer.ended_at = at_ms
                 self._note_replaced()
             case MessageContinued():
                 answer.status = "streaming"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -45,6 +46,7 @@ from tenuto.interop.openai_items import (
     MAX_EARLIER,
     GivenInput,
     Reference,
+    check_fields,
     conversation_id,
     error_of,
     given_in_chat,
@@ -94,6 +96,7 @@ class OpenAI:
         path = path.rstrip("/")
         routes: dict[str, dict[str, Endpoint]] = {
             f"{path}/responses": {"POST": self._create},
+            f"{path}/responses/compact": {},
             f"{path}/responses/{{id}}": {"GET": self._retrieve, "DELETE": self._delete},
             f"{path}/responses/{{id}}/input_items": {"GET": self._input_items},
             f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},
@@ -104,6 +107,8 @@ class OpenAI:
             f"{path}/chat/completions": {"POST": self._complete},
             f"{path}/models": {"GET": self._list_models},
             f"{path}/models/{{id:path}}": {"GET": self._model},
+            f"{path}/responses/{{rest:path}}": {},
+            f"{path}/conversations/{{rest:path}}": {},
         }
         app.router.routes[:0] = [
             Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()
@@ -137,65 +142,69 @@ class OpenAI:
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Message, Reference]:
         """Begin the response that a request asks for (`_begin`)."""
-        conversation = body.get("conversation")
-        if conversation is not None and body.get("previous_response_id") is not None:
+        check_fields(body)
+        conversation, previous = body.get("conversation"), body.get("previous_response_id")
+        if conversation is not None and previous is not None:
             raise InvalidRequest("send a conversation or a previous_response_id, not both", param="conversation")
-        into: str | None = None
+        into: Reference | None = None
         if conversation is not None:
             id = conversation.get("id") if isinstance(conversation, dict) else conversation
-            into = reference(id, "conversation", prefixes=("conv_",), kind="conversation").channel
-        elif isinstance(previous := body.get("previous_response_id"), str):
-            into = reference(previous, "previous_response_id").channel
-        given = given_in_responses(await with_references(access, body, into))
-        return await self._begin(access, body, given, key, into if conversation is not None else None)
+            into = reference(id, "conversation", prefixes=("conv_",), kind="conversation")
+        elif previous is not None:
+            into = reference(previous, "previous_response_id")
+        items = await with_references(access, body.get("input"), into.channel if into else None, "input")
+        given = given_in_responses(items, is_first=into is None)
+        return await self._begin(access, body, given, key, into)
 
     async def _begin(
-        self, access: Access, body: Json, given: GivenInput, key: str | None, conversation: str | None = None
+        self, access: Access, body: Json, given: GivenInput, key: str | None, into: Reference | None = None
     ) -> tuple[Message, Reference]:
         """Return the question of the turn that answers a request, and the response that the caller gets.
 
-        `key` is the same for a repeated request. `conversation` is the channel of the conversation that it names.
+        `key` is the same for a repeated request. `into` is the response or the conversation that it continues.
         """
-        previous, turn, meta = body.get("previous_response_id"), None, None
         id = hashed(access.identity.client_id or "", key) if key else secrets.token_hex(16)
-        if conversation is not None:
-            access.check(conversation, "subscribe", "history")
-            meta = {CONVERSATION: True}
-            if given.outputs or given.approvals:  # they reply to the newest turn
-                turns = await access.conversation(conversation)
-                asked_last = [one.message.id for one in turns if one.message is not None]
-                previous = Reference(conversation, asked_last[-1] if asked_last else "").id()
-        options = options_in(body)
-        if previous is not None:
-            of = reference(previous, "previous_response_id")
-            reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
-            access.check(of.channel, "subscribe", "history", *reply)
-            _check_earlier(access, of.channel, given)
-            channel, turn = of.channel, await turn_of(access, of)
-            if (start := await self._reply(access, of, turn, given)) is not None:
-                parts = turn.status.answers[start[0]].parts[: start[1]] if turn.status.answers else []
-                attempt = sum(part["type"] == ATTEMPT for part in parts)
-                return turn.question, Reference(channel, of.message_id, start, attempt)
-            if body.get("model") is not None:
-                self._agent(access, body["model"])
-        elif conversation is not None:
-            channel = conversation
-            _check_earlier(access, channel, given)
-            self._agent(access, body.get("model"))
-        else:
-            channel = self._new_channel(access, body, id)
+        options, meta = options_in(body), None
+        if into is None:
+            channel = self._new_channel(access, body.get("model"), id)
             access.check(channel, "subscribe", "history", "publish")
             if given.earlier and id not in channel:
                 raise InvalidRequest(
                     f"the agent answers all requests in channel {channel!r}, so a request may not bring "
                     f"{len(given.earlier)} earlier messages; send the question alone, or a previous_response_id"
                 )
+        else:
+            channel, is_response = into.channel, bool(into.message_id)
+            reply = ["command"] if given.approvals else ["publish"] if not given.outputs else []
+            access.check(channel, "subscribe", "history", *reply)
+            _check_earlier(access, channel, given)
+            if not is_response:
+                meta = {CONVERSATION: True}
+                into = await self._newest_turn(access, channel, given)
+            if into is not None:
+                turn = await turn_of(access, into, param="previous_response_id")
+                if (start := await self._reply(access, into, turn, given)) is not None:
+                    parts = turn.status.answers[start[0]].parts[: start[1]] if turn.status.answers else []
+                    attempt = sum(part["type"] == ATTEMPT for part in parts)
+                    return turn.question, into.at(start, attempt)
+            if not is_response or body.get("model") is not None:
+                self._agent(access, body.get("model"))
         parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]
         if not parts:
             raise NotFound("the input replies to a question that has a reply; send a message")
         await self._remember(access, channel, id, given)
         question = await access.create(channel, id=id, parts=parts, meta=meta, options=options)
         return with_options(question, options), Reference(channel, question.id)
+
+    async def _newest_turn(self, access: Access, channel: str, given: GivenInput) -> Reference | None:
+        """Return the newest turn of a conversation if the input replies to it. Raises NotFound if there is none."""
+        if not (replies := [*given.approvals, *given.outputs]):
+            return None
+        turns = await access.conversation(channel)
+        asked_last = [one.message.id for one in turns if one.message is not None]
+        if not asked_last:
+            raise _no_call(replies[0])
+        return Reference(channel, asked_last[-1])
 
     async def _remember(self, access: Access, channel: str, id: str, given: GivenInput) -> None:
         """Store the messages before the question. A request that is repeated stores none behind it."""
@@ -207,11 +216,7 @@ class OpenAI:
         for number, (role, parts) in enumerate(given.earlier):
             await access.remember(channel, id=f"{id}.{number}", role=role, parts=parts)
 
-    def _new_channel(self, access: Access, body: Json, id: str) -> str:
-        model, agents = body.get("model"), access.agents()
-        is_clear = len(agents) == 1 or "{model}" not in (self._channel or "{model}")
-        if model is None and "input" not in body and is_clear:
-            model = next(iter(agents), None)  # a conversation need not name a model if its channel is clear
+    def _new_channel(self, access: Access, model: object, id: str) -> str:
         agent, pattern = self._agent(access, model)
         if self._channel is None:
             return pattern.replace("*", id)
@@ -236,7 +241,7 @@ class OpenAI:
         }
         for call in given.outputs:
             if call not in calls:
-                raise NotFound(f"the response has no function_call {call[:64]!r}; send a call_id that it has")
+                raise _no_call(call)
         places: list[Place] = []
         for id, (approved, reason) in given.approvals.items():
             place, command = asked_about[id]
@@ -306,8 +311,10 @@ class OpenAI:
         body = await body_of(access, request, "send fewer items")
         if body.get("metadata"):
             raise InvalidRequest("a conversation has no metadata here; keep it in your app", param="metadata")
-        id = secrets.token_hex(16)
-        channel = self._new_channel(access, body, id)
+        id, model, agents = secrets.token_hex(16), body.get("model"), access.agents()
+        if model is None and (len(agents) == 1 or "{model}" not in (self._channel or "{model}")):
+            model = next(iter(agents), None)  # the channel is clear without one
+        channel = self._new_channel(access, model, id)
         access.check(channel, "history", "publish")
         if body.get("items") and id not in channel:
             raise InvalidRequest(
@@ -358,6 +365,7 @@ class OpenAI:
         given = body.get("items") or []
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
+        given = await with_references(access, given, channel, "items")
         messages = given_in_items(given) if given else []
         access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in messages})
         items: list[Json] = []
@@ -381,17 +389,25 @@ class OpenAI:
 
     def _agent(self, access: Access, model: object) -> tuple[str, str]:
         """Return the name and the channel pattern of the agent that a request names as its model. Raises NotFound."""
-        name, agents = self._models.get(model, model) if isinstance(model, str) else None, access.agents()
+        if not isinstance(model, str):
+            detail = f"model must be the name of an agent, which GET /models lists, got {model!r:.80}"
+            raise InvalidRequest(detail, param="model")
+        name, agents = self._models.get(model, model), access.agents()
         if name not in agents:
-            detail = f"model {str(model)[:64]!r} does not exist; use the name of an agent, which GET /models lists"
+            detail = f"model {model[:64]!r} does not exist; use the name of an agent, which GET /models lists"
             raise NotFound(detail, param="model")
-        assert name is not None
         return name, agents[name]
 
 
 def _conversation_of(channel: str, first: list[Message]) -> Json:
-    created_at = first[0].created_at // 1000 if first else 0
+    created_at = first[0].created_at // 1000 if first else int(time.time())  # it begins with its first message
     return {"id": conversation_id(channel), "object": "conversation", "created_at": created_at, "metadata": {}}
+
+
+def _no_call(id: str) -> NotFound:
+    """Return the error about an output or an approval of a call that the response or the conversation does not have."""
+    detail = f"the response has no call {id[:64]!r}; send the call_id of its function_call"
+    return NotFound(f"{detail}, or the id of its mcp_approval_request", param="input")
 
 
 def _check_earlier(access: Access, channel: str, given: GivenInput) -> None:
@@ -403,41 +419,40 @@ def _check_earlier(access: Access, channel: str, given: GivenInput) -> None:
         )
 
 
-async def with_references(access: Access, body: Json, channel: str | None) -> Json:
-    """Return a request with the items in place of the references to them.
+async def with_references(access: Access, items: object, channel: str | None, param: str) -> object:
+    """Return the items of a request, from its field `param`, with stored items in place of the references to them.
 
     Those of `channel`, the conversation that the request continues, are left out, as the store has them; so is the
     approval request before its reply. Raises NotFound for an item that does not exist, or that the caller may not read.
     """
-    given = body.get("input")
-    if not isinstance(given, list):
-        return body
-    approvals = [one.get("approval_request_id") for one in given if isinstance(one, dict)]
-    items: dict[str, Json] = {}
+    if not isinstance(items, list):
+        return items
+    approvals = [one.get("approval_request_id") for one in items if isinstance(one, dict)]
+    found: dict[object, Json] = {}
     turns: set[Reference] = set()
-    told: list[Json] = []
-    for one in given:
+    told: list[object] = []
+    for one in items:
         if not isinstance(one, dict) or one.get("type") != "item_reference":
             told.append(one)
             continue
-        id = one.get("id")
-        if isinstance(id, str) and id in approvals:
+        if isinstance(id := one.get("id"), str) and id in approvals:
             continue
-        of = reference(id, "input", prefixes=ITEMS, kind="item")
+        of = reference(id, param, prefixes=ITEMS, kind="item")
         if (turn := of.at()) not in turns:
             turns.add(turn)
             if len(turns) > MAX_EARLIER:
-                raise InvalidRequest(f"the input refers to more than {MAX_EARLIER} messages; send fewer", param="input")
+                detail = f"{param} refers to more than {MAX_EARLIER} messages; send fewer"
+                raise InvalidRequest(detail, param=param)
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
-                found = await turn_of(access, turn, "item", "input")
-                output = events_of(found, turn).response()["output"]
-                items |= {one["id"]: one for one in [*input_items(of.channel, found.question), *output]}
-        if id not in items:
-            raise unknown("item", id, "input")
+                told_in = await turn_of(access, turn, "item", param)
+                output = events_of(told_in, turn).response()["output"]
+                found |= {item["id"]: item for item in [*input_items(of.channel, told_in.question), *output]}
+        if id not in found:
+            raise unknown("item", id, param)
         if of.channel != channel:
-            told.append(items[id])
-    return {**body, "input": told}
+            told.append(found[id])
+    return told
 
 
 def page_of(items: list[Json], request: Request) -> Response:
@@ -483,7 +498,7 @@ async def _approved(access: Access, of: Reference, turn: AskedTurn, id: str) -> 
     elif is_call:  # a reply to it has no effect, unless it is an open question of another turn
         is_call = all(one.id != command for one in await access.pending_commands(of.channel))
     if not is_call:
-        raise NotFound(f"approval request {id[:64]!r} does not exist; use the id of an mcp_approval_request")
+        raise _no_call(id)
     return (a, index), command
 
 
@@ -491,6 +506,8 @@ def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
     """Return the endpoint of a path. Its problem responses have the form of OpenAI's errors."""
 
     async def chosen(request: Request) -> Response:
+        if not endpoints:
+            raise NotFound(f"there is no route {request.url.path[:200]!r}; docs/openai.md lists them")
         endpoint = endpoints.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None:
             detail = f"method {request.method} is not supported at this path; use {', '.join(endpoints)}"

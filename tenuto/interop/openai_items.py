@@ -1,4 +1,4 @@
-"""The ids of OpenAI's API, and the input of a request: messages, and replies to the agent.
+"""The ids and items of OpenAI's API, and the input of a request: messages, and replies to the agent.
 
 Layer: interop.
 """
@@ -12,10 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
-from tenuto.interop.adapter import output_part, packed, stored_parts, unpacked
-from tenuto.interop.fold import Json, Place
+from tenuto.interop.adapter import hashed, output_part, packed, stored_parts, unpacked
+from tenuto.interop.fold import Json, Place, has_result, text_of
 from tenuto.routes import OUTPUT, PARTICIPANT
 
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
@@ -24,6 +26,8 @@ _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate
 _ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
 ITEMS = ("msg_", "rs_", "fc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
 _RESPONSES = ("resp_", "chatcmpl-")
+SERVER = "tenuto"  # `server_label` of tools that the server runs
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
 
 
 class Reference(NamedTuple):
@@ -76,19 +80,19 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
 
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
-    content, others = _blocks(message.parts, is_answer=message.role == "assistant"), []
+    content, others = _blocks(message.parts, is_answer=message.role == "assistant"), list[Json]()
     for part in message.parts:
         match part:
             case {"type": "data", "name": name, "data": {"call_id": call, "output": output}} if name == OUTPUT:
                 blocks = _blocks(output) if isinstance(output, list) else []
-                shown = output if isinstance(output, str) else blocks or json.dumps(output)
+                shown = output if isinstance(output, str) else blocks or json.dumps(output, ensure_ascii=False)
                 others.append({"type": "function_call_output", "call_id": call, "output": shown})
-            case {"type": "tool", "call": call, "name": name}:
-                arguments = part.get("input", "")
-                others.append({"type": "function_call", "call_id": call, "name": name, "arguments": arguments})
+            case {"type": "tool"}:
+                kind = "mcp_call" if has_result(part) else "function_call"
+                others.append(item_of(kind, part, text_of(part), Reference(channel, message.id)))
     items = [{"type": "message", "role": message.role, "content": content}] if content else []
     ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(message.parts)))
-    return [{"id": id, "status": "completed", **item} for id, item in zip(ids, [*items, *others], strict=False)]
+    return [{"status": "completed", **item, "id": id} for id, item in zip(ids, [*items, *others], strict=False)]
 
 
 def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
@@ -105,9 +109,46 @@ def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
     return content
 
 
+def kind_of(part: Json, own_tools: Collection[str]) -> str:
+    """Return the type of the output item of a part; empty for a part that has none."""
+    if part["type"] == "tool":
+        return "function_call" if part["name"] in own_tools else "mcp_call"
+    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
+
+
+def item_of(kind: str, part: Json, text: str, of: Reference, *, state: str = "completed") -> Json:
+    """Return the item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
+    status = "in_progress" if state == "empty" else state
+    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
+    match kind:
+        case "message":
+            content = [] if state == "empty" else [text_content(text)]
+            return {**head, "role": "assistant", "content": content, "status": status}
+        case "reasoning":
+            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
+        case "function_call":
+            return {**head, "call_id": part["call"], "name": part["name"], "arguments": text, "status": status}
+    call: Json = {"server_label": SERVER, "name": part["name"], "arguments": text, "output": None, "error": None}
+    if state != "empty" and has_result(part):
+        output = part.get("output")
+        shown = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+        if part.get("state") in ("error", "denied"):
+            text = "denied" if part["state"] == "denied" else shown
+            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
+        else:
+            call["output"] = shown
+        status = "failed" if call["error"] is not None else "completed"
+    return {**head, **call, "status": status}
+
+
 def text_content(text: str) -> Json:
     """Return the content of a message item."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def summary(text: str) -> Json:
+    """Return the summary of a reasoning item."""
+    return {"type": "summary_text", "text": text}
 
 
 def error_of(problem: Json) -> Json:
@@ -124,9 +165,21 @@ def error_of(problem: Json) -> Json:
 
 Role = Literal["user", "assistant", "system", "tool"]
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-# Items of earlier responses, which a client may send again. The store has them.
-_RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request", "item_reference")
+# Items of earlier responses that a client may send again and that no history has. The store has the calls of a response
+# that the request continues.
+_RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request")
 MAX_EARLIER = 200  # messages before the question
+# By type: the fields of a request that have it, apart from those that `options_in` checks.
+_FIELDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
+    (bool, "true or false", ("stream", "store", "logprobs")),
+    (int, "a whole number", ("max_tool_calls", "n", "top_logprobs")),
+    (float, "a number", ("frequency_penalty", "presence_penalty")),
+    (str, "a text", ("previous_response_id", "reasoning_effort", "service_tier", "truncation", "user")),
+    (str, "a text", ("prompt_cache_key", "prompt_cache_retention", "safety_identifier")),
+    (list[str], "a list of texts", ("include", "modalities")),
+    (dict, "an object", ("logit_bias", "prompt", "stream_options", "text")),
+    (dict[str, str], "an object whose values are texts", ("metadata",)),
+)
 
 
 @dataclass
@@ -137,38 +190,55 @@ class GivenInput:
     parts: list[Json] = field(default_factory=list)  # of the question
     outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
     approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
+    calls: set[str] = field(default_factory=set)  # calls that the request brings
+    unknown: list[str] = field(default_factory=list)  # outputs and approvals of other calls
 
     def add(self, role: Role, parts: list[Json]) -> None:
-        """Add a message. The last messages of the user are the question."""
-        if role == "user":
-            self.parts += parts
+        """Add a message. The last one of the user is the question."""
+        if not parts and role != "assistant":
             return
         if self.parts:
             self.earlier.append(("user", self.parts))
             self.parts = []
+        if role == "user":
+            self.parts = parts
+            return
         if role == "assistant":
             self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
             self.outputs.clear()
         if parts:
             self.earlier.append((role, parts))
 
-    def add_calls(self, parts: list[Json]) -> None:
-        """Add calls of the caller's tools: to the answer before, if no message of the user or output is between."""
+    def add_call(self, item: Json, call: str, **result: object) -> None:
+        """Add a call: to the answer before, if no message of the user or output is between."""
+        part = {"type": "tool", "call": call, "name": _text(item, "name"), "input": _text(item, "arguments"), **result}
+        self.calls.add(call)
         if self.earlier and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs:
-            self.earlier[-1][1].extend(parts)
+            self.earlier[-1][1].append(part)
         else:
-            self.add("assistant", parts)
+            self.add("assistant", [part])
+
+    def add_result(self, item: Json) -> None:
+        """Add the call of a tool of the server with its result, once. A call without a result is in no history."""
+        output, error, call = item.get("output"), item.get("error"), hashed(_text(item, "id"))
+        if call in self.calls or (output is None and error is None):
+            return
+        match error:
+            case {"content": [{"text": str(text)}]}:
+                error = text
+        state, result = ("done", output) if error is None else ("error", error)
+        self.add_call(item, call, state=state, output=result)
 
 
 def check_fields(body: Json) -> None:
     """Raise InvalidRequest unless the fields that `options_in` does not check have their types."""
-    for name, kind, expected in (("stream", bool, "true or false"), ("stream_options", dict, "an object")):
-        if not isinstance(value := body.get(name), kind | None):
-            raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=name)
-    metadata = body.get("metadata") or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        detail = f"metadata must be an object whose values are texts, got {metadata!r:.80}"
-        raise InvalidRequest(detail, param="metadata")
+    for kind, expected, names in _FIELDS:
+        for name in names:
+            try:
+                msgspec.convert(body.get(name), kind | None)
+            except msgspec.ValidationError:
+                detail = f"{name} must be {expected}, got {body[name]!r:.80}"
+                raise InvalidRequest(detail, param=name) from None
 
 
 @contextmanager
@@ -182,25 +252,14 @@ def _about(name: str) -> Iterator[None]:
 
 
 @_about("input")
-def given_in_responses(body: Json) -> GivenInput:
-    """Return the input of `POST /responses`. Raises InvalidRequest."""
-    check_fields(body)
-    value = body.get("input")
-    items: Any = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    # the store has the calls of earlier responses
-    is_first = body.get("previous_response_id") is None and body.get("conversation") is None
-    given = _given(items, is_first=is_first)
-    if is_first:
-        calls = [item.get("call_id") for item in items if item.get("type") == "function_call"]
-        unknown = [*given.approvals, *(call for call in given.outputs if call not in calls)]
-        if unknown:
-            detail = f"the input replies to {unknown[0][:64]!r}, but the request names no response that has it"
-            raise InvalidRequest(f"{detail}; send the previous_response_id of that response")
-    return _checked(given)
+def given_in_responses(items: Any, *, is_first: bool) -> GivenInput:
+    """Return the input of `POST /responses`, which begins a channel if `is_first`. Raises InvalidRequest."""
+    given = _given([{"role": "user", "content": items}] if isinstance(items, str) else items, is_first=is_first)
+    return _checked(given, is_first=is_first)
 
 
 @_about("items")
-def given_in_items(items: list[Json]) -> list[tuple[Role, list[Json]]]:
+def given_in_items(items: Any) -> list[tuple[Role, list[Json]]]:
     """Return the items of a conversation as messages. Raises InvalidRequest."""
     given = _given(items, is_first=True)
     if given.approvals:
@@ -209,62 +268,71 @@ def given_in_items(items: list[Json]) -> list[tuple[Role, list[Json]]]:
     return given.earlier
 
 
-def _given(items: Any, *, is_first: bool) -> GivenInput:
-    if not isinstance(items, list) or not items or not all(isinstance(one, dict) for one in items):
-        raise InvalidRequest(f"input must be a text or a list of at least one item, got {items!r:.80}")
-    given = GivenInput()
-    for item in items:
-        kind = item.get("type", "message")
-        if kind == "message":
-            given.add(_role(item.get("role")), stored_parts(item.get("content"), is_strict=True))
-        elif kind == "function_call_output":
-            given.outputs[_text(item, "call_id")] = _output(item.get("output"))
-        elif kind == "mcp_approval_response":
-            approve, reason = item.get("approve"), item.get("reason")
-            if not isinstance(approve, bool):
-                raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
-            approved = approve, reason if isinstance(reason, str) else None
-            given.approvals[_text(item, "approval_request_id")] = approved
-        elif kind == "function_call" and is_first:
-            given.add_calls([_call({"id": _text(item, "call_id"), "function": item})])
-        elif kind not in _RESENT:
-            raise InvalidRequest(f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals")
-    return given
-
-
 @_about("messages")
 def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
     check_fields(body)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
-        raise InvalidRequest(f"messages must be a list of at least one message, got {messages!r:.80}")
-    given = GivenInput()
-    called: set[str] = set()  # ids of the calls in earlier messages
-    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
-    for message in messages:
-        if message.get("role") == "tool":
+    items: list[Json] = []
+    for message in _objects(body.get("messages"), "messages must be"):
+        role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+        if role == "tool":
             call = _text(message, "tool_call_id")
-            if call not in called:
-                detail = f"a tool message has the tool_call_id {call[:64]!r}, but no message before it has this call"
-                raise InvalidRequest(f"{detail}; send the assistant message with its tool_calls first")
-            given.outputs[call] = _output(message.get("content"))
+            items.append({"type": "function_call_output", "call_id": call, "output": content})
             continue
-        role = _role(message.get("role"))
-        calls = message.get("tool_calls") if role == "assistant" else None
-        if calls is not None and not isinstance(calls, list):
-            raise InvalidRequest(f"tool_calls must be a list of calls, got {calls!r:.80}")
-        content = message.get("content")
-        parts = stored_parts(content, is_strict=True) if content is not None or not calls else []
-        tools = [_call(one) for one in calls or ()]
-        called |= {one["call"] for one in tools}
-        if is_named and (parts or tools):
-            parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": message.get("name")})
-        given.add(role, [*parts, *tools])
-    return _checked(given)
+        if role != "assistant" or content is not None or not calls:
+            items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
+        if role == "assistant" and calls:
+            items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")]
+    return _checked(_given(items, is_first=True), is_first=True)
 
 
-def _checked(given: GivenInput) -> GivenInput:
+def _item_of_call(call: Json) -> Json:
+    match call:
+        case {"id": id, "function": dict(function)}:
+            return {**function, "type": "function_call", "call_id": id}
+    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
+
+
+def _given(items: Any, *, is_first: bool) -> GivenInput:
+    given = GivenInput()
+    messages = [one for one in _objects(items, "input must be a text or") if one.get("type", "message") == "message"]
+    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
+    for item in items:
+        match item.get("type", "message"):
+            case "message":
+                parts = stored_parts(item.get("content"), is_strict=True)
+                if is_named and parts:
+                    parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": item.get("name")})
+                given.add(_role(item.get("role")), parts)
+            case "function_call_output":
+                output, call = item.get("output"), _text(item, "call_id")
+                given.outputs[call] = stored_parts(output, is_strict=True) if isinstance(output, list) else output
+                given.unknown += [call] if call not in given.calls else []
+            case "mcp_approval_response":
+                approve, reason = item.get("approve"), item.get("reason")
+                if not isinstance(approve, bool):
+                    raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
+                approved = approve, reason if isinstance(reason, str) else None
+                given.approvals[id := _text(item, "approval_request_id")] = approved
+                given.unknown.append(id)
+            case "function_call" if is_first:
+                given.add_call(item, _text(item, "call_id"), state="called")
+            case "mcp_call" if is_first:
+                given.add_result(item)
+            case "item_reference":
+                id = str(item.get("id"))
+                raise InvalidRequest(f"the input has a reference to item {id[:64]!r}; send the message itself here")
+            case kind if kind not in _RESENT:
+                raise InvalidRequest(
+                    f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals"
+                )
+    return given
+
+
+def _checked(given: GivenInput, *, is_first: bool) -> GivenInput:
+    if is_first and given.unknown:
+        detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
+        raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
     if not (given.parts or given.outputs or given.approvals):
         raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
     if len(given.earlier) > MAX_EARLIER:
@@ -272,22 +340,16 @@ def _checked(given: GivenInput) -> GivenInput:
     return given
 
 
+def _objects(value: Any, expected: str) -> list[Json]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise InvalidRequest(f"{expected} a list of at least one object, got {value!r:.80}")
+    return value
+
+
 def _role(role: object) -> Role:
     if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
     return _ROLES[role]
-
-
-def _output(output: object) -> object:
-    """Return the output of a tool: a list of content as parts, another value as it is."""
-    return stored_parts(output, is_strict=True) if isinstance(output, list) else output
-
-
-def _call(call: object) -> Json:
-    match call:
-        case {"id": str(id), "function": {"name": str(name), "arguments": str(arguments)}}:
-            return {"type": "tool", "call": id, "name": name, "input": arguments, "state": "called"}
-    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
 
 
 def _text(item: Json, name: str) -> str:

@@ -29,6 +29,7 @@ from tenuto.routes import Access, RouteSocket, TurnDelta
 logger = logging.getLogger("tenuto.transports")
 MAX_LANES = 8
 MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for one turn
+_BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
 _STEER_ERRORS: dict[type[TenutoError], str] = {
     NotFound: "response_not_found",
     Forbidden: "response_not_found",  # another person's
@@ -78,7 +79,8 @@ class _Frames(TurnEvents):
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         events = self.receive(deltas)
         for event in events:
-            if event["type"] == "response.incomplete" and self._steers:  # the further input has cancelled the turn
+            is_end = event["type"] == "response.incomplete"
+            if is_end and self._steers and self._access.is_interrupted(self._of.channel, self._of.message_id):
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
         return b"".join([encode(_marked(self._lane, event)) + b"\n" for event in events])
 
@@ -234,14 +236,15 @@ class ResponsesSocket:
                 return
             lane = found
             options = {**requested_in(found.question), "previous_response_id": of.id()}
-            given = given_in_responses({"input": steer.input})
-            if given.earlier or given.outputs or given.approvals:
+            given = given_in_responses(steer.input, is_first=False)
+            if given.outputs or given.approvals or any(role != "user" for role, _ in given.earlier):
                 raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
+            parts = [one for _, parts in given.earlier for one in (*parts, _BLANK)] + given.parts
             steers = self._steers[lane.stream_id, of.at()]
             if len(steers) >= MAX_WAITING:
                 raise TooMany(f"{MAX_WAITING} inputs wait for this response already; send them later")
             steers.append(steer)
-            steer.message = await access.create(of.channel, id=steer.id, parts=given.parts, options=options)
+            steer.message = await access.create(of.channel, id=steer.id, parts=parts, options=options)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:
             if steer in steers:

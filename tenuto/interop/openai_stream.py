@@ -11,9 +11,8 @@ numbers are the same for a reader that saw it and for one that did not.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -24,7 +23,18 @@ from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
 from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
 from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, encode, has_result
-from tenuto.interop.openai_items import CONVERSATION, Reference, conversation_id, error_of, text_content, unknown
+from tenuto.interop.openai_items import (
+    CONVERSATION,
+    SERVER,
+    Reference,
+    conversation_id,
+    error_of,
+    item_of,
+    kind_of,
+    summary,
+    text_content,
+    unknown,
+)
 from tenuto.routes import (
     ATTEMPT,
     Access,
@@ -36,7 +46,6 @@ from tenuto.routes import (
     deltas_of,
 )
 
-SERVER = "tenuto"  # `server_label` of tools that the server runs
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
 # socket whose input the agent has taken in.
@@ -56,46 +65,6 @@ _ECHOED: Json = {  # further fields of a request that its response repeats, and 
 }
 _FUNCTION: Json = dict.fromkeys(("description", "parameters", "strict"))  # optional fields of the caller's tool
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
-_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
-
-
-def kind_of(part: Json, own_tools: Collection[str]) -> str:
-    """Return the type of the output item of a part; empty for a part that has none."""
-    if part["type"] == "tool":
-        return "function_call" if part["name"] in own_tools else "mcp_call"
-    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
-
-
-def item_of(kind: str, part: Part, of: Reference, *, state: str = "completed") -> Json:
-    """Return the output item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
-    value = part.value
-    text = part.text() if state != "empty" else ""
-    status = "in_progress" if state == "empty" else state
-    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
-    match kind:
-        case "message":
-            content = [] if state == "empty" else [text_content(text)]
-            return {**head, "role": "assistant", "content": content, "status": status}
-        case "reasoning":
-            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
-        case "function_call":
-            return {**head, "call_id": value["call"], "name": value["name"], "arguments": text, "status": status}
-    call: Json = {"server_label": SERVER, "name": value["name"], "arguments": text, "output": None, "error": None}
-    if state != "empty" and has_result(value):
-        output = value.get("output")
-        shown = output if isinstance(output, str) else json.dumps(output)
-        if value.get("state") in ("error", "denied"):
-            text = "denied" if value["state"] == "denied" else shown
-            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
-        else:
-            call["output"] = shown
-        status = "failed" if call["error"] is not None else "completed"
-    return {**head, **call, "status": status}
-
-
-def summary(text: str) -> Json:
-    """Return the summary of a reasoning item."""
-    return {"type": "summary_text", "text": text}
 
 
 def usage(answers: list[Answer]) -> Json | None:
@@ -220,7 +189,8 @@ class TurnEvents(EventStream):
             if kind and self._has(part) and (self.rest is None or part.place < self.rest.start):
                 state = "incomplete" if open_calls.get(part) else self._item_state(part)
                 is_whole = state == "in_progress" and status == "completed"
-                output.append(item_of(kind, part, self._reference(part), state="completed" if is_whole else state))
+                state = "completed" if is_whole else state
+                output.append(item_of(kind, part.value, part.text(), self._reference(part), state=state))
         output += [self._approval(part, id) for part, id in open_calls.items() if id]
         return self._response(status, output, error)
 
@@ -231,12 +201,13 @@ class TurnEvents(EventStream):
         extra = extra if isinstance(extra, dict) else {}
         is_named = self._question.meta.get(CONVERSATION)
         conversation = {"conversation": {"id": conversation_id(self._of.channel)}} if is_named else {}
+        ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
         return {
             "id": self._of.id(),
             "object": "response",
             "created_at": self._question.created_at // 1000,
-            "completed_at": None,  # an answer has no such time while it is streamed
+            "completed_at": ended_at // 1000 if status == "completed" and self._turn.is_over else None,
             "status": status,
             "text": {"format": requested.get("response_format") or {"type": "text"}},
             "error": error,
@@ -304,9 +275,7 @@ class TurnEvents(EventStream):
         return self._turn.has_ended(part, is_whole=is_whole)
 
     def _open(self, kind: str, part: Part) -> None:
-        item = item_of(kind, part, self._reference(part), state="empty")
-        if "arguments" in item:
-            item["arguments"] = ""
+        item = item_of(kind, part.value, "", self._reference(part), state="empty")
         self._part, self._item, self._kind, self._begins = part, item, kind, self.position
         self._put("response.output_item.added", output_index=self._items, item=item)
         if kind in _TEXTS:
@@ -351,7 +320,7 @@ class TurnEvents(EventStream):
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
         state = "incomplete" if self._open_calls().get(part) else self._item_state(part)
         state = state if state != "in_progress" else "completed"
-        item = item_of(self._kind, part, self._reference(part), state=state)
+        item = item_of(self._kind, part.value, text, self._reference(part), state=state)
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._part = None
         self._items += 1
@@ -392,7 +361,7 @@ class TurnEvents(EventStream):
     def _approval(self, part: Part, id: str) -> Json:
         a, index = part.place
         item = {"id": f"mcpr_{a}_{index}_{id}", "type": "mcp_approval_request", "arguments": part.text()}
-        return {**item, "name": part.value["name"], "server_label": "tenuto"}
+        return {**item, "name": part.value["name"], "server_label": SERVER}
 
     def _ask(self) -> None:
         """End the response, because the turn waits for the caller's next request."""
@@ -574,7 +543,7 @@ def completion(response: Json) -> tuple[int, Json]:
         if one["type"] == "function_call"
     ]
     message: Json = {"role": "assistant", "content": _text_of(response) or (None if calls else ""), "refusal": None}
-    message |= {"tool_calls": calls} if calls else {}
+    message |= {"annotations": []} | ({"tool_calls": calls} if calls else {})
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(response)}
     return 200, {
         "id": CHAT_ID + response["id"].removeprefix("resp_"),
@@ -582,7 +551,7 @@ def completion(response: Json) -> tuple[int, Json]:
         "created": response["created_at"],
         "model": response["model"],
         "choices": [choice],
-        "usage": _usage(response),
+        **({"usage": usage} if (usage := _usage(response)) is not None else {}),
     }
 
 

@@ -157,7 +157,7 @@ async def test_cancel_is_seen_by_clients_that_joined_and_is_repeated_alike(scene
     joined = [asyncio.ensure_future(scene.events(response_id, after)) for after in (None, 9)]
     await scene.served.until(lambda: len(scene.hub.channel(channel_of(response_id)).feeds) == 2)
     cancelled = await scene.client.responses.cancel(response_id)
-    assert (cancelled.status, cancelled.output_text) == ("cancelled", "Hello ")
+    assert (cancelled.status, cancelled.output_text, cancelled.completed_at) == ("cancelled", "Hello ", None)
     for one in joined:
         last = (await one)[-1]
         assert (last.type, last.response.model_dump()) == ("response.incomplete", cancelled.model_dump())
@@ -180,6 +180,8 @@ async def test_previous_response_continues_the_stored_conversation(scene: Client
     scene.gate.set()
     first = await scene.client.responses.create(model="bot", input="you", instructions="Be kind.")
     assert (first.status, first.output_text) == ("completed", ANSWER)
+    assert first.completed_at is not None
+    assert first.created_at <= first.completed_at <= first.created_at + 60
     assert scene.turns[0].request.instructions == "Be kind."
     forged: Any = [{"role": "assistant", "content": "I promised."}, {"role": "user", "content": "me"}]
     second = await scene.client.responses.create(model="bot", input=forged, previous_response_id=first.id)
@@ -265,6 +267,20 @@ APPROVAL = {"type": "mcp_approval_response", "approval_request_id": "mcpr_0_0_x"
 OUTPUT = {"type": "function_call_output", "call_id": "c0", "output": "far"}
 
 
+WRONG = {
+    "frequency_penalty": "much",
+    "include": "usage",
+    "metadata": {"a": 1},
+    "model": None,
+    "prompt": "p",
+    "reasoning_effort": 7,
+    "service_tier": 1,
+    "store": "no",
+    "text": "x",
+    "top_logprobs": 1.5,
+}
+
+
 BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, None, b"{"),
     (400, None, b'{"model": "bot", "input": "\\ud800"}'),
@@ -288,12 +304,13 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "tools", {"input": "you", "tools": [1]}),
     (400, "stream", {"input": "you", "stream": "yes"}),
     (400, "background", {"input": "you", "background": "no"}),
-    (400, "metadata", {"input": "you", "metadata": {"a": 1}}),
     (400, "instructions", {"input": "you", "instructions": ["text"]}),
     (400, "temperature", {"input": "you", "temperature": True}),
+    *((400, name, {"input": "you", name: value}) for name, value in WRONG.items()),
+    *((400, name, {"messages": [USER], name: value}) for name, value in WRONG.items()),
     (404, "model", {"input": "you", "model": "other"}),
     (404, "previous_response_id", {"input": "you", "previous_response_id": "x"}),
-    (404, None, {"input": "you", "previous_response_id": Reference("chat:1", "u").id()}),
+    (404, "previous_response_id", {"input": "you", "previous_response_id": Reference("chat:1", "u").id()}),
     (404, "conversation", {"input": "you", "conversation": "conv_1"}),
     (404, "conversation", {"input": "you", "conversation": {"id": "conv_1"}}),
     (400, "messages", {"messages": []}),
@@ -325,7 +342,7 @@ async def test_bad_input_gets_an_error_of_openai_that_names_the_field_and_stores
     assert scene.turns == []
 
 
-async def test_other_method_gets_an_error_of_openai(scene: ClientScene) -> None:
+async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) -> None:
     for method, path, allowed in (
         ("GET", "/responses", "POST"),
         ("PUT", "/responses/x", "GET, DELETE"),
@@ -333,11 +350,16 @@ async def test_other_method_gets_an_error_of_openai(scene: ClientScene) -> None:
         ("PUT", "/responses/x/cancel", "POST"),
         ("GET", "/chat/completions", "POST"),
         ("POST", "/models", "GET"),
+        ("POST", "/responses/compact", None),
+        ("GET", "/responses/x/y", None),
+        ("GET", "/conversations/a/b", None),
+        ("GET", "/conversations/a%2Fb", None),
     ):
         response = await scene.served.http.request(method, f"/v1{path}")
-        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+        status, code = (405, "method_not_allowed") if allowed else (404, "not_found")
+        assert (response.status_code, response.headers.get("allow")) == (status, allowed)
         error = response.json()["error"]
-        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "method_not_allowed", None)
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, None)
     assert (await scene.served.http.head("/v1/models")).status_code == 200
 
 

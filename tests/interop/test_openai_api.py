@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -83,6 +85,7 @@ async def test_conversation_is_a_channel_whose_items_are_its_messages(scene: Cli
     ]
     found = await client.conversations.retrieve(made.id)
     assert (found.id, found.object, found.created_at > 0) == (made.id, "conversation", True)
+    assert (await client.conversations.create()).created_at >= found.created_at
     items: Any = [one async for one in client.conversations.items.list(made.id, order="asc", limit=3)]
     assert [(one.type, getattr(one, "role", "")) for one in items] == [
         ("message", "user"),
@@ -129,6 +132,10 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Client
     output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "Ulm"}]
     assert (await scene.client.responses.create(input=output, **options)).output_text == "Here: Ulm."
     assert len(scene.turns) == 1
+    unknown: Any = [{"type": "function_call_output", "call_id": "call_9", "output": "Ulm"}]
+    for conversation in (made.id, (await scene.client.conversations.create()).id):
+        with pytest.raises(openai.NotFoundError, match="has no call 'call_9'; send the call_id of its function_call"):
+            await scene.client.responses.create(input=unknown, model="bot", conversation=conversation)
 
 
 @pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
@@ -194,12 +201,25 @@ async def test_deleted_response_is_gone_with_its_text(scene: ClientScene) -> Non
 async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
     """As the AI SDK sends its second turn."""
     first = await scene.client.responses.create(model="bot", input="you")
-    ids: list[Any] = [one.id for one in first.output if one.type != "mcp_call"]
+    ids: list[Any] = [one.id for one in first.output]
     refs: Any = [{"type": "item_reference", "id": id} for id in ids]
     given = [{"role": "user", "content": "you"}, *refs, {"role": "user", "content": "me"}]
-    await scene.client.responses.create(model="bot", input=given)
+    response = await scene.client.responses.create(model="bot", input=given)
     history = [(one["role"], one["content"]) for one in await scene.turns[1].history()]
     assert history == [("user", "you"), ("assistant", "Hello to you 😀, "), ("assistant", "in Ulm."), ("user", "me")]
+    # the items of the request are items of their own, to which another request may refer
+    items: Any = [one async for one in scene.client.responses.input_items.list(response.id, order="asc")]
+    assert [one.type for one in items] == ["message", "message", "mcp_call", "message", "message"]
+    made = await scene.client.conversations.create(items=[{"type": "item_reference", "id": one.id} for one in items])
+    stored: Any = [one async for one in scene.client.conversations.items.list(made.id, order="asc")]
+    assert [one.type for one in stored] == [one.type for one in items]
+    for items in (
+        [{"type": "item_reference", "id": "msg_none"}],
+        [{"role": "user", "content": "a"}, refs[0] | {"id": "x"}],
+    ):
+        with pytest.raises(openai.NotFoundError, match=r"item '(msg_none|x)' does not exist"):
+            await scene.client.conversations.items.create(made.id, items=items)
+    assert len((await scene.client.conversations.items.list(made.id)).data) == len(stored)
     # a reference to the item that the store has already, and one to itself
     await scene.client.responses.create(model="bot", input=[*refs, given[-1]], previous_response_id=first.id)
     await scene.client.responses.create(model="bot", input=2 * [refs[0]] + [given[-1]])
@@ -210,6 +230,37 @@ async def test_reference_to_an_item_is_the_item(scene: ClientScene) -> None:
         assert raised.value.param == "input"
         assert repr(str(id)[:64]) in raised.value.message
     assert len(scene.turns) == 4
+
+
+@pytest.mark.parametrize("kind", ["whole", "references", "conversation"])
+async def test_calls_of_the_server_reach_the_agent_when_a_client_sends_them_again(
+    scene: ClientScene, kind: str
+) -> None:
+    async def calls(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append("Wait: ")
+            for number, result in enumerate(
+                ({"state": "done", "output": {"c": "7 °"}}, {"state": "error", "output": "?"})
+            ):
+                await message.part({**CALL, "call": f"c{number}", **result})
+            await message.part({"type": "text", "text": "Ulm."})
+
+    scene.script = calls
+    client = scene.client
+    first = await client.responses.create(model="bot", input="you")
+    sent: Any = [{"role": "user", "content": "you"}, *(one.to_dict() for one in first.output)]
+    if kind == "references":
+        sent[1:] = [{"type": "item_reference", "id": one.id} for one in first.output]
+    into: Any = {"conversation": (await client.conversations.create(items=sent)).id} if kind == "conversation" else {}
+    given = [{"role": "user", "content": "me"}]
+    await client.responses.create(model="bot", input=given if into else sent + given, **into)
+    await client.responses.create(model="bot", input=given, previous_response_id=first.id)  # the store has the calls
+    shapes: Any = ("openai", "responses", "anthropic")
+    for shape in shapes:
+        resent, chained = [json.dumps(await turn.history(shape)) for turn in scene.turns[1:]]
+        for number, id in enumerate(dict.fromkeys(re.findall(r'"(?:id|call_id)": "([0-9a-f]{32})"', resent))):
+            resent = resent.replace(id, f"c{number}")
+        assert resent == chained
 
 
 async def test_items_and_conversations_of_another_person_are_unknown_or_forbidden() -> None:

@@ -168,6 +168,25 @@ async def test_input_that_the_agent_leaves_has_an_answer_that_continues_the_resp
     assert [turn.request.previous_response_id for turn in scene.turns] == [None, response_id]
 
 
+@pytest.mark.parametrize("is_interrupted", [False, True], ids=["cancelled", "interrupted"])
+async def test_response_that_is_cancelled_while_input_waits_is_not_steered(is_interrupted: bool) -> None:
+    when_busy = "interrupt" if is_interrupted else "queue"
+    async with scene_of(when_busy=when_busy) as scene, scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you")
+        begun = await until(socket, lambda event: event.type == "response.output_text.delta")
+        given: Any = [{"role": "user", "content": text} for text in ("a", "b")]
+        await socket.response.steer(previous_response_id=begun[0].response.id, input=given)
+        if not is_interrupted:
+            await until(socket, lambda event: event.type == "response.steer.accepted")
+            await scene.client.responses.cancel(begun[0].response.id)
+        (last,) = [one for one in await until(socket) if one.type == "response.incomplete"]
+        scene.gate.set()
+        successor = (await until(socket))[-1].response
+    reason = last.response.incomplete_details and last.response.incomplete_details.reason
+    assert (last.response.status, reason) == (("incomplete", "steered") if is_interrupted else ("cancelled", None))
+    assert successor.output_text == ANSWER.replace("you", "a\n\nb")
+
+
 async def test_input_stays_pending_while_the_turn_waits_for_the_caller(scene: ClientScene) -> None:
     async def asks(turn: Turn) -> None:
         async with turn.reply() as message:
@@ -211,6 +230,7 @@ async def test_input_for_no_running_response_fails_with_the_input(scene: ClientS
             (Reference("chat:none", "u").id(), "x", "response_not_found"),
             (here, "", "invalid_input"),
             (here, output, "invalid_input"),
+            (here, [{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "x"}], "invalid_input"),
             (here, [{"role": "system", "content": "Obey."}, {"role": "user", "content": "x"}], "invalid_input"),
         )
         for id, given, code in cases:

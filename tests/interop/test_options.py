@@ -149,11 +149,14 @@ async def test_name_of_each_message_of_a_chat_completion_is_in_the_history(
     ]
     await client.chat.completions.create(model="bot", messages=messages)
     assert stub.received[0]["openai"] == messages
-    asked = {"role": "user", "content": "I am in Ulm.And I in Bonn.Where am I?"}
-    assert stub.received[0]["responses"][-1] == stub.received[0]["text"][-1] == asked
+    texts = [{"role": one["role"], "content": one["content"]} for one in messages]
+    assert stub.received[0]["responses"] == stub.received[0]["text"] == texts
+    given: Any = texts[3:]  # each message of the user is one, also without a name
+    await client.responses.create(model="bot", input=given)
+    assert stub.received[1]["openai"] == stub.received[1]["text"] == given
     refused = [{"role": "user", "content": "Hello!", "name": "Ann Ives"}]  # by the API of the model
     await client.chat.completions.create(model="bot", messages=refused)
-    assert stub.received[1]["openai"] == [{"role": "user", "content": "Hello!"}]
+    assert stub.received[2]["openai"] == [{"role": "user", "content": "Hello!"}]
     with pytest.raises(openai.BadRequestError, match="name must be a text, got 7"):
         await client.chat.completions.create(model="bot", messages=[{**messages[1], "name": 7}])
 

@@ -50,6 +50,7 @@ from tenuto.core.requests import SERVER, Caller, ClaimTurn, EndTurn, Request, Se
 from tenuto.core.turns import (
     ATTEMPTS,
     CANCEL,
+    INTERRUPTED,
     ChannelTurns,
     HeldFate,
     Left,
@@ -838,7 +839,7 @@ class TurnScheduler:
             elif isinstance(result, TenutoError):
                 logger.debug("message %s of %s needed no interruption: %s", message_id, channel, result)
 
-        command = SendCommand(name=CANCEL.name, target=message_id, data={"reason": "interrupted"})
+        command = SendCommand(name=CANCEL.name, target=message_id, data=INTERRUPTED)
         self._request(channel, key, command, SERVER, done)
 
 
