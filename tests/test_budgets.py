@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_742,
-    "lines of tests/": 62_160,
+    "lines of tests/": 62_141,
     "lines of proof/ and bench/": 19_983,
     "words of docs without decisions": 49_971,
     "words of decisions": 12_000,

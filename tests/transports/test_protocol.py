@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tenuto.core import errors, events
 from tenuto.core.errors import TenutoError
-from tenuto.core.limits import KIB, MIB, Limits
 from tenuto.transports import codec
 from tenuto.transports.operations import OPERATIONS
 
@@ -78,21 +77,3 @@ def test_every_close_code_is_documented() -> None:
     }
     assert len(ours) == 9
     assert {str(code) for code in ours} <= documented
-
-
-def test_the_limits_are_the_defaults() -> None:
-    limits = Limits()
-    text = section("11")
-    for phrase in (
-        f"| {limits.request_bytes // MIB} MiB |",
-        f"| {limits.append_bytes // KIB} KiB |",
-        f"| {limits.message_bytes // MIB} MiB, {limits.parts} parts |",
-        f"| {limits.meta_bytes // KIB} KiB |",
-        f"| {limits.data_bytes // KIB} KiB |",
-        f"nested {limits.depth} deep",
-        f"{limits.socket_channels} channels; {limits.socket_requests:,} requests "
-        f"or {limits.socket_request_bytes // MIB} MiB",
-        f"{limits.history} messages, {limits.history_bytes // MIB} MiB",
-        f"{limits.waiting_requests:,} requests, {limits.waiting_bytes // MIB} MiB",
-    ):
-        assert phrase in text, phrase
