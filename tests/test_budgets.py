@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_666,
+    "lines of tenuto/": 54_862,
     "lines of its kernel": 34_142,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_742,
-    "lines of tests/": 62_141,
+    "lines of tests/": 62_425,
     "lines of proof/ and bench/": 19_983,
-    "words of docs without decisions": 49_971,
+    "words of docs without decisions": 49_975,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -15,7 +15,17 @@ from typing import Any, Protocol, TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.sources.attaching import Attaching
-from tenuto.sources.reading import Source, UpstreamEnded, UpstreamError, get, is_from_sdk, malformed, unfinished
+from tenuto.sources.reading import (
+    LINE_CHARACTERS,
+    Source,
+    UpstreamEnded,
+    UpstreamError,
+    get,
+    is_from_sdk,
+    malformed,
+    unfinished,
+    word,
+)
 from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
@@ -171,8 +181,8 @@ def named_source(source: str | None, text_field: str | None, *, option: str = "s
 
 
 async def _write(writing: Writing, source: Source, event: object) -> None:
-    cursor = get(event, "sequence_number") if writing.note is not None else None
-    if isinstance(cursor, int) and cursor <= writing.behind:
+    cursor = _cursor(event) if writing.note is not None else None
+    if cursor in writing.behind:
         return  # the provider has begun before the cursor
     writing.source = source
     try:
@@ -183,5 +193,10 @@ async def _write(writing: Writing, source: Source, event: object) -> None:
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
         # Errors about unexpected provider data become errors of the upstream.
         raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error
-    if isinstance(cursor, int):
-        writing.cursor = cursor
+    writing.move(cursor)
+
+
+def _cursor(event: object) -> int | str | None:
+    """Return the place of an event in its response: OpenAI's number, or Google's id."""
+    number, id = get(event, "sequence_number"), word(event, "event_id", LINE_CHARACTERS)
+    return number if isinstance(number, int) else id

@@ -20,6 +20,7 @@ import msgspec
 
 from tenuto.core.errors import Deleted, Finished, LocalError, shown
 from tenuto.core.model import RESPONSES
+from tenuto.sources.google_genai import events_of_interaction
 from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
 from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s, wait_to_retry
@@ -53,9 +54,13 @@ class Attaching:
 
     def __init__(self, writer: Writer, tries: Tries, attach: object) -> None:
         """Take up the response that an earlier process has begun here. Raises LocalError if `attach` is not valid."""
-        self._has_methods = hasattr(attach, "retrieve") and hasattr(attach, "cancel")
+        self._is_openai = hasattr(attach, "retrieve")  # else the methods are Google's
+        self._has_methods = hasattr(attach, "cancel") and (self._is_openai or hasattr(attach, "get"))
         if not self._has_methods and not callable(attach):
-            raise LocalError(f"attach must be OpenAI's `client.responses`, or a function, got {shown(attach)}")
+            raise LocalError(
+                "attach must be OpenAI's `client.responses`, Google's `client.aio.interactions`, or a function, got "
+                f"{shown(attach)}"
+            )
         self._writer, self._attach = writer, cast("Any", attach)  # `Any`: an object of an SDK
         self._retries, self._retry_s = tries.retries, tries.retry_s
         self._write: Callable[[Make, Writing], Awaitable[Piped]] = tries.write  # writes one stream
@@ -106,7 +111,7 @@ class Attaching:
                 break
             try:
                 async with asyncio.timeout(CALL_S):
-                    response = await called(partial(self._attach.retrieve, id))
+                    response = await self._get(id)
             except Exception as failure:
                 error, has_moved = failure, False
                 continue
@@ -114,7 +119,7 @@ class Attaching:
             status, silent_s = get(response, "status"), self._now_s() - self._moved_s
             if status not in ("queued", "in_progress", "cancelled"):
                 writing.rewind()
-                return partial(events_of, response)
+                return partial(events_of if self._is_openai else events_of_interaction, response)
             if status == "queued" and silent_s > QUEUED_S:
                 await self._cancel(id)
                 status = "cancelled"
@@ -124,12 +129,17 @@ class Attaching:
                 await asyncio.sleep(min(silent_s, POLL_S))
                 break
             await pause(self._writer, POLL_S)
-        if writing.cursor < 0:
-            writing.rewind()
-        writing.behind = writing.cursor
+        writing.go_on()
+        cursor = writing.cursor
         if not self._has_methods:
-            return partial(self._attach, id, writing.cursor if writing.cursor >= 0 else None)
-        return partial(called, partial(self._attach.retrieve, id, stream=True, starting_after=max(0, writing.cursor)))
+            return partial(self._attach, id, cursor)
+        if self._is_openai:
+            return partial(self._get, id, stream=True, starting_after=cursor or 0)
+        return partial(self._get, id, stream=True, **({} if cursor is None else {"last_event_id": cursor}))
+
+    def _get(self, id: str, **options: Any) -> Awaitable[object]:
+        """Return the response, or a stream of it."""
+        return called(partial(self._attach.retrieve if self._is_openai else self._attach.get, id, **options))
 
     async def _wait_after(self, error: Exception) -> None:
         """Wait until the next call. Raises as `_next`, and `error` if it is no break."""

@@ -1,22 +1,9 @@
-"""Google (`google-genai`): the chunks of `generate_content_stream`, async or blocking. Layer: sources.
-
-| event | becomes |
-|---|---|
-| a part with `text` | text, or reasoning when it is a `thought` |
-| `function_call` | tool: call, name, complete input, `called` |
-| `function_response`, also in the history of automatic function calls | the output of that tool, `done` |
-| `executable_code`, `code_execution_result` | tool `code_execution`: input, output |
-| `inline_data`, `file_data` | file |
-| `grounding_metadata.grounding_chunks[].web` | source |
-| `finish_reason`, or `prompt_feedback.block_reason` | `meta.finish_reason`; the end |
-| `usage_metadata`, `model_version` | `meta.usage`, `meta.model` |
-| an `error` in place of a chunk | UpstreamError |
-"""
+"""The streams of Google (`google-genai`): `generate_content_stream`, and the Interactions API. Layer: sources."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from tenuto.sources.reading import (
     CALLED,
@@ -33,9 +20,12 @@ from tenuto.sources.reading import (
     counts,
     free,
     get,
+    index,
     items,
     malformed,
+    needed,
     plain,
+    reported,
     text,
     tool,
     unfinished,
@@ -56,6 +46,21 @@ FINISH |= dict.fromkeys((*_FILTERED, *_FILTERED_IMAGES), "content_filter")
 
 
 class GoogleGenAI(Source):
+    """The chunks of `generate_content_stream`, async or blocking.
+
+    | event | becomes |
+    |---|---|
+    | a part with `text` | text, or reasoning when it is a `thought` |
+    | `function_call` | tool: call, name, complete input, `called` |
+    | `function_response`, also in the history of automatic function calls | the output of that tool, `done` |
+    | `executable_code`, `code_execution_result` | tool `code_execution`: input, output |
+    | `inline_data`, `file_data` | file |
+    | `grounding_metadata.grounding_chunks[].web` | source |
+    | `finish_reason`, or `prompt_feedback.block_reason` | `meta.finish_reason`; the end |
+    | `usage_metadata`, `model_version` | `meta.usage`, `meta.model` |
+    | an `error` in place of a chunk | UpstreamError |
+    """
+
     name = "google-genai"
 
     def __init__(self) -> None:
@@ -159,3 +164,151 @@ def _data_url(blob: object) -> str:
     if not isinstance(data, str):
         raise malformed(f"field 'data' of a file must be bytes or text, got {type(data).__name__}")
     return f"data:{word(blob, 'mime_type') or ''};base64,{data}"
+
+
+INTERACTION_USAGE = {
+    "input_tokens": "total_input_tokens",
+    "output_tokens": "total_output_tokens",
+    "total_tokens": "total_tokens",
+    "cached_tokens": "total_cached_tokens",
+    "reasoning_tokens": "total_thought_tokens",
+}
+INTERACTION_FINISH = {"requires_action": "tool_calls", "incomplete": "length", "budget_exceeded": "length"}
+_FILES = ("image", "audio", "video", "document")
+
+
+class GoogleInteractions(Source):
+    """The Interactions API: events of `interactions.create(stream=True)` and `interactions.get(id, stream=True)`.
+
+    | event | becomes |
+    |---|---|
+    | `interaction.created`, `interaction.status_update` | `meta.model`; the id to attach to |
+    | `step.delta` `text`, and `content` of a step | text |
+    | `step.delta` `thought_summary`, and `summary` of a step | reasoning |
+    | `step.start` of a `function_call`, `arguments_delta`, `step.stop` | tool: call, name, input; `called` |
+    | `step.start` of another `…_call` (`google_search_call`, …), which Google runs | tool of that name |
+    | `…_result` | the output of that tool, `done` or `error` |
+    | `image`, `audio`, `video`, `document` | file, with the pieces of one step joined |
+    | `annotations[]` | source |
+    | `interaction.completed` | `meta.usage`, `meta.finish_reason`; the end |
+    | that of a failed one, and `error` | UpstreamError |
+    """
+
+    name = "google-interactions"
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        self._calls: dict[int, str] = {}  # call of the step at each index: its own, or that of which it is the result
+        self._kinds: dict[int, str] = {}
+        self._given: set[str] = set()  # calls whose input has begun
+        self._pieces: list[bytes] = []  # data of the file that is streaming
+        self._media_type: str | None = None
+        self._number = 0  # number of the part that is streaming: neighbouring pieces of the same kind make up one
+        self._kind = ""  # its kind: text, reasoning, or one of `_FILES`
+
+    def take(self, event: object) -> Iterator[Edit]:
+        place = index(event, "index")
+        match get(event, "event_type"):
+            case "interaction.created" | "interaction.completed" as kind:
+                yield from self._about(get(event, "interaction"), is_end=kind == "interaction.completed")
+            case "interaction.status_update":
+                yield Meta(response_id=word(event, "interaction_id"))
+            case "step.start":
+                yield from self._start(place, get(event, "step"))
+            case "step.delta":
+                yield from self._content(place, get(event, "delta"))
+            case "step.stop":
+                yield from self._stop(place)
+            case "error":
+                raise reported(get(get(event, "error"), "code"))
+
+    def end(self) -> Iterator[Edit]:
+        if not self._is_ended:
+            raise unfinished()
+        return iter(())
+
+    def _about(self, interaction: object, *, is_end: bool) -> Iterator[Edit]:
+        id, status = word(interaction, "id"), word(interaction, "status") or "completed"
+        usage = counts(get(interaction, "usage"), INTERACTION_USAGE)
+        yield Meta(model=word(interaction, "model"), usage=usage, of=id, response_id=id)
+        if is_end and status == "failed":
+            raise reported(*(get(error, "code") for error in items(interaction, "errors")))
+        if is_end and status not in ("cancelled", "in_progress", "queued"):
+            self._is_ended = True
+            yield Meta(finish_reason=INTERACTION_FINISH.get(status, "stop" if status == "completed" else status))
+
+    def _start(self, place: int, step: object) -> Iterator[Edit]:
+        yield from self._change("")
+        kind = self._kinds[place] = word(step, "type") or ""
+        if kind.endswith("_call"):
+            call = self._calls[place] = needed(step, "id")
+            yield Open(("call", call), tool(call, word(step, "name") or kind.removesuffix("_call")))
+        elif kind.endswith("_result"):
+            self._calls[place] = needed(step, "call_id")
+        if kind == "user_input":
+            return
+        yield from self._content(place, step)
+        for content in items(step, "content"):
+            yield from self._content(place, content)
+        for content in items(step, "summary"):
+            yield from self._text("reasoning", text(content, "text"))
+
+    def _content(self, place: int, content: object) -> Iterator[Edit]:
+        """Yield the edits for a delta, or for a step or its content, which have the same form when they are whole."""
+        kind, call = word(content, "type") or "", self._calls.get(place)
+        if kind == "text":
+            yield from self._text("text", text(content, "text"))
+        elif kind == "thought_summary":
+            yield from self._text("reasoning", text(get(content, "content"), "text"))
+        elif kind in _FILES:
+            yield from self._piece(kind, content)
+        elif call is not None and kind == "arguments_delta":
+            yield Add(("call", call), text(content, "arguments"))
+        elif call is not None and kind.endswith("_call") and call not in self._given:
+            if arguments := plain(get(content, "arguments")):
+                self._given.add(call)
+                yield Add(("call", call), as_json(arguments))
+        elif call is not None and kind.endswith("_result") and get(content, "result") is not None:
+            state = ERROR if get(content, "is_error") is True else DONE
+            yield Set(("call", call), {"output": plain(get(content, "result")), "state": state})
+        for note in items(content, "annotations"):
+            if url := word(note, "url", LINE_CHARACTERS) or word(note, "document_uri", LINE_CHARACTERS):
+                title = word(note, "title") or word(note, "file_name") or word(note, "name")
+                yield Open(("source", url), free("source", url=url, title=title))
+
+    def _text(self, kind: str, more: str) -> Iterator[Edit]:
+        yield from self._change(kind)
+        yield Add(self._number, more, kind)
+
+    def _piece(self, kind: str, content: object) -> Iterator[Edit]:
+        """Yield the part for a file that has an address; keep the data of another one until it has ended."""
+        yield from self._change(kind)
+        self._media_type = word(content, "mime_type") or self._media_type
+        if url := word(content, "uri", LINE_CHARACTERS):
+            yield Open(self._number, free("file", media_type=self._media_type, url=url))
+        elif data := get(content, "data"):
+            self._pieces.append(data if isinstance(data, bytes) else base64.b64decode(text(content, "data")))
+
+    def _change(self, kind: str) -> Iterator[Edit]:
+        """Begin a part of `kind`, unless one is streaming. Yield the file that has ended with this."""
+        if kind == self._kind:
+            return
+        if self._pieces:
+            blob = {"mime_type": self._media_type, "data": b"".join(self._pieces)}
+            yield Open(self._number, free("file", media_type=self._media_type, url=_data_url(blob)))
+        self._kind, self._number, self._media_type = kind, self._number + 1, None
+        self._pieces.clear()
+
+    def _stop(self, place: int) -> Iterator[Edit]:
+        yield from self._change("")
+        if self._kinds.get(place) == "function_call":
+            yield Set(("call", self._calls[place]), {"state": CALLED})
+
+
+async def events_of_interaction(interaction: object) -> AsyncIterator[dict[str, object]]:
+    """Yield the events of an interaction that has ended and was read whole."""
+    yield {"event_type": "interaction.created", "interaction": interaction}
+    for place, step in enumerate(items(interaction, "steps")):
+        yield {"event_type": "step.start", "index": place, "step": step}
+        yield {"event_type": "step.stop", "index": place}
+    yield {"event_type": "interaction.completed", "interaction": interaction}

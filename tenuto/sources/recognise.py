@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from tenuto.core.errors import LocalError, TenutoError
 from tenuto.sources.ai_sdk import STARTS, AISDKSource, chunk_of
 from tenuto.sources.anthropic import Anthropic
-from tenuto.sources.google_genai import GoogleGenAI
+from tenuto.sources.google_genai import GoogleGenAI, GoogleInteractions
 from tenuto.sources.langchain import AI, LangChain, LangGraph
 from tenuto.sources.openai import OpenAIAgents, OpenAIChat, OpenAIResponses
 from tenuto.sources.pydantic_ai import PydanticAI
@@ -21,7 +21,7 @@ from tenuto.sources.reading import Source, get
 from tenuto.sources.text import PlainText, SSEText, begins_frames, is_frame_object
 
 _KINDS: tuple[type[Source], ...] = (
-    *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI),
+    *(PlainText, OpenAIResponses, OpenAIChat, Anthropic, GoogleGenAI, GoogleInteractions),
     *(OpenAIAgents, PydanticAI, LangChain, LangGraph, AISDKSource),
     SSEText,
 )
@@ -32,6 +32,7 @@ _BY_MODULE: tuple[tuple[str, type[Source]], ...] = (
     ("openai.lib.streaming.responses", OpenAIResponses),
     ("openai.lib.streaming.chat", OpenAIChat),
     ("anthropic", Anthropic),
+    ("google.genai._gaos", GoogleInteractions),
     ("google.genai", GoogleGenAI),
     ("agents", OpenAIAgents),
     ("pydantic_ai", PydanticAI),
@@ -96,6 +97,8 @@ def _kind_of(event: object) -> type[Source] | None:
         return LangChain
     if get(event, "choices") is not None or name == "chunk":
         return OpenAIChat
+    if isinstance(get(event, "event_type"), str):
+        return GoogleInteractions
     if not isinstance(name, str):
         return GoogleGenAI if hasattr(event, "candidates") and hasattr(event, "usage_metadata") else None
     if name.startswith("response."):

@@ -269,15 +269,30 @@ class Writing:
         self._usage: dict[Hashable, dict[str, int]] = {}
         self.usage_before: dict[str, int] | None = None  # that of the earlier streams; None: the message has it
         self.source: Source | None = None  # translates the events of the response
-        self.cursor, self.behind = -1, -1  # number of the last event, and of the one behind which the stream begins
+        self.cursor: int | str | None = None  # place of the last event; None: unknown, so a stream begins at the first
+        self.behind = frozenset[int | str | None]()  # places of the events that came before this stream
+        self._passed = set[int | str]()  # places of all events so far
         self.note: Callable[[str], Awaitable[None]] | None = None  # stores the id of a response to attach to
         self._left: deque[tuple[int, Part]] = deque()  # parts of it that the message holds, until they are repeated
         self._marks = False  # True: the text that follows the left parts begins at a mark
+
+    def move(self, cursor: int | str | None) -> None:
+        """Keep the place of the event that was written."""
+        self.cursor = cursor
+        if cursor is not None:
+            self._passed.add(cursor)
+
+    def go_on(self) -> None:
+        """Expect the rest of the response, behind the last event; all of it if its place is unknown."""
+        if self.cursor is None:
+            self.rewind()
+        self.behind = frozenset(self._passed)
 
     def replay(self, left: dict[int, Part], *, marks: bool) -> None:
         """Expect the response from its beginning: what the parts `left` hold of it is not written again."""
         self.source, self._left, self._marks = None, deque(sorted(left.items(), key=itemgetter(0))), marks
         self._slots.clear()
+        self._passed.clear()
 
     def rewind(self) -> None:
         """Expect the response from its beginning. Raises UpstreamEnded if that continues the text of another one."""

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
+from google import genai
+from google.genai import types
 from openai import AsyncOpenAI, OpenAI
 
 from tenuto import Hub
@@ -27,7 +29,9 @@ from tenuto.stores.memory import MemoryStore
 from tests.sources.provider import Provider
 from tests.sources.test_tries import CUT, HOLD, LONG, Model, ask_chat, counted, new_hub, piped
 from tests.sources.wires import (
+    GEMINI_USAGE,
     INPUT,
+    INTERACTION_USAGE,
     PARTS,
     RESPONSES_USAGE,
     TEXT,
@@ -36,6 +40,8 @@ from tests.sources.wires import (
     chat_called,
     chat_end,
     chat_said,
+    interaction_answer,
+    interaction_state,
 )
 from tests.virtual import virtually
 
@@ -87,15 +93,22 @@ async def answered(model: Model, **options: Any) -> Message:
 
 
 async def died_and_answered(
-    model: Model, *, supersedes: bool, make: Callable[..., Any] | None = None, **options: Any
+    model: Model,
+    *,
+    supersedes: bool,
+    make: Callable[..., Any] | None = None,
+    first: Callable[[], Any] | None = None,
+    attach: Any = None,
+    **options: Any,
 ) -> Message:
     """Return the message after a process that died while it piped a response, and another one that took it over."""
     hub, client = new_hub(), model.openai()
+    attach = attach or client.responses
 
     async def die() -> None:
         async with hub.message("chat:1", id="m") as message:
             message.cancelled_as = ("interrupted", None)
-            await pipe(message, ask(client), attach=client.responses)
+            await pipe(message, first or ask(client), attach=attach)
 
     dying = asyncio.create_task(die())
     await asyncio.sleep(5)
@@ -104,7 +117,7 @@ async def died_and_answered(
     message = await hub.take_over("chat:1", "m")
     message.begin_again({}, supersedes=supersedes)
     async with message:
-        await pipe(message, make or ask(client), attach=client.responses, **options)
+        await pipe(message, make or ask(client), attach=attach, **options)
     stored, _ = await hub.read("chat:1", "m")
     await hub.close()
     return stored
@@ -481,6 +494,103 @@ async def test_message_that_a_person_stops_cancels_the_response() -> None:
     await hub.close()
 
 
+# -- Google's interactions ---------------------------------------------------------------------------------------------
+
+INTERACTION = interaction_answer()
+INTERACTION_STEPS: list[dict[str, Any]] = [
+    {"type": "thought", "summary": [{"type": "text", "text": THOUGHT}]},
+    {"type": "model_output", "content": [{"type": "text", "text": TEXT}]},
+    {"type": "function_call", "id": "call_1", "name": "weather", "arguments": {"city": "Oslo"}},
+]
+LOOK = "GET /int_1?stream=false"
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hooks of Google's SDK run on the loop; it has threads for them, for which virtual time does not wait."""
+
+    async def to_thread(function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+
+
+def interact(client: Any) -> Callable[[], Any]:
+    return lambda: client.interactions.create(model="gemini-test", input="Hi", background=True, stream=True)
+
+
+def interaction_of(status: str, **fields: Any) -> tuple[int, dict[str, str], str]:
+    return 200, {}, json.dumps(interaction_state(status, **fields))
+
+
+def some_ids(every: int) -> list[bytes]:
+    """Return the answer with an id at one event of `every`; at none for 0."""
+    pairs = zip(INTERACTION, interaction_answer(ids=False), strict=True)
+    return [with_id if every and not place % every else without for place, (with_id, without) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+@pytest.mark.parametrize("at", range(1, len(INTERACTION)))
+@pytest.mark.usefixtures("at_once")
+@virtually
+async def test_interaction_that_breaks_goes_on_behind_its_last_event(at: int, every: int) -> None:
+    events = some_ids(every)
+    is_known = bool(every) and not (at - 1) % every  # else the events behind the last id would be repeated
+    looks = [interaction_of("in_progress")] if at < 4 or not is_known else []
+    # the provider repeats the event at which a stream is attached, which its documentation leaves open
+    model = Model([*events[:at], CUT], *looks, events[at - 1 :] if is_known else events)
+    client = model.google().aio
+    message, shown = await piped(interact(client), attach=client.interactions)
+    assert (message.status, message.parts) == ("complete", PARTS)
+    assert message.meta == {"model": "gemini-test", "usage": GEMINI_USAGE, "finish_reason": "tool_calls"}
+    query = f"last_event_id=e{at - 1}&stream=true" if is_known else "stream=true"
+    assert model.asked[-1] == f"GET /int_1?{query}"
+    assert all(TEXT.startswith(text) for text in shown)
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+@pytest.mark.parametrize("at", range(1, len(INTERACTION)))
+@pytest.mark.usefixtures("at_once")
+@virtually
+async def test_next_process_goes_on_with_the_same_interaction(at: int, has_ended: bool) -> None:
+    ended = interaction_of("requires_action", steps=INTERACTION_STEPS, usage=INTERACTION_USAGE)
+    rest: list[Any] = [INTERACTION]
+    if has_ended:
+        rest = [ended] if at < 4 else [TOO_OLD, ended]
+    elif at < 4:
+        rest = [interaction_of("in_progress"), INTERACTION]
+    model = Model([*INTERACTION[:at], HOLD], *rest)
+    client = model.google().aio
+    message = await died_and_answered(
+        model, supersedes=True, make=interact(client), first=interact(client), attach=client.interactions
+    )
+    *said, call = [part for part in unmarked(message) if part["type"] != "attempt"][-3:]
+    assert (message.status, said, json.loads(call["input"])) == ("complete", PARTS[:2], {"city": "Oslo"})
+    assert message.meta == {"model": "gemini-test", "usage": GEMINI_USAGE, "finish_reason": "tool_calls"}
+    stream = "GET /int_1?stream=true"
+    expected = [LOOK, *([] if has_ended else [stream])] if at < 4 else [stream, *([LOOK] if has_ended else [])]
+    assert model.asked == ["POST", *expected]
+
+
+@pytest.mark.usefixtures("at_once")
+@virtually
+async def test_person_who_stops_the_answer_cancels_the_interaction() -> None:
+    hub, model = new_hub(), Model([*INTERACTION[:9], HOLD], interaction_of("cancelled"))
+    client = model.google().aio
+
+    async def answer() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ("cancelled", None)
+            await pipe(message, interact(client), attach=client.interactions)
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(5)
+    task.cancel()
+    await asyncio.wait([task])
+    assert model.asked == ["POST", "POST /int_1/cancel"]
+    await hub.close()
+
+
 # -- other providers, and other uses -----------------------------------------------------------------------------------
 
 
@@ -555,6 +665,16 @@ async def test_response_breaks_off_in_each_item_over_real_connections(
     assert (await hub.read("chat:1", "m"))[0].parts == PARTS
     streams = [f"/v1/responses/resp_1?starting_after={number}&stream=true" for number in (5, 11, 16)]
     assert [path for path, _ in provider.requests] == ["/v1/responses", *streams]
+
+
+async def test_interaction_breaks_off_over_real_connections(hub: Hub, provider: Provider) -> None:
+    provider.will_say([*INTERACTION[:9], 0.05, CUT], INTERACTION[9:])
+    options = types.HttpOptions(base_url=provider.url, retry_options=types.HttpRetryOptions(attempts=1))
+    client = genai.Client(api_key="none", http_options=options).aio
+    async with hub.message("chat:1", id="m") as message:
+        await pipe(message, interact(client), attach=client.interactions, retry_s=0.01)
+    assert (await hub.read("chat:1", "m"))[0].parts == PARTS
+    assert provider.requests[1][0] == "/v1/interactions/int_1?last_event_id=e8&stream=true"
 
 
 @virtually

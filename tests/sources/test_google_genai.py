@@ -1,7 +1,8 @@
-"""`google-genai`: `generate_content_stream`, async and blocking."""
+"""`google-genai`: `generate_content_stream`, async and blocking, and the events of the Interactions API."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,7 +13,18 @@ from tenuto import Hub
 from tenuto.sources import ToolCall
 from tests.sources.piping import ended, failed, pipe_all
 from tests.sources.provider import CUT, Provider
-from tests.sources.wires import GEMINI_USAGE, PARTS, TEXT, gemini, gemini_answer, sse
+from tests.sources.wires import (
+    GEMINI_USAGE,
+    PARTS,
+    TEXT,
+    gemini,
+    gemini_answer,
+    interaction,
+    interaction_answer,
+    interaction_state,
+    interaction_step,
+    sse,
+)
 
 ASK: dict[str, Any] = {"model": "gemini-test", "contents": "Hi"}
 CALLED = {**PARTS[2], "input": '{"city":"Oslo"}'}  # Google sends an object, which is written as compact JSON
@@ -87,3 +99,99 @@ async def test_an_error_among_chunks_fails_with_public_words(
     provider.will_say([gemini({"text": "Hello"}), sse(error)])
     text, words = await failed(hub, await client.aio.models.generate_content_stream(**ASK))
     assert (text, words) == ("Hello", "the model's provider reported an error: UNAVAILABLE")
+
+
+# -- the Interactions API ----------------------------------------------------------------------------------------------
+
+INTERACT: dict[str, Any] = {"model": "gemini-test", "input": "Hi", "stream": True}
+
+
+async def test_interaction_becomes_parts_in_order(hub: Hub, provider: Provider, client: genai.Client) -> None:
+    provider.will_say(interaction_answer())
+    stored, piped = await pipe_all(hub, client.aio.interactions.create(**INTERACT))
+    assert (stored.status, stored.parts) == ("complete", PARTS)
+    assert stored.meta == {"model": "gemini-test", "finish_reason": "tool_calls", "usage": GEMINI_USAGE}
+    assert (piped.text, [call.arguments for call in piped.tool_calls]) == (TEXT, [{"city": "Oslo"}])
+
+
+async def test_tools_of_google_files_and_sources_of_an_interaction(
+    hub: Hub, provider: Provider, client: genai.Client
+) -> None:
+    steps: list[dict[str, Any]] = [
+        {"type": "user_input", "content": [{"type": "text", "text": "Hi"}]},
+        {"type": "google_search_call", "id": "s1", "arguments": {}},
+        {"type": "google_search_result", "call_id": "s1", "result": []},
+        {"type": "mcp_server_tool_call", "id": "m1", "name": "look", "server_name": "b", "arguments": {"a": 1}},
+        {"type": "mcp_server_tool_result", "call_id": "m1", "result": "no", "is_error": True},
+    ]
+    cited = {"type": "url_citation", "url": "https://a.example", "title": "A"}
+    deltas: list[list[dict[str, Any]]] = [
+        [],
+        [{"type": "google_search_call", "arguments": {"queries": ["q"]}}],
+        [{"type": "google_search_result", "result": [{"search_suggestions": "x"}]}],
+        [],
+        [],
+        [
+            {"type": "text", "text": "See "},
+            {"type": "image", "mime_type": "image/png", "data": "aGk="},
+            {"type": "audio", "mime_type": "audio/wav", "data": "aGk="},
+            {"type": "audio", "data": "aA=="},
+            {"type": "document", "uri": "https://b.example/d.pdf", "mime_type": "application/pdf"},
+            {"type": "text", "text": "the"},
+            {"type": "text", "text": " picture."},
+            {"type": "text_annotation_delta", "annotations": [cited]},
+            {"type": "of the future", "text": "?"},
+        ],
+    ]
+    whole = interaction(
+        ("interaction.created", {"interaction": interaction_state("in_progress")}),
+        *(
+            event
+            for place, (step, said) in enumerate(zip([*steps, {"type": "model_output"}], deltas, strict=True))
+            for event in interaction_step(place, step, *said)
+        ),
+        ("interaction.completed", {"interaction": interaction_state("incomplete")}),
+    )
+    provider.will_say(whole)
+    stored, piped = await pipe_all(hub, client.aio.interactions.create(**INTERACT))
+    search, tool, *rest = stored.parts
+    assert (search["name"], search["input"], search["state"]) == ("google_search", '{"queries":["q"]}', "done")
+    assert search["output"] == [{"search_suggestions": "x"}]
+    assert (tool["name"], tool["input"], tool["state"], tool["output"]) == ("look", '{"a":1}', "error", "no")
+    assert rest == [
+        {"type": "text", "text": "See "},
+        {"type": "file", "media_type": "image/png", "url": "data:image/png;base64,aGk="},
+        {"type": "file", "media_type": "audio/wav", "url": "data:audio/wav;base64,aGlo"},
+        {"type": "file", "media_type": "application/pdf", "url": "https://b.example/d.pdf"},
+        {"type": "text", "text": "the picture."},
+        {"type": "source", "url": "https://a.example", "title": "A"},
+    ]
+    assert (piped.finish_reason, piped.tool_calls) == ("length", [])
+
+
+@pytest.mark.parametrize("is_blocking", [False, True])
+@pytest.mark.parametrize("end", [[], [CUT], ["cancelled"]])
+async def test_interaction_without_its_end_was_a_crash(
+    hub: Hub, provider: Provider, client: genai.Client, end: list[bytes | str], is_blocking: bool
+) -> None:
+    if end == ["cancelled"]:
+        end = list(interaction(("interaction.completed", {"interaction": interaction_state("cancelled")})))
+    provider.will_say([*interaction_answer()[:9], *end])
+    blocking = lambda: client.interactions.create(**INTERACT)  # noqa: E731
+    stream = asyncio.to_thread(blocking) if is_blocking else client.aio.interactions.create(**INTERACT)
+    assert await ended(hub, stream) == TEXT[:7]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ("error", {"error": {"code": "overloaded", "message": "key sk-123"}}),
+        ("interaction.completed", {"interaction": interaction_state("failed", errors=[{"code": "overloaded"}])}),
+    ],
+)
+async def test_interaction_that_failed_has_public_words(
+    hub: Hub, provider: Provider, client: genai.Client, event: tuple[str, dict[str, Any]]
+) -> None:
+    provider.will_say([*interaction_answer()[:9], *interaction(event)])
+    text, words = await failed(hub, client.aio.interactions.create(**INTERACT))
+    assert (text, words) == (TEXT[:7], "the model's provider reported an error: overloaded")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ import httpx
 import httpx2
 import pytest
 from anthropic import AsyncAnthropic
+from google import genai
+from google.genai import types
 from google.genai.errors import ClientError, ServerError
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -53,7 +56,8 @@ class Model(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.asked_s.append(asyncio.get_running_loop().time())
-        self.asked.append(f"{request.method} {request.url.raw_path.decode().removeprefix('/v1/responses')}".rstrip())
+        path = re.sub(r"^/(v1/responses|v1/interactions)", "", request.url.raw_path.decode())
+        self.asked.append(f"{request.method} {path}".rstrip())
         script = self.scripts.pop(0)
         if isinstance(script, tuple):
             status, headers, body = script
@@ -71,6 +75,12 @@ class Model(httpx2.AsyncBaseTransport):
         client = AsyncAnthropic(base_url="http://model", api_key="sk-none", max_retries=0, http_client=http)
         client._platform = "Linux"
         return client
+
+    def google(self) -> genai.Client:
+        http = httpx2.AsyncClient(transport=self)
+        once = types.HttpRetryOptions(attempts=1)
+        options = types.HttpOptions(base_url="http://model", retry_options=once, httpx_async_client=http)
+        return genai.Client(api_key="none", http_options=options)
 
     @property
     def waits_s(self) -> list[float]:

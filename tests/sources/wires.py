@@ -272,3 +272,49 @@ def gemini_answer() -> list[bytes]:
         gemini({"functionCall": {"id": "call_1", "name": "weather", "args": {"city": "Oslo"}}}),
         gemini({"text": ""}, finish="STOP", usage=True),
     ]
+
+
+def interaction(*events: tuple[str, dict[str, Any]], ids: bool = True) -> list[bytes]:
+    """Return the events of the Interactions API, each with an id or without."""
+    numbered = enumerate(events)
+    return [
+        sse({"event_type": kind, **fields, **({"event_id": f"e{n}"} if ids else {})}) for n, (kind, fields) in numbered
+    ]
+
+
+def interaction_step(place: int, step: dict[str, Any], *deltas: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        ("step.start", {"index": place, "step": step}),
+        *(("step.delta", {"index": place, "delta": delta}) for delta in deltas),
+        ("step.stop", {"index": place}),
+    ]
+
+
+def interaction_state(status: str, **fields: Any) -> dict[str, Any]:
+    """Return an interaction as its server describes it."""
+    return {"id": "int_1", "object": "interaction", "status": status, "model": "gemini-test", **fields}
+
+
+INTERACTION_USAGE = {
+    "total_input_tokens": 11,
+    "total_output_tokens": 7,
+    "total_tokens": 20,
+    "total_cached_tokens": 3,
+    "total_thought_tokens": 2,
+}
+
+
+def interaction_answer(*, ids: bool = True) -> list[bytes]:
+    thought = [{"type": "thought_summary", "content": {"type": "text", "text": text}} for text in ("Let me ", "think.")]
+    said = [{"type": "text", "text": text} for text in ("Hello 😀", ", world")]
+    call = {"type": "function_call", "id": "call_1", "name": "weather", "arguments": {}}
+    given = [{"type": "arguments_delta", "arguments": text} for text in ('{"city"', ': "Oslo"}')]
+    return interaction(
+        ("interaction.created", {"interaction": interaction_state("in_progress")}),
+        ("interaction.status_update", {"interaction_id": "int_1", "status": "in_progress"}),
+        *interaction_step(0, {"type": "thought"}, *thought, {"type": "thought_signature", "signature": "c2ln"}),
+        *interaction_step(1, {"type": "model_output"}, *said),
+        *interaction_step(2, call, *given),
+        ("interaction.completed", {"interaction": interaction_state("requires_action", usage=INTERACTION_USAGE)}),
+        ids=ids,
+    )
