@@ -27,7 +27,7 @@ BUDGETS = {
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_742,
     "lines of tests/": 62_425,
-    "lines of proof/ and bench/": 19_983,
+    "lines of proof/ and bench/": 19_984,
     "words of docs without decisions": 49_975,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,

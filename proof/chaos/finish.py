@@ -49,7 +49,8 @@ LENGTH = 2_000  # characters of an answer
 CHUNK = 40
 OVERLAP = 50  # characters that a continuation may repeat
 PACE_S = 0.01  # between two chunks
-SLOW_S = 0.2  # between two characters during a rolling deploy, so that it replaces three nodes within one answer
+DEPLOYS = 10  # shutdowns in a row during one answer: each of three nodes is replaced three times, and one a fourth time
+SLOW_S = 0.2  # between two characters meanwhile, so that the answer is still open
 TOOL_S = 0.3  # longest work of a tool
 BROKEN = 0.4  # share of the requests to the model that break
 FAULTS = ("429", "503", "cut", "clean cut", "stall", "overloaded", "overlap", "repeat")
@@ -447,8 +448,8 @@ class Play:
         following = [asyncio.create_task(client.follow()) for client in clients]
         if is_deploy:
             self.outside.is_slow = True
-            for node in self.nodes:
-                await self._strike(chats, TURN // 4, node)
+            for number in range(DEPLOYS):
+                await self._strike(chats, TURN // 5, self.nodes[number % len(self.nodes)])
             self.outside.is_slow = False
         else:
             for count in range(1, world.random.randrange(2, 5)):
