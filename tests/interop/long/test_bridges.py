@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from functools import partial
 from importlib import import_module
@@ -27,6 +27,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[3] / "examples" / "bridges"
 DIED = 9
 CALLS = Path("calls")
+TEMPORAL_PORT = 17_233
 
 
 def played(scene: str, folder: Path) -> dict[str, Any]:
@@ -48,12 +49,40 @@ def test_pydantic_ai_runs_again_after_a_crash_and_a_break_and_its_tools_do_not(t
     assert (report["calls"], report["processes"]) == (["look_up"], 2)
 
 
-@pytest.mark.parametrize("scene", ["dbos_retry", "dbos_crash"])
+@pytest.mark.parametrize("scene", ["dbos_retry", "dbos_crash", "dbos_end"])
 def test_dbos_repeats_a_step_and_the_answer_has_its_text_once(tmp_path: Path, scene: str) -> None:
     report = played(scene, tmp_path)
-    assert report["answers"] == [["complete", "Hello world ", 1]]
-    assert report["stream"] == ["Hello ", "Hello ", "world "]
+    is_repeated = scene != "dbos_end"
+    assert report["answers"] == [["complete", "Hello world ", int(is_repeated)]]
+    assert report["stream"] == [*(["Hello "] if is_repeated else []), "Hello ", "world "]
     assert report["processes"] == (1 if scene == "dbos_retry" else 2)
+
+
+@pytest.mark.parametrize("scene", ["temporal_retry", "temporal_crash", "temporal_end"])
+def test_temporal_repeats_an_activity_and_the_answer_has_its_text_once(
+    tmp_path: Path, temporal_server: None, scene: str
+) -> None:
+    report = played(scene, tmp_path)
+    is_repeated = scene != "temporal_end"
+    assert report["answers"] == [["complete", "Hello world ", int(is_repeated)]]
+    assert report["calls"] == (["model", "model"] if is_repeated else ["model"])
+    assert report["processes"] == (1 if scene == "temporal_retry" else 2)
+
+
+@pytest.fixture
+def temporal_server() -> Iterator[None]:
+    """Run Temporal's development server; its program is that of `TENUTO_TEMPORAL`."""
+    program = os.environ.get("TENUTO_TEMPORAL")
+    if program is None:
+        pytest.skip("set TENUTO_TEMPORAL to the program of Temporal's CLI")
+    command = [program, "server", "start-dev", "--headless", "--log-level", "error", "--port", str(TEMPORAL_PORT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert any(line.startswith("Server:") for line in server.stdout)  # it listens
+            yield
+        finally:
+            server.kill()
 
 
 def test_langgraph_does_a_nodes_work_once_as_a_step(tmp_path: Path) -> None:
@@ -139,19 +168,32 @@ async def pydantic_ai(program: Any) -> dict[str, Any]:
         return {"answers": await answers_of(program), "calls": calls()}
 
 
-async def dbos(program: Any, *, is_crash: bool) -> dict[str, Any]:
+def die_at_the_end(program: Any) -> None:
+    """Let the process die when the workflow has ended, and the answer not yet."""
+    end = program.MessageWriter.__aexit__
+
+    async def ended(*arguments: Any) -> Any:
+        os._exit(DIED) if is_first("died") else None
+        return await end(*arguments)
+
+    program.MessageWriter.__aexit__ = ended
+
+
+async def dbos(program: Any, *, dies: str | None) -> dict[str, Any]:
     """Write each token into the message and into a stream of DBOS."""
 
     async def model(question: str) -> Any:
         for word in ("Hello ", "world "):
             await program.DBOS.write_stream_async("tokens", word)
             yield word
-            if is_first("broken"):
+            if dies != "end" and is_first("broken"):
                 await asyncio.sleep(0.2)  # the text is stored
-                os._exit(DIED) if is_crash else None
+                os._exit(DIED) if dies == "model" else None
                 raise ConnectionError("the model broke")
 
     program.model = model
+    if dies == "end":
+        die_at_the_end(program)
     async with program.running(program.app):
         answers = await answers_of(program)
         return {"answers": answers, "stream": [one async for one in program.DBOS.read_stream_async("q1", "tokens")]}
@@ -170,10 +212,34 @@ async def langgraph(program: Any) -> dict[str, Any]:
     return {"answers": await answers_of(program), "calls": calls()}
 
 
+async def temporal(program: Any, *, dies: str | None) -> dict[str, Any]:
+    """Break the model, or let the process die in it or before the answer ends."""
+    program.SERVER = f"127.0.0.1:{TEMPORAL_PORT}"
+
+    async def model(question: str) -> Any:
+        note("model")
+        for word in ("Hello ", "world "):
+            yield word
+            if dies != "end" and is_first("broken"):
+                await asyncio.sleep(0.2)  # the text is stored
+                os._exit(DIED) if dies == "model" else None
+                raise ConnectionError("the model broke")
+
+    program.model = model
+    if dies == "end":
+        die_at_the_end(program)
+    async with program.running(program.app):
+        return {"answers": await answers_of(program), "calls": calls()}
+
+
 SCENES: dict[str, tuple[str, Callable[[Any], Awaitable[dict[str, Any]]]]] = {
     "pydantic_ai": ("pydantic_ai_steps", pydantic_ai),
-    "dbos_retry": ("dbos_answer", partial(dbos, is_crash=False)),
-    "dbos_crash": ("dbos_answer", partial(dbos, is_crash=True)),
+    "dbos_retry": ("dbos_answer", partial(dbos, dies=None)),
+    "dbos_crash": ("dbos_answer", partial(dbos, dies="model")),
+    "dbos_end": ("dbos_answer", partial(dbos, dies="end")),
+    "temporal_retry": ("temporal_answer", partial(temporal, dies=None)),
+    "temporal_crash": ("temporal_answer", partial(temporal, dies="model")),
+    "temporal_end": ("temporal_answer", partial(temporal, dies="end")),
     "langgraph": ("langgraph_steps", langgraph),
 }
 
@@ -181,4 +247,5 @@ if __name__ == "__main__":
     example, play = SCENES[sys.argv[1]]
     os.chdir(sys.argv[2])
     sys.path.insert(0, str(EXAMPLES))
-    print(json.dumps(asyncio.run(play(import_module(example)))))
+    print(json.dumps(asyncio.run(play(import_module(example)))), flush=True)
+    os._exit(0)  # threads of Temporal's SDK disturb the interpreter at its end
