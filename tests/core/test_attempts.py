@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from tenuto.agents.history import as_turns
-from tenuto.core.catch_up import events_since
 from tenuto.core.deltas import MessageOpened, MessageProgress, MessageReplaced, PartOpened, Sent
 from tenuto.core.errors import Fenced, Finished, InvalidRequest, NoPart, TooLarge
 from tenuto.core.events import MessageUpdate
 from tenuto.core.limits import Limits
 from tenuto.core.model import Message, Part
-from tenuto.core.requests import AppendText, CreateMessage, FinishMessage, PutPart, UpdateMessage
-from tests.core.harness import ANN, BOB, LogHarness, data_part, text_part, tool_part
+from tenuto.core.requests import CreateMessage, FinishMessage, PutPart, UpdateMessage
+from tests.core.harness import ANN, BOB, LogHarness, text_part, tool_part
 
 
 def attempt(*parts: Part, characters: int = 0) -> Part:
@@ -35,22 +34,6 @@ def supersede(harness: LogHarness, since: int, *, caller: Any = ANN, generation:
     return harness.ask("m", UpdateMessage(supersede=since, generation=generation, **fields), caller)
 
 
-def test_parts_from_the_index_on_become_one_part_before_the_new_one() -> None:
-    harness = begun(data_part(1), text_part("half an"), tool_part(), text_part("swer"))
-    supersede(harness, 1, text="Whole")
-    old = attempt(text_part("half an"), tool_part(), text_part("swer"), characters=11)
-    assert harness.message("m").parts == [data_part(1), old, text_part("Whole")]
-    assert (harness.text("m"), len(harness.log)) == ("Whole", 2)
-
-
-def test_earlier_attempt_stays_a_part_of_its_own() -> None:
-    harness = begun(text_part("one"))
-    supersede(harness, 0, text="two")
-    supersede(harness, 0, text="three")
-    one, two = attempt(text_part("one"), characters=3), attempt(text_part("two"), characters=3)
-    assert harness.message("m").parts == [one, two, text_part("three")]
-
-
 def test_update_that_supersedes_nothing_stores_nothing() -> None:
     harness = begun(text_part("one"))
     assert supersede(harness, 1).ops == ()
@@ -59,27 +42,12 @@ def test_update_that_supersedes_nothing_stores_nothing() -> None:
     assert harness.message("m").parts == [attempt(text_part("one"), characters=3)]
 
 
-def test_repeated_request_supersedes_once() -> None:
-    harness = begun(text_part("one"))
-    first = supersede(harness, 0, request="r1", text="two")
-    harness.ask("m", AppendText(text="!", part=1, at=3))
-    assert supersede(harness, 0, request="r1", text="two").serial == first.serial
-    assert harness.text("m") == "two!"
-
-
 def test_request_that_superseded_nothing_supersedes_nothing_when_it_is_repeated() -> None:
     harness = begun(text_part("one"))
     supersede(harness, 1, request="r1")
     harness.ask("m", PutPart(index=1, part=text_part("two")))
     supersede(harness, 1, request="r1")
     assert harness.message("m").parts == [text_part("one"), text_part("two")]
-
-
-def test_later_text_goes_to_the_new_part_and_never_to_an_attempt() -> None:
-    harness = begun(text_part("one"))
-    supersede(harness, 0)
-    harness.ask("m", AppendText(text="two"))
-    assert harness.message("m").parts == [attempt(text_part("one"), characters=3), text_part("two")]
 
 
 def test_index_beyond_the_end_and_other_writers_are_refused() -> None:
@@ -145,13 +113,6 @@ def test_attempts_are_in_no_history() -> None:
         assert "wrong" not in str(turns)
         assert [one["role"] for one in turns] == ["user", "assistant"]
         assert "right" in str(turns[1])
-
-
-def test_viewer_gets_the_message_whole() -> None:
-    harness = begun(text_part("one"))
-    supersede(harness, 0, text="two")
-    harness.ask("m", AppendText(text="!", part=1))
-    assert events_since(harness.state, 1, limit=10) == [MessageUpdate(serial=3, message=harness.message("m"))]
 
 
 def test_reader_of_an_answer_begins_anew_also_after_a_reconnect() -> None:

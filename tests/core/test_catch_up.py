@@ -14,7 +14,6 @@ import pytest
 from tenuto.core.catch_up import events_since, new_start, newest_messages, resumed
 from tenuto.core.events import (
     CommandReply,
-    Event,
     MessageAppend,
     MessagePart,
     MessageUpdate,
@@ -25,7 +24,7 @@ from tenuto.core.limits import Limits
 from tenuto.core.ops import Entry, Update
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.hub.channel import EncodedBatch
-from tests.core.harness import LogHarness, data_part, text_part
+from tests.core.harness import LogHarness, data_part
 from tests.core.worlds import Shelf
 
 LIMITS = Limits()
@@ -158,11 +157,6 @@ def test_a_new_start_shows_the_newest_messages_and_every_streaming_one(harness: 
     assert begin(harness, 200) == (["m2", "m3", "m5", "m6", "m1"], False, 1)
 
 
-def test_without_history_a_new_start_shows_only_what_streams(harness: LogHarness) -> None:
-    conversation(harness)
-    assert begin(harness, 0) == (["m2"], True, 9)
-
-
 def test_a_new_start_is_bounded_in_bytes_of_finished_messages_but_shows_the_newest(harness: LogHarness) -> None:
     limits = Limits(history_bytes=1_000)
     for number in range(5):
@@ -260,29 +254,3 @@ def test_a_hydration_costs_the_text_and_500_bytes() -> None:
     attached, updates = new_start(harness.state, *page)
     batch = EncodedBatch("c", harness.state.cursor, [attached, *updates])
     assert len(batch.sse) <= 1.05 * json_bytes(harness.text("m")) + 500
-
-
-def test_only_the_last_event_of_a_batch_has_an_id(harness: LogHarness) -> None:
-    harness.stream("m", parts=[text_part(), text_part()])
-    harness.append("m", "a", part=0)
-    harness.append("m", "b\n\r\u2028", part=1)
-    batch = resume(harness, 1)
-    assert batch.sse.decode() == (
-        "event: channel.attached\n"
-        'data: {"type":"channel.attached","channel":"c","epoch":"e1","serial":3,"resumed":true}\n\n'
-        "event: message.append\n"
-        'data: {"type":"message.append","serial":2,"id":"m","part":0,"at":0,"text":"a"}\n\n'
-        "event: message.append\n"
-        'data: {"type":"message.append","serial":3,"id":"m","part":1,"at":0,"text":"b\\n\\r\u2028"}\n'
-        "id: e1:3\n\n"
-    )
-
-
-def test_every_event_names_its_type_first() -> None:
-    assert all(encode_json(event).startswith(b'{"type":"') for event in one_of_each())
-
-
-def one_of_each() -> list[Event]:
-    harness = LogHarness()
-    harness.stream("m", "")
-    return [resumed(harness.state), *catch_up_events(harness, 0)]

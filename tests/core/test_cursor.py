@@ -80,10 +80,6 @@ def test_invalid_presence_position_is_none(extra: str) -> None:
     assert Cursor("e1", 1, extra).presence is None
 
 
-def test_cursor_of_an_empty_channel_names_no_epoch() -> None:
-    assert str(EMPTY) == "-:0"
-
-
 @pytest.mark.parametrize(
     ("epoch", "current", "kept"),
     [

@@ -40,7 +40,9 @@ from tenuto.core.requests import (
     ExpireLease,
     FinishMessage,
     PutPart,
+    ReplyCommand,
     Request,
+    SendCommand,
     TakeOver,
     UpdateMessage,
 )
@@ -439,12 +441,18 @@ def test_meta_is_bounded_after_it_is_merged() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [nested(65), nested(100_000), 2**63, -(2**63) - 1, 2**200, float("nan"), float("inf"), -float("inf"), {1: 2}],
-    ids=["65 deep", "very deep", "2**63", "below -2**63", "2**200", "nan", "inf", "-inf", "a key of number"],
+    ("bad", "error"),
+    [
+        *((bad, InvalidRequest) for bad in (nested(65), nested(100_000), 2**63, float("nan"), float("inf"), object())),
+        ({1: 2}, InvalidRequest),
+        (HALF, InvalidText),
+        ({HALF: 1}, InvalidText),
+    ],
+    ids=["65 deep", "very deep", "2**63", "nan", "inf", "an object", "a key of number", "half a pair", "half a key"],
 )
-def test_value_that_json_cannot_carry_is_refused(harness: LogHarness, bad: object) -> None:
+def test_value_that_json_cannot_carry_is_refused(harness: LogHarness, bad: object, error: type[TenutoError]) -> None:
     harness.stream("m")
+    harness.command("c", "mine")
     asks: list[tuple[str, Request]] = [
         ("n", CreateMessage(meta={"x": bad})),
         ("n", CreateMessage(parts=[data_part(bad)])),
@@ -454,30 +462,27 @@ def test_value_that_json_cannot_carry_is_refused(harness: LogHarness, bad: objec
         ("m", UpdateMessage(parts=[{"type": "source", "x": bad}], generation=1)),
         ("m", UpdateMessage(meta={"x": bad}, generation=1)),
         ("m", FinishMessage(meta={"x": bad})),
+        ("!d", SendCommand(name="mine", data={"x": bad})),
+        ("!c", ReplyCommand(data=[bad])),
+        ("!c", ReplyCommand(error=[bad])),
     ]
-    for message_id, request in asks:
-        with pytest.raises(InvalidRequest):
-            harness.ask(message_id, request)
-    assert len(harness.log) == 1
+    for key, request in asks:
+        with pytest.raises(error):
+            harness.ask(key, request)
+    assert len(harness.log) == 2
 
 
-def test_half_a_surrogate_pair_is_refused_in_each_field(harness: LogHarness) -> None:
+@pytest.mark.parametrize("half", [HALF, "a" + HALF, "\ude42"])
+def test_half_a_surrogate_pair_is_refused_in_each_text(harness: LogHarness, half: str) -> None:
     harness.stream("m", "")
     asks: list[tuple[str, Request]] = [
-        ("n", CreateMessage(text=HALF)),
-        ("n", CreateMessage(parts=[text_part(HALF)])),
-        ("n", CreateMessage(meta={"x": [HALF]})),
-        ("n", CreateMessage(meta={HALF: 1})),
-        ("m", AppendText(text="a" + HALF)),
-        ("m", AppendText(text="\ude42")),
-        ("m", PutPart(index=0, part=text_part(HALF))),
-        ("m", PutPart(index=0, part=tool_part(HALF))),
-        ("m", PutPart(index=0, part=data_part({HALF: 1}))),
-        ("m", PutPart(index=0, part={"type": "source", HALF: 1})),
-        ("m", UpdateMessage(text=HALF, generation=1)),
-        ("m", UpdateMessage(meta={HALF: 1}, generation=1)),
-        ("m", FinishMessage(reason=HALF)),
-        ("m", FinishMessage(meta={"x": {"y": HALF}})),
+        ("n", CreateMessage(text=half)),
+        ("n", CreateMessage(parts=[text_part(half)])),
+        ("m", AppendText(text=half)),
+        ("m", PutPart(index=0, part=text_part(half))),
+        ("m", PutPart(index=0, part=tool_part(half))),
+        ("m", UpdateMessage(text=half, generation=1)),
+        ("m", FinishMessage(reason=half)),
     ]
     for message_id, request in asks:
         with pytest.raises(InvalidText):
