@@ -20,11 +20,7 @@ BODIES = [
     (b"[]", "invalid_request"),
     (b"[" * 100_000, "invalid_request"),
     (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_request"),
-    (b'{"meta": {"a": ' + b"[" * 65 + b"]" * 65 + b"}}", "invalid_request"),
     (b'{"text": 1}', "invalid_request"),
-    (b'{"text": "a", "parts": []}', "invalid_request"),
-    (b'{"parts": [{"type": "song"}]}', "invalid_request"),
-    (b'{"parts": [{"type": "text", "text": 1}]}', "invalid_request"),
     (b'{"role": "king"}', "invalid_request"),
     (b'{"status": "done"}', "invalid_request"),
     (b'{"meta": []}', "invalid_request"),
@@ -35,11 +31,8 @@ BODIES = [
     (b'{"text": "a\x00b"}', "invalid_request"),
     (b"\xef\xbb\xbf{}", "invalid_request"),
     (b'{"text": "\\ud800"}', "invalid_text"),
-    (b'{"meta": {"\\udfff": 1}}', "invalid_text"),
-    (b'{"parts": [{"type": "file", "name": "\\ud800"}]}', "invalid_text"),
     (b'{"text": "\xff"}', "invalid_text"),
     (json.dumps({"meta": {"m": "x" * 17_000}}).encode(), "too_large"),
-    (json.dumps({"parts": [{"type": "text", "text": ""}] * 257}).encode(), "too_large"),
 ]
 
 
@@ -119,17 +112,14 @@ async def test_numbers_in_queries_have_bounds(plain_http: httpx2.AsyncClient, pa
 
 
 @pytest.mark.parametrize("number", ["-1", "1.5", "x", "9" * 20, "+1", "%20"])
-async def test_the_number_of_a_part_is_whole(plain_http: httpx2.AsyncClient, number: str) -> None:
+@pytest.mark.parametrize("path", [f"{M1}/parts/{{}}", f"{M1}/parts/0?generation={{}}"])
+async def test_numbers_of_a_part_and_of_a_generation_are_whole(
+    plain_http: httpx2.AsyncClient, path: str, number: str
+) -> None:
     await stream(plain_http)
-    response = await plain_http.put(f"{M1}/parts/{number}", json={"type": "text", "text": "x"})
-    assert refused(response) == (400, "invalid_request")
-
-
-@pytest.mark.parametrize("query", ["generation=0", "generation=-1", "generation=1.5", "generation=x"])
-async def test_a_generation_in_a_query_is_a_whole_number_from_one(plain_http: httpx2.AsyncClient, query: str) -> None:
-    await stream(plain_http)
-    response = await plain_http.put(f"{M1}/parts/0?{query}", json={"type": "text", "text": "x"})
-    assert refused(response) == (400, "invalid_request")
+    for one in (number, "0") if "generation" in path else (number,):
+        response = await plain_http.put(path.format(one), json={"type": "text", "text": "x"})
+        assert refused(response) == (400, "invalid_request")
 
 
 # Sizes

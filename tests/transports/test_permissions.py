@@ -52,7 +52,7 @@ from tests.transports.permissions import (
 
 Json = dict[str, Any]
 
-CHANNEL = "chat:1"
+CHANNEL, OTHER = "chat:1", "chat:2"
 READ = ("subscribe", "history")
 PLENTY = ClientLimits(client_connections=10**6, client_requests=10**6, client_signals=10**6, client_channels=10**6)
 ANN = Caller(id="ann")
@@ -340,23 +340,17 @@ async def test_missing_capability_is_refused_on_a_socket_and_reveals_no_state(pl
     assert (await place.hub.info(CHANNEL)).serial == before
 
 
-@pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)
-async def test_needed_capabilities_are_sufficient_over_http(place: Place, one: Operation) -> None:
+@pytest.mark.parametrize("one", [one for one in OPERATIONS if not one.has_turn], ids=lambda one: one.name)
+async def test_needed_capabilities_are_sufficient(place: Place, one: Operation) -> None:
     id = "ann" if one.about == "me" else "m1"
-    await put(place.hub, one.about, id)
-    response = await by_http(place, one, place.token("ann", *one.needs), CHANNEL, id)
-    assert (response.status < 300, response.code) == (one.allowed == "ok", one.allowed), response
-
-
-@pytest.mark.parametrize(
-    "one", [one for one in OPERATIONS if one.frame is not None and not one.has_turn], ids=lambda one: one.name
-)
-async def test_needed_capabilities_are_sufficient_on_a_socket(place: Place, one: Operation) -> None:
-    id = "ann" if one.about == "me" else "m1"
-    await put(place.hub, one.about, id)
-    token = place.token("ann", *one.needs, on=CHANNEL)
-    async with place.socket(token) as wire:
-        assert (await by_frame(wire, one, CHANNEL, id)).code == "ok"
+    if one.http is not None:
+        await put(place.hub, one.about, id)
+        response = await by_http(place, one, place.token("ann", *one.needs), CHANNEL, id)
+        assert (response.status < 300, response.code) == (one.allowed == "ok", one.allowed), response
+    if one.frame is not None:
+        await put(place.hub, one.about, id, OTHER)
+        async with place.socket(place.token("ann", *one.needs, on=OTHER)) as wire:
+            assert (await by_frame(wire, one, OTHER, id)).code == "ok"
 
 
 @pytest.mark.parametrize("one", [one for one in OPERATIONS if one.http is not None], ids=lambda one: one.name)

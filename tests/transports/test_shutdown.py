@@ -195,12 +195,14 @@ async def test_a_server_with_open_streams_ends_at_once(
                 # An end that looked complete would be a violation of kind "ended".
                 assert viewer.checker.violations == []
             assert plain.session.bye == "draining"
+            assert 1000 <= (plain.session.parser.retry_ms or 0) <= 3000
             assert ours.session.bye is None
             for one in (socket, other):
                 # the worker of granian gets the signal, too, and may end sockets before the hub has sent `bye`
                 if name != "granian":
                     assert one.session.bye is not None
-                    assert one.session.bye["reason"] == "draining"
+                    assert (one.session.bye["reason"], one.session.close_code) == ("draining", 1012)
+                    assert 1000 <= one.session.bye["retry_ms"] <= 3000
         assert "Traceback" not in server.output
         assert "ERROR" not in server.output
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import httpx
@@ -40,30 +39,7 @@ async def pass_seconds(served: Served, count: int) -> None:
             await asyncio.sleep(0)
 
 
-def is_complete(viewer: SseViewer | WsViewer, id: str) -> bool:
-    return viewer.checker.status(id) == "complete"
-
-
 # The head, and the first batch
-
-
-async def test_a_stream_begins_with_retry_then_the_channel_with_one_cursor_at_the_end(served: Served) -> None:
-    await served.hub.create("c", id="m1", text="one")
-    await served.hub.create("c", id="m2", text="two")
-    stream = await Stream.open(served, EVENTS)
-    await stream.until(lambda: len(stream.events) == 3)
-    assert stream.response.status == 200
-    assert stream.response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert stream.response.headers["cache-control"] == "no-cache, no-transform"
-    assert stream.response.headers["x-accel-buffering"] == "no"
-    assert stream.body.startswith(b"retry: ")
-    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
-    assert [event.event for event in stream.events] == ["channel.attached", "message.update", "message.update"]
-    assert [event.id is not None for event in stream.events] == [False, False, True]
-    attached = json.loads(stream.events[0].data)
-    assert (attached["type"], attached["resumed"], attached["serial"]) == ("channel.attached", False, 2)
-    assert stream.events[-1].id == (await served.hub.info("c")).cursor
-    stream.close()
 
 
 @pytest.mark.parametrize("path", [EVENTS, "/v1/channels/c/messages/m1/events"])
@@ -150,21 +126,6 @@ async def test_a_store_that_fails_a_catch_up_breaks_the_stream_off(
 
 
 # Shutdown
-
-
-async def drained(served: Served, stream: Stream) -> bool:
-    """Drain the hub; return whether the stream completed."""
-    async with asyncio.timeout(PATIENCE_S / 2):
-        await served.hub.drain()
-        return await stream.until_over()
-
-
-async def test_eventsource_of_a_draining_hub_gets_bye_and_retry(served: Served) -> None:
-    stream = await Stream.open(served, EVENTS)
-    await stream.until_event("channel.attached")
-    assert await drained(served, stream) is False
-    assert [(event.event, event.data) for event in stream.events[1:]] == [("bye", b'"draining"')]
-    assert 1000 <= (stream.parser.retry_ms or 0) <= 3000
 
 
 async def test_eventsource_gets_a_long_retry_if_the_store_is_unavailable(

@@ -336,14 +336,3 @@ async def test_attach_to_a_channel_whose_messages_cannot_be_read_gets_an_error(
 
 
 # Shutdown
-
-
-@pytest.mark.parametrize("is_attached", [True, False])
-async def test_draining_hub_sends_bye_with_retry(served: Served, is_attached: bool) -> None:
-    async with dialled(served) as peer:
-        await peer.ask("attach" if is_attached else "detach", channel="c")
-        async with asyncio.timeout(PATIENCE_S / 2):
-            await served.hub.drain()
-            code, bye = await peer.closed()
-        assert (code, bye["reason"]) == (1012, "draining")
-        assert 1000 <= bye["retry_ms"] <= 3000
