@@ -29,7 +29,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.core.decide import decide
-from tenuto.core.document import KEPT_MS, document, mark_documented, restore, restore_command, restored, used_up_head
+from tenuto.core.document import (
+    KEPT_MS,
+    Document,
+    document,
+    mark_documented,
+    restore,
+    restore_command,
+    restored,
+    used_up_head,
+)
 from tenuto.core.draft import Draft
 from tenuto.core.errors import IdConflict, TenutoError
 from tenuto.core.limits import Limits
@@ -113,6 +122,7 @@ class Chat:
         self.state = ChannelState(channel)
         self.state.lives = lives
         self.entries: list[Entry] = []  # all entries of the channel since it was empty
+        self.documents: dict[str, Document] = {}  # the last one of each message and command
 
     @property
     def channel(self) -> str:
@@ -169,6 +179,7 @@ class Chat:
             self.state.epoch, self.state.lives = write.epoch, 0
             apply_entry(self.state, entry)
         for one in write.documents:
+            self.documents[one.id] = one
             if one.id in self.state.messages:
                 mark_documented(self.state.messages[one.id], one.version)
 
@@ -268,6 +279,8 @@ class StoreContract:
         assert await store.messages("c", ["m1"]) == (NOTHING, {})
         assert await store.page("c", before=None, limit=10, limit_bytes=PAGE) == (NOTHING, [], False)
         assert await store.open_documents("c") == []
+        assert await store.facts("c", after=0, limit=2) == (NOTHING, [])
+        assert await store.commands("c", after=None, limit=10) == []
 
     async def test_of_two_writes_at_one_serial_exactly_one_wins(self, store: Store) -> None:
         first, second = Chat(store), Chat(store, epoch="e2")
@@ -300,17 +313,6 @@ class StoreContract:
 
     # -- documents and entries ----------------------------------------------------------------------------------
 
-    async def test_entries_covered_by_a_document_are_not_returned(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a", streaming=True), create("m2", "x", streaming=True))
-        await chat.do_each(append("m1", "b"), append("m2", "y"))
-        await chat.do(documents=["m1"])
-        await chat.do(append("m1", "c"))
-        _, stored = await store.messages("c", ["m1", "m2"])
-        assert [entry.serial for entry in stored["m1"].entries] == [5]
-        assert [entry.serial for entry in stored["m2"].entries] == [4]
-        assert await texts(store, "c", "m1", "m2") == ["abc", "xy"]
-
     async def test_a_document_covers_only_up_to_its_version(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", "a", streaming=True))
@@ -338,14 +340,6 @@ class StoreContract:
         assert await texts(store, "c", "m1") == ["abc"]
         assert await head_of(store, "c") == Head("e1", 3)
 
-    async def test_the_document_of_a_deleted_message_keeps_no_text(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "secret"))
-        await chat.do(delete("m1"), documents=["m1"])
-        _, stored = await store.messages("c", ["m1"])
-        assert stored["m1"].segments == []
-        assert restore(stored["m1"]).deleted
-
     async def test_marks_are_read_back_with_their_segments(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", streaming=True))
@@ -371,15 +365,6 @@ class StoreContract:
 
     # -- queries ------------------------------------------------------------------------------------------------
 
-    async def test_changes_are_the_messages_changed_after_a_serial(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", streaming=True), create("m2", "b"), create("m3", "c"), append("m1", "a"))
-        changes = await store.changes("c", after=2, limit=10)
-        assert changes.head == Head("e1", 4)
-        assert changes.newest == "m3"
-        assert sorted(stored.id for stored in changes.messages or ()) == ["m1", "m3"]
-        assert (await store.changes("c", after=4, limit=10)).messages == []
-
     async def test_changes_beyond_the_limit_are_not_listed(self, store: Store) -> None:
         chat = Chat(store)
         await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
@@ -388,13 +373,6 @@ class StoreContract:
         assert (await store.changes("c", after=3, limit=1)).messages is None
         assert len((await store.changes("c", after=0, limit=3)).messages or ()) == 3
         assert (await store.changes("c", after=5, limit=0)).messages == []
-
-    async def test_messages_returns_only_existing_messages(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a"), create("m2", "b"))
-        head, stored = await store.messages("c", ["m2", "nobody", "m1"])
-        assert head == Head("e1", 2)
-        assert sorted(stored) == ["m1", "m2"]
 
     async def test_a_page_ends_at_its_limits_and_announces_more(self, store: Store) -> None:
         chat = Chat(store)
@@ -416,17 +394,6 @@ class StoreContract:
         assert await page_of(store, after=0, limit=10, limit_bytes=250) == (["m1", "m2"], True)
         assert [await page_of(store, after=after, limit=2) for after in (6, 7, 2**70)] == [([], False)] * 3
 
-    async def test_open_documents_are_those_marked_as_open(self, store: Store) -> None:
-        one, two = Chat(store, "a"), Chat(store, "b")
-        await one.do(create("m1", "x", streaming=True), create("m2", "y", streaming=True), create("m3", "z"))
-        await two.do(create("m4", "v", streaming=True))
-        await one.do(append("m1", "!"))
-        await one.do(finish("m2"), documents=["m2"])
-        assert sorted(await store.open_channels()) == ["a", "b"]
-        assert [one.id for one in await store.open_documents("b")] == ["m4"]
-        (mine,) = await store.open_documents("a")
-        assert restore(mine).message().text == "x!"
-
     # -- notes ---------------------------------------------------------------------------------------------------
 
     async def test_the_prefix_of_a_note_is_matched_literally(self, store: Store) -> None:
@@ -443,6 +410,8 @@ class StoreContract:
         assert len(await store.notes("n")) == 200
         assert (await store.notes("n007")) == {"n007": b"\x07" * 1_000}
         await store.note({f"n{number:03d}": None for number in range(1, 200)})
+        await store.close()
+        await store.open()
         assert await store.notes("") == {"n000": b"\x00" * 1_000}
 
     async def test_notes_belong_to_no_channel(self, store: Store) -> None:
@@ -464,18 +433,6 @@ class StoreContract:
         assert await store.channels(after="a", limit=2) == names[2:4]
         assert await store.channels(after="aa", limit=10) == names[2:]
         assert await store.channels(after="z", limit=10) == []
-
-    async def test_commands_are_listed_by_id(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "x"), *((f"!c{number}", SendCommand(name="ask")) for number in (2, 3, 1)))
-        await chat.do(("!c2", ReplyCommand()))
-        await Chat(store, "other").do(create("m1", "x"), ("!c9", SendCommand(name="ask")))
-        assert await store.commands("c", after=None, limit=10) == ["!c1", "!c2", "!c3"]
-        assert await store.commands("c", after=None, limit=2) == ["!c1", "!c2"]
-        assert await store.commands("c", after="!c2", limit=2) == ["!c3"]
-        assert await store.commands("none", after=None, limit=10) == []
-        await emptied(store, "c")
-        assert await store.commands("c", after=None, limit=10) == []
 
     async def test_summaries_are_listed_by_name_and_prefix(self, store: Store) -> None:
         for name in ("b", "a:2", "a:1", "a", "ab:1"):
@@ -527,36 +484,6 @@ class StoreContract:
         assert await store.newest_ms() == 0
 
     # -- commands ------------------------------------------------------------------------------------------------
-
-    async def test_a_command_is_open_until_its_reply_and_on_no_page(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(create("m1", "a"))
-        await chat.do(("!c1", SendCommand(name="steer", data={"n": 1})), ("!c2", SendCommand(name="x")))
-        found = await store.open_documents("c")
-        assert sorted(one.id for one in found) == ["!c1", "!c2"]
-        await chat.do(("!c1", ReplyCommand(ok=True, data="done")), documents=["!c1"])
-        assert [one.id for one in await store.open_documents("c")] == ["!c2"]
-        _, known = await store.messages("c", ["!c1"])
-        command = restore_command(known["!c1"])
-        assert (command.data, command.created, command.reply_serial) == ({"n": 1}, 2, 4)
-        assert command.reply is not None
-        assert command.reply.data == "done"
-        assert await page_of(store, limit=10) == (["m1"], False)
-        changes = await store.changes("c", after=1, limit=10)
-        assert changes.newest == "m1"
-        assert changes.messages is not None
-        assert sorted(one.id for one in changes.messages) == ["!c1", "!c2"]
-
-    async def test_commands_and_messages_are_apart(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do(("!x", SendCommand(name="mine")))
-        assert (await store.page("c", before=None, limit=10, limit_bytes=PAGE)) == (Head("e1", 1), [], False)
-        assert (await store.changes("c", after=0, limit=10)).newest is None
-        await chat.do(create("x", "text"))
-        _, found = await store.messages("c", ["x", "!x", "!y"])
-        assert sorted(found) == ["!x", "x"]
-        assert restore(found["x"]).message().text == "text"
-        assert restore_command(found["!x"]).name == "mine"
 
     async def test_commands_do_not_count_on_a_page(self, store: Store) -> None:
         chat = Chat(store)
@@ -615,50 +542,6 @@ class StoreContract:
         await chat.do(refuse("!c3"), documents=["!c3"])
         await store.tidy(over_ms + 5_000)
         assert await _data(store, "!c3") == [(None, None)]
-
-    # -- turns and leases ----------------------------------------------------------------------------------------
-
-    async def test_a_message_that_waits_for_an_agent_is_open_until_its_turn_is_over(self, store: Store) -> None:
-        chat = Chat(store, is_served=True)
-        await chat.do(create("m1", "question"), create("m2", "question"))
-        await chat.do(("m2", ClaimTurn(generation=0)), ("m2", EndTurn(generation=1)), documents=["m2"])
-        assert [one.id for one in await store.open_documents("c")] == ["m1"]
-        await chat.do(("m1", ClaimTurn(generation=0)), documents=["m1"])
-        (mine,) = await store.open_documents("c")
-        assert restore(mine).claim == chat.state.messages["m1"].claim
-        await chat.do(("m1", EndTurn(generation=1)), documents=["m1"])
-        assert await store.open_documents("c") == []
-
-    async def test_a_claim_is_a_change(self, store: Store) -> None:
-        """Check that a claim counts as a change: viewers get no event, but another hub must read it."""
-        chat = Chat(store, is_served=True)
-        await chat.do(create("m1", "question"), create("m2", "question"))
-        await chat.do(("m1", ClaimTurn(generation=0)))
-        for documents in ([], ["m1"]):
-            await chat.do(documents=documents)
-            changes = await store.changes("c", after=2, limit=10)
-            assert changes.messages is not None
-            assert [one.id for one in changes.messages] == ["m1"]
-            assert (changes.head, changes.newest) == (Head("e1", 3), "m2")
-
-    async def test_waiting_messages_are_known_after_closing_and_opening(self, store: Store) -> None:
-        chat = Chat(store, is_served=True)
-        await chat.do(create("m1", "question"), create("m2", "question"), create("m3", streaming=True))
-        await chat.do(("!c1", SendCommand(name="approve")), ("!c2", SendCommand(name="cancel", target="m3")))
-        await chat.do(("m1", ClaimTurn(generation=0)), ("!c1", ReplyCommand()), documents=["m1", "!c1"])
-        await chat.do(("m3", RenewLease(lease_s=60)), append("m3", "a"))
-        await store.note({"served/c": b""})
-        await store.close()
-        await store.close()  # a second close does nothing
-        await store.open()
-        found = {one.id: one for one in restored(await store.open_documents("c"))}
-        assert sorted(found) == ["!c2", "m1", "m2", "m3"]
-        for key, one in found.items():
-            if isinstance(one, CommandState):
-                assert known_command(one) == known_command(chat.state.commands[key])
-            else:
-                assert known(one) == known(chat.state.messages[key])
-        assert await store.notes("served/") == {"served/c": b""}
 
     # -- entries ------------------------------------------------------------------------------------------------
 
@@ -805,27 +688,6 @@ class StoreContract:
         assert store.stats()["row_bytes"] >= 0
 
     # -- retention, forgetting, exports ------------------------------------------------------------------------------
-
-    async def test_facts_are_in_the_order_of_the_last_documents(self, store: Store) -> None:
-        chat = Chat(store)
-        await chat.do_each(create("m1", "a"), create("m2", "b"), create("m3", streaming=True), create("m4", "d"))
-        await chat.do(approve("!open", "m2"), approve("!done", "m1"))
-        await chat.do(edit("m1", "new"), delete("m4"), refuse("!done"), documents=["m1", "m4", "!done"])
-        head, facts = await store.facts("c", after=0, limit=10)
-        assert head == chat.head
-        sizes = {one.id: one.size_bytes for one in chat.state.messages.values()}
-        assert [(one.id, one.version, one.is_counted, one.is_busy) for one in facts] == [
-            ("m2", 2, True, True),
-            ("m3", 3, True, True),
-            ("!open", 5, False, True),
-            ("m1", 7, True, False),
-            ("m4", 8, False, False),
-            ("!done", 9, False, False),
-        ]
-        assert [one.size_bytes for one in facts if one.is_counted] == [sizes["m2"], sizes["m3"], sizes["m1"]]
-        assert {one.at_ms for one in facts} == {1_000}
-        assert await store.facts("c", after=3, limit=2) == (head, facts[2:4])
-        assert await store.facts("never", after=0, limit=2) == (NOTHING, [])
 
     async def test_pruned_messages_are_gone_and_raise_the_floor(self, store: Store) -> None:
         chat = Chat(store)
@@ -1065,7 +927,7 @@ _about_commands: st.SearchStrategy[Request] = _weighted(
     (1, st.builds(ReplyCommand, data=_texts)),
     (1, st.builds(SettleCommand, is_expired=st.booleans())),
 )
-_command_ids = st.sampled_from(["!c1", "!c2", "!c3"])
+_command_ids = st.sampled_from(["!m1", "!m2", "!c3"])  # two have the name of a message
 _steps = _weighted((5, st.tuples(_ids, _requests)), (1, st.tuples(_command_ids, _about_commands)))
 
 
@@ -1128,9 +990,11 @@ async def _do(chat: Chat, act: _Act) -> None:
                 await chat.write_documents(due)
         case _Reopen():
             await chat.store.close()
+            await chat.store.close()  # a second close does nothing
             await chat.store.open()
         case _Empty():
             head = await emptied(chat.store, chat.channel)
+            chat.documents.clear()
             chat.state, chat.epoch = ChannelState(chat.channel), f"{chat.epoch}x"[-20:]
             chat.state.lives = head.lives
         case _Check():
@@ -1164,6 +1028,7 @@ async def _check(chat: Chat) -> None:
         assert isinstance(one, CommandState)
         _check_command(one, command, state.messages.get(command.target or ""))
     await _check_entries(chat)
+    await _check_lists(chat)
     page = await store.page(chat.channel, before=None, limit=100, limit_bytes=PAGE)
     alive = sorted((one for one in state.messages.values() if not one.deleted), key=lambda one: -one.created)
     assert [stored.id for stored in page.messages] == [one.id for one in alive]
@@ -1185,6 +1050,45 @@ async def _check_entries(chat: Chat) -> None:
             assert known(state.messages[message_id]) == known(message)
         for key, command in chat.state.commands.items():
             assert known_command(state.commands[key]) == known_command(command)
+
+
+async def _check_lists(chat: Chat) -> None:
+    """Check the messages and commands by id, those that changed after a serial, the open ones, and their facts."""
+    store, documents = chat.store, sorted(chat.documents.values(), key=lambda one: one.version)
+    last = {one.id: one.last for one in chat.state.messages.values()}
+    last |= {one.id: one.version for one in chat.state.commands.values()}
+    head, stored = await store.messages(chat.channel, [*last, "nobody"])
+    assert (head, stored.keys()) == (chat.head, last.keys())
+    for one in documents:
+        later = [entry.serial for entry in chat.entries if entry.op.id == one.id and entry.serial > one.version]
+        assert [entry.serial for entry in stored[one.id].entries] == later  # those that the document does not contain
+        assert not (one.is_deleted and stored[one.id].segments)  # no text of a deleted message is kept
+    found = restored(await store.open_documents(chat.channel))
+    assert {one.id for one in found} == {one.id for one in documents if one.is_open}
+    for thing in found:
+        if isinstance(thing, MessageState):
+            assert known(thing) == known(chat.state.messages[thing.id])
+        else:
+            assert known_command(thing) == known_command(chat.state.commands[thing.id])
+    assert (chat.channel in await store.open_channels()) == bool(found)
+    targets = {one.target for one in documents if one.is_open}
+    is_busy = {one.id: one.is_open or one.id in targets or last[one.id] > one.version for one in documents}
+    for after, limit in ((0, 100), (chat.state.serial // 2, 2), (max(0, chat.state.serial - 1), 100)):
+        changes = await store.changes(chat.channel, after=after, limit=100)
+        assert {one.id for one in changes.messages or ()} == {key for key in last if last[key] > after}
+        head, facts = await store.facts(chat.channel, after=after, limit=limit)
+        shown = [(one.id, one.version, one.is_counted, one.size_bytes, one.at_ms) for one in facts]
+        expected = [
+            (one.id, one.version, one.created > 0 and not one.is_deleted, one.size_bytes, one.at_ms)
+            for one in documents
+            if one.version > after
+        ]
+        assert (head, shown) == (chat.head, expected[:limit])
+        assert all(one.is_busy or not is_busy[one.id] for one in facts)  # a store may find more of them busy
+    commands = sorted(chat.state.commands)
+    for name in (None, *commands[:1]):
+        expected_ids = [one for one in commands if name is None or one > name][:2]
+        assert await store.commands(chat.channel, after=name, limit=2) == expected_ids
 
 
 def _check_command(read: CommandState, true: CommandState, target: MessageState | None) -> None:
