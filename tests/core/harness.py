@@ -27,7 +27,6 @@ from tenuto.core.requests import (
     EndTurn,
     FinishMessage,
     PutPart,
-    RenewLease,
     ReplyCommand,
     Request,
     SendCommand,
@@ -149,9 +148,6 @@ class LogHarness:
 
     def delete(self, message_id: str, *, caller: Caller = ANN) -> Decision:
         return self.ask(message_id, DeleteMessage(), caller)
-
-    def renew(self, message_id: str, lease_s: float = 15.0, *, caller: Caller = ANN, **fields: Any) -> Decision:
-        return self.ask(message_id, RenewLease(lease_s=lease_s, **fields), caller)
 
     def command(self, command_id: str, name: str = "steer", *, caller: Caller = ANN, **fields: Any) -> Decision:
         return self.ask(command_key(command_id), SendCommand(name=name, **fields), caller)

@@ -30,11 +30,6 @@ from tests.core.worlds import Shelf
 LIMITS = Limits()
 
 
-@pytest.fixture
-def harness() -> LogHarness:
-    return LogHarness()
-
-
 def catch_up_events(harness: LogHarness, since: int) -> list[StoredEvent]:
     events = events_since(harness.state, since, limit=200)
     assert events is not None

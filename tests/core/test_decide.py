@@ -52,12 +52,6 @@ HALF = "\ud83d"  # half of a surrogate pair
 
 
 @pytest.fixture
-def harness() -> LogHarness:
-    """A harness in which every request is a batch of its own."""
-    return LogHarness()
-
-
-@pytest.fixture
 def batch() -> LogHarness:
     """A harness in which all requests are one batch, until `commit`."""
     return LogHarness(batches=True)
@@ -372,13 +366,15 @@ def test_a_message_keeps_its_last_16_requests(harness: LogHarness) -> None:
 @pytest.mark.parametrize("bad", ["", "a b", "x" * 65, HALF])
 def test_a_request_id_is_an_id(harness: LogHarness, bad: str) -> None:
     harness.stream("m")
-    for request in (
-        PutPart(index=0, part=text_part(), request=bad),
-        UpdateMessage(generation=1, request=bad),
-        FinishMessage(request=bad),
+    harness.command("c", "approve")
+    for key, request in (
+        ("m", PutPart(index=0, part=text_part(), request=bad)),
+        ("m", UpdateMessage(generation=1, request=bad)),
+        ("m", FinishMessage(request=bad)),
+        ("!c", ReplyCommand(request=bad)),
     ):
         with pytest.raises(InvalidName):
-            harness.ask("m", request)
+            harness.ask(key, request)
 
 
 # -- limits ----------------------------------------------------------------------------------------------------

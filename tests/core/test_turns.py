@@ -17,16 +17,10 @@ from tenuto.core.message_state import ClaimState
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import Caller, ClaimTurn, CreateMessage, FinishMessage, needs
 from tenuto.core.turns import reply_id
-from tests.core.harness import AGENT, ANN, LogHarness, served_log
+from tests.core.harness import AGENT, ANN, LogHarness
 
 REMOTE = Caller(id="agent", is_server=True)  # the hub acts for a worker in another process
 OTHER_NODE = replace(AGENT, writer=WriterIdentity(by="agent", node="there"))
-
-
-@pytest.fixture
-def served() -> LogHarness:
-    """Return a channel with agents and a user message whose turn waits."""
-    return served_log("q")
 
 
 def claim_of(harness: LogHarness, message_id: str = "q") -> ClaimState:

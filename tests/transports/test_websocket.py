@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from proof.wirecheck import WsViewer, encode_frame
+from proof.wirecheck import encode_frame
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.core.limits import Limits
 from tenuto.hub.channel import Channel
@@ -88,10 +88,6 @@ async def dialled(served: Served, *, query: str = "", port: int | None = None, *
     url = f"ws://localhost:{port or served.port}/v1/ws{query}"
     async with connect(url, host="127.0.0.1", max_size=None, **options) as socket:
         yield Peer(socket)
-
-
-def watching(served: Served, channel: str = "c", **options: Any) -> WsViewer:
-    return WsViewer(served.host, served.port, channel, **options)
 
 
 # The handshake

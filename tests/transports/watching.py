@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Self
 
-import msgspec
-
 from proof.wirecheck import Response, SseEvent, SseParser
 from tenuto.app import Hub
 from tests.transports.conftest import PATIENCE_S, Served
@@ -75,9 +73,3 @@ async def write(hub: Hub, channel: str, pieces: list[str], *, id: str = "m1") ->
             await message.append(piece)
             await message.flush()
     return "".join(pieces)
-
-
-async def stored(hub: Hub, channel: str, id: str) -> dict[str, Any]:
-    """Return the message as the hub has it, in the form of the wire."""
-    found: dict[str, Any] = msgspec.to_builtins((await hub.read(channel, id))[0])
-    return found
