@@ -25,7 +25,6 @@ from tenuto.core.errors import (
     Mismatch,
     NoPart,
     NotText,
-    StillStreaming,
     TenutoError,
     TooLarge,
     VersionConflict,
@@ -170,10 +169,11 @@ def test_the_first_append_opens_a_text_part_as_an_entry_of_its_own(harness: LogH
     assert (result.part, result.length) == (1, 2)
 
 
-def test_missing_part_is_refused_with_the_number_of_parts(harness: LogHarness) -> None:
+@pytest.mark.parametrize("request_", [AppendText(text="x", part=2), PutPart(index=3, part=text_part())])
+def test_missing_part_is_refused_with_the_number_of_parts(harness: LogHarness, request_: Request) -> None:
     harness.stream("m", parts=[text_part(), tool_part()])
     with pytest.raises(NoPart) as refusal:
-        harness.append("m", "x", part=2)
+        harness.ask("m", request_)
     assert refusal.value.details == {"parts": 2}
 
 
@@ -192,25 +192,7 @@ def test_negative_part_index_is_refused(harness: LogHarness) -> None:
         harness.part("m", -1, text_part())
 
 
-# -- parts -----------------------------------------------------------------------------------------------------
-
-
-def test_a_part_beyond_the_next_index_is_refused(harness: LogHarness) -> None:
-    harness.stream("m", "a")
-    with pytest.raises(NoPart) as refusal:
-        harness.part("m", 2, text_part())
-    assert refusal.value.details == {"parts": 1}
-
-
 # -- update ----------------------------------------------------------------------------------------------------
-
-
-def test_a_streaming_message_is_updated_with_its_generation_only(harness: LogHarness) -> None:
-    harness.stream("m")
-    with pytest.raises(StillStreaming):
-        harness.update("m", text="x")
-    harness.update("m", text="x", generation=1)
-    assert harness.text("m") == "x"
 
 
 def test_if_version_refuses_when_the_message_has_changed_since(harness: LogHarness) -> None:
@@ -238,13 +220,6 @@ def test_a_finish_keeps_status_reason_and_the_whole_meta(harness: LogHarness) ->
     assert result.ops == (expected,)
     message = harness.message("m")
     assert (message.status, message.reason, message.meta) == ("failed", "no model", {"x": 1, "z": 3})
-
-
-def test_a_finish_with_another_status_is_refused(harness: LogHarness) -> None:
-    harness.stream("m")
-    harness.finish("m", "cancelled")
-    with pytest.raises(Finished):
-        harness.finish("m", "complete")
 
 
 def test_only_the_server_finishes_as_interrupted(harness: LogHarness) -> None:

@@ -30,10 +30,9 @@ from tenuto.core.errors import (
     TooLarge,
 )
 from tenuto.core.limits import Limits
-from tenuto.core.model import Message
 from tenuto.core.outgoing import Outgoing, OutgoingRequest, OutgoingState
 from tenuto.core.outgoing_remote import MAX_REFILLS, KeptPart, RemoteOutgoing
-from tenuto.core.requests import AppendText, FinishMessage, PutPart, UpdateMessage
+from tenuto.core.requests import AppendText, FinishMessage, PutPart
 from tests.core.harness import APP, LogHarness
 from tests.core.writing import Action, Expected, contents, tried
 
@@ -353,13 +352,6 @@ def test_message_that_ended_elsewhere_refuses_further_content(write: Callable[[O
 # Which requests go together ---------------------------------------------------------------------------------------
 
 
-def test_remote_writer_opens_its_text_part_by_index() -> None:
-    outgoing = opened_remote()
-    outgoing.accept_text("a")
-    (request,) = requests(outgoing)
-    assert (request.index, request.part) == (0, {"type": "text", "text": "a"})
-
-
 def test_end_waits_for_all_requests_over_a_network_and_for_none_in_process() -> None:
     local, remote = opened(), opened_remote()
     for outgoing in (local, remote):
@@ -494,30 +486,6 @@ def test_part_larger_than_a_request_is_refused_over_a_network() -> None:
     outgoing = opened_remote()
     with pytest.raises(TooLarge):
         outgoing.accept_part({"type": "data", "name": "n", "data": "x" * LIMITS.request_bytes})
-
-
-def test_writer_continues_at_the_end_of_a_stored_message() -> None:
-    message = Message(
-        id="m",
-        role="assistant",
-        status="streaming",
-        parts=[{"type": "text", "text": "Once"}, {"type": "data", "name": "n", "data": 1}],
-        meta={"a": 1},
-        created=1,
-        version=1,
-        created_at=0,
-        updated_at=0,
-    )
-    outgoing = Outgoing("m", LIMITS, "n")
-    outgoing.load(message, 3)
-    outgoing.open()
-    assert (outgoing.length, outgoing.meta, outgoing.generation) == (4, {"a": 1}, 3)
-    outgoing.accept_text(" upon")
-    outgoing.accept_update({"a": None})
-    assert requests(outgoing) == [
-        AppendText(text=" upon", at=4, part=0, generation=3),
-        UpdateMessage(meta={"a": None}, generation=3, request="n3.1"),
-    ]
 
 
 def test_index_from_before_a_supersede_names_no_later_part() -> None:

@@ -130,17 +130,11 @@ def test_a_message_that_is_not_shown_has_no_text() -> None:
     assert view_of("abc").text("n") == ""
 
 
-def test_memory_of_messages_out_of_view_is_bounded() -> None:
+def test_memory_of_messages_out_of_view_and_of_commands_is_bounded() -> None:
     view = view_of("")
-    for number in range(30_000):
-        append = MessageAppend(serial=2 + number, id=f"n{number}", part=0, at=0, text="x")
-        view.receive(Batch(events=[append], cursor=f"e:{2 + number}"))
+    for serial in range(2, 30_002):
+        append = MessageAppend(serial=serial, id=f"n{serial}", part=0, at=0, text="x")
+        reply = CommandReply(serial=serial, id=f"c{serial}", ok=True)
+        view.receive(Batch(events=[append, reply], cursor=f"e:{serial}"))
     assert len(view._seen) <= 10_000
-
-
-def test_memory_of_commands_is_bounded() -> None:
-    view = view_of("")
-    for number in range(30_000):
-        reply = CommandReply(serial=2 + number, id=f"c{number}", ok=True)
-        view.receive(Batch(events=[reply], cursor=f"e:{2 + number}"))
     assert len(view._commands._has_reply) <= 10_000

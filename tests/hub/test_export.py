@@ -488,13 +488,7 @@ asyncio.run(HubCore(Dying(path), hooks_signals=False).archive.import_file(file))
 
 @pytest.mark.parametrize(("moment", "count"), [("after", 1), ("before", 3)])
 async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp_path: Path) -> None:
-    hub = HubCore("memory://", hooks_signals=False)
-    for number in range(6):
-        await hub.create(CHANNEL, text=f"message {number}")
-    data = await exported(hub)
-    await hub.close()
-    file, path = tmp_path / "chat.jsonl", tmp_path / "hub.db"
-    file.write_bytes(data)
+    file, path = await exported_messages(tmp_path, 6), tmp_path / "hub.db"
     dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DYING, path, file, moment, str(count))
     assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
     listed = await asyncio.to_thread(CliRunner().invoke, main, ["channels", "--json", "--store", f"sqlite:///{path}"])
@@ -507,17 +501,15 @@ async def test_a_killed_import_leaves_no_part_of_it(moment: str, count: int, tmp
     assert (await again.info(CHANNEL)).serial == 0
     assert await again.store.notes("import:") == {}
     await again.archive.import_file(file)
-    assert await exported(again) == data
+    assert await exported(again) == file.read_bytes()
     await again.close()
 
 
-async def exported_messages(path: Path, count: int, *, commands: int = 0) -> Path:
-    """Write an export of `count` messages, and of `commands`, into the folder `path`, and return the file."""
+async def exported_messages(path: Path, count: int) -> Path:
+    """Write an export of `count` messages into the folder `path`, and return the file."""
     hub = HubCore("memory://", hooks_signals=False)
     for number in range(count):
         await hub.create(CHANNEL, id=f"m{number}", text=f"message {number}")
-    for _ in range(commands):
-        await hub.command(CHANNEL, "ask")
     file = path / "chat.jsonl"
     file.write_bytes(await exported(hub))
     await hub.close()

@@ -6,17 +6,17 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from typing import Any
 
-from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.feed import Feed
 from tenuto.hub.nodes.nodes import WINDOW_S
-from tenuto.stores.base import Changes, Head, Notice, StoredPage, Tail
+from tenuto.stores.base import Changes, Head, Notice, Tail
 from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
@@ -162,27 +162,17 @@ class Distant(Shared):
         self.is_mute = True
         self.delay_s = 0.0
 
-    async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        found = await super().entries(channel, after=after, limit_bytes=limit_bytes)
-        await asyncio.sleep(self.delay_s)
-        return found
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return self._late(value) if name in ("entries", "changes", "messages", "page") else value
 
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        found = await super().changes(channel, after=after, limit=limit)
-        await asyncio.sleep(self.delay_s)
-        return found
+    def _late(self, read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def late(*arguments: Any, **fields: Any) -> Any:
+            found = await read(*arguments, **fields)
+            await asyncio.sleep(self.delay_s)
+            return found
 
-    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        found = await super().messages(channel, ids)
-        await asyncio.sleep(self.delay_s)
-        return found
-
-    async def page(
-        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
-    ) -> StoredPage:
-        found = await super().page(channel, before=before, after=after, limit=limit, limit_bytes=limit_bytes)
-        await asyncio.sleep(self.delay_s)
-        return found
+        return late
 
 
 @asynccontextmanager

@@ -21,7 +21,6 @@ from tenuto.core.events import (
 )
 from tenuto.core.limits import Limits
 from tenuto.core.view import View
-from tenuto.hub import HubCore
 from tenuto.hub.people.presence_state import (
     GRACE_S,
     OWN_MEMBERS,
@@ -32,54 +31,27 @@ from tests.hub.watching import Watcher
 from tests.virtual import virtually
 
 
-class Viewer:
-    """A viewer in process. It keeps every event that it receives."""
-
-    def __init__(self, hub: HubCore, channel: str = "c") -> None:
-        self.events: list[Any] = []
-        self.batches = 0
-        self.view = View()
-        self._task = asyncio.ensure_future(self._run(hub, channel))
-
-    async def _run(self, hub: HubCore, channel: str) -> None:
-        async for batch in hub.subscribe(channel).batches():
-            self.batches += 1
-            self.view.receive(batch)
-            self.events += batch.events
-
-    def take(self) -> list[Any]:
-        """Return the events received since the last call."""
-        taken, self.events = self.events, []
-        return taken
-
-    async def leave(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-
 @virtually
 async def test_viewer_receives_the_entry_change_and_departure_of_members() -> None:
     hub = new_hub()
     await hub.start()
-    viewer = Viewer(hub)
-    await asyncio.sleep(1)
-    viewer.take()
-    hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann"})
-    await asyncio.sleep(1)
-    hub.runtime.presence.enter("c", "ann", "tab", {"name": "Ann", "mood": "typing"})
-    await asyncio.sleep(1)
-    hub.runtime.presence.enter("c", "ann", "phone", None)
-    await asyncio.sleep(1)
-    received = viewer.take()
+    watcher = Watcher(hub, "c")
+    await watcher.take()
+    received: list[Any] = []
+    for connection, data in (("tab", {"name": "Ann"}), ("tab", {"name": "Ann", "mood": "typing"}), ("phone", None)):
+        hub.runtime.presence.enter("c", "ann", connection, data)
+        received += (await watcher.take()).events
     assert [type(one) for one in received] == [PresenceEnter, PresenceUpdate, PresenceUpdate]
     assert (received[2].member.connections, received[2].member.data["mood"]) == (2, "typing")
     hub.runtime.presence.leave("c", "ann", "tab")
     hub.runtime.presence.leave("c", "ann", "phone")
-    await asyncio.sleep(GRACE_S + 1)
-    assert [type(one) for one in viewer.take()] == [PresenceUpdate, PresenceLeave]
-    assert viewer.view.members() == []
-    assert viewer.view.cursor == "-:0"  # presence events do not move the cursor
-    await viewer.leave()
+    left_s = asyncio.get_running_loop().time()
+    received = [*(await watcher.take()).events, *(await watcher.take()).events]
+    assert [type(one) for one in received] == [PresenceUpdate, PresenceLeave]
+    assert GRACE_S <= asyncio.get_running_loop().time() - left_s <= GRACE_S + 1
+    assert watcher.view.members() == []
+    assert watcher.view.cursor == "-:0"  # presence events do not move the cursor
+    await watcher.leave()
     await hub.close()
 
 

@@ -215,55 +215,42 @@ STATES = {
     "never": "never existed",
 }
 
+# The operations with the same outcomes as one in the table.
+LIKE = {"append text": ("put a part", "renew the lease")}
+
 # Rows are operations and callers, columns are states; a cell is `ok` or the code of the refusal. Each caller has all
 # capabilities that the operation needs. The owner created the message; a reader may read the channel; an admin also
-# holds `admin`; a stranger may not read and did not create it; a blind caller created it, but may not read.
+# holds `admin`; a blind caller created it, but may not read. A stranger may not read and did not create it: it is
+# `not_found`.
 OWNERSHIP = """
 operation          caller    growing    done       interrupted taken      local      app        deleted   never
 append text        owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
 append text        reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
 append text        admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-append text        stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 append text        blind    ok         finished   finished    fenced     not_writer not_found  deleted   not_found
-put a part         owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
-put a part         reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-put a part         admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-put a part         stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
-put a part         blind    ok         finished   finished    fenced     not_writer not_found  deleted   not_found
 finish             owner    ok         ok         finished    fenced     not_writer not_writer deleted   not_found
 finish             reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
 finish             admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-finish             stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 finish             blind    ok         ok         finished    fenced     not_writer not_found  deleted   not_found
-renew the lease    owner    ok         finished   finished    fenced     not_writer not_writer deleted   not_found
-renew the lease    reader   not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-renew the lease    admin    not_writer not_writer not_writer  not_writer not_writer not_writer deleted   not_found
-renew the lease    stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
-renew the lease    blind    ok         finished   finished    fenced     not_writer not_found  deleted   not_found
 take over          owner    streaming  finished   ok          streaming  streaming  finished   deleted   not_found
 take over          reader   streaming  finished   ok          streaming  streaming  finished   deleted   not_found
 take over          admin    ok         finished   ok          ok         ok         finished   deleted   not_found
-take over          stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 take over          blind    streaming  finished   ok          streaming  streaming  not_found  deleted   not_found
 change             owner    streaming  ok         ok          streaming  streaming  forbidden  deleted   not_found
 change             reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
 change             admin    streaming  ok         ok          streaming  streaming  ok         deleted   not_found
-change             stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 change             blind    streaming  ok         ok          streaming  streaming  not_found  deleted   not_found
 … with generation  owner    ok         ok         ok          fenced     not_writer forbidden  deleted   not_found
 … with generation  reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  deleted   not_found
 … with generation  admin    not_writer ok         ok          not_writer not_writer ok         deleted   not_found
-… with generation  stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 … with generation  blind    ok         ok         ok          fenced     not_writer not_found  deleted   not_found
 delete             owner    ok         ok         ok          ok         ok         forbidden  ok        not_found
 delete             reader   forbidden  forbidden  forbidden   forbidden  forbidden  forbidden  ok        not_found
 delete             admin    ok         ok         ok          ok         ok         ok         ok        not_found
-delete             stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 delete             blind    ok         ok         ok          ok         ok         not_found  ok        not_found
 send a command     owner    ok         ok         ok          ok         ok         ok         deleted   not_found
 send a command     reader   ok         ok         ok          ok         ok         ok         deleted   not_found
 send a command     admin    ok         ok         ok          ok         ok         ok         deleted   not_found
-send a command     stranger not_found  not_found  not_found   not_found  not_found  not_found  not_found not_found
 send a command     blind    ok         ok         ok          ok         ok         not_found  deleted   not_found
 """
 
@@ -290,7 +277,11 @@ def _rows() -> Iterator[tuple[str, str, list[str]]]:
     width = head.index("caller")
     for line in lines:
         caller, *outcomes = line[width:].split()
-        yield line[:width].strip(), caller, outcomes
+        name = line[:width].strip()
+        for one in (name, *LIKE.get(name, ())):
+            yield one, caller, outcomes
+            if caller == "owner":
+                yield one, "stranger", ["not_found"] * len(STATES)
 
 
 def operation(name: str) -> Operation:

@@ -13,8 +13,6 @@ from proof.wirecheck import Response, SseEvent, SseParser
 from tenuto.app import Hub
 from tests.transports.conftest import PATIENCE_S, Served
 
-"""Texts that break naive code: an id made of the vector's name, and the pieces."""
-
 
 class Stream:
     """A GET of an event stream, as bytes: for details that a viewer with rules would hide."""
