@@ -153,26 +153,12 @@ def test_documents_from_drafts_restore_what_was_stored(world_batches: list[list[
 # -- turns and commands ----------------------------------------------------------------------------------------
 
 
-def commanded(command_id: str, *, has_reply: bool) -> LogHarness:
+def test_only_a_reply_after_the_document_is_applied() -> None:
     harness = LogHarness()
     harness.stream("m")
-    harness.command(command_id, "steer", target="m", data={"to": [1, None]}, expires_s=60, caller=PERSON)
-    if has_reply:
-        harness.reply(command_id, ok=False, data={"x": "é"}, error={"code": "no"}, request="r")
-    return harness
-
-
-def test_only_a_reply_after_the_document_is_applied() -> None:
-    harness = commanded("c", has_reply=False)
+    harness.command("c", "steer", target="m", data={"to": [1, None]}, expires_s=60, caller=PERSON)
     kept = document(harness.known_command("c"))
     harness.reply("c", data=1)
     for one in (kept, document(harness.known_command("c"))):
         back = restore_command(Stored(id="!c", head=one.head, segments=one.segments, entries=harness.log[1:]))
         assert everything_of_command(back) == everything_of_command(harness.known_command("c"))
-
-
-def test_command_whose_data_has_left_keeps_its_outcome() -> None:
-    kept = document(commanded("c", has_reply=True).known_command("c"))
-    back = restore_command(Stored(id="!c", head=kept.head, segments=[], entries=[]))
-    assert back.reply is not None
-    assert (back.data, back.reply.data, back.reply.error, back.reply.ok) == (None, None, {"code": "no"}, False)

@@ -21,16 +21,13 @@ from tenuto.core.ops import Append, Claim, Lease, WriterIdentity, decode_op, enc
 from tenuto.core.requests import AppendText, Caller
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.core.view import View
-from tests.core.worlds import IDS, LIMITS, Asked, Shelf, World, batches, everything, fold, thing
+from tests.core.worlds import IDS, LIMITS, Asked, Shelf, World, batches, everything, fold, thing, worlds
 
 LIMIT = 200
 
 
-@given(batches, st.data())
-def test_snapshot_plus_tail_equals_the_whole_log(world_batches: list[list[Asked]], data: st.DataObject) -> None:
-    world = World()
-    for batch in world_batches:
-        world.commit(batch)
+@given(worlds, st.data())
+def test_snapshot_plus_tail_equals_the_whole_log(world: World, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(world.log)))
     shelf = Shelf()
     state = ChannelState("c")
@@ -99,13 +96,8 @@ def _content(world: World) -> dict[str, tuple[object, ...]]:
     return {**seen, **hidden, **commands}
 
 
-@given(batches, st.data())
-def test_applying_an_entry_or_a_run_of_them_again_changes_nothing(
-    world_batches: list[list[Asked]], data: st.DataObject
-) -> None:
-    world = World()
-    for batch in world_batches:
-        world.commit(batch)
+@given(worlds, st.data())
+def test_applying_an_entry_or_a_run_of_them_again_changes_nothing(world: World, data: st.DataObject) -> None:
     state = fold(world.log)
     before = everything(state)
     start = data.draw(st.integers(0, len(world.log)))
@@ -113,13 +105,8 @@ def test_applying_an_entry_or_a_run_of_them_again_changes_nothing(
     assert everything(state) == before
 
 
-@given(batches)
-def test_every_entry_but_claims_and_leases_is_one_event(
-    world_batches: list[list[Asked]],
-) -> None:
-    world = World()
-    for batch in world_batches:
-        world.commit(batch)
+@given(worlds)
+def test_every_entry_but_claims_and_leases_is_one_event(world: World) -> None:
     state = ChannelState("c")
     for entry in world.log:
         versions = {one.id: one.version for one in state.messages.values()}
@@ -136,13 +123,8 @@ def test_every_entry_but_claims_and_leases_is_one_event(
         assert thing(state, entry.op.id) in (*state.messages.values(), *state.commands.values())
 
 
-@given(batches, st.data())
-def test_catch_up_since_any_serial_is_ordered_and_has_each_change_once(
-    world_batches: list[list[Asked]], data: st.DataObject
-) -> None:
-    world = World()
-    for batch in world_batches:
-        world.commit(batch)
+@given(worlds, st.data())
+def test_catch_up_since_any_serial_is_ordered_and_has_each_change_once(world: World, data: st.DataObject) -> None:
     since = data.draw(st.integers(0, len(world.log)))
     events = events_since(world.state, since, limit=LIMIT)
     assert events is not None
@@ -159,11 +141,8 @@ def test_catch_up_since_any_serial_is_ordered_and_has_each_change_once(
     assert len(sent) == len({one.id for one in sent})
 
 
-@given(batches)
-def test_encode_then_decode_is_identity(world_batches: list[list[Asked]]) -> None:
-    world = World()
-    for batch in world_batches:
-        world.commit(batch)
+@given(worlds)
+def test_encode_then_decode_is_identity(world: World) -> None:
     assert [decode_op(encode_op(entry.op)) for entry in world.log] == [entry.op for entry in world.log]
     events = events_since(world.state, 0, limit=LIMIT) or []
     assert [decode_event(encode_json(event)) for event in events] == events
@@ -331,13 +310,8 @@ TIGHT = Limits(append_bytes=7, message_bytes=40)
 texts_of_any_kind = st.text(st.sampled_from("ab é中🙂\ud800"), max_size=5)
 
 
-@given(batches, st.data())
-def test_fast_path_for_appends_returns_the_decision_or_none(
-    world_batches: list[list[Asked]], data: st.DataObject
-) -> None:
-    world = World()
-    for batch in world_batches:
-        world.commit(batch)
+@given(worlds, st.data())
+def test_fast_path_for_appends_returns_the_decision_or_none(world: World, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(tuple(world.state.messages) or IDS))
     message = world.state.messages.get(key)
     lengths = [part.length for part in message.parts] if message is not None else []

@@ -198,6 +198,17 @@ class World:
                     texts_had.append(text)
 
 
+def world_of(world_batches: list[list[Asked]]) -> World:
+    """Return a world after `world_batches`."""
+    world = World()
+    for batch in world_batches:
+        world.commit(batch)
+    return world
+
+
+worlds = batches.map(world_of)
+
+
 def begun(draft: Draft, one: Asked) -> Request:
     """Return the drawn request, or the one that creates its missing message or command. (Else most are refused.)"""
     is_there = draft.thing(one.message_id) is not None

@@ -78,20 +78,6 @@ async def test_the_messages_and_commands_of_a_person_go_and_others_stay(hub: Hub
     assert (await hub.archive.forget("nobody")).messages == 0
 
 
-async def test_with_channels_those_go_in_which_no_other_person_wrote(hub: HubCore) -> None:
-    for channel in ("own", "shared", "unnamed"):
-        await say(hub, channel, "m1", "ann")
-        await say(hub, channel, "m2", "agent", role="assistant")
-    await say(hub, "shared", "m3", "bob")
-    await hub.create("unnamed", id="m3", text="by an unknown person")
-    await say(hub, "other", "m1", "bob")
-    await hub.ask("own", "s", CreateMessage(role="assistant", status="streaming"), Caller(id="agent"))
-    done = await hub.archive.forget("ann", channels=True)
-    assert (done.messages, done.channels) == (5, 1)
-    assert await hub.store.channels(after=None, limit=9) == ["other", "shared", "unnamed"]
-    assert await ids(hub, "shared") == ["m2", "m3"]
-
-
 class _Counting(MemoryStore):
     """A store that counts the messages that were read."""
 

@@ -68,6 +68,8 @@ from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.forgetting import Forgetting, direct
 from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Hold, Notice, Store, Tail, Write, head_of
+from tests.core.worlds import everything_of_command as known_command
+from tests.core.worlds import everything_of_message as known
 
 LIMITS = Limits()
 SERVER = Caller(id="server", writer=WriterIdentity(by="server", node="n1"), is_server=True)
@@ -201,29 +203,6 @@ def _in_generation(draft: Draft, message_id: str, request: Request) -> Request:
     if isinstance(request, AppendText | PutPart | UpdateMessage | FinishMessage | RenewLease):
         return replace(request, generation=message.generation)
     return request
-
-
-def known(message: MessageState) -> dict[str, Json]:
-    """Return the fields of a message's state that must be the same after it was stored and read."""
-    return {
-        "message": message.message(),
-        "digest": message.digest,
-        "writer": message.writer,
-        "generation": message.generation,
-        "deleted": message.deleted,
-        "shaped": message.shaped,
-        "finished": (message.finished, *message.finished_as),
-        "taken_over": message.taken_over,
-        "requests": list(message.requests),
-        "last": message.last,
-        "claim": message.claim,
-        "opened": [(part.opened, part.changed) for part in message.parts],
-    }
-
-
-def known_command(command: CommandState) -> dict[str, Json]:
-    """Return all facts of a command's state; where its data came from is none."""
-    return {name: getattr(command, name) for name in CommandState.__slots__ if name != "stored_bytes"}
 
 
 async def emptied(store: Store, channel: str, *, used_up: Sequence[str] = (), until_ms: int = 0) -> Head:
@@ -751,17 +730,19 @@ class StoreContract:
     async def test_a_person_is_forgotten(self, store: Store) -> None:
         ann, bob = Caller(id="ann"), Caller(id="bob")
         hub = HubCore(store, hooks_signals=False)
-        for channel, other in (("own", Caller(id="agent")), ("shared", bob)):
+        for channel, other in (("own", Caller(id="agent")), ("shared", bob), ("unnamed", Caller())):
             await hub.ask(channel, "m1", CreateMessage(text="a", role="user"), ann)
-            await hub.ask(channel, "m2", CreateMessage(text="b", role="user" if other is bob else "assistant"), other)
+            await hub.ask(
+                channel, "m2", CreateMessage(text="b", role="assistant" if channel == "own" else "user"), other
+            )
             await hub.ask(channel, "!c", SendCommand(name="note", target="m2", data=1), ann)
             await hub.ask(channel, "s", CreateMessage(status="streaming", role="assistant"), ann)
         await hub.close()
         await store.open()
-        for counts in ((5, 2, 1), (0, 0, 0)):
+        for counts in ((7, 3, 1), (0, 0, 0)):
             done = await Forgetting(store, "ann", Clock(), direct, tidies=True).run(channels=True)
             assert (done.messages, done.commands, done.channels) == counts
-        assert await store.channels(after=None, limit=3) == ["shared"]
+        assert await store.channels(after=None, limit=3) == ["shared", "unnamed"]
         assert [one.id for one in (await store.facts("shared", after=0, limit=9)).facts] == ["m2"]
         assert await texts(store, "shared", "m2") == ["b"]
 

@@ -22,6 +22,7 @@ from tenuto.stores.sqlite import file as sqlite_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.stores.contract import Chat, append, create, delete, edit, emptied, finish, put_part
+from tests.stores.files import read
 
 WORDS = "the quick brown fox jumps over the lazy dog, naïve 中文 🙂 "
 
@@ -100,10 +101,6 @@ def described(stored: Any) -> dict[str, Any]:
 
 def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read(path: Path) -> bytes:
-    return path.read_bytes()
 
 
 async def write(target: Path) -> None:

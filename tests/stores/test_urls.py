@@ -64,7 +64,6 @@ def test_a_postgresql_url_names_a_schema_and_keeps_the_drivers_options() -> None
         ("sqlite://[chat.db", r"store URL must be memory://, .* got 'sqlite://\[chat.db'"),
         ("sqlite:///chat\n.db", r"'sqlite:///chat\\n.db' holds a control character"),
         ("sqlite:///chat.db?synchronous=full&synchronous=normal", "has the option 'synchronous' 2 times; give it once"),
-        ("memory://name", "use memory://"),
         ("mysql://user:geheim@db/tenuto", "store URL must be memory://"),
         ("postgres://user:geheim@db", "does not name a database"),
         ("postgresql://user:ge/heim?x=geheim@db/tenuto", "URL"),

@@ -243,51 +243,6 @@ async def test_request_that_waits_for_the_store_has_a_response_at_the_end_of_a_d
 # Peers and handlers that delay shutdown
 
 
-async def stalled(server: Running, prefix: str, kind: str) -> socket.socket:
-    """A viewer of channel `c` that is attached and stalls."""
-    reader = await connected(server)
-    loop = asyncio.get_running_loop()
-    if kind == "sse":
-        await asked(reader, f"GET {prefix}/v1/channels/c/events HTTP/1.1")
-    else:
-        await asked(
-            reader,
-            f"GET {prefix}/v1/ws HTTP/1.1",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-            "Sec-WebSocket-Protocol: tenuto.v1",
-        )
-        await read_until(reader, b"\r\n\r\n")
-        frame = b'{"type":"attach","ref":1,"channel":"c"}'
-        await loop.sock_sendall(reader, bytes((0x81, 0x80 | len(frame), 0, 0, 0, 0)) + frame)
-    await read_until(reader, b"channel.attached")
-    return reader
-
-
-async def connected(server: Running) -> socket.socket:
-    peer = socket.socket()
-    peer.setblocking(False)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the kernel buffers little for a stalled peer
-    await asyncio.get_running_loop().sock_connect(peer, ("127.0.0.1", server.port))
-    return peer
-
-
-async def asked(peer: socket.socket, *head: str, body: bytes = b"") -> None:
-    lines = "\r\n".join([*head, "Host: localhost", "", ""])
-    await asyncio.get_running_loop().sock_sendall(peer, lines.encode() + body)
-
-
-async def read_until(peer: socket.socket, text: bytes) -> None:
-    data = b""
-    async with asyncio.timeout(START_S):
-        while text not in data:
-            piece = await asyncio.get_running_loop().sock_recv(peer, 256)
-            assert piece, data
-            data += piece
-
-
 async def post(server: Running, path: str, body: object) -> None:
     async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
         assert (await http.post(f"http://127.0.0.1:{server.port}{path}", json=body)).status_code == 201
@@ -309,17 +264,19 @@ STALLS = [
     (command, app, prefix, kind)
     for command in (SERVE, SERVERS["uvicorn"])
     for app, prefix in (("served:hub", ""), ("served:app", "/mounted"))
-    for kind in ("ws", "sse")
+    for kind in (WsViewer, SseViewer)
 ]
 
 
 @pytest.mark.parametrize(("command", "app", "prefix", "kind"), STALLS if IS_LONG else STALLS[:1])
 async def test_shutdown_does_not_wait_for_a_stalled_viewer(
-    tmp_path: Path, command: list[str], app: str, prefix: str, kind: str
+    tmp_path: Path, command: list[str], app: str, prefix: str, kind: type[SseViewer | WsViewer]
 ) -> None:
     async with running(tmp_path, command, app) as server:
         await server.text_at(f"{prefix}/healthz")
-        with await stalled(server, prefix, kind):
+        async with kind("127.0.0.1", server.port, "c", prefix=prefix, receive_buffer_bytes=4096) as viewer:
+            await viewer.until_attached(timeout_s=START_S)
+            viewer.stall()
             await fill(server, prefix)
             await end(server)
         assert "Traceback" not in server.output
