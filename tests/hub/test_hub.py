@@ -113,20 +113,6 @@ async def test_attempt_in_a_thread_and_in_an_attempt(hub: HubCore) -> None:
     assert stored.text == "outer"
 
 
-async def test_threads_use_the_blocking_api(hub: HubCore) -> None:
-    await hub.start()
-
-    def work() -> str:
-        hub.sync.create("chat:1", id="u", text="hi")
-        with hub.sync.message("chat:1", id="m") as message:
-            message.append("from a thread")
-        return hub.sync.history("chat:1").messages[0].text
-
-    assert await asyncio.to_thread(work) == "from a thread"
-    with pytest.raises(LocalError):
-        hub.sync.history("chat:1")
-
-
 def test_event_loop_that_ends_with_an_open_message_does_not_wait_for_its_hub(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/hub.db"
 
@@ -155,6 +141,9 @@ async def test_hub_started_by_a_thread_moves_to_the_event_loop_of_its_caller(tmp
     assert (await hub.read("chat:1", "u"))[0].text == "hi"
     await asyncio.to_thread(hub.sync.create, "chat:1", id="v", text="ho")
     assert (await hub.read("chat:1", "v"))[0].text == "ho"
+    assert (await asyncio.to_thread(hub.sync.history, "chat:1")).messages[0].text == "ho"
+    with pytest.raises(LocalError):
+        hub.sync.history("chat:1")
     await hub.close()
 
 

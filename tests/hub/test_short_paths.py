@@ -15,7 +15,7 @@ from tenuto.core.ops import Append
 from tenuto.core.state import ChannelState, apply_entry
 from tenuto.hub.channel import Channel, EncodedBatch, Ticks
 from tenuto.stores.memory import MemoryStore
-from tests.core.worlds import Asked, Shelf, World, batches, thing
+from tests.core.worlds import Asked, Shelf, World, batches, thing, worlds
 
 LIMIT = 200
 
@@ -47,11 +47,9 @@ def long_way(batch: EncodedBatch) -> tuple[bytes, tuple[bytes, ...]]:
     return sse, (text.encode(),)
 
 
-@given(batches, st.data())
-def test_event_of_a_sole_append_is_that_of_the_catch_up(world_batches: list[list[Asked]], data: st.DataObject) -> None:
-    world, shelf = World(), Shelf()
-    for batch in world_batches:
-        world.commit(batch)
+@given(worlds, st.data())
+def test_event_of_a_sole_append_is_that_of_the_catch_up(world: World, data: st.DataObject) -> None:
+    shelf = Shelf()
     state = ChannelState("c")
     for entry in world.log:
         if data.draw(st.integers(0, 9)) == 0 and state.serial:  # the channel leaves memory, and is read again

@@ -124,12 +124,18 @@ def header(token: str) -> dict[str, str]:
 # Streams that end with their identity
 
 
-async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified) -> None:
-    stream = await Stream.open(served, EVENTS, **served.bearer(*READER))
-    await stream.until_event("channel.attached")
-    served.expire()
-    assert (await stream.until_event("bye")).data == b'"unauthenticated"'
-    assert not await stream.until_over()
+@pytest.mark.parametrize(
+    ("path", "begin"), [(EVENTS, "channel.attached"), ("/v1/channels/chat:1/messages/m1/events", "answer")]
+)
+async def test_eventsource_gets_bye_when_its_identity_expires(served: Verified, path: str, begin: str) -> None:
+    async with served.hub.message("chat:1", id="m1") as message:
+        await message.append("some")
+        await message.flush()
+        stream = await Stream.open(served, path, **served.bearer(*READER))
+        await stream.until_event(begin)
+        served.expire()
+        assert (await stream.until_event("bye")).data == b'"unauthenticated"'
+        assert not await stream.until_over()
     assert stream.parser.retry_ms is not None
     assert stream.parser.retry_ms >= 15_000
     await served.until(lambda: served.hub.stats()["feeds"] == 0)
@@ -151,18 +157,6 @@ async def test_eventsource_with_an_expired_token_gets_bye_with_200(served: Verif
     assert stream.response.status == 200
     assert (await stream.until_event("bye")).data == b'"unauthenticated"'
     assert await stream.until_over()
-
-
-async def test_the_stream_of_one_answer_ends_with_the_identity_too(served: Verified) -> None:
-    async with served.hub.message("chat:1", id="m1") as message:
-        await message.append("some")
-        await message.flush()
-        path = "/v1/channels/chat:1/messages/m1/events"
-        stream = await Stream.open(served, path, **served.bearer(*READER))
-        await stream.until_event("answer")
-        served.expire()
-        assert (await stream.until_event("bye")).data == b'"unauthenticated"'
-        assert not await stream.until_over()
 
 
 async def test_expired_stream_of_a_suspended_machine_ends_at_its_heartbeat(
