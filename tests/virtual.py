@@ -16,6 +16,8 @@ from typing import Any
 
 from proof.simulation.clock import SimClock, VirtualLoop
 
+owned: list[Any] = []  # the hubs of a running test, which `virtually` closes after it
+
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Return `test` as a plain test in virtual time; an error that asyncio reports fails it."""
@@ -23,8 +25,11 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
         loop = VirtualLoop()
+        owned.clear()
         try:
             loop.run_until_complete(test(*args, **kwargs))
+            for hub in owned:
+                loop.run_until_complete(hub.close())
         finally:
             left = asyncio.all_tasks(loop)
             for task in left:

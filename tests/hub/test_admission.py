@@ -106,4 +106,3 @@ async def test_requests_of_a_channel_keep_their_order_beside_a_burst() -> None:
         serials = [result.serial for n, result in enumerate(stored) if n // 3 % 2 == name]
         assert serials == sorted(serials)
     assert [(await hub.read("last", f"m{number}"))[0].text for number in range(3)] == ["ab"] * 3
-    await stage.close()

@@ -150,8 +150,6 @@ async def test_viewers_that_attach_at_the_same_moment_share_a_read_of_all_heads(
     await asyncio.sleep(0.001)
     waiting[0].cancel()  # the one that asks; another one repeats the query
     assert [len(await task) for task in waiting[1:]] == [1, 1]
-    await here.close()
-    await there.close()
 
 
 class Distant(Shared):

@@ -64,7 +64,6 @@ async def test_hook_receives_every_change_except_single_appends_in_order() -> No
     assert finish is not None
     assert finish.text == "one two"
     assert received[-1].message is None
-    await hub.close()
 
 
 @virtually
@@ -93,7 +92,6 @@ async def test_failing_hook_is_retried_in_order_and_delays_no_other_channel(capl
         ("hook 'h' failed for chat:bad (RuntimeError); it is tried again in 2 s", False),
         ("hook 'h' failed for chat:bad (RuntimeError); it is tried again in 4 s", False),
     ]
-    await hub.close()
 
 
 @pytest.mark.parametrize("position", [b"\xff", b"", b"e1", b"e1:x", b"e1:-4"])
@@ -126,7 +124,6 @@ async def test_damaged_position_stops_the_hook_in_its_channel_only_until_it_is_p
     await asyncio.sleep(60)
     assert [(one.channel, one.id) for one in received] == [("chat:2", "m2"), ("chat:1", "m2")]
     assert sorted(await store.notes("hook/h/")) == ["hook/h/chat:1", "hook/h/chat:2"]
-    await hub.close()
 
 
 @virtually
@@ -143,7 +140,6 @@ async def test_new_hook_receives_no_entry_stored_before_it() -> None:
     await again.create("chat:1", id="m2", text="x")
     await asyncio.sleep(1)
     assert short(received) == [("message.create", "m2", 2)]
-    await again.close()
 
 
 def test_hook_with_a_used_name_or_a_wrong_kind_or_pattern_is_refused() -> None:

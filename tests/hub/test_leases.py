@@ -95,7 +95,6 @@ async def test_lease_of_a_drained_hub_ends_after_its_close_and_next_start() -> N
     await hub.start()
     await asyncio.sleep(6.0)
     assert (await status(hub), hub.is_draining) == (INTERRUPTED, False)
-    await hub.close()
 
 
 @virtually
@@ -115,7 +114,6 @@ async def test_broken_socket_cuts_the_lease_to_three_seconds_and_a_reconnect_res
     hub.runtime.leases.broken("new")
     await asyncio.sleep(BROKEN_S + 0.1)
     assert await status(hub) == INTERRUPTED
-    await hub.close()
 
 
 @virtually
@@ -126,4 +124,3 @@ async def test_lease_of_a_writer_that_is_known_to_be_gone_ends_at_once() -> None
     hub.runtime.leases.end("c", "m")
     await asyncio.sleep(0.1)
     assert await status(hub) == INTERRUPTED
-    await hub.close()

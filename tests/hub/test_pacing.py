@@ -121,22 +121,19 @@ ENDS: dict[str, Callable[[MessageWriter], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("call", ENDS)
-def test_each_call_but_a_plain_append_ends_the_gap_of_queued_text(call: str) -> None:
-    @virtually
-    async def run() -> None:
-        store = Timed(TAKES_S)
-        stage = await staged(store, 2)
-        await queue_in_the_gap(stage)
-        await asyncio.sleep(TAKES_S)  # the commit of the first text is over, and the gap is not
-        called_s, commits = now_s(), len(store.begun_s)
-        await ENDS[call](stage.writers[1])
-        await asyncio.sleep(0)
-        assert store.begun_s[commits:][:1] == [called_s]
-        await stage.stack.aclose()
-        assert (await stage.hub.read("c1", "m"))[0].text == "-" + "x" * (2 if call == "append beyond the limit" else 1)
-        await stage.hub.close()
-
-    run()
+@virtually
+async def test_each_call_but_a_plain_append_ends_the_gap_of_queued_text(call: str) -> None:
+    store = Timed(TAKES_S)
+    stage = await staged(store, 2)
+    await queue_in_the_gap(stage)
+    await asyncio.sleep(TAKES_S)  # the commit of the first text is over, and the gap is not
+    called_s, commits = now_s(), len(store.begun_s)
+    await ENDS[call](stage.writers[1])
+    await asyncio.sleep(0)
+    assert store.begun_s[commits:][:1] == [called_s]
+    await stage.stack.aclose()
+    assert (await stage.hub.read("c1", "m"))[0].text == "-" + "x" * (2 if call == "append beyond the limit" else 1)
+    await stage.hub.close()
 
 
 async def queue_in_the_gap(stage: Stage) -> None:
@@ -149,20 +146,17 @@ async def queue_in_the_gap(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("takes_s", [0.0, 0.0005, 0.003, 0.008])
-def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
-    @virtually
-    async def run() -> None:
-        store = Timed(takes_s)
-        stage = await staged(store, 20)
-        for token_s in (0.011, 0.03, 0.045, 0.09):
-            await stage.stream(30, token_s, draw=Random(takes_s))
-            await asyncio.sleep(1)
-        await stage.close()
-        # The first text after a window waits for the gap instead; a commit may just have begun, and text at the end of
-        # a window that misses its flush is in the next one.
-        assert max(stage.delays_s()) <= WINDOW_S + GRID_S + 2 * takes_s + ALMOST_S
-
-    run()
+@virtually
+async def test_windows_are_kept_at_every_rate(takes_s: float) -> None:
+    store = Timed(takes_s)
+    stage = await staged(store, 20)
+    for token_s in (0.011, 0.03, 0.045, 0.09):
+        await stage.stream(30, token_s, draw=Random(takes_s))
+        await asyncio.sleep(1)
+    await stage.close()
+    # The first text after a window waits for the gap instead; a commit may just have begun, and text at the end of
+    # a window that misses its flush is in the next one.
+    assert max(stage.delays_s()) <= WINDOW_S + GRID_S + 2 * takes_s + ALMOST_S
 
 
 @virtually
@@ -250,4 +244,3 @@ async def test_token_in_a_channel_without_viewers_is_stored_at_once() -> None:
             await message.append("x")
             await asyncio.sleep(0.002)
         assert store.begun_s == appended_s
-    await hub.close()

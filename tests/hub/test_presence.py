@@ -52,7 +52,6 @@ async def test_viewer_receives_the_entry_change_and_departure_of_members() -> No
     assert watcher.view.members() == []
     assert watcher.view.cursor == "-:0"  # presence events do not move the cursor
     await watcher.leave()
-    await hub.close()
 
 
 @virtually
@@ -78,7 +77,6 @@ async def test_presence_leases_of_a_client_are_limited_until_they_end() -> None:
     await asyncio.sleep(200)
     assert hub.stats()["members"] == hub.stats()["channels"] == 0
     assert not hub.runtime.presence._leases
-    await hub.close()
 
 
 @virtually
@@ -125,7 +123,6 @@ async def test_presence_data_members_and_connections_are_limited() -> None:
     assert (await hub.members("c")).members[0].id == "bot"  # agents and users have separate limits
     hub.runtime.presence.leave("c", "bob", 1, is_final=True)
     hub.runtime.presence.enter("c", "cem", 1, None)
-    await hub.close()
 
 
 @virtually
@@ -145,7 +142,6 @@ async def test_client_is_at_most_a_hundred_members_of_a_channel() -> None:
     hub.runtime.presence.leave("c", "eve~3", "tab", is_final=True)
     hub.runtime.presence.enter("c", "eve", "tab", None)
     assert (await hub.members("c")).count == OWN_MEMBERS + 1
-    await hub.close()
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60), st.integers(1, 5), st.data())

@@ -132,7 +132,6 @@ async def test_damaged_channel_keeps_the_hub_of_an_exclusive_store_from_no_other
         await hub.read("bad", "m")
     (line,) = caplog.messages
     assert line.startswith("1 channels are damaged; restore a backup, or delete them; the first: channel 'bad' was not")
-    await hub.close()
 
 
 @virtually
@@ -222,4 +221,3 @@ async def test_node_keeps_its_lease_while_it_starts() -> None:
     await asyncio.sleep(5.5)
     assert hub.node in await store.living()
     await starting
-    await hub.close()

@@ -121,52 +121,48 @@ async def test_streaming_and_waiting_messages_and_targets_of_open_commands_stay(
 
 
 @pytest.mark.parametrize("jump_days", [365, -365])
-def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: pytest.LogCaptureFixture) -> None:
-    @virtually
-    async def run() -> None:
-        hub = new_hub({"*": Retention(age="90d", messages=1)})
-        clock = hub.clock
-        assert isinstance(clock, SimClock)
-        for number in range(3):
-            await hub.create("c", text="x", id=f"m{number}")
-        await hub.create("d", text="x", id="m0")
-        await asyncio.sleep(ROUND_S + 30)
-        clock.skew_ms = jump_days * DAY_MS
-        await hub.create("d", text="stored at a wrong time", id="m")
-        await asyncio.sleep(2 * HOUR_S)
-        assert await ids(hub, "c") == ["m0", "m1", "m2"]
-        clock.skew_ms = 0
-        await asyncio.sleep(ROUND_S)
-        assert await ids(hub, "c") == ["m2"]
-        assert await ids(hub, "d") == ["m"]
-        await hub.close()
-
-    run()
+@virtually
+async def test_a_clock_that_jumps_by_a_year_removes_nothing(jump_days: int, caplog: pytest.LogCaptureFixture) -> None:
+    hub = new_hub({"*": Retention(age="90d", messages=1)})
+    clock = hub.clock
+    assert isinstance(clock, SimClock)
+    for number in range(3):
+        await hub.create("c", text="x", id=f"m{number}")
+    await hub.create("d", text="x", id="m0")
+    await asyncio.sleep(ROUND_S + 30)
+    clock.skew_ms = jump_days * DAY_MS
+    await hub.create("d", text="stored at a wrong time", id="m")
+    await asyncio.sleep(2 * HOUR_S)
+    assert await ids(hub, "c") == ["m0", "m1", "m2"]
+    clock.skew_ms = 0
+    await asyncio.sleep(ROUND_S)
+    assert await ids(hub, "c") == ["m2"]
+    assert await ids(hub, "d") == ["m"]
+    await hub.close()
     assert [one.message.partition(",")[0] for one in caplog.records if "clock" in one.message] == [
         "the clock of this machine is not plausible: it has jumped",
         "the clock is plausible again",
     ]
 
 
-def test_a_clock_far_from_the_newest_stored_time_is_reported_with_the_days(caplog: pytest.LogCaptureFixture) -> None:
-    @virtually
-    async def run() -> None:
-        store = MemoryStore()
-        old = new_hub({}, store)
-        await old.create("c", text="x", id="m")
-        await old.close()
-        hub = new_hub({"*": "1d"}, store)
-        clock = hub.clock
-        assert isinstance(clock, SimClock)
-        clock.skew_ms = 8 * DAY_MS
-        await hub.start()
-        await asyncio.sleep(1)
-        await hub.create("other", text="stored at a wrong time", id="m")
-        await asyncio.sleep(HOUR_S)
-        assert await ids(hub, "c") == ["m"]
-        await hub.close()
-
-    run()
+@virtually
+async def test_a_clock_far_from_the_newest_stored_time_is_reported_with_the_days(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = MemoryStore()
+    old = new_hub({}, store)
+    await old.create("c", text="x", id="m")
+    await old.close()
+    hub = new_hub({"*": "1d"}, store)
+    clock = hub.clock
+    assert isinstance(clock, SimClock)
+    clock.skew_ms = 8 * DAY_MS
+    await hub.start()
+    await asyncio.sleep(1)
+    await hub.create("other", text="stored at a wrong time", id="m")
+    await asyncio.sleep(HOUR_S)
+    assert await ids(hub, "c") == ["m"]
+    await hub.close()
     (warning,) = [one.message for one in caplog.records if "clock" in one.message]
     assert warning.startswith("the clock of this machine is 8.0 days after the newest stored time, so retention")
 
@@ -227,61 +223,58 @@ async def test_a_message_that_changes_before_its_removal_stays_and_is_not_counte
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_viewers_never_show_a_mixture(seed: int) -> None:
+@virtually
+async def test_viewers_never_show_a_mixture(seed: int) -> None:
     """Viewers come and go with old cursors while retention removes messages below them.
 
     After each catch-up a viewer shows each stored message as it is stored. A message that was removed is in no event.
     """
 
-    @virtually
-    async def run() -> None:
-        draw = Random(seed)
-        hub = new_hub({"*": Retention(age="1h", messages=6)})
-        texts: dict[str, str] = {}
-        views: list[View] = [View() for _ in range(6)]
+    draw = Random(seed)
+    hub = new_hub({"*": Retention(age="1h", messages=6)})
+    texts: dict[str, str] = {}
+    views: list[View] = [View() for _ in range(6)]
 
-        async def write(number: int) -> None:
-            async with hub.message("c", id=f"m{number}") as writer:
-                texts[writer.id] = ""
-                for _ in range(draw.randrange(1, 30)):
-                    texts[writer.id] += f"{number} "
-                    await writer.append(f"{number} ")
-                    await asyncio.sleep(draw.uniform(1, 200))
+    async def write(number: int) -> None:
+        async with hub.message("c", id=f"m{number}") as writer:
+            texts[writer.id] = ""
+            for _ in range(draw.randrange(1, 30)):
+                texts[writer.id] += f"{number} "
+                await writer.append(f"{number} ")
+                await asyncio.sleep(draw.uniform(1, 200))
 
-        async def look(view: View) -> None:
-            before = {one.id for one in view.messages()}
-            stored = {one.id for one in (await hub.history("c", limit=200)).messages}
-            cursor = view.cursor
-            subscription = hub.subscribe("c", since=cursor, flush_ms=0)
-            async for batch in subscription.batches():
-                view.receive(batch)
-                seen = {one.id for one in view.messages()}
-                assert seen - before <= stored | set(list(texts)[-12:])
-                if view.cursor == hub.channel("c").state.cursor:
-                    break
-            for shown in view.messages():
-                if shown.id in stored:
-                    assert shown.text == texts[shown.id][: len(shown.text)]
-                    assert shown.status == "streaming" or shown.text == texts[shown.id], cursor
+    async def look(view: View) -> None:
+        before = {one.id for one in view.messages()}
+        stored = {one.id for one in (await hub.history("c", limit=200)).messages}
+        cursor = view.cursor
+        subscription = hub.subscribe("c", since=cursor, flush_ms=0)
+        async for batch in subscription.batches():
+            view.receive(batch)
+            seen = {one.id for one in view.messages()}
+            assert seen - before <= stored | set(list(texts)[-12:])
+            if view.cursor == hub.channel("c").state.cursor:
+                break
+        for shown in view.messages():
+            if shown.id in stored:
+                assert shown.text == texts[shown.id][: len(shown.text)]
+                assert shown.status == "streaming" or shown.text == texts[shown.id], cursor
 
-        tasks = []
-        for number in range(40):
-            tasks.append(asyncio.ensure_future(write(number)))
-            await asyncio.sleep(draw.uniform(1, 600))
-            for view in draw.sample(views, draw.randrange(3)):
-                await look(view)
-        await asyncio.gather(*tasks)
-        assert len(texts) == 40
-        await asyncio.sleep(ROUND_S)
-        for view in views:
+    tasks = []
+    for number in range(40):
+        tasks.append(asyncio.ensure_future(write(number)))
+        await asyncio.sleep(draw.uniform(1, 600))
+        for view in draw.sample(views, draw.randrange(3)):
             await look(view)
-        assert len(await ids(hub, "c")) <= 8
-        assert removed(hub)[0] > 25
-        page = (await hub.history("c", limit=200)).messages
-        assert {one.id: one.text for one in page} == {one.id: texts[one.id] for one in page}
-        await hub.close()
-
-    run()
+    await asyncio.gather(*tasks)
+    assert len(texts) == 40
+    await asyncio.sleep(ROUND_S)
+    for view in views:
+        await look(view)
+    assert len(await ids(hub, "c")) <= 8
+    assert removed(hub)[0] > 25
+    page = (await hub.history("c", limit=200)).messages
+    assert {one.id: one.text for one in page} == {one.id: texts[one.id] for one in page}
+    await hub.close()
 
 
 class ShiftedClock(Clock):

@@ -204,8 +204,6 @@ async def test_limits_of_members_and_of_their_connections_count_all_nodes() -> N
     await asyncio.sleep(SOON_S)
     with pytest.raises(TooMany, match="'ann' has 100 connections"):
         enter(there, "ann")
-    for hub in (here, there, late):
-        await hub.close()
 
 
 @virtually

@@ -106,7 +106,6 @@ async def test_message_after_a_failover_that_lost_the_note_of_its_pattern_waits_
     hub.runtime.scheduler.register(agent)
     await asyncio.sleep(1.0)
     assert agent.begun == ["q"]
-    await hub.close()
 
 
 @virtually
@@ -145,7 +144,6 @@ async def test_handler_that_does_not_begin_leaves_the_answer_that_it_has_taken_o
     await asyncio.sleep(60.0)
     answers = [one for one in (await here.history("c")).messages if one.role != "user"]
     assert [(one.status, one.text) for one in answers] == [("complete", "abcd")]
-    await here.close()
 
 
 class Stalled(Shared):
@@ -184,7 +182,6 @@ async def test_answer_of_an_attempt_that_its_node_has_lost_goes_on_and_is_not_ca
     hub.runtime.scheduler.lose("c", turn)
     store.is_free.set()
     assert await answered(hub, "c", "q", 3.0) == ["complete"]
-    await hub.close()
 
 
 class Damaged(Shared):
@@ -215,8 +212,6 @@ async def test_channel_that_cannot_be_read_holds_up_no_turn_of_another() -> None
     store.is_damaged = True
     release.set()
     assert await answered(here, "c", "q", 2.5) == ["complete"]
-    await here.close()
-    await there.close()
 
 
 @virtually
@@ -234,5 +229,3 @@ async def test_waiting_turns_that_no_agent_can_take_hide_no_other_from_the_other
         await say(here, f"old:{number}", "q")
     await say(here, "new", "q")
     assert await answered(here, "new", "q", 2.5) == ["complete"]
-    await here.close()
-    await there.close()

@@ -46,7 +46,6 @@ async def test_ticket_of_one_node_is_accepted_by_another_and_by_the_next_start()
     await later.start()
     assert accepts(later, here)
     assert len(await store.notes(NOTE)) == 1
-    await later.close()
 
 
 @pytest.mark.parametrize("is_exclusive", [True, False])

@@ -72,7 +72,6 @@ async def test_message_may_be_taken_in_again_by_its_own_turn_only() -> None:
     await asyncio.sleep(1)
     assert (await claim_of(hub, "m3"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 1))
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
-    await hub.close()
 
 
 @virtually
@@ -100,7 +99,6 @@ async def test_message_created_again_after_its_channel_was_deleted_waits_for_the
     assert 2.9 < events[-1][2] - events[0][2] < 20
     assert (await claim_of(hub, "m1"), await claim_of(hub, "m2")) == (("done", 1), ("done", 1))
     assert hub.runtime.scheduler.stats() == {"agents": 1, "turns_waiting": 0, "turns_running": 0}
-    await hub.close()
 
 
 @virtually
@@ -116,4 +114,3 @@ async def test_message_behind_one_that_is_given_up_is_next() -> None:
         *(("poison", attempt) for attempt in range(1, ATTEMPTS + 1)),
         ("next", 1),
     ]
-    await hub.close()

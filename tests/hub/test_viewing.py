@@ -103,7 +103,6 @@ async def test_hub_cut_off_from_its_store_disconnects_its_viewers_and_serves_aga
         await hub.update("c", "m", text=f"round {round_}")
         await watcher.until(lambda view, text=f"round {round_}": [one.text for one in view.messages()] == [text])  # type: ignore[misc]
     await watcher.leave()
-    await hub.close()
 
 
 @virtually
@@ -156,7 +155,6 @@ async def test_a_slow_disk_disconnects_no_viewer() -> None:
     await watcher.until(lambda view: [one.text for one in view.messages()] == ["late"])
     await changing
     await watcher.leave()
-    await hub.close()
 
 
 @virtually

@@ -233,36 +233,33 @@ async def test_preflight_needs_no_identity() -> None:
 # Presence and signals
 
 
-def test_presence_lease_ends_with_the_identity() -> None:
-    @virtually
-    async def run() -> None:
-        left_ms = 10_000
+@virtually
+async def test_presence_lease_ends_with_the_identity() -> None:
+    left_ms = 10_000
 
-        async def authenticate(scope: Scope) -> Identity:
-            return Identity(client_id="ada", expires_at_ms=hub.clock.now_ms() + left_ms)
+    async def authenticate(scope: Scope) -> Identity:
+        return Identity(client_id="ada", expires_at_ms=hub.clock.now_ms() + left_ms)
 
-        hub = new_hub(authenticate=authenticate, clock=virtual_clock())
-        async with asking(hub) as http:
+    hub = new_hub(authenticate=authenticate, clock=virtual_clock())
+    async with asking(hub) as http:
 
-            async def enter() -> None:
-                assert (await http.put("/v1/channels/c/presence/ada", json={"lease_s": 3600})).status_code == 204
+        async def enter() -> None:
+            assert (await http.put("/v1/channels/c/presence/ada", json={"lease_s": 3600})).status_code == 204
 
-            await enter()
-            await asyncio.sleep(9)
-            await enter()  # again, with a new token
-            await asyncio.sleep(9)
-            assert (await hub.members("c")).count == 1
-            await asyncio.sleep(2)
-            assert (await hub.members("c")).count == 0
-            left_ms = 10**9
-            await enter()
-            await asyncio.sleep(3590)
-            assert (await hub.members("c")).count == 1
-            await asyncio.sleep(20)
-            assert (await hub.members("c")).count == 0
-        await hub.close()
-
-    run()
+        await enter()
+        await asyncio.sleep(9)
+        await enter()  # again, with a new token
+        await asyncio.sleep(9)
+        assert (await hub.members("c")).count == 1
+        await asyncio.sleep(2)
+        assert (await hub.members("c")).count == 0
+        left_ms = 10**9
+        await enter()
+        await asyncio.sleep(3590)
+        assert (await hub.members("c")).count == 1
+        await asyncio.sleep(20)
+        assert (await hub.members("c")).count == 0
+    await hub.close()
 
 
 # `GET /v1/channels` shows the channels on which the caller has `history` or `admin`.

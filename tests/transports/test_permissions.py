@@ -16,7 +16,6 @@ import jwt
 import pytest
 
 from tenuto.app import Hub
-from tenuto.core.errors import TenutoError
 from tenuto.core.requests import (
     Caller,
     CreateMessage,
@@ -49,6 +48,7 @@ from tests.transports.permissions import (
     page_with,
     tables,
 )
+from tests.transports.test_protocol import classes
 
 Json = dict[str, Any]
 
@@ -415,14 +415,7 @@ def refuses(cell: Cell, name: str, state: str) -> bool:
     return (cell.operation, cell.state) == (name, state) and cell.outcome != "ok"
 
 
-def statuses(error: type[TenutoError]) -> dict[str, int]:
-    found = {error.code: error.status}
-    for narrower in error.__subclasses__():
-        found |= statuses(narrower)
-    return found
-
-
-HTTP_STATUS = statuses(TenutoError)
+HTTP_STATUS = {error.code: error.status for error in classes()}
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(cell.operation for cell in OWNERSHIP))

@@ -56,7 +56,6 @@ async def test_a_network_that_vanished_is_noticed_within_twenty_seconds() -> Non
     assert (await answer(hub)).status == "interrupted"
     await watcher.cut()
     await line.cut()
-    await hub.close()
 
 
 class Clogged:
@@ -112,7 +111,6 @@ async def test_silent_peer_with_a_lease_is_closed_despite_unread_text(holding: s
     if holding == "lease":
         assert (await hub.read("chat:1", "a"))[0].status == "interrupted"
     assert hub.runtime.scheduler.stats()["agents"] == 0
-    await hub.close()
 
 
 # Commands
@@ -142,7 +140,6 @@ async def test_a_stop_from_a_second_device_while_a_third_comes_back() -> None:
     assert (await two.ask("reply", channel="chat:1", id="stop"))["code"] == "already_answered"
     for line in (writer, one, two, third):
         await line.cut()
-    await hub.close()
 
 
 # Turns
@@ -167,7 +164,6 @@ async def test_agent_with_zero_slots_ends_the_turn_of_its_previous_socket() -> N
         await back.ask("work", pattern=f"chat:{number}:*", slots=0)
     await back.cut()
     await person.cut()
-    await hub.close()
 
 
 # Callers without read access
@@ -212,4 +208,3 @@ async def test_caller_without_read_access_learns_no_serials() -> None:
     assert [one.get("parent") for one in messages] == [None, None, "m", "n", None, None, None]
     assert [(one["created"], one["version"]) for one in messages] == [(0, 0)] * 5 + [(0, 1)] * 2
     assert {response["serial"] for response in received[0]} == {0}
-    await hub.close()
