@@ -31,7 +31,8 @@ from tenuto.hub.committer import STORE_TIMEOUT_S, Pace
 from tenuto.hub.writer import ABANDONED_S, RETRY_S
 from tenuto.stores.base import Committed, CommitUnknown, Conflict, Tail, Write
 from tenuto.stores.memory import MemoryStore
-from tests.virtual import virtual_clock, virtually
+from tests.hub.hubs import new_hub
+from tests.virtual import virtually
 
 
 class ScriptedStore(MemoryStore):
@@ -116,7 +117,7 @@ async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: b
         tried_s.append(asyncio.get_running_loop().time())
         return await commit(writes)
 
-    hub = HubCore(store, hooks_signals=False, drain_s=0.1, clock=virtual_clock())
+    hub = new_hub(store)
     async with hub.message("c", id="m") as message:
         feeds = [await hub.attach("c", None, wake=lambda: None)] if has_viewer else []
         await message.append("x")
@@ -133,13 +134,12 @@ async def test_appends_wait_for_the_back_off_while_the_store_fails(has_viewer: b
     assert await texts(hub, "m") == ["x" + "y" * 1_000]
     for feed in feeds:
         feed.close()
-    await hub.close()
 
 
 @virtually
 async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_kept() -> None:
     store = ScriptedStore()
-    hub = HubCore(store, hooks_signals=False, drain_s=0.1, clock=virtual_clock())
+    hub = new_hub(store)
     loop = asyncio.get_running_loop()
     async with hub.message("c", id="m") as message:
         await message.append("a")
@@ -153,7 +153,6 @@ async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_
         assert loop.time() - begun_s == STORE_TIMEOUT_S
         gate.set()
     assert await texts(hub, "m") == ["ab"]
-    await hub.close()
 
 
 @virtually
@@ -161,7 +160,7 @@ async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = ScriptedStore()
-    hub = HubCore(store, hooks_signals=False, clock=virtual_clock())
+    hub = new_hub(store)
     writer = hub.message("c", id="m")
     await writer.__aenter__()
     message, errors = hub.runtime.message, [OSError("the disk is away")]
@@ -176,7 +175,6 @@ async def test_abandoned_message_is_interrupted_although_a_read_of_it_fails_in_a
     hub._writers.left("c", "m", 1)
     await asyncio.sleep(3 * ABANDONED_S)
     assert (await hub.read("c", "m"))[0].status == "interrupted"
-    await hub.close()
 
 
 # Races that the simulator found
@@ -242,7 +240,7 @@ class Broken(MemoryStore):
 
 @virtually
 async def test_failing_housekeeping_ends_no_subscription() -> None:
-    hub = HubCore(Broken(), hooks_signals=False, drain_s=0, clock=virtual_clock())
+    hub = new_hub(Broken())
     await hub.start()
     shown: list[str] = []
 
@@ -256,14 +254,13 @@ async def test_failing_housekeeping_ends_no_subscription() -> None:
     await asyncio.sleep(1)
     assert shown[-1] == "message.create"
     watching.cancel()
-    await hub.close()
 
 
 @virtually
 async def test_defect_that_stops_the_hub_drains_its_viewers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hub = HubCore("memory://", hooks_signals=False, drain_s=0, clock=virtual_clock())
+    hub = new_hub()
     await hub.start()
     sent_away = asyncio.Event()
     hub.on_drain(sent_away.set)

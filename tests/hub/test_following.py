@@ -64,8 +64,6 @@ async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]
     store.notified.clear()
     yield here, there, viewer
     await viewer.leave()
-    await here.close()
-    await there.close()
 
 
 async def late_s(here: HubCore, viewer: Watcher, text: str) -> float:
@@ -197,8 +195,6 @@ async def busy_pair() -> AsyncIterator[tuple[HubCore, HubCore]]:
     finally:
         writing.cancel()
         store.delay_s = 0.0
-        await here.close()
-        await there.close()
 
 
 async def shows(viewer: Watcher, here: HubCore) -> list[str]:

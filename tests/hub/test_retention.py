@@ -27,16 +27,17 @@ from tenuto.hub.keep.retention import PAUSE_S, ROUND_S, STEP_BYTES, STEP_MESSAGE
 from tenuto.stores.base import head_of
 from tenuto.stores.memory import MemoryStore
 from tenuto.stores.sqlite.verify import FileReader
+from tests.hub import hubs
 from tests.hub.watching import Watcher
 from tests.stores.files import run_from_outside
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import virtually
 
 HOUR_S = 3600.0
 DAY_MS = 24 * 3_600_000
 
 
 def new_hub(rules: Mapping[str, str | Retention], store: Any = "memory://") -> HubCore:
-    return HubCore(store, hooks_signals=False, drain_s=0.0, clock=virtual_clock(), retention=rules)
+    return hubs.new_hub(store, retention=rules)
 
 
 async def ids(hub: HubCore, channel: str) -> list[str]:
@@ -81,7 +82,6 @@ async def test_messages_go_at_their_age_and_the_channel_with_the_last_one() -> N
     assert hub.stats()["retention_bytes"] == len("old" + "young" + "third") + 3 * len('{"type":"text"}')
     await hub.create("chat:1", text="new life", id="m1")
     assert (await head_of(hub.store, "chat:1")).epoch not in ("-", epoch)
-    await hub.close()
 
 
 class BusyWorker:
@@ -117,7 +117,6 @@ async def test_streaming_and_waiting_messages_and_targets_of_open_commands_stay(
     await asyncio.sleep(0.5 * HOUR_S)
     assert await ids(hub, "c") == ["waits"]
     assert command_key("ask") not in [one.id for one in (await hub.store.facts("c", after=0, limit=9)).facts]
-    await hub.close()
 
 
 @pytest.mark.parametrize("jump_days", [365, -365])
@@ -196,7 +195,6 @@ async def test_steps_are_bounded_and_apart() -> None:
     assert max(count for _, count in store.steps) == STEP_MESSAGES
     assert len(times) >= 100 / STEP_MESSAGES + 100 + 4
     assert min(after - before for before, after in itertools.pairwise(times)) >= PAUSE_S * 0.999
-    await hub.close()
 
 
 @virtually
@@ -219,7 +217,6 @@ async def test_a_message_that_changes_before_its_removal_stays_and_is_not_counte
     assert await ids(hub, "chat:1") == ["m1"]
     counts = hub.stats()
     assert (counts["retention_messages"], counts["retention_channels"]) == (1, 0)
-    await hub.close()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -274,7 +271,6 @@ async def test_viewers_never_show_a_mixture(seed: int) -> None:
     assert removed(hub)[0] > 25
     page = (await hub.history("c", limit=200)).messages
     assert {one.id: one.text for one in page} == {one.id: texts[one.id] for one in page}
-    await hub.close()
 
 
 class ShiftedClock(Clock):

@@ -70,8 +70,6 @@ async def pair(store: Shared) -> AsyncIterator[tuple[HubCore, HubCore, Watcher]]
     await asyncio.sleep(2.5)
     yield here, there, viewer
     await viewer.leave()
-    await here.close()
-    await there.close()
 
 
 def enter(hub: HubCore, member: str, data: dict[str, Any] | None = None) -> None:
