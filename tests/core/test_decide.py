@@ -111,11 +111,6 @@ def test_a_message_is_created_complete_or_streaming(harness: LogHarness, status:
         harness.create("m", status=status)
 
 
-def test_only_the_server_creates_as_interrupted(harness: LogHarness) -> None:
-    with pytest.raises(ForbiddenStatus):
-        harness.create("m", status="interrupted")
-
-
 @pytest.mark.parametrize("bad", ["", "a/b", "a b", "x" * 65, ".", "é", HALF])
 def test_name_or_id_outside_the_rules_is_refused_in_each_field(harness: LogHarness, bad: str) -> None:
     harness.stream("m")
@@ -230,7 +225,9 @@ def test_a_finish_keeps_status_reason_and_the_whole_meta(harness: LogHarness) ->
     assert (message.status, message.reason, message.meta) == ("failed", "no model", {"x": 1, "z": 3})
 
 
-def test_only_the_server_finishes_as_interrupted(harness: LogHarness) -> None:
+def test_only_the_server_creates_and_finishes_as_interrupted(harness: LogHarness) -> None:
+    with pytest.raises(ForbiddenStatus):
+        harness.create("m", status="interrupted")
     harness.stream("m")
     with pytest.raises(ForbiddenStatus):
         harness.finish("m", "interrupted")

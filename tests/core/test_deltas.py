@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -26,7 +27,7 @@ from tenuto.core.deltas import (
     Sent,
     TextAdded,
 )
-from tenuto.core.events import ChannelAttached, MessageAppend, MessageTakeover
+from tenuto.core.events import ChannelAttached, MessageAppend, MessageTakeover, ServerEvent
 from tenuto.core.model import APPENDABLE, Message
 from tests.core.worlds import IDS, Asked, World, batches
 
@@ -148,17 +149,18 @@ def test_tool_input_is_added_to_and_sent_whole_on_resume() -> None:
     assert again.begin(streaming({**tool, "input": "{}"})) == [PartReplaced(0, {**tool, "input": "{}"}, 0)]
 
 
-def test_an_append_beyond_the_sent_text_breaks_the_progress() -> None:
+@pytest.mark.parametrize(
+    "event",
+    [
+        MessageAppend(serial=9, id="m", part=0, at=3, text="d"),
+        ChannelAttached(channel="c", epoch="e", serial=3, resumed=False),
+    ],
+    ids=["append beyond the sent text", "feed that did not resume"],
+)
+def test_event_that_does_not_continue_what_was_sent_breaks_the_progress(event: ServerEvent) -> None:
     progress = MessageProgress("m")
     progress.begin(streaming({"type": "text", "text": "ab"}))
-    assert progress.receive([MessageAppend(serial=9, id="m", part=0, at=3, text="d")]) == []
-    assert progress.is_broken
-
-
-def test_a_feed_that_did_not_resume_breaks_the_progress() -> None:
-    progress = MessageProgress("m")
-    progress.begin(STREAMING)
-    assert progress.receive([ChannelAttached(channel="c", epoch="e", serial=3, resumed=False)]) == []
+    assert progress.receive([event]) == []
     assert progress.is_broken
 
 
