@@ -15,20 +15,21 @@ from random import Random
 from typing import Any
 
 from proof.simulation.clock import SimClock, VirtualLoop
+from tenuto import Hub
 
-owned: list[Any] = []  # the hubs of a running test, which `virtually` closes after it
+_open: list[Hub] = []
 
 
 def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Return `test` as a plain test in virtual time; an error that asyncio reports fails it."""
+    """Return `test` as a plain test in virtual time; an error that asyncio reports fails it, also while hubs close."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
         loop = VirtualLoop()
-        owned.clear()
+        _open.clear()
         try:
             loop.run_until_complete(test(*args, **kwargs))
-            for hub in owned:
+            for hub in _open:
                 loop.run_until_complete(hub.close())
         finally:
             left = asyncio.all_tasks(loop)
@@ -40,6 +41,12 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
         assert loop.complaints == []
 
     return run
+
+
+def closed_later(hub: Hub) -> Hub:
+    """Return `hub`, which `virtually` closes after the test, as far as the test has not."""
+    _open.append(hub)
+    return hub
 
 
 def virtual_clock(seed: int = 1) -> SimClock | None:

@@ -54,7 +54,6 @@ async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> 
     await asyncio.sleep(1.5)  # before the server carries out the cancel
     assert (await endings(hub), is_entered) == ([("", "cancelled", None)], False)
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
-    await hub.close()
 
 
 @virtually
@@ -76,7 +75,6 @@ async def test_a_question_of_a_turn_that_is_stopped_while_it_is_being_stored_is_
     await asyncio.sleep(10)
     turn = await hub.turn("chat:1", asked.id)
     assert (turn.state, turn.is_cancelled, turn.questions) == ("over", True, [])
-    await hub.close()
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
@@ -121,7 +119,6 @@ async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(
     assert refusals == [refused]
     assert await endings(hub) == [("answer", "complete", None)] * 2
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
-    await hub.close()
 
 
 @virtually
@@ -133,7 +130,6 @@ async def test_a_message_whose_opening_is_cancelled_streams_no_longer() -> None:
     await asyncio.wait([opening])
     assert opening.cancelled()
     assert await endings(hub) == [("", "cancelled", None)]
-    await hub.close()
 
 
 @virtually
@@ -152,7 +148,6 @@ async def test_abandoned_message_is_ended_when_the_store_recovers() -> None:
     store.is_down = False
     await asyncio.sleep(5)
     assert await endings(hub) == [("", "interrupted", "writer_gone")]
-    await hub.close()
 
 
 @virtually
@@ -185,7 +180,6 @@ async def test_handler_that_ignores_its_cancellation_keeps_its_slot_for_ten_seco
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
     release.set()
     await asyncio.sleep(1)
-    await hub.close()
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
@@ -214,4 +208,3 @@ async def test_cancellation_by_the_handlers_own_code_is_a_failure(has_begun: boo
     await asyncio.sleep(1)
     assert await endings(hub) == [("half" if has_begun else "", "failed", "error")]
     assert (hub.runtime.scheduler.stats()["turns_running"], hub.runtime.scheduler.stats()["turns_waiting"]) == (0, 0)
-    await hub.close()

@@ -71,7 +71,6 @@ async def test_state_that_cannot_be_sent_is_refused(value: Any, refusal: type[Te
     found = await until_over(hub, 1)
     assert [type(error) for error in refused] == [refusal]
     assert (found[1].text, found[1].status) == ("whole", "complete")
-    await hub.close()
 
 
 @virtually
@@ -92,7 +91,6 @@ async def test_state_of_an_agent_is_a_copy_of_its_objects() -> None:
     await hub.create("chat:1", text="?")
     await asyncio.sleep(1)
     assert seen == [["search"]]
-    await hub.close()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,6 @@ async def test_answer_is_opened_once_the_store_recovers_and_is_failed_after_ten_
     assert ("failed: not now" in caplog.text) == (times == 60)
     assert "Traceback" not in caplog.text  # the handler made no mistake
     assert hub.runtime.scheduler.stats()["turns_running"] == 0
-    await hub.close()
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
@@ -140,7 +137,6 @@ async def test_answer_whose_id_is_taken_gets_another_id(is_deleted: bool) -> Non
     assert await endings(hub) == [("to ann", "complete", None)]
     assert found[-1].reply_to == asked.id
     assert found[-1].id != taken
-    await hub.close()
 
 
 @virtually
@@ -161,7 +157,6 @@ async def test_answer_of_a_handler_that_ignores_its_time_limit_is_failed_with_ti
     assert await endings(hub) == [("", "failed", "timeout")]
     release.set()
     await asyncio.sleep(1)
-    await hub.close()
 
 
 @pytest.mark.parametrize("end", ["cancel", "error", "own timeout"])
@@ -195,7 +190,6 @@ async def test_a_question_is_withdrawn_when_its_turn_ends(end: str) -> None:
     assert known is not None
     assert known.reply is not None
     assert (known.reply.ok, known.reply.error["code"], known.reply.by) == (False, "withdrawn", "bot")
-    await hub.close()
 
 
 @pytest.mark.parametrize("has_reply", [True, False])
@@ -230,7 +224,6 @@ async def test_questions_of_a_process_that_died_and_are_not_asked_again_are_with
     await asyncio.sleep(5)
     assert seen == [["approve", "steer", "translate"]]
     assert sorted(questions(second)) == ["steer", "translate"]
-    await second.close()
 
 
 @virtually
@@ -254,7 +247,6 @@ async def test_with_interrupt_a_turn_that_crashed_before_its_answer_is_not_run_a
     assert ran == [1]
     assert await endings(second) == [("", "failed", "crashed")]
     assert second.runtime.scheduler.stats()["turns_running"] == 0
-    await second.close()
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
@@ -285,7 +277,6 @@ async def test_an_answer_that_had_ended_before_the_crash_is_the_answer(on_crash:
     await asyncio.sleep(5)
     assert await endings(second) == [("by attempt 1", "cancelled" if is_stopped else "complete", None)]
     assert second.runtime.scheduler.stats()["turns_running"] == 0
-    await second.close()
 
 
 class Pausing(MemoryStore):
@@ -315,4 +306,3 @@ async def test_reply_that_has_left_memory_reaches_the_agent() -> None:
     await asyncio.gather(replying, hub.create("c", text="somebody else writes"))
     await asyncio.sleep(5)
     assert replies[:1] == [True]
-    await hub.close()

@@ -32,7 +32,6 @@ async def test_earlier_question_is_followed_by_its_answer_although_that_was_writ
     await hub.create("chat:1", text="two")  # while the first is being answered
     await until_over(hub, 2)
     assert seen == [[("user", "one")], [("user", "one"), ("assistant", "re one"), ("user", "two")]]
-    await hub.close()
 
 
 def text(value: str) -> Part:
@@ -151,7 +150,6 @@ async def test_user_message_in_reply_to_a_question_is_not_its_answer() -> None:
     await ask(hub, "Q2", "Q1b")
     assert await path(hub, "Q1b") == ["Q1"]
     assert await path(hub, "Q2") == ["Q1", "Q1b"]
-    await hub.close()
 
 
 async def branched(hub: Hub, answer: str) -> None:
@@ -171,7 +169,6 @@ async def test_history_continues_past_a_deleted_answer_of_a_turn() -> None:
     hub = new_hub()
     await branched(hub, reply_id("Q2b", 2))
     assert await path(hub, "Q3") == ["Q1", "A1", "Q2b"]
-    await hub.close()
 
 
 @virtually
@@ -179,7 +176,6 @@ async def test_history_does_not_lead_from_a_deleted_message_into_another_branch(
     hub = new_hub()
     await branched(hub, "A2b")
     assert await path(hub, "Q3") == []
-    await hub.close()
 
 
 @virtually
@@ -196,7 +192,6 @@ async def test_history_without_branches_skips_a_deleted_message() -> None:
     await ask(hub, "Q5", "Q4")
     await hub.delete("x:1", "Q4")
     assert await path(hub, "Q5") == ["Q1", "A1b", "Q2", "A2"]
-    await hub.close()
 
 
 PNG = "data:image/png;base64,iVBORw0KGgo="

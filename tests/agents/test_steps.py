@@ -376,7 +376,6 @@ async def test_a_regenerate_runs_the_steps_again() -> None:
     await asyncio.sleep(1)
     first, a, second, again = counted.calls
     assert (a, again, first != second) == ("a", "a", True)
-    await hub.close()
 
 
 @given(st.permutations(["a", "b", "c", "d"]), st.permutations(["a", "b", "c", "d"]), st.integers(0, 4))
@@ -445,7 +444,6 @@ async def test_another_client_cannot_send_answer_or_read_a_step(caller: Caller) 
     assert "hunter2" not in repr(events)
     assert STEP_NAME not in repr(events)
     watching.cancel()
-    await hub.close()
 
 
 @virtually
@@ -473,7 +471,6 @@ async def test_a_later_attempt_fences_the_steps_of_an_older_one() -> None:
     await hub.start()
     await asyncio.sleep(1)
     assert late == [1]
-    await hub.close()
 
 
 def test_a_process_killed_before_any_line_repeats_no_finished_step(tmp_path: Path) -> None:
@@ -518,7 +515,6 @@ async def test_a_question_stays_open_while_its_process_is_gone(replied: str) -> 
         await asyncio.sleep(1)
     assert {(one.ok, one.data, one.by) for one in found} == {(True, "yes", "ann")}
     assert await hub.pending_commands("chat:1") == []
-    await hub.close()
 
 
 @virtually
@@ -539,7 +535,6 @@ async def test_questions_asked_in_another_order_keep_their_replies() -> None:
     hub.agent("chat:*", name="bot")(script)
     await asyncio.sleep(1)
     assert found == [("write", False), ("write", False), ("read", True)]
-    await hub.close()
 
 
 @virtually
@@ -561,7 +556,6 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
     await hub.reply("chat:1", question.id)
     await asyncio.sleep(1)
     assert found == [True]
-    await hub.close()
 
 
 @virtually
@@ -649,7 +643,6 @@ async def test_a_client_cannot_ask_a_question_of_a_turn_before_the_agent_does() 
     await asyncio.sleep(1)
     (question,) = await hub.pending_commands("chat:1")
     assert (question.data, [question.id]) == ("delete all", asked)
-    await hub.close()
 
 
 @virtually
@@ -683,7 +676,6 @@ async def test_a_budget_is_for_all_attempts_and_stands_still_while_a_person_deci
     assert ended == [pytest.approx(replied + 40, abs=0.1)]  # of 100 s each attempt had used 30
     (answer,) = (await hub.history("chat:1")).messages[:1]
     assert (answer.status, answer.reason) == ("failed", "timeout")
-    await hub.close()
 
 
 @virtually
@@ -707,7 +699,6 @@ async def test_a_turn_fails_after_its_most_tries() -> None:
     hub = new_hub(store)
     (answer,) = (await hub.history("chat:1")).messages[:1]
     assert (answer.status, answer.reason) == ("failed", "crashed")
-    await hub.close()
 
 
 @pytest.mark.parametrize("settings", [{"budget_s": 0}, {"max_tries": 0}, {"max_tries": 6}, {"max_tries": 1.5}])
@@ -893,7 +884,6 @@ async def test_sleep_counts_for_no_limit_of_time() -> None:
     await hub.create("chat:1", id="m1", text="?")
     await asyncio.sleep(7300)
     assert (await hub.history("chat:1")).messages[0].text == "end"
-    await hub.close()
 
 
 @virtually
@@ -945,7 +935,6 @@ async def test_a_complete_answer_is_not_written_again_after_a_crash_in_the_next_
     hub = new_hub(store)
     answers = [one for one in (await hub.history("chat:1")).messages[::-1] if one.role == "assistant"]
     assert [(one.text, one.status) for one in answers] == [("First.", "complete"), ("Second", "interrupted")]
-    await hub.close()
 
 
 @virtually

@@ -17,11 +17,11 @@ from tenuto.core.turns import reply_id
 from tenuto.sources import SoFar
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import closed_later, virtual_clock, virtually
 
 
 def new_hub(store: Any = "memory://", **options: Any) -> Hub:
-    return Hub(store, hooks_signals=False, clock=virtual_clock(), **{"drain_s": 0.0, **options})
+    return closed_later(Hub(store, hooks_signals=False, clock=virtual_clock(), **{"drain_s": 0.0, **options}))
 
 
 async def messages(hub: Hub, channel: str = "chat:1") -> list[Message]:
@@ -78,7 +78,6 @@ async def test_a_user_message_is_answered_once() -> None:
     await asyncio.sleep(60)
     assert len(await messages(hub)) == 2
     assert len(await messages(hub, "other:1")) == 1
-    await hub.close()
 
 
 @virtually
@@ -97,7 +96,6 @@ async def test_only_whole_messages_of_users_are_answered() -> None:
     await hub.create("chat:1", text="yes")
     await asyncio.sleep(1)
     assert begun == ["yes"]
-    await hub.close()
 
 
 @virtually
@@ -121,7 +119,6 @@ async def test_a_channel_has_one_turn_at_a_time_in_order() -> None:
         await hub.create("chat:1", text=str(number))
     await until_over(hub, 5)
     assert (most, order) == (1, ["0", "1", "2", "3", "4"])
-    await hub.close()
 
 
 @virtually
@@ -142,7 +139,6 @@ async def test_parallel_turns_run_beside_each_other_and_channels_always_do() -> 
         await hub.create("chat:1", text=str(number))
     await until_over(hub, 7)
     assert most == 3
-    await hub.close()
 
 
 @virtually
@@ -163,7 +159,6 @@ async def test_a_newer_message_interrupts_the_running_turn() -> None:
         ("to first", "cancelled"),
         ("to second", "complete"),
     ]
-    await hub.close()
 
 
 @virtually
@@ -188,7 +183,6 @@ async def test_answer_of_a_handler_that_raises_is_failed_and_the_next_turn_runs(
     assert [(one.reason or "").partition(",")[0] for one in found] == [*["RuntimeError in test_turns.py"] * 2, ""]
     assert "secret" not in str(found)
     assert "secret 1" in caplog.text
-    await hub.close()
 
 
 @virtually
@@ -207,7 +201,6 @@ async def test_public_reason_of_an_exception_is_shown() -> None:
     await hub.create("chat:1", text="?")
     found = await until_over(hub, 1)
     assert (found[1].status, found[1].reason) == ("failed", "over_quota")
-    await hub.close()
 
 
 @virtually
@@ -223,7 +216,6 @@ async def test_turn_that_exceeds_its_time_limit_fails_with_timeout() -> None:
     await hub.create("chat:1", text="?")
     found = await until_over(hub, 1)
     assert (found[1].text, found[1].status, found[1].reason) == ("one moment", "failed", "timeout")
-    await hub.close()
 
 
 @virtually
@@ -258,7 +250,6 @@ async def test_server_ends_the_answer_of_a_handler_that_ignores_its_cancellation
     await asyncio.sleep(20)
     assert len(refused) == 1
     assert (await messages(hub))[1].text == "stub"
-    await hub.close()
 
 
 @pytest.mark.parametrize("target", ["question", "answer"])
@@ -294,7 +285,6 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
     await hub.create("chat:1", text="again")
     await asyncio.sleep(1)
     assert len(await messages(hub)) == 4
-    await hub.close()
 
 
 @virtually
@@ -314,7 +304,6 @@ async def test_a_waiting_turn_is_cancelled_before_it_begins() -> None:
         await hub.command("chat:1", "cancel", target=second.id)
     await asyncio.sleep(60)
     assert begun == ["first"]
-    await hub.close()
 
 
 @virtually
@@ -338,7 +327,6 @@ async def test_steer_commands_and_later_messages_reach_the_running_turn() -> Non
     assert got == [("shorter", "bob"), ("and in French", "cem")]
     await asyncio.sleep(10)
     assert sum(one.role == "assistant" for one in await messages(hub)) == 1
-    await hub.close()
 
 
 @virtually
@@ -363,7 +351,6 @@ async def test_ask_returns_the_first_reply_or_expired() -> None:
     await until_over(hub, 1)
     assert (replies[0].ok, replies[0].data, replies[0].by) == (False, "no", "ann")
     assert (replies[1].ok, replies[1].error["code"]) == (False, "expired")
-    await hub.close()
 
 
 @virtually
@@ -398,7 +385,6 @@ async def test_agent_is_present_with_its_state(monkeypatch: pytest.MonkeyPatch) 
         await asyncio.sleep(0.9)
         look()
     assert states == ["listening", "thinking", "using a tool", "answering", "trying again", "answering", "listening"]
-    await hub.close()
 
 
 @virtually
@@ -493,7 +479,6 @@ async def test_a_regenerated_message_gets_another_answer_each_time() -> None:
     assert {(one.status, one.parent) for one in found} == {("complete", asked.id)}
     assert [attempt for attempt, _ in turns] == [1] * 9
     assert turns[-1][1] == [{"role": "user", "content": "?"}]  # not the first answer, nor the messages after it
-    await hub.close()
 
 
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart", "continue"])
@@ -529,7 +514,6 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
     await asyncio.sleep(5)
     assert len(attempts) <= 1  # the turn is over
     assert (await third.read("chat:1", asked.id))[0].version == asked.version  # a claim changes no version
-    await third.close()
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
@@ -588,7 +572,6 @@ async def test_history_is_the_conversation_up_to_the_message() -> None:
         [("user", "one"), ("assistant", "re one"), ("user", "two")],
         [("user", "one, edited")],
     ]
-    await hub.close()
 
 
 @virtually
@@ -604,7 +587,6 @@ async def test_message_that_brings_its_answer_gets_no_turn() -> None:
     await hub.create("chat:1", text="a")
     await asyncio.sleep(1)
     assert begun == ["a"]
-    await hub.close()
 
 
 @pytest.mark.parametrize(
@@ -636,7 +618,6 @@ async def test_unknown_shape_of_history_is_refused() -> None:
     await hub.create("chat:1", text="?")
     found = await until_over(hub, 1)
     assert (found[1].status, found[1].reason) == ("failed", "misuse")
-    await hub.close()
 
 
 class Failing(MemoryStore):

@@ -350,7 +350,6 @@ async def test_id_is_stored_before_the_first_text_and_removed_with_the_end() -> 
     await asyncio.wait([watching])
     assert kept == [[["resp_1", 0, {}]]] * 3
     assert "responses" not in (await hub.read("chat:1", "m"))[0].meta
-    await hub.close()
 
 
 # -- when the response cannot be streamed, or is lost ------------------------------------------------------------------
@@ -473,7 +472,6 @@ async def test_only_a_stop_cancels_the_response(ends_as: tuple[str, str | None],
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, "responses" in stored.meta) == (ends_as[0], ends_as[0] == "interrupted")
     assert model.asked == ["POST", *(["POST /resp_1/cancel"] if is_cancelled else [])]
-    await hub.close()
 
 
 @virtually
@@ -491,7 +489,6 @@ async def test_message_that_a_person_stops_cancels_the_response() -> None:
     with pytest.raises(Finished):
         await task
     assert model.asked == ["POST", "POST /resp_1/cancel"]
-    await hub.close()
 
 
 # -- Google's interactions ---------------------------------------------------------------------------------------------
@@ -588,7 +585,6 @@ async def test_person_who_stops_the_answer_cancels_the_interaction() -> None:
     task.cancel()
     await asyncio.wait([task])
     assert model.asked == ["POST", "POST /int_1/cancel"]
-    await hub.close()
 
 
 # -- other providers, and other uses -----------------------------------------------------------------------------------
@@ -642,7 +638,6 @@ async def test_several_responses_in_one_stream_cannot_be_attached() -> None:
     with pytest.raises(LocalError, match="attach need a function that makes the stream"):
         async with hub.message("chat:1") as message:
             await pipe(message, iter("a"), attach=client.responses)
-    await hub.close()
 
 
 # -- over real connections ---------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from tenuto.sources import OnBreak, SoFar, UpstreamEnded, UpstreamError, pipe, t
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept, Repeated
 from tenuto.stores.memory import MemoryStore
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import closed_later, virtual_clock, virtually
 
 CUT, HOLD = "cut", "hold"  # steps of a body: the connection breaks, or nothing comes any more
 Body = Sequence[bytes | str]
@@ -119,7 +119,7 @@ def ask_claude(client: AsyncAnthropic) -> Callable[[], Any]:
 
 
 def new_hub(store: MemoryStore | None = None, *, drain_s: float = 0.2) -> Hub:
-    return Hub(store or "memory://", clock=virtual_clock(), hooks_signals=False, drain_s=drain_s)
+    return closed_later(Hub(store or "memory://", clock=virtual_clock(), hooks_signals=False, drain_s=drain_s))
 
 
 def refused(status: int) -> httpx2.HTTPStatusError:
@@ -296,7 +296,6 @@ async def test_error_that_lasts_is_raised_at_once(refusal: tuple[int, dict[str, 
         async with hub.message("chat:1") as message:
             await pipe(message, ask_chat(model.openai()))
     assert len(model.asked_s) == 1
-    await hub.close()
 
 
 @pytest.mark.parametrize(
@@ -329,7 +328,6 @@ async def test_error_of_the_app_is_raised_unchanged_and_at_once() -> None:
         async with hub.message("chat:1") as message:
             await pipe(message, make)
     assert asked == [1]
-    await hub.close()
 
 
 @virtually
@@ -361,7 +359,6 @@ async def test_cancelled_pipe_makes_no_other_try() -> None:
     await asyncio.wait([task])
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.status, stored.text, len(model.asked_s)) == ("cancelled", "Half", 1)
-    await hub.close()
 
 
 @pytest.mark.parametrize(
@@ -382,7 +379,6 @@ async def test_setting_that_is_not_valid_is_refused(options: dict[str, Any], det
     with pytest.raises(LocalError, match="need a function that makes the stream"):
         async with hub.message("chat:1") as message:
             await pipe(message, iter(["a"]), retries=1)
-    await hub.close()
 
 
 # -- continuing --------------------------------------------------------------------------------------------------------
@@ -491,7 +487,6 @@ async def test_next_process_continues_the_text_that_it_can_continue(
         await pipe(message, make)
     stored, _ = await hub.read("chat:1", "m")
     assert (stored.text, known[0]) == (whole, left if left == LONG else "")
-    await hub.close()
 
 
 texts = st.text("ab", max_size=120) | st.text("ab", min_size=200, max_size=300)
@@ -534,7 +529,6 @@ async def test_text_of_a_last_try_stays_when_the_handler_goes_on(on_break: OnBre
             await writer.pipe(lambda so_far: ask(), on_break=on_break, retries=0)
         await writer.append(" [broke off]")
     assert (await hub.read("chat:1", "m"))[0].text == f"{LONG} [broke off]"
-    await hub.close()
 
 
 def test_errors_of_the_app_are_not_tried_again() -> None:
@@ -562,7 +556,6 @@ async def test_text_of_a_continued_stream_is_that_of_its_message() -> None:
     assert (summary.text, [one.part for one in summary.tool_calls]) == (LONG, [1])
     asked = {"type": "tool", "call": "c1", "name": "f", "state": "called"}  # its output is the handler's to write
     assert tries.continuable([asked, {"type": "text", "text": LONG}], 1) is None
-    await hub.close()
 
 
 @virtually
@@ -581,7 +574,6 @@ async def test_model_is_not_called_again_for_a_message_that_was_stopped() -> Non
     assert len(model.asked_s) == 1
     assert (await hub.read("chat:1", "m"))[0].status == "cancelled"
     await stopping
-    await hub.close()
 
 
 @pytest.mark.parametrize("left", [LONG, "short"])
@@ -615,7 +607,6 @@ async def test_what_a_handler_writes_before_its_stream_stands_once_after_a_crash
     continued = LONG if kind == "shown step" and left == LONG else ""  # only there nothing stands behind the text
     assert stored.text == f"{intro}{continued}It goes on."
     assert [part["type"] for part in stored.parts if part["type"] != "attempt"] == [first["type"], "text"]
-    await hub.close()
 
 
 @virtually
@@ -646,4 +637,3 @@ async def test_shown_step_beside_a_try_that_fails_writes_over_no_later_text() ->
     assert [(part["type"], part.get("state")) for part in answer.parts] == [
         ("attempt", None), ("text", None), ("tool", "done"),
     ]  # fmt: skip
-    await hub.close()
