@@ -6,17 +6,19 @@ Layer: tests, which mirror the package. Tests await an event; they never sleep u
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, settings
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, expect
 
+from tests.browser.tab import chromium
 from tests.processes import Server, serving
 
 # before the first import, so that pytest shows the values of a failed assertion in the contract of stores
@@ -33,22 +35,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 IS_LONG = os.environ.get("TENUTO_SERVERS") == "long"
 in_long = pytest.mark.skipif(not IS_LONG, reason="`make test-long` runs it")
 
+
+def transports(one: str) -> list[str]:
+    """Return the transports of a test that `make test` runs with `one`, and `make test-long` with each."""
+    return ["websocket", "sse", "poll"] if IS_LONG else [one]
+
+
 # A script that starts the tests in the background lets them ignore SIGINT, and each process that they start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Patience costs nothing in a test that passes, and a machine of CI may be three times slower than another.
 expect.set_options(timeout=30_000)
-
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 
 AGAIN_S = 30.0
 
@@ -73,14 +70,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
-@pytest.fixture
+@pytest.hookimpl
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests that use the browser run on its event loop."""
+    for item in items:
+        if not isinstance(item, pytest.Function) or "browser" not in item.fixturenames:
+            continue
+        if {"browser", "page"} & {*inspect.signature(item.function).parameters}:
+            item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    path = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium")
-    assert path is not None, "no Chromium: install Debian's package chromium, or set TENUTO_CHROMIUM to one's path"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+    """One browser for all tests of a module: their windows have profiles of their own."""
+    async with chromium() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest.fixture
@@ -92,4 +96,11 @@ def channel(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Server]:
     with serving("demo", tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One demo for the tests of a module that do not kill it: each has a conversation of its own."""
+    with serving("demo", tmp_path_factory.mktemp("demo")) as server:
         yield server

@@ -17,16 +17,18 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, WebSocket, async_playwright
 
-from tests.conftest import ARGUMENTS, IS_LONG
-
 TIMEOUT_MS = 30_000
 
 
-def transports(one: str) -> list[str]:
-    """Return the transports of a test that `make test` runs with `one`, and `make test-long` with each."""
-    return ["websocket", "sse", "poll"] if IS_LONG else [one]
-
-
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 # The text from which the chat element draws a message: Markdown is tested elsewhere.
 _TEXT = """id => {
   const chat = document.querySelector("tenuto-chat")

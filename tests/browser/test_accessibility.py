@@ -6,18 +6,14 @@ Layer: tests.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.browser.gallery import STATES, gallery_server, open_gallery
+from tests.browser.gallery import STATES, open_gallery
 from tests.browser.test_chat import scene
 from tests.browser.test_markdown import ROOT
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _FLOATING = '<button>Before</button><tenuto-chat channel="chat:1" heading="Ask the docs" launcher></tenuto-chat>'
 # Define `focused()`: the focused element, and whether a person sees it.
@@ -43,12 +39,6 @@ _LISTEN = """() => {
   new MutationObserver(() => window.spoken.push({ text: region.textContent, at: performance.now() }))
     .observe(region, { childList: true, characterData: true, subtree: true })
 }"""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def address() -> AsyncIterator[str]:
-    async with gallery_server() as address:
-        yield address
 
 
 async def _tab_until(page: Page, name: str, *, key: str = "Tab") -> None:

@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.browser.tab import transports
 from tests.browser.test_client import app_with, page_at, token, verified
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
+from tests.conftest import transports
 
 SECRET_TEXT = "canary of ada"
 

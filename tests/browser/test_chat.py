@@ -25,8 +25,6 @@ from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, 
 from tests.browser.test_markdown import POLICY
 from tests.transports.conftest import new_hub, serving
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
-
 _INLINE = '<tenuto-chat channel="chat:1" heading="Ask the docs"></tenuto-chat>'
 
 

@@ -29,8 +29,8 @@ from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
-from tests.browser.tab import TIMEOUT_MS, transports
-from tests.conftest import in_long
+from tests.browser.tab import TIMEOUT_MS
+from tests.conftest import in_long, transports
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
 
@@ -38,7 +38,6 @@ WEB = Path(__file__).parents[2] / "tenuto" / "web"
 SECRET = "0123456789abcdef0123456789abcdef"
 FIRST_WORDS_S = 15.0  # the client must name the reason of a failure within 5 s; a busy machine is three times slower
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 # The page records its history: each text that was shown, and each state of the client.
 _FOLLOW = """async ([module, options, name]) => {

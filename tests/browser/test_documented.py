@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 from playwright.async_api import Browser, expect
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
@@ -23,8 +22,6 @@ from tests.browser.test_client import page_at
 from tests.transports.conftest import Served, new_hub, serving
 
 DOCS = Path(__file__).parents[2] / "docs"
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 def block(page: str, heading: str) -> str:

@@ -19,12 +19,10 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page
 
 from tenuto.app import Hub
-from tests.browser.tab import transports
 from tests.browser.test_client import app_with, token, verified
 from tests.browser.test_tabs import transport, window_of
+from tests.conftest import transports
 from tests.proxy import FaultProxy
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 # The page keeps each text of message `a` that it has shown, and whether any snapshot had a message twice.
 _FOLLOW = """async ([options]) => {

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
@@ -27,7 +25,6 @@ POLICY = (
 )
 _PAGE = "<!doctype html><div id=root></div><script type=module src=/tests/browser/markdown_page.js></script>"
 HOSTILE = json.loads((Path(__file__).parent / "hostile.json").read_text())
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 
 @asynccontextmanager
@@ -45,13 +42,6 @@ async def markdown_page(browser: Browser, policy: str = POLICY) -> AsyncIterator
         await page.wait_for_function("() => window.tests !== undefined")
         yield page
         await page.goto("about:blank")
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A page under the policy that the chat element is made for."""
-    async with markdown_page(browser) as page:
-        yield page
 
 
 async def test_nodes_do_not_depend_on_the_pieces(page: Page) -> None:

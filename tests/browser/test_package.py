@@ -23,7 +23,6 @@ from tests.transports.conftest import new_hub, serving
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _PAGE = """<!doctype html><p id="text"></p>
 <script type="module">

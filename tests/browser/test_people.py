@@ -6,13 +6,11 @@ Layer: tests.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.tab import TIMEOUT_MS, Tab
-from tests.processes import Server, serving, text_of
+from tests.processes import Server, text_of
 
 ANSWER = ".assistant"
 AGENTS = ("guide~1", "guide~2")
@@ -24,21 +22,12 @@ _HAS_AGENTS = """names => {
 
 expect.set_options(timeout=TIMEOUT_MS)
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One demo for all tests of this module: each has a channel of its own."""
-    with serving("demo", tmp_path_factory.mktemp("demo")) as server:
-        yield server
-
-
-async def two_people(browser: Browser, demo: Server, channel: str, transports: str = "ws sse") -> tuple[Tab, Tab]:
+async def two_people(browser: Browser, shared: Server, channel: str, transports: str = "ws sse") -> tuple[Tab, Tab]:
     """Return the tabs of Ada and Bob, each present in the other, with both agents."""
     ada_by, bob_by = transports.split()
-    ada = await Tab.open(browser, demo.port, channel, ada_by, "Ada")
-    bob = await Tab.open(browser, demo.port, channel, bob_by, "Bob")
+    ada = await Tab.open(browser, shared.port, channel, ada_by, "Ada")
+    bob = await Tab.open(browser, shared.port, channel, bob_by, "Bob")
     await expect(ada.page.locator("#people li")).to_have_text(["A", "B"])
     await expect(bob.page.locator("#people li")).to_have_text(["B", "A"])
     for tab in (ada, bob):
@@ -54,9 +43,9 @@ async def answer_in(tab: Tab, length: int = 20) -> tuple[str, str]:
 
 
 async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
-    browser: Browser, demo: Server, channel: str
+    browser: Browser, shared: Server, channel: str
 ) -> None:
-    ada, bob = await two_people(browser, demo, channel)
+    ada, bob = await two_people(browser, shared, channel)
 
     await bob.page.locator("textarea").press_sequentially("Hm")
     await expect(ada.page.locator(".status")).to_have_text(re.compile("@?bob is typing…", re.IGNORECASE))
@@ -77,12 +66,12 @@ async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
         await tab.until_status(answer, "cancelled")
         await expect(tab.page.locator(".stop")).to_be_hidden()
         await expect(tab.page.locator(f"{ANSWER} .state")).to_have_text("Stopped")
-    assert await ada.text(answer) == await bob.text(answer) == text_of(demo.message(channel, answer))
+    assert await ada.text(answer) == await bob.text(answer) == text_of(shared.message(channel, answer))
     assert ada.errors + bob.errors == []
 
 
-async def test_a_member_does_not_flicker_on_refresh(browser: Browser, demo: Server, channel: str) -> None:
-    ada, bob = await two_people(browser, demo, channel, "ws ws")
+async def test_a_member_does_not_flicker_on_refresh(browser: Browser, shared: Server, channel: str) -> None:
+    ada, bob = await two_people(browser, shared, channel, "ws ws")
     await bob.page.evaluate("""() => {
       window.gone = 0
       const people = document.getElementById("people")

@@ -10,7 +10,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
 from playwright.async_api import Browser
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, Response
@@ -22,7 +21,6 @@ from tests.transports.conftest import new_hub, serving
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "tenuto" / "web"
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 # Two components of their own: one counts how often it renders. StrictMode mounts each component twice.
 _MAIN = """

@@ -26,8 +26,6 @@ from tests.proxy import FaultProxy
 TOKENS = 400
 PER_SECOND = 120
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
-
 
 @contextmanager
 def producing(server: Server, folder: Path, seed: int, per_second: int = PER_SECOND) -> Iterator[Process]:

@@ -16,10 +16,10 @@ import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
-from tests.browser.tab import TIMEOUT_MS, chromium_path
+from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path
 from tests.browser.test_cache import stored
 from tests.browser.test_client import SECRET, app_with, token, verified
-from tests.conftest import ARGUMENTS, IS_LONG
+from tests.conftest import IS_LONG
 from tests.transports.conftest import PATIENCE_S
 
 TAKEOVER_S = 2.0
@@ -37,7 +37,6 @@ _NOTE_DELAYS = """() => {
   client.subscribe(() => { if (client.status.transport !== "tab") window.ledAt ??= Date.now() })
 }"""
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 _FOLLOW = """async ([port, channel, options]) => {
   const { connect } = await import(`http://localhost:${port}/tenuto/web/client.js`)

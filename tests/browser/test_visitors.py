@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
@@ -20,8 +19,6 @@ from tenuto import Hub, visitors
 from tests.browser.tab import TIMEOUT_MS
 from tests.browser.test_markdown import POLICY
 from tests.transports.conftest import listening, new_hub, serving
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 TAG = "<tenuto-chat></tenuto-chat>"
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.tab import TIMEOUT_MS, chromium
+from tests.browser.tab import TIMEOUT_MS
 from tests.conftest import in_long
 from tests.processes import Server, serving, text_of
 
@@ -42,22 +41,6 @@ _PAUSE_OF = f"""async (button) => {{
 }}"""
 
 expect.set_options(timeout=TIMEOUT_MS)
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    """One browser for all tests of this module: their windows have profiles of their own."""
-    async with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests that do not kill it: each has a conversation of its own."""
-    with serving("demo", tmp_path_factory.mktemp("demo")) as server:
-        yield server
 
 
 @asynccontextmanager

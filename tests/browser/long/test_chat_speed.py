@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from playwright.async_api import Browser
 
 from tests.browser.long.main_thread import start_tasks, stop_tasks
 from tests.browser.test_chat import Scene, scene
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 FIRST_PAINT_MS = 300
 LONG_TASK_MS = 50

@@ -20,8 +20,6 @@ from tests.demo.slow_model import SlowModel, slow_model
 from tests.demo.test_page import answer_of, until_length, visiting
 from tests.processes import Process, Server
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
-
 BUTTONS = ("reload", "window", "kill", "crash", "offline")
 MOMENTS = ("before the first word", "in text", "in code", "after the end")
 PLAIN = {

@@ -5,34 +5,25 @@ Layer: tests. `tests/demo/test_page.py` uses the pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page
 
 from tests.browser.long.test_gallery import AXE, FINDINGS
-from tests.processes import Server, serving
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
+from tests.processes import Server
 
 _HEADINGS = "axe.run(document, { runOnly: ['heading-order'] }).then(({ violations }) => violations.length)"
 _WIDE = "document.documentElement.scrollWidth > innerWidth"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving("demo", tmp_path_factory.mktemp("demo")) as server:
-        yield server
-
-
-async def open_at(browser: Browser, server: Server, path: str, width: int, theme: Any) -> Page:
+async def open_at(browser: Browser, shared: Server, path: str, width: int, theme: Any) -> Page:
     """Open a page of the demo: the main page with the beginning of an answer, "One tag" with its code."""
     context = await browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=theme, reduced_motion="reduce", bypass_csp=True
     )
     page = await context.new_page()
-    await page.goto(f"http://127.0.0.1:{server.port}{path}")
+    await page.goto(f"http://127.0.0.1:{shared.port}{path}")
     if path == "/one-tag":
         await page.click("tenuto-chat .launcher")
     else:
@@ -46,10 +37,10 @@ async def open_at(browser: Browser, server: Server, path: str, width: int, theme
 @pytest.mark.parametrize("path", ["/", "/one-tag"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_axe_finds_nothing_serious_and_the_page_fits(
-    browser: Browser, server: Server, path: str, theme: str
+    browser: Browser, shared: Server, path: str, theme: str
 ) -> None:
     for width in (1440, 360):
-        page = await open_at(browser, server, path, width, theme)
+        page = await open_at(browser, shared, path, width, theme)
         await page.evaluate(AXE.read_text())
         assert await page.evaluate(FINDINGS) == [], width
         assert await page.evaluate(_HEADINGS) == 0, width

@@ -5,16 +5,12 @@ Layer: tests.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser
 
-from tests.browser.gallery import STATES, gallery_server, open_gallery
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
+from tests.browser.gallery import STATES, open_gallery
 
 AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 FINDINGS = """async () => {
@@ -42,12 +38,6 @@ _CUT = """() => [...document.querySelectorAll("tenuto-chat")].flatMap((chat) => 
   const words = ({ localName, className, textContent }) => `${localName}.${className} ${textContent.slice(0, 30)}`
   return [...wide, ...out].map((node) => `${name}: ${words(node)}`)
 })"""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def address() -> AsyncIterator[str]:
-    async with gallery_server() as address:
-        yield address
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

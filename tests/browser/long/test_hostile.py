@@ -5,28 +5,16 @@ Layer: tests.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page
 
 from tests.browser.long.main_thread import start_tasks, stop_tasks
-from tests.browser.test_markdown import HOSTILE, markdown_page
+from tests.browser.test_markdown import HOSTILE
 
 MAX_TASK_MS = 100.0  # of CPU time
 # Colours for 20 KB of code take one task, which cannot be sliced: 101 ms on a processor of 2.1 GHz.
 COLOURS_MS = 150.0
 LENGTH = 200_000
 STEPS = 40
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    async with markdown_page(browser) as page:
-        yield page
 
 
 async def test_hostile_text_cut_at_every_position_runs_and_fetches_nothing(page: Page) -> None:

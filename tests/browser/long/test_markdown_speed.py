@@ -24,7 +24,6 @@ from tenuto import Limits
 from tests.browser.long.main_thread import MainThread, start_tasks, stop_tasks, stop_tasks_at
 from tests.browser.tab import chromium
 from tests.browser.test_chat import scene
-from tests.browser.test_markdown import markdown_page
 from tests.transports.conftest import new_hub
 
 NAMES = ["a mixed answer", "a fence", "a tight list", "a table", "a paragraph"]
@@ -74,8 +73,6 @@ _DRAWN = """async length => {
 # The last child of a growing answer has the text that is not final.
 _SHOWN = "words => root.querySelector('.markdown')?.lastElementChild.textContent.endsWith(words)"
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # as the browser
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -101,12 +98,6 @@ class Cost:
 async def browser() -> AsyncIterator[Browser]:
     async with chromium(*FAST) as browser:
         yield browser
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    async with markdown_page(browser) as page:
-        yield page
 
 
 def mixed(length: int) -> str:

@@ -43,8 +43,6 @@ DIFFERENT_ANSWERS = {
     ],
 }
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
-
 
 @pytest.fixture(scope="module")
 def reference() -> Any:

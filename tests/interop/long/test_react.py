@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route as AppRoute
 
 from tenuto import Hub, Turn
 from tenuto.interop import AISDK
-from tests.browser.tab import chromium
 from tests.interop.pages import IS_STRICT, MAJOR, PACKAGE, ROOT
 from tests.transports.conftest import new_hub, serving
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")  # the event loop that the browser uses
 
 PAGE = (ROOT / "docs" / "ai-sdk.md").read_text()
 HTML = '<!doctype html><div id="root"></div><script type="module" src="/main.js"></script>'
@@ -66,12 +61,6 @@ export function Chat({ id, initial }) {
   )
 }
 """
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
