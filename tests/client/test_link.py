@@ -23,7 +23,7 @@ from tenuto.client.connection import Refusal
 from tenuto.client.link import PENDING_REQUESTS
 from tenuto.core import errors
 from tenuto.core.errors import LocalError, TenutoError
-from tests.client.script import Script, client_of
+from tests.client.script import Script, ScriptedSocket, client_of
 from tests.client.wire import QUICK
 from tests.virtual import virtually
 
@@ -38,6 +38,15 @@ async def deleting(client: Client, message_id: str) -> asyncio.Task[None]:
     task = asyncio.create_task(client.delete("c", message_id))
     await asyncio.sleep(0)
     return task
+
+
+async def check_answered(client: Client, socket: ScriptedSocket) -> None:
+    """Check that a request gets its response on this connection."""
+    asked = await deleting(client, "m")
+    frame = await socket.frame()
+    assert (frame["type"], frame["id"]) == ("delete", "m")
+    socket.say(type="ok", ref=frame["ref"], more=1)
+    await asked
 
 
 async def ended(client: Client) -> TenutoError:
@@ -73,12 +82,7 @@ async def test_a_signal_is_lost_with_its_connection(script: Script) -> None:
         assert (await first.frame())["name"] == "typing"
         first.bye(None)
         await sent
-        second = await script.socket()
-        asked = await deleting(client, "m")
-        frame = await second.frame()
-        assert frame["type"] == "delete"
-        second.say(type="ok", ref=frame["ref"])
-        await asked
+        await check_answered(client, await script.socket())
 
 
 @virtually
@@ -89,13 +93,7 @@ async def test_request_without_a_response_times_out_and_is_not_sent_again() -> N
         with pytest.raises(Unreachable):
             await client.delete("c", "gone")
         first.bye(None)
-        second = await script.socket()
-        asked = await deleting(client, "m")
-        await first.frame()
-        frame = await second.frame()
-        assert frame["id"] == "m"
-        second.say(type="ok", ref=frame["ref"])
-        await asked
+        await check_answered(client, await script.socket())
 
 
 async def test_calls_wait_while_too_many_requests_have_no_response(script: Script) -> None:
@@ -117,9 +115,7 @@ async def test_too_large_request_is_refused_by_the_client_and_keeps_the_connecti
         socket = await script.socket()
         with pytest.raises(errors.TooLarge):
             await client.create("c", text="x" * 2_000_000)
-        asked = await deleting(client, "m")
-        socket.say(type="ok", ref=(await socket.frame())["ref"])
-        await asked
+        await check_answered(client, socket)
 
 
 # The end of a connection -----------------------------------------------------------------------------------------
@@ -185,9 +181,7 @@ async def test_frames_of_other_kinds_are_ignored(script: Script) -> None:
         socket.say(type="news", of="tomorrow")
         socket.say(type="ok", ref=99)
         socket.say(type="turn", channel="c")
-        asked = await deleting(client, "m")
-        socket.say(type="ok", ref=(await socket.frame())["ref"], more=1)
-        await asked
+        await check_answered(client, socket)
 
 
 # Credentials -----------------------------------------------------------------------------------------------------

@@ -51,40 +51,26 @@ async def test_process_finishes_its_answer_after_a_signal_and_takes_no_other() -
         assert (stats["turns_waiting"], stats["turns_running"]) == (1, 0)
 
 
-async def test_answer_that_does_not_end_in_time_is_left_for_another_worker() -> None:
-    async with at_work(drain_s=0.2) as (hub, served, process, _), asyncio.timeout(60):
-        begun_s = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == -signal.SIGTERM
+@pytest.mark.parametrize(
+    ("text", "drain_s", "signals"),
+    [("?", 0.2, [signal.SIGTERM]), ("approve", 50.0, [signal.SIGTERM]), ("?", 30.0, [signal.SIGINT, signal.SIGTERM])],
+    ids=["does not end in time", "only waits", "a second signal"],
+)
+async def test_answer_is_left_for_another_worker_at_once(
+    text: str, drain_s: float, signals: list[signal.Signals]
+) -> None:
+    async with at_work(drain_s, text) as (hub, served, process, _), asyncio.timeout(60):
+        channel, scheduler = hub.channel("chat:1"), hub.runtime.scheduler
+        await served.until(lambda: text == "?" or list(channel.state.pending_commands()))
+        for number in signals:
+            await served.until(lambda: number == signals[0] or not scheduler.workers.has_agent("chat:1"))  # noqa: B023
+            begun_s = time.monotonic()
+            process.send_signal(number)
+        assert await process.wait() == -signals[0]
         assert time.monotonic() - begun_s < AT_ONCE_S
         (answer,) = await until_answered(hub)
         assert (answer.text, answer.status) == ("half ", "interrupted")
-        await served.until(lambda: hub.runtime.scheduler.stats()["turns_waiting"] == 1)
-
-
-async def test_turn_that_only_waits_is_left_for_another_worker_at_once() -> None:
-    async with at_work(drain_s=50.0, text="approve") as (hub, served, process, _), asyncio.timeout(60):
-        channel = hub.channel("chat:1")
-        await served.until(lambda: list(channel.state.pending_commands()))
-        begun_s = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == -signal.SIGTERM
-        assert time.monotonic() - begun_s < AT_ONCE_S
-        (answer,) = await until_answered(hub)
-        assert (answer.text, answer.status) == ("half ", "interrupted")
-        await served.until(lambda: hub.runtime.scheduler.stats()["turns_waiting"] == 1)
-
-
-async def test_a_second_signal_does_not_wait() -> None:
-    async with at_work(drain_s=30.0) as (hub, served, process, _), asyncio.timeout(60):
-        process.send_signal(signal.SIGINT)
-        await served.until(lambda: not hub.runtime.scheduler.workers.has_agent("chat:1"))
-        begun_s = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-        assert time.monotonic() - begun_s < AT_ONCE_S
-        (answer,) = await until_answered(hub)
-        assert (answer.text, answer.status) == ("half ", "interrupted")
+        await served.until(lambda: scheduler.stats()["turns_waiting"] == 1)
 
 
 @pytest.mark.parametrize("is_cut", [False, True])

@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import pytest
@@ -120,44 +121,36 @@ class OfTwoNodes(Hooked):
         self.oracle.check_call(self.event(kind, serial, message_id), self.processes[place])
         self.now_s += 1.0
 
-
-FAULTS = pytest.mark.parametrize("fault_s", [0.0, 100.0 - FAULT_S], ids=["long before", "just before"])
-
-
-def check(fault_s: float, call: Callable[[], None], why: str) -> None:
-    """Check that `call` is wrong, unless the fault was just before."""
-    if fault_s:
-        call()
-        return
-    with pytest.raises(Violation, match=why):
-        call()
+    def keep(self, serial: int) -> None:
+        self.oracle.note_kept({"hook/h/c": f"e1:{serial}".encode()})
 
 
-@FAULTS
-def test_two_nodes_call_a_hook_at_the_same_time_only_after_a_fault(fault_s: float) -> None:
-    hooked = OfTwoNodes(fault_s)
+def begun_by_another(hooked: OfTwoNodes) -> None:
     hooked.begin(0, "message.create", 1, "m")
-    hooked.now_s += 50.0  # the call began soon after the fault
-    check(fault_s, lambda: hooked.begin(1, "message.create", 1, "m"), "while A1 calls it since 100")
+    hooked.now_s += 50.0
 
 
-@FAULTS
-def test_node_calls_a_hook_again_for_an_earlier_entry_only_after_a_fault(fault_s: float) -> None:
-    hooked = OfTwoNodes(fault_s)
+def ended_by_another(hooked: OfTwoNodes) -> None:
     hooked.begin(0, "message.finish", 2, "m")
     hooked.oracle.end_call("c", hooked.processes[0])
-    check(fault_s, lambda: hooked.begin(1, "message.create", 1, "m"), "after 2")
 
 
-@FAULTS
-def test_node_calls_a_hook_again_before_its_position_only_after_a_fault(fault_s: float) -> None:
+@pytest.mark.parametrize("fault_s", [0.0, 100.0 - FAULT_S], ids=["long before", "just before"])
+@pytest.mark.parametrize(
+    ("before", "call", "why"),
+    [
+        # the call began soon after the fault
+        (begun_by_another, lambda h: h.begin(1, "message.create", 1, "m"), "while A1 calls it since 100"),
+        (ended_by_another, lambda h: h.begin(1, "message.create", 1, "m"), "after 2"),
+        (lambda h: h.keep(1), lambda h: h.begin(1, "message.create", 1, "m"), "though its position is 1"),
+        (lambda h: h.keep(2), lambda h: h.keep(1), "goes back"),
+    ],
+    ids=["at the same time", "an earlier entry", "before its position", "a position that goes back"],
+)
+def test_call_of_another_node_is_wrong_unless_a_fault_was_just_before(
+    before: Callable[[OfTwoNodes], None], call: Callable[[OfTwoNodes], None], why: str, fault_s: float
+) -> None:
     hooked = OfTwoNodes(fault_s)
-    hooked.oracle.note_kept({"hook/h/c": b"e1:1"})
-    check(fault_s, lambda: hooked.begin(1, "message.create", 1, "m"), "though its position is 1")
-
-
-@FAULTS
-def test_position_of_two_nodes_goes_back_only_after_a_fault(fault_s: float) -> None:
-    hooked = OfTwoNodes(fault_s)
-    hooked.oracle.note_kept({"hook/h/c": b"e1:2"})
-    check(fault_s, lambda: hooked.oracle.note_kept({"hook/h/c": b"e1:1"}), "goes back")
+    before(hooked)
+    with pytest.raises(Violation, match=why) if not fault_s else nullcontext():
+        call(hooked)

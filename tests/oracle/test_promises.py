@@ -88,6 +88,15 @@ def user_message() -> Create:
     return create("m", role="user", author="ada", status="complete", parts=[], is_pending=True)
 
 
+def check_due_at(scene: Scene, due_s: float) -> None:
+    """Check that a message has to have ended about `due_s`, and not before."""
+    scene.at(due_s - 0.5)
+    scene.promises.check_due()
+    scene.at(due_s + 0.5)
+    with pytest.raises(Violation, match="still streams"):
+        scene.promises.check_due()
+
+
 def begin_message(scene: Scene, connection: Connection, *, has_response: bool) -> None:
     """Let a writer create a message on `connection` at 10 s; the connection breaks at 11 s."""
     scene.at(10.0)
@@ -99,43 +108,29 @@ def begin_message(scene: Scene, connection: Connection, *, has_response: bool) -
     connection.ended_s = 11.0
 
 
-def test_connection_with_a_response_leaves_three_seconds_after_its_end(scene: Scene) -> None:
-    begin_message(scene, Connection(Process()), has_response=True)
-    scene.at(15.5)
-    scene.promises.check_due()
-    scene.at(16.5)
-    with pytest.raises(Violation, match="still streams"):
-        scene.promises.check_due()
-
-
-def test_connection_without_a_response_leaves_the_whole_term(scene: Scene) -> None:
-    begin_message(scene, Connection(Process()), has_response=False)
-    scene.at(26.5)
-    scene.promises.check_due()
-    scene.at(27.5)
-    with pytest.raises(Violation, match="still streams"):
-        scene.promises.check_due()
+@pytest.mark.parametrize(("has_response", "due_s"), [(True, 16.0), (False, 27.0)])
+def test_connection_with_a_response_leaves_three_seconds_after_its_end_and_else_the_whole_term(
+    scene: Scene, has_response: bool, due_s: float
+) -> None:
+    begin_message(scene, Connection(Process()), has_response=has_response)
+    check_due_at(scene, due_s)
 
 
 def interrupted() -> Finish:
     return Finish(id="m", status="interrupted", reason="writer_gone", meta={}, at_ms=START_MS)
 
 
-def test_end_that_a_dying_hub_commits_three_seconds_after_its_connection_is_not_early(scene: Scene) -> None:
+@pytest.mark.parametrize("is_next", [False, True], ids=["of the dying hub", "of the next hub"])
+def test_end_three_seconds_after_a_connection_of_a_dead_hub_is_early_for_the_next_one_alone(
+    scene: Scene, is_next: bool
+) -> None:
     process = Process()
     begin_message(scene, Connection(process), has_response=True)
     scene.at(14.0)
-    process.is_alive = False  # while the commit is on its way to the store
-    scene.store(interrupted())
-
-
-def test_end_by_the_next_hub_three_seconds_after_a_connection_of_the_dead_hub_is_early(scene: Scene) -> None:
-    process = Process()
-    begin_message(scene, Connection(process), has_response=True)
-    scene.at(14.0)
-    process.is_alive = False
-    scene.promises.note_boot()
-    with pytest.raises(Violation, match="sign of life"):
+    process.is_alive = False  # while a commit may be on its way to the store
+    if is_next:
+        scene.promises.note_boot()
+    with pytest.raises(Violation, match="sign of life") if is_next else nullcontext():
         scene.store(interrupted())
 
 
@@ -269,8 +264,4 @@ def test_lease_whose_end_was_lost_is_due_again(scene: Scene) -> None:
     scene.store(message())
     scene.store(Finish(id="m", status="complete", reason=None, meta={}, at_ms=1, request=None))
     scene.lose_power(1)
-    scene.at(26.5)
-    scene.promises.check_due()
-    scene.at(27.5)
-    with pytest.raises(Violation, match="still streams"):
-        scene.promises.check_due()
+    check_due_at(scene, 27.0)
