@@ -185,37 +185,37 @@ async def test_answer_of_a_handler_that_raises_is_failed_and_the_next_turn_runs(
     assert "secret 1" in caplog.text
 
 
+class OverQuota(Exception):
+    public_reason = "over_quota"
+
+
+async def raises(turn: Turn) -> None:
+    async with turn.reply() as message:
+        await message.append("begun")
+        raise OverQuota
+
+
+async def takes_too_long(turn: Turn) -> None:
+    async with turn.reply() as message:
+        await message.append("begun")
+        await asyncio.sleep(1000)
+
+
+async def misuses(turn: Turn) -> None:
+    await turn.history("gpt")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("handler", "text", "reason"),
+    [(raises, "begun", "over_quota"), (takes_too_long, "begun", "timeout"), (misuses, "", "misuse")],
+)
 @virtually
-async def test_public_reason_of_an_exception_is_shown() -> None:
+async def test_failed_answer_has_a_public_reason(handler: Any, text: str, reason: str) -> None:
     hub = new_hub()
-
-    class OverQuota(Exception):
-        public_reason = "over_quota"
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("x")
-            raise OverQuota
-
+    hub.agent("chat:*", timeout_s=5)(handler)
     await hub.create("chat:1", text="?")
-    found = await until_over(hub, 1)
-    assert (found[1].status, found[1].reason) == ("failed", "over_quota")
-
-
-@virtually
-async def test_turn_that_exceeds_its_time_limit_fails_with_timeout() -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*", timeout_s=5)
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("one moment")
-            await asyncio.sleep(1000)
-
-    await hub.create("chat:1", text="?")
-    found = await until_over(hub, 1)
-    assert (found[1].text, found[1].status, found[1].reason) == ("one moment", "failed", "timeout")
+    _, answer = await until_over(hub, 1)
+    assert (answer.text, answer.status, answer.reason) == (text, "failed", reason)
 
 
 @virtually
@@ -387,6 +387,19 @@ async def test_agent_is_present_with_its_state(monkeypatch: pytest.MonkeyPatch) 
     assert states == ["listening", "thinking", "using a tool", "answering", "trying again", "answering", "listening"]
 
 
+def signals_of(hub: Hub, channel: str) -> tuple[list[Any], asyncio.Future[None]]:
+    """Return the signals that a viewer of `channel` gets from now on, and the task of that viewer."""
+    signals: list[Any] = []
+
+    async def watch() -> None:
+        with pytest.raises(Draining):
+            async for event in hub.subscribe(channel):
+                if event.__struct_config__.tag == "signal":
+                    signals.append(event)
+
+    return signals, asyncio.ensure_future(watch())
+
+
 @virtually
 async def test_viewers_get_a_signal_for_a_message_that_no_agent_takes() -> None:
     store = MemoryStore()
@@ -399,15 +412,7 @@ async def test_viewers_get_a_signal_for_a_message_that_no_agent_takes() -> None:
     await asyncio.sleep(1)
     await hub.close()
     away = new_hub(store)
-    signals: list[Any] = []
-
-    async def watch() -> None:
-        with pytest.raises(Draining):
-            async for event in away.subscribe("chat:1"):
-                if event.__struct_config__.tag == "signal":
-                    signals.append(event)
-
-    watching = asyncio.ensure_future(watch())
+    signals, watching = signals_of(away, "chat:1")
     asked = await away.create("chat:1", text="anybody?")
     await asyncio.sleep(4)
     assert signals == []
@@ -432,15 +437,7 @@ async def test_a_channel_that_no_pattern_of_an_agent_matches_is_named_once(caplo
     @hub.agent("chat:*")
     async def bot(turn: Turn) -> None: ...
 
-    signals: list[Any] = []
-
-    async def watch() -> None:
-        with pytest.raises(Draining):
-            async for event in hub.subscribe("chats:1"):
-                if event.__struct_config__.tag == "signal":
-                    signals.append(event)
-
-    watching = asyncio.ensure_future(watch())
+    signals, watching = signals_of(hub, "chats:1")
     await hub.create("chats:1", text="an app's route answers this", starts_turn=False)
     await hub.create("chats:1", role="assistant", text="Here you are.")
     await asyncio.sleep(6)
@@ -574,21 +571,6 @@ async def test_history_is_the_conversation_up_to_the_message() -> None:
     ]
 
 
-@virtually
-async def test_message_that_brings_its_answer_gets_no_turn() -> None:
-    """`stream_response` brings its own answer to a prompt."""
-    hub = new_hub()
-    begun: list[str] = []
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        begun.append(turn.text)
-
-    await hub.create("chat:1", text="a")
-    await asyncio.sleep(1)
-    assert begun == ["a"]
-
-
 @pytest.mark.parametrize(
     "settings", [{"when_busy": "never"}, {"on_crash": "never"}, {"timeout_s": 0}, {"slots": 0}, {"name": "my bot"}]
 )
@@ -605,19 +587,6 @@ def test_unknown_setting_is_refused(settings: dict[str, Any]) -> None:
 def test_a_handler_that_is_not_async_is_refused() -> None:
     with pytest.raises(LocalError, match="async"):
         new_hub().agent("chat:*")(print)  # type: ignore[arg-type]
-
-
-@virtually
-async def test_unknown_shape_of_history_is_refused() -> None:
-    hub = new_hub()
-
-    @hub.agent("chat:*")
-    async def bot(turn: Turn) -> None:
-        await turn.history("gpt")  # type: ignore[arg-type]
-
-    await hub.create("chat:1", text="?")
-    found = await until_over(hub, 1)
-    assert (found[1].status, found[1].reason) == ("failed", "misuse")
 
 
 class Failing(MemoryStore):
