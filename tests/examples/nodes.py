@@ -3,7 +3,7 @@
 Layer: tests.
 
 An app of one process becomes that of several by one changed line, the address of its store. So `shared` copies an
-example, changes this line alone, and uvicorn runs the copy. An example that runs no server gets two `tenuto serve`.
+example, changes this line alone, and uvicorn runs the copy.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from proof.chaos.processes import free_port
-from tenuto.client import ChannelView, Client
+from tenuto.client import ChannelView
 from tenuto.core.model import Message
-from tests.examples.programs import FOLDER, PROCESSES
+from tests.examples.programs import FOLDER
 from tests.processes import Process, request
 
 START_S = 60.0  # with the other tests beside it, a process has a fraction of a core
@@ -59,13 +59,7 @@ async def two_nodes(name: str, url: str, folder: Path) -> AsyncIterator[tuple[No
     """Run two processes of an example, which begin at the same moment, in a schema of their own."""
     flat = name.replace("/", "_")
     store = f"{url}?schema={flat}"
-    if name in PROCESSES:
-        secret = folder / "chat.secret"
-        secret.write_text("a secret of at least thirty-two bytes, as it should be\n")
-        options = ["--jwt-secret-file", str(secret), "--jwt-audience", "chat"]
-        command = ["tenuto", "serve", "--store", store, *options]
-    else:
-        command = shared(name, store, folder)
+    command = shared(name, store, folder)
     here, there = nodes = [Node(command, store, folder / f"{flat}.{number}.log") for number in range(2)]
     async with AsyncExitStack() as stack:
         for node in nodes:
@@ -79,16 +73,6 @@ async def two_nodes(name: str, url: str, folder: Path) -> AsyncIterator[tuple[No
             for node in nodes:
                 error.add_note(f"{node.url}:\n{node.output}")
             raise
-
-
-@asynccontextmanager
-async def viewing(
-    url: str, channel: str, *, client_id: str | None = None, token: str | None = None
-) -> AsyncIterator[tuple[Client, ChannelView]]:
-    """Follow a channel at the hub `url`, as a page does that was just opened."""
-    async with Client(url, client_id=client_id, token=token) as client, client.channel(channel) as view:
-        await view.live()
-        yield client, view
 
 
 async def until(view: ChannelView, is_true: Callable[[list[Message]], bool]) -> list[Message]:
