@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tenuto import Hub
 from tenuto.agents.history import as_turns, path_to
 from tenuto.agents.turn import Turn
 from tenuto.core.model import Message, Part
@@ -130,72 +129,55 @@ def test_text_of_a_tool_message_is_left_out(shape: Any) -> None:
     assert "done" in str(turns)
 
 
-async def ask(hub: Hub, id: str, parent: str | None, *, role: str | None = None, reply_to: str | None = None) -> None:
-    """Create a message: a question of ann's or an answer, by its id."""
-    role = role or ("user" if id.startswith("Q") else "assistant")
-    await hub.create("x:1", id=id, role=role, text=id, parent=parent, reply_to=reply_to)
+TURN = reply_id("Q2b", 2)
+ANSWERED = [("Q1", None, None), ("A1", "Q1", "Q1")]
 
 
-async def path(hub: Hub, id: str) -> list[str]:
+def branched(answer: str) -> list[tuple[str, str | None, str | None]]:
+    """Return two questions after A1, each with its answer; Q3 follows `answer`, which is the first one's."""
+    first = [("Q2b", "A1", None), (answer, "Q2b", "Q2b")]
+    return [*ANSWERED, *first, ("Q2a", "A1", None), ("A2a", "Q2a", "Q2a"), ("Q3", answer, None)]
+
+
+# Two answers to one question begin no branch, and neither does a question sent while an answer streams.
+STRAIGHT = [*ANSWERED, ("A1b", "Q1", "Q1"), ("Q2", "A1b", None), ("Q3", "Q2", None), ("A2", "Q2", "Q2")]
+STRAIGHT += [("Q4", "A2", None), ("Q5", "Q4", None)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "deleted", "of", "path"),
+    [
+        ([ANSWERED[0], ("Q1b", "Q1", "Q1"), ("Q2", "Q1b", None)], None, "Q1b", ["Q1"]),
+        ([ANSWERED[0], ("Q1b", "Q1", "Q1"), ("Q2", "Q1b", None)], None, "Q2", ["Q1", "Q1b"]),
+        (branched(TURN), TURN, "Q3", ["Q1", "A1", "Q2b"]),
+        (branched("A2b"), "A2b", "Q3", []),
+        (STRAIGHT, "Q4", "Q5", ["Q1", "A1b", "Q2", "A2"]),
+    ],
+    ids=[
+        "a user message in reply to a question",
+        "a question after it",
+        "past a deleted answer of a turn",
+        "not from a deleted message into another branch",
+        "past a deleted message where nothing branches",
+    ],
+)
+@virtually
+async def test_history_is_the_path_to_a_question(
+    messages: list[tuple[str, str | None, str | None]], deleted: str | None, of: str, path: list[str]
+) -> None:
+    """A message has its id, its parent and the message that it replies to."""
+    hub = new_hub()
+    for id, parent, reply_to in messages:
+        role: Any = "user" if id.startswith("Q") and id != TURN else "assistant"
+        await hub.create("x:1", id=id, role=role, text=id, parent=parent, reply_to=reply_to)
+    if deleted is not None:
+        await hub.delete("x:1", deleted)
     page = await hub.history("x:1", limit=200)
-    asked, _ = await hub.read("x:1", id)
-    return [one.id for one in path_to(asked, page.messages)]
-
-
-@virtually
-async def test_user_message_in_reply_to_a_question_is_not_its_answer() -> None:
-    hub = new_hub()
-    await ask(hub, "Q1", None)
-    await ask(hub, "Q1b", "Q1", reply_to="Q1")
-    await ask(hub, "Q2", "Q1b")
-    assert await path(hub, "Q1b") == ["Q1"]
-    assert await path(hub, "Q2") == ["Q1", "Q1b"]
-
-
-async def branched(hub: Hub, answer: str) -> None:
-    """Create two questions after A1, each with its answer, one of them deleted; Q3 follows the deleted one."""
-    await ask(hub, "Q1", None)
-    await ask(hub, "A1", "Q1", reply_to="Q1")
-    await ask(hub, "Q2b", "A1")
-    await ask(hub, answer, "Q2b", role="assistant", reply_to="Q2b")
-    await ask(hub, "Q2a", "A1")
-    await ask(hub, "A2a", "Q2a", reply_to="Q2a")
-    await ask(hub, "Q3", answer)
-    await hub.delete("x:1", answer)
-
-
-@virtually
-async def test_history_continues_past_a_deleted_answer_of_a_turn() -> None:
-    hub = new_hub()
-    await branched(hub, reply_id("Q2b", 2))
-    assert await path(hub, "Q3") == ["Q1", "A1", "Q2b"]
-
-
-@virtually
-async def test_history_does_not_lead_from_a_deleted_message_into_another_branch() -> None:
-    hub = new_hub()
-    await branched(hub, "A2b")
-    assert await path(hub, "Q3") == []
-
-
-@virtually
-async def test_history_without_branches_skips_a_deleted_message() -> None:
-    """Two answers to one question begin no branch, and neither does a question sent while an answer streams."""
-    hub = new_hub()
-    await ask(hub, "Q1", None)
-    await ask(hub, "A1", "Q1", reply_to="Q1")
-    await ask(hub, "A1b", "Q1", reply_to="Q1")
-    await ask(hub, "Q2", "A1b")
-    await ask(hub, "Q3", "Q2")
-    await ask(hub, "A2", "Q2", reply_to="Q2")
-    await ask(hub, "Q4", "A2")
-    await ask(hub, "Q5", "Q4")
-    await hub.delete("x:1", "Q4")
-    assert await path(hub, "Q5") == ["Q1", "A1b", "Q2", "A2"]
+    asked, _ = await hub.read("x:1", of)
+    assert [one.id for one in path_to(asked, page.messages)] == path
 
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
-PDF = "data:application/pdf;base64,JVBERi0="
 
 
 def file(url: str, **fields: Any) -> Part:
@@ -248,29 +230,6 @@ def test_result_of_an_id_that_repeats_is_at_the_latest_earlier_call_without_one(
     assert turns[-1] == {"role": "user", "content": "[result of do({}): 3]"}
 
 
-def test_files_of_the_user_have_the_form_of_each_shape() -> None:
-    photo, pdf = file(PNG, mediaType="image/*", detail="low"), file(PDF, filename="a.pdf")
-    sheet = file("https://example.com/b%20c.xlsx", mediaType="application/vnd.ms-excel")
-    asked = [message("user", photo, pdf, sheet)]
-    assert as_turns(asked, "text") == [{"role": "user", "content": "[image: image/png][file: a.pdf][file: b c.xlsx]"}]
-    assert as_turns(asked, "openai")[0]["content"] == [
-        {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
-        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}},
-        {"type": "text", "text": "[file: b c.xlsx]"},
-    ]
-    assert as_turns(asked, "responses")[0]["content"] == [
-        {"type": "input_image", "image_url": PNG, "detail": "low"},
-        {"type": "input_file", "filename": "a.pdf", "file_data": PDF},
-        {"type": "input_file", "file_url": "https://example.com/b%20c.xlsx"},
-    ]
-    source = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
-    assert as_turns(asked, "anthropic")[0]["content"] == [
-        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
-        {"type": "document", "source": source, "title": "a.pdf"},
-        {"type": "text", "text": "[file: b c.xlsx]"},
-    ]
-
-
 def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> None:
     drawn = [message("user", text("draw")), message("assistant", text("Here: "), file(PNG, filename="cat.png"))]
     assert as_turns(drawn, "openai")[1] == {"role": "assistant", "content": "Here: [image: cat.png]"}
@@ -279,3 +238,5 @@ def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> N
     assert notes[0]["content"][1] == {"type": "document", "source": source, "title": "n.txt"}
     spoken = as_turns([message("user", file("data:audio/mpeg;base64,AAA="))], "openai")
     assert spoken[0]["content"] == [{"type": "input_audio", "input_audio": {"data": "AAA=", "format": "mp3"}}]
+    asked = [message("user", file(PNG, mediaType="image/*"))]
+    assert as_turns(asked, "text") == [{"role": "user", "content": "[image: image/png]"}]

@@ -520,6 +520,12 @@ FILES: dict[str, tuple[Any, Any, Any, str]] = {
         {"type": "document", "source": {"type": "url", "url": "https://e.x/b.pdf"}, "title": "b.pdf"},
         "[file: b.pdf]",
     ),
+    "sheet at": (
+        {"type": "text", "text": "[file: b c.xlsx]"},
+        {"type": "input_file", "file_url": "https://e.x/b%20c.xlsx"},
+        {"type": "text", "text": "[file: b c.xlsx]"},
+        "[file: b c.xlsx]",
+    ),
     "sound": (
         {"type": "input_audio", "input_audio": {"data": "AAA=", "format": "wav"}},
         {"type": "input_file", "filename": "file", "file_data": WAV},
@@ -579,6 +585,7 @@ CONTENT: dict[str, dict[str, list[Any]]] = {
         ],
         "pdf": [agui_file("document", PDF, "application/pdf", filename="a.pdf")],
         "pdf at": [agui_file("document", "https://e.x/b.pdf", "application/pdf")],
+        "sheet at": [agui_file("document", "https://e.x/b%20c.xlsx", "application/vnd.ms-excel")],
         "sound": [agui_file("audio", WAV, "audio/wav")],
         "plain text": [agui_file("document", TXT, "text/plain", filename="a.txt")],
     },
