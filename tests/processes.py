@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from proof.chaos.processes import free_port
 
@@ -42,6 +42,18 @@ class Process:
             self._process = subprocess.Popen(
                 self._arguments, stdout=log, stderr=subprocess.STDOUT, env={**os.environ}, cwd=self._folder
             )
+
+    def __enter__(self) -> Self:
+        """Start the process, which ends with the block."""
+        try:
+            self.start()
+        except BaseException:
+            self.clean_up()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clean_up()
 
     @property
     def running(self) -> subprocess.Popen[bytes]:
@@ -181,12 +193,8 @@ def listening(process: Process, port: int, *, end: signal.Signals = signal.SIGTE
 @contextlib.contextmanager
 def serving(command: str, folder: Path, *options: str, host: str = "127.0.0.1") -> Iterator[Server]:
     """Run a server until the block ends."""
-    server = Server(command, folder, *options, host=host)
-    try:
-        server.start()
+    with Server(command, folder, *options, host=host) as server:
         yield server
-    finally:
-        server.clean_up()
 
 
 @contextlib.asynccontextmanager

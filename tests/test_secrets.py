@@ -69,8 +69,7 @@ def test_secrets_are_in_no_log_result_or_export(tmp_path: Path, monkeypatch: pyt
     def ask(method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
         return request(port, method, path, body, headers=headers)
 
-    try:
-        server.start()
+    with server:
         server.until(lambda: ask("GET", "/healthz")[0] == 200)
         bearer = {"authorization": f"Bearer {good}"}
         made = ask("POST", "/v1/channels/chat:1/messages", {"id": "m1", "text": "kept"}, **bearer)
@@ -106,8 +105,6 @@ def test_secrets_are_in_no_log_result_or_export(tmp_path: Path, monkeypatch: pyt
             run("verify", store=store),
         ]
         assert '"messages": 1' in outputs[-2]
-    finally:
-        server.clean_up()
     assert "more requests since the last such line" in server.output
     outputs += [server.output, store.read_bytes().decode(errors="replace")]
     outputs.append((tmp_path / "one.db").read_bytes().decode(errors="replace"))

@@ -41,9 +41,7 @@ def nodes(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
     with ExitStack() as stack:
         here, there = Node(url, folder / "a.log", "agent"), Node(url, folder / "b.log", "root")
         for node in (here, there):
-            stack.callback(node.clean_up)
-            node.start()
-            node.until_ready()  # the second process learns of the agent at its start
+            stack.enter_context(node).until_ready()  # the second process learns of the agent at its start
         yield here, there
 
 

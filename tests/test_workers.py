@@ -68,12 +68,8 @@ def parent(folder: Path, *arguments: str, app: str = "app:app") -> Iterator[tupl
     (folder / "command.py").write_text(COMMAND)
     port = free_port()
     options = ["serve", "--workers", "2", "--port", str(port), "--app", app]
-    process = Process([*arguments, *options], folder / "log", folder=folder)
-    process.start()
-    try:
+    with Process([*arguments, *options], folder / "log", folder=folder) as process:
         yield process, port
-    finally:
-        process.clean_up()
 
 
 def pid_at(process: Process, port: int) -> int:

@@ -126,10 +126,8 @@ class MountedServer(Process):
 @contextlib.asynccontextmanager
 async def mounted_scene(folder: Path, name: str, *, is_behind_nginx: bool) -> AsyncIterator[Scene]:
     """A mounted hub that has served a little, as `scene` has it for `tenuto serve`."""
-    server = MountedServer(name, folder)
     with contextlib.ExitStack() as stack:
-        stack.callback(server.clean_up)
-        server.start()
+        server = stack.enter_context(MountedServer(name, folder))
         port = server.port
         if is_behind_nginx:
             port = stack.enter_context(nginx_of_the_docs(folder, server.port))

@@ -199,9 +199,7 @@ async def scene(folder: Path, *options: str, by: tuple[str, ...] = ("-m", "tenut
     # Without a sync for each commit: the bystander is to measure the server, and not the disk.
     store = f"sqlite:///{folder}/attacked.db?synchronous=normal"
     verifier = ("--jwt-secret-file", str(secret), "--jwt-audience", AUDIENCE)
-    server = Server("serve", folder, "--store", store, *verifier, *options, by=by)
-    try:
-        server.start()
+    with Server("serve", folder, "--store", store, *verifier, *options, by=by) as server:
         one = Scene(server, server.port, server.running.pid)
         reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
         path = f"/v1/channels/{CHANNEL}/messages"
@@ -212,8 +210,6 @@ async def scene(folder: Path, *options: str, by: tuple[str, ...] = ("-m", "tenut
             assert await introduces_itself(one, f"early-{number}")
         yield one
         assert "Traceback" not in server.output, server.output[-3_000:]
-    finally:
-        server.clean_up()
 
 
 @contextlib.asynccontextmanager

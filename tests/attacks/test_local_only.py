@@ -224,9 +224,7 @@ class AccountServer(Process):
 @needs_accounts
 def test_server_with_an_account_serves_that_account_and_root_alone(tmp_path: Path) -> None:
     account, other = 1, NOBODY
-    server = AccountServer(account, tmp_path)
-    try:
-        server.start()
+    with AccountServer(account, tmp_path) as server:
         assert request(server.port, "POST", "/v1/channels/c/messages", {"id": "own", "text": "secret"})[0] == 201
         assert b"secret" in ask_as(account, server.port, TRIES["page"])
         with bystander(server.port):
@@ -242,8 +240,6 @@ def test_server_with_an_account_serves_that_account_and_root_alone(tmp_path: Pat
                     ask_as(other, server.port, TRIES["delete"], ending=ending)
         page: Any = request(server.port, "GET", "/v1/channels/c/messages")[1]
         assert [message["id"] for message in page["messages"]] == ["own"]
-    finally:
-        server.clean_up()
 
 
 # A hub that accepts everyone

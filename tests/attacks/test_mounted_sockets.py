@@ -21,13 +21,8 @@ MASK = b"\0\0\0\0"
 @pytest.fixture(params=["uvicorn-httptools", "uvicorn-sockets"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountedServer]:
     """uvicorn with its own settings, and with those of the docs, beside a client that writes and its strict viewers."""
-    one = MountedServer(request.param, tmp_path)
-    try:
-        one.start()
-        with bystander(one.port, writer_token()):
-            yield one
-    finally:
-        one.clean_up()
+    with MountedServer(request.param, tmp_path) as one, bystander(one.port, writer_token()):
+        yield one
 
 
 @contextmanager

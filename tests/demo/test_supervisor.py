@@ -110,14 +110,10 @@ def end(demo: Server, number: signal.Signals) -> None:
 
 
 def test_a_server_that_cannot_start_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
-    process = Process(["-m", "tenuto", "demo", "--port", "0", "--store", "nonsense://"], tmp_path / "log")
-    process.start()
-    try:
+    with Process(["-m", "tenuto", "demo", "--port", "0", "--store", "nonsense://"], tmp_path / "log") as process:
         assert process.wait() == 1
         assert "nonsense" in process.output
         assert "Traceback" not in process.output
-    finally:
-        process.clean_up()
 
 
 @pytest.mark.parametrize(("owner", "is_shown"), [(None, False), (SocketOwner(uid=12345, inode=1), True)])
@@ -185,10 +181,6 @@ def join(lan: Server, secret: str) -> str:
 
 
 def test_without_the_option_for_the_network_other_addresses_are_refused(tmp_path: Path) -> None:
-    process = Process(["-m", "tenuto", "demo", "--host", "192.0.2.1"], tmp_path / "log")
-    process.start()
-    try:
+    with Process(["-m", "tenuto", "demo", "--host", "192.0.2.1"], tmp_path / "log") as process:
         assert process.wait() == 1
         assert "192.0.2.1 is not a loopback address" in process.output
-    finally:
-        process.clean_up()

@@ -108,13 +108,9 @@ if __name__ == "__main__":
 @contextlib.contextmanager
 def running(folder: Path, *arguments: str, port: int) -> Iterator[Process]:
     """Run a server of the project until the block ends."""
-    process = Process(list(arguments), folder / "server.log")
-    try:
-        process.start()
+    with Process(list(arguments), folder / "server.log") as process:
         process.until(lambda: request(port, "GET", "/")[0] == 200)
         yield process
-    finally:
-        process.clean_up()
 
 
 @pytest.fixture
