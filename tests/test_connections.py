@@ -52,15 +52,6 @@ def waiting(book: Connections, *addresses: str) -> list[Peer]:
     return peers
 
 
-async def test_oldest_connection_of_a_full_address_is_evicted() -> None:
-    book = Connections(max_open=1_000, max_waiting_of_address=2)
-    one, first, second = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2")
-    for peer in (one, first, second):
-        peer.connection.since_s -= 5
-    waiting(book, "192.0.2.2")
-    assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
-
-
 async def test_clients_that_reconnect_in_one_moment_are_not_ended_for_their_number() -> None:
     book = Connections(max_open=5_000)
     viewers = waiting(book, *["192.0.2.2"] * MAX_BURST)
@@ -136,12 +127,17 @@ async def test_iteration_of_the_loop_accepts_no_more_connections_of_a_storm_than
     assert max(accepted.values()) <= serving.ACCEPTED_AT_ONCE
 
 
-async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address() -> None:
-    book = Connections(max_open=1_000, max_waiting=3)
+@pytest.mark.parametrize(
+    ("limits", "later"), [({"max_waiting": 3}, "192.0.2.3"), ({"max_waiting_of_address": 2}, "192.0.2.2")]
+)
+async def test_full_book_evicts_the_oldest_connection_of_the_fullest_address(
+    limits: dict[str, int], later: str
+) -> None:
+    book = Connections(max_open=1_000, **limits)
     one, first, second = waiting(book, "192.0.2.1", "192.0.2.2", "192.0.2.2")
     for peer in (one, first, second):
         peer.connection.since_s -= 5
-    waiting(book, "192.0.2.3")
+    waiting(book, later)
     assert [peer.is_evicted for peer in (one, first, second)] == [False, True, False]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tenuto import Hub
 from tenuto.response import BEGINNING_S, StreamResponse
 from tests.transports.conftest import new_hub
-from tests.virtual import virtual_clock, virtually
+from tests.virtual import closed_later, virtual_clock, virtually
 
 EVENT_SOURCE = {"accept": "text/event-stream"}
 
@@ -115,11 +115,7 @@ def on_memory(test: Test) -> Callable[[], None]:
 
     @virtually
     async def run() -> None:
-        hub = new_hub("memory://", clock=virtual_clock())
-        try:
-            await test(Endpoint(hub))
-        finally:
-            await hub.close()
+        await test(Endpoint(closed_later(new_hub("memory://", clock=virtual_clock()))))
 
     run.__name__ = test.__name__
     return run

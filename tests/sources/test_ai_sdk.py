@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import httpx2
 import pytest
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
-from tests.sources.piping import broken, ended, failed, pipe_all
-from tests.sources.provider import CUT, Provider
-from tests.sources.wires import FIRST, INPUT, PARTS, SECOND, TEXT, sse
+from tests.sources.piping import broken, pipe_all
+from tests.sources.wires import FIRST, PARTS, SECOND
 
 START: list[dict[str, Any]] = [{"type": "start", "messageId": "m1"}, {"type": "start-step"}]
 THOUGHT: list[dict[str, Any]] = [
@@ -91,33 +89,6 @@ async def test_other_parts_and_outputs_are_written(hub: Hub) -> None:
         {"type": "tool", "call": "c2", "name": "f", "input": "5", "state": "error", "output": "no"},
     ]
     assert piped.tool_calls == []
-
-
-async def bytes_of(url: str) -> AsyncIterator[bytes]:
-    async with httpx2.AsyncClient(trust_env=False) as client, client.stream("GET", url) as response:
-        async for piece in response.aiter_bytes():
-            yield piece
-
-
-async def test_stream_over_http_is_written(hub: Hub, provider: Provider) -> None:
-    provider.will_say([sse(chunk) for chunk in ANSWER])
-    stored, _ = await pipe_all(hub, bytes_of(provider.url), source="ai-sdk")
-    assert (stored.text, stored.parts[2]["input"]) == (TEXT, INPUT)
-
-
-async def test_a_connection_that_is_cut_was_a_crash(hub: Hub, provider: Provider) -> None:
-    provider.will_say([*(sse(chunk) for chunk in [*START, *SAID]), CUT])
-    assert await ended(hub, bytes_of(provider.url)) == TEXT
-
-
-@pytest.mark.parametrize("last", [{"type": "text-end", "id": "1"}, {"type": "abort", "reason": "x"}])
-async def test_an_end_without_a_finish_was_a_crash(hub: Hub, last: dict[str, Any]) -> None:
-    assert await ended(hub, [*START, *SAID, last]) == TEXT
-
-
-async def test_an_error_chunk_fails_with_public_words(hub: Hub) -> None:
-    text, words = await failed(hub, [*START, *SAID, {"type": "error", "errorText": "key sk-123"}])
-    assert (text, words) == (TEXT, "the model's provider reported an error; the log has its message")
 
 
 GARBAGE = [
