@@ -2,8 +2,8 @@
 
 Layer: tests.
 
-No bytes, no ports, no processes: so a law can be tried hundreds of times. The effects of real sockets are
-in `test_faults`.
+No bytes, no ports, no processes: so a law can be tried hundreds of times. `proof.chaos` has agents of the client on
+real sockets, and kills their server.
 """
 
 from __future__ import annotations
