@@ -5,28 +5,23 @@ Layer: tests.
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import logging
 import os
-import re
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from tenuto.demo.child import is_of_interest
 from tenuto.demo.guide import AGENTS, written_answers
 from tenuto.transports.origin import SocketOwner, objection
-from tests.processes import PATIENCE_S, Process, Server, request, serving, text_of
+from tests.processes import PATIENCE_S, Process, Server, text_of
 
 CHANNEL = "demo:test"
 QUESTION = written_answers()[0].question
-LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
 
 
 def has_ended(pid: int, *, within_s: float = PATIENCE_S) -> bool:
@@ -125,59 +120,6 @@ def test_connections_that_were_given_up_are_not_in_the_terminal(owner: SocketOwn
 
 
 # Other machines --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def lan(tmp_path: Path) -> Iterator[Server]:
-    with serving("demo", tmp_path, "--lan", host=LAN) as server:
-        yield server
-
-
-def test_guests_of_the_network_are_let_in_by_invitation_and_stay_through_a_killed_server(lan: Server) -> None:
-    def send(method: str, path: str, body: object = None, cookie: str = "") -> tuple[int, Any]:
-        headers = {"origin": f"http://{LAN}:{lan.port}", **({"cookie": cookie} if cookie else {})}
-        return request(lan.port, method, path, body, host=LAN, headers=headers)
-
-    messages = f"{lan.hub}/v1/channels/{CHANNEL}/messages"
-    assert "<html" in send("GET", "/")[1]
-    assert send("GET", "/demo/info")[1]["person"] is None
-    assert send("POST", "/demo/kill", {})[0] == 401
-    assert send("POST", messages, {"text": "?"})[0] == 401
-
-    lan.until(lambda: "#join=" in lan.output)
-    (secret,) = re.findall(rf"http://{re.escape(LAN)}:{lan.port}/#join=([\w-]+)", lan.output)
-    cookie = join(lan, secret)
-    assert send("POST", "/demo/join", {"secret": secret})[1]["code"] == "no_invite"
-    owner = send("GET", "/demo/info", cookie=cookie)[1]["person"]
-
-    def agents_are_there() -> bool:
-        _, present = send("GET", f"{lan.hub}/v1/channels/{CHANNEL}/presence", cookie=cookie)
-        return {one["id"] for one in present["members"]} >= set(AGENTS)
-
-    lan.until(agents_are_there)  # the agents have a token, so they are not strangers
-    status, invite = send("POST", "/demo/invites", {"channel": CHANNEL}, cookie)
-    assert status == 201
-    guest = join(lan, invite["url"].partition("#join=")[2])
-    assert send("POST", messages, {"id": "q1", "text": QUESTION}, guest)[0] == 201
-
-    pid = send("GET", "/demo/info")[1]["pid"]
-    assert send("POST", "/demo/kill", {}, guest)[0] == 202
-    assert has_ended(pid)
-    assert send("GET", "/demo/info", cookie=cookie)[1]["person"] == owner
-    status, page = send("GET", messages, cookie=guest)
-    assert status == 200
-    assert page["messages"][-1]["id"] == "q1"
-
-
-def join(lan: Server, secret: str) -> str:
-    """Return the cookie that the secret is traded for."""
-    connection = http.client.HTTPConnection(LAN, lan.port, timeout=PATIENCE_S)
-    with contextlib.closing(connection):
-        body = msgspec.json.encode({"secret": secret})
-        connection.request("POST", "/demo/join", body, {"content-type": "application/json"})
-        response = connection.getresponse()
-        assert response.status == 200, response.read()
-        return (response.getheader("set-cookie") or "").partition(";")[0]
 
 
 def test_without_the_option_for_the_network_other_addresses_are_refused(tmp_path: Path) -> None:
