@@ -37,6 +37,12 @@ _TEXT = """id => {
 }"""
 
 
+def script(file: str, function: str) -> str:
+    """Return a function of a script beside the tests, to evaluate in a page."""
+    source = (Path(__file__).parent / f"{file}.js").read_text()
+    return f"(...given) => {{\n{source}\nreturn {function}(...given)\n}}"
+
+
 def chromium_path() -> str:
     """Return the path of Chromium."""
     path = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium")
@@ -70,7 +76,6 @@ class Tab:
         self.page = page
         self.url = url
         self.errors: list[str] = []
-        self.first_batch: list[dict[str, Any]] = []  # events of the first batch of the latest WebSocket
         self.events: list[dict[str, Any]] = []  # all events of all WebSockets
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("websocket", self._listen)
@@ -114,18 +119,10 @@ class Tab:
         await self.page.wait_for_selector(f'[data-message-id="{message_id}"][data-status="{status}"]')
 
     def _listen(self, socket: WebSocket) -> None:
-        first: list[dict[str, Any]] = []
-        self.first_batch = first
-        is_complete = False
-
         def receive(frame: str | bytes) -> None:
-            nonlocal is_complete
             message = json.loads(frame)
             if message.get("type") == "events":
                 self.events.extend(message["events"])
-            if message.get("type") == "events" and not is_complete:
-                first.extend(message["events"])
-                is_complete = message.get("cursor") is not None
 
         socket.on("framereceived", receive)
 

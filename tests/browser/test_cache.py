@@ -6,53 +6,20 @@ Layer: tests.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.browser.test_client import app_with, page_at, token, verified
+from tests.browser.tab import script
+from tests.browser.test_client import app_with, follow, opened, page_at, token, verified
 from tests.conftest import transports
 
 SECRET_TEXT = "canary of ada"
 
-# The page keeps each snapshot that it was shown, and the client's warnings.
-_FOLLOW = """async ([port, options]) => {
-  window.warnings = []
-  const { warn } = console
-  console.warn = (text) => { window.warnings.push(text); warn(text) }
-  const { connect } = await import(`http://localhost:${port}/tenuto/web/client.js`)
-  window.client = connect({ url: "/tenuto", ...options })
-  window.channel = window.client.channel("chat:1")
-  window.shown = []
-  window.channel.subscribe(() => {
-    const { messages, isFromCache, state } = window.channel.getSnapshot()
-    window.shown.push({ text: messages.map(({ text }) => text).join("|"), isFromCache, state })
-  })
-}"""
-_STORED = """async () => {
-  const found = []
-  for (const { name } of await indexedDB.databases()) {
-    const database = await new Promise((resolve) => {
-      const opening = indexedDB.open(name)
-      opening.onsuccess = () => resolve(opening.result)
-    })
-    for (const store of database.objectStoreNames) {
-      const all = database.transaction(store).objectStore(store).getAll()
-      await new Promise((resolve) => (all.onsuccess = resolve))
-      for (const one of all.result) found.push(one.identity, new TextDecoder().decode(one.data))
-    }
-    database.close()
-  }
-  return JSON.stringify([found, { ...localStorage }, { ...sessionStorage }])
-}"""
+_STORED = script("follow", "stored")
 # As when the page enters the back/forward cache and returns: the views are written at its end.
 _HIDE = "dispatchEvent(new Event('pagehide')); dispatchEvent(new Event('pageshow'))"
 _IS_LIVE = "() => window.channel?.state === 'live'"
-
-
-async def follow(window: Page, port: int, **options: Any) -> None:
-    await window.evaluate(_FOLLOW, [port, options])
 
 
 async def until_stored(window: Page, text: str) -> None:
@@ -72,112 +39,84 @@ async def test_reload_begins_with_the_cached_view_and_fetches_only_the_differenc
     browser: Browser, transport: str
 ) -> None:
     hub, text = verified(), "word " * 20_000
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
+    async with opened(browser, hub) as (_, window):
         async with hub.message("chat:1", id="a") as message:
             await message.append(text)
-            await follow(window, port, token=token(), transport=transport)
-            await window.wait_for_function("length => window.shown?.at(-1)?.text.length === length", arg=len(text))
+            await follow(window, token=token(), transport=transport)
+            await window.wait_for_function("length => window.snapshots?.at(-1)?.text.length === length", arg=len(text))
             await window.wait_for_function(_IS_LIVE)
             first_length = await window.evaluate("window.channel.stats.characters")
             await until_stored(window, text)
             await window.reload()
             await message.append("and more")
-            await follow(window, port, token=token(), transport=transport)
+            await follow(window, token=token(), transport=transport)
             await window.wait_for_function(_IS_LIVE)
-            first, *_, last = await window.evaluate("window.shown")
-        assert first == {"text": text, "isFromCache": True, "state": "connecting"}
-        assert last == {"text": text + "and more", "isFromCache": False, "state": "live"}
+            first, *_, last = await window.evaluate("window.snapshots")
+        assert (first["text"], first["isFromCache"], first["state"]) == (text, True, "connecting")
+        assert (last["text"], last["isFromCache"], last["state"]) == (text + "and more", False, "live")
         caught_up = await window.evaluate("window.channel.getSnapshot().lastCatchUp")
         assert caught_up["points"] == len("and more")
         assert await window.evaluate("window.channel.stats.characters") < first_length / 50
-        await window.evaluate("window.client.close()")
 
 
 async def test_view_of_one_person_is_neither_shown_to_nor_kept_with_the_next(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
-        await follow(window, port, token=token())
+    async with opened(browser) as (_, window):
+        await follow(window, token=token())
         await window.evaluate(f"window.channel.send('{SECRET_TEXT}')")
-        await window.wait_for_function("text => window.shown.at(-1)?.text === text", arg=SECRET_TEXT)
+        await window.wait_for_function("text => window.snapshots.at(-1)?.text === text", arg=SECRET_TEXT)
         await window.wait_for_function(_IS_LIVE)
         await until_stored(window, SECRET_TEXT)
         await window.reload()
-        await follow(window, port, token=token(sub="bob"))
+        await follow(window, token=token(sub="bob"))
         await window.wait_for_function(_IS_LIVE)
         # Bob may read the channel, so the server shows him the message, but no frame before that did.
-        first = (await window.evaluate("window.shown"))[0]
+        first = (await window.evaluate("window.snapshots"))[0]
         assert not first["isFromCache"]
-        assert not any(one["isFromCache"] for one in await window.evaluate("window.shown"))
+        assert not any(one["isFromCache"] for one in await window.evaluate("window.snapshots"))
         await until_stored(window, '"bob"')
         await window.evaluate("window.client.signOut()")
         kept = await stored(window)
         assert '"bob"' not in kept
         assert SECRET_TEXT in kept
         await window.reload()
-        await follow(window, port, token=token())
+        await follow(window, token=token())
         await window.wait_for_function(_IS_LIVE)
-        assert (await window.evaluate("window.shown"))[0]["isFromCache"]
+        assert (await window.evaluate("window.snapshots"))[0]["isFromCache"]
         await window.evaluate("window.client.signOut()")
         assert SECRET_TEXT not in await stored(window)
 
 
 async def test_identity_that_the_server_does_not_confirm_loses_its_views_at_once(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
-        await follow(window, port, token=token(), identity="ada")
+    async with opened(browser) as (hub, window):
+        await follow(window, token=token(), identity="ada")
         await window.wait_for_function(_IS_LIVE)
         async with hub.message("chat:1", id="a") as message:
             await message.append(SECRET_TEXT)
-            await window.wait_for_function("text => window.shown.at(-1)?.text === text", arg=SECRET_TEXT)
+            await window.wait_for_function("text => window.snapshots.at(-1)?.text === text", arg=SECRET_TEXT)
             await until_stored(window, SECRET_TEXT)
         await window.reload()
         await hub.delete("chat:1", "a")
-        await follow(window, port, token=token(sub="bob"), identity="ada")
+        await follow(window, token=token(sub="bob"), identity="ada")
         await window.wait_for_function(_IS_LIVE)
-        shown = await window.evaluate("window.shown")
+        shown = await window.evaluate("window.snapshots")
         assert [shown[0]["text"], shown[-1]["text"]] == [SECRET_TEXT, ""]
         assert SECRET_TEXT not in await stored(window)
         assert len(await window.evaluate("window.warnings")) == 1
-        await window.evaluate("window.client.close()")
 
 
-_BREAK = {
-    "newer version": """() => new Promise((resolve) => {
-      const opening = indexedDB.open("tenuto:" + location.origin + "/tenuto", 9)
-      opening.onsuccess = () => resolve(opening.result.close())
-    })""",
-    "damaged": """() => new Promise((resolve) => {
-      const opening = indexedDB.open("tenuto:" + location.origin + "/tenuto", 1)
-      opening.onsuccess = () => {
-        const change = opening.result.transaction("views", "readwrite")
-        const data = new TextEncoder().encode("{")
-        change.objectStore("views").put({ identity: "ada", channel: "chat:1", at: 1, bytes: 1, data })
-        change.oncomplete = () => resolve(opening.result.close())
-      }
-    })""",
-    "denied": "() => { Object.defineProperty(window, 'indexedDB', { get() { throw new Error('denied') } }) }",
-    "silent": "() => { indexedDB.open = () => ({}) }",
-    "full": """() => {
-      IDBObjectStore.prototype.put = () => { throw new DOMException("full", "QuotaExceededError") }
-    }""",
-}
+_FAULTS = ["newer version", "damaged", "denied", "silent", "full"]
 
 
-@pytest.mark.parametrize("fault", list(_BREAK))
+@pytest.mark.parametrize("fault", _FAULTS)
 async def test_storage_that_fails_costs_the_cache_and_one_warning(browser: Browser, fault: str) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
+    async with opened(browser) as (_, window):
         if fault == "damaged":
-            await follow(window, port, token=token())
+            await follow(window, token=token())
             await window.wait_for_function(_IS_LIVE)
             await until_stored(window, "ada")
             await window.reload()
-        await window.evaluate(_BREAK[fault])
-        await follow(window, port, token=token())
+        await window.evaluate(script("follow", "breakStorage"), fault)
+        await follow(window, token=token())
         await window.wait_for_function(_IS_LIVE)
         sent = await window.evaluate("window.channel.send('hello')")
         # The reply to the request may arrive before the event, which alone changes the view that is kept.
@@ -193,7 +132,6 @@ async def test_storage_that_fails_costs_the_cache_and_one_warning(browser: Brows
         warnings = await window.evaluate("window.warnings")
         assert len(warnings) == 1
         assert "cache" in warnings[0]
-        await window.evaluate("window.client.close()")
 
 
 async def test_five_mebibytes_are_kept_of_larger_views(browser: Browser) -> None:
@@ -202,7 +140,7 @@ async def test_five_mebibytes_are_kept_of_larger_views(browser: Browser) -> None
         for number in range(8):
             await hub.create(f"chat:more{number}", id="a", text="x" * 1_000_000)
         window = await page_at(browser, port)
-        await follow(window, port, token=token())
+        await follow(window, token=token())
         for number in range(8):
             await window.evaluate(f"""() => new Promise((resolve) => {{
               const channel = window.client.channel("chat:more{number}")

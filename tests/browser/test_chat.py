@@ -21,47 +21,19 @@ from starlette.routing import Mount, Route
 from proof.chaos.processes import free_port
 from tenuto import Hub, Limits
 from tenuto.hub.access.tokens import jwt_verifier
+from tests.browser.tab import script
 from tests.browser.test_client import FIRST_WORDS_S, SECRET, app_with, page_at, token, verified
 from tests.browser.test_markdown import POLICY
 from tests.transports.conftest import new_hub, serving
 
+_MOUNT = script("chat_page", "mount")
+_MOVED = script("chat_page", "trackMoves")
+_SHOW = script("chat_page", "show")
+_REFLECTED = script("chat_page", "reflected")
+_TAG = script("chat_page", "tag")
 _INLINE = '<tenuto-chat channel="chat:1" heading="Ask the docs"></tenuto-chat>'
 
 
-# The page makes the client itself, so that a test can disconnect it, and keeps the events of the element.
-_MOUNT = """async ([options, attributes, pages]) => {
-  const { connect } = await import("/tenuto/web/client.js")
-  window.client = connect({ url: "/tenuto", ...options })
-  window.channel = client.channel("chat:1")
-  if (pages) {
-    const isLive = () => channel.state === "live"
-    await new Promise((resolve) => channel.subscribe(() => isLive() && resolve()))
-    for (let n = 0; n < pages; n++) await channel.loadOlder(200)
-  }
-  window.told = []
-  window.chat = document.createElement("tenuto-chat")
-  for (const [name, value] of Object.entries({ channel: "chat:1", ...attributes })) chat.setAttribute(name, value)
-  for (const name of ["send", "answer", "ask", "status", "open", "close", "error", "link"]) {
-    chat.addEventListener(`tenuto-${name}`, (event) => told.push([name, event.detail]))
-  }
-  chat.client = client
-  document.querySelector("tenuto-chat")?.remove()
-  document.body.append(chat)
-  window.root = chat.shadowRoot
-  window.shown = (selector) => [...root.querySelectorAll(selector)].filter((node) => node.getClientRects().length)
-  if (!("launcher" in attributes)) while (!root.querySelector("textarea")) await new Promise(requestAnimationFrame)
-}"""
-# Keeps in `moved` how far the link has moved in any frame, in pixels.
-_MOVED = """() => {
-  const link = root.querySelector("article a")
-  const top = link.getBoundingClientRect().top
-  window.moved = 0
-  const look = () => {
-    moved = Math.max(moved, Math.abs(link.getBoundingClientRect().top - top))
-    requestAnimationFrame(look)
-  }
-  look()
-}"""
 _FRAMES = "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -152,6 +124,14 @@ async def scene(
         assert here.violations == []
         pieces.put_nowait(None)
         await page.goto("about:blank")
+
+
+@asynccontextmanager
+async def mounted(browser: Browser, **options: Any) -> AsyncIterator[Scene]:
+    """A scene with an element whose client is the page's own."""
+    async with scene(browser, "") as here:
+        await here.mount(**options)
+        yield here
 
 
 async def test_answer_grows_survives_a_reload_with_a_mark_and_is_formatted(browser: Browser) -> None:
@@ -266,11 +246,6 @@ MISTAKES: list[tuple[dict[str, str], str]] = [
     ({"channel": "chat:1", "images": "all"}, 'same-origin or absent, got "all"'),
     ({"channel": "chat:1", "url": "http://[bad"}, 'got "http://[bad"'),
 ]
-_SHOW = """attributes => {
-  const chat = document.createElement("tenuto-chat")
-  for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
-  document.body.replaceChildren(chat)
-}"""
 
 
 async def test_a_mistake_in_the_attributes_is_in_the_console_and_people_read_a_sentence(browser: Browser) -> None:
@@ -285,26 +260,6 @@ async def test_a_mistake_in_the_attributes_is_in_the_console_and_people_read_a_s
             assert [words in text and text.startswith("<tenuto-chat>") for text in named] == [True], named
 
 
-_REFLECTED = """async () => {
-  const before = document.createElement("tenuto-chat") // the tag is not defined yet
-  const values = {
-    url: "/tenuto", channel: "chat:1", heading: "Title", placeholder: "Ask", theme: "dark", images: "same-origin",
-    token: "t", identity: "ann", launcher: true, open: true, readonly: true,
-  }
-  Object.assign(before, values)
-  document.body.append(before)
-  await import("/tenuto/web/chat.js")
-  const after = Object.assign(document.createElement("tenuto-chat"), values)
-  const attributes = (chat) => Object.fromEntries([...chat.attributes].map(({ name, value }) => [name, value]))
-  const read = (chat) => Object.fromEntries(Object.keys(values).map((name) => [name, chat[name]]))
-  const text = (fields) => JSON.stringify(Object.entries(fields).sort())
-  const set = [attributes(before), attributes(after), read(before), read(after)].map(text)
-  Object.assign(after, { heading: null, launcher: "", open: false, readonly: undefined })
-  before.remove()
-  return [set, text(values), [after.heading, after.launcher, after.open, after.readonly]]
-}"""
-
-
 async def test_each_attribute_is_a_property_before_and_after_the_definition(browser: Browser) -> None:
     async with app_with(new_hub()) as port:
         page = await page_at(browser, port)
@@ -312,15 +267,6 @@ async def test_each_attribute_is_a_property_before_and_after_the_definition(brow
         assert first == second == values.replace("true", '""')
         assert read == again == values
         assert cleared == ["", True, False, False]
-
-
-_TAG = """async (url) => {
-  await import("/tenuto/web/chat.js")
-  const { connect } = await import("/tenuto/web/client.js")
-  document.body.innerHTML = `<tenuto-chat channel="chat:1" url="${url}"></tenuto-chat>`
-  window.channel = connect({ url }).channel("chat:1")
-  channel.getSnapshot() // an app keeps it until the next change
-}"""
 
 
 @pytest.mark.parametrize(
@@ -386,8 +332,7 @@ _LINES = """[...root.querySelectorAll(".assistant .markdown :is(p, li, h3, pre, 
 
 
 async def test_mark_stands_before_the_next_block_and_moves_no_more(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount()
+    async with mounted(browser) as here:
         await here.ask("Explain")
         await here.answer("First paragraph")
         answer = await here.page.evaluate("channel.getSnapshot().messages.at(-1).id")
@@ -424,8 +369,7 @@ async def test_places_of_marks_count_code_points(browser: Browser) -> None:
 
 
 async def test_connection_that_comes_back_leaves_a_mark_with_what_it_brought(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount()
+    async with mounted(browser) as here:
         await here.ask("Explain")
         await here.answer("Before.\n\nMore")
         await here.page.evaluate("client.suspend()")
@@ -515,25 +459,7 @@ async def test_older_messages_load_without_a_jump(browser: Browser) -> None:
         await here.mount(client="ada")
         await here.page.wait_for_function("() => root.querySelectorAll('article').length === 50")
         await here.at_end()
-        distance = await here.page.evaluate(
-            """async () => {
-              const log = root.querySelector(".log")
-              const frame = () => new Promise(requestAnimationFrame)
-              log.scrollTop = 20
-              await frame()
-              const edge = log.getBoundingClientRect().top
-              const all = [...root.querySelectorAll("article")]
-              const one = all.find((node) => node.getBoundingClientRect().bottom > edge)
-              const top = one.getBoundingClientRect().top
-              let moved = 0
-              for (let left = 10; left > 0; ) {
-                await frame()
-                if (root.querySelectorAll("article").length > 50) left--
-                moved = Math.max(moved, Math.abs(one.getBoundingClientRect().top - top))
-              }
-              return moved
-            }"""
-        )
+        distance = await here.page.evaluate(script("chat_page", "loadOlderByScroll"))
         assert distance <= 2
 
 
@@ -577,35 +503,15 @@ async def test_app_draws_parts_of_its_own_and_its_mistake_harms_no_other(browser
     async with scene(browser, "") as here:
         parts: list[Any] = [{"type": "data", "name": name, "data": 1} for name in ("chart", "table", "broken")]
         await here.hub.create("chat:1", id="a", role="assistant", parts=parts)
-        await here.page.evaluate(
-            """async () => {
-              const chat = document.createElement("tenuto-chat") // before its tag is defined
-              chat.setAttribute("channel", "chat:1")
-              chat.renderPart = ({ name }) => {
-                if (name === "broken") throw new Error("no such chart")
-                return name === "chart" ? Object.assign(document.createElement("b"), { textContent: "a chart" }) : null
-              }
-              document.body.append(chat)
-              await import("/tenuto/web/chat.js")
-              window.root = chat.shadowRoot
-            }"""
-        )
+        await here.page.evaluate(script("chat_page", "drawOwnParts"))
         await here.until("a chart")
         assert await here.page.locator("summary").all_inner_texts() == ["table", "broken"]
 
 
 async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount(client="ada")
+    async with mounted(browser, client="ada") as here:
         await here.until("Online")
-        await here.page.evaluate(
-            """async () => {
-              const { connect } = await import("/tenuto/web/client.js")
-              window.other = connect({ url: "/tenuto", client: "u-17" }).channel("chat:1")
-              await other.enter({ name: "Bea" })
-              other.typing()
-            }"""
-        )
+        await here.page.evaluate(script("chat_page", "enterAsBea"))
         await here.until("Bea is typing…")
         await here.until("Online · Bea here")
         await here.page.evaluate("other.send('Hello')")
@@ -701,8 +607,7 @@ async def test_part_that_is_opened_at_the_end_stays_where_it_is(browser: Browser
 
 
 async def test_composer_grows_to_eight_lines_and_then_scrolls(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount()
+    async with mounted(browser) as here:
         input = here.page.locator(".composer textarea")
         sizes = []
         for text in ("", "one", "a\nb\nc", "word " * 100, "\n".join("abcdefghijkl"), "one"):
@@ -714,14 +619,8 @@ async def test_composer_grows_to_eight_lines_and_then_scrolls(browser: Browser) 
 
 
 async def test_app_keeps_or_changes_what_is_sent(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount()
-        await here.page.evaluate(
-            """() => chat.addEventListener("tenuto-send", (event) => {
-              if (event.detail.parts[0].text === "keep") event.preventDefault()
-              else event.detail.parts[0].text += "!"
-            })"""
-        )
+    async with mounted(browser) as here:
+        await here.page.evaluate(script("chat_page", "keepOrChange"))
         await here.ask("keep")
         assert await here.page.input_value("textarea") == "keep"
         assert await here.page.locator("article").count() == 0
@@ -812,21 +711,7 @@ async def test_each_attribute_property_and_variable_of_a_tag_takes_effect(browse
         text = f"![Icon]({image}) ![Other](https://other.example/x.png) `x` $y^2$"
         await here.hub.create("chat:1", id="q", role="user", author="Bea", text="Why?")
         await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text=text)
-        await here.page.evaluate(
-            """([token, variables]) => {
-              const chat = document.createElement("tenuto-chat")
-              const attributes = { channel: "chat:1", url: "/tenuto", lang: "de", theme: "dark",
-                images: "same-origin", placeholder: "Frag uns", heading: "Hilfe" }
-              for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
-              for (const [name, [value]] of Object.entries(variables)) chat.style.setProperty(`--tenuto-${name}`, value)
-              chat.tokenProvider = async () => token
-              chat.strings = { copy: "Abschreiben" }
-              chat.renderMath = (tex) => Object.assign(document.createElement("var"), { textContent: tex })
-              document.body.append(chat)
-              window.root = chat.shadowRoot
-            }""",
-            [token(), _VARIABLES],
-        )
+        await here.page.evaluate(script("chat_page", "tagWithAll"), [token(), _VARIABLES])
         await here.page.locator("textarea[placeholder='Frag uns']").wait_for()
         await here.page.get_by_role("heading", name="Hilfe").wait_for()
         await here.page.get_by_text("Abschreiben", exact=True).first.wait_for(state="attached")
@@ -850,24 +735,14 @@ async def test_token_and_identity_of_a_tag_are_those_of_its_client(browser: Brow
     async with scene(browser, "", verified()) as here:
         await here.hub.create("chat:1", id="a", role="assistant", author="Guide", text="Hello")
         async with here.page.expect_console_message(lambda message: "knows this page as" in message.text) as warning:
-            await here.page.evaluate(
-                """token => {
-                  const chat = document.createElement("tenuto-chat")
-                  const attributes = { channel: "chat:1", token, identity: "zoe", launcher: "", open: "" }
-                  for (const [name, value] of Object.entries(attributes)) chat.setAttribute(name, value)
-                  chat.append(Object.assign(document.createElement("b"), { slot: "launcher", textContent: "Help" }))
-                  document.body.append(chat)
-                }""",
-                token(),
-            )
+            await here.page.evaluate(script("chat_page", "tagWithToken"), token())
         assert "as ada, not as zoe" in (await warning.value).text
         await here.page.get_by_text("Hello").wait_for()
         await here.page.get_by_text("Help", exact=True).wait_for()
 
 
 async def test_failed_answer_is_requested_again(browser: Browser) -> None:
-    async with scene(browser, "") as here:
-        await here.mount()
+    async with mounted(browser) as here:
         await here.ask("Count")
         await here.answer("one")
         here.pieces.put_nowait("fail")

@@ -29,7 +29,7 @@ from tenuto.agents.turn import Turn
 from tenuto.app import Hub
 from tenuto.hub.access.tokens import jwt_verifier
 from tenuto.hub.clock import Clock
-from tests.browser.tab import TIMEOUT_MS
+from tests.browser.tab import TIMEOUT_MS, script
 from tests.conftest import in_long, transports
 from tests.nginx import needs_nginx, nginx
 from tests.transports.conftest import listening, new_hub, serving
@@ -39,22 +39,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 FIRST_WORDS_S = 15.0  # the client must name the reason of a failure within 5 s; a busy machine is three times slower
 
 
-# The page records its history: each text that was shown, and each state of the client.
-_FOLLOW = """async ([module, options, name]) => {
-  const { connect } = await import(module)
-  const shown = (window.shown = [])
-  const calls = (window.calls = [])
-  const { tokens } = options
-  if (tokens) options.token = (why) => tokens[Math.min(calls.push(why), tokens.length) - 1]
-  const client = (window.client = connect(options))
-  const channel = (window.channel = client.channel(name))
-  const show = () => {
-    const texts = channel.getSnapshot().messages.map(({ parts = [] }) => parts.map(({ text }) => text).join(""))
-    const text = texts.join("|")
-    if (text !== shown.at(-1)) shown.push(text)
-  }
-  channel.subscribe(show)
-}"""
+FOLLOW = script("follow", "follow")
 
 
 async def page(request: Any) -> HTMLResponse:
@@ -77,9 +62,8 @@ async def page_at(browser: Browser, port: int, path: str = "/") -> Page:
     return window
 
 
-async def follow(window: Page, port: int, *, url: str = "/tenuto", **options: Any) -> None:
-    module = f"http://localhost:{port}/tenuto/web/client.js"
-    await window.evaluate(_FOLLOW, [module, {"url": url, **options}, "chat:1"])
+async def follow(window: Page, channel: str = "chat:1", **options: Any) -> None:
+    await window.evaluate(FOLLOW, [options, channel])
 
 
 async def until_shown(window: Page, text: str) -> list[str]:
@@ -122,6 +106,16 @@ def token(left_s: float = 600, *, ahead_s: float = 0, secret: str = SECRET, sub:
     return jwt.encode(claims, secret, algorithm="HS256")
 
 
+@asynccontextmanager
+async def opened(browser: Browser, hub: Hub | None = None) -> AsyncIterator[tuple[Hub, Page]]:
+    """Serve a hub beside an empty page; yield both, and close the client of the page at the end."""
+    hub = hub or verified()
+    async with app_with(hub) as port:
+        window = await page_at(browser, port)
+        yield hub, window
+        await window.evaluate("window.client?.close()")
+
+
 # Tokens
 
 
@@ -131,23 +125,20 @@ async def test_page_with_a_token_follows_and_writes_on_each_transport(
     browser: Browser, new: Callable[[], Hub], person: str, transport: str
 ) -> None:
     hub = new()
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
-        await follow(window, port, token=token(), transport=transport)
+    async with opened(browser, hub) as (_, window):
+        await follow(window, token=token(), transport=transport)
         await window.evaluate("window.channel.create({ id: 'q', text: 'hello' })")
         await until_shown(window, "hello")
         assert await window.evaluate("window.channel.getSnapshot().you.id") == person
         assert (await hub.read("chat:1", "q"))[0].author == person
-        await window.evaluate("window.client.close()")
 
 
 @pytest.mark.parametrize("transport", transports("sse"))
 async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(browser: Browser, transport: str) -> None:
     watch = Watch()
     hub = verified(watch)
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
-        await follow(window, port, tokens=[token(60), token(600, ahead_s=120)], transport=transport)
+    async with opened(browser, hub) as (_, window):
+        await follow(window, tokens=[token(60), token(600, ahead_s=120)], transport=transport)
         async with hub.message("chat:1", id="a") as message:
             await message.append("before ")
             await until_shown(window, "before ")
@@ -166,35 +157,25 @@ async def test_token_that_expires_in_the_middle_of_an_answer_costs_no_text(brows
 
 @pytest.mark.parametrize("transport", transports("websocket"))
 async def test_message_that_is_sent_in_the_task_of_a_reload_is_stored_once(browser: Browser, transport: str) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
-        await follow(window, port, token=token(), transport=transport)
+    async with opened(browser) as (hub, window):
+        await follow(window, token=token(), transport=transport)
         await window.wait_for_function("() => window.channel.state === 'live'")
         async with window.expect_navigation():
             await window.evaluate("void window.channel.send('hello').catch(() => {}); location.reload()")
-        await follow(window, port, token=token(), transport=transport)
+        await follow(window, token=token(), transport=transport)
         await until_shown(window, "hello")
         await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
         page = await hub.history("chat:1")
         assert [one.text for one in page.messages] == ["hello"]
-        await window.evaluate("window.client.close()")
 
 
 async def test_unsent_messages_are_sent_after_a_reload_in_their_order(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
-        await follow(window, port, token=token())
+    async with opened(browser) as (hub, window):
+        await follow(window, token=token())
         await window.wait_for_function("() => window.channel.state === 'live'")
         async with window.expect_navigation():
-            await window.evaluate("""() => {
-              client.suspend()
-              Date.now = () => 1_000_000 - performance.now() // a clock that goes back
-              for (const id of ["z", "a", "m"]) void channel.send({ id, text: id }).catch(() => {})
-              location.reload()
-            }""")
-        await follow(window, port, token=token())
+            await window.evaluate(script("follow", "sendAndReload"))
+        await follow(window, token=token())
         await until_shown(window, "z|a|m")
         await window.wait_for_function("() => window.channel.getSnapshot().messages.every(({ local }) => !local)")
         assert [one.text for one in (await hub.history("chat:1")).messages] == ["m", "a", "z"]  # the newest first
@@ -203,11 +184,8 @@ async def test_unsent_messages_are_sent_after_a_reload_in_their_order(browser: B
 
 # Branches
 
-_UNTIL_PATH = """path => {
-  const { messages } = channel.getSnapshot()
-  const isOver = messages.every(({ local, status }) => !local && status !== "streaming")
-  return isOver && messages.map(({ text }) => text).join(", ") === path
-}"""
+
+_UNTIL_PATH = script("follow", "isPath")
 
 
 async def test_edited_and_regenerated_messages_are_branches_on_every_page(browser: Browser) -> None:
@@ -222,8 +200,8 @@ async def test_edited_and_regenerated_messages_are_branches_on_every_page(browse
 
     async with app_with(hub) as port:
         ada, bob = await page_at(browser, port), await page_at(browser, port)
-        await follow(ada, port, client="ada")
-        await follow(bob, port, client="bob", transport="sse")
+        await follow(ada, client="ada")
+        await follow(bob, client="bob", transport="sse")
         for page, call, path, question in (
             (ada, "send({ id: 'one', text: 'one' })", "one, answer 1", "one"),
             (ada, "send({ id: 'two', text: 'two' })", "one, answer 1, two, answer 2", "one, answer 1, two"),
@@ -241,7 +219,7 @@ async def test_edited_and_regenerated_messages_are_branches_on_every_page(browse
         await ada.wait_for_function(_UNTIL_PATH, arg="one, answer 1, two, answer 2, five, answer 6")
         assert given[-1] == "one, answer 1, two, answer 2, five"
         await ada.reload()
-        await follow(ada, port, client="ada")
+        await follow(ada, client="ada")
         for window in (ada, bob):
             await window.wait_for_function(_UNTIL_PATH, arg="one, answer 1, two, answer 2, five, answer 6")
             await window.evaluate("client.close()")
@@ -257,15 +235,14 @@ async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Brows
         name = route.request.url.rpartition("/")[2]
         await (route.abort() if name in missing else route.continue_())
 
-    async with app_with(hub) as port:
-        window = await page_at(browser, port)
+    async with opened(browser, hub) as (_, window):
         window.on("pageerror", lambda error: failures.append(str(error)))
         await window.route(re.compile("/web/"), serve)
-        await follow(window, port)
+        await follow(window)
         await window.wait_for_function("() => window.channel.state === 'live'")
         await window.evaluate("window.client.close()")
 
-        await follow(window, port, transport="sse")
+        await follow(window, transport="sse")
         assert await error_code(window) == "unreachable"
         words: str = await window.evaluate("window.client.status.error.message")
         assert words.startswith("transport sse was not loaded: Failed to fetch")
@@ -277,7 +254,7 @@ async def test_module_that_is_not_loaded_at_first_is_loaded_later(browser: Brows
         await window.evaluate("window.client.close()")
 
         async with window.expect_event("requestfailed", lambda request: request.url.endswith("/probe.js")):
-            await follow(window, port, url=f"http://localhost:{free_port()}/tenuto")
+            await follow(window, url=f"http://localhost:{free_port()}/tenuto")
         missing.clear()
         assert await error_code(window) == "unreachable"
         assert not failures
@@ -295,7 +272,7 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
 
         await window.route("**/client-of-the-page/*", own_file)
         own, at = "/client-of-the-page/client.js", "http://localhost:{}/tenuto"
-        await window.evaluate(_FOLLOW, [own, {"url": at.format(port)}, "chat:1"])
+        await window.evaluate(FOLLOW, [{"url": at.format(port)}, "chat:1", own])
         assert await error_code(window) == "origin_refused"
         detail = await window.evaluate("window.client.status.error.message")
         assert f'allowed_origins=["http://localhost:{elsewhere}"]' in detail
@@ -304,7 +281,7 @@ async def test_foreign_page_learns_the_setting_that_allows_its_origin(browser: B
         origins = json.loads(re.findall(r"allowed_origins=(\[.*?\])", detail)[0])
         allowing = new_hub(allowed_origins=origins)
         async with app_with(allowing) as allowed_port:
-            await window.evaluate(_FOLLOW, [own, {"url": at.format(allowed_port)}, "chat:1"])
+            await window.evaluate(FOLLOW, [{"url": at.format(allowed_port)}, "chat:1", own])
             await window.evaluate("window.channel.create({ id: 'q', text: 'hello' })")
             await until_shown(window, "hello")
             await window.evaluate("window.client.close()")
@@ -319,7 +296,7 @@ async def test_content_security_policy_that_blocks_the_server_is_named(browser: 
     app = Starlette(routes=[Route("/", strict), Mount("/tenuto", hub)])
     async with serving(hub, app) as served:
         window = await page_at(browser, served.port)
-        await follow(window, served.port)
+        await follow(window)
         assert await error_code(window) == "blocked_by_csp"
         assert "connect-src" in await window.evaluate("window.client.status.error.message")
 
@@ -347,7 +324,7 @@ async def test_page_behind_a_proxy_uses_the_best_transport_that_the_proxy_lets_t
             await window.goto(f"http://localhost:{port}/")
             async with hub.message("chat:1", id="a") as message:
                 await message.append("one ")
-                await follow(window, port, token=token())
+                await follow(window, token=token())
                 # A proxy that holds streams back is noticed within 10 s; then comes the first poll.
                 await until_shown(window, "one ")
                 await message.append("two")

@@ -13,54 +13,27 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page
+from playwright.async_api import Browser, Page
 
 from tenuto.app import Hub
-from tests.browser.test_client import app_with, token, verified
-from tests.browser.test_tabs import transport, window_of
+from tests.browser.test_client import app_with, follow, token, verified
+from tests.browser.test_tabs import open_tab, transport, window_of
 from tests.conftest import transports
 from tests.proxy import FaultProxy
 
-# The page keeps each text of message `a` that it has shown, and whether any snapshot had a message twice.
-_FOLLOW = """async ([options]) => {
-  const { connect } = await import("/tenuto/web/client.js")
-  window.client = connect({ url: "/tenuto", ...options })
-  window.channel = client.channel("chat:1")
-  window.text = (id) => channel.getSnapshot().messages.find((one) => one.id === id)?.text ?? ""
-  window.shown = []
-  window.hasDoubled = false
-  channel.subscribe(() => {
-    const { messages } = channel.getSnapshot()
-    if (text("a") !== shown.at(-1)) shown.push(text("a"))
-    if (new Set(messages.map(({ id }) => id)).size !== messages.length) window.hasDoubled = true
-  })
-}"""
 _IS_SENT = "() => channel.getSnapshot().messages.every(({ local }) => !local)"
-
-
-async def follow(tab: Page, **options: Any) -> Page:
-    await tab.evaluate(_FOLLOW, [{"token": token(), **options}])
-    return tab
-
-
-async def open_tab(context: BrowserContext, port: int, **options: Any) -> Page:
-    tab = await context.new_page()
-    await tab.goto(f"http://localhost:{port}/")
-    await follow(tab, **options)
-    await tab.wait_for_function("() => channel.state === 'live'")
-    return tab
 
 
 async def check_shown(tabs: list[Page], stored: str) -> None:
     """Wait until each tab shows `stored`; assert that it has shown prefixes of it alone, each message once."""
     for tab in tabs:
         await tab.wait_for_function("stored => text('a') === stored", arg=stored)
-        shown = await tab.evaluate("shown")
+        snapshots = await tab.evaluate("snapshots.map(({ of }) => of)")
+        shown = [dict(one).get("a", "") for one in snapshots]
         assert all(later.startswith(earlier) for earlier, later in pairwise(shown)), shown
-        assert not await tab.evaluate("hasDoubled")
+        assert all(len(dict(one)) == len(one) for one in snapshots)
 
 
 @asynccontextmanager
@@ -102,7 +75,7 @@ async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(
                     await tab.evaluate(
                         "text => { void channel.send({ id: text, text }).catch(() => {}); location.reload() }", text
                     )
-                await follow(tab, transport=name)
+                await follow(tab, token=token(), transport=name)
             for tab in tabs:
                 await tab.wait_for_function(_IS_SENT)
         await check_shown(tabs, (await hub.read("chat:1", "a"))[0].text)

@@ -22,18 +22,8 @@ from tests.processes import PATIENCE_S
 from tests.transports.conftest import new_hub, serving
 
 ROOT = Path(__file__).parents[2]
-
-
-_PAGE = """<!doctype html><p id="text"></p>
-<script type="module">
-  import { connect } from "/tenuto/web/client.js"
-  import { countPoints } from "/tenuto/web/view.js"
-  const channel = connect({ url: "/tenuto" }).channel("chat:1")
-  channel.subscribe(() => {
-    text.textContent = channel.getSnapshot().messages.map(({ text }) => `${text}: ${countPoints(text)}`).join()
-  })
-  await channel.send("Hello 👋")
-</script>"""
+_PROGRAM = Path(__file__).with_name("package_program.mjs").read_text()
+_PAGE = Path(__file__).with_name("package_page.html").read_text()
 
 
 async def page(request: object) -> HTMLResponse:
@@ -57,19 +47,6 @@ async def test_page_gets_the_minified_client_from_the_hub(
         assert {"client.js", "view.js"} < scripts
         assert len(scripts) <= 5, scripts  # two entries, the code that they share, and the fallback transports
         await window.goto("about:blank")
-
-
-_PROGRAM = """
-import { connect } from "tenuto"
-const client = connect({ url: process.argv[2], client: "ann" })
-const channel = client.channel("chat:1")
-const shown = () => channel.getSnapshot().messages
-const answered = new Promise((resolve) => channel.subscribe(() => shown()[1]?.status === "complete" && resolve()))
-await channel.send("Hello")
-await answered
-console.log(shown().map(({ author, text }) => `${author}: ${text}`).join(", "))
-client.close()
-"""
 
 
 async def test_node_program_sends_and_receives_messages_and_ends_after_close(tmp_path: Path) -> None:

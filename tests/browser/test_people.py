@@ -9,16 +9,12 @@ import re
 
 from playwright.async_api import Browser, expect
 
-from tests.browser.tab import TIMEOUT_MS, Tab
+from tests.browser.tab import TIMEOUT_MS, Tab, script
 from tests.processes import Server, text_of
 
 ANSWER = ".assistant"
+_HAS_AGENTS = script("chat_page", "hasAgents")
 AGENTS = ("guide~1", "guide~2")
-_HAS_AGENTS = """names => {
-  const chat = document.querySelector("tenuto-chat")
-  const { members } = chat.client.channel(chat.getAttribute("channel")).getSnapshot().presence
-  return names.every(name => members.some(({ id }) => id === name))
-}"""
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -72,11 +68,7 @@ async def test_people_see_each_other_and_each_may_steer_and_stop_the_agent(
 
 async def test_a_member_does_not_flicker_on_refresh(browser: Browser, shared: Server, channel: str) -> None:
     ada, bob = await two_people(browser, shared, channel, "ws ws")
-    await bob.page.evaluate("""() => {
-      window.gone = 0
-      const people = document.getElementById("people")
-      new MutationObserver(() => { if (people.children.length < 2) window.gone++ }).observe(people, { childList: true })
-    }""")
+    await bob.page.evaluate(script("chat_page", "countAbsences"))
     for _ in range(5):
         await ada.reload()
         await expect(ada.page.locator("#people li")).to_have_count(2)

@@ -19,46 +19,10 @@ from tests.browser.test_client import page_at
 from tests.transports.conftest import new_hub, serving
 
 ROOT = Path(__file__).parents[2]
+_MAIN = (Path(__file__).parent / "react" / "main.jsx").read_text()
+_OWN = (Path(__file__).parent / "react" / "renders.jsx").read_text()
+_MOUNTED = (Path(__file__).parent / "react" / "mounted.jsx").read_text()
 WEB = ROOT / "tenuto" / "web"
-
-
-# Two components of their own: one counts how often it renders. StrictMode mounts each component twice.
-_MAIN = """
-import { StrictMode, createElement } from "react"
-import { createRoot } from "react-dom/client"
-import Page from "./page.jsx"
-createRoot(document.getElementById("root")).render(createElement(StrictMode, null, createElement(Page)))
-"""
-_OWN = """
-import { connect } from "tenuto"
-import { TenutoProvider, useMessage, useStatus } from "tenuto/react"
-const client = window.client = connect({ url: "/tenuto" })
-window.renders = { first: 0, second: 0 }
-function One({ id }) {
-  const message = useMessage("chat:1", id)
-  window.renders[id]++
-  return <p id={id}>{message?.text}</p>
-}
-const Status = () => <p id="status">{useStatus().state}</p>
-export default function Page() {
-  return <TenutoProvider client={client}><One id="first" /><One id="second" /><Status /></TenutoProvider>
-}
-"""
-# One component names its channel, the other gets the app's own. `show` mounts and unmounts both.
-_MOUNTED = """
-import { useState } from "react"
-import { connect } from "tenuto"
-import { TenutoProvider, useMessages } from "tenuto/react"
-const client = window.client = connect({ url: "/tenuto" })
-const own = client.channel("chat:own")
-const Texts = ({ of, id }) => <p id={id}>{useMessages(of).map(({ text }) => text).join()}</p>
-const Both = () => <TenutoProvider client={client}><Texts of="chat:named" id="named" /></TenutoProvider>
-export default function Page() {
-  const [isShown, show] = useState(true)
-  window.show = show
-  return isShown && <><Both /><Texts of={own} id="own" /></>
-}
-"""
 
 
 def documented_page() -> str:

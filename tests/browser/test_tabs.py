@@ -9,58 +9,24 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import pairwise
 from typing import Any
 
 import jwt
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
-from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path
+from tenuto.app import Hub
+from tests.browser.tab import ARGUMENTS, TIMEOUT_MS, chromium_path, script
 from tests.browser.test_cache import stored
-from tests.browser.test_client import SECRET, app_with, token, verified
+from tests.browser.test_client import SECRET, app_with, follow, token, until_shown, verified
 from tests.conftest import IS_LONG
 from tests.transports.conftest import PATIENCE_S
 
 TAKEOVER_S = 2.0
 LATE = 4  # a takeover has this number of steps, each of which a busy machine may delay as long as the tabs' timers
 
-# Notes by how much the latest tick of the page's timers was late, and when the page has begun to lead.
-_NOTE_DELAYS = """() => {
-  let last = performance.now()
-  window.lateMs = 0
-  setInterval(() => {
-    const now = performance.now()
-    window.lateMs = Math.max(window.lateMs, now - last - 50)
-    last = now
-  }, 50)
-  client.subscribe(() => { if (client.status.transport !== "tab") window.ledAt ??= Date.now() })
-}"""
-
-
-_FOLLOW = """async ([port, channel, options]) => {
-  const { connect } = await import(`http://localhost:${port}/tenuto/web/client.js`)
-  window.client = connect({ url: "/tenuto", ...options })
-  window.channel = window.client.channel(channel)
-  window.shown = []
-  window.channel.subscribe(() => {
-    const text = window.channel.getSnapshot().messages.map(({ text }) => text).join("|")
-    if (text !== window.shown.at(-1)) window.shown.push(text)
-  })
-}"""
-# All that a page receives from other pages, for the test that two people share a browser.
-_LISTEN = """
-  window.received = []
-  const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage")
-  Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
-    set(handler) {
-      set.call(this, (event) => {
-        window.received.push(JSON.stringify(event.data))
-        handler(event)
-      })
-    },
-  })
-"""
+_NOTE_DELAYS = script("follow", "noteDelays")
+_LISTEN = f"({script('follow', 'listen')})()"
 
 
 def token_for(sub: str, *channels: str) -> str:
@@ -76,10 +42,18 @@ async def window_of(browser: Browser) -> BrowserContext:
     return context
 
 
+@asynccontextmanager
+async def served_window(browser: Browser) -> AsyncIterator[tuple[Hub, int, BrowserContext]]:
+    """Serve a hub; yield it, its port, and a profile of the browser."""
+    hub = verified()
+    async with app_with(hub) as port:
+        yield hub, port, await window_of(browser)
+
+
 async def open_tab(context: BrowserContext, port: int, *, channel: str = "chat:1", **options: Any) -> Page:
     tab = await context.new_page()
     await tab.goto(f"http://localhost:{port}/")
-    await tab.evaluate(_FOLLOW, [port, channel, {"token": token(), **options}])
+    await follow(tab, channel, **{"token": token(), **options})
     await tab.wait_for_function("() => window.channel.state === 'live'")
     return tab
 
@@ -89,17 +63,8 @@ async def transport(tab: Page) -> str:
     return found
 
 
-async def until_shown(tab: Page, text: str) -> None:
-    """Wait until the tab shows `text`. All its texts are prefixes of the next: none was lost or doubled."""
-    await tab.wait_for_function("text => window.shown.at(-1) === text", arg=text)
-    shown = await tab.evaluate("window.shown")
-    assert all(later.startswith(earlier) for earlier, later in pairwise(shown)), shown
-
-
 async def test_seven_tabs_over_one_stream_are_live(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:  # HTTP/1.1: Chromium opens at most six connections
-        context = await window_of(browser)
+    async with served_window(browser) as (hub, port, context):  # HTTP/1.1: Chromium opens at most six connections
         async with hub.message("chat:1", id="a") as message:
             await message.append("one ")
             tabs = [await open_tab(context, port, transport="sse") for _ in range(7)]
@@ -122,55 +87,50 @@ async def until_removed(tab: Page, text: str) -> None:
 
 @pytest.mark.parametrize("end", ["closed", "crashed", "stopped"])
 async def test_another_tab_leads_within_two_seconds_and_no_text_is_lost_or_doubled(browser: Browser, end: str) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        context = await window_of(browser)
-        async with hub.message("chat:1", id="a") as message:
-            await message.append("one ")
-            leader, *others = [await open_tab(context, port) for _ in range(3)]
-            assert [await transport(tab) for tab in (leader, *others)] == ["websocket", "tab", "tab"]
-            await message.append("two ")
-            for tab in others:
-                await until_shown(tab, "one two ")
-                assert await tab.evaluate("document.visibilityState") == "visible"  # so that its timers run on time
-                await tab.evaluate(_NOTE_DELAYS)
-            crashing: set[asyncio.Task[Any]] = set()
-            session = await context.new_cdp_session(leader)
-            if end == "closed":
-                await leader.close()
-            elif end == "crashed":
-                # a task, because the crash sends no response
-                crashing.add(asyncio.create_task(session.send("Page.crash")))
-            else:
-                await session.send("Debugger.enable")
-                await session.send("Debugger.pause")
-            begun_s = time.time()  # the clock of the pages, too, so that the delays of this process do not count
-            await message.append("three ")
-            leads = [
-                asyncio.create_task(tab.wait_for_function("() => window.client.status.transport !== 'tab'"))
-                for tab in others
-            ]
-            done, _ = await asyncio.wait(leads, return_when=asyncio.FIRST_COMPLETED)
-            await message.append("four")
-            for tab in others:
-                await until_shown(tab, "one two three four")
-            [took_s] = [at / 1000 - begun_s for tab in others if (at := await tab.evaluate("window.ledAt")) is not None]
-            late_s = max([await tab.evaluate("window.lateMs") for tab in others]) / 1000
-            assert took_s < TAKEOVER_S + LATE * late_s, (took_s, late_s)
-            assert len(done) == 1
-            assert sorted([await transport(tab) for tab in others]) == ["tab", "websocket"]
-            if end == "stopped":
-                await session.send("Debugger.resume")
-                await until_shown(leader, "one two three four")
-                await leader.wait_for_function("() => window.client.status.transport === 'tab'")
-            for task in crashing | set(leads):
-                task.cancel()
+    async with served_window(browser) as (hub, port, context), hub.message("chat:1", id="a") as message:
+        await message.append("one ")
+        leader, *others = [await open_tab(context, port) for _ in range(3)]
+        assert [await transport(tab) for tab in (leader, *others)] == ["websocket", "tab", "tab"]
+        await message.append("two ")
+        for tab in others:
+            await until_shown(tab, "one two ")
+            assert await tab.evaluate("document.visibilityState") == "visible"  # so that its timers run on time
+            await tab.evaluate(_NOTE_DELAYS)
+        crashing: set[asyncio.Task[Any]] = set()
+        session = await context.new_cdp_session(leader)
+        if end == "closed":
+            await leader.close()
+        elif end == "crashed":
+            # a task, because the crash sends no response
+            crashing.add(asyncio.create_task(session.send("Page.crash")))
+        else:
+            await session.send("Debugger.enable")
+            await session.send("Debugger.pause")
+        begun_s = time.time()  # the clock of the pages, too, so that the delays of this process do not count
+        await message.append("three ")
+        leads = [
+            asyncio.create_task(tab.wait_for_function("() => window.client.status.transport !== 'tab'"))
+            for tab in others
+        ]
+        done, _ = await asyncio.wait(leads, return_when=asyncio.FIRST_COMPLETED)
+        await message.append("four")
+        for tab in others:
+            await until_shown(tab, "one two three four")
+        [took_s] = [at / 1000 - begun_s for tab in others if (at := await tab.evaluate("window.ledAt")) is not None]
+        late_s = max([await tab.evaluate("window.lateMs") for tab in others]) / 1000
+        assert took_s < TAKEOVER_S + LATE * late_s, (took_s, late_s)
+        assert len(done) == 1
+        assert sorted([await transport(tab) for tab in others]) == ["tab", "websocket"]
+        if end == "stopped":
+            await session.send("Debugger.resume")
+            await until_shown(leader, "one two three four")
+            await leader.wait_for_function("() => window.client.status.transport === 'tab'")
+        for task in crashing | set(leads):
+            task.cancel()
 
 
 async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        context = await window_of(browser)
+    async with served_window(browser) as (_, port, context):
         await context.add_init_script(_LISTEN)
         ada = [await open_tab(context, port, channel="chat:ada", token=token_for("ada", "chat:ada")) for _ in range(2)]
         bob = [await open_tab(context, port, channel="chat:bob", token=token_for("bob", "chat:bob")) for _ in range(2)]
@@ -190,9 +150,7 @@ async def test_two_people_on_one_browser_see_nothing_of_each_other(browser: Brow
 
 
 async def test_tab_with_rights_that_the_leader_lacks_connects_alone(browser: Browser) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        context = await window_of(browser)
+    async with served_window(browser) as (_, port, context):
         first = await open_tab(context, port, channel="chat:1", token=token_for("ada", "chat:1"))
         second = await open_tab(context, port, channel="chat:2", token=token_for("ada", "chat:2"))
         assert [await transport(tab) for tab in (first, second)] == ["websocket", "websocket"]
@@ -213,9 +171,7 @@ _MISSING = [
 async def test_browser_that_lacks_or_refuses_locks_or_channels_connects_each_tab_alone(
     browser: Browser, missing: str
 ) -> None:
-    hub = verified()
-    async with app_with(hub) as port:
-        context = await window_of(browser)
+    async with served_window(browser) as (_, port, context):
         await context.add_init_script(missing)
         tabs = [await open_tab(context, port) for _ in range(2)]
         assert [await transport(tab) for tab in tabs] == ["websocket", "websocket"]

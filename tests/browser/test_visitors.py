@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
 from tenuto import Hub, visitors
-from tests.browser.tab import TIMEOUT_MS
+from tests.browser.tab import TIMEOUT_MS, script
 from tests.browser.test_markdown import POLICY
 from tests.transports.conftest import listening, new_hub, serving
 
@@ -154,17 +154,7 @@ async def test_a_hub_without_visitors_is_named_to_the_developer_only(browser: Br
 
 async def ask_at_once(page: Page, count: int) -> None:
     """Send the questions "q1", "q2" …, without a wait between them."""
-    await page.evaluate(
-        """(count) => {
-            const input = document.querySelector("tenuto-chat").shadowRoot.querySelector("textarea")
-            for (let n = 1; n <= count; n++) {
-                input.value = `q${n}`
-                input.dispatchEvent(new InputEvent("input"))
-                input.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", cancelable: true }))
-            }
-        }""",
-        count,
-    )
+    await page.evaluate(script("chat_page", "askAtOnce"), count)
 
 
 def questions(page: Page) -> Locator:

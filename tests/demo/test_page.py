@@ -14,31 +14,13 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.tab import TIMEOUT_MS
+from tests.browser.tab import TIMEOUT_MS, script
 from tests.conftest import in_long
 from tests.processes import Server, serving, text_of
 
 LAN = "127.0.0.2"  # stands for an address in a network; no test listens on a real one
-# The newest question and its shown answer as the chat element has them: their text as stored, not as drawn.
-answer_of = """() => {
-  const chat = document.querySelector("tenuto-chat")
-  const messages = chat?.client?.channel(chat.getAttribute("channel")).getSnapshot().messages ?? []
-  const question = messages.findLast(({ role }) => role === "user")
-  const answer = messages.findLast(({ role, reply_to }) => role === "assistant" && reply_to === question?.id)
-  return { question, answer: answer && { id: answer.id, text: answer.text, status: answer.status } }
-}"""
-
-# Press a button, and return the seconds until the text of a running answer moves again after its connection was lost.
-_PAUSE_OF = f"""async (button) => {{
-  const length = () => ({answer_of})().answer.text.length
-  const until = async (isTrue) => {{ while (!isTrue()) await new Promise((done) => setTimeout(done, 5)) }}
-  const begun = performance.now()
-  document.getElementById(button).click()
-  await until(() => document.getElementById("tenuto").dataset.state !== "live")
-  const stood = length()
-  await until(() => length() > stood)
-  return (performance.now() - begun) / 1_000
-}}"""
+answer_of = script("../demo/demo_page", "answerOf")
+_PAUSE_OF = script("../demo/demo_page", "pauseOf")
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -214,6 +196,8 @@ async def test_a_guest_comes_with_a_link_that_works_once(
             await expect(owner.locator("#invite-link")).not_to_have_value(link)
             await stranger.goto(link)
             await expect(stranger.locator("#refused")).to_contain_text("This invitation was used")
+            await guest.click("#do-kill")  # the next server knows both of them
+            await tile(guest, "kill").to_have_attribute("data-state", "ok")
             await guest.reload()
             await until_length(guest, len(before))
             await tile(guest, "reload").to_have_attribute("data-state", "ok")

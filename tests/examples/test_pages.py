@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import ModuleType
 
 from fastapi import FastAPI
@@ -24,6 +25,7 @@ from tests.examples import programs
 
 Load = Callable[[str], ModuleType]
 
+NAIVE = Path(__file__).with_name("naive.html").read_text()
 NUMBERS = "".join(f"{count} " for count in range(1, 121))
 PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
@@ -120,24 +122,6 @@ async def test_an_existing_endpoint_gives_a_reloaded_page_the_same_answer(progra
         await expect(page.locator("#text")).to_contain_text("You asked: how?")
         await page.click("text=Stop")
         await expect(page.locator("#state")).to_have_text("cancelled")
-
-
-NAIVE = """<!doctype html><meta charset="utf-8"><p id="text"></p><p id="state"></p><script>
-  const ask = async () => {
-    const reader = (await fetch("chat?prompt=why")).body.pipeThrough(new TextDecoderStream()).getReader()
-    for (let buffer = ""; ; ) {
-      const { value, done } = await reader.read()
-      if (done) break
-      const frames = (buffer + value).split("\\n\\n")
-      buffer = frames.pop()
-      for (const frame of frames) {
-        if (frame.slice(6) === "[DONE]") state.textContent = "complete"
-        else text.textContent += JSON.parse(frame.slice(6)).token
-      }
-    }
-  }
-  ask()
-</script>"""
 
 
 async def test_a_page_whose_parser_knows_only_its_own_frames_goes_on_through_a_silence(browser: Browser) -> None:

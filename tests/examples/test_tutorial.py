@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,13 @@ PRIVATE = re.sub("^from tenuto import.*$", IMPORT, re.sub("^hub = .*$", HUB, WIT
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    """Return the server of the third command, in a folder of its own."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    """The server of the third command, in a folder of its own; a test starts it."""
     assert INSTALL.splitlines()[2] == RUN
     monkeypatch.chdir(tmp_path)
-    return Node(["uvicorn", "--app-dir", str(tmp_path), "main:app"], "", tmp_path / "server.log")
+    server = Node(["uvicorn", "--app-dir", str(tmp_path), "main:app"], "", tmp_path / "server.log")
+    yield server
+    server.clean_up()
 
 
 def write(program: str, page: str) -> None:
@@ -81,43 +84,37 @@ async def watched(page: Page, question: str, length: int) -> str:
 async def test_steps_1_and_2_an_answer_survives_a_reload_a_second_browser_and_a_kill(
     server: Node, browser: Browser
 ) -> None:
-    try:
+    await start(server, ENDPOINT, WATCHED)
+    async with opened(browser, server.url) as page, opened(browser, server.url) as second:
+        await page.fill("#question", "Why?")
+        await page.click("button")
+        before = await watched(page, "Why?", 40)
+        await page.reload()
+        await watched(page, "Why?", len(before))
+        await second.reload()
+        await watched(second, "Why?", len(before))
+        await kill(server)
+        seen = await page.evaluate("answer.textContent")
         await start(server, ENDPOINT, WATCHED)
-        async with opened(browser, server.url) as page, opened(browser, server.url) as second:
-            await page.fill("#question", "Why?")
-            await page.click("button")
-            before = await watched(page, "Why?", 40)
-            await page.reload()
-            await watched(page, "Why?", len(before))
-            await second.reload()
-            await watched(second, "Why?", len(before))
-            await kill(server)
-            seen = await page.evaluate("answer.textContent")
-            await start(server, ENDPOINT, WATCHED)
-            for reloads in (0, 1):
-                if reloads:
-                    await page.reload()
-                await expect(page.locator("#answer")).to_have_text(re.compile(rf"{re.escape(seen)}.*\[interrupted\]$"))
-    finally:
-        server.clean_up()
+        for reloads in (0, 1):
+            if reloads:
+                await page.reload()
+            await expect(page.locator("#answer")).to_have_text(re.compile(rf"{re.escape(seen)}.*\[interrupted\]$"))
 
 
 async def test_step_3_a_question_whose_server_was_killed_is_answered_by_the_next_one(
     server: Node, browser: Browser
 ) -> None:
-    try:
-        await start(server, AGENT, CHAT)
-        async with opened(browser, server.url) as page:
-            await page.fill("textarea", "Why?")
-            await page.press("textarea", "Enter")
-            answers = page.locator("article", has_text="You asked: Why?")
-            await expect(answers).to_contain_text("long answer")
-            await kill(server)
-            await start(server, AGENT.replace("sleep(0.1)", "sleep(0.01)"), CHAT)
-            await expect(answers).to_contain_text("This is a long answer. " * 20)
-            await expect(page.locator("article")).to_have_count(2)  # the question and one answer
-    finally:
-        server.clean_up()
+    await start(server, AGENT, CHAT)
+    async with opened(browser, server.url) as page:
+        await page.fill("textarea", "Why?")
+        await page.press("textarea", "Enter")
+        answers = page.locator("article", has_text="You asked: Why?")
+        await expect(answers).to_contain_text("long answer")
+        await kill(server)
+        await start(server, AGENT.replace("sleep(0.1)", "sleep(0.01)"), CHAT)
+        await expect(answers).to_contain_text("This is a long answer. " * 20)
+        await expect(page.locator("article")).to_have_count(2)  # the question and one answer
 
 
 @needs_nginx
@@ -142,19 +139,16 @@ async def test_steps_4_to_6_a_model_answers_each_visitor_in_a_private_chat_behin
         monkeypatch.setenv("OPENAI_API_KEY", "any")
         monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
         page_html = re.sub("^<tenuto-chat.*$", OWN_CHAT.strip(), CHAT, flags=re.M)
-        try:
-            await start(server, PRIVATE, page_html)
-            with nginx(tmp_path, server.port, directives) as port:
-                proxied = f"http://127.0.0.1:{port}"
-                async with opened(browser, proxied) as page, opened(browser, server.url) as private:
-                    await page.fill("textarea", "Why?")
-                    await page.press("textarea", "Enter")
-                    await expect(page.locator("article")).to_have_count(2)
-                    await expect(page.locator("article").last).to_contain_text("A model was asked: Why?")
-                    await expect(private.locator("textarea")).to_be_enabled()
-                    await expect(private.locator("article")).to_have_count(0)
-        finally:
-            server.clean_up()
+        await start(server, PRIVATE, page_html)
+        with nginx(tmp_path, server.port, directives) as port:
+            proxied = f"http://127.0.0.1:{port}"
+            async with opened(browser, proxied) as page, opened(browser, server.url) as private:
+                await page.fill("textarea", "Why?")
+                await page.press("textarea", "Enter")
+                await expect(page.locator("article")).to_have_count(2)
+                await expect(page.locator("article").last).to_contain_text("A model was asked: Why?")
+                await expect(private.locator("textarea")).to_be_enabled()
+                await expect(private.locator("article")).to_have_count(0)
 
 
 def test_step_7_the_test_of_the_tutorial_passes(tmp_path: Path) -> None:

@@ -15,59 +15,16 @@ from typing import Any
 from playwright.async_api import Browser
 
 from tests.browser.long.main_thread import start_tasks, stop_tasks
+from tests.browser.tab import script
 from tests.browser.test_chat import Scene, scene
 
 FIRST_PAINT_MS = 300
 LONG_TASK_MS = 50
 SLICE = 30  # limit of messages that are drawn in one frame, if each takes a millisecond
 TRIES = 3
-
-# Puts another element for the same client into the page, and returns the time to the first frame with messages, and
-# that to the last message.
-_MEASURE = """async () => {
-  while (channel.getSnapshot().hasOlder) await channel.loadOlder(200)
-  chat.remove()
-  await new Promise((done) => setTimeout(done)) // it has let go of its nodes
-  const next = document.createElement("tenuto-chat")
-  next.setAttribute("channel", "chat:1")
-  next.client = client
-  const frame = () => new Promise(requestAnimationFrame)
-  const start = performance.now()
-  document.body.append(next)
-  window.chat = next
-  const root = next.shadowRoot
-  while (!root.querySelector("article")) await frame()
-  await frame()
-  const first = performance.mark("first").startTime
-  const isWhole = () => (IS_WHOLE)(root, channel.getSnapshot())
-  for (; !isWhole(); await frame()) {
-    if (performance.now() - start > 60_000) throw new Error("not all was built within a minute")
-  }
-  const last = performance.now()
-  for (let n = 0; n < 3; n++) await frame() // the recording has the tasks of whole frames
-  return [first - start, last - start]
-}"""
-
-_SHOWN = """([n, isOver]) => {
-  const last = root.querySelector(".messages").lastElementChild
-  return last.innerText.includes(`Answer ${n}`) && (last.dataset.status === "complete") === isOver
-}"""
-# Lets a millisecond pass with each look at the clock, and counts how many messages a frame draws at most: each drawing
-# looks for the branches of its message.
-_COUNT = """() => {
-  const clock = performance.now.bind(performance)
-  const find = channel.branches.bind(channel)
-  let looks = 0
-  let count = 0
-  window.drawn = { inAll: 0, most: 0 }
-  performance.now = () => clock() + looks++
-  channel.branches = (id) => {
-    if (!count++) requestAnimationFrame(() => (count = 0))
-    drawn.inAll++
-    drawn.most = Math.max(drawn.most, count)
-    return find(id)
-  }
-}"""
+_MEASURE = script("chat_page", "measure")
+_SHOWN = script("chat_page", "shownAnswer")
+_COUNT = script("chat_page", "countDrawn")
 
 
 async def _best(browser: Browser, here: Scene, is_whole: str) -> tuple[float, float, float]:

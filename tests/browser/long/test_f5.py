@@ -26,6 +26,7 @@ from tests.examples.programs import served_app
 from tests.processes import serving
 
 ANN = f"Basic {b64encode(b'ann:pass word').decode()}"
+DEAF = Path(__file__).with_name("deaf.html").read_text()
 QUESTION = "What survives when the server is killed?"
 LOST = [("reload", False), ("no network", False), ("second window", False)]
 KEPT = [("reload", True), ("no network", True), ("second window", True)]
@@ -56,12 +57,9 @@ async def test_the_chat_of_a_new_app_survives(tmp_path: Path, monkeypatch: pytes
     write_app(tmp_path / "my-chat")
     monkeypatch.chdir(tmp_path)
     server = Node(["uvicorn", "--app-dir", str(tmp_path / "my-chat"), "main:app"], "", tmp_path / "server.log")
-    server.start()
-    try:
+    with server:
         await asyncio.to_thread(server.until, server.is_listening)
         assert await survey(chat(server.url), tmp_path) == KEPT
-    finally:
-        server.clean_up()
 
 
 async def test_the_demo_keeps_one_answer_and_loses_that_of_its_plain_stream(tmp_path: Path) -> None:
@@ -69,21 +67,6 @@ async def test_the_demo_keeps_one_answer_and_loses_that_of_its_plain_stream(tmp_
         url = f"http://127.0.0.1:{demo.port}/"
         assert await survey(chat(url, answer="#chat"), tmp_path) == KEPT
         assert await survey(chat(url, answer="#plain-text", patience_s=8), tmp_path) == LOST
-
-
-# It ignores the first Enter, and leaves a part of the answer out until it ends. The answer grows with each look at it,
-# so it is as fast as the machine. When the page is loaded again, the answer is whole.
-DEAF = """<div style="display: contents"><textarea id="field"></textarea><p id="answer"></p></div><script>
-  const words = (from, to) => Array.from({ length: to - from }, (_, at) => `word${from + at} `).join("")
-  const text = (count) => (count < 12 ? words(0, count) : words(0, 12) + words(count < 40 ? 50 : 12, 50 + count))
-  let asked = 0, count = 0
-  if (localStorage.whole) answer.textContent = text(60)
-  answer.checkVisibility = () => {
-    if (asked > 1 && count < 60) answer.textContent = text(++count)
-    return true
-  }
-  field.onkeydown = ({ key }) => key === "Enter" && asked++ && (localStorage.whole = "yes")
-</script>"""
 
 
 async def page(request: Request) -> Response:

@@ -11,33 +11,11 @@ import pytest
 from playwright.async_api import Browser
 
 from tests.browser.gallery import STATES, open_gallery
+from tests.browser.tab import script
 
+FINDINGS = script("looks", "findings")
+_CUT = script("looks", "cut")
 AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
-FINDINGS = """async () => {
-  const { violations } = await axe.run(document, { resultTypes: ["violations"] })
-  const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical")
-  return serious.flatMap(({ id, nodes }) => nodes.map((node) => `${id} ${node.target}: ${node.failureSummary}`))
-}"""
-# Elements that reach out of the panel, and parts of the panel that scroll sideways. Code and tables may.
-# A message out of view has no size of its own, so all are drawn.
-_CUT = """() => [...document.querySelectorAll("tenuto-chat")].flatMap((chat) => {
-  const name = chat.getAttribute("channel")
-  const sheet = new CSSStyleSheet()
-  sheet.replaceSync("* { content-visibility: visible !important }")
-  chat.shadowRoot.adoptedStyleSheets.push(sheet)
-  const panel = chat.shadowRoot.querySelector(".panel")
-  if (!panel?.getClientRects().length) return []
-  const { left, right } = panel.getBoundingClientRect()
-  const all = (selector) => [...panel.querySelectorAll(selector)]
-  const wide = all(".log, .composer, .row, .choices, .approval, .body, .actions, header")
-    .filter((node) => node.scrollWidth > node.clientWidth + 1)
-  const out = all("button, h2, p, .author, .state, textarea, summary, .source").filter((node) => {
-    const box = node.getBoundingClientRect()
-    return box.width > 1 && !node.closest("table, pre, .math") && (box.left < left - 1 || box.right > right + 1)
-  })
-  const words = ({ localName, className, textContent }) => `${localName}.${className} ${textContent.slice(0, 30)}`
-  return [...wide, ...out].map((node) => `${name}: ${words(node)}`)
-})"""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

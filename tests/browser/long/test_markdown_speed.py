@@ -22,7 +22,7 @@ from playwright.async_api import Browser, Page
 
 from tenuto import Limits
 from tests.browser.long.main_thread import MainThread, start_tasks, stop_tasks, stop_tasks_at
-from tests.browser.tab import chromium
+from tests.browser.tab import chromium, script
 from tests.browser.test_chat import scene
 from tests.transports.conftest import new_hub
 
@@ -41,35 +41,10 @@ GROWTH = 10  # pieces
 ANSWERS = Path(__file__).parent / "answers.md"
 FAST = ("--disable-frame-rate-limit", "--disable-gpu-vsync")  # frames follow each other at once
 END = "The end of the message."
-# Marks the time at which the page has received the long text.
-_MARK = """() => {
-  const stop = channel.subscribe(() => {
-    if (channel.getSnapshot().messages[0].text.length < 100) return
-    stop()
-    performance.mark("received")
-  })
-}"""
-# The frame of a message, and the least work of its receiver.
-_ENCODE = """() => {
-  const { id, text } = channel.getSnapshot().messages[0]
-  const event = { type: "message.append", serial: 3, id, part: 0, at: 16, text }
-  const frame = { type: "events", channel: "chat:1", events: [event] }
-  window.frame = new TextEncoder().encode(JSON.stringify(frame))
-}"""
-_PARSE = """() => {
-  window.parsed = JSON.parse(new TextDecoder().decode(frame))
-  performance.mark("parsed")
-}"""
-# Waits until the page has received and drawn `length` characters.
-_DRAWN = """async length => {
-  const text = () => channel.getSnapshot().messages[0].text
-  if (text().length < length) {
-    await new Promise((resolve) => {
-      const stop = channel.subscribe(() => text().length >= length && (stop(), resolve()))
-    })
-  }
-  await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))
-}"""
+_MARK = script("chat_page", "markReceived")
+_ENCODE = script("chat_page", "encode")
+_PARSE = script("chat_page", "parse")
+_DRAWN = script("chat_page", "untilDrawn")
 # The last child of a growing answer has the text that is not final.
 _SHOWN = "words => root.querySelector('.markdown')?.lastElementChild.textContent.endsWith(words)"
 
