@@ -20,6 +20,7 @@ from playwright.async_api import Browser, expect
 
 from tests.browser.tab import chromium
 from tests.processes import Server, serving
+from tests.sources.provider import Provider
 
 # before the first import, so that pytest shows the values of a failed assertion in the contract of stores
 pytest.register_assert_rewrite("tests.stores.contract")
@@ -104,3 +105,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One demo for the tests of a module that do not kill it: each has a conversation of its own."""
     with serving("demo", tmp_path_factory.mktemp("demo")) as server:
         yield server
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[Provider]:
+    provider = Provider()
+    await provider.start()
+    yield provider
+    await provider.stop()

@@ -44,7 +44,6 @@ class FaultProxy:
         self.upstream = (host, port)
         self.host = "127.0.0.1"
         self.port = 0
-        self.connections = 0  # number of connections accepted since the start
         self._up = _Way()
         self._down = _Way()
         self._links: set[_Link] = set()
@@ -107,13 +106,6 @@ class FaultProxy:
         links = list(self._links)
         for link in links:
             link.cut()
-        await asyncio.gather(*(link.ended() for link in links))
-
-    async def close(self) -> None:
-        """Close all open connections in the orderly way (FIN to both sides), at any point within a frame."""
-        links = list(self._links)
-        for link in links:
-            link.close()
         await asyncio.gather(*(link.ended() for link in links))
 
     def cut_after(self, *counts: int, direction: Direction = "down") -> None:
@@ -181,7 +173,6 @@ class FaultProxy:
         except (BlockingIOError, ConnectionAbortedError):
             return
         client.setblocking(False)
-        self.connections += 1
         link = _Link(client, self._up, self._down)
         self._links.add(link)
         for way in self._ways("both"):
@@ -267,10 +258,6 @@ class _Link:
     def cut(self) -> None:
         assert self._task is not None
         self._task.cancel()
-
-    def close(self) -> None:
-        self._is_orderly = True
-        self.cut()
 
     async def ended(self) -> None:
         assert self._task is not None

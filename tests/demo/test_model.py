@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -36,14 +35,6 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*KEYS, "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    provider = Provider()
-    await provider.start()
-    yield provider
-    await provider.stop()
 
 
 def openai(provider: Provider, **more: str) -> dict[str, str]:

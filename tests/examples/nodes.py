@@ -19,7 +19,7 @@ from proof.chaos.processes import free_port
 from tenuto.client import ChannelView
 from tenuto.core.model import Message
 from tests.examples.programs import FOLDER
-from tests.processes import Process, request
+from tests.processes import Process
 
 START_S = 60.0  # with the other tests beside it, a process has a fraction of a core
 FOLLOW_S = 120.0  # many times what the longest example takes, a job of ten seconds, for the same reason
@@ -38,10 +38,6 @@ class Node(Process):
     def is_listening(self) -> bool:
         socket.create_connection(("127.0.0.1", self.port)).close()
         return True
-
-    def get(self, path: str) -> tuple[int, object]:
-        """Return status and body of a GET."""
-        return request(self.port, "GET", path)
 
 
 def shared(name: str, url: str, folder: Path) -> list[str]:

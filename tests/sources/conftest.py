@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tenuto import Hub
-from tests.sources.provider import Provider
 
 _QUIET = {
     "NO_PROXY": "127.0.0.1",
@@ -32,11 +31,3 @@ async def hub() -> AsyncIterator[Hub]:
     hub = Hub("memory://", hooks_signals=False, drain_s=0.2)
     yield hub
     await hub.close()
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    provider = Provider()
-    await provider.start()
-    yield provider
-    await provider.stop()

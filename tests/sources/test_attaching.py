@@ -27,7 +27,7 @@ from tenuto.sources import pipe, tries
 from tenuto.sources.openai import events_of
 from tenuto.stores.memory import MemoryStore
 from tests.sources.provider import Provider
-from tests.sources.test_tries import CUT, HOLD, LONG, Model, ask_chat, counted, new_hub, piped
+from tests.sources.test_tries import CUT, HOLD, LONG, Model, ask_chat, counted, new_hub, piped, stopped
 from tests.sources.wires import (
     GEMINI_USAGE,
     INPUT,
@@ -104,16 +104,7 @@ async def died_and_answered(
     """Return the message after a process that died while it piped a response, and another one that took it over."""
     hub, client = new_hub(), model.openai()
     attach = attach or client.responses
-
-    async def die() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            message.cancelled_as = ("interrupted", None)
-            await pipe(message, first or ask(client), attach=attach)
-
-    dying = asyncio.create_task(die())
-    await asyncio.sleep(5)
-    dying.cancel()
-    await asyncio.wait([dying])
+    await stopped(hub, first or ask(client), ends_as=("interrupted", None), attach=attach)
     message = await hub.take_over("chat:1", "m")
     message.begin_again({}, supersedes=supersedes)
     async with message:
@@ -457,19 +448,9 @@ async def test_events_of_a_whole_response_are_those_of_its_stream(hub: Hub) -> N
 )
 @virtually
 async def test_only_a_stop_cancels_the_response(ends_as: tuple[str, str | None], is_cancelled: bool) -> None:
-    hub, model = new_hub(), Model([*EVENTS[:12], HOLD], state("cancelled"))
+    model = Model([*EVENTS[:12], HOLD], state("cancelled"))
     client = model.openai()
-
-    async def answer() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            message.cancelled_as = ends_as
-            await pipe(message, ask(client), attach=client.responses)
-
-    task = asyncio.create_task(answer())
-    await asyncio.sleep(5)
-    task.cancel()
-    await asyncio.wait([task])
-    stored, _ = await hub.read("chat:1", "m")
+    stored = await stopped(new_hub(), ask(client), ends_as=ends_as, attach=client.responses)
     assert (stored.status, "responses" in stored.meta) == (ends_as[0], ends_as[0] == "interrupted")
     assert model.asked == ["POST", *(["POST /resp_1/cancel"] if is_cancelled else [])]
 
@@ -572,18 +553,9 @@ async def test_next_process_goes_on_with_the_same_interaction(at: int, has_ended
 @pytest.mark.usefixtures("at_once")
 @virtually
 async def test_person_who_stops_the_answer_cancels_the_interaction() -> None:
-    hub, model = new_hub(), Model([*INTERACTION[:9], HOLD], interaction_of("cancelled"))
+    model = Model([*INTERACTION[:9], HOLD], interaction_of("cancelled"))
     client = model.google().aio
-
-    async def answer() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            message.cancelled_as = ("cancelled", None)
-            await pipe(message, interact(client), attach=client.interactions)
-
-    task = asyncio.create_task(answer())
-    await asyncio.sleep(5)
-    task.cancel()
-    await asyncio.wait([task])
+    await stopped(new_hub(), interact(client), attach=client.interactions)
     assert model.asked == ["POST", "POST /int_1/cancel"]
 
 

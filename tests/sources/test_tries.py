@@ -152,6 +152,23 @@ async def piped(make: object, **options: Any) -> tuple[Message, list[str]]:
         await hub.close()
 
 
+async def stopped(
+    hub: Hub, make: object, *, ends_as: tuple[Any, str | None] = ("cancelled", None), **options: Any
+) -> Message:
+    """Return the message into which `make` was piped for five seconds."""
+
+    async def answer() -> None:
+        async with hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ends_as
+            await pipe(message, make, **options)
+
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(5)
+    task.cancel()
+    await asyncio.wait([task])
+    return (await hub.read("chat:1", "m"))[0]
+
+
 def counted(message: Message) -> list[str]:
     return [part["type"] for part in message.parts]
 
@@ -347,17 +364,8 @@ async def test_break_fails_the_answer_only_if_it_has_content() -> None:
 
 @virtually
 async def test_cancelled_pipe_makes_no_other_try() -> None:
-    hub, model = new_hub(), Model([*said("Half"), HOLD])
-
-    async def answer() -> None:
-        async with hub.message("chat:1", id="m") as message:
-            await pipe(message, ask_chat(model.openai()))
-
-    task = asyncio.create_task(answer())
-    await asyncio.sleep(5)
-    task.cancel()
-    await asyncio.wait([task])
-    stored, _ = await hub.read("chat:1", "m")
+    model = Model([*said("Half"), HOLD])
+    stored = await stopped(new_hub(), ask_chat(model.openai()))
     assert (stored.status, stored.text, len(model.asked_s)) == ("cancelled", "Half", 1)
 
 
