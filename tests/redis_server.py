@@ -9,7 +9,7 @@ import importlib.util
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ needs_redis = pytest.mark.skipif(
 needs_valkey = pytest.mark.skipif(not shutil.which("valkey-server"), reason="valkey-server is not installed")
 
 
-class RedisServer:
+class RedisServer(Process):
     """A server on a port of this machine, which keeps nothing."""
 
     def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
@@ -39,24 +39,16 @@ class RedisServer:
         if options[:1] == ("--sentinel",):  # its first argument is a file
             (folder / "sentinel.conf").write_text(f"bind 127.0.0.1\nport {self.port}\nunixsocket {self._socket}\n")
             arguments = [str(folder / "sentinel.conf"), *options]
-        self._process = Process(arguments, folder / "log", program=program)
+        super().__init__(arguments, folder / "log", program=program)
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        self._process.start()
-        self._process.until(lambda: bool(self.ask("PING")))
-
-    def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until `is_so` holds, while the server runs."""
-        self._process.until(is_so)
+        super().start()
+        self.until(lambda: bool(self.ask("PING")))
 
     def kill(self) -> None:
         """End the server as a crash would."""
-        self._process.end(signal.SIGKILL)
-
-    def clean_up(self) -> None:
-        """End the server if it runs."""
-        self._process.clean_up()
+        self.end(signal.SIGKILL)
 
     def ask(self, *words: str) -> str:
         """Send a short command as an administrator; returns the reply as received."""
@@ -66,10 +58,8 @@ class RedisServer:
 @contextmanager
 def running_redis(*options: str, program: str = "redis-server") -> Iterator[RedisServer]:
     """Run a server in a folder that is removed at the end; gives the server."""
-    with tempfile.TemporaryDirectory(prefix="tenuto-redis-") as name:
-        server = RedisServer(Path(name), *options, program=program)
-        try:
-            server.start()
-            yield server
-        finally:
-            server.clean_up()
+    with (
+        tempfile.TemporaryDirectory(prefix="tenuto-redis-") as name,
+        RedisServer(Path(name), *options, program=program) as server,
+    ):
+        yield server

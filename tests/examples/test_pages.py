@@ -7,25 +7,17 @@ The server runs in the test's own process, so that a test sets the pace of an ex
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import ModuleType
 
-from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, Response
 from playwright.async_api import Browser, Page, expect
 
-from tenuto import Hub
-from tenuto.transports.app import App
 from tests.browser.tab import picture
 from tests.examples import programs
 
 Load = Callable[[str], ModuleType]
 
-NAIVE = Path(__file__).with_name("naive.html").read_text()
 NUMBERS = "".join(f"{count} " for count in range(1, 121))
 PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
@@ -122,33 +114,6 @@ async def test_an_existing_endpoint_gives_a_reloaded_page_the_same_answer(progra
         await expect(page.locator("#text")).to_contain_text("You asked: how?")
         await page.click("text=Stop")
         await expect(page.locator("#state")).to_have_text("cancelled")
-
-
-async def test_a_page_whose_parser_knows_only_its_own_frames_goes_on_through_a_silence(browser: Browser) -> None:
-    hub, app, gate = Hub("memory://"), FastAPI(), asyncio.Event()
-    hub.install(app, "/tenuto")
-
-    async def answer() -> AsyncIterator[str]:
-        yield "one "
-        await gate.wait()
-        yield "two"
-
-    def frame(text: str) -> str:
-        return f"data: {json.dumps({'token': text})}\n\n"
-
-    @app.get("/chat")
-    async def chat(prompt: str) -> Response:
-        return hub.stream_response("chat:1", answer, prompt=prompt, style=frame, end_frame="data: [DONE]\n\n")
-
-    app.add_api_route("/", lambda: HTMLResponse(NAIVE))
-    async with programs.served_app(app) as address, opened(browser, address) as page:
-        await expect(page.locator("#text")).to_have_text("one ")
-        assert isinstance(hub._asgi, App)
-        for _ in range(60):  # a minute of silence
-            hub._asgi.heartbeats.tick()
-        gate.set()
-        await expect(page.locator("#state")).to_have_text("complete")
-        assert await page.text_content("#text") == "one two"
 
 
 async def test_each_user_sees_their_own_notes_and_the_lobby(program: Load, browser: Browser) -> None:
