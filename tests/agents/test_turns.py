@@ -14,7 +14,6 @@ from tenuto.client import Client
 from tenuto.core.errors import Draining, Finished, LocalError, StoreUnavailable, TenutoError
 from tenuto.core.model import Message
 from tenuto.core.turns import reply_id
-from tenuto.sources import SoFar
 from tenuto.stores.base import Committed, Conflict, Write
 from tenuto.stores.memory import MemoryStore
 from tests.virtual import closed_later, virtual_clock, virtually
@@ -511,39 +510,6 @@ async def test_a_turn_whose_process_died_is_another_attempt(on_crash: Any) -> No
     await asyncio.sleep(5)
     assert len(attempts) <= 1  # the turn is over
     assert (await third.read("chat:1", asked.id))[0].version == asked.version  # a claim changes no version
-
-
-@pytest.mark.parametrize("on_crash", ["restart", "continue"])
-@virtually
-async def test_piped_answer_goes_on_in_the_next_process(on_crash: Any) -> None:
-    store, known = MemoryStore(), list[str]()
-    texts = ["The first process wrote these words of its answer, ", "and the second one the rest."]
-
-    async def model(so_far: SoFar) -> AsyncIterator[str]:
-        known.append(so_far.text)
-        for text in texts[1:] if so_far.text else texts:
-            yield text
-            await asyncio.sleep(1000 if len(known) == 1 else 1)
-
-    for _ in range(2):
-        hub = new_hub(store)
-
-        @hub.agent("chat:*", name="bot", on_crash=on_crash)
-        async def bot(turn: Turn) -> None:
-            async with turn.reply(meta={"attempt": turn.attempt}) as message:
-                await message.pipe(lambda so_far: model(so_far))
-
-        await hub.start()
-        if not known:
-            await hub.create("chat:1", text="?")
-        await asyncio.sleep(30)
-        found = await messages(hub)
-        await hub.close()
-    question, answer = found
-    assert (question.text, answer.status, answer.text) == ("?", "complete", "".join(texts))
-    assert answer.meta["attempt"] == 2
-    assert known == (["", texts[0]] if on_crash == "continue" else ["", ""])
-    assert [part["type"] for part in answer.parts] == (["text"] if on_crash == "continue" else ["attempt", "text"])
 
 
 @virtually
