@@ -1,4 +1,4 @@
-"""The memory of an idle WebSocket under `tenuto serve`: uvicorn's protocol with our bounds, without a network."""
+"""A WebSocket under `tenuto serve`, without a network: its memory beside uvicorn's protocol, and its waits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import tracemalloc
 from typing import Any
 
 import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from tenuto.server.bounded_websocket import BoundedWebSocketProtocol
+from tenuto.server.bounded_websocket import BoundedWebSocketProtocol, Gate, Inbox
 from tenuto.server.connections import Connections
 from tests.test_bounded_http import Transport
 
@@ -144,3 +146,56 @@ async def test_ping_behind_a_refused_frame_is_not_written_to_a_half_closed_trans
     assert transport.has_ended
     assert b"\x03\xef" in transport.written  # the code 1007
     await server.close()
+
+
+# Its waits behave as those of asyncio --------------------------------------------------------------------------------
+
+
+Step = tuple[str, int]
+steps = st.lists(
+    st.tuples(st.sampled_from(["wait", "wait", "cancel", "give", "give", "clear", "pass"]), st.integers(0, 3))
+)
+
+
+async def results(queue: Any, event: Any, plan: list[Step]) -> list[object]:
+    """Carry out `plan` on both, and return in order who got which message, and who passed the event."""
+    log: list[object] = []
+    waiting: list[asyncio.Task[None]] = []
+
+    async def take(number: int) -> None:
+        log.append((number, await queue.get(), queue.empty()))
+
+    async def go_through(number: int) -> None:
+        log.append((number, await event.wait(), event.is_set()))
+
+    for number, (do, which) in enumerate([*plan, ("pass", 0), ("pass", 0)]):
+        match do:
+            case "wait":
+                waiting += [asyncio.ensure_future(take(number)), asyncio.ensure_future(go_through(number))]
+            case "cancel" if waiting:
+                waiting[which % len(waiting)].cancel()
+            case "give":
+                queue.put_nowait(number)
+                event.set()
+            case "clear":
+                event.clear()
+            case _:
+                for _ in range(3):
+                    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    left = []
+    while not queue.empty():
+        left.append(await queue.get())
+    return [*log, left, event.is_set()]
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps)
+def test_waits_equal_those_of_asyncio(plan: list[Step]) -> None:
+    async def both() -> tuple[list[object], list[object]]:
+        return await results(Inbox(), Gate(is_open=False), plan), await results(asyncio.Queue(), asyncio.Event(), plan)
+
+    ours, known = asyncio.run(both())
+    assert ours == known

@@ -8,6 +8,8 @@ These tests check no figure about speed: the runs are far too short for that.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import os
 import resource
 import select
@@ -36,7 +38,7 @@ from bench import (
 )
 from bench.common import Options, Row, Void, attempt, check, load_client, served
 from bench.proc import tree
-from tests.postgres import needs_postgres, running_postgres
+from tests.postgres import Postgres, needs_postgres, running_postgres
 from tests.redis_server import needs_redis
 
 ROOT = Path(__file__).parents[2]
@@ -286,3 +288,44 @@ def test_figures_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None
     assert str(tmp_path) not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| resume in mid-stream |")]
     assert row.endswith(", met |")
+
+
+# Several processes on PostgreSQL -------------------------------------------------------------------------------------
+
+
+# in a folder that the account of PostgreSQL can reach
+OPTIONS = Options(is_quick=True, directory=Path(tempfile.gettempdir()))
+SIZES = postgres.Sizes(rounds=1, seconds=0.5, conversations=4, channels=4, viewers=8, before_s=0.3, after_s=3.0)
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def database(server: Postgres) -> Postgres:
+    """Return the server with a database of its own."""
+    name = f"bench_{next(_numbers)}"
+    server.sql(f"CREATE DATABASE {name}")
+    own = copy.copy(server)
+    own.url = f"{server.url.rpartition('/')[0]}/{name}"
+    return own
+
+
+def storm_of(database: Postgres) -> list[Row]:
+    return list(attempt("storm", partial(postgres.storms, database, SIZES)))
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+
+@needs_postgres
+def test_rows_of_a_killed_process_have_figures(database: Postgres) -> None:
+    live, adopted = rows = storm_of(database)
+    assert None not in verdicts(rows)
+    assert figure(live) < figure(adopted)
+    assert live.note == "4 and 4 viewers"  # half of them at each of the other processes

@@ -19,7 +19,7 @@ from proof.oracle.questions import Question
 from tests.oracle.test_plans import STEPS
 from tests.oracle.test_questions import ID, answer
 from tests.oracle.test_views import SEED
-from tests.wirecheck.test_notices import ATTACHED, COMMAND
+from tests.wirecheck.test_wirecheck import ATTACHED, COMMAND
 
 STREAMING = answer(1, "streaming", (2, 1, "bot-1"))
 
