@@ -57,18 +57,14 @@ def with_dependencies(hub: Hub) -> Any:
     return app
 
 
-def with_http_middleware(hub: Hub) -> Any:
-    app = FastAPI()
-    app.add_middleware(BaseHTTPMiddleware, dispatch=refuse)
-    hub.install(app, "/tenuto")
-    return app
+def with_middleware(kind: Any, **options: Any) -> Callable[[Hub], Any]:
+    def make(hub: Hub) -> Any:
+        app = FastAPI()
+        app.add_middleware(kind, **options)
+        hub.install(app, "/tenuto")
+        return app
 
-
-def with_asgi_middleware(hub: Hub) -> Any:
-    app = FastAPI()
-    app.add_middleware(Guard)
-    hub.install(app, "/tenuto")
-    return app
+    return make
 
 
 def inside_wrap(hub: Hub) -> Any:
@@ -85,8 +81,8 @@ def around_wrap(hub: Hub) -> Any:
     ("make", "covers_requests", "covers_sockets"),
     [
         (with_dependencies, False, False),
-        (with_http_middleware, True, False),
-        (with_asgi_middleware, True, True),
+        (with_middleware(BaseHTTPMiddleware, dispatch=refuse), True, False),
+        (with_middleware(Guard), True, True),
         (inside_wrap, False, False),
         (around_wrap, True, True),
     ],

@@ -203,15 +203,6 @@ async def test_context_manager_is_entered_and_exited_with_the_outcome(
 ) -> None:
     seen: list[object] = []
 
-    @asynccontextmanager
-    async def open_words() -> AsyncIterator[AsyncIterator[str]]:
-        try:
-            yield words("Hello", error=error)
-            seen.append(None)
-        except Exception as met:
-            seen.append(met)
-            raise
-
     @contextmanager
     def open_words_blocking() -> Iterator[AsyncIterator[str]]:
         try:
@@ -220,6 +211,11 @@ async def test_context_manager_is_entered_and_exited_with_the_outcome(
         except Exception as met:
             seen.append(met)
             raise
+
+    @asynccontextmanager
+    async def open_words() -> AsyncIterator[AsyncIterator[str]]:
+        with open_words_blocking() as stream:
+            yield stream
 
     stream = open_words_blocking() if is_blocking else open_words()
     stored, _ = await (pipe_all(hub, stream) if error is None else broken(hub, stream, ZeroDivisionError))
