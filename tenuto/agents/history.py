@@ -173,7 +173,7 @@ def _steps(message: Message) -> Iterator[_ModelStep]:
             yield _ModelStep(content, calls)
             content, calls = [], []
         if not calls and isinstance(shown, str) and content and isinstance(content[-1], str):
-            content[-1] += shown
+            content[-1] += "\n" + shown if message.role == "user" else shown
         elif not calls and shown:
             content.append(shown)
     if content or calls:
@@ -201,7 +201,7 @@ def _file(part: Part) -> _File:
     if url[:5].lower() == "data:":
         about, _, data = url[5:].partition(",")
         media_type = about.split(";")[0] or media_type or "text/plain"
-        if not about.endswith(";base64"):
+        if not about.lower().endswith(";base64"):
             data = base64.b64encode(unquote(data).encode()).decode()
             url = f"data:{media_type};base64,{data}"
     name = part.get("filename") or part.get("name")
@@ -218,8 +218,8 @@ def _placeholder(part: Part) -> str:
     return f"[{'image' if file.is_image else 'file'}{f': {name}' if name else ''}]"
 
 
-def _text_of(content: Iterable[str | Part]) -> str:
-    return "".join(one if isinstance(one, str) else _placeholder(one) for one in content)
+def _text_of(content: Iterable[str | Part], between: str = "") -> str:
+    return between.join(one if isinstance(one, str) else _placeholder(one) for one in content)
 
 
 def _content_of(output: Json) -> list[str | Part] | None:
@@ -248,7 +248,7 @@ def _text(message: Message) -> Iterator[dict[str, Json]]:
     content = [
         part["text"] if part["type"] == "text" else part for part in message.parts if part["type"] in ("text", "file")
     ]
-    if message.role != "tool" and (text := _text_of(content)):
+    if message.role != "tool" and (text := _text_of(content, "\n" if message.role == "user" else "")):
         yield {"role": message.role, "content": text}
 
 
@@ -334,8 +334,8 @@ def _responses_content(one: str | Part) -> dict[str, Json]:
     if file.is_image:
         return {"type": "input_image", "image_url": file.url, "detail": "auto", **_detail(one)}
     if file.data is not None:
-        return {"type": "input_file", "filename": file.name or "file", "file_data": file.url}
-    return {"type": "input_file", "file_url": file.url}
+        return {"type": "input_file", "filename": file.name or "file", "file_data": file.url, **_detail(one)}
+    return {"type": "input_file", "file_url": file.url, **_detail(one)}
 
 
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:

@@ -74,7 +74,9 @@ class TurnRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def _for_chat(one: TurnRequest) -> dict[str, Json]:
     choice, form = one.tool_choice, one.response_format
-    if isinstance(choice, dict) and "name" in choice:
+    if isinstance(choice, dict) and choice.get("type") == _ALLOWED:
+        choice = _nested({**choice, "tools": [_nested(tool) for tool in _allowed(one)]})
+    elif isinstance(choice, dict) and "name" in choice:
         choice = {"type": choice.get("type", "function"), choice.get("type", "function"): {"name": choice["name"]}}
     if form is not None and form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": {name: value for name, value in form.items() if name != "type"}}
@@ -91,6 +93,13 @@ def _for_chat(one: TurnRequest) -> dict[str, Json]:
         "seed": one.seed,
         "stop": one.stop,
     }
+
+
+def _allowed(one: TurnRequest) -> list[dict[str, Json]]:
+    """Return the tools to which `tool_choice` restricts the model; an empty list if to none."""
+    choice = one.tool_choice
+    tools = choice.get("tools") if isinstance(choice, dict) and choice.get("type") == _ALLOWED else None
+    return [tool for tool in tools if isinstance(tool, dict) and "type" in tool] if isinstance(tools, list) else []
 
 
 def _nested(tool: dict[str, Json]) -> dict[str, Json]:
@@ -115,10 +124,12 @@ def _for_responses(one: TurnRequest) -> dict[str, Json]:
 
 def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
     choice: dict[str, Json] | None = None
-    if isinstance(one.tool_choice, str):
+    allowed = [tool.get("name") for tool in _allowed(one)]
+    mode = one.tool_choice.get("mode") if isinstance(one.tool_choice, dict) else one.tool_choice
+    if isinstance(mode, str):
         kinds = {"auto": "auto", "required": "any", "none": "none"}
-        choice = {"type": kinds[one.tool_choice]} if one.tool_choice in kinds else None
-    elif one.tool_choice is not None and "name" in one.tool_choice:
+        choice = {"type": kinds[mode]} if mode in kinds else None
+    elif isinstance(one.tool_choice, dict) and "name" in one.tool_choice:
         choice = {"type": "tool", "name": one.tool_choice["name"]}
     if one.parallel_tool_calls is False and one.tools and (choice or {}).get("type") != "none":
         choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
@@ -129,7 +140,7 @@ def _for_anthropic(one: TurnRequest) -> dict[str, Json]:
             "input_schema": tool.get("parameters") or {"type": "object"},
         }
         for tool in one.tools
-        if tool.get("type") == "function"
+        if tool.get("type") == "function" and (not allowed or tool.get("name") in allowed)
     ]
     form = one.response_format or {}
     schema = {"type": "json_schema", "schema": form["schema"]} if "schema" in form else None
@@ -214,7 +225,10 @@ def _flat(tool: dict[str, Json]) -> dict[str, Json]:
 def _choice(value: Json) -> Json:
     if isinstance(value, dict) and isinstance(value.get("toolName"), str):  # of the AI SDK
         return {"type": "function", "name": value["toolName"]}
-    return _flat(value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    flat = _flat(value)
+    return {**flat, "tools": _tools(flat["tools"])} if "tools" in flat else flat
 
 
 def _form(value: Json) -> Json:
@@ -226,6 +240,7 @@ def _same(value: Json) -> Json:
     return value
 
 
+_ALLOWED = "allowed_tools"  # type of a `tool_choice` with a mode and the tools that the model may call
 _TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
 # By the name in `TurnRequest`: the expected type, and the names in requests; the first given one counts.
 _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -26,6 +26,7 @@ from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
 from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason
 from tenuto.core.events import CommandReply
+from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
@@ -126,15 +127,25 @@ class Turn:
         `text`: `{"role", "content"}`, for OpenAI's Chat Completions and Responses and most others. `openai`: for Chat
         Completions, with tool calls and their results. `responses`: items of OpenAI's Responses. `anthropic`: for
         Anthropic's Messages, with alternating turns and without system messages: from then on
-        `request.options("anthropic")` has those in `system`. At most `limit` messages are returned; of a conversation
-        with branches, those on the path to this message. Each item is a dict; a type checker accepts it for the type
-        that the SDK declares.
+        `request.options("anthropic")` has those in `system`. At most `limit` messages before this one count, and as
+        many of them as have eight times `Limits.message_bytes`; of a conversation with branches, those on the path to
+        this message. Each item is a dict; a type checker accepts it for the type that the SDK declares.
         """
-        page = await self._backend.page(self.channel, before=None, limit=min(limit, 200))
-        # an old message is being answered again, and is not on the newest page
-        if page.more and page.messages[-1].created > self.message.created:
-            page = await self._backend.page(self.channel, before=self.message.created, limit=min(limit, 200))
-        messages = [*path_to(self.message, page.messages), self.message]
+        created = self.message.created
+        missing, room = max(1, min(limit, 200)), 8 * self._backend.limits.message_bytes
+        page = await self._backend.page(self.channel, before=None, limit=missing + 1)
+        if page.more and page.messages[-1].created > created:  # an old message is being answered again
+            page = await self._backend.page(self.channel, before=created, limit=missing)
+        messages = list(page.messages)
+        # one page has no message beside a large photo
+        while page.more:
+            missing -= sum(one.created < created for one in page.messages)
+            room -= sum(part_bytes(part) for one in page.messages for part in one.parts)
+            if missing <= 0 or room <= 0:
+                break
+            page = await self._backend.page(self.channel, before=messages[-1].created, limit=missing)
+            messages += page.messages
+        messages = [*path_to(self.message, messages), self.message]
         self.request = replace(self.request, system=system_texts(messages))
         return as_turns(messages, shape)
 

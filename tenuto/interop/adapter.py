@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from mimetypes import guess_type
 from typing import Any
 
 from msgspec.structs import replace
@@ -206,9 +207,10 @@ def _stored_part(given: Any, *, has_data: bool) -> Json | None:
             if not isinstance(file, str):
                 detail = "a file needs file_data or file_url, because the server has no files"
                 raise InvalidRequest(f"{detail}, got {given!r:.80}")
-            if file is about.get("file_data") and not file.startswith("data:"):
-                file = f"data:application/octet-stream;base64,{file}"
-            return file_part(file, filename=about.get("filename"))
+            name = about.get("filename")
+            if file is about.get("file_data") and file[:5].lower() != "data:":
+                file = f"data:{guess_type(str(name))[0] or 'application/octet-stream'};base64,{file}"
+            return file_part(file, filename=name, detail=about.get("detail"))
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
             return file_part(f"data:audio/{'mpeg' if kind == 'mp3' else kind};base64,{data}")
         case {"type": str(kind), "source": {"type": "url", "value": str(url), **more}}:

@@ -22,6 +22,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any
 from zlib import crc32
 
@@ -182,13 +183,13 @@ class AGUI(ChatRoutes):
         run = body.get("runId")
         if not isinstance(run, str) or not 0 < len(run) <= RUN_CHARS:
             raise InvalidRequest(f"runId must be a text of 1 to {RUN_CHARS} characters, got {run!r:.80}")
-        last, later = _messages_in(body)
+        last, later, before = _messages_in(body)
         access.check(channel, "subscribe", "history", "publish")
         forwarded = body.get("forwardedProps")
         options = options_in({**(forwarded if isinstance(forwarded, dict) else {}), **body}, is_strict=False)
         has_results = any(one["role"] == "tool" for one in later)
         after = None if has_results else _after(request, stored_id(last["id"]))
-        question = await _question(access, channel, last, options)
+        question = await _question(access, channel, last, before, options)
         if has_results:
             question, later, parts = await _with_results(access, channel, question, later)
             after = _after(request, question)
@@ -216,7 +217,7 @@ class AGUI(ChatRoutes):
         kept = [one for turn in turns for one in (turn.message, *turn.answers) if one is not None]
         running = [one.message.id for one in turns if one.state in ("waiting", "running") and one.message is not None]
         first, page = min((one.created for one in kept), default=0), dict[str, Any](truncated=False)
-        if len(kept) >= min(limit or 200, 200) and (await access.history(channel, before=first, limit=1)).messages:
+        if kept and (await access.history(channel, before=first, limit=1)).messages:
             page = {"truncated": True, "cursor": str(first)}
         return json_response(
             {
@@ -285,15 +286,25 @@ def _whole(given: Mapping[str, str], name: str) -> int | None:
     raise InvalidRequest(f"{name} must be a whole number above 0, got {value!r:.80}")
 
 
-async def _question(access: Access, channel: str, last: Json, options: Json) -> str:
-    """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content."""
+async def _question(access: Access, channel: str, last: Json, before: list[Json], options: Json) -> str:
+    """Return the id of the user's message, which is stored if it is new. Raises IdConflict for other content.
+
+    With it come the results that the user has sent just before it.
+    """
     id, parts = stored_id(last["id"]), stored_parts(last.get("content"))
     with suppress(NotFound):
         known = (await access.turn(channel, id)).message
-        if known is not None and known.role == "user" and known.parts == parts:
+        if known is not None and known.role == "user" and known.parts[len(outputs_in(known)) :] == parts:
             return id
         raise IdConflict(f"message {last['id'][:64]!r} exists with other content; send changed content with a new id")
-    return (await access.create(channel, id=id, parts=parts, options=options)).id
+    given = {str(one.get("toolCallId")): one for one in before}
+    outputs = await _outputs(access, channel, given, await _turns(access, channel)) if given else {}
+    return (await access.create(channel, id=id, parts=[*outputs.values(), *parts], options=options)).id
+
+
+async def _turns(access: Access, channel: str) -> list[tuple[TurnStatus, Message]]:
+    """Return the newest turns of a thread, each with its question."""
+    return [(one, one.message) for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
 
 
 async def _with_results(
@@ -304,13 +315,23 @@ async def _with_results(
     Results of calls to the client's own tools, whose turns have ended without them, are a new question with the id of
     the last one. Other results are ignored, because the store has them.
     """
-    turns = [(one, one.message) for one in await access.conversation(channel, limit=NEWEST) if one.message is not None]
+    turns = await _turns(access, channel)
     asked = {message.id for _, message in turns}
     for at in reversed(range(len(later))):
         if later[at]["role"] == "tool" and stored_id(later[at]["id"]) in asked:
             question, later = stored_id(later[at]["id"]), later[at + 1 :]
             break
     given = {str(one.get("toolCallId")): one for one in later if one["role"] == "tool"}
+    outputs = await _outputs(access, channel, given, turns)
+    if not outputs:
+        return question, later, []
+    return stored_id(given[list(outputs)[-1]]["id"]), [], list(outputs.values())
+
+
+async def _outputs(
+    access: Access, channel: str, given: dict[str, Json], turns: list[tuple[TurnStatus, Message]]
+) -> dict[str, Json]:
+    """Return the parts of the `given` results that belong to open calls to the client's own tools, by call."""
     answered = {call for _, message in turns for call in outputs_in(message)}
     open_calls = set[str]()
     for turn, message in turns:
@@ -318,11 +339,7 @@ async def _with_results(
         if turn.state == "over" and given.keys() & {part["call"] for part in parts}:
             tools = own_tools(with_options(message, await access.options(channel, message)))
             open_calls |= {part["call"] for part in parts if part["name"] in tools}
-    results = {call: one for call, one in given.items() if call in open_calls - answered}
-    if not results:
-        return question, later, []
-    outputs = [output_part(call, _output(one)) for call, one in results.items()]
-    return stored_id(list(results.values())[-1]["id"]), [], outputs
+    return {call: output_part(call, _output(one)) for call, one in given.items() if call in open_calls - answered}
 
 
 def _output(result: Json) -> object:
@@ -331,13 +348,14 @@ def _output(result: Json) -> object:
     return stored_parts(content) if content and isinstance(content, list) else content or result.get("error", content)
 
 
-def _messages_in(body: Json) -> tuple[Json, list[Json]]:
-    """Return the last message of the user, and the messages after it."""
+def _messages_in(body: Json) -> tuple[Json, list[Json], list[Json]]:
+    """Return the last message of the user, the messages after it, and the results of tools just before it."""
     form = f"id and a role of {', '.join(ROLES)}"
     messages = messages_in(body.get("messages"), form, lambda one: one["role"] in ROLES)
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
-            return messages[index], messages[index + 1 :]
+            before = list(takewhile(lambda one: one["role"] == "tool", reversed(messages[:index])))
+            return messages[index], messages[index + 1 :], before[::-1]
     raise InvalidRequest("messages has no message of role user; add the one that the agent shall answer")
 
 

@@ -8,6 +8,7 @@ agent. A response id names a channel and a message, so each server of the same s
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import time
@@ -28,6 +29,7 @@ from tenuto.core.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    TooLarge,
 )
 from tenuto.interop.adapter import (
     Endpoint,
@@ -73,6 +75,7 @@ from tenuto.routes import ATTEMPT, Access, guarded, options_in
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
 _LARGEST_PAGE = 100
+_NEWEST = 20  # newest messages of a conversation among which the turn to reply to is looked for
 _APPROVAL = re.compile(r"mcpr_([0-9]{1,4})_([0-9]{1,4})_(.{1,64})\Z")  # an id, which `TurnEvents` makes
 SHORTER = "send only what is new, with previous_response_id"
 SHORTER_CHAT = "send fewer messages, or responses with previous_response_id"
@@ -200,7 +203,7 @@ class OpenAI:
         """Return the newest turn of a conversation if the input replies to it. Raises NotFound if there is none."""
         if not (replies := [*given.approvals, *given.outputs]):
             return None
-        turns = await access.conversation(channel)
+        turns = await access.conversation(channel, limit=_NEWEST)
         asked_last = [one.message.id for one in turns if one.message is not None]
         if not asked_last:
             raise _no_call(replies[0])
@@ -284,9 +287,13 @@ class OpenAI:
     async def _input_items(self, request: Request) -> Response:
         """Return the messages that the request of the response brought."""
         access, of, (question, _) = await self._response_in(request, "history")
-        before = (await access.history(of.channel, before=question.created, limit=200)).messages
-        brought = [*(one for one in before if one.id.startswith(f"{question.id}.")), question]
-        brought.sort(key=lambda one: one.created)
+        brought = [question]
+        while True:  # a page has at least one message, and no other beside a large one
+            page = await access.history(of.channel, before=brought[0].created, limit=MAX_EARLIER)
+            before = [one for one in page.messages if one.id.startswith(f"{question.id}.")]
+            brought[:0] = before[::-1]
+            if not page.more or len(before) < len(page.messages):
+                break
         return page_of([item for one in brought for item in input_items(of.channel, one)], request)
 
     async def _cancel(self, request: Request) -> Response:
@@ -428,7 +435,11 @@ async def with_references(access: Access, items: object, channel: str | None, pa
     if not isinstance(items, list):
         return items
     approvals = [one.get("approval_request_id") for one in items if isinstance(one, dict)]
+    wanted = [str(one.get("id")) for one in items if isinstance(one, dict) and one.get("type") == "item_reference"]
+    if len(set(wanted)) < len(wanted):  # each copy would be stored
+        raise InvalidRequest(f"{param} refers to an item twice; send each item_reference once", param=param)
     found: dict[object, Json] = {}
+    size = 0
     turns: set[Reference] = set()
     told: list[object] = []
     for one in items:
@@ -447,11 +458,17 @@ async def with_references(access: Access, items: object, channel: str | None, pa
                 access.check(of.channel, "history")
                 told_in = await turn_of(access, turn, "item", param)
                 output = events_of(told_in, turn).response()["output"]
-                found |= {item["id"]: item for item in [*input_items(of.channel, told_in.question), *output]}
+                items_in = [*input_items(of.channel, told_in.question), *output]
+                found |= {item["id"]: item for item in items_in if item["id"] in wanted}
         if id not in found:
             raise unknown("item", id, param)
         if of.channel != channel:
             told.append(found[id])
+            # a reference is short, but its item is stored once more
+            size += len(json.dumps(found[id]))
+            if size > (limit := access.limits.message_bytes):
+                detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
+                raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
     return told
 
 

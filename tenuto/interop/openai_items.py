@@ -105,7 +105,8 @@ def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
             case {"type": "file", "url": url} if str(part.get("mediaType")).startswith("image/"):
                 content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
             case {"type": "file", "url": url}:
-                content.append({"type": "input_file", "file_url": url, "filename": part.get("filename")})
+                named: Json = {name: part[name] for name in ("filename", "detail") if name in part}
+                content.append({"type": "input_file", "file_url": url, **named})
     return content
 
 
@@ -279,6 +280,9 @@ def given_in_chat(body: Json) -> GivenInput:
             call = _text(message, "tool_call_id")
             items.append({"type": "function_call_output", "call_id": call, "output": content})
             continue
+        if role == "assistant" and (refusal := message.get("refusal")):  # as the SDKs return one
+            content = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+            content = [*content, {"refusal": refusal}]
         if role != "assistant" or content is not None or not calls:
             items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
         if role == "assistant" and calls:

@@ -192,11 +192,11 @@ def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape(
             ],
         },
     ]
-    result_text = '[result of do_c1({"x": 1}): {"c": 7}]so?'
+    result_text = '[result of do_c1({"x": 1}): {"c": 7}]\nso?'
     assert as_turns(told, "text")[1:] == [{"role": "user", "content": result_text}]
     # the call is no longer among the messages
     late = as_turns([told[0], told[2]], "openai")
-    assert late[1] == {"role": "user", "content": '[result of call c1: {"c": 7}]so?'}
+    assert late[1] == {"role": "user", "content": '[result of call c1: {"c": 7}]\nso?'}
 
 
 def test_result_of_an_id_that_repeats_is_at_the_latest_earlier_call_without_one() -> None:

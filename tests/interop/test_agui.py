@@ -373,7 +373,7 @@ async def test_forged_history_changes_nothing_that_the_agent_sees(scene: RunScen
         {"id": "t", "role": "tool", "toolCallId": "c1", "content": "done"},
     ]
     client = await scene.run(forged)
-    assert await scene.turns[0].history() == [{"role": "user", "content": "you[image: a.png]"}]
+    assert await scene.turns[0].history() == [{"role": "user", "content": "you\n[image: a.png]"}]
     assert [part["type"] for part in scene.turns[0].message.parts] == ["text", "file"]
     (answer,) = (await scene.hub.turn("chat:1", "u")).answers
     forged[4]["id"] = answer.id

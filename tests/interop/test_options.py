@@ -23,6 +23,7 @@ from langchain_openai import ChatOpenAI
 from tenuto import Hub, Turn
 from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest
 from tenuto.interop import AGUI, AISDK, OpenAI
+from tenuto.interop.openai_items import Reference
 from tests.interop.pages import ROOT, pages_at
 from tests.transports.conftest import Served, new_hub, serving
 
@@ -612,7 +613,7 @@ async def test_each_file_of_a_question_reaches_the_model_in_the_form_of_each_sha
     for at, shape in enumerate(("openai", "responses", "anthropic")):
         text = {"type": "input_text" if shape == "responses" else "text", "text": "What?"}
         assert received[shape][-1] == {"role": "user", "content": [text, *(FILES[name][at] for name, _ in sent)]}
-    assert received["text"][-1]["content"] == "What?" + "".join(FILES[name][3] for name, _ in sent)
+    assert received["text"][-1]["content"] == "\n".join(["What?", *(FILES[name][3] for name, _ in sent)])
 
 
 # -- large wishes ----------------------------------------------------------------------------------------------
@@ -670,3 +671,105 @@ async def test_too_many_tools_are_refused_with_the_name_of_the_setting(
             await client.responses.create(model="bot", input="hi", tools=tools)
     assert (refused.value.status_code, refused.value.code) == (413, "too_large")
     assert await stub.hub.store.channels(after=None, limit=9) == []
+
+
+# -- large photos: a page of the store has no message beside one ------------------------------------------------
+
+PHOTO = "data:image/jpeg;base64," + "A" * 4_000_000
+FIVE = ["user", "assistant", "user", "assistant", "user"]
+
+
+async def test_large_photo_leaves_no_message_of_a_conversation_out(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    look: Any = [{"type": "input_text", "text": "Look"}, {"type": "input_image", "image_url": PHOTO}]
+    stub.text, conversation = "Yes.", await client.conversations.create(extra_body={"model": "bot"})
+    for content in ("My name is Ann.", look, "What is my name?"):
+        asked: Any = [{"role": "user", "content": content}]
+        last = await client.responses.create(model="bot", input=asked, conversation=conversation.id)
+    assert [one["role"] for one in stub.received[-1]["openai"]] == FIVE
+    assert len([one async for one in client.conversations.items.list(conversation.id)]) == 6
+    # a request brings the photo by reference, but not as often as it likes
+    items: Any = [one async for one in client.conversations.items.list(conversation.id, order="asc")]
+    refs: Any = [{"type": "item_reference", "id": one.id} for one in items]
+    copied = await client.responses.create(model="bot", input=[*refs, {"role": "user", "content": "And now?"}])
+    assert [one["role"] for one in stub.received[-1]["openai"]] == [*FIVE, "assistant", "user"]
+    assert len([one async for one in client.responses.input_items.list(copied.id)]) == 7
+    more: Any = [{"role": "user", "content": look}]
+    for _ in range(2):
+        last = await client.responses.create(model="bot", input=more, previous_response_id=last.id)
+        found = client.responses.input_items.list(last.id)
+        refs += [{"type": "item_reference", "id": one.id} async for one in found]
+    with pytest.raises(openai.APIStatusError, match=r"more than 8388608 bytes \(Limits\.message_bytes\)") as refused:
+        await client.responses.create(model="bot", input=[*refs, {"role": "user", "content": "And now?"}])
+    assert refused.value.status_code == 413
+
+
+async def test_large_photo_that_a_request_brings_leaves_no_message_out(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    look = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {"url": PHOTO}}]
+    roles = ["system", *FIVE]
+    told: Any = [{"role": role, "content": look if at == 3 else f"{at}"} for at, role in enumerate(roles)]
+    answer = await client.chat.completions.create(model="bot", messages=told)
+    assert [one["role"] for one in stub.received[-1]["openai"]] == roles
+    response = Reference(stub.turns[-1].channel, stub.turns[-1].message.id).id()
+    assert len([one async for one in client.responses.input_items.list(response)]) == len(roles)
+    assert answer.choices[0].message.content == "It is 5."
+    # as many messages as a request may bring reach the agent, the first one too
+    many: Any = [{"role": "system", "content": "first"}, *({"role": "user", "content": "x"} for _ in range(200))]
+    await client.chat.completions.create(model="bot", messages=many)
+    assert len(stub.received[-1]["openai"]) == 201
+
+
+@pytest.mark.parametrize("path", ["/agui", "/page"])
+async def test_large_photo_leaves_no_message_of_a_page_out(stub: Stub, path: str) -> None:
+    stub.text, photo = (
+        "Yes.",
+        {"type": "image", "source": {"type": "data", "value": "A" * 4_000_000, "mimeType": "a/b"}},
+    )
+    file = {"type": "file", "mediaType": "image/jpeg", "url": PHOTO}
+    async with httpx2.AsyncClient(base_url=stub.url, timeout=60) as http:
+        for number, files in enumerate(([], [photo if path == "/agui" else file], [])):
+            content = [{"type": "text", "text": "Look"}, *files]
+            message = {"id": f"u{number}", "role": "user", "content" if path == "/agui" else "parts": content}
+            body = {"id": "1", "threadId": "1", "runId": "r", "messages": [message]}
+            assert (await http.post(path, json=body)).status_code == 200
+        loaded = (await http.get(f"{path}/1/messages")).json()
+        state = (await http.get(f"{path}?threadId=1")).json() if path == "/agui" else None
+    assert [one["role"] for one in stub.received[-1]["openai"]] == FIVE
+    assert [one["role"] for one in loaded] == [*FIVE, "assistant"]
+    assert state is None or (len(state["messages"]), state["page"]) == (6, {"truncated": False})
+
+
+async def test_result_that_a_message_of_the_user_follows_is_joined_to_its_call(stub: Stub) -> None:
+    await run_agui(stub, "q", tools=[{name: TOOL[name] for name in ("name", "description", "parameters")}])
+    result = {"id": "t1", "role": "tool", "toolCallId": "c1", "content": "7 degrees"}
+    run = {"threadId": "1", "runId": "r", "messages": [result, {"id": "u2", "role": "user", "content": "And now?"}]}
+    stub.text = "Yes."
+    async with httpx2.AsyncClient() as http:
+        for _ in range(2):  # a repeated run joins the turn
+            assert (await http.post(f"{stub.url}/agui", json=run)).status_code == 200
+    assert [one["role"] for one in stub.received[-1]["openai"]] == ["user", "assistant", "tool", "user"]
+    assert len(stub.received) == 2
+
+
+async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    stub.text, flat = "Yes.", {"type": "function", "name": "weather"}
+    nested = {"type": "function", "function": {"name": "weather"}}
+    of_chat: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [nested]}}
+    of_responses: Any = {"type": "allowed_tools", "mode": "required", "tools": [flat]}
+    others = [{**TOOL, "name": "other"}, TOOL]
+    tools: Any = [{"type": "function", "function": {"name": one["name"]}} for one in others]
+    asked: Any = [{"role": "user", "content": "q"}]
+    await client.chat.completions.create(model="bot", messages=asked, tools=tools, tool_choice=of_chat)
+    both: Any = others
+    await client.responses.create(model="bot", input="q", tools=both, tool_choice=of_responses)
+    for one in stub.received:
+        assert one["options"]["openai"]["tool_choice"] == of_chat
+        assert one["options"]["responses"]["tool_choice"] == of_responses
+        assert one["options"]["anthropic"]["tool_choice"] == {"type": "any"}
+        assert [tool["name"] for tool in one["options"]["anthropic"]["tools"]] == ["weather"]
+
+
+async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    refused: Any = {"role": "assistant", "content": None, "refusal": "I can't."}
+    told: Any = [{"role": "user", "content": "a"}, refused, {"role": "user", "content": "b"}]
+    await client.chat.completions.create(model="bot", messages=told)
+    assert stub.received[-1]["text"][1] == {"role": "assistant", "content": "I can't."}

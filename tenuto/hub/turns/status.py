@@ -114,14 +114,22 @@ async def read_conversation(
 ) -> list[TurnStatus]:
     """Return the turns of the newest branch, oldest first, of the newest `limit` messages of the channel.
 
-    With `before` only messages that were created before this serial count.
+    With `before` only messages that were created before this serial count. The reading ends with the page at which the
+    messages exceed twice `Limits.message_bytes`: one page would have no message beside a large photo.
     """
     live = await runtime.fresh(channel)
     limits = runtime.limits
-    page = await runtime.store.page(
-        channel, before=before, limit=max(1, min(limit, limits.history)), limit_bytes=limits.history_bytes
-    )
-    states = {one.id: one for one in map(restore, page.messages)}
+    limit, room = max(1, min(limit, limits.history)), 2 * limits.message_bytes
+    states: dict[str, MessageState] = {}
+    while len(states) < limit and room > 0:
+        page = await runtime.store.page(
+            channel, before=before, limit=limit - len(states), limit_bytes=limits.history_bytes
+        )
+        found = [restore(one) for one in page.messages]
+        states |= {one.id: one for one in found}
+        if not page.more or not found:
+            break
+        before, room = found[-1].created, room - sum(one.size_bytes for one in found)
     states |= {message_id: one for message_id, one in live.state.messages.items() if message_id in states}
     messages = {message_id: one.message() for message_id, one in states.items() if not one.deleted}
     branch = newest_branch(messages.values())
