@@ -33,6 +33,7 @@ LETTERS, GROWTHS = 40, 3  # by which a text is an answer that streams
 KEPT, EDGE = 0.95, 12  # of the letters
 POLL_MS = 100
 LOGIN = "give its cookie as --cookie NAME=VALUE, or a login of HTTP as https://USER:PASSWORD@HOST"
+PASSWORDS = "input[type=password]:visible"
 REMEDIES = {  # by a part of the browser's message
     "selector": "--input, --send and --answer need selectors of CSS, such as '#question'",
     ".launch:": "for a browser, run playwright install chromium",
@@ -157,8 +158,9 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     page, file = await context.new_page(), fault.replace(" ", "-")
     page.set_default_timeout(chat.patience_s * 1000)
     response = await page.goto(url, wait_until="domcontentloaded")
-    if response is not None and response.status == 401:
-        raise await _problem(page, f"asks for a sign-in; {LOGIN}", screenshots / "401.png")
+    if response is not None and (status := response.status) >= 400:
+        text = f"asks for a sign-in; {LOGIN}" if status == 401 else f"has status {status}; check the address"
+        raise await _problem(page, text, screenshots / f"{status}.png")
     answer = await _answer(page, chat, screenshots / f"{file}-before.png")
     if fault == "reload":
         await page.reload(wait_until="domcontentloaded")
@@ -214,6 +216,8 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
     with suppress(Error):  # a page with a stream never stops
         await page.wait_for_load_state("networkidle", timeout=READY_S * 1000)
     await page.keyboard.press("Escape")  # closes a welcome
+    if chat.field is None and await page.locator(PASSWORDS).count():  # a question is no user name
+        raise await _problem(page, f"asks for a sign-in; {LOGIN}", screenshot)
     try:
         await field.fill(chat.question)
     except Error as error:
@@ -243,7 +247,7 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
 
 async def _problem(page: Page, text: str, screenshot: Path) -> LocalError:
     await page.screenshot(path=(seen := screenshot.with_name("problem.png")))
-    if await page.locator("input[type=password]:visible").count():
+    if await page.locator(PASSWORDS).count():
         text = f"asks for a sign-in; {LOGIN}"
     return LocalError(f"{shown_url(page.url)} {text}; {seen} shows the page")
 

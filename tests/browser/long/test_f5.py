@@ -76,12 +76,14 @@ async def page(request: Request) -> Response:
     bodies = {
         "basic": "<script>fetch('none').then(() => document.body.innerHTML = '<textarea></textarea>')</script>",
         "none": "<p>Welcome</p>",
-        "login": "<input><input type=password><button>Sign in</button>",
+        "login": "<form action=asked><input><input type=password><button>Sign in</button></form>",
+        "asked": "<p>The question was sent as a name",
+        "forbidden": "<p>No</p>",
         "silent": "<textarea></textarea>",
         "deaf": DEAF,
         "cookie": "<textarea></textarea>" if request.cookies.get("id") == "ann" else "<input type=password>",
     }
-    return HTMLResponse(bodies[name])
+    return HTMLResponse(bodies[name], 403 if name == "forbidden" else 200)
 
 
 @pytest.fixture
@@ -101,6 +103,7 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
     [
         ("none", {}, "has no field for text; check the address, or give --input; .*problem.png shows the page"),
         ("login", {}, SIGN_IN),
+        ("forbidden", {}, "has status 403; check the address; .*problem.png shows the page"),
         ("silent", {}, SILENT),
         ("cookie", {"cookies": ("id=ann",)}, SILENT),
         ("basic", {}, NO_LOGIN),
