@@ -157,7 +157,7 @@ class Tries:
                     self._wait_s = self._wait_after(error, is_broken=has_content)
                 except Exception:
                     with suppress(TenutoError):  # `error` is raised
-                        await writing.end()
+                        await writing.end(is_broken=True)
                     raise
                 self._response_id = writing.response_id or self._response_id
                 logger.warning(
@@ -234,7 +234,7 @@ def continuable(parts: list[Part], index: int, *, is_exact: bool = False) -> Kep
     if last["type"] != "text" or any(part["type"] == "tool" and part.get("state") in (INPUT, CALLED) for part in parts):
         return None
     text = last["text"]
-    if len(text) < (1 if is_exact else SHORTEST_OVERLAP) or text.lstrip()[:1] in ("{", "["):
+    if len(text) < (1 if is_exact else SHORTEST_OVERLAP) or text.lstrip().startswith(("{", "[", "```json")):
         return None
     return Kept(index=index, part=last, parts=parts, is_exact=is_exact)
 

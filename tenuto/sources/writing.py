@@ -215,27 +215,33 @@ class Join:
         self._held += new
         return None if self._is_undecided() else self.end()
 
-    def end(self) -> str:
-        """Return the text to add: what was held back, without the overlap. Raises Repeated if the model began anew."""
+    def end(self, *, is_broken: bool = False) -> str | None:
+        """Return the text to add: what was held back, without the overlap. Raises Repeated if the model began anew.
+
+        Of a continuation that broke off, the result is None if it is so far only a repetition, or another answer.
+        """
         held, text = self._held, self._text
+        if is_broken and held in text:
+            return None
         for start in self._places(text, held):
             return held[len(text) - start :]
-        if self._is_exact:
-            return held
-        if len(held) >= SHORTEST_OVERLAP and held[:SHORTEST_OVERLAP] == text[:SHORTEST_OVERLAP]:
+        if not self._is_exact and len(held) >= SHORTEST_OVERLAP and text.startswith(held[:SHORTEST_OVERLAP]):
+            if is_broken:
+                return None
             raise Repeated(held)
         return held
 
     def _is_undecided(self) -> bool:
         held = self._held
         if self._is_exact:
-            return SHORTEST_OVERLAP <= len(self._text) > len(held) and self._text.startswith(held)
-        is_inside = len(held) < len(self._text) and held in self._text[:-1]  # an overlap may be longer than `held`
-        return len(held) < HELD_CHARACTERS or is_inside
+            return self._text.startswith(held)
+        return len(held) < HELD_CHARACTERS or held in self._text  # an overlap may be longer than `held`
 
     def _places(self, text: str, held: str) -> Iterator[int]:
         """Yield the offsets at which `text` ends with a beginning of `held`, the longest overlap first."""
-        if len(held) < SHORTEST_OVERLAP or (self._is_exact and not held.startswith(text)):
+        if self._is_exact and held.startswith(text):
+            yield 0
+        if self._is_exact or len(held) < SHORTEST_OVERLAP:
             return
         start = text.find(held[:SHORTEST_OVERLAP], max(0, len(text) - len(held)))
         while start >= 0:
@@ -370,10 +376,10 @@ class Writing:
         parts = [*(known[:-1] if is_joined else known), *(part for _, part in written)]
         return parts, written[-1][0] if written else -1
 
-    async def end(self) -> None:
-        """Write the text that was held back."""
+    async def end(self, *, is_broken: bool = False) -> None:
+        """Write the text that was held back; of a stream that broke off, not what may repeat the text before it."""
         if self._join is not None and self._join.has_text:
-            await self._add_joined(lambda join: join.end())
+            await self._add_joined(lambda join: join.end(is_broken=is_broken))
 
     async def complete(self) -> None:
         """Write what the whole stream leaves to write. If the message holds more of it than it has, begin anew."""

@@ -435,6 +435,8 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(continuatio
     ("broken", "continuation", "added"),
     [
         ("short", "ly said", "ly said"),
+        ("short", "shortly said", "ly said"),
+        ("short", "shore", "shore"),
         (LONG + LONG[-40:], LONG[-40:] + "It goes on.", LONG[-40:] + "It goes on."),  # these repetitions are meant
         (LONG, LONG[:40] + "other words", LONG[:40] + "other words"),
         (LONG, LONG + "It goes on.", "It goes on."),  # a model that begins with what it was given
@@ -454,9 +456,10 @@ async def test_a_model_that_continues_its_prefix_repeats_nothing(broken: str, co
         [chat({"reasoning_content": "Let me think about this for more than thirty-two characters."})],
         [*said(LONG), chat({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}]})],
         said('{"structured": "output of more than thirty-two characters'),
+        said('```json\n{"structured": "output of more than thirty-two characters'),
         said("short"),
     ],
-    ids=["reasoning", "a call", "structured output", "a short text"],
+    ids=["reasoning", "a call", "structured output", "fenced output", "a short text"],
 )
 @virtually
 async def test_content_that_cannot_be_continued_is_made_again(broken: list[bytes]) -> None:
@@ -464,6 +467,36 @@ async def test_content_that_cannot_be_continued_is_made_again(broken: list[bytes
     ask = ask_chat(model.openai())
     message, _ = await piped(lambda so_far: ask(), on_break="continue")
     assert (message.text, counted(message)[-2:]) == ("Whole", ["attempt", "text"])
+
+
+WORDS = "".join(f"{number} word " for number in range(150))
+
+
+@pytest.mark.parametrize("end", [CUT, HOLD])
+@pytest.mark.parametrize(
+    ("on_break", "text", "held", "added"),
+    [
+        ("continue", LONG, LONG[:20], ""),  # the whole text again
+        ("continue", LONG, LONG[-40:-20], ""),  # an overlap
+        ("continue", WORDS, WORDS[:300], ""),
+        ("continue", WORDS, WORDS[:100] + "other words", ""),  # another answer, which is shorter so far
+        ("continue", WORDS, WORDS[-100:] + "It goes on.", "It goes on."),
+        ("continue", LONG, LONG + "It goes on.", "It goes on."),
+        ("continue", LONG, "It goes on.", "It goes on."),
+        ("prefix", LONG, LONG[:50], ""),
+        ("prefix", "short", "shor", ""),
+        ("prefix", "short", "short", ""),
+    ],
+)
+@virtually
+async def test_last_try_that_breaks_off_repeats_nothing_and_takes_nothing_back(
+    on_break: OnBreak, text: str, held: str, added: str, end: str
+) -> None:
+    ask = ask_chat(Model([*said(text), CUT], [*said(held), end]).openai())
+    message, shown = await piped(lambda so_far: ask(), on_break=on_break, retries=1)
+    assert (message.status, message.text, counted(message)) == ("interrupted", text + added, ["text"])
+    assert message.parts[0].get("joins") == ([len(text)] if added else None)
+    assert all((text + added).startswith(one) for one in shown)
 
 
 @virtually
