@@ -30,7 +30,7 @@ INTERNAL = {
     "retainer runtime start_background submit take_waiting tickets viewing writer_class",
     "MessageWriter": "__init__ asks attempt cancelled_as check decided ids is_beginning made_by take_up turn_attempt "
     "unstored_bytes",
-    "RemoteWriter": "check on_attach on_retry spare_id",
+    "RemoteWriter": "check on_attach on_retry rested_s spare_id",
     "Subscription": "__init__",
     "Turn": "__init__ attached begun open_questions take_unused targets",
 }

@@ -43,6 +43,7 @@ class AgentWriter(MessageWriter):
     spare_id: Callable[[], str] | None = None
     on_retry: Callable[[bool], None] | None = None
     on_attach: Callable[[bool], None] | None = None
+    rested_s: Callable[[], float] | None = None
 
     def pipe(
         self,

@@ -168,7 +168,7 @@ class Running:
         turn, task = self._turn, self._task
         if not self._backend.is_shutting_down or self._agent.on_crash == "interrupt" or turn is None or task is None:
             return
-        waits = turn.allowance is not None and turn.allowance.stands_still
+        waits = turn.allowance is not None and turn.allowance.waits > 0
         writing = {reply for reply in turn.begun if not reply.is_over}
         if not turn.steps.is_running and (waits or (writing and writing <= turn.attached)):
             task.cancel()

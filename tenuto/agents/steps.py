@@ -43,35 +43,35 @@ class Allowance:
         """Call `over` when `left_s` seconds have passed."""
         self._loop = asyncio.get_running_loop()
         self._over = over
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(left_s, over)
+        self._timer = self._loop.call_later(left_s, over)
         self._left_s = 0.0  # while it stands still
-        self._waits = 0  # number of questions that the turn waits for
+        self.waits = 0  # number of questions and sleeps in which the turn waits
+        self._rested_s = 0.0  # time at which it last went on
 
     def pause(self) -> bool:
         """Stand still until `resume` is called as often. Return whether it did not before."""
-        self._waits += 1
-        if self._timer is not None:
+        self.waits += 1
+        if self.waits == 1:
             self._left_s = self._timer.when() - self._loop.time()
             self.cancel()
-        return self._waits == 1
+        return self.waits == 1
 
     def resume(self) -> bool:
         """Go on, unless the turn waits for another reply. Return whether it goes on."""
-        self._waits -= 1
-        if not self._waits:
+        self.waits -= 1
+        if not self.waits:
+            self._rested_s = self._loop.time()
             self._timer = self._loop.call_later(self._left_s, self._over)
-        return not self._waits
+        return not self.waits
 
     @property
-    def stands_still(self) -> bool:
-        """Return whether the turn waits for a person or in a sleep."""
-        return self._waits > 0
+    def rested_s(self) -> float:
+        """Return the time until which it stood still: now, if it does."""
+        return self._loop.time() if self.waits else self._rested_s
 
     def cancel(self) -> None:
         """Call `over` no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
 
 
 class _Open(NamedTuple):

@@ -176,6 +176,7 @@ class Turn:
             writer.cancelled_as = ("failed", "error")
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
         writer.on_attach = partial(self._attach, writer)
+        writer.rested_s = lambda: self.allowance.rested_s if self.allowance is not None else 0.0
         self.replies.append(writer)
         self.progress("answering")
         return writer
@@ -260,9 +261,7 @@ class Turn:
     async def _standing_still(self) -> AsyncIterator[None]:
         """Let the time of the turn stand still."""
         allowance = self.allowance
-        if allowance is None:
-            yield
-            return
+        assert allowance is not None  # the handler has begun
         try:
             if allowance.pause() and self.has_budget:
                 await self.steps.time_used_ms(now_is_used=False)

@@ -10,7 +10,7 @@ into five edits (`reading`), and `writing` writes them. No SDK is ever imported 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
@@ -65,20 +65,20 @@ async def pipe(
     stream that ends early) is followed by another try, at most `retries` (3): after `retry_s` (1) seconds, twice as
     long each time, or as long as the provider asks for, up to two minutes. The text of a failed try is superseded, or
     with `on_break="continue"` continued; `"fail"` tries again only before the first content. A stream without an event
-    for `stall_s` (120; for a plain stream unlimited) has broken.
+    for `stall_s` (120), also a plain one, has broken, unless the turn waits for a person.
 
     With `attach` a background response is read on after a break or a crash, without another try (`docs/retries.md`).
     """
     named = named_source(source, text_field, option=option)
     if stall_s is not None and not (isinstance(stall_s, int | float) and stall_s > 0):
         raise LocalError(f"stall_s must be a number of seconds above 0, got {shown(stall_s)}")
+    silent_s = STALL_S if stall_s is None else stall_s
     if is_maker(stream):
-        stall_s = STALL_S if stall_s is None else stall_s
         make = cast("Callable[..., object]", stream)
 
         async def write(made: Callable[[], object], writing: Writing) -> Piped:
             again = writing.source or named_source(source, text_field, option=option)
-            return await _pipe_one(writing, made(), again, stall_s, option)
+            return await _pipe_one(writing, made(), again, silent_s, option)
 
         tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
         if attach is not None:
@@ -89,21 +89,24 @@ async def pipe(
         raise LocalError(
             "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the call"
         )
-    return await _pipe_one(Writing(writer), stream, named, stall_s, option)
+    return await _pipe_one(Writing(writer), stream, named, silent_s, option)
 
 
-async def _pipe_one(
-    writing: Writing, stream: object, chosen: Source | None, stall_s: float | None, option: str
-) -> Piped:
+async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, stall_s: float, option: str) -> Piped:
     """Write one stream, as `pipe` does."""
-    upstream = Upstream(stream)
+    upstream, silence = Upstream(stream), _Silence(stall_s, writing.rested_s)
     chosen = chosen or by_stream(stream)
     try:
-        await _in_time(upstream.open(), stall_s)
+        await silence.ended_by(upstream.open())
         chosen = chosen or by_stream(upstream.stream)
         events = upstream.events(chosen.events(upstream.stream) if chosen is not None else upstream.stream)
-        is_alive = lambda: chosen is None or chosen.is_alive  # noqa: E731  # `chosen` changes
-        async for event in events if stall_s is None else _Steady(events, stall_s, is_alive):
+        while True:
+            if chosen is None or chosen.is_alive:  # the last event was a sign of the model
+                silence.begin()
+            try:
+                event = await silence.ended_by(anext(events))
+            except StopAsyncIteration:
+                break
             if chosen is None:
                 chosen = by_first_event(event, option)
             await _write(writing, chosen, event)
@@ -125,34 +128,42 @@ async def _pipe_one(
     return writing.piped()
 
 
-async def _in_time(call: Awaitable[T], stall_s: float | None, left_s: float | None = None) -> T:
-    """Return the result of `call`. Raises UpstreamEnded if it takes longer than what is left of `stall_s`."""
-    scope = asyncio.timeout(stall_s if left_s is None else left_s)
-    try:
-        async with scope:
-            return await call
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise UpstreamEnded(f"the model sent nothing for {stall_s:g} s, so the answer may be incomplete") from None
+class _Silence:
+    """The time in which a stream must bring its next event. It stands still while the turn waits for a person."""
 
+    def __init__(self, stall_s: float, rested_s: Callable[[], float]) -> None:
+        self._stall_s, self._rested_s = stall_s, rested_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.begin()
 
-class _Steady:
-    """The events of a stream, each of which must come in time; keep-alives, for which `is_alive` is false, are none."""
+    def begin(self) -> None:
+        """Count from now on."""
+        self._since_s = self._loop.time()
 
-    def __init__(self, events: AsyncIterator[object], stall_s: float, is_alive: Callable[[], bool]) -> None:
-        self._events = events
-        self._stall_s, self._until_s = stall_s, 0.0
-        self._is_alive = is_alive  # returns whether the last event was a sign of the model
+    async def ended_by(self, call: Awaitable[T]) -> T:
+        """Return the result of `call`. Raises UpstreamEnded if it takes too long."""
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._check(scope)
+                return await call
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            detail = f"the model sent nothing for {self._stall_s:g} s, so the answer may be incomplete"
+            raise UpstreamEnded(detail) from None
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
 
-    def __aiter__(self) -> _Steady:
-        return self
-
-    async def __anext__(self) -> object:
-        now_s = asyncio.get_running_loop().time()
-        if self._is_alive():
-            self._until_s = now_s + self._stall_s
-        return await _in_time(anext(self._events), self._stall_s, self._until_s - now_s)
+    def _check(self, scope: asyncio.Timeout) -> None:
+        """End `scope` if the time is over, else check again at its end."""
+        until_s = max(self._since_s, self._rested_s()) + self._stall_s
+        if until_s > self._loop.time():
+            self._timer = self._loop.call_at(until_s, self._check, scope)
+        else:
+            scope.reschedule(until_s)
 
 
 class KeepingWriter(Writer, Protocol):

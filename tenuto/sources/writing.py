@@ -51,6 +51,7 @@ class Writer(Protocol):
     on_retry: Callable[[bool], None] | None  # called around the wait after a failed try: with True, then with False
     # called with True when the model's response goes on without its reader, and with False when it is not read any more
     on_attach: Callable[[bool], None] | None
+    rested_s: Callable[[], float] | None  # returns the time until which the turn has waited for a person
 
     @property
     def id(self) -> str: ...
@@ -269,6 +270,7 @@ class Writing:
         self._join = Join(kept) if kept is not None else None
         self._join_key: Hashable = None
         self._writer = writer
+        self.rested_s = writer.rested_s or (lambda: 0.0)
         self._slots: dict[Hashable, _Slot] = {}
         self._model: str | None = None
         self._finish_reason: str | None = None

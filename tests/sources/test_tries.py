@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -263,7 +264,9 @@ async def test_stalled_stream_has_broken_although_its_connection_lives() -> None
     ids=["comments", "pings", "dicts", "the AI SDK", "Claude"],
 )
 @virtually
-async def test_keep_alives_are_no_events(begin: object, ping: object) -> None:
+async def test_plain_stream_that_is_silent_for_two_minutes_has_broken(begin: object, ping: object) -> None:
+    """Keep-alives are no events."""
+
     async def stream() -> AsyncIterator[object]:
         yield begin
         for _ in range(5):
@@ -271,7 +274,7 @@ async def test_keep_alives_are_no_events(begin: object, ping: object) -> None:
             yield ping
 
     began = asyncio.get_running_loop().time()
-    message, _ = await piped(stream(), stall_s=120)
+    message, _ = await piped(stream())
     assert message.status == "interrupted"
     assert asyncio.get_running_loop().time() - began == pytest.approx(121, abs=0.5)  # with the pause of `piped`
 
@@ -284,8 +287,40 @@ async def test_items_of_text_and_of_half_a_frame_are_signs_of_life() -> None:
             yield item
 
     for items in (["data: the first ", "words", ": not a frame\n"], ['data: "the first ', 'words"\n\n', "data: 1\n\n"]):
-        message, _ = await piped(stream(items), stall_s=120)
+        message, _ = await piped(stream(items))
         assert message.text.startswith(("data: the first words", "the first words"))
+
+
+@virtually
+async def test_stream_may_be_silent_for_as_long_as_its_caller_says() -> None:
+    async def stream() -> AsyncIterator[str]:
+        await asyncio.sleep(1e5)
+        yield "words"
+
+    assert (await piped(stream(), stall_s=math.inf))[0].text == "words"
+
+
+@pytest.mark.parametrize(("silent_s", "status"), [(110, "complete"), (130, "interrupted")])
+@virtually
+async def test_stream_of_a_turn_that_waits_for_a_person_is_not_silent(silent_s: float, status: str) -> None:
+    async def run(turn: Turn) -> AsyncIterator[str]:
+        yield "Asked. "
+        await asyncio.sleep(110)
+        await turn.ask("approve", timeout_s=300)
+        await asyncio.sleep(silent_s)
+        yield "Done."
+
+    async def respond(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(run(turn))
+
+    hub = new_hub()
+    hub.agent("chat:*", name="bot")(respond)
+    await hub.create("chat:1", text="?")
+    await asyncio.sleep(600)
+    (answer,) = [one for one in (await hub.history("chat:1")).messages if one.role == "assistant"]
+    assert answer.status == status
+    await hub.close()
 
 
 async def test_call_of_a_blocking_client_in_a_thread_is_piped() -> None:
