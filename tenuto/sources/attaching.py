@@ -25,7 +25,7 @@ from tenuto.sources.openai import events_of
 from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
 from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s, wait_to_retry
 from tenuto.sources.upstream import called
-from tenuto.sources.writing import Piped, Writer, Writing, used
+from tenuto.sources.writing import Differs, Kept, Piped, Writer, Writing, used
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -47,6 +47,7 @@ class _Note(NamedTuple):
     id: str
     after: int  # number of parts that count before those of the response
     usage: dict[str, int]  # token usage of the streams before it
+    kept: list[int] | None = None  # of a text that it continues: the number of its parts, and the length of the last
 
 
 class Attaching:
@@ -62,7 +63,7 @@ class Attaching:
                 f"{shown(attach)}"
             )
         self._writer, self._attach = writer, cast("Any", attach)  # `Any`: an object of an SDK
-        self._retries, self._retry_s = tries.retries, tries.retry_s
+        self._retries, self._retry_s, self._is_exact = tries.retries, tries.retry_s, tries.is_exact
         self._write: Callable[[Make, Writing], Awaitable[Piped]] = tries.write  # writes one stream
         self._now_s = asyncio.get_running_loop().time
         self._failures, self._moved_s = 0, self._now_s()  # failures in a row, and the time of the last event
@@ -70,17 +71,21 @@ class Attaching:
         _numbers[writer] = self._number + 1
         notes = _notes(writer)[self._number :]
         self.found = next(iter(notes), None)
-        self._after, self._left = writer.reopen_left(*([one.after for one in notes[:2]] + [None, None])[:2])
+        _, self._left = writer.reopen_left(*([one.after for one in notes[:2]] + [None, None])[:2])
 
     async def write(self, make: Make, writing: Writing) -> Piped:
         """Write one response to its end. Raises UpstreamEnded if it is lost, and its error if it has failed."""
         writing.note = self._note
         self._may_stream = True
+        kept = writing.kept
+        self._after = self._writer.reopen_left(None, None)[0] - (len(kept.parts) if kept is not None else 0)
         try:
             if self.found is not None:
                 note, self.found = self.found, None
-                writing.response_id, writing.usage_before = note.id, note.usage
-                writing.replay(self._left, marks=True)
+                writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
+                writing.replay(self._left, None, marks=True)
+                if note.kept is not None:
+                    writing.replay(self._left, self._kept(*note.kept), marks=True)
                 self._go_on(is_attached=True)
                 make = await self._next(writing, None, has_moved=True)
             while True:
@@ -88,7 +93,7 @@ class Attaching:
                 try:
                     return await self._write(make, writing)
                 except Exception as error:
-                    if writing.response_id is None:
+                    if writing.response_id is None or isinstance(error, Differs):
                         raise
                     make = await self._next(writing, error, has_moved=writing.cursor != cursor)
         except (asyncio.CancelledError, Finished, Deleted):
@@ -167,12 +172,24 @@ class Attaching:
                 async with asyncio.timeout(CANCEL_S):
                     await called(partial(self._attach.cancel, id))
 
-    async def _note(self, id: str) -> None:
+    def _kept(self, number: int, length: int) -> Kept:
+        """Return the text that the response found continues. Raises Differs if the message does not hold it."""
+        parts = sorted(self._left.items())[:number]
+        index, part = parts[-1] if parts else (0, {"type": ""})
+        kept = Kept(index, part, [one for _, one in parts], self._is_exact, length)
+        is_left = len(parts) == number and part["type"] == "text" and len(kept.text) == length
+        if not is_left or (kept.is_continued and length not in part.get("joins", [])):
+            raise Differs("the message does not hold the text that the model's response continues")
+        return kept
+
+    async def _note(self, id: str, kept: Kept | None) -> None:
         """Store the id of the response, ahead of its text."""
         notes = _notes(self._writer)[: self._number]
         if len(notes) == self._number < NOTES:
-            notes.append(_Note(id, self._after, used(self._writer)))
-            await self._writer.update(meta={RESPONSES: [list(note) for note in notes]})
+            place = [len(kept.parts), len(kept.text)] if kept is not None else None
+            notes.append(_Note(id, self._after, used(self._writer), place))
+            plain = [[value for value in note if value is not None] for note in notes]
+            await self._writer.update(meta={RESPONSES: plain})
             self._go_on(is_attached=True)
 
     def _go_on(self, *, is_attached: bool) -> None:

@@ -101,6 +101,7 @@ class Tries:
         self.write = write
         self.takes_left = True  # False: `write` takes up what an earlier process left in the message
         self._on_break = on_break
+        self.is_exact = on_break == "prefix"
         self._takes_so_far = _takes_so_far(make)
         if on_break in ("continue", "prefix") and not self._takes_so_far:
             raise LocalError(
@@ -173,7 +174,7 @@ class Tries:
             await wait_to_retry(self._writer, self._wait_s)
 
     def _continuable(self, parts: list[Part], index: int) -> Kept | None:
-        return continuable(parts, index, is_exact=self._on_break == "prefix")
+        return continuable(parts, index, is_exact=self.is_exact)
 
     def _made(self) -> object:
         if not self._takes_so_far:

@@ -11,8 +11,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 from weakref import WeakKeyDictionary
@@ -191,11 +190,17 @@ class Kept:
     part: Part
     parts: list[Part]
     is_exact: bool = False  # True: the model goes on at the last character, and repeats nothing, or the whole text
+    length: int | None = None  # of the text, where an earlier process has begun to continue it; None: nothing follows
 
     @property
     def text(self) -> str:
         """Return the text so far."""
-        return str(self.part["text"])
+        return str(self.part["text"][: self.length])
+
+    @property
+    def is_continued(self) -> bool:
+        """Return whether the message holds a part of the continuation."""
+        return len(self.part["text"]) > len(self.text)
 
 
 class Join:
@@ -259,30 +264,28 @@ class Repeated(Exception):
         self.text = text
 
 
+class Differs(UpstreamEnded):
+    """The response that continues a text differs from what the message holds of it."""
+
+
 class Writing:
     """The writing of one stream into one message, and the stream's summary so far."""
 
     def __init__(self, writer: Writer, kept: Kept | None = None, supersede: Callable[[], None] = lambda: None) -> None:
         """Write into `writer`, from the end of the text `kept` on. `supersede` takes that text back."""
         self.response_id: str | None = None
-        self._kept = kept
         self._supersede = supersede
-        self._join = Join(kept) if kept is not None else None
-        self._join_key: Hashable = None
         self._writer = writer
         self.rested_s = writer.rested_s or (lambda: 0.0)
-        self._slots: dict[Hashable, _Slot] = {}
         self._model: str | None = None
         self._finish_reason: str | None = None
         self._usage: dict[Hashable, dict[str, int]] = {}
         self.usage_before: dict[str, int] | None = None  # that of the earlier streams; None: the message has it
-        self.source: Source | None = None  # translates the events of the response
         self.cursor: int | str | None = None  # place of the last event; None: unknown, so a stream begins at the first
         self.behind = frozenset[int | str | None]()  # places of the events that came before this stream
-        self._passed = set[int | str]()  # places of all events so far
-        self.note: Callable[[str], Awaitable[None]] | None = None  # stores the id of a response to attach to
-        self._left: deque[tuple[int, Part]] = deque()  # parts of it that the message holds, until they are repeated
-        self._marks = False  # True: the text that follows the left parts begins at a mark
+        # stores the id of a response to attach to, and what it continues
+        self.note: Callable[[str, Kept | None], Awaitable[None]] | None = None
+        self.replay({}, kept, marks=False)
 
     def move(self, cursor: int | str | None) -> None:
         """Keep the place of the event that was written."""
@@ -296,19 +299,24 @@ class Writing:
             self.rewind()
         self.behind = frozenset(self._passed)
 
-    def replay(self, left: dict[int, Part], *, marks: bool) -> None:
-        """Expect the response from its beginning: what the parts `left` hold of it is not written again."""
-        self.source, self._left, self._marks = None, deque(sorted(left.items(), key=itemgetter(0))), marks
-        self._slots.clear()
-        self._passed.clear()
+    def replay(self, left: dict[int, Part], kept: Kept | None, *, marks: bool) -> None:
+        """Expect the response from its beginning: what `kept` and the parts `left` hold of it is not written again."""
+        self.kept = kept
+        self._join = Join(kept) if kept is not None else None
+        self._join_key: Hashable = None
+        self.source: Source | None = None  # translates the events of the response
+        behind = sorted((index, part) for index, part in left.items() if kept is None or index > kept.index)
+        self._left = deque(behind)  # parts of it that the message holds, until they are repeated
+        self._marks = marks  # True: the text that follows the left parts begins at a mark
+        self._slots: dict[Hashable, _Slot] = {}
+        self._passed = set[int | str]()  # places of all events so far
 
     def rewind(self) -> None:
-        """Expect the response from its beginning. Raises UpstreamEnded if that continues the text of another one."""
-        if self._kept is not None:
-            raise UpstreamEnded("the model's response broke off, and cannot be told apart from the text before it")
-        self.replay(
-            {**dict(self._left), **{slot.index: slot.value() for slot in self._slots.values()}}, marks=self._marks
-        )
+        """Expect the response from its beginning."""
+        parts, kept = self._parts(), self.kept
+        if kept is not None:
+            kept = replace(kept, part=parts[kept.index], length=len(kept.text))
+        self.replay(parts, kept, marks=self._marks)
 
     async def write(self, edit: Edit) -> None:
         """Write one edit. Raises the writer's errors; UpstreamError for a part that the writer refuses as invalid."""
@@ -366,17 +374,18 @@ class Writing:
     @property
     def has_content(self) -> bool:
         """Return whether the stream has written anything."""
-        return bool(self._slots or self._left)
+        return bool(self._slots or self._left) or (self.kept is not None and self.kept.is_continued)
+
+    def _parts(self) -> dict[int, Part]:
+        """Return the parts that this stream has written or continues, by their indexes."""
+        kept = {self.kept.index: self.kept.part} if self.kept is not None else {}
+        return {**kept, **dict(self._left), **{slot.index: slot.value() for slot in self._slots.values()}}
 
     def written(self) -> tuple[list[Part], int]:
         """Return the parts that this stream has written or continued, in order, and the index of the last one."""
-        written = sorted(
-            [*self._left, *((slot.index, slot.value()) for slot in self._slots.values())], key=itemgetter(0)
-        )
-        known = self._kept.parts if self._kept is not None else []
-        is_joined = self._kept is not None and self._join is None
-        parts = [*(known[:-1] if is_joined else known), *(part for _, part in written)]
-        return parts, written[-1][0] if written else -1
+        parts = self._parts()
+        before = self.kept.parts[:-1] if self.kept is not None else []
+        return [*before, *(parts[index] for index in sorted(parts))], max(parts, default=-1)
 
     async def end(self, *, is_broken: bool = False) -> None:
         """Write the text that was held back; of a stream that broke off, not what may repeat the text before it."""
@@ -399,15 +408,20 @@ class Writing:
         try:
             text = add(self._join)
         except Repeated as again:
-            text, self._join, self._kept = again.text, None, None
+            text, self._join, self.kept = again.text, None, None
+            if self.note is not None and self.response_id is not None:
+                await self.note(self.response_id, None)
             await self._begin_anew()  # what came before the text belongs to the new answer, too
         if text is None:
             return
-        self._join, key, kept = None, self._join_key, self._kept
+        self._join, key, kept = None, self._join_key, self.kept
         if kept is not None:
-            joins = [*kept.part.get("joins", []), len(kept.text)]
-            await self._writer.part({**kept.part, "joins": joins}, index=kept.index)
-            self._slots[key] = _Slot(kept.index, {"type": "text", "joins": joins}, [kept.text])
+            left, length, joins = kept.part, len(kept.text), kept.part.get("joins", [])
+            slot = _Slot(kept.index, {"type": "text", "joins": joins}, [kept.text], left, length=length)
+            if not kept.is_continued:
+                slot.left, slot.part = None, {"type": "text", "joins": [*joins, length]}
+                await self._writer.part({**left, **slot.part}, index=kept.index)
+            self._slots[key] = slot
         await self._text(Add(key, text))
 
     async def _text(self, edit: Add) -> None:
@@ -444,7 +458,9 @@ class Writing:
         await self._writer.append(text[len(same) :] + slot.repeated.held, part=slot.index)
 
     async def _begin_anew(self) -> None:
-        """Supersede what the message holds by what the stream has brought so far."""
+        """Supersede what the message holds by what the stream has brought so far. Raises Differs for a continuation."""
+        if self.kept is not None:
+            raise Differs("the model's response differs from the text that it has continued")
         self._supersede()
         self._left.clear()
         for slot in self._slots.values():
@@ -491,8 +507,7 @@ class Writing:
         if self.note is not None and meta.response_id not in (None, self.response_id):
             if self.response_id is not None:
                 raise LocalError("attach needs the stream of one response; this one has several")
-            if self._kept is None:  # else the text that it continues would be missing
-                await self.note(meta.response_id)  # before the first text of the response
+            await self.note(meta.response_id, self.kept)  # before the first text of the response
         self.response_id = meta.response_id or self.response_id
         self._finish_reason = meta.finish_reason or self._finish_reason
         if meta.usage:

@@ -399,6 +399,120 @@ async def test_text_of_a_lost_response_is_continued_and_that_one_is_lost_too(die
     assert known[-2:] == [(LONG, "resp_1"), (LONG + "x" * 250, "resp_2")]
 
 
+async def lives(model: Model, *scripts: Callable[[str], list[Any]], supersedes: bool) -> list[Message]:
+    """Return the message after each of the processes that write it with on_break="continue".
+
+    A process has thirty seconds. `scripts` are those of each, which depend on the text that it finds.
+    """
+    hub, client, stored = new_hub(), model.openai(), list[Message]()
+
+    async def live() -> None:
+        async with await hub.take_over("chat:1", "m") if stored else hub.message("chat:1", id="m") as message:
+            message.cancelled_as = ("interrupted", None)
+            if stored:
+                message.begin_again({}, supersedes=supersedes)
+            await pipe(message, lambda so_far: ask(client)(), attach=client.responses, on_break="continue")
+
+    for script in scripts:
+        model.scripts += script(stored[-1].text if stored else "")
+        process = asyncio.create_task(live())
+        await asyncio.sleep(30)
+        process.cancel()
+        await asyncio.wait([process])
+        stored.append((await hub.read("chat:1", "m"))[0])
+    await hub.close()
+    return stored
+
+
+def looked_at(text: str) -> list[Any]:
+    """Return the script for a process that looks first at a response of which the message holds nothing."""
+    return [state("in_progress")] if text == LONG else []
+
+
+BEGUN = ("x" * 250, "y" * 50, "z")
+
+
+@pytest.mark.parametrize("supersedes", [True, False])
+@pytest.mark.parametrize("how", ["streamed", "polled", "lost"])
+@pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [
+        (BEGUN, LONG + "".join(BEGUN)),
+        ((LONG[-40:] + "x" * 20, *BEGUN), LONG + "x" * 20 + "".join(BEGUN)),  # an overlap
+        ((LONG, *BEGUN), LONG + "".join(BEGUN)),  # the whole text again
+        ((LONG[:40] + "x" * 200, *BEGUN), LONG[:40] + "x" * 200 + "".join(BEGUN)),  # another answer
+    ],
+    ids=["new", "overlap", "whole", "another"],
+)
+@pytest.mark.parametrize("at", range(3, 9))
+@virtually
+async def test_response_that_continues_a_lost_one_is_attached_again(
+    at: int, pieces: tuple[str, ...], whole: str, how: str, supersedes: bool
+) -> None:
+    first, second = long_events(LONG, "more"), long_events(*pieces, response="resp_2")
+    output = [{**ITEM, "content": [{"type": "output_text", "text": "".join(pieces), "annotations": []}]}]
+    ended = (200, {}, json.dumps(Responses("resp_2").about("completed", output=output)))
+    model = Model()
+    *_, before, after = await lives(
+        model,
+        lambda text: [[*first[:5], HOLD]],
+        lambda text: [UNKNOWN, [*second[:at], HOLD]],
+        lambda text: {
+            "streamed": [*looked_at(text), second],
+            "polled": [ended] if text == LONG else [TOO_OLD, ended],
+            "lost": [UNKNOWN, long_events("!", response="resp_3")],
+        }[how],
+        supersedes=supersedes,
+    )
+    assert (after.status, after.text) == ("complete", before.text + "!" if how == "lost" else whole)
+    assert model.asked.count("POST") == (3 if how == "lost" else 2)
+    assert counted(after) == (["text"] if after.text.startswith(LONG) else ["attempt", "text"])
+
+
+def thought_events(*pieces: str, response: str) -> list[bytes]:
+    wire = Responses(response)
+    return [*wire.begin(), *wire.thought(), *wire.said(1, pieces), *wire.completed()]
+
+
+@pytest.mark.parametrize("supersedes", [True, False])
+@virtually
+async def test_response_that_continues_a_lost_one_is_attached_after_each_death(supersedes: bool) -> None:
+    first = thought_events(LONG, response="resp_1")
+    second = thought_events(*BEGUN, response="resp_2")
+    # in the thought, and behind two pieces of the text
+    lengths = [5, *(next(at for at, one in enumerate(second, 1) if piece.encode() in one) for piece in ("xxx", "yyy"))]
+    model = Model()
+    messages = await lives(
+        model,
+        lambda text: [[*first[:-2], HOLD]],
+        lambda text: [UNKNOWN, [*second[:1], HOLD]],
+        lambda text: [state("in_progress"), [*second[: lengths[0]], HOLD]],
+        lambda text: [[*second[: lengths[1]], HOLD]],
+        lambda text: [[*second[: lengths[2]], HOLD]],
+        lambda text: [second],
+        supersedes=supersedes,
+    )
+    assert messages[1].meta["responses"] == [["resp_2", 0, {}, [2, len(LONG)]]]
+    assert unmarked(messages[-1])[1] == {"type": "text", "text": LONG + "".join(BEGUN)}
+    assert counted(messages[-1]) == ["reasoning", "text", "reasoning"]
+    assert messages[-1].parts[1]["joins"] == [len(LONG), len(LONG) + 250, len(LONG) + 300]
+    assert model.asked.count("POST") == 2
+
+
+@virtually
+async def test_text_that_a_response_has_continued_otherwise_is_continued_by_another_one() -> None:
+    first, second = long_events(LONG), long_events("x" * 300, response="resp_2")
+    model = Model()
+    messages = await lives(
+        model,
+        lambda text: [[*first[:5], HOLD]],
+        lambda text: [UNKNOWN, [*second[:5], HOLD]],
+        lambda text: [long_events("y" * 300, response="resp_2"), long_events("z" * 300, response="resp_3")],
+        supersedes=True,
+    )
+    assert (messages[-1].status, messages[-1].text) == ("complete", LONG + "x" * 300 + "z" * 300)
+
+
 @virtually
 async def test_response_that_stays_queued_is_cancelled_and_made_again() -> None:
     queued = state("queued")
