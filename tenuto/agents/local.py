@@ -25,7 +25,7 @@ from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.hub.pending import result_later
 from tenuto.hub.turns.scheduler import AssignedTurn, WhenBusy
 from tenuto.hub.writer import MessageWriter
-from tenuto.sources import OnBreak, Piping, begin_pipe
+from tenuto.sources import OnBreak, Piping, pipe
 from tenuto.sources.writing import Writer
 
 if TYPE_CHECKING:
@@ -57,11 +57,8 @@ class AgentWriter(MessageWriter):
         on_break: OnBreak = "restart",
         attach: object = None,
     ) -> Piping:
-        """Write all of a model's stream into this message, as `tenuto.sources.pipe` does.
-
-        The block fails if a call was not awaited: its text would be missing.
-        """
-        return begin_pipe(
+        """Write a model's stream into this message, as `tenuto.sources.pipe` does. The block fails without an await."""
+        piping = pipe(
             self,
             stream,
             source=source,
@@ -72,6 +69,7 @@ class AgentWriter(MessageWriter):
             on_break=on_break,
             attach=attach,
         )
+        return self.keep("pipe(stream)", piping)
 
     async def open(self) -> Self:
         """Store the beginning of the message (`MessageWriter.open`)."""

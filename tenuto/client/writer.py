@@ -246,9 +246,9 @@ class RemoteWriter(OutgoingProperties):
         attach: object = None,
     ) -> Piping:
         """Write a model's stream into this message, as `tenuto.sources.pipe` does. Await it, as `append`."""
-        from tenuto.sources import begin_pipe  # imported here: clients that only watch need no sources
+        from tenuto.sources import pipe  # imported here: clients that only watch need no sources
 
-        return begin_pipe(
+        piping = pipe(
             self,
             stream,
             source=source,
@@ -259,6 +259,7 @@ class RemoteWriter(OutgoingProperties):
             on_break=on_break,
             attach=attach,
         )
+        return self.keep("pipe(stream)", piping)
 
     @needs_await("update(meta=meta)")
     async def update(self, *, meta: dict[str, Json]) -> None:

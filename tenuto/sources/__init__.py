@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.sources.attaching import Attaching
@@ -101,10 +101,8 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         chosen = chosen or by_stream(upstream.stream)
         events = upstream.events(chosen.events(upstream.stream) if chosen is not None else upstream.stream)
         while True:
-            if chosen is None or chosen.is_alive:  # the last event was a sign of the model
-                silence.begin()
             try:
-                event = await silence.ended_by(anext(events))
+                event = await silence.ended_by(anext(events), goes_on=chosen is not None and not chosen.is_alive)
             except StopAsyncIteration:
                 break
             if chosen is None:
@@ -134,19 +132,16 @@ class _Silence:
     def __init__(self, stall_s: float, rested_s: Callable[[], float]) -> None:
         self._stall_s, self._rested_s = stall_s, rested_s
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self.begin()
+        self._since_s = 0.0
 
-    def begin(self) -> None:
-        """Count from now on."""
-        self._since_s = self._loop.time()
-
-    async def ended_by(self, call: Awaitable[T]) -> T:
-        """Return the result of `call`. Raises UpstreamEnded if it takes too long."""
+    async def ended_by(self, call: Awaitable[T], *, goes_on: bool = False) -> T:
+        """Return the result of `call`. Raises UpstreamEnded if it takes too long, from now on unless it `goes_on`."""
+        if not goes_on:
+            self._since_s = self._loop.time()
         scope = asyncio.timeout(None)
+        self._timer = self._loop.call_soon(self._check, scope)
         try:
             async with scope:
-                self._check(scope)
                 return await call
         except TimeoutError:
             if not scope.expired():
@@ -154,8 +149,7 @@ class _Silence:
             detail = f"the model sent nothing for {self._stall_s:g} s, so the answer may be incomplete"
             raise UpstreamEnded(detail) from None
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._timer.cancel()
 
     def _check(self, scope: asyncio.Timeout) -> None:
         """End `scope` if the time is over, else check again at its end."""
@@ -164,18 +158,6 @@ class _Silence:
             self._timer = self._loop.call_at(until_s, self._check, scope)
         else:
             scope.reschedule(until_s)
-
-
-class KeepingWriter(Writer, Protocol):
-    """A writer that reports the calls that were not awaited."""
-
-    def keep(self, call: str, coroutine: Piping) -> Piping:
-        """Return `coroutine`, whose `call` is reported if it was not awaited."""
-
-
-def begin_pipe(writer: KeepingWriter, stream: object, **options: Any) -> Piping:
-    """Return the coroutine of `pipe` with its `options`, which `writer` keeps until it is awaited."""
-    return writer.keep("pipe(stream)", pipe(writer, stream, **options))
 
 
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:

@@ -83,9 +83,8 @@ class Attaching:
             if self.found is not None:
                 note, self.found = self.found, None
                 writing.response_id, writing.usage_before, self._after = note.id, note.usage, note.after
-                writing.replay(self._left, None, marks=True)
-                if note.kept is not None:
-                    writing.replay(self._left, self._kept(*note.kept), marks=True)
+                kept = self._kept(*note.kept) if note.kept is not None else None
+                writing.replay(self._left, kept, marks=True)
                 self._go_on(is_attached=True)
                 make = await self._next(writing, None, has_moved=True)
             while True:
@@ -174,13 +173,13 @@ class Attaching:
 
     def _kept(self, number: int, length: int) -> Kept:
         """Return the text that the response found continues. Raises Differs if the message does not hold it."""
-        parts = sorted(self._left.items())[:number]
-        index, part = parts[-1] if parts else (0, {"type": ""})
-        kept = Kept(index, part, [one for _, one in parts], self._is_exact, length)
-        is_left = len(parts) == number and part["type"] == "text" and len(kept.text) == length
-        if not is_left or (kept.is_continued and length not in part.get("joins", [])):
-            raise Differs("the message does not hold the text that the model's response continues")
-        return kept
+        indexes = sorted(self._left)[:number]
+        parts = [self._left[index] for index in indexes]
+        if len(parts) == number and parts[-1]["type"] == "text":
+            kept = Kept(indexes[-1], parts[-1], parts, self._is_exact, length)
+            if len(kept.text) == length and (not kept.is_continued or length in kept.part.get("joins", [])):
+                return kept
+        raise Differs("the message does not hold the text that the model's response continues")
 
     async def _note(self, id: str, kept: Kept | None) -> None:
         """Store the id of the response, ahead of its text."""
@@ -188,8 +187,7 @@ class Attaching:
         if len(notes) == self._number < NOTES:
             place = [len(kept.parts), len(kept.text)] if kept is not None else None
             notes.append(_Note(id, self._after, used(self._writer), place))
-            plain = [[value for value in note if value is not None] for note in notes]
-            await self._writer.update(meta={RESPONSES: plain})
+            await self._writer.update(meta={RESPONSES: [[one for one in note if one is not None] for note in notes]})
             self._go_on(is_attached=True)
 
     def _go_on(self, *, is_attached: bool) -> None:

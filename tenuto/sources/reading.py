@@ -177,7 +177,8 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
     if not is_from_sdk(error) and not (is_of_sdk and _is_raised_by_sdk(error)):
         return None
     causes = list(causes_of(error))
-    if any(_is_lost(cause) for cause in causes):
+    names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    if not names.isdisjoint(_LOST) or any(isinstance(one, ConnectionError | EOFError | TimeoutError) for one in causes):
         return UpstreamEnded(
             "the connection to the model's provider broke before the stream ended; the log has the reason"
         )
@@ -209,12 +210,6 @@ def _is_raised_by_sdk(error: BaseException) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is not None and _root(frame.tb_frame.f_globals.get("__name__")) in (*SDKS, "ssl", "asyncio", "socket")
-
-
-def _is_lost(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError | EOFError | TimeoutError) or any(
-        kind.__name__ in _LOST for kind in type(error).__mro__
-    )
 
 
 def codes_of(error: BaseException) -> Iterator[object]:

@@ -120,7 +120,9 @@ class Tries:
             last: Exception | None = None
             with suppress(_Restart):
                 async with self._writer.attempt() as attempt:
-                    supersede = self._supersede_left if self._kept else attempt.supersede
+                    # with the text of an earlier process goes what was joined to it
+                    supersede_left = functools.partial(self._writer.begin_again, {}, supersedes=True)
+                    supersede = supersede_left if self._kept else attempt.supersede
                     try:
                         return await self._within_attempt(supersede)
                     except Exception as error:
@@ -137,13 +139,9 @@ class Tries:
         counted = [part for part in parts if part["type"] != ATTEMPT]
         if not counted:
             return
-        self._kept = self._continuable(counted, len(parts) - 1) if self._takes_so_far else None
+        self._kept = continuable(counted, len(parts) - 1, is_exact=self.is_exact) if self._takes_so_far else None
         if self._kept is None:
             self._writer.begin_again({}, supersedes=True)
-
-    def _supersede_left(self) -> None:
-        """Supersede the text of an earlier process, and what was joined to it."""
-        self._writer.begin_again({}, supersedes=True)
 
     async def _within_attempt(self, supersede: Callable[[], None]) -> Piped:
         """Try until a try succeeds, as long as the text stays. Raises _Restart if it cannot be continued."""
@@ -167,27 +165,17 @@ class Tries:
                 )
                 if has_content or self._kept is None:
                     is_continued = self._on_break in ("continue", "prefix")
-                    self._kept = self._continuable(*writing.written()) if is_continued else None
+                    self._kept = continuable(*writing.written(), is_exact=self.is_exact) if is_continued else None
                     if self._kept is None:
                         supersede()
                         raise _Restart from error
             await wait_to_retry(self._writer, self._wait_s)
 
-    def _continuable(self, parts: list[Part], index: int) -> Kept | None:
-        return continuable(parts, index, is_exact=self.is_exact)
-
     def _made(self) -> object:
         if not self._takes_so_far:
             return self._make()
-        kept = self._kept
-        return self._make(
-            SoFar(
-                text=kept.text if kept is not None else "",
-                parts=list(kept.parts) if kept is not None else [],
-                response_id=self._response_id,
-                attempt=self._number,
-            )
-        )
+        text, parts = (self._kept.text, list(self._kept.parts)) if self._kept is not None else ("", [])
+        return self._make(SoFar(text, parts, response_id=self._response_id, attempt=self._number))
 
     def _wait_after(self, error: Exception, *, is_broken: bool) -> float:
         """Return the time to wait after `error`. Raises it if no other try may succeed, or none is left."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -207,61 +207,46 @@ class Join:
     """The beginning of a continuation, held back until it is known which of it repeats the text that is there."""
 
     def __init__(self, kept: Kept) -> None:
-        self._text = kept.text  # the text that is continued
-        self._is_exact = kept.is_exact
-        self._held = ""
-
-    @property
-    def has_text(self) -> bool:
-        """Return whether text is held back."""
-        return bool(self._held)
+        self._kept = kept
+        self.held = ""
 
     def take(self, new: str) -> str | None:
         """Return the text to add, once that is known. Raises Repeated if the model began anew."""
-        self._held += new
-        return None if self._is_undecided() else self.end()
+        self.held += new
+        text, held = self._kept.text, self.held
+        is_short = not self._kept.is_exact and len(held) < HELD_CHARACTERS
+        # an overlap may be longer than `held`
+        is_inside = text.startswith(held) if self._kept.is_exact else held in text
+        return None if is_short or is_inside else self.end()
 
     def end(self, *, is_broken: bool = False) -> str | None:
         """Return the text to add: what was held back, without the overlap. Raises Repeated if the model began anew.
 
         Of a continuation that broke off, the result is None if it is so far only a repetition, or another answer.
         """
-        held, text = self._held, self._text
-        if is_broken and held in text:
+        text, held = self._kept.text, self.held
+        overlap, is_long = self._overlap(text, held), len(held) >= SHORTEST_OVERLAP
+        is_anew = is_long and not overlap and text.startswith(held[:SHORTEST_OVERLAP]) and not self._kept.is_exact
+        if is_broken and (is_anew or held in text):
             return None
-        for start in self._places(text, held):
-            return held[len(text) - start :]
-        if not self._is_exact and len(held) >= SHORTEST_OVERLAP and text.startswith(held[:SHORTEST_OVERLAP]):
-            if is_broken:
-                return None
-            raise Repeated(held)
-        return held
+        if is_anew:
+            raise Repeated
+        return held[overlap:]
 
-    def _is_undecided(self) -> bool:
-        held = self._held
-        if self._is_exact:
-            return self._text.startswith(held)
-        return len(held) < HELD_CHARACTERS or held in self._text  # an overlap may be longer than `held`
-
-    def _places(self, text: str, held: str) -> Iterator[int]:
-        """Yield the offsets at which `text` ends with a beginning of `held`, the longest overlap first."""
-        if self._is_exact and held.startswith(text):
-            yield 0
-        if self._is_exact or len(held) < SHORTEST_OVERLAP:
-            return
+    def _overlap(self, text: str, held: str) -> int:
+        """Return the length of the longest end of `text` with which `held` begins."""
+        if self._kept.is_exact:
+            return len(text) if held.startswith(text) else 0
+        if len(held) < SHORTEST_OVERLAP:
+            return 0
         start = text.find(held[:SHORTEST_OVERLAP], max(0, len(text) - len(held)))
-        while start >= 0:
-            if held.startswith(text[start:]):
-                yield start
+        while start >= 0 and not held.startswith(text[start:]):
             start = text.find(held[:SHORTEST_OVERLAP], start + 1)
+        return len(text) - start if start >= 0 else 0
 
 
 class Repeated(Exception):
     """The continuation begins with the beginning of the text, and goes on otherwise: it is another answer."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__("the model began its answer anew")
-        self.text = text
 
 
 class Differs(UpstreamEnded):
@@ -383,13 +368,12 @@ class Writing:
 
     def written(self) -> tuple[list[Part], int]:
         """Return the parts that this stream has written or continued, in order, and the index of the last one."""
-        parts = self._parts()
-        before = self.kept.parts[:-1] if self.kept is not None else []
+        parts, before = self._parts(), self.kept.parts[:-1] if self.kept is not None else []
         return [*before, *(parts[index] for index in sorted(parts))], max(parts, default=-1)
 
     async def end(self, *, is_broken: bool = False) -> None:
         """Write the text that was held back; of a stream that broke off, not what may repeat the text before it."""
-        if self._join is not None and self._join.has_text:
+        if self._join is not None and self._join.held:
             await self._add_joined(lambda join: join.end(is_broken=is_broken))
 
     async def complete(self) -> None:
@@ -407,8 +391,8 @@ class Writing:
         assert self._join is not None
         try:
             text = add(self._join)
-        except Repeated as again:
-            text, self._join, self.kept = again.text, None, None
+        except Repeated:
+            text, self._join, self.kept = self._join.held, None, None
             if self.note is not None and self.response_id is not None:
                 await self.note(self.response_id, None)
             await self._begin_anew()  # what came before the text belongs to the new answer, too

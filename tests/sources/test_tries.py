@@ -588,8 +588,8 @@ def test_what_is_added_is_the_continuation_without_its_longest_overlap(text: str
             piece, rest = rest[:cut], rest[cut:]
             added = added + piece if added is not None else join.take(piece)
         added = join.end() if added is None else added
-    except Repeated as again:
-        added = f"another answer: {again.text}{rest}"
+    except Repeated:
+        added = f"another answer: {join.held}{rest}"
     assert added == (f"another answer: {new}" if is_anew else new[overlap:])
 
 
