@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
@@ -140,12 +141,36 @@ class AsyncWriter(Protocol):
     ) -> None: ...
 
 
+class Try:
+    """A block for one try. What begins in it, also in tasks of its own, finds it in `current_try`."""
+
+    _failed = False
+    _outer: Try | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether the block, or one around it, has raised."""
+        return self._failed or (self._outer is not None and self._outer.has_failed)
+
+    def __enter__(self) -> None:
+        self._outer = current_try.get()
+        current_try.set(self)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        current_try.set(self._outer)
+        self._failed = isinstance(error, Exception)  # a cancellation is no Exception, and no failure
+
+
+current_try: ContextVar[Try | None] = ContextVar("tenuto_try", default=None)
+
+
 class Attempt:
     """One try to write something: if its block raises, the next content supersedes what it wrote."""
 
     def __init__(self, outgoing: Outgoing) -> None:
         self._outgoing = outgoing
         self._since = 0
+        self._try = Try()
 
     def supersede(self) -> None:
         """Let the next content supersede what the block has written so far."""
@@ -153,12 +178,14 @@ class Attempt:
 
     async def __aenter__(self) -> Self:
         self._since = self._outgoing.begin_attempt()
+        self._try.__enter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception):  # a cancellation is no Exception, and no failure
+        self._try.__exit__(kind, error, trace)
+        if isinstance(error, Exception):
             self.supersede()
 
 

@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -25,6 +26,7 @@ from tenuto.agents.backend import Backend, Sent, patiently
 from tenuto.core.errors import AlreadyAnswered, InvalidRequest, InvalidText, LocalError, TooLarge, TooMany, shown
 from tenuto.core.model import STEP_NAME, Json, check_json, check_text
 from tenuto.core.turns import STEP_MARK, attempt_of, step_id
+from tenuto.portal import Try, current_try
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -85,7 +87,7 @@ _open: ContextVar[_Open | None] = ContextVar("tenuto_open_step", default=None)
 
 
 class Steps:
-    """The steps of one attempt at a turn. Each name has one kind, and is used once in an attempt."""
+    """The steps of one attempt at a turn. Each name has one kind, and is used once, but for tries that have failed."""
 
     def __init__(self, backend: Backend, channel: str, message_id: str, generation: int, by: str) -> None:
         self._backend = backend
@@ -94,9 +96,11 @@ class Steps:
         self._generation = generation
         self._by = by
         self._names: dict[str, Kind] = {}
+        self._uses: dict[str, Try | None] = {}  # names of steps and ids of questions, with the tries that used them
         self._running: set[str] = set()  # steps whose functions run
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._interrupted: set[str] = set()
-        self._bytes = 0  # size of all results of this attempt, as JSON
+        self._sizes: dict[str, int] = {}  # of the results of this attempt, as JSON
         self._noting = asyncio.Lock()
         self._notes = 0  # number of the next note about the time
         # of the last note: time used, since when more is, and the most that this can be if its attempt has died
@@ -134,32 +138,34 @@ class Steps:
         """Return the stored result of the step `name`; without one, that of `call`, once it is stored."""
         if type(retries) is not int or retries < 0 or not (isinstance(retry_s, int | float) and retry_s >= 0):
             raise LocalError(f"retries and retry_s must be 0 or more, got {shown(retries)} and {shown(retry_s)}")
-        stored = await self._begin(name, "step", function=_name_of(function))
-        if stored.reply is not None:
-            result, size = _result_in(name, stored.reply.data)
-            self._count(name, size)
-            return result
-        token = _open.set(_Open(self, name))
-        self._running.add(name)
-        try:
-            result = await _called(name, call, retries, retry_s)
-        finally:
-            self._running.discard(name)
-            _open.reset(token)
-        return await self._store(name, stored, result)
+        is_new = self._take(name, "step")
+        async with self._locks[name]:  # a try that has failed may have left the function running
+            stored = await self._begin(name, "step", is_new, function=_name_of(function))
+            if stored.reply is not None:
+                result, size = _result_in(name, stored.reply.data)
+                self._count(name, size)
+                return result
+            token = _open.set(_Open(self, name))
+            self._running.add(name)
+            try:
+                result = await _called(name, call, retries, retry_s)
+            finally:
+                self._running.discard(name)
+                _open.reset(token)
+            return await self._store(name, stored, result)
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Wait until `seconds` have passed since the first attempt began this wait."""
         if not (isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SLEEP_S):
             raise LocalError(f"seconds must be a number from 0 to {LONGEST_SLEEP_S} (30 days), got {shown(seconds)}")
         until_ms = self._backend.now_ms() + round(seconds * 1000)
-        stored = await self._begin(name, "sleep", until_ms=until_ms)
+        stored = await self._begin(name, "sleep", self._take(name, "sleep"), until_ms=until_ms)
         await asyncio.sleep(max(0, stored.command.data["until_ms"] - self._backend.now_ms()) / 1000)
 
     async def ask(self, name: str) -> None:
         """Store that `name` is that of questions. Raises LocalError if it is that of a step; also TooMany, Fenced."""
         if self._names.get(name) != "ask":
-            await self._begin(name, "ask")
+            await self._begin(name, "ask", self._take(name, "ask"))
 
     async def note_time(self) -> None:
         """Store the time used again and again, because the time after the last note of a dead attempt is not known."""
@@ -189,6 +195,7 @@ class Steps:
                         "used_ms": used_ms,
                         "since_ms": now_ms if now_is_used else None,
                     },
+                    is_new=True,
                 )
                 self._notes += 1
                 known = note.command.data
@@ -197,28 +204,46 @@ class Steps:
                 if is_ours:
                     return used_ms
 
-    async def _begin(self, name: str, kind: Kind, **fields: Json) -> Sent:
-        """Store the beginning of a step, or return the stored one. Raises LocalError for a name that cannot be used."""
+    def is_free(self, name: str) -> bool:
+        """Return whether no try has used `name`, a step's name or a question's id, but for tries that have failed."""
+        return name not in self._uses or ((used_in := self._uses[name]) is not None and used_in.has_failed)
+
+    def use(self, name: str) -> None:
+        """Note that the try that leads here uses `name`."""
+        self._uses[name] = current_try.get()
+
+    def release(self, name: str) -> None:
+        """Note that `name` may be used again."""
+        self._uses.pop(name, None)
+
+    def _take(self, name: str, kind: Kind) -> bool:
+        """Use `name`; return whether this is the first time. Raises LocalError if it cannot be used, TooMany."""
         if kind != "ask" and (outer := self._outer) is not None:
             raise LocalError(f"step {name!r} was begun inside of step {outer!r}; call it after that one")
-        id = self._id(name)
-        if (used_as := self._names.get(name)) is not None:
-            if used_as != kind:
-                raise _renamed(name, kind, f"this attempt has used it for `{used_as}`")
+        self._id(name)
+        used_as = self._names.get(name)
+        if used_as not in (None, kind):
+            raise _renamed(name, kind, f"this attempt has used it for `{used_as}`")
+        if not self.is_free(name):
             raise LocalError(
                 f"step {name!r} was used before in this turn, and a step is its name; give each call a name of its "
                 f'own, such as f"{name}:{{i}}"'
             )
-        if len(self._names) >= (limit := self._backend.limits.steps):
+        if used_as is None and len(self._names) >= (limit := self._backend.limits.steps):
             raise TooMany(f"the turn has {limit} steps, which is the limit (Limits.steps); join some", limit=limit)
         self._names[name] = kind
+        self.use(name)
+        return used_as is None
+
+    async def _begin(self, name: str, kind: Kind, is_new: bool, **fields: Json) -> Sent:
+        """Store the beginning of a step, or return the stored one. Raises LocalError if that has another kind."""
         data = {"kind": kind, "name": name, "attempt": self._generation, **fields}
-        stored = await self._send(id, data)
+        stored = await self._send(self._id(name), data, is_new=is_new)
         self._compare(name, stored, data)
         return stored
 
-    async def _send(self, id: str, data: dict[str, Json]) -> Sent:
-        if attempt_of(self._generation) == 1:  # the ids of a round are new, and each is sent once in an attempt
+    async def _send(self, id: str, data: dict[str, Json], *, is_new: bool) -> Sent:
+        if is_new and attempt_of(self._generation) == 1:  # the ids of a round are new
             self._backend.note_new(self._channel, id)
         return await patiently(
             lambda: self._backend.command(
@@ -274,10 +299,10 @@ class Steps:
         return kept["result"]
 
     def _count(self, name: str, size: int) -> None:
-        self._bytes += size
-        if self._bytes > (limit := self._backend.limits.turn_bytes):
+        self._sizes[name] = size
+        if (total := sum(self._sizes.values())) > (limit := self._backend.limits.turn_bytes):
             raise TooLarge(
-                f"with step {name!r} the results of this turn have {self._bytes} bytes as JSON, the limit is {limit} "
+                f"with step {name!r} the results of this turn have {total} bytes as JSON, the limit is {limit} "
                 "(Limits.turn_bytes); return references to large results",
                 limit=limit,
             )

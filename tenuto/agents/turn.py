@@ -13,9 +13,9 @@ import contextlib
 import inspect
 import logging
 import secrets
-from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -101,8 +101,12 @@ class Turn:
         self._watch = watch
         self._taken_up = taken_up
         self._supersedes = supersedes  # False: the answers that were taken up continue at their ends
-        # the parts of these, by the id of the answer
-        self._continued = {} if supersedes else {one.answer.id: one.answer.parts for one in taken_up.values()}
+        # the parts of the shown steps, by the ids of their answers and their keys
+        self._shown_at: dict[tuple[str, Json], int] = {
+            (one.answer.id, part.get("call")): PartIndex(index, 0)
+            for one in (() if supersedes else taken_up.values())
+            for index, part in enumerate(one.answer.parts)
+        }
         self.steps = Steps(backend, channel, message.id, generation, name)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
         self.has_budget = False  # True: the agent has a `budget_s`
@@ -111,8 +115,7 @@ class Turn:
         self.replies: list[Writer] = []
         self._rests = rests  # called when the turn may be at rest
         self.attached: set[Writer] = set()  # answers that read a response of a model in the background
-        self._asked: Counter[str] = Counter()  # how often this attempt has asked each question, and made each tool call
-        self._cancelled: dict[str, list[tuple[float, str]]] = defaultdict(list)  # questions whose `ask` was cancelled
+        self._ends_s: dict[str, float] = {}  # of the questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
 
@@ -235,7 +238,8 @@ class Turn:
         target = begun[-1].id if begun else self.message.id
         await self.steps.ask(name)
         content = f"{name}\n{key}\n{digest(data).hex()}"
-        asked = _, id = self._question(content, key, timeout_s)
+        now_s = asyncio.get_running_loop().time()
+        id = self._question(content, key, now_s)
         self.open_questions.add(id)  # before it is sent: a stop may end this call while the question is being stored
         try:
             if begun:
@@ -250,8 +254,10 @@ class Turn:
                     reply = await self._reply_to(command, timeout_s + GRACE_S)
                 self.progress("answering" if begun else "thinking")
         except asyncio.CancelledError:
-            self._cancelled[content].append(asked)
+            self._ends_s.setdefault(id, now_s + timeout_s)
+            self.steps.release(id)
             raise
+        self._ends_s.pop(id, None)
         self.open_questions.discard(command.id)
         if reply is None:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
@@ -272,20 +278,20 @@ class Turn:
         if is_resumed and self.has_budget:
             await self.steps.time_used_ms()
 
-    def _question(self, content: str, key: str | None, timeout_s: float) -> tuple[float, str]:
-        """Return the time of a question's end, and its id, which follows from its content, so that no other content
-        gets its reply: that of an equal one whose `ask` was cancelled, while it is open.
+    def _question(self, content: str, key: str | None, now_s: float) -> str:
+        """Return the id of a question, which follows from its content, so that no other content gets its reply: that of
+        an equal one whose `ask` was cancelled, while it is open, or whose try has failed.
         """
-        now_s = asyncio.get_running_loop().time()
-        while self._cancelled[content]:
-            if (asked := self._cancelled[content].pop(0))[0] > now_s:
-                return asked
-        self._asked[content] += 1
-        if key is not None and self._asked[content] > 1:
-            raise LocalError(f"key {key!r} was used before for the same question; give each question a key of its own")
-        number = self._asked[content]
-        id = question_id(self.channel, self.message.id, self.generation, f"{content}\n{number}")
-        return now_s + timeout_s, id
+        for number in count(1):
+            if key is not None and number > 1:
+                raise LocalError(
+                    f"key {key!r} was used before for the same question; give each question a key of its own"
+                )
+            id = question_id(self.channel, self.message.id, self.generation, f"{content}\n{number}")
+            if self.steps.is_free(id) and self._ends_s.get(id, now_s + 1) > now_s:
+                break
+        self.steps.use(id)
+        return id
 
     async def step(
         self,
@@ -317,9 +323,8 @@ class Turn:
         """Carry out a step as a tool part, which it shares with the attempt that this one continues."""
         key, message = self.step_key(name), self._answer(f"step {name!r} is shown")
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
-        known = self._continued.get(message.id, [])
-        before = [PartIndex(index, 0) for index, one in enumerate(known) if one.get("call") == key]
-        index = await message.part({**part, "state": CALLED}, index=before[0] if before else None)
+        index = await message.part({**part, "state": CALLED}, index=self._shown_at.get((message.id, key)))
+        self._shown_at[message.id, key] = index
         self.progress("using a tool", tool=name)
         try:
             output = await run()
@@ -376,8 +381,8 @@ class Turn:
         try:
             arguments = call.arguments
             content = f"{call.name[:100]}:{digest([call.name, arguments]).hex()}"
-            self._asked[content] += 1  # before the first wait: equal calls count in the order of the stream
-            name = f"{content}:{self._asked[content]}"
+            # before the first wait: equal calls count in the order of the stream
+            name = next(name for number in count(1) if self.steps.is_free(name := f"{content}:{number}"))
             output, state = await self.steps.run(name, partial(run, arguments), function, retries=0, retry_s=1.0), DONE
         except (_ToolFailed, *UNSTORABLE, ValueError, TypeError, RecursionError) as failure:
             error = failure.__cause__ if isinstance(failure, _ToolFailed) and failure.__cause__ else failure

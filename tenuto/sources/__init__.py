@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.portal import Try
 from tenuto.sources.attaching import Attaching
 from tenuto.sources.reading import (
     LINE_CHARACTERS,
@@ -78,7 +79,8 @@ async def pipe(
 
         async def write(made: Callable[[], object], writing: Writing) -> Piped:
             again = writing.source or named_source(source, text_field, option=option)
-            return await _pipe_one(writing, made(), again, silent_s, option)
+            with Try():
+                return await _pipe_one(writing, made(), again, silent_s, option)
 
         tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
         if attach is not None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -36,7 +36,7 @@ from tenuto.core.names import command_key
 from tenuto.core.ops import digest
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand
 from tenuto.core.turns import question_id, step_id
-from tenuto.sources import Piped, ToolCall
+from tenuto.sources import Piped, SoFar, ToolCall
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing, new_hub
 from tests.hub.test_commit_outcomes import ScriptedStore
@@ -773,6 +773,122 @@ async def test_a_tool_call_runs_once_though_the_model_asks_again_under_another_i
     assert (outputs["2-0"], outputs["2-1"]) == (1, 1)
     assert "ZeroDivisionError" in outputs["2-2"]["error"]
     assert list(states.values()) == ["done", "done", "error", "error", "called"]
+
+
+async def tried(turn: Turn, *tries: Script) -> list[Any]:
+    """Make one answer, each of whose `tries` is an attempt of the message that fails. Return their errors."""
+    errors: list[Any] = []
+    async with turn.reply() as message:
+        for one in tries:
+            try:
+                async with message.attempt():
+                    await one(turn)
+                    raise ConnectionError
+            except Exception as error:
+                errors.append(error)
+    return errors
+
+
+async def called(turn: Turn, id: str, function: Callable[..., Any]) -> Json:
+    """Run `function` as the tool `f` of a model, without arguments."""
+    part = {"type": "tool", "call": id, "name": "f", "input": "", "state": "called"}
+    call = ToolCall(id, "f", "", await turn.begun[-1].part(part))
+    return (await turn.run_tools(Piped("", tool_calls=[call]), {"f": function}))[id]
+
+
+@virtually
+async def test_a_further_try_of_a_message_repeats_no_step_tool_question_or_sleep() -> None:
+    counted, found = Counted(), list[Any]()
+
+    async def one(turn: Turn) -> None:
+        before_s = asyncio.get_running_loop().time()
+        results = [await called(turn, f"{len(found)}-{number}", counted.of("tool", "paid")) for number in range(2)]
+        async with turn.begun[-1].attempt():  # one that does not fail belongs to the try around it
+            results.append(await turn.step("a", counted.of("a"), show=True))
+        await turn.sleep("nap", 50)
+        results.append((await turn.ask("approve", key="k", timeout_s=10)).ok)
+        with pytest.raises(LocalError, match="used before"):
+            await turn.step("a", counted.of("a"))
+        found.append([*results, asyncio.get_running_loop().time() - before_s > 50])
+
+    async def script(turn: Turn) -> None:
+        assert [type(error) for error in await tried(turn, one, one, one)] == [ConnectionError] * 3
+
+    assert await attempts(script, seconds=200) == [None]
+    assert found == [["paid", "paid", "A", False, is_first] for is_first in (True, False, False)]
+    assert counted.calls == ["tool", "tool", "a"]  # equal calls of one try run once each
+
+
+@virtually
+@pytest.mark.parametrize("on_break", ["restart", "continue"])
+async def test_a_step_of_a_function_that_calls_the_model_again_is_not_repeated(on_break: Any) -> None:
+    counted, made = Counted(), list[str]()
+
+    async def model(turn: Turn, so_far: SoFar) -> AsyncIterator[str]:
+        made.append(await turn.step("search", counted.of("search"), show=True))
+        yield "A text that is long enough to be continued. "
+        if len(made) < 3:
+            raise ConnectionError
+        assert await called(turn, "c", counted.of("tool", 1)) == 1
+
+    async def script(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.pipe(lambda so_far: model(turn, so_far), source="text", on_break=on_break, retries=3)
+            await message.flush()
+            parts = (await turn._backend.read("chat:1", message.id))[0].parts
+            assert [one["call"] for one in parts if one["type"] == "tool"] == [turn.step_key("search"), "c"]
+            await turn.step("search", counted.of("search"))
+
+    assert "used before" in str(*await attempts(script, seconds=60))
+    assert (made, counted.calls) == (["SEARCH"] * 3, ["search", "tool"])
+
+
+@virtually
+async def test_a_further_try_waits_for_a_step_that_the_failed_one_has_left_running() -> None:
+    counted, found = Counted(), list[Any]()
+
+    async def slow() -> str:
+        await asyncio.sleep(10)
+        return str(counted.of("slow")())
+
+    async def one(turn: Turn) -> None:
+        other = turn.step("other", lambda: 1 / 0 if not found else 1)
+        found.append(await asyncio.gather(turn.step("slow", slow), other, return_exceptions=bool(found)))
+
+    async def first(turn: Turn) -> None:
+        try:
+            await one(turn)
+        finally:
+            found.append(None)
+
+    async def script(turn: Turn) -> None:
+        assert [type(error) for error in await tried(turn, first, one)] == [ZeroDivisionError, ConnectionError]
+
+    assert await attempts(script, seconds=60) == [None]
+    assert (found, counted.calls) == ([None, ["SLOW", 1]], ["slow"])
+
+
+@virtually
+async def test_a_try_that_fails_leaves_the_equal_calls_beside_it_as_they_are() -> None:
+    found: list[tuple[str, Json]] = []
+
+    async def call(turn: Turn, id: str) -> None:
+        found.append((id, await called(turn, f"{id}{len(found)}", lambda: len(found))))
+
+    async def one(turn: Turn) -> None:
+        await call(turn, "try")
+        await asyncio.sleep(1)
+
+    async def script(turn: Turn) -> None:
+        trying = asyncio.ensure_future(tried(turn, one, one))
+        await asyncio.sleep(0.5)
+        await call(turn, "x")
+        await asyncio.sleep(1)
+        await call(turn, "y")
+        await trying
+
+    assert await attempts(script, seconds=60) == [None]
+    assert found == [("try", 0), ("x", 1), ("try", 0), ("y", 3)]
 
 
 async def run_tools(turn: Turn, tools: dict[str, Callable[..., Any]], states: dict[str, str]) -> dict[str, Any]:
