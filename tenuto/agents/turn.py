@@ -107,6 +107,7 @@ class Turn:
             for one in (() if supersedes else taken_up.values())
             for index, part in enumerate(one.answer.parts)
         }
+        self._shown_names: list[str] = []  # shown steps that run
         self.steps = Steps(backend, channel, message.id, generation, name)
         self.allowance: Allowance | None = None  # the time that this attempt may take; None before its handler begins
         self.has_budget = False  # True: the agent has a `budget_s`
@@ -325,15 +326,27 @@ class Turn:
         part = {"type": "tool", "call": key, "name": name, "input": input_of(call)}
         index = await message.part({**part, "state": CALLED}, index=self._shown_at.get((message.id, key)))
         self._shown_at[message.id, key] = index
-        self.progress("using a tool", tool=name)
+        self._shown_names.append(name)
+        self._show_tool()
         try:
             output = await run()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception) or not self._is_ending:
                 await message.part({**part, "state": ERROR}, index=index)
             raise
+        finally:
+            self._shown_names.remove(name)
+            if not self._is_ending:
+                self._show_tool()
         await message.part({**part, "state": DONE, "output": output}, index=index)
         return output
+
+    def _show_tool(self) -> None:
+        """Show people the shown step that runs, the newest of several."""
+        if self._shown_names:
+            self.progress("using a tool", tool=self._shown_names[-1])
+        else:
+            self.progress("answering")
 
     def step_progress(self, fraction: float, text: str = "") -> None:
         """Show people how far the step is whose function calls this: from 0 to 1. It is never stored."""

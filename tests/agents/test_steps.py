@@ -729,13 +729,17 @@ async def test_a_shown_step_is_one_tool_part_of_the_answer(on_crash: Any) -> Non
                 await turn.step("first", lambda place: place.upper(), "here", show=True)
                 await turn.step("look", look, "there", turn, show=True)
                 await message.append("end")
+                await message.flush()
+                await asyncio.sleep(2)
 
         await hub.create("chat:1", id="m1", text="?")
         await asyncio.sleep(1)
         states += [one.data for one in (await hub.members("chat:1")).members if one.id == "bot"]
+        await asyncio.sleep(3)
         answer = (await hub.history("chat:1")).messages[0]
         await hub.close()
     assert states[0] == {"state": "using a tool", "message": "m1", "tool": "look", "fraction": 0.5, "text": "half"}
+    assert states[1] == {"state": "answering", "message": "m1"}
     shown = [(one["name"], one["input"], one["state"], one["output"]) for one in answer.parts if one["type"] == "tool"]
     assert shown == [("first", '{"place":"here"}', "done", "HERE"), ("look", "", "done", "seen there")]
     assert (answer.text, answer.status) == ("end", "complete")
