@@ -38,6 +38,7 @@ from tenuto.core.model import Command, Json, Message
 from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
 from tenuto.core.turns import ANSWERS, ATTEMPTS, Replier, attempt_of, reply_id, reply_ids, rules_of
+from tenuto.portal import current_try
 from tenuto.sources.writing import Writer
 from tenuto.watchdog import timed
 
@@ -271,6 +272,7 @@ class Running:
 
     async def _handle(self, turn: Turn) -> None:
         """Run the handler, and record the public reason if it fails."""
+        current_try.set(None)  # a try in which the hub was started is none of this turn
         if not self._backend.may_begin:  # for example after a suspension of the process
             self._is_lost = self.came_too_late = True
             return

@@ -36,6 +36,7 @@ from tenuto.core.names import command_key
 from tenuto.core.ops import digest
 from tenuto.core.requests import Caller, ReplyCommand, SendCommand
 from tenuto.core.turns import question_id, step_id
+from tenuto.portal import Try
 from tenuto.sources import Piped, SoFar, ToolCall
 from tenuto.stores.memory import MemoryStore
 from tests.agents.test_turns import Failing, new_hub
@@ -893,6 +894,26 @@ async def test_a_try_that_fails_leaves_the_equal_calls_beside_it_as_they_are() -
 
     assert await attempts(script, seconds=60) == [None]
     assert found == [("try", 0), ("x", 1), ("try", 0), ("y", 3)]
+
+
+@virtually
+async def test_a_try_in_which_a_hub_was_started_has_no_part_in_its_turns() -> None:
+    hub, errors = new_hub(), list[Any]()
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        for _ in range(2):
+            try:
+                await turn.step("a", asyncio.sleep, 1)
+            except LocalError as error:
+                errors.append(error)
+
+    with pytest.raises(ConnectionError), Try():
+        await hub.create("chat:1", text="?")
+        raise ConnectionError
+    await asyncio.sleep(5)
+    assert len(errors) == 1
+    await hub.close()
 
 
 async def run_tools(turn: Turn, tools: dict[str, Callable[..., Any]], states: dict[str, str]) -> dict[str, Any]:
