@@ -21,14 +21,14 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 54_941,
-    "lines of its kernel": 34_176,
+    "lines of tenuto/": 55_014,
+    "lines of its kernel": 34_246,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_783,
-    "lines of tests/": 60_419,
+    "lines of tests/": 60_755,
     "lines of proof/ and bench/": 19_984,
-    "words of docs without decisions": 50_003,
+    "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
     "words of the README": 1_000,

@@ -137,7 +137,7 @@ class Turn:
         """
         created = self.message.created
         missing, room = max(1, min(limit, 200)), 8 * self._backend.limits.message_bytes
-        page = await self._backend.page(self.channel, before=None, limit=missing + 1)
+        page = await self._backend.page(self.channel, before=None, limit=min(missing + 1, 200))
         if page.more and page.messages[-1].created > created:  # an old message is being answered again
             page = await self._backend.page(self.channel, before=created, limit=missing)
         messages = list(page.messages)
