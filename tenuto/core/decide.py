@@ -440,7 +440,9 @@ def _superseded(message: MessageState, since: int, new: list[Part], limits: Limi
     parts = known[:since] + [one for one in known[since:] if one["type"] == ATTEMPT]
     if taken:
         characters = sum(len(one["text"]) for one in taken if one["type"] == "text")
-        parts.append({"type": ATTEMPT, "parts": taken, "characters": characters})
+        indexes = [index for index, one in enumerate(known) if index >= since and one["type"] != ATTEMPT]
+        moved = {"indexes": indexes} if indexes[0] < len(parts) else {}
+        parts.append({"type": ATTEMPT, "parts": taken, "characters": characters, **moved})
     parts = _without_old_attempts(parts, limits.message_bytes // ATTEMPTS_SHARE) + new
     _check_part_count(len(parts), limits)
     _check_size(message, sum(map(part_bytes, parts)) - message.size_bytes, limits)
