@@ -163,6 +163,39 @@ def call_of(data: object) -> str:
     return call if isinstance(call, str) else ""
 
 
+def earlier_parts(parts: list[Json]) -> list[tuple[int, list[Json]]]:
+    """Return the parts of a message as each attempt left them, oldest first, and the index from which it is superseded.
+
+    Of an attempt whose contents were dropped no part is left.
+    """
+    found: list[tuple[int, list[Json]]] = []
+    while places := [index for index, one in enumerate(parts) if one["type"] == ATTEMPT]:
+        attempt, parts = parts[places[-1]], parts[: places[-1]]
+        indexes = attempt.get("indexes") or [len(parts) + number for number in range(len(attempt["parts"]))]
+        found.append((indexes[0] if indexes else len(parts), parts))
+        for index, one in zip(indexes, attempt["parts"], strict=False):
+            parts.insert(index, one)
+    return found[::-1]
+
+
+def with_whole_attempts(deltas: Sequence[TurnDelta]) -> Iterator[TurnDelta]:
+    """Yield `deltas`. A message that is opened with attempts among its parts gets its parts as a whole."""
+    whole: set[str] = set()
+    for delta in deltas:
+        match delta:
+            case InAnswer(id, MessageOpened(message)):
+                given = [one.delta for one in deltas if isinstance(one, InAnswer) and one.message_id == id]
+                parts = [one.part for one in given if isinstance(one, PartOpened)]
+                yield delta
+                if any(one["type"] == ATTEMPT for one in parts):
+                    whole.add(id)
+                    yield InAnswer(id, MessageReplaced(replace(message, parts=parts), ()))
+            case InAnswer(id, PartOpened()) if id in whole:
+                pass
+            case _:
+                yield delta
+
+
 class TurnFold:
     """The turn as it is. With `keeps_text` its parts keep the text that was taken."""
 

@@ -6,7 +6,9 @@ Layer: interop.
 come in the order of their index. So the number depends on the stored answers alone, not on how they were sent. A part
 ends when the next one begins. Text for a part that has ended is in the last event only. Each stream has a last event.
 The n-th attempt that is superseded leaves room behind it: the parts after it begin at n times `ATTEMPT_ROOM`. So their
-numbers are the same for a reader that saw it and for one that did not.
+numbers are the same for a reader that saw it and for one that did not, and so is `output_index`, which counts its
+items. Items are taken back in the last `ENDS_ROOM` numbers before that, the newest first: a number there is the same
+whatever the reader had of the text, and says that the reader has lost the items behind it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,19 @@ from starlette.responses import JSONResponse, Response
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
 from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
-from tenuto.interop.fold import Answer, EventStream, Json, Part, SentText, call_of, encode, has_result
+from tenuto.interop.fold import (
+    Answer,
+    EventStream,
+    Json,
+    Part,
+    Place,
+    SentText,
+    call_of,
+    earlier_parts,
+    encode,
+    has_result,
+    with_whole_attempts,
+)
 from tenuto.interop.openai_items import (
     CONVERSATION,
     SERVER,
@@ -40,7 +54,6 @@ from tenuto.routes import (
     Access,
     InAnswer,
     MessageReplaced,
-    PartOpened,
     TurnDelta,
     TurnStatus,
     deltas_of,
@@ -51,6 +64,7 @@ _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # socket whose input the agent has taken in.
 ASKING = 2**40
 ATTEMPT_ROOM = 2**28  # more than a message has characters
+ENDS_ROOM = 2**20  # more than a turn has items
 _REQUESTED: Json = {  # wishes of a request that its response repeats as they are, and their defaults
     **dict.fromkeys(("max_output_tokens", "reasoning", "instructions", "previous_response_id")),
     **dict.fromkeys(("temperature", "top_p"), 1),
@@ -130,7 +144,9 @@ class TurnEvents(EventStream):
         self._item = Json()  # this item, without its content
         self._kind = ""
         self._begins = 0  # number of the event that opened the item
-        self._items = 0  # number of items before the next one
+        self._items = 0  # number of items before the next one, also of those that the reader does not get
+        self._indexes: dict[Part, int] = {}  # `output_index` of the items that are taken back if they count no longer
+        self._lost: Place | None = None  # while the parts of an attempt are walked that counts no longer: its first one
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
@@ -148,8 +164,7 @@ class TurnEvents(EventStream):
         is_first = not self.position
         for name in ("created", "in_progress") if is_first else ():
             self._put(f"response.{name}", response=self._response("in_progress", []))
-        for delta in self._resumed(deltas) if is_first and self._after >= 0 else deltas:
-            self._turn.receive(delta)
+        self._fold(deltas)
         if not self.is_over:
             self._walk(is_steered=is_steered)
             if self.rest is not None:
@@ -162,22 +177,46 @@ class TurnEvents(EventStream):
         events, self._events = self._events, []
         return events
 
-    def _resumed(self, deltas: Sequence[TurnDelta]) -> Iterator[TurnDelta]:
-        """Yield `deltas`, and the parts of an attempt that counts no longer up to that in which the reader was cut."""
-        for delta in deltas:
-            is_here = self._turn.attempts == self._after // ATTEMPT_ROOM
-            match delta:
-                case InAnswer(id, PartOpened(index, {"type": "attempt", "parts": list(lost)} as value)) if is_here:
-                    answer = self._turn.answers[-1]
-                    kept = [one.value for one in answer.parts]
-                    self._walk()
-                    for place, part in enumerate(lost, index):
-                        if self._after >= self.position:
-                            yield InAnswer(id, PartOpened(place, part))
-                            self._walk()
-                    whole = replace(answer.head, parts=[*kept, value])
-                    delta = InAnswer(id, MessageReplaced(whole, (), is_superseded=True))
-            yield delta
+    def _fold(self, deltas: Sequence[TurnDelta]) -> None:
+        """Apply `deltas`. The items of each attempt that they supersede are counted, and then taken back."""
+        for delta in with_whole_attempts(deltas):
+            if isinstance(delta, InAnswer) and isinstance(whole := delta.delta, MessageReplaced):
+                a = next(a for a, one in enumerate(self._turn.answers) if one.id == delta.message_id)
+                answer = self._turn.answers[a]
+                for since, parts in earlier_parts(whole.message.parts)[answer.attempts_in(len(answer.parts)) :]:
+                    earlier = MessageReplaced(replace(whole.message, parts=parts), ())
+                    self._turn.receive(InAnswer(delta.message_id, earlier))
+                    self._take_back()
+                    self._walk_lost((a, since))
+            before = {one for one in self._turn.answers if one.is_replaced}
+            self._turn.receive(delta)
+            for a, answer in enumerate(self._turn.answers):
+                if answer.is_replaced and answer not in before:
+                    answer.is_replaced = False
+                    self._walk_lost((a, 0))
+                    answer.is_replaced = True
+            self._take_back()
+
+    def _walk_lost(self, since: Place) -> None:
+        """Count the items from `since` on, which count no longer in their answer. The reader gets none of them."""
+        self._lost = since
+        self._walk()
+        self._lost = None
+
+    def _is_lost(self, part: Part) -> bool:
+        return self._lost is not None and part.place >= self._lost
+
+    def _take_back(self) -> None:
+        """End the items again that count no longer, without their text, if the reader has them."""
+        for part, index in [one for one in reversed(self._indexes.items()) if one[0].is_superseded]:
+            del self._indexes[part]
+            kind, text = kind_of(part.value, self._own_tools), part.text()
+            item = {**item_of(kind, part.value, "", self._reference(part), state="empty"), "status": "incomplete"}
+            item |= (
+                {"arguments": text} if kind == "function_call" else {}
+            )  # an empty text would be a call to some clients
+            self.position = self._turn.attempts_before(part.place[0] + 1) * ATTEMPT_ROOM - 1 - index
+            self._put("response.output_item.done", output_index=index, item=item)
 
     def response(self) -> Json:
         """Return the `Response` as it is now."""
@@ -248,9 +287,9 @@ class TurnEvents(EventStream):
 
         With `is_steered` the response ends before its next item.
         """
-        if self._part is not None and self._part.is_superseded:
-            self._close(self._part)
         for part in self._turn.walk():
+            if self._lost is not None and part.place[0] > self._lost[0]:
+                return
             kind = kind_of(part.value, self._own_tools)
             if not kind or not self._has(part):
                 continue
@@ -262,7 +301,7 @@ class TurnEvents(EventStream):
                 self.position = max(self.position, attempts * ATTEMPT_ROOM)
                 self._open(kind, part)
             self._grow(part)
-            if not (is_last or self._has_ended(part)):
+            if not (is_last or self._is_lost(part) or self._has_ended(part)):
                 return
             self._close(part)
 
@@ -277,6 +316,8 @@ class TurnEvents(EventStream):
     def _open(self, kind: str, part: Part) -> None:
         item = item_of(kind, part.value, "", self._reference(part), state="empty")
         self._part, self._item, self._kind, self._begins = part, item, kind, self.position
+        if self.position <= self._after or not self._is_lost(part):
+            self._indexes[part] = self._items
         self._put("response.output_item.added", output_index=self._items, item=item)
         if kind in _TEXTS:
             _, content, place, _, made = _TEXTS[kind]
@@ -298,7 +339,7 @@ class TurnEvents(EventStream):
             return
         begins, self.position = self.position, self.position + len(text)
         missing = text[max(0, self._after + 1 - begins) :]
-        if missing:
+        if missing and not self._is_lost(part):
             name, place = f"{self._kind}_arguments", Json()
             if self._kind in _TEXTS:
                 name, _, index, more, _ = _TEXTS[self._kind]
@@ -321,13 +362,14 @@ class TurnEvents(EventStream):
         state = "incomplete" if self._open_calls().get(part) else self._item_state(part)
         state = state if state != "in_progress" else "completed"
         item = item_of(self._kind, part.value, text, self._reference(part), state=state)
+        # a second end would run a call again in some clients, and makes the AI SDK raise for a reasoning
+        if self._kind in ("function_call", "reasoning") and (self.position <= self._after or not self._is_lost(part)):
+            del self._indexes[part]
         self._put("response.output_item.done", output_index=self._items, item=item)
         self._part = None
         self._items += 1
 
     def _item_state(self, part: Part) -> str:
-        if part.is_superseded:
-            return "incomplete"
         if part.answer.status not in ("streaming", "complete") and part is part.answer.parts[-1]:
             return "incomplete"
         return "completed" if self._has_ended(part) else "in_progress"
@@ -391,7 +433,7 @@ class TurnEvents(EventStream):
 
     def _put(self, event_type: str, **fields: Any) -> None:
         number, self.position = self.position, self.position + 1
-        if number > self._after:
+        if number > self._after and not (self._part is not None and self._is_lost(self._part)):
             self._events.append({"type": event_type, "sequence_number": number, **fields})
 
 
