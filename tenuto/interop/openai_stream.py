@@ -146,7 +146,7 @@ class TurnEvents(EventStream):
         self._begins = 0  # number of the event that opened the item
         self._items = 0  # number of items before the next one, also of those that the reader does not get
         self._indexes: dict[Part, int] = {}  # `output_index` of the items that are taken back if they count no longer
-        self._lost: Place | None = None  # while the parts of an attempt are walked that counts no longer: its first one
+        self._lost: Place | None = None  # from it on the parts of this walk count no longer
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
@@ -187,21 +187,15 @@ class TurnEvents(EventStream):
                     earlier = MessageReplaced(replace(whole.message, parts=parts), ())
                     self._turn.receive(InAnswer(delta.message_id, earlier))
                     self._take_back()
-                    self._walk_lost((a, since))
+                    self._walk(lost=(a, since))
             before = {one for one in self._turn.answers if one.is_replaced}
             self._turn.receive(delta)
             for a, answer in enumerate(self._turn.answers):
                 if answer.is_replaced and answer not in before:
                     answer.is_replaced = False
-                    self._walk_lost((a, 0))
+                    self._walk(lost=(a, 0))
                     answer.is_replaced = True
             self._take_back()
-
-    def _walk_lost(self, since: Place) -> None:
-        """Count the items from `since` on, which count no longer in their answer. The reader gets none of them."""
-        self._lost = since
-        self._walk()
-        self._lost = None
 
     def _is_lost(self, part: Part) -> bool:
         return self._lost is not None and part.place >= self._lost
@@ -282,13 +276,15 @@ class TurnEvents(EventStream):
 
     # -- the events ----------------------------------------------------------------------------------------------
 
-    def _walk(self, *, is_last: bool = False, is_steered: bool = False) -> None:
+    def _walk(self, *, is_last: bool = False, is_steered: bool = False, lost: Place | None = None) -> None:
         """Send all parts as far as they are known. With `is_last` each part ends where it is.
 
-        With `is_steered` the response ends before its next item.
+        With `is_steered` the response ends before its next item. From `lost` on the items of that answer count no
+        longer: they are counted, and the reader gets none of them.
         """
+        self._lost = lost
         for part in self._turn.walk():
-            if self._lost is not None and part.place[0] > self._lost[0]:
+            if lost is not None and part.place[0] > lost[0]:
                 return
             kind = kind_of(part.value, self._own_tools)
             if not kind or not self._has(part):
