@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 55_087,
-    "lines of its kernel": 34_248,
+    "lines of tenuto/": 55_092,
+    "lines of its kernel": 34_253,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_854,
-    "lines of tests/": 60_922,
+    "lines of tests/": 60_923,
     "lines of proof/ and bench/": 19_984,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

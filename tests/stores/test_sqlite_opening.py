@@ -259,6 +259,7 @@ except StoreUnavailable as error:
     [
         (0o555, "chat.db.lock cannot be written (Permission denied); the directory and the files in it must be"),
         (0o777, "it cannot be written; file and directory must be writable for this user"),
+        (0o700, "cannot be used (Permission denied); run as its owner"),
     ],
 )
 async def test_file_or_folder_that_may_not_be_written_is_named(folder_mode: int, expected: str) -> None:

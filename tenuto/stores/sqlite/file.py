@@ -246,9 +246,9 @@ class SqliteFile:
 
     def open(self) -> None:
         """Take the lock and open the file. Raises StoreInUse, StoreUnusable or StoreUnavailable."""
-        if self.path.exists() and not self.path.is_file():
-            raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise StoreUnavailable(f"store file {self.path} is a directory or a device; name a file")
             if not self._lock.is_known:
                 self._check_before_lock()
             self._lock.take(self.path, wait_s=self._lock_wait_s)
@@ -262,6 +262,11 @@ class SqliteFile:
         except DAMAGE as error:  # also an error of SQLite that names a damaged table or index
             self.abandon()
             raise damaged(self.path, error) from error
+        except PermissionError as error:
+            self.abandon()
+            raise StoreUnavailable(
+                f"store file {self.path} cannot be used ({error.strerror}); run as its owner"
+            ) from None
         except BaseException:
             self.abandon()
             raise
