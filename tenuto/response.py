@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Literal, NamedTuple
@@ -129,7 +130,9 @@ class Answering:
         stream = self._source() if callable(self._source) else self._source
         if inspect.isawaitable(stream):
             stream = await stream
-        await pipe(message, stream, source=self._source_kind, text_field=self._text_field, option="source_kind")
+        kind, field = self._source_kind, self._text_field
+        # an endpoint's own stream may be silent for long: it has no setting for that
+        await pipe(message, stream, source=kind, text_field=field, stall_s=math.inf, option="source_kind")
 
     async def _cancel_at_stop(self, watch: LocalWatch, writing: asyncio.Future[None]) -> None:
         await until_stopped(watch, lambda: self._targets)

@@ -35,6 +35,9 @@ from tenuto.sources.writing import OnBreak, Piped, Piping, ToolCall, Writer, Wri
 
 T = TypeVar("T")
 
+LONGEST_TIMER_S = 3600.0  # no event loop sleeps for ever
+WRITING_S = 1.0  # time between two looks whether a stream is silent, while an event is written
+
 __all__ = ["SOURCES", "OnBreak", "Piped", "Piping", "SoFar", "ToolCall", "UpstreamEnded", "UpstreamError", "pipe"]
 
 
@@ -124,6 +127,8 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
         if ours is not None:
             raise ours from error
         raise
+    finally:
+        silence.close()
     await writing.write_meta()
     return writing.piped()
 
@@ -134,32 +139,44 @@ class _Silence:
     def __init__(self, stall_s: float, rested_s: Callable[[], float]) -> None:
         self._stall_s, self._rested_s = stall_s, rested_s
         self._loop = asyncio.get_running_loop()
-        self._since_s = 0.0
+        self._since_s = self._loop.time()
+        self._is_waiting = self._is_over = False
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        # one timer for all waits: an `asyncio.timeout` for each would double what an event costs
+        self._timer = self._loop.call_at(self._since_s + min(stall_s, LONGEST_TIMER_S), self._check)
 
     async def ended_by(self, call: Awaitable[T], *, goes_on: bool = False) -> T:
         """Return the result of `call`. Raises UpstreamEnded if it takes too long, from now on unless it `goes_on`."""
         if not goes_on:
             self._since_s = self._loop.time()
-        scope = asyncio.timeout(None)
-        self._timer = self._loop.call_soon(self._check, scope)
+        self._is_waiting = True
         try:
-            async with scope:
-                return await call
-        except TimeoutError:
-            if not scope.expired():
+            return await call
+        except asyncio.CancelledError:
+            if not self._is_over or self._task.uncancel() > self._cancelling:
                 raise
             detail = f"the model sent nothing for {self._stall_s:g} s, so the answer may be incomplete"
             raise UpstreamEnded(detail) from None
         finally:
-            self._timer.cancel()
+            self._is_waiting = False
 
-    def _check(self, scope: asyncio.Timeout) -> None:
-        """End `scope` if the time is over, else check again at its end."""
+    def _check(self) -> None:
+        """End the wait if the time is over, else check again at its end."""
+        now_s = self._loop.time()
         until_s = max(self._since_s, self._rested_s()) + self._stall_s
-        if until_s > self._loop.time():
-            self._timer = self._loop.call_at(until_s, self._check, scope)
-        else:
-            scope.reschedule(until_s)
+        if until_s > now_s:
+            self._timer = self._loop.call_at(min(until_s, now_s + LONGEST_TIMER_S), self._check)
+        elif self._is_waiting:
+            self._is_over = True
+            self._task.cancel()
+        else:  # the event is being written
+            self._timer = self._loop.call_at(now_s + WRITING_S, self._check)
+
+    def close(self) -> None:
+        """Check no more."""
+        self._timer.cancel()
 
 
 def named_source(source: str | None, text_field: str | None, *, option: str = "source") -> Source | None:
