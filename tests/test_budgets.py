@@ -21,11 +21,11 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 55_112,
+    "lines of tenuto/": 55_110,
     "lines of its kernel": 34_256,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_854,
+    "lines of interop/": 3_852,
     "lines of tests/": 60_923,
     "lines of proof/ and bench/": 19_984,
     "words of docs without decisions": 50_000,

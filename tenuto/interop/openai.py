@@ -8,7 +8,6 @@ agent. A response id names a channel and a message, so each server of the same s
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
@@ -41,7 +40,7 @@ from tenuto.interop.adapter import (
     own_tools,
     with_options,
 )
-from tenuto.interop.fold import Json, Place, call_of, has_result
+from tenuto.interop.fold import Json, Place, call_of, encode, has_result
 from tenuto.interop.openai_items import (
     CONVERSATION,
     ITEMS,
@@ -465,7 +464,7 @@ async def with_references(access: Access, items: object, channel: str | None, pa
         if of.channel != channel:
             told.append(found[id])
             # a reference is short, but its item is stored once more
-            size += len(json.dumps(found[id]))
+            size += len(encode(found[id]))
             if size > (limit := access.limits.message_bytes):
                 detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
                 raise TooLarge(f"{detail}; {SHORTER}", limit=limit)

@@ -206,9 +206,8 @@ class TurnEvents(EventStream):
             del self._indexes[part]
             kind, text = kind_of(part.value, self._own_tools), part.text()
             item = {**item_of(kind, part.value, "", self._reference(part), state="empty"), "status": "incomplete"}
-            item |= (
-                {"arguments": text} if kind == "function_call" else {}
-            )  # an empty text would be a call to some clients
+            if kind == "function_call":  # an empty text would be a call to some clients
+                item["arguments"] = text
             self.position = self._turn.attempts_before(part.place[0] + 1) * ATTEMPT_ROOM - 1 - index
             self._put("response.output_item.done", output_index=index, item=item)
 
