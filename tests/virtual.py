@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
@@ -27,6 +28,7 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
     def run(*args: Any, **kwargs: Any) -> None:
         loop = VirtualLoop()
         _open.clear()
+        gc.disable()  # garbage of earlier tests may start tasks here: clients of `openai` do so in `__del__`
         try:
             loop.run_until_complete(test(*args, **kwargs))
             for hub in _open:
@@ -38,6 +40,7 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
             if left:  # only if the test failed or did not close its hub
                 loop.run_until_complete(asyncio.wait(left))
             loop.close()
+            gc.enable()
         assert loop.complaints == []
 
     return run
