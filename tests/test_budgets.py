@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_852,
-    "lines of tests/": 60_923,
+    "lines of tests/": 60_926,
     "lines of proof/ and bench/": 19_984,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
