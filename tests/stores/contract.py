@@ -233,7 +233,7 @@ def refuse(key: str) -> Step:
     return key, ReplyCommand(ok=False, data=2, error={"code": "no", "detail": "why"}, request="r")
 
 
-async def _data(store: Store, *keys: str) -> list[tuple[Json, Json]]:
+async def data_of(store: Store, *keys: str) -> list[tuple[Json, Json]]:
     """Return the data of the commands `keys` and of their replies, read from the store."""
     _, stored = await store.messages("c", keys)
     commands = [restore_command(stored[key]) for key in keys]
@@ -476,11 +476,11 @@ class StoreContract:
         await chat.do(create("m1", "a"), create("m2", "b"))
         await chat.do(*[approve(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
         await chat.do(refuse("!c1"), refuse("!c3"), documents=["!c1", "!c3"])
-        assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, None), (1, 2)]
+        assert await data_of(store, "!c1", "!c2", "!c3") == [(1, 2), (1, None), (1, 2)]
         await chat.do(delete("m1"), documents=["m1"])
-        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (1, None), (1, 2)]
+        assert await data_of(store, "!c1", "!c2", "!c3") == [(None, None), (1, None), (1, 2)]
         await chat.do(refuse("!c2"), documents=["!c2"])  # the command's target is deleted already
-        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
+        assert await data_of(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, 2)]
         _, found = await store.messages("c", ["!c1"])
         command, known = restore_command(found["!c1"]), chat.state.commands["!c1"]
         assert (command.digest, command.reply_serial, command.target) == (known.digest, known.reply_serial, "m1")
@@ -496,7 +496,7 @@ class StoreContract:
         write = chat.write(delete("m1"), refuse("!c1"), documents=["m1", "!c1"])
         write = replace(write, documents=sorted(write.documents, key=lambda one: one.is_deleted is not is_delete_first))
         assert await store.commit([write]) == [Committed(4)]
-        assert await _data(store, "!c1") == [(None, None)]
+        assert await data_of(store, "!c1") == [(None, None)]
 
     async def test_data_stays_if_the_deletion_was_refused_or_in_another_channel(self, store: Store) -> None:
         chat, other = Chat(store), Chat(store, "other")
@@ -507,7 +507,7 @@ class StoreContract:
         late = chat.write(delete("m1"), documents=["m1"])
         await chat.do(create("m2", "b"))
         assert await store.commit([late]) == [Conflict(chat.head)]
-        assert await _data(store, "!c1") == [(1, 2)]
+        assert await data_of(store, "!c1") == [(1, 2)]
 
     async def test_tidy_removes_the_data_of_commands_with_a_reply_a_week_after_their_expiry(self, store: Store) -> None:
         chat = Chat(store)
@@ -515,12 +515,12 @@ class StoreContract:
         await chat.do(refuse("!c1"), refuse("!c2"), documents=["!c1", "!c2"])
         over_ms = 1_000 + 300_000 + KEPT_MS  # the command was sent at 1 s and expires after 300 s
         await store.tidy(over_ms - 1)
-        assert await _data(store, "!c1", "!c2", "!c3") == [(1, 2), (1, 2), (1, None)]
+        assert await data_of(store, "!c1", "!c2", "!c3") == [(1, 2), (1, 2), (1, None)]
         await store.tidy(over_ms)
-        assert await _data(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, None)]
+        assert await data_of(store, "!c1", "!c2", "!c3") == [(None, None), (None, None), (1, None)]
         await chat.do(refuse("!c3"), documents=["!c3"])
         await store.tidy(over_ms + 5_000)
-        assert await _data(store, "!c3") == [(None, None)]
+        assert await data_of(store, "!c3") == [(None, None)]
 
     # -- entries ------------------------------------------------------------------------------------------------
 

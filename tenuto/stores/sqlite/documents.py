@@ -2,9 +2,9 @@
 
 Layer: stores. This code runs on the store's thread.
 
-A row in `documents` holds the indexed fields; a document's bytes are
-blobs, cut into chunks that lie in slots (`file`). Blob 0 is the head, which each write replaces, in the same
-slot if it fits; each later blob holds the segments of one write. Freed slots are filled with zeros at once.
+A row in `documents` holds the indexed fields; a document's bytes are blobs, cut into chunks that lie in slots (`file`).
+Blob 0 is the head, which each write replaces; each later blob holds the segments of one write, and a fresh document
+begins again with blob 1. A blob is replaced in the same slot if it fits. Freed slots are filled with zeros at once.
 
 Each read checks the checksums (`slots`): that of each piece of segments is in `pieces`, that of the head in
 `documents`. The latter covers the row's other fields, and the number of the last blob, so that a missing blob is
@@ -120,9 +120,9 @@ class Documents:
             ),
         )
         self.row_bytes += 8 * INTEGER_BYTES + len(document.id) + len(document.target or "")
-        self._put(key, HEAD, document.head, self._head_room(document))
+        self._put(document, key, HEAD, document.head)
         if has_segments:
-            self._put(key, HEAD + 1, _encode_segments(document.segments))
+            self._put(document, key, HEAD + 1, _encode_segments(document.segments))
         if document.is_deleted:
             self._drop_data_about(channel, document.id)
         return _counted(document)
@@ -136,15 +136,15 @@ class Documents:
                 (key,),
             ).fetchone()
         )
-        if document.fresh:
-            self._free(key, from_blob=HEAD + 1)
-            last = HEAD
-        else:
-            (last,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
-        self._replace_head(key, document)
-        if document.segments and self._may_keep_data(channel, document):
-            last += 1
-            self._put(key, last, _encode_segments(document.segments))
+        self._replace(document, key, HEAD, document.head)
+        (known,) = self._db.execute("SELECT max(blob) FROM pieces WHERE document = ?", (key,)).fetchone()
+        has_segments = bool(document.segments) and self._may_keep_data(channel, document)
+        last = (HEAD if document.fresh else known) + has_segments
+        if last < known:
+            self._free(key, from_blob=last + 1)
+        if has_segments:
+            write = self._replace if last <= known else self._put
+            write(document, key, last, _encode_segments(document.segments))
         self._db.execute(
             "UPDATE documents SET version = ?, open = ?, deleted = ?, size_bytes = ?, crc = ? WHERE id = ?",
             (*_changing(document), _sum_of(channel, document, last), key),
@@ -361,31 +361,32 @@ class Documents:
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
-    def _head_room(self, document: Document) -> int:
-        """Return the size of the slot for a head.
-
-        The head of an open message will grow by a reason, a request id or another part.
-        """
-        size = len(document.head)
-        return size + size // 4 + 32 if document.is_open else size
-
-    def _replace_head(self, key: int, document: Document) -> None:
+    def _replace(self, document: Document, key: int, blob: int, data: bytes) -> None:
+        """Write `data` in place of a blob, in the same slot if it fits."""
         slots = self._db.execute(
             "SELECT slot, length(body) FROM pieces CROSS JOIN texts ON texts.id = slot WHERE document = ? AND blob = ?",
-            (key, HEAD),
+            (key, blob),
         ).fetchall()
-        size = len(document.head)
-        needed = size + LENGTH_BYTES
+        needed = len(data) + LENGTH_BYTES
         if len(slots) == 1 and needed <= slots[0][1] <= 2 * needed + 64:
             slot, room = slots[0]
-            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(document.head, room), slot))
+            self._db.execute("UPDATE texts SET body = ? WHERE id = ?", (pack(data, room), slot))
+            if blob != HEAD:
+                which = "document = ? AND blob = ?"
+                self._db.execute(f"UPDATE pieces SET crc = ? WHERE {which}", (piece_sum(key, blob, 0, data), key, blob))
             self.row_bytes += room + INTEGER_BYTES
             return
-        self._free(key, from_blob=HEAD, to_blob=HEAD)
-        self._put(key, HEAD, document.head, self._head_room(document))
+        self._free(key, from_blob=blob, to_blob=blob)
+        self._put(document, key, blob, data)
 
-    def _put(self, key: int, blob: int, data: bytes, room_bytes: int = 0) -> None:
-        """Write `data` as a blob; its last chunk gets a slot for up to `room_bytes`."""
+    def _put(self, document: Document, key: int, blob: int, data: bytes) -> None:
+        """Write `data` as a blob.
+
+        Its last chunk has room to grow if it is the head of an open message, which gets a reason, a request id or
+        another part, or belongs to a command, which gets a reply.
+        """
+        may_grow = document.target is not None or (document.is_open and blob == HEAD)
+        room_bytes = len(data) + len(data) // 4 + 32 if may_grow else 0
         first = self._put_new(key, blob, data) if len(data) >= LARGE_BLOB_BYTES else 0
         for chunk, start in enumerate(range(first * MAX_DATA, len(data), MAX_DATA), first):
             piece = data[start : start + MAX_DATA]
