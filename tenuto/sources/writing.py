@@ -213,10 +213,10 @@ class Join:
     def take(self, new: str) -> str | None:
         """Return the text to add, once that is known. Raises Repeated if the model began anew."""
         self.held += new
-        text, held = self._kept.text, self.held
-        is_short = not self._kept.is_exact and len(held) < HELD_CHARACTERS
+        text, bare = self._kept.text, self.held.lstrip()
+        is_short = not self._kept.is_exact and len(self.held) < HELD_CHARACTERS
         # an overlap may be longer than `held`
-        is_inside = text.startswith(held) if self._kept.is_exact else held in text
+        is_inside = text.lstrip().startswith(bare) if self._kept.is_exact else bare in text
         return None if is_short or is_inside else self.end()
 
     def end(self, *, is_broken: bool = False) -> str | None:
@@ -224,25 +224,28 @@ class Join:
 
         Of a continuation that broke off, the result is None if it is so far only a repetition, or another answer.
         """
-        text, held = self._kept.text, self.held
-        overlap, is_long = self._overlap(text, held), len(held) >= SHORTEST_OVERLAP
-        is_anew = is_long and not overlap and text.startswith(held[:SHORTEST_OVERLAP]) and not self._kept.is_exact
-        if is_broken and (is_anew or held in text):
+        text, held, is_exact = self._kept.text, self.held, self._kept.is_exact
+        start, bare = text.lstrip(), held.lstrip()  # a model may put white space before what it repeats
+        overlap = len(start) * bare.startswith(start) if is_exact else _overlap(text, bare)
+        # where what follows the white space is too short to be sure, both may repeat the text
+        added = bare[overlap:] if overlap else held[0 if is_exact else _overlap(text, held) :]
+        is_anew = not is_exact and added == held and len(bare) >= SHORTEST_OVERLAP
+        is_anew = is_anew and start.startswith(bare[:SHORTEST_OVERLAP])
+        if is_broken and (is_anew or bare in text):
             return None
         if is_anew:
             raise Repeated
-        return held[overlap:]
+        return added
 
-    def _overlap(self, text: str, held: str) -> int:
-        """Return the length of the longest end of `text` with which `held` begins."""
-        if self._kept.is_exact:
-            return len(text) if held.startswith(text) else 0
-        if len(held) < SHORTEST_OVERLAP:
-            return 0
-        start = text.find(held[:SHORTEST_OVERLAP], max(0, len(text) - len(held)))
-        while start >= 0 and not held.startswith(text[start:]):
-            start = text.find(held[:SHORTEST_OVERLAP], start + 1)
-        return len(text) - start if start >= 0 else 0
+
+def _overlap(text: str, held: str) -> int:
+    """Return the length of the longest end of `text` with which `held` begins; 0 if it is short."""
+    if len(held) < SHORTEST_OVERLAP:
+        return 0
+    start = text.find(held[:SHORTEST_OVERLAP], max(0, len(text) - len(held)))
+    while start >= 0 and not held.startswith(text[start:]):
+        start = text.find(held[:SHORTEST_OVERLAP], start + 1)
+    return len(text) - start if start >= 0 else 0
 
 
 class Repeated(Exception):

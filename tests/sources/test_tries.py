@@ -441,6 +441,9 @@ async def test_setting_that_is_not_valid_is_refused(options: dict[str, Any], det
         ("It goes on.", LONG + "It goes on."),
         (LONG[-40:] + "It goes on.", LONG + "It goes on."),  # an overlap
         (LONG + "It goes on.", LONG + "It goes on."),  # the whole text again
+        ("\n\n" + LONG + "It goes on.", LONG + "It goes on."),  # behind white space
+        (" " + LONG[-40:] + "\nIt goes on.", LONG + "\nIt goes on."),
+        ("\n\nIt goes on.", LONG + "\n\nIt goes on."),  # white space of the continuation
         (LONG[-20:] + "!", LONG + LONG[-20:] + "!"),  # too short to be sure
         (LONG[:40] + "other words", LONG[:40] + "other words"),  # another answer, with the same beginning
     ],
@@ -472,6 +475,10 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(continuatio
         ("short", "ly said", "ly said"),
         ("short", "shortly said", "ly said"),
         ("short", "shore", "shore"),
+        ("short", "\nshortly said", "ly said"),
+        ("\nshort", "\n\n short", ""),
+        ("short", "\n\nshore", "\n\nshore"),
+        (" \n", " said", " said"),
         (LONG + LONG[-40:], LONG[-40:] + "It goes on.", LONG[-40:] + "It goes on."),  # these repetitions are meant
         (LONG, LONG[:40] + "other words", LONG[:40] + "other words"),
         (LONG, LONG + "It goes on.", "It goes on."),  # a model that begins with what it was given
@@ -573,24 +580,51 @@ async def test_next_process_continues_the_text_that_it_can_continue(
     assert (stored.text, known[0]) == (whole, left if left == LONG else "")
 
 
-texts = st.text("ab", max_size=120) | st.text("ab", min_size=200, max_size=300)
+texts = st.text("ab", max_size=120) | st.text("ab \n", min_size=100, max_size=300)
+spaces = st.sampled_from(["", "", "\n", " ", "\n\n", " \r\n\t", "\u00a0"])
 
 
-@example("a" * 40, "a" * 250, [1])
-@given(texts, texts, st.lists(st.integers(1, 90)))
-def test_what_is_added_is_the_continuation_without_its_longest_overlap(text: str, new: str, cuts: list[int]) -> None:
+def overlap_of(text: str, new: str) -> int:
     lengths = range(min(len(text), len(new)), SHORTEST_OVERLAP - 1, -1)
-    overlap = next((length for length in lengths if text.endswith(new[:length])), 0)
-    is_anew = not overlap and len(new) >= SHORTEST_OVERLAP and new[:SHORTEST_OVERLAP] == text[:SHORTEST_OVERLAP]
-    join, added, rest = Join(Kept(0, {"type": "text", "text": text}, [])), None, new
+    return next((length for length in lengths if text.endswith(new[:length])), 0)
+
+
+@example("a" * 40, "", "a" * 250, [1], False)
+@example("  " + "a" * 30, "", "  " + "a" * 30 + "b", [1], False)
+@given(texts, spaces, texts, st.lists(st.integers(1, 90)), st.booleans())
+def test_what_is_added_is_the_continuation_without_its_longest_overlap(
+    text: str, space: str, new: str, cuts: list[int], is_exact: bool
+) -> None:
+    check_join(text, space + new, cuts, is_exact=is_exact)
+
+
+@example("Hello", "\n", 0, " world", [2], True)
+@given(texts, spaces, st.integers(0, 200), texts, st.lists(st.integers(1, 90)), st.booleans())
+def test_text_that_a_model_repeats_behind_white_space_stands_once(
+    text: str, space: str, at: int, added: str, cuts: list[int], is_exact: bool
+) -> None:
+    check_join(text, space + text[0 if is_exact else at :].lstrip() + added, cuts, is_exact=is_exact)
+
+
+def check_join(text: str, new: str, cuts: list[int], *, is_exact: bool) -> None:
+    """Check what is added to `text`, however the continuation `new` is cut."""
+    start, bare = text.lstrip(), new.lstrip()
+    if is_exact:
+        expected = bare.removeprefix(start) if start and bare.startswith(start) else new
+    else:
+        overlap = overlap_of(text, bare)
+        expected = bare[overlap:] if overlap else new[overlap_of(text, new) :]
+        if expected == new and len(bare) >= SHORTEST_OVERLAP and start.startswith(bare[:SHORTEST_OVERLAP]):
+            expected = f"another answer: {new}"
+    join, found, rest = Join(Kept(0, {"type": "text", "text": text}, [], is_exact)), None, new
     try:
         for cut in [*cuts, len(new)]:
             piece, rest = rest[:cut], rest[cut:]
-            added = added + piece if added is not None else join.take(piece)
-        added = join.end() if added is None else added
+            found = found + piece if found is not None else join.take(piece)
+        found = join.end() if found is None else found
     except Repeated:
-        added = f"another answer: {join.held}{rest}"
-    assert added == (f"another answer: {new}" if is_anew else new[overlap:])
+        found = f"another answer: {join.held}{rest}"
+    assert found == expected
 
 
 @virtually
