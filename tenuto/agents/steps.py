@@ -98,6 +98,7 @@ class Steps:
         self._names: dict[str, Kind] = {}
         self._uses: dict[str, Try | None] = {}  # names of steps and ids of questions, with the tries that used them
         self._running: set[str] = set()  # steps whose functions run
+        self._ran_s = 0.0  # time at which a step last ended
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._interrupted: set[str] = set()
         self._sizes: dict[str, int] = {}  # of the results of this attempt, as JSON
@@ -116,8 +117,13 @@ class Steps:
 
     @property
     def is_running(self) -> bool:
-        """Return whether the function of a step runs."""
-        return bool(self._running)
+        """Return whether a step has begun whose result is not stored yet."""
+        return any(lock.locked() for lock in self._locks.values())
+
+    @property
+    def ran_s(self) -> float:
+        """Return the time until which a step ran: now, if one does."""
+        return asyncio.get_running_loop().time() if self.is_running else self._ran_s
 
     @property
     def open_name(self) -> str:
@@ -139,20 +145,23 @@ class Steps:
         if type(retries) is not int or retries < 0 or not (isinstance(retry_s, int | float) and retry_s >= 0):
             raise LocalError(f"retries and retry_s must be 0 or more, got {shown(retries)} and {shown(retry_s)}")
         is_new = self._take(name, "step")
-        async with self._locks[name]:  # a try that has failed may have left the function running
-            stored = await self._begin(name, "step", is_new, function=_name_of(function))
-            if stored.reply is not None:
-                result, size = _result_in(name, stored.reply.data)
-                self._count(name, size)
-                return result
-            token = _open.set(_Open(self, name))
-            self._running.add(name)
-            try:
-                result = await _called(name, call, retries, retry_s)
-            finally:
-                self._running.discard(name)
-                _open.reset(token)
-            return await self._store(name, stored, result)
+        try:
+            async with self._locks[name]:  # a try that has failed may have left the function running
+                stored = await self._begin(name, "step", is_new, function=_name_of(function))
+                if stored.reply is not None:
+                    result, size = _result_in(name, stored.reply.data)
+                    self._count(name, size)
+                    return result
+                token = _open.set(_Open(self, name))
+                self._running.add(name)
+                try:
+                    result = await _called(name, call, retries, retry_s)
+                finally:
+                    self._running.discard(name)
+                    _open.reset(token)
+                return await self._store(name, stored, result)
+        finally:
+            self._ran_s = asyncio.get_running_loop().time()
 
     async def sleep(self, name: str, seconds: float) -> None:
         """Wait until `seconds` have passed since the first attempt began this wait."""

@@ -180,7 +180,7 @@ class Turn:
             writer.cancelled_as = ("failed", "error")
         writer.on_retry = lambda waits: self.progress("trying again" if waits else "answering")
         writer.on_attach = partial(self._attach, writer)
-        writer.rested_s = lambda: self.allowance.rested_s if self.allowance is not None else 0.0
+        writer.rested_s = lambda: max(self.steps.ran_s, self.allowance.rested_s if self.allowance is not None else 0.0)
         self.replies.append(writer)
         self.progress("answering")
         return writer

@@ -69,7 +69,7 @@ async def pipe(
     stream that ends early) is followed by another try, at most `retries` (3): after `retry_s` (1) seconds, twice as
     long each time, or as long as the provider asks for, up to two minutes. The text of a failed try is superseded, or
     with `on_break="continue"` continued; `"fail"` tries again only before the first content. A stream without an event
-    for `stall_s` (120), also a plain one, has broken, unless the turn waits for a person.
+    for `stall_s` (120), also a plain one, has broken, unless the turn waits or runs a step.
 
     With `attach` a background response is read on after a break or a crash, without another try (`docs/retries.md`).
     """
@@ -134,7 +134,7 @@ async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, sta
 
 
 class _Silence:
-    """The time in which a stream must bring its next event. It stands still while the turn waits for a person."""
+    """The time in which a stream must bring its next event. It stands still while the turn waits, or runs a step."""
 
     def __init__(self, stall_s: float, rested_s: Callable[[], float]) -> None:
         self._stall_s, self._rested_s = stall_s, rested_s

@@ -50,7 +50,7 @@ class Writer(Protocol):
     on_retry: Callable[[bool], None] | None  # called around the wait after a failed try: with True, then with False
     # called with True when the model's response goes on without its reader, and with False when it is not read any more
     on_attach: Callable[[bool], None] | None
-    rested_s: Callable[[], float] | None  # returns the time until which the turn has waited for a person
+    rested_s: Callable[[], float] | None  # returns the time until which the turn has waited, or one of its steps ran
 
     @property
     def id(self) -> str: ...

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -31,7 +31,7 @@ from tenuto import Hub, Turn
 from tenuto.core.errors import Finished, LocalError
 from tenuto.core.model import Message
 from tenuto.core.view import View
-from tenuto.sources import OnBreak, SoFar, UpstreamEnded, UpstreamError, pipe, tries
+from tenuto.sources import OnBreak, Piped, SoFar, ToolCall, UpstreamEnded, UpstreamError, pipe, tries
 from tenuto.sources.writing import SHORTEST_OVERLAP, Join, Kept, Repeated
 from tenuto.stores.memory import MemoryStore
 from tests.sources.wires import Responses, chat, chat_end, claude, claude_begin, claude_end, claude_said, sse
@@ -300,13 +300,41 @@ async def test_stream_may_be_silent_for_as_long_as_its_caller_says() -> None:
     assert (await piped(stream(), stall_s=math.inf))[0].text == "words"
 
 
+async def run_tool(turn: Turn) -> None:
+    call = ToolCall("c", "work", '{"delay": 300}', 1)
+    await turn.replies[0].part({"type": "tool", "call": "c", "name": "work", "input": call.input, "state": "called"})
+    await turn.run_tools(Piped("", tool_calls=[call]), {"work": asyncio.sleep})
+
+
+async def fail_step(turn: Turn) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(300)
+        raise ConnectionError
+
+    with contextlib.suppress(ConnectionError):
+        await turn.step("work", fail)
+
+
 @pytest.mark.parametrize(("silent_s", "status"), [(110, "complete"), (130, "interrupted")])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda turn: turn.ask("approve", timeout_s=300),
+        lambda turn: turn.sleep("nap", 300),
+        lambda turn: turn.step("work", asyncio.sleep, 300),
+        fail_step,
+        run_tool,
+    ],
+    ids=["question", "sleep", "step", "step that fails", "tool"],
+)
 @virtually
-async def test_stream_of_a_turn_that_waits_for_a_person_is_not_silent(silent_s: float, status: str) -> None:
+async def test_stream_of_a_turn_that_waits_or_runs_a_step_is_not_silent(
+    work: Callable[[Turn], Awaitable[Any]], silent_s: float, status: str
+) -> None:
     async def run(turn: Turn) -> AsyncIterator[str]:
         yield "Asked. "
         await asyncio.sleep(110)
-        await turn.ask("approve", timeout_s=300)
+        await work(turn)
         await asyncio.sleep(silent_s)
         yield "Done."
 
