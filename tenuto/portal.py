@@ -144,6 +144,7 @@ class AsyncWriter(Protocol):
 class Try:
     """A block for one try. What begins in it, also in tasks of its own, finds it in `current_try`."""
 
+    waits = 0  # number of questions and sleeps of a turn that are open in it
     _failed = False
     _outer: Try | None = None
 
@@ -151,6 +152,12 @@ class Try:
     def has_failed(self) -> bool:
         """Return whether the block, or one around it, has raised."""
         return self._failed or (self._outer is not None and self._outer.has_failed)
+
+    def wait(self, change: int) -> None:
+        """Count a question or sleep that begins (1) or ends (-1), also in the blocks around this one."""
+        self.waits += change
+        if self._outer is not None:
+            self._outer.wait(change)
 
     def __enter__(self) -> None:
         self._outer = current_try.get()

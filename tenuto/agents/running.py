@@ -39,7 +39,7 @@ from tenuto.core.names import check_id
 from tenuto.core.requests import references, whole
 from tenuto.core.turns import ANSWERS, ATTEMPTS, Replier, attempt_of, reply_id, reply_ids, rules_of
 from tenuto.portal import current_try
-from tenuto.sources.writing import Writer
+from tenuto.sources.writing import Writer, is_streaming
 from tenuto.watchdog import timed
 
 logger = logging.getLogger("tenuto.agents")
@@ -164,14 +164,14 @@ class Running:
 
     def leave_at_rest(self) -> None:
         """Cancel `run` if the process ends and the next one loses nothing by going on with the turn from here: the turn
-        waits, or all that it writes comes from responses that go on without their reader.
+        only waits, or all that it writes comes from responses that go on without their reader.
         """
         turn, task = self._turn, self._task
         if not self._backend.is_shutting_down or self._agent.on_crash == "interrupt" or turn is None or task is None:
             return
         waits = turn.allowance is not None and turn.allowance.waits > 0
-        writing = {reply for reply in turn.begun if not reply.is_over}
-        if not turn.steps.is_running and (waits or (writing and writing <= turn.attached)):
+        writing = {one for one in turn.replies if (is_streaming(one) if waits else one.is_begun and not one.is_over)}
+        if not turn.steps.is_running and (waits or writing) and writing <= turn.attached:
             task.cancel()
 
     async def run(self) -> State | None:

@@ -32,6 +32,7 @@ from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
 from tenuto.core.turns import STEER, attempt_of, question_id, reply_id
+from tenuto.portal import Try, current_try
 from tenuto.sources.reading import CALLED, DONE, ERROR
 from tenuto.sources.writing import Piped, ToolCall, Writer
 
@@ -267,14 +268,16 @@ class Turn:
     @contextlib.asynccontextmanager
     async def _standing_still(self) -> AsyncIterator[None]:
         """Let the time of the turn stand still."""
-        allowance = self.allowance
+        allowance, here = self.allowance, current_try.get() or Try()
         assert allowance is not None  # the handler has begun
+        here.wait(1)
         try:
             if allowance.pause() and self.has_budget:
                 await self.steps.time_used_ms(now_is_used=False)
             self._rests()
             yield
         finally:
+            here.wait(-1)
             is_resumed = allowance.resume()
         if is_resumed and self.has_budget:
             await self.steps.time_used_ms()

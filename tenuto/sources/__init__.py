@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.portal import Try
 from tenuto.sources.attaching import Attaching
 from tenuto.sources.reading import (
     LINE_CHARACTERS,
@@ -31,7 +30,7 @@ from tenuto.sources.recognise import SOURCES, by_first_event, by_stream
 from tenuto.sources.text import PlainText, SSEText
 from tenuto.sources.tries import STALL_S, SoFar, Tries, is_maker
 from tenuto.sources.upstream import Upstream
-from tenuto.sources.writing import OnBreak, Piped, Piping, ToolCall, Writer, Writing
+from tenuto.sources.writing import OnBreak, Piped, Piping, ToolCall, Writer, Writing, reading
 
 T = TypeVar("T")
 
@@ -82,7 +81,7 @@ async def pipe(
 
         async def write(made: Callable[[], object], writing: Writing) -> Piped:
             again = writing.source or named_source(source, text_field, option=option)
-            with Try():
+            with reading(writer):
                 return await _pipe_one(writing, made(), again, silent_s, option)
 
         tries = Tries(writer, make, write, retries=retries, retry_s=retry_s, on_break=on_break)
@@ -94,7 +93,8 @@ async def pipe(
         raise LocalError(
             "retries, retry_s, on_break and attach need a function that makes the stream; pass a lambda around the call"
         )
-    return await _pipe_one(Writing(writer), stream, named, silent_s, option)
+    with reading(writer):
+        return await _pipe_one(Writing(writer), stream, named, silent_s, option)
 
 
 async def _pipe_one(writing: Writing, stream: object, chosen: Source | None, stall_s: float, option: str) -> Piped:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary
 from tenuto.core.errors import InvalidRequest, InvalidText, LocalError, TenutoError
 from tenuto.core.model import APPENDABLE, Json, Part
 from tenuto.core.text import SurrogateJoiner
+from tenuto.portal import Try
 from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed, whole
 
 logger = logging.getLogger("tenuto.agents")
@@ -107,6 +109,26 @@ class Writer(Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+_streams: WeakKeyDictionary[Writer, set[Try]] = WeakKeyDictionary()  # those that are read, of each message
+
+
+@contextmanager
+def reading(writer: Writer) -> Iterator[None]:
+    """Return a block that reads a stream into the message, as a try."""
+    stream = Try()
+    _streams.setdefault(writer, set()).add(stream)
+    try:
+        with stream:
+            yield
+    finally:
+        _streams[writer].discard(stream)
+
+
+def is_streaming(writer: Writer) -> bool:
+    """Return whether a stream of the message is read that waits for no question or sleep in it."""
+    return any(not stream.waits for stream in _streams.get(writer, ()))
 
 
 # Token usage of the earlier streams of each message: a handler that continues after tool calls pipes several streams

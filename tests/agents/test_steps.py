@@ -589,6 +589,49 @@ async def test_a_turn_is_handed_over_ten_times_and_at_once_if_it_only_waits(wait
     assert seen == [*range(10)]
 
 
+async def in_turn(turn: Turn, wait: Awaitable[Any], stream: AsyncIterator[str]) -> None:
+    async with turn.reply() as message:
+        await asyncio.gather(wait, message.pipe(stream))
+
+
+async def in_stream(turn: Turn, wait: Awaitable[Any], stream: AsyncIterator[str]) -> None:
+    async def run() -> AsyncIterator[str]:
+        yield "0"
+        await asyncio.create_task(asyncio.wait_for(wait, None))  # as a tool of a framework does
+        async for text in stream:
+            yield text
+
+    async with turn.reply() as message:
+        await message.pipe(run())
+
+
+@pytest.mark.parametrize(("handle", "seconds", "text"), [(in_turn, 60, "012345"), (in_stream, 0, "0")])
+@pytest.mark.parametrize("wait", [lambda turn: turn.ask("approve", timeout_s=900), lambda turn: turn.sleep("nap", 900)])
+@virtually
+async def test_a_turn_in_which_a_stream_is_read_does_not_only_wait(
+    wait: Any, handle: Any, seconds: int, text: str
+) -> None:
+    store, now_s = MemoryStore(), asyncio.get_running_loop().time
+    hub = new_hub(store, drain_s=60.0)
+
+    async def model() -> AsyncIterator[str]:
+        for number in range(6):
+            yield str(number)
+            await asyncio.sleep(5)
+
+    @hub.agent("chat:*", name="bot")
+    async def bot(turn: Turn) -> None:
+        await handle(turn, wait(turn), model())
+
+    await hub.create("chat:1", id="m1", text="?")
+    await asyncio.sleep(1)
+    began_s = now_s()
+    await hub.close()
+    assert now_s() - began_s == pytest.approx(seconds, abs=1)
+    (answer, _) = (await new_hub(store).history("chat:1")).messages
+    assert answer.text == text
+
+
 @virtually
 async def test_a_turn_that_begins_to_wait_during_a_drain_is_handed_over_then() -> None:
     hub, now_s = new_hub(drain_s=60.0), asyncio.get_running_loop().time
