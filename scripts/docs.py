@@ -1,8 +1,9 @@
 """Build the site of the documentation, without a network: `make docs`, or `python scripts/docs.py [FOLDER]`.
 
-Layer: scripts. Zensical makes the pages from `docs/`, in the order of its index. This script gives it plain Markdown,
-whose links outside of `docs/` lead to the repository, and adds files for machines: each page as `.md`, `llms.txt`,
-`llms-full.txt`, and the skill of the packages below `.well-known/agent-skills`. The environment variable
+Layer: scripts. Zensical makes the pages from `docs/`, in the order of its index, and two more from the code, by
+`reference.py`. This script gives it plain Markdown, whose links outside of `docs/` lead to the repository, and adds
+files for machines: each page as `.md`, `llms.txt`, `llms-full.txt`, and the skill of the packages below
+`.well-known/agent-skills`. `make docs` first installs what it needs. The environment variable
 TENUTO_REPOSITORY has the address of the repository, such as https://github.com/owner/tenuto; without it such links are
 plain text. The site fetches nothing from elsewhere.
 """
@@ -18,6 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
+
+import reference
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -78,6 +81,11 @@ new MutationObserver(() => {
 }).observe(document.documentElement, { childList: true, subtree: true })
 """
 CALL = re.compile(r"^### `([\w.]+)\(.*\)`$", re.MULTILINE)
+REFERENCE = {"reference-python.md": reference.python, "reference-browser.md": reference.browser}
+# the row that the index gets for them; the table of pages to look things up is its last
+ROW_OF_REFERENCE = "| {}, {} | each public name, from the docstrings and the types |\n".format(
+    *(f"[{text}]({page})" for text, page in zip(("Each name in Python", "in the browser"), REFERENCE, strict=True))
+)
 LABEL = ' { data-toc-label="%s" }'  # in the navigation, a call is its name
 EMPTY_HEADER = re.compile(r"^\|(.*\|)\n(?=\|---)", re.MULTILINE)
 
@@ -91,6 +99,8 @@ def build(folder: Path, repository: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = EMPTY_HEADER.sub(named, linked(path, repository))
         target.write_text(CALL.sub(lambda call: call[0] + LABEL % call[1], text))
+    for name, page in REFERENCE.items():
+        (pages / name).write_text(page())
     for picture in [*DOCS.glob("*.svg"), *DOCS.glob("*.png")]:
         shutil.copy(picture, pages)
     (pages / "extra.css").write_text(STYLE)
@@ -129,17 +139,22 @@ def linked(path: Path, repository: str) -> str:
             return text
         return f"{picture}[{text}]({repository}/blob/main/{file.relative_to(ROOT).as_posix()}{anchor})"
 
-    whole, parts, end = path.read_text(), [], 0
+    whole, parts, end = index() if path == DOCS / "README.md" else path.read_text(), [], 0
     for block in FENCED.finditer(whole):
         parts += [LINK.sub(link, whole[end : block.start()]), block[0]]
         end = block.end()
     return "".join([*parts, LINK.sub(link, whole[end:])])
 
 
+def index() -> str:
+    """Return the index of `docs/`, with the pages that are only on the site."""
+    return (DOCS / "README.md").read_text() + ROW_OF_REFERENCE
+
+
 def navigation() -> dict[str, list[str]]:
     """Return the pages of each section of the index, in its order."""
     sections: dict[str, list[str]] = {}
-    for heading, learn, page in ROW.findall((DOCS / "README.md").read_text()):
+    for heading, learn, page in ROW.findall(index()):
         if heading or learn:
             sections[heading or learn] = []
         else:
@@ -159,7 +174,7 @@ def toml(sections: dict[str, list[str]]) -> str:
 
 
 def write_for_machines(pages: Path, site: Path) -> None:
-    """Write `llms.txt`, which names each page, and `llms-full.txt`, which has the text of all but the decisions."""
+    """Write `llms.txt`, which names each page, and `llms-full.txt`: all but the decisions and the reference."""
     lines = [
         "# Tenuto",
         "",
@@ -169,7 +184,7 @@ def write_for_machines(pages: Path, site: Path) -> None:
     texts = []
     for name, listed in navigation().items():
         lines += [f"## {name}", "", *(f"- [{title(pages / page)}]({page})" for page in listed), ""]
-        texts += [(pages / page).read_text() for page in listed if "/" not in page]
+        texts += [(pages / page).read_text() for page in listed if "/" not in page and page not in REFERENCE]
     lines += ["## Skill", "", f"- [Add Tenuto to an app, for coding agents]({WELL_KNOWN}/{SKILL.name}/SKILL.md)", ""]
     (site / "llms.txt").write_text("\n".join(lines))
     (site / "llms-full.txt").write_text("\n\n".join(texts))

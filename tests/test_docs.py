@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import pytest
 from fastapi import FastAPI
 
 import tenuto
@@ -241,11 +242,12 @@ def test_the_docstring_of_a_module_names_only_what_exists() -> None:
     assert [(shown_path(path), name) for path, name in sorted(named) if name not in known] == []
 
 
-def test_the_index_lists_each_page_and_the_site_has_its_links() -> None:
+def test_the_index_lists_each_page_and_the_site_has_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     site = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "docs.py")))
     listed = [page for pages in site.navigation().values() for page in pages]
     assert sorted([*listed, "index.md"]) == sorted(
-        [*(site.page_name(path) for path in (ROOT / "docs").glob("*.md")), "decisions/index.md"]
+        [*(site.page_name(path) for path in (ROOT / "docs").glob("*.md")), "decisions/index.md", *site.REFERENCE]
     )
     page = ROOT / "docs" / "architecture.md"
     assert "](decisions/index.md)" in site.linked(page, "")

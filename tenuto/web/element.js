@@ -140,7 +140,7 @@ export class TenutoChat extends Base {
     this.#panel = this.#own = null
   }
 
-  /** Return the words of the element, with the app's own in place of the defaults. */
+  /** Return the words of the element, with the app's own in place of the defaults. @returns {import("./chat_strings.js").Strings} */
   get words() {
     return { ...this.#strings, ...this.strings }
   }
