@@ -19,7 +19,7 @@ demo: $(VENV)/.demo ## a chat that survives refresh, on this machine; LAN=1 also
 web: node_modules/.installed ## build the packages of the browser client, into dist/web
 	@scripts/build_web
 
-docs: $(VENV)/.docs node_modules/.installed ## build the site of the documentation, without a network, into build/docs/site: TENUTO_REPOSITORY=
+docs: $(VENV)/.docs node_modules/.installed ## build the site of the documentation, without a network, into build/docs/site: TENUTO_REPOSITORY=, TENUTO_SITE=
 	@$(BIN)/python scripts/docs.py build/docs
 
 dist: node_modules/.installed ## build and check what a release publishes, into dist: TENUTO_REPOSITORY=

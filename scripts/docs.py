@@ -3,9 +3,13 @@
 Layer: scripts. Zensical makes the pages from `docs/`, in the order of its index, and two more from the code, by
 `reference.py`. This script gives it plain Markdown, whose links outside of `docs/` lead to the repository, and adds
 files for machines: each page as `.md`, `llms.txt`, `llms-full.txt`, and the skill of the packages below
-`.well-known/agent-skills`. `make docs` first installs what it needs. The environment variable
-TENUTO_REPOSITORY has the address of the repository, such as https://github.com/owner/tenuto; without it such links are
-plain text. The site fetches nothing from elsewhere.
+`.well-known/agent-skills`. `make docs` first installs what it needs. The site fetches nothing from elsewhere. Two
+environment variables set addresses:
+
+- TENUTO_REPOSITORY: of the repository, such as https://github.com/owner/tenuto. Without it, links to its files are
+  plain text.
+- TENUTO_SITE: of the site, such as https://example.org/docs/. Without it there is no `sitemap.xml`, and the links of
+  `404.html` work only at the root of a host.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ site_dir = "site"
 use_directory_urls = false
 extra_css = ["extra.css"]
 extra_javascript = ["extra.js"]
-nav = {nav}
+{address}nav = {nav}
 
 [project.theme]
 language = "en"
@@ -90,8 +94,12 @@ LABEL = ' { data-toc-label="%s" }'  # in the navigation, a call is its name
 EMPTY_HEADER = re.compile(r"^\|(.*\|)\n(?=\|---)", re.MULTILINE)
 
 
-def build(folder: Path, repository: str) -> None:
+def build(folder: Path, repository: str, address: str) -> None:
     """Build the site into `folder`/site, in place of an earlier one. Raises CalledProcessError if Zensical fails."""
+    if address and not re.fullmatch(r"https?://[^/\s\"?#]+(/[^\s\"?#]*)?", address):
+        raise ValueError(
+            f"TENUTO_SITE must be the address of the site, like https://example.org/docs/, got {address!r}"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     pages = folder / "pages"
     for path in sorted([*DOCS.glob("*.md"), *(DOCS / "decisions").glob("*.md")]):
@@ -105,9 +113,15 @@ def build(folder: Path, repository: str) -> None:
         shutil.copy(picture, pages)
     (pages / "extra.css").write_text(STYLE)
     (pages / "extra.js").write_text(SCRIPT)
-    (folder / "zensical.toml").write_text(CONFIGURATION.format(nav=toml(navigation())))
+    (folder / "zensical.toml").write_text(
+        CONFIGURATION.format(
+            address=f'site_url = "{address.rstrip("/")}/"\n' if address else "", nav=toml(navigation())
+        )
+    )
     subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=folder, check=True)
     shutil.rmtree(folder / ".cache")  # it differs from build to build
+    if not address:
+        (folder / "site" / "sitemap.xml").unlink()  # it is empty
     for page in pages.rglob("*.md"):
         page.write_text(re.sub(LABEL % ".*", "", page.read_text()))
         shutil.copy(page, folder / "site" / page.relative_to(pages))
@@ -209,4 +223,8 @@ def write_skill(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1] if len(sys.argv) > 1 else "build/docs").resolve(), os.environ.get("TENUTO_REPOSITORY", ""))
+    build(
+        Path(sys.argv[1] if len(sys.argv) > 1 else "build/docs").resolve(),
+        os.environ.get("TENUTO_REPOSITORY", ""),
+        os.environ.get("TENUTO_SITE", ""),
+    )
