@@ -8,17 +8,19 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import agents
 import httpx2
 import msgspec
 import openai
+import pydantic
 import pytest
 from fastapi import FastAPI
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from openai.lib._pydantic import to_strict_json_schema
 
 from tenuto import Hub, Turn
 from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest
@@ -468,6 +470,34 @@ async def test_each_wish_of_a_client_reaches_the_model_in_the_form_of_its_api(
         for api, names in (("openai", ("seed", "stop")), ("anthropic", ("stop_sequences",))):
             expected[api] = {name: value for name, value in expected[api].items() if name not in names}
     assert (request, stub.received[0]["options"]) == (asked, expected)
+
+
+async def test_form_that_a_client_parses_reaches_the_model_as_the_client_sent_it(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    class Place(pydantic.BaseModel):
+        """A town."""
+
+        city: str
+        inhabitants: Annotated[int, pydantic.Field(ge=0)] = 0
+
+    stub.text = '{"city": "Ulm", "inhabitants": 129000}'
+    question: Any = [{"role": "user", "content": "Where are you?"}]
+    completion = await client.chat.completions.parse(model="bot", messages=question, response_format=Place)
+    response = await client.responses.parse(model="bot", input=question, text_format=Place)
+    assert completion.choices[0].message.parsed == response.output_parsed == Place(city="Ulm", inhabitants=129000)
+    async with client.chat.completions.stream(model="bot", messages=question, response_format=Place) as chunks:
+        parsed = (await chunks.get_final_completion()).choices[0].message.parsed
+    async with client.responses.stream(model="bot", input=question, text_format=Place) as events:
+        assert (await events.get_final_response()).output_parsed == parsed == Place(city="Ulm", inhabitants=129000)
+    sent = to_strict_json_schema(Place)
+    assert sent["required"] == ["city", "inhabitants"]
+    form = {"type": "json_schema", "name": "Place", "schema": sent, "strict": True}
+    for turn, one in zip(stub.turns, stub.received, strict=True):
+        assert turn.request.response_format == form
+        assert one["options"]["responses"]["text"] == {"format": form}
+        nested = {name: value for name, value in form.items() if name != "type"}
+        assert one["options"]["openai"]["response_format"] == {"type": "json_schema", "json_schema": nested}
 
 
 def test_the_matrix_and_the_page_have_each_name_of_a_wish() -> None:
