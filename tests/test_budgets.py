@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 55_111,
-    "lines of its kernel": 34_257,
+    "lines of tenuto/": 55_155,
+    "lines of its kernel": 34_276,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_852,
-    "lines of tests/": 60_943,
+    "lines of tests/": 61_268,
     "lines of proof/ and bench/": 19_984,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
