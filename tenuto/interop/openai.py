@@ -188,7 +188,7 @@ class OpenAI:
                 if (start := await self._reply(access, into, turn, given)) is not None:
                     parts = turn.status.answers[start[0]].parts[: start[1]] if turn.status.answers else []
                     attempt = sum(part["type"] == ATTEMPT for part in parts)
-                    return turn.question, into.at(start, attempt)
+                    return turn.question, into._replace(start=start, attempt=attempt)
             if not is_response or body.get("model") is not None:
                 self._agent(access, body.get("model"))
         parts = [*(output_part(*one) for one in given.outputs.items()), *given.parts]

@@ -21,6 +21,7 @@ from tenuto.interop.fold import Json, Place, has_result, text_of
 from tenuto.routes import OUTPUT, PARTICIPANT
 
 CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
+STEERS = "steers"  # field of a question's `meta` if it is further input: the id of the question with the first response
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 _ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
@@ -34,13 +35,15 @@ class Reference(NamedTuple):
     """The meaning of an id: a turn, and a part. A response begins with it, an item is it.
 
     In the id of an input item it is a message, and the number of the item. A conversation is a channel alone.
-    `attempt` is the number of superseded attempts before the part, which may have had a part at its place.
+    `attempt` is the number of superseded attempts before the part, which may have had a part at its place, `steers`
+    that of the inputs which the agent has taken in before a response that steering began.
     """
 
     channel: str
     message_id: str
     start: Place = (0, 0)
     attempt: int = 0
+    steers: int = 0
 
     def at(self, start: Place = (0, 0), attempt: int = 0) -> Reference:
         """Return the same turn from another part on; by default from its beginning."""
@@ -48,7 +51,8 @@ class Reference(NamedTuple):
 
     def id(self, prefix: str = "resp_") -> str:
         """Return the id. Chat completions have the ids of their responses with another prefix."""
-        start = [".".join(map(str, (*self.start, self.attempt)[: 3 if self.attempt else 2]))] if any(self.start) else []
+        numbers = (*self.start, self.attempt, self.steers)[: 4 if self.steers else 3 if self.attempt else 2]
+        start = [".".join(map(str, numbers))] if any(numbers) else []
         return prefix + packed(self.channel, self.message_id, *start)
 
 
@@ -66,8 +70,8 @@ def reference(
         with suppress(ValueError):
             channel, message_id, *rest = unpacked(found[2])
             answer, index, *more = map(int, rest[0].split(".") if rest else (0, 0))
-            of = Reference(channel, message_id, (answer, index), *more[:1])
-    if of is None or of.id(found[1] if found else "") != id or min(*of.start, of.attempt) < 0:
+            of = Reference(channel, message_id, (answer, index), *more[:2])
+    if of is None or of.id(found[1] if found else "") != id or min(*of.start, of.attempt, of.steers) < 0:
         raise unknown(kind, id, param)
     return of
 

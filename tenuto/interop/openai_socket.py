@@ -14,20 +14,22 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
 
 from tenuto import Hub, Message
 from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound, TenutoError, TooMany
-from tenuto.interop.adapter import requested_in, with_options
+from tenuto.interop.adapter import requested_in
 from tenuto.interop.fold import Json, encode
-from tenuto.interop.openai_items import Reference, error_of, given_in_responses, reference
+from tenuto.interop.openai_items import STEERS, Reference, error_of, given_in_responses, input_items, reference
 from tenuto.interop.openai_stream import TurnEvents, after_of, turn_of
 from tenuto.routes import Access, RouteSocket, TurnDelta
 
 logger = logging.getLogger("tenuto.transports")
 MAX_LANES = 8
+PAGES = 5  # of the messages after a question among which its further input is looked for
 MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for one turn
 _BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
 _STEER_ERRORS: dict[type[TenutoError], str] = {
@@ -47,8 +49,6 @@ class _Steer:
     input: object
     message: Message | None = None  # None until it is stored
     is_taken: bool = False  # the agent has taken it in
-    is_reported: bool = False  # `response.steer.pending` was sent
-    is_settled: asyncio.Event = field(default_factory=asyncio.Event)  # stored, or refused
 
 
 @dataclass(eq=False)
@@ -61,6 +61,7 @@ class _Lane:
     of: Reference | None = None  # None while no response is being sent
     previous: Reference | None = None  # the response before it in its turn, which input has ended
     events: TurnEvents | None = None
+    steers: list[_Steer] = field(default_factory=list)  # for the response
 
 
 class _Frames(TurnEvents):
@@ -68,28 +69,32 @@ class _Frames(TurnEvents):
 
     heartbeat = b""
 
-    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int, steers: Sequence[_Steer]) -> None:
+    def __init__(self, access: Access, lane: _Lane, of: Reference, after: int) -> None:
         assert lane.question is not None
         super().__init__(lane.question, of, after, previous=lane.previous)
+        self.late = b""  # the last event, for a reader that has it
         self._access = access
         self._lane = lane
-        self._steers = steers
 
     def frame(self, deltas: Sequence[TurnDelta]) -> bytes:
         """Return the events for `deltas` (`TurnFormat.frame`)."""
         events = self.receive(deltas)
         for event in events:
             is_end = event["type"] == "response.incomplete"
-            if is_end and self._steers and self._access.is_interrupted(self._of.channel, self._of.message_id):
+            if is_end and self._lane.steers and self._access.is_interrupted(self._of.channel, self._of.message_id):
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
-        return b"".join([encode(_marked(self._lane, event)) + b"\n" for event in events])
+        frames = b"".join([encode(_marked(self._lane, event)) + b"\n" for event in events])
+        if not self.is_repeated:
+            return frames
+        self.late = frames
+        return b""
 
-    def _is_steered(self) -> bool:
-        """Return whether the agent has taken in one of the inputs for the turn."""
-        for one in self._steers:
-            if one.is_settled.is_set() and not one.is_taken:
+    def _steers(self) -> int:
+        for one in self._lane.steers:
+            if not one.is_taken:
                 one.is_taken = self._access.taken_by(self._of.channel, one.id) == self._of.message_id
-        return any(one.is_taken for one in self._steers)
+        count = sum(one.is_taken for one in self._lane.steers)
+        return self._of.steers + count if count else 0
 
 
 @dataclass
@@ -110,7 +115,8 @@ class ResponsesSocket:
         self._sockets = sockets
         self._socket = socket
         self._lanes: dict[object, _Lane] = {}
-        self._steers: dict[tuple[str | None, Reference], list[_Steer]] = {}  # by lane and turn
+        self._steering = asyncio.Lock()  # held while an input is stored and reported
+        self._reported: set[str] = set()  # ids of inputs of which `response.steer.pending` was sent
 
     async def run(self) -> None:
         """Carry out the client's events until it disconnects."""
@@ -122,7 +128,8 @@ class ResponsesSocket:
                     if isinstance(event, TenutoError):
                         raise event
                     if event.get("type") == "response.steer":
-                        await self._steer(event)
+                        async with self._steering:
+                            await self._steer(event)
                         continue
                     lane = self._lane_for(event)
                 except TenutoError as error:
@@ -160,13 +167,13 @@ class ResponsesSocket:
                 (event, _), after = lane.waiting.popleft(), -1
                 try:
                     access = self._socket.access
-                    if event["type"] == "response.create":
+                    if is_new := event["type"] == "response.create":
                         lane.question, of = await self._sockets.begin(access, event)
                     else:
                         of, after = reference(event.get("response_id"), "response_id"), after_of(event)
                         access.check(of.channel, "subscribe", "history")
                         lane.question = (await turn_of(access, of)).question
-                    await self._respond(lane, of, after)
+                    await self._respond(lane, of, after, is_new=is_new and not any(of.start))
                 except TenutoError as error:
                     await self._fail(lane, error.problem())
                 except (OSError, TimeoutError):
@@ -181,50 +188,71 @@ class ResponsesSocket:
         finally:
             del self._lanes[lane.stream_id]
 
-    async def _respond(self, lane: _Lane, of: Reference, after: int) -> None:
-        """Send a response, and the successors that further input gives it."""
+    async def _respond(self, lane: _Lane, of: Reference, after: int, *, is_new: bool) -> None:
+        """Send a response, and the successors that further input gives it: unless it `is_new`, also stored input."""
         steer: _Steer | None = None  # the input whose turn is sent
         while True:
-            assert lane.question is not None
-            steers = self._steers.setdefault(key := (lane.stream_id, of.at()), [])
+            lane.steers = [] if is_new else await self._read_steers(lane, of)
             lane.of = of
-            lane.events = events = _Frames(self._socket.access, lane, of, after, steers)
+            lane.events = events = _Frames(self._socket.access, lane, of, after)
             problem = await self._socket.stream(of.channel, of.message_id, events)
             lane.of = None
             if problem is not None:
-                del self._steers[key]
                 if steer is not None:
                     await self._refuse(lane, steer, "successor_creation_failed", problem["detail"])
                 else:
                     await self._fail(lane, problem)
                 return
-            after = -1
+            async with self._steering:  # input that arrived before the end of the response is stored
+                is_new, after = is_new and not lane.steers, -1
             if events.rest is not None:
-                steers[:] = [one for one in steers if not one.is_taken]
                 lane.previous, of = of, events.rest
                 continue
-            for one in tuple(steers):
-                await one.is_settled.wait()
+            steers = [] if is_new else await self._read_steers(lane, of)
+            for frame in events.late.splitlines() if not steers else ():
+                await self._socket.send(frame)
             if steers and (required := events.required_input()):
-                for one in (one for one in steers if not one.is_reported):
-                    one.is_reported = True
+                for one in (one for one in steers if one.id not in self._reported):
+                    self._reported.add(one.id)
                     about = {"reason": "waiting_for_required_input", "required_input": required}
                     await self._report(lane, "pending", one, **about)
                 return
-            del self._steers[key]
             if not steers:
                 return
-            steer, *left = steers
-            assert steer.message is not None
-            of = Reference(of.channel, steer.id)
-            self._steers[lane.stream_id, of] = left
-            options = requested_in(lane.question)
-            lane.question = with_options(steer.message, {**options, "previous_response_id": steer.previous})
+            steer = steers[0]
+            lane.question, of = steer.message, Reference(of.channel, steer.id)
+
+    async def _read_steers(self, lane: _Lane, of: Reference) -> list[_Steer]:
+        """Return the stored inputs of this person that a response or its successor is for."""
+        assert lane.question is not None
+        question, access, later, before = lane.question, self._socket.access, list[Message](), lane.previous
+        for _ in range(PAGES):
+            page = await access.history(of.channel, after=(later or [question])[-1].created, limit=200)
+            later += page.messages
+            if not page.more:
+                break
+        root = question.meta.get(STEERS, question.id)
+        own = [one for one in later if one.meta.get(STEERS) == root and one.author == access.identity.client_id]
+        found, taken, hosts = list[_Steer](), 0, {root, *(one.id for one in own)}
+        for id in (one.id for one in own):
+            with suppress(NotFound):
+                message = (await turn_of(access, Reference(of.channel, id))).question
+                named = reference(requested_in(message).get("previous_response_id"))
+                is_taken = (host := access.taken_by(of.channel, id)) == question.id
+                is_later = named.at() == of.at() and named.steers > of.steers
+                if is_later if is_taken else host in hosts:
+                    continue  # another response has the answer
+                taken += is_taken
+                if is_taken and taken <= of.steers:
+                    lane.previous = before or named
+                else:
+                    found.append(_Steer(id, named.id(), input_items(of.channel, message), message, is_taken))
+        return found
 
     async def _steer(self, event: Json) -> None:
         """Store further input for a response of this socket, and report it."""
         steer = _Steer(secrets.token_hex(16), str(event.get("previous_response_id"))[:1000], event.get("input"))
-        lane, steers, access = _Lane(), [steer], self._socket.access
+        lane, access = _Lane(), self._socket.access
         try:
             of = reference(event.get("previous_response_id"))
             access.check(of.channel, "history", "publish")
@@ -240,18 +268,16 @@ class ResponsesSocket:
             if given.outputs or given.approvals or any(role != "user" for role, _ in given.earlier):
                 raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
             parts = [one for _, parts in given.earlier for one in (*parts, _BLANK)] + given.parts
-            steers = self._steers[lane.stream_id, of.at()]
-            if len(steers) >= MAX_WAITING:
+            if len(lane.steers) >= MAX_WAITING:
                 raise TooMany(f"{MAX_WAITING} inputs wait for this response already; send them later")
-            steers.append(steer)
-            steer.message = await access.create(of.channel, id=steer.id, parts=parts, options=options)
+            lane.steers.append(steer)
+            meta = {STEERS: found.question.meta.get(STEERS, found.question.id)}
+            steer.message = await access.create(of.channel, id=steer.id, parts=parts, meta=meta, options=options)
             await self._report(lane, "accepted", steer)
         except TenutoError as error:
-            if steer in steers:
-                steers.remove(steer)
+            with suppress(ValueError):
+                lane.steers.remove(steer)
             await self._refuse(lane, steer, _STEER_ERRORS.get(type(error), "invalid_input"), error.detail)
-        finally:
-            steer.is_settled.set()
 
     async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
         named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.message is not None else {})

@@ -60,9 +60,9 @@ from tenuto.routes import (
 )
 
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
-# Numbers from here on are those of last events that exist only while the caller has a question to answer, or for a
-# socket whose input the agent has taken in.
+# Numbers from here on are those of last events that exist only while the caller has a question to answer.
 ASKING = 2**40
+STEERED = 2 * ASKING  # a response that further input ends has this and the number of its next item as its last number
 ATTEMPT_ROOM = 2**28  # more than a message has characters
 ENDS_ROOM = 2**20  # more than a turn has items
 _REQUESTED: Json = {  # wishes of a request that its response repeats as they are, and their defaults
@@ -114,7 +114,7 @@ class TurnEvents(EventStream):
     """The events of one turn for one reader (`TurnFormat`). The reader has the events with numbers up to `after`.
 
     They end when the turn waits for the caller, unless `is_cancelled`: the caller has cancelled the turn. They also end
-    before an item that would be the second or a later one once `_is_steered` returns True; then `rest` is its place.
+    before an item that would be the second or a later one once `_steers` returns a number; then `rest` is its place.
     """
 
     def __init__(
@@ -129,6 +129,7 @@ class TurnEvents(EventStream):
         """`previous` is the response that this one continues within its turn; by default the first of the turn."""
         super().__init__(keeps_text=True)
         self.rest: Reference | None = None
+        self.is_repeated = False  # the reader has the last event, which was sent again
         self._ends_at_question = not is_cancelled
         self.position = 0  # number of the next event
         if any(of.start) and not question.meta.get(CONVERSATION):  # one in a conversation names no other response
@@ -137,6 +138,7 @@ class TurnEvents(EventStream):
         self._question = question
         self._of = of
         self._after = after
+        self._seen = after if after < STEERED else after - STEERED - 1  # the last number before another response
         self._own_tools = own_tools(question)
         self._turn.place = of.start[0], 0
         self._events: list[Json] = []
@@ -155,7 +157,7 @@ class TurnEvents(EventStream):
 
     def receive(self, deltas: Sequence[TurnDelta]) -> list[Json]:
         """Return the events for `deltas`."""
-        is_steered = self._is_steered()
+        steers = self._steers()
         if (found := self._turn.sole_text(deltas)) is not None and found[0] is self._part:  # hot path: more text
             found[0].new.append(found[1])
             self._grow(found[0])
@@ -166,9 +168,9 @@ class TurnEvents(EventStream):
             self._put(f"response.{name}", response=self._response("in_progress", []))
         self._fold(deltas)
         if not self.is_over:
-            self._walk(is_steered=is_steered)
+            self._walk(steers=steers)
             if self.rest is not None:
-                self.position = max(self.position, ASKING)
+                self.position += STEERED
                 self._finish()
             elif self._turn.is_over:
                 self._end()
@@ -266,19 +268,19 @@ class TurnEvents(EventStream):
             return ("cancelled" if ended == "cancelled" else "completed"), None
         return "failed", _server_error("server_error", reason or ended)
 
-    def _is_steered(self) -> bool:
-        """Return whether the agent has taken in further input, so that the rest of the turn is another response.
+    def _steers(self) -> int:
+        """Return the number of inputs that the agent has taken in, if the rest of the turn is another response.
 
         It is asked for each batch of deltas, also for text alone, because messages of a turn that is over leave memory.
         """
-        return False
+        return 0
 
     # -- the events ----------------------------------------------------------------------------------------------
 
-    def _walk(self, *, is_last: bool = False, is_steered: bool = False, lost: Place | None = None) -> None:
+    def _walk(self, *, is_last: bool = False, steers: int = 0, lost: Place | None = None) -> None:
         """Send all parts as far as they are known. With `is_last` each part ends where it is.
 
-        With `is_steered` the response ends before its next item. From `lost` on the items of that answer count no
+        With `steers` the response ends before its next item. From `lost` on the items of that answer count no
         longer: they are counted, and the reader gets none of them.
         """
         self._lost = lost
@@ -289,8 +291,8 @@ class TurnEvents(EventStream):
             if not kind or not self._has(part):
                 continue
             if self._part is None:
-                if self._items and is_steered:
-                    self.rest = self._reference(part)
+                if self._items and steers and self.position > self._seen:
+                    self.rest = self._reference(part)._replace(steers=steers)
                     return
                 attempts = self._turn.attempts_before(part.place[0]) + part.attempt
                 self.position = max(self.position, attempts * ATTEMPT_ROOM)
@@ -420,6 +422,7 @@ class TurnEvents(EventStream):
 
     def _finish(self) -> Json:
         """Send the last event above the number that the reader has, so that it gets it also if text was removed."""
+        self.is_repeated = self.position <= self._after
         self.position = max(self.position, self._after + 1)
         whole, self.is_over = self.response(), True
         name = "incomplete" if whole["status"] == "cancelled" else whole["status"]
@@ -438,7 +441,7 @@ def after_of(given: Mapping[str, Any]) -> int:
     if value is None:
         return -1
     after = int(value) if _NUMBER.match(str(value)) else -1
-    if not 0 <= after < 2 * ASKING:
+    if not 0 <= after < 2 * STEERED:
         detail = f"starting_after must be the sequence_number of an event of this response, got {value!r:.80}"
         raise InvalidRequest(detail, param="starting_after")
     return after

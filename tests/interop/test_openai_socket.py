@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -243,6 +245,164 @@ async def test_input_for_no_running_response_fails_with_the_input(scene: ClientS
             await until(socket, lambda event: event.type == "response.steer.accepted")
         await socket.response.steer(previous_response_id=here, input="x")
         assert (await until(socket))[0].error.code == "too_many_pending_steers"
+
+
+# Resuming a response that has further input
+
+
+async def resumed(client: openai.AsyncOpenAI, response_id: str, after: int) -> list[Any]:
+    """Return the events of a response and its successors after a number, on a new socket."""
+    async with client.responses.connect() as socket:
+        await socket.send({"type": "response.retrieve", "response_id": response_id, "starting_after": after})  # type: ignore[arg-type]
+        await socket.send_raw('{"type": "response.retrieve"}')  # its error comes after them
+        return (await until(socket, lambda event: event.type == "error"))[:-1]
+
+
+def by_response(events: list[Any], id: str = "") -> list[tuple[str, Any]]:
+    """Return the events of responses, each with the id of its response; those of response `id` come first."""
+    found: list[tuple[str, Any]] = []
+    for event in events:
+        id = event.response.id if hasattr(event, "response") else id
+        found += [(id, event)] if not event.type.startswith("response.steer.") else []
+    return found
+
+
+def is_text(event: Any) -> bool:
+    return bool(event.type == "response.output_text.delta")
+
+
+def is_accepted(event: Any) -> bool:
+    return bool(event.type == "response.steer.accepted")
+
+
+def has_feeds(scene: ClientScene, response_id: str, count: int) -> bool:
+    return len(scene.hub.channel(channel_of(response_id)).feeds) == count
+
+
+async def test_steered_response_that_is_cut_after_any_event_goes_on_to_its_successors(tmp_path: Path) -> None:
+    """The agent takes an input into the turn, leaves one for a turn of its own, and takes another one into that."""
+    gates = {text: (asyncio.Event(), asyncio.Event()) for text in ("you", "b")}
+
+    async def listens(turn: Turn) -> None:
+        is_steered, is_over = gates[turn.text]
+        async with turn.reply() as message:
+            await message.append(f"To {turn.text}. ")
+            await message.flush()
+            await is_steered.wait()
+            (steer,) = await turn.steered()
+            await message.append("Rest 😀. ")
+            await message.part({"type": "text", "text": f"Now {steer.text}. "})
+            await message.part({**CALL, "state": "done", "output": "7"})
+            await message.flush()
+            await is_over.wait()
+
+    url, events, running = f"sqlite:///{tmp_path}/hub.db", list[Any](), list[asyncio.Task[list[Any]]]()
+    async with scene_of(url) as scene, scene.client.responses.connect() as socket:
+        scene.script = listens
+        await socket.response.create(model="bot", input="you")
+        for last, text, gate in (("To you. ", "a", 0), ("Now a. ", "b", 1), ("To b. ", "c", 0), ("Now c. ", "", 1)):
+            events += await until(socket, lambda one, last=last: getattr(one, "delta", "") == last)
+            (id, _) = by_response(events)[-1]
+            if text:
+                await socket.response.steer(previous_response_id=id, input=text)
+                events += await until(socket, is_accepted)
+            if text == "a":
+                cuts = [one.sequence_number for _, one in by_response(events)]
+                running = [asyncio.create_task(resumed(scene.client, id, after)) for after in cuts]
+                await scene.served.until(partial(has_feeds, scene, id, 1 + len(cuts)))
+            gates["you" if text in ("a", "b") else "b"][gate].set()
+        events += await until(socket)
+        whole = by_response(events)
+        ends = ["response.incomplete", "response.completed"]
+        assert [one.type for _, one in whole if one.type in LAST] == ends * 2
+        assert text_of(events) == "To you. Rest 😀. Now a. To b. Rest 😀. Now c. "
+        of_turn = {id: None for id, _ in whole[: [one.type for _, one in whole].index("response.completed")]}
+        for number, task in enumerate(running, 1):  # these knew the first input alone when they began
+            live = by_response(await task, whole[0][0])
+            assert units([one for id, one in live if id in of_turn]) == units(
+                [one for id, one in whole[number:] if id in of_turn]
+            )
+            assert text_of([one for _, one in live]) == text_of([one for _, one in whole[number:]])
+    async with scene_of(url) as scene:
+        for number, (id, event) in enumerate(whole[:-1]):
+            left = [one for _, one in whole[number + 1 :]]
+            assert units(await resumed(scene.client, id, event.sequence_number)) == units(left)
+        (again,) = await resumed(scene.client, whole[-1][0], whole[-1][1].sequence_number)
+        assert again.type == "response.completed"
+
+
+async def test_response_that_is_steered_three_times_and_cut_after_any_event_has_each_event_once(tmp_path: Path) -> None:
+    gates = [asyncio.Event() for _ in range(3)]
+
+    async def listens(turn: Turn) -> None:
+        async with turn.reply() as message:
+            text = turn.text
+            for gate in gates:
+                await message.part({"type": "text", "text": f"To {text}, "})
+                await message.flush()
+                await gate.wait()
+                for steer in await turn.steered():
+                    text = steer.text
+                await message.append("well. ")
+
+    url, events = f"sqlite:///{tmp_path}/hub.db", list[Any]()
+    async with scene_of(url) as scene, scene.client.responses.connect() as socket:
+        scene.script = listens
+        await socket.response.create(model="bot", input="you")
+        for gate, last, text in zip(gates, ("you", "a", "b"), ("a", "b", "c"), strict=True):
+            events += await until(socket, lambda one, last=last: getattr(one, "delta", "") == f"To {last}, ")
+            await socket.response.steer(previous_response_id=by_response(events)[-1][0], input=text)
+            events += await until(socket, is_accepted)
+            gate.set()
+        events += await until(socket)
+        events += await until(socket)  # the agent has taken the last input in, and writes no item after it
+        whole = by_response(events)
+    ends = [number for number, (_, one) in enumerate(whole) if one.type in LAST]
+    assert [whole[number][1].type for number in ends] == ["response.incomplete"] * 2 + ["response.completed"] * 2
+    async with scene_of(url) as scene:
+        for number, (id, event) in enumerate(whole[:-1]):
+            left = [one for _, one in whole[number + 1 :]]
+            found = await resumed(scene.client, id, event.sequence_number)
+            assert units(found) == units(left)
+
+
+async def test_input_of_another_person_is_no_successor_of_a_resumed_response() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity | None:
+        name = dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")
+        return Identity(client_id=name, grants={"chat:*": FULL})
+
+    async with scene_of(authenticate=verify) as scene:
+        ann, ben = (scene.client.copy(api_key=name) for name in ("ann", "ben"))
+        async with ann.responses.connect() as theirs, ben.responses.connect() as socket:
+            await theirs.response.create(model="bot", input="you")
+            (id, _) = by_response(await until(theirs, is_text))[-1]
+            await socket.send({"type": "response.retrieve", "response_id": id})  # type: ignore[arg-type]
+            await until(socket, is_text)
+            for one, text in ((theirs, "ann"), (socket, "ben")):
+                await one.response.steer(previous_response_id=id, input=text)
+                await until(one, is_accepted)
+            scene.gate.set()
+            texts = [text_of(await until(one) + await until(one)) for one in (theirs, socket)]
+        found = [text_of(await resumed(client, id, 0)) for client in (ann, ben)]
+    assert [f"Hello {one}" for one in texts] == found
+    assert found == [ANSWER + ANSWER.replace("you", name) for name in ("ann", "ben")]
+
+
+@pytest.mark.parametrize("when_busy", ["queue", "interrupt"])
+async def test_response_that_ended_while_no_socket_was_open_has_its_successor(when_busy: str) -> None:
+    async with scene_of(when_busy=when_busy) as scene:
+        async with scene.client.responses.connect() as socket:
+            await socket.response.create(model="bot", input="you")
+            begun = await until(socket, is_text)
+            await socket.response.steer(previous_response_id=(id := begun[0].response.id), input="me")
+            await until(socket, is_accepted)
+        scene.gate.set()
+        rest = by_response(await resumed(scene.client, id, begun[-1].sequence_number), id)
+        assert text_of(begun) + text_of([one for of, one in rest if of == id]) == (
+            "Hello " if when_busy == "interrupt" else ANSWER
+        )
+        assert rest[-1][1].response.output_text == ANSWER.replace("you", "me")
+        assert rest[-1][1].response.previous_response_id == id
 
 
 # Access, bounds, ends
