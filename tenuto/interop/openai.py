@@ -343,10 +343,10 @@ class OpenAI:
         """Return one item."""
         access, channel = await self._in_conversation(request)
         id = request.path_params["item"]
-        found = next((one for one in await self._items(access, channel) if one["id"] == id), None)
-        if found is None:
-            raise unknown("item", id)
-        return json_response(found)
+        for one in await self._items(access, channel):
+            if one["id"] == id:
+                return json_response(one)
+        raise unknown("item", id)
 
     async def _add_items(self, request: Request) -> Response:
         """Store messages, and return them as items. Messages of other roles than `user` need `append`."""

@@ -105,7 +105,7 @@ def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
     for part in parts:
         match part:
             case {"type": "text", "text": text}:
-                content.append(text_content(text) if is_answer else {"type": "input_text", "text": text})
+                content.append(text_block("message", text) if is_answer else {"type": "input_text", "text": text})
             case {"type": "file", "url": url} if str(part.get("mediaType")).startswith("image/"):
                 content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
             case {"type": "file", "url": url}:
@@ -127,10 +127,10 @@ def item_of(kind: str, part: Json, text: str, of: Reference, *, state: str = "co
     head = {"id": of.id(_PREFIXES[kind]), "type": kind}
     match kind:
         case "message":
-            content = [] if state == "empty" else [text_content(text)]
+            content = [] if state == "empty" else [text_block(kind, text)]
             return {**head, "role": "assistant", "content": content, "status": status}
         case "reasoning":
-            return {**head, "summary": [] if state == "empty" else [summary(text)], "status": status}
+            return {**head, "summary": [] if state == "empty" else [text_block(kind, text)], "status": status}
         case "function_call":
             return {**head, "call_id": part["call"], "name": part["name"], "arguments": text, "status": status}
     call: Json = {"server_label": SERVER, "name": part["name"], "arguments": text, "output": None, "error": None}
@@ -146,14 +146,11 @@ def item_of(kind: str, part: Json, text: str, of: Reference, *, state: str = "co
     return {**head, **call, "status": status}
 
 
-def text_content(text: str) -> Json:
-    """Return the content of a message item."""
+def text_block(kind: str, text: str) -> Json:
+    """Return the content of a message item, or the summary of a reasoning item."""
+    if kind == "reasoning":
+        return {"type": "summary_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def summary(text: str) -> Json:
-    """Return the summary of a reasoning item."""
-    return {"type": "summary_text", "text": text}
 
 
 def error_of(problem: Json) -> Json:

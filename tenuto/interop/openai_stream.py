@@ -45,19 +45,10 @@ from tenuto.interop.openai_items import (
     error_of,
     item_of,
     kind_of,
-    summary,
-    text_content,
+    text_block,
     unknown,
 )
-from tenuto.routes import (
-    ATTEMPT,
-    Access,
-    InAnswer,
-    MessageReplaced,
-    TurnDelta,
-    TurnStatus,
-    deltas_of,
-)
+from tenuto.routes import ATTEMPT, Access, InAnswer, MessageReplaced, TurnDelta, TurnStatus, deltas_of
 
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer.
@@ -65,20 +56,17 @@ ASKING = 2**40
 STEERED = 2 * ASKING  # a response that further input ends has this and the number of its next item as its last number
 ATTEMPT_ROOM = 2**28  # more than a message has characters
 ENDS_ROOM = 2**20  # more than a turn has items
-_REQUESTED: Json = {  # wishes of a request that its response repeats as they are, and their defaults
+_REPEATED: Json = {  # fields of a request that its response repeats as they are, and their defaults
     **dict.fromkeys(("max_output_tokens", "reasoning", "instructions", "previous_response_id")),
+    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
     **dict.fromkeys(("temperature", "top_p"), 1),
     "background": False,
     "parallel_tool_calls": True,
-}
-_ECHOED: Json = {  # further fields of a request that its response repeats, and their defaults
-    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
     "service_tier": "default",
     "truncation": "disabled",
 }
 _FUNCTION: Json = dict.fromkeys(("description", "parameters", "strict"))  # optional fields of the caller's tool
-_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 
 
 def usage(answers: list[Answer]) -> Json | None:
@@ -90,10 +78,11 @@ def usage(answers: list[Answer]) -> Json | None:
 
     if not found:
         return None
-    counts = {name: total(name) for name in _COUNTS}
+    given, written = total("input_tokens"), total("output_tokens")
     return {
-        **counts,
-        "total_tokens": counts["total_tokens"] or counts["input_tokens"] + counts["output_tokens"],
+        "input_tokens": given,
+        "output_tokens": written,
+        "total_tokens": total("total_tokens") or given + written,
         "input_tokens_details": {"cached_tokens": total("cached_tokens")},
         "output_tokens_details": {"reasoning_tokens": total("reasoning_tokens")},
     }
@@ -103,10 +92,10 @@ def _server_error(code: str, message: str) -> Json:
     return {"type": "server_error", "code": code, "message": message, "param": None}
 
 
-# for each kind of item that has a text: its events, those of its content with their fields, and the content
-_TEXTS: dict[str, tuple[str, str, Json, Json, Callable[[str], Json]]] = {
-    "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}, text_content),
-    "reasoning": ("reasoning_summary_text", "reasoning_summary_part", {"summary_index": 0}, {}, summary),
+# for each kind of item that has a text: its events, and those of its content with their fields
+_TEXTS: dict[str, tuple[str, str, Json, Json]] = {
+    "message": ("output_text", "content_part", {"content_index": 0}, {"logprobs": []}),
+    "reasoning": ("reasoning_summary_text", "reasoning_summary_part", {"summary_index": 0}, {}),
 }
 
 
@@ -232,7 +221,7 @@ class TurnEvents(EventStream):
         """Return a `Response` with these fields. A setting that the client left to the model has OpenAI's default."""
         requested, answers = requested_in(self._question), self._turn.answers
         extra = requested.get("extra")
-        extra = extra if isinstance(extra, dict) else {}
+        repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **requested}
         is_named = self._question.meta.get(CONVERSATION)
         conversation = {"conversation": {"id": conversation_id(self._of.channel)}} if is_named else {}
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
@@ -252,8 +241,7 @@ class TurnEvents(EventStream):
             "tool_choice": requested.get("tool_choice") or "auto",
             "tools": [{**_FUNCTION, **one} if one.get("type") == "function" else one for one in tools_in(requested)],
             "usage": usage(answers),
-            **{name: requested.get(name, default) for name, default in _REQUESTED.items()},
-            **{name: extra.get(name, default) for name, default in _ECHOED.items()},
+            **{name: repeated[name] for name in _REPEATED},
             "store": True,
             **conversation,
         }
@@ -317,8 +305,8 @@ class TurnEvents(EventStream):
             self._indexes[part] = self._items
         self._put("response.output_item.added", output_index=self._items, item=item)
         if kind in _TEXTS:
-            _, content, place, _, made = _TEXTS[kind]
-            self._put(f"response.{content}.added", **self._where(), **place, part=made(""))
+            _, content, place, _ = _TEXTS[kind]
+            self._put(f"response.{content}.added", **self._where(), **place, part=text_block(kind, ""))
 
     def _has(self, part: Part) -> bool:
         """Return whether a part belongs to the response, or to a later attempt than the place where it begins."""
@@ -339,7 +327,7 @@ class TurnEvents(EventStream):
         if missing and not self._is_lost(part):
             name, place = f"{self._kind}_arguments", Json()
             if self._kind in _TEXTS:
-                name, _, index, more, _ = _TEXTS[self._kind]
+                name, _, index, more = _TEXTS[self._kind]
                 place = {**index, **more}
             event = {"type": f"response.{name}.delta", "sequence_number": self.position - 1, **self._where()}
             self._events.append({**event, **place, "delta": missing})
@@ -350,9 +338,9 @@ class TurnEvents(EventStream):
         opening = 2 if self._kind in _TEXTS else 1
         self.position = max(self.position, self._begins + opening + part.sent.length)
         if self._kind in _TEXTS:
-            name, content, place, more, made = _TEXTS[self._kind]
+            name, content, place, more = _TEXTS[self._kind]
             self._put(f"response.{name}.done", **where, **place, text=text, **more)
-            self._put(f"response.{content}.done", **where, **place, part=made(text))
+            self._put(f"response.{content}.done", **where, **place, part=text_block(self._kind, text))
         else:
             named = {"name": part.value["name"]} if self._kind == "function_call" else {}
             self._put(f"response.{self._kind}_arguments.done", **where, **named, arguments=text)
@@ -509,8 +497,7 @@ _APPROVAL = _server_error(
     "approval_required", "the agent asks for an approval, which a chat completion cannot give; use the responses API"
 )
 _REPLACED = _server_error(
-    "replaced",
-    "the answer was changed behind the text that was sent; retrieve the id of the completion as a response",
+    "replaced", "the answer was changed behind the text that was sent; retrieve the id of the completion as a response"
 )
 
 
