@@ -32,12 +32,6 @@ MAX_LANES = 8
 PAGES = 5  # of the messages after a question among which its further input is looked for
 MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for one turn
 _BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
-_STEER_ERRORS: dict[type[TenutoError], str] = {
-    NotFound: "response_not_found",
-    Forbidden: "response_not_found",  # another person's
-    InvalidName: "response_not_found",
-    TooMany: "too_many_pending_steers",
-}
 
 
 @dataclass(eq=False)
@@ -56,6 +50,7 @@ class _Lane:
     """The requests with one `stream_id`, and the response that is being sent."""
 
     stream_id: str | None = None
+    task: asyncio.Task[None] = field(init=False)
     waiting: deque[tuple[Json, int]] = field(default_factory=deque)  # requests, and their bytes
     question: Message | None = None
     of: Reference | None = None  # None while no response is being sent
@@ -68,11 +63,11 @@ class _Frames(TurnEvents):
     """The events of a response, one in a line (`TurnFormat`)."""
 
     heartbeat = b""
+    late = b""  # the last event, for a reader that has it
 
     def __init__(self, access: Access, lane: _Lane, of: Reference, after: int) -> None:
         assert lane.question is not None
         super().__init__(lane.question, of, after, previous=lane.previous)
-        self.late = b""  # the last event, for a reader that has it
         self._access = access
         self._lane = lane
 
@@ -84,15 +79,12 @@ class _Frames(TurnEvents):
             if is_end and self._lane.steers and self._access.is_interrupted(self._of.channel, self._of.message_id):
                 event["response"] |= {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
         frames = b"".join([encode(_marked(self._lane, event)) + b"\n" for event in events])
-        if not self.is_repeated:
-            return frames
-        self.late = frames
-        return b""
+        self.late = frames if self.is_repeated else b""
+        return b"" if self.is_repeated else frames
 
     def _steers(self) -> int:
         for one in self._lane.steers:
-            if not one.is_taken:
-                one.is_taken = self._access.taken_by(self._of.channel, one.id) == self._of.message_id
+            one.is_taken = one.is_taken or self._access.taken_by(self._of.channel, one.id) == self._of.message_id
         count = sum(one.is_taken for one in self._lane.steers)
         return self._of.steers + count if count else 0
 
@@ -121,7 +113,6 @@ class ResponsesSocket:
     async def run(self) -> None:
         """Carry out the client's events until it disconnects."""
         async with asyncio.TaskGroup() as tasks:
-            running: set[asyncio.Task[None]] = set()
             async for event in self._socket.frames():
                 stream_id = event.get("stream_id") if isinstance(event, dict) else None
                 try:
@@ -138,10 +129,9 @@ class ResponsesSocket:
                 lane.waiting.append((event, self._socket.frame_bytes))
                 if lane.stream_id not in self._lanes:
                     self._lanes[lane.stream_id] = lane
-                    running.add(task := tasks.create_task(self._work(lane)))
-                    task.add_done_callback(running.discard)
-            for task in running:
-                task.cancel()
+                    lane.task = tasks.create_task(self._work(lane))
+            for lane in self._lanes.values():
+                lane.task.cancel()
 
     def _lane_for(self, event: Json) -> _Lane:
         kind, stream_id = event.get("type"), event.get("stream_id")
@@ -209,15 +199,15 @@ class ResponsesSocket:
                 lane.previous, of = of, events.rest
                 continue
             steers = [] if is_new else await self._read_steers(lane, of)
-            for frame in events.late.splitlines() if not steers else ():
-                await self._socket.send(frame)
-            if steers and (required := events.required_input()):
+            if not steers:
+                for frame in events.late.splitlines():
+                    await self._socket.send(frame)
+                return
+            if required := events.required_input():
                 for one in (one for one in steers if one.id not in self._reported):
                     self._reported.add(one.id)
                     about = {"reason": "waiting_for_required_input", "required_input": required}
                     await self._report(lane, "pending", one, **about)
-                return
-            if not steers:
                 return
             steer = steers[0]
             lane.question, of = steer.message, Reference(of.channel, steer.id)
@@ -277,7 +267,9 @@ class ResponsesSocket:
         except TenutoError as error:
             with suppress(ValueError):
                 lane.steers.remove(steer)
-            await self._refuse(lane, steer, _STEER_ERRORS.get(type(error), "invalid_input"), error.detail)
+            is_unknown = isinstance(error, NotFound | Forbidden | InvalidName)  # or another person's
+            code = "too_many_pending_steers" if isinstance(error, TooMany) else "invalid_input"
+            await self._refuse(lane, steer, "response_not_found" if is_unknown else code, error.detail)
 
     async def _report(self, lane: _Lane, name: str, steer: _Steer, **about: object) -> None:
         named: Json = {"previous_response_id": steer.previous} | ({"id": steer.id} if steer.message is not None else {})
