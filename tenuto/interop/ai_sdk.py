@@ -50,13 +50,7 @@ class AISDK(ChatRoutes):
     """
 
     def __init__(
-        self,
-        hub: Hub,
-        *,
-        channel: str,
-        version: int = 6,
-        strict: bool = False,
-        browser_tools: Sequence[str] = (),
+        self, hub: Hub, *, channel: str, version: int = 6, strict: bool = False, browser_tools: Sequence[str] = ()
     ) -> None:
         if version not in (5, 6, 7):
             raise LocalError(f"version must be 5, 6 or 7, the major release of the package ai, got {version!r}")
@@ -565,11 +559,9 @@ class UIStream(EventStream):
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
-        for one in self._calls_of_step():
-            is_settled = one.is_own or one.is_approved or self._page.tools.get(one.call) in _REPLIED
-            if not one.question and (one.stage == STARTED or (one.stage == AVAILABLE and not is_settled)):
-                return True
-        return False
+        left = [one for one in self._calls_of_step() if not one.question]
+        settled = [one for one in left if one.is_own or one.is_approved or self._page.tools.get(one.call) in _REPLIED]
+        return any(one.stage == STARTED or (one.stage == AVAILABLE and one not in settled) for one in left)
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
@@ -667,10 +659,8 @@ class PageParts:
 
     def is_outcome(self, part: Json) -> bool:
         """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
-        if has_result(part):
-            return True
         approval = approval_of(part, DEFAULT)
-        return approval is not None and self.has_approval(part["call"], approval)
+        return has_result(part) or (approval is not None and self.has_approval(part["call"], approval))
 
     def has(self, chunk: Json) -> bool:
         """Return whether the page has the part of `chunk`, with this value."""
