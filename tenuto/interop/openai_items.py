@@ -329,7 +329,7 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
                 raise InvalidRequest(f"the input has a reference to item {id[:64]!r}; send the message itself here")
             case kind if kind not in _RESENT:
                 raise InvalidRequest(
-                    f"an item of input has the type {kind!r:.80}; send messages, outputs and approvals"
+                    f"an item of input has the type {kind!r:.80}; send messages, function_call_outputs and approvals"
                 )
     return given
 

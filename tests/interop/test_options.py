@@ -798,6 +798,30 @@ async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, 
         assert [tool["name"] for tool in one["options"]["anthropic"]["tools"]] == ["weather"]
 
 
+async def test_custom_tool_is_called_as_a_function_with_the_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    custom: Any = {"type": "custom", "name": "weather", "description": "The weather."}
+    nested: Any = {"type": "custom", "custom": {name: custom[name] for name in ("name", "description")}}
+    first = await client.responses.create(model="bot", input="q", tools=[custom])
+    assert stub.received[0]["options"]["responses"]["tools"] == [custom]
+    assert stub.received[0]["options"]["openai"]["tools"] == [nested]
+    (call,) = first.output
+    assert (call.type, getattr(call, "arguments", None)) == ("function_call", '{"city": "Ulm"}')
+    output: Any = {"type": "function_call_output", "call_id": "c1", "output": "7 degrees"}
+    given: Any = {"model": "bot", "previous_response_id": first.id, "tools": [custom]}
+    with pytest.raises(openai.BadRequestError, match="'custom_tool_call_output'; send messages, function_call_outputs"):
+        await client.responses.create(input=[{**output, "type": "custom_tool_call_output"}], **given)
+    assert (await client.responses.create(input=[output], **given)).output_text == "It is 7 degrees."
+    calls: Any = [{"id": "c1", "type": "custom", "custom": {"name": "weather", "input": "Ulm"}}]
+    told: Any = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": calls}]
+    with pytest.raises(openai.BadRequestError, match="a tool call must have an id and a function"):
+        await client.chat.completions.create(
+            model="bot", messages=[*told, {"role": "tool", "tool_call_id": "c1", "content": "7"}]
+        )
+    asked: Any = [{"role": "user", "content": "q"}]
+    completion = await client.chat.completions.create(model="bot", messages=asked, tools=[nested])
+    assert [one.type for one in completion.choices[0].message.tool_calls or ()] == ["function"]
+
+
 async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
     refused: Any = {"role": "assistant", "content": None, "refusal": "I can't."}
     told: Any = [{"role": "user", "content": "a"}, refused, {"role": "user", "content": "b"}]
