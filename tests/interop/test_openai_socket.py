@@ -405,6 +405,36 @@ async def test_response_that_ended_while_no_socket_was_open_has_its_successor(wh
         assert rest[-1][1].response.previous_response_id == id
 
 
+async def test_input_that_waits_for_the_caller_has_its_successor_on_the_socket_that_replies(scene: ClientScene) -> None:
+    async def asks(turn: Turn) -> None:
+        async with turn.reply() as message:
+            await message.append(f"{turn.text}? ")
+            await message.flush()
+            await scene.gate.wait()
+            if turn.text == "you":
+                await message.part({**CALL, "name": "place", "state": "called"})
+                await message.part({"type": "text", "text": f"{(await turn.ask('where', {'call': 'c1'})).data}."})
+
+    scene.script = asks
+    async with scene.client.responses.connect() as socket:
+        await socket.response.create(model="bot", input="you", tools=[PLACE])
+        begun = await until(socket, is_text)
+        id = begun[0].response.id
+        await socket.response.steer(previous_response_id=id, input="me")
+        await until(socket, is_accepted)
+    scene.gate.set()
+    rest = await resumed(scene.client, id, begun[-1].sequence_number)
+    assert [one.type for one in rest[-2:]] == ["response.completed", "response.steer.pending"]
+    again = await resumed(scene.client, id, rest[-2].sequence_number)
+    assert [one.type for one in again] == ["response.steer.pending"]
+    async with scene.client.responses.connect() as socket:
+        output: Any = [{**again[0].required_input[0].model_dump(), "output": "Ulm"}]
+        await socket.response.create(model="bot", input=output, previous_response_id=id)
+        first, second = await until(socket), await until(socket)
+    assert (text_of(first), text_of(second)) == ("Ulm.", "me? ")
+    assert second[-1].response.previous_response_id == id
+
+
 # Access, bounds, ends
 
 
