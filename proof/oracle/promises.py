@@ -489,8 +489,7 @@ class Promises:
                     f"{place} still streams, its writer sent the last request at {held.tried_s:.3f}: {held}"
                 )
         for place, turn in self._turns.items():
-            waits_s = turn.term_s if turn.generation > 1 else 0.0  # for the handler of an earlier attempt, at most
-            if turn.is_given and now_s > max(turn.host_over_s, base_s) + waits_s + SOON_S:
+            if turn.is_given and now_s > max(turn.host_over_s, base_s) + SOON_S:
                 raise Violation(
                     f"the turn of {place} goes on, and that of {turn.host}, which took it in, is over: {turn}"
                 )

@@ -165,10 +165,14 @@ class TurnState(Generic[W]):
 
     @property
     def host(self) -> tuple[str, int] | None:
-        """Return the id of the message whose turn has taken this one in, and the number of that turn's attempt."""
-        if self.phase is not Phase.HELD or self.claim is None or self.claim.within is None:
+        """Return the id of the message whose turn has taken this one in, and the number of that turn's attempt.
+
+        It may do so in a later round, while the handler of an earlier one still runs.
+        """
+        claim = self.claim
+        if self.phase not in (Phase.HELD, Phase.ENDING) or claim is None or claim.within is None or not claim.is_open:
             return None
-        return self.claim.within, self.claim.within_generation
+        return claim.within, claim.within_generation
 
     @property
     def is_unchanged(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tenuto import Hub
 from tenuto.agents.turn import Turn
 from tenuto.core.model import Message
@@ -72,6 +74,29 @@ async def test_message_may_be_taken_in_again_by_its_own_turn_only() -> None:
     await asyncio.sleep(1)
     assert (await claim_of(hub, "m3"), await claim_of(hub, "m2")) == (("done", 1), ("taken", 1))
     assert not await hub.take_waiting(CHANNEL, "m3", "far", turn="m1")
+
+
+@pytest.mark.parametrize("end", ["done", "lost"])
+@virtually
+async def test_message_that_is_taken_in_while_a_dead_agent_may_still_work_on_it_ends_with_its_host(end: str) -> None:
+    hub, worker = new_hub(), Worker(when_busy="parallel")
+    await start_with_messages(hub, worker, "m1", "m2")
+    await hub.command(CHANNEL, "cancel", target="m1")  # its handler does not end: it has died
+    await asyncio.sleep(3)
+    await hub.command(CHANNEL, "regenerate", target="m1")
+    _, host = worker.begun
+    for _ in range(2):  # a repeat after a lost result
+        assert await hub.take_waiting(CHANNEL, "m1", "far", turn="m2")
+    if end == "done":
+        hub.runtime.scheduler.end(worker, host, "done", lambda result: None)
+        await asyncio.sleep(1)
+        assert await claim_of(hub, "m1") == ("done", 129)
+    else:
+        hub.runtime.scheduler.left(worker, host)
+        await asyncio.sleep(1)
+        assert await claim_of(hub, "m1") == ("taken", 129)
+        await asyncio.sleep(LEASE_S)  # in which the handler may still run
+        assert await claim_of(hub, "m1") == ("taken", 130)
 
 
 @virtually

@@ -797,6 +797,8 @@ class TurnScheduler:
             return
         live = self._find(channel)
         match fate_of_held(turn, self._turns[channel], live.state if live is not None else None):
+            case HeldFate.LOST | HeldFate.UNHEARD if turn.phase is Phase.ENDING:
+                pass  # it waits again once its earlier handler has ended
             case HeldFate.LOST:
                 self.lose(channel, turn)
             case HeldFate.UNHEARD:
@@ -806,11 +808,12 @@ class TurnScheduler:
 
     def _end_held(self, channel: str, turn: OpenTurn, state: Literal["done", "cancelled"]) -> None:
         def done(result: Result | TenutoError) -> None:
-            if isinstance(result, TenutoError) and result.retry:
+            if isinstance(result, TenutoError) and result.retry and turn.phase is Phase.HELD:
                 again = partial(self._check_held, channel, turn)
                 self._deadlines.set(("turn", channel, turn.message_id), self._loop.time() + RETRY_S, again)
 
-        self._request(channel, turn.message_id, EndTurn(generation=turn.attempt, state=state), SERVER, done)
+        assert turn.claim is not None  # it has a host
+        self._request(channel, turn.message_id, EndTurn(generation=turn.claim.generation, state=state), SERVER, done)
 
     def _lapse_in(self, channel: str, turn: OpenTurn, term_s: float) -> None:
         attempt = turn.attempt
