@@ -29,7 +29,8 @@ FIELDS = "textarea, [contenteditable=true], [role=textbox], input[type=text], in
 FAULTS = ("reload", "no network", "second window")
 OFFLINE_S = 5.0
 QUIET_S, READY_S = 2.0, 5.0  # until an answer has ended; longest wait for a page, which may ignore earlier questions
-LETTERS, GROWTHS = 40, 3  # by which a text is an answer that streams
+LETTERS, GROWTHS = 40, 12  # by which a text is an answer that streams
+AGAIN = GROWTHS // 2  # growths through the same text by which it was asked again; a replay is faster and shows fewer
 KEPT, EDGE = 0.95, 12  # of the letters
 POLL_MS = 100
 LOGIN = "give its cookie as --cookie NAME=VALUE, or a login of HTTP as https://USER:PASSWORD@HOST"
@@ -63,8 +64,7 @@ class Result(NamedTuple):
     fault: str
     has_question: bool
     kept: float
-    goes_on: bool
-    has_gap: bool  # the rest came without the text of the time offline
+    goes_on: str  # yes, no, with a gap (of the time offline), or asked again (the model writes it anew)
 
 
 class Growth:
@@ -75,14 +75,14 @@ class Growth:
         self.times = 0
         self._last: list[str] = []
 
-    def take(self, lines: list[str]) -> None:
-        """Compare the lines of the page with those of the last call."""
-        for old in self._last:
-            for line in lines if old not in lines else ():
-                if line.startswith(old):
-                    self.lines = [one for one in self.lines if one != old] + [line]
-                    self.times += 1
+    def take(self, lines: list[str]) -> list[str]:
+        """Return those lines of the page that have grown since the last call."""
+        gone = tuple(old for old in self._last if old not in lines)
+        grown = [line for line in lines if line not in self._last and line.startswith(gone)]
+        self.lines = [one for one in self.lines if not any(line.startswith(one) for line in grown)] + grown
+        self.times += bool(grown)
         self._last = lines
+        return grown
 
 
 class Network:
@@ -171,23 +171,31 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     else:
         url, page = page.url, await context.new_page()
         await page.goto(url, wait_until="domcontentloaded")
-    kept, goes_on, after, deadline_s = 0.0, False, Growth(), time.monotonic() + chat.patience_s
-    while time.monotonic() < deadline_s and not goes_on:
+    kept, goes_on, after, again, is_past = 0.0, "no", Growth(), set[str](), False
+    deadline_s = time.monotonic() + chat.patience_s
+    while time.monotonic() < deadline_s and goes_on == "no":
         lines = await page.evaluate(TEXT, chat.answer)
-        after.take(lines)
+        grown = after.take(lines)
         kept = max(kept, _share(answer, "\n".join(lines)))
+        is_past = is_past or any(line.startswith(answer[-1]) for line in grown)
+        if not is_past:  # later, a line may begin like one before it
+            again |= {line for line in grown if any(one.startswith(line) for one in answer)} - {*answer}
         is_longer = any(line.startswith(answer[-1]) and len(line) >= len(answer[-1]) + LETTERS for line in lines)
-        goes_on = kept >= KEPT and (is_longer or after.times >= GROWTHS)
+        if kept >= KEPT and (is_longer or after.times >= GROWTHS):
+            goes_on = "yes"
         await page.wait_for_timeout(POLL_MS)
+    if len(again) >= AGAIN:
+        goes_on = "asked again"
     await page.screenshot(path=screenshots / f"{file}-after.png")
-    has_question, has_gap = chat.question in " ".join(await page.evaluate(TEXT, None)), False
-    if goes_on and fault == "no network":
+    has_question = chat.question in " ".join(await page.evaluate(TEXT, None))
+    if goes_on == "yes" and fault == "no network":
         continued = await _continued(page, chat, answer[-1])
         await page.reload(wait_until="domcontentloaded")
         whole = continued[-1:] + (await _continued(page, chat, answer[-1]))[-1:]
-        has_gap = any(_lacks(one, other) for one in continued for other in whole)
+        if any(_lacks(one, other) for one in continued for other in whole):
+            goes_on = "with a gap"
     await context.close()
-    return Result(fault, has_question, kept, goes_on, has_gap)
+    return Result(fault, has_question, kept, goes_on)
 
 
 async def _continued(page: Page, chat: Chat, text: str) -> list[str]:
@@ -239,8 +247,9 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
             return growth.lines
     raise await _problem(
         page,
-        f"showed no text that grows within {chat.patience_s:g} s after the question; name the button with --send, the "
-        "element with answers by --answer, ask for a longer answer with --question, or set --patience-s",
+        f"showed too little text that grows within {chat.patience_s:g} s after the question; name the field by "
+        "--input, the button by --send, the element with answers by --answer, ask for a longer answer with --question, "
+        "or set --patience-s",
         screenshot,
     )
 

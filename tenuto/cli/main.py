@@ -359,10 +359,9 @@ def f5(url: str, screenshots: Path, **options: Any) -> None:
     results = asyncio.run(survey(Chat(url, **options), screenshots))
     click.echo("               question  text so far  goes on")
     for one in results:
-        question, goes_on = ("yes" if yes else "no" for yes in (one.has_question, one.goes_on))
-        click.echo(f"{one.fault:<15}{question:<10}{one.kept:<13.0%}{'with a gap' if one.has_gap else goes_on}")
+        click.echo(f"{one.fault:<15}{'yes' if one.has_question else 'no':<10}{one.kept:<13.0%}{one.goes_on}")
     click.echo(f"Screenshots are in {screenshots}.")
-    sys.exit(not all(one.has_question and one.goes_on and not one.has_gap for one in results))
+    sys.exit(not all(one.has_question and one.goes_on == "yes" for one in results))
 
 
 for _command in store_commands.COMMANDS:

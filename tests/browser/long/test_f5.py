@@ -6,6 +6,7 @@ Layer: tests.
 from __future__ import annotations
 
 import asyncio
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tenuto.cli import f5
@@ -26,10 +27,9 @@ from tests.examples.programs import served_app
 from tests.processes import serving
 
 ANN = f"Basic {b64encode(b'ann:pass word').decode()}"
-DEAF = Path(__file__).with_name("deaf.html").read_text()
+ASKS, DEAF = (Path(__file__).with_name(name).read_text() for name in ("asks.html", "deaf.html"))
 QUESTION = "What survives when the server is killed?"
-LOST = [("reload", False), ("no network", False), ("second window", False)]
-KEPT = [("reload", True), ("no network", True), ("second window", True)]
+LOST, KEPT = ["no", "no", "no"], ["yes", "yes", "yes"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +44,13 @@ def chat(url: str, *, answer: str | None = None, patience_s: float = 30.0, **opt
     )
 
 
-async def survey(page: f5.Chat, folder: Path) -> list[tuple[str, bool]]:
+async def survey(page: f5.Chat, folder: Path) -> list[str]:
     """Return for each fault whether the answer went on, once all of them have two screenshots."""
     results = await f5.survey(page, folder / "f5")
     assert len([*(folder / "f5").glob("*.png")]) == 2 * len(f5.FAULTS)
     assert all(one.has_question for one in results)
-    assert all(one.kept >= f5.KEPT and not one.has_gap for one in results if one.goes_on)
-    return [(one.fault, one.goes_on) for one in results]
+    assert all(one.kept >= f5.KEPT for one in results if one.goes_on != "no")
+    return [one.goes_on for one in results]
 
 
 async def test_the_chat_of_a_new_app_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +81,8 @@ async def page(request: Request) -> Response:
         "forbidden": "<p>No</p>",
         "silent": "<textarea></textarea>",
         "deaf": DEAF,
+        "anew": ASKS,
+        "replay": ASKS,
         "cookie": "<textarea></textarea>" if request.cookies.get("id") == "ann" else "<input type=password>",
     }
     return HTMLResponse(bodies[name], 403 if name == "forbidden" else 200)
@@ -88,11 +90,30 @@ async def page(request: Request) -> Response:
 
 @pytest.fixture
 async def pages() -> AsyncIterator[str]:
-    async with served_app(Starlette(routes=[Route("/{name}", page)])) as address:
+    asked_s = dict[str, float]()
+
+    async def answer(request: Request) -> Response:
+        now_s = time.monotonic()
+        begin_s = (
+            now_s if request.path_params["name"] == "anew" else asked_s.setdefault(request.query_params["chat"], now_s)
+        )
+
+        async def words() -> AsyncIterator[str]:
+            for number in range(400):  # those of the past at once
+                await asyncio.sleep(begin_s + number / 20 - time.monotonic())
+                yield f"word{number} "
+
+        return StreamingResponse(words(), media_type="text/plain")
+
+    async def saved(request: Request) -> Response:
+        return Response()
+
+    routes = [Route("/saved", saved, methods=["POST"]), Route("/{name}", page), Route("/{name}/answer", answer)]
+    async with served_app(Starlette(routes=routes)) as address:
         yield address
 
 
-SILENT = "showed no text that grows within 1 s after the question"
+SILENT = "showed too little text that grows within 1 s after the question"
 SIGN_IN = "asks for a sign-in; give its cookie as --cookie NAME=VALUE, or a login of HTTP as https://USER:PASSWORD@HOST"
 SELECTORS = "--input, --send and --answer need selectors of CSS, such as '#question'"
 NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give its cookie as .*, or a login of HTTP"
@@ -145,12 +166,19 @@ async def test_a_missing_page_or_browser_is_named(
         await f5.survey(chat(url, patience_s=1), tmp_path)
 
 
+@pytest.mark.parametrize(("name", "goes_on"), [("anew", ["asked again"] * 3), ("replay", KEPT)], ids=str)
+async def test_an_answer_that_is_replayed_survives_and_one_that_is_asked_again_does_not(
+    name: str, goes_on: list[str], pages: str, tmp_path: Path
+) -> None:
+    assert await survey(chat(f"{pages}/{name}"), tmp_path) == goes_on
+
+
 async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
     pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f5, "READY_S", 1.0)
     results = await f5.survey(chat(f"{pages}/deaf"), tmp_path)
-    assert [(one.goes_on, one.has_gap) for one in results] == [(True, False), (True, True), (True, False)]
+    assert [one.goes_on for one in results] == ["yes", "with a gap", "yes"]
 
 
 def test_an_answer_is_what_grows_in_place() -> None:
