@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from tenuto.core.errors import LocalError, shown, shown_url
 
 try:
-    from playwright.async_api import Browser, Error, Page, async_playwright
+    from playwright.async_api import Browser, Error, Frame, Locator, Page, async_playwright
 except ImportError:
     raise LocalError("f5 needs the package playwright; install Tenuto with [f5], as its README shows") from None
 
@@ -42,6 +42,8 @@ REMEDIES = {  # by a part of the browser's message
     "ERR_INVALID_AUTH_CREDENTIALS": LOGIN,
     "": "check the address",
 }
+# In place of the list of Playwright, with which a frame of another site may store nothing.
+SWITCH = "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable"
 TEXT = Path(__file__).with_name("f5_text.js").read_text(encoding="utf-8")
 
 
@@ -138,8 +140,8 @@ async def survey(chat: Chat, screenshots: Path) -> list[Result]:
     chromium = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     async with network.served() as proxy, async_playwright() as playwright:
         try:
-            options: Any = {"proxy": {"server": proxy, "bypass": "<-loopback>"}, "executable_path": chromium}
-            async with await playwright.chromium.launch(**options) as browser:
+            via: Any = {"server": proxy, "bypass": "<-loopback>"}
+            async with await playwright.chromium.launch(proxy=via, executable_path=chromium, args=[SWITCH]) as browser:
                 return [await _trial(browser, network, chat, fault, screenshots) for fault in FAULTS]
         except Error as error:
             problem = error.message.splitlines()[0].partition(" at http")[0]  # an address may have secrets
@@ -161,7 +163,7 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     if response is not None and (status := response.status) >= 400:
         text = f"asks for a sign-in; {LOGIN}" if status == 401 else f"has status {status}; check the address"
         raise await _problem(page, text, screenshots / f"{status}.png")
-    answer = await _answer(page, chat, screenshots / f"{file}-before.png")
+    answer, is_framed = await _answer(page, chat, screenshots / f"{file}-before.png")
     if fault == "reload":
         await page.reload(wait_until="domcontentloaded")
     elif fault == "no network":
@@ -174,7 +176,7 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     kept, goes_on, after, again, is_past = 0.0, "no", Growth(), set[str](), False
     deadline_s = time.monotonic() + chat.patience_s
     while time.monotonic() < deadline_s and goes_on == "no":
-        lines = await page.evaluate(TEXT, chat.answer)
+        lines = await _lines(page, chat.answer, is_framed)
         grown = after.take(lines)
         kept = max(kept, _share(answer, "\n".join(lines)))
         is_past = is_past or any(line.startswith(answer[-1]) for line in grown)
@@ -187,23 +189,33 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     if len(again) >= AGAIN:
         goes_on = "asked again"
     await page.screenshot(path=screenshots / f"{file}-after.png")
-    has_question = chat.question in " ".join(await page.evaluate(TEXT, None))
+    has_question = chat.question in " ".join(await _lines(page, None, is_framed))
     if goes_on == "yes" and fault == "no network":
-        continued = await _continued(page, chat, answer[-1])
+        continued = await _continued(page, chat, answer[-1], is_framed)
         await page.reload(wait_until="domcontentloaded")
-        whole = continued[-1:] + (await _continued(page, chat, answer[-1]))[-1:]
+        whole = continued[-1:] + (await _continued(page, chat, answer[-1], is_framed))[-1:]
         if any(_lacks(one, other) for one in continued for other in whole):
             goes_on = "with a gap"
     await context.close()
     return Result(fault, has_question, kept, goes_on)
 
 
-async def _continued(page: Page, chat: Chat, text: str) -> list[str]:
+async def _lines(page: Page, selector: str | None, is_framed: bool) -> list[str]:
+    """Return the lines of the page, or those of the frames in it, which change when the page is loaded again."""
+    lines = list[str]()
+    for frame in page.frames:
+        if is_framed == (frame != page.main_frame) and frame.url:  # without one it has not loaded, and calls wait
+            with suppress(Error):  # it has gone, or loads another page
+                lines += await frame.evaluate(TEXT, selector)
+    return lines
+
+
+async def _continued(page: Page, chat: Chat, text: str, is_framed: bool) -> list[str]:
     """Return the lines that began with `text`, each time they had changed, until none has for two seconds."""
     seen, now_s = list[str](), time.monotonic()
     deadline_s, quiet_s = now_s + chat.patience_s, now_s + chat.patience_s
     while time.monotonic() < min(deadline_s, quiet_s):
-        for line in await page.evaluate(TEXT, chat.answer):
+        for line in await _lines(page, chat.answer, is_framed):
             if line.startswith(text) and line not in seen:
                 seen.append(line)
                 quiet_s = time.monotonic() + QUIET_S
@@ -218,33 +230,27 @@ def _lacks(line: str, whole: str) -> bool:
     return len(rest) >= EDGE and rest in whole[same:]
 
 
-async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
-    """Ask, and return the lines of the answer when it is under way. Raises LocalError if no answer comes."""
-    field = page.locator(chat.field or FIELDS).locator("visible=true").first
+async def _answer(page: Page, chat: Chat, screenshot: Path) -> tuple[list[str], bool]:
+    """Ask; return the lines of the answer under way, and whether a frame has it. Raises LocalError if none comes."""
     with suppress(Error):  # a page with a stream never stops
         await page.wait_for_load_state("networkidle", timeout=READY_S * 1000)
     await page.keyboard.press("Escape")  # closes a welcome
-    if chat.field is None and await page.locator(PASSWORDS).count():  # a question is no user name
-        raise await _problem(page, f"asks for a sign-in; {LOGIN}", screenshot)
-    try:
-        await field.fill(chat.question)
-    except Error as error:
-        if "selector" in error.message:
-            raise
-        what = "field for text" if chat.field is None else f"visible {shown(chat.field)}"
-        raise await _problem(page, f"has no {what}; check the address, or give --input", screenshot) from None
-    unasked, growth = await page.evaluate(TEXT, None), Growth()
+    await page.evaluate(TEXT, chat.answer)  # raises for a wrong selector, as the next line does
+    await page.locator(chat.field or FIELDS).count()
+    frame, field = await _field(page, chat, screenshot)
+    is_framed = frame != page.main_frame
+    unasked, growth = await _lines(page, None, is_framed), Growth()
     asked_s, deadline_s = float("-inf"), time.monotonic() + chat.patience_s
     while (now_s := time.monotonic()) < deadline_s:
-        if now_s > asked_s + READY_S and await page.evaluate(TEXT, None) == unasked:
+        if now_s > asked_s + READY_S and await _lines(page, None, is_framed) == unasked:
             asked_s = now_s  # or again: the page has ignored the question
-            await (field.press("Enter") if chat.send is None else page.click(chat.send))
+            await (field.press("Enter") if chat.send is None else frame.click(chat.send))
         await page.wait_for_timeout(POLL_MS)
-        growth.take(await page.evaluate(TEXT, chat.answer))
+        growth.take(await _lines(page, chat.answer, is_framed))
         if growth.times >= GROWTHS and len("".join(growth.lines)) >= LETTERS:
             await page.screenshot(path=screenshot)
-            growth.take(await page.evaluate(TEXT, chat.answer))
-            return growth.lines
+            growth.take(await _lines(page, chat.answer, is_framed))
+            return growth.lines, is_framed
     raise await _problem(
         page,
         f"showed too little text that grows within {chat.patience_s:g} s after the question; name the field by "
@@ -252,6 +258,23 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> list[str]:
         "or set --patience-s",
         screenshot,
     )
+
+
+async def _field(page: Page, chat: Chat, screenshot: Path) -> tuple[Frame, Locator]:
+    """Write the question into the first field of the page, or else of a frame in it. Raises LocalError without one."""
+    deadline_s = time.monotonic() + chat.patience_s
+    while time.monotonic() < deadline_s:
+        for frame in [one for one in page.frames if one.url]:
+            with suppress(Error):
+                if chat.field is None and await frame.locator(PASSWORDS).count():  # a question is no user name
+                    raise await _problem(page, f"asks for a sign-in; {LOGIN}", screenshot)
+                field = frame.locator(chat.field or FIELDS).locator("visible=true").first
+                if await field.count():
+                    await field.fill(chat.question, timeout=READY_S * 1000)
+                    return frame, field
+        await page.wait_for_timeout(POLL_MS)
+    what = "field for text" if chat.field is None else f"visible {shown(chat.field)}"
+    raise await _problem(page, f"has no {what}; check the address, or give --input", screenshot)
 
 
 async def _problem(page: Page, text: str, screenshot: Path) -> LocalError:

@@ -83,6 +83,8 @@ async def page(request: Request) -> Response:
         "deaf": DEAF,
         "anew": ASKS,
         "replay": ASKS,
+        "framed": f"<p>Shop</p><iframe src=http://localhost:{request.url.port}/replay>",
+        "sign-in": "<iframe src=login>",
         "cookie": "<textarea></textarea>" if request.cookies.get("id") == "ann" else "<input type=password>",
     }
     return HTMLResponse(bodies[name], 403 if name == "forbidden" else 200)
@@ -124,6 +126,7 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
     [
         ("none", {}, "has no field for text; check the address, or give --input; .*problem.png shows the page"),
         ("login", {}, SIGN_IN),
+        ("sign-in", {}, SIGN_IN),
         ("forbidden", {}, "has status 403; check the address; .*problem.png shows the page"),
         ("silent", {}, SILENT),
         ("cookie", {"cookies": ("id=ann",)}, SILENT),
@@ -132,7 +135,7 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
         ("silent", {"field": "##"}, f'css selector "##".*; {SELECTORS}'),
         ("silent", {"send": "a[", "field": "textarea"}, rf'css selector "a\[".*; {SELECTORS}'),
         ("silent", {"answer": "text=Why"}, f"'text=Why' is not a valid selector.; {SELECTORS}"),
-        ("silent", {"send": "#none"}, "Page.click: Timeout 1000ms exceeded.; check --send"),
+        ("silent", {"send": "#none"}, "Frame.click: Timeout 1000ms exceeded.; check --send"),
     ],
 )
 async def test_a_page_without_an_answer_is_named(
@@ -166,7 +169,9 @@ async def test_a_missing_page_or_browser_is_named(
         await f5.survey(chat(url, patience_s=1), tmp_path)
 
 
-@pytest.mark.parametrize(("name", "goes_on"), [("anew", ["asked again"] * 3), ("replay", KEPT)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "goes_on"), [("anew", ["asked again"] * 3), ("replay", KEPT), ("framed", KEPT)], ids=str
+)
 async def test_an_answer_that_is_replayed_survives_and_one_that_is_asked_again_does_not(
     name: str, goes_on: list[str], pages: str, tmp_path: Path
 ) -> None:
