@@ -21,13 +21,13 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 55_155,
-    "lines of its kernel": 34_276,
+    "lines of tenuto/": 55_192,
+    "lines of its kernel": 34_283,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_852,
-    "lines of tests/": 61_268,
-    "lines of proof/ and bench/": 19_984,
+    "lines of interop/": 3_851,
+    "lines of tests/": 61_540,
+    "lines of proof/ and bench/": 19_983,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
     "words of the changelog": 1_500,
