@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from mimetypes import guess_type
 from typing import Literal, NamedTuple, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from msgspec.structs import replace
 
@@ -109,14 +109,16 @@ def system_texts(messages: Iterable[Message]) -> list[str]:
 def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
     """Return `messages` with each result that a client has sent at its call, whose answer had ended without it.
 
-    An id may repeat: its call is the latest one before the result that has none. A result without such a call becomes
-    a text. Without `with_calls`, for a shape without calls, each one does.
+    An id may repeat: its call is the latest one before the result that has none. If another answer is between, both
+    stand where the result came, as a conversation must not end with an answer. A result without such a call becomes a
+    text. Without `with_calls`, for a shape without calls, each one does.
     """
     found: list[Message] = []
+    answer: list[Part] = []  # parts of the last answer
     called: dict[str, Part] = {}  # the last call of each id
     open_calls: dict[str, list[tuple[list[Part], int]]] = {}  # their places, by id
     for one in messages:
-        parts: list[Part] = []
+        parts, late = list[Part](), list[Part]()
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
@@ -127,10 +129,17 @@ def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
                 parts.append(part)
             elif with_calls and open_calls.get(call := str(data.get("call_id"))):
                 place, number = open_calls[call].pop()
-                place[number] = {**place[number], "output": data.get("output")}
+                joined = {**place[number], "output": data.get("output")}
+                if place is answer:
+                    place[number] = joined
+                else:
+                    late.append(joined)
             else:
                 parts.append({"type": "text", "text": _result_as_text(called.get(str(data.get("call_id"))), data)})
+        if late:
+            found.append(replace(one, role="assistant", parts=late))
         found.append(replace(one, parts=parts))
+        answer = parts if one.role == "assistant" else answer
     return found
 
 
@@ -202,7 +211,7 @@ def _file(part: Part) -> _File:
         about, _, data = url[5:].partition(",")
         media_type = about.split(";")[0] or media_type or "text/plain"
         if not about.lower().endswith(";base64"):
-            data = base64.b64encode(unquote(data).encode()).decode()
+            data = base64.b64encode(unquote_to_bytes(data)).decode()
             url = f"data:{media_type};base64,{data}"
     name = part.get("filename") or part.get("name")
     if not isinstance(name, str):

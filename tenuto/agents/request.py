@@ -80,10 +80,11 @@ def _for_chat(one: TurnRequest) -> dict[str, Json]:
         choice = {"type": choice.get("type", "function"), choice.get("type", "function"): {"name": choice["name"]}}
     if form is not None and form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": {name: value for name, value in form.items() if name != "type"}}
+    tools = [_nested(tool) for tool in one.tools if tool.get("type") in ("function", "custom")]
     return {
-        "tools": [_nested(tool) for tool in one.tools if tool.get("type") in ("function", "custom")],
-        "tool_choice": choice,
-        "parallel_tool_calls": one.parallel_tool_calls,
+        "tools": tools,
+        "tool_choice": choice if tools else None,
+        "parallel_tool_calls": one.parallel_tool_calls if tools else None,
         "response_format": form,
         "verbosity": one.verbosity,
         "max_completion_tokens": one.max_output_tokens,
@@ -214,6 +215,8 @@ def _tools(value: Json) -> Json:
 
 
 def _flat(tool: dict[str, Json]) -> dict[str, Json]:
+    # secrets of a caller, such as those of an MCP server: a question is shown to all viewers
+    tool = {name: value for name, value in tool.items() if name not in _SECRETS}
     kind = tool.get("type", "function")
     nested = tool.get(kind) if isinstance(kind, str) else None
     flat = {"type": kind, **nested} if isinstance(nested, dict) else {"type": kind, **tool}
@@ -240,6 +243,7 @@ def _same(value: Json) -> Json:
     return value
 
 
+_SECRETS = ("authorization", "headers")
 _ALLOWED = "allowed_tools"  # type of a `tool_choice` with a mode and the tools that the model may call
 _TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
 # By the name in `TurnRequest`: the expected type, and the names in requests; the first given one counts.

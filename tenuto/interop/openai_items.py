@@ -311,7 +311,9 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
                 given.add(_role(item.get("role")), parts)
             case "function_call_output":
                 output, call = item.get("output"), _text(item, "call_id")
-                given.outputs[call] = stored_parts(output, is_strict=True) if isinstance(output, list) else output
+                if output is None or isinstance(output, list):
+                    output = stored_parts(output or [], is_strict=True) or ""
+                given.outputs[call] = output
                 given.unknown += [call] if call not in given.calls else []
             case "mcp_approval_response":
                 approve, reason = item.get("approve"), item.get("reason")

@@ -199,6 +199,20 @@ def test_result_that_the_client_sends_later_is_joined_to_its_call_in_each_shape(
     assert late[1] == {"role": "user", "content": '[result of call c1: {"c": 7}]\nso?'}
 
 
+def test_result_after_another_answer_ends_the_history_with_its_call() -> None:
+    open_call = call("c", state="called")
+    del open_call["output"]
+    result: Part = {"type": "data", "name": "function_call_output", "data": {"call_id": "c", "output": "7"}}
+    between = [message("user", text("Meanwhile?")), message("assistant", text("Yes."))]
+    told = [ASKED, message("assistant", text("I look."), open_call), *between, message("user", result)]
+    roles = ["user", "assistant", "user", "assistant", "assistant", "tool"]
+    assert [one["role"] for one in as_turns(told, "openai")] == roles
+    *_, answer, end = as_turns(told, "anthropic")
+    assert [block["type"] for block in answer["content"]] == ["text", "tool_use"]
+    assert end["content"] == [{"type": "tool_result", "tool_use_id": "c", "content": "7"}]
+    assert as_turns(told, "responses")[-1]["type"] == "function_call_output"
+
+
 def test_result_of_an_id_that_repeats_is_at_the_latest_earlier_call_without_one() -> None:
     def result(output: str) -> Message:
         return message(

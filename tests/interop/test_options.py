@@ -827,3 +827,28 @@ async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: o
     told: Any = [{"role": "user", "content": "a"}, refused, {"role": "user", "content": "b"}]
     await client.chat.completions.create(model="bot", messages=told)
     assert stub.received[-1]["text"][1] == {"role": "assistant", "content": "I can't."}
+
+
+async def test_secrets_of_a_tool_are_not_kept_and_a_choice_without_tools_is_no_wish(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    stub.text = "Yes."
+    known: Any = {"type": "mcp", "server_label": "s", "server_url": "https://e.x"}
+    tool: Any = {**known, "authorization": "SECRET", "headers": {"key": "SECRET"}}
+    response = await client.responses.create(model="bot", input="q", tools=[tool], tool_choice="auto")
+    assert "SECRET" not in response.model_dump_json() + json.dumps(stub.received)
+    assert stub.received[-1]["options"]["responses"] == {"tools": [known], "tool_choice": "auto"}
+    assert stub.received[-1]["options"]["openai"] == {}
+
+
+async def test_empty_result_is_an_empty_text_and_a_file_in_percents_has_its_bytes(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    call: Any = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    empty: Any = {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": ""}]}
+    photo: Any = [{"type": "image_url", "image_url": {"url": "data:image/png,%89PNG%FF"}}]
+    told: Any = [{"role": "user", "content": photo}, {"role": "assistant", "tool_calls": [call]}, empty]
+    await client.chat.completions.create(model="bot", messages=told)
+    asked, _, result = stub.received[-1]["openai"]
+    assert asked["content"][0]["image_url"]["url"] == "data:image/png;base64,iVBOR/8="
+    assert result["content"] == ""
