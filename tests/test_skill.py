@@ -39,12 +39,17 @@ def test_the_skill_has_the_form_that_tools_read() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", body)) <= anchors(PAGES[0])
 
 
-def test_the_site_serves_the_skill_of_the_packages_by_its_index(tmp_path: Path) -> None:
+def test_the_site_serves_the_skill_of_the_packages_by_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     site = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "docs.py")))
     pages, folder = tmp_path / "pages", tmp_path / ".well-known" / "agent-skills"
     for path in (ROOT / "docs").rglob("*.md"):
         (pages / site.page_name(path)).parent.mkdir(parents=True, exist_ok=True)
         (pages / site.page_name(path)).write_text(path.read_text())
+    for name in site.REFERENCE:
+        (pages / name).write_text("# Reference")
     site.write_for_machines(pages, tmp_path)
     site.write_skill(folder)
     (named,) = re.findall(r"\((\.well-known/\S+)\)", (tmp_path / "llms.txt").read_text())
