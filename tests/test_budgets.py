@@ -26,7 +26,7 @@ BUDGETS = {
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
     "lines of interop/": 3_853,
-    "lines of tests/": 61_584,
+    "lines of tests/": 61_587,
     "lines of proof/ and bench/": 19_983,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,
