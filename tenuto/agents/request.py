@@ -215,14 +215,13 @@ def _tools(value: Json) -> Json:
 
 
 def _flat(tool: dict[str, Json]) -> dict[str, Json]:
-    # secrets of a caller, such as those of an MCP server: a question is shown to all viewers
-    tool = {name: value for name, value in tool.items() if name not in _SECRETS}
     kind = tool.get("type", "function")
     nested = tool.get(kind) if isinstance(kind, str) else None
     flat = {"type": kind, **nested} if isinstance(nested, dict) else {"type": kind, **tool}
     if "parameters" not in flat and isinstance(flat.get("inputSchema"), dict):
         flat["parameters"] = flat.pop("inputSchema")
-    return flat
+    # secrets of a caller, such as those of an MCP server: a question is shown to all viewers
+    return {name: value for name, value in flat.items() if name not in _SECRETS}
 
 
 def _choice(value: Json) -> Json:

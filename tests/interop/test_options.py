@@ -835,10 +835,11 @@ async def test_secrets_of_a_tool_are_not_kept_and_a_choice_without_tools_is_no_w
     stub.text = "Yes."
     known: Any = {"type": "mcp", "server_label": "s", "server_url": "https://e.x"}
     tool: Any = {**known, "authorization": "SECRET", "headers": {"key": "SECRET"}}
-    response = await client.responses.create(model="bot", input="q", tools=[tool], tool_choice="auto")
-    assert "SECRET" not in response.model_dump_json() + json.dumps(stub.received)
-    assert stub.received[-1]["options"]["responses"] == {"tools": [known], "tool_choice": "auto"}
-    assert stub.received[-1]["options"]["openai"] == {}
+    for one in (tool, {"type": "mcp", "mcp": tool}):  # some clients nest each tool
+        response = await client.responses.create(model="bot", input="q", tools=[one], tool_choice="auto")
+        assert "SECRET" not in response.model_dump_json() + json.dumps(stub.received)
+        assert stub.received[-1]["options"]["responses"] == {"tools": [known], "tool_choice": "auto"}
+        assert stub.received[-1]["options"]["openai"] == {}
 
 
 async def test_empty_result_is_an_empty_text_and_a_file_in_percents_has_its_bytes(
