@@ -21,12 +21,12 @@ NOT_KERNEL = ("stores/postgres", "stores/redis", "hub/keep", "testing.py")
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 55_206,
-    "lines of its kernel": 34_295,
+    "lines of tenuto/": 55_213,
+    "lines of its kernel": 34_298,
     "modules of tenuto/": 163,
     "files in a folder of tenuto/": 25,
-    "lines of interop/": 3_853,
-    "lines of tests/": 61_588,
+    "lines of interop/": 3_857,
+    "lines of tests/": 61_591,
     "lines of proof/ and bench/": 19_983,
     "words of docs without decisions": 50_000,
     "words of decisions": 12_000,

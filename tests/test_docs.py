@@ -242,9 +242,14 @@ def test_the_docstring_of_a_module_names_only_what_exists() -> None:
     assert [(shown_path(path), name) for path, name in sorted(named) if name not in known] == []
 
 
-def test_the_index_lists_each_page_and_the_site_has_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+def script_of_the_site(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return what `scripts/docs.py` defines, which finds the modules beside it only as a program."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    site = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "docs.py")))
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "docs.py")))
+
+
+def test_the_index_lists_each_page_and_the_site_has_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = script_of_the_site(monkeypatch)
     listed = [page for pages in site.navigation().values() for page in pages]
     assert sorted([*listed, "index.md"]) == sorted(
         [*(site.page_name(path) for path in (ROOT / "docs").glob("*.md")), "decisions/index.md", *site.REFERENCE]

@@ -9,16 +9,15 @@ import ast
 import hashlib
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from zipfile import ZipFile
 
 import pytest
 from starlette.testclient import TestClient
 
-from tests.test_docs import anchors
+from tests.test_docs import anchors, script_of_the_site
 
 ROOT = Path(__file__).parents[1]
 SKILL = ROOT / "tenuto" / ".agents" / "skills" / "tenuto"
@@ -42,8 +41,7 @@ def test_the_skill_has_the_form_that_tools_read() -> None:
 def test_the_site_serves_the_skill_of_the_packages_by_its_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    site = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "docs.py")))
+    site = script_of_the_site(monkeypatch)
     pages, folder = tmp_path / "pages", tmp_path / ".well-known" / "agent-skills"
     for path in (ROOT / "docs").rglob("*.md"):
         (pages / site.page_name(path)).parent.mkdir(parents=True, exist_ok=True)

@@ -170,7 +170,10 @@ class Running:
         if not self._backend.is_shutting_down or self._agent.on_crash == "interrupt" or turn is None or task is None:
             return
         waits = turn.allowance is not None and turn.allowance.waits > 0
-        writing = {one for one in turn.replies if (is_streaming(one) if waits else one.is_begun and not one.is_over)}
+        if waits:  # then a stream that is read elsewhere in the turn would be cut
+            writing = {reply for reply in turn.replies if is_streaming(reply)}
+        else:
+            writing = {reply for reply in turn.begun if not reply.is_over}
         if not turn.steps.is_running and (waits or writing) and writing <= turn.attached:
             task.cancel()
 

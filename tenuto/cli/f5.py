@@ -42,7 +42,7 @@ REMEDIES = {  # by a part of the browser's message
     "ERR_INVALID_AUTH_CREDENTIALS": LOGIN,
     "": "check the address",
 }
-# In place of the list of Playwright, with which a frame of another site may store nothing.
+# In place of the list of Playwright, with which a frame of another site has no storage.
 SWITCH = "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable"
 TEXT = Path(__file__).with_name("f5_text.js").read_text(encoding="utf-8")
 

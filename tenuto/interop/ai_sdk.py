@@ -559,9 +559,11 @@ class UIStream(EventStream):
 
     def _has_running_call(self) -> bool:
         """Return whether a call without a question runs in the last step: before its end the page sends no reply."""
-        left = [one for one in self._calls_of_step() if not one.question]
-        settled = [one for one in left if one.is_own or one.is_approved or self._page.tools.get(one.call) in _REPLIED]
-        return any(one.stage == STARTED or (one.stage == AVAILABLE and one not in settled) for one in left)
+        for one in self._calls_of_step():
+            is_settled = one.is_own or one.is_approved or self._page.tools.get(one.call) in _REPLIED
+            if not one.question and (one.stage == STARTED or (one.stage == AVAILABLE and not is_settled)):
+                return True
+        return False
 
     def _end_with_question(self) -> None:
         """End the response, as a page can reply only then. A page that repeats a reply would repeat it for ever."""
@@ -659,8 +661,10 @@ class PageParts:
 
     def is_outcome(self, part: Json) -> bool:
         """Return whether a stored call has an outcome for the page's reply: its result, or the page's own approval."""
+        if has_result(part):
+            return True
         approval = approval_of(part, DEFAULT)
-        return has_result(part) or (approval is not None and self.has_approval(part["call"], approval))
+        return approval is not None and self.has_approval(part["call"], approval)
 
     def has(self, chunk: Json) -> bool:
         """Return whether the page has the part of `chunk`, with this value."""

@@ -1,4 +1,4 @@
-"""The built site of the documentation, below a path: each link works, and axe finds nothing serious.
+"""The built site of the documentation, below a path: each link works, and axe finds no serious fault.
 
 Layer: tests.
 """
