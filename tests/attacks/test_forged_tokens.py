@@ -4,10 +4,16 @@ Layer: tests.
 
 The keys of the forged tokens are of the type that the server accepts, so only their signatures show that they are
 forged. To verify one takes 0.02 ms (HS256) to 1.1 ms (ES512).
+
+An append waits for some three iterations of the event loop, in each of which every connection of the attack may have
+one token verified. That is the CPU time of 70 verifications with ES512 (measured). So the bound is that of a storm, or
+the time of 90 on the machine of the test: 60 ms where one takes 0.67 ms.
 """
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +30,7 @@ OTHERS: dict[str, Any] = {"HS256": OTHER_SECRET, "RS256": OTHER_RSA, "ES512": ec
 KEYS: dict[str, Any] = {"HS256": SECRET, "RS256": RSA, "ES512": EC521}
 FLOOD: dict[str, Any] = {"total": 600_000, "at_once": 20, "reads": True}
 READ = "/v1/channels/c"
+VERIFICATIONS = 90
 
 
 def forged(algorithm: str = "HS256") -> str:
@@ -34,6 +41,20 @@ def forged(algorithm: str = "HS256") -> str:
 def claims(capabilities: list[str]) -> dict[str, Any]:
     """Return the claims of a valid token of 4.2 KB."""
     return {"sub": "mallory", "aud": AUDIENCE, "exp": 2**33, "tenuto": {"*": capabilities}, "pad": "x" * 3_000}
+
+
+def most_cpu_s(algorithm: str) -> float:
+    """Return the bound of the CPU time of the event loop during a request beside tokens of this algorithm."""
+    bearer, key = forged(algorithm), KEYS[algorithm]
+    public = key if algorithm == "HS256" else key.public_key()
+
+    def verification_s() -> float:
+        began_s = time.thread_time()
+        with pytest.raises(jwt.InvalidSignatureError):
+            jwt.decode(bearer, public, algorithms=[algorithm], audience=AUDIENCE)
+        return time.thread_time() - began_s
+
+    return max(STORM_CPU_S, VERIFICATIONS * statistics.median(verification_s() for _ in range(51)))
 
 
 @pytest.fixture
@@ -48,28 +69,28 @@ async def attacked(tmp_path: Path) -> AsyncIterator[Scene]:
         issuer.close()
 
 
-async def check(attacked: Scene, name: str, **options: Any) -> None:
+async def check(attacked: Scene, name: str, algorithm: str, **options: Any) -> None:
     """Run the attack; check its refusals, the time of other requests, and that new clients get in meanwhile."""
 
     async def others() -> int:
         return sum([await introduces_itself(attacked, f"good-{number}") for number in range(10)])
 
-    outcome = await run(attacked, name, beside=others, **options)
+    outcome = await run(attacked, name, beside=others, bearer=forged(algorithm), **options)
     assert outcome.beside == 10, outcome
     assert "signature matches no key" in outcome.report["first"], outcome
-    outcome.check_with_cpu_time(16 * MIB, STORM_CPU_S)
+    outcome.check_with_cpu_time(16 * MIB, most_cpu_s(algorithm))
 
 
 @pytest.mark.parametrize("path", [READ, f"{READ}/events", f"{READ}/poll"], ids=["request", "stream", "poll"])
 @pytest.mark.parametrize("algorithm", OTHERS)
 async def test_flood_of_forged_tokens_does_not_hold_the_loop(attacked: Scene, algorithm: str, path: str) -> None:
-    await check(attacked, "pipelined", path=path, bearer=forged(algorithm), **FLOOD)
+    await check(attacked, "pipelined", algorithm, path=path, **FLOOD)
 
 
 @pytest.mark.parametrize("algorithm", OTHERS)
 async def test_forged_tokens_behind_a_valid_one_do_not_hold_the_loop(attacked: Scene, algorithm: str) -> None:
     valid = f"GET {READ} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token('ann', PERSON)}\r\n\r\n"
-    await check(attacked, "pipelined", path=READ, first=valid, bearer=forged(algorithm), **FLOOD)
+    await check(attacked, "pipelined", algorithm, path=READ, first=valid, **FLOOD)
 
 
 @pytest.mark.parametrize("algorithm", KEYS)
@@ -78,12 +99,12 @@ async def test_one_token_beyond_its_rate_does_not_hold_the_loop(attacked: Scene,
     bearer = jwt.encode(claims(PERSON), KEYS[algorithm], algorithm=algorithm)
     outcome = await run(attacked, "pipelined", path=READ, bearer=bearer, **FLOOD)
     outcome.check_limited()
-    outcome.check_with_cpu_time(16 * MIB, STORM_CPU_S)
+    outcome.check_with_cpu_time(16 * MIB, most_cpu_s(algorithm))
 
 
 @pytest.mark.parametrize("algorithm", OTHERS)
 async def test_forged_introductions_of_sockets_do_not_hold_the_loop(attacked: Scene, algorithm: str) -> None:
-    await check(attacked, "introductions", bearer=forged(algorithm), at_once=20)
+    await check(attacked, "introductions", algorithm, at_once=20)
 
 
 async def test_flood_of_forged_tickets_does_not_hold_the_loop(attacked: Scene) -> None:
