@@ -35,6 +35,9 @@ MAX_TASK_MS = 2 * 50.0
 RECEIVING = 3  # the limit of the task that receives, in times of its least work, which has no slices
 MEAN_MS = 2 * 2.0
 LAST_TO_SECOND = 1.3  # script time of the last quarter by that of the second
+# The same in the chat element, where the browser copies the text so far for each piece, since it came in pieces: 1.16
+# to 1.44 (measured). A script whose cost grows with the text has 2.3.
+LAST_TO_SECOND_IN_THE_ELEMENT = 1.6
 TRIES = 3
 KIB = 1024
 MIB = 1024 * KIB
@@ -55,11 +58,13 @@ class Cost:
     longest_ms: float
     mean_ms: float
     quarters_ms: tuple[float, ...]  # script time of each quarter of the answer
+    most_growth: float = LAST_TO_SECOND
 
     def __and__(self, other: Cost) -> Cost:
         """Return the best figures of two tries."""
         quarters_ms = tuple(map(min, self.quarters_ms, other.quarters_ms))
-        return Cost(min(self.longest_ms, other.longest_ms), min(self.mean_ms, other.mean_ms), quarters_ms)
+        longest_ms, mean_ms = min(self.longest_ms, other.longest_ms), min(self.mean_ms, other.mean_ms)
+        return Cost(longest_ms, mean_ms, quarters_ms, self.most_growth)
 
     @property
     def growth(self) -> float:
@@ -67,7 +72,7 @@ class Cost:
 
     @property
     def is_low(self) -> bool:
-        return self.longest_ms <= MAX_TASK_MS and self.mean_ms <= MEAN_MS and self.growth <= LAST_TO_SECOND
+        return self.longest_ms <= MAX_TASK_MS and self.mean_ms <= MEAN_MS and self.growth <= self.most_growth
 
 
 Figures = TypeVar("Figures", "Cost", "Whole")
@@ -140,7 +145,8 @@ async def grow_in_the_element(browser: Browser, text: str) -> Cost:
                     times.append(await thread.spent())
             longest_ms = max(await stop_tasks(browser))
     mean_ms = (times[-1] - times[0]).drawing_ms / (len(text) / PIECE)
-    cost = Cost(longest_ms, mean_ms, tuple((after - before).script_ms for before, after in pairwise(times)))
+    quarters_ms = tuple((after - before).script_ms for before, after in pairwise(times))
+    cost = Cost(longest_ms, mean_ms, quarters_ms, LAST_TO_SECOND_IN_THE_ELEMENT)
     script_ms = [round(one) for one in cost.quarters_ms]
     print(f"in the element: {mean_ms:.2f} ms, longest {longest_ms:.0f} ms, script {script_ms} ms, {cost.growth:.2f}")
     return cost
