@@ -30,11 +30,11 @@ from tenuto.core.model import Message
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.sources import named_source, pipe
-from tenuto.transports.access import Credentials
+from tenuto.transports.access import Credentials, check_serving
 from tenuto.transports.codec import GUARDS
 from tenuto.transports.http import problem_response
-from tenuto.transports.sender import TaskSender
-from tenuto.transports.sse import StreamApp
+from tenuto.transports.sender import TaskSender, break_off
+from tenuto.transports.sse import StreamApp, reconnect_delay
 from tenuto.transports.streams import (
     EndFrame,
     Framer,
@@ -214,6 +214,10 @@ class StreamResponse(Response):
             if name.lower() not in self._own_headers:
                 self.headers[name] = value
 
+    def _unname(self) -> None:
+        for name in {"tenuto-message", "location"} - self._own_headers:
+            del self.headers[name]
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hub = self._app.hub
         requested = Headers(scope=scope)
@@ -225,63 +229,77 @@ class StreamResponse(Response):
         cookie = visit_in(scope).headers if isinstance(hub.authenticate, VisitorVerifier) else []
         self.raw_headers += [one for one in cookie if one not in self.raw_headers]
         if scope.get("method") == "HEAD":  # also of a link checker or a preview: it begins and finds no answer
-            for name in {"tenuto-message", "location"} - self._own_headers:
-                del self.headers[name]
+            self._unname()
             await self._send_empty(send, 200)
             return
         if not self._is_repeatable and sent_by(since).is_finished:
             await self._send_nothing(send)  # the EventSource would repeat the request otherwise
             return
+        # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
+        first, answering, stream, is_started = b"", None, None, False
         try:
+            await check_serving(hub)
             opened = await self._open(since, scope)
-        except (TooMany, Forbidden) as error:  # of a visitor; all other errors reach the app
-            response = problem_response(error)
-            response.raw_headers += cookie
-            await response(scope, receive, send)
-            return
-        if opened is None:
-            await self._send_nothing(send)
-            return
-        message_id, answering = opened
-        self._name(message_id)
-        message, cursor = await hub.read(self._channel, message_id)
-        # no reader has received any text of a new answer
-        sent = resume_point(since if answering is None else None, cursor)
-        if sent.is_finished and message.status != "streaming":
-            await self._send_nothing(send)
-            return
-        name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
-        # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the answer
-        # only.
-        stream = MessageStream(
-            self._app,
-            send,
-            Credentials(hub, dict(scope), None),
-            message_id,
-            sent,
-            self._framer(requested, message_id),
-            is_own_client=True,
-            # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
-            sender_class=TaskSender,
-            name=name,
-            # a page's own parser may know no comments: it gets what the app's endpoint sent before
-            has_heartbeat=self._style in ("events", *FORMATS) or self._is_for_event_source(requested),
-        )
-        if answering is not None:
-            answering.reader_came()
-        try:
+            if opened is None:
+                await self._send_nothing(send)
+                return
+            message_id, answering = opened
+            if answering is not None:
+                answering.reader_came()
+            self._name(message_id)
+            message, cursor = await hub.read(self._channel, message_id)
+            # no reader has received any text of a new answer
+            sent = resume_point(since if answering is None else None, cursor)
+            if sent.is_finished and message.status != "streaming":
+                await self._send_nothing(send)
+                return
+            name = "" if self._is_repeatable else hub.tickets.name(self._channel, message_id)
+            if name and has_ids and since is None and self._is_for_event_source(requested):
+                first = f"id: {Position(cursor, name, sent).id(is_finished=False)}\n\n".encode()
+            # The app has authenticated the caller. The stream sends no farewell, because its bytes are those of the
+            # answer only.
+            stream = MessageStream(
+                self._app,
+                send,
+                Credentials(hub, dict(scope), None),
+                message_id,
+                sent,
+                self._framer(requested, message_id),
+                is_own_client=True,
+                # not a `DirectSender`, which sends outside of a task: middleware of the app may need a current task
+                sender_class=TaskSender,
+                name=name,
+                # a page's own parser may know no comments: it gets what the app's endpoint sent before
+                has_heartbeat=self._style in ("events", *FORMATS) or self._is_for_event_source(requested),
+            )
             await stream.attach(self._channel, message, cursor)
             del message  # a stream lasts long, so it does not keep the text of its beginning
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if name and has_ids and since is None and self._is_for_event_source(requested):
-                # an id before the first text: an EventSource that reconnects then asks for this answer, not for another
-                id = Position(cursor, name, sent).id(is_finished=False)
-                await send({"type": "http.response.body", "body": f"id: {id}\n\n".encode(), "more_body": True})
+            is_started = True
+            await self._begin(send, first)
             await stream.run(receive)
+        except TenutoError as error:
+            may_reconnect = scope.get("method") == "GET" and self._is_for_event_source(requested)
+            if not is_started and may_reconnect and error.retry and error.status == 503:
+                # another status would stop an EventSource for good, and a response that looks complete other readers
+                self._unname()
+                await self._begin(send, reconnect_delay(error) + first)
+                break_off(receive)
+            elif not is_started and isinstance(error, TooMany | Forbidden):  # of a visitor
+                response = problem_response(error)
+                response.raw_headers += cookie
+                await response(scope, receive, send)
+            else:
+                raise  # to the app
         finally:
             if answering is not None:
                 answering.reader_left()
-            stream.close()
+            if stream is not None:
+                stream.close()
+
+    async def _begin(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _send_nothing(self, send: Send) -> None:
         """Send status 204, which stops an EventSource; with the headers that the app has set, such as cookies."""
@@ -313,13 +331,13 @@ async def find_newest(hub: HubCore, channel: str, since: Cursor | None) -> str |
     """Return the id of the newest answer of `channel`, which is that to its newest question.
 
     Wait for it while the question is new, because another node may be about to begin it. None if there is no answer, or
-    if a reader with the cursor `since` was reading an older one. Raises StoreUnavailable.
+    if a reader with the cursor `since` was reading an older one. Raises Draining, StoreUnavailable.
     """
     live = await hub.runtime.fresh(channel)
     changed = asyncio.Event()
     live.listeners[changed.set] = None
     try:
-        async with asyncio.timeout(BEGINNING_S):
+        async with hub.viewing.reading(), asyncio.timeout(BEGINNING_S):
             while True:
                 answer, question, cursor = await _newest(hub, channel)
                 if answer is not None:

@@ -5,12 +5,16 @@ Layer: tests.
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tenuto import Hub
+from tenuto.core.errors import Draining
 from tenuto.response import BEGINNING_S, StreamResponse
 from tests.transports.conftest import new_hub
 from tests.virtual import closed_later, virtual_clock, virtually
@@ -29,6 +33,7 @@ class Reader:
         self._received = asyncio.Event()
         scope = {
             "type": "http",
+            "method": "GET",
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             "client": ("127.0.0.1", 1),
         }
@@ -226,6 +231,46 @@ async def test_eventsource_gets_the_rest_of_its_answer_from_a_restarted_server(t
         with suppress(Exception):
             await reader.leave()
     await after.hub.close()
+
+
+@on_memory
+async def test_eventsource_comes_again_while_the_hub_drains(endpoint: Endpoint) -> None:
+    """Any status but 200 would stop it for good."""
+    await endpoint.hub.create("chat:2", text="not answered yet")
+    window = Reader(endpoint.hub.stream_response("chat:2", [], prompt="", style=frame), EVENT_SOURCE)
+    asking = await endpoint.get("why").until("one ")
+    draining = asyncio.ensure_future(endpoint.hub.drain())
+    stored = await endpoint.stored()
+    await asyncio.gather(asking.whole(), window.whole())
+    for refused in (window, endpoint.get("why", since=asking.last_id), endpoint.get(), endpoint.get("next")):
+        assert (await refused.whole()).status == 200
+        assert refused.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert "tenuto-message" not in refused.headers
+        assert re.fullmatch(r"retry: [123]\d{3}\n", refused.body)
+    other = Reader(endpoint.hub.stream_response("chat:1", ["no"], prompt="next", style=frame), {})
+    with pytest.raises(Draining):  # 503 with `Retry-After` for a reader that knows a status
+        await other.whole()
+    assert (endpoint.asked, await endpoint.stored()) == (["why"], stored)
+    await draining
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_question_is_answered_once_if_the_hub_drains_at_any_moment(steps: int) -> None:
+    @on_memory
+    async def run(endpoint: Endpoint) -> None:
+        await endpoint.hub.start()
+        reader = endpoint.get("why")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        draining = asyncio.ensure_future(endpoint.hub.drain())
+        await reader.whole()
+        assert reader.status == 200
+        questions = [one for one in await endpoint.stored() if one[0] == "user"]
+        # an EventSource without an id asks again
+        assert len(questions) == ("id: " in reader.body)
+        await draining
+
+    run()
 
 
 @on_memory

@@ -330,8 +330,12 @@ async def send_empty_stream(app: StreamApp, scope: Scope, send: Send, body: byte
 
 def farewell(error: TenutoError) -> bytes:
     """Return the event that informs an EventSource why its stream ends and when to reconnect."""
-    retry_ms = RETRY_MS if isinstance(error, Draining) else LONG_RETRY_MS
-    return _retry(retry_ms) + f'event: bye\ndata: "{error.code}"\n\n'.encode()
+    return reconnect_delay(error) + f'event: bye\ndata: "{error.code}"\n\n'.encode()
+
+
+def reconnect_delay(error: TenutoError) -> bytes:
+    """Return the field that informs an EventSource when to reconnect after `error`."""
+    return _retry(RETRY_MS if isinstance(error, Draining) else LONG_RETRY_MS)
 
 
 def is_own_client(scope: Scope, query: Query) -> bool:
