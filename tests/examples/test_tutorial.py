@@ -23,6 +23,7 @@ from playwright.async_api import Browser, Page, expect
 
 from tenuto import Hub, Turn, allow_everyone
 from tenuto.interop import OpenAI
+from tests.conftest import in_long
 from tests.examples.nodes import Node
 from tests.examples.programs import served_app
 from tests.examples.test_pages import opened
@@ -67,10 +68,10 @@ async def start(server: Node, program: str, page: str) -> None:
     await asyncio.to_thread(server.until, server.is_listening)
 
 
-async def kill(server: Node) -> None:
-    """Kill the process that the output names, as the reader does."""
+async def kill(server: Node, number: int = signal.SIGKILL) -> None:
+    """End the process that the output names, as the reader does."""
     assert f"Started server process [{server.running.pid}]" in server.output
-    await asyncio.to_thread(server.end, signal.SIGKILL)
+    await asyncio.to_thread(server.end, number)
 
 
 async def watched(page: Page, question: str, length: int) -> str:
@@ -81,8 +82,9 @@ async def watched(page: Page, question: str, length: int) -> str:
     return str(text)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=in_long)])
 async def test_steps_1_and_2_an_answer_survives_a_reload_a_second_browser_and_a_kill(
-    server: Node, browser: Browser
+    server: Node, browser: Browser, number: int
 ) -> None:
     await start(server, ENDPOINT, WATCHED)
     async with opened(browser, server.url) as page, opened(browser, server.url) as second:
@@ -93,7 +95,10 @@ async def test_steps_1_and_2_an_answer_survives_a_reload_a_second_browser_and_a_
         await watched(page, "Why?", len(before))
         await second.reload()
         await watched(second, "Why?", len(before))
-        await kill(server)
+        statuses = list[int]()
+        page.on("response", lambda response: statuses.append(response.status))
+        await kill(server, number)
+        assert set(statuses) <= {200}  # while it drains
         seen = await page.evaluate("answer.textContent")
         await start(server, ENDPOINT, WATCHED)
         for reloads in (0, 1):

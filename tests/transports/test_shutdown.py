@@ -91,6 +91,31 @@ hub = Hub(Silent(), drain_s=0.0)
 """
 
 
+ENDPOINT = """
+import asyncio
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from tenuto.app import Hub
+
+hub = Hub("sqlite:///chat.db", drain_s=1.0)
+
+
+async def model():
+    yield "one "
+    await asyncio.Event().wait()
+
+
+async def chat(request):
+    return hub.stream_response("chat:1", model, prompt=request.query_params["q"], style="data")
+
+
+app = Starlette(routes=[Route("/chat", chat)])
+hub.install(app, "/tenuto")
+"""
+
+
 class Running:
     """A server process with the app above."""
 
@@ -117,11 +142,11 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    folder: Path, command: list[str], app: str, *, listener: socket.socket | None = None
+    folder: Path, command: list[str], app: str, *, listener: socket.socket | None = None, port: int | None = None
 ) -> AsyncIterator[Running]:
-    """Run a server in `folder`, on a free port or on `listener`, whose descriptor is `{0}` in the command."""
+    """Run a server in `folder`, on `port`, a free one, or `listener`, whose descriptor is `{0}` in the command."""
     (folder / "served.py").write_text(APP)
-    port = free_port() if listener is None else listener.getsockname()[1]
+    port = listener.getsockname()[1] if listener is not None else port or free_port()
     shared = [] if listener is None else [listener.fileno()]
     arguments = [one.format(*shared, port=port) for one in command]
     log = folder / "server.log"
@@ -195,6 +220,71 @@ async def test_a_server_with_open_streams_ends_at_once(
                     assert 1000 <= one.session.bye["retry_ms"] <= 3000
         assert "Traceback" not in server.output
         assert "ERROR" not in server.output
+
+
+class EventSource:
+    """A reader that does as the one of a browser: it reconnects, but any status but 200 stops it for good."""
+
+    def __init__(self, url: str) -> None:
+        self.blocks: list[list[str]] = []  # the lines of each response with status 200, without the ids
+        self.moved = asyncio.Condition()
+        self._url = url
+        self._last_id = ""
+
+    async def read(self) -> int:
+        """Read until a status stops this reader, and return the status."""
+        async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
+            while True:
+                headers = {"accept": "text/event-stream", "last-event-id": self._last_id}
+                try:
+                    async with http.stream("GET", self._url, headers=headers) as response:
+                        if response.status_code != 200:
+                            return response.status_code
+                        assert response.headers["content-type"].startswith("text/event-stream")
+                        self.blocks.append([])
+                        async for line in response.aiter_lines():
+                            await self._take(line)
+                except httpx2.TransportError:
+                    await asyncio.sleep(0.02)  # `retry`
+
+    async def until(self, line: str) -> None:
+        """Wait until the current response has had `line`."""
+        async with asyncio.timeout(START_S), self.moved:
+            await self.moved.wait_for(lambda: self.blocks and line in self.blocks[-1])
+
+    async def _take(self, line: str) -> None:
+        if line.startswith("id: "):
+            self._last_id = line.removeprefix("id: ")
+        elif line:
+            async with self.moved:
+                self.blocks[-1].append(line)
+                self.moved.notify_all()
+
+
+ENDPOINTS = [SERVERS["uvicorn"], SERVERS["uvicorn-h11"], SERVE]  # granian closes its port at the signal
+
+
+@pytest.mark.parametrize("command", ENDPOINTS if IS_LONG else ENDPOINTS[:1])
+async def test_eventsource_of_an_endpoint_survives_a_restart(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "endpoint.py").write_text(ENDPOINT)
+    async with running(tmp_path, command, "endpoint:app") as server:
+        await server.text_at("/tenuto/healthz")
+        source = EventSource(f"http://127.0.0.1:{server.port}/chat?q=why")
+        reading = asyncio.ensure_future(source.read())
+        await source.until("data: one ")
+        await end(server)
+    async with running(tmp_path, command, "endpoint:app", port=server.port) as server:
+        async with asyncio.timeout(START_S):
+            assert await reading == 204  # the answer is complete
+        answer = await server.text_at("/chat?q=")
+    first, *draining, rest = source.blocks
+    assert first == ["data: one "]
+    assert draining  # it has come again during the drain
+    assert all(len(block) == 1 and block[0].startswith("retry: ") for block in draining)
+    assert rest == ["event: interrupted", "data: ", "data: [DONE]"]
+    assert answer == "data: one \n\nevent: interrupted\ndata: \n\ndata: [DONE]\n\n"
+    assert "Traceback" not in server.output
+    assert "ERROR" not in server.output
 
 
 WAITS = [SERVE, [*SERVERS["uvicorn"], "--timeout-graceful-shutdown", "2"]]
