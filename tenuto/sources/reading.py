@@ -19,6 +19,7 @@ import msgspec
 
 from tenuto.core.errors import TenutoError
 from tenuto.core.model import Json, Part
+from tenuto.core.text import whole_text
 
 # The states of a tool part. A handler that runs tools itself writes the output of parts in the state `called`.
 INPUT, CALLED, DONE, ERROR = "input", "called", "done", "error"
@@ -248,7 +249,7 @@ def word(thing: object, name: str, limit: int = WORD_CHARACTERS) -> str | None:
     value = get(thing, name)
     if isinstance(value, Enum):
         value = value.value
-    return whole(value[:limit]) if isinstance(value, str) and value else None
+    return whole_text(value[:limit]) if isinstance(value, str) and value else None
 
 
 def needed(thing: object, name: str) -> str:
@@ -291,13 +292,6 @@ def counts(thing: object, names: Mapping[str, str]) -> dict[str, int] | None:
     return found or None
 
 
-def whole(value: str) -> str:
-    """Return `value` with its surrogate pairs joined; single halves become U+FFFD."""
-    if value.isascii():
-        return value
-    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def plain(value: object) -> Json:
     """Return `value` in JSON types: objects of SDKs and apps by their fields, else by `str`. Raises UpstreamError."""
     try:
@@ -319,9 +313,9 @@ def _fields(value: object) -> object:
 def _json_safe(value: Json) -> Json:
     match value:
         case str():
-            return whole(value)
+            return whole_text(value)
         case dict():
-            return {whole(str(key)): _json_safe(inner) for key, inner in value.items()}
+            return {whole_text(str(key)): _json_safe(inner) for key, inner in value.items()}
         case list() | tuple():
             return [_json_safe(inner) for inner in value]
         case float() if not math.isfinite(value):

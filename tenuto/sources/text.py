@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.sources.reading import Add, Edit, Source, get, malformed, reported, translated, whole
+from tenuto.sources.reading import Add, Edit, Source, get, malformed, reported, translated
 
 # the beginning of a first item: a field of a server-sent event, or a complete comment
 _BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")
@@ -199,7 +199,7 @@ class SSEText(Source):
         if not isinstance(value, str):
             raise malformed("the data of a server-sent event is neither a JSON string nor an object, as the first was")
         self._has_text = self._has_text or bool(value)
-        return whole(value)
+        return value
 
     def _field_of(self, value: Mapping[str, object]) -> str:
         found: object = value if self._path else None

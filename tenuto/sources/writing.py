@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from tenuto.core.errors import InvalidRequest, InvalidText, LocalError, TenutoEr
 from tenuto.core.model import APPENDABLE, Json, Part
 from tenuto.core.text import SurrogateJoiner
 from tenuto.portal import Try
-from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed, whole
+from tenuto.sources.reading import CALLED, Add, Drop, Edit, Meta, Open, Set, Source, UpstreamEnded, malformed
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -176,12 +176,11 @@ class _Slot:
     part: Part
     pieces: list[str] = field(default_factory=list)
     left: Part | None = None  # the part as the message holds it, while the stream repeats what led to it
-    repeated: SurrogateJoiner = field(default_factory=SurrogateJoiner)
     length: int = 0  # characters of the text of `left` that were repeated
 
     @property
     def text(self) -> str:
-        return whole("".join(self.pieces))
+        return "".join(self.pieces)
 
     @property
     def unrepeated(self) -> str:
@@ -319,6 +318,7 @@ class Writing:
         self._left = deque(behind)  # parts of it that the message holds, until they are repeated
         self._marks = marks  # True: the text that follows the left parts begins at a mark
         self._slots: dict[Hashable, _Slot] = {}
+        self._halves: defaultdict[Hashable, SurrogateJoiner] = defaultdict(SurrogateJoiner)  # half characters
         self._passed = set[int | str]()  # places of all events so far
 
     def rewind(self) -> None:
@@ -333,7 +333,7 @@ class Writing:
         try:
             match edit:
                 case Add():
-                    await self._text(edit)
+                    await self._text(edit.key, self._halves[edit.key].write(edit.text), edit.kind)
                 case Open() if self._is_joined_by(edit.key, edit.part["type"]):
                     self._join_key = edit.key
                 case Open():
@@ -404,6 +404,8 @@ class Writing:
     async def complete(self) -> None:
         """Write what the whole stream leaves to write. If the message holds more of it than it has, begin anew."""
         await self.end()
+        for key in self._slots:
+            await self._text(key, self._halves[key].end())
         if self._left or any(slot.unrepeated for slot in self._slots.values()):
             await self._begin_anew()
 
@@ -431,28 +433,30 @@ class Writing:
                 slot.left, slot.part = None, {"type": "text", "joins": [*joins, length]}
                 await self._writer.part({**left, **slot.part}, index=kept.index)
             self._slots[key] = slot
-        await self._text(Add(key, text))
+        await self._text(key, text)
 
-    async def _text(self, edit: Add) -> None:
-        """Write the text of `edit`: to the kept text that it continues, else to its part; of a repeat only the rest."""
-        if not edit.text:
+    async def _text(self, key: Hashable, text: str, kind: str = "text") -> None:
+        """Write whole characters: to the kept text that they continue, else to their part; of a repeat only the rest.
+
+        Half a character is written with its other half, so that no text breaks off within one.
+        """
+        if not text:
             return
-        if self._join is not None and edit.key not in self._slots and self._is_joined_by(edit.key, edit.kind):
-            self._join_key = edit.key
-            await self._add_joined(lambda join: join.take(edit.text))
+        if self._join is not None and key not in self._slots and self._is_joined_by(key, kind):
+            self._join_key = key
+            await self._add_joined(lambda join: join.take(text))
             return
-        slot = self._slots.get(edit.key)
+        slot = self._slots.get(key)
         if slot is None:
-            slot = await self._open(edit.key, {"type": edit.kind})
-        slot.pieces.append(edit.text)
+            slot = await self._open(key, {"type": kind})
+        slot.pieces.append(text)
         if slot.left is None:
-            await self._writer.append(edit.text, part=slot.index)
+            await self._writer.append(text, part=slot.index)
         else:
-            await self._repeat(slot, slot.left, edit.text)
+            await self._repeat(slot, slot.left, text)
 
     async def _repeat(self, slot: _Slot, left: Part, text: str) -> None:
         """Write what `text` adds to the part that the message holds. If it differs from that, begin anew."""
-        text = slot.repeated.write(text)
         same = _text_of(left)[slot.length : slot.length + len(text)]
         if not text.startswith(same):
             await self._begin_anew()
@@ -464,7 +468,7 @@ class Writing:
             slot.part = {**slot.part, "joins": [*left.get("joins", []), slot.length]}
             await self._writer.part({**left, **slot.part}, index=slot.index)
         self._marks = False
-        await self._writer.append(text[len(same) :] + slot.repeated.held, part=slot.index)
+        await self._writer.append(text[len(same) :], part=slot.index)
 
     async def _begin_anew(self) -> None:
         """Supersede what the message holds by what the stream has brought so far. Raises Differs for a continuation."""
@@ -508,6 +512,7 @@ class Writing:
 
     async def _drop(self, key: Hashable) -> None:
         slot = self._slots.pop(key, None)
+        self._halves.pop(key, None)
         if slot is not None:
             await self._writer.part({"type": "text", "text": ""}, index=slot.index)
 

@@ -57,6 +57,7 @@ STREAMS: dict[str, list[Any]] = {
     "an event and its data apart": [piece for token in TOKENS for piece in ("event: token\n", *frames([token]))],
     "lines without ends": "".join(frames(TOKENS)).split("\n"),
     "no blank line at the end": [*frames(TOKENS[:-1]), frames(TOKENS[-1:])[0].rstrip()],
+    "frames that halve a character": frames([*TOKENS[:-1], "\ud83d", "\ude42 "]),
     "dicts": [{"event": "token", "data": json.dumps(token)} for token in TOKENS],
     "dicts of raw text": [{"data": token} for token in TOKENS],
     "objects of sse-starlette": [server_sent_event(data=token, event=None) for token in TOKENS],

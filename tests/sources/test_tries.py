@@ -22,7 +22,7 @@ from anthropic import AsyncAnthropic
 from google import genai
 from google.genai import types
 from google.genai.errors import ClientError, ServerError
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from pydantic_ai.exceptions import ModelHTTPError
@@ -653,6 +653,35 @@ def check_join(text: str, new: str, cuts: list[int], *, is_exact: bool) -> None:
     except Repeated:
         found = f"another answer: {join.held}{rest}"
     assert found == expected
+
+
+@example(36, 5, 0, "continue")
+@example(36, 5, 0, "prefix")
+@settings(max_examples=60)
+@given(st.integers(33, 80), st.integers(1, 9), st.integers(0, 80), st.sampled_from(["continue", "prefix"]))
+def test_text_that_is_cut_within_a_character_stands_once(cut: int, size: int, at: int, on_break: OnBreak) -> None:
+    """The first stream has so many UTF-16 units of the text; the next one begins at `at`, as far as it may."""
+    truth = "A text with emoji, which JSON cuts 😀😀 anywhere: 👩‍👩‍👧 zwölf 中文 and its end."
+    known: list[str] = []
+
+    async def make(so_far: SoFar) -> AsyncIterator[str]:
+        known.append(so_far.text)
+        length = len(so_far.text)
+        repeated_from = min(at, max(0, length - SHORTEST_OVERLAP)) if on_break == "continue" else 0
+        units = truth[length if at > length else repeated_from :].encode("utf-16-le")
+        for start in range(0, len(units) if so_far.text else 2 * cut, 2 * size):
+            yield units[start : start + 2 * size].decode("utf-16-le", "surrogatepass")
+        if not so_far.text:
+            raise ConnectionError
+
+    @virtually
+    async def run() -> None:
+        message, shown = await piped(make, on_break=on_break, source="text")
+        assert message.text == truth
+        assert all(truth.startswith(text) for text in [*known, *shown])
+        assert len(known) == 2
+
+    run()
 
 
 @virtually
