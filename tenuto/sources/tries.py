@@ -14,6 +14,7 @@ import functools
 import inspect
 import logging
 import random
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,6 +53,9 @@ _PASSING_CODES = frozenset(
     )
 )
 _LASTING_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
+
+# Text that is structured output: JSON, bare or in a code fence, or a fence that is named for it.
+_STRUCTURED = re.compile(r"(?:[`~]{3,}[^\S\n]*\n\s*)?[{\[]|[`~]{3,}[^\S\n]*json", re.IGNORECASE)
 
 
 def jitter() -> float:
@@ -217,13 +221,13 @@ def continuable(parts: list[Part], index: int, *, is_exact: bool = False) -> Kep
     """Return the text to continue, the last of `parts` at `index`; None if a continuation could not join it.
 
     A tool call that broke off or has no output, hidden reasoning and structured output cannot be continued, nor can a
-    short text, in which no overlap would show, unless the model `is_exact`.
+    short text, in which no repetition would show.
     """
     last = parts[-1] if parts else {"type": ""}
     if last["type"] != "text" or any(part["type"] == "tool" and part.get("state") in (INPUT, CALLED) for part in parts):
         return None
-    text = last["text"]
-    if len(text) < (1 if is_exact else SHORTEST_OVERLAP) or text.lstrip().startswith(("{", "[", "```json")):
+    text = last["text"].lstrip()
+    if len(text) < SHORTEST_OVERLAP or _STRUCTURED.match(text):
         return None
     return Kept(index=index, part=last, parts=parts, is_exact=is_exact)
 

@@ -500,13 +500,11 @@ async def test_text_that_broke_off_is_continued_without_a_repetition(continuatio
 @pytest.mark.parametrize(
     ("broken", "continuation", "added"),
     [
-        ("short", "ly said", "ly said"),
-        ("short", "shortly said", "ly said"),
-        ("short", "shore", "shore"),
-        ("short", "\nshortly said", "ly said"),
-        ("\nshort", "\n\n short", ""),
-        ("short", "\n\nshore", "\n\nshore"),
-        (" \n", " said", " said"),
+        (LONG, "It goes on.", "It goes on."),
+        (LONG, LONG[:-1], LONG[:-1]),
+        (LONG, "\n" + LONG + "It goes on.", "It goes on."),
+        ("\n" + LONG, "\n\n " + LONG, ""),
+        (LONG, "\n\n" + LONG[:-1], "\n\n" + LONG[:-1]),
         (LONG + LONG[-40:], LONG[-40:] + "It goes on.", LONG[-40:] + "It goes on."),  # these repetitions are meant
         (LONG, LONG[:40] + "other words", LONG[:40] + "other words"),
         (LONG, LONG + "It goes on.", "It goes on."),  # a model that begins with what it was given
@@ -526,17 +524,38 @@ async def test_a_model_that_continues_its_prefix_repeats_nothing(broken: str, co
         [chat({"reasoning_content": "Let me think about this for more than thirty-two characters."})],
         [*said(LONG), chat({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}]})],
         said('{"structured": "output of more than thirty-two characters'),
-        said('```json\n{"structured": "output of more than thirty-two characters'),
         said("short"),
+        said(" " * 40 + "short"),
     ],
-    ids=["reasoning", "a call", "structured output", "fenced output", "a short text"],
+    ids=["reasoning", "a call", "structured output", "a short text", "white space and a short text"],
 )
+@pytest.mark.parametrize("on_break", ["continue", "prefix"])
 @virtually
-async def test_content_that_cannot_be_continued_is_made_again(broken: list[bytes]) -> None:
+async def test_content_that_cannot_be_continued_is_made_again(broken: list[bytes], on_break: OnBreak) -> None:
     model = Model([*broken, CUT], [*said("Whole"), *chat_end()])
     ask = ask_chat(model.openai())
-    message, _ = await piped(lambda so_far: ask(), on_break="continue")
+    message, _ = await piped(lambda so_far: ask(), on_break=on_break)
     assert (message.text, counted(message)[-2:]) == ("Whole", ["attempt", "text"])
+
+
+white = st.text(" \n\t", max_size=3)
+fences = st.builds(str.__mul__, st.sampled_from("`~"), st.integers(3, 6))
+names_of_json = st.sampled_from(["", "json", "JSON", "Json", "json5", "jsonl"])
+names_of_code = st.sampled_from(["", "python", "js", "c++", "yaml"])
+
+
+@given(white, fences, st.text(" \t", max_size=2), names_of_json, white, st.sampled_from("{["), st.booleans())
+def test_json_is_not_continued_in_whatever_fence(
+    space: str, fence: str, gap: str, name: str, inner: str, begin: str, is_fenced: bool
+) -> None:
+    text = f'{space}{f"{fence}{gap}{name}" + chr(10) if is_fenced else ""}{inner}{begin}"a": "{"x" * 40}'
+    assert tries.continuable([{"type": "text", "text": text}], 0) is None
+
+
+@given(white, fences, st.text(" \t", max_size=2), names_of_code, st.sampled_from(["json = {", "x = [", "# {", "<{"]))
+def test_code_is_continued_in_whatever_fence(space: str, fence: str, gap: str, name: str, begin: str) -> None:
+    text = f"{space}{fence}{gap}{name}\n{begin}{'x' * 40}"
+    assert tries.continuable([{"type": "text", "text": text}], 0) is not None
 
 
 WORDS = "".join(f"{number} word " for number in range(150))
@@ -554,8 +573,7 @@ WORDS = "".join(f"{number} word " for number in range(150))
         ("continue", LONG, LONG + "It goes on.", "It goes on."),
         ("continue", LONG, "It goes on.", "It goes on."),
         ("prefix", LONG, LONG[:50], ""),
-        ("prefix", "short", "shor", ""),
-        ("prefix", "short", "short", ""),
+        ("prefix", LONG, LONG, ""),
     ],
 )
 @virtually
