@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from tenuto.agents.local import AgentWriter, LocalAgent
+from tenuto.agents.local import LocalAgent
 from tenuto.agents.running import Agent, Handler, check_agent
 from tenuto.agents.turn import OnCrash
 from tenuto.core.deltas import TurnStatus
@@ -66,7 +66,6 @@ def _refuse_block(hub: HubCore) -> None:
 class Hub(HubCore):
     """Durable channels over HTTP, SSE, WebSocket and long poll: `app.mount("/tenuto", Hub("sqlite:///chat.db"))`."""
 
-    writer_class = AgentWriter
     path = ""  # path under which the hub is mounted; `install` and `wrap` set it
 
     def agent(
@@ -197,7 +196,6 @@ class Hub(HubCore):
         async def begin_counted(message_id: str, scope: Scope) -> Opened:
             prompt_id = await ask(message_id, scope)
             writer = self.message(channel, id=message_id, author=author, meta=meta, reply_to=prompt_id)
-            assert isinstance(writer, AgentWriter)
             try:
                 await writer.open()
             except IdConflict:

@@ -21,7 +21,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tenuto.agents.local import AgentWriter, LocalWatch
+from tenuto.agents.local import LocalWatch
 from tenuto.agents.running import reply_to_stops, until_stopped
 from tenuto.core.deltas import Delta, InAnswer, TurnChanged
 from tenuto.core.errors import Forbidden, LocalError, TenutoError, TooMany, shown
@@ -29,6 +29,7 @@ from tenuto.core.events import Cursor, parse_cursor
 from tenuto.core.model import Message
 from tenuto.hub.access.visitors import VisitorVerifier, visit_in
 from tenuto.hub.hub import HubCore
+from tenuto.hub.writer import MessageWriter
 from tenuto.sources import named_source, pipe
 from tenuto.transports.access import Credentials, check_serving
 from tenuto.transports.codec import GUARDS
@@ -65,7 +66,7 @@ class Answering:
     def __init__(
         self,
         hub: HubCore,
-        writer: AgentWriter,
+        writer: MessageWriter,
         source: object,
         prompt_id: str | None,
         *,
@@ -126,7 +127,7 @@ class Answering:
         except Exception:
             logger.exception("the answer %s failed", self._writer.id)
 
-    async def _pipe(self, message: AgentWriter) -> None:
+    async def _pipe(self, message: MessageWriter) -> None:
         stream = self._source() if callable(self._source) else self._source
         if inspect.isawaitable(stream):
             stream = await stream

@@ -25,7 +25,8 @@ from tenuto.core.turns import reply_ids
 Shape = Literal["text", "openai", "responses", "anthropic"]
 # names of data parts: with the result of a call that the client has run, and with the name of a participant in the
 # conversation who has written the parts after it, or null
-OUTPUT, PARTICIPANT = "function_call_output", "participant"
+OUTPUT = "function_call_output"
+PARTICIPANT = "participant"
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from tenuto.agents.backend import Sent, Watch, find, patiently
 from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
-from tenuto.core.errors import Deleted, Fenced, Finished, IdConflict, TenutoError
+from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError
 from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message, check_json, plain
@@ -24,8 +23,6 @@ from tenuto.core.names import command_key
 from tenuto.core.requests import ReplyCommand, SendCommand
 from tenuto.hub.pending import result_later
 from tenuto.hub.turns.scheduler import AssignedTurn, WhenBusy
-from tenuto.hub.writer import MessageWriter
-from tenuto.sources import OnBreak, Piping, pipe
 from tenuto.sources.writing import Writer
 
 if TYPE_CHECKING:
@@ -34,57 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tenuto.agents")
 
 HAND_OVER_S = 2.0  # time that a draining process waits until its store has the hand-over of a turn
-
-
-class AgentWriter(MessageWriter):
-    """A `MessageWriter` with the method `pipe`. As the answer of a turn it uses another id if its own is taken."""
-
-    is_begun = False  # True: the beginning of the message is stored
-    spare_id: Callable[[], str] | None = None
-    on_retry: Callable[[bool], None] | None = None
-    on_attach: Callable[[bool], None] | None = None
-    rested_s: Callable[[], float] | None = None
-
-    def pipe(
-        self,
-        stream: object,
-        *,
-        source: str | None = None,
-        text_field: str | None = None,
-        retries: int | None = None,
-        retry_s: float | None = None,
-        stall_s: float | None = None,
-        on_break: OnBreak = "restart",
-        attach: object = None,
-    ) -> Piping:
-        """Write a model's stream into this message, as `tenuto.sources.pipe` does. The block fails without an await."""
-        piping = pipe(
-            self,
-            stream,
-            source=source,
-            text_field=text_field,
-            retries=retries,
-            retry_s=retry_s,
-            stall_s=stall_s,
-            on_break=on_break,
-            attach=attach,
-        )
-        return self.keep("pipe(stream)", piping)
-
-    async def open(self) -> Self:
-        """Store the beginning of the message (`MessageWriter.open`)."""
-        while True:
-            try:
-                return await super().open()
-            except (IdConflict, Deleted):
-                if self.spare_id is None:
-                    raise
-                self.name(self.spare_id())
-
-    def take_up(self, message: Message, generation: int) -> None:
-        """Continue a stored message (`MessageWriter.take_up`)."""
-        super().take_up(message, generation)
-        self.is_begun = True
 
 
 class LocalAgent:
@@ -221,11 +167,11 @@ class LocalBackend:
             channel, id=message_id, author=author, reply_to=reply_to, meta=meta, parent=parent or reply_to
         )
         writer.turn_attempt = self._attempt
-        return _agent_writer(writer)
+        return writer
 
     async def take_over(self, channel: str, message_id: str, *, author: str) -> Writer:
         """Take over an interrupted answer (`Backend.take_over`)."""
-        return _agent_writer(await self._hub.take_over(channel, message_id, author=author))
+        return await self._hub.take_over(channel, message_id, author=author)
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
         """Return a message and its cursor (`Backend.read`)."""
@@ -306,8 +252,3 @@ class LocalWatch:
     def close(self) -> None:
         """Stop following the channel (`Watch.close`)."""
         self._channel.listeners.pop(self._woken.set, None)
-
-
-def _agent_writer(writer: object) -> Writer:
-    assert isinstance(writer, AgentWriter)  # `tenuto.Hub` makes writers of this class
-    return writer

@@ -72,8 +72,6 @@ class HubCore:
     exceptions in the reasons of failed messages; by default a hub without a verifier does so, without their text.
     """
 
-    writer_class: type[MessageWriter] = MessageWriter  # `tenuto.agents` replaces it by one with more methods
-
     def __init__(
         self,
         store: str | Store = "sqlite:///tenuto.db",
@@ -142,7 +140,7 @@ class HubCore:
         self.archive = Archive(self._lifecycle, self.store, self.limits, self.clock)  # lists, exports and imports
         keep_days = guests.keep_days if guests is not None else None
         self.retainer = Retainer(retention, self._lifecycle, visitors_days=keep_days)
-        self._writers = Writers(self._lifecycle, self.limits, self.writer_class, self.reason_of)
+        self._writers = Writers(self._lifecycle, self.limits, self.reason_of)
         self.on_start(self._open_control)
 
     def _forget_gone(self) -> None:

@@ -57,6 +57,7 @@ from tenuto.hub.pending import Ask, Decided, Done, Result, own_copy, result_late
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.scheduler import lose_turns
 from tenuto.portal import Attempt, retrieve_exception
+from tenuto.sources import OnBreak, Piping, pipe
 from tenuto.stores.base import Store
 
 logger = logging.getLogger("tenuto.hub")
@@ -73,6 +74,7 @@ class MessageWriter(OutgoingProperties):
     """Writes one streaming message. Made by `Hub.message`; used by one task at a time."""
 
     __slots__ = (  # with this many attributes, slots are faster than a `__dict__`
+        "__weakref__",
         "_caller",
         "_create",
         "_has_gap",
@@ -87,6 +89,11 @@ class MessageWriter(OutgoingProperties):
         "cancelled_as",
         "channel",
         "ids",
+        "is_begun",
+        "on_attach",
+        "on_retry",
+        "rested_s",
+        "spare_id",
         "turn_attempt",
     )
 
@@ -103,6 +110,12 @@ class MessageWriter(OutgoingProperties):
         self.cancelled_as: tuple[str, str | None] = ("cancelled", None)
         # the attempt at a turn that this message answers; its creation is refused if the attempt has lost the turn
         self.turn_attempt: int | None = None
+        self.is_begun = False  # True: the beginning of the message is stored
+        # of the answer of a turn (`sources.writing.Writer`)
+        self.spare_id: Callable[[], str] | None = None
+        self.on_retry: Callable[[bool], None] | None = None
+        self.on_attach: Callable[[bool], None] | None = None
+        self.rested_s: Callable[[], float] | None = None
         self._hub = hub
         self._create = create
         self._caller: Caller = hub.caller(author)
@@ -141,6 +154,32 @@ class MessageWriter(OutgoingProperties):
             self._schedule_submit()
         if outgoing.unstored_bytes > self._max_bytes:
             await self._not_too_far_ahead()
+
+    def pipe(
+        self,
+        stream: object,
+        *,
+        source: str | None = None,
+        text_field: str | None = None,
+        retries: int | None = None,
+        retry_s: float | None = None,
+        stall_s: float | None = None,
+        on_break: OnBreak = "restart",
+        attach: object = None,
+    ) -> Piping:
+        """Write a model's stream into this message, as `tenuto.sources.pipe` does. The block fails without an await."""
+        piping = pipe(
+            self,
+            stream,
+            source=source,
+            text_field=text_field,
+            retries=retries,
+            retry_s=retry_s,
+            stall_s=stall_s,
+            on_break=on_break,
+            attach=attach,
+        )
+        return self.keep("pipe(stream)", piping)
 
     @needs_await("part(part)")
     async def part(self, part: Part, *, index: int | None = None) -> int:
@@ -199,27 +238,37 @@ class MessageWriter(OutgoingProperties):
 
         `async with` calls this too. Only the end of that block ends the message, so an opened message needs one.
         """
-        outgoing = self._outgoing
-        if outgoing.state is not NEW:
+        if self._outgoing.state is not NEW:
             return self
         if self._create is None:
             self._run = self._hub.register_writer(self)
         else:
-            await self._hub.start()
-            self._caller = self._hub.caller(self._caller.id)
-            self._run = self._hub.register_writer(self)
-            try:
-                result = await self._created(self._create)
-                if not result.created:
-                    raise IdConflict(f"message {self.id!r} exists already; use another id")
-                if result.message is None:  # the message was created, and deleted before the result arrived
-                    raise Deleted(f"message {self.id!r} was deleted; create another one")
-            except BaseException:
-                self._hub.unregister_writer(self)
-                raise
-            self.take_up(result.message, result.generation or 1)
-        outgoing.open()
+            while True:
+                try:
+                    await self._begin(self._create)
+                    break
+                except (IdConflict, Deleted):
+                    if self.spare_id is None:
+                        raise
+                    self.name(self.spare_id())
+        self._outgoing.open()
         return self
+
+    async def _begin(self, create: CreateMessage) -> None:
+        """Register this writer, and store the beginning of the message. Raises the refusal."""
+        await self._hub.start()
+        self._caller = self._hub.caller(self._caller.id)
+        self._run = self._hub.register_writer(self)
+        try:
+            result = await self._created(create)
+            if not result.created:
+                raise IdConflict(f"message {self.id!r} exists already; use another id")
+            if result.message is None:  # the message was created, and deleted before the result arrived
+                raise Deleted(f"message {self.id!r} was deleted; create another one")
+        except BaseException:
+            self._hub.unregister_writer(self)
+            raise
+        self.take_up(result.message, result.generation or 1)
 
     async def _created(self, create: CreateMessage) -> Result:
         """Store the beginning, and try again while the store fails. Raises the refusal; StoreUnavailable, Busy."""
@@ -329,6 +378,7 @@ class MessageWriter(OutgoingProperties):
         # the prefix of the request ids is set only now: the name of the hub's run is known once the hub has started
         self._outgoing.nonce = self._hub.node[-5:]
         self._outgoing.load(message, generation)
+        self.is_begun = True
 
     # -- queueing ----------------------------------------------------------------------------------------------
 
@@ -467,17 +517,15 @@ class Writers:
         self,
         lifecycle: Lifecycle,
         limits: Limits,
-        writer_class: type[MessageWriter],
         reason_of: Callable[[BaseException], str | None],
     ) -> None:
         self.limits = limits
         self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
         self._lifecycle = lifecycle
-        self._writer_class = writer_class
 
     def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
         """Return a writer that creates its message by the request `create`; with None it continues a stored message."""
-        return self._writer_class(self, channel, message_id, create=create, author=author)
+        return MessageWriter(self, channel, message_id, create=create, author=author)
 
     async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
         """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""

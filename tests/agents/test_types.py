@@ -17,7 +17,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 SHAPES = """
 from anthropic import AsyncAnthropic
-from tenuto import Hub, Turn
+from tenuto import Hub, MessageWriter, Turn
 from openai import AsyncOpenAI
 
 hub = Hub("memory://")
@@ -43,6 +43,13 @@ async def assistant(turn: Turn) -> None:
                 lambda: openai.responses.create(model="m", input=items, stream=True), retries=3, stall_s=60
             )
         await turn.run_tools(piped, {"search": str})
+
+
+@hub.adopt("chat:*")
+async def go_on(message: MessageWriter) -> None:
+    await message.pipe("more")
+    async with hub.message("chat:1") as other:
+        await other.pipe("more")
 """
 
 

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenuto import Hub, sources
+from tenuto import Hub, MessageWriter, sources
 from tenuto.core.errors import Finished, LocalError, TenutoError, TooLarge
 from tenuto.core.limits import Limits
 from tenuto.sources import SOURCES, UpstreamEnded, UpstreamError, pipe
@@ -101,7 +101,7 @@ async def test_a_blocking_iterator_runs_in_a_thread_with_our_context(hub: Hub) -
     assert (stored.text, seen) == ("Hello", [False, "ada"])
 
 
-async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub) -> None:
+async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     most = 0
     taken = 0
@@ -113,16 +113,16 @@ async def test_a_blocking_iterator_is_one_item_ahead_at_most(hub: Hub) -> None:
             most = max(most, len(made) - taken)
             yield "x" * 10
 
+    append = MessageWriter.append
+
+    async def slowly(message: MessageWriter, text: str, *, part: int | None = None) -> None:
+        nonlocal taken
+        await append(message, text, part=part)
+        await asyncio.sleep(0)
+        taken += 1
+
+    monkeypatch.setattr(MessageWriter, "append", slowly)
     async with hub.message("chat:1") as message:
-        append = message.append
-
-        async def slowly(text: str, *, part: int | None = None) -> None:
-            nonlocal taken
-            await append(text, part=part)
-            await asyncio.sleep(0)
-            taken += 1
-
-        message.append = slowly  # type: ignore[method-assign]
         await pipe(message, items())
     assert len(made) == 200
     assert most <= 3  # one being written, one waiting, one being produced
