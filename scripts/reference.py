@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from types import SimpleNamespace
 
 import griffe
+import public
 
 ROOT = Path(__file__).parents[1]
 PYTHON = """# Reference: Python
@@ -24,66 +23,55 @@ PYTHON = """# Reference: Python
 Each public name with its signature and its docstring. [Tenuto in Python](python.md) explains how to use them, and
 [Stability](stability.md) what stays.
 """
+TYPES = """## Types that these name
+
+The objects that calls take and return, and aliases of types. Calls make the objects, except those with arguments.
+"""
 PARAMETER = re.compile(r", (?=\*|/|\w+: )")
 COMMENT = re.compile(r"  # .+$")
 
 
 def python() -> str:
-    """Return the page of Python. `tests/test_api.py` says which names are public."""
-    api = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "test_api.py")))
-    package = griffe.load("tenuto", search_paths=[ROOT], resolve_aliases=True)
+    """Return the page of Python. `public.py` says which names are public."""
     parts, shown = [PYTHON], dict[str, str]()
-    for module in (*api.PUBLIC, *api.NAMED):
-        found = package if module == "tenuto" else package[module.removeprefix("tenuto.")]
-        names = (
-            found.exports if module in api.PUBLIC else api.NAMED[module] or [n for n in found.classes if n[0] != "_"]
-        )
-        parts += [f"## `{module}`", docstring(found).partition("\n\n")[0]]
-        for name in sorted(map(str, names or ())):
-            one = target(found[name])
-            if one is None or one.path in shown:
-                parts.append(f"### `{name}`\n\nThe same as in `{shown.get(one.path)}`." if one else f"### `{name}`")
-                continue
-            heading = f"{module}.{name}" if f"### `{name}`" in parts else name  # a heading is there once
-            shown[one.path] = module
-            parts += entry(one, heading, "###", api.INTERNAL.get(one.name, "").split())
+    module = ""
+    for one in public.names():
+        found, heading = one.found, one.name
+        if one.module != module:
+            module, home = one.module, public.get(one.module)
+            parts += [f"## `{module}`", docstring(home).partition("\n\n")[0]] if home else [TYPES]
+        if f"### `{heading}`" in parts:  # a heading is there once
+            heading = found.path if found is not None and module == public.TYPES else f"{module}.{heading}"
+        if found is not None and found.path in shown:
+            parts.append(f"### `{heading}`\n\nThe same as in `{shown[found.path]}`.")
+        elif found is None:
+            parts.append(f"### `{heading}`")
+        else:
+            shown[found.path] = module
+            parts += entry(found, heading, "###", one.members)
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def target(found: griffe.Object | griffe.Alias) -> griffe.Object | None:
-    """Return what a name stands for; None for a constant that is assigned with others, which griffe does not read."""
-    try:
-        return found.final_target if isinstance(found, griffe.Alias) else found
-    except griffe.AliasResolutionError:
-        return None
 
 
 def docstring(found: griffe.Object) -> str:
     return found.docstring.value if found.docstring else ""
 
 
-def entry(found: griffe.Object, name: str, level: str, left_out: list[str]) -> Iterator[str]:
+def entry(found: griffe.Object, name: str, level: str, members: dict[str, griffe.Object]) -> Iterator[str]:
     """Yield the heading, the signature and the docstring of a name, and those of the members of a class."""
     yield f"{level} `{name}`"
     if isinstance(found, griffe.Function):
         yield code("async def " if "async" in found.labels else "def ", found, found.name)
     elif isinstance(found, griffe.Attribute):
         yield f"```python\n{assignment(found)}\n```"
-    if not isinstance(found, griffe.Class):
-        yield docstring(found)
-        return
-    known = found.members if "TenutoError" in map(str, found.bases) else found.all_members
-    members = {key: one for key, member in sorted(known.items()) if key not in left_out and (one := target(member))}
-    init = members.pop("__init__", None) or target(found.all_members.get("__init__", found))
-    if isinstance(init, griffe.Function) and "__init__" not in left_out and "dataclass" not in init.labels:
+    init = members.get("__init__")
+    if isinstance(init, griffe.Function) and "dataclass" not in init.labels:
         yield code("class ", init, found.name)
     yield docstring(found)
-    public = {key: one for key, one in members.items() if key[0] != "_"}
-    fields = [assignment(one) for one in public.values() if isinstance(one, griffe.Attribute)]
+    fields = [assignment(one) for one in members.values() if isinstance(one, griffe.Attribute)]
     yield "```python\n" + "\n".join(fields) + "\n```" if fields else ""
-    for key, one in public.items():
-        if one.is_function and one.docstring:  # a method without one serves other modules
-            yield from entry(one, f"{name}.{key}", level + "#", [])
+    for key, one in members.items():
+        if one.is_function and key != "__init__":
+            yield from entry(one, f"{name}.{key}", level + "#", {})
 
 
 def code(keyword: str, found: griffe.Function, name: str) -> str:
@@ -98,11 +86,15 @@ def code(keyword: str, found: griffe.Function, name: str) -> str:
 
 def assignment(found: griffe.Attribute) -> str:
     """Return an attribute with its type and value, below its docstring or before the comment on its line."""
-    is_default = found.labels & {"class-attribute", "module-attribute"} and found.value is not None
+    of_type, is_default = (
+        public.type_of(found),
+        found.labels & {"class-attribute", "module-attribute"} and found.value is not None,
+    )
     comment = COMMENT.search(found.lines[-1]) if found.lines and "property" not in found.labels else None
     said = "".join(f"# {line}".rstrip() + "\n" for line in docstring(found).splitlines())
-    text = found.name + (f": {found.annotation}" if found.annotation else "")
-    return said + text + (f" = {found.value}" if is_default else "") + (comment[0] if comment else "")
+    text = found.name + (f": {of_type}" if of_type else "")
+    value = str(found.value).replace("HubCore", "Hub").replace("AsyncWriter", "MessageWriter")  # in `blocking(…)`
+    return said + text + (f" = {value}" if is_default else "") + (comment[0] if comment else "")
 
 
 # The browser client ----------------------------------------------------------------------------------------------

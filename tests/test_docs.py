@@ -261,6 +261,18 @@ def test_the_index_lists_each_page_and_the_site_has_its_links(monkeypatch: pytes
     )
 
 
+def test_the_reference_has_what_users_may_call_and_each_type_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = script_of_the_site(monkeypatch).REFERENCE["reference-python.md"]()
+    entries = {*re.findall(r"^#+ `(.+)`$", page, re.MULTILINE)}
+    assert {"MessageWriter.pipe", "MessageWriter.attempt", "Archive.channels", "AskReply", "Piped", "pipe"} <= entries
+    assert [one for one in ("reopen_left", "class RemoteWriter", "class ClaimedTurn") if one in page] == []
+    code = re.sub("#.*", "", " ".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)))
+    package = "\n".join(path.read_text() for path in (ROOT / "tenuto").rglob("*.py"))
+    defined = {*re.findall(r"^(?:class )?([A-Z]\w*[a-z]\w*)(?=[(:]| =)", package, re.MULTILINE)}
+    named = {*re.findall(r"(?<![.\w])[A-Z]\w*[a-z]\w*", code)} - {"Request"}  # starlette's
+    assert sorted((named & defined) - {one.split(".")[-1] for one in entries}) == []
+
+
 def test_each_question_of_the_index_is_answered_on_a_page_whose_title_it_is() -> None:
     asked = re.findall(r"^- \[… (.+?)\]\((.+?)\)$", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
     assert len(asked) > 10
