@@ -469,9 +469,10 @@ class RouteSocket:
             message = await self._receive()
             if message["type"] != "websocket.receive":
                 return
-            data = (message.get("text") or "").encode(errors="surrogatepass")
-            if not data or len(data) > limit_bytes:
-                self.close(*((FRAME_TOO_LARGE, "too_large") if data else (MISUSED, "invalid_request")))
+            text = message.get("text")  # None in a binary frame
+            data = (text or "").encode(errors="surrogatepass")
+            if text is None or len(data) > limit_bytes:
+                self.close(*((MISUSED, "invalid_request") if text is None else (FRAME_TOO_LARGE, "too_large")))
                 return
             self.frame_bytes = len(data)
             try:

@@ -483,6 +483,7 @@ async def test_socket_keeps_the_rules_of_the_hub() -> None:
         ("[]", 400),
         ("{}", 400),
         ('{"type": "response.other"}', 400),
+        ("", 400),
         ('{"type": "response.create", "model": "bot"}', 400),
         ('{"type": "response.create", "model": "bot", "input": "x", "background": true}', 400),
         ('{"type": "response.create", "model": "bot", "input": "x", "generate": false}', 400),
