@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 # conversation who has written the parts after it, or null
 OUTPUT = "function_call_output"
 PARTICIPANT = "participant"
+_ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _PARTICIPANT = re.compile(r"[^\s<|\\/>]{1,64}\Z")  # other names are refused by OpenAI's API
 
 
@@ -351,12 +353,18 @@ def _responses_content(one: str | Part) -> dict[str, Json]:
 def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in _steps(message) if message.role != "system" else ():
         shown = [block for one in content if (block := _anthropic_content(one)) is not None]
+        if content and not shown and message.role == "user":
+            shown = [{"type": "text", "text": "[blank message]"}]  # without it the history would end with an answer
         if shown:
             yield {"role": message.role, "content": shown}
         if calls:
             yield {"role": "assistant", "content": [_tool_use(part) for part in calls]}
             results = [
-                {"type": "tool_result", "tool_use_id": part["call"], "content": _output(part, _anthropic_content)}
+                {
+                    "type": "tool_result",
+                    "tool_use_id": _anthropic_id(part),
+                    "content": _output(part, _anthropic_content),
+                }
                 for part in calls
             ]
             yield {"role": "user", "content": results}
@@ -368,9 +376,10 @@ def _anthropic_content(one: str | Part) -> dict[str, Json] | None:
         return {"type": "text", "text": one} if one.strip() else None
     file = _file(one)
     source: dict[str, Json] = {"type": "url", "url": file.url}
+    kind = "image/jpeg" if file.media_type == "image/jpg" else file.media_type
     if file.data is not None:
-        source = {"type": "base64", "media_type": file.media_type, "data": file.data}
-    if file.is_image and file.url:
+        source = {"type": "base64", "media_type": kind, "data": file.data}
+    if file.url and (kind in _ANTHROPIC_IMAGES or (kind == "image/*" and file.data is None)):
         return {"type": "image", "source": source}
     title = {"title": file.name} if file.name else {}
     if file.media_type == "application/pdf":
@@ -388,13 +397,19 @@ def _decoded(data: str) -> str:
         return ""
 
 
+def _anthropic_id(call: Part) -> str:
+    """Return the id of a call, or a hash of one that Anthropic refuses."""
+    id = call["call"]
+    return id if re.fullmatch("[a-zA-Z0-9_-]+", id) else hashlib.sha256(id.encode()).hexdigest()[:32]
+
+
 def _tool_use(part: Part) -> dict[str, Json]:
     try:
         arguments = json.loads(part["input"] or "{}")
     except (ValueError, RecursionError):
         arguments = {}
     arguments = arguments if isinstance(arguments, dict) else {}
-    return {"type": "tool_use", "id": part["call"], "name": part["name"], "input": arguments}
+    return {"type": "tool_use", "id": _anthropic_id(part), "name": part["name"], "input": arguments}
 
 
 def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -236,3 +237,20 @@ def test_file_of_an_answer_and_plain_text_are_shown_as_the_apis_take_them() -> N
     assert spoken[0]["content"] == [{"type": "input_audio", "input_audio": {"data": "AAA=", "format": "mp3"}}]
     asked = [message("user", file(PNG, mediaType="image/*"))]
     assert as_turns(asked, "text") == [{"role": "user", "content": "[image: image/png]"}]
+
+
+def test_ids_images_and_blank_texts_that_anthropic_refuses_have_others_in_their_place() -> None:
+    svg, photo = "data:image/svg+xml;base64,PHN2Zy8+", PNG.replace("png", "jpg")
+    files = [file(svg, filename="a.svg"), file(photo), file("https://e.x/b", mediaType="image/*")]
+    told = [message("user", *files), message("assistant", call("f:w"), call("f_w")), message("user", text(" \n"))]
+    asked, used, results = as_turns(told, "anthropic")
+    assert [block.get("source", block.get("text")) for block in asked["content"]] == [
+        "[image: a.svg]",
+        {"type": "base64", "media_type": "image/jpeg", "data": PNG.partition(",")[2]},
+        {"type": "url", "url": "https://e.x/b"},
+    ]
+    ids = [block["id"] for block in used["content"]]
+    assert [bool(re.fullmatch("[a-zA-Z0-9_-]+", id)) for id in ids] == [True, True]
+    assert ids[0] != ids[1] == "f_w"
+    assert [block.get("tool_use_id") for block in results["content"]] == [*ids, None]
+    assert results["content"][-1] == {"type": "text", "text": "[blank message]"}
