@@ -104,8 +104,10 @@ def _allowed(one: TurnRequest) -> list[dict[str, Json]]:
 
 
 def _nested(tool: dict[str, Json]) -> dict[str, Json]:
-    kind = tool["type"]
-    return {"type": kind, kind: {name: value for name, value in tool.items() if name != "type"}}
+    kind, fields = tool["type"], {name: value for name, value in tool.items() if name != "type"}
+    if kind == "custom" and isinstance(form := fields.get("format"), dict) and form.get("type") == "grammar":
+        fields["format"] = _nested(form)
+    return {"type": kind, kind: fields}
 
 
 def _for_responses(one: TurnRequest) -> dict[str, Json]:
@@ -220,6 +222,8 @@ def _flat(tool: dict[str, Json]) -> dict[str, Json]:
     flat = {"type": kind, **nested} if isinstance(nested, dict) else {"type": kind, **tool}
     if "parameters" not in flat and isinstance(flat.get("inputSchema"), dict):
         flat["parameters"] = flat.pop("inputSchema")
+    if kind == "custom" and isinstance(flat.get("format"), dict):
+        flat["format"] = _flat(flat["format"])
     # secrets of a caller, such as those of an MCP server: a question is shown to all viewers
     return {name: value for name, value in flat.items() if name not in _SECRETS}
 
