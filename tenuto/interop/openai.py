@@ -372,7 +372,7 @@ class OpenAI:
         if not isinstance(given, list) or len(given) > _MAX_NEW or (not given and not is_new):
             raise InvalidRequest(f"items must be a list of 1 to {_MAX_NEW} items, got {given!r:.80}", param="items")
         given = await with_references(access, given, channel, "items")
-        messages = given_in_items(given) if given else []
+        messages = given_in_items(given, is_new=is_new) if given else []
         access.check(channel, *{"publish" if is_new or role == "user" else "append" for role, _ in messages})
         items: list[Json] = []
         for role, parts in messages:

@@ -84,19 +84,22 @@ def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
 
 def input_items(channel: str, message: Message) -> list[Json]:
     """Return a message of a client, such as the question of a turn, as items."""
-    content, others = _blocks(message.parts, is_answer=message.role == "assistant"), list[Json]()
+    items: list[Json] = []
     for part in message.parts:
         match part:
             case {"type": "data", "name": name, "data": {"call_id": call, "output": output}} if name == OUTPUT:
                 blocks = _blocks(output) if isinstance(output, list) else []
                 shown = output if isinstance(output, str) else blocks or json.dumps(output, ensure_ascii=False)
-                others.append({"type": "function_call_output", "call_id": call, "output": shown})
+                items.append({"type": "function_call_output", "call_id": call, "output": shown})
             case {"type": "tool"}:
                 kind = "mcp_call" if has_result(part) else "function_call"
-                others.append(item_of(kind, part, text_of(part), Reference(channel, message.id)))
-    items = [{"type": "message", "role": message.role, "content": content}] if content else []
-    ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(message.parts)))
-    return [{"status": "completed", **item, "id": id} for id, item in zip(ids, [*items, *others], strict=False)]
+                items.append(item_of(kind, part, text_of(part), Reference(channel, message.id)))
+            case _ if blocks := _blocks([part], is_answer=message.role == "assistant"):
+                if not items or items[-1]["type"] != "message":
+                    items.append({"type": "message", "role": message.role, "content": []})
+                items[-1]["content"] += blocks
+    ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(items)))
+    return [{"status": "completed", **item, "id": id} for id, item in zip(ids, items, strict=True)]
 
 
 def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
@@ -216,6 +219,7 @@ class GivenInput:
         part = {"type": "tool", "call": call, "name": _text(item, "name"), "input": _text(item, "arguments"), **result}
         self.calls.add(call)
         if self.earlier and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs:
+            _check_single(call, [one.get("call") for one in self.earlier[-1][1]])
             self.earlier[-1][1].append(part)
         else:
             self.add("assistant", [part])
@@ -261,9 +265,11 @@ def given_in_responses(items: Any, *, is_first: bool) -> GivenInput:
 
 
 @_about("items")
-def given_in_items(items: Any) -> list[tuple[Role, list[Json]]]:
-    """Return the items of a conversation as messages. Raises InvalidRequest."""
+def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]:
+    """Return the items of a conversation, which begins with them if it `is_new`, as messages. Raises InvalidRequest."""
     given = _given(items, is_first=True)
+    if is_new:
+        _check_known(given)
     if given.approvals:
         raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
     given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
@@ -274,6 +280,8 @@ def given_in_items(items: Any) -> list[tuple[Role, list[Json]]]:
 def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
     check_fields(body)
+    if body.get("n") not in (None, 1):
+        raise InvalidRequest(f"n must be 1, as an agent gives one answer, got {body['n']}", param="n")
     items: list[Json] = []
     for message in _objects(body.get("messages"), "messages must be"):
         role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
@@ -284,8 +292,9 @@ def given_in_chat(body: Json) -> GivenInput:
         if role == "assistant" and (refusal := message.get("refusal")):  # as the SDKs return one
             content = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
             content = [*content, {"refusal": refusal}]
-        if role != "assistant" or content is not None or not calls:
-            items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
+        if role == "assistant" and calls:
+            content = content or []
+        items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
         if role == "assistant" and calls:
             items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")]
     return _checked(_given(items, is_first=True), is_first=True)
@@ -306,13 +315,14 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
         match item.get("type", "message"):
             case "message":
                 parts = stored_parts(item.get("content"), is_strict=True)
-                if is_named and parts:
+                if is_named and (parts or item.get("role") == "assistant"):  # calls may follow
                     parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": item.get("name")})
                 given.add(_role(item.get("role")), parts)
             case "function_call_output":
                 output, call = item.get("output"), _text(item, "call_id")
                 if output is None or isinstance(output, list):
                     output = stored_parts(output or [], is_strict=True) or ""
+                _check_single(call, given.outputs)
                 given.outputs[call] = output
                 given.unknown += [call] if call not in given.calls else []
             case "mcp_approval_response":
@@ -337,14 +347,27 @@ def _given(items: Any, *, is_first: bool) -> GivenInput:
 
 
 def _checked(given: GivenInput, *, is_first: bool) -> GivenInput:
-    if is_first and given.unknown:
-        detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
-        raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
+    if is_first:
+        _check_known(given)
     if not (given.parts or given.outputs or given.approvals):
         raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
     if len(given.earlier) > MAX_EARLIER:
         raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
     return given
+
+
+def _check_known(given: GivenInput) -> None:
+    """Raise InvalidRequest if a result or an approval is that of no call in the same input."""
+    if given.unknown:
+        detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
+        raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
+
+
+def _check_single(call: str, others: Collection[object]) -> None:
+    """Raise InvalidRequest if one of the calls, or results, beside a call has its id."""
+    if call in others:
+        detail = f"two calls of one message, or two results of one call, have the id {call[:64]!r}"
+        raise InvalidRequest(f"{detail}; give each call an id of its own, and send its result once")
 
 
 def _objects(value: Any, expected: str) -> list[Json]:

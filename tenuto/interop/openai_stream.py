@@ -58,7 +58,8 @@ ATTEMPT_ROOM = 2**28  # more than a message has characters
 ENDS_ROOM = 2**20  # more than a turn has items
 _REPEATED: Json = {  # fields of a request that its response repeats as they are, and their defaults
     **dict.fromkeys(("max_output_tokens", "reasoning", "instructions", "previous_response_id")),
-    **dict.fromkeys(("max_tool_calls", "prompt_cache_key", "safety_identifier")),
+    **dict.fromkeys(("max_tool_calls", "prompt", "prompt_cache_key", "prompt_cache_retention")),
+    **dict.fromkeys(("safety_identifier", "user")),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), 0),
     **dict.fromkeys(("temperature", "top_p"), 1),
     "background": False,
@@ -224,6 +225,7 @@ class TurnEvents(EventStream):
         repeated = {**_REPEATED, **(extra if isinstance(extra, dict) else {}), **requested}
         is_named = self._question.meta.get(CONVERSATION)
         conversation = {"conversation": {"id": conversation_id(self._of.channel)}} if is_named else {}
+        verbosity = {"verbosity": requested["verbosity"]} if "verbosity" in requested else {}
         ended_at = max([self._question.created_at, *(one.ended_at for one in answers)])
         author = next((one.meta["model"] for one in answers if "model" in one.meta), None)
         return {
@@ -232,7 +234,7 @@ class TurnEvents(EventStream):
             "created_at": self._question.created_at // 1000,
             "completed_at": ended_at // 1000 if status == "completed" and self._turn.is_over else None,
             "status": status,
-            "text": {"format": requested.get("response_format") or {"type": "text"}},
+            "text": {"format": requested.get("response_format") or {"type": "text"}, **verbosity},
             "error": error,
             "incomplete_details": {"reason": "steered"} if self.rest is not None else None,
             "metadata": requested.get("metadata") or {},

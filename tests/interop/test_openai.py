@@ -326,6 +326,7 @@ BAD: list[tuple[int, str | None, bytes | dict[str, Any]]] = [
     (400, "stop", {"messages": [USER], "stop": [1]}),
     (400, "seed", {"messages": [USER], "seed": 1.5}),
     (400, "response_format", {"messages": [USER], "response_format": "json"}),
+    (400, "n", {"messages": [USER], "n": 3}),
 ]
 
 

@@ -191,6 +191,34 @@ async def test_input_items_are_what_the_request_brought(scene: ClientScene) -> N
         await scene.client.responses.input_items.list(response.id, after="in_x")
 
 
+async def test_items_of_one_message_are_in_the_order_of_the_input(scene: ClientScene) -> None:
+    call: Any = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
+    result: Any = {"type": "function_call_output", "call_id": "c", "output": "7"}
+    given: Any = [{"role": "user", "content": "you"}, call, result, {"role": "user", "content": "and me"}]
+    response = await scene.client.responses.create(model="bot", input=given)
+    items: Any = [one async for one in scene.client.responses.input_items.list(response.id, order="asc")]
+    assert [one.type for one in items] == ["message", "function_call", "function_call_output", "message"]
+    newest: Any = [one async for one in scene.client.responses.input_items.list(response.id)]
+    assert newest == items[::-1]
+
+
+async def test_conversation_does_not_begin_with_the_output_of_an_unknown_call(scene: ClientScene) -> None:
+    result: Any = {"type": "function_call_output", "call_id": "c9", "output": "7"}
+    with pytest.raises(openai.BadRequestError, match="replies to 'c9', but no call before it has this id") as raised:
+        await scene.client.conversations.create(items=[result])
+    assert raised.value.param == "items"
+
+
+async def test_response_repeats_the_settings_of_its_request(scene: ClientScene) -> None:
+    prompt: Any = {"id": "pmpt_1", "variables": {"city": "Ulm"}}
+    settings: Any = {"user": "ann", "prompt": prompt, "text": {"verbosity": "low"}}
+    response = await scene.client.responses.create(model="bot", input="you", **settings)
+    assert response.prompt is not None
+    assert (response.user, response.prompt.id) == ("ann", "pmpt_1")
+    assert response.text is not None
+    assert response.text.verbosity == "low"
+
+
 async def test_deleted_response_is_gone_with_its_text(scene: ClientScene) -> None:
     response = await scene.client.responses.create(model="bot", input="you")
     await scene.client.responses.delete(response.id)

@@ -162,6 +162,32 @@ async def test_name_of_each_message_of_a_chat_completion_is_in_the_history(
     assert stub.received[2]["openai"] == [{"role": "user", "content": "Hello!"}]
     with pytest.raises(openai.BadRequestError, match="name must be a text, got 7"):
         await client.chat.completions.create(model="bot", messages=[{**messages[1], "name": 7}])
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": "c", "content": "7"}
+    host, guide = messages[2], {"role": "assistant", "content": None, "name": "guide", "tool_calls": [call]}
+    for one in (guide, {name: value for name, value in guide.items() if name != "name"}):
+        told: Any = [messages[1], host, one, result, messages[1]]
+        await client.chat.completions.create(model="bot", messages=told)
+        assert stub.received[-1]["openai"] == told
+
+
+async def test_calls_of_one_message_with_the_same_id_are_refused(stub: Stub, client: openai.AsyncOpenAI) -> None:
+    def call(name: str) -> Any:
+        return {"id": "c", "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+    def result(output: str) -> Any:
+        return {"role": "tool", "tool_call_id": "c", "content": output}
+
+    asked: Any = {"role": "user", "content": "q"}
+    first, second = ({"role": "assistant", "content": None, "tool_calls": [call(name)]} for name in ("a", "b"))
+    told: Any = [asked, first, result("1"), second, result("2"), asked]  # ids of two rounds may be the same
+    await client.chat.completions.create(model="bot", messages=told)
+    assert stub.received[-1]["openai"] == told
+    both: Any = {"role": "assistant", "content": None, "tool_calls": [call("a"), call("b")]}
+    for wrong in ([asked, both, result("1"), result("2"), asked], [asked, first, result("1"), result("2"), asked]):
+        with pytest.raises(openai.BadRequestError, match="have the id 'c'; give each call an id of its own"):
+            await client.chat.completions.create(model="bot", messages=wrong)
+    assert len(stub.received) == 1
 
 
 async def test_requests_of_open_webui_reach_the_agent_with_all_tools_and_a_result(stub: Stub) -> None:
@@ -799,8 +825,10 @@ async def test_tools_that_a_choice_allows_have_the_form_of_each_api(stub: Stub, 
 
 
 async def test_custom_tool_is_called_as_a_function_with_the_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
-    custom: Any = {"type": "custom", "name": "weather", "description": "The weather."}
-    nested: Any = {"type": "custom", "custom": {name: custom[name] for name in ("name", "description")}}
+    grammar = {"syntax": "regex", "definition": "[A-Z].*"}
+    custom: Any = {"type": "custom", "name": "weather", "format": {"type": "grammar", **grammar}}
+    form = {"type": "grammar", "grammar": grammar}
+    nested: Any = {"type": "custom", "custom": {"name": "weather", "format": form}}
     first = await client.responses.create(model="bot", input="q", tools=[custom])
     assert stub.received[0]["options"]["responses"]["tools"] == [custom]
     assert stub.received[0]["options"]["openai"]["tools"] == [nested]
@@ -820,6 +848,8 @@ async def test_custom_tool_is_called_as_a_function_with_the_text(stub: Stub, cli
     asked: Any = [{"role": "user", "content": "q"}]
     completion = await client.chat.completions.create(model="bot", messages=asked, tools=[nested])
     assert [one.type for one in completion.choices[0].message.tool_calls or ()] == ["function"]
+    assert stub.received[-1]["options"]["responses"]["tools"] == [custom]
+    assert stub.received[-1]["options"]["openai"]["tools"] == [nested]
 
 
 async def test_refusal_that_a_client_sends_again_is_a_text(stub: Stub, client: openai.AsyncOpenAI) -> None:
