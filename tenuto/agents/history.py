@@ -121,7 +121,10 @@ def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
     called: dict[str, Part] = {}  # the last call of each id
     open_calls: dict[str, list[tuple[list[Part], int]]] = {}  # their places, by id
     for one in messages:
-        parts, late = list[Part](), list[Part]()
+        # calls behind an answer may be messages of their own
+        first, before = one.parts[0]["type"] if one.parts else "", found[-1].role if found else ""
+        is_more = first == "tool" and one.role == before == "assistant"
+        parts, late = answer if is_more else list[Part](), list[Part]()
         for part in one.parts:
             data = part.get("data") if part["type"] == "data" and part["name"] == OUTPUT else None
             if part["type"] == "tool":
@@ -141,7 +144,8 @@ def _joined(messages: Sequence[Message], *, with_calls: bool) -> list[Message]:
                 parts.append({"type": "text", "text": _result_as_text(called.get(str(data.get("call_id"))), data)})
         if late:
             found.append(replace(one, role="assistant", parts=late))
-        found.append(replace(one, parts=parts))
+        if not is_more:
+            found.append(replace(one, parts=parts))
         answer = parts if one.role == "assistant" else answer
     return found
 

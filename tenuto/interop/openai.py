@@ -22,6 +22,7 @@ from starlette.routing import Route, WebSocketRoute
 from tenuto import Hub, Message
 from tenuto.core.errors import (
     AlreadyAnswered,
+    Deleted,
     Finished,
     Forbidden,
     InvalidName,
@@ -103,9 +104,9 @@ class OpenAI:
             f"{path}/responses/{{id}}/input_items": {"GET": self._input_items},
             f"{path}/responses/{{id}}/cancel": {"POST": self._cancel},
             f"{path}/conversations": {"POST": self._create_conversation},
-            f"{path}/conversations/{{id}}": {"GET": self._conversation},
+            f"{path}/conversations/{{id}}": {"GET": self._conversation, "DELETE": self._delete_conversation},
             f"{path}/conversations/{{id}}/items": {"GET": self._list_items, "POST": self._add_items},
-            f"{path}/conversations/{{id}}/items/{{item}}": {"GET": self._item},
+            f"{path}/conversations/{{id}}/items/{{item}}": {"GET": self._item, "DELETE": self._delete_item},
             f"{path}/chat/completions": {"POST": self._complete},
             f"{path}/models": {"GET": self._list_models},
             f"{path}/models/{{id:path}}": {"GET": self._model},
@@ -334,6 +335,23 @@ class OpenAI:
         access, channel = await self._in_conversation(request)
         return json_response(_conversation_of(channel, (await access.history(channel, after=0, limit=1)).messages))
 
+    async def _delete_conversation(self, request: Request) -> Response:
+        """Delete the messages of the caller, and their answers. Raises Forbidden if messages of others are left."""
+        access, channel = await self._in_conversation(request, "publish")
+        page, refused = await access.history(channel, after=0, limit=200), None
+        while page.messages:
+            for one in page.messages:
+                try:
+                    await access.delete_turn(channel, one.id)
+                except (NotFound, Deleted):
+                    continue  # an answer, with its question
+                except Forbidden as error:
+                    refused = error
+            page = await access.history(channel, after=page.messages[-1].created, limit=200)
+        if refused is not None:
+            raise refused
+        return json_response({"id": conversation_id(channel), "object": "conversation.deleted", "deleted": True})
+
     async def _list_items(self, request: Request) -> Response:
         """Return a page of the items."""
         access, channel = await self._in_conversation(request)
@@ -354,9 +372,22 @@ class OpenAI:
         body = await body_of(access, request, "send fewer items")
         return json_response(list_of(await self._store_items(access, channel, body, is_new=False)))
 
-    async def _in_conversation(self, request: Request) -> tuple[Access, str]:
+    async def _delete_item(self, request: Request) -> Response:
+        """Delete the message of an item that is the only one of its message or turn, and return the conversation."""
+        access, channel = await self._in_conversation(request, "publish")
+        of = reference(id := request.path_params["item"], prefixes=ITEMS, kind="item")
+        ids = [one["id"] for one in await _items_of(access, of.at())] if of.channel == channel else []
+        if id not in ids:
+            raise unknown("item", id)
+        if len(ids) > 1:
+            detail = f"item {id[:64]!r} is one of {len(ids)} of a response or a message, which go together"
+            raise InvalidRequest(f"{detail}; delete the response, or the conversation")
+        await access.delete_turn(channel, of.message_id)
+        return await self._conversation(request)
+
+    async def _in_conversation(self, request: Request, *needs: str) -> tuple[Access, str]:
         of = reference(request.path_params["id"], prefixes=("conv_",), kind="conversation")
-        return await self._hub.authorize(request.scope, of.channel, ["history"]), of.channel
+        return await self._hub.authorize(request.scope, of.channel, ["history", *needs]), of.channel
 
     async def _items(self, access: Access, channel: str) -> list[Json]:
         items: list[Json] = []
@@ -455,9 +486,7 @@ async def with_references(access: Access, items: object, channel: str | None, pa
                 raise InvalidRequest(detail, param=param)
             with suppress(Forbidden, InvalidName, NotFound):  # another person's item is unknown
                 access.check(of.channel, "history")
-                told_in = await turn_of(access, turn, "item", param)
-                output = events_of(told_in, turn).response()["output"]
-                items_in = [*input_items(of.channel, told_in.question), *output]
+                items_in = await _items_of(access, turn, param)
                 found |= {item["id"]: item for item in items_in if item["id"] in wanted}
         if id not in found:
             raise unknown("item", id, param)
@@ -469,6 +498,12 @@ async def with_references(access: Access, items: object, channel: str | None, pa
                 detail = f"the items that {param} refers to have more than {limit} bytes (Limits.message_bytes)"
                 raise TooLarge(f"{detail}; {SHORTER}", limit=limit)
     return told
+
+
+async def _items_of(access: Access, of: Reference, param: str | None = None) -> list[Json]:
+    """Return the items of a message: its own, and those of its answers. Raises NotFound."""
+    turn = await turn_of(access, of, "item", param)
+    return [*input_items(of.channel, turn.question), *events_of(turn, of).response()["output"]]
 
 
 def page_of(items: list[Json], request: Request) -> Response:

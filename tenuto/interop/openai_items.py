@@ -197,6 +197,7 @@ class GivenInput:
     approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
     calls: set[str] = field(default_factory=set)  # calls that the request brings
     unknown: list[str] = field(default_factory=list)  # outputs and approvals of other calls
+    joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
 
     def add(self, role: Role, parts: list[Json]) -> None:
         """Add a message. The last one of the user is the question."""
@@ -218,7 +219,8 @@ class GivenInput:
         """Add a call: to the answer before, if no message of the user or output is between."""
         part = {"type": "tool", "call": call, "name": _text(item, "name"), "input": _text(item, "arguments"), **result}
         self.calls.add(call)
-        if self.earlier and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs:
+        is_next = bool(self.earlier) and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs
+        if is_next and self.joins_calls:
             _check_single(call, [one.get("call") for one in self.earlier[-1][1]])
             self.earlier[-1][1].append(part)
         else:
@@ -267,7 +269,7 @@ def given_in_responses(items: Any, *, is_first: bool) -> GivenInput:
 @_about("items")
 def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]:
     """Return the items of a conversation, which begins with them if it `is_new`, as messages. Raises InvalidRequest."""
-    given = _given(items, is_first=True)
+    given = _given(items, is_first=True, joins_calls=False)
     if is_new:
         _check_known(given)
     if given.approvals:
@@ -307,8 +309,8 @@ def _item_of_call(call: Json) -> Json:
     raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
 
 
-def _given(items: Any, *, is_first: bool) -> GivenInput:
-    given = GivenInput()
+def _given(items: Any, *, is_first: bool, joins_calls: bool = True) -> GivenInput:
+    given = GivenInput(joins_calls=joins_calls)
     messages = [one for one in _objects(items, "input must be a text or") if one.get("type", "message") == "message"]
     is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
     for item in items:

@@ -140,6 +140,44 @@ async def test_output_for_a_conversation_continues_its_newest_turn(scene: Client
             await scene.client.responses.create(input=unknown, model="bot", conversation=conversation)
 
 
+async def test_item_that_goes_with_others_cannot_be_deleted_alone(scene: ClientScene) -> None:
+    client = scene.client
+    made = await client.conversations.create(items=[{"role": "user", "content": "note"}])
+    await client.responses.create(model="bot", input="you", conversation=made.id)
+    *_, note = [one async for one in client.conversations.items.list(made.id)]
+    for one in [one async for one in client.conversations.items.list(made.id, order="asc")][1:]:
+        with pytest.raises(openai.BadRequestError, match="of a response or a message, which go together; delete the"):
+            await client.conversations.items.delete(str(one.id), conversation_id=made.id)
+    assert (await client.conversations.items.delete(str(note.id), conversation_id=made.id)).id == made.id
+    other = await client.conversations.create()
+    for id, conversation in ((str(note.id), made.id), ("in_x", made.id), (str(one.id), other.id)):
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            await client.conversations.items.delete(id, conversation_id=conversation)
+    assert len((await client.conversations.items.list(made.id)).data) == 5
+
+
+async def test_deleted_conversation_has_the_messages_of_others() -> None:
+    async def verify(scope: dict[str, Any]) -> Identity:
+        name = dict(scope["headers"])[b"authorization"].decode().removeprefix("Bearer ")
+        return Identity(client_id=name, capabilities=FULL)
+
+    async with scene_of(authenticate=verify) as scene:
+        scene.gate.set()
+        client = scene.client
+        ann, ben = ({"extra_headers": {"Authorization": f"Bearer {name}"}} for name in ("ann", "ben"))
+        made = await client.conversations.create(**ann)
+        for caller in (ann, ben):
+            given: Any = {"model": "bot", "input": "you", "conversation": made.id, **caller}
+            await client.responses.create(**given)
+        with pytest.raises(openai.PermissionDeniedError):
+            await client.conversations.delete(made.id, **ann)
+        left = (await scene.hub.history(scene.turns[0].channel)).messages
+        assert [(one.role, one.author) for one in left] == [("assistant", "bot"), ("user", "ben")]
+        deleted = await client.conversations.delete(made.id, **ben)
+        assert (deleted.id, deleted.deleted, deleted.object) == (made.id, True, "conversation.deleted")
+        assert (await scene.hub.history(scene.turns[0].channel)).messages == []
+
+
 @pytest.mark.parametrize("kind", ["previous_response_id", "conversation"])
 async def test_all_new_input_of_a_stored_conversation_reaches_the_agent(scene: ClientScene, kind: str) -> None:
     first = await scene.client.responses.create(model="bot", input="you")

@@ -72,7 +72,7 @@ class Stub:
 @asynccontextmanager
 async def stub_at(url: str = "memory://", **options: Any) -> AsyncIterator[Stub]:
     hub, app = new_hub(url, **options), FastAPI()
-    OpenAI(hub).install(app, "/v1")
+    OpenAI(hub, channel="chat:{id}").install(app, "/v1")  # a conversation needs no model then
     AGUI(hub, channel="agui:{id}").install(app, "/agui")
     AISDK(hub, channel="page:{id}").install(app, "/page")
 
@@ -119,6 +119,39 @@ async def test_agents_sdk_runs_its_function_tool_and_gets_an_answer(
     result = await agents.Runner.run(agent, "How is Ulm?", max_turns=3)
     assert result.final_output == "It is 7 degrees in Ulm."
     assert [one["role"] for one in stub.received[1]["openai"]][-3:] == ["user", "assistant", "tool"]
+
+
+async def test_session_of_the_agents_sdk_keeps_its_items_and_removes_the_last_or_all(
+    stub: Stub, client: openai.AsyncOpenAI
+) -> None:
+    @agents.function_tool
+    def weather(city: str) -> str:
+        """The weather."""
+        return f"7 degrees in {city}"
+
+    agents.set_tracing_disabled(True)
+    session = agents.OpenAIConversationsSession(openai_client=client)
+    model = agents.OpenAIResponsesModel(model="bot", openai_client=client)
+    agent = agents.Agent(name="a", tools=[weather], model=model)
+    await agents.Runner.run(agent, "How is Ulm?", session=session)
+    calls: Any = [
+        {"type": "function_call", "call_id": f"x{number}", "name": "weather", "arguments": "{}"} for number in range(2)
+    ]
+    await session.add_items(calls)
+    items: Any = await session.get_items()
+    kinds = ["message", "function_call", "function_call_output", "message", "function_call", "function_call"]
+    assert [one["type"] for one in items] == kinds
+    for number in (5, 4):
+        assert await session.pop_item() == items[number]
+    assert await session.get_items() == items[:4]
+    await agents.Runner.run(agent, "And now?", session=session)
+    roles = ["user", "assistant", "tool", "assistant", "user"]
+    assert [one["role"] for one in stub.received[2]["openai"]] == roles
+    conversation = session.session_id
+    await session.clear_session()
+    assert (await client.conversations.items.list(conversation)).data == []
+    assert await session.get_items() == []
+    assert session.session_id != conversation
 
 
 @pytest.mark.parametrize("is_responses", [True, False], ids=["responses", "chat"])
