@@ -63,6 +63,8 @@ def test_a_channel_moves_from_one_store_to_another(tmp_path: Path) -> None:
     assert run("import", str(file), "--store", new, "--channel", "copy").exit_code == 0
     assert len(run("export", "copy", "--store", new).stdout_bytes) == len(data) - len("chat:1") + len("copy")
 
+    named = CliRunner(env={"TENUTO_STORE": new}).invoke(main, ["export", "chat:1"])
+    assert named.stdout_bytes == data
     missing = run("export", "none", "--store", new)
     assert (missing.exit_code, missing.stdout_bytes) == (1, b"")
     assert "channel 'none' has no messages" in missing.stderr
