@@ -283,7 +283,7 @@ async def _lose(notices: Sequence[Notice]) -> None:
 async def _main(arguments: argparse.Namespace) -> None:
     hub = Hub(arguments.store, limits=Limits(channel_idle_s=arguments.idle_s), bus=arguments.bus)
     if arguments.mute:
-        hub.store.notify = _lose  # type: ignore[method-assign]
+        hub.store.notify = _lose  # type: ignore[attr-defined]
     producers = Producers(hub)
     is_mounted = arguments.under == "granian"
     async with contextlib.AsyncExitStack() as stack:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from random import Random
@@ -36,6 +38,7 @@ from tenuto.core.names import COMMAND_MARK
 from tenuto.core.ops import Delete
 from tenuto.stores.base import (
     NOTHING,
+    OVER_MS,
     Committed,
     CommitUnknown,
     Conflict,
@@ -53,6 +56,70 @@ if TYPE_CHECKING:
 
 
 OnNotice = Callable[[Notice | None], None]
+
+
+class SharedMemoryStore(MemoryStore):
+    """A `SharedStore` in memory. `now_ms` is its clock, by which leases and holds end: Unix time in ms."""
+
+    is_exclusive = False
+
+    def __init__(self, *, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        super().__init__()
+        self._clock_ms = now_ms
+        self._listeners: list[OnNotice] = []
+        self.lose_holds()
+
+    def lose_holds(self) -> None:
+        """Lose all leases and holds, as a server does that starts again."""
+        self._ended = 0  # number of leases that have ended
+        self._nodes: dict[str, tuple[int, str]] = {}  # for each node the end of its lease in ms, and its name
+        self._over: dict[str, int] = {}  # nodes that have ended their leases, each with the time to forget it
+        self._held: dict[str, tuple[str, Hold]] = {}  # the holds by name, with their nodes
+
+    async def notify(self, notices: Sequence[Notice]) -> None:
+        """Send notices to all hubs that share the store (`Notices.notify`)."""
+        for notice in notices:
+            for on_notice in self._listeners:
+                on_notice(notice)
+
+    def listen(self, on_notice: OnNotice) -> None:
+        """Call `on_notice` with each notice (`Notices.listen`), also after `close`."""
+        self._listeners.append(on_notice)
+        on_notice(None)
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        """Renew the lease of `node`, and put or drop holds (`SharedStore.hold`)."""
+        now_ms = self._clock_ms()
+        self._drop_ended(now_ms)
+        if node in self._over:
+            return Renewal(now_ms, frozenset(self._nodes), "", self._ended)
+        _, lease = self._nodes.get(node, (0, secrets.token_hex(4)))
+        self._nodes[node] = (now_ms + term_ms, lease)
+        if not term_ms:
+            self._over[node] = now_ms + OVER_MS
+        for name, value in values.items():
+            if value is not None:
+                self._held[name] = (node, value)
+            elif name in self._held and self._held[name][0] == node:
+                del self._held[name]
+        self._drop_ended(now_ms)
+        return Renewal(now_ms, frozenset(self._nodes), lease, self._ended)
+
+    async def holds(self, prefix: str) -> dict[str, tuple[str, Hold]]:
+        """Return the holds under names that begin with `prefix` (`SharedStore.holds`)."""
+        self._drop_ended(self._clock_ms())
+        return {name: held for name, held in sorted(self._held.items()) if name.startswith(prefix)}
+
+    def _drop_ended(self, now_ms: int) -> None:
+        before = len(self._nodes)
+        self._nodes = {node: lease for node, lease in self._nodes.items() if lease[0] > now_ms}
+        self._ended += before - len(self._nodes)
+        self._over = {node: until_ms for node, until_ms in self._over.items() if until_ms > now_ms}
+        self._held = {
+            name: (node, value)
+            for name, (node, value) in self._held.items()
+            if (node in self._nodes if value.until_ms is None else value.until_ms > now_ms)
+        }
 
 
 class Notices:
@@ -112,7 +179,7 @@ class SimStore:
         self.down_until_s = 0.0
         self.free_at_s = 0.0  # an exclusive store carries out one call after another
         self.busy_until_s = 0.0  # by then all calls so far are carried out and have their responses
-        self.memory = MemoryStore(now_ms=lambda: START_MS + int(self.loop.time() * 1000))
+        self.memory = SharedMemoryStore(now_ms=lambda: START_MS + int(self.loop.time() * 1000))
         self.promises: Promises | None = None
         self.notices = Notices(loop, fault_model, Random(f"{seed}/notices of the store"))
         self.nodes = NodeLeases(loop.time, stored)
@@ -251,7 +318,7 @@ class SimStore:
         emptied = {
             arguments[0]: place for place, (name, arguments, _) in enumerate(self._done) if name == "delete_channel"
         }
-        self.memory = MemoryStore(now_ms=lambda: START_MS + int(self.loop.time() * 1000))
+        self.memory = SharedMemoryStore(now_ms=lambda: START_MS + int(self.loop.time() * 1000))
         for place, done in enumerate(self._done):
             present = {channel: epoch for channel, epoch in epochs.items() if place > emptied.get(channel, -1)}
             self._repeat(*done, present)
@@ -312,7 +379,7 @@ P = ParamSpec("P")
 
 
 def _passed_on(
-    method: Callable[Concatenate[MemoryStore, P], Coroutine[Any, Any, T]],
+    method: Callable[Concatenate[SharedMemoryStore, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[StoreClient, P], Coroutine[Any, Any, T]]:
     """Return the same method of a client, which the store carries out as any call."""
 
@@ -339,7 +406,7 @@ class StoreClient:
     prune = _passed_on(MemoryStore.prune)
     commands = _passed_on(MemoryStore.commands)
     notes = _passed_on(MemoryStore.notes)
-    holds = _passed_on(MemoryStore.holds)
+    holds = _passed_on(SharedMemoryStore.holds)
     open_documents = _passed_on(MemoryStore.open_documents)
     tidy = _passed_on(MemoryStore.tidy)
     wipe = _passed_on(MemoryStore.wipe)
@@ -383,7 +450,7 @@ class StoreClient:
             raise
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        """`Store.hold`."""
+        """`SharedStore.hold`."""
         name = self._process.name
         return await self._call(lambda: self._store.hold(name, node, term_ms, values), late=StoreUnavailable)
 
@@ -404,11 +471,11 @@ class StoreClient:
         )
 
     async def notify(self, notices: Sequence[Notice]) -> None:
-        """`Store.notify`."""
+        """`Notices.notify`."""
         await self._call(lambda: self._store.notices.send(self._process, notices))
 
     def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        """`Store.listen`."""
+        """`Notices.listen`."""
         self._store.notices.listen(self._process, on_notice)
 
     def stats(self) -> dict[str, int]:

@@ -538,10 +538,10 @@ class Lifecycle:
         await runtime.nodes.renew()  # before this node writes
         workers: list[asyncio.Task[None]] = []
         shared_turns = SharedTurns(
-            runtime.store, runtime.nodes, runtime.scheduler, runtime.channels, runtime.fresh, runtime.follower
+            runtime.shared_store, runtime.nodes, runtime.scheduler, runtime.channels, runtime.fresh, runtime.follower
         )
         if not self._store.is_exclusive:
-            (self._bus or self._store).listen(runtime.follower.receive)
+            (self._bus or runtime.shared_store).listen(runtime.follower.receive)
             workers.append(group.create_task(runtime.follower.notifier.run()))
             workers.append(group.create_task(runtime.nodes.keep(recover, runtime.tasks.start_background)))
             if runtime.presence.shared is not None:

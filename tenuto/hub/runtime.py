@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, cast
 
 from tenuto.core.errors import Deleted, NotFound, TenutoError
 from tenuto.core.limits import Limits
@@ -29,7 +29,7 @@ from tenuto.hub.pending import Done, Result, Waiting, result_later
 from tenuto.hub.people.presence import PresenceTracker, SharedPresence
 from tenuto.hub.tasks import Tasks
 from tenuto.hub.turns.scheduler import TurnScheduler, WorkerPool
-from tenuto.stores.base import Bus, Store
+from tenuto.stores.base import Bus, SharedStore, Store
 
 
 class OpenWriter(Protocol):
@@ -60,7 +60,8 @@ class Runtime:
         self.capacity = capacity
         self._questions = questions  # counts those of visitors; None: no caller is a visitor
         self.loop = asyncio.get_running_loop()
-        self.nodes = NodeLease(store, node, self.loop.time, clock)
+        self.shared_store = shared_store = cast("SharedStore", store)  # on an exclusive store, no method is called
+        self.nodes = NodeLease(shared_store, node, self.loop.time, clock)
         self.tasks = Tasks(group)
         self.channels: dict[str, Channel] = {}  # the channels in memory, by name
         self.writers: dict[tuple[str, str], OpenWriter] = {}  # the writers in this process, by channel and message id
@@ -95,10 +96,10 @@ class Runtime:
             find=self.channels.get,
         )
         self.nodes.regained = self.scheduler.offer_all
-        notifier = Notifier(bus or store, self.nodes)
+        notifier = Notifier(bus or shared_store, self.nodes)
         shared: SharedPresence | None = None
         if not store.is_exclusive:
-            shared = SharedPresence(store, self.nodes, notifier, self.channels, workers.patterns_by_name)
+            shared = SharedPresence(shared_store, self.nodes, notifier, self.channels, workers.patterns_by_name)
         self.presence = PresenceTracker(self.loop, self.deadlines, limits, self.channel, shared)
         self.follower = Follower(store, self.channels, notifier, bus)
         self.follower.followed = self.leases.followed

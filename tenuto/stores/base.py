@@ -149,6 +149,9 @@ class StoreReplaced(StoreUnavailable):
     """
 
 
+OVER_MS = 60_000  # time for which an ended lease stays ended, because a renewal may arrive late
+
+
 class Store(Protocol):
     """A place that keeps logs. One instance belongs to one event loop, between `open` and `close`.
 
@@ -254,30 +257,6 @@ class Store(Protocol):
         Return False, and keep none of them, if a note named in `expected` has another value (None: it exists).
         """
 
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        """Renew the lease of `node` for `term_ms`, and put holds under their names; None drops one of this node.
-
-        A hold replaces that of another node. The holds without `until_ms` end with the lease; a node that returns after
-        that has another `lease`. Term 0 ends the lease at once and for good: a call of this node that the store
-        carries out later, within a minute, has no effect. Holds need not survive a restart of the store.
-        """
-
-    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
-        """Return the holds that have not ended, under names that begin with `prefix`, each with its node."""
-
-    async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send `notices` to all instances that listen, as far as it goes: they may get lost, or arrive twice or late.
-
-        A call delays no commit. An exclusive store sends none.
-        """
-
-    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        """Call `on_notice`, which must not raise, with each notice from now on, until the store is closed.
-
-        None means that notices may have been missed: at first, once the instance listens, and for example after a
-        connection was broken. The notices of this instance may be among them.
-        """
-
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do housekeeping: free space and finish pending deletions. The hub calls this every few seconds.
 
@@ -301,10 +280,32 @@ class Notices(Protocol):
     """The way of notices between the nodes of a store: the store itself, or a bus."""
 
     async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send `notices`, as `Store.notify` does."""
+        """Send `notices` to all instances that listen, as far as it goes: they may get lost, or arrive twice or late.
+
+        A call delays no commit.
+        """
 
     def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        """Call `on_notice` with each notice, as `Store.listen` does."""
+        """Call `on_notice`, which must not raise, with each notice from now on, until the instance is closed.
+
+        None means that notices may have been missed: at first, once the instance listens, and for example after a
+        connection was broken. The notices of this instance may be among them.
+        """
+
+
+class SharedStore(Store, Notices, Protocol):
+    """A store that is not exclusive: several hubs, each of which is a node, may have it open."""
+
+    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
+        """Renew the lease of `node` for `term_ms`, and put holds under their names; None drops one of this node.
+
+        A hold replaces that of another node. The holds without `until_ms` end with the lease; a node that returns after
+        that has another `lease`. Term 0 ends the lease at once and for good: a call of this node that the store
+        carries out later, within a minute, has no effect. Holds need not survive a restart of the store.
+        """
+
+    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
+        """Return the holds that have not ended, under names that begin with `prefix`, each with its node."""
 
 
 class Bus(Notices, Protocol):

@@ -2,18 +2,12 @@
 
 Layer: stores.
 
-For tests, and for channels that need not survive. It keeps its content between `close` and
-`open`, and several hubs of one event loop may share it, as if it were a server of its own.
-
-`Holds` are the leases of nodes, and small values that end with them, of each store that lives in this process. They are
-kept in memory: a store that is opened again has none, and its leases have new names, so each node puts its holds again.
+For tests, and for channels that need not survive. It keeps its content between `close` and `open`.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tenuto.core.document import DAMAGE, Document, Segment, Stored, times_in, used_up_head
 from tenuto.core.model import ChannelSummary
@@ -27,74 +21,13 @@ from tenuto.stores.base import (
     Conflict,
     Facts,
     Head,
-    Hold,
-    Notice,
     Pruned,
-    Renewal,
     StoredPage,
     Tail,
     Write,
     next_lives,
     tail_of,
 )
-
-OVER_MS = 60_000  # time for which an ended lease stays ended, because a renewal may arrive late
-
-
-def steady_ms() -> Callable[[], int]:
-    """Return a clock: Unix time in ms that never goes back, even if the clock of the machine is set."""
-    base_ns = time.time_ns() - time.monotonic_ns()
-    return lambda: (base_ns + time.monotonic_ns()) // 1_000_000
-
-
-class Holds:
-    """The leases and holds of all nodes of one store, by the clock `now_ms`."""
-
-    def __init__(self, now_ms: Callable[[], int]) -> None:
-        self._now_ms = now_ms
-        self._opening = secrets.token_hex(4)
-        self._begun = 0  # number of leases that have begun
-        self._ended = 0  # number of leases that have ended
-        self._nodes: dict[str, tuple[int, str]] = {}  # for each node the end of its lease in ms, and its name
-        self._over: dict[str, int] = {}  # nodes that have ended their leases, each with the time to forget it
-        self._held: dict[str, tuple[str, Hold]] = {}  # the holds by name, with their nodes
-
-    def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        """Renew the lease of `node`, and put or drop holds (`Store.hold`)."""
-        now_ms = self._now_ms()
-        self._drop_ended(now_ms)
-        if node in self._over:
-            return Renewal(now_ms, frozenset(self._nodes), "", self._ended)
-        if node not in self._nodes:
-            self._begun += 1
-        _, lease = self._nodes.get(node, (0, f"{self._opening}:{self._begun}"))
-        self._nodes[node] = (now_ms + term_ms, lease)
-        if not term_ms:
-            self._over[node] = now_ms + OVER_MS
-        for name, value in values.items():
-            if value is not None:
-                self._held[name] = (node, value)
-            elif name in self._held and self._held[name][0] == node:
-                del self._held[name]
-        self._drop_ended(now_ms)
-        return Renewal(now_ms, frozenset(self._nodes), lease, self._ended)
-
-    def holds(self, prefix: str) -> dict[str, tuple[str, Hold]]:
-        """Return the holds under names that begin with `prefix` (`Store.holds`)."""
-        self._drop_ended(self._now_ms())
-        return {name: held for name, held in sorted(self._held.items()) if name.startswith(prefix)}
-
-    def _drop_ended(self, now_ms: int) -> None:
-        before = len(self._nodes)
-        self._nodes = {node: lease for node, lease in self._nodes.items() if lease[0] > now_ms}
-        self._ended += before - len(self._nodes)
-        self._over = {node: until_ms for node, until_ms in self._over.items() if until_ms > now_ms}
-        self._held = {
-            name: (node, value)
-            for name, (node, value) in self._held.items()
-            if (node in self._nodes if value.until_ms is None else value.until_ms > now_ms)
-        }
-
 
 OLD_MS = 45_000  # as in the SQLite store: a minute, less the time between two calls of `tidy`
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
@@ -211,8 +144,7 @@ class MemoryStore:
     name = "memory"
     is_exclusive = True
 
-    def __init__(self, *, now_ms: Callable[[], int] | None = None) -> None:
-        """Make an empty store. `now_ms` is its clock, by which holds end: Unix time in ms."""
+    def __init__(self) -> None:
         self._channels: dict[str, _Channel] = {}
         # for ids of deleted channels (channel, message id): the time in ms until which they cannot be used
         self._used_up: dict[tuple[str, str], int] = {}
@@ -221,24 +153,6 @@ class MemoryStore:
         self._commits = 0
         self._row_bytes = 0
         self._notes: dict[str, bytes] = {}
-        self._clock_ms = now_ms if now_ms is not None else steady_ms()
-        self._holds = Holds(self._clock_ms)
-        self._listeners: list[Callable[[Notice | None], None]] = []
-
-    async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send notices to all hubs that share the store (`Store.notify`)."""
-        for notice in notices:
-            for on_notice in self._listeners:
-                on_notice(notice)
-
-    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        """Call `on_notice` with each notice (`Store.listen`), also after `close`: several hubs share the store."""
-        self._listeners.append(on_notice)
-        on_notice(None)
-
-    def lose_holds(self) -> None:
-        """Lose all leases and holds, as a server does that starts again."""
-        self._holds = Holds(self._clock_ms)
 
     async def open(self) -> None:
         """Open the store (`Store.open`)."""
@@ -384,14 +298,6 @@ class MemoryStore:
             if value is not None:
                 self._notes[name] = value
         return True
-
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
-        return self._holds.hold(node, term_ms, values)
-
-    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
-        """Return the holds under a prefix (`Store.holds`)."""
-        return self._holds.holds(prefix)
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import pytest
 
+from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import (
     Busy,
     Deleted,
@@ -35,11 +36,13 @@ from tests.hub.hubs import new_hub
 from tests.virtual import virtually
 
 
-class ScriptedStore(MemoryStore):
+class ScriptedStore(SharedMemoryStore):
     """A store in memory whose next commits follow `script`.
 
     "ok" stores, "no" refuses, "lost" and "kept" leave the outcome unknown: not stored, and stored.
     """
+
+    is_exclusive = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proof.simulation.store import SharedMemoryStore
 from tenuto.cli.main import main
 from tenuto.core.errors import (
     Damaged,
@@ -546,10 +547,8 @@ async def test_a_damaged_note_about_an_import_concerns_only_its_channel(
     await hub.close()
 
 
-class _Overtaking(MemoryStore):
+class _Overtaking(SharedMemoryStore):
     """A store that several hubs may have open. The first commit waits until the second import has reached `moment`."""
-
-    is_exclusive = False
 
     def __init__(self, moment: str) -> None:
         super().__init__()

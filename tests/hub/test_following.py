@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
+from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import StoreUnavailable
 from tenuto.core.requests import SERVER, AppendText, Caller, CreateMessage, FinishMessage
 from tenuto.hub import HubCore
 from tenuto.hub.feed import Feed
 from tenuto.hub.nodes.nodes import WINDOW_S
 from tenuto.stores.base import Changes, Head, Notice, Tail
-from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
 from tests.hub.watching import Watcher
 from tests.virtual import virtually
@@ -25,10 +25,8 @@ from tests.virtual import virtually
 ANN = Caller(id="ann")
 
 
-class Shared(MemoryStore):
+class Shared(SharedMemoryStore):
     """A shared store that notes the reads of channels and the calls of `notify`."""
-
-    is_exclusive = False
 
     def __init__(self) -> None:
         super().__init__()

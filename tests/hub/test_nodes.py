@@ -10,18 +10,17 @@ from collections.abc import Mapping
 
 import pytest
 
+from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import StoreUnavailable
 from tenuto.hub.nodes.nodes import BATCH_BYTES, NodeLease
 from tenuto.hub.people.presence import HOLD_BYTES
 from tenuto.stores.base import Hold, Renewal
-from tenuto.stores.memory import MemoryStore
 from tests.virtual import virtually
 
 
-class FailingStore(MemoryStore):
+class FailingStore(SharedMemoryStore):
     """A store that refuses calls with too many bytes, and takes its time."""
 
-    is_exclusive = False
     limit_bytes = 1 << 30  # a call with more is too slow
     takes_s = 0.0
 

@@ -12,21 +12,19 @@ from typing import Any
 import pytest
 
 from proof.simulation.clock import START_MS
+from proof.simulation.store import SharedMemoryStore
 from tenuto.core.document import Stored
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
 from tenuto.hub import HubCore
 from tenuto.hub.nodes.nodes import responsible_node
 from tenuto.hub.writer import MessageWriter
 from tenuto.stores.base import Hold, Renewal
-from tenuto.stores.memory import MemoryStore
 from tests.hub.hubs import new_hub
 from tests.virtual import virtually
 
 
-class Shared(MemoryStore):
+class Shared(SharedMemoryStore):
     """A store in memory that several hubs may have open; its clock is that of the loop."""
-
-    is_exclusive = False
 
     def __init__(self) -> None:
         self.ahead_ms = 0

@@ -11,22 +11,21 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from proof.simulation.store import SharedMemoryStore
 from tenuto.core.errors import Deleted, TooMany
 from tenuto.core.limits import Limits
 from tenuto.core.names import command_key
 from tenuto.core.requests import Caller, CreateMessage, SendCommand
 from tenuto.hub import HubCore
 from tenuto.stores.base import Conflict, Head, Write
-from tenuto.stores.memory import MemoryStore
 from tests.stores.contract import Chat, append, create
 
 ANN = Caller(id="ann")
 
 
-class Shared(MemoryStore):
+class Shared(SharedMemoryStore):
     """A store in memory that several hubs may have open."""
 
-    is_exclusive = False
     crossing: Write | None = None  # stored between the reads of a deletion and the deletion
 
     async def delete_channel(

@@ -67,7 +67,19 @@ from tenuto.core.text import Text
 from tenuto.hub import HubCore
 from tenuto.hub.clock import Clock
 from tenuto.hub.keep.forgetting import Forgetting, direct
-from tenuto.stores.base import NOTHING, Committed, Conflict, Head, Hold, Notice, Store, Tail, Write, head_of
+from tenuto.stores.base import (
+    NOTHING,
+    Committed,
+    Conflict,
+    Head,
+    Hold,
+    Notice,
+    SharedStore,
+    Store,
+    Tail,
+    Write,
+    head_of,
+)
 from tests.core.worlds import everything_of_command as known_command
 from tests.core.worlds import everything_of_message as known
 
@@ -241,14 +253,9 @@ async def data_of(store: Store, *keys: str) -> list[tuple[Json, Json]]:
 
 
 class StoreContract:
-    """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store.
-
-    A store that several processes share overrides the fixture `other`: a second instance on the same store. A store
-    that one process owns, or that sends no notices, sets `sends_notices` to False.
-    """
+    """The promises of every store. Subclass it and supply the `store` fixture: an open, empty store."""
 
     pytestmark = pytest.mark.asyncio
-    sends_notices = True
 
     # -- commits ------------------------------------------------------------------------------------------------
 
@@ -778,9 +785,33 @@ class StoreContract:
         assert sorted(tried) == [False] * 7 + [True]
         assert await store.notes("") == {"a": bytes([tried.index(True)]), "b": b"2"}
 
-    # -- leases, holds and notices ------------------------------------------------------------------------------
+    # -- the law ------------------------------------------------------------------------------------------------
 
-    async def test_holds_of_all_nodes_are_found_by_prefix(self, store: Store) -> None:
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,  # allowed, because each example uses a channel of its own
+            HealthCheck.differing_executors,  # allowed, because each store's test class runs this test once
+            HealthCheck.too_slow,
+        ],
+    )
+    @given(st.data())
+    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
+        await check_fold(store, data)
+
+
+class SharedStoreContract:
+    """The further promises of a store that several processes share.
+
+    Override the fixture `other`: a second instance on the same store. A store that sends no notices sets
+    `sends_notices` to False.
+    """
+
+    pytestmark = pytest.mark.asyncio
+    sends_notices = True
+
+    async def test_holds_of_all_nodes_are_found_by_prefix(self, store: SharedStore) -> None:
         first = await store.hold("n1", MINUTE_MS, {"x/a": Hold(b"1"), "y": Hold(b"2")})
         second = await store.hold("n2", MINUTE_MS, {"x/b": Hold(b"3", first.now_ms + MINUTE_MS), "x/a": None})
         assert second.now_ms >= first.now_ms > 1_700_000_000_000  # ms since 1970
@@ -791,7 +822,7 @@ class StoreContract:
         assert again.lease == second.lease
         assert await store.holds("") == {"x/a": ("n1", Hold(b"1")), "y": ("n2", Hold(b"4"))}
 
-    async def test_holds_end_with_the_lease_of_their_node_or_at_their_time(self, store: Store) -> None:
+    async def test_holds_end_with_the_lease_of_their_node_or_at_their_time(self, store: SharedStore) -> None:
         first = await store.hold("n1", MINUTE_MS, {"with-node": Hold(b"1")})
         later_ms = first.now_ms + MINUTE_MS
         await store.hold("n1", MINUTE_MS, {"later": Hold(b"2", later_ms), "over": Hold(b"3", first.now_ms)})
@@ -799,13 +830,13 @@ class StoreContract:
         assert (await store.hold("n1", 0, {})).nodes == set()
         assert await store.holds("") == {"later": ("n1", Hold(b"2", later_ms))}
 
-    async def test_lease_that_its_node_has_ended_is_not_revived_by_a_late_renewal(self, store: Store) -> None:
+    async def test_lease_that_its_node_has_ended_is_not_revived_by_a_late_renewal(self, store: SharedStore) -> None:
         await store.hold("n1", MINUTE_MS, {})
         await store.hold("n1", 0, {})
         assert (await store.hold("n1", MINUTE_MS, {"late": Hold(b"1")})).nodes == set()
         assert await store.holds("") == {}
 
-    async def test_renewal_shows_that_a_lease_has_begun_and_ended_since_the_last_one(self, store: Store) -> None:
+    async def test_renewal_shows_that_a_lease_has_begun_and_ended_since_the_last_one(self, store: SharedStore) -> None:
         before = await store.hold("n1", MINUTE_MS, {})
         assert (await store.hold("n1", MINUTE_MS, {})).ended == before.ended
         await store.hold("n2", MINUTE_MS, {})
@@ -815,12 +846,12 @@ class StoreContract:
         assert after.ended != before.ended
 
     @pytest.fixture
-    async def other(self, store: Store) -> Store:
+    async def other(self, store: SharedStore) -> SharedStore:
         return store
 
-    async def test_notices_reach_the_instances_that_listen(self, store: Store, other: Store) -> None:
+    async def test_notices_reach_the_instances_that_listen(self, store: SharedStore, other: SharedStore) -> None:
         if not self.sends_notices:
-            store.listen(lambda notice: pytest.fail(f"an exclusive store sent {notice}"))
+            store.listen(lambda notice: pytest.fail(f"a store without notices sent {notice}"))
             await store.notify([Notice("moved", "c", b"")])
             return
         first: asyncio.Queue[Notice | None] = asyncio.Queue()
@@ -837,21 +868,6 @@ class StoreContract:
             await other.notify(small)
             while await first.get() != small[-1]:
                 pass
-
-    # -- the law ------------------------------------------------------------------------------------------------
-
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,  # allowed, because each example uses a channel of its own
-            HealthCheck.differing_executors,  # allowed, because each store's test class runs this test once
-            HealthCheck.too_slow,
-        ],
-    )
-    @given(st.data())
-    async def test_a_store_returns_the_fold_of_all_entries(self, store: Store, data: st.DataObject) -> None:
-        await check_fold(store, data)
 
 
 async def check_fold(store: Store, data: st.DataObject) -> None:

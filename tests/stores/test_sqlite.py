@@ -26,8 +26,6 @@ from tests.stores.files import PATIENCE_S, opened, run_from_outside, store_threa
 
 
 class TestSqliteStore(StoreContract):
-    sends_notices = False
-
     @pytest.fixture
     async def store(self, path: Path) -> AsyncIterator[SqliteStore]:
         async with opened(path) as store:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tenuto.stores.base import Notice, Store
 from tenuto.stores.postgres.store import PostgresStore
 from tests.postgres import Postgres
-from tests.stores.contract import StoreContract, check_fold
+from tests.stores.contract import SharedStoreContract, StoreContract, check_fold
 
 
 @asynccontextmanager
@@ -65,11 +65,11 @@ class Two:
         return {name: sum(one[name] for one in counts) for name in counts[0]}
 
 
-class TwoContract(StoreContract):
+class TwoContract(StoreContract, SharedStoreContract):
     """The contracts of a `store` that is `Two`."""
 
     @pytest.fixture
-    async def other(self, store: Store) -> Store:
+    async def other(self, store: Store) -> PostgresStore:
         assert isinstance(store, Two)
         return store.stores[1]
 

@@ -44,7 +44,7 @@ from tenuto.hub.channel import Channel, is_settling
 from tenuto.hub.clock import Clock, StoreClock
 from tenuto.hub.committer import in_time, sent_again
 from tenuto.hub.tasks import logs_errors
-from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, Store, StoreReplaced, Write
+from tenuto.stores.base import Bus, Head, Hold, Notice, Notices, Renewal, SharedStore, Store, StoreReplaced, Write
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -144,9 +144,10 @@ def responsible_node(channel: str, nodes: Iterable[str]) -> str:
 class NodeLease:
     """The lease of one node on its store, and the state of all nodes at the last renewal."""
 
-    def __init__(self, store: Store, node: str, now_s: Callable[[], float], clock: Clock | None = None) -> None:
+    def __init__(self, store: SharedStore, node: str, now_s: Callable[[], float], clock: Clock | None = None) -> None:
         """Make the lease of `node`; `now_s` is the clock of the event loop. Renewals measure a `clock` of the store."""
         self.node = node
+        self.is_exclusive = store.is_exclusive  # this is the only node of its store: all others have ended
         self.renewal: Renewal | None = None  # the result of the last renewal
         self.holds = NodeHolds()
         self.holds.sources.append(self._shown)
@@ -166,15 +167,13 @@ class NodeLease:
         self.is_leaving = False  # this node drains, and recovers no further messages
         self._is_over = False
         self._renewing = asyncio.Lock()  # renewals follow one another, so that no older result replaces a newer one
-
-    @property
-    def is_exclusive(self) -> bool:
-        """Return whether this is the only node of its store, so that all others have ended."""
-        return self._store.is_exclusive
+        if self.is_exclusive:
+            self.renewal, self._certain_s = Renewal(0, frozenset({node}), ""), float("-inf")
+            self._kept_until_s = float("inf")
 
     def is_kept_since(self, time_s: float) -> bool:
         """Return whether other nodes have counted this one as alive from loop time `time_s` until now."""
-        return self._store.is_exclusive or self._kept_since_s <= time_s <= self._now_s() < self._kept_until_s
+        return self._kept_since_s <= time_s <= self._now_s() < self._kept_until_s
 
     def left_s(self, term_s: float, alive_ms: int) -> float:
         """Return the rest of a lease whose holder gave the stored sign of life at `alive_ms`; 0 if that is unknown.
@@ -184,18 +183,29 @@ class NodeLease:
         the leases, or the store's clock was set.
         """
         since_s = max(self._kept_since_s, self._certain_s - TERM_MS / 1000)
-        if self._store.is_exclusive or not alive_ms or not self.is_kept_since(since_s):
+        if self.is_exclusive or not alive_ms or not self.is_kept_since(since_s):
             return term_s
         silent_s = min((self.now_ms - alive_ms) / 1000 - STORED_S, self._now_s() - since_s)
         return max(0.0, term_s - max(0.0, silent_s))
 
     async def renew(self) -> None:
         """Take or renew the lease, and note the living nodes; not on an exclusive store. Raises StoreUnavailable."""
-        if not self._store.is_exclusive:
-            await self._renew()
+        async with self._renewing:
+            if self._is_over or self.is_exclusive:
+                return
+            timeout_s = FIRST_TIMEOUT_S if self.renewal is None else RENEW_TIMEOUT_S
+            try:
+                async with asyncio.timeout(timeout_s):
+                    if await self._send():
+                        await self._send()
+            except TimeoutError:
+                raise StoreUnavailable(
+                    f"store {self._store.name!r} did not renew the lease of this node within {timeout_s:g} s; "
+                    "check its load and the network"
+                ) from None
 
     async def put(self) -> None:
-        """Renew the lease until the store has all holds; not on an exclusive store. Raises StoreUnavailable."""
+        """Renew the lease until the store has all holds. Raises StoreUnavailable."""
         await self.renew()
         while self.holds.is_behind and not self._is_over:
             await self.renew()
@@ -205,7 +215,7 @@ class NodeLease:
         while not self._is_over:
             slept_s = self._now_s()
             await asyncio.sleep(RENEW_S)
-            if not self._store.is_exclusive and (late_s := self._now_s() - slept_s) > TERM_MS / 1000:
+            if (late_s := self._now_s() - slept_s) > TERM_MS / 1000:
                 logger.warning(
                     "this process renewed no lease for %.0f s, so others may have ended its answers: it was suspended, "
                     "or a call blocked its event loop; run such a call with asyncio.to_thread",
@@ -237,7 +247,7 @@ class NodeLease:
     async def end(self) -> None:
         """End the lease now, so that other nodes recover the messages of this one. The lease is not renewed again."""
         self.is_leaving = self._is_over = True
-        if self._store.is_exclusive:
+        if self.is_exclusive:
             return
         async with self._renewing:  # a renewal that the store carries out later would begin a new lease
             try:
@@ -252,11 +262,9 @@ class NodeLease:
 
     def is_gone(self, node: str) -> bool:
         """Return whether `node` has ended, as far as the last renewal shows."""
-        if node == self.node:
+        if node == self.node or self.renewal is None:
             return False
-        if self._store.is_exclusive:
-            return True
-        return self.renewal is not None and self._now_s() >= self._certain_s and node not in self.renewal.nodes
+        return self._now_s() >= self._certain_s and node not in self.renewal.nodes
 
     @property
     def has_others(self) -> bool:
@@ -277,7 +285,7 @@ class NodeLease:
         self._is_recovering, is_for_all = True, self._now_s() >= self._all_due_s
         try:
             is_mine = every_channel if is_for_all else partial(self._is_mine, await self._draining())
-            await self._renew()  # this process may have been suspended since the last renewal
+            await self.renew()  # this process may have been suspended since the last renewal
             if not self.is_recovery_due:
                 return
             self._own_due_s = self._now_s() + ROUND_S
@@ -311,22 +319,6 @@ class NodeLease:
 
     def _shown(self) -> dict[str, bytes]:
         return {f"{LEAVING}{self.node}": b""} if self.is_leaving else {}
-
-    async def _renew(self) -> None:
-        """Renew the lease and note the nodes. Raises StoreUnavailable."""
-        async with self._renewing:
-            if self._is_over:
-                return
-            timeout_s = FIRST_TIMEOUT_S if self.renewal is None else RENEW_TIMEOUT_S
-            try:
-                async with asyncio.timeout(timeout_s):
-                    if await self._send():
-                        await self._send()
-            except TimeoutError:
-                raise StoreUnavailable(
-                    f"store {self._store.name!r} did not renew the lease of this node within {timeout_s:g} s; "
-                    "check its load and the network"
-                ) from None
 
     async def _send(self) -> bool:
         """Renew the lease, and put the holds that are due. Return whether the store may have lost the others."""

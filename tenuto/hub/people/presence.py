@@ -38,7 +38,7 @@ from tenuto.hub.committer import in_time
 from tenuto.hub.nodes.nodes import NodeLease, Notifier
 from tenuto.hub.people.presence_state import CROWD_S, GRACE_S, NAMED, NodeMember
 from tenuto.hub.tasks import logs_errors
-from tenuto.stores.base import Notice, Store
+from tenuto.stores.base import Notice, SharedStore
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -148,7 +148,7 @@ class SharedPresence:
 
     def __init__(
         self,
-        store: Store,
+        store: SharedStore,
         nodes: NodeLease,
         notifier: Notifier,
         channels: Mapping[str, Channel],

@@ -66,7 +66,7 @@ from tenuto.hub.leases import BROKEN_S, RETRY_S, Submit
 from tenuto.hub.nodes.nodes import Follower, NodeLease
 from tenuto.hub.pending import Done, Result
 from tenuto.hub.tasks import logs_errors
-from tenuto.stores.base import Notice, Store
+from tenuto.stores.base import Notice, SharedStore, Store
 
 logger = logging.getLogger("tenuto.hub")
 
@@ -864,7 +864,7 @@ class SharedTurns:
 
     def __init__(
         self,
-        store: Store,
+        store: SharedStore,
         nodes: NodeLease,
         scheduler: TurnScheduler,
         channels: Mapping[str, Channel],

@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from tenuto.core.errors import StoreUnavailable, StoreUnusable
-from tenuto.stores.base import Hold, Renewal, StoreReplaced
-from tenuto.stores.memory import OVER_MS
+from tenuto.stores.base import OVER_MS, Hold, Renewal, StoreReplaced
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -96,7 +95,7 @@ SELECT h.name, h.node, h.value, h.until_ms FROM t, {{schema}}.holds h LEFT JOIN 
 
 
 async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-    """Renew the lease of `node`, and put or drop holds (`Store.hold`), inside the transaction of the caller."""
+    """Renew the lease of `node`, and put or drop holds (`SharedStore.hold`), inside the transaction of the caller."""
     counts = await db.fetchrow(_BEGIN.format(schema=schema), secrets.token_hex(4))
     assert counts is not None
     now_ms, begun, ended = counts["now_ms"], counts["begun"], counts["ended"]
@@ -136,7 +135,7 @@ async def renew(db: Db, schema: str, node: str, term_ms: int, values: Mapping[st
 
 
 async def read_holds(db: Db, schema: str, prefix: str) -> dict[str, tuple[str, Hold]]:
-    """Return the holds that have not ended, with their nodes (`Store.holds`)."""
+    """Return the holds that have not ended, with their nodes (`SharedStore.holds`)."""
     rows = await db.fetch(_READ.format(schema=schema), prefix)
     return {row["name"]: (row["node"], Hold(row["value"], row["until_ms"])) for row in rows}
 

@@ -110,7 +110,7 @@ class PostgresNotices:
         self._is_delivered = asyncio.Event()  # set by the notice of the connection to itself
 
     def listen(self, on_notice: OnNotice) -> None:
-        """Call `on_notice` with each notice of other instances (`Store.listen`)."""
+        """Call `on_notice` with each notice of other instances (`Notices.listen`)."""
         self._listeners.append(on_notice)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -118,7 +118,7 @@ class PostgresNotices:
             on_notice(None)
 
     async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send `notices` (`Store.notify`). They are lost while the connection is broken, or was not asked for."""
+        """Send `notices` (`Notices.notify`). They are lost while the connection is broken, or was not asked for."""
         payloads = list(payloads_of(notices))
         if payloads and self._db is not None:
             await self._send(self._db, self._name, payloads)
@@ -421,7 +421,7 @@ class PostgresStore:
             return await writer.note(values, expected or {})
 
     async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        """Renew the lease of a node, and put or drop holds (`Store.hold`)."""
+        """Renew the lease of a node, and put or drop holds (`SharedStore.hold`)."""
         async with self._pooled_transaction(is_renewal=True) as db:
             if not self._server.is_pooled:
                 await self._life.check_stored(db)
@@ -431,17 +431,17 @@ class PostgresStore:
         return renewal
 
     async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
-        """Return the holds under a prefix (`Store.holds`)."""
+        """Return the holds under a prefix (`SharedStore.holds`)."""
         async with self._pooled_transaction(readonly=True) as db:
             return await read_holds(db, self.schema, prefix)
 
     async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send notices to the other instances (`Store.notify`)."""
+        """Send notices to the other instances (`Notices.notify`)."""
         if self._notices is not None:
             await self._notices.notify(notices)
 
     def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        """Call `on_notice` with each notice of the other instances (`Store.listen`)."""
+        """Call `on_notice` with each notice of the other instances (`Notices.listen`)."""
         self._open_pool()
         if self._notices is not None:
             self._notices.listen(on_notice)

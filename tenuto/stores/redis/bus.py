@@ -106,7 +106,7 @@ class RedisBus:
             await first.close()
 
     async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send `notices` (`Store.notify`). They are lost while there is no link."""
+        """Send `notices` (`Notices.notify`). They are lost while there is no link."""
         messages: list[tuple[str, bytes, bytes]] = []
         size_bytes = 0
         for notice in notices:
@@ -121,7 +121,7 @@ class RedisBus:
         self._stats["bus_dropped"] += len(notices) - sent
 
     def listen(self, on_notice: OnNotice) -> None:
-        """Call `on_notice` with each notice of other instances (`Store.listen`)."""
+        """Call `on_notice` with each notice of other instances (`Notices.listen`)."""
         self._listeners.append(on_notice)
         if self._link is not None:
             on_notice(None)

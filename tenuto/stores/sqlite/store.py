@@ -39,15 +39,11 @@ from tenuto.stores.base import (
     Conflict,
     Facts,
     Head,
-    Hold,
-    Notice,
     Pruned,
-    Renewal,
     StoredPage,
     Tail,
     Write,
 )
-from tenuto.stores.memory import Holds, steady_ms
 from tenuto.stores.sqlite.backup import Stopped, check_target, copy, finish, keep_synced, partial_file
 from tenuto.stores.sqlite.engine import Engine
 from tenuto.stores.sqlite.file import SqliteFile, Synchronous
@@ -285,7 +281,7 @@ class SqliteStore:
                 ) from None
             raise
         self._was_in_use = False
-        self._open = _Open(engine, file, thread, Holds(steady_ms()))
+        self._open = _Open(engine, file, thread)
         atexit.register(self._at_exit)
 
     async def close(self) -> None:
@@ -376,20 +372,6 @@ class SqliteStore:
         """Keep or delete notes of the hub (`Store.note`)."""
         kept, known = dict(values), dict(expected or {})
         return await self._run(lambda engine: engine.note(kept, known), late=CommitUnknown)
-
-    async def hold(self, node: str, term_ms: int, values: Mapping[str, Hold | None]) -> Renewal:
-        """Renew the lease of a node, and put or drop holds (`Store.hold`). They end with this opening of the file."""
-        return self._opened().holds.hold(node, term_ms, values)
-
-    async def holds(self, prefix: str) -> Mapping[str, tuple[str, Hold]]:
-        """Return the holds under a prefix (`Store.holds`)."""
-        return self._opened().holds.holds(prefix)
-
-    async def notify(self, notices: Sequence[Notice]) -> None:
-        """Send no notice: one hub owns the file (`Store.notify`)."""
-
-    def listen(self, on_notice: Callable[[Notice | None], None]) -> None:
-        """Do nothing: no other hub sends a notice (`Store.listen`)."""
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
         """Do a round of housekeeping (`Store.tidy`)."""
@@ -495,4 +477,3 @@ class _Open(NamedTuple):
     engine: Engine
     file: SqliteFile
     thread: StoreThread
-    holds: Holds
