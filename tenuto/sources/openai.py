@@ -20,6 +20,7 @@ from tenuto.sources.reading import (
     UpstreamEnded,
     UpstreamError,
     as_json,
+    codes_of,
     counts,
     free,
     get,
@@ -280,8 +281,8 @@ class OpenAIChat(Source):
     def take(self, event: object) -> Iterator[Edit]:
         if get(event, "type") == "chunk":
             event = get(event, "chunk")
-        if (error := get(event, "error")) is not None:
-            raise reported(get(error, "type"), get(error, "code"), error)
+        if get(event, "error") is not None:
+            raise reported(*codes_of(event))
         if get(event, "choices") is None and get(event, "usage") is None:
             return
         usage = counts(get(event, "usage"), CHAT_USAGE)

@@ -110,9 +110,9 @@ class Source:
         """Do the steps that the SDK needs, besides closing, to end the stream early."""
 
 
-# Form of a provider's error code, such as `overloaded_error` or `RESOURCE_EXHAUSTED`. Digits are excluded, so that no
-# key or id can pass.
-_CODE = re.compile(r"[A-Za-z]+(?:[_.-][A-Za-z]+)*")
+# Form of an HTTP status, or of a provider's error code, such as `overloaded_error` or `RESOURCE_EXHAUSTED`. It has no
+# other digits, so that no key or id can pass.
+_CODE = re.compile(r"[A-Za-z]+(?:[_.-][A-Za-z]+)*|[345]\d\d")
 _CODE_CHARACTERS = 64
 _CAUSES = 8  # limit of exceptions to read in a chain of causes
 
@@ -161,9 +161,8 @@ def reported(*codes: object) -> UpstreamError:
 
     It names the first of `codes` that has the form of a code.
     """
-    for code in codes:
-        if isinstance(code, str) and len(code) <= _CODE_CHARACTERS and _CODE.fullmatch(code):
-            return UpstreamError(f"the model's provider reported an error: {code}", reason=code)
+    for code in filter(None, map(code_of, codes)):
+        return UpstreamError(f"the model's provider reported an error: {code}", reason=code)
     return UpstreamError("the model's provider reported an error; the log has its message")
 
 
@@ -213,13 +212,19 @@ def _is_raised_by_sdk(error: BaseException) -> bool:
     return frame is not None and _root(frame.tb_frame.f_globals.get("__name__")) in (*SDKS, "ssl", "asyncio", "socket")
 
 
-def codes_of(error: BaseException) -> Iterator[object]:
-    """Yield the values of the fields in which SDKs keep a short code: on the exception, or in its body."""
-    body = getattr(error, "body", None) or getattr(error, "details", None)
-    for fields in (body.get("error") if isinstance(body, dict) else None, body):
-        if isinstance(fields, dict):
-            yield from (fields.get(name) for name in ("type", "code", "status"))
-    yield from (getattr(error, name, None) for name in ("type", "code", "status"))
+def code_of(value: object) -> str:
+    """Return `value` as text if it has the form of a code or status; else an empty text."""
+    if type(value) is int and value < 1000:
+        value = str(value)
+    return value if isinstance(value, str) and len(value) <= _CODE_CHARACTERS and _CODE.fullmatch(value) else ""
+
+
+def codes_of(report: object) -> Iterator[object]:
+    """Yield the values of fields in which providers keep a short code: of an event, or of an exception and its body."""
+    body, error = get(report, "body") or get(report, "details"), get(report, "error")
+    for fields in (get(body, "error"), body, error, report):
+        yield from (get(fields, name) for name in ("status", "code", "type"))
+    yield from (body, error)
 
 
 WORD_CHARACTERS = 512  # limit of a name, id, model or reason; URLs and titles may be longer

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from tenuto.core.errors import LocalError, TenutoError, shown
-from tenuto.sources.reading import Add, Edit, Source, get, malformed, reported, translated
+from tenuto.sources.reading import Add, Edit, Source, codes_of, get, malformed, reported, translated
 
 # the beginning of a first item: a field of a server-sent event, or a complete comment
 _BEGIN = re.compile(r"(?:data|event|id|retry):|:[^\n]*\n")
@@ -176,7 +176,7 @@ class SSEText(Source):
         if event in _END_EVENTS or data == "[DONE]":
             self._is_ended = True
         elif event == "error":
-            raise reported(*_codes(_decoded(data) if isinstance(data, str) else data))
+            raise reported(*codes_of(_decoded(data) if isinstance(data, str) else data))
         elif data is None:
             return
         elif event in _REASONING_EVENTS:
@@ -213,7 +213,7 @@ class SSEText(Source):
                 f"{type(found).__name__}; name the field that holds the text"
             )
         if value.get("error") is not None:
-            raise reported(*_codes(value))
+            raise reported(*codes_of(value))
         self._keys = self._keys or [str(key) for key in value][:_SHOWN_KEYS]
         if self._path is None:
             raise self._without_text(_path_of_text(value) or "text")
@@ -284,15 +284,6 @@ def _item(value: object, name: str) -> object:
     if isinstance(value, list) and name.isdecimal():
         return value[int(name)] if int(name) < len(value) else None
     return get(value, name) if isinstance(value, Mapping) else None
-
-
-def _codes(value: object) -> Iterator[object]:
-    """Yield the values of fields that may contain a short error code."""
-    error = get(value, "error") if isinstance(value, Mapping) else None
-    for fields in (error, value):
-        if isinstance(fields, Mapping):
-            yield from (fields.get(name) for name in ("code", "type"))
-    yield error
 
 
 class PlainText(Source):

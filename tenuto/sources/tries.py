@@ -24,7 +24,17 @@ from typing import get_args
 
 from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.core.model import ATTEMPT, Part
-from tenuto.sources.reading import CALLED, INPUT, UpstreamEnded, UpstreamError, causes_of, codes_of, is_from_sdk
+from tenuto.sources.reading import (
+    CALLED,
+    INPUT,
+    UpstreamEnded,
+    UpstreamError,
+    causes_of,
+    code_of,
+    codes_of,
+    get,
+    is_from_sdk,
+)
 from tenuto.sources.writing import SHORTEST_OVERLAP, Kept, OnBreak, Piped, Writer, Writing
 
 logger = logging.getLogger("tenuto.agents")
@@ -33,26 +43,26 @@ RETRIES, RETRY_S, STALL_S = 3, 1.0, 120.0
 LONGEST_WAIT_S = 30.0  # of the backoff
 LONGEST_RETRY_AFTER_S = 120.0  # a provider that asks for a longer wait fails the answer at once (OpenAI's SDK: 120 s)
 
-# Classes of the SDKs and of their HTTP clients for a connection or a server that failed; a base class stands for all.
+# Classes of the SDKs and of their HTTP clients for a connection or a server that failed (a base class stands for all;
+# some servers name them in a stream), codes of an error inside a stream, and statuses below 500.
 _PASSING = frozenset(
     (
         *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError"),
         *("RateLimitError", "InternalServerError", "OverloadedError", "ServiceUnavailableError", "ServerError"),
         *("ModelConnectionError", "ModelTimeoutError", "ModelRateLimitError", "ModelOverloadedError"),
         *("ModelServerError", "StreamChunkTimeoutError", "ServerTimeoutError"),
-    )
-)
-_LASTING = frozenset(("LocalProtocolError", "UnsupportedProtocol", "InvalidURL"))  # of these clients, but lasting
-_PASSING_STATUS = frozenset((408, 409, 425, 429))  # and all from 500 on
-# Codes of an error inside a stream, whose status is 200, or none.
-_PASSING_CODES = frozenset(
-    (
         *("overloaded_error", "overloaded", "rate_limit_error", "rate_limit_exceeded", "server_error", "api_error"),
         *("internal_server_error", "internal_error", "service_unavailable", "timeout_error", "timeout"),
-        *("UNAVAILABLE", "INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"),
+        *("vector_store_timeout", "UNAVAILABLE", "INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"),
+        *("408", "409", "425", "429"),
     )
 )
-_LASTING_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
+_LASTING = frozenset(
+    (
+        *("LocalProtocolError", "UnsupportedProtocol", "InvalidURL"),
+        *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"),
+    )
+)
 
 # Text that is structured output: JSON, bare or in a code fence, or a fence that is named for it.
 _STRUCTURED = re.compile(r"(?:[`~]{3,}[^\S\n]*\n\s*)?[{\[]|[`~]{3,}[^\S\n]*json", re.IGNORECASE)
@@ -262,20 +272,16 @@ def may_pass(error: BaseException) -> bool:
 
 def _passes(error: BaseException) -> bool | None:
     """Return whether `error` passes, as far as it shows by itself; None: it does not show."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    codes = {code for code in codes_of(error) if isinstance(code, str)}
-    if isinstance(error, TenutoError):
-        codes = {str(error.details.get("reason", ""))}
-    response = getattr(error, "response", None)  # of `raise_for_status` of httpx
-    if names & _LASTING or codes & _LASTING_CODES or _headers(error).get("x-should-retry") == "false":
+    reported = [error.details.get("reason")] if isinstance(error, TenutoError) else codes_of(error)
+    codes = [code_of(code) for code in reported]
+    names = {*codes, *(kind.__name__ for kind in type(error).__mro__)}
+    if names & _LASTING or _headers(error).get("x-should-retry") == "false":
         return False
-    for one, name in ((error, "status_code"), (error, "code"), (error, "status"), (response, "status_code")):
-        status = getattr(one, name, None)
-        if type(status) is int and 300 <= status < 600 and not isinstance(error, TenutoError):
-            return status in _PASSING_STATUS or status >= 500
-    if codes & _PASSING_CODES or names & _PASSING or isinstance(error, ConnectionError | TimeoutError | EOFError):
-        return True
-    return None
+    # the last one is that of `raise_for_status` of httpx
+    statuses = (code_of(get(error, "status_code")), *codes, code_of(get(get(error, "response"), "status_code")))
+    if status := next(filter(str.isdecimal, statuses), None):
+        return status in _PASSING or status >= "500"
+    return True if names & _PASSING or isinstance(error, ConnectionError | TimeoutError | EOFError) else None
 
 
 def retry_after_s(error: BaseException) -> float:

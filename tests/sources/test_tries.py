@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -199,6 +200,32 @@ async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
     assert (message.status, message.text) == ("complete", "Whole")
 
 
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        ({"message": "", "code": 502}, True),  # OpenRouter
+        ({"message": "", "type": "InternalServerError", "param": None, "code": 500}, True),  # vLLM
+        ({"message": "", "type": "BadRequestError", "param": None, "code": 400}, False),
+        ({"message": "", "code": "429"}, True),
+        ({"message": "", "type": "InternalServerError"}, True),
+        ({"message": "", "type": "invalid_request_error", "code": "content_filter"}, False),
+        ("overloaded", True),
+    ],
+)
+@virtually
+async def test_error_inside_a_stream_passes_by_its_status_or_code(error: object, passes: bool) -> None:
+    async def read(body: list[bytes]) -> AsyncIterator[object]:  # as an app does without the SDK
+        for event in body:
+            yield json.loads(event.partition(b"data: ")[2])
+
+    whole = [*said("Whole"), *chat_end()[:-1]]
+    for is_sdk in (True, False):
+        bodies = iter([[*said("Half"), sse({"error": error})], whole])
+        ask = ask_chat(Model(*bodies).openai()) if is_sdk else lambda bodies=bodies: read(next(bodies))
+        message, _ = await piped(ask)
+        assert (message.status, message.text) == (("complete", "Whole") if passes else ("failed", "Half"))
+
+
 @virtually
 async def test_stream_that_is_cut_cleanly_is_not_complete() -> None:
     model = Model(said("Half"), said("Half"), [*said("Whole"), *chat_end()])
@@ -212,10 +239,11 @@ async def test_stream_that_is_cut_cleanly_is_not_complete() -> None:
     assert (message.text, counted(message)) == ("Whole", ["attempt", "text"])
 
 
+@pytest.mark.parametrize("code", ["server_error", "rate_limit_exceeded", "vector_store_timeout"])
 @virtually
-async def test_response_that_fails_is_made_again() -> None:
+async def test_response_that_fails_is_made_again(code: str) -> None:
     wire = Responses()
-    failed = wire.event("response.failed", response={"id": "resp_1", "error": {"code": "server_error", "message": ""}})
+    failed = wire.event("response.failed", response={"id": "resp_1", "error": {"code": code, "message": ""}})
     first = [*wire.begin(), *wire.said(0, ("Half",)), failed]
     again = Responses()
     model = Model(first, [*again.begin(), *again.said(0, ("Whole",)), *again.completed()])
