@@ -283,19 +283,21 @@ class Steps:
 
     async def _store(self, name: str, stored: Sent, result: object) -> Json:
         """Store `result`, and return it as a later attempt would get it. Raises InvalidRequest, TooLarge."""
-        limits = self._backend.limits
+        limits, what = self._backend.limits, f"the result of step {name!r}"
         try:
-            size = check_json({"result": result}, limits.step_bytes, "its result", depth=limits.depth)
-            try:
-                json.dumps(result)  # refuses what would be stored as another type: bytes, sets, dates, structs
-            except TypeError as error:
-                raise InvalidRequest(f"{error}") from None
-        except UNSTORABLE as error:
-            raise type(error)(
-                f"step {name!r} cannot be stored: {error.detail} (Limits.step_bytes). Return JSON, such as "
-                '`msgspec.to_builtins(result)` or `result.model_dump(mode="json")`; for more, a reference to it',
-                **error.details,
+            json.dumps(result)  # refuses what would be stored as another type: bytes, sets, dates, structs
+        except TypeError as error:
+            raise InvalidRequest(
+                f"{what} is no JSON: {error}; return JSON, such as `msgspec.to_builtins(result)` or "
+                '`result.model_dump(mode="json")`'
             ) from None
+        except (ValueError, RecursionError):
+            pass  # the next check names it
+        try:
+            size = check_json({"result": result}, limits.step_bytes, what, depth=limits.depth)
+        except TooLarge as error:
+            detail = f"{error.detail}, or return a reference to it (Limits.step_bytes)"
+            raise TooLarge(detail, **error.details) from None
         self._count(name, size)
         kept = msgspec.json.decode(msgspec.json.encode({"result": result}))
         # It has a reply if that of this attempt was stored and the response to it was lost: no other may reply.

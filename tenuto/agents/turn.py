@@ -24,7 +24,7 @@ from tenuto.agents.backend import Backend, Watch
 from tenuto.agents.history import Shape, as_turns, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
-from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason
+from tenuto.core.errors import AlreadyAnswered, LocalError, TenutoError, public_reason, shown
 from tenuto.core.events import CommandReply
 from tenuto.core.message_state import part_bytes
 from tenuto.core.model import Command, Json, Message, check_json, plain
@@ -352,7 +352,12 @@ class Turn:
             self.progress("answering")
 
     def step_progress(self, fraction: float, text: str = "") -> None:
-        """Show people how far the step is whose function calls this: from 0 to 1. It is never stored."""
+        """Show people how far the step is whose function calls this: from 0 to 1. It is never stored.
+
+        Raises LocalError if `fraction` is no such number, or outside of a step; TooLarge for a long text.
+        """
+        if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
+            raise LocalError(f"fraction must be a number from 0 to 1, got {shown(fraction)}")
         self.progress("using a tool", tool=self.steps.open_name, fraction=fraction, text=text)
 
     async def run_tools(self, piped: Piped, tools: Mapping[str, Callable[..., object]]) -> dict[str, Json]:

@@ -282,6 +282,10 @@ class Dumped(pydantic.BaseModel):
     a: int = 1
 
 
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
 @virtually
 @pytest.mark.parametrize(
     ("call", "error", "words"),
@@ -303,6 +307,15 @@ class Dumped(pydantic.BaseModel):
         (lambda turn: turn.sleep("a", float("inf")), LocalError, "30 days"),
         (lambda turn: turn.sleep("a", float("nan")), LocalError, "30 days"),
         (lambda turn: turn.ask("approve", timeout_s=2, key="\ud800"), None, "None"),
+        *(
+            (lambda turn, fraction=one: turn.step("a", turn.step_progress, fraction, retries=1), LocalError, words)
+            for one, words in (
+                (2.0, "fraction must be a number from 0 to 1, got 2.0"),
+                (-0.1, "got -0.1"),
+                (float("nan"), "got nan"),
+                ("half", "got 'half'"),
+            )
+        ),
     ],
 )
 async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> None:
@@ -315,17 +328,24 @@ async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> N
 @pytest.mark.parametrize(
     ("result", "error", "words"),
     [
-        (object(), InvalidRequest, "Return JSON"),
+        (object(), InvalidRequest, "is no JSON: Object of type object is not JSON serializable; return JSON, such as"),
         (b"bytes", InvalidRequest, "Object of type bytes is not JSON serializable"),
         ([{"a": {1}}], InvalidRequest, "Object of type set"),
         ({"at": datetime.now()}, InvalidRequest, "Object of type datetime"),
         ((Decimal(1),), InvalidRequest, "Object of type Decimal"),
         (Sent(), InvalidRequest, "msgspec.to_builtins(result)"),
         (Dumped(), InvalidRequest, 'result.model_dump(mode="json")'),
-        (float("nan"), InvalidRequest, "must be finite"),
-        ({1: 2}, InvalidRequest, "keys must be text"),
-        ("x" * 262_144, TooLarge, "Limits.step_bytes"),
-        ("\ud800", Exception, "lone surrogate"),
+        (float("nan"), InvalidRequest, "has the number nan, but numbers must be finite"),
+        (float("inf"), InvalidRequest, "has the number inf, but numbers must be finite"),
+        (10**400, InvalidRequest, "has an integer of 1329 bits, the limit is 64 bits with the sign; send it as text"),
+        ({1: 2}, InvalidRequest, "has the key 1, but keys must be text"),
+        (ENDLESS, InvalidRequest, "is nested deeper than 64 levels, which is the limit; flatten it"),
+        (
+            "x" * 262_144,
+            TooLarge,
+            "the limit is 262144; make it smaller, or return a reference to it (Limits.step_bytes)",
+        ),
+        ("\ud800", InvalidText, "holds the lone surrogate '\\ud800' at offset 0"),
     ],
 )
 async def test_a_result_that_cannot_be_stored_is_refused(result: Any, error: type[Exception], words: str) -> None:
@@ -333,8 +353,11 @@ async def test_a_result_that_cannot_be_stored_is_refused(result: Any, error: typ
         await turn.step("bad", lambda: result)
 
     (found,) = await attempts(script)
-    assert isinstance(found, error)
+    assert type(found) is error
+    assert str(found).startswith("the result of step 'bad' ")
     assert words in str(found)
+    assert ("Limits" in words) == ("Limits" in str(found))
+    assert ("to_builtins" in str(found)) == ("is no JSON" in str(found))
 
 
 @virtually
