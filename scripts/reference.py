@@ -114,6 +114,9 @@ IMPORTED = re.compile(r"^(?:import|export)(?: type)? \{ (.*) \} from \"\./(\w+)\
 TYPE = re.compile(r"import\(\"\./(\w+)\.js\"\)\.(\w+)")
 NAMED = re.compile(rf"{TYPE.pattern}|(?<![.\w\"])([A-Z]\w+)")
 ALIAS = re.compile(rf"export type \w+(?:<.*>)? = {TYPE.pattern}(?:<.*>)?;")
+UNION = re.compile(r"^type (\w+) = ((?:\"\w+\"(?: \| )?)+)$", re.MULTILINE)
+BASE = re.compile(r"(^declare const (\w+): \{\n    new \(\): (.+);\n.+\n\};\n)", re.MULTILINE)
+CONST = re.compile(r"(^export declare const (\w+): (\{\n(?:    .+\n)+\});\n)", re.MULTILINE)
 OF_THE_PLATFORM = re.compile(r"#private|constructor|static |\w+Callback\(")
 BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 TAG = re.compile(rf"@(param|template|returns|type)\b\s*(?:{BRACES})?\s*")
@@ -126,7 +129,8 @@ def browser() -> str:
     """Return the page of the browser client. Raises CalledProcessError if its types cannot be made."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([ROOT / "scripts" / "build_web", folder], check=True)
-        files = {path.name.removesuffix(".d.ts"): path.read_text() for path in sorted(Path(folder).glob("*.d.ts"))}
+        paths = sorted(Path(folder).glob("*.d.ts"))
+        files = {path.name.removesuffix(".d.ts"): inlined(path.read_text()) for path in paths}
     known: dict[Place, tuple[str, str]] = {}  # the documentation and the code of each declaration
     imported: dict[Place, str] = {}
     for module, text in files.items():
@@ -174,6 +178,19 @@ def browser() -> str:
         parts = sections.setdefault(heading, [f"## {heading}"])
         parts += filter(None, declaration(place[1], comment, NAMED.sub(qualified, code)))
     return "\n\n".join([BROWSER, *(part for section in sections.values() for part in section)]) + "\n"
+
+
+def inlined(text: str) -> str:
+    """Return the types of a module, with the meaning of a name in place of names that it does not export."""
+    for name, union in UNION.findall(text):
+        text = re.sub(rf"\b{name}\b", union, re.sub(rf"^type {name} = .+\n", "", text, flags=re.MULTILINE))
+    for whole, name, of_class in BASE.findall(text):
+        text = text.replace(whole, "").replace(
+            f" extends {name} ", f" extends {of_class.replace(' & ', ' implements ')} "
+        )
+    for whole, name, fields in CONST.findall(text):
+        text = text.replace(f"typeof {name};", f"{fields};").replace(whole, "") if f"typeof {name};" in text else text
+    return text
 
 
 def statements(text: str) -> Iterator[tuple[str, str]]:

@@ -40,8 +40,7 @@ const EMPTY = {
   status: { state: "connecting", error: null, transport: "websocket", retryAt: null },
 }
 
-/** @typedef {{ count: number, timer?: ReturnType<typeof setTimeout> }} Use */
-/** @type {WeakMap<Channel<any, any>, Use>} number of mounted components that use a channel */
+/** @type {WeakMap<Channel<any, any>, { count: number, timer?: ReturnType<typeof setTimeout> }>} the number of mounted components that use a channel */
 const uses = new WeakMap()
 
 /** Give all hooks below it a client. @param {{ client: Client, children?: import("react").ReactNode }} props */
@@ -127,7 +126,7 @@ export function useStatus() {
   return useSyncExternalStore(client.subscribe, () => client.status, () => EMPTY.status)
 }
 
-/** @param {Channel<any, any>} channel @returns {Use} */
+/** @param {Channel<any, any>} channel */
 function useOf(channel) {
   let use = uses.get(channel)
   if (!use) {
@@ -138,7 +137,7 @@ function useOf(channel) {
   return use
 }
 
-/** @param {Channel<any, any>} channel @param {Use} use */
+/** @param {Channel<any, any>} channel @param {ReturnType<typeof useOf>} use */
 function closeLater(channel, use) {
   clearTimeout(use.timer)
   use.timer = setTimeout(() => use.count === 0 && channel.close(), CLOSE_MS)
