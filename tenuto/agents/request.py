@@ -10,6 +10,7 @@ new optional field. The stored names stay.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -178,27 +179,34 @@ def options_in(body: Mapping[str, Json], *, is_strict: bool = True) -> dict[str,
     """
     settings, found = body.get("callSettings"), dict[str, Json]()  # assistant-ui has the AI SDK's in an object
     body = {**settings, **body} if isinstance(settings, dict) else body
+    left_out = () if is_strict else (InvalidRequest,)
+    for kind, expected, names in _CHECKED if is_strict else ():
+        for name in names:
+            _check(body.get(name), kind | None, name, expected)
     for name, (expected, given_names) in _NAMES.items():
         for given in given_names:
             value = _inside(body, given)
             if value in (None, [], {}):
                 continue
             value = _READERS.get(name, _same)(value)
-            try:
-                msgspec.convert(value, _TYPES[name])
-            except msgspec.ValidationError:
-                if is_strict:
-                    shown_value = f"{_inside(body, given)!r:.80}"
-                    param = given.split(".")[0]
-                    raise InvalidRequest(f"{given} must be {expected}, got {shown_value}", param=param) from None
-                continue
-            found[name] = value
-            break
+            with suppress(*left_out):
+                _check(value, _TYPES[name], given, expected)
+                found[name] = value
+                break
     effort = body.get("reasoning_effort")
     if isinstance(effort, str):
         found["reasoning"] = {"effort": effort, **found.get("reasoning", {})}
     extra = {name: body[name] for name in _EXTRA if body.get(name) is not None}
     return {**found, **({"extra": extra} if extra else {})}
+
+
+def _check(value: Json, kind: Any, name: str, expected: str) -> None:
+    """Raise InvalidRequest about the field `name` unless `value` is of the type `kind`."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        param = name.split(".")[0]
+        raise InvalidRequest(f"{name} must be {expected}, got {value!r:.80}", param=param) from None
 
 
 def _inside(body: Mapping[str, Json], path: str) -> Json:
@@ -249,6 +257,17 @@ def _same(value: Json) -> Json:
 _SECRETS = ("authorization", "headers")
 _ALLOWED = "allowed_tools"  # type of a `tool_choice` with a mode and the tools that the model may call
 _TYPES = {one.name: one.type for one in msgspec.structs.fields(TurnRequest)}
+# By type: other fields of OpenAI's requests, of which a wrong type is refused.
+_CHECKED: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
+    (bool, "true or false", ("stream", "store", "logprobs")),
+    (int, "a whole number", ("max_tool_calls", "n", "top_logprobs")),
+    (float, "a number", ("frequency_penalty", "presence_penalty")),
+    (str, "a text", ("reasoning_effort", "service_tier", "truncation", "user", "prompt_cache_key")),
+    (str, "a text", ("prompt_cache_retention", "safety_identifier")),
+    (list[str], "a list of texts", ("include", "modalities")),
+    (dict, "an object", ("logit_bias", "prompt", "stream_options", "text")),
+    (dict[str, str], "an object whose values are texts", ("metadata",)),
+)
 # By the name in `TurnRequest`: the expected type, and the names in requests; the first given one counts.
 _NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "model": ("a text", ("model",)),

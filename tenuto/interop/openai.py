@@ -48,7 +48,6 @@ from tenuto.interop.openai_items import (
     MAX_EARLIER,
     GivenInput,
     Reference,
-    check_fields,
     conversation_id,
     error_of,
     given_in_chat,
@@ -145,7 +144,6 @@ class OpenAI:
 
     async def _begin_response(self, access: Access, body: Json, key: str | None = None) -> tuple[Message, Reference]:
         """Begin the response that a request asks for (`_begin`)."""
-        check_fields(body)
         conversation, previous = body.get("conversation"), body.get("previous_response_id")
         if conversation is not None and previous is not None:
             raise InvalidRequest("send a conversation or a previous_response_id, not both", param="conversation")

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import msgspec
-
 from tenuto import Message
 from tenuto.core.errors import InvalidRequest, NotFound
 from tenuto.interop.adapter import hashed, output_part, packed, stored_parts, unpacked
@@ -174,17 +172,6 @@ _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "
 # that the request continues.
 _RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request")
 MAX_EARLIER = 200  # messages before the question
-# By type: the fields of a request that have it, apart from those that `options_in` checks.
-_FIELDS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (bool, "true or false", ("stream", "store", "logprobs")),
-    (int, "a whole number", ("max_tool_calls", "n", "top_logprobs")),
-    (float, "a number", ("frequency_penalty", "presence_penalty")),
-    (str, "a text", ("previous_response_id", "reasoning_effort", "service_tier", "truncation", "user")),
-    (str, "a text", ("prompt_cache_key", "prompt_cache_retention", "safety_identifier")),
-    (list[str], "a list of texts", ("include", "modalities")),
-    (dict, "an object", ("logit_bias", "prompt", "stream_options", "text")),
-    (dict[str, str], "an object whose values are texts", ("metadata",)),
-)
 
 
 @dataclass
@@ -238,17 +225,6 @@ class GivenInput:
         self.add_call(item, call, state=state, output=result)
 
 
-def check_fields(body: Json) -> None:
-    """Raise InvalidRequest unless the fields that `options_in` does not check have their types."""
-    for kind, expected, names in _FIELDS:
-        for name in names:
-            try:
-                msgspec.convert(body.get(name), kind | None)
-            except msgspec.ValidationError:
-                detail = f"{name} must be {expected}, got {body[name]!r:.80}"
-                raise InvalidRequest(detail, param=name) from None
-
-
 @contextmanager
 def _about(name: str) -> Iterator[None]:
     """Let an InvalidRequest name the field `name` of the request, unless it names another one."""
@@ -281,7 +257,6 @@ def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]
 @_about("messages")
 def given_in_chat(body: Json) -> GivenInput:
     """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
-    check_fields(body)
     if body.get("n") not in (None, 1):
         raise InvalidRequest(f"n must be 1, as an agent gives one answer, got {body['n']}", param="n")
     items: list[Json] = []

@@ -347,7 +347,7 @@ async def test_other_path_or_method_gets_an_error_of_openai(scene: ClientScene) 
     for method, path, allowed in (
         ("GET", "/responses", "POST"),
         ("PUT", "/responses/x", "GET, DELETE"),
-        ("DELETE", "/conversations/x", "GET"),
+        ("PUT", "/conversations/x", "GET, DELETE"),
         ("PUT", "/responses/x/cancel", "POST"),
         ("GET", "/chat/completions", "POST"),
         ("POST", "/models", "GET"),
