@@ -38,7 +38,7 @@ from proof.oracle.plans import NASTY, ORDINARY, first_difference
 from proof.oracle.views import PlanOracle
 from proof.wirecheck import Checker, SeenMessage, SseParser, Violation
 from tenuto.agents.turn import OnCrash
-from tenuto.interop.openai_items import Reference
+from tenuto.interop.openai_stream import Reference
 from tests.sources import wires
 from tests.sources.provider import CUT, HOLD, Provider, Step
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -39,37 +40,31 @@ from tenuto.interop.adapter import (
     json_response,
     output_part,
     own_tools,
+    stored_parts,
     with_options,
 )
 from tenuto.interop.fold import Json, Place, call_of, encode, has_result
-from tenuto.interop.openai_items import (
-    CONVERSATION,
-    ITEMS,
-    MAX_EARLIER,
-    GivenInput,
-    Reference,
-    conversation_id,
-    error_of,
-    given_in_chat,
-    given_in_items,
-    given_in_responses,
-    input_items,
-    reference,
-    unknown,
-)
 from tenuto.interop.openai_socket import ResponsesSockets
 from tenuto.interop.openai_stream import (
+    CONVERSATION,
+    ITEMS,
     AskedTurn,
     ChatStream,
+    Reference,
     TurnEvents,
     after_of,
     asked,
     completion,
+    conversation_id,
+    error_of,
     events_of,
+    input_items,
+    reference,
     turn_of,
+    unknown,
     whole_response,
 )
-from tenuto.routes import ATTEMPT, Access, guarded, options_in
+from tenuto.routes import ATTEMPT, PARTICIPANT, Access, guarded, options_in
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MAX_NEW = 20  # items of one request, as in OpenAI's API
@@ -115,7 +110,7 @@ class OpenAI:
         app.router.routes[:0] = [
             Route(path, _by_method(endpoints), methods=_METHODS) for path, endpoints in routes.items()
         ]
-        sockets = ResponsesSockets(self._hub, self._begin_response)
+        sockets = ResponsesSockets(self._hub, self._begin_response, further_input)
         app.router.routes.insert(0, WebSocketRoute(f"{path}/responses", sockets))
 
     async def _create(self, request: Request) -> Response:
@@ -564,3 +559,213 @@ def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
         return await endpoint(request)
 
     return guarded(chosen, lambda problem: {"error": error_of(problem)})
+
+
+# -- requests: messages, and replies to the agent ------------------------------------------------------------------
+
+Role = Literal["user", "assistant", "system", "tool"]
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+# Items of earlier responses that a client may send again and that no history has. The store has the calls of a response
+# that the request continues.
+_RESENT = ("reasoning", "function_call", "mcp_call", "mcp_list_tools", "mcp_approval_request")
+_BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
+MAX_EARLIER = 200  # messages before the question
+
+
+@dataclass
+class GivenInput:
+    """The input of a request: earlier messages, the question, and replies to the agent."""
+
+    earlier: list[tuple[Role, list[Json]]] = field(default_factory=list)  # role and parts
+    parts: list[Json] = field(default_factory=list)  # of the question
+    outputs: dict[str, Any] = field(default_factory=dict)  # outputs of the caller's tools, by call
+    approvals: dict[str, tuple[bool, str | None]] = field(default_factory=dict)  # by request id: approved?, reason
+    calls: set[str] = field(default_factory=set)  # calls that the request brings
+    unknown: list[str] = field(default_factory=list)  # outputs and approvals of other calls
+    joins_calls: bool = True  # False: each item is a message of its own, so that it can be deleted
+
+    def add(self, role: Role, parts: list[Json]) -> None:
+        """Add a message. The last one of the user is the question."""
+        if not parts and role != "assistant":
+            return
+        if self.parts:
+            self.earlier.append(("user", self.parts))
+            self.parts = []
+        if role == "user":
+            self.parts = parts
+            return
+        if role == "assistant":
+            self.earlier += [("user", [output_part(*one)]) for one in self.outputs.items()]
+            self.outputs.clear()
+        if parts:
+            self.earlier.append((role, parts))
+
+    def add_call(self, item: Json, call: str, **result: object) -> None:
+        """Add a call: to the answer before, if no message of the user or output is between."""
+        part = {"type": "tool", "call": call, "name": _text(item, "name"), "input": _text(item, "arguments"), **result}
+        self.calls.add(call)
+        is_next = bool(self.earlier) and self.earlier[-1][0] == "assistant" and not self.parts and not self.outputs
+        if is_next and self.joins_calls:
+            _check_single(call, [one.get("call") for one in self.earlier[-1][1]])
+            self.earlier[-1][1].append(part)
+        else:
+            self.add("assistant", [part])
+
+    def add_result(self, item: Json) -> None:
+        """Add the call of a tool of the server with its result, once. A call without a result is in no history."""
+        output, error, call = item.get("output"), item.get("error"), hashed(_text(item, "id"))
+        if call in self.calls or (output is None and error is None):
+            return
+        match error:
+            case {"content": [{"text": str(text)}]}:
+                error = text
+        state, result = ("done", output) if error is None else ("error", error)
+        self.add_call(item, call, state=state, output=result)
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Let an InvalidRequest name the field `name` of the request, unless it names another one."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.details.setdefault("param", name)
+        raise
+
+
+@_about("input")
+def given_in_responses(items: Any, *, is_first: bool) -> GivenInput:
+    """Return the input of `POST /responses`, which begins a channel if `is_first`. Raises InvalidRequest."""
+    given = _given([{"role": "user", "content": items}] if isinstance(items, str) else items, is_first=is_first)
+    return _checked(given, is_first=is_first)
+
+
+def further_input(items: object) -> list[Json]:
+    """Return the parts of the input for a running response, with blank lines between its messages."""
+    given = given_in_responses(items, is_first=False)
+    if given.outputs or given.approvals or any(role != "user" for role, _ in given.earlier):
+        raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
+    return [one for _, parts in given.earlier for one in (*parts, _BLANK)] + given.parts
+
+
+@_about("items")
+def given_in_items(items: Any, *, is_new: bool) -> list[tuple[Role, list[Json]]]:
+    """Return the items of a conversation, which begins with them if it `is_new`, as messages. Raises InvalidRequest."""
+    given = _given(items, is_first=True, joins_calls=False)
+    if is_new:
+        _check_known(given)
+    if given.approvals:
+        raise InvalidRequest("an approval is no item of a conversation; send it as the input of a response")
+    given.add("assistant", [])  # the end, so that messages of the user and outputs are earlier ones
+    return given.earlier
+
+
+@_about("messages")
+def given_in_chat(body: Json) -> GivenInput:
+    """Return the messages of `POST /chat/completions`. Raises InvalidRequest."""
+    if body.get("n") not in (None, 1):
+        raise InvalidRequest(f"n must be 1, as an agent gives one answer, got {body['n']}", param="n")
+    items: list[Json] = []
+    for message in _objects(body.get("messages"), "messages must be"):
+        role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+        if role == "tool":
+            call = _text(message, "tool_call_id")
+            items.append({"type": "function_call_output", "call_id": call, "output": content})
+            continue
+        if role == "assistant" and (refusal := message.get("refusal")):  # as the SDKs return one
+            content = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+            content = [*content, {"refusal": refusal}]
+        if role == "assistant" and calls:
+            content = content or []
+        items.append({"type": "message", "role": role, "content": content, "name": message.get("name")})
+        if role == "assistant" and calls:
+            items += [_item_of_call(one) for one in _objects(calls, "tool_calls must be")]
+    return _checked(_given(items, is_first=True), is_first=True)
+
+
+def _item_of_call(call: Json) -> Json:
+    match call:
+        case {"id": id, "function": dict(function)}:
+            return {**function, "type": "function_call", "call_id": id}
+    raise InvalidRequest(f"a tool call must have an id and a function with name and arguments, got {call!r:.80}")
+
+
+def _given(items: Any, *, is_first: bool, joins_calls: bool = True) -> GivenInput:
+    given = GivenInput(joins_calls=joins_calls)
+    messages = [one for one in _objects(items, "input must be a text or") if one.get("type", "message") == "message"]
+    is_named = any(_text(one, "name") for one in messages if one.get("name") is not None)
+    for item in items:
+        match item.get("type", "message"):
+            case "message":
+                parts = stored_parts(item.get("content"), is_strict=True)
+                if is_named and (parts or item.get("role") == "assistant"):  # calls may follow
+                    parts.insert(0, {"type": "data", "name": PARTICIPANT, "data": item.get("name")})
+                given.add(_role(item.get("role")), parts)
+            case "function_call_output":
+                output, call = item.get("output"), _text(item, "call_id")
+                if output is None or isinstance(output, list):
+                    output = stored_parts(output or [], is_strict=True) or ""
+                _check_single(call, given.outputs)
+                given.outputs[call] = output
+                given.unknown += [call] if call not in given.calls else []
+            case "mcp_approval_response":
+                approve, reason = item.get("approve"), item.get("reason")
+                if not isinstance(approve, bool):
+                    raise InvalidRequest(f"approve must be true or false, got {approve!r:.80}")
+                approved = approve, reason if isinstance(reason, str) else None
+                given.approvals[id := _text(item, "approval_request_id")] = approved
+                given.unknown.append(id)
+            case "function_call" if is_first:
+                given.add_call(item, _text(item, "call_id"), state="called")
+            case "mcp_call" if is_first:
+                given.add_result(item)
+            case "item_reference":
+                id = str(item.get("id"))
+                raise InvalidRequest(f"the input has a reference to item {id[:64]!r}; send the message itself here")
+            case kind if kind not in _RESENT:
+                raise InvalidRequest(
+                    f"an item of input has the type {kind!r:.80}; send messages, function_call_outputs and approvals"
+                )
+    return given
+
+
+def _checked(given: GivenInput, *, is_first: bool) -> GivenInput:
+    if is_first:
+        _check_known(given)
+    if not (given.parts or given.outputs or given.approvals):
+        raise InvalidRequest("the input must end with a text or a file of the user, or with an output; add one")
+    if len(given.earlier) > MAX_EARLIER:
+        raise InvalidRequest(f"the input has {len(given.earlier)} earlier messages; send at most {MAX_EARLIER}")
+    return given
+
+
+def _check_known(given: GivenInput) -> None:
+    """Raise InvalidRequest if a result or an approval is that of no call in the same input."""
+    if given.unknown:
+        detail = f"the input replies to {given.unknown[0][:64]!r}, but no call before it has this id"
+        raise InvalidRequest(f"{detail}; send the call too, or the previous_response_id of the response that has it")
+
+
+def _check_single(call: str, others: Collection[object]) -> None:
+    """Raise InvalidRequest if one of the calls, or results, beside a call has its id."""
+    if call in others:
+        detail = f"two calls of one message, or two results of one call, have the id {call[:64]!r}"
+        raise InvalidRequest(f"{detail}; give each call an id of its own, and send its result once")
+
+
+def _objects(value: Any, expected: str) -> list[Json]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise InvalidRequest(f"{expected} a list of at least one object, got {value!r:.80}")
+    return value
+
+
+def _role(role: object) -> Role:
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InvalidRequest(f"role must be one of {', '.join(_ROLES)}, got {role!r:.80}")
+    return _ROLES[role]
+
+
+def _text(item: Json, name: str) -> str:
+    if not isinstance(item.get(name), str):
+        raise InvalidRequest(f"{name} must be a text, got {item.get(name)!r:.80}")
+    return str(item[name])

@@ -23,15 +23,22 @@ from tenuto import Hub, Message
 from tenuto.core.errors import Forbidden, InvalidName, InvalidRequest, NotFound, TenutoError, TooMany
 from tenuto.interop.adapter import requested_in
 from tenuto.interop.fold import Json, encode
-from tenuto.interop.openai_items import STEERS, Reference, error_of, given_in_responses, input_items, reference
-from tenuto.interop.openai_stream import TurnEvents, after_of, turn_of
+from tenuto.interop.openai_stream import (
+    STEERS,
+    Reference,
+    TurnEvents,
+    after_of,
+    error_of,
+    input_items,
+    reference,
+    turn_of,
+)
 from tenuto.routes import Access, RouteSocket, TurnDelta
 
 logger = logging.getLogger("tenuto.transports")
 MAX_LANES = 8
 PAGES = 5  # of the messages after a question among which its further input is looked for
 MAX_WAITING = 16  # requests that wait on one socket, and inputs that wait for one turn
-_BLANK = {"type": "text", "text": "\n\n"}  # between two messages of the user that steer a response as one
 
 
 @dataclass(eq=False)
@@ -91,10 +98,11 @@ class _Frames(TurnEvents):
 
 @dataclass
 class ResponsesSockets:
-    """The ASGI app of the sockets. `begin` stores the question of a request."""
+    """The ASGI app of the sockets. `begin` stores the question of a request, `further_input` reads that of a steer."""
 
     hub: Hub
     begin: Callable[[Access, Json], Awaitable[tuple[Message, Reference]]]
+    further_input: Callable[[object], list[Json]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.hub.serve_socket(scope, receive, send, lambda socket: ResponsesSocket(self, socket).run())
@@ -254,10 +262,7 @@ class ResponsesSocket:
                 return
             lane = found
             options = {**requested_in(found.question), "previous_response_id": of.id()}
-            given = given_in_responses(steer.input, is_first=False)
-            if given.outputs or given.approvals or any(role != "user" for role, _ in given.earlier):
-                raise InvalidRequest("the input of response.steer must be messages of the user; leave out other items")
-            parts = [one for _, parts in given.earlier for one in (*parts, _BLANK)] + given.parts
+            parts = self._sockets.further_input(steer.input)
             if len(lane.steers) >= MAX_WAITING:
                 raise TooMany(f"{MAX_WAITING} inputs wait for this response already; send them later")
             lane.steers.append(steer)

@@ -1,4 +1,5 @@
-"""A turn as the events of OpenAI's Responses, numbered so that a reader may continue at each character, and as chunks.
+"""A turn in OpenAI's API: ids and items, events that are numbered so that a reader may continue at each character, and
+chunks.
 
 Layer: interop.
 
@@ -13,8 +14,10 @@ whatever the reader had of the text, and says that the reader has lost the items
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -23,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from tenuto import Message
 from tenuto.core.errors import Deleted, Draining, InvalidRequest, NotFound
-from tenuto.interop.adapter import own_tools, requested_in, tools_in, with_options
+from tenuto.interop.adapter import own_tools, packed, requested_in, tools_in, unpacked, with_options
 from tenuto.interop.fold import (
     Answer,
     EventStream,
@@ -35,20 +38,158 @@ from tenuto.interop.fold import (
     earlier_parts,
     encode,
     has_result,
+    text_of,
     with_whole_attempts,
 )
-from tenuto.interop.openai_items import (
-    CONVERSATION,
-    SERVER,
-    Reference,
-    conversation_id,
-    error_of,
-    item_of,
-    kind_of,
-    text_block,
-    unknown,
-)
-from tenuto.routes import ATTEMPT, Access, InAnswer, MessageReplaced, TurnDelta, TurnStatus, deltas_of
+from tenuto.routes import ATTEMPT, OUTPUT, Access, InAnswer, MessageReplaced, TurnDelta, TurnStatus, deltas_of
+
+CONVERSATION = "conversation"  # field of a question's `meta`: True if its request names a conversation
+STEERS = "steers"  # field of a question's `meta` if it is further input: the id of the question with the first response
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+_ID = re.compile(r"(resp_|chatcmpl-|conv_|msg_|rs_|fc_|mcp_|in_)([A-Za-z0-9_-]{1,600})\Z")
+ITEMS = ("msg_", "rs_", "fc_", "mcp_", "in_")  # prefixes of ids of items; those of input begin with `in_`
+_RESPONSES = ("resp_", "chatcmpl-")
+SERVER = "tenuto"  # `server_label` of tools that the server runs
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_", "mcp_call": "mcp_"}
+
+
+class Reference(NamedTuple):
+    """The meaning of an id: a turn, and a part. A response begins with it, an item is it.
+
+    In the id of an input item it is a message, and the number of the item. A conversation is a channel alone.
+    `attempt` is the number of superseded attempts before the part, which may have had a part at its place, `steers`
+    that of the inputs which the agent has taken in before a response that steering began.
+    """
+
+    channel: str
+    message_id: str
+    start: Place = (0, 0)
+    attempt: int = 0
+    steers: int = 0
+
+    def at(self, start: Place = (0, 0), attempt: int = 0) -> Reference:
+        """Return the same turn from another part on; by default from its beginning."""
+        return Reference(self.channel, self.message_id, start, attempt)
+
+    def id(self, prefix: str = "resp_") -> str:
+        """Return the id. Chat completions have the ids of their responses with another prefix."""
+        numbers = (*self.start, self.attempt, self.steers)[: 4 if self.steers else 3 if self.attempt else 2]
+        start = [".".join(map(str, numbers))] if any(numbers) else []
+        return prefix + packed(self.channel, self.message_id, *start)
+
+
+def conversation_id(channel: str) -> str:
+    """Return the id of the conversation that a channel is."""
+    return Reference(channel, "").id("conv_")
+
+
+def reference(
+    id: object, param: str | None = None, *, prefixes: Collection[str] = _RESPONSES, kind: str = "response"
+) -> Reference:
+    """Return the meaning of an id, from the field `param` of a body. Raises NotFound, also for other texts."""
+    found, of = _ID.match(id) if isinstance(id, str) else None, None
+    if found is not None and found[1] in prefixes:
+        with suppress(ValueError):
+            channel, message_id, *rest = unpacked(found[2])
+            answer, index, *more = map(int, rest[0].split(".") if rest else (0, 0))
+            of = Reference(channel, message_id, (answer, index), *more[:2])
+    if of is None or of.id(found[1] if found else "") != id or min(*of.start, of.attempt, of.steers) < 0:
+        raise unknown(kind, id, param)
+    return of
+
+
+def unknown(kind: str, id: object, param: str | None = None) -> NotFound:
+    """Return the error about an id that this server, or this caller, does not have."""
+    detail = f"{kind} {str(id)[:64]!r} does not exist; use an id that this server has returned"
+    return NotFound(detail, **({"param": param} if param else {}))
+
+
+def input_items(channel: str, message: Message) -> list[Json]:
+    """Return a message of a client, such as the question of a turn, as items."""
+    items: list[Json] = []
+    for part in message.parts:
+        match part:
+            case {"type": "data", "name": name, "data": {"call_id": call, "output": output}} if name == OUTPUT:
+                blocks = _blocks(output) if isinstance(output, list) else []
+                shown = output if isinstance(output, str) else blocks or json.dumps(output, ensure_ascii=False)
+                items.append({"type": "function_call_output", "call_id": call, "output": shown})
+            case {"type": "tool"}:
+                kind = "mcp_call" if has_result(part) else "function_call"
+                items.append(item_of(kind, part, text_of(part), Reference(channel, message.id)))
+            case _ if blocks := _blocks([part], is_answer=message.role == "assistant"):
+                if not items or items[-1]["type"] != "message":
+                    items.append({"type": "message", "role": message.role, "content": []})
+                items[-1]["content"] += blocks
+    ids = (Reference(channel, message.id, (0, number)).id("in_") for number in range(len(items)))
+    return [{"status": "completed", **item, "id": id} for id, item in zip(ids, items, strict=True)]
+
+
+def _blocks(parts: list[Json], *, is_answer: bool = False) -> list[Json]:
+    """Return the texts and files among `parts` as content."""
+    content: list[Json] = []
+    for part in parts:
+        match part:
+            case {"type": "text", "text": text}:
+                content.append(text_block("message", text) if is_answer else {"type": "input_text", "text": text})
+            case {"type": "file", "url": url} if str(part.get("mediaType")).startswith("image/"):
+                content.append({"type": "input_image", "image_url": url, "detail": part.get("detail", "auto")})
+            case {"type": "file", "url": url}:
+                named: Json = {name: part[name] for name in ("filename", "detail") if name in part}
+                content.append({"type": "input_file", "file_url": url, **named})
+    return content
+
+
+def kind_of(part: Json, own_tools: Collection[str]) -> str:
+    """Return the type of the output item of a part; empty for a part that has none."""
+    if part["type"] == "tool":
+        return "function_call" if part["name"] in own_tools else "mcp_call"
+    return {"text": "message", "reasoning": "reasoning"}.get(part["type"], "")
+
+
+def item_of(kind: str, part: Json, text: str, of: Reference, *, state: str = "completed") -> Json:
+    """Return the item of the part at `of`; `state` is `empty`, `in_progress`, `completed` or `incomplete`."""
+    status = "in_progress" if state == "empty" else state
+    head = {"id": of.id(_PREFIXES[kind]), "type": kind}
+    match kind:
+        case "message":
+            content = [] if state == "empty" else [text_block(kind, text)]
+            return {**head, "role": "assistant", "content": content, "status": status}
+        case "reasoning":
+            return {**head, "summary": [] if state == "empty" else [text_block(kind, text)], "status": status}
+        case "function_call":
+            return {**head, "call_id": part["call"], "name": part["name"], "arguments": text, "status": status}
+    call: Json = {"server_label": SERVER, "name": part["name"], "arguments": text, "output": None, "error": None}
+    if state != "empty" and has_result(part):
+        output = part.get("output")
+        shown = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+        if part.get("state") in ("error", "denied"):
+            text = "denied" if part["state"] == "denied" else shown
+            call["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
+        else:
+            call["output"] = shown
+        status = "failed" if call["error"] is not None else "completed"
+    return {**head, **call, "status": status}
+
+
+def text_block(kind: str, text: str) -> Json:
+    """Return the content of a message item, or the summary of a reasoning item."""
+    if kind == "reasoning":
+        return {"type": "summary_text", "text": text}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def error_of(problem: Json) -> Json:
+    """Return a problem as an error of OpenAI's API."""
+    status = problem["status"]
+    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    message, code, param = problem["detail"] or problem["title"], problem["code"], problem.get("param")
+    if code == NotFound.code and param == "previous_response_id":
+        code = "previous_response_not_found"  # clients begin a new chain after it
+    return {"message": message, "type": kind, "code": code, "param": param}
+
+
+# -- the events -----------------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(r"[0-9]{1,16}\Z", re.ASCII)
 # Numbers from here on are those of last events that exist only while the caller has a question to answer.

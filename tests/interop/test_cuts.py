@@ -27,8 +27,7 @@ from fastapi import FastAPI
 
 from tenuto import Hub, MessageWriter, Turn
 from tenuto.interop import AGUI, AISDK, OpenAI, ai_sdk
-from tenuto.interop.openai_items import reference
-from tenuto.interop.openai_stream import ATTEMPT_ROOM, ENDS_ROOM
+from tenuto.interop.openai_stream import ATTEMPT_ROOM, ENDS_ROOM, reference
 from tests.conftest import IS_LONG
 from tests.interop import pages
 from tests.proxy import FaultProxy

@@ -19,8 +19,7 @@ from tenuto import Hub, Identity, Message, Turn
 from tenuto.core.deltas import MessageProgress
 from tenuto.core.errors import LocalError
 from tenuto.interop import OpenAI
-from tenuto.interop.openai_items import Reference, reference
-from tenuto.interop.openai_stream import ChatStream
+from tenuto.interop.openai_stream import ChatStream, Reference, reference
 from tenuto.routes import InAnswer, MessageFinished, MessageReplaced, TurnChanged
 from tests.interop.scene import Scene, fails, playing
 from tests.interop.test_ai_sdk import check_access

@@ -12,8 +12,7 @@ import pytest
 
 from tenuto import Identity, Turn
 from tenuto.core.requests import SERVER, CreateMessage, FinishMessage
-from tenuto.interop.openai_items import Reference, conversation_id
-from tenuto.interop.openai_stream import ATTEMPT_ROOM
+from tenuto.interop.openai_stream import ATTEMPT_ROOM, Reference, conversation_id
 from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of
 
 FULL = frozenset({"subscribe", "history", "publish", "command"})

@@ -16,8 +16,7 @@ from tenuto.core.events import MessageUpdate
 from tenuto.core.model import Part
 from tenuto.core.requests import PutPart, UpdateMessage
 from tenuto.interop.adapter import with_options
-from tenuto.interop.openai_items import Reference
-from tenuto.interop.openai_stream import TurnEvents
+from tenuto.interop.openai_stream import Reference, TurnEvents
 from tenuto.routes import InAnswer, MessageFinished, TurnChanged, TurnDelta
 from tests.core.harness import LogHarness
 

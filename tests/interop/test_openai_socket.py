@@ -14,7 +14,7 @@ import websockets
 
 from tenuto import Identity, Turn
 from tenuto.hub.access.rates import ClientLimits, Rates
-from tenuto.interop.openai_items import Reference
+from tenuto.interop.openai_stream import Reference
 from tests.interop.test_openai import ANSWER, CALL, PLACE, ClientScene, channel_of, scene_of, units
 from tests.interop.test_openai_api import FULL
 

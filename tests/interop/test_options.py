@@ -25,7 +25,7 @@ from openai.lib._pydantic import to_strict_json_schema
 from tenuto import Hub, Turn
 from tenuto.agents.request import _EXTRA, _NAMES, TurnRequest
 from tenuto.interop import AGUI, AISDK, OpenAI
-from tenuto.interop.openai_items import Reference
+from tenuto.interop.openai_stream import Reference
 from tests.interop.pages import ROOT, pages_at
 from tests.transports.conftest import Served, new_hub, serving
 

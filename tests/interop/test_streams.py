@@ -20,7 +20,7 @@ from tenuto.hub.access.rates import ClientLimits, Rates
 from tenuto.hub.clock import Clock
 from tenuto.hub.lifecycle import CUT_OFF_S, STEP_S
 from tenuto.interop import AGUI, AISDK, OpenAI
-from tenuto.interop.openai_items import Reference
+from tenuto.interop.openai_stream import Reference
 from tenuto.stores.base import Changes
 from tenuto.stores.memory import MemoryStore
 from tests.hub.test_viewing import Remote
