@@ -317,12 +317,6 @@ class Group:
         # begins in the past, so the first release is immediate.
         self.over_s = 0.0
 
-    def remove(self, feed: Woken) -> bool:
-        """Remove `feed`. Return False if it was not in this group."""
-        is_here = feed in self.feeds
-        self.feeds.pop(feed, None)
-        return is_here
-
     def moved(self) -> None:
         """Schedule a release of the feeds: at the end of their window, or at once if the window has passed."""
         if self._is_due or not self.feeds:
@@ -482,7 +476,8 @@ class Channel:
 
     def remove_feed(self, feed: Woken, group: Group) -> None:
         """Stop waking `feed`. A second call has no effect."""
-        if group.remove(feed):
+        if feed in group.feeds:
+            del group.feeds[feed]
             self.watchers -= 1
 
     @property

@@ -24,12 +24,12 @@ class Feed:
     __slots__ = (
         "_attached",
         "_attached_s",
-        "_ephemeral_position",
         "_epoch",
         "_group",
         "_history",
         "_serial",
         "channel",
+        "ephemeral_position",
         "on_first",
         "wake",
     )
@@ -58,19 +58,14 @@ class Feed:
         # epoch of the cursor; None: the next batch is a new start
         self._epoch: str | None = since.epoch if since is not None else None
         self._serial = since.serial if since is not None else 0
-        # Position in the ephemeral events; None: not subscribed to them.
-        self._ephemeral_position = -1 if has_ephemeral else None
+        # Position in the presence state up to which changes were taken; None: not subscribed to ephemeral events.
+        self.ephemeral_position = -1 if has_ephemeral else None
         self._group = channel.add_feed(self, flush_ms)
 
     @property
     def cursor(self) -> Cursor:
         """Return the cursor of the last entry that this feed has taken."""
         return Cursor(self._epoch or NO_EPOCH, self._serial)
-
-    @property
-    def ephemeral_position(self) -> int | None:
-        """Return the position in the presence state up to which it has taken changes; None without `has_ephemeral`."""
-        return self._ephemeral_position
 
     @property
     def is_behind(self) -> bool:
@@ -80,7 +75,7 @@ class Feed:
             return True
         if self.channel.batches.unreadable is not None:
             return True
-        return self._ephemeral_position is not None and self._ephemeral_position != self.channel.presence_state.position
+        return self.ephemeral_position is not None and self.ephemeral_position != self.channel.presence_state.position
 
     def take(self) -> EncodedBatch | None:
         """Take all missed events as one batch, or None. Raises Behind if the store must be read first."""
@@ -103,12 +98,12 @@ class Feed:
             is_start = True
             # set it first: if `new_start` raises Behind, `catch_up` must load the messages of a new start
             self._epoch = None
-        if is_start and self._ephemeral_position is not None:
+        if is_start and self.ephemeral_position is not None:
             # `channel.attached` carries presence. Presence changes before it, and their signals, must therefore go
             # before it.
             if self._attached and (ephemeral := self._take_ephemeral()) is not None:
                 return ephemeral
-            self._ephemeral_position = channel.presence_state.position
+            self.ephemeral_position = channel.presence_state.position
         if batch is None:
             batch = channel.new_start(self._history)
         if self.on_first is not None:
@@ -121,10 +116,10 @@ class Feed:
     def _take_ephemeral(self) -> EncodedBatch | None:
         """Take the ephemeral events, but only when the feed has caught up with the log."""
         presence_state = self.channel.presence_state
-        if self._ephemeral_position is None or self._ephemeral_position == presence_state.position:
+        if self.ephemeral_position is None or self.ephemeral_position == presence_state.position:
             return None
-        batch = self.channel.ephemeral_since(self._ephemeral_position, self._attached_s)
-        self._ephemeral_position = presence_state.position
+        batch = self.channel.ephemeral_since(self.ephemeral_position, self._attached_s)
+        self.ephemeral_position = presence_state.position
         return batch if batch.events else None
 
     async def prepare(self) -> None:
@@ -156,7 +151,7 @@ class Feed:
         wait behind a growing answer until that answer ends.
         """
         channel = self.channel
-        state, passed = channel.state, self._ephemeral_position
+        state, passed = channel.state, self.ephemeral_position
         if not self._attached or self._serial != state.serial or self._epoch != state.epoch:
             self._group.moved()
         elif passed is not None and passed != channel.presence_state.position:

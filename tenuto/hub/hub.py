@@ -180,7 +180,7 @@ class HubCore:
     @property
     def is_draining(self) -> bool:
         """Return whether the hub is shutting down or has shut down."""
-        return self._lifecycle.is_draining
+        return self.viewing.is_draining
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -366,7 +366,7 @@ class HubCore:
     async def delete_channel(self, channel: str) -> None:
         """Empty a channel. Its viewers get a new start, and its next message begins a new epoch."""
         await self.start()
-        await self.runtime.delete_channel(check_channel(channel), self.clock.now_ms() + USED_UP_MS)
+        await self.channel(channel).delete(self.clock.now_ms() + USED_UP_MS)
 
     async def command(
         self,
@@ -385,7 +385,7 @@ class HubCore:
         """
         key = command_key(self.clock.id_or_new(id))
         request = SendCommand(name=name, target=target, data=data, expires_s=expires_s)
-        sent = await self._writers.ask(check_channel(channel), key, request, self.caller(by))
+        sent = await self.ask(channel, key, request, self.caller(by))
         assert sent.command is not None
         return sent.command
 
@@ -402,7 +402,7 @@ class HubCore:
         """Reply to a command. Raises AlreadyAnswered if it has a reply, NotFound."""
         key = command_key(check_id(command_id))
         request = ReplyCommand(ok=ok, data=data, error=error)
-        await self._writers.ask(check_channel(channel), key, request, self.caller(by))
+        await self.ask(channel, key, request, self.caller(by))
 
     async def signal(self, channel: str, name: str, data: Json = None, *, by: str | None = None) -> None:
         """Send a signal to the current subscribers of `channel`; it is never stored. Raises TooLarge."""

@@ -133,7 +133,8 @@ class LeaseMonitor:
             self._last[channel, key] = message.last if message is not None else 0
             # drop the retry of a finish that the store had refused
             self._deadlines.drop(("again", channel, key, FinishMessage))
-            self._end_lease_in(channel, key, lease[1] if left_s is None else left_s)
+            end_s = self._loop.time() + (lease[1] if left_s is None else left_s)
+            self._deadlines.set(("lease", channel, key), end_s, partial(self._lapse, channel, key))
             if (connection := self._connections.get((channel, key))) is not None:
                 self._held[connection][channel, key] = False
 
@@ -172,13 +173,6 @@ class LeaseMonitor:
             if not held:
                 del self._held[connection]
 
-    def end(self, channel: str, key: str) -> None:
-        """End the lease of the message `key` now, if it has one: its writer is known to be gone."""
-        self._expire(channel, key)
-
-    def _end_lease_in(self, channel: str, key: str, term_s: float) -> None:
-        self._deadlines.set(("lease", channel, key), self._loop.time() + term_s, partial(self._lapse, channel, key))
-
     def _lapse(self, channel: str, key: str) -> None:
         """End the lease, whose term has passed, unless another hub has received a request of the writer."""
         if self._is_closed:
@@ -188,7 +182,7 @@ class LeaseMonitor:
             with suppress(RuntimeError):  # the hub is ending
                 self._spawn(self._read_and_expire(self._read, channel, key, lease))
         else:
-            self._expire(channel, key)
+            self.end(channel, key)
 
     async def _read_and_expire(self, read: Read, channel: str, key: str, lease: tuple[int, float]) -> None:
         last = self._last.get((channel, key))
@@ -207,10 +201,10 @@ class LeaseMonitor:
         if self._leases.get((channel, key)) == lease and self._last[channel, key] != last:
             self._renew_as_stored(channel, key, message)
         if self._leases.get((channel, key)) == lease and ("lease", channel, key) not in self._deadlines:
-            self._expire(channel, key)
+            self.end(channel, key)
 
-    def _expire(self, channel: str, key: str) -> None:
-        """End the message, unless it gets another entry first."""
+    def end(self, channel: str, key: str) -> None:
+        """End the message `key` if it has a lease, whose writer is gone, unless it gets another entry first."""
         lease = self._leases.get((channel, key))
         if lease is not None:
             end = FinishMessage(status="interrupted", reason="writer_gone", generation=lease[0])

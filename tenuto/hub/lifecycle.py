@@ -381,11 +381,6 @@ class Lifecycle:
         return self._runtime
 
     @property
-    def is_draining(self) -> bool:
-        """Return whether the hub shuts down or has shut down."""
-        return self.viewing.is_draining
-
-    @property
     def is_running(self) -> bool:
         """Return whether the services run: the hub has started, perhaps not recovered yet, and has not ended."""
         return self._runtime is not None
@@ -509,7 +504,7 @@ class Lifecycle:
                 if not isinstance(error, Exception):
                     raise
                 logger.error("a mistake has ended this life of the hub", exc_info=error)
-                if not self.is_draining and runtime is not None:
+                if not self.viewing.is_draining and runtime is not None:
                     self._send_away(runtime)
                 return
             cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
@@ -632,6 +627,6 @@ class Lifecycle:
         """Return the error that says why there are no services now."""
         if self._run is not None and not self._run.is_over:
             return Busy("hub is starting; retry")  # a socket may outlive a hub that was closed and is starting again
-        if self._run is not None and self.is_draining:
+        if self._run is not None and self.viewing.is_draining:
             return Draining("hub is closed; start it again, or reconnect to another one")
         return LocalError("hub is not running; await hub.start() first")

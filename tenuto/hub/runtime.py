@@ -216,10 +216,6 @@ class Runtime:
         self.submit(channel, key, request, caller, done)
         return await outcome
 
-    async def delete_channel(self, channel: str, until_ms: int) -> None:
-        """Empty `channel`; ids of streaming messages cannot be used until `until_ms`. Raises StoreUnavailable."""
-        await self.channel(channel).delete(until_ms)
-
     def stats(self) -> dict[str, int]:
         """Return the counters of the services."""
         channels = self.channels.values()

@@ -53,7 +53,7 @@ from tenuto.hub.committer import Begin, in_time, sent_again
 from tenuto.hub.keep.exports import undo_imports
 from tenuto.hub.lifecycle import Lifecycle
 from tenuto.hub.nodes.nodes import IsMine
-from tenuto.hub.pending import Ask, Decided, Done, Result, own_copy, result_later
+from tenuto.hub.pending import Ask, Decided, Result, own_copy, result_later
 from tenuto.hub.runtime import Runtime
 from tenuto.hub.turns.scheduler import lose_turns
 from tenuto.portal import Attempt, retrieve_exception
@@ -256,7 +256,7 @@ class MessageWriter(OutgoingProperties):
 
     async def _begin(self, create: CreateMessage) -> None:
         """Register this writer, and store the beginning of the message. Raises the refusal."""
-        await self._hub.start()
+        await self._hub.lifecycle.start()
         self._caller = self._hub.caller(self._caller.id)
         self._run = self._hub.register_writer(self)
         try:
@@ -289,7 +289,7 @@ class MessageWriter(OutgoingProperties):
         """Store the beginning. If cancelled meanwhile, end the message if it was created."""
         creating, done = result_later()
         caller = replace(self._caller, attempt=self.turn_attempt)
-        self._hub.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
+        self._hub.lifecycle.runtime.submit(self.channel, self.id, create, caller, done, is_repeat=is_repeat)
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
@@ -376,7 +376,7 @@ class MessageWriter(OutgoingProperties):
     def take_up(self, message: Message, generation: int) -> None:
         """Continue at the end of `message`, which may contain text of another writer."""
         # the prefix of the request ids is set only now: the name of the hub's run is known once the hub has started
-        self._outgoing.nonce = self._hub.node[-5:]
+        self._outgoing.nonce = self._hub.lifecycle.node[-5:]
         self._outgoing.load(message, generation)
         self.is_begun = True
 
@@ -494,12 +494,12 @@ class MessageWriter(OutgoingProperties):
             status, reason = end_for(error)
             reason = reason or self._hub.reason_of(error)
         try:
-            if not self._hub.is_draining:
+            if not self._hub.lifecycle.viewing.is_draining:
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())
             ending.add_done_callback(retrieve_exception)
-            async with asyncio.timeout(LEAVING_S if self._hub.is_draining else PATIENCE_S):
+            async with asyncio.timeout(LEAVING_S if self._hub.lifecycle.viewing.is_draining else PATIENCE_S):
                 await asyncio.shield(ending)
         except (TenutoError, TimeoutError) as trouble:
             if status == "interrupted" and isinstance(trouble, Finished | Fenced):
@@ -521,7 +521,7 @@ class Writers:
     ) -> None:
         self.limits = limits
         self.reason_of = reason_of  # returns the reason to store for a message that an exception ended
-        self._lifecycle = lifecycle
+        self.lifecycle = lifecycle
 
     def new(self, channel: str, message_id: str, author: str | None, create: CreateMessage | None) -> MessageWriter:
         """Return a writer that creates its message by the request `create`; with None it continues a stored message."""
@@ -529,8 +529,8 @@ class Writers:
 
     async def take_over(self, channel: str, message_id: str, author: str | None) -> MessageWriter:
         """Return a writer that continues an interrupted message. Raises the refusal of the takeover."""
-        await self.start()
-        known = await self._lifecycle.runtime.message(channel, message_id)
+        await self.lifecycle.start()
+        known = await self.lifecycle.runtime.message(channel, message_id)
         return await self.continue_after(channel, known, self.caller(author), author)
 
     async def continue_after(
@@ -540,7 +540,7 @@ class Writers:
 
         The takeover has a request id, so that a repeat after an unknown outcome is recognised instead of fenced.
         """
-        runtime, message_id = self._lifecycle.runtime, check_key(known.id)
+        runtime, message_id = self.lifecycle.runtime, check_key(known.id)
         next_generation = known.generation + 1
         request = TakeOver(generation=known.generation, request=runtime.clock.new_id())
         try:
@@ -563,39 +563,18 @@ class Writers:
 
     # -- for the writers ---------------------------------------------------------------------------------------
 
-    @property
-    def node(self) -> str:
-        """Return the name of this run of the hub."""
-        return self._lifecycle.node
-
-    @property
-    def is_draining(self) -> bool:
-        """Return whether the hub is shutting down."""
-        return self._lifecycle.is_draining
-
-    async def start(self) -> None:
-        """Start the hub, if it does not run."""
-        await self._lifecycle.start()
-
     def caller(self, author: str | None) -> Caller:
         """Return the caller for requests of code in this process."""
-        return Caller(id=author, writer=WriterIdentity(by=author, node=self._lifecycle.node), is_app=True)
-
-    def submit(self, channel: str, key: str, request: Request, caller: Caller, done: Done, *, is_repeat: bool) -> None:
-        """Submit `request`; `done` is called with its result. Raises Busy, Draining.
-
-        With `is_repeat` the same request was submitted before, and may have been stored although it failed.
-        """
-        self._lifecycle.runtime.submit(channel, key, request, caller, done, is_repeat=is_repeat)
+        return Caller(id=author, writer=WriterIdentity(by=author, node=self.lifecycle.node), is_app=True)
 
     async def ask(self, channel: str, key: str, request: Request, caller: Caller) -> Result:
         """Submit `request` and return its result. Raises the refusal."""
-        await self._lifecycle.start()
-        return await self._lifecycle.runtime.ask(channel, key, request, caller)
+        await self.lifecycle.start()
+        return await self.lifecycle.runtime.ask(channel, key, request, caller)
 
     def refusal_in(self, run: Runtime, error: TenutoError) -> TenutoError:
         """Return the refusal of text whose message was opened in `run`, from the committer's `error`."""
-        if not self._lifecycle.is_running or self._lifecycle.runtime is run:
+        if not self.lifecycle.is_running or self.lifecycle.runtime is run:
             return error
         # the store may have lost text of this writer; the new run lets an adopter continue the message, or ends it
         return Fenced("the hub has begun another run since the message was opened; open another message")
@@ -605,7 +584,7 @@ class Writers:
 
         Raises IdConflict if another one in this process writes the same message.
         """
-        run = self._lifecycle.runtime
+        run = self.lifecycle.runtime
         known = run.writers.setdefault((writer.channel, writer.id), writer)
         if known is not writer:
             raise IdConflict(f"message {writer.id!r} has a writer in this process already; use another id")
@@ -613,9 +592,9 @@ class Writers:
 
     def unregister_writer(self, writer: MessageWriter) -> None:
         """Forget `writer`, which has ended."""
-        if not self._lifecycle.is_running:
+        if not self.lifecycle.is_running:
             return
-        runtime = self._lifecycle.runtime
+        runtime = self.lifecycle.runtime
         key = (writer.channel, writer.id)
         if runtime.writers.get(key) is writer:  # after a restart of the hub, another writer may have the key
             del runtime.writers[key]
@@ -626,24 +605,23 @@ class Writers:
 
     def left(self, channel: str, message_id: str, generation: int) -> None:
         """Note that the message has no writer here any more, and interrupt it later unless it has an end."""
-        if not self._lifecycle.is_running:
+        if not self.lifecycle.is_running:
             return
-        live = self._lifecycle.runtime.channels.get(channel)
+        live = self.lifecycle.runtime.channels.get(channel)
         known = live.state.messages.get(message_id) if live is not None else None
         if known is None or self._is_abandoned(known, channel, generation):
             self.interrupt_later(channel, message_id, generation)
 
     def interrupt_later(self, channel: str, message_id: str, generation: int) -> None:
         """Interrupt the message after a while, unless it has an end or another writer by then."""
-        if (
-            self._lifecycle.is_running and not self._lifecycle.is_draining
-        ):  # otherwise the next start recovers the message
+        # otherwise the next start recovers the message
+        if self.lifecycle.is_running and not self.lifecycle.viewing.is_draining:
             with contextlib.suppress(RuntimeError):  # RuntimeError: the hub is ending
-                self._lifecycle.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
+                self.lifecycle.runtime.tasks.start_background(self._interrupt(channel, message_id, generation))
 
     def _is_abandoned(self, message: MessageState, channel: str, generation: int) -> bool:
         """Return whether the message still streams although its writer in this process has gone."""
-        runtime = self._lifecycle.runtime
+        runtime = self.lifecycle.runtime
         is_ours = message.writer is not None and message.writer.node == runtime.node
         is_written = (channel, message.id) in runtime.writers
         return message.is_streaming and is_ours and message.generation == generation and not is_written
@@ -654,7 +632,7 @@ class Writers:
         while True:
             await asyncio.sleep(ABANDONED_S)
             try:
-                runtime = self._lifecycle.runtime
+                runtime = self.lifecycle.runtime
                 if self._is_abandoned(await runtime.message_in_time(channel, message_id), channel, generation):
                     await runtime.ask(channel, message_id, end, SERVER)
                 return

@@ -132,10 +132,6 @@ def every_channel(channel: str) -> bool:
     return True
 
 
-def _nothing() -> None:
-    return None
-
-
 def responsible_node(channel: str, nodes: Iterable[str]) -> str:
     """Return the node that recovers `channel` first: all nodes with the same view name the same one."""
     return max(nodes, key=lambda node: hashlib.blake2b(f"{channel}\n{node}".encode(), digest_size=8).digest())
@@ -160,8 +156,8 @@ class NodeLease:
         self._own_due_s = float("inf")  # when this node recovers the channels that it is responsible for
         self._all_due_s = float("inf")  # when it recovers all channels
         self._kept_since_s = self._kept_until_s = float("-inf")  # the time in which the lease surely runs
-        self.regained: Callable[[], None] = _nothing  # called when the lease runs again after it had expired
-        self.replaced: Callable[[], None] = _nothing  # called when the store goes on from an earlier state
+        self.regained: Callable[[], None] = lambda: None  # called when the lease runs again after it had expired
+        self.replaced: Callable[[], None] = lambda: None  # called when the store goes on from an earlier state
         self._retry_s = RENEW_S  # wait before a recovery that failed is repeated; it doubles with each failure
         self._is_recovering = False
         self.is_leaving = False  # this node drains, and recovers no further messages

@@ -113,25 +113,24 @@ class PresenceState:
         self.epoch = ""
         self._limits = limits
         self._changed = changed
-        self._later = later or _call_later
+        self._later = later
         self._members: dict[str, _Member] = {}
         self._people = 0  # number of members that are people, not agents
         self._owned: Counter[str] = Counter()  # number of members of each client
-        self._is_crowd = False
+        self.is_crowd = False
         self._is_held = False  # True: changes of a crowd have not been sent yet
         self._is_timed = False  # True: a timer for the next `presence.sync` runs
         self._moves = 0  # number of people who entered or left since the last `presence.sync`
         self._changes: OrderedDict[str, int] = OrderedDict()  # for each member the position of its last change
-        self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(
-            list
-        )  # for each departed member the positions of its enter and leave
+        # for each departed member the positions of its enter and leave
+        self._stays: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         # The departed members, in order of leaving. As the signals, a short list: an empty deque takes 760 B a channel.
         self._left: list[str] = []
         self._floor = 0  # a feed at a lower position gets all members at once
         self._signals: list[tuple[int, Signal, int, float]] = []
         self._signal_bytes = 0
         # called with each change of the members of this node; returns the time in ms, by which all nodes order changes
-        self.on_own: Callable[[], int] = _no_time
+        self.on_own: Callable[[], int] = lambda: 0
         # for each other node that shows members, the number of its people that it does not name
         self._unnamed: dict[str, int] = {}
 
@@ -140,7 +139,7 @@ class PresenceState:
 
     def close(self) -> None:
         """Stop notifying and drop the callback reference."""
-        self._changed, self.on_own = _ignore, _no_time
+        self._changed, self.on_own = lambda: None, lambda: 0
 
     @property
     def has_people(self) -> bool:
@@ -148,11 +147,6 @@ class PresenceState:
         if not self._unnamed:
             return self._people > 0
         return any(here.is_here and here.kind == "user" for here in self._members.values())
-
-    @property
-    def is_crowd(self) -> bool:
-        """Return whether changes of people are sent at most once a second."""
-        return self._is_crowd
 
     def enter(
         self,
@@ -398,8 +392,8 @@ class PresenceState:
         if is_move and kind == "user" and len(self._members) > CROWD_MEMBERS:
             self._moves += 1
             self._run_second()
-            self._is_crowd = self._is_crowd or self._is_crowded()
-        if self._is_crowd and kind == "user":
+            self.is_crowd = self.is_crowd or self._is_crowded()
+        if self.is_crowd and kind == "user":
             self._is_held = True
             if not self._is_timed:
                 self._sync_crowd()
@@ -420,11 +414,11 @@ class PresenceState:
     def _run_second(self) -> None:
         if not self._is_timed:
             self._is_timed = True
-            self._later(CROWD_S, self._second_over)
+            (self._later or asyncio.get_running_loop().call_later)(CROWD_S, self._second_over)
 
     def _second_over(self) -> None:
         self._is_timed = False
-        self._is_crowd = self._is_crowd and self._is_crowded()
+        self.is_crowd = self.is_crowd and self._is_crowded()
         self._moves = 0
         if self._is_held:
             self._sync_crowd()
@@ -439,16 +433,3 @@ class PresenceState:
         self._stays.clear()
         self._left.clear()
         self._changed()
-
-
-def _ignore() -> None:
-    """Do nothing. Used as the callback after `close`."""
-
-
-def _no_time() -> int:
-    """Return 0: no other node shows members."""
-    return 0
-
-
-def _call_later(delay_s: float, callback: Callable[[], None]) -> object:
-    return asyncio.get_running_loop().call_later(delay_s, callback)

@@ -127,12 +127,13 @@ class WorkerPool:
         self._store = store
         self._live = live  # the channels in memory, by name
         self._spawn = spawn
-        self.changed: Callable[[], None] = _ignore  # called when other nodes should know of a pattern or a waiting turn
+        # called when other nodes should know of a pattern or a waiting turn
+        self.changed: Callable[[], None] = lambda: None
         self.elsewhere: frozenset[str] = frozenset()  # patterns that other living nodes serve
         self._workers: dict[Worker, None] = {}
         # patterns that are or were recently served, with the time of the last note about it; messages there wait for an
         # agent
-        self._patterns: dict[str, int] = {}
+        self.patterns: dict[str, int] = {}
 
     def __contains__(self, worker: Worker) -> bool:
         return worker in self._workers
@@ -186,14 +187,9 @@ class WorkerPool:
 
     # -- served patterns ---------------------------------------------------------------------------------------
 
-    @property
-    def patterns(self) -> Mapping[str, int]:
-        """Return the patterns that are or were recently served, with the time of the last note about each."""
-        return self._patterns
-
     def serves(self, channel: str) -> bool:
         """Return whether agents serve `channel`, at this node or another one, now or after they reconnect."""
-        return any(matches(pattern, channel) for pattern in self._patterns) or self.is_served_elsewhere(channel)
+        return any(matches(pattern, channel) for pattern in self.patterns) or self.is_served_elsewhere(channel)
 
     def is_served_elsewhere(self, channel: str) -> bool:
         """Return whether an agent for `channel` is present at another node."""
@@ -213,8 +209,8 @@ class WorkerPool:
         self.elsewhere = frozenset(patterns)
         now_ms = self._clock.now_ms()
         for pattern in self.elsewhere:
-            if pattern in self._patterns or len(self._patterns) < REMEMBERED_PATTERNS:
-                self._patterns[pattern] = now_ms
+            if pattern in self.patterns or len(self.patterns) < REMEMBERED_PATTERNS:
+                self.patterns[pattern] = now_ms
 
     async def recall(self, known: Mapping[str, int]) -> None:
         """Read from the store the patterns that were served before this start.
@@ -223,10 +219,10 @@ class WorkerPool:
         """
         for name, value in (await self._store.notes(PATTERN_NOTE)).items():
             with suppress(ValueError):  # of another version of the hub
-                self._patterns[name.removeprefix(PATTERN_NOTE)] = int(value)
+                self.patterns[name.removeprefix(PATTERN_NOTE)] = int(value)
         for pattern, noted_ms in known.items():
-            if noted_ms >= self._patterns.get(pattern, 0) + NOTED_MS:
-                self._patterns[pattern] = noted_ms
+            if noted_ms >= self.patterns.get(pattern, 0) + NOTED_MS:
+                self.patterns[pattern] = noted_ms
                 self._spawn(self._note(pattern, noted_ms))
 
     def tidy(self) -> None:
@@ -234,19 +230,19 @@ class WorkerPool:
         for worker in self._workers:
             self._remember(worker.pattern)
         oldest_ms = self._clock.now_ms() - REMEMBERED_MS
-        for pattern in [pattern for pattern, noted_ms in self._patterns.items() if noted_ms < oldest_ms]:
-            del self._patterns[pattern]
+        for pattern in [pattern for pattern, noted_ms in self.patterns.items() if noted_ms < oldest_ms]:
+            del self.patterns[pattern]
             self._spawn(self._store.note({PATTERN_NOTE + pattern: None}))
 
     def _remember(self, pattern: str) -> None:
         now_ms = self._clock.now_ms()
-        noted_ms = self._patterns.get(pattern)
+        noted_ms = self.patterns.get(pattern)
         if noted_ms is not None and 0 <= now_ms - noted_ms < NOTED_MS:
             return
-        if noted_ms is None and len(self._patterns) >= REMEMBERED_PATTERNS:
+        if noted_ms is None and len(self.patterns) >= REMEMBERED_PATTERNS:
             logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
             return
-        self._patterns[pattern] = now_ms
+        self.patterns[pattern] = now_ms
         self._spawn(self._note(pattern, now_ms))
 
     async def _note(self, pattern: str, now_ms: int) -> None:
@@ -254,13 +250,9 @@ class WorkerPool:
         try:
             await self._store.note({PATTERN_NOTE + pattern: json.dumps(now_ms).encode()})
         except TenutoError:
-            if self._patterns.get(pattern) == now_ms:
-                self._patterns[pattern] = now_ms - NOTED_MS
+            if self.patterns.get(pattern) == now_ms:
+                self.patterns[pattern] = now_ms - NOTED_MS
             raise
-
-
-def _ignore() -> None:
-    """Do nothing: no other node uses the store."""
 
 
 def _show(worker: Worker, channel: Channel) -> None:

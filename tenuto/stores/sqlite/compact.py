@@ -59,7 +59,7 @@ def compact(path: Path) -> Sizes:
     try:
         _check_settled(path, lock)
         before = place.stat().st_size
-        with partial_file(compact_target(place)) as copy:
+        with partial_file(place.with_name(f"{place.name}{COPY}")) as copy:
             try:
                 nonce = _fill(copy, place)
             except sqlite3.DatabaseError as error:
@@ -74,11 +74,6 @@ def compact(path: Path) -> Sizes:
         ) from error
     finally:
         lock.release()
-
-
-def compact_target(place: Path) -> Path:
-    """Return the name for the copy of the file `place`."""
-    return place.with_name(f"{place.name}{COPY}")
 
 
 def _settle(path: Path) -> None:

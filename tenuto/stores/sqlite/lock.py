@@ -70,7 +70,8 @@ class FileLock:
             os.close(handle)
             raise
         self._handle = handle
-        note_held(self._path)
+        with _guard:
+            _here.add(str(self._path))
 
     def keep_nonces(self, *nonces: str, former: tuple[str, ...] = ()) -> None:
         """Replace the nonces in the file; they are synced to disk when this returns. Raises StoreUnavailable."""
@@ -95,7 +96,8 @@ class FileLock:
     def release(self) -> None:
         """Release the lock. A second call does nothing."""
         if self._handle is not None:
-            note_released(self._path)
+            with _guard:
+                _here.discard(str(self._path))
             os.close(self._handle)
             self._handle = None
 
@@ -199,24 +201,8 @@ def holder_of(path: Path) -> Holder:
         line = ""
     words = line.split()
     pid = int(words[1]) if len(words) > 1 and words[0] == "process" and words[1].isdecimal() else None
-    return Holder(line or "another process", is_here=False, is_sibling=pid is not None and _is_sibling_worker(pid))
-
-
-def note_held(path: Path) -> None:
-    """Record that this process has locked `path`."""
-    with _guard:
-        _here.add(str(path))
-
-
-def note_released(path: Path) -> None:
-    """Record that this process no longer holds the lock on `path`."""
-    with _guard:
-        _here.discard(str(path))
-
-
-def _is_sibling_worker(pid: int) -> bool:
-    """Return whether `pid` is another worker of the server that started this process, if that can be known."""
-    return _is_worker() and _parent_of(pid) == os.getppid()
+    is_sibling = pid is not None and _is_worker() and _parent_of(pid) == os.getppid()
+    return Holder(line or "another process", is_here=False, is_sibling=is_sibling)
 
 
 def _is_worker() -> bool:
