@@ -286,7 +286,8 @@ class PostgresReader:
         )
         return {row["message"]: row["version"] for row in rows}
 
-    async def changes(self, channel: str, after: int, limit: int) -> Changes:
+    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
+        """Return the messages that changed after a serial (`Store.changes`)."""
         log = await self.log(channel)
         if log.id is None:
             return Changes(log.head, None, [])
@@ -310,6 +311,7 @@ class PostgresReader:
         return tail_of(_head(row), entries_in(bodies), after=after, limit_bytes=limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
+        """Return messages and commands by their ids (`Store.messages`)."""
         log = await self.log(channel)
         found = await self._stored(log, ids)
         missing = [key for key in ids if key not in found]
@@ -324,8 +326,9 @@ class PostgresReader:
         return log.head, found
 
     async def page(
-        self, channel: str, before: int | None, after: int | None, limit: int, limit_bytes: int
+        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
+        """Return a page of messages (`Store.page`)."""
         log = await self.log(channel)
         if log.id is None:
             return StoredPage(log.head, [], more=False)
@@ -347,6 +350,7 @@ class PostgresReader:
         return StoredPage(log.head, [stored[key] for key in ids], more=len(ids) < len(rows))
 
     async def open_channels(self) -> list[str]:
+        """Return the channels with open messages or commands (`Store.open_channels`)."""
         rows = await self._db.fetch(
             f"SELECT name FROM {self._schema}.channels WHERE id IN"
             f" (SELECT channel FROM {self._schema}.documents WHERE is_open) ORDER BY name"
@@ -354,19 +358,22 @@ class PostgresReader:
         return [row["name"] for row in rows]
 
     async def open_documents(self, channel: str) -> list[Stored]:
+        """Return the open documents of `channel` (`Store.open_documents`)."""
         log = await self.log(channel)
         rows = await self._db.fetch(
             f"SELECT message FROM {self._schema}.documents WHERE channel = $1 AND is_open", log.id
         )
         return list((await self._stored(log, [row["message"] for row in rows])).values())
 
-    async def names(self, after: str | None, limit: int) -> list[str]:
+    async def channels(self, *, after: str | None, limit: int) -> list[str]:
+        """Return the names of channels that are not empty (`Store.channels`)."""
         rows = await self._db.fetch(
             f"SELECT name FROM {self._schema}.channels WHERE name > $1 ORDER BY name LIMIT $2", after or "", limit
         )
         return [row["name"] for row in rows]
 
-    async def summaries(self, within: Sequence[str], after: str | None, limit: int) -> list[ChannelSummary]:
+    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
+        """Return a list of channels (`Store.summaries`)."""
         rows = await self._db.fetch(
             f"SELECT name, coalesce(created_ms, 0) AS created_ms, coalesce(updated_ms, 0) AS updated_ms, messages,"
             f" size_bytes FROM {self._schema}.channels c LEFT JOIN {self._schema}.times t ON t.channel = c.id,"
@@ -391,10 +398,12 @@ class PostgresReader:
         ]
 
     async def newest_ms(self) -> int:
+        """Return the time of the latest change (`Store.newest_ms`)."""
         newest_ms: int = await self._db.fetchval(f"SELECT coalesce(max(updated_ms), 0) FROM {self._schema}.times")
         return newest_ms
 
-    async def facts(self, channel: str, after: int, limit: int) -> Facts:
+    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
+        """Return facts for retention (`Store.facts`)."""
         log = await self.log(channel)
         rows = await self._db.fetch(
             "SELECT message, version, created > 0 AND NOT is_deleted AS is_counted, size_bytes, head, is_open OR EXISTS"
@@ -405,7 +414,8 @@ class PostgresReader:
         )
         return Facts(log.head, [_fact(row, log) for row in rows])
 
-    async def commands(self, channel: str, after: str | None, limit: int) -> list[str]:
+    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the ids of commands (`Store.commands`)."""
         rows = await self._db.fetch(
             f"SELECT message FROM {self._schema}.documents"
             f" WHERE channel = (SELECT id FROM {self._schema}.channels WHERE name = $1)"
@@ -415,6 +425,7 @@ class PostgresReader:
         return [row["message"] for row in rows]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the hub's notes under a prefix (`Store.notes`)."""
         rows = await self._db.fetch(f"SELECT name, value FROM {self._schema}.notes WHERE starts_with(name, $1)", prefix)
         return {row["name"]: row["value"] for row in rows}
 

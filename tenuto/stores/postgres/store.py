@@ -19,29 +19,24 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import asyncpg
 import msgspec
 
-from tenuto.core.document import Stored
 from tenuto.core.errors import LocalError, StoreUnavailable, StoreUnusable, TenutoError, shown
-from tenuto.core.model import ChannelSummary
 from tenuto.stores.base import (
-    Changes,
     Committed,
     CommitUnknown,
     Conflict,
-    Facts,
     Head,
     Hold,
     Notice,
     Pruned,
     Renewal,
-    StoredPage,
     Tail,
     Write,
 )
@@ -213,6 +208,23 @@ CONNECTIONS = READERS + 3  # of a process at most: also one for writes, and one 
 RELOADED = 500  # channels that one call of `tidy` reads again at most
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _read(
+    method: Callable[Concatenate[PostgresReader, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[PostgresStore, P], Coroutine[Any, Any, T]]:
+    """Return the same method of a store: it reads in a transaction of its own."""
+
+    @wraps(method)
+    async def call(self: PostgresStore, /, *args: P.args, **fields: P.kwargs) -> T:
+        async with self._reading() as reader:
+            return await method(reader, *args, **fields)
+
+    return call
+
+
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")  # needs no quotes in SQL
 
 
@@ -225,6 +237,18 @@ class PostgresStore:
 
     name = "postgresql"
     is_exclusive = False
+
+    changes = _read(PostgresReader.changes)
+    messages = _read(PostgresReader.messages)
+    page = _read(PostgresReader.page)
+    open_channels = _read(PostgresReader.open_channels)
+    open_documents = _read(PostgresReader.open_documents)
+    channels = _read(PostgresReader.channels)
+    summaries = _read(PostgresReader.summaries)
+    newest_ms = _read(PostgresReader.newest_ms)
+    facts = _read(PostgresReader.facts)
+    commands = _read(PostgresReader.commands)
+    notes = _read(PostgresReader.notes)
 
     def __init__(self, dsn: str, *, schema: str = "tenuto", is_async: bool = False, is_pooled: bool = False) -> None:
         if not _SCHEMA.match(schema):
@@ -336,37 +360,10 @@ class PostgresStore:
         async with self._reading_once() as reader:
             return await reader.heads(channels)
 
-    async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """Return the messages that changed after a serial (`Store.changes`)."""
-        async with self._reading() as reader:
-            return await reader.changes(channel, after, limit)
-
     async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
         """Return the entries after a serial (`Store.entries`)."""
         async with self._reading_once() as reader:
             return await reader.entries(channel, after, limit_bytes)
-
-    async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """Return messages and commands by their ids (`Store.messages`)."""
-        async with self._reading() as reader:
-            return await reader.messages(channel, ids)
-
-    async def page(
-        self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
-    ) -> StoredPage:
-        """Return a page of messages (`Store.page`)."""
-        async with self._reading() as reader:
-            return await reader.page(channel, before, after, limit, limit_bytes)
-
-    async def open_channels(self) -> list[str]:
-        """Return the channels with open messages or commands (`Store.open_channels`)."""
-        async with self._reading() as reader:
-            return await reader.open_channels()
-
-    async def open_documents(self, channel: str) -> list[Stored]:
-        """Return the open documents of `channel` (`Store.open_documents`)."""
-        async with self._reading() as reader:
-            return await reader.open_documents(channel)
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
@@ -378,40 +375,10 @@ class PostgresStore:
             self._uncovered.forget(channel)
         return result
 
-    async def channels(self, *, after: str | None, limit: int) -> list[str]:
-        """Return the names of channels that are not empty (`Store.channels`)."""
-        async with self._reading() as reader:
-            return await reader.names(after, limit)
-
-    async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
-        """Return a list of channels (`Store.summaries`)."""
-        async with self._reading() as reader:
-            return await reader.summaries(within, after, limit)
-
-    async def newest_ms(self) -> int:
-        """Return the time of the latest change (`Store.newest_ms`)."""
-        async with self._reading() as reader:
-            return await reader.newest_ms()
-
-    async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
-        """Return facts for retention (`Store.facts`)."""
-        async with self._reading() as reader:
-            return await reader.facts(channel, after, limit)
-
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> Pruned:
         """Remove messages and commands (`Store.prune`)."""
         async with self._transaction(late=CommitUnknown) as writer:
             return await writer.prune(channel, epoch, versions)
-
-    async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
-        """Return the ids of commands (`Store.commands`)."""
-        async with self._reading() as reader:
-            return await reader.commands(channel, after, limit)
-
-    async def notes(self, prefix: str) -> dict[str, bytes]:
-        """Return the hub's notes under a prefix (`Store.notes`)."""
-        async with self._reading() as reader:
-            return await reader.notes(prefix)
 
     async def note(
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
