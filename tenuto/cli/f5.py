@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -38,7 +37,6 @@ PASSWORDS = "input[type=password]:visible"
 REMEDIES = {  # by a part of the browser's message
     "selector": "--input, --send and --answer need selectors of CSS, such as '#question'",
     ".launch:": "for a browser, run playwright install chromium",
-    ".click:": "check --send",
     "ERR_INVALID_AUTH_CREDENTIALS": LOGIN,
     "": "check the address",
 }
@@ -134,8 +132,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def survey(chat: Chat, screenshots: Path) -> list[Result]:
     """Return what survives each fault. Raises LocalError for a page that cannot be tested, with the remedy."""
-    if not re.match(r"https?://[^/]", chat.url):
-        raise LocalError(f"URL must be a page's, such as http://127.0.0.1:8000, got {shown_url(chat.url)}")
     network = Network()
     chromium = os.environ.get("TENUTO_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     async with network.served() as proxy, async_playwright() as playwright:
@@ -176,8 +172,7 @@ async def _trial(browser: Browser, network: Network, chat: Chat, fault: str, scr
     kept, goes_on, after, again, is_past = 0.0, "no", Growth(), set[str](), False
     deadline_s = time.monotonic() + chat.patience_s
     while time.monotonic() < deadline_s and goes_on == "no":
-        lines = await _lines(page, chat.answer, is_framed)
-        grown = after.take(lines)
+        grown = after.take(lines := await _lines(page, chat.answer, is_framed))
         kept = max(kept, _share(answer, "\n".join(lines)))
         is_past = is_past or any(line.startswith(answer[-1]) for line in grown)
         if not is_past:  # later, a line may begin like one before it
@@ -235,16 +230,20 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> tuple[list[str], 
     with suppress(Error):  # a page with a stream never stops
         await page.wait_for_load_state("networkidle", timeout=READY_S * 1000)
     await page.keyboard.press("Escape")  # closes a welcome
-    await page.evaluate(TEXT, chat.answer)  # raises for a wrong selector, as the next line does
-    await page.locator(chat.field or FIELDS).count()
+    await page.evaluate(TEXT, chat.answer)  # raises for a wrong selector, as the next lines do
+    for selector in (chat.field, chat.send):
+        await page.locator(selector or FIELDS).count()
     frame, field = await _field(page, chat, screenshot)
-    is_framed = frame != page.main_frame
-    unasked, growth = await _lines(page, None, is_framed), Growth()
+    is_framed, growth = frame != page.main_frame, Growth()
     asked_s, deadline_s = float("-inf"), time.monotonic() + chat.patience_s
     while (now_s := time.monotonic()) < deadline_s:
-        if now_s > asked_s + READY_S and await _lines(page, None, is_framed) == unasked:
-            asked_s = now_s  # or again: the page has ignored the question
-            await (field.press("Enter") if chat.send is None else frame.click(chat.send))
+        is_asked = growth.times or chat.question in " ".join(await _lines(page, None, is_framed))
+        if now_s > asked_s + READY_S and not is_asked:
+            asked_s = now_s  # or again: the page has ignored the question, or its button waits
+            with suppress(Error):
+                await field.fill(chat.question)
+                await field.press("End")  # a page may wait for keys
+                await (field.press("Enter") if chat.send is None else frame.click(chat.send, timeout=READY_S * 1000))
         await page.wait_for_timeout(POLL_MS)
         growth.take(await _lines(page, chat.answer, is_framed))
         if growth.times >= GROWTHS and len("".join(growth.lines)) >= LETTERS:
@@ -253,15 +252,14 @@ async def _answer(page: Page, chat: Chat, screenshot: Path) -> tuple[list[str], 
             return growth.lines, is_framed
     raise await _problem(
         page,
-        f"showed too little text that grows within {chat.patience_s:g} s after the question; name the field by "
-        "--input, the button by --send, the element with answers by --answer, ask for a longer answer with --question, "
-        "or set --patience-s",
+        f"showed too little text that grows within {chat.patience_s:g} s after the question; name field, button and "
+        "answers by --input, --send and --answer, ask for a longer answer with --question, or set --patience-s",
         screenshot,
     )
 
 
 async def _field(page: Page, chat: Chat, screenshot: Path) -> tuple[Frame, Locator]:
-    """Write the question into the first field of the page, or else of a frame in it. Raises LocalError without one."""
+    """Return the first field of the page, or else of a frame in it. Raises LocalError if none can be written into."""
     deadline_s = time.monotonic() + chat.patience_s
     while time.monotonic() < deadline_s:
         for frame in [one for one in page.frames if one.url]:
@@ -270,7 +268,7 @@ async def _field(page: Page, chat: Chat, screenshot: Path) -> tuple[Frame, Locat
                     raise await _problem(page, f"asks for a sign-in; {LOGIN}", screenshot)
                 field = frame.locator(chat.field or FIELDS).locator("visible=true").first
                 if await field.count():
-                    await field.fill(chat.question, timeout=READY_S * 1000)
+                    await field.fill("", timeout=READY_S * 1000)
                     return frame, field
         await page.wait_for_timeout(POLL_MS)
     what = "field for text" if chat.field is None else f"visible {shown(chat.field)}"

@@ -27,7 +27,7 @@ from tests.examples.programs import served_app
 from tests.processes import serving
 
 ANN = f"Basic {b64encode(b'ann:pass word').decode()}"
-ASKS, DEAF = (Path(__file__).with_name(name).read_text() for name in ("asks.html", "deaf.html"))
+ASKS, DEAF, LATE = (Path(__file__).with_name(f"{name}.html").read_text() for name in ("asks", "deaf", "late"))
 QUESTION = "What survives when the server is killed?"
 LOST, KEPT = ["no", "no", "no"], ["yes", "yes", "yes"]
 
@@ -81,6 +81,7 @@ async def page(request: Request) -> Response:
         "forbidden": "<p>No</p>",
         "silent": "<textarea></textarea>",
         "deaf": DEAF,
+        "late": LATE,
         "anew": ASKS,
         "replay": ASKS,
         "framed": f"<p>Shop</p><iframe src=http://localhost:{request.url.port}/replay>",
@@ -135,7 +136,7 @@ NO_LOGIN = "cannot be tested: Page.goto: net::ERR_INVALID_AUTH_CREDENTIALS; give
         ("silent", {"field": "##"}, f'css selector "##".*; {SELECTORS}'),
         ("silent", {"send": "a[", "field": "textarea"}, rf'css selector "a\[".*; {SELECTORS}'),
         ("silent", {"answer": "text=Why"}, f"'text=Why' is not a valid selector.; {SELECTORS}"),
-        ("silent", {"send": "#none"}, "Frame.click: Timeout 1000ms exceeded.; check --send"),
+        ("silent", {"send": "#none"}, SILENT),
     ],
 )
 async def test_a_page_without_an_answer_is_named(
@@ -158,7 +159,7 @@ async def test_a_login_of_http_is_given_in_the_address(login: str, problem: str,
     [
         ("http://127.0.0.1:9", None, r"'http://127\.0\.0\.1:9' cannot be tested: .+; check the address"),
         ("http://127.0.0.1:9", "/none", "for a browser, run playwright install chromium"),
-        ("foo", "/none", "URL must be a page's, such as http://127.0.0.1:8000, got 'foo'"),
+        ("foo", None, "'foo' cannot be tested: Page.goto: .*invalid URL; check the address"),
     ],
 )
 async def test_a_missing_page_or_browser_is_named(
@@ -184,6 +185,14 @@ async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
     monkeypatch.setattr(f5, "READY_S", 1.0)
     results = await f5.survey(chat(f"{pages}/deaf"), tmp_path)
     assert [one.goes_on for one in results] == ["yes", "with a gap", "yes"]
+
+
+@pytest.mark.parametrize("send", [None, "#send"])
+async def test_a_page_whose_button_waits_for_keys_and_for_the_end_of_its_start_is_asked(
+    send: str | None, pages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f5, "READY_S", 1.0)
+    assert await survey(chat(f"{pages}/late", send=send), tmp_path) == KEPT
 
 
 def test_an_answer_is_what_grows_in_place() -> None:
