@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -22,6 +24,7 @@ import pytest
 from proof.chaos.processes import free_port
 from proof.wirecheck import SseViewer, WsViewer
 from tests.conftest import IS_LONG
+from tests.nginx import needs_nginx, nginx
 
 APP = """
 from starlette.applications import Starlette
@@ -236,7 +239,7 @@ class EventSource:
         async with httpx2.AsyncClient(trust_env=False, timeout=START_S) as http:
             while True:
                 headers = {"accept": "text/event-stream", "last-event-id": self._last_id}
-                try:
+                with suppress(httpx2.TransportError):
                     async with http.stream("GET", self._url, headers=headers) as response:
                         if response.status_code != 200:
                             return response.status_code
@@ -244,8 +247,7 @@ class EventSource:
                         self.blocks.append([])
                         async for line in response.aiter_lines():
                             await self._take(line)
-                except httpx2.TransportError:
-                    await asyncio.sleep(0.02)  # `retry`
+                await asyncio.sleep(0.02)  # `retry`
 
     async def until(self, line: str) -> None:
         """Wait until the current response has had `line`."""
@@ -261,26 +263,39 @@ class EventSource:
                 self.moved.notify_all()
 
 
-ENDPOINTS = [SERVERS["uvicorn"], SERVERS["uvicorn-h11"], SERVE]  # granian closes its port at the signal
+SSE_PAGE = (Path(__file__).parents[2] / "docs" / "sse-endpoint.md").read_text()
+ENDPOINTS: list[Any] = [
+    (SERVERS["uvicorn"], False),
+    (SERVERS["uvicorn-h11"], False),  # granian closes its port at the signal
+    (SERVE, False),
+    pytest.param(SERVERS["uvicorn"], True, marks=needs_nginx),
+]
 
 
-@pytest.mark.parametrize("command", ENDPOINTS if IS_LONG else ENDPOINTS[:1])
-async def test_eventsource_of_an_endpoint_survives_a_restart(tmp_path: Path, command: list[str]) -> None:
+@pytest.mark.parametrize(("command", "is_proxied"), ENDPOINTS if IS_LONG else ENDPOINTS[:1])
+async def test_eventsource_of_an_endpoint_survives_a_restart(
+    tmp_path: Path, command: list[str], is_proxied: bool
+) -> None:
     (tmp_path / "endpoint.py").write_text(ENDPOINT)
-    async with running(tmp_path, command, "endpoint:app") as server:
-        await server.text_at("/tenuto/healthz")
-        source = EventSource(f"http://127.0.0.1:{server.port}/chat?q=why")
-        reading = asyncio.ensure_future(source.read())
-        await source.until("data: one ")
-        await end(server)
-    async with running(tmp_path, command, "endpoint:app", port=server.port) as server:
-        async with asyncio.timeout(START_S):
-            assert await reading == 204  # the answer is complete
-        answer = await server.text_at("/chat?q=")
+    port = free_port()
+    (block,) = re.findall(r"```nginx\n(.*?)```", SSE_PAGE, re.DOTALL)
+    location = f"proxy_pass http://hub; proxy_buffering off; }} {block} location /none {{"
+    with nginx(tmp_path, port, location) if is_proxied else nullcontext(port) as shown:
+        async with running(tmp_path, command, "endpoint:app", port=port) as server:
+            await server.text_at("/tenuto/healthz")
+            source = EventSource(f"http://127.0.0.1:{shown}/chat?q=why")
+            reading = asyncio.ensure_future(source.read())
+            await source.until("data: one ")
+            await end(server)
+        async with running(tmp_path, command, "endpoint:app", port=port) as server:
+            async with asyncio.timeout(START_S):
+                assert await reading == 204  # the answer is complete
+            answer = await server.text_at("/chat?q=")
     first, *draining, rest = source.blocks
     assert first == ["data: one "]
     assert draining  # it has come again during the drain
     assert all(len(block) == 1 and block[0].startswith("retry: ") for block in draining)
+    assert (["retry: 2000"] in draining) == is_proxied  # of nginx, while no server runs
     assert rest == ["event: interrupted", "data: ", "data: [DONE]"]
     assert answer == "data: one \n\nevent: interrupted\ndata: \n\ndata: [DONE]\n\n"
     assert "Traceback" not in server.output
